@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core.geometry import Geometry, Volume
-from lesionseg.errors import DatasetError, GeometryError, LesionsegError
+from lesionseg.errors import DatasetError, GeometryError
 
 Role = Literal["train", "validation", "test", "external"]
 # What scores say where nobody stated one role for the cases; no dataset can state it.
@@ -132,17 +132,11 @@ class LabelRegion:
     painted: int
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Why a case cannot be taken as it is listed; `repeated` when reading it says the same.
-
-    `lacking`: only because one of the channels has no file.
-    """
+class Problem(NamedTuple):
+    """Why an entry of a dataset's list is wrong; `case` is "" where it names none."""
 
     case: str
-    error: LesionsegError
-    repeated: bool = False
-    lacking: bool = False
+    message: str
 
 
 @dataclass(frozen=True)

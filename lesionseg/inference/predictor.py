@@ -25,7 +25,8 @@ from lesionseg.inference.input_check import InputCheck, check_scan
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.inference.sliding.window import OnBatch, SlidingWindow, device_of
-from lesionseg.io.cases import is_colour, read_image
+from lesionseg.io.cases import read_image
+from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.precision import fast_memory_format

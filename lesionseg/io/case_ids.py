@@ -8,36 +8,37 @@ from urllib.parse import quote
 
 from lesionseg.errors import DatasetError, LesionsegError
 
-# A name has at most 255 bytes on the disks in use; the longest one derived from an id is
-# ".xxxxxxxx-<id>_instances.nii.gz", and other programs add more.
-_NAME_BYTES = 255
-MAX_ID_BYTES = 200
+# disks take 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
+_NAME_BYTES, MAX_ID_BYTES = 255, 200
 # control and format characters (bidirectional ones among them), what no encoding knows, line ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_SEPARATORS = "/\\"
-# there, what follows a colon would be a hidden part of another file
-_NOT_ON_WINDOWS = frozenset('<>:"|?*')
 
 
 def check_case_id(
     case: str, where: Path | None, error: type[LesionsegError] = DatasetError
 ) -> None:
-    """Raise `error` unless the id can be a part of file names; `where` is what it comes from.
+    """Raise `error` unless the id can be a part of file names; `where` is what it comes from."""
+    fault = case_id_fault(case)
+    if fault:
+        raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
 
-    Refused are nothing, a dot in front (`.` and `..` too), spaces at an end, `/` and backslash,
-    characters that do not show, and more than `MAX_ID_BYTES` in UTF-8; on Windows any of
-    `<>:"|?*`. Letters of any script pass.
-    """
-    fault = _fault(case)
-    if fault is None:
-        return
-    raise error(
-        f"A case id cannot be a file name: it {fault}.",
-        where=where,
-        seen=repr(case),
-        expected=f"letters, digits, '-' or '_', at most {MAX_ID_BYTES} bytes of UTF-8",
-        remedy="Rename the case, or the file or folder that it is named after.",
-    )
+
+def case_id_fault(case: str) -> str:
+    """Why an id cannot be a part of file names; "" where it can. Letters of any script pass."""
+    if not case:
+        return "is empty"
+    if case.startswith("."):
+        return "begins with a dot"
+    if case != case.strip():
+        return "begins or ends with a space"
+    if "/" in case or "\\" in case:
+        return "holds a path separator"
+    if any(category(sign) in _INVISIBLE for sign in case):
+        return "holds a character that does not show"
+    if sys.platform == "win32" and set(case) & set('<>:"|?*'):
+        return "holds a character that Windows has in no name"
+    n_bytes = len(case.encode())
+    return f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes" if n_bytes > MAX_ID_BYTES else ""
 
 
 def printable_id(case: str) -> str:
@@ -46,27 +47,10 @@ def printable_id(case: str) -> str:
     >>> print(printable_id("a"), printable_id("a\nb"))
     a 'a\nb'
     """
-    return case if _fault(case) is None else repr(case)
+    return repr(case) if case_id_fault(case) else case
 
 
 def bounded_name(case: str) -> str:
     """A file name for an id of any characters: escaped as in URLs, or its hash where too long."""
     name = quote(case, safe=" ")
     return name if len(name) <= _NAME_BYTES else hashlib.sha256(case.encode()).hexdigest()
-
-
-def _fault(case: str) -> str | None:
-    if not case:
-        return "is empty"
-    if case.startswith("."):
-        return "begins with a dot"
-    if case != case.strip():
-        return "begins or ends with a space"
-    if any(sign in case for sign in _SEPARATORS):
-        return "holds a path separator"
-    if any(category(sign) in _INVISIBLE for sign in case):
-        return "holds a character that does not show"
-    if sys.platform == "win32" and not _NOT_ON_WINDOWS.isdisjoint(case):
-        return "holds a character that Windows has in no name"
-    n_bytes = len(case.encode())
-    return f"is too long, {n_bytes} bytes" if n_bytes > MAX_ID_BYTES else None

@@ -10,7 +10,6 @@ from pathlib import Path
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
-    check_channels,
     check_dims,
     check_finite,
     check_grid,
@@ -19,6 +18,7 @@ from lesionseg.io.cases import (
     read_reference,
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
+from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import reading
 from lesionseg.io.local_files import content_files
 from lesionseg.io.nifti import SUFFIXES as NIFTI

@@ -119,9 +119,8 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
             advance(name, number, len(dataset.cases))
     names = {t.files.case: t.look.name for t in traces}
     findings = [
-        Finding(p.case if p.case in names else "", "listed", "error", named=str(p.error))
+        Finding(p.case if p.case in names else "", "listed", "error", named=p.message)
         for p in dataset.problems
-        if not (p.repeated and p.case in names)  # inspecting the case has said so
     ]
     findings += [finding for trace in traces for finding in trace.findings]
     findings += _compare(traces)

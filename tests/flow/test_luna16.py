@@ -1,12 +1,16 @@
 """A miniature of LUNA16 in the challenge's own files, through `experiment=luna16`."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lesionseg.cli import run
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+import luna16_to_manifest
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -54,6 +58,7 @@ def luna(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert file.with_suffix(".raw").is_file()
     for name, lines in tables.items():
         (root / f"annotations{name}.csv").write_text("\n".join(lines) + "\n")
+    luna16_to_manifest.convert(root)
     return root
 
 

@@ -102,14 +102,6 @@ def msd(root: Path, ending: str, shape: tuple[int, ...]) -> None:
     (root / "imagesTr" / f"A_0000{ending}").rename(root / "imagesTr" / f"A{ending}")
 
 
-def nndetection(root: Path, ending: str, shape: tuple[int, ...]) -> None:
-    nnunet(root / "raw_splitted", ending, shape)
-    (root / "raw_splitted" / "dataset.json").unlink()
-    (root / "raw_splitted" / "labelsTr" / "A.json").write_text('{"instances": {"1": 0}}')
-    facts = {"labels": {"0": "nodule"}, "modalities": {"0": "CT"}}
-    (root / "dataset.json").write_text(json.dumps(facts))
-
-
 def manifest(root: Path, ending: str, shape: tuple[int, ...]) -> None:
     write_as(root / f"a{ending}", image(shape))
     write_as(root / f"m{ending}", mask(shape))
@@ -134,7 +126,6 @@ LAYOUTS: list[tuple[str, Layout, tuple[str, ...]]] = [
     ("nnunet", nnunet, (*VOLUMES, *PICTURES)),
     ("nnunet", nnunet_1, (*VOLUMES, *PICTURES)),
     ("msd", msd, tuple(VOLUMES)),
-    ("nndetection", nndetection, tuple(VOLUMES)),
     ("manifest", manifest, (*VOLUMES, *PICTURES)),
     ("datalist", datalist, (*VOLUMES, *PICTURES)),
     ("bids", bids, tuple(VOLUMES)),
@@ -151,17 +142,6 @@ def test_a_case_comes_back_as_it_was_written(
     shape = FLAT if ending in PICTURES else SHAPE
     layout(tmp_path, ending, shape)
     check(read_only_case(tmp_path, convention), shape)
-
-
-@pytest.mark.parametrize("ending", VOLUMES[2:])
-def test_luna16_with_either_header(tmp_path: Path, ending: str) -> None:
-    write_as(tmp_path / "subset0" / f"1.2{ending}", image(SHAPE))
-    x, y, z = lps(grid(), (1, 2, 2))
-    row = f"seriesuid,coordX,coordY,coordZ,diameter_mm\n1.2,{x},{y},{z},1.1\n"
-    (tmp_path / "annotations.csv").write_text(row)
-    reference = check(read_only_case(tmp_path, "luna16"), SHAPE)
-    assert reference.boxes is not None
-    assert reference.boxes.tolist() == [[1, 2, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a16.png", "a.tif", "a16.tif", "a.bmp", "a.jpg"])

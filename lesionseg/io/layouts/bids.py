@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Geometry
+from lesionseg.core import CaseFiles, Dataset, Geometry, Problem
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.layouts.checks import count_axes
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -31,30 +31,41 @@ def read_bids(root: Path) -> Dataset:
 
     Images are those of the mask's own folder where there are any (derivatives with their own
     images), else those of the raw session; of these the ones on the mask's grid, which is looked
-    up in the first session. Raises `DatasetError` for two masks of a session or none at all.
+    up in the first session. Raises `DatasetError` where no mask is found.
     """
-    problems = Problems()
-    masks = _masks(root, problems)
+    masks: dict[str, Path] = {}
+    images: dict[str, dict[str, Path]] = {}
+    problems = []
+    for file in sorted(root.rglob("sub-*_label-*")):
+        if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
+            continue
+        match = _SESSION.fullmatch(strip_suffix(file))
+        case = "_".join(part for part in match.groups() if part) if match else ""
+        if not case:
+            problems.append(Problem("", f"{file} is not named after a subject."))
+        elif case in masks:
+            text = f"{file} and {masks[case].name}: two lesion masks of {case}. Keep one, or write"
+            problems.append(Problem(case, f"{text} a manifest.csv."))
+        else:
+            masks[case] = file
+            images[case] = _images(root, case, file)
+            if not images[case]:
+                problems.append(Problem(case, f"{file}: the session {case} has no image."))
     if not masks:
         raise DatasetError(
-            "No lesion mask found.",
-            where=root,
-            expected="derivatives/<name>/sub-1/ses-1/anat/sub-1_ses-1_label-lesion_mask.nii.gz",
+            f"{root}: no lesion mask such as derivatives/<name>/sub-1/ses-1/anat/"
+            "sub-1_ses-1_label-lesion_mask.nii.gz."
         )
-    images = {}
-    for case, mask in masks.items():
-        with problems.of(case):
-            images[case] = _images(root, case, mask)
-    masks = {case: mask for case, mask in masks.items() if case in images}
+    images = {case: files for case, files in images.items() if files}
     channels = _channels(root, masks, images)
     cases = tuple(
         CaseFiles(
             case=case,
-            images=tuple(images[case][channel] for channel in channels),
-            reference=mask,
+            images=tuple(files[channel] for channel in channels),
+            reference=masks[case],
             group=case.partition("_")[0],
         )
-        for case, mask in masks.items()
+        for case, files in images.items()
     )
     return Dataset(
         name=root.name,
@@ -64,32 +75,8 @@ def read_bids(root: Path) -> Dataset:
         channel_names=channels,
         labels={1: "lesion"},
         cases=cases,
-        problems=problems.listed,
+        problems=tuple(problems),
     )
-
-
-def _masks(root: Path, problems: Problems) -> dict[str, Path]:
-    """Mask of each session, called `sub-…[_ses-…]`."""
-    masks: dict[str, Path] = {}
-    for file in sorted(root.rglob("sub-*_label-*")):
-        if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
-            continue
-        match = _SESSION.fullmatch(strip_suffix(file))
-        if match is None:
-            problems.add("", DatasetError("The file is not named after a subject.", where=file))
-            continue
-        case = "_".join(part for part in match.groups() if part)
-        if case in masks:
-            error = DatasetError(
-                f"The session {case!r} has two lesion masks.",
-                where=file,
-                seen=f"also {masks[case].name}",
-                remedy="Keep one, or write a manifest.csv that says which.",
-            )
-            problems.add(case, error)
-            continue
-        masks[case] = file
-    return masks
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
@@ -98,14 +85,13 @@ def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     raw = root / subject / session if session else root / subject
     for folder in (mask.parent, raw):
         images: dict[str, Path] = {}
-        files = sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else []
-        for file in (f for f in files if is_image_file(f) and "label-" not in f.name):
+        for file in sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else ():
             channel = strip_suffix(file).rpartition("_")[2]
-            if channel not in _NO_CHANNEL:
+            if is_image_file(file) and "label-" not in file.name and channel not in _NO_CHANNEL:
                 images.setdefault(channel, file)
         if images:
             return images
-    raise DatasetError(f"The session {case!r} has a mask and no image.", where=mask)
+    return {}
 
 
 def _channels(
@@ -114,17 +100,15 @@ def _channels(
     """Suffixes that all sessions have and that lie on the mask's grid in the first."""
     if not images:
         return ()
+    first = next(iter(images))
     shared = set.intersection(*(set(channels) for channels in images.values()))
-    first = next(iter(masks))
+    everything = {name for channels in images.values() for name in channels}
     grid = read_geometry(masks[first])
     fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
-    everything = {name for channels in images.values() for name in channels}
     if not fitting:
         raise DatasetError(
-            "No kind of image is there in every session and on the grid of its mask.",
-            where=root,
-            seen=sorted(everything),
-            remedy="Resample the images onto the masks' grid.",
+            f"{root}: no kind of image ({', '.join(sorted(everything))}) is there in every session "
+            "and on the grid of its mask. Resample the images onto the masks' grid."
         )
     if left_out := sorted(everything - set(fitting)):
         logger.warning(

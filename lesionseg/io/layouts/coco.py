@@ -4,30 +4,29 @@ Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `
 `pixel_mm`, `role` and `fold`, an annotation `mask_label`: its value in `masks/<mask_file>`.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, Dataset
-from lesionseg.errors import ContentError, DatasetError
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference
+from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.layouts.case_problems import Problems, check_name, is_count, is_number
+from lesionseg.io.layouts.checks import file_size, is_count, is_number
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
-from lesionseg.io.volumes import strip_suffix
+from lesionseg.io.volumes import read_volume, strip_suffix
+from lesionseg.io.worker import in_worker
+
+logger = logging.getLogger(__name__)
 
 ANNOTATIONS = "annotations.json"
-_LONGEST_ID = 100
-_OWN_FIELDS = {
-    "id",
-    "file_name",
-    "mask_file",
-    "width",
-    "height",
-    "license",
-    "patient",
-    "role",
-    "fold",
+_OWN_FIELDS = {"id", "file_name", "mask_file", "width", "height", "license"} | {
+    *("patient", "role", "fold")
 }
 
 
@@ -35,7 +34,7 @@ _OWN_FIELDS = {
 class CocoLesion:
     """One annotation: `box` (y, x starts, y, x stops; half-open pixels), and what draws it.
 
-    `label` is the rank of its category's id, from 1. `crowd` marks a region not to be judged.
+    `label` is the rank of its category's id, from 1. `crowd` marks a region not to be scored.
     """
 
     label: int
@@ -60,156 +59,273 @@ def read_coco(root: Path) -> Dataset:
     """
     path = root / ANNOTATIONS
     content = read_json(path)
-    images, annotations, categories = (
-        _records(content, key, path) for key in ("images", "annotations", "categories")
-    )
-    ranked = sorted(categories, key=lambda c: _number(c, "id", path))
-    label_of = {_number(c, "id", path): rank for rank, c in enumerate(ranked, start=1)}
-    problems, info = Problems(), content.get("info")
-    lesions = _lesions(images, annotations, label_of, path, problems)
-    cases = tuple(
-        _case(root, image, tuple(lesions[_key(image, "id", path)]), problems) for image in images
-    )
+    content = content if isinstance(content, dict) else {}
+    for key in ("images", "annotations", "categories"):
+        records = content.get(key)
+        fine = isinstance(records, list) and all(isinstance(r, dict) for r in records)
+        if not fine or not (records or key == "annotations"):
+            raise DatasetError(f"{path}: no list of {key!r} as in COCO's format.")
+    ranked = sorted(content["categories"], key=lambda c: _count(c, "id", path))
+    label_of = {int(c["id"]): rank for rank, c in enumerate(ranked, start=1)}
+    images = {_id(image, "id", path): image for image in content["images"]}
+    lesions: dict[str, list[CocoLesion]] = {number: [] for number in images}
+    problems = []
+    for annotation in content["annotations"]:
+        image = str(annotation.get("image_id"))
+        try:
+            lesions[_known_id(annotation, images, path)].append(_lesion(annotation, label_of, path))
+        except LesionsegError as error:
+            case = _stem(images[image]) if image in images else ""
+            problems.append(Problem(case, f"case {case!r}: {error}" if case else str(error)))
+    cases = []
+    for number, image_record in images.items():
+        name = str(_id(image_record, "file_name", path, longest=4000))
+        case = _stem(image_record)
+        usual = root / "images" / name
+        try:
+            role = parse_role(str(image_record.get("role") or ""))
+            fold = parse_fold(str(image_record.get("fold", "")))
+        except DatasetError as error:
+            role = fold = None
+            problems.append(Problem(case, f"{path}: case {case!r}: {error}"))
+        mask = root / "masks" / str(image_record.get("mask_file"))
+        columns = {k: str(v) for k, v in image_record.items() if isinstance(v, str | int | float)}
+        cases.append(
+            CaseFiles(
+                case=case,
+                images=(usual if file_size(usual) or not file_size(root / name) else root / name,),
+                reference=mask if image_record.get("mask_file") and file_size(mask) else None,
+                group=str(image_record.get("patient") or ""),
+                role=role,
+                fold=fold,
+                annotations={
+                    "lesions": tuple(lesions[number]),
+                    "size": (image_record.get("height"), image_record.get("width")),
+                },
+                columns={
+                    "pixel_mm": "",
+                    **{k: v for k, v in columns.items() if k not in _OWN_FIELDS},
+                },
+            )
+        )
+    info = content.get("info")
     return Dataset(
         name=root.name,
         root=root,
         convention="coco",
         dims=2,
         channel_names=("image",),
-        labels={label_of[_number(c, "id", path)]: str(c.get("name", c["id"])) for c in ranked},
-        cases=cases,
+        labels={label_of[int(c["id"])]: str(c.get("name", c["id"])) for c in ranked},
+        cases=tuple(cases),
         incomplete_reference=isinstance(info, Mapping) and bool(info.get("incomplete_reference")),
-        problems=problems.listed,
+        problems=tuple(problems),
     )
-
-
-def _records(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    records = content.get(key) if isinstance(content, dict) else None
-    well_formed = isinstance(records, list) and all(isinstance(r, dict) for r in records)
-    if well_formed and (records or key == "annotations"):
-        return list(records or ())
-    raise DatasetError(f"The file has no list of {key!r}.", where=path, expected="COCO's format")
-
-
-def _field(record: Mapping[str, Any], key: str, path: Path) -> Any:
-    if record.get(key) is None:
-        raise DatasetError(f"An entry lacks {key!r}.", where=path, seen=dict(record))
-    return record[key]
-
-
-def _key(record: Mapping[str, Any], key: str, path: Path) -> str:
-    """An id: a number or a text."""
-    value = _field(record, key, path)
-    if not isinstance(value, int | str) or len(str(value)) > _LONGEST_ID:
-        expected = f"a number or a text of up to {_LONGEST_ID} letters"
-        raise DatasetError(f"An entry's {key!r} is no id.", where=path, expected=expected)
-    return str(value)
-
-
-def _number(record: Mapping[str, Any], key: str, path: Path) -> int:
-    value = _field(record, key, path)
-    if not is_count(value):
-        seen = str(value)[:40]
-        what, expected = f"An entry's {key!r} is not an integer.", "0, 1, 2, …"
-        raise DatasetError(what, where=path, seen=seen, expected=expected)
-    return int(value)
-
-
-def _lesions(
-    images: Iterable[Mapping[str, Any]],
-    annotations: Iterable[Mapping[str, Any]],
-    label_of: Mapping[int, int],
-    path: Path,
-    problems: Problems,
-) -> dict[Any, list[CocoLesion]]:
-    """Lesions by image id, in the file's order; unusable annotations become problems."""
-    names = {_key(image, "id", path): _stem(image) for image in images}
-    lesions: dict[Any, list[CocoLesion]] = {number: [] for number in names}
-    for annotation in annotations:
-        with problems.of(names.get(str(annotation.get("image_id")), "")):
-            image = _key(annotation, "image_id", path)
-            category = _number(annotation, "category_id", path)
-            if image not in lesions or category not in label_of:
-                raise DatasetError(
-                    f"Annotation {annotation.get('id')} points to an image or category not listed.",
-                    where=path,
-                    seen=f"image_id {image}, category_id {category}",
-                )
-            lesions[image].append(_lesion(annotation, label_of[category], names[image], path))
-    return lesions
 
 
 def _stem(image: Mapping[str, Any]) -> str:
     return strip_suffix(Path(str(image.get("file_name", ""))))
 
 
-def _lesion(annotation: Mapping[str, Any], label: int, case: str, path: Path) -> CocoLesion:
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box)):
-        raise ContentError(
-            f"Annotation {annotation.get('id')} of the case {case!r} has no box.",
-            where=path,
-            seen=box,
-            expected="bbox: [x, y, width, height]",
+def _id(record: Mapping[str, Any], key: str, path: Path, longest: int = 100) -> str:
+    """An id: a number or a text."""
+    value = record.get(key)
+    if not isinstance(value, int | str) or len(str(value)) > longest:
+        raise DatasetError(f"{path}: an entry has no usable {key!r}: {str(record)[:100]}.")
+    return str(value)
+
+
+def _known_id(annotation: Mapping[str, Any], images: Mapping[str, Any], path: Path) -> str:
+    image = _id(annotation, "image_id", path)
+    if image not in images:
+        raise DatasetError(
+            f"{path}: annotation {annotation.get('id')} points to an image not listed, {image}."
         )
-    x, y, width, height = (float(v) for v in box)
+    return image
+
+
+def _count(record: Mapping[str, Any], key: str, path: Path) -> int:
+    value = record.get(key)
+    if not is_count(value):
+        raise DatasetError(f"{path}: an entry's {key!r} is not an integer: {str(value)[:40]}.")
+    return int(str(value))
+
+
+def _lesion(annotation: Mapping[str, Any], label_of: Mapping[int, int], path: Path) -> CocoLesion:
+    number, category = annotation.get("id"), _count(annotation, "category_id", path)
+    if category not in label_of:
+        raise DatasetError(
+            f"{path}: annotation {number} points to a category not listed, {category}."
+        )
+    box, stated = annotation.get("bbox"), annotation.get("mask_label")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        raise ContentError(f"{path}: annotation {number} has no bbox [x, y, width, height].")
+    x, y, width, height = map(float, box)
     if width <= 0 or height <= 0:
-        raise ContentError(
-            f"The box of annotation {annotation.get('id')} of the case {case!r} is empty.",
-            where=path,
-            seen=box,
-            expected="bbox: [x, y, width, height] with a width and a height above 0",
-        )
-    stated = annotation.get("mask_label")
-    mask_label = None if stated is None else _number(annotation, "mask_label", path)
+        raise ContentError(f"{path}: the box of annotation {number} is empty: {box}.")
     return CocoLesion(
-        label=label,
+        label=label_of[category],
         box=(y, x, y + height, x + width),
         segmentation=annotation.get("segmentation") or None,
-        mask_label=mask_label,
+        mask_label=None if stated is None else _count(annotation, "mask_label", path),
         crowd=bool(annotation.get("iscrowd", 0)),
     )
 
 
-def _case(
-    root: Path, image: Mapping[str, Any], lesions: tuple[CocoLesion, ...], problems: Problems
-) -> CaseFiles:
-    path = root / ANNOTATIONS
-    file, mask = _image_file(root, image, problems), image.get("mask_file")
-    mask_path = None if mask is None else root / "masks" / check_name(str(mask), path)
-    role, fold = None, None
-    with problems.of(strip_suffix(file)):
-        role = parse_role(str(image.get("role") or ""), path)
-    with problems.of(strip_suffix(file)):
-        fold = parse_fold(str(image.get("fold", "")), path)
-    return CaseFiles(
-        case=strip_suffix(file),
-        images=(file,),
-        reference=mask_path if mask_path is not None and mask_path.is_file() else None,
-        group=str(image.get("patient") or ""),
-        role=role,
-        fold=fold,
-        annotations={"lesions": lesions, "size": (image.get("height"), image.get("width"))},
-        columns={"pixel_mm": "", **_columns(image)},
+def read_coco_reference(
+    files: CaseFiles, geometry: Geometry, merged_values: Sequence[int] = ()
+) -> Reference:
+    """Reference of a COCO case on the image's `geometry`.
+
+    Lesion i (from 1) is annotation i, instance id i and box i - 1. Instances come from the mask
+    file when every annotation has a `mask_label`, else from the polygons or RLE; where lesions
+    overlap the smaller keeps the pixel. A lesion without a pixel of its own, hidden by smaller
+    ones, is left out and said in the log. With an annotation that has only a box there are no
+    instances and labels, only boxes. No annotation means lesion-free: zeros and no boxes. Crowd
+    regions become `ignore`, but for lesions annotated by themselves. Labels in `merged_values`
+    become 1. Raises `GeometryError` when the annotated size is another, `ContentError` for values
+    and boxes that fit nothing.
+    """
+    size, shape, case = files.annotations.get("size", (None, None)), geometry.shape, files.case
+    if None not in size and tuple(size) != shape:
+        raise GeometryError(
+            f"{files.images[0]} is {shape[0]} x {shape[1]} pixels, its annotations were drawn on "
+            f"{size[0]} x {size[1]}."
+        )
+    everything: Sequence[CocoLesion] = files.annotations["lesions"]
+    lesions = [lesion for lesion in everything if not lesion.crowd]
+    crowds = [lesion for lesion in everything if lesion.crowd]
+    boxes = _clipped(case, lesions, shape)
+    labels = np.array([1 if le.label in merged_values else le.label for le in lesions], np.int64)
+    ignore = np.zeros(shape, dtype=bool)
+    for crowd, box in zip(crowds, _clipped(case, crowds, shape), strict=True):
+        drawn = crowd.segmentation is not None
+        ignore[in_worker(_drawn, case, crowd, shape) if drawn else _pixels(box)] = True
+    if files.reference is not None and all(le.mask_label is not None for le in lesions):
+        instances = _from_mask(files.reference, lesions, shape)
+    elif any(lesion.segmentation is None for lesion in lesions):
+        for box in boxes:
+            ignore[_pixels(box)] = False
+        left_out = ignore if crowds else None
+        return Reference(geometry, boxes=boxes, box_labels=tuple(labels.tolist()), ignore=left_out)
+    else:
+        masks = [in_worker(_drawn, case, lesion, shape) for lesion in lesions]
+        instances = np.zeros(shape, dtype=np.int32)
+        for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
+            instances[masks[index]] = index + 1
+    _check_agreement(case, instances, boxes)
+    visible = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:] > 0
+    if not visible.all():
+        logger.warning(
+            "%s: %d of %d lesions have no pixel of their own and are left out (hidden by smaller "
+            "lesions, or the same finding under two names).",
+            case,
+            int((~visible).sum()),
+            len(lesions),
+        )
+    renumber = np.zeros(len(lesions) + 1, dtype=np.int32)
+    renumber[1:][visible] = np.arange(1, int(visible.sum()) + 1)
+    values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
+    kept = tuple(labels[visible].tolist())
+    return Reference(
+        geometry,
+        labels=np.asarray(values[instances]),
+        instances=renumber[instances],
+        instance_labels=kept,
+        boxes=boxes[visible],
+        box_labels=kept,
+        ignore=ignore & (instances == 0) if crowds else None,
     )
 
 
-def _image_file(root: Path, image: Mapping[str, Any], problems: Problems) -> Path:
-    """The image's file, or where it should lie and a problem."""
-    name = check_name(str(_field(image, "file_name", root / ANNOTATIONS)), root / ANNOTATIONS)
-    usual = root / "images" / name
-    file = next((f for f in (usual, root / name) if f.is_file()), None)
-    if file is None:
-        error = DatasetError(
-            "An image that the annotations name is not there.",
-            where=root / ANNOTATIONS,
-            seen=name,
-            expected=f"images/{name}",
+def _clipped(
+    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Boxes `[n, 4]` cut to the image."""
+    boxes = np.array([lesion.box for lesion in lesions], dtype=np.float32).reshape(-1, 4)
+    boxes = np.clip(boxes, 0, np.array([*shape, *shape], dtype=np.float32))
+    outside = ~(boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    if outside.any():
+        number = int(outside.argmax())
+        raise ContentError(
+            f"case {case}: the box of lesion {number + 1}, {lesions[number].box} (y, x starts, "
+            f"y, x stops), lies outside its image of {shape[0]} x {shape[1]} pixels."
         )
-        problems.add(strip_suffix(usual), error, repeated=True)
-    return file or usual
+    return boxes
 
 
-def _columns(image: Mapping[str, Any]) -> dict[str, str]:
-    plain = {k: v for k, v in image.items() if isinstance(v, str | int | float)}
-    return {key: str(value) for key, value in plain.items() if key not in _OWN_FIELDS}
+def _from_mask(
+    path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> NDArray[np.int32]:
+    """Instance mask with annotation i as value i."""
+    mask = read_volume(path, as_labels=True).array[0]
+    if mask.shape != shape:
+        raise GeometryError(f"{path} is {mask.shape} pixels, its image {shape}.")
+    ids = {int(le.mask_label or 0): i for i, le in enumerate(lesions, start=1)}
+    unknown = sorted({int(v) for v in np.unique(mask)} - {0} - set(ids))
+    if unknown or len(ids) < len(lesions) or min(ids, default=1) < 1:
+        raise ContentError(
+            f"{path} and the annotations' mask_label {sorted(ids)} do not fit together (values "
+            f"without annotation: {unknown}). Give each its own mask_label from 1 on."
+        )
+    table = np.zeros(max(int(mask.max()), *ids, 0) + 1, dtype=np.int32)
+    table[list(ids)] = list(ids.values())
+    return np.asarray(table[mask])
+
+
+def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Pixels `[y, x]` of one annotation; one that holds no pixel's centre keeps the nearest."""
+    from pycocotools import mask as coco_mask
+
+    drawing = lesion.segmentation
+    if isinstance(drawing, dict):  # the library, in C, survives no other size
+        if drawing.get("size") != list(shape):
+            raise ContentError(f"case {case}: an RLE has another size than its image, {shape}.")
+    else:  # nor far corners, nor what is no number
+        most, polygons = 10 * max(shape), drawing if isinstance(drawing, list) else [drawing]
+        for polygon in polygons:
+            if not isinstance(polygon, list) or not all(
+                is_number(v) and abs(v) <= most for v in polygon
+            ):
+                raise ContentError(
+                    f"case {case}: a segmentation cannot be drawn, {str(polygon)[:60]} is no list "
+                    f"of numbers x, y within {most} pixels."
+                )
+    try:
+        if not (isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)):
+            drawing = coco_mask.frPyObjects(drawing, *shape)
+        if isinstance(drawing, list):
+            drawing = coco_mask.merge(drawing)
+        with warnings.catch_warnings():  # the library's array protocol is that of numpy 1
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pixels: NDArray[Any] = coco_mask.decode(drawing).astype(bool)
+    except Exception as error:  # the library raises bare Exceptions for malformed input
+        raise ContentError(f"case {case}: a segmentation cannot be drawn: {error}.") from error
+    if pixels.shape != shape:
+        raise ContentError(f"case {case}: an RLE has another size than its image, {shape}.")
+    if not pixels.any():
+        centre = (np.array(lesion.box[:2]) + np.array(lesion.box[2:])) / 2
+        pixels[tuple(np.clip(centre.astype(int), 0, np.array(shape) - 1))] = True
+    return pixels
+
+
+def _check_agreement(case: str, instances: NDArray[np.int32], boxes: NDArray[np.float32]) -> None:
+    """Raise `ContentError` when half of a lesion's pixels or more lie outside its box.
+
+    The other way round is no contradiction: smaller lesions hide pixels. A pixel more on each side
+    is allowed for rounding.
+    """
+    sizes = np.bincount(instances.ravel(), minlength=len(boxes) + 1)[1:]
+    for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
+        wide = np.concatenate([box[:2] - 1, box[2:] + 1]).clip(0)
+        within = int((instances[_pixels(wide)] == number).sum())
+        if 2 * within < size:
+            raise ContentError(
+                f"case {case}: the mask of lesion {number} and its box {box.tolist()} disagree "
+                f"(y, x starts, y, x stops): {within} of {size} pixels lie in it."
+            )
+
+
+def _pixels(box: NDArray[np.float32]) -> tuple[slice, ...]:
+    """The pixels that a box touches."""
+    start, stop = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))

@@ -1,4 +1,4 @@
-"""A dataset folder in any of the conventions we know, recognised by what lies in it."""
+"""A dataset folder in any of the layouts we know, recognised by what lies in it."""
 
 import logging
 import re
@@ -10,30 +10,32 @@ from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
-from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiograph import radiograph_columns
 from lesionseg.io.dicom.series import radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
-from lesionseg.io.layouts.case_problems import Problems, refuse_problems
+from lesionseg.io.layouts.checks import find_ambiguous, find_problems, raise_problems
 from lesionseg.io.layouts.coco import read_coco, recognises_coco
 from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
-from lesionseg.io.layouts.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
-from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
 from lesionseg.io.volumes import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
+ENTRY_POINTS = "lesionseg.layouts"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
 
 @dataclass(frozen=True)
 class Convention:
-    """One way of laying out a dataset: its name, what it looks for, and who reads it."""
+    """One way of laying out a dataset: its name, what it looks for, and who reads it.
+
+    `read` lists cases and what is wrong with single entries (`Dataset.problems`); whether files
+    and channels are there is checked for all layouts alike.
+    """
 
     name: str
     looks_for: str
@@ -44,13 +46,6 @@ class Convention:
 # asked in this order: a manifest was written on purpose; MSD is nnU-Net without channel numbers
 CONVENTIONS = (
     Convention("manifest", "manifest.csv", recognises_manifest, read_manifest),
-    Convention("luna16", "annotations.csv of LUNA16 and its scans", recognises_luna16, read_luna16),
-    Convention(
-        "nndetection",
-        "dataset.json and labelsTr/<case>.json",
-        recognises_nndetection,
-        read_nndetection,
-    ),
     Convention("msd", "dataset.json and imagesTr/<case>.nii.gz", recognises_msd, read_msd),
     Convention(
         "datalist", "a JSON file with a list 'training'", recognises_datalist, read_datalist
@@ -61,12 +56,15 @@ CONVENTIONS = (
 )
 
 
-ENTRY_POINTS = "lesionseg.layouts"
-
-
 def conventions() -> tuple[Convention, ...]:
     """Ours, then those of installed packages: each entry point names a `Convention`."""
     return (*CONVENTIONS, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
+
+
+def recognised(root: Path) -> str | None:
+    """The name of the convention that a folder follows; None: it is no dataset known here."""
+    fitting = (c.name for c in conventions() if c.recognises(root))
+    return next(fitting, None) if root.is_dir() else None
 
 
 def read_dataset(
@@ -80,10 +78,9 @@ def read_dataset(
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
-    Radiographs in DICOM get the columns of `radiograph.radiograph_columns`. Raises `DatasetError`
-    for a folder that is missing, not recognised or without cases. Another one names every case that
-    is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
-    unreadable tables.
+    Radiographs in DICOM get the columns of `radiograph_columns`. Raises `DatasetError` for a folder
+    that is missing, not recognised or without cases. Another one names every case that is there
+    twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for unreadable tables.
 
     Args:
         root: the folder.
@@ -91,27 +88,28 @@ def read_dataset(
         convention: names the layout instead of recognising it.
         merge_labels: makes all labels one, `{1: "lesion"}`.
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
-        lenient: leaves cases with faults in `Dataset.problems` instead.
+        lenient: leaves cases with faults in, and wrong entries in `Dataset.problems`.
     """
     layout = _choose(root, convention)
-    dataset = _distinct(layout.read(root))
-    if may_lack:
-        problems = tuple(p for p in dataset.problems if not p.lacking)
-        dataset = replace(dataset, may_lack=True, problems=problems)
+    dataset = replace(layout.read(root), may_lack=may_lack)
+    problems = [*dataset.problems, *find_ambiguous(dataset)]
     if not lenient:
-        refuse_problems(dataset.problems, root)
+        raise_problems([*problems, *find_problems(dataset)], root)
     if not dataset.cases:
-        raise DatasetError("The dataset has no case.", where=root)
-    cases = tuple(_with_radiograph_columns(c) for c in assign_groups(dataset.cases, group))
-    dataset = replace(dataset, cases=cases)
-    _warn_of_shared_groups(dataset.cases)
-    logger.info(
-        "%s read as %s: %d cases of %d groups.",
-        root,
-        layout.name,
-        len(dataset.cases),
-        len({c.group for c in dataset.cases}),
-    )
+        raise DatasetError(f"{root}: the dataset has no case.")
+    first = {case.case: case for case in reversed(dataset.cases)}
+    single = [case for case in dataset.cases if first[case.case] is case]
+    cases = tuple(_with_radiograph_columns(c) for c in assign_groups(single, group))
+    dataset = replace(dataset, cases=cases, problems=tuple(problems))
+    held_out = {c.group for c in cases if c.role in ("test", "external")}
+    shared = held_out & {c.group for c in cases if c.role not in ("test", "external")}
+    if shared:
+        logger.warning(
+            "%d groups have cases for training and for testing: test scores would be optimistic.",
+            len(shared),
+        )
+    n_groups = len({c.group for c in cases})
+    logger.info("%s read as %s: %d cases of %d groups.", root, layout.name, len(cases), n_groups)
     partly = [case for case in cases if case.annotated]
     if partly:
         logger.info("In %d of them a reader did not look for all labels.", len(partly))
@@ -119,58 +117,27 @@ def read_dataset(
         return dataset
     if partly:
         raise DatasetError(
-            f"Labels cannot be merged: in case {partly[0].case!r} some were not looked for.",
-            where=root,
-            seen=f"annotated: {';'.join(partly[0].annotated)}",
-            expected="data.merge_labels=false, or cases in which all labels are annotated",
+            f"{root}: data.merge_labels=true needs all labels annotated in every case, but in "
+            f"{partly[0].case!r} only {';'.join(partly[0].annotated)}."
         )
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 
-def recognised(root: Path) -> str | None:
-    """The name of the convention that a folder follows; None: it is no dataset known here."""
-    fitting = (c.name for c in conventions() if c.recognises(root))
-    return next(fitting, None) if root.is_dir() else None
-
-
 def _choose(root: Path, name: str | None) -> Convention:
     if not root.is_dir():
-        raise DatasetError("The data folder does not exist.", where=root)
+        raise DatasetError(f"{root}: the data folder does not exist.")
     known = conventions()
     if name is not None:
         one_of("convention", name, [c.name for c in known], where="data.convention")
     fitting = (c for c in known if (c.recognises(root) if name is None else c.name == name))
     chosen = next(fitting, None)
     if chosen is None:
+        expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known)
         raise DatasetError(
-            "The folder follows no convention known here.",
-            where=root,
-            seen=", ".join(sorted(p.name for p in root.iterdir())[:8]) or "an empty folder",
-            expected="; ".join(f"{c.name}: {c.looks_for}" for c in known),
-            remedy="Write a manifest.csv with the columns case, image and reference.",
+            f"{root} follows no convention known here ({expected}). Write a manifest.csv with the "
+            "columns case, image and reference."
         )
     return chosen
-
-
-def _distinct(dataset: Dataset) -> Dataset:
-    """The dataset with the first case of every id; those after it become problems."""
-    problems = Problems()
-    cases: dict[str, CaseFiles] = {}
-    for case in dataset.cases:
-        name = case.case
-        if name in cases:
-            error = DatasetError(
-                f"The case {name!r} is listed more than once.",
-                where=dataset.root,
-                remedy="Give every case its own name; a file's suffix does not count.",
-            )
-            problems.add(name, error)
-            continue
-        with problems.of(name):
-            check_case_id(name, case.images[0] if case.images else dataset.root)
-        cases[name] = case
-    listed = (*dataset.problems, *problems.listed)
-    return replace(dataset, cases=tuple(cases.values()), problems=listed)
 
 
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
@@ -178,21 +145,11 @@ def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     path = case.images[0]
     if path.name.lower().endswith(NOT_DICOM):
         return case
-    with suppress(LesionsegError):  # reading the case says what is wrong with it
+    with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
         file = radiograph_file(path)
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
-
-
-def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:
-    held_out = {c.group for c in cases if c.role in ("test", "external")}
-    shared = sorted(held_out & {c.group for c in cases if c.role not in ("test", "external")})
-    if shared:
-        logger.warning(
-            "%d groups have cases for training and for testing: test scores would be optimistic.",
-            len(shared),
-        )
 
 
 def assign_groups(
@@ -208,50 +165,34 @@ def assign_groups(
     `ConfigError` for one that is not a regular expression.
     """
     if pattern is not None:
-        compiled = _compiled(pattern, setting)
-        return tuple(replace(c, group=_by_pattern(c.case, compiled, setting)) for c in cases)
-    halves = _halves([c.case for c in cases if not c.group], setting)
+        return tuple(replace(c, group=_by_pattern(c.case, pattern, setting)) for c in cases)
+    ids = {case.case for case in cases if not case.group}
+    halves = {
+        case: match[1]
+        for case in ids
+        if (match := _HALF.fullmatch(case)) and case[:-1] + "LR"[case[-1] == "L"] in ids
+    }
+    if halves:
+        logger.info(
+            "%d cases differ only in a last L or R and are taken as halves of %d patients; "
+            "%s=<regular expression> says otherwise.",
+            len(halves),
+            len(set(halves.values())),
+            setting,
+        )
     subjects = {c.case: _BIDS_SUBJECT.search(c.case) for c in cases}
     by_name = {case: m[1] if m else halves.get(case, case) for case, m in subjects.items()}
     return tuple(replace(c, group=c.group or by_name[c.case]) for c in cases)
 
 
-def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
+def _by_pattern(case: str, pattern: str, setting: str) -> str:
     try:
-        return re.compile(pattern)
+        match = re.search(pattern, case)
     except re.error as error:
-        raise ConfigError(
-            f"The group pattern is not a regular expression: {error}.", where=setting, seen=pattern
-        ) from error
-
-
-def _by_pattern(case: str, pattern: re.Pattern[str], setting: str) -> str:
-    match = pattern.search(case)
-    group = "" if match is None else (match.group(1) if pattern.groups else match.group(0))
+        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
+    group = "" if match is None else match[1] if match.re.groups else match[0]
     if not group:
         raise DatasetError(
-            f"The group pattern does not fit the case {case!r}.",
-            where=setting,
-            seen=pattern.pattern,
-            remedy="Change the pattern so that it finds the patient in every case id.",
+            f"{setting}={pattern} finds no patient in the case {case!r}; it must fit every case id."
         )
     return group
-
-
-def _halves(ids: Sequence[str], setting: str) -> dict[str, str]:
-    """Group of each id whose twin, with L for R or R for L at its end, is there too."""
-    present = set(ids)
-    group_of = {
-        case: match.group(1)
-        for case in ids
-        if (match := _HALF.fullmatch(case)) and case[:-1] + "LR"[case[-1] == "L"] in present
-    }
-    if group_of:
-        logger.info(
-            "%d cases differ only in a last L or R and are taken as halves of %d patients; "
-            "%s=<regular expression> says otherwise.",
-            len(group_of),
-            len(set(group_of.values())),
-            setting,
-        )
-    return group_of

@@ -1,42 +1,29 @@
 """MONAI datalists: a JSON file that names image and label, or image and boxes, of every case.
 
-Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as in its detection tutorials, modes by
-`monai.data.box_utils`. World coordinates are points, array boxes half-open: voxel i covers
-[i, i + 1) and has its centre at the point i.
+Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as its detection tutorial writes them.
 """
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
-from lesionseg.errors import ContentError, DatasetError, ReadError
+from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_number
-from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_label_names
-from lesionseg.io.layouts.nnunet_labels import FileLabels
+from lesionseg.io.layouts.checks import count_axes, is_number
+from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_labels
 from lesionseg.io.volumes import strip_suffix
 
-logger = logging.getLogger(__name__)
-
-_ROLES: tuple[tuple[str, Role | None], ...] = (
-    ("training", None),
-    ("validation", "validation"),
-    ("test", "test"),
-    ("testing", "test"),
-)
-BoxSpace = Literal["LPS", "RAS", "voxel"]
+_ROLES: Mapping[str, Role | None] = {
+    "training": None,
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 MOST_CLASSES = 255  # as many as a mask of bytes holds
-BOX_MODES = ("xyxy", "xyzxyz", "xxyy", "xxyyzz", "xywh", "xyzwhd", "ccwh", "cccwhd")
-BOX_SPACES: tuple[BoxSpace, ...] = get_args(BoxSpace)
-# what MONAI's own detection tutorial writes, by the number of axes
-_USUAL: Mapping[int, tuple[str, BoxSpace]] = {2: ("xyxy", "voxel"), 3: ("cccwhd", "LPS")}
 
 
 def recognises_datalist(root: Path) -> bool:
@@ -51,44 +38,46 @@ def recognises_datalist(root: Path) -> bool:
 def read_datalist(root: Path) -> Dataset:
     """Read the datalist of a folder; paths are relative to it, a list of images is channels.
 
-    `fold` of an entry is kept; entries without `label` are left out. With `box`, `label` lists
-    the class of each from 0, which becomes label 1 and so on. `box_mode` (MONAI's names) and
-    `box_space` ("LPS", "RAS" or "voxel") at the top say what the numbers are; without them they
-    are taken as MONAI's detection tutorial writes them: "cccwhd" in LPS millimetres, on pictures
-    "xyxy" in pixels. Labels are named by `labels.json` beside it, else 1 is the lesion. What is
-    wrong with single entries becomes `Dataset.problems`. Raises `DatasetError`.
+    `fold` of an entry is kept; entries without `label` are left out. With `box`, `label` lists the
+    class of each from 0, which becomes label 1 and so on; boxes are centre and size in LPS
+    millimetres (`cccwhd`), on pictures corners in pixels (`xyxy`). Labels are named by
+    `labels.json` beside it, else 1 is the lesion. Raises `DatasetError`.
     """
-    path, problems = _find(root), Problems()
+    path = _find(root)
     if path is None:
-        raise DatasetError(
-            "No datalist found.", where=root, expected='a JSON file with {"training": […]}'
-        )
+        raise DatasetError(f'{root}: no datalist, a JSON file with {{"training": […]}}.')
     content = read_json(path)
-    entries = [
-        (entry, role)
-        for key, role in _ROLES
-        for entry in content.get(key, ())
-        if isinstance(entry, dict) and "label" in entry
-    ]
-    if not entries:
-        raise DatasetError("No entry of the datalist has a label.", where=path)
-    read = [_case(root, path, entry, role, problems) for entry, role in entries]
-    cases = [case for case in read if case is not None]
-    dims = count_axes(cases)
-    if any("box" in entry for entry, _ in entries):
-        mode, space = _box_format(content, dims, path)
-        cases = _with_boxes(cases, mode, space, path, problems)
-    labels = _labels(root, cases)
+    for key in ("box_mode", "box_space"):
+        if key in content:
+            raise DatasetError(f"{path}: {key} is not read; write cccwhd in LPS mm, or xyxy.")
+    cases, problems = list[CaseFiles](), list[Problem]()
+    for key, role in _ROLES.items():
+        for entry in content.get(key, ()):
+            if isinstance(entry, dict) and "label" in entry:
+                try:
+                    cases.append(_case(root, entry, role))
+                except LesionsegError as error:
+                    problems.append(Problem(str(entry.get("image", "")), f"{path}: {error}"))
+    if not cases and not problems:
+        raise DatasetError(f"{path}: no entry has a label.")
+    n_channels = len(cases[0].images) if cases else 1
+    names = content.get("modality")
+    if not (isinstance(names, dict) and len(names) == n_channels):
+        names = {i: f"channel {i}" for i in range(n_channels)}
+    labels, ignore = read_labels(root)
+    classes = [k for case in cases for k in case.annotations.get("boxes", ((), ()))[1]]
+    if classes and not (root / LABELS).is_file() and max(classes) > 1:
+        labels = {k: f"class {k}" for k in range(1, max(classes) + 1)}
     return Dataset(
         name=str(content.get("name") or root.name),
         root=root,
         convention="datalist",
-        dims=dims,
-        channel_names=_channels(content, len(cases[0].images) if cases else 1),
-        labels=labels.names,
+        dims=count_axes(cases),
+        channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
+        labels=labels,
         cases=tuple(cases),
-        ignore_label=labels.ignore,
-        problems=problems.listed,
+        ignore_label=ignore,
+        problems=tuple(problems),
     )
 
 
@@ -105,192 +94,75 @@ def _find(root: Path) -> Path | None:
     return None
 
 
-def _channels(content: Mapping[str, Any], n: int) -> tuple[str, ...]:
-    names = content.get("modality")
-    if isinstance(names, dict) and len(names) == n:
-        return tuple(str(names[key]) for key in sorted(names, key=str))
-    return tuple(f"channel {i}" for i in range(n))
-
-
-def _case(
-    root: Path, path: Path, entry: Mapping[str, Any], role: Role | None, problems: Problems
-) -> CaseFiles | None:
-    """The case of an entry; None when it names no image. Boxes stay as they are written."""
-    images = entry.get("image")
+def _case(root: Path, entry: Mapping[str, Any], role: Role | None) -> CaseFiles:
+    images, label, boxes = entry.get("image"), entry["label"], entry.get("box")
     named = [images] if isinstance(images, str) else images
     if not (isinstance(named, list) and named and all(isinstance(n, str) for n in named)):
-        problems.add("", DatasetError("An entry names no image.", where=path, seen=dict(entry)))
-        return None
-    for name in named:
-        check_name(name, path)
+        raise DatasetError(f"an entry names no image: {dict(entry)}.")
     case = strip_suffix(root / named[0]).removesuffix("_0000")
-    mask = check_name(entry["label"], path) if isinstance(entry["label"], str) else None
-    if mask is None and "box" not in entry:
-        error = DatasetError(
-            f"The label of {case!r} is not a path.",
-            where=path,
-            seen=entry["label"],
-            expected="a mask",
-        )
-        problems.add(case, error)
-    for name in (*named, *([mask] if mask else [])):
-        problems.check_file(case, root / name, where=path, named=name, by="the datalist")
-    fold = None
-    with problems.of(case):
-        fold = parse_fold(str(entry.get("fold", "")), path)
+    if boxes is None and not isinstance(label, str):
+        raise DatasetError(f"the label of {case!r} is not a path: {label}.")
     return CaseFiles(
         case=case,
         images=tuple(root / name for name in named),
-        reference=root / mask if mask else None,
+        reference=root / label if isinstance(label, str) else None,
         group=str(entry.get("patient") or ""),
         role=role,
-        fold=fold,
-        annotations={"boxes": (entry["box"], entry["label"])} if "box" in entry else {},
+        fold=parse_fold(str(entry.get("fold", ""))),
+        annotations={} if boxes is None else {"boxes": _boxes(case, boxes, label)},
     )
 
 
-def _box_format(content: Mapping[str, Any], dims: int, path: Path) -> tuple[str, BoxSpace]:
-    """Mode and space of the boxes, as stated or as is usual. Raises `DatasetError`."""
-    mode, space = _USUAL[dims]
-    if "box_mode" not in content and "box_space" not in content:
-        logger.warning("%s: boxes are taken as %s in %s coordinates.", path.name, mode, space)
-    mode = str(content.get("box_mode", mode))
-    stated = str(content.get("box_space", space))
-    box_space = next((known for known in BOX_SPACES if known == stated), None)
-    if mode not in BOX_MODES or len(mode) != 2 * dims or box_space is None:
-        raise DatasetError(
-            "The boxes are written in a way that is not known.",
-            where=path,
-            seen=f"box_mode {mode}, box_space {stated}",
-            expected=f"box_mode {', '.join(m for m in BOX_MODES if len(m) == 2 * dims)}; "
-            f"box_space {', '.join(BOX_SPACES)}",
+def _boxes(
+    case: str, boxes: Any, labels: Any
+) -> tuple[tuple[tuple[float, ...], ...], tuple[int, ...]]:
+    """The boxes of an entry as written, and their labels from 1."""
+    if (
+        not isinstance(boxes, list)
+        or not isinstance(labels, list)
+        or len(boxes) != len(labels)
+        or not all(isinstance(b, list) and len(b) in (4, 6) for b in boxes)
+        or not all(is_number(v) for b in boxes for v in b)
+        or not all(isinstance(k, int) and 0 <= k < MOST_CLASSES for k in labels)
+    ):
+        raise ContentError(
+            f"the boxes of {case!r} are no lists of 4 or 6 numbers with as many labels from 0 to "
+            f"{MOST_CLASSES - 1}."
         )
-    return mode, box_space
-
-
-def _with_boxes(
-    cases: Sequence[CaseFiles], mode: str, space: BoxSpace, path: Path, problems: Problems
-) -> list[CaseFiles]:
-    read = []
-    for case in cases:
-        if "boxes" in case.annotations:
-            boxes, labels = case.annotations["boxes"]
-            table = TableBoxes((), (), mode, space)
-            with problems.of(case.case):
-                table = parse_boxes(boxes, labels, mode, space, path, case.case)
-            case = replace(case, annotations={"boxes": table})
-        read.append(case)
-    return read
-
-
-def _labels(root: Path, cases: Sequence[CaseFiles]) -> FileLabels:
-    """Names by value: those of `labels.json`, else one for every class that the boxes have."""
-    if (root / LABELS).is_file():
-        return read_label_names(root)
-    tables = [c.annotations["boxes"] for c in cases if "boxes" in c.annotations]
-    highest = max((k for table in tables for k in table.labels), default=1)
-    if highest == 1:
-        return read_label_names(root)
-    return FileLabels({k: f"class {k}" for k in range(1, highest + 1)})
-
-
-@dataclass(frozen=True)
-class TableBoxes:
-    """Boxes `[n, 2·dims]` as a table writes them, and the label of each.
-
-    `mode` is MONAI's name for the order of the numbers, x first; `space` says whether they are
-    millimetres along LPS or RAS, or voxels along the file's axes x, y, z.
-    """
-
-    boxes: tuple[tuple[float, ...], ...]
-    labels: tuple[int, ...]
-    mode: str
-    space: BoxSpace
+    return tuple(tuple(map(float, box)) for box in boxes), tuple(k + 1 for k in labels)
 
 
 def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) -> Reference:
-    """Reference of a case whose lesions are boxes in a table; none is lesion-free: zeros.
+    """Reference of a case whose lesions are boxes in a datalist; none is lesion-free: zeros.
 
-    Boxes are cut to the image. Raises `ContentError` for one that lies outside it.
+    Boxes are cut to the image; of a rotated one the box that holds it. Raises `ContentError` for
+    one that lies outside.
     """
-    table: TableBoxes = files.annotations["boxes"]
-    if not table.boxes:
+    given, labels = files.annotations["boxes"]
+    dims = geometry.dims
+    if not given:
         return Reference(geometry, labels=np.zeros(geometry.shape, dtype=np.uint8))
-    given = np.array(table.boxes, dtype=np.float64)
-    low, high = _corners(given, table.mode, geometry.dims)
-    if table.space == "voxel":
-        low, high = low[:, ::-1], high[:, ::-1]  # x, y, z to the array's order
+    if any(len(box) != 2 * dims for box in given):
+        raise ContentError(f"case {files.case}: a box has not {2 * dims} numbers.")
+    values = np.array(given, dtype=np.float64)
+    if dims == 2:
+        low, high = values[:, 1::-1], values[:, :1:-1]  # x, y to the array's order
     else:
-        low, high = _to_array(low, high, table.space, geometry)
+        ends = [values[:, :3] + sign * values[:, 3:] / 2 for sign in (-1, 1)]
+        corners = [
+            geometry.to_index(np.where(np.array(far), ends[1], ends[0]) * (-1, -1, 1))
+            for far in itertools.product((False, True), repeat=3)
+        ]
+        # world coordinates are points: voxel i covers [i, i + 1) and has its centre at the point i
+        low, high = np.min(corners, axis=0) + 0.5, np.max(corners, axis=0) + 0.5
     boxes = np.clip(np.concatenate([low, high], axis=1), 0, 2 * geometry.shape)
-    outside = ~(boxes[:, : geometry.dims] < boxes[:, geometry.dims :]).all(axis=1)
+    outside = ~(boxes[:, :dims] < boxes[:, dims:]).all(axis=1)
     if outside.any():
         number = int(outside.argmax())
+        meant = "cccwhd in LPS millimetres" if dims == 3 else "xyxy in pixels"
         raise ContentError(
-            f"Box {number + 1} of the case {files.case!r} lies outside its image, or is empty.",
-            where=files.images[0],
-            seen=[float(v) for v in given[number]],
-            expected=f"{table.mode} in {table.space} coordinates",
-            remedy='Say what the numbers are: "box_mode" and "box_space" in the datalist.',
+            f"{files.images[0]}: box {number + 1}, {list(given[number])} ({meant}), is empty or "
+            "lies outside its image."
         )
-    labels = (1,) * len(boxes) if merged else table.labels
-    return Reference(geometry, boxes=boxes.astype(np.float32), box_labels=labels)
-
-
-def _corners(
-    boxes: NDArray[np.float64], mode: str, dims: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper corners `[n, dims]`, x first."""
-    first, second = boxes[:, :dims], boxes[:, dims:]
-    if mode in ("xxyy", "xxyyzz"):
-        return boxes[:, ::2], boxes[:, 1::2]
-    if mode in ("xywh", "xyzwhd"):
-        return first, first + second
-    if mode in ("ccwh", "cccwhd"):
-        return first - second / 2, first + second / 2
-    return first, second
-
-
-def _to_array(
-    low: NDArray[np.float64], high: NDArray[np.float64], space: BoxSpace, geometry: Geometry
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Corners in millimetres as starts and stops; of a rotated box the one that holds it."""
-    sign = np.array([-1.0, -1.0, 1.0][: geometry.dims] if space == "LPS" else [1.0] * geometry.dims)
-    index = np.stack(
-        [
-            geometry.to_index(np.where(np.array(corner), high, low) * sign)
-            for corner in itertools.product((False, True), repeat=geometry.dims)
-        ]
-    )
-    return index.min(axis=0) + 0.5, index.max(axis=0) + 0.5
-
-
-def parse_boxes(
-    entry_boxes: Any, entry_labels: Any, mode: str, space: BoxSpace, where: Path, case: str
-) -> TableBoxes:
-    """The boxes and labels (from 0) of one entry; raises `ContentError` when they do not fit."""
-    boxes = entry_boxes if isinstance(entry_boxes, Sequence) else None
-    labels = entry_labels if isinstance(entry_labels, Sequence) else None
-    n_numbers = len(mode) if mode else 0
-    well_formed = (
-        boxes is not None
-        and labels is not None
-        and len(boxes) == len(labels)
-        and all(isinstance(b, Sequence) and len(b) == n_numbers for b in boxes)
-        and all(is_number(v) for b in boxes for v in b)
-        and all(isinstance(k, int) and 0 <= k < MOST_CLASSES for k in labels)
-    )
-    if not well_formed or boxes is None or labels is None:
-        raise ContentError(
-            f"The boxes of {case!r} cannot be read.",
-            where=where,
-            seen=f"box {str(entry_boxes)[:80]}, label {str(entry_labels)[:40]}",
-            expected=f"box: a list of {n_numbers} numbers each ({mode}); label: as many from 0 to "
-            f"{MOST_CLASSES - 1}",
-        )
-    return TableBoxes(
-        tuple(tuple(float(v) for v in box) for box in boxes),
-        tuple(int(k) + 1 for k in labels),
-        mode,
-        space,
-    )
+    box_labels: Sequence[int] = (1,) * len(boxes) if merged else labels
+    return Reference(geometry, boxes=boxes.astype(np.float32), box_labels=tuple(box_labels))

@@ -4,21 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import DatasetError, one_of
-from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.layouts.case_problems import (
-    LACKING,
-    Problems,
-    check_name,
-    count_axes,
-    is_count,
-)
-from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
+import numpy as np
 
-MANIFEST = "manifest.csv"
-LABELS = "labels.json"
-_OWN_COLUMNS = ("case", "reference", "instances", "group", "role", "fold")
+from lesionseg.core import CaseFiles, Dataset, Problem, Reference, Role
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, one_of
+from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.layouts.checks import count_axes, is_count
+from lesionseg.io.volumes import read_volume
+from lesionseg.ops.components import mask_boxes
+
+MANIFEST, LABELS, IGNORE = "manifest.csv", "labels.json", "ignore"
+_OWN_COLUMNS = {"case", "reference", "instances", "group", "role", "fold"}
 
 
 def recognises_manifest(root: Path) -> bool:
@@ -31,31 +27,64 @@ def read_manifest(root: Path) -> Dataset:
 
     Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
     series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
-    whose values are lesion ids, all of label 1. `annotated` names the labels that were
-    looked for, `lesion;cyst`; empty means all. Further columns are kept in `CaseFiles.columns`;
-    `pixel_mm` is the pixel size of rasters. Labels are those of `labels.json` beside it
-    (`{"1": "lesion", "9": "ignore"}`), else that one lesion. What is wrong with single rows becomes
-    `Dataset.problems`; what is wrong with the table raises `DatasetError`.
+    whose values are lesion ids, all of label 1. `annotated` names the labels that were looked for,
+    `lesion;cyst`; empty means all. Further columns are kept in `CaseFiles.columns`; `pixel_mm` is
+    the pixel size of rasters. Labels are those of `labels.json` beside it (`{"1": "lesion", "9":
+    "ignore"}`), else that one lesion. What is wrong with single rows becomes `Dataset.problems`;
+    what is wrong with the table raises `DatasetError`.
     """
-    path, problems = root / MANIFEST, Problems()
+    path = root / MANIFEST
     rows = read_csv(path)
     images = _image_columns(rows, path)
-    labels = read_label_names(root)
-    names = tuple(labels.names.values())
-    read = [
-        _case(root, row, images, names, line, problems) for line, row in enumerate(rows, start=2)
-    ]
-    cases = tuple(case for case in read if case is not None)
+    labels, ignore = read_labels(root)
+    cases, problems = list[CaseFiles](), list[Problem]()
+    for line, row in enumerate(rows, start=2):
+        name = row["case"]
+        if not name or not any(row[column] for column in images):
+            lacks = "image" if name else "case"
+            problems.append(Problem(name, f"{path}: Line {line} lacks its {lacks}."))
+            continue
+        try:
+            cases.append(_case(root, row, images, list(labels.values())))
+        except LesionsegError as error:
+            problems.append(Problem(name, f"{path}: line {line}: {error}"))
+            # with what is wrong left out, so that the rest of the case can be checked
+            plain = {**row, "role": "", "fold": "", "annotated": "", "instances": ""}
+            cases.append(_case(root, plain, images, list(labels.values())))
     return Dataset(
         name=root.name,
         root=root,
         convention="manifest",
         dims=count_axes(cases),
         channel_names=images,
-        labels=labels.names,
-        cases=cases,
-        ignore_label=labels.ignore,
-        problems=problems.listed,
+        labels=labels,
+        cases=tuple(cases),
+        ignore_label=ignore,
+        problems=tuple(problems),
+    )
+
+
+def _case(
+    root: Path, row: Mapping[str, str], images: Sequence[str], names: Sequence[str]
+) -> CaseFiles:
+    reference, instances = row.get("reference", ""), row.get("instances", "")
+    annotated = parse_annotated(row.get("annotated", ""), names, "column annotated")
+    if reference and instances:
+        raise DatasetError("a row has either a reference or instances, not both.")
+    if instances and annotated and names[0] not in annotated:
+        raise DatasetError(f"lesions of an instance mask are {names[0]!r}, not annotated here.")
+    mask = reference or instances
+    return CaseFiles(
+        case=row["case"],
+        images=tuple(root / row[name] for name in images if row[name]),
+        reference=root / mask if mask else None,
+        group=row.get("group", ""),
+        role=parse_role(row.get("role", "")),
+        fold=parse_fold(row.get("fold", "")),
+        annotations={"instances": None} if instances else {},
+        columns=_further_columns(row, images),
+        annotated=annotated,
+        missing=tuple(place for place, name in enumerate(images) if not row[name]),
     )
 
 
@@ -74,41 +103,53 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
         case = row["case"]
         files = tuple(path.parent / row[name] for name in images if row[name])
         if not case or not files or Path(case).name != case or case in cases:
-            raise DatasetError(
-                f"Line {line} does not name a case of its own.",
-                where=path,
-                seen=dict(row),
-                expected="a case id that can be a file's name, and its image",
-            )
-        columns = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
+            raise DatasetError(f"{path}: line {line} names no case of its own and its image.")
         cases[case] = CaseFiles(
             case,
             files,
             group=row.get("group", "") or case,
-            columns=columns,
-            missing=_empty_cells(row, images[:channels]),
+            columns=_further_columns(row, images),
+            missing=tuple(i for i, name in enumerate(images[:channels]) if not row[name]),
         )
     return [cases[case] for case in sorted(cases)]
 
 
-def parse_role(text: str, where: Path) -> Role | None:
+def read_instances(path: Path, raster_mm: float | None) -> Reference:
+    """An instance mask on its own grid: its ids made consecutive in ascending order, all label 1.
+
+    Raises `ContentError` for values that cannot be ids.
+    """
+    volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
+    values, inverse = np.unique(volume.array[0], return_inverse=True)
+    if (values < 0).any() or (values != np.round(values)).any():
+        raise ContentError(f"{path}: an instance mask holds 0 and whole ids, not {values[:5]}.")
+    n_lesions = int(np.count_nonzero(values))
+    order = np.cumsum(values > 0).astype(np.int32)
+    instances = order[inverse.reshape(volume.array[0].shape)]
+    return Reference(
+        volume.geometry,
+        labels=(instances > 0).astype(np.uint8),
+        instances=instances,
+        instance_labels=(1,) * n_lesions,
+        boxes=mask_boxes(instances, n_lesions),
+        box_labels=(1,) * n_lesions,
+    )
+
+
+def parse_role(text: str) -> Role | None:
     """A role by name; None for nothing. Raises `DatasetError` for any other word."""
     for role in get_args(Role):
         if text == role:
             return text  # type: ignore[return-value]  # one of the four, as just compared
     if text:
-        raise DatasetError(
-            "The role is unknown.", where=where, seen=text, expected=", ".join(get_args(Role))
-        )
+        raise DatasetError(f"the role {text!r} is none of {', '.join(get_args(Role))}.")
     return None
 
 
-def parse_fold(text: str, where: Path) -> int | None:
+def parse_fold(text: str) -> int | None:
     """A fold's number from 0; None for nothing. Raises `DatasetError` for anything else."""
     if text and not is_count(text):
-        raise DatasetError(
-            "The fold is not an integer.", where=where, seen=text, expected="0, 1, 2, … or nothing"
-        )
+        raise DatasetError(f"the fold {text!r} is not an integer from 0 on.")
     return int(text) if text else None
 
 
@@ -123,125 +164,31 @@ def parse_annotated(text: str, names: Sequence[str], where: str) -> tuple[str, .
     return () if given == set(names) else tuple(name for name in names if name in given)
 
 
-def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, ...]:
-    if not rows:
-        raise DatasetError("The manifest has no case.", where=path)
-    columns = list(rows[0])
-    missing = [name for name in ("case", "image") if name not in columns]
-    if missing:
-        raise DatasetError(
-            f"The manifest lacks the column {missing[0]!r}.",
-            where=path,
-            seen=columns,
-            expected="case, image[, image_0001 …], reference, group, role, fold; commas between",
-        )
-    return ("image", *sorted(c for c in columns if c.startswith("image_") and c[6:].isdigit()))
+def read_labels(root: Path) -> tuple[dict[int, str], int | None]:
+    """Label names by value from `labels.json` in the folder, and the value to ignore.
 
-
-def _empty_cells(row: Mapping[str, str], images: Sequence[str]) -> tuple[int, ...]:
-    """Places of the channels of which a row names no file."""
-    return tuple(place for place, name in enumerate(images) if not row[name])
-
-
-def _case(
-    root: Path,
-    row: Mapping[str, str],
-    images: Sequence[str],
-    names: Sequence[str],
-    line: int,
-    problems: Problems,
-) -> CaseFiles | None:
-    """The case of a row, as far as it can be read; None without an id or any image.
-
-    `names`: of the dataset's labels.
-    """
-    path, case = root / MANIFEST, row["case"]
-    _note_lacking(row, images, f"Line {line}", path, problems)
-    if not case or not any(row[name] for name in images):
-        return None
-    reference, instances = row.get("reference", ""), row.get("instances", "")
-    if reference and instances:
-        error = DatasetError(
-            f"Line {line} has a reference and instances.",
-            where=path,
-            seen=[reference, instances],
-            expected="one of them: a label mask, or a mask whose values are lesion ids",
-        )
-        problems.add(case, error)
-    mask = reference or instances
-    files = [name for name in (*(row[column] for column in images), mask) if name]
-    try:
-        for name in files:
-            check_name(name, path)
-    except DatasetError as error:
-        problems.add(case, error)
-        return None
-    for name in files:
-        problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
-    role, fold = None, None
-    annotated: tuple[str, ...] = ()
-    with problems.of(case):
-        annotated = _annotated(row, names, f"{path}, line {line}, column annotated")
-    with problems.of(case):
-        role = parse_role(row.get("role", ""), path)
-    with problems.of(case):
-        fold = parse_fold(row.get("fold", ""), path)
-    return CaseFiles(
-        case=case,
-        images=tuple(root / row[name] for name in images if row[name]),
-        reference=root / mask if mask else None,
-        group=row.get("group", ""),
-        role=role,
-        fold=fold,
-        annotations={"instances": None} if instances and not reference else {},
-        columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
-        annotated=annotated,
-        missing=_empty_cells(row, images),
-    )
-
-
-def _note_lacking(
-    row: Mapping[str, str], images: Sequence[str], line: str, path: Path, problems: Problems
-) -> None:
-    """Note what a row does not name: its case or an image."""
-    lacking = [name for name in ("case", *images) if not row[name]]
-    if lacking:
-        some = bool(row["case"] and any(row[name] for name in images))
-        remedy = LACKING if some else None
-        error = DatasetError(
-            f"{line} lacks its {lacking[0]}.", where=path, seen=dict(row), remedy=remedy
-        )
-        problems.add(row["case"], error, repeated=some, lacking=some)
-
-
-def _annotated(row: Mapping[str, str], names: Sequence[str], place: str) -> tuple[str, ...]:
-    """The labels that a row says were looked for; raises `DatasetError`."""
-    annotated = parse_annotated(row.get("annotated", ""), names, place)
-    if row.get("instances") and annotated and names[0] not in annotated:
-        raise DatasetError(
-            "The lesions of an instance mask are of label 1, which is not annotated.",
-            where=place,
-            seen=row["annotated"],
-            expected=names[0],
-        )
-    return annotated
-
-
-def read_label_names(root: Path) -> FileLabels:
-    """Label names by value from `labels.json` in the folder; label 1 is the lesion without it.
-
-    The value called `ignore` is one to ignore. Raises `DatasetError`.
+    Label 1 is the lesion without the file. The value called `ignore` is one to ignore. Raises
+    `DatasetError`.
     """
     path = root / LABELS
-    if not path.is_file():
-        return FileLabels({1: "lesion"})
-    labels = read_json(path)
-    if isinstance(labels, dict) and all(is_count(k) and int(k) > 0 for k in labels):
-        named = {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
+    content = read_json(path) if path.is_file() else {"1": "lesion"}
+    if isinstance(content, dict) and all(is_count(k) and int(k) > 0 for k in content):
+        named = {int(k): str(v) for k, v in sorted(content.items(), key=lambda kv: int(kv[0]))}
         ignored = [value for value, name in named.items() if name == IGNORE]
         lesions = {value: name for value, name in named.items() if name != IGNORE}
         if lesions and len(ignored) < 2:
-            return FileLabels(lesions, next(iter(ignored), None))
-    raise DatasetError(
-        "The labels are unclear.", where=path, seen=labels, expected='{"1": "lesion"}'
-    )
+            return lesions, next(iter(ignored), None)
+    raise DatasetError(f'{path}: the labels are unclear. Write {{"1": "lesion"}} or the like.')
+
+
+def _further_columns(row: Mapping[str, str], images: Sequence[str]) -> dict[str, str]:
+    return {k: v for k, v in row.items() if k not in _OWN_COLUMNS and k not in images}
+
+
+def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, ...]:
+    if not rows:
+        raise DatasetError(f"{path}: the table has no case.")
+    for name in ("case", "image"):
+        if name not in rows[0]:
+            raise DatasetError(f"{path}: no column {name!r} (it has {', '.join(rows[0])}).")
+    return ("image", *sorted(c for c in rows[0] if c.startswith("image_") and c[6:].isdigit()))

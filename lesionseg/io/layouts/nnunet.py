@@ -1,24 +1,24 @@
 """nnU-Net raw folders (versions 1 and 2) and Medical Segmentation Decathlon folders.
 
-Layouts: nnU-Net documentation/dataset_format.md; medicaldecathlon.com.
+Layouts: nnU-Net documentation/dataset_format.md, region_based_training.md and ignore_label.md;
+medicaldecathlon.com.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.layouts.case_problems import LACKING, Problems, count_axes
-from lesionseg.io.layouts.nnunet_labels import parse_labels
+from lesionseg.io.layouts.checks import count_axes, is_count
+from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
-Collect = Callable[[Sequence[Path], Problems], dict[str, dict[int, Path]]]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
+_PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
 
 
 def recognises_nnunet(root: Path) -> bool:
@@ -35,74 +35,87 @@ def recognises_msd(root: Path) -> bool:
 
 def read_nnunet(root: Path) -> Dataset:
     """Read an nnU-Net raw folder; groups are not yet assigned. Raises `DatasetError`."""
-    return _read(root, "nnunet", channel_files)
+    return _read(root, "nnunet")
 
 
 def read_msd(root: Path) -> Dataset:
-    """Read a Medical Segmentation Decathlon folder of one channel. Raises `DatasetError`."""
-    return _read(root, "msd", _single_files)
+    """Read a Decathlon folder of one channel, or of pictures in colour. Raises `DatasetError`."""
+    return _read(root, "msd")
 
 
-def _read(root: Path, convention: str, collect: Collect) -> Dataset:
-    facts_path = root / "dataset.json"
-    facts = _facts(facts_path)
-    channels = name_channels(facts, facts_path)
-    if convention == "msd" and len(channels) > 1:
+def _read(root: Path, convention: str) -> Dataset:
+    path = root / "dataset.json"
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: holds no JSON object.")
+    channels = _channels(content, path)
+    labels, ignore, regions = _labels(content, path)
+    folds, problems = _folds(root / "splits_final.json"), list[Problem]()
+    cases: list[CaseFiles] = []
+    for part, role in _PARTS:
+        images = _by_case(root / f"images{part}", convention == "nnunet", problems)
+        references = _by_case(root / f"labels{part}", False, problems)
+        for case in sorted(set(references) - set(images)):
+            text = f"the mask of {case!r} in {root / f'labels{part}'} has no image."
+            problems.append(Problem(case, text))
+        for case in sorted(set(images) - set(references)) if part == "Tr" else ():
+            text = (
+                f"the training image {case!r} has no mask in {root / 'labelsTr'}. Give lesion-free"
+            )
+            text += " cases a mask of zeros and move unlabelled ones to imagesTs."
+            problems.append(Problem(case, text))
+        for case in sorted(set(images) & set(references)):
+            files = images[case]
+            colour = list(files) == [0] and files[0].suffix.lower() in RASTERS
+            missing = () if colour and len(channels) == 3 else range(len(channels))
+            cases.append(
+                CaseFiles(
+                    case=case,
+                    images=tuple(file for _, file in sorted(files.items())),
+                    missing=tuple(c for c in missing if c not in files),
+                    reference=references[case][0],
+                    role=role,
+                    fold=folds.get(case) if role is None else None,
+                )
+            )
+    if (
+        convention == "msd"
+        and len(channels) > 1
+        and any(c.images[0].suffix.lower() not in RASTERS for c in cases)
+    ):
         raise DatasetError(
-            "The Decathlon keeps several channels in one 4-D file, which is not read.",
-            where=root,
-            seen=channels,
-            remedy="Split each file into <case>_0000, <case>_0001, … in imagesTr.",
+            f"{root}: the Decathlon keeps the channels {', '.join(channels)} in one 4-D file. "
+            "Split each file into <case>_0000, <case>_0001, … in imagesTr."
         )
-    labels = parse_labels(facts.get("labels"), facts.get("regions_class_order"), facts_path)
-    folds, problems = _folds(root / "splits_final.json"), Problems()
-    cases = [
-        c
-        for part, role in PARTS
-        for c in collect_cases(root, part, role, channels, folds, collect, problems)
-    ]
-    if not cases and not problems.listed:
+    if not cases and not problems:
         raise DatasetError(
-            "No labelled case found.",
-            where=root,
-            expected="imagesTr/<case>_0000.nii.gz with labelsTr/<case>.nii.gz",
+            f"{root}: no labelled case; imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz are "
+            "expected."
         )
     return Dataset(
-        name=str(facts.get("name") or root.name),
+        name=str(content.get("name") or root.name),
         root=root,
         convention=convention,
         dims=count_axes(cases),
         channel_names=channels,
-        labels=labels.names,
+        labels=labels,
         cases=tuple(cases),
-        ignore_label=labels.ignore,
-        regions=labels.regions,
-        incomplete_reference=bool(facts.get("incomplete_reference", False)),
-        problems=problems.listed,
+        ignore_label=ignore,
+        regions=regions,
+        incomplete_reference=bool(content.get("incomplete_reference", False)),
+        problems=tuple(problems),
     )
 
 
-def _facts(path: Path) -> Mapping[str, Any]:
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise DatasetError("The file holds no JSON object.", where=path, seen=type(facts).__name__)
-    return facts
-
-
-def name_channels(facts: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _channels(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     """Names in order: version 2 says `channel_names`, version 1 and the Decathlon `modality`."""
-    names = facts.get("channel_names", facts.get("modality"))
-    if isinstance(names, Mapping) and {str(k) for k in names} == {
-        str(i) for i in range(len(names))
-    }:
-        by_number = {int(k): str(v) for k, v in names.items()}
-        if by_number:
-            return tuple(by_number[i] for i in range(len(by_number)))
+    names = content.get("channel_names", content.get("modality"))
+    if isinstance(names, dict) and names:
+        by_number = {str(key): str(name) for key, name in names.items()}
+        if set(by_number) == {str(i) for i in range(len(names))}:
+            return tuple(by_number[str(i)] for i in range(len(names)))
     raise DatasetError(
-        "The channels are not named.",
-        where=path,
-        seen=names,
-        expected='"channel_names": {"0": "FLAIR", "1": "T1"}',
+        f'{path}: the channels are not named ({names}). Write "channel_names": {{"0": "FLAIR"}}.'
     )
 
 
@@ -110,124 +123,91 @@ def _folds(path: Path) -> dict[str, int]:
     """Fold of each case: the split whose `val` list it stands in; none when a case is in two."""
     splits = read_json(path) if path.is_file() else []
     if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):
-        raise DatasetError("The splits are not a list of objects.", where=path)
-    pairs = [
-        (str(case), fold) for fold, split in enumerate(splits) for case in split.get("val", ())
-    ]
+        raise DatasetError(f"{path}: the splits are not a list of objects.")
+    pairs = [(str(case), k) for k, split in enumerate(splits) for case in split.get("val", ())]
     return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
 
 
-def collect_cases(
-    root: Path,
-    part: str,
-    role: Role | None,
-    channels: Sequence[str],
-    folds: Mapping[str, int],
-    collect: Collect,
-    problems: Problems,
-) -> list[CaseFiles]:
-    """Labelled cases of `imagesTr` or `imagesTs`; unlabelled test scans are left out.
-
-    Args:
-        root: the dataset's folder.
-        part: "Tr" or "Ts".
-        role: what all these cases are for; None leaves it to the splits.
-        channels: the channels' names; a case has one file for each.
-        folds: the fold by case id, for cases without a role.
-        collect: how image files become cases: by case id, the file of each channel number.
-        problems: where what is wrong with single cases is noted.
-    """
-    images = collect(_image_files(root / f"images{part}"), problems)
-    references = _single_files(_image_files(root / f"labels{part}"), problems)
-    _check_labelled(root, part, set(images), set(references), problems)
-    return [
-        CaseFiles(
-            case=case,
-            images=_ordered(root, case, images[case], len(channels), problems),
-            missing=tuple(c for c in range(len(channels)) if c not in images[case]),
-            reference=references[case][0],
-            role=role,
-            fold=folds.get(case) if role is None else None,
-        )
-        for case in sorted(images)
-        if case in references
-    ]
-
-
 def _image_files(folder: Path) -> list[Path]:
-    files = filter(is_image_file, folder.iterdir()) if folder.is_dir() else ()
-    return sorted(files, key=attrgetter("name"))
+    return sorted(filter(is_image_file, folder.iterdir())) if folder.is_dir() else []
 
 
-def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
-    """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
+def _by_case(folder: Path, numbered: bool, problems: list[Problem]) -> dict[str, dict[int, Path]]:
+    """Files by case and channel number; without numbers each is channel 0 of its own case.
+
+    A raster without a number is the only file of its case, in colour.
+    """
     cases: dict[str, dict[int, Path]] = {}
-    for file in files:
-        match = _CHANNEL.fullmatch(strip_suffix(file))
-        if match is None:
-            error = DatasetError(
-                "The image's name has no channel number.",
-                where=file,
-                expected="<case>_0000, <case>_0001, …",
-            )
-            problems.add(strip_suffix(file), error)
+    for file in _image_files(folder):
+        stem = strip_suffix(file)
+        match = _CHANNEL.fullmatch(stem) if numbered else None
+        if numbered and match is None and file.suffix.lower() not in RASTERS:
+            problems.append(Problem(stem, f"{file}: no channel number, such as {stem}_0000."))
             continue
-        with problems.of(match.group(1)):
-            _add(cases.setdefault(match.group(1), {}), int(match.group(2)), file)
+        case, number = (match[1], int(match[2])) if match else (stem, 0)
+        if number in cases.setdefault(case, {}):
+            other = cases[case][number].name
+            problems.append(Problem(case, f"{file} and {other} are the same case. Keep one."))
+            continue
+        cases[case][number] = file
     return cases
 
 
-def _single_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
-    """Files by case, one per case, as channel 0."""
-    cases: dict[str, dict[int, Path]] = {}
-    for file in files:
-        with problems.of(strip_suffix(file)):
-            _add(cases.setdefault(strip_suffix(file), {}), 0, file)
-    return cases
+def _labels(
+    content: Mapping[str, Any], path: Path
+) -> tuple[dict[int, str], int | None, tuple[LabelRegion, ...]]:
+    """Names of the lesions' mask values, the value to ignore, and regions where there are any.
 
-
-def _add(channels: dict[int, Path], number: int, file: Path) -> None:
-    if number in channels:
+    Version 2 writes name to value, or to a list of values that are learnt as one region; version 1
+    value to name. 0 is background whatever its name. A list makes all labels regions, a single
+    value one of itself; a value then has the name of the smallest region that holds it. Raises
+    `DatasetError`.
+    """
+    stated = content.get("labels")
+    pairs = list(stated.items()) if isinstance(stated, dict) else []
+    if all(is_count(key) and isinstance(name, str) for key, name in pairs):
+        pairs = [(name, key) for key, name in pairs]
+    sets: dict[str, tuple[int, ...]] = {}
+    for name, value in pairs:
+        values = value if isinstance(value, list) else [value]
+        if not all(map(is_count, values)):
+            raise DatasetError(f"{path}: the label {name!r} is no integer: {value}.")
+        sets[str(name)] = tuple(sorted({int(v) for v in values}))
+    lesions = {n: values for n, values in sets.items() if n != IGNORE and values != (0,)}
+    ignored = sets.get(IGNORE, ())
+    mixed = any({0, *ignored} & set(values) for values in lesions.values())
+    unlike = len(set(sets.values())) == len(pairs) and () not in lesions.values()
+    if not unlike or len(ignored) > 1 or mixed or not lesions:
         raise DatasetError(
-            "The same case is there twice.",
-            where=file,
-            seen=f"also {channels[number].name}",
-            remedy="Keep one of the two files.",
+            f"{path}: the labels {stated} are not distinct values from 0 on with a lesion among "
+            'them. Write "labels": {"background": 0, "lesion": 1}.'
         )
-    channels[number] = file
+    ignore = ignored[0] if ignored else None
+    if all(len(values) == 1 for values in lesions.values()):
+        return dict(sorted((v, name) for name, (v,) in lesions.items())), ignore, ()
+    regions = _regions(lesions, content.get("regions_class_order"), path)
+    by_size = sorted(regions, key=lambda r: -len(r.values))  # the last of equals gives the name
+    names = {value: region.name for region in by_size for value in region.values}
+    return dict(sorted(names.items())), ignore, regions
 
 
-def _check_labelled(
-    root: Path, part: str, images: set[str], references: set[str], problems: Problems
-) -> None:
-    for case in sorted(references - images):
-        error = DatasetError(
-            f"The mask {case!r} in labels{part} has no image.",
-            where=root / f"labels{part}",
-            expected=f"images{part}/{case}_0000.nii.gz or the like",
+def _regions(
+    lesions: Mapping[str, Sequence[int]], order: Any, path: Path
+) -> tuple[LabelRegion, ...]:
+    given = order if isinstance(order, list) else []
+    if len(given) != len(lesions) or len(set(given)) < len(given):
+        raise DatasetError(
+            f"{path}: regions need a regions_class_order of {len(lesions)} different values, not "
+            f"{order}; see nnU-Net's region_based_training.md. Or take data.merge_labels=true."
         )
-        problems.add(case, error)
-    for case in sorted(images - references) if part == "Tr" else ():
-        error = DatasetError(
-            f"The training image {case!r} has no mask.",
-            where=root / "labelsTr",
-            remedy="Give lesion-free cases a mask of zeros and move unlabelled ones to imagesTs.",
-        )
-        problems.add(case, error)
-
-
-def _ordered(
-    root: Path, case: str, files: Mapping[int, Path], n_channels: int, problems: Problems
-) -> tuple[Path, ...]:
-    """The channel files by number; those that are there, and a problem, when one is missing."""
-    if sorted(files) != list(range(n_channels)):
-        lacking = set(files) < set(range(n_channels))
-        error = DatasetError(
-            f"The case {case!r} does not have the channel files that dataset.json lists.",
-            where=root,
-            seen=[f.name for _, f in sorted(files.items())],
-            expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
-            remedy=LACKING if lacking else None,
-        )
-        problems.add(case, error, repeated=len(files) != n_channels, lacking=lacking)
-    return tuple(file for _, file in sorted(files.items()))
+    regions = [
+        LabelRegion(name, tuple(values), painted)
+        for (name, values), painted in zip(lesions.items(), given, strict=True)
+    ]
+    for region in regions:
+        if region.painted not in region.values:
+            raise DatasetError(
+                f"{path}: regions_class_order paints the region {region.name!r} with "
+                f"{region.painted}, which is none of its values {list(region.values)}."
+            )
+    return tuple(regions)

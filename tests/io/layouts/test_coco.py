@@ -243,19 +243,19 @@ def test_an_incomplete_reference_may_be_said(folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("annotation", "error", "match"),
     [
-        ({"bbox": [2, 1, 3]}, ContentError, "of the case 'a' has no box"),
-        ({"bbox": [2, 1, 3, "4"]}, ContentError, "has no box"),
-        ({}, ContentError, "has no box"),
+        ({"bbox": [2, 1, 3]}, DatasetError, "has no bbox"),
+        ({"bbox": [2, 1, 3, "4"]}, DatasetError, "has no bbox"),
+        ({}, DatasetError, "has no bbox"),
         (
             {"bbox": [2, 1, 0, 4], "id": 5},
-            ContentError,
-            "box of annotation 5 of the case 'a' is empty",
+            DatasetError,
+            "box of annotation 5 is empty",
         ),
-        ({"bbox": [2, 1, -3, 4]}, ContentError, "is empty"),
+        ({"bbox": [2, 1, -3, 4]}, DatasetError, "is empty"),
         ({"bbox": [2, 1, float("nan"), 4]}, ReadError, "NaN is not JSON"),
         ({"bbox": [2, 1, 3, 4], "category_id": 99}, DatasetError, "category"),
-        ({"bbox": [2, 1, 3, 4], "image_id": 99}, DatasetError, "image_id 99"),
-        ({"bbox": [2, 1, 3, 4], "image_id": None}, DatasetError, "lacks 'image_id'"),
+        ({"bbox": [2, 1, 3, 4], "image_id": 99}, DatasetError, "not listed, 99"),
+        ({"bbox": [2, 1, 3, 4], "image_id": None}, DatasetError, "no usable 'image_id'"),
     ],
 )
 def test_annotations_that_fit_nothing_are_refused(
@@ -269,9 +269,12 @@ def test_annotations_that_fit_nothing_are_refused(
 @pytest.mark.parametrize(
     ("annotation", "match"),
     [
-        ({"bbox": [50, 50, 3, 3]}, "lesion 1 lies outside its image.*a"),
-        ({"bbox": [-9, 1, 3, 3]}, "lesion 1 lies outside its image"),
-        ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "lesion 1 and its box disagree.*0 of 9"),
+        ({"bbox": [50, 50, 3, 3]}, "case a: the box of lesion 1, .* lies outside its image"),
+        ({"bbox": [-9, 1, 3, 3]}, "lesion 1, .* lies outside its image"),
+        (
+            {"bbox": [6, 4, 3, 3], "segmentation": SQUARE},
+            "lesion 1 and its box .* disagree.*0 of 9",
+        ),
         ({"bbox": [2, 1, 3, 3], "segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": [["a"] * 6]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
@@ -289,23 +292,23 @@ def test_a_mask_and_annotations_that_do_not_fit_are_refused(
     folder: Folder, labels: tuple[int, ...]
 ) -> None:
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
-    with pytest.raises(ContentError, match=r"do not fit together.*a\.png"):
+    with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, _two_in_a_mask()))
 
 
 def test_a_mask_of_another_size_is_refused(folder: Folder) -> None:
     root = folder([{"bbox": [1, 1, 2, 2], "mask_label": 1}], np.ones((4, 4)))
-    with pytest.raises(GeometryError, match=r"does not fit the image.*masks.a\.png"):
+    with pytest.raises(GeometryError, match=r"masks.a\.png is .*, its image"):
         _case(root)
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(folder: Folder) -> None:
-    with pytest.raises(GeometryError, match=r"drawn on.*a\.png"):
+    with pytest.raises(GeometryError, match=r"a\.png .*drawn on"):
         _case(folder(width=20))
 
 
 def test_an_image_that_is_not_there_is_named(folder: Folder) -> None:
-    with pytest.raises(DatasetError, match=r"not there.*gone\.png"):
+    with pytest.raises(DatasetError, match=r"gone\.png.* does not exist"):
         read_dataset(folder(file_name="gone.png"))
 
 

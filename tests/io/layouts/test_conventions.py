@@ -16,13 +16,13 @@ Folder = Callable[..., Path]
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"does not exist.*gone"):
+    with pytest.raises(DatasetError, match=r"gone.* does not exist"):
         read_dataset(tmp_path / "gone")
 
 
 def test_a_folder_of_nothing_known_names_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DatasetError, match=r"no convention.*notes\.txt") as refused:
+    with pytest.raises(DatasetError, match=r"no convention") as refused:
         read_dataset(tmp_path)
     for convention in CONVENTIONS:
         assert convention.looks_for in str(refused.value)
@@ -133,7 +133,7 @@ def test_the_rest_of_a_case_is_untouched() -> None:
 
 @pytest.mark.parametrize("pattern", [r"_v(\d)", r"(x?)"])
 def test_a_pattern_that_finds_nothing_is_refused(pattern: str) -> None:
-    with pytest.raises(DatasetError, match=r"does not fit the case 'A'"):
+    with pytest.raises(DatasetError, match=r"finds no patient in the case 'A'"):
         _groups("A", pattern=pattern)
 
 

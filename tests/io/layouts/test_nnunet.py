@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lesionseg.core import LabelRegion
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts.input_images import find_images
 
 Folder = Callable[..., Path]
 
@@ -120,10 +122,10 @@ def test_merged_labels_have_no_regions(nnunet_folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("order", "match"),
     [
-        ([1, 2], "need an order"),
-        ([1, 2, 2], "need an order"),
-        (3, "need an order"),
-        ([2, 1, 3], "'core' would be painted with a value that is not its own"),
+        ([1, 2], "need a regions_class_order"),
+        ([1, 2, 2], "need a regions_class_order"),
+        (3, "need a regions_class_order"),
+        ([2, 1, 3], "paints the region 'core' with 1"),
     ],
 )
 def test_an_order_that_does_not_fit_is_refused(
@@ -162,14 +164,14 @@ def test_decathlon_of_one_channel_is_read(
 @pytest.mark.parametrize(
     ("facts", "match"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "need an order"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "need a regions_class_order"),
         ({"labels": {"background": 0, "whole": []}}, "distinct"),
         ({"labels": {"background": 0, "whole": [0, 1]}}, "distinct"),
         ({"labels": {"background": 0, "whole": [1, 2], "ignore": 2}}, "distinct"),
         ({"labels": {"background": 0, "whole": [1, 2], "ignore": [3, 4]}}, "distinct"),
         ({"labels": {"background": 0, "whole": [1, "x"]}}, "integer"),
-        ({"labels": {"background": 0}}, "at least one lesion label"),
-        ({"labels": None}, "at least one lesion label"),
+        ({"labels": {"background": 0}}, "a lesion among them"),
+        ({"labels": None}, "a lesion among them"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "distinct"),
         ({"labels": {"background": 0, "a": 1.5}}, "integer"),
         ({"labels": {"background": 0, "a": -1}}, "integer"),
@@ -178,9 +180,9 @@ def test_decathlon_of_one_channel_is_read(
         ({"channel_names": ["T1", "T2"]}, "channels are not named"),
         (
             {"channel_names": {"0": "T1", "1": "T2", "2": "PD"}},
-            "'A' does not have the channel files",
+            "'A' does not have one file per channel",
         ),
-        ({"channel_names": {"0": "T1"}}, "'A' does not have the channel files"),
+        ({"channel_names": {"0": "T1"}}, "'A' does not have one file per channel"),
     ],
 )
 def test_facts_that_do_not_fit_are_refused(
@@ -201,7 +203,7 @@ def test_a_broken_dataset_json_is_refused(nnunet_folder: Folder, text: str) -> N
 def test_a_missing_channel_file_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "imagesTr" / "B_0001.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=r"'B' does not have the channel files.*B_0001"):
+    with pytest.raises(DatasetError, match=r"'B' does not have one file per channel"):
         read_dataset(root)
 
 
@@ -216,14 +218,14 @@ def test_a_case_may_lack_a_channel_where_that_is_asked_for(nnunet_folder: Folder
     assert not whole.array[0].any()
     assert whole.array[1].any()
     (root / "imagesTr" / "B_0001.nii.gz").rename(root / "imagesTr" / "B_0002.nii.gz")
-    with pytest.raises(DatasetError, match="'B' does not have the channel files"):
+    with pytest.raises(DatasetError, match="'B' does not have one file per channel"):
         read_dataset(root, may_lack=True)
 
 
 def test_an_image_without_channel_number_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "imagesTr" / "B_0001.nii.gz").rename(root / "imagesTr" / "B.nii.gz")
-    with pytest.raises(DatasetError, match=r"no channel number.*B\.nii\.gz"):
+    with pytest.raises(DatasetError, match=r"B\.nii\.gz: no channel number"):
         read_dataset(root)
 
 
@@ -237,7 +239,7 @@ def test_a_training_image_without_mask_is_named(nnunet_folder: Folder) -> None:
 def test_a_mask_without_image_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").rename(root / "labelsTr" / "C.nii.gz")
-    with pytest.raises(DatasetError, match="'C' in labelsTr has no image"):
+    with pytest.raises(DatasetError, match=r"'C' in .*labelsTr has no image"):
         read_dataset(root)
 
 
@@ -246,7 +248,7 @@ def test_the_same_case_in_two_formats_is_refused(nnunet_folder: Folder, folder: 
     root = nnunet_folder()
     file = next((root / folder).glob("A*"))
     file.with_name(file.name.replace(".nii.gz", ".nrrd")).write_bytes(file.read_bytes())
-    with pytest.raises(DatasetError, match="there twice"):
+    with pytest.raises(DatasetError, match="are the same case"):
         read_dataset(root)
 
 
@@ -264,5 +266,21 @@ def test_no_case_at_all_is_refused(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     for folder in ("imagesTr", "labelsTr"):
         shutil.rmtree(root / folder)
-    with pytest.raises(DatasetError, match="No labelled case"):
+    with pytest.raises(DatasetError, match="no labelled case"):
         read_dataset(root)
+
+
+@pytest.mark.parametrize("name", ["{}.png", "{}_0000.png"])
+def test_a_picture_in_colour_is_a_case_of_three_channels(tmp_path: Path, name: str) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    for case in ("a", "b"):
+        colours = np.random.default_rng(0).integers(0, 255, (6, 7, 3)).astype(np.uint8)
+        Image.fromarray(colours).save(tmp_path / "imagesTr" / name.format(case))
+        Image.fromarray(np.zeros((6, 7), np.uint8)).save(tmp_path / "labelsTr" / f"{case}.png")
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "x": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = read_dataset(tmp_path)
+    for cases in (dataset.cases, find_images(tmp_path / "imagesTr", 3)):
+        listed = [(c.case, len(c.images), c.missing) for c in cases]
+        assert listed == [("a", 1, ()), ("b", 1, ())]

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import CaseFiles, Volume
 from lesionseg.errors import DatasetError
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
@@ -14,7 +14,6 @@ from lesionseg.pipeline.evaluate.reference_cases import of_role, open_reference
 from tests.pipeline.evaluate.test_evaluate_recipe import GEOMETRY, SHAPE, lesions, write_mask
 
 ROLES = {"a": None, "b": None, "c": "test", "d": "test"}
-LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def cases(roles):
@@ -108,28 +107,6 @@ def test_predictions_of_the_test_part_alone(raw, tmp_path, caplog):
     assert evaluate(*where, evaluated_on="train", replicates=5).scores["missing_predictions"] == [
         "b"
     ]
-
-
-def test_a_luna16_folder_is_a_reference(tmp_path):
-    """Two scans, a nodule of 6 mm in the first; the one candidate lies on it."""
-    geometry = Geometry.from_spacing((12, 16, 16), (1.0, 1.0, 1.0))
-    root = tmp_path / "luna16"
-    for scan in ("1.2.3", "1.2.4"):
-        (root / "subset0").mkdir(parents=True, exist_ok=True)
-        air = np.full((1, *geometry.shape), -800, dtype=np.float32)
-        write_volume(root / "subset0" / f"{scan}.mha", Volume(air, geometry))
-    x, y, z = LPS @ geometry.to_mm([(6, 8, 8)])[0]
-    table = f"seriesuid,coordX,coordY,coordZ,diameter_mm\n1.2.3,{x},{y},{z},6.0\n"
-    (root / "annotations.csv").write_text(table)
-    for scan in ("1.2.3", "1.2.4"):
-        found = np.zeros(geometry.shape, dtype=np.uint8)
-        found[5:8, 7:10, 7:10] = scan == "1.2.3"
-        write_mask(tmp_path / "found" / f"{scan}.mha", found, geometry)
-    where = (root, tmp_path / "found", tmp_path / "out")
-    scores = evaluate(*where, preset="luna16", replicates=5).scores
-    assert (scores["n_cases"], scores["n_lesion_free_cases"]) == (2, 1)
-    assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 0)
-    assert scores["provenance"]["convention"] == "luna16"
 
 
 def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path):
