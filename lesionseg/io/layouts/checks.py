@@ -48,8 +48,8 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     if n_files != len(names) and not is_colour(files, len(names)):
         have = ", ".join(file.name for file in files.images)
         raise DatasetError(
-            f"case {files.case!r} does not have one file per channel ({', '.join(names)}) "
-            f"but {have}. Add the file, or train with data.channel_dropout=0.3 where scans may lack a channel."
+            f"case {files.case!r} does not have one file per channel ({', '.join(names)}) but "
+            f"{have}. Add the file, or where scans may lack one train with data.channel_dropout=0.3."
         )
 
 
