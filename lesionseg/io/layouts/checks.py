@@ -49,7 +49,7 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         have = ", ".join(file.name for file in files.images)
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}) but "
-            f"{have}. Add the file, or where scans may lack one train with data.channel_dropout=0.3."
+            f"{have}. Add the file, or where scans lack one train with data.channel_dropout=0.3."
         )
 
 
