@@ -99,7 +99,7 @@ def prepare_image(
     on the plan's grid, the image alone. `look` is called before normalisation, and may not keep
     what it is shown. The plan's further transforms come last. A missing channel is 0 in the end,
     the mean of its scale. Raises `ContentError` when channels or axes are not the plan's,
-    `GeometryError` when the plan's grid would hold more than `limits.max_voxels`.
+    `GeometryError` when the plan's grid would hold more than `max_voxels`.
     """
     kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
     expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
@@ -130,7 +130,7 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
         sizes = " × ".join(map(str, geometry.shape))
         raise GeometryError(
             f"{where or 'image'}: would have {sizes} voxels on the plan's grid, above "
-            f"limits.max_voxels={limits().max_voxels}. Check the voxel size in the file's header."
+            f"max_voxels={limits().max_voxels}. Check the voxel size in the file's header."
         )
     return read_linear(view, geometry)
 

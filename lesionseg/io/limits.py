@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.core import Geometry
-from lesionseg.errors import ConfigError, GeometryError, LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError
 
 # deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
 # technical notes); rounded up, and small files are let through whatever they claim
@@ -17,7 +17,7 @@ _ALWAYS_ALLOWED_BYTES = 2**20
 
 @dataclass(frozen=True)
 class FileLimits:
-    """What one file may cost. Raises `ConfigError`.
+    """What one file may cost.
 
     `max_voxels`: of one channel, on the file's grid and on the plan's; 8 GiB as float32, and no
     more than indices of 32 bits can count. `spacing_mm`: least and largest, from finer than
@@ -28,15 +28,6 @@ class FileLimits:
     max_voxels: int = 2**31 - 1
     spacing_mm: tuple[float, float] = (1e-3, 100.0)
     read_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "spacing_mm", tuple(self.spacing_mm))
-        if not 1 <= self.max_voxels < 2**31:
-            raise ConfigError(f"limits.max_voxels={self.max_voxels}: not from 1 to 2147483647.")
-        if len(self.spacing_mm) != 2 or not 0 < self.spacing_mm[0] <= self.spacing_mm[1] < math.inf:
-            raise ConfigError(f"limits.spacing_mm={list(self.spacing_mm)}: not least, largest.")
-        if not 0 < self.read_seconds < math.inf:
-            raise ConfigError(f"limits.read_seconds={self.read_seconds}: not above 0.")
 
 
 _limits = FileLimits()
@@ -79,13 +70,13 @@ def check_grid(path: Path, geometry: Geometry) -> Geometry:
     if n_voxels > _limits.max_voxels:
         raise ReadError(
             f"{path}: too many voxels: {n_voxels}, at most {_limits.max_voxels} "
-            "(limits.max_voxels). Check the header, or cut the image into parts."
+            "(max_voxels=). Check the header, or cut the image into parts."
         )
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
         spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
         raise ReadError(
-            f"{path}: impossible voxel size {spacing} mm, expected {low:g} to {high:g} mm "
-            "(limits.spacing_mm). Correct the spacing, and its unit, in the file's header."
+            f"{path}: impossible voxel size {spacing} mm, expected {low:g} to {high:g} mm. "
+            "Correct the spacing, and its unit, in the file's header."
         )
     return geometry
 

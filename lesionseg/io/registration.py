@@ -1,7 +1,5 @@
 """Rigid registration of two scans by SimpleITK, and how well it went."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,6 @@ from lesionseg.errors import GeometryError
 from lesionseg.io.itk import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads a few degrees apart reach 0.95; another body part stays below
-_SHARE_SAMPLED = 0.2
-_BINS = 50
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
 
 
@@ -38,71 +34,47 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     half and whole resolution, from centred centres of mass. One thread and a seed: the same scans
     give the same numbers. Raises `GeometryError` for 2-D scans and failed optimisation.
     """
-    if fixed.geometry.dims != 3 or moving.geometry.dims != 3:
-        raise GeometryError(
-            "Only scans with three axes are registered.",
-            seen=f"{fixed.geometry.dims} and {moving.geometry.dims} axes",
-            remedy="give register=headers.",
-        )
-    first, second = (itk_image(v.array[0].astype(np.float32), v.geometry) for v in (fixed, moving))
-    try:
-        transform, information = _optimised(first, second)
-    except RuntimeError as error:
-        raise GeometryError(
-            "The two scans cannot be registered.",
-            seen=str(error).strip().splitlines()[-1],
-            remedy="check that both show the same body part, or give register=headers.",
-        ) from error
-    # the transform leads from fixed to moving points; lesions go the other way
-    matrix = np.asarray(np.linalg.inv(_matrix(transform)), dtype=np.float64)
-    return Alignment(matrix, information, _foreground_dice(first, second, transform))
-
-
-def _optimised(fixed: Any, moving: Any) -> tuple[Any, float]:
-    """The best transform from fixed to moving points, and its mutual information."""
     import SimpleITK as sitk
 
-    start = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
-    )
+    if fixed.geometry.dims != 3 or moving.geometry.dims != 3:
+        raise GeometryError("Only scans with three axes are registered: give register=headers.")
+    first, second = (itk_image(v.array[0].astype(np.float32), v.geometry) for v in (fixed, moving))
     method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricAsMattesMutualInformation(50)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(_SHARE_SAMPLED, 1)  # samples are jittered: a seed
+    method.SetMetricSamplingPercentage(0.2, 1)  # samples are jittered: a seed
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
-    method.SetInitialTransform(start, inPlace=True)
-    with _one_thread():
-        method.Execute(fixed, moving)
-    return start, -float(method.GetMetricValue())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The metric's sums over several threads differ in their last digits, and steps follow them.
-
-    The method's own number of threads does not reach its metric; the global one does.
-    """
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    # sums over several threads differ in their last digits; the method's own number of threads
+    # does not reach its metric
+    n_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        yield
+        moments = sitk.CenteredTransformInitializerFilter.MOMENTS
+        transform = sitk.CenteredTransformInitializer(
+            first, second, sitk.Euler3DTransform(), moments
+        )
+        method.SetInitialTransform(transform, inPlace=True)
+        method.Execute(first, second)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise GeometryError(
+            f"The two scans cannot be registered ({last}). Check that both show the same body "
+            "part, or give register=headers."
+        ) from error
     finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
-
-
-def _matrix(transform: Any) -> NDArray[np.float64]:
-    """A transform of ITK's millimetres as a matrix `[4, 4]` of RAS millimetres."""
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     moved = np.array([transform.TransformPoint(p.tolist()) for p in corners])
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
-    return np.asarray(_TO_RAS @ matrix @ _TO_RAS)
+    to_moving = np.eye(4)
+    to_moving[:3, :3], to_moving[:3, 3] = (moved[1:] - moved[0]).T, moved[0]
+    # the transform leads from fixed to moving points; lesions go the other way
+    matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), dtype=np.float64)
+    information = -float(method.GetMetricValue())
+    return Alignment(matrix, information, _foreground_dice(first, second, transform))
 
 
 def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:

@@ -49,6 +49,7 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                pipesize=2**20,  # voxels in larger pieces
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         jobs, replies = cast(IO[bytes], _process.stdin), cast(IO[bytes], _process.stdout)

@@ -162,7 +162,7 @@ def test_more_voxels_than_allowed_and_impossible_spacings(tmp_path: Path, suffix
     before = limits()
     try:
         set_limits(FileLimits(max_voxels=24, spacing_mm=(1e-3, 1000)))
-        check_error(path, "too many voxels: 25", "limits.max_voxels")
+        check_error(path, "too many voxels: 25", "max_voxels")
         set_limits(FileLimits(max_voxels=25, spacing_mm=(1e-3, 1000)))
         assert read_volume(path).geometry.shape == shape
     finally:

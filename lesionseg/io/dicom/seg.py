@@ -76,7 +76,6 @@ class SourceSeries:
 
     @property
     def is_radiograph(self) -> bool:
-        """Whether it is one image without a third axis."""
         return not self.slices
 
     def uid(self, *parts: object) -> str:
@@ -173,8 +172,8 @@ def write_segmentation(
             hd.seg.SegmentDescription(
                 segment_number=n,
                 segment_label=name,
-                segmented_property_category=category(hd),
-                segmented_property_type=lesion(hd),
+                segmented_property_type=lesion_codes(hd)[0],
+                segmented_property_category=lesion_codes(hd)[1],
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
                 tracking_id=tracking,
@@ -220,14 +219,10 @@ def tracking_name(candidate: Candidate, labels: Mapping[int, str]) -> str:
     return f"{_name(labels, candidate.label)} {candidate.id}"
 
 
-def category(hd: Any) -> Any:
-    """The code of what a lesion is a kind of."""
-    return hd.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
-
-
-def lesion(hd: Any) -> Any:
-    """The code of a lesion."""
-    return hd.sr.CodedConcept("52988006", "SCT", "Lesion")
+def lesion_codes(hd: Any) -> tuple[Any, Any]:
+    """The codes of a lesion, and of what it is a kind of."""
+    kind = hd.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+    return hd.sr.CodedConcept("52988006", "SCT", "Lesion"), kind
 
 
 def require_highdicom() -> Any:

@@ -14,8 +14,7 @@ from lesionseg.io.dicom.seg import (
     ResultOrigin,
     SourceSeries,
     WrittenSegmentation,
-    category,
-    lesion,
+    lesion_codes,
     made_up_uid,
     making,
     require_highdicom,
@@ -159,8 +158,8 @@ def _report(
         return kind(
             **place(candidate),
             tracking_identifier=tracked(tracking_name(candidate, labels)),
-            finding_type=lesion(hd),
-            finding_category=category(hd),
+            finding_type=lesion_codes(hd)[0],
+            finding_category=lesion_codes(hd)[1],
             algorithm_id=algorithm(),
             measurements=measurements(candidate),
             qualitative_evaluations=change,
@@ -173,7 +172,7 @@ def _report(
         groups = [
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=tracked("accepted candidates"),
-                finding_type=lesion(hd),
+                finding_type=lesion_codes(hd)[0],
                 algorithm_id=algorithm(),
                 measurements=[count],
             )
