@@ -87,20 +87,19 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
     """Raise `ConfigError` when the architecture's tables do not fit each other or `dims`."""
     n = len(architecture.features)
     tables = (*architecture.strides, *architecture.kernels)
-    rules = {
-        "at least one stage": n >= 1,
-        "one stride and one kernel per stage": (len(architecture.strides), n)
-        == (n, len(architecture.kernels)),
-        f"{dims} numbers per stride and kernel": all(len(row) == dims for row in tables),
-        "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
-        "at least one block a stage": architecture.blocks >= 1,
-        "one number of encoder blocks per stage, or none": len(architecture.encoder_blocks)
-        in (0, n),
-        "1 to as many supervised levels as stages": 1 <= architecture.n_supervised <= n,
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ConfigError(f"The architecture needs {rule}: {architecture}.")
+    fits = (
+        n == len(architecture.strides) == len(architecture.kernels) >= 1
+        and all(len(row) == dims for row in tables)
+        and all(k % 2 == 1 for row in architecture.kernels for k in row)
+        and architecture.blocks >= 1
+        and len(architecture.encoder_blocks) in (0, n)
+        and 1 <= architecture.n_supervised <= n
+    )
+    if not fits:
+        raise ConfigError(
+            f"The architecture's tables do not fit each other and {dims} axes (kernels are odd, "
+            f"1 to {n} levels are supervised): {architecture}."
+        )
 
 
 def check_input(shape: Sequence[int], stride: Sequence[int]) -> None:

@@ -89,10 +89,7 @@ class DetectionHead(nn.Module):
     deltas `[B, n, 2·dims]` of all levels' anchors, in fp32. A level's map is first brought to
     `width` channels; the towers (GroupNorm, ReLU) are the same weights at all levels. The class
     bias starts at the prior (Lin et al. 2017, section 3.3). The last layers are 1×1 where the paper
-    has 3×3: with so few outputs these cost as much as a tower on a processor. One convolution a
-    tower, where the paper has four, since the decoder has already convolved every level twice:
-    with two a training step takes 1.17 times as long (3-D, 2 × 64³, one core; one convolution for
-    both towers and a grouped one after it, likewise; channels-last in bf16, 1.7 times).
+    has 3×3: with so few outputs these cost as much as a tower on a processor.
     """
 
     def __init__(
@@ -151,11 +148,3 @@ class DetectorOutput:
     class_logits: Float[Tensor, "b n k"]
     box_deltas: Float[Tensor, "b n two_d"]
     segmentation: tuple[Tensor, ...] = ()
-
-    def tile(self, number: int) -> "DetectorOutput":
-        """The output of one tile, as a batch of one and without its voxels."""
-        return self.tiles(slice(number, number + 1))
-
-    def tiles(self, rows: slice) -> "DetectorOutput":
-        """The output of some tiles, without their voxels."""
-        return DetectorOutput(self.class_logits[rows], self.box_deltas[rows])

@@ -114,5 +114,5 @@ def test_its_cost_counts_its_convolutions() -> None:
 
 def test_a_table_of_another_length_is_refused() -> None:
     plan = plan_of(2)
-    with pytest.raises(ConfigError, match="encoder blocks per stage"):
+    with pytest.raises(ConfigError, match="tables do not fit"):
         build_network(plan.with_(architecture=replace(plan.architecture, encoder_blocks=(1, 2))))

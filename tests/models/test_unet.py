@@ -166,19 +166,19 @@ def test_instance_norm_equals_torchs(dims, last, noise):
 
 
 @pytest.mark.parametrize(
-    ("change", "rule"),
+    "change",
     [
-        ({"features": (4, 8)}, "one stride and one kernel per stage"),
-        ({"kernels": ((3, 3),) * 3}, "3 numbers per stride and kernel"),
-        ({"kernels": ((4, 4, 4),) * 3}, "odd kernels"),
-        ({"blocks": 0}, "at least one block"),
-        ({"n_supervised": 4}, "supervised levels"),
+        {"features": (4, 8)},
+        {"kernels": ((3, 3),) * 3},
+        {"kernels": ((4, 4, 4),) * 3},
+        {"blocks": 0},
+        {"n_supervised": 4},
     ],
 )
-def test_tables_that_do_not_fit_are_refused(change, rule):
+def test_tables_that_do_not_fit_are_refused(change):
     good = architecture()
     bad = Architecture(**{**{f: getattr(good, f) for f in good.__dataclass_fields__}, **change})
-    with pytest.raises(ConfigError, match=rule):
+    with pytest.raises(ConfigError, match="tables do not fit"):
         UNet(3, 1, bad, (-4.0,))
 
 

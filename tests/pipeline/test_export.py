@@ -25,6 +25,7 @@ from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.window import predict_probabilities
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.pipeline.export import export
 from lesionseg.plan.plan import Activation, AnchorPlan, FocalLink, Normalisation, Plan
 
@@ -130,7 +131,9 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(
     for i, (scores, boxes) in enumerate(zip(*session.run(names, {"image": tiles}), strict=True)):
         assert list(scores.shape) == note["boxes"]["scores"]["shape"][1:]
         collector = BoxCollector(TileGrid(planned.tile_shape, planned.tile_shape, 0.0), planned)
-        collector.add(output.tile(i), [0], ())
+        row = slice(i, i + 1)
+        tile = DetectorOutput(output.class_logits[row], output.box_deltas[row])
+        collector.add(tile, [0], ())
         own = collector.finish()
         best = np.unravel_index(scores.argmax(), scores.shape)
         assert own.scores[0] == pytest.approx(scores[best], abs=1e-5)
