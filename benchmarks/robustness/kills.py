@@ -1,23 +1,16 @@
 """Commands killed at random moments and started again: do they end as if nothing had happened?
 
     python benchmarks/robustness/kills.py --kills 40 --folder DIR  # goes on where it was
-    python benchmarks/robustness/kills.py --kills 0 --full 1 --commands predict
 
 Each command runs in a process that gets SIGKILL after a random time of the processor, and again,
 until it ends by itself. Its files must then be those of an undisturbed run, byte for byte, and no
 other may lie there. Columns and lines of times are left out; a file that two undisturbed runs still
 do not write alike need only be there.
 
-With `--full N` the disk is full at each N-th write: a file that Python opens for writing stays
-empty, one that it adds to gets half a line. Every other time all later writes of the process fail,
-too. The command must say so in a sentence, leave nothing half-written, and end alike when begun
-again; what it calls a success must be one.
-
 The last line is JSON; exit status 1 when a promise was broken.
 """
 
 import argparse
-import errno
 import importlib
 import json
 import os
@@ -29,10 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -50,10 +40,10 @@ TIMES = ("seconds", "minutes", "peak_memory_mb")
 WITH_TIMES = ("run/tune.html",)  # which say them in words
 # in the order in which each finds what it needs; {0} is the folder of the data
 COMMANDS = {
-    "train": f"data.root={{0}}/raw run_dir=run replicates=20 report.pdf=false {SMALL}",
+    "train": f"data.root={{0}}/raw run_dir=run report.pdf=false {SMALL}",
     "prepare": f"data.root={{0}}/raw run_dir=run {SMALL}",
     "predict": "bundle={0}/train/calm/run/bundle input={0}/raw/imagesTr output=out "
-    "save_probabilities=uint8",
+    "save_probabilities=true",
     "evaluate": "reference={0}/raw/labelsTr prediction={0}/predict/calm/out output=out "
     "replicates=200",
     "follow": "before={0}/visits/before after={0}/visits/after output=out "
@@ -62,23 +52,18 @@ COMMANDS = {
     "report": "scores={0}/evaluate/calm/out images={0}/raw/imagesTr output=out",
     "tune": f"data.root={{0}}/raw run_dir=run tune.n_trials=2 {SMALL}",
 }
-WRITING = os.O_WRONLY | os.O_RDWR
-
-# of a generator of random numbers and the most kills: how many, and what differs afterwards
-Round = Callable[[random.Random, int], tuple[int, list[str]]]
 
 
 def main() -> None:
     """Kill each command so many times, and print what became of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--full", type=int, default=0, help="a full disk at each so manieth write")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in COMMANDS:  # once, for all the processes that are forked from this one
-        importlib.import_module(f"lesionseg.pipeline.{name}.recipe")
+        importlib.import_module(f"lesionseg.pipeline.{name}")
     with tempfile.TemporaryDirectory() as temporary:
         root = (options.folder or Path(temporary)).resolve()
         write_data(root)
@@ -86,9 +71,6 @@ def main() -> None:
             undisturbed(root, name)
         rows = [kill(root, name, options.kills) for name in options.commands]
         held = all(row["same"] == row["kills"] for row in rows)
-        for row in rows if options.full else ():
-            row["full"] = [not wrong for wrong in full_disks(root, row["command"], options.full)]
-            held &= all(row["full"])
     print(json.dumps({"bench": "kills", "rows": rows}))
     sys.exit(not held)
 
@@ -126,11 +108,8 @@ def processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
-    """Run a command in a process of its own, in `folder`; what it says is added to `log` there.
-
-    At write number `full_at` its disk is full; then `full` lies beside the folder.
-    """
+def start(root: Path, name: str, folder: Path) -> int:
+    """Run a command in a process of its own, in `folder`; what it says is added to `log` there."""
     folder.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
@@ -138,8 +117,6 @@ def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
         try:
             os.chdir(folder)
             log = os.open("log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-            if full_at:
-                refuse_writes(folder, full_at)
             os.dup2(log, 1)
             os.dup2(log, 2)
             status = run(name.partition("-")[0], COMMANDS[name].format(root).split())
@@ -151,26 +128,18 @@ def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
 
 
 def kill(root: Path, name: str, n: int) -> dict[str, object]:
-    """Kill a command `n` times in as many rounds as it takes."""
+    """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
     longest = 1.2 * float((root / name / "seconds.txt").read_text())
 
-    def once(draw: random.Random, most: int) -> tuple[int, list[str]]:
-        n_killed = 0
-        while n_killed < most and killed(root, name, draw.uniform(0, longest)):
-            n_killed += 1
-        os.waitpid(start(root, name, root / name / "killed"), 0)
-        return n_killed, differences(root / name)
-
-    return tally_of(root, name, n, once)
-
-
-def tally_of(root: Path, name: str, n: int, once: Round) -> dict[str, object]:
-    """Rounds of a command until `n` kills; the tally is kept in `tally.json`."""
     file, folder = root / name / "tally.json", root / name / "killed"
     tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
     while tally["kills"] < n:
         shutil.rmtree(folder, ignore_errors=True)
-        n_killed, wrong = once(random.Random(tally["rounds"]), n - tally["kills"])
+        draw, n_killed = random.Random(tally["rounds"]), 0
+        while tally["kills"] + n_killed < n and killed(root, name, draw.uniform(0, longest)):
+            n_killed += 1
+        os.waitpid(start(root, name, folder), 0)
+        wrong = differences(root / name)
         tally["rounds"] += 1
         tally["kills"] += n_killed
         tally["same"] += 0 if wrong else n_killed
@@ -190,52 +159,6 @@ def killed(root: Path, name: str, after_s: float) -> bool:
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def refuse_writes(folder: Path, number: int) -> None:
-    """From that write on, counted from 1, the disk is full; where the number is odd, then alone."""
-    numbers, opened = count(1), []
-
-    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event != "open" or isinstance(arguments[0], int) or not arguments[2] & WRITING or opened:
-            return
-        path = Path(os.fsdecode(arguments[0])).resolve()
-        if not path.is_relative_to(folder):
-            return
-        at = next(numbers)
-        if at == number or (at > number and number % 2 == 0):
-            opened.append(path)  # so that this hook lets itself write
-            (folder.parent / "full").touch()
-            if not arguments[2] & os.O_EXCL:
-                half = os.open(path, arguments[2] | os.O_CREAT, 0o600)
-                os.write(half, b"1," if arguments[2] & os.O_APPEND else b"")
-                os.close(half)
-            opened.clear()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    sys.addaudithook(refuse)
-
-
-def full_disks(root: Path, name: str, every: int) -> Iterator[list[str]]:
-    """Fill the disk at each of these writes and begin again; what was wrong, each time."""
-    folder, full = root / name / "killed", root / name / "full"
-    for full_at in count(1, every):
-        shutil.rmtree(folder, ignore_errors=True)
-        full.unlink(missing_ok=True)
-        status = os.waitpid(start(root, name, folder, full_at), 0)[1]
-        if not full.exists():
-            return
-        said, halves = (folder / "log").read_text(), list(folder.rglob(atomic.HALF))
-        wrong = [str(half) for half in halves] + ["a traceback"] * ("Traceback" in said)
-        early = () if status else differences(root / name)
-        wrong += [f"a success: {what}" for what in early if "cache/facts" not in what]
-        os.waitpid(start(root, name, folder), 0)
-        wrong += differences(root / name)
-        if wrong:
-            shutil.rmtree(kept := folder.with_name(f"full{full_at}"), ignore_errors=True)
-            folder.rename(kept)
-        print(f"{name} full at write {full_at}", *wrong, sep="\n  ", flush=True)
-        yield wrong
 
 
 def differences(folder: Path) -> list[str]:
