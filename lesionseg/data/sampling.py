@@ -30,15 +30,13 @@ class SamplingSettings:
     """The mix of tiles.
 
     round(`lesion_share` · n) of n tiles hold a lesion; the others are background from any case,
-    with `avoid_lesions` free of lesions where ten draws find such a place. Lesions are chosen
-    equally often, or in proportion to voxels^−`size_weight`. The lesions of one patient (group)
-    fill at most `patient_cap` times an equal share of the patients with lesions, or one with 500
-    lesions would outweigh 500 with one; None: whatever they fill.
+    free of lesions where ten draws find such a place. Lesions are chosen equally often, whatever
+    their size. But those of one patient (group) fill at most `patient_cap` times an equal share of
+    the patients with lesions, or one with 500 lesions would outweigh 500 with one; None: whatever
+    they fill.
     """
 
     lesion_share: float = 0.5
-    size_weight: float = 0.0
-    avoid_lesions: bool = True
     patient_cap: float | None = 4.0
 
     def __post_init__(self) -> None:
@@ -82,10 +80,9 @@ class TileSampler:
         self._tables = [case.lesions for case in self.cases]
         # lesions are counted through all cases: those of case i from _first[i] on
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
-        voxels = np.concatenate([table.voxels for table in self._tables]).astype(np.float64)
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
-        self._weights = voxels ** -float(settings.size_weight)
+        self._weights = np.ones(len(self._groups))
         if settings.patient_cap is not None:
             self._weights = capped(self._weights, self._groups, settings.patient_cap)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
@@ -137,8 +134,10 @@ class TileSampler:
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
             start = self._anywhere(case, rng)
-            clear = not (self.settings.avoid_lesions and self._meets_lesion(start, case))
-            if clear and self.cases[case].valid_seeds != ():
+            # first − tile < start < stop along every axis, as one comparison
+            reach = np.array((*start, *(-s for s in start)))
+            meets_lesion = (self._reach(case) < reach).all(axis=1).any()
+            if not meets_lesion and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
 
@@ -149,11 +148,6 @@ class TileSampler:
             return self._around(case, seeds[rng.below(len(seeds))], rng)
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
-
-    def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
-        # first − tile < start < stop along every axis, as one comparison
-        reach = np.array((*start, *(-s for s in start)))
-        return bool((self._reach(case) < reach).all(axis=1).any())
 
     def _reach_of(self, case: int) -> NDArray[np.int64]:
         """Where tiles that meet the lesions begin: the last place before, and minus the end."""
