@@ -60,12 +60,3 @@ def test_configured_transforms_are_called(
     assert calls(later) == []
     assert run("predict", [*scans, "trust=true"]) == 0
     assert calls(later) == ["image 4"] * 4
-
-
-def test_the_chain_by_monai_trains(tmp_path: Path) -> None:
-    raw, folder = tmp_path / "raw", tmp_path / "run"
-    write_mri_phantoms(raw, 4, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
-    overrides = [f"data.root={raw}", f"run_dir={folder}", *SMALL, "augment=monai"]
-    steps = ["trainer.max_steps=2", "model.tile_shape=[16,16,16]"]
-    assert run("train", [*overrides, *steps]) == 0
-    assert (folder / "bundle" / "plan.json").is_file()
