@@ -222,7 +222,6 @@ class EvaluateConfig(Command):
     compare: str | None
     margin: Share | None
     adjudication: str | None
-    images: str | None
     columns: str | None
     zones: str | None
     subgroups: tuple[str, ...] | None

@@ -48,9 +48,8 @@ from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
-from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import judge_predicted
-from lesionseg.pipeline.judging.role_steps import Rules, labelled
+from lesionseg.pipeline.score import Rules, labelled, score_predicted
+from lesionseg.pipeline.select import ChoiceSettings
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
@@ -293,7 +292,7 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    return judge_predicted(found, run, RULES).scores
+    return score_predicted(found, run, RULES).scores
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
@@ -316,16 +315,15 @@ def judge(setting: Setting, folder: Path) -> dict[str, Any]:
     scores = judge_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
-        "match_rule": scores["match_rule"],
+        "preset": scores["preset"],
         "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "recall": scores["lesion_recall"]["value"],
-        "false_positives_per_case": scores["false_positives_per_case"],
+        "false_positives_per_case": scores["false_positives_per_case"]["value"],
         "dice_accepted": scores["dice"]["mean"],
         **voxel_dice(folder, setting.judged, setting.found.dataset),
-        "average_precision": scores["average_precision"],
-        "cpm": scores["cpm"],
+        "average_precision": scores["average_precision"]["value"],
+        "cpm": scores["cpm"]["value"],
         "panoptic_quality": scores["panoptic_quality"]["value"],
-        "matched_lesion_dice": scores["matched_lesion_dice"]["value"],
         "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
         "n_cases": scores["n_cases"],
         "lesions": lesions_found(folder),

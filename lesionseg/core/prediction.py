@@ -11,16 +11,15 @@ from pydantic import Field
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
 
-CalibrationKind = Literal["platt", "isotonic"]
+CalibrationKind = Literal["platt"]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Score to probability, by the logit x of the score.
 
-    `platt`: 1 / (1 + exp(−(`intercept` + `slope`·x))). `isotonic`: linear between the `knots`
-    (ascending logits) and their `probabilities`, flat beyond. `fitted_on`: the role of the cases it
-    was fitted on, `validation` or `out-of-fold`; `n_true` and `n_false`: their candidates.
+    `platt`: 1 / (1 + exp(−(`intercept` + `slope`·x))). `fitted_on`: the role of the cases it was
+    fitted on, `validation` or `out-of-fold`; `n_true` and `n_false`: their candidates.
 
     >>> Calibration("platt", intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
     [0.25, 0.5]
@@ -29,8 +28,6 @@ class Calibration:
     kind: CalibrationKind
     intercept: float = 0.0
     slope: float = 1.0
-    knots: tuple[float, ...] = ()
-    probabilities: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     fitted_on: str | None = None
     n_true: Annotated[int, Field(ge=0)] = 0
     n_false: Annotated[int, Field(ge=0)] = 0
@@ -38,8 +35,6 @@ class Calibration:
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """The chance of being a lesion of each score in [0, 1]."""
         x = logit(scores)
-        if self.kind == "isotonic":
-            return np.interp(x, self.knots, self.probabilities)
         return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * x, -500, 500)))
 
 
@@ -119,10 +114,7 @@ class OperatingPoint:
     that resample groups. The `expected_` ones are what the same choice gives where it may not look:
     every fold accepted by the score that the others choose. `attainable_recall` is the highest
     recall that any score gave. `confidence`: the chance that as many new cases give no more false
-    positives per case than the name says; None where the observed rate was taken. `match_rule`: how
-    candidates were matched to lesions where it was chosen; None where nobody recorded it.
-    `count_error` and `volume_error`: how far a case's lesions may lie from what is accepted
-    (`evaluation.statistics.burden`), None where that is not known.
+    positives per case than the name says; None where the observed rate was taken.
     """
 
     name: str
@@ -137,9 +129,6 @@ class OperatingPoint:
     attainable_recall: float | None = None
     expected_false_positives_per_case_ci95: tuple[float, float] | None = None
     confidence: float | None = None
-    match_rule: str | None = None
-    count_error: float | None = None
-    volume_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,19 @@
-"""Judge predictions against references: matching, overlap, curves, intervals, scores.
+"""Compare predictions with references: matching, overlap, curves, intervals, scores.
 
-Knows neither networks nor files: results in, numbers out.
+Knows neither networks nor file formats: predictions and references in, numbers and tables out.
 """
 
-from lesionseg.evaluation.one_case import MatchedCase, evaluate_case, match_case
-from lesionseg.evaluation.presets import PRESETS, Criterion, Preset, find_preset
-from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult
+from lesionseg.evaluation.cases import (
+    CandidateResult,
+    CaseResult,
+    LesionResult,
+    MatchedCase,
+    evaluate_case,
+    match_case,
+)
+from lesionseg.evaluation.criteria import PRESETS, Criterion, Preset, find_preset
+from lesionseg.evaluation.operating_point import choose
 from lesionseg.evaluation.scores import summarise
-from lesionseg.evaluation.statistics.operating_point import choose
 
 __all__ = [
     "PRESETS",

@@ -16,8 +16,7 @@ from scipy.special import ndtri
 from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import require
-from lesionseg.evaluation.case.overlap_table import overlap_table
-from lesionseg.evaluation.table_row import Ids, TableRow
+from lesionseg.evaluation.matching import overlap_table
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
@@ -63,7 +62,7 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LesionChange(TableRow):
+class LesionChange:
     """One line of changes.csv: one lesion, or those that merged or split.
 
     `lesion_before` and `lesion_after` are ids; volumes and diameters are of all of them together,
@@ -75,8 +74,8 @@ class LesionChange(TableRow):
 
     case: str
     label: int
-    lesion_before: Ids
-    lesion_after: Ids
+    lesion_before: tuple[int, ...]
+    lesion_after: tuple[int, ...]
     state: State
     accepted: bool
     score: float | None = None

@@ -1,45 +1,53 @@
 """scores.json: every number of an evaluation, from the results of its cases.
 
-What is undefined is null. Numbers with an interval are mappings and carry their own `reason`; the
-reasons of plain ones stand in `reasons`, their intervals in `ci95`, under the number's key.
+A number is a mapping of `value` (a mean over cases: `mean` and `median`) and `ci95`; where one of
+them is null, `reason` says why.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lesionseg.core import OperatingPoint, joint_unit
-from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.case.region_parts import REGION_LABEL
-from lesionseg.evaluation.presets import Preset
-from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.rows import region_names
-from lesionseg.evaluation.statistics.estimates import as_list
-from lesionseg.evaluation.statistics.further_scores import detail_numbers
-from lesionseg.evaluation.statistics.pooled import PooledResults
-from lesionseg.evaluation.statistics.score_parts import PointScores
-from lesionseg.evaluation.statistics.subgroups import (
-    Columns,
-    LesionColumns,
-    subgroup_numbers,
-    zone_numbers,
+from lesionseg.evaluation import curves
+from lesionseg.evaluation.by_size import NO_LESION, recall_by_size, size_curve
+from lesionseg.evaluation.calibration import describe_calibration
+from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
+from lesionseg.evaluation.curves import Pool, sums_by_group
+from lesionseg.evaluation.intervals import (
+    Z95,
+    Estimate,
+    Statistic,
+    Weights,
+    bootstrap,
+    draw_groups,
+    proportion,
+    rate,
+    ratio,
 )
+from lesionseg.evaluation.subgroups import ZONE, Columns, Members, find_subgroups
 
 _log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
-READ_VERSIONS = (1, 2)  # version 1 differs in the default match rule alone
-_EXPECTED = (
-    "expected_recall",
-    "expected_false_positives_per_case",
-    "expected_false_positives_per_case_ci95",
-    "attainable_recall",
-    "confidence",
-    "match_rule",
-)
+SCHEMA_VERSION = 3
+MIN_CASES_FOR_CPM = 8  # 1/8 false positive per case cannot be seen in fewer
 DEVELOPMENT_ROLES = ("train", "validation")
+NO_CASE = "there is no case"
+NO_LESION_FREE_CASE = "there is no lesion-free case"
+NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
+NOTHING_ACCEPTED = "no accepted candidate was counted"
+NO_VOLUME = "an image of two axes has no volume"
+UNSCORED = "the candidates have no scores, and a score is never invented"
+TOO_FEW_CASES_FOR_CPM = "1/8 false positives per case cannot be seen in fewer than 8 cases"
+ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
+BOXES = "boxes have no voxels to compare"
+NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
 
 def summarise(
@@ -55,15 +63,14 @@ def summarise(
     provenance: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     subgroups: Sequence[str] | None = None,
-    lesion_columns: LesionColumns | None = None,
 ) -> dict[str, Any]:
-    """The content of scores.json, as DESIGN's contract and docs/evaluation.md describe it.
+    """The content of scores.json, as docs/evaluation.md describes it.
 
     No result at all gives nulls throughout.
 
     Args:
         results: one per case.
-        preset: the match rule that they were judged by.
+        preset: the match rule that they were matched by.
         evaluated_on: the role of the cases.
         operating_point: None for the one that all predictions state; bare masks have none.
         labels: names of label values; others are named by their value.
@@ -73,131 +80,325 @@ def summarise(
         provenance: versions and hashes, copied.
         columns: what a table says of each case, by case and column; `slice_spacing_mm` is added.
         subgroups: the columns to divide by; None for all that divide.
-        lesion_columns: what a table says of each lesion, by case and lesion id.
     """
-    summary = PooledResults.of(results, preset, replicates, seed)
-    plain = {**summary.detection_numbers(), **summary.curve_numbers()}
-    reasons = {key: number.reason for key, number in plain.items() if number.reason}
-    froc = summary.froc()
-    if froc is None:
-        reasons["froc"] = (edge_cases.NO_LESION if summary.scored else edge_cases.UNSCORED).reason
-    details = detail_numbers(summary)
-    if not details["recall_by_size_and_contrast"]:
-        reasons["recall_by_size_and_contrast"] = edge_cases.NO_IMAGE.reason
-    spaced = _with_spacing(results, columns or {})
-    parts = subgroup_numbers(summary, spaced, subgroups, lesion_columns) + zone_numbers(summary)
-    if not parts:
-        reasons["subgroups"] = edge_cases.NO_SUBGROUP.reason
+    whole = Summary(results, preset, replicates, seed)
+    spaced = {
+        r.case: {"slice_spacing_mm": f"{r.slice_spacing_mm:g}", **(columns or {}).get(r.case, {})}
+        if r.slice_spacing_mm is not None
+        else (columns or {}).get(r.case, {})
+        for r in results
+    }
     point = _operating_point(results, operating_point, evaluated_on)
-    if point["score"] is None:
-        reasons["operating_point.score"] = edge_cases.NO_OPERATING_POINT.reason
     return {
         "schema_version": SCHEMA_VERSION,
         "evaluated_on": evaluated_on,
         "preset": preset.name,
-        "match_rule": preset.match_rule,
-        **summary.counts(),
-        "dice": summary.overlap("dice"),
-        "surface_dice": {
-            **summary.overlap("surface_dice"),
-            "tolerance_mm": preset.surface_tolerance_mm,
-        },
-        "hd95_mm": summary.distance(),
-        "lesion_recall": summary.recall().to_json(),
-        **{key: number.value for key, number in plain.items()},
-        "recall_by_size": summary.recall_by_size(),
-        **details,
-        "subgroups": parts,
+        **whole.counts(),
+        **whole.numbers(),
+        "recall_by_size": recall_by_size(results, whole.groups, preset.size_edges_mm),
+        "size_curve": size_curve(results, whole.groups, whole.draws),
         "size_unit": joint_unit(r.unit for r in results),
-        "froc": froc,
+        "calibration": describe_calibration(results) if whole.scored else {"reason": UNSCORED},
         "operating_point": point,
-        "other_criteria": summary.other_criteria(),
-        "false_positives": summary.false_positives(),
-        "splits": sum(r.splits for r in results),
-        "merges": sum(r.merges for r in results),
-        "per_label": _per_label(summary, labels or {}),
-        "per_region": {
-            name: _one_region(
-                PooledResults.of(
-                    [r.regions[name] for r in results if name in r.regions],
-                    preset,
-                    replicates,
-                    seed,
-                )
-            )
-            for name in region_names(results)
-        },
-        "missing_predictions": [r.case for r in results if r.status == "missing"],
+        "other_criteria": whole.other_criteria(),
+        "subgroups": [
+            whole.subgroup(members) for members in find_subgroups(results, spaced, subgroups)
+        ],
+        "per_label": _per_label(whole, labels or {}),
         "split_is_group_safe": split_is_group_safe,
-        "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
-        "reasons": reasons,
+        "missing_predictions": [r.case for r in results if r.status == "missing"],
         "provenance": {
             **(provenance or {}),
             "preset": json.loads(json.dumps(asdict(preset))),  # lists, as when read back
-            "bootstrap": {
-                "replicates": replicates,
-                "seed": seed,
-                "undefined": {k: n.n_undefined for k, n in plain.items() if n.n_undefined},
-            },
+            "bootstrap": {"replicates": replicates, "seed": seed},
         },
     }
 
 
-def _per_label(summary: PooledResults, labels: Mapping[int, str]) -> dict[str, Any]:
-    seen = {x.label for r in summary.results for x in r.lesions}
-    seen |= {c.label for r in summary.results for c in r.candidates}
-    return {
-        labels.get(label, str(label)): _one_label(summary.of_label(label), label)
-        for label in sorted(seen | set(labels))
-    }
+class Summary:
+    """The numbers of some cases; every interval resamples the same groups."""
+
+    def __init__(
+        self, results: Sequence[CaseResult], preset: Preset, replicates: int, seed: int
+    ) -> None:
+        self.results, self.preset, self.seed = results, preset, seed
+        self.pool = Pool.of(results)
+        self.groups = self.pool.groups
+        self.draws = draw_groups(len(self.groups), replicates, np.random.default_rng(seed))
+        self.scored = all(r.scored for r in results)
+
+    def part(self, results: Sequence[CaseResult]) -> "Summary":
+        """The same of other results."""
+        return Summary(results, self.preset, len(self.draws), self.seed)
+
+    def sums(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """A value by case, summed by group."""
+        return sums_by_group(self.groups, self.results, values)
+
+    def counts(self) -> dict[str, int]:
+        """The counts of cases, lesions and candidates."""
+        n_lesions = sum(len(r.lesions) for r in self.results)
+        n_found = sum(r.n_detected for r in self.results)
+        return {
+            "n_cases": len(self.results),
+            "n_groups": len(self.groups),
+            "n_lesion_free_cases": sum(r.is_lesion_free for r in self.results),
+            "n_lesions": n_lesions,
+            "n_candidates": sum(len(r.candidates) for r in self.results),
+            "n_true_positive": n_found,
+            "n_false_positive": sum(r.n_outcome("false_positive") for r in self.results),
+            "n_missed": n_lesions - n_found,
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number that has an interval."""
+        overlap = {
+            name: self.mean_share([getattr(r, name) for r in self.results])
+            for name in ("dice", "surface_dice")
+        }
+        overlap["surface_dice"]["tolerance_mm"] = self.preset.surface_tolerance_mm
+        n_undefined = sum(bool(r.lesions) and r.hd95_mm is None for r in self.results)
+        distance = self._mean([r.hd95_mm for r in self.results], "bootstrap")
+        free = [r.is_lesion_free for r in self.results]
+        n_false = [r.n_outcome("false_positive") for r in self.results]
+        false = self.sums([f * n for f, n in zip(free, n_false, strict=True)])
+        clean = self.sums([f and n == 0 for f, n in zip(free, n_false, strict=True)])
+        estimates = {
+            "lesion_recall": self.recall(),
+            "lesion_precision": self.precision(),
+            "lesion_f1": self.f1(),
+            "false_positives_per_case": self.false_positives_per_case(),
+            "false_positives_per_lesion_free_case": rate(
+                false, self.sums(free), NO_LESION_FREE_CASE
+            ),
+            "specificity": proportion(clean, self.sums(free), NO_LESION_FREE_CASE),
+            "cpm": self.cpm(),
+            "average_precision": self.average_precision(),
+            "case_auroc": self.case_auroc(),
+            "panoptic_quality": self.panoptic_quality(),
+        }
+        return {
+            **overlap,
+            "hd95_mm": {**distance, "n_undefined": n_undefined},
+            **{name: one.to_json() for name, one in estimates.items()},
+            "froc": self.froc(),
+            "lesion_load": self.lesion_load(),
+        }
+
+    def recall(self) -> Estimate:
+        """Share of the lesions found at the operating point."""
+        found = self.sums([r.n_detected for r in self.results])
+        return proportion(found, self.pool.lesions_by_group, NO_LESION)
+
+    def precision(self) -> Estimate:
+        """Share of the accepted candidates, ignored ones aside, that lie in a lesion."""
+        hits, false = (
+            self.sums([r.n_outcome(outcome) for r in self.results])
+            for outcome in ("true_positive", "false_positive")
+        )
+        return proportion(hits, hits + false, NOTHING_ACCEPTED)
+
+    def f1(self) -> Estimate:
+        """2·found / (found + lesions + false positives)."""
+        lesions = self.pool.lesions_by_group
+        found = self.sums([r.n_detected for r in self.results])
+        false = self.sums([r.n_outcome("false_positive") for r in self.results])
+        statistic = ratio(2 * found, found + lesions + false)
+        return bootstrap(statistic, self.draws, lesions, NO_LESION, len(self.results))[0]
+
+    def false_positives_per_case(self) -> Estimate:
+        """False positives over all cases, lesion-free or not."""
+        false = self.sums([r.n_outcome("false_positive") for r in self.results])
+        return rate(false, self.pool.cases_by_group, NO_CASE)
+
+    def ratio(
+        self, above: NDArray[np.float64], below: NDArray[np.float64], undefined: str
+    ) -> Estimate:
+        """Σabove/Σbelow of sums by group."""
+        return bootstrap(ratio(above, below), self.draws, below, undefined, len(self.results))[0]
+
+    def mean_share(self, values: Sequence[float | None]) -> dict[str, Any]:
+        """Mean and median of the defined values of cases, which lie between 0 and 1."""
+        return self._mean(values, "wilson")
+
+    def _mean(self, values: Sequence[float | None], method: str) -> dict[str, Any]:
+        defined = [v for v in values if v is not None]
+        counted = self.sums([v is not None for v in values])
+        total = self.sums([v or 0.0 for v in values])
+        if method == "wilson":
+            estimate = proportion(total, counted, NO_MASKED_CASE, least_deff=0.0)
+        else:
+            estimate = self.ratio(total, counted, NO_MASKED_CASE)
+        median = float(np.median(defined)) if defined else None
+        return {**estimate.to_json("mean"), "median": median, "n": len(defined)}
+
+    def _of_curve(self, statistic: Statistic) -> list[Estimate]:
+        items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
+        support = self.pool.lesions_by_group
+        return bootstrap(statistic, self.draws, support, NO_LESION, items)
+
+    def cpm(self) -> Estimate:
+        """Mean recall of the FROC at the preset's rates."""
+        if not self.scored:
+            return Estimate(None, None, UNSCORED)
+        found = self._of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
+        if found.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
+            return Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
+        return found
+
+    def average_precision(self) -> Estimate:
+        """Average precision; undefined without scores."""
+        if not self.scored:
+            return Estimate(None, None, UNSCORED)
+        return self._of_curve(curves.average_precision(self.pool))[0]
+
+    def case_auroc(self) -> Estimate:
+        """Chance that a case with a lesion scores above one without."""
+        if not self.scored:
+            return Estimate(None, None, UNSCORED)
+        known = ~np.isnan(self.pool.case_score)
+        kinds = [
+            np.bincount(self.pool.case_group[known & kind], minlength=len(self.groups))
+            for kind in (self.pool.case_positive, ~self.pool.case_positive)
+        ]
+        if not all(kind.any() for kind in kinds):
+            return Estimate(None, None, ONE_KIND_OF_CASE)
+        support = min(kinds, key=np.count_nonzero).astype(np.float64)  # the rarer kind decides
+        statistic = curves.case_auroc(self.pool)
+        return bootstrap(statistic, self.draws, support, ONE_KIND_OF_CASE, len(self.results))[0]
+
+    def froc(self) -> dict[str, Any]:
+        """The curve at the preset's rates."""
+        rates = list(self.preset.fp_per_case)
+        if not self.scored or not len(self.pool.detected_at):
+            why = NO_LESION if self.scored else UNSCORED
+            return {"fp_per_case": rates, "recall": None, "ci95": None, "reason": why}
+        points = self._of_curve(curves.froc(self.pool, rates))
+        found = {
+            "fp_per_case": rates,
+            "recall": [p.value for p in points],
+            "ci95": [None if p.ci95 is None else list(p.ci95) for p in points],
+        }
+        reason = next((p.reason for p in points if p.reason), None)
+        return found if reason is None else {**found, "reason": reason}
+
+    def panoptic_quality(self) -> Estimate:
+        """Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed; Kirillov 2019)."""
+        if any(iou is None for r in self.results for iou in r.pair_ious):
+            return Estimate(None, None, BOXES)
+        iou, found, false = (
+            self.sums(values)
+            for values in (
+                [sum(filter(None, r.pair_ious)) for r in self.results],
+                [len(r.pair_ious) for r in self.results],
+                [r.n_unpaired for r in self.results],
+            )
+        )
+        lesions = self.pool.lesions_by_group
+        statistic = ratio(2 * iou, found + lesions + false)
+        return bootstrap(statistic, self.draws, lesions, NO_LESION, len(self.results))[0]
+
+    def lesion_load(self) -> dict[str, Any]:
+        """Agreement of volume (ml; None in 2-D) and of number of lesions by case."""
+        volumes = [(r.reference_ml, r.predicted_ml) for r in self.results]
+        counts = [(len(r.lesions), sum(c.accepted for c in r.candidates)) for r in self.results]
+        return {
+            "volume_ml": self._agreement(volumes, NO_VOLUME),
+            "n_lesions": self._agreement(counts, NO_CASE),
+        }
+
+    def _agreement(
+        self, pairs: Sequence[tuple[float | None, float | None]], undefined: str
+    ) -> dict[str, Any]:
+        """Mean of predicted minus reference, ± 1.96 standard deviations (Bland & Altman 1986)."""
+        errors = [None if x is None or y is None else y - x for x, y in pairs]
+        n, d, d2 = (
+            self.sums([0.0 if e is None else e**power for e in errors]) for power in (0, 1, 2)
+        )
+
+        def statistic(weights: Weights) -> NDArray[np.float64]:
+            count, total, squares = weights @ n, weights @ d, weights @ d2
+            with np.errstate(invalid="ignore", divide="ignore"):
+                bias = total / count
+                reach = Z95 * np.sqrt(np.maximum(squares - count * bias**2, 0.0) / (count - 1))
+            found = np.stack([bias, bias - reach, bias + reach], axis=1)
+            return np.where(count[:, None] > 1, found, np.nan)
+
+        found = bootstrap(statistic, self.draws, n, undefined, 6)
+        names = ("bias", "lower_limit", "upper_limit")
+        return {
+            "n": int(n.sum()),
+            **{name: one.to_json() for name, one in zip(names, found, strict=True)},
+        }
+
+    def other_criteria(self) -> dict[str, Any]:
+        """Recall and false positives of the accepted candidates under the side criteria."""
+        found = {}
+        for name in (criterion.name for criterion in SIDE_CRITERIA):
+            hits, false = (self.sums([r.sides[name][i] for r in self.results]) for i in (0, 1))
+            recall = proportion(hits, self.pool.lesions_by_group, NO_LESION)
+            false_positives = rate(false, self.pool.cases_by_group, NO_CASE)
+            found[name] = {
+                "lesion_recall": recall.to_json(),
+                "false_positives_per_case": false_positives.to_json(),
+            }
+        return found
+
+    def subgroup(self, members: Members) -> dict[str, Any]:
+        """Recall and false positives per case with intervals, and mean Dice, of a subgroup."""
+        part = self.part(members.results)
+        counts = part.counts()
+        dice = [r.dice for r in part.results if r.dice is not None and members.by != ZONE]
+        return {
+            "by": members.by,
+            "value": members.value,
+            **{name: counts[name] for name in ("n_cases", "n_groups", "n_lesions")},
+            "n_detected": counts["n_true_positive"],
+            "lesion_recall": part.recall().to_json(),
+            "false_positives_per_case": part.false_positives_per_case().to_json(),
+            "dice": float(np.mean(dice)) if dice else None,
+        }
 
 
-def _one_label(part: PooledResults, label: int) -> dict[str, Any]:
-    counts = part.counts()
-    plain = {
-        "lesion_precision": part.precision(),
-        "false_positives_per_case": part.false_positives_per_case(),
-        "average_precision": part.average_precision(),
-    }
-    names = ("n_lesions", "n_true_positive", "n_false_positive", "n_missed", "n_ignored")
+def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
+    """The numbers of each label within itself or, where there are any, of each region."""
+    results = whole.results
+    regions = dict.fromkeys(name for r in results for name in r.regions)
+    if regions:
+        parts = ([r.regions[name] for r in results if name in r.regions] for name in regions)
+        return {
+            name: _one_label(whole.part(part), [r.dice for r in part])
+            for name, part in zip(regions, parts, strict=True)
+        }
+    seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
+    found = {}
+    for label in sorted(seen | set(labels)):
+        part = [_of_label(r, label) for r in results if r.annotated.get(label, True)]
+        dice = [r.dice_by_label.get(label) if r.lesions else None for r in part]
+        found[labels.get(label, str(label))] = _one_label(whole.part(part), dice)
+    return found
+
+
+def _one_label(part: Summary, dice: Sequence[float | None]) -> dict[str, Any]:
     return {
-        "label": label,
-        "n_cases": len(part.results),
-        **{name: counts[name] for name in names},
-        "dice": part.label_dice(label),
+        **part.counts(),
+        "dice": part.mean_share(dice),
         "lesion_recall": part.recall().to_json(),
-        **{key: number.value for key, number in plain.items()},
-        "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
-        "reasons": {key: number.reason for key, number in plain.items() if number.reason},
+        "lesion_precision": part.precision().to_json(),
+        "false_positives_per_case": part.false_positives_per_case().to_json(),
+        "average_precision": part.average_precision().to_json(),
     }
 
 
-def _one_region(part: PooledResults) -> dict[str, Any]:
-    """A region's components as if they were all the lesions there are."""
-    found = _one_label(part, REGION_LABEL)
-    del found["label"]
-    return {
-        **found,
-        "dice": part.overlap("dice"),
-        "surface_dice": {
-            **part.overlap("surface_dice"),
-            "tolerance_mm": part.preset.surface_tolerance_mm,
-        },
-        "hd95_mm": part.distance(),
-    }
-
-
-def _with_spacing(results: Sequence[CaseResult], columns: Columns) -> Columns:
-    """The columns, and how far apart slices are where no column of that name says it."""
-    measured = {r.case: r.slice_spacing_mm for r in results}
-    return {
-        **columns,
-        **{
-            case: {"slice_spacing_mm": f"{mm:g}", **columns.get(case, {})}
-            for case, mm in measured.items()
-            if mm is not None
-        },
-    }
+def _of_label(result: CaseResult, label: int) -> CaseResult:
+    """A case with one label alone, matched within this label."""
+    part = result.within_labels or result
+    return replace(
+        result,
+        annotated={},
+        lesions=tuple(x for x in part.lesions if x.label == label),
+        candidates=tuple(c for c in part.candidates if c.label == label),
+    )
 
 
 def _operating_point(
@@ -218,9 +419,13 @@ def _operating_point(
     point = stated.pop() if len(stated) == 1 else None
     chosen_on = point.chosen_on if point else None
     chosen_here = chosen_on is not None and evaluated_on in chosen_on.split("+")
-    optimistic = evaluated_on in DEVELOPMENT_ROLES or chosen_here
-    name, score = (point.name, point.score) if point else (None, None)
-    return {
-        **PointScores(name, score, chosen_on, optimistic).to_json(),
-        **{name: v for name in _EXPECTED if (v := getattr(point, name, None)) is not None},
+    found = {
+        "name": point.name if point else None,
+        "score": point.score if point else None,
+        "chosen_on": chosen_on,
+        "optimistic": evaluated_on in DEVELOPMENT_ROLES or chosen_here,
     }
+    if point is None:
+        return {**found, "reason": NO_OPERATING_POINT}
+    expected = ("expected_recall", "expected_false_positives_per_case", "confidence")
+    return {**found, **{name: v for name in expected if (v := getattr(point, name)) is not None}}

@@ -51,7 +51,6 @@ painted as {{ value }}
 {% for p in plan.operating_points %}
 - operating point {{ p.name }}: accepted from score {{ p.score | number }}\
 {% if p.chosen_on %}, chosen on {{ p.chosen_on }} data{% endif %}\
-{% if p.match_rule %} by match rule {{ p.match_rule }}{% endif %}\
 {% if p.lesion_recall is not none %}; there, lesion recall \
 {{ p.lesion_recall | interval(p.lesion_recall_ci95) }} with \
 {{ p.false_positives_per_case | interval(p.false_positives_per_case_ci95) }} false positives per \

@@ -18,11 +18,11 @@ import lesionseg
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, one_of
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
-from lesionseg.evaluation.case.regrid import onto_grid
+from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
-from lesionseg.evaluation.one_case import describe_grid
-from lesionseg.evaluation.statistics.operating_point import describe, with_intervals
-from lesionseg.evaluation.table_row import write_table
+from lesionseg.evaluation.operating_point import describe, with_intervals
+from lesionseg.evaluation.regrid import onto_grid
+from lesionseg.evaluation.tables import write_rows
 from lesionseg.io.atomic import write_csv
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.seg import REPORT, ResultOrigin, read_source, require_highdicom
@@ -39,8 +39,8 @@ from lesionseg.io.predictions import (
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.components import candidates_of
-from lesionseg.pipeline.judging.case_pairs import Scoring
 from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, aligned, bar
+from lesionseg.pipeline.score import Scoring
 from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import Card
@@ -204,7 +204,7 @@ def follow(
             provenance={"scored": "new lesions between two visits"},
         )
         scoring.write(folder, scored, scoring.sum_up(scored))
-    write_table(folder / "changes.csv", changes, LesionChange)
+    write_rows(folder / "changes.csv", changes, LesionChange)
     write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
     words = _rule_words(rule, point)
     write_follow_page(folder / "follow.html", changes, names, cards, words)

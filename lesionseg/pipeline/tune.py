@@ -18,13 +18,12 @@ from torch import nn
 from lesionseg.config import TuneConfig
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import choose, find_preset
-from lesionseg.evaluation.statistics.bootstrap import value_of, wilson_interval
-from lesionseg.evaluation.statistics.detection import average_precision, pool_results
+from lesionseg.evaluation.curves import Pool, average_precision
+from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.atomic import write_json
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.dataset import require_masks, take_survey
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
-from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.log import say
 from lesionseg.pipeline.run.outcome import aligned
 from lesionseg.pipeline.run.run_dir import (
@@ -35,6 +34,7 @@ from lesionseg.pipeline.run.run_dir import (
     provenance,
     refuse_other_cases,
 )
+from lesionseg.pipeline.score import VolumeScorer
 from lesionseg.pipeline.train.learning import affordable, decide, learn, linked, prepare_cases
 from lesionseg.plan.plan import sources_of
 from lesionseg.report.tuning import (
@@ -122,12 +122,12 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
         mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
         taught, values = linked(plan, mine.loss, mine.detection), list[float]()
-        judge = VolumeJudge(survey, cases, taught, inference, find_preset(preset))
+        scorer = VolumeScorer(survey, cases, taught, inference, find_preset(preset))
 
         def validate(network: nn.Module) -> dict[str, float]:
-            results = [volume.result for volume in judge(network)]
+            results = [result for result, _ in scorer.results(network)]
             recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
-            pool = pool_results(results)
+            pool = Pool.of(results)
             precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
             scores = {"recall": recall, "average_precision": precision}
             trial.set_user_attr("scores", scores)
@@ -152,7 +152,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
 
     limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
     facts = {
-        "match_rule": find_preset(preset).match_rule,
+        "preset": preset,
         "n_cases": len(cases),
         "n_lesions": n_lesions,
         "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),

@@ -298,7 +298,9 @@ class Plan:
             return ChannelSet((), self.operating_points, self.calibration)
         for known in self.channel_sets:
             if known.missing == tuple(missing):
-                return known
+                return replace(
+                    known, operating_points=self.operating_points, calibration=self.calibration
+                )
         lacking = " or ".join(", ".join(self.names_of(s.missing)) for s in self.channel_sets)
         raise DatasetError(
             f"The scan has no {', '.join(self.names_of(missing))}, which this model needs; it may "

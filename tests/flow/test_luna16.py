@@ -72,7 +72,7 @@ def test_every_subset_is_predicted_by_a_network_that_never_saw_it(
     assert (scores["preset"], scores["n_cases"], scores["n_lesion_free_cases"]) == ("luna16", 8, 1)
     assert scores["n_lesions"] == 7
     assert scores["froc"]["fp_per_case"] == [0.125, 0.25, 0.5, 1, 2, 4, 8]
-    assert scores["cpm"] > 0.5
+    assert scores["cpm"]["value"] > 0.5
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["architecture"]["name"] == "retinanet"
     assert plan["anchors"]["mean_iou"] > 0.5

@@ -68,29 +68,16 @@ def _plan(folder: Path) -> Plan:
     return Plan.from_json((folder / "bundle" / "plan.json").read_text())
 
 
-def test_each_channel_is_judged_missing(trained: Path) -> None:
-    plan = _plan(trained)
-    assert [known.missing for known in plan.channel_sets] == [(0,), (1,)]
-    for known in plan.channel_sets:
-        assert known.operating_points[0].chosen_on == "validation"
-        assert known.operating_points[0].name == plan.operating_points[0].name
-        assert known.operating_points[0].lesion_recall is not None
-        names = sorted(p.name for p in (trained / "without" / str(known.missing[0])).glob("*.json"))
-        shown = ["SIM_003", "SIM_004", *(["SIM_005"] if known.missing == (1,) else [])]
-        assert names == [f"{case}_candidates.json" for case in shown]
-    assert "without FLAIR: " in (trained / "bundle" / "model_card.md").read_text()
-
-
-def test_cases_that_lack_a_channel_are_judged_by_themselves(trained: Path) -> None:
-    for folder, case in (("", "SIM_006"), ("without/0", "SIM_007")):
-        tables = trained / "test" / folder
-        with (tables / "cases.csv").open() as stream:
-            assert [row["case"] for row in csv.DictReader(stream)] == [case]
-        point = json.loads((tables / "scores.json").read_text())["operating_point"]
-        known = _plan(trained) if not folder else _plan(trained).channel_sets[0]
-        assert point["score"] == known.operating_points[0].score
-    with (trained / "cases.csv").open() as stream:
-        assert [row["case"] for row in csv.DictReader(stream)] == ["SIM_003", "SIM_004"]
+def test_cases_that_lack_a_channel_are_scored_with_the_others(trained: Path) -> None:
+    assert [known.missing for known in _plan(trained).channel_sets] == [(0,), (1,)]
+    for folder, cases in (
+        ("test", ["SIM_006", "SIM_007"]),
+        ("", ["SIM_003", "SIM_004", "SIM_005"]),
+    ):
+        with (trained / folder / "cases.csv").open() as stream:
+            assert [row["case"] for row in csv.DictReader(stream)] == cases
+        point = json.loads((trained / folder / "scores.json").read_text())["operating_point"]
+        assert point["score"] == _plan(trained).operating_points[0].score
 
 
 def test_a_scan_without_a_channel_is_predicted_and_said(trained: Path, tmp_path: Path) -> None:
@@ -102,7 +89,7 @@ def test_a_scan_without_a_channel_is_predicted_and_said(trained: Path, tmp_path:
     assert run("predict", [f"bundle={trained}", f"input={scans}", f"output={output}"]) == 0
     with (output / "predictions.csv").open() as stream:
         (row,) = csv.DictReader(stream)
-    point = _plan(trained).channel_sets[1].operating_points[0]
+    point = _plan(trained).operating_points[0]
     assert (row["missing"], row["operating_point"]) == ("T1", point.name)
     assert row["warning"].startswith(f"Predicted without T1: accepted by {point.name} from score")
     assert "empty" not in row["warning"].lower()

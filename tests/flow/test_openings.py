@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.data import tiles as tile_module
-from lesionseg.evaluation import one_case
+from lesionseg.evaluation import cases as evaluation_case
 from lesionseg.io import cases
 from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.test_end_to_end import SMALL
@@ -25,7 +25,7 @@ def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes
     opened: Counter[str] = Counter()
     matched: Counter[str] = Counter()
     handed_on: list[int] = []
-    read_volume, link_case = cases.read_volume, one_case.link_case
+    read_volume, link_case = cases.read_volume, evaluation_case.match
     read_tile = tile_module.read_tile
 
     def read(path: Path, **options: Any) -> Any:
@@ -43,7 +43,7 @@ def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes
 
     monkeypatch.setattr(cases, "read_volume", read)
     monkeypatch.setattr(tile_module, "read_tile", tile)
-    monkeypatch.setattr(one_case, "link_case", link)
+    monkeypatch.setattr(evaluation_case, "match", link)
     raw, folder = tmp_path / "raw", tmp_path / "run"
     write_mri_phantoms(raw, 5, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
     steps = ["trainer.max_steps=2", "model.tile_shape=[16,16,16]"]

@@ -53,5 +53,5 @@ def test_four_cases_are_learnt_by_heart(dims: int, model: str, tmp_path: Path) -
     assert run("evaluate", [*judged, "replicates=20"]) == 0
     scores = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert scores["n_lesions"] > 5
-    assert scores["average_precision"] == pytest.approx(1.0)
+    assert scores["average_precision"]["value"] == pytest.approx(1.0)
     assert scores["froc"]["recall"][0] == 1.0

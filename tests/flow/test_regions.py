@@ -81,11 +81,11 @@ def test_regions_are_scored_by_name_and_a_lesion_is_one(trained: Path) -> None:
         found = json.loads(scores.read_text())
         assert found["n_lesions"] == found["n_cases"] == 1
         assert list(found["per_label"]) == ["lesion"]
-        assert list(found["per_region"]) == ["whole tumor", "core"]
-        assert found["per_region"]["core"]["n_lesions"] == 1
+        assert list(found["per_label"]) == ["whole tumor", "core"]
+        assert found["per_label"]["core"]["n_lesions"] == 1
         assert found["n_true_positive"] == 1
         assert found["dice"]["mean"] > 0.3
-        assert found["per_region"]["whole tumor"]["dice"]["mean"] == found["dice"]["mean"]
+        assert found["per_label"]["whole tumor"]["dice"]["mean"] == found["dice"]["mean"]
         # what is to be ignored shines brighter than any lesion, and yet is no false positive
         assert found["n_false_positive"] == 0
     with (trained / "cases.csv").open() as stream:
@@ -106,12 +106,12 @@ def test_the_mask_holds_the_files_values(trained: Path, raw: Path, tmp_path: Pat
     core = 2 * ((mask == 2) & (truth == 2)).sum() / ((mask == 2).sum() + (truth == 2).sum())
     # the same files judged again, and then the bare mask as another program's
     ours = json.loads((trained / "test" / "scores.json").read_text())
-    assert ours["per_region"]["core"]["dice"]["mean"] == pytest.approx(core)
+    assert ours["per_label"]["core"]["dice"]["mean"] == pytest.approx(core)
     for name in ("all", "bare"):
         judged = [f"reference={raw}", f"prediction={output}", f"output={tmp_path / name}"]
         assert run("evaluate", [*judged, "replicates=20"]) == 0
         scores = json.loads((tmp_path / name / "scores.json").read_text())
-        assert scores["per_region"]["core"]["n_cases"] == scores["n_cases"]
+        assert scores["per_label"]["core"]["n_cases"] == scores["n_cases"]
         assert scores["n_lesions"] == scores["n_cases"]
         for file in output.glob("*_*"):
             if not file.name.endswith("_mask.nii.gz"):

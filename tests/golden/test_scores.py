@@ -141,8 +141,9 @@ def values_of(output):
         *("false_positives_per_case", "false_positives_per_lesion_free_case", "specificity"),
         *("cpm", "average_precision", "case_auroc"),
     )
-    pooled = {key: scores[key] for key in keys}
-    pooled |= {key: scores[key]["value"] for key in ("lesion_recall", "panoptic_quality")}
+    pooled = {key: scores[key] for key in keys if key.startswith("n_")}
+    numbers = (*keys, "lesion_recall", "panoptic_quality")
+    pooled |= {key: scores[key]["value"] for key in numbers if key not in pooled}
     pooled["dice"] = [scores["dice"][key] for key in ("mean", "median")]
     pooled["surface_dice"] = [scores["surface_dice"][key] for key in ("mean", "median")]
     pooled["hd95_mm"] = [scores["hd95_mm"][key] for key in ("mean", "median")]

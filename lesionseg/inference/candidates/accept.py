@@ -78,7 +78,7 @@ def without_small(prediction: Prediction, least_mm: float) -> Prediction:
 def calibrated(prediction: Prediction, calibration: Calibration | None) -> Prediction:
     """The same candidates in the same order, with `probability` filled; as they are without one.
 
-    Never used for ranking: isotonic steps would tie candidates that the score tells apart.
+    Never used for ranking.
     Candidates whose scores are placeholders (`scored` False) are left as they are.
     """
     if calibration is None or not prediction.scored or not prediction.candidates:

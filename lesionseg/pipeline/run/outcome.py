@@ -62,13 +62,13 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "lesions": ("n_lesions",),
     "found": ("n_true_positive",),
     "lesion recall": ("lesion_recall", "value"),
-    "false positives per case": ("false_positives_per_case",),
-    "lesion precision": ("lesion_precision",),
+    "false positives per case": ("false_positives_per_case", "value"),
+    "lesion precision": ("lesion_precision", "value"),
     "Dice, mean": ("dice", "mean"),
     "Dice, median": ("dice", "median"),
     "surface Dice, mean": ("surface_dice", "mean"),
-    "average precision": ("average_precision",),
-    "CPM": ("cpm",),
+    "average precision": ("average_precision", "value"),
+    "CPM": ("cpm", "value"),
     "accepted from score": ("operating_point", "score"),
 }
 

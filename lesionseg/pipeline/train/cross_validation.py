@@ -24,12 +24,9 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import Survey, divided, folds_of
-from lesionseg.pipeline.judging.choice import undecided
-from lesionseg.pipeline.judging.judge_folds import FoldRun, choose_missing, judge_out_of_fold
-from lesionseg.pipeline.judging.judge_role import judge_untouched
-from lesionseg.pipeline.judging.role_steps import labelled
-from lesionseg.pipeline.judging.voxel_calibration import mean_calibration
 from lesionseg.pipeline.run.run_dir import SPLITS, check_claim, refuse_other_cases
+from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
+from lesionseg.pipeline.select import mean_calibration, unselected
 from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (
@@ -130,15 +127,14 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     origin |= {"folds": len(folds), "training_minutes": _minutes(folds)}
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
-    judged = judge_out_of_fold(whole, folds, run / "oof", recipe.rules(origin))
+    judged = score_folds(whole, folds, run / "oof", recipe.rules(origin))
     voxels = mean_calibration([bundle_plan(str(f.run)).voxel_calibration for f in folds])
     choice = replace(judged.choice, voxel_calibration=voxels)
-    plan = choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
-    plan = choose_missing(plan, folds, recipe.rules(origin))
+    plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, judged.scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
-    tested = judge_untouched(predictor, whole, run / "test", "test", recipe.rules(origin))
+    tested = score_role(predictor, whole, run / "test", "test", recipe.rules(origin))
     scores = {"out of fold": judged.scores, "test": tested}
     return TrainResult(plan, {name: s for name, s in scores.items() if s})
 
@@ -156,13 +152,7 @@ def _is_finished(fold: FoldRun) -> bool:
     """Whether its bundle and the predictions of all its cases are there."""
     if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
         return False
-    sets = bundle_plan(str(fold.run)).channel_sets
-    wanted = {fold.folder: fold.cases}
-    wanted |= {fold.without(s.missing): fold.cases_without(s.missing) for s in sets}
-    finished = all(
-        folder.is_dir() and {c.case for c in cases} <= set(find_predictions(folder))
-        for folder, cases in wanted.items()
-    )
+    finished = {c.case for c in fold.cases} <= set(find_predictions(fold.folder))
     if finished:
         log.info("Fold %d is finished and kept.", fold.number)
     return finished
@@ -172,7 +162,7 @@ def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:
     """The plan of folds that were trained one by one, perhaps on a machine with other memory."""
     plans = (fold.run / BUNDLE / "plan.json" for fold in folds)
     path = next((path for path in plans if path.is_file()), None)
-    return undecided(Plan.from_json(path.read_text("utf-8"), path)) if path else None
+    return unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
 
 
 def _refuse_strangers(folds: Sequence[FoldRun]) -> None:

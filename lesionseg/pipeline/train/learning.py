@@ -28,10 +28,10 @@ from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
-from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.predict import needed_bytes
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
+from lesionseg.pipeline.select import unselected
 from lesionseg.pipeline.train.fine_tuning import bundle_before, checkpoint_stages, start_from
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import PlanOverrides, make_plan
@@ -98,7 +98,7 @@ def kept_plan(run: Path) -> Plan | None:
     if not (is_claimed(run) and path.is_file()):
         return None
     log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
-    return undecided(Plan.from_json(path.read_text(encoding="utf-8"), path))
+    return unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
 
 
 def _planned(

@@ -23,12 +23,15 @@ from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks
-from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
-from lesionseg.pipeline.judging.judge_folds import judge_missing
-from lesionseg.pipeline.judging.judge_role import judge_validation
-from lesionseg.pipeline.judging.role_steps import RoleScores, Rules, labelled
-from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.run.run_dir import claim, is_claimed, provenance, refuse_other_cases
+from lesionseg.pipeline.score import (
+    RoleScores,
+    Rules,
+    VolumeScorer,
+    labelled,
+    score_validation,
+)
+from lesionseg.pipeline.select import Choice, ChoiceSettings
 from lesionseg.pipeline.train.learning import (
     affordable,
     decide,
@@ -185,13 +188,11 @@ def _judged(
         )
 
     see = slices.see if slices else None
-    validation = judge_validation(predictor(plan), survey, run, recipe.rules(origin), see)
+    validation = score_validation(predictor(plan), survey, run, recipe.rules(origin), see)
     choice = validation.choice if validation else Choice((DEFAULT_POINT,))
     if slices is not None:
         slices.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
-    if validation:
-        complete = judge_missing(predictor(complete), survey, run, recipe.rules(origin))
     scores = validation.scores if validation else None
     keep_bundle([fitted.network], complete, scores, origin, run, check)
     return Trained(predictor(complete), complete, validation, origin)
@@ -205,8 +206,8 @@ def _validation(
     if trainer.validate_every_minutes is None or not cases:
         return None
     n_cases, see = trainer.validate_cases, slices.see
-    judge = VolumeJudge(survey, cases, plan, recipe.inference, recipe.preset, n_cases, see)
-    return KeepBest(VolumeScores(judge), run)
+    score = VolumeScorer(survey, cases, plan, recipe.inference, recipe.preset, n_cases, see)
+    return KeepBest(score, run)
 
 
 def _last_slices(recipe: Recipe, run: Path) -> ValidationSlices:

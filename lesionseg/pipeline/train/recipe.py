@@ -18,12 +18,12 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
 from lesionseg.pipeline.dataset import ALL_FOLDS, DataSettings, Survey, take_survey
-from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
+from lesionseg.pipeline.score import score_role
+from lesionseg.pipeline.select import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.train.cross_validation import cross_validate
 from lesionseg.pipeline.train.one_training import Recipe, TrainResult, begin, train_once
 from lesionseg.plan.make import PlanOverrides
@@ -198,7 +198,7 @@ def _hold_out(recipe: Recipe, survey: Survey, run: Path) -> Callable[[], TrainRe
 
     def judge() -> TrainResult:
         trained = judge_validation()
-        tested = judge_untouched(
+        tested = score_role(
             trained.predictor, survey, run / "test", "test", recipe.rules(trained.origin)
         )
         scores = {"validation": trained.validation and trained.validation.scores, "test": tested}

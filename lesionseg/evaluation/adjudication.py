@@ -1,0 +1,111 @@
+"""False positives that a person found to be lesions the reference lacks: both numbers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.errors import ContentError
+from lesionseg.evaluation.by_size import NO_LESION
+from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.curves import sums_by_group
+from lesionseg.evaluation.intervals import proportion, rate
+
+LESION, NO_LESION_HERE, UNSURE = "lesion", "no_lesion", "unsure"
+# what people write, spaces and hyphens taken as underscores, capitals as small letters
+_WORDS = {
+    **dict.fromkeys(("lesion", "yes", "true_lesion"), LESION),
+    **dict.fromkeys(("no_lesion", "not_lesion", "no", "not_a_lesion"), NO_LESION_HERE),
+    **dict.fromkeys(("unsure", "unclear", "?"), UNSURE),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader says of a false positive; `box_vox` tells whether it is still the same one."""
+
+    case: str
+    candidate: int
+    box_vox: tuple[float, ...]
+    word: str
+
+
+def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict]:
+    """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
+    found = []
+    for line, row in enumerate(rows, 2):
+        cell = row.get("verdict") or ""
+        if not cell:
+            continue
+        word = cell.strip().lower().replace(" ", "_").replace("-", "_")
+        if word not in _WORDS:
+            raise ContentError(
+                f"{where}, line {line}: the verdict {cell!r} is not known. Write {LESION}, "
+                f"{NO_LESION_HERE}, {UNSURE} or nothing."
+            )
+        try:
+            ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
+            box = tuple(float(cell) for cell in ends if cell)
+            found.append(Verdict(row["case"], int(float(row["candidate"])), box, _WORDS[word]))
+        except (KeyError, ValueError) as error:
+            raise ContentError(
+                f"{where}, line {line}: no case, candidate and box as the report wrote them "
+                f"({error})."
+            ) from error
+    return found
+
+
+def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The main numbers by the reference alone and with the confirmed lesions added to it.
+
+    A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
+    the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
+    Verdicts on candidates that are no longer false positives, or have moved, are counted as stale.
+    """
+    boxes = {
+        (r.case, c.candidate): (*c.start_vox, *c.stop_vox)
+        for r in results
+        for c in r.candidates
+        if c.outcome == "false_positive"
+    }
+    fresh = [
+        v
+        for v in verdicts
+        if len(box := boxes.get((v.case, v.candidate), ())) == len(v.box_vox) > 0
+        and all(abs(a - b) < 1e-3 for a, b in zip(box, v.box_vox, strict=True))
+    ]
+    confirmed = Counter(v.case for v in fresh if v.word == LESION)
+    words = Counter(v.word for v in fresh)
+    return {
+        **{f"n_{word}": words[word] for word in (LESION, NO_LESION_HERE, UNSURE)},
+        "n_open": len(boxes) - len({(v.case, v.candidate) for v in fresh}),
+        "n_stale": len(verdicts) - len(fresh),
+        "by_reference": _numbers(results, {}),
+        "adjudicated": _numbers(results, confirmed),
+    }
+
+
+def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> dict[str, Any]:
+    """The main numbers with intervals, a case's `confirmed` false positives counted as found."""
+    groups = sorted({r.group for r in results})
+    rows = [
+        (
+            r.n_outcome("true_positive") + n,
+            r.n_outcome("false_positive") - n,
+            r.n_detected + n,
+            len(r.lesions) + n,
+            r.annotated_share,
+        )
+        for r in results
+        for n in [confirmed.get(r.case, 0)]
+    ]
+    true, false, found, lesions, cases = (
+        sums_by_group(groups, results, [row[i] for row in rows]) for i in range(5)
+    )
+    return {
+        "n_lesions": int(lesions.sum()),
+        "n_false_positive": int(false.sum()),
+        "lesion_recall": proportion(found, lesions, NO_LESION).to_json(),
+        "lesion_precision": proportion(true, true + false, "nothing was accepted").to_json(),
+        "false_positives_per_case": rate(false, cases, "there is no case").to_json(),
+    }

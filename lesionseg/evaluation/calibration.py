@@ -1,0 +1,113 @@
+"""Is a candidate with probability p a true positive in a share p of cases?
+
+Platt's fit (1999) with an intercept, on the logit of the score. Probabilities are never used for
+ranking.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Calibration
+from lesionseg.core.prediction import logit
+from lesionseg.errors import ContentError
+from lesionseg.evaluation.by_size import TOO_FEW, fit_logistic
+from lesionseg.evaluation.cases import CaseResult
+
+MIN_FOR_PLATT = 10  # of each outcome, to fit
+MIN_FOR_CALIBRATION = 5  # of each outcome, to describe
+N_BINS = 10
+
+
+def scores_and_outcomes(
+    results: Sequence[CaseResult], *, probabilities: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores, or `probabilities`, of all candidates that are not ignored, and which are true."""
+    known = [
+        (value, c.outcome_any == "true_positive")
+        for r in results
+        for c in r.candidates
+        for value in [c.probability if probabilities else c.score]
+        if c.outcome_any != "ignored" and value is not None
+    ]
+    values, true = zip(*known, strict=True) if known else ((), ())
+    return np.array(values, dtype=np.float64), np.array(true, dtype=np.bool_)
+
+
+def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = None) -> Calibration:
+    """Fit on candidates of development cases, best out of fold.
+
+    Raises `ContentError` with fewer than 10 of each outcome.
+    """
+    scores, true = scores_and_outcomes(results)
+    n_true, n_false = int(true.sum()), int((~true).sum())
+    if min(n_true, n_false) < MIN_FOR_PLATT:
+        raise ContentError(
+            f"Too few candidates to calibrate: {n_true} true and {n_false} false ones, at least "
+            f"{MIN_FOR_PLATT} of each are needed."
+        )
+    # Platt's targets: one pseudo-count of each outcome keeps probabilities off 0 and 1
+    targets = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
+    intercept, slope = fit_logistic(logit(scores), targets[None], np.ones((1, len(true))))[0]
+    return Calibration(
+        "platt",
+        float(intercept),
+        float(slope),
+        fitted_on=fitted_on,
+        n_true=n_true,
+        n_false=n_false,
+    )
+
+
+def fit_out_of_fold(
+    results: Sequence[CaseResult], fold_of: Mapping[str, int]
+) -> dict[int, Calibration | None]:
+    """For each fold of `fold_of` (by case) the calibration fitted on all the others.
+
+    With it probabilities can be evaluated on the very cases the final one is fitted on. None where
+    the other folds have too few candidates.
+    """
+    found: dict[int, Calibration | None] = {}
+    for number in sorted(set(fold_of.values())):
+        try:
+            found[number] = fit_calibration([r for r in results if fold_of[r.case] != number])
+        except ContentError:
+            found[number] = None
+    return found
+
+
+def describe_calibration(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """How well the candidates' probabilities (else: their scores) say what is a lesion.
+
+    Brier score (1950). Slope: logistic regression of the outcome on the chance's logit (Cox 1958);
+    1 when well calibrated, under 1 where chances are too extreme. `observed_expected`: true
+    positives over the sum of chances. Values alone: candidates of few patients give no interval
+    that holds.
+    """
+    candidates = [c for r in results for c in r.candidates]
+    calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
+    p, true = scores_and_outcomes(results, probabilities=calibrated)
+    if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CALIBRATION:
+        return {"of": None, "reason": TOO_FEW}
+    y = true.astype(np.float64)
+    slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
+    bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
+    return {
+        "of": "probability" if calibrated else "score",
+        "n": len(true),
+        "brier": float(((p - y) ** 2).mean()),
+        "slope": float(slope),
+        "observed_expected": float(y.sum() / p.sum()) if p.any() else None,
+        "reliability": [
+            {
+                "from": i / N_BINS,
+                "to": (i + 1) / N_BINS,
+                "n": int((bins == i).sum()),
+                "mean_probability": float(p[bins == i].mean()),
+                "true_share": float(y[bins == i].mean()),
+            }
+            for i in np.unique(bins).tolist()
+        ],
+    }

@@ -1,0 +1,618 @@
+"""One case: reference and prediction in, every number of the case out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import (
+    UNION,
+    Geometry,
+    LabelRegion,
+    Lesions,
+    OperatingPoint,
+    Prediction,
+    Reference,
+    Zones,
+)
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation.criteria import INSTANCES, SIDE_CRITERIA, Preset
+from lesionseg.evaluation.matching import NEVER, Match, Outcome, match
+from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent
+from lesionseg.evaluation.surface import surface_scores
+from lesionseg.ops.components import lesion_instances
+
+# Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
+# because voxels are compared by index.
+_GRID_TOLERANCE = 0.05
+REGION_LABEL = next(iter(UNION))
+WhyMissed = Literal[
+    "",
+    "no_response",
+    "below_operating_point",
+    "overlap_too_small",
+    "merged",
+    "removed_by_size",
+    "wrong_label",
+    "case_failed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LesionResult:
+    """One reference lesion and whether it was found; a line of lesions.csv.
+
+    `voxels`, `slices` and the axes are None for a bare box, `volume_ml` also in 2-D. `candidate`
+    and `iou` are those of the match at the operating point. `detected_at` is the highest score at
+    which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
+    `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
+    `split`: several accepted candidates overlap it; `merged`: one of them overlaps another lesion
+    too. `zone`: the anatomical zone, empty where none was asked for.
+    """
+
+    lesion: int
+    label: int
+    diameter_mm: float
+    volume_ml: float | None
+    voxels: int | None
+    slices: int | None
+    long_axis_mm: float | None
+    short_axis_mm: float | None
+    near_resolution: bool
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    detected: bool
+    detected_at: float | None
+    candidate: int | None
+    iou: float | None
+    any_overlap: bool
+    iou50: bool
+    centre_distance: bool
+    iou10: bool
+    why_missed: WhyMissed
+    split: bool = False
+    merged: bool = False
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateResult:
+    """One candidate and what became of it; a line of candidates.csv.
+
+    `outcome` at the operating point; `outcome_any` when all retained candidates count (the FROC's
+    view). `lesion` and `iou`: the lesion of its pair, else the one that it overlaps most.
+    `touches_lesion`: overlaps some lesion, of whatever label.
+    """
+
+    candidate: int
+    label: int
+    score: float | None
+    probability: float | None
+    diameter_mm: float
+    volume_ml: float | None
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    accepted: bool
+    outcome: Outcome
+    lesion: int | None
+    iou: float | None
+    touches_lesion: bool
+    outcome_any: Outcome
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One evaluated case; a line of cases.csv.
+
+    `dice`, `surface_dice` and `hd95_mm` are None where docs/evaluation.md says so. `dice_by_label`
+    is empty where there are no masks to compare. `sides`: lesions found and false positives under
+    each side criterion. `pair_ious`: of each lesion found one to one, None without both masks, and
+    `n_unpaired`: false positives one to one: what panoptic quality is of. `splits`: lesions
+    overlapped by several accepted candidates; `merges`: accepted candidates that overlap several
+    lesions. `case_score`: the highest candidate's that is not ignored, 0 without one, None without
+    scores. `scored`: whether candidates have scores. `unit`: what lengths are, "mm", "mm at the
+    detector" or, without a pixel size, "px". `regions`: each region by name, by itself.
+    `within_labels`: the same case with each label by itself, where labels are pooled and there are
+    several. `slice_spacing_mm`: the largest spacing of a volume's voxels, to 0.1 mm. `annotated`:
+    as in `core.Reference`; what was not has neither lesions nor candidates here.
+    """
+
+    case: str
+    group: str
+    role: str
+    status: Literal["ok", "missing"]
+    dims: int
+    lesions: tuple[LesionResult, ...]
+    candidates: tuple[CandidateResult, ...]
+    dice: float | None
+    surface_dice: float | None
+    hd95_mm: float | None
+    reference_ml: float | None
+    predicted_ml: float | None
+    case_score: float | None
+    scored: bool
+    splits: int = 0
+    merges: int = 0
+    dice_by_label: Mapping[int, float] = field(default_factory=dict)
+    sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pair_ious: tuple[float | None, ...] = ()
+    n_unpaired: int = 0
+    operating_point: OperatingPoint | None = None
+    unit: str = "mm"
+    seconds: float = 0.0
+    regions: Mapping[str, "CaseResult"] = field(default_factory=dict)
+    within_labels: "CaseResult | None" = None
+    warning: str = ""
+    input_score: float | None = None
+    slice_spacing_mm: float | None = None
+    annotated: Mapping[int, bool] = field(default_factory=dict)
+
+    @property
+    def annotated_share(self) -> float:
+        """Share of the labels that a reader looked for: as much of a scan it counts in rates."""
+        return sum(self.annotated.values()) / len(self.annotated) if self.annotated else 1.0
+
+    @property
+    def is_lesion_free(self) -> bool:
+        """Whether a reader looked for all labels and marked nothing."""
+        return not self.lesions and all(self.annotated.values())
+
+    @property
+    def n_detected(self) -> int:
+        """Lesions found at the operating point."""
+        return sum(lesion.detected for lesion in self.lesions)
+
+    def n_outcome(self, outcome: Outcome) -> int:
+        """Candidates of that outcome at the operating point."""
+        return sum(candidate.outcome == outcome for candidate in self.candidates)
+
+    @property
+    def false_positive_ml(self) -> float | None:
+        """Volume of the false positives; None in 2-D."""
+        if self.dims == 2:
+            return None
+        false = (c for c in self.candidates if c.outcome == "false_positive")
+        return sum((c.volume_ml or 0.0 for c in false), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedCase:
+    """A case whose candidates were matched with its lesions, once, whoever is accepted.
+
+    It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
+    the candidates alone. `zones` are the lesions'. `regions`: each region by itself. `annotated`:
+    as in `core.Reference`. The rest: see `match_case`.
+    """
+
+    prediction: Prediction
+    match: Match
+    preset: Preset
+    case: str
+    group: str
+    role: str
+    status: Literal["ok", "missing"]
+    regions: Mapping[str, "MatchedCase"]
+    seconds: float
+    zones: Sequence[str]
+    annotated: Mapping[int, bool]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the reference."""
+        return self.match.lesions.geometry
+
+    def decide(self, prediction: Prediction) -> "MatchedCase":
+        """The same match by the flags, probabilities and operating point of `prediction`.
+
+        It has the candidates that were matched. Nothing is matched again.
+        """
+        by_id = {c.id: c for c in prediction.candidates}
+        decided = replace(
+            self.prediction,
+            candidates=tuple(
+                replace(by_id[c.id], label=c.label, zone=c.zone) for c in self.prediction.candidates
+            ),
+            operating_point=prediction.operating_point,
+        )
+        regions = {name: part.decide(prediction) for name, part in self.regions.items()}
+        return replace(self, prediction=decided, regions=regions)
+
+    def result(
+        self, operating_point: OperatingPoint | None = None, *, surface: bool = True
+    ) -> CaseResult:
+        """Every number of the case.
+
+        Candidates of at least the operating point's score are accepted; without a point, or
+        without scores, those that the prediction marks as accepted. Without `surface` the distances
+        between surfaces are left out: they take the longest, and nothing is chosen by them.
+        """
+        begin = perf_counter()
+        given, match = self.prediction, self.match
+        lesions, candidates = match.lesions, match.candidates
+        point = operating_point if given.scored else None  # a score is never invented
+        accepted = np.array([c.accepted for c in given.candidates], dtype=np.bool_)
+        if point is not None:
+            accepted = match.scores >= point.score
+        found_by, outcomes = match.of_accepted(accepted)
+        sides = {rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA}
+        joint = self.preset.criterion.assignment == "jointly"
+        pairs_of, unpaired = sides[INSTANCES.name] if joint else (found_by, outcomes)
+        iou = _IoU(match)
+        masked = lesions.masked & candidates.masked[pairs_of] if len(candidates) else lesions.masked
+        dice, surface_dice, hd95_mm, by_label = self._overlap(accepted, surface)
+        all_lesions = np.ones(len(lesions), dtype=np.bool_)
+        several = match.comparable & accepted[match.overlaps.candidate]
+        split = _repeated(match.overlaps.lesion[several], len(lesions))
+        merging = _repeated(match.overlaps.candidate[several], len(candidates))
+        return CaseResult(
+            case=self.case,
+            group=self.group or self.case,
+            role=self.role,
+            status=self.status,
+            dims=lesions.geometry.dims,
+            lesions=self._lesions(accepted, found_by, outcomes, sides, split, merging, iou),
+            candidates=self._candidates(accepted, found_by, outcomes, iou),
+            dice=dice,
+            surface_dice=surface_dice,
+            hd95_mm=hd95_mm,
+            reference_ml=_summed_ml(lesions, all_lesions),
+            predicted_ml=_summed_ml(candidates, accepted & ~match.lost),
+            case_score=float(match.scores[~match.ignored].max(initial=0.0))
+            if given.scored
+            else None,
+            scored=given.scored,
+            splits=int(split.sum()),
+            merges=int(merging.sum()),
+            dice_by_label=by_label,
+            sides={
+                name: (int((by >= 0).sum()), became.count("false_positive"))
+                for name, (by, became) in sides.items()
+            },
+            pair_ious=tuple(
+                iou(by, row) if masked[row] else None
+                for row, by in enumerate(pairs_of.tolist())
+                if by >= 0
+            ),
+            n_unpaired=unpaired.count("false_positive"),
+            operating_point=point or given.operating_point,
+            unit=lesions.geometry.size_unit,
+            regions={
+                name: part.result(operating_point, surface=surface)
+                for name, part in self.regions.items()
+            },
+            within_labels=None
+            if match.within_labels is None
+            else replace(self, match=match.within_labels, regions={}).result(
+                operating_point, surface=False
+            ),
+            seconds=self.seconds + perf_counter() - begin,
+            warning=given.input.warning if given.input else "",
+            input_score=given.input.score if given.input else None,
+            slice_spacing_mm=round(max(lesions.geometry.spacing_mm), 1)
+            if lesions.geometry.dims == 3
+            else None,
+            annotated=self.annotated,
+        )
+
+    def _overlap(
+        self, accepted: NDArray[np.bool_], surface: bool
+    ) -> tuple[float | None, float | None, float | None, dict[int, float]]:
+        """Dice, surface Dice and HD95 of all labels taken as one, and Dice by label."""
+        lesions, candidates, pairs = self.match.lesions, self.match.candidates, self.match.overlaps
+        if not self.match.has_masks:
+            return None, None, None, {}
+
+        def dice(of_lesion: NDArray[np.bool_], of_candidate: NDArray[np.bool_]) -> float | None:
+            both = of_candidate[pairs.candidate] & of_lesion[pairs.lesion]
+            sizes = lesions.n_voxels[of_lesion].sum() + candidates.n_voxels[of_candidate].sum()
+            return float(2 * pairs.voxels[both].sum() / sizes) if sizes else None
+
+        labels = sorted({*lesions.labels.tolist(), *candidates.labels.tolist()})
+        by_label = {
+            label: value
+            for label in labels
+            if (value := dice(lesions.labels == label, accepted & (candidates.labels == label)))
+            is not None
+        }
+        if len(lesions) == 0:
+            return None, None, None, by_label
+        whole = dice(np.ones(len(lesions), dtype=np.bool_), accepted)
+        surfaces = None
+        if surface:
+            surfaces = surface_scores(
+                lesions.voxels.astype(np.int64),
+                candidates.voxels_where(accepted).astype(np.int64),
+                lesions.geometry.spacing_mm,
+                self.preset.surface_tolerance_mm,
+            )
+            surface_dice, hd95_mm = surfaces or (0.0, None)  # a missed case counts 0
+            return whole, surface_dice, hd95_mm, by_label
+        return whole, None, None, by_label
+
+    def _lesions(
+        self,
+        accepted: NDArray[np.bool_],
+        found_by: NDArray[np.int64],
+        outcomes: Sequence[Outcome],
+        sides: Mapping[str, tuple[NDArray[np.int64], Sequence[Outcome]]],
+        split: NDArray[np.bool_],
+        merging: NDArray[np.bool_],
+        iou: "_IoU",
+    ) -> tuple[LesionResult, ...]:
+        match, lesions, pairs = self.match, self.match.lesions, self.match.overlaps
+        dims, spacing = lesions.geometry.dims, lesions.geometry.spacing_mm
+        merged = np.zeros(len(lesions), dtype=np.bool_)
+        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
+        rows = []
+        for row, by in enumerate(found_by.tolist()):
+            at, n_voxels = float(match.detected_at[row]), int(lesions.n_voxels[row])
+            box, extent = lesions.boxes[row], None
+            near = float(np.prod(box[dims:] - box[:dims])) < NEAR_RESOLUTION_VOXELS
+            if n_voxels:
+                extent = measure_extent(lesions.voxels_of(row).astype(np.int64), spacing)
+                near = extent.near_resolution
+            why: WhyMissed = "" if by >= 0 else self._why_missed(row, accepted, outcomes)
+            rows.append(
+                LesionResult(
+                    lesion=int(lesions.ids[row]),
+                    label=int(lesions.labels[row]),
+                    diameter_mm=float(lesions.diameters_mm[row]),
+                    volume_ml=lesions.volume_ml(row),
+                    voxels=n_voxels or None,
+                    slices=extent.slices if extent else None,
+                    long_axis_mm=extent.long_axis_mm if extent else None,
+                    short_axis_mm=extent.short_axis_mm if extent else None,
+                    near_resolution=near,
+                    start_vox=tuple(box[:dims].tolist()),
+                    stop_vox=tuple(box[dims:].tolist()),
+                    centre_mm=tuple(lesions.centres_mm[row].tolist()),
+                    detected=by >= 0,
+                    detected_at=at if self.prediction.scored and at > NEVER else None,
+                    candidate=int(match.candidates.ids[by]) if by >= 0 else None,
+                    iou=iou(by, row) if by >= 0 else None,
+                    **{name: bool(found[row] >= 0) for name, (found, _) in sides.items()},
+                    why_missed=why,
+                    split=bool(split[row]),
+                    merged=bool(merged[row]),
+                    zone=self.zones[row],
+                )
+            )
+        return tuple(rows)
+
+    def _why_missed(
+        self, row: int, accepted: NDArray[np.bool_], outcomes: Sequence[Outcome]
+    ) -> WhyMissed:
+        """The first reason that holds, from the nearest miss to the farthest."""
+        match, given = self.match, self.prediction
+        if self.status == "missing":
+            return "case_failed"
+        here = match.overlaps.lesion == row
+        candidate, same = match.overlaps.candidate[here], match.comparable[here]
+        near = candidate[same & accepted[candidate]]
+        if match.detected_at[row] > NEVER and not len(near):
+            return "below_operating_point"
+        joint = self.preset.criterion.assignment == "jointly"
+        if not joint and any(outcomes[c] == "true_positive" for c in near):
+            return "merged"
+        if len(near):
+            return "overlap_too_small"
+        if (~same & accepted[candidate]).any():
+            return "wrong_label"
+        # something of its label that would have been accepted, but was dropped for its size
+        point, lesions = given.operating_point, match.lesions
+        least = point.score if point else float(match.scores[accepted].min(initial=1.0))
+        voxels = lesions.voxels_of(row)
+        for c in given.removed:
+            inside = ((voxels >= c.start_vox) & (voxels < c.stop_vox)).all(axis=1).any()
+            if inside and c.label == lesions.labels[row] and c.score >= least:
+                return "removed_by_size"
+        return "below_operating_point" if same.any() else "no_response"
+
+    def _candidates(
+        self,
+        accepted: NDArray[np.bool_],
+        found_by: NDArray[np.int64],
+        outcomes: Sequence[Outcome],
+        iou: "_IoU",
+    ) -> tuple[CandidateResult, ...]:
+        match, candidates, pairs = self.match, self.match.candidates, self.match.overlaps
+        dims = candidates.geometry.dims
+        _, outcomes_any = match.of_accepted(np.ones_like(accepted))
+        joint = self.preset.criterion.assignment == "jointly"
+        # the lesion that it overlaps most, the first of equals; of its pair where there are pairs
+        lesion_of = np.full(len(candidates), -1, dtype=np.int64)
+        measure = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou) if joint else pairs.iou
+        order = np.flatnonzero(match.comparable)[::-1]
+        order = order[np.argsort(measure[order], kind="stable")]
+        lesion_of[pairs.candidate[order]] = pairs.lesion[order]
+        if not joint:
+            found = np.flatnonzero(found_by >= 0)[::-1]
+            lesion_of[found_by[found]] = found
+        touched = np.bincount(pairs.candidate, minlength=len(candidates)) > 0
+        rows = []
+        for row, (given, lesion) in enumerate(
+            zip(self.prediction.candidates, lesion_of.tolist(), strict=True)
+        ):
+            volume, box = candidates.volume_ml(row), candidates.boxes[row]
+            rows.append(
+                CandidateResult(
+                    candidate=given.id,
+                    label=given.label,
+                    score=given.score if self.prediction.scored else None,
+                    probability=given.probability,
+                    diameter_mm=float(candidates.diameters_mm[row]),
+                    volume_ml=given.volume_ml if volume is None and dims == 3 else volume,
+                    start_vox=tuple(box[:dims].tolist()),
+                    stop_vox=tuple(box[dims:].tolist()),
+                    centre_mm=tuple(candidates.centres_mm[row].tolist()),
+                    accepted=bool(accepted[row]),
+                    outcome=outcomes[row],
+                    lesion=int(match.lesions.ids[lesion]) if lesion >= 0 else None,
+                    iou=iou(row, lesion) if lesion >= 0 else None,
+                    touches_lesion=bool(touched[row]),
+                    outcome_any=outcomes_any[row],
+                    zone=given.zone,
+                )
+            )
+        return tuple(rows)
+
+
+def match_case(
+    reference: Reference,
+    prediction: Prediction | None,
+    preset: Preset,
+    *,
+    case: str,
+    group: str = "",
+    role: str = "",
+    regions: Sequence[LabelRegion] = (),
+    zones: Zones | None = None,
+) -> MatchedCase:
+    """Match the prediction of one case with its reference.
+
+    Candidates of labels that the reference does not annotate are left out. Raises `GeometryError`
+    for a prediction on another grid.
+
+    Args:
+        reference: the lesions that a reader marked.
+        prediction: on the reference's grid; None where there is none: every lesion is missed.
+        preset: the match rule.
+        case: the case's id.
+        group: its patient; the case itself where nothing is known.
+        role: `train`, `validation`, `test`, `external` or nothing.
+        regions: unions of labels, each scored by itself too; all candidates then have the label of
+            the union.
+        zones: anatomical zones, on any grid; None: lesions and candidates are in none.
+    """
+    begin = perf_counter()
+    if prediction is not None:
+        if regions:
+            prediction = _as_union(prediction)
+        grid, other = reference.geometry, prediction.geometry
+        if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
+            raise GeometryError(
+                f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
+                f"reference {describe_grid(grid)}, {grid.distance_mm(other):.4g} mm off. "
+                "Resample it onto the reference's grid."
+            )
+        prediction = prediction.without_labels(reference.unannotated)
+    empty = np.zeros(reference.geometry.shape, dtype=np.int32)
+    given = prediction or Prediction(case, reference.geometry, (), empty)
+    matched = match(reference, given, preset.criterion)
+    if zones is not None:
+        within = zip(given.candidates, zones.of(matched.candidates), strict=True)
+        given = replace(given, candidates=tuple(replace(c, zone=zone) for c, zone in within))
+    if prediction is not None and prediction.values is None:
+        regions = ()  # boxes and bare masks do not tell them apart
+    return MatchedCase(
+        replace(given, instances=None, values=None),
+        matched,
+        preset,
+        case,
+        group,
+        role,
+        status="missing" if prediction is None else "ok",
+        regions={
+            region.name: match_case(
+                _reference_of(reference, region),
+                None if prediction is None else _prediction_of(prediction, region),
+                preset,
+                case=case,
+                group=group,
+                role=role,
+            )
+            for region in regions
+        },
+        seconds=perf_counter() - begin,
+        zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
+        annotated=reference.annotated,
+    )
+
+
+def evaluate_case(
+    reference: Reference,
+    prediction: Prediction | None,
+    preset: Preset,
+    *,
+    case: str,
+    operating_point: OperatingPoint | None = None,
+    group: str = "",
+    role: str = "",
+) -> CaseResult:
+    """Match candidates with lesions and compute every number of the case; see `match_case`.
+
+    `operating_point`: candidates of at least its score are accepted; None: those that the
+    prediction itself marks as accepted.
+    """
+    matched = match_case(reference, prediction, preset, case=case, group=group, role=role)
+    return matched.result(operating_point)
+
+
+def describe_grid(geometry: Geometry) -> str:
+    """Shape, spacing and place of a grid, for messages."""
+    origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
+    spacing = tuple(round(s, 4) for s in geometry.spacing_mm)
+    return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
+
+
+class _IoU:
+    """IoU of a candidate and a lesion by their rows, 0 where they do not overlap."""
+
+    def __init__(self, match: Match) -> None:
+        pairs = match.overlaps
+        ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
+        values: list[float] = pairs.iou.tolist()
+        self.of = dict(zip(ends, values, strict=True))
+
+    def __call__(self, candidate: int, lesion: int) -> float:
+        return self.of.get((candidate, lesion), 0.0)
+
+
+def _repeated(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
+    """Which of `n` rows occur more than once."""
+    return np.asarray(np.bincount(rows, minlength=n) > 1)
+
+
+def _summed_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
+    """Summed volume; None in 2-D and where a row has no mask."""
+    if instances.geometry.dims == 2 or not instances.masked[rows].all():
+        return None
+    return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
+
+
+def _as_union(prediction: Prediction) -> Prediction:
+    """The prediction with the one label that lesions have where there are regions."""
+    candidates = tuple(replace(c, label=REGION_LABEL) for c in prediction.candidates)
+    return replace(prediction, candidates=candidates)
+
+
+def _reference_of(reference: Reference, region: LabelRegion) -> Reference:
+    """The lesions of a region: its components, whatever lesion of the union they belong to."""
+    if reference.labels is None:
+        return Reference(reference.geometry, ignore=reference.ignore)
+    inside = np.isin(reference.labels, region.values).astype(np.uint8)
+    found = lesion_instances(inside)
+    return Reference(
+        reference.geometry,
+        labels=inside,
+        instances=found.instances,
+        instance_labels=found.labels,
+        ignore=reference.ignore,
+    )
+
+
+def _prediction_of(prediction: Prediction, region: LabelRegion) -> Prediction | None:
+    """What the candidates hold of a region; those without are left out. None without values."""
+    if prediction.values is None or prediction.instances is None:
+        return None
+    inside = np.isin(prediction.values, region.values)
+    instances = np.where(inside, prediction.instances, 0)
+    present = set(np.unique(instances).tolist())
+    kept = tuple(c for c in _as_union(prediction).candidates if c.id in present)
+    return replace(prediction, candidates=kept, instances=instances, values=None)

@@ -1,0 +1,168 @@
+"""Two models on the same cases: differences, paired by group.
+
+The interval is a percentile bootstrap over groups drawn for both at once, its tails widened for
+few groups. The p-value is that of a permutation test that swaps the two models within whole groups
+(Good 2005): under the null hypothesis it does not matter which model saw a patient.
+
+Operating points of two models ask different prices, so where both have scores the primary endpoint
+is the sensitivity at one false positive per case of both. The p-values of all others are corrected
+for their number (Holm 1979). Of a margin the whole interval of the primary endpoint's difference
+must lie above −margin: the one is then not inferior (Piaggio et al. 2012).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import permutation_test
+
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation import curves
+from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.curves import Pool, sums_by_group
+from lesionseg.evaluation.intervals import (
+    MIN_GROUPS,
+    TOO_FEW_GROUPS,
+    Draws,
+    Estimate,
+    Statistic,
+    draw_groups,
+    effective_groups,
+    percentiles,
+    ratio,
+)
+
+EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
+PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
+_PERMUTATIONS = 4096  # up to 12 groups all of them
+_MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`
+
+# numerator and denominator of a case
+RATIOS: Mapping[str, Callable[[CaseResult], tuple[float, float]]] = {
+    "lesion_recall": lambda r: (r.n_detected, len(r.lesions)),
+    "lesion_precision": lambda r: (
+        r.n_outcome("true_positive"),
+        r.n_outcome("true_positive") + r.n_outcome("false_positive"),
+    ),
+    "lesion_f1": lambda r: (
+        2 * r.n_detected,
+        r.n_detected + len(r.lesions) + r.n_outcome("false_positive"),
+    ),
+    "false_positives_per_case": lambda r: (r.n_outcome("false_positive"), r.annotated_share),
+    "dice": lambda r: (r.dice or 0.0, r.dice is not None),
+    "surface_dice": lambda r: (r.surface_dice or 0.0, r.surface_dice is not None),
+}
+
+
+def compare(
+    one: Sequence[CaseResult],
+    other: Sequence[CaseResult],
+    *,
+    fp_per_case: Sequence[float] = (0.125, 0.25, 0.5, 1, 2, 4, 8),
+    margin: float | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Differences `one − other` of the main numbers, each with interval and p-value.
+
+    Both were evaluated on the same cases, at their own operating points; else `DatasetError`. With
+    scores on both sides also at equal false positives per case, and the areas: the mean sensitivity
+    at `fp_per_case` and average precision. Under 5 groups with something to count neither interval
+    nor p-value is given. `margin`: by how much the one may be worse in the primary endpoint, a
+    share; `ConfigError` for none between 0 and 1.
+    """
+    if margin is not None and not 0 < margin < 1:
+        raise ConfigError(f"margin: {margin} is no share. Write 0.05 for five percentage points.")
+    if [r.case for r in one] != [r.case for r in other]:
+        apart = sorted({r.case for r in one} ^ {r.case for r in other})
+        raise DatasetError(f"The two models have different cases: {', '.join(apart[:5])}.")
+    groups = sorted({r.group for r in one})
+    draws = draw_groups(len(groups), replicates, np.random.default_rng(seed))
+    # weights are [n, 2·groups]: the groups as the one saw them, then as the other did
+    numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
+    scored = all(r.scored for r in (*one, *other))
+    if scored:
+        first = Pool.of(one)
+        both, support = first.beside(Pool.of(other)), first.lesions_by_group
+        for rate in EQUAL_RATES:
+            numbers[f"recall_at_{rate:g}"] = curves.froc(both, [rate]), support
+        numbers["cpm"] = curves.cpm(both, fp_per_case), support
+        numbers["average_precision"] = curves.average_precision(both), support
+    for name, of_case in RATIOS.items():
+        above, below = (
+            [sums_by_group(groups, rs, [of_case(r)[k] for r in rs]) for rs in (one, other)]
+            for k in (0, 1)
+        )
+        statistic = ratio(np.concatenate(above), np.concatenate(below))
+        numbers[name] = statistic, np.maximum(*below)
+    items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
+    step = max(1, _MAX_ELEMENTS // items)
+    found = {
+        name: _difference(statistic, support, draws, step, seed)
+        for name, (statistic, support) in numbers.items()
+    }
+    primary = PRIMARY if scored else PRIMARY_UNSCORED
+    _correct(found, primary)
+    interval = found[primary]["ci95"]
+    inferior = None if margin is None or interval is None else interval[0] <= -margin
+    not_inferior = None if inferior is None else not inferior
+    found[primary] |= {"primary": True, "margin": margin, "not_inferior": not_inferior}
+    return found
+
+
+def _difference(
+    statistic: Statistic, support: NDArray[np.float64], draws: Draws, step: int, seed: int
+) -> dict[str, Any]:
+    n = draws.shape[1]
+
+    def apart(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        a, b = (np.hstack(pair) for pair in ((first, second), (second, first)))
+        return np.asarray(statistic(a)[:, 0] - statistic(b)[:, 0])
+
+    ones, zeros = np.ones((1, n)), np.zeros((1, n))
+    a, b = (float(statistic(np.hstack(p))[0, 0]) for p in ((ones, zeros), (zeros, ones)))
+    values: dict[str, Any] = {
+        "one": a if np.isfinite(a) else None,
+        "other": b if np.isfinite(b) else None,
+    }
+    if None in values.values():
+        why = "the number is undefined for one of the two"
+        return {**values, **Estimate(None, None, why).to_json("difference"), "p_value": None}
+    if (support > 0).sum() < MIN_GROUPS:
+        few = Estimate(a - b, None, TOO_FEW_GROUPS).to_json("difference")
+        return {**values, **few, "p_value": None}
+    parts = (draws[i : i + step].astype(np.float64) for i in range(0, len(draws), step))
+    drawn = np.concatenate([apart(part, np.zeros(part.shape)) for part in parts] or [np.zeros(0)])
+    estimate = Estimate(a - b, *percentiles(drawn, effective_groups(support)))
+
+    def swapped(first: NDArray[Any], second: NDArray[Any], axis: int) -> NDArray[np.float64]:
+        first = np.moveaxis(first, axis, -1)
+        weights = np.zeros((*first.shape[:-1], 2 * n))
+        np.put_along_axis(weights, first.astype(np.int64), 1.0, axis=-1)
+        weights = weights.reshape(-1, 2 * n)
+        return apart(weights[:, :n], weights[:, n:]).reshape(first.shape[:-1])
+
+    test = permutation_test(
+        (np.arange(n), np.arange(n) + n),
+        swapped,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        batch=step,
+        random_state=seed,
+    )
+    return {**values, **estimate.to_json("difference"), "p_value": float(test.pvalue)}
+
+
+def _correct(found: Mapping[str, dict[str, Any]], primary: str) -> None:
+    """Add Holm's p-values; the primary endpoint stands by itself."""
+    known = sorted(
+        (row["p_value"], name)
+        for name, row in found.items()
+        if name != primary and row["p_value"] is not None
+    )
+    least = 0.0
+    for rank, (p, name) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        found[name]["p_holm"] = least

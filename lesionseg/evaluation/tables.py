@@ -1,0 +1,102 @@
+"""cases.csv, lesions.csv and candidates.csv: a line for each result, a column for each number.
+
+A field whose name ends with `_vox` is a column per axis in array order (`start_z_vox` …), one that
+ends with `_mm` and holds several numbers a column per axis of RAS (`centre_x_mm` …); z is empty in
+2-D. Other tuples are numbered from 1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
+from lesionseg.io.atomic import write_csv
+
+CASE_COLUMNS = (
+    *("case", "group", "role", "status", "n_lesions", "n_candidates", "n_detected", "n_missed"),
+    *("n_false_positive", "n_ignored", "dice", "surface_dice", "hd95_mm", "reference_ml"),
+    *("predicted_ml", "false_positive_ml", "splits", "merges", "case_score", "seconds", "warning"),
+    *("input_score", "slice_spacing_mm", "annotated_share"),
+)
+_POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
+Row = dict[str, Any]
+Item = TypeVar("Item")
+
+
+def write_tables(
+    folder: Path, results: Sequence[CaseResult], labels: Mapping[int, str] | None = None
+) -> None:
+    """Write the three tables, each atomically; `labels` names label values."""
+    regions = list(dict.fromkeys(name for result in results for name in result.regions))
+    more = [_region_column(what, name) for name in regions for what in ("dice", "n_lesions")]
+    write_csv(folder / "cases.csv", map(_case_row, results), (*CASE_COLUMNS, *more))
+    for name, kind in (("lesions", LesionResult), ("candidates", CandidateResult)):
+        rows = (
+            {"case": r.case, "group": r.group}
+            | cells_of(item)
+            | {"label": (labels or {}).get(item.label, str(item.label))}
+            for r in results
+            for item in getattr(r, name)
+        )
+        write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
+
+
+def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:
+    """Write rows of one dataclass atomically; without rows the header alone."""
+    write_csv(path, map(cells_of, rows), tuple(columns_of(kind, rows)))
+
+
+def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
+    """The columns of a dataclass; numbered ones as many as some of `rows` has, at least one."""
+    for one in fields(kind):
+        name = one.name
+        if name in _POINTS:
+            yield from (_axis_column(name, axis) for axis in _POINTS[name])
+        elif str(one.type).startswith("tuple"):
+            most = max((len(getattr(row, name)) for row in rows), default=1)
+            yield from (f"{name}_{i + 1}" for i in range(max(most, 1)))
+        else:
+            yield name
+
+
+def cells_of(item: Any) -> Row:
+    """The cells of a dataclass by column; None for what is undefined."""
+    cells: Row = {}
+    for one in fields(item):
+        name, value = one.name, getattr(item, one.name)
+        if name in _POINTS:
+            axes = _POINTS[name].replace("z", "") if len(value) == 2 else _POINTS[name]
+            pairs = zip(axes, value, strict=True)
+            cells |= {_axis_column(name, axis): round(number, 4) for axis, number in pairs}
+        elif isinstance(value, tuple):
+            cells |= {f"{name}_{i}": number for i, number in enumerate(value, 1)}
+        else:
+            cells[name] = str(value).lower() if isinstance(value, bool) else value
+    return cells
+
+
+def _axis_column(name: str, axis: str) -> str:
+    stem, _, unit = name.rpartition("_")
+    return f"{stem}_{axis}_{unit}"
+
+
+def _case_row(result: CaseResult) -> Row:
+    counts = {
+        "n_lesions": len(result.lesions),
+        "n_candidates": len(result.candidates),
+        "n_missed": len(result.lesions) - result.n_detected,
+        "n_false_positive": result.n_outcome("false_positive"),
+        "n_ignored": result.n_outcome("ignored"),
+        "seconds": round(result.seconds, 4),
+    }
+    row = {name: counts.get(name, getattr(result, name, None)) for name in CASE_COLUMNS}
+    for name, part in result.regions.items():
+        row[_region_column("dice", name)] = part.dice
+        row[_region_column("n_lesions", name)] = len(part.lesions)
+    return row
+
+
+def _region_column(what: str, region: str) -> str:
+    return f"{what}_{re.sub(r'[^A-Za-z0-9]+', '_', region.strip())}"

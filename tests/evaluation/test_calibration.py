@@ -1,0 +1,109 @@
+"""Calibrations: fitted on some folds and tested on the others, and described."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ContentError
+from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.evaluation.by_size import fit_logistic
+from lesionseg.evaluation.calibration import (
+    describe_calibration,
+    fit_calibration,
+    fit_out_of_fold,
+)
+from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
+
+ROWS = "11.22.33 ........"
+
+
+def case(name: str, scores: tuple[float, float, float]):
+    """Two lesions and three candidates, the third one false."""
+    drawn = HandCase(name, "", "11.22... ........", ROWS, scores, 0, 0, 0)
+    return evaluate_case(
+        make_reference(drawn),
+        make_prediction(drawn),
+        PRESETS["lesionseg"],
+        case=name,
+        group=name,
+        role="validation",
+    )
+
+
+@pytest.fixture
+def results():
+    rng = np.random.default_rng(0)
+    return [
+        case(f"c{i}", tuple(np.clip(rng.normal([0.7, 0.6, 0.4], 0.2), 0.05, 0.95).tolist()))
+        for i in range(30)
+    ]
+
+
+def test_each_fold_has_the_fit_of_the_others(results):
+    fold_of = {r.case: i % 3 for i, r in enumerate(results)}
+    fits = fit_out_of_fold(results, fold_of)
+    assert sorted(fits) == [0, 1, 2]
+    others = [r for r in results if fold_of[r.case] != 1]
+    assert fits[1] == fit_calibration(others)
+    assert fits[1].n_true == 40
+    assert fits[1].n_false == 20
+
+
+def test_too_few_elsewhere_gives_none(results):
+    assert fit_out_of_fold(results[:12], {r.case: i % 2 for i, r in enumerate(results[:12])}) == {
+        0: None,
+        1: None,
+    }
+
+
+def test_a_fit_says_what_it_was_made_of(results):
+    fit = fit_calibration(results, fitted_on="out-of-fold")
+    assert (fit.kind, fit.fitted_on, fit.n_true, fit.n_false) == ("platt", "out-of-fold", 60, 30)
+    ranked = fit.probability([0.2, 0.5, 0.9])
+    assert (np.diff(ranked) > 0).all()
+    assert (
+        replace(fit, slope=0.0).probability([0.1])[0] == replace(fit, slope=0.0).probability([1])[0]
+    )
+
+
+def drawn(template, p, true):
+    """One result whose candidates have these scores and outcomes."""
+    hit, _, miss = template.candidates
+    rows = tuple(replace(hit if t else miss, score=float(s)) for s, t in zip(p, true, strict=True))
+    return [replace(template, candidates=rows)]
+
+
+def test_scores_that_are_probabilities_are_called_calibrated(results):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.02, 0.98, 8000)
+    found = describe_calibration(drawn(results[0], p, rng.random(8000) < p))
+    assert found["slope"] == pytest.approx(1, abs=0.06)
+    assert found["observed_expected"] == pytest.approx(1, abs=0.03)
+    assert found["brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
+    assert sum(b["n"] for b in found["reliability"]) == 8000
+    assert describe_calibration([])["of"] is None
+
+
+def test_calibration_mends_what_is_overconfident_and_keeps_the_order(results):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.02, 0.98, 6000)
+    sure = 1 / (1 + np.exp(-3 * np.log(p / (1 - p))))
+    fit = fit_calibration(drawn(results[0], sure, rng.random(6000) < p))
+    mended = fit.probability(sure)
+    assert np.abs(mended - p).mean() < 0.04
+    assert (np.diff(mended[np.argsort(sure)]) >= -1e-12).all()
+    with pytest.raises(ContentError):
+        fit_calibration(drawn(results[0], p[:20], np.arange(20) < 3))
+
+
+def test_logistic_fits_solve_their_score_equations_also_of_repeated_counts():
+    rng = np.random.default_rng(3)
+    x, totals = rng.normal(3, 2, 60), rng.integers(0, 4, (5, 60)).astype(float)
+    true = totals * (rng.random(60) < 1 / (1 + np.exp(3 - x)))
+    for (a, b), t, n in zip(fit_logistic(x, true, totals), true, totals, strict=True):
+        left = t - n / (1 + np.exp(-a - b * x))
+        assert left.sum() == pytest.approx(0, abs=1e-6)
+        assert (left * x).sum() == pytest.approx(0, abs=1e-5)
+    same = fit_logistic(np.full(5, 2.0), np.array([[1.0, 1, 0, 0, 0]]), np.ones((1, 5)))
+    assert same[0, 1] == 0.0

@@ -1,0 +1,131 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ConfigError, ContentError, DatasetError
+from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.compare import compare
+from lesionseg.evaluation.curves import Pool, froc
+from tests.evaluation.test_scores import judge
+
+
+def models(names_a, names_b):
+    return [
+        [judge(n, f"case{i}", f"g{i // 2}") for i, n in enumerate(names)]
+        for names in (names_a, names_b)
+    ]
+
+
+def test_equal_models_do_not_differ():
+    one, other = models(["perfect", "missed"] * 8, ["perfect", "missed"] * 8)
+    found = compare(one, other, replicates=200)["lesion_recall"]
+    assert (found["one"], found["difference"], found["p_value"]) == (0.5, 0.0, 1.0)
+    assert found["ci95"] is None
+
+
+def test_a_better_model_is_seen_to_be_better():
+    one, other = models(["perfect"] * 15 + ["missed"], ["missed"] * 12 + ["perfect"] * 4)
+    found = compare(one, other, replicates=500)["lesion_recall"]
+    assert found["difference"] == pytest.approx(15 / 16 - 4 / 16)
+    low, high = found["ci95"]
+    assert 0 < low < found["difference"] < high <= 1
+    assert found["p_value"] < 0.1
+    back = compare(other, one, replicates=500)["lesion_recall"]
+    assert back["difference"] == -found["difference"]
+    assert back["p_value"] == pytest.approx(found["p_value"])
+
+
+def scored(n_groups, seed, shift, n_false=1):
+    """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
+    rng = np.random.default_rng(seed)
+    base, wrong = judge("perfect"), judge("false_alarm").candidates[0]
+    return [
+        replace(
+            base,
+            case=f"c{i}",
+            group=f"g{i}",
+            lesions=(replace(base.lesions[0], detected_at=float(rng.normal(shift))),),
+            candidates=tuple(
+                replace(wrong, score=float(rng.normal()), outcome_any="false_positive")
+                for _ in range(n_false)
+            ),
+        )
+        for i in range(n_groups)
+    ]
+
+
+def test_models_are_compared_at_equal_false_positives():
+    one, other = scored(40, 0, 2.0), scored(40, 1, 0.0)
+    found = compare(one, other, replicates=300)
+    for rate in (0.5, 1, 2):
+        row = found[f"recall_at_{rate:g}"]
+        alone = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
+        assert (row["one"], row["other"]) == tuple(alone)
+    assert found["recall_at_0.5"]["ci95"][0] > 0
+    assert [name for name, row in found.items() if row.get("primary")] == ["recall_at_1"]
+    assert "p_holm" not in found["recall_at_1"]
+    rows = sorted((r for r in found.values() if "p_holm" in r), key=lambda row: row["p_value"])
+    assert rows[0]["p_holm"] == pytest.approx(min(1, len(rows) * rows[0]["p_value"]))
+    assert all(a["p_holm"] <= b["p_holm"] for a, b in itertools.pairwise(rows))
+    assert compare(one, one, replicates=50)["cpm"]["p_value"] == 1.0
+
+
+def test_a_margin_makes_the_whole_interval_decide():
+    one, other = scored(40, 0, 1.0, 3), scored(40, 1, 1.0, 3)
+    low, high = compare(one, other, replicates=300)["recall_at_1"]["ci95"]
+    assert low < 0 < high
+    for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False), (None, None)):
+        found = compare(one, other, margin=margin, replicates=300)
+        assert found["recall_at_1"]["not_inferior"] is shown
+    with pytest.raises(ConfigError, match="margin"):
+        compare(one, other, margin=5)
+
+
+def test_the_p_value_of_few_patients_is_exact():
+    one, other = models(["perfect"] * 10, ["missed"] * 10)  # five patients, all for the one
+    assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
+
+
+def test_few_groups_give_the_difference_alone_and_other_cases_are_an_error():
+    one, other = models(["perfect"] * 6, ["missed"] * 6)
+    found = compare(one, other)["lesion_recall"]
+    assert (found["difference"], found["ci95"], found["p_value"]) == (1.0, None, None)
+    assert "5 groups" in found["reason"]
+    with pytest.raises(DatasetError, match="case5"):
+        compare(one, other[:-1])
+
+
+ROW = {
+    "case": "elsewhere",
+    "candidate": "1",
+    "start_z_vox": "",
+    "start_y_vox": "0",
+    "start_x_vox": "4",
+    "stop_z_vox": "",
+    "stop_y_vox": "1",
+    "stop_x_vox": "7",
+}
+
+
+def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
+    results = [judge("elsewhere", "elsewhere"), judge("perfect", "perfect")]
+    rows = [
+        {**ROW, "verdict": "Lesion"},
+        {**ROW, "case": "perfect", "verdict": "lesion"},  # no false positive: stale
+        {**ROW, "candidate": "7", "verdict": ""},
+    ]
+    found = adjudicate(results, read_verdicts(rows, "adjudicate.csv"))
+    assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
+    assert found["by_reference"]["lesion_recall"]["value"] == 0.5
+    assert found["by_reference"]["n_false_positive"] == 1
+    assert found["adjudicated"]["lesion_recall"]["value"] == pytest.approx(2 / 3)
+    assert found["adjudicated"]["n_false_positive"] == 0
+    assert found["adjudicated"]["lesion_precision"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("row", [{**ROW, "verdict": "maybe"}, {"verdict": "lesion"}])
+def test_a_row_that_says_nothing_is_an_error_with_its_line(row):
+    with pytest.raises(ContentError, match="line 2"):
+        read_verdicts([row], "adjudicate.csv")

@@ -1,0 +1,49 @@
+import csv
+from dataclasses import replace
+
+from lesionseg.core import InputVerdict
+from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.evaluation.tables import write_tables
+from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
+
+RESULTS = [
+    evaluate_case(make_reference(c), make_prediction(c), PRESETS["lesionseg"], case=c.name)
+    for c in HAND_CASES
+]
+
+
+def tables(folder, results, labels=None):
+    write_tables(folder, results, labels)
+    return [
+        list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+        for name in ("cases", "lesions", "candidates")
+    ]
+
+
+def test_a_line_for_each_result(tmp_path):
+    cases, lesions, candidates = tables(tmp_path, RESULTS, {1: "metastasis"})
+    assert [row["case"] for row in cases] == [r.case for r in RESULTS]
+    assert len(lesions) == sum(len(r.lesions) for r in RESULTS)
+    assert len(candidates) == sum(len(r.candidates) for r in RESULTS)
+    assert sum(int(row["n_detected"]) for row in cases) == sum(r.n_detected for r in RESULTS)
+    first = lesions[0]
+    assert (first["label"], first["detected"]) == ("metastasis", "true")
+    assert [first[f"start_{axis}_vox"] for axis in "zyx"] == ["", "1.0", "1.0"]
+    assert [first[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", ""]
+    assert first["volume_ml"] == ""
+
+
+def test_no_result_gives_headers(tmp_path):
+    assert tables(tmp_path, []) == [[], [], []]
+    assert (tmp_path / "lesions.csv").read_text().startswith("case,group,lesion,label,diameter_mm")
+
+
+def test_a_warning_of_the_scan_is_in_its_row(tmp_path):
+    said = InputVerdict(2.5, "Another grid.")
+    prediction = replace(make_prediction(HAND_CASES[0]), input=said)
+    result = evaluate_case(
+        make_reference(HAND_CASES[0]), prediction, PRESETS["lesionseg"], case="=a"
+    )
+    (row,), *_ = tables(tmp_path, [result])
+    assert (row["warning"], row["input_score"]) == ("Another grid.", "2.5")
+    assert row["case"] == "'=a"  # no spreadsheet runs it

@@ -1,0 +1,607 @@
+import csv
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Volume
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import write_volume
+from lesionseg.pipeline.evaluate import evaluate, of_role, open_references
+from lesionseg.report.write import ReportOptions, write_report
+from tests.evaluation.hand_cases import prediction_of
+
+SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
+GEOMETRY = Geometry.from_spacing(SHAPE, SPACING)
+
+
+def write_mask(path, array, geometry=GEOMETRY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, Volume(array.astype(np.uint8)[None], geometry))
+
+
+def lesions(n, found=None):
+    """n boxes; with `found`, only those, and moved by a voxel."""
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    for i in range(n) if found is None else found:
+        mask[2:4, 1 + 4 * i : 4 + 4 * i, 2 + (found is not None) : 6 + (found is not None)] = 1
+    return mask
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases: both lesions found, one of three found, lesion-free with a false positive."""
+    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
+    write_mask(reference / "a.nii.gz", lesions(2))
+    write_mask(reference / "b.nii.gz", lesions(3))
+    write_mask(reference / "c.nii.gz", lesions(0))
+    write_mask(prediction / "a.nii.gz", lesions(2, [0, 1]))
+    write_mask(prediction / "b_mask.nii.gz", lesions(3, [2]))
+    write_mask(prediction / "c.nii.gz", lesions(0, [0]))
+    return reference, prediction, tmp_path / "out"
+
+
+def test_bare_masks_of_another_program(folders):
+    scores = evaluate(*folders, replicates=20).scores
+    assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
+    assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
+    assert scores["lesion_recall"]["value"] == 0.6
+    assert scores["froc"]["recall"] is scores["cpm"]["value"] is None
+    assert scores["evaluated_on"] == "unknown"  # nobody stated it
+    assert json.loads((folders[2] / "scores.json").read_text()) == scores
+
+
+def test_tables_agree_with_the_scores(folders):
+    scores = evaluate(*folders, replicates=5).scores
+    out = folders[2]
+    cases, found, candidates = (
+        rows(out / f"{name}.csv") for name in ("cases", "lesions", "candidates")
+    )
+    assert [row["case"] for row in cases] == ["a", "b", "c"]
+    assert sum(int(row["n_detected"]) for row in cases) == scores["n_true_positive"]
+    assert sum(row["detected"] == "true" for row in found) == scores["n_true_positive"]
+    outcomes = [row["outcome"] for row in candidates]
+    assert outcomes.count("false_positive") == scores["n_false_positive"]
+    assert candidates[0]["score"] == ""
+    assert cases[2]["dice"] == ""
+    assert float(cases[0]["reference_ml"]) == pytest.approx(2 * 24 * 3 / 1000)
+
+
+def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
+    geometry = Geometry.from_spacing(SHAPE, SPACING)
+    drawn = lesions(2).astype(np.int32)
+    drawn[2:4, 5:8][drawn[2:4, 5:8] > 0] = 2
+    prediction = prediction_of(drawn, (0.9, 0.3), geometry, accepted_from=0.5, case="a")
+    point = OperatingPoint("score:0.5", 0.5)
+    prediction = type(prediction)(
+        "a", geometry, prediction.candidates, prediction.instances, operating_point=point
+    )
+    write_prediction(tmp_path / "prediction", prediction)
+    write_mask(tmp_path / "reference" / "a.nii.gz", lesions(2))
+    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    scores = evaluate(*folders, replicates=5).scores
+    assert scores["n_true_positive"] == 1
+    assert scores["operating_point"]["score"] == 0.5
+    assert scores["froc"]["recall"] == [1.0] * 7
+    lower = evaluate(
+        *folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5
+    ).scores
+    assert lower["n_true_positive"] == 2
+    assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
+    named = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
+    assert named["operating_point"]["score"] == 0.2
+    assert (
+        evaluate(*folders, operating_point=0.2, replicates=5).scores["operating_point"]["score"]
+        == 0.2
+    )
+    assert named["operating_point"]["chosen_on"] is None
+    assert named["n_true_positive"] == 2
+    assert (
+        evaluate(*folders, operating_point="score:0.95", replicates=5).scores["n_true_positive"]
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("fp_per_case:1", "fp_per_case:1"),
+        ("sensitivity:0.9", "sensitivity:0.9"),
+        ("score:1.5", "score:<0 to 1>"),
+    ],
+)
+def test_an_operating_point_that_no_file_states_is_refused(folders, point, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*folders, operating_point=point)
+    assert not folders[2].exists()
+
+
+def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, caplog):
+    (folders[1] / "a.nii.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        scores = evaluate(*folders, operating_point="score:0.9", replicates=5).scores
+    assert "all their candidates stay accepted: b, c" in caplog.text
+    assert scores["operating_point"]["score"] is None
+    assert scores["operating_point"]["reason"]
+
+
+def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
+    (folders[1] / "b_mask.nii.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        scores = evaluate(*folders, replicates=5).scores
+    assert scores["missing_predictions"] == ["b"]
+    assert scores["n_missed"] == 3
+    assert "missed: b" in caplog.text
+    assert [row["status"] for row in rows(folders[2] / "cases.csv")] == ["ok", "missing", "ok"]
+    assert {row["why_missed"] for row in rows(folders[2] / "lesions.csv")} == {"", "case_failed"}
+
+
+def test_an_extra_prediction_is_named(folders, caplog):
+    write_mask(folders[1] / "stranger.nii.gz", lesions(1))
+    with caplog.at_level(logging.WARNING):
+        assert evaluate(*folders, replicates=5).scores["n_cases"] == 3
+    assert "left out: stranger" in caplog.text
+
+
+def test_another_grid_is_refused_and_nothing_is_written(folders):
+    moved = Geometry(SHAPE, GEOMETRY.affine + np.array([[0, 0, 0, 5.0]] + [[0] * 4] * 3))
+    write_mask(folders[1] / "a.nii.gz", lesions(2), moved)
+    with pytest.raises(GeometryError) as error:
+        evaluate(*folders)
+    assert "a.nii.gz" in str(error.value)
+    assert not folders[2].exists()
+
+
+def test_folders_that_have_nothing_in_common_are_refused(folders):
+    for path in sorted(folders[1].iterdir()):
+        path.rename(path.with_name("other_" + path.name))
+    with pytest.raises(DatasetError, match="other_a"):
+        evaluate(*folders)
+
+
+def test_groups_by_pattern(folders):
+    scores = evaluate(*folders, groups="[abc]", replicates=5).scores
+    assert scores["n_groups"] == 3
+    for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
+        path.rename(path.with_name("one_" + path.name))
+    assert evaluate(*folders, groups="one", replicates=5).scores["n_groups"] == 1
+    with pytest.raises(DatasetError, match="groups"):
+        evaluate(*folders, groups="two")
+    with pytest.raises(ConfigError, match="groups"):
+        evaluate(*folders, groups="(two")
+
+
+def test_progress_is_told(folders):
+    told = []
+    evaluate(*folders, replicates=5, progress=lambda *step: told.append(step))
+    assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
+
+
+def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
+    scores = evaluate(*folders, compare=folders[0], replicates=5).scores
+    recall = scores["comparison"]["lesion_recall"]
+    assert (recall["one"], recall["other"]) == (0.6, 1.0)
+    assert "5 groups" in recall["reason"]
+    beside = folders[2] / "compare"
+    assert {row["detected"] for row in rows(beside / "lesions.csv")} == {"true"}
+    assert (beside / "scores.json").is_file()
+
+
+def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
+    evaluate(*folders, replicates=5)
+    row = rows(folders[2] / "candidates.csv")[-1]
+    path = tmp_path / "adjudicate.csv"
+    names = ("case", "candidate", *(name for name in row if name.endswith("_vox")))
+    cells = [*(row[name] for name in names), "lesion"]
+    path.write_text(",".join((*names, "verdict")) + "\n" + ",".join(cells) + "\n")
+    found = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
+    assert (found["n_lesion"], found["n_stale"]) == (1, 0)
+    assert found["by_reference"]["n_false_positive"] == 1
+    assert found["adjudicated"]["n_false_positive"] == 0
+
+
+def test_an_unknown_preset_is_refused(folders):
+    with pytest.raises(ConfigError, match="luna16"):
+        evaluate(*folders, preset="luna")
+
+
+def test_a_role_that_somebody_stated_is_kept(folders):
+    assert (
+        evaluate(*folders, evaluated_on="external", replicates=5).scores["evaluated_on"]
+        == "external"
+    )
+    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"external"}
+    evaluate(*folders, replicates=5)
+    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"unknown"}
+
+
+def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):
+    with pytest.raises(ConfigError, match=r"tets.*train, validation, test, external"):
+        evaluate(*folders, evaluated_on="tets")
+    assert not folders[2].exists()
+
+
+def test_a_dataset_folder_as_reference(folders):
+    root = folders[0].parent / "dataset"
+    for name in "abc":
+        image = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
+        (root / "imagesTr").mkdir(parents=True, exist_ok=True)
+        write_volume(root / "imagesTr" / f"{name}_0000.nii.gz", Volume(image[None], GEOMETRY))
+        write_mask(root / "labelsTr" / f"{name}.nii.gz", lesions("cab".index(name)))
+    about = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "metastasis": 1},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(about))
+    scores = evaluate(root, folders[1], folders[2], replicates=5).scores
+    assert list(scores["per_label"]) == ["metastasis"]
+    assert scores["n_lesions"] == 3
+    assert rows(folders[2] / "lesions.csv")[0]["label"] == "metastasis"
+
+
+def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
+    zones = np.ones(SHAPE, dtype=np.uint8)
+    zones[:, 5:] = 2  # the first lesion lies in 1, the others in 2
+    for case in "abc":
+        write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
+    (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
+    scores = evaluate(*folders, replicates=20, zones=tmp_path / "zones").scores
+    by_zone = {g["value"]: g for g in scores["subgroups"] if g["by"] == "zone"}
+    counts = {name: (g["n_lesions"], g["n_detected"]) for name, g in by_zone.items()}
+    assert counts == {"front": (2, 1), "back": (3, 2)}
+    false = {name: g["false_positives_per_case"]["value"] for name, g in by_zone.items()}
+    assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
+    assert (by_zone["front"]["n_cases"], by_zone["front"]["dice"]) == (3, None)
+    assert sum(n for n, _ in counts.values()) == scores["n_lesions"]
+    tables = {name: rows(folders[2] / f"{name}.csv") for name in ("lesions", "candidates")}
+    assert [r["zone"] for r in tables["lesions"]] == ["front", "back", "front", "back", "back"]
+    assert {r["zone"] for r in tables["candidates"]} == {"front", "back"}
+
+
+# --- tables and grids ---
+
+FINE = Geometry.from_spacing((30, 24, 28), (1.0, 0.5, 0.5))
+
+
+def shifted(fine, coarse):
+    """The fine grid so placed that its edges are those of the coarse one."""
+    affine = fine.affine.copy()
+    affine[:3, 3] += [(a - b) / 2 for a, b in zip(fine.spacing_mm, coarse.spacing_mm, strict=True)][
+        ::-1
+    ]
+    return Geometry(fine.shape, affine)
+
+
+def write_image(path, seed=0, geometry=GEOMETRY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).normal(100, 10, geometry.shape).astype(np.float32)
+    write_volume(path, Volume(image[None], geometry))
+
+
+def manifest(folders, extra="site"):
+    """A dataset with a manifest around the reference masks."""
+    root = folders[0].parent
+    for name in "abc":
+        write_image(root / "scans" / f"{name}.nii.gz")
+    lines = [f"{n},scans/{n}.nii.gz,reference/{n}.nii.gz,{'NS'[n == 'b']}" for n in "abc"]
+    (root / "manifest.csv").write_text("\n".join([f"case,image,reference,{extra}", *lines]))
+    return root
+
+
+def test_subgroups_by_a_column_of_the_manifest(folders):
+    scores = evaluate(manifest(folders), *folders[1:], replicates=5).scores
+    found = {row["value"]: row for row in scores["subgroups"]}
+    assert {row["by"] for row in scores["subgroups"]} == {"site"}
+    assert (found["N"]["n_cases"], found["N"]["n_lesions"], found["N"]["n_detected"]) == (2, 2, 2)
+    assert (found["S"]["n_lesions"], found["S"]["n_detected"]) == (3, 1)
+    assert found["N"]["false_positives_per_case"]["value"] == 0.5
+    none = evaluate(manifest(folders), *folders[1:], subgroups=[], replicates=5).scores
+    assert none["subgroups"] == []
+
+
+def test_subgroups_by_a_table_beside_bare_folders(folders, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
+    found = evaluate(*folders, columns=table, subgroups=["scanner"], replicates=5).scores[
+        "subgroups"
+    ]
+    assert [(row["value"], row["n_cases"]) for row in found] == [
+        ("new", 1),
+        ("old", 1),
+        ("not stated", 1),
+    ]
+    with pytest.raises(ConfigError, match="site"):
+        evaluate(*folders, columns=table, subgroups=["site"])
+    table.write_text("name,site\na,x\n")
+    with pytest.raises(DatasetError, match="case"):
+        evaluate(*folders, columns=table)
+
+
+def finer(mask):
+    return mask.repeat(3, 0).repeat(2, 1).repeat(2, 2)
+
+
+def test_another_grid_is_refused_with_both_shown(folders):
+    write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), shifted(FINE, GEOMETRY))
+    with pytest.raises(GeometryError) as error:
+        evaluate(*folders)
+    for part in ("(30, 24, 28)", "(10, 12, 14)", "0.5", "3.0", "a.nii.gz", "resample=true"):
+        assert part in str(error.value)
+
+
+def test_another_grid_is_resampled_when_asked_for(folders, caplog):
+    before = evaluate(*folders, replicates=5).scores
+    write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), shifted(FINE, GEOMETRY))
+    with caplog.at_level(logging.WARNING):
+        after = evaluate(*folders, resample=True, replicates=5).scores
+    assert "reference: a" in caplog.text
+    assert after["n_true_positive"] == before["n_true_positive"]
+    assert after["dice"] == before["dice"]
+
+
+def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
+    grid = shifted(FINE, GEOMETRY)
+    drawn = finer(lesions(2, [0, 1])).astype(np.int32)
+    drawn[:, 10:][drawn[:, 10:] > 0] = 2
+    drawn[0, 0, 0] = 3  # finer than a voxel of the reference
+    (folders[1] / "a.nii.gz").unlink()
+    write_prediction(folders[1], prediction_of(drawn, (0.9, 0.4, 0.2), grid, case="a"))
+    evaluate(*folders, resample=True, replicates=5)
+    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
+    assert [float(row["score"]) for row in found] == [0.9, 0.4, 0.2]
+    assert [found[0][f"start_{axis}_vox"] for axis in "zyx"] == ["2.0", "1.0", "3.0"]
+    assert [row["outcome"] for row in found] == ["true_positive"] * 2 + ["false_positive"]
+    assert float(found[2]["volume_ml"]) == pytest.approx(0.003)  # one voxel of 3 mm³
+    assert float(found[0]["diameter_mm"]) == pytest.approx((6 / np.pi * 24 * 3) ** (1 / 3))
+
+
+def test_rasters_of_another_size_show_the_same_field(tmp_path):
+    reference = np.zeros((12, 16), np.uint8)
+    reference[2:6, 4:8] = 1
+    write_mask(tmp_path / "reference" / "a.png", reference, Geometry.from_spacing((12, 16), (1, 1)))
+    double = reference.repeat(2, 0).repeat(2, 1)
+    write_mask(tmp_path / "prediction" / "a.png", double, Geometry.from_spacing((24, 32), (1, 1)))
+    paths = [tmp_path / name for name in ("reference", "prediction", "out")]
+    with pytest.raises(GeometryError, match="grid"):
+        evaluate(*paths)
+    assert evaluate(*paths, resample=True, replicates=5).scores["dice"]["mean"] == 1.0
+
+
+# --- what others' folders hold ---
+
+
+def write_boxes(folder, case, boxes):
+    """Candidates alone, as any program may write them."""
+    folder.mkdir(exist_ok=True)
+    entries = [
+        {"score": score, "start_vox": list(box[:3]), "stop_vox": list(box[3:])}
+        for score, box in boxes
+    ]
+    (folder / f"{case}_candidates.json").write_text(json.dumps({"candidates": entries}))
+
+
+def test_candidates_without_masks_are_judged_by_their_boxes(folders, tmp_path):
+    found = [(0.9, (2, 1, 2, 4, 4, 6)), (0.2, (7, 7, 7, 9, 9, 9))]
+    write_boxes(tmp_path / "boxes", "a", found)
+    with pytest.raises(DatasetError):
+        evaluate(folders[0], tmp_path / "nothing", folders[2])
+    scores = evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5).scores
+    assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 1)
+    assert scores["missing_predictions"] == ["b", "c"]
+    assert [row["dice"] for row in rows(folders[2] / "cases.csv")] == ["", "0.0", ""]
+    assert "boxes have no voxels" in str(scores["dice"]) or scores["dice"]["n"] == 1
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, None, "high", True])
+def test_scores_outside_0_to_1_are_refused_and_the_file_named(folders, tmp_path, score):
+    write_boxes(tmp_path / "boxes", "a", [(score, (2, 1, 2, 4, 4, 6))])
+    with pytest.raises(ContentError, match="a_candidates"):
+        evaluate(folders[0], tmp_path / "boxes", folders[2])
+    assert not folders[2].exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_empty_folder_is_an_error(folders, which):
+    for path in folders[which].iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError):
+        evaluate(*folders)
+    assert not folders[2].exists()
+
+
+def test_one_case_has_numbers_and_no_intervals_and_says_so(folders):
+    for folder in folders[:2]:
+        for path in folder.iterdir():
+            if not path.name.startswith("b"):
+                path.unlink()
+    scores = evaluate(*folders, replicates=50).scores
+    assert scores["n_cases"] == 1
+    assert scores["lesion_recall"]["value"] == pytest.approx(1 / 3)
+    for number in (scores["lesion_recall"], scores["dice"]):
+        assert number["ci95"] is None
+        assert "5 groups" in number["reason"]
+
+
+def test_instances_that_overlap_in_their_boxes_stay_apart(tmp_path):
+    # an L and the block in its corner: boxes overlap, voxels do not
+    reference = np.zeros((4, 8, 8), np.int32)
+    reference[1:3, 1:7, 1:3] = reference[1:3, 5:7, 1:7] = 1
+    reference[1:3, 2:4, 4:6] = 2
+    geometry = Geometry.from_spacing(reference.shape, (1.0, 1.0, 1.0))
+    write_mask(tmp_path / "reference" / "a.nii.gz", reference > 0, geometry)
+    found = prediction_of(reference, (0.9, 0.8), geometry, case="a")
+    write_prediction(tmp_path / "prediction", found)
+    paths = [tmp_path / name for name in ("reference", "prediction", "out")]
+    scores = evaluate(*paths, replicates=5).scores
+    assert (scores["n_true_positive"], scores["n_false_positive"]) == (2, 0)
+    assert scores["panoptic_quality"]["value"] == 1.0
+
+
+def test_boxes_that_overlap_find_a_lesion_each(folders, tmp_path):
+    pair = [(0.9, (2, 1, 2, 4, 4, 6)), (0.8, (2, 1, 2, 4, 5, 7)), (0.7, (2, 4, 2, 4, 8, 6))]
+    write_boxes(tmp_path / "boxes", "a", pair)
+    evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5)
+    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
+    assert [row["outcome"] for row in found] == ["true_positive"] * 3
+    evaluate(folders[0], tmp_path / "boxes", folders[2], preset="instances", replicates=5)
+    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
+    assert [row["outcome"] for row in found] == ["true_positive", "ignored", "true_positive"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_two_and_three_axes(tmp_path, dims):
+    shape = (6, 9, 9)[-dims:]
+    mask = np.zeros(shape, np.uint8)
+    mask[(slice(1, 4),) * dims] = 1
+    suffix = ".png" if dims == 2 else ".nii.gz"
+    geometry = Geometry.from_spacing(shape, (1.0,) * dims)
+    for name in ("reference", "prediction"):
+        write_mask(tmp_path / name / f"a{suffix}", mask, geometry)
+    paths = [tmp_path / name for name in ("reference", "prediction", "out")]
+    scores = evaluate(*paths, replicates=5).scores
+    assert scores["dice"]["mean"] == scores["surface_dice"]["mean"] == 1.0
+    assert scores["size_unit"] == ("px" if dims == 2 else "mm")
+    assert (rows(paths[2] / "cases.csv")[0]["reference_ml"] == "") == (dims == 2)
+
+
+def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog):
+    before = evaluate(*folders, replicates=5).scores
+    write_report(folders[2], tmp_path / "report", options=ReportOptions(pdf=False))
+    path = tmp_path / "report" / "adjudicate.csv"
+    with path.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == before["n_false_positive"] == 1
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows([{**row, "verdict": "Lesion"} for row in table])
+    with caplog.at_level(logging.WARNING):
+        after = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
+    assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 0, 0)
+    assert after["adjudicated"]["n_false_positive"] == 0
+    assert after["adjudicated"]["n_lesions"] == before["n_lesions"] + 1
+
+
+def test_candidates_keep_their_place_on_an_oblique_grid(tmp_path):
+    turned = GEOMETRY.affine.copy()
+    c, s = np.cos(0.4), np.sin(0.4)
+    turned[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ turned[:3, :3]
+    geometry = replace(GEOMETRY, affine=turned)
+    for name in ("reference", "prediction"):
+        write_mask(tmp_path / name / "a.nii.gz", lesions(2), geometry)
+    paths = [tmp_path / name for name in ("reference", "prediction", "out")]
+    scores = evaluate(*paths, replicates=5).scores
+    assert scores["n_true_positive"] == 2
+    assert scores["hd95_mm"]["mean"] == 0.0
+
+
+# --- roles and layouts ---
+
+ROLES = {"a": None, "b": None, "c": "test", "d": "test"}
+
+
+def cases(roles):
+    return [CaseFiles(case, (), role=role) for case, role in roles.items()]
+
+
+def judged(roles, predicted, evaluated_on=None):
+    return "".join(c.case for c in of_role(cases(roles), predicted, evaluated_on))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "evaluated_on", "expected"),
+    [
+        ("cd", None, "cd"),  # only the test part was predicted
+        ("c", None, "cd"),  # d is missed: some of its role were predicted
+        ("a", None, "ab"),
+        ("ac", None, "abcd"),
+        ("", None, "abcd"),  # nothing in common: the caller says so
+        ("abcd", "test", "cd"),
+        ("ab", "test", "cd"),  # asked for, so missed
+        ("abcd", "train", "ab"),
+        ("cd", "validation", "ab"),
+        ("cd", "external", "cd"),  # where the scans come from, not which of them
+        ("abcd", "external", "abcd"),
+    ],
+)
+def test_the_roles_asked_for_or_predicted(predicted, evaluated_on, expected):
+    assert judged(ROLES, predicted, evaluated_on) == expected
+
+
+def test_without_roles_every_case_is_judged():
+    plain = dict.fromkeys("abc")
+    assert judged(plain, "a") == judged(plain, "a", "test") == "abc"
+
+
+def test_a_stated_external_role_is_a_role_like_others():
+    roles = {"a": "train", "b": "external"}
+    assert judged(roles, "ab", "external") == "b"
+    assert judged(roles, "ab") == "ab"
+
+
+def test_a_role_that_no_case_has_is_refused():
+    with pytest.raises(DatasetError, match="test or train"):
+        of_role(cases({"a": "train", "b": "test"}), "ab", "validation")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """nnU-Net raw: a and b to train on, c and d to test on, a lesion each."""
+    root = tmp_path / "raw"
+    image = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
+    for name, role in ROLES.items():
+        part = "Ts" if role else "Tr"
+        (root / f"images{part}").mkdir(parents=True, exist_ok=True)
+        write_volume(root / f"images{part}" / f"{name}_0000.nii.gz", Volume(image[None], GEOMETRY))
+        write_mask(root / f"labels{part}" / f"{name}.nii.gz", lesions(1))
+    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}}
+    (root / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    return root
+
+
+def test_predictions_of_the_test_part_alone(raw, tmp_path, caplog):
+    """Training cases are no misses, unless they are asked for."""
+    for name in "cd":
+        write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(1, [0]))
+    where = (raw, tmp_path / "found", tmp_path / "out")
+    with caplog.at_level(logging.INFO):
+        scores = evaluate(*where, replicates=5).scores
+    assert (scores["n_cases"], scores["n_missed"]) == (2, 0)
+    assert scores["missing_predictions"] == []
+    assert scores["evaluated_on"] == "test"  # imagesTs and labelsTs say so
+    assert "left out" in caplog.text.lower()
+    write_mask(tmp_path / "found" / "a.nii.gz", lesions(1, [0]))
+    mixed = evaluate(*where, replicates=5).scores
+    assert (mixed["missing_predictions"], mixed["evaluated_on"]) == (["b"], "unknown")
+    caplog.clear()
+    scores = evaluate(*where, evaluated_on="test", replicates=5).scores
+    assert (scores["n_cases"], scores["evaluated_on"]) == (2, "test")
+    assert "No reference" not in caplog.text  # a has one, and is not judged
+    assert evaluate(*where, evaluated_on="train", replicates=5).scores["missing_predictions"] == [
+        "b"
+    ]
+
+
+def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path):
+    root, name = tmp_path / "bids", "sub-01_ses-a"
+    image = Volume(np.ones((1, *SHAPE), dtype=np.float32), GEOMETRY)
+    for folder in (root / "sub-01" / "ses-a" / "anat", tmp_path / "found"):
+        folder.mkdir(parents=True)
+    write_volume(root / "sub-01" / "ses-a" / "anat" / f"{name}_FLAIR.nii.gz", image)
+    place = root / "derivatives" / "lesions" / "sub-01" / "ses-a" / "anat"
+    write_mask(place / f"{name}_label-lesion_mask.nii.gz", lesions(2))
+    write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(2, [0]))
+    scores = evaluate(root, tmp_path / "found", tmp_path / "out", replicates=5).scores
+    assert (scores["n_lesions"], scores["n_true_positive"]) == (2, 1)
+    assert scores["provenance"]["convention"] == "bids"
+    assert open_references(place)[0] is None

@@ -1,0 +1,227 @@
+"""Out-of-fold predictions, as folds would have written them, gathered and judged."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from lesionseg.core import Candidate, Geometry, Prediction, Reference
+from lesionseg.errors import DatasetError
+from lesionseg.evaluation import PRESETS
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.cases import read_case
+from lesionseg.io.predictions import write_prediction
+from lesionseg.ops.components import lesion_instances
+from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
+from lesionseg.pipeline.dataset import DataSettings, Survey, divided, folds_of, take_survey
+from lesionseg.pipeline.score import (
+    CaseOverlap,
+    FoldRun,
+    Rules,
+    VolumeScorer,
+    labelled,
+    score_folds,
+    score_validation,
+)
+from lesionseg.pipeline.select import ChoiceSettings, unselected
+from lesionseg.pipeline.train.learning import decide
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+from lesionseg.training.settings import TrainerSettings
+
+RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
+
+
+class Reader:
+    """Stands in for a fold's predictor: marks the reference's lesions, and single voxels."""
+
+    def __init__(self, found: Survey, rng: np.random.Generator) -> None:
+        self.found, self.rng = found, rng
+
+    def predict_volume(self, volume, case: str) -> Prediction:  # type: ignore[no-untyped-def]
+        files = next(c for c in self.found.dataset.cases if c.case == case)
+        reference = read_case(files, self.found.dataset).reference
+        instances = lesion_instances(reference.labels).instances.copy()
+        n_lesions = int(instances.max())
+        empty = np.argwhere(instances == 0)
+        for k, voxel in enumerate(self.rng.permutation(empty)[:6], start=1):
+            instances[tuple(voxel)] = n_lesions + k
+        scores = np.r_[self.rng.uniform(0.4, 0.95, n_lesions), self.rng.uniform(0.05, 0.6, 6)]
+        candidates = [
+            Candidate(
+                i, 1, float(s), (0.0,) * 3, (1.0,) * 3, (0.0,) * 3, 9.0 if i <= n_lesions else 1.0,
+                None,
+            )
+            for i, s in enumerate(scores, start=1)
+        ]  # fmt: skip
+        ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
+        return Prediction(case, volume.geometry, ranked, instances)
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
+    folder = tmp_path_factory.mktemp("oof")
+    raw = folder / "raw"
+    write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    data = DataSettings(str(raw), fold="all", n_folds=3)
+    found, rng = take_survey(data, 0), np.random.default_rng(0)
+    runs = tuple(
+        FoldRun(k, divided(found, data, 0, k), folder / f"fold_{k}") for k in folds_of(found, data)
+    )
+    for fold in runs:
+        reader = Reader(found, rng)
+        for files in fold.cases:
+            image = read_case(files, found.dataset).image
+            write_prediction(fold.folder, reader.predict_volume(image, files.case))
+    return runs
+
+
+def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
+    folds: tuple[FoldRun, ...], tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
+    judged = score_folds(folds[0].survey, folds, tmp_path, RULES)
+    first = judged.choice.points[0]
+    assert first.chosen_on == "out-of-fold"
+    assert first.lesion_recall == judged.scores["lesion_recall"]["value"]
+    assert first.false_positives_per_case == judged.scores["false_positives_per_case"]["value"]
+    assert list(first.lesion_recall_ci95) == judged.scores["lesion_recall"]["ci95"]
+    fit = judged.choice.calibration
+    assert fit is not None
+    assert fit.fitted_on == "out-of-fold"
+    assert len(set(judged.choice.calibration_of.values())) == 3
+    assert judged.scores["calibration"]["of"] == "probability"
+    assert judged.scores["calibration"]["reliability"]
+    written = json.loads((tmp_path / "predictions" / "SIM_001_candidates.json").read_text())
+    candidates = written["candidates"]
+    fitted = judged.choice.calibration_of["SIM_001"]
+    assert [c["probability"] for c in candidates] == pytest.approx(
+        fitted.probability([c["score"] for c in candidates]).tolist()
+    )
+    assert all(c["accepted"] == (c["score"] >= first.score) for c in candidates)
+    assert {p: p.read_bytes() for p in before} == before  # the folds stay as they are
+
+
+def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="more than one fold"):
+        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, RULES)
+
+
+# --- whole volumes while a network is trained ---
+
+CPU = TrainerSettings(max_steps=1, accelerator="cpu")
+GEOMETRY = Geometry((4, 4), np.eye(3))
+
+
+def candidate(number: int, score: float) -> Candidate:
+    return Candidate(number, 1, score, (0.0, 0.0), (1.0, 1.0), (0.0, 0.0), 1.0, None)
+
+
+def test_dice_at_any_score_is_that_of_the_masks() -> None:
+    labels, instances = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.int32)
+    labels[0, :3] = 1
+    instances[0, 1:3], instances[3, :2] = 2, 1
+    ranked = (candidate(2, 0.8), candidate(1, 0.3))
+    table = CaseOverlap.of(
+        Reference(GEOMETRY, labels=labels), Prediction("a", GEOMETRY, ranked, instances)
+    )
+    assert table is not None
+    assert table.dice(0.9) == 0
+    assert table.dice(0.5) == pytest.approx(2 * 2 / (2 + 3))
+    assert table.dice(0.3) == pytest.approx(2 * 2 / (4 + 3))
+    ignored = Reference(GEOMETRY, labels=labels, ignore=np.arange(16).reshape(4, 4) >= 12)
+    table = CaseOverlap.of(ignored, Prediction("a", GEOMETRY, ranked, instances))
+    assert table is not None
+    assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
+    partly = Reference(GEOMETRY, labels=labels, annotated={1: True, 2: False})
+    others = (ranked[0], replace(ranked[1], label=2))  # two voxels of what nobody looked for
+    table = CaseOverlap.of(partly, Prediction("a", GEOMETRY, others, instances))
+    assert table is not None
+    assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
+
+
+def test_boxes_without_masks_have_no_dice() -> None:
+    reference = Reference(GEOMETRY, labels=np.zeros((4, 4), np.uint8))
+    assert CaseOverlap.of(reference, Prediction("a", GEOMETRY, (candidate(1, 0.5),), None)) is None
+
+
+class Brightness(nn.Module):
+    """Takes what is bright for a lesion."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, image):  # type: ignore[no-untyped-def]
+        return [2 * image - self.shift]
+
+
+def test_networks_are_scored_on_whole_radiographs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_xray_phantoms(
+        tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
+    )
+    found = take_survey(DataSettings(str(tmp_path / "raw")), 0)
+    plan = decide(found, PlanOverrides(tile_shape=(64, 64)), CPU, tmp_path / "run")
+    cases = labelled(found, "validation")
+    shown: list[str] = []
+    scores = VolumeScorer(
+        found,
+        cases,
+        plan,
+        InferenceSettings(),
+        PRESETS["lesionseg"],
+        1,
+        lambda image, reference, prediction: shown.append(prediction.case),
+    )
+    seen = scores(Brightness(3.0))
+    assert shown == [cases[0].case]
+    assert set(seen) == {"recall_1fp", "dice"}
+    assert all(0 <= value <= 1 for value in seen.values())
+    assert scores(Brightness(999.0)) == {"recall_1fp": 0.0, "dice": 0.0}
+    assert "Nothing at all is predicted on 1 validation cases" in caplog.text
+
+
+# --- voxels calibrated ---
+
+
+class Unsure(nn.Module):
+    """Takes what is bright for a lesion, but hardly believes it."""
+
+    def forward(self, image):  # type: ignore[no-untyped-def]
+        return [4 * image - 22.0]
+
+
+def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
+    tmp_path: Path,
+) -> None:
+    write_mri_phantoms(
+        tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
+    )
+    found = take_survey(DataSettings(str(tmp_path / "raw"), validation_fraction=0.5), 0)
+    trainer = TrainerSettings(max_steps=1, accelerator="cpu")
+    plan = decide(found, PlanOverrides(tile_shape=(24, 32, 24)), trainer, tmp_path / "run")
+    predictor = Predictor.from_network(Unsure(), plan)
+    judged = {}
+    for name, asked in (("raw", False), ("calibrated", True)):
+        wishes = ChoiceSettings(calibration="none", replicates=10, calibrate_voxels=asked)
+        rules = Rules(PRESETS["lesionseg"], wishes, {})
+        judged[name] = score_validation(predictor, found, tmp_path / name, rules)
+    raw, calibrated = judged["raw"], judged["calibrated"]
+    assert raw is not None
+    assert calibrated is not None
+    assert raw.choice.voxel_calibration is None
+    fit = calibrated.choice.voxel_calibration
+    assert fit is not None
+    assert fit.intercept > 1
+    assert calibrated.scores["dice"]["mean"] > raw.scores["dice"]["mean"]
+    complete = calibrated.choice.added_to(plan)
+    assert complete.voxel_calibration == fit
+    assert Plan.from_json(complete.to_json()) == complete
+    assert "Dice of all voxels +" in complete.reasons["voxel calibration"]
+    assert unselected(complete) == plan
