@@ -4,7 +4,7 @@ Where labels are regions `<case>_regions` holds the mask values of all retained 
 holds those of the accepted ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,7 @@ from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import check_grid, read_mask
 from lesionseg.io.dicom.seg import REPORT, SEGMENTATION
-from lesionseg.io.volumes import (
-    is_image_file,
-    read_geometry,
-    strip_suffix,
-    write_volume,
-)
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import lesion_instances, listed_lesions, present_values
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
@@ -84,41 +79,47 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     alone. Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or
     a case whose id cannot be one (`check_case_id`).
     """
-    by_case: dict[str, dict[str, Path]] = {}
-    for file in _files(folder):
-        case, kind = _case_and_kind(file)
-        if kind in by_case.setdefault(case, {}):
-            raise _twice(file, by_case[case][kind])
-        by_case[case][kind] = file
-    for case, files in by_case.items():
-        check_case_id(case, next(iter(files.values())))
+    by_case = _files_by_case(folder, ("candidates", "regions", "instances", "mask"))
     if not by_case:
         raise DatasetError(
-            "No prediction found.",
-            where=folder,
-            expected="<case>_mask.*, <case>.* or <case>_candidates.json",
+            f"{folder}: No prediction found; <case>_mask.*, <case>.* or <case>_candidates.json."
         )
     return {case: PredictionFiles(case, **by_case[case]) for case in sorted(by_case)}
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find reference masks `<case>.*` or `<case>_mask.*` by case id; no instance masks.
+    """Find reference masks `<case>.*`, `<case>_mask.*` by case id; raises as `find_predictions`."""
+    by_case = _files_by_case(folder, ("mask",))
+    if not by_case:
+        raise DatasetError(f"{folder}: No mask found, <case>.nii.gz or the like.")
+    return {case: by_case[case]["mask"] for case in sorted(by_case)}
 
-    Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or a case
-    whose id cannot be one (`check_case_id`).
-    """
-    masks: dict[str, Path] = {}
-    for file in _files(folder):
-        case, kind = _case_and_kind(file)
-        if kind != "mask":
+
+def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, Path]]:
+    """Files by case id and the field of `PredictionFiles` they belong to."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: the folder does not exist.")
+    by_case: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        shown = not file.name.startswith(".") and not file.name.endswith((SEGMENTATION, REPORT))
+        known = is_image_file(file) or file.name.endswith(_CANDIDATES)
+        if not (shown and known and file.is_file()):
             continue
-        if case in masks:
-            raise _twice(file, masks[case])
+        case, kind = strip_suffix(file).removesuffix(_MASK), "mask"
+        for name, ending in (("regions", _REGIONS), ("instances", _INSTANCES)):
+            if strip_suffix(file).endswith(ending):
+                case, kind = strip_suffix(file).removesuffix(ending), name
+        if file.name.endswith(_CANDIDATES):
+            case, kind = file.name.removesuffix(_CANDIDATES), "candidates"
+        if kind not in kinds:
+            continue
+        if kind in by_case.setdefault(case, {}):
+            raise DatasetError(
+                f"{file} and {by_case[case][kind].name} are of the same case. Keep one."
+            )
         check_case_id(case, file)
-        masks[case] = file
-    if not masks:
-        raise DatasetError("No mask found.", where=folder, expected="<case>.nii.gz or the like")
-    return dict(sorted(masks.items()))
+        by_case[case][kind] = file
+    return by_case
 
 
 def read_prediction(
@@ -137,65 +138,8 @@ def read_prediction(
     candidate is a component of their union, of label 1. Raises `ReadError`, `GeometryError`,
     `ContentError`.
     """
-    grid = _grid(files, geometry, raster_mm)
-    if files.candidates is None:
-        return _unscored(files, grid, united)
-    stated = read_candidates(files.candidates, grid)
-    instances = None if files.instances is None else _read_ids(files.instances)
-    candidates = stated.candidates
-    if instances is not None and files.instances is not None:
-        candidates = _with_masks(candidates, instances, files.instances)
-    else:
-        candidates = tuple(replace(c, has_mask=False) for c in candidates)
-    return Prediction(
-        case=files.case,
-        geometry=grid,
-        candidates=candidates,
-        instances=instances,
-        voxel_threshold=stated.voxel_threshold,
-        operating_point=stated.operating_point,
-        scored=stated.scored,
-        removed=stated.removed,
-        input=stated.input,
-        values=_read_values(files, united),
-    )
-
-
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetError("The folder does not exist.", where=folder)
-    shown = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    files = (f for f in shown if not f.name.endswith((SEGMENTATION, REPORT)))
-    return sorted(f for f in files if is_image_file(f) or f.name.endswith(_CANDIDATES))
-
-
-def _case_and_kind(file: Path) -> tuple[str, str]:
-    """The case id and which field of `PredictionFiles` the file is."""
-    if file.name.endswith(_CANDIDATES):
-        return file.name.removesuffix(_CANDIDATES), "candidates"
-    stem = strip_suffix(file)
-    if stem.endswith(_REGIONS):
-        return stem.removesuffix(_REGIONS), "regions"
-    if stem.endswith(_INSTANCES):
-        return stem.removesuffix(_INSTANCES), "instances"
-    return stem.removesuffix(_MASK), "mask"
-
-
-def _twice(file: Path, other: Path) -> DatasetError:
-    return DatasetError(
-        "Two files are of the same case.",
-        where=file,
-        seen=f"also {other.name}",
-        remedy="Keep one of the two.",
-    )
-
-
-def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | None) -> Geometry:
-    """The grid all present masks agree on; the scan's own where it is given."""
     grid, source = geometry, files.candidates
-    for file in (files.instances, files.mask, files.regions):
-        if file is None:
-            continue
+    for file in filter(None, (files.instances, files.mask, files.regions)):
         spacing = raster_mm
         if spacing is None and geometry is not None and geometry.dims == 2:
             spacing = geometry.spacing_mm[0]
@@ -205,77 +149,65 @@ def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | 
         grid, source = grid or own, file
     if grid is None:
         raise ReadError(
-            "Candidates without masks do not state the scan's grid.",
-            where=files.candidates,
-            remedy="Give the scan or its reference with the prediction.",
+            f"{files.candidates}: candidates without masks do not state the scan's grid. Give the "
+            "scan or its reference as well."
         )
-    return grid
+    if files.candidates is None:
+        return _unscored(files, grid, united)
+    stated = read_candidates(files.candidates, grid)
+    instances, present = None, set[int]()
+    if files.instances is not None:
+        instances = _read_ids(files.instances)
+        present = set(present_values(instances)) - {0}
+        unknown = sorted(present - {c.id for c in stated.candidates})
+        if unknown:
+            raise ContentError(
+                f"{files.instances}: the ids {unknown[:10]} are not in the candidate file. Both "
+                "files must come from the same prediction."
+            )
+    values = files.regions or (files.mask if united else None)  # of all, else of accepted ones
+    return Prediction(
+        case=files.case,
+        geometry=grid,
+        candidates=tuple(replace(c, has_mask=c.id in present) for c in stated.candidates),
+        instances=instances,
+        voxel_threshold=stated.voxel_threshold,
+        operating_point=stated.operating_point,
+        scored=stated.scored,
+        removed=stated.removed,
+        input=stated.input,
+        values=None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
+    )
 
 
 def _read_ids(path: Path) -> NDArray[np.int32]:
-    labels = read_mask(path).labels
-    return np.asarray(labels, dtype=np.int32)
-
-
-def _with_masks(
-    candidates: Sequence[Candidate], instances: NDArray[np.int32], path: Path
-) -> tuple[Candidate, ...]:
-    present = set(present_values(instances)) - {0}
-    unknown = sorted(present - {c.id for c in candidates})
-    if unknown:
-        raise ContentError(
-            "The instance mask contains ids that the candidate file lacks.",
-            where=path,
-            seen=unknown[:10],
-            remedy="Both files must come from the same prediction.",
-        )
-    return tuple(replace(c, has_mask=c.id in present) for c in candidates)
-
-
-def _read_values(files: PredictionFiles, united: bool) -> NDArray[np.uint8] | None:
-    """The mask values within candidates: of all, else (from a mask) of the accepted ones."""
-    path = files.regions or (files.mask if united else None)
-    return None if path is None else np.asarray(read_mask(path).labels, dtype=np.uint8)
+    return np.asarray(read_mask(path).labels, dtype=np.int32)
 
 
 def _unscored(files: PredictionFiles, grid: Geometry, united: bool) -> Prediction:
-    """A prediction from masks alone."""
+    """A prediction from masks alone: one candidate of score 1 per instance or component."""
     labels = None if files.mask is None else np.asarray(read_mask(files.mask).labels)
     values = labels.astype(np.uint8) if united and labels is not None else None
     if united and labels is not None:
         labels = (labels > 0).astype(np.uint8)
     if files.instances is not None:
-        instances = _consecutive(_read_ids(files.instances))
-        label_of = _labels_of(instances, labels)
+        ids = _read_ids(files.instances)
+        _, inverse = np.unique(np.append(ids, 0), return_inverse=True)  # 0 is there, and first
+        instances = inverse[:-1].reshape(ids.shape).astype(np.int32)
+        # the value of an instance's first labelled voxel, 1 where there is none
+        label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
+        if labels is not None:
+            inside = (instances > 0) & (labels > 0)
+            numbers, first = np.unique(instances[inside], return_index=True)
+            label_of[numbers] = labels[inside][first]
+        of_instance = tuple(label_of[1:].tolist())
     else:
-        lesions = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
-        instances, label_of = lesions.instances, lesions.labels
-    candidates = _candidates(instances, label_of, grid)
-    return Prediction(files.case, grid, candidates, instances, scored=False, values=values)
-
-
-def _consecutive(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    _, inverse = np.unique(np.append(ids, 0), return_inverse=True)  # 0 is there, and first
-    return inverse[:-1].reshape(ids.shape).astype(np.int32)
-
-
-def _labels_of(instances: NDArray[np.int32], labels: NDArray[Any] | None) -> tuple[int, ...]:
-    """Label of each instance: the value of its first labelled voxel, 1 where there is none."""
-    n = int(instances.max(initial=0))
-    label_of = np.ones(n + 1, dtype=np.int64)
-    if labels is not None:
-        inside = (instances > 0) & (labels > 0)
-        ids, first = np.unique(instances[inside], return_index=True)
-        label_of[ids] = labels[inside][first]
-    return tuple(label_of[1:].tolist())
-
-
-def _candidates(
-    instances: NDArray[np.int32], labels: Sequence[int], geometry: Geometry
-) -> tuple[Candidate, ...]:
-    """One candidate of score 1 per instance."""
-    lesions = listed_lesions(geometry, np.arange(1, len(labels) + 1), labels, None, instances)
-    return tuple(
-        Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), geometry)
-        for row, (number, label) in enumerate(zip(lesions.ids.tolist(), labels, strict=True))
+        found = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
+        instances, of_instance = found.instances, found.labels
+    rows = np.arange(1, len(of_instance) + 1)
+    lesions = listed_lesions(grid, rows, of_instance, None, instances)
+    candidates = tuple(
+        Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), grid)
+        for row, (number, label) in enumerate(zip(rows.tolist(), of_instance, strict=True))
     )
+    return Prediction(files.case, grid, candidates, instances, scored=False, values=values)

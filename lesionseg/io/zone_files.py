@@ -6,10 +6,9 @@ A folder holds a mask per case, named by case, on any grid, and at most one tabl
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,11 +44,8 @@ class ZoneFolder:
         missing = [case for case in cases if case not in self.masks]
         if len(missing) == len(cases):
             raise DatasetError(
-                "No zone mask has the name of a case.",
-                where="zones",
-                seen=", ".join(list(self.masks)[:3]),
-                expected=", ".join(missing[:3]),
-                remedy="name the masks <case>.nii.gz after the cases.",
+                f"No zone mask ({', '.join(list(self.masks)[:3])}) has the name of a case "
+                f"({', '.join(missing[:3])}). Name the masks <case>.nii.gz."
             )
         if missing:
             _log.warning("No zones; lesions of these have none: %s", ", ".join(missing))
@@ -63,50 +59,32 @@ def find_zones(folder: Path) -> ZoneFolder:
     are their own names. Raises `DatasetError` for a folder without masks or with several tables,
     `ContentError` for a table without names.
     """
-    masks = find_masks(folder)
     tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
     if len(tables) > 1:
-        raise DatasetError(
-            "The zones have several tables of names.",
-            where=folder,
-            seen=", ".join(table.name for table in tables),
-            expected="one",
-            remedy="leave the one that names the values of these masks.",
-        )
-    return ZoneFolder(masks, read_zone_names(tables[0]) if tables else {})
+        names = ", ".join(table.name for table in tables)
+        raise DatasetError(f"{folder}: several tables of zone names ({names}). Leave one.")
+    return ZoneFolder(find_masks(folder), read_zone_names(tables[0]) if tables else {})
 
 
 def read_zone_names(path: Path) -> dict[int, str]:
     """Names by mask value; 0, the background, has none. Raises `ContentError` without any."""
-    is_json = path.suffix.lower() == ".json"
-    pairs = _from_json(read_json(path)) if is_json else _from_lines(path)
-    names = {value: name for value, name in pairs if value > 0}
+    pairs = list[tuple[str, str]]()
+    if path.suffix.lower() == ".json":
+        content = read_json(path)
+        entries = content.get("labels", content) if isinstance(content, dict) else {}
+        pairs = [(str(a), str(b)) for a, b in entries.items()] if isinstance(entries, dict) else []
+        pairs = [(a, b) if re.fullmatch(r"\d+", a) else (b, a) for a, b in pairs]
+    else:  # of each line the first whole number, and the first cell that is no number
+        for line in path.read_text("utf-8-sig", "replace").splitlines():
+            cells = [cell.strip(" \"'") for cell in _cells(line.strip())]
+            values = [cell for cell in cells if re.fullmatch(r"\d+", cell)]
+            texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
+            if values and texts:
+                pairs.append((values[0], texts[0]))
+    names = {int(value): name for value, name in pairs if re.fullmatch(r"0*[1-9]\d*", value)}
     if not names:
-        raise ContentError(
-            "The table names no value.",
-            where=path,
-            expected="a whole number and a name on each line, or a JSON object of them",
-        )
+        raise ContentError(f"{path}: names no value; a whole number and a name on each line.")
     return names
-
-
-def _from_json(content: Any) -> Iterator[tuple[int, str]]:
-    entries = content.get("labels", content) if isinstance(content, dict) else {}
-    for one, other in entries.items() if isinstance(entries, dict) else ():
-        for value, name in ((one, other), (other, one)):
-            if re.fullmatch(r"\d+", str(value)) and isinstance(name, str):
-                yield int(value), name
-                break
-
-
-def _from_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Of each line the first whole number, and the first cell that is no number."""
-    for line in path.read_text("utf-8-sig", "replace").splitlines():
-        cells = [cell.strip(" \"'") for cell in _cells(line.strip())]
-        values = [cell for cell in cells if re.fullmatch(r"\d+", cell)]
-        names = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
-        if values and names:
-            yield int(values[0]), names[0]
 
 
 def _cells(line: str) -> list[str]:

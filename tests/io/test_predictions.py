@@ -140,7 +140,7 @@ def test_what_was_said_of_the_scan_comes_back(tmp_path: Path, oblique: Geometry)
         assert read_prediction(find_predictions(tmp_path)["A"]).input == said
     path = tmp_path / "A_candidates.json"
     path.write_text(path.read_text().replace('"warning": ""', '"warning": 3'))
-    with pytest.raises(ContentError, match=r"input_check.*no score and warning"):
+    with pytest.raises(ContentError, match=r"input_check.warning"):
         read_prediction(find_predictions(tmp_path)["A"])
 
 
@@ -167,7 +167,7 @@ def test_boxes_alone_write_no_mask_and_need_a_grid(tmp_path: Path, oblique: Geom
     back = read_prediction(files, geometry=oblique)
     assert back.candidates == boxes.candidates
     assert back.instances is None
-    with pytest.raises(ReadError, match=r"grid.*A_candidates\.json"):
+    with pytest.raises(ReadError, match=r"A_candidates\.json.* the scan\'s grid"):
         read_prediction(files)
 
 
@@ -248,17 +248,17 @@ def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"score": 1.5}, "'score' of candidate 1"),
-        ({"score": None}, "'score'"),
-        ({"score": True}, "'score'"),
-        ({"start_vox": [0, 0]}, "'start_vox'"),
-        ({"stop_vox": [0, 1, 1]}, "'stop_vox'.*beyond"),
-        ({"stop_vox": "1 1 1"}, "'stop_vox'"),
-        ({"id": 0}, "'id'"),
-        ({"id": "a"}, "'id'"),
-        ({"label": 0.5}, "'label'"),
-        ({"centre_mm": [0]}, "'centre_mm'"),
-        ({"diameter_mm": "big"}, "'diameter_mm'"),
+        ({"score": 1.5}, r"candidates\[0\].score: 1.5"),
+        ({"score": None}, "score"),
+        ({"score": True}, "score"),
+        ({"start_vox": [0, 0]}, "start_vox"),
+        ({"stop_vox": [0, 1, 1]}, "stop_vox .*beyond"),
+        ({"stop_vox": "1 1 1"}, "stop_vox"),
+        ({"id": 0}, r"\.id"),
+        ({"id": "a"}, r"\.id"),
+        ({"label": 0.5}, "label"),
+        ({"centre_mm": [0]}, "centre_mm"),
+        ({"diameter_mm": "big"}, "diameter_mm"),
         ({"id": 2}, "same id"),
     ],
 )
@@ -278,13 +278,13 @@ def test_candidates_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        ("[]", ContentError, "no list of candidates"),
-        ('{"candidates": [3]}', ContentError, "not an object"),
-        ('{"schema_version": 9, "candidates": []}', ContentError, "version is unknown"),
-        ('{"candidates": [], "operating_point": {}}', ContentError, "operating point"),
-        ('{"candidates": [], "voxel_threshold": "x"}', ContentError, "'voxel_threshold'"),
+        ("[]", ContentError, "the content"),
+        ('{"candidates": [3]}', ContentError, r"candidates\[0\]: 3"),
+        ('{"schema_version": 9, "candidates": []}', ContentError, "schema_version: 9"),
+        ('{"candidates": [], "operating_point": {}}', ContentError, "operating_point.score"),
+        ('{"candidates": [], "voxel_threshold": "x"}', ContentError, "voxel_threshold"),
         ('{"candidates": [{"score": NaN}]}', ReadError, "NaN is not JSON"),
-        ("{", ReadError, "Cannot read the JSON"),
+        ("{", ReadError, "cannot be read as JSON"),
     ],
 )
 def test_files_that_are_no_candidates_are_refused(
@@ -354,7 +354,7 @@ def test_finding_refuses_doubles_emptiness_and_absence(
     with pytest.raises(DatasetError, match=r"No (mask|prediction) found"):
         find(tmp_path)
     _touch(tmp_path, "A_mask.nii.gz", "A.nii.gz")
-    with pytest.raises(DatasetError, match=r"same case.*A_mask\.nii\.gz"):
+    with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
         find(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
     assert "lesions of these have none: b" in caplog.text
-    with pytest.raises(DatasetError, match="No zone mask has the name of a case"):
+    with pytest.raises(DatasetError, match=r"No zone mask \(a\) has the name of a case"):
         folder.check(["b"])
     (tmp_path / "more.txt").write_text(TABLES["lut.txt"])
     with pytest.raises(DatasetError, match=r"several tables.*names\.csv"):
