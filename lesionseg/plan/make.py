@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -76,17 +76,6 @@ class PlanOverrides:
             )
         if not ours and self.layout not in (None, "lesionseg"):
             raise ConfigError(f"model.layout: {self.architecture} is not one of our own networks.")
-        sizes = (*(self.spacing_mm or ()), *(self.tile_shape or ()))
-        sizes += tuple(n for n in (self.batch_size, self.base_features) if n is not None)
-        if min(sizes, default=1) <= 0:
-            raise ConfigError(f"model: sizes of a plan are positive, not {list(sizes)}.")
-        for name, choices in (
-            ("layout", (None, *get_args(Layout))),
-            ("activation", get_args(Activation)),
-        ):
-            if getattr(self, name) not in choices:
-                shown = ", ".join(map(str, choices))
-                raise ConfigError(f"model.{name}={getattr(self, name)}: not one of {shown}.")
 
 
 def make_plan(
@@ -102,21 +91,12 @@ def make_plan(
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
-    The same input gives the same plan.
-
-    Args:
-        fingerprint: what the training cases are like.
-        dataset: its channels, labels and modality.
-        memory_gb: of the device, in 10⁹ bytes.
-        device: torch's name: "cpu", "cuda", …
-        overrides: what is chosen; None for nothing.
-        before: the plan of the network whose weights training starts from; grid, normalisation and
-            backbone are its own, the tile too unless it is chosen.
-        step_memory: 10⁹ bytes that a training step of a plan takes (`training.device.step_memory`).
-        pyramid: the stages of a backbone that is not ours, or whose weights are not.
-
-    Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
-    without `step_memory`.
+    The same input gives the same plan. `memory_gb`: of the device, in 10⁹ bytes; `device`: torch's
+    name. `before`: the plan of the network whose weights training starts from; grid, normalisation
+    and backbone are its own, the tile too unless it is chosen. `step_memory`: 10⁹ bytes that a
+    training step of a plan takes. `pyramid`: the stages of a backbone that is not ours, or whose
+    weights are not. Raises `ConfigError` for overrides that do not fit the dataset or `before`, and
+    for a GPU without `step_memory`.
     """
     chosen = asked = overrides or PlanOverrides()
     if before is not None:
@@ -247,7 +227,10 @@ def _draft(
         lesion_fraction=prior.value,
         activation=chosen.activation,
         tempered=True,
-        raster_mm=rules.raster_mm(fingerprint.spacings_mm),
+        # of a radiograph that states none: those to come are resampled as the training's were
+        raster_mm=float(np.median([s[0] for s in fingerprint.spacings_mm]))
+        if fingerprint.dims == 2
+        else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,

@@ -110,20 +110,6 @@ def halved_resolution(
     return Decision(_rounded(np.where(fine, 2 * spacing, spacing)), reason)
 
 
-def raster_mm(spacings_mm: Sequence[Sequence[float]]) -> float | None:
-    """The pixel size taken for a radiograph that states none; None for volumes.
-
-    The median of the training images along the first axis: rasters that are predicted are then
-    resampled as those of the training were.
-
-    >>> raster_mm([(1.0, 1.0), (0.5, 0.5), (1.0, 1.0)])
-    1.0
-    """
-    if not spacings_mm or len(spacings_mm[0]) != 2:
-        return None
-    return float(np.median([spacing[0] for spacing in spacings_mm]))
-
-
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
     """Whether the coarsest spacing is over three times the finest (nnU-Net).
 
@@ -207,33 +193,19 @@ def _rounded(spacing: Iterable[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class DeviceBudget:
-    """What the device allows.
-
-    Attributes:
-        fits: `fits(architecture, tile_shape, batch_size)`: whether it affords such a step.
-        longest: side of the longest tile, in voxels.
-        base_features, widest: features of the first stage, and the most of any.
-        batch: the most tiles a step.
-        start: side of the smallest tile worth trying, in voxels.
-        wider: by what the features may be multiplied, where the tile leaves room.
-        capped: in 3-D the tiles of a step are at most a share of the dataset.
-        small_tiles: whether several small tiles may take the place of a large one that would hold
-            several lesions (`for_small_tiles`).
-        most_voxels: the most voxels of a tile.
-        architecture: of the network it is spent on.
-    """
+    """What the device allows; `fits(architecture, tile_shape, batch_size)`: such a step."""
 
     fits: Callable[[Architecture, Sequence[int], int], bool]
-    longest: int
-    base_features: int
-    widest: int
-    batch: int
-    start: int = 16
-    wider: tuple[float, ...] = ()
-    capped: bool = True
-    small_tiles: bool = False
-    most_voxels: float = inf
-    architecture: str = "unet"
+    longest: int  # side of the longest tile, in voxels
+    base_features: int  # of the first stage
+    widest: int  # the most features of a stage
+    batch: int  # the most tiles a step
+    start: int = 16  # side of the smallest tile worth trying
+    wider: tuple[float, ...] = ()  # features times this, where the tile leaves room
+    capped: bool = True  # in 3-D the tiles of a step are at most a share of the dataset
+    small_tiles: bool = False  # several may take the place of a large one (`for_small_tiles`)
+    most_voxels: float = inf  # of a tile
+    architecture: str = "unet"  # it is spent on
 
     def network(self, tile: Sequence[int], spacing_mm: Sequence[float]) -> Architecture:
         """The network that a tile is planned with."""
@@ -319,15 +291,8 @@ def network_shape(
 
     An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest axis
     that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
-    mixed only once the others have caught up. Features double from stage to stage.
-
-    Args:
-        tile_shape: voxels (z, y, x), in 2-D (y, x).
-        spacing_mm: of these axes.
-        base_features: of the first stage.
-        widest: the most features of a stage.
-        name: of the architecture.
-        exact: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+    mixed only once the others have caught up. Features double from stage to stage. `exact`: only
+    halvings that the tile's own numbers allow, for a tile somebody has chosen.
     """
     size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
     strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]

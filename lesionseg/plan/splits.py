@@ -53,7 +53,7 @@ def make_splits(
     n_folds: int = 5,
     sizes: Mapping[str, float] | None = None,
 ) -> Splits:
-    """Give every labelled case a role.
+    """Give every labelled case a role; `burden`: the number of lesions of each.
 
     Roles the dataset states are kept; test and external cases are never drawn. Validation is, in
     this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold),
@@ -65,16 +65,6 @@ def make_splits(
     with a warning); with a single case it is empty. Raises `DatasetError` when `given` does not fit
     the dataset and for a fold that is not there, `ConfigError` when `given` or `fold` has
     validation cases and the fraction is 0.
-
-    Args:
-        dataset: its cases, with the groups, roles and folds that it states.
-        burden: the number of lesions of each labelled case.
-        validation_fraction: of the groups, from 0 to less than 1.
-        seed: of the draw.
-        given: a file that says who validates.
-        fold: which fold validates, from 0; None draws.
-        n_folds: how many are dealt out where neither file nor dataset has folds.
-        sizes: a typical lesion diameter per case, in millimetres.
     """
     stated = _stated_roles(dataset, burden)
     # the same with a stated validation taking part in training

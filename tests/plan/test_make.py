@@ -120,20 +120,6 @@ def test_refuses_what_does_not_fit(
         plan_of(fingerprint, dataset, **overrides)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"spacing_mm": [0.0, 1.0, 1.0]},
-        {"batch_size": -1},
-        {"activation": "relu"},
-        {"layout": "half"},
-    ],
-)
-def test_refuses_impossible_overrides(overrides: dict):
-    with pytest.raises(ConfigError):
-        PlanOverrides(**overrides)
-
-
 def test_a_plan_follows_the_one_whose_weights_training_starts_from(
     fingerprint: Fingerprint, dataset: Dataset
 ):
