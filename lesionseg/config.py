@@ -119,7 +119,7 @@ class TrainerConfig(Settings):
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: Annotated[int, Field(ge=1)] | Literal["auto"] | tuple[Annotated[int, Field(ge=0)], ...]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    compile: bool | Literal["auto"]
+    compile: bool
     memory_gb: Above0 | None
     workers: Annotated[int, Field(ge=0)] | Literal["auto"]
     ema_decay: Share | None

@@ -10,7 +10,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import Learning
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
+from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import Rules, labelled, score_predicted
 from lesionseg.pipeline.select import ChoiceSettings
-from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
 
@@ -170,7 +170,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     plan = decide(
         found,
         recipe([LARGEST_TILES, *sizes(options)], root).model,
-        TrainerSettings(budget="auto", accelerator=options.accelerator),
+        TrainerSettings(accelerator=options.accelerator),
         folder,
     )
     return Setting(name, root, found, plan, options)

@@ -21,7 +21,12 @@ from benchmarks.learning.held_out import held_out
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset import take_survey
-from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
+from lesionseg.pipeline.learning import (
+    decide,
+    prepare_cases,
+    train_network,
+    with_focal_correction,
+)
 from lesionseg.training.settings import TrainerSettings
 
 
@@ -33,9 +38,7 @@ def main() -> None:
     chosen = recipe(job["overrides"], Path(job["data"]))
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    plan = decide(
-        found, chosen.model, TrainerSettings(budget="auto", accelerator=job["accelerator"]), output
-    )
+    plan = decide(found, chosen.model, TrainerSettings(accelerator=job["accelerator"]), output)
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60
     trainer = replace(
@@ -46,11 +49,11 @@ def main() -> None:
         progress=False,
     )
     learning = replace(chosen.learning, trainer=trainer, seed=job["seed"])
-    fitted = learn(plan, cases, learning, output)
+    fitted = train_network(plan, cases, learning, output)
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,
-        linked(plan, learning.loss, learning.detection),
+        with_focal_correction(plan, learning.loss, learning.detection),
         device=fitted.device,
         settings=chosen.inference,
     )

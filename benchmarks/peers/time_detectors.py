@@ -35,7 +35,7 @@ from lesionseg.plan.plan import (  # noqa: E402
     Normalisation,
     Plan,
 )
-from lesionseg.training.step.detection_objective import make_objective  # noqa: E402
+from lesionseg.training.detection_objective import make_objective  # noqa: E402
 
 TILE, BATCH = 64, 2
 SHAPES = ((3.0,) * 3, (4.0,) * 3, (6.0,) * 3)

@@ -25,9 +25,9 @@ from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
 from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
-from lesionseg.training.device.memory_probe import some_batch
-from lesionseg.training.fit import fit, fit_tiles
-from lesionseg.training.learning_settings import Learning
+from lesionseg.training.fit import fit, tiles_of
+from lesionseg.training.memory import some_batch
+from lesionseg.training.settings import Learning
 
 
 class Watch(pl.Callback):
@@ -68,7 +68,7 @@ def main() -> None:
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
     from lesionseg.pipeline.dataset import DataSettings, take_survey
-    from lesionseg.pipeline.train.learning import prepare_cases
+    from lesionseg.pipeline.learning import prepare_cases
     from lesionseg.plan.make import PlanOverrides, make_plan
 
     data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)
@@ -113,7 +113,7 @@ def fit_in_memory(
 ) -> None:
     """Train on one batch again and again, until `watch` has seen enough."""
     tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
-    fit_tiles(network, plan, tiles, learning, run, callbacks=[watch])
+    fit(network, plan, tiles, replace(learning, callbacks=[watch]), run)
 
 
 def work(job: Job) -> dict[str, float]:
@@ -138,14 +138,9 @@ def work(job: Job) -> dict[str, float]:
         if job.what == "step":
             fit_in_memory(network, plan, learning, Path(run), Watch(laps))
         else:
-            fit(
-                network,
-                plan,
-                cached(Path(job.folder)),
-                learning,
-                Path(run),
-                callbacks=[Watch(laps)],
-            )
+            learning = replace(learning, callbacks=[Watch(laps)])
+            tiles = tiles_of(cached(Path(job.folder)), plan, learning)
+            fit(network, plan, tiles, learning, Path(run))
     grown = memory_mb("VmHWM") - base
     return {"peak_mb": grown, "weights": weights} | laps.result()
 

@@ -43,7 +43,6 @@ class DataSettings:
     validation_fraction: float = 0.2
     fold: int | str | None = None
     n_folds: int = 5
-    parallel_folds: int | str = "auto"
     splits: str | None = None
     cache_dir: str | None = None
     phantoms: Callable[..., None] | None = None

@@ -12,7 +12,6 @@ from typing import Any
 from lesionseg import config
 from lesionseg.errors import ConfigError, LesionsegError, nearest
 
-PREVIEWS_EVERY_MINUTES = 10.0  # pictures of training tiles in run_dir/previews
 # what SGD's users expect (nnU-Net's); AdamW has the defaults of `OptimiserSettings`
 SGD: Mapping[str, Any] = {"momentum": 0.99, "warmup_fraction": 0.0, "schedule": "poly"}
 
@@ -85,14 +84,6 @@ def training_of(cfg: config.TrainConfig) -> dict[str, Any]:
     from lesionseg.plan.make import PlanOverrides
     from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
-    trainer = cfg.trainer.plain()
-    if cfg.trainer.max_minutes is None and cfg.trainer.max_steps is None:
-        trainer["budget"] = "auto"
-    lightning = dict(trainer.pop("lightning"))
-    if cfg.logger:
-        lightning["logger"] = [build(spec, "logger") for spec in cfg.logger]
-    callbacks = [build(spec, "callbacks") for spec in cfg.callbacks]
-    trainer |= {"lightning": lightning or None, "callbacks": callbacks or None}
     optim = {**(SGD if cfg.optim.name == "sgd" else {}), **cfg.optim.plain()}
     return {
         "data": data_of(cfg),
@@ -101,7 +92,7 @@ def training_of(cfg: config.TrainConfig) -> dict[str, Any]:
         "sampling": SamplingSettings(**cfg.sampling.plain()),
         "augment": AugmentationSettings(**cfg.augment.plain()),
         "optim": OptimiserSettings(**optim),
-        "trainer": TrainerSettings(**trainer),
+        "trainer": TrainerSettings(**cfg.trainer.plain()),
         "inference": InferenceSettings(**cfg.inference.plain()),
         "run_dir": cfg.run_dir,
         "seed": cfg.seed,
@@ -112,14 +103,14 @@ def _train(cfg: config.TrainConfig) -> Any:
     from lesionseg.evaluation import find_preset
     from lesionseg.losses import complete_loss
     from lesionseg.pipeline.train import train
-    from lesionseg.training.callbacks.loggers import LoggerSettings
 
     shared = training_of(cfg)
     return train(
         **shared,
         loss=complete_loss(loss_of(cfg), cfg.model.activation),
         detection=detection_of(cfg),
-        logger=LoggerSettings(previews_every_minutes=PREVIEWS_EVERY_MINUTES),
+        callbacks=[build(spec, "callbacks") for spec in cfg.callbacks],
+        logger=[build(spec, "logger", partially=True) for spec in cfg.logger],
         preset=find_preset(cfg.preset),
         report=cfg.report,
         operating_point=cfg.operating_point,

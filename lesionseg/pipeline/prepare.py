@@ -11,9 +11,9 @@ from lesionseg.io.atomic import write_text
 from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import DataSettings, open_dataset, take_survey
+from lesionseg.pipeline.learning import decide, prepare_cases
 from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
-from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 PAGE = "dataset_report.html"
 NOT_TRIED = (
     "estimated; no step was tried. On a GPU train and tune try two first, and may go on with "
-    "fewer, smaller or larger tiles"
+    "fewer or smaller tiles"
 )
 
 

@@ -24,6 +24,14 @@ from lesionseg.io.atomic import write_json
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.dataset import require_masks, take_survey
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
+from lesionseg.pipeline.learning import (
+    affordable,
+    decide,
+    prepare_cases,
+    train_network,
+    with_batch_rate,
+    with_focal_correction,
+)
 from lesionseg.pipeline.log import say
 from lesionseg.pipeline.run.outcome import aligned
 from lesionseg.pipeline.run.run_dir import (
@@ -35,7 +43,6 @@ from lesionseg.pipeline.run.run_dir import (
     refuse_other_cases,
 )
 from lesionseg.pipeline.score import VolumeScorer
-from lesionseg.pipeline.train.learning import affordable, decide, learn, linked, prepare_cases
 from lesionseg.plan.plan import sources_of
 from lesionseg.report.tuning import (
     State,
@@ -45,9 +52,9 @@ from lesionseg.report.tuning import (
     table,
     write_tuning_page,
 )
-from lesionseg.training.device.accelerator import require_device, training_device
-from lesionseg.training.learning_settings import Learning
-from lesionseg.training.step.schedule import batch_factor, settled
+from lesionseg.training.processes import require_device, training_device
+from lesionseg.training.schedule import resolve_budget
+from lesionseg.training.settings import Learning
 
 log = logging.getLogger(__name__)
 
@@ -95,24 +102,24 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
 
     def learning(**pair: float) -> Learning:
-        rate = shared["optim"].lr * batch_factor(shared["optim"], plan)
         voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))
-        return Learning(
+        taught = Learning(
             loss=complete_loss(loss_of(cfg, **voxels), model.activation),
             detection=detection_of(cfg, **anchors),
             sampling=shared["sampling"],
             augmentation=shared["augment"],
-            optimiser=replace(shared["optim"], lr=rate),
+            optimiser=shared["optim"],
             trainer=trainer,
             seed=cfg.seed,
             init_from=model.init_from,
             channel_dropout=data.channel_dropout,
         )
+        return with_batch_rate(taught, plan)
 
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
-        plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run, survey, model)
+        plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run)
     device = training_device(trainer.accelerator)
-    trainer = settled(trainer, plan, device)
+    trainer = resolve_budget(trainer, plan, device)
     claim(run, config)
     prepared = prepare_cases(survey, plan, data, run)
     inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
@@ -121,7 +128,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
         gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
         mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
-        taught, values = linked(plan, mine.loss, mine.detection), list[float]()
+        taught, values = with_focal_correction(plan, mine.loss, mine.detection), list[float]()
         scorer = VolumeScorer(survey, cases, taught, inference, find_preset(preset))
 
         def validate(network: nn.Module) -> dict[str, float]:
@@ -138,7 +145,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             return scores
 
         try:
-            trained = learn(plan, prepared, mine, folder, validate=validate)
+            trained = train_network(plan, prepared, mine, folder, validate=validate)
             if not values:
                 validate(trained.network)
         except TrainingError as error:  # it diverged

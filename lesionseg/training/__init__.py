@@ -2,39 +2,22 @@
 
 Its public names are imported when they are asked for, so that a configuration can name
 `training.settings` without loading Lightning. `fit` is the whole; `lesion_module` and `LesionData`
-train under a `pl.Trainer` of one's own (docs/training.md).
+train under a `pl.Trainer` of one's own.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lesionseg.training.fit import lesion_module as lesion_module
-    from lesionseg.training.fit import tiles_of as tiles_of
-    from lesionseg.training.learning_settings import Learning as Learning
-    from lesionseg.training.lightning_module import LesionModule as LesionModule
-    from lesionseg.training.settings import OptimiserSettings as OptimiserSettings
-    from lesionseg.training.settings import TrainerSettings as TrainerSettings
-    from lesionseg.training.tile_stream import LesionData as LesionData
+from typing import Any
 
 _HOMES = {
-    "Learning": "learning_settings",
+    "Learning": "settings",
     "LesionData": "tile_stream",
-    "LesionModule": "lightning_module",
+    "LesionModule": "module",
     "OptimiserSettings": "settings",
     "TrainerSettings": "settings",
     "lesion_module": "fit",
     "tiles_of": "fit",
 }
-__all__ = [
-    "Learning",
-    "LesionData",
-    "LesionModule",
-    "OptimiserSettings",
-    "TrainerSettings",
-    "lesion_module",
-    "tiles_of",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

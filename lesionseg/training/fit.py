@@ -1,133 +1,77 @@
 """Train a network: the one entrance to this package."""
 
 import logging
-from collections.abc import Sequence
+import math
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.strategies import DDPStrategy
+from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Plan
-from lesionseg.training.callbacks.checkpoint import (
-    Checkpoint,
-    Resume,
-    SaveCheckpoint,
-    read_checkpoint,
+from lesionseg.training.callbacks import (
+    AtomicCheckpoints,
+    FocalStatistics,
+    History,
+    KeepMemory,
+    LastCheckpoint,
+    LogProgress,
+    Previews,
+    WarmAverage,
 )
-from lesionseg.training.callbacks.step_callbacks import (
-    ProgressLine,
-    Record,
-    Validate,
-    Validation,
-)
-from lesionseg.training.device.accelerator import training_device
-from lesionseg.training.device.allocator import KeepMemory
-from lesionseg.training.device.processes import (
-    from_first,
+from lesionseg.training.detection_objective import make_objective
+from lesionseg.training.module import SCORE, LesionModule
+from lesionseg.training.processes import (
+    PATIENCE,
+    broadcast_from_rank_zero,
+    is_rank_zero,
+    launched,
     n_processes,
+    training_device,
 )
-from lesionseg.training.learning_settings import Learning
-from lesionseg.training.lightning_module import LesionModule
-from lesionseg.training.run_trainer import choose_precision, run_trainer
-from lesionseg.training.settings import TrainerSettings
-from lesionseg.training.step.detection_objective import make_objective
-from lesionseg.training.step.schedule import Counters, settled
-from lesionseg.training.tile_stream import Batch
+from lesionseg.training.schedule import resolve_budget
+from lesionseg.training.settings import STEPS_PER_EPOCH, Learning, TrainerSettings
+from lesionseg.training.tile_stream import Batch, LesionData, Validate
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
-HISTORY = Path("metrics.csv")
+CHECKPOINTS = Path("checkpoints")
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """What training leaves.
+    """What training leaves: the network that is kept, in eval mode and on the CPU.
 
-    `network` has the final (averaged) weights, is in eval mode and on the CPU. `steps` counts
-    `skipped` ones too. `history` is metrics.csv. `stopped_because`: `max_steps`, `max_minutes`, or
-    `callback` when one of the caller's ended it. `device`: where training ran (`cpu`, `cuda:0`).
+    `steps` counts `skipped` ones too. `device`: where training ran (`cpu`, `cuda`).
     """
 
     network: nn.Module
     steps: int
     skipped: int
     minutes: float
-    history: Path
-    stopped_because: str
     device: str
 
 
 def fit(
-    network: nn.Module,
-    plan: Plan,
-    cases: Sequence[CachedCase],
-    learning: Learning,
-    run_dir: Path,
-    *,
-    validate: Validate | None = None,
-    callbacks: Sequence[pl.Callback] = (),
-) -> FitResult:
-    """Train `network` in place on tiles of `cases`, `steps_per_epoch` steps' tiles per epoch.
-
-    Args:
-        network: what `build_network(plan)` makes, or one's own with the same outputs.
-        plan: tile shape, batch size and meaning of the labels.
-        cases: prepared training cases; raises `ConfigError` where there are none.
-        learning: loss, sampling, augmentation, optimiser, trainer and seed.
-        run_dir: where metrics.csv and checkpoints go; resumes from its last checkpoint.
-        validate: given the averaged network in eval mode, returns scores for metrics.csv.
-        callbacks: Lightning callbacks that act after our own.
-    """
-    tiles = tiles_of(cases, plan, learning)
-    tiles[0]  # faults of the cases are raised here rather than by a worker process
-    log.info("Tiles: %s", tiles.sampler.mix)
-    return fit_tiles(
-        network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
-    )
-
-
-def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
-    """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
-    trainer = learning.trainer
-    return TileDataset(
-        cases,
-        plan,
-        learning.sampling,
-        learning.augmentation,
-        n_tiles=trainer.steps_per_epoch
-        * trainer.accumulate
-        * plan.batch_size
-        * n_processes(trainer),
-        seed=learning.seed,
-        channel_dropout=learning.channel_dropout,
-    )
-
-
-def lesion_module(plan: Plan, learning: Learning, network: nn.Module | None = None) -> LesionModule:
-    """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
-
-    Raises `ConfigError` where loss and plan disagree. `final_network` has the averaged weights.
-    """
-    check_activation(learning.loss, plan)
-    network = network or build_network(plan, architectures=TRUSTED, seed=learning.seed)
-    objective = make_objective(learning.loss, learning.detection, plan)
-    device = training_device(learning.trainer.accelerator)
-    settings = settled(learning.trainer, plan, device)
-    module = LesionModule(network, objective, plan, settings, learning.optimiser)
-    if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
-        module.use_fp16()
-    return module
-
-
-def fit_tiles(
     network: nn.Module,
     plan: Plan,
     tiles: Dataset[Batch],
@@ -135,85 +79,218 @@ def fit_tiles(
     run_dir: Path,
     *,
     validate: Validate | None = None,
-    callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """As `fit`, on numbered `tiles` of whatever source, without end (see `TileStream`).
+    """Train `network` in place on numbered `tiles` (see `TileStream`); returns what is kept of it.
 
-    A training that had already ended is not prolonged: its result is returned as it was. Raises
-    `TrainingError` when the checkpoint does not fit or the loss stays NaN, and passes on whatever
-    reading tiles or `validate` raises.
+    A training that was interrupted goes on from `run_dir/checkpoints/last.ckpt`; one that had ended
+    is not prolonged. Raises `TrainingError` when the checkpoint does not fit or the loss stays NaN,
+    and passes on whatever reading tiles or `validate` raises.
 
     Args:
-        network: to train; on whatever device, in its initial state.
-        plan: its tile, batch and labels.
-        tiles: batches by number.
-        learning: loss, optimiser, budget.
-        run_dir: where metrics.csv and checkpoints go; resumes from its last checkpoint.
+        network: what `build_network(plan)` makes, or one's own with the same outputs.
+        plan: tile shape, batch size and meaning of the labels.
+        tiles: those of `tiles_of`, or any others by number.
+        learning: loss, optimiser, budget, callbacks and loggers.
+        run_dir: where metrics.csv, pictures and checkpoints go.
         validate: given the averaged network in eval mode, returns scores for metrics.csv.
-        callbacks: that act after our own.
     """
-    path = run_dir / CHECKPOINT
+    last = run_dir / CHECKPOINTS / "last.ckpt"
     module = lesion_module(plan, learning, network)
     settings = module.settings
-    checkpoint = from_first(lambda: read_checkpoint(path) if path.is_file() else None)
-    device = training_device(settings.accelerator)
-    counters = Counters(**checkpoint.counters) if checkpoint else Counters()
-    if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
-        save = SaveCheckpoint(path, settings.checkpoint_every_minutes)
-        mine = [*our_callbacks(settings, run_dir, checkpoint, validate), *callbacks, save]
-        device = run_trainer(module, tiles, counters.steps, mine, run_dir)
-        checkpoint = from_first(lambda: read_checkpoint(path))
-    return _result(module, checkpoint, run_dir, device)
+    before = broadcast_from_rank_zero(partial(_read, last)) if last.is_file() else None
+    if before is None or _progress(before, settings) < 1:
+        data = LesionData(tiles, plan, settings, validate)
+        steps = before["global_step"] if before else 0
+        with _quiet(), _interruptible():
+            trainer = make_trainer(module, learning, run_dir, steps)
+            try:
+                trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
+            except (RuntimeError, KeyError) as error:
+                if trainer.global_step > steps or "state_dict" not in str(error):
+                    raise
+                raise _unusable(last, str(error)) from error
+    after = broadcast_from_rank_zero(partial(_read, last))
+    kept, best = after, run_dir / CHECKPOINTS / "best.ckpt"
+    if settings.select == "best" and best.is_file():
+        kept = broadcast_from_rank_zero(partial(_read, best))
+        log.info("The weights of step %d scored best and are kept.", kept["global_step"])
+    try:
+        module.load_state_dict(kept["state_dict"])
+    except RuntimeError as error:
+        raise _unusable(last, str(error)) from error
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    steps, skipped, minutes = after["global_step"], after["skipped"], after["minutes"]
+    log.info("Trained %d steps in %.1f minutes (%d skipped).", steps, minutes, skipped)
+    return FitResult(network.eval(), steps, skipped, minutes, training_device(settings.accelerator))
+
+
+def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
+    """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
+    trainer = learning.trainer
+    n_tiles = STEPS_PER_EPOCH * trainer.accumulate * plan.batch_size * n_processes(trainer)
+    tiles = TileDataset(
+        cases,
+        plan,
+        learning.sampling,
+        learning.augmentation,
+        n_tiles=n_tiles,
+        seed=learning.seed,
+        channel_dropout=learning.channel_dropout,
+    )
+    tiles[0]  # faults of the cases are raised here rather than by a worker process
+    log.info("Tiles: %s", tiles.sampler.mix)
+    return tiles
+
+
+def lesion_module(plan: Plan, learning: Learning, network: nn.Module | None = None) -> LesionModule:
+    """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
+
+    Raises `ConfigError` where loss and plan disagree.
+    """
+    check_activation(learning.loss, plan)
+    network = network or build_network(plan, architectures=TRUSTED, seed=learning.seed)
+    # a loss may keep sums of its own: every training begins with a fresh one
+    objective = make_objective(deepcopy(learning.loss), learning.detection, plan)
+    device = training_device(learning.trainer.accelerator)
+    network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
+    settings = resolve_budget(learning.trainer, plan, device)
+    return LesionModule(network, objective, plan, settings, learning.optimiser)
 
 
 def check_activation(loss: nn.Module, plan: Plan) -> None:
-    """A loss for independent labels must not teach a network of exclusive ones, or the reverse.
-
-    Raises `ConfigError`.
-    """
+    """Raise `ConfigError` where a loss for independent labels teaches a network of exclusive ones,
+    or the reverse."""
     activation = getattr(loss, "activation", plan.activation)
     if activation != plan.activation:
         raise ConfigError(
-            "Loss and network disagree about what logits mean.",
+            f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
+            f"model.activation={activation}, or +loss.activation={plan.activation}.",
             where="model.activation",
-            seen=f"{plan.activation} for the network, {activation} for the loss",
-            remedy=f"set model.activation={activation}, or +loss.activation={plan.activation}.",
         )
 
 
-def our_callbacks(
-    settings: TrainerSettings,
-    run_dir: Path,
-    checkpoint: Checkpoint | None,
-    validate: Validate | None,
-) -> list[pl.Callback]:
-    """The callbacks of every training, in the order in which they act after a step."""
-    record = Record(run_dir / HISTORY, settings.log_every)
-    callbacks: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
-    every = settings.validate_every_minutes
-    if validate is not None:
-        callbacks.append(Validation(validate, None if every == "auto" else every, record))
-    return [*callbacks, ProgressLine()] if settings.progress else callbacks
+def make_trainer(
+    module: LesionModule, learning: Learning, run_dir: Path, n_steps: int = 0
+) -> pl.Trainer:
+    """Lightning's trainer with our callbacks, then the user's own; resumed after `n_steps`."""
+    settings = module.settings
+    kind, environment = training_device(settings.accelerator), launched(settings)
+    folder, interval = run_dir / CHECKPOINTS, timedelta(minutes=settings.checkpoint_every_minutes)
+    is_terminal = Console(stderr=True).is_terminal
+    callbacks: list[pl.Callback] = [KeepMemory(), FocalStatistics(), Previews(run_dir)]
+    if settings.ema_decay is not None:
+        callbacks.append(WarmAverage(settings.ema_decay, torch.device(kind)))
+    if settings.progress:
+        callbacks.append(RichProgressBar() if is_terminal else LogProgress(STEPS_PER_EPOCH))
+    files: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    callbacks += [
+        *(make() if isinstance(make, partial) else make for make in learning.callbacks),
+        ModelCheckpoint(
+            filename="best", monitor=SCORE, mode="max", save_on_train_epoch_end=False, **files
+        ),
+        LastCheckpoint(filename="last", train_time_interval=interval, **files),
+    ]
+    own = [
+        make(**{"save_dir": run_dir, **make.keywords}) if isinstance(make, partial) else make
+        for make in learning.loggers
+    ]
+    devices: Any = (
+        settings.devices if isinstance(settings.devices, int | str) else list(settings.devices)
+    )
+    if environment is not None and devices == "auto":
+        devices = environment.world_size() // settings.n_nodes
+    strategy: Any = "auto"
+    if not settings.has_one_device:
+        start = "spawn" if environment is None else "popen"
+        strategy = DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {
+        "accelerator": "gpu" if kind == "cuda" else "cpu",
+        "devices": devices,
+        "strategy": strategy,
+        "precision": choose_precision(settings.precision, torch.device(kind)),
+        "gradient_clip_val": settings.gradient_clip,
+        "accumulate_grad_batches": settings.accumulate,
+        "log_every_n_steps": settings.log_every,
+        "max_epochs": -1,  # the stream has no end, the budget stops it
+        "benchmark": kind == "cuda",
+        "inference_mode": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": settings.progress and is_terminal,
+        "default_root_dir": run_dir,
+        # not what Lightning finds: SLURM's variables do not make each task one of a training
+        "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
+    }
+    if is_rank_zero():
+        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    try:
+        return pl.Trainer(
+            callbacks=callbacks,
+            logger=[History(run_dir, n_steps), *own],
+            **{**chosen, **deepcopy(dict(settings.lightning or {}))},
+        )
+    except TypeError as error:
+        raise ConfigError(f"trainer.lightning: {error}.", where="trainer.lightning") from error
 
 
-def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device: str) -> FitResult:
-    """Read back from the checkpoint, which is the same for one process and for many."""
-    checkpoint.restore_weights(module, run_dir / CHECKPOINT)
-    module.network.load_state_dict(module.final_network.state_dict())
-    counters = module.counters
-    reason = module.budget.stop_reason(counters.steps, counters.minutes)
-    log.info(
-        "Trained %d steps in %.1f minutes (%d skipped).",
-        counters.steps,
-        counters.minutes,
-        counters.skipped,
+def choose_precision(asked: str, device: torch.device) -> Any:
+    """`auto`: bf16-mixed where convolutions are faster in it, else 16-mixed on a GPU."""
+    if asked != "auto":
+        return asked
+    if fast_dtype(device) == torch.bfloat16:
+        return "bf16-mixed"
+    return "16-mixed" if device.type == "cuda" else "32-true"
+
+
+def _progress(checkpoint: dict[str, Any], settings: TrainerSettings) -> float:
+    by_steps: float = checkpoint["global_step"] / (settings.max_steps or math.inf)
+    by_minutes: float = checkpoint["minutes"] / (settings.max_minutes or math.inf)
+    return max(by_steps, by_minutes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU: tensors and plain values only, no pickled code is run."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        _ = checkpoint["minutes"], checkpoint["skipped"], checkpoint["state_dict"]
+    except Exception as error:  # torch.load raises half a dozen kinds for a broken file
+        # by its name alone: the text advises to load without `weights_only`
+        raise _unusable(path, type(error).__name__) from error
+    return checkpoint
+
+
+def _unusable(path: Path, why: str) -> TrainingError:
+    return TrainingError(
+        f"{path}: training cannot be resumed from this checkpoint ({why}). Choose another run_dir, "
+        "or delete the checkpoint to start afresh."
     )
-    return FitResult(
-        network=module.network.eval(),
-        steps=counters.steps,
-        skipped=counters.skipped,
-        minutes=counters.minutes,
-        history=run_dir / HISTORY,
-        stopped_because=reason or "callback",
-        device=device,
-    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through as itself: Lightning exits with status 1 and ignores further ones."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the trainer's advice (few workers, folders that are not empty) and its banners."""
+    banners = logging.getLogger("pytorch_lightning")
+    level = banners.level
+    banners.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+            # Lightning 2.6 asks newer versions of torch for a class they are about to drop
+            warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
+            yield
+    finally:
+        banners.setLevel(level)

@@ -3,28 +3,29 @@
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from math import prod
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
 from monai.data import DataLoader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
-from lesionseg.training.device.accelerator import AHEAD, loader_workers
-from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
+Validate = Callable[[nn.Module], Mapping[str, float]]
 SHARED_MEMORY = "/dev/shm"
+AHEAD, MOST_WORKERS = 2, 8  # steps that each worker reads ahead; a GPU is fed by as many
 # quick where the system has it; on a Mac its libraries do not survive a fork
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
@@ -58,8 +59,7 @@ class TileStream:
     A plain iterable and no loader itself: the trainer would take a loader apart and put it together
     again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
     any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
-    not), for any number from 0 on and the same each time. With `pin` the batches lie in
-    memory from which a GPU copies by itself.
+    not), for any number from 0 on and the same each time.
     """
 
     def __init__(
@@ -75,23 +75,21 @@ class TileStream:
         self.first_step, self.workers, self.pin = first_step, workers, pin
 
     def __iter__(self) -> Iterator[Batch]:
-        if not isinstance(self.tiles, TileDataset):
-            return iter(self._loader(self.tiles, default_collate))
-        return iter(self._loader(self.tiles, to_batch))
-
-    def _loader(self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Iterable[Any]:
-        loader: Iterable[Any] = DataLoader(
-            tiles,
-            batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if is_distributed else 0
+        world = torch.distributed.get_world_size() if is_distributed else 1
+        loader: Iterable[Batch] = DataLoader(
+            self.tiles,
+            batch_sampler=StepSampler(self.tiles_per_step, self.first_step, rank, world),
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
             multiprocessing_context=START_METHOD if self.workers else None,
             pin_memory=self.pin,
-            collate_fn=collate,
+            collate_fn=to_batch if isinstance(self.tiles, TileDataset) else default_collate,
             # else MONAI would set back torch's own, which networks draw from
             generator=torch.Generator(),
         )
-        return loader
+        return iter(loader)
 
 
 def to_batch(items: Sequence[TileItem]) -> Batch:
@@ -113,10 +111,11 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
 
 
 class LesionData(pl.LightningDataModule):
-    """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
+    """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`, and whole volumes.
 
-    It begins at `first_step`, or where None at the step that the module has come to: resumed by
-    `ckpt_path`, a training sees the tiles that an undisturbed one would have seen.
+    It begins at the step that the trainer has come to: resumed by `ckpt_path`, a training sees the
+    tiles that an undisturbed one would have seen. `validate`: given the network in eval mode,
+    returns scores by name.
     """
 
     def __init__(
@@ -124,38 +123,48 @@ class LesionData(pl.LightningDataModule):
         tiles: Dataset[Batch],
         plan: Plan,
         settings: TrainerSettings,
-        first_step: int | None = None,
+        validate: Validate | None = None,
     ) -> None:
         super().__init__()
-        self.tiles, self.plan, self.settings = tiles, plan, settings
-        self.first_step = first_step
+        self.tiles, self.plan, self.settings, self.validate = tiles, plan, settings, validate
 
     def train_dataloader(self) -> TileStream:
         """The batches of this process, without end."""
         trainer = cast(pl.Trainer, self.trainer)
-        reached = cast(LesionModule, trainer.lightning_module).counters.steps
-        device, n = (
-            trainer.strategy.root_device.type,
-            self.plan.batch_size * self.settings.accumulate,
-        )
-        workers = loader_workers(self.settings.workers, device, trainer.num_devices)
-        fit = fitting_workers(workers, n * tile_bytes(self.plan), trainer.num_devices)
+        device, n = trainer.strategy.root_device.type, trainer.num_devices
+        size = self.plan.batch_size * tile_bytes(self.plan)
+        workers = loader_workers(self.settings.workers, device, n)
         return TileStream(
             self.tiles,
-            n,
-            first_step=reached if self.first_step is None else self.first_step,
-            workers=max(fit, 1) if self.settings.workers == "auto" else workers,
+            self.plan.batch_size,
+            first_step=trainer.global_step * trainer.accumulate_grad_batches,
+            workers=fitting_workers(workers, size, n),
             pin=device == "cuda",
         )
+
+    def val_dataloader(self) -> list[int]:
+        """One item, which stands for all volumes."""
+        return [] if self.validate is None else [0]
+
+
+def loader_workers(asked: int | str, device: str, n_processes: int = 1) -> int:
+    """Processes that make tiles for each of those that train on this machine.
+
+    `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU, which
+    training itself fills, one.
+    """
+    if asked != "auto":
+        return int(asked)
+    return 1 if device == "cpu" else min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
 
 
 def tile_bytes(plan: Plan) -> int:
     """Of a tile as a worker hands it over: an image in fp32 and three masks."""
-    return prod(plan.tile_shape) * (8 * len(plan.channel_names) + 12)
+    return prod(plan.tile_shape) * (4 * len(plan.channel_names) + 6)
 
 
-def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
-    """Workers of each process whose steps, those read ahead, fit the shared memory; says if fewer.
+def fitting_workers(workers: int, batch_bytes: int, n_processes: int = 1) -> int:
+    """Workers of each process whose batches fit the shared memory; says if fewer.
 
     A worker that finds it full is killed by the system, without a word.
     """
@@ -163,23 +172,14 @@ def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # other systems have no such folder
         return workers
-    fit = free // ((AHEAD + 1) * step_bytes * n_processes)
+    fit = free // ((AHEAD + 1) * batch_bytes * n_processes)
     if fit < workers:
         log.warning(
-            "%s has room for the tiles of %d workers only. Seen: %.2f GB free. Expected: %.2f GB "
-            "for trainer.workers=%d. How to fix: start the container with --shm-size=8g (or "
-            "--ipc=host), or set trainer.workers=%d.",
+            "%s (%.2f GB free) has room for the tiles of %d of %d workers. Start the container "
+            "with --shm-size=8g or --ipc=host.",
             SHARED_MEMORY,
-            fit,
             free / 1e9,
-            workers * (AHEAD + 1) * step_bytes * n_processes / 1e9,
-            workers,
             fit,
+            workers,
         )
     return min(fit, workers)
-
-
-def _process() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

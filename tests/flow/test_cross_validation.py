@@ -47,7 +47,7 @@ def cv_run(raw: Path) -> Path:
 
 def test_a_cross_validation_leaves_everything_that_is_promised(cv_run: Path) -> None:
     promised = """config.yaml plan.json splits.json fold_0/bundle fold_1/bundle oof/scores.json
-        fold_0/previews/validation_step_000003.png
+        fold_0/previews/step_000003.png
         oof/cases.csv oof/lesions.csv oof/candidates.csv oof/report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
         bundle/plan.json bundle/model_card.md"""

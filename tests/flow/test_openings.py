@@ -56,4 +56,4 @@ def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes
         assert opened[f"{case}_0000.nii.gz"] == MOST
         assert opened[f"{case}.nii.gz"] <= MOST
     assert 0 < max(handed_on) <= MOST_FRAMES
-    assert list((folder / "previews").glob("validation_step_*.png"))
+    assert list((folder / "previews").glob("step_*.png"))

@@ -45,7 +45,7 @@ class DieOnce(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         last = trainer.global_rank == trainer.world_size - 1
-        if last and pl_module.counters.steps == self.step and not self.file.exists():
+        if last and trainer.global_step == self.step and not self.file.exists():
             self.file.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -122,6 +122,6 @@ def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(raw
     die = f"{{_target_: tests.flow.test_several_nodes.DieOnce, file: {file}, step: 4}}"
     on_two_nodes(raw, run, f"callbacks=[{die}]")
     assert file.exists()
-    assert "Resuming at step" in (run / "train.log").read_text()
+    assert "Resuming" in (run / "train.log").read_text()
     assert curve(run) == pytest.approx(curve(one), rel=1e-5)
     torch.testing.assert_close(weights(run), weights(one), rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, build_network, trusting
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.training.step.supervision import supervised_strides
+from lesionseg.training.objective import supervised_strides
 
 MEDNEXT = {
     "init_filters": 8,

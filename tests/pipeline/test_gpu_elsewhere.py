@@ -1,16 +1,12 @@
 """`prepare` plans for a GPU that is not at hand."""
 
 import pytest
-import torch
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset import DataSettings, take_survey
-from lesionseg.pipeline.train import learning
-from lesionseg.pipeline.train.learning import decide
+from lesionseg.pipeline.learning import decide
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import TrainerSettings
 
 
@@ -37,24 +33,3 @@ def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
     trainer = TrainerSettings(max_steps=1, accelerator="gpu")
     with pytest.raises(ConfigError, match=r"trainer\.accelerator"):
         decide(survey, PlanOverrides(), trainer, tmp_path)
-
-
-def test_a_step_that_takes_less_than_predicted_is_planned_anew(survey, tmp_path, monkeypatch):
-    """The part of `train` that follows a trial step, with a peak that is made up."""
-    monkeypatch.setattr(learning, "training_device", lambda _: "cuda")
-    monkeypatch.setattr(learning, "chosen_device", lambda _: torch.device("cuda"))
-    offered = []
-
-    def fitted(plan, probe, larger):
-        offered.extend((larger(plan, 3.0), larger(plan, 1.0)))
-        return plan
-
-    monkeypatch.setattr(learning, "fitted_to_memory", fitted)
-    trainer = TrainerSettings(max_steps=1, accelerator="gpu", memory_gb=4.0, precision="bf16-mixed")
-    taught = Learning(FocalLoss(), trainer)
-    plan = decide(survey, PlanOverrides(), trainer, tmp_path)
-    learning.affordable(plan, taught, tmp_path, survey, PlanOverrides())
-    assert offered[0] is None
-    assert offered[1].architecture.features[0] * offered[1].batch_size > (
-        plan.architecture.features[0] * plan.batch_size
-    )

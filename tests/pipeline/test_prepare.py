@@ -10,9 +10,9 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.io.volumes import write_volume
+from lesionseg.pipeline import learning
 from lesionseg.pipeline.dataset import DataSettings
 from lesionseg.pipeline.prepare import prepare
-from lesionseg.pipeline.train import learning
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
 

@@ -18,6 +18,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.dataset import DataSettings, Survey, divided, folds_of, take_survey
+from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import (
     CaseOverlap,
     FoldRun,
@@ -28,7 +29,6 @@ from lesionseg.pipeline.score import (
     score_validation,
 )
 from lesionseg.pipeline.select import ChoiceSettings, unselected
-from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings

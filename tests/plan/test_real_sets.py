@@ -8,7 +8,7 @@ import pytest
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.plan import Plan, make_plan, take_fingerprint
-from lesionseg.training.device.step_memory import StepMemory
+from lesionseg.training.memory import step_gb
 
 DATA = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -23,7 +23,7 @@ def plan_for(name: str, device: str = "cpu") -> Plan:
         dataset,
         memory_gb=24,
         device=device,
-        step_memory=StepMemory(),
+        step_memory=step_gb,
     )
 
 

@@ -1,19 +1,13 @@
 """A plan, numbered tiles and a short training, all in 2-D and tiny."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from lesionseg.losses import DetectionLoss, DiceCrossEntropyLoss, FocalLoss
+from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
-from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
-from lesionseg.training.device.memory_probe import some_batch
-from lesionseg.training.fit import fit_tiles
-from lesionseg.training.learning_settings import Learning
-from lesionseg.training.lightning_module import LesionModule
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.step.detection_objective import make_objective
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.training import Learning, OptimiserSettings, TrainerSettings
+from lesionseg.training.fit import fit
 
 
 class Squares:
@@ -81,7 +75,7 @@ def train(tmp_path):
         optimiser=None,
         validate=None,
         callbacks=(),
-        callbacks_of_config=None,
+        loggers=(),
         network=None,
         **settings,
     ):
@@ -89,43 +83,13 @@ def train(tmp_path):
         chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", "progress": False}
         learning = Learning(
             loss or FocalLoss(),
-            TrainerSettings(**{**chosen, **settings}, callbacks=callbacks_of_config),
+            TrainerSettings(**{**chosen, **settings}),
             optimiser=optimiser or OptimiserSettings(lr=1e-2),
-        )
-        return fit_tiles(
-            network or build_network(plan),
-            plan,
-            tiles or Squares(),
-            learning,
-            run_dir or tmp_path / "run",
-            validate=validate,
             callbacks=callbacks,
+            loggers=loggers,
         )
+        network = network or build_network(plan)
+        folder = run_dir or tmp_path / "run"
+        return fit(network, plan, tiles or Squares(), learning, folder, validate=validate)
 
     return run
-
-
-@pytest.fixture
-def make_module():
-    """A module of the plan with another architecture, and a batch of it."""
-
-    def make(name, loss=None, n_tiles=2, architecture=None, **settings):
-        plan = small_plan()
-        plan = plan.with_(architecture=replace(plan.architecture, name=name))
-        if architecture is not None:
-            dims = len(architecture.strides[0])
-            plan = plan.with_(
-                dims=dims,
-                spacing_mm=(1.0,) * dims,
-                tile_shape=(64,) * dims,
-                architecture=architecture,
-            )
-        if name != "unet":
-            sizes = (((4.0, 4.0), (6.0, 6.0)),)
-            plan = plan.with_(anchors=AnchorPlan(stages=(1,), sizes=sizes, width=8, depth=1))
-        objective = make_objective(loss or DiceCrossEntropyLoss(), DetectionLoss(), plan)
-        trainer = TrainerSettings(max_steps=9, **settings)
-        module = LesionModule(build_network(plan), objective, plan, trainer, OptimiserSettings())
-        return module, some_batch(plan, n_tiles, torch.device("cpu"))
-
-    return make

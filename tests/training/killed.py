@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
-from lesionseg.training.fit import FitResult, fit_tiles
-from lesionseg.training.learning_settings import Learning
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training import Learning, OptimiserSettings, TrainerSettings
+from lesionseg.training.fit import FitResult, fit
 from tests.training.conftest import Squares, small_plan
 
 
@@ -25,7 +24,7 @@ def train(run_dir: Path, checkpoint_every_minutes: float = 1.0) -> FitResult:
     optimiser = OptimiserSettings(lr=1e-2)
     network = build_network(small_plan())
     learning = Learning(DiceFocalLoss(), settings, optimiser=optimiser)
-    return fit_tiles(network, small_plan(), Squares(), learning, run_dir)
+    return fit(network, small_plan(), Squares(), learning, run_dir)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
-from lesionseg.training.fit import fit
-from lesionseg.training.learning_settings import Learning
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.fit import fit, tiles_of
+from lesionseg.training.settings import Learning, OptimiserSettings, TrainerSettings
 from lesionseg.training.tile_stream import to_batch
 
 
@@ -65,28 +64,16 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):
-    result = fit(
-        build_network(plan),
-        plan,
-        cases,
-        Learning(
-            FocalLoss(),
-            TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False),
-        ),
-        tmp_path / "run",
-    )
+    settings = TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False)
+    learning = Learning(FocalLoss(), settings)
+    tiles = tiles_of(cases, plan, learning)
+    result = fit(build_network(plan), plan, tiles, learning, tmp_path / "run")
     assert (result.steps, result.skipped, result.device) == (3, 0, "cpu")
 
 
-def test_no_case_is_refused_before_training(plan, tmp_path):
+def test_no_case_is_an_error_before_training(plan):
     with pytest.raises(ConfigError, match="nothing to take tiles from"):
-        fit(
-            build_network(plan),
-            plan,
-            [],
-            Learning(FocalLoss(), TrainerSettings(max_steps=3)),
-            tmp_path / "run",
-        )
+        tiles_of([], plan, Learning(FocalLoss(), TrainerSettings(max_steps=3)))
 
 
 def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
@@ -108,5 +95,5 @@ def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
         max_steps=2, workers=0, accelerator="cpu", progress=False, ema_decay=None
     )
     learning = Learning(FocalLoss(), settings, optimiser=OptimiserSettings(weight_decay=0.0))
-    fit(network, plan, unknown, learning, tmp_path / "run")
+    fit(network, plan, tiles_of(unknown, plan, learning), learning, tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

@@ -3,13 +3,12 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lesionseg.io.atomic import read_csv
 from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset import DataSettings
-from lesionseg.pipeline.train.learning import prepared
+from lesionseg.pipeline.learning import prepared
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training import Learning, LesionData, TrainerSettings, lesion_module, tiles_of
 
@@ -43,11 +42,11 @@ def fitted(folder, plan, tiles, ckpt_path=None, chosen=None, **options):
 
 
 def test_six_lines_train_what_fit_trains(train, make_plan, squares, tmp_path):
-    module = fitted(tmp_path, make_plan(), squares())
-    ours = train(max_steps=6, optimiser=learning().optimiser, loss=FocalLoss())
-    assert module.counters.steps == 6  # the budget of the settings ended it
-    # `fit` lays tensors out as is fastest on this processor: sums of another order
-    torch.testing.assert_close(weights(module.final_network), weights(ours.network))
+    plain = learning(ema_decay=None)
+    module = fitted(tmp_path, make_plan(), squares(), chosen=plain)
+    assert module.global_step == 6  # the budget of the settings ended it
+    ours = train(max_steps=6, optimiser=plain.optimiser, ema_decay=None, gradient_clip=1e9)
+    torch.testing.assert_close(weights(module.network), weights(ours.network))
 
 
 def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
@@ -58,26 +57,8 @@ def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
     fitted(tmp_path, make_plan(), squares(), callbacks=[save], max_steps=3)
     path = tmp_path / "kept" / "epoch=0-step=3.ckpt"
     resumed = fitted(tmp_path, make_plan(), squares(), ckpt_path=path)
-    assert resumed.counters.steps == 6
+    assert resumed.global_step == 6
     assert torch.equal(weights(resumed.network), weights(calm.network))
-    assert torch.equal(weights(resumed.final_network), weights(calm.final_network))
-
-
-def test_a_users_logger_is_told_loss_and_rate(make_plan, squares, tmp_path):
-    logger = pl.loggers.CSVLogger(tmp_path, name="own", version="")
-    fitted(tmp_path, make_plan(), squares(), logger=logger, log_every_n_steps=1)
-    rows = read_csv(tmp_path / "own" / "metrics.csv")
-    assert len([row for row in rows if row["train_loss"] and row["train_lr"]]) == 6
-
-
-def test_lightnings_average_may_take_the_place_of_ours(make_plan, squares, tmp_path):
-    plain = fitted(tmp_path, make_plan(), squares(), chosen=learning(ema_decay=None))
-    average = EMAWeightAveraging(decay=0.9)
-    taken = fitted(
-        tmp_path, make_plan(), squares(), chosen=learning(ema_decay=None), callbacks=[average]
-    )
-    assert taken.averaged is None
-    assert not torch.equal(weights(taken.network), weights(plain.network))
 
 
 def test_a_folder_of_scans_trains_under_ones_own_trainer(tmp_path):
@@ -86,4 +67,4 @@ def test_a_folder_of_scans_trains_under_ones_own_trainer(tmp_path):
     plan, cases = prepared(DataSettings(str(tmp_path / "raw")), tmp_path / "run", small)
     chosen = learning(max_steps=2)
     module = fitted(tmp_path, plan, tiles_of(cases, plan, chosen), chosen=chosen)
-    assert module.counters.steps == 2
+    assert module.global_step == 2

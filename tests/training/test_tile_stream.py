@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from lesionseg.training import tile_stream
-from lesionseg.training.device import accelerator
-from lesionseg.training.device.accelerator import loader_workers
-from lesionseg.training.tile_stream import StepSampler, TileStream, fitting_workers
+from lesionseg.training.tile_stream import StepSampler, TileStream, fitting_workers, loader_workers
 
 
 def steps(n, **settings):
@@ -55,7 +53,7 @@ def test_a_worker_process_gives_the_same_tiles(squares):
     ],
 )
 def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch, cores, asked, device, processes, expected):
-    monkeypatch.setattr(accelerator, "cores", lambda: cores)
+    monkeypatch.setattr(tile_stream, "cores", lambda: cores)
     assert loader_workers(asked, device, processes) == expected
 
 

@@ -7,14 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, LesionsegError, TrainingError
 from lesionseg.pipeline.run.cluster import run_tasks, spread
-from lesionseg.pipeline.run.run_log import LOG
-from lesionseg.pipeline.train.parallel import Job, run_on_ray
-from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
-from lesionseg.training.settings import TrainerSettings
 
 ray = pytest.importorskip("ray")
 
@@ -47,17 +44,6 @@ def test_tasks_outlive_their_workers_and_errors_come_back(cluster, tmp_path):
     assert isinstance(ends[0], DatasetError)
     assert "somewhere" in str(ends[0])
     assert isinstance(ends[1], TrainingError)
-
-
-def test_a_job_writes_its_log_and_one_that_fails_leaves_the_others(cluster, tmp_path):
-    jobs = [
-        Job("Fold 0", tmp_path / "0", partial(die_once, tmp_path, "c")),
-        Job("Fold 1", tmp_path / "1", refuse),
-    ]
-    with pytest.raises(TrainingError, match="Fold 1 failed") as caught:
-        run_on_ray(jobs, TrainerSettings(max_steps=1, accelerator="cpu"))
-    assert "There is no case" in str(caught.value)
-    assert (tmp_path / "0" / LOG).is_file()
 
 
 def value_of(killed: Path, trial: OpenTrial) -> float:

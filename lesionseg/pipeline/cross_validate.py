@@ -1,0 +1,134 @@
+"""Train every fold in turn, and choose on cases that its network never saw.
+
+run_dir/
+├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
+├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same
+├── oof/                     predictions of all development cases, scores, tables, report
+├── bundle/                  the folds' networks as one ensemble, with what was chosen out of fold
+└── test/                    the test role, predicted by the ensemble
+"""
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundle import ensemble
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.predictions import find_predictions
+from lesionseg.pipeline.dataset import Survey, divided, folds_of
+from lesionseg.pipeline.learning import bundle_plan, read_own_bundle
+from lesionseg.pipeline.run.run_dir import (
+    SPLITS,
+    check_claim,
+    is_claimed,
+    provenance,
+    refuse_other_cases,
+)
+from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
+from lesionseg.pipeline.select import mean_calibration, unselected
+from lesionseg.pipeline.train import BUNDLE, Recipe, Scores, begin, keep_bundle, train_once
+from lesionseg.plan.plan import Plan
+from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
+
+log = logging.getLogger(__name__)
+
+_DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link")
+
+
+def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> tuple[Plan, dict[str, Scores]]:
+    """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
+
+    A finished fold is kept, one begun goes on, also where another process or another machine made
+    it (`data.fold=<number>`). The budget of the trainer is each fold's own. Raises `ConfigError`
+    for a fold that was made by other settings or another plan, `DatasetError` for other cases.
+    """
+    folds = [
+        FoldRun(k, divided(survey, recipe.data, recipe.learning.seed, k), run / f"fold_{k}")
+        for k in folds_of(survey, recipe.data)
+    ]
+    recipes = {fold.number: _recipe_of(recipe, fold) for fold in folds}
+    for fold in folds:
+        check_claim(fold.run, recipes[fold.number].config)
+        refuse_other_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
+    given = None
+    if not is_claimed(run):  # folds trained one by one, perhaps with another machine's memory
+        plans = [f.run / BUNDLE / "plan.json" for f in folds]
+        path = next((path for path in plans if path.is_file()), None)
+        given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
+    plan = begin(recipe, survey, run, given)
+    if is_rank_zero():
+        write_json(run / SPLITS, [_split(fold) for fold in folds])
+        scored = {c.case for fold in folds for c in fold.cases}
+        known = [c.case for c in labelled(folds[0].survey, "train") + folds[0].cases]
+        if never := [case for case in known if case not in scored]:
+            log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
+    for fold in folds:
+        if broadcast_from_rank_zero(partial(_is_finished, fold)):
+            log.info("Fold %d is finished and kept.", fold.number)
+            continue
+        log.info("Fold %d of %d: %d cases validate.", fold.number, len(folds), len(fold.cases))
+        own = recipes[fold.number]
+        train_once(own, fold.survey, begin(own, fold.survey, fold.run, plan), fold.run, test=False)
+    return _gather(recipe, survey, folds, run) if is_rank_zero() else (plan, {})
+
+
+def _gather(
+    recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path
+) -> tuple[Plan, dict[str, Scores]]:
+    """Score what the folds predicted, and make them one bundle."""
+    plans = [bundle_plan(fold.run) for fold in folds]
+    for fold, plan in zip(folds, plans, strict=True):
+        other = [name for name in _DECISIVE if getattr(plan, name) != getattr(plans[0], name)]
+        if other:
+            raise ConfigError(
+                f"fold_{fold.number} has another {', '.join(other)} than fold_{folds[0].number}. "
+                "State these in the settings (model.…) and train the folds again."
+            )
+    members = ensemble([read_own_bundle(fold.run / BUNDLE, recipe.model.spec) for fold in folds])
+    device = training_device(recipe.learning.trainer.accelerator)
+    origin = provenance(survey.dataset, recipe.config, recipe.learning.seed, device)
+    paths = [fold.run / "scores.json" for fold in folds]
+    made = [read_json(path)["provenance"] for path in paths if path.is_file()]
+    minutes = sum(float(one.get("training_minutes", 0)) for one in made)
+    origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
+    safe = all(fold.survey.splits.group_safe for fold in folds)
+    whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
+    rules = recipe.rules(origin)
+    judged = score_folds(whole, folds, run / "oof", rules)
+    voxels = mean_calibration([plan.voxel_calibration for plan in plans])
+    choice = replace(judged.choice, voxel_calibration=voxels)
+    plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
+    keep_bundle(members.networks, plan, judged.scores, origin, run, members.check)
+    complete = replace(members, plan=plan)
+    predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
+    tested = score_role(predictor, whole, run / "test", "test", rules)
+    return plan, {"out of fold": judged.scores} | ({"test": tested} if tested else {})
+
+
+def _recipe_of(recipe: Recipe, fold: FoldRun) -> Recipe:
+    """The recipe of one fold, as `data.fold=<number>` alone would have it."""
+    data = {**recipe.config["data"], "fold": fold.number}
+    config = {**recipe.config, "data": data, "run_dir": str(fold.run)}
+    cache = recipe.data.cache_dir or str(fold.run.parent.parent / "cache")
+    settings = replace(recipe.data, fold=fold.number, cache_dir=cache)
+    own = deepcopy(list(recipe.learning.callbacks))  # they may keep sums of their own
+    learning = replace(recipe.learning, callbacks=own)
+    return replace(recipe, data=settings, config=config, learning=learning)
+
+
+def _is_finished(fold: FoldRun) -> bool:
+    """Whether its bundle and the predictions of all its cases are there."""
+    if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
+        return False
+    return {c.case for c in fold.cases} <= set(find_predictions(fold.folder))
+
+
+def _split(fold: FoldRun) -> dict[str, list[str]]:
+    """As nnU-Net's splits_final.json has it: `data.splits` reads it back."""
+    parts = (("train", "train"), ("val", "validation"))
+    return {name: [c.case for c in fold.survey.of_role(role)] for name, role in parts}

@@ -1,0 +1,286 @@
+"""Plan, prepare and learn: the steps that train, tune and prepare share."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lesionseg.core import Geometry
+from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
+from lesionseg.data.transforms import Spec
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundle import (
+    PLAN,
+    Bundle,
+    bundle_digest,
+    read_bundle,
+    resolve_bundle,
+)
+from lesionseg.inference.input_check import (
+    LEAST_SCANS,
+    N_SCANS,
+    InputCheck,
+    grid_statistics,
+    image_statistics,
+    make_input_check,
+)
+from lesionseg.io.atomic import write_text
+from lesionseg.losses import DetectionLoss
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.foreign import backbone_pyramid, probe_network
+from lesionseg.models.heads import DetectorOutput
+from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read_checkpoint
+from lesionseg.models.transfer import new_heads, take_tensors, take_weights
+from lesionseg.ops.host_memory import default_budget
+from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
+from lesionseg.pipeline.predict import needed_bytes
+from lesionseg.pipeline.run.outcome import bar
+from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
+from lesionseg.pipeline.select import unselected
+from lesionseg.plan.make import PlanOverrides, make_plan
+from lesionseg.plan.plan import Architecture, FocalLink, Plan
+from lesionseg.training.detection_objective import make_objective, taught_anchors
+from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
+from lesionseg.training.memory import fit_to_memory, some_batch, step_gb
+from lesionseg.training.processes import available_memory_gb, require_device, training_device
+from lesionseg.training.schedule import batch_factor
+from lesionseg.training.settings import Learning, TrainerSettings
+from lesionseg.training.tile_stream import Validate
+
+log = logging.getLogger(__name__)
+
+
+def decide(
+    survey: Survey,
+    model: PlanOverrides,
+    trainer: TrainerSettings,
+    run: Path,
+    given: Plan | None = None,
+    extra: Sequence[Spec] = (),
+) -> Plan:
+    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan and splits.
+
+    A resumed run keeps its plan: another machine's memory would make another one. `trainer` says
+    the device and how much of its memory; `extra` are transforms of each image.
+    """
+    path = run / "plan.json"
+    if given is None and is_claimed(run) and path.is_file():
+        log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
+        given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
+    plan = given or _make_plan(survey, model, trainer, extra)
+    # what is imported is what the user typed, whoever wrote the file
+    plan = plan.with_(architecture=replace(plan.architecture, network=model.spec))
+    write_text(run / "fingerprint.json", survey.fingerprint.to_json())
+    write_text(run / SPLITS, survey.splits.to_json())
+    write_text(path, plan.to_json())
+    return plan
+
+
+def _make_plan(
+    survey: Survey, model: PlanOverrides, trainer: TrainerSettings, extra: Sequence[Spec]
+) -> Plan:
+    """A plan for the device at hand, or for a GPU of `memory_gb` that is elsewhere."""
+    elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
+    if not elsewhere:
+        require_device(trainer.accelerator)  # before a plan for another device is written
+    device = "cuda" if elsewhere else training_device(trainer.accelerator)
+    before = None
+    if model.init_from is not None and not is_checkpoint(model.init_from):
+        before = bundle_plan(model.init_from)
+        if list(before.prepare_extra) != list(extra):
+            raise ConfigError(
+                f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
+                f"not by prepare.extra={list(extra)}.",
+                where="prepare.extra",
+            )
+    dims, pyramid = survey.fingerprint.dims, checkpoint_stages(model, survey.fingerprint.dims)
+    if pyramid is not None:  # the tile is planned for a network as wide
+        model = replace(model, base_features=pyramid.features[0])
+    elif model.backbone:
+        n_channels = len(survey.dataset.channel_names)
+        pyramid = backbone_pyramid(model.architecture, model.spec, dims, n_channels)
+    plan = make_plan(
+        survey.fingerprint,
+        survey.dataset,
+        memory_gb=trainer.memory_gb or available_memory_gb(device),
+        device=device,
+        overrides=model,
+        before=before,
+        step_memory=step_gb,
+        pyramid=pyramid,
+    ).with_(prepare_extra=tuple(extra))
+    plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
+    for decision, reason in plan.reasons.items():
+        log.info("Plan, %s: %s", decision, reason)
+    return plan
+
+
+def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
+    """The stages of nnU-Net's checkpoint that training starts from; None where there is none."""
+    if model.init_from is None or not is_checkpoint(model.init_from):
+        return None
+    weights = read_checkpoint(Path(model.init_from))
+    architecture = architecture_of(weights, model.architecture, model.init_from)
+    if len(architecture.strides[0]) != dims:
+        raise ConfigError(
+            f"model.init_from: the checkpoint has {len(architecture.strides[0])} spatial axes, the "
+            f"data have {dims}.",
+            where="model.init_from",
+        )
+    return architecture
+
+
+def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
+    """The plan, made smaller where a trial step exceeds a GPU's memory, and written again."""
+    device = torch.device(training_device(learning.trainer.accelerator))
+    plan = fit_to_memory(plan, learning, device)
+    write_text(run / "plan.json", plan.to_json())
+    return plan
+
+
+def check_losses(plan: Plan, learning: Learning) -> None:
+    """Raise `ConfigError` before the run begins where, say, α does not fit the plan's labels."""
+    objective = make_objective(deepcopy(learning.loss), learning.detection, plan)
+    targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
+    n_logits = len(plan.label_values) + (plan.activation == "softmax")
+    output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
+    if plan.has_boxes:
+        n_anchors = targets.labels.shape[1]
+        scores = torch.zeros(1, n_anchors, len(plan.lesion_labels))
+        output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
+    with torch.no_grad():
+        objective.terms(output, targets, torch.ones_like(targets.counts()))
+
+
+def with_batch_rate(learning: Learning, plan: Plan) -> Learning:
+    """What is learnt with, at the rate that belongs to the plan's batch."""
+    rate = learning.optimiser.lr * batch_factor(learning.optimiser, plan)
+    return replace(learning, optimiser=replace(learning.optimiser, lr=rate))
+
+
+def with_focal_correction(
+    plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None
+) -> Plan:
+    """The plan with what inference must undo of the losses; see `losses.focal`."""
+    if plan.has_boxes and detection is not None:
+        plan = taught_anchors(plan, detection)
+    link = getattr(loss, "link", None)
+    if link is None:
+        return plan.with_(link=None)
+    alpha, gamma = link
+    return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
+
+
+def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
+    """The training cases on the plan's grid, from the cache where it has them.
+
+    As many at a time as there are cores, and as the memory holds of the largest.
+    """
+    found = survey.fingerprint
+    grids = set(zip(found.shapes, found.spacings_mm, strict=True))
+    largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
+    with bar("Preparing cases") as advance:
+        return fill_cache(
+            replace(survey.dataset, cases=()),
+            survey.of_role("train"),
+            plan=plan,
+            folder=data.cache_dir or run.parent / CACHE,
+            source=lambda files: survey.sources.get(files.case) or source_hash(files),
+            progress=advance,
+            workers=min(cores(), max(1, default_budget() // largest)),
+        )
+
+
+def training_statistics(
+    cases: Sequence[CachedCase], plan: Plan, survey: Survey
+) -> InputCheck | None:
+    """What a new scan is compared with: statistics of up to 64 training scans, evenly spaced.
+
+    None for too few scans.
+    """
+    cases = [case for case in cases if not case.missing]
+    if len(cases) < LEAST_SCANS:
+        return None
+    some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]
+    images = [image_statistics(case.image, plan.channel_names) for case in some]
+    sides = zip(survey.fingerprint.shapes, survey.fingerprint.spacings_mm, strict=True)
+    return make_input_check([grid_statistics(*pair) for pair in sides], images)
+
+
+def prepared(
+    data: DataSettings, run: Path, model: PlanOverrides | None = None, seed: int = 0
+) -> tuple[Plan, list[CachedCase]]:
+    """A folder's plan and its prepared training cases, for a `pl.Trainer` of one's own.
+
+    Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
+    """
+    survey = take_survey(data, seed, data.facts(run))
+    plan = decide(survey, model or PlanOverrides(), TrainerSettings(), run)
+    return plan, prepare_cases(survey, plan, data, run)
+
+
+def train_network(
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    learning: Learning,
+    run: Path,
+    validate: Validate | None = None,
+) -> FitResult:
+    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
+    network = build_network(plan, architectures=TRUSTED, seed=learning.seed)
+    if learning.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
+        start_from(learning.init_from, network, plan)
+    tiles = tiles_of(cases, plan, learning)
+    return fit(network, plan, tiles, learning, run, validate=validate)
+
+
+def bundle_plan(bundle: str | Path) -> Plan:
+    """The plan of a bundle, or of a run's; raises `BundleError` when there is none."""
+    path = resolve_bundle(Path(bundle)) / PLAN
+    return Plan.from_json(path.read_text("utf-8", "replace"), path)
+
+
+def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
+    """Read a bundle, trusting it where the network that it names is the one the user typed."""
+    same = bundle_plan(bundle).architecture.network == network
+    return read_bundle(bundle, TRUSTED if same else None)
+
+
+def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
+    """Copy into `network` what it has in common with the bundle's, and log what that is.
+
+    Of an ensemble the first member is taken; of nnU-Net's checkpoint all but the heads. Raises the
+    `LesionsegError` of a broken bundle.
+    """
+    path = Path(bundle)
+    if is_checkpoint(bundle):
+        source, why = f"checkpoint {path.name}", "what nnU-Net's labels mean is not known"
+        done = take_tensors(network, read_checkpoint(path), new_heads(why))
+        log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
+    else:
+        source, before = (
+            f"bundle {bundle_digest(path)}",
+            read_own_bundle(path, plan.architecture.network),
+        )
+        if len(before.networks) > 1:
+            log.info("The bundle is an ensemble; its first network is taken.")
+        done = take_weights(network, plan, before.networks[0], before.plan)
+    n = len(done.taken) + len(done.fresh)
+    log.info("Weights of %s: %d of %d tensors taken.", source, len(done.taken), n)
+    for what, names in (
+        (
+            f"Newly initialised ({done.why_fresh})" if done.why_fresh else "Newly initialised",
+            done.fresh,
+        ),
+        ("There, but not needed", done.unused),
+    ):
+        parts = [".".join(name.split(".")[:2]) for name in names]
+        if parts:
+            counted = ", ".join(f"{part} ({parts.count(part)})" for part in dict.fromkeys(parts))
+            log.info("%s: %s.", what, counted)

@@ -1,0 +1,153 @@
+"""Does a training step of the plan fit the device? By a formula for the plan, then by trying."""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lesionseg.errors import TrainingError
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.precision import fast_dtype
+from lesionseg.plan.plan import Plan, total_stride
+from lesionseg.training.detection_objective import make_objective
+from lesionseg.training.module import make_optimiser
+from lesionseg.training.settings import Learning
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS_DOWN = 3
+# 10⁹ bytes: of the driver and its libraries, and of what convolutions work in
+CONTEXT_GB, WORKSPACE_GB, RESERVED = 0.9, 1.5, 1.05
+# Bytes that autograd keeps per voxel and feature of a convolution in half precision; counted for
+# four architectures on eight datasets, to 10 % for U-Nets
+CONV_BYTES, RESIDUAL_CONVS = 6.0, 2
+
+
+def step_gb(plan: Plan) -> float:
+    """About how many 10⁹ bytes of GPU memory a training step of the plan takes in half precision.
+
+    From the features of each stage, as nnU-Net's planner does it; a network that is not ours counts
+    as our U-Net. `fit_to_memory` corrects it by trying.
+    """
+    shape = plan.architecture
+    if shape.network and not plan.has_boxes:
+        shape = replace(shape, name="unet", network={})
+    with torch.device("meta"):
+        n_weights = sum(
+            p.numel() for p in build_network(plan.with_(architecture=shape)).parameters()
+        )
+    first = 0 if plan.has_voxels or plan.anchors is None else plan.anchors.stages[0]
+    voxel, per_stage = 0.0, 1.0
+    for stage, (features, stride) in enumerate(zip(shape.features, shape.strides, strict=True)):
+        per_stage /= prod(stride)
+        convs = (
+            RESIDUAL_CONVS * shape.encoder_blocks[stage] if shape.encoder_blocks else shape.blocks
+        )
+        if first <= stage < len(shape.features) - 1:
+            convs += shape.blocks  # of the decoder
+        voxel += CONV_BYTES * convs * features * per_stage
+        if plan.anchors is not None and stage in plan.anchors.stages:
+            n_anchors = len(plan.anchors.sizes[0])
+            outputs = n_anchors * (len(plan.lesion_labels) + 2 * plan.dims)
+            heads = 2 * plan.anchors.depth * plan.anchors.width
+            voxel += per_stage * (CONV_BYTES * heads + 40 * outputs)
+    voxel += 2 * (4 * len(plan.channel_names) + 6)  # two batches of tiles
+    weights = 22 * n_weights  # in fp32 and half, gradients, two moments, averages
+    tiles = voxel * plan.batch_size * prod(plan.tile_shape)
+    return CONTEXT_GB + WORKSPACE_GB + RESERVED * (weights + tiles) / 1e9
+
+
+def fit_to_memory(plan: Plan, learning: Learning, device: torch.device) -> Plan:
+    """The plan, or a smaller one whose training steps fit a GPU; `reasons` say so.
+
+    At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not enough. On a processor,
+    whose memory runs out without saying so, the plan stays.
+    """
+    if device.type != "cuda":
+        return plan
+    return fitting(plan, lambda smaller: _take_steps(smaller, learning, device))
+
+
+def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
+    """The first of the plan and its smaller forms for which `take_steps` has memory enough."""
+    smaller: Plan | None = plan
+    for _ in range(MAX_STEPS_DOWN + 1):
+        if smaller is None:
+            break
+        try:
+            take_steps(smaller)
+        except torch.OutOfMemoryError:
+            log.warning("Out of memory at %s.", _size(smaller))
+            smaller = step_down(smaller)
+            continue
+        if smaller is plan:
+            return plan
+        reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
+        changed = {"tile_shape": plan.tile_shape, "batch_size": plan.batch_size}
+        changed = {n: v for n, v in changed.items() if getattr(smaller, n) != v}
+        return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(changed, reason)})
+    raise TrainingError(
+        f"A training step does not fit the device's memory, down from {_size(plan)}. Set "
+        "model.tile_shape, model.batch_size or model.base_features smaller."
+    )
+
+
+def _take_steps(plan: Plan, learning: Learning, device: torch.device) -> None:
+    """Two, as the optimiser's moments are there from the second on."""
+    try:
+        network = build_network(plan, architectures=TRUSTED).to(device).train()
+        averages = deepcopy(network) if learning.trainer.ema_decay is not None else None
+        objective = make_objective(learning.loss, learning.detection, plan)
+        optimiser = make_optimiser(network, learning.optimiser)
+        batch = some_batch(plan, plan.batch_size, device)
+        targets = objective.targets(batch)
+        half = learning.trainer.precision != "32-true" and fast_dtype(device) != torch.float32
+        for _ in range(2):
+            optimiser.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+                output = network(batch["image"])
+            terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        del averages
+    finally:
+        torch.cuda.empty_cache()
+
+
+def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
+    """Tiles of noise with a lesion in the middle of each."""
+    noise = torch.Generator().manual_seed(0)
+    shape = (n_tiles, *plan.tile_shape)
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    middle = tuple(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape)
+    labels[(slice(None), *middle)] = 1
+    image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
+    valid = torch.ones(shape, dtype=torch.bool)
+    batch = {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def step_down(plan: Plan) -> Plan | None:
+    """Half the batch, at least 2, then tiles shorter by one total stride along the longest axis.
+
+    At last a single tile; None when nothing is left.
+    """
+    if plan.batch_size > 2:
+        return plan.with_(batch_size=max(plan.batch_size // 2, 2))
+    tile, stride = list(plan.tile_shape), total_stride(plan.architecture)
+    able = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
+    if able:
+        axis = max(able, key=lambda a: tile[a])
+        tile[axis] -= stride[axis]
+        return plan.with_(tile_shape=tuple(tile))
+    return plan.with_(batch_size=1) if plan.batch_size > 1 else None
+
+
+def _size(plan: Plan) -> str:
+    sides = " × ".join(map(str, plan.tile_shape))
+    return f"{plan.batch_size} tiles of {sides} ({prod(plan.tile_shape)} voxels)"

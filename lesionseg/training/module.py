@@ -1,0 +1,225 @@
+"""A network, its objective and its schedule as a Lightning module; all else is the Trainer's."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import TrainingError
+from lesionseg.losses import PositiveAverage
+from lesionseg.models.transfer import is_head
+from lesionseg.plan.plan import Plan
+from lesionseg.training.objective import Objective
+from lesionseg.training.processes import broadcast_from_rank_zero
+from lesionseg.training.schedule import learning_rate
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+SCORE = (
+    "validation_score"  # recall at one false positive a case plus Dice: what weights are kept by
+)
+
+
+class LesionModule(pl.LightningModule):
+    """Trains `network` by `objective` until the budget of `settings` is spent.
+
+    A batch holds `plan.batch_size` tiles. Terms reduced per positive are divided by a moving
+    average of the positives of a batch over all processes, which average gradients: hence the
+    normaliser over their number. A step whose gradient is not finite leaves the weights.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        plan: Plan,
+        settings: TrainerSettings,
+        optimiser: OptimiserSettings,
+    ) -> None:
+        super().__init__()
+        self.network, self.objective, self.plan = network, objective, plan
+        self.settings, self.optimiser_settings = settings, optimiser
+        self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
+        self.minutes, self.skipped, self._skipped_in_a_row = 0.0, 0, 0
+        self._began, self._next_validation = time.monotonic(), math.inf
+        self.observer: Any = None  # called with the finest logits of the next batch, if set
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, by the limit nearer to its end."""
+        by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
+        limit = self.settings.max_minutes
+        return max(by_steps, self.minutes / limit if limit else 0.0)
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the step under way is one of those whose numbers are logged."""
+        return (self.global_step + 1) % self.settings.log_every == 0
+
+    def setup(self, stage: str) -> None:
+        """Expect the positives of all processes; compile."""
+        n_tiles = self.plan.batch_size * self.trainer.world_size
+        self.normalisers = PositiveAverage(self.objective.expected(n_tiles))
+        if self.settings.compile:  # in place: names of weights stay as they are
+            self.network.compile()
+
+    def on_train_start(self) -> None:
+        """Let the clock run from the minutes before a resume."""
+        self._began = time.monotonic() - 60 * self.minutes
+        every = self.settings.validate_every_minutes
+        if isinstance(every, int | float):
+            self._next_validation = (self.minutes // every + 1) * every
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch, logged with its terms every few steps."""
+        targets = self.objective.targets(batch)
+        counts = self._over_processes(targets.counts())
+        normalisers = self.normalisers.update(counts) / self.trainer.world_size
+        output = self.network(batch["image"])
+        if "unannotated" in batch:
+            output = self.objective.known(output, batch["unannotated"])
+        if self.observer is not None:
+            self.observer(*self.objective.observed(output, targets))
+        terms = self.objective.terms(output, targets, normalisers)
+        loss = torch.stack(list(terms.values())).sum()
+        if self.is_logged:
+            named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+            self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+            rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
+            figures = {"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)}
+            self.log_dict({**figures, "positives": counts[0]})
+        return loss
+
+    def _over_processes(self, counts: Tensor) -> Tensor:
+        """The sum over all; with it all agree on the minutes, so that they end together."""
+        world = self.trainer.world_size
+        if world == 1:
+            return counts
+        minutes = counts.new_tensor([(time.monotonic() - self._began) / 60])
+        total: Tensor = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
+        self.minutes = float(total[-1]) / world
+        return total[:-1]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, or leave the step out where the gradient is not finite.
+
+        By one norm for both; Lightning's own clipping refuses fused optimisers in half precision.
+        """
+        weights = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()
+            self._count_skipped()
+            return
+        self._skipped_in_a_row = 0
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+
+    def _count_skipped(self) -> None:
+        self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1
+        step = self.global_step + 1
+        log.warning("Step %d skipped: its gradient is not finite (%d so far).", step, self.skipped)
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"Training has diverged: {MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} "
+                "have no finite gradient. Lower optim.lr, set trainer.precision=32-true, or look "
+                "at the images."
+            )
+
+    @property
+    def was_skipped(self) -> bool:
+        """Whether the last step left the weights as they were."""
+        return self._skipped_in_a_row > 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End training when the budget is spent, and validate when it is due."""
+        if self.trainer.world_size == 1:
+            self.minutes = (time.monotonic() - self._began) / 60
+        if self.progress >= 1:
+            self.trainer.should_stop = True
+        # not Lightning's own interval of time: each process would go by its own clock
+        due = self.minutes >= self._next_validation
+        self.trainer.val_check_batch = 1 if due else math.inf
+        if due:
+            self._next_validation = self.minutes + float(self.settings.validate_every_minutes)  # type: ignore[arg-type]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score whole volumes, on the first process; the others wait for it."""
+
+        def scores() -> dict[str, float]:
+            network = deepcopy(self.network).eval()
+            with torch.autocast(self.device.type, enabled=False):
+                found: Mapping[str, float] = self.trainer.datamodule.validate(network)  # type: ignore[attr-defined]
+            return dict(found)
+
+        found = broadcast_from_rank_zero(scores)
+        self.log_dict({f"validation_{name}": v for name, v in found.items()}, batch_size=1)
+        score = sum(found.get(name, 0.0) for name in ("recall_1fp", "dice"))
+        self.log(SCORE, score, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the rate that follows the budget."""
+        settings = self.optimiser_settings
+        optimiser = make_optimiser(
+            self.network, settings, fused=self.settings.precision != "16-mixed"
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda _: learning_rate(self.progress, settings) / settings.lr
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how far training has come; metrics.csv has what came before."""
+        checkpoint["minutes"], checkpoint["skipped"] = self.minutes, self.skipped
+        for logger in self.trainer.loggers:
+            logger.save()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.minutes, self.skipped = checkpoint["minutes"], checkpoint["skipped"]
+
+
+def make_optimiser(
+    network: nn.Module, settings: OptimiserSettings, *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
+
+    Weight decay falls on kernels only, unless `decay` is all: shrinking a norm's scale or the prior
+    bias of a head towards 0 regularises nothing. All but the heads learn at `backbone_lr_scale`.
+    """
+    least = 2 if settings.decay == "kernels" else 0  # axes of what decays
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            is_slow = settings.backbone_lr_scale != 1 and not is_head(name)
+            groups.setdefault((not is_slow, weight.ndim < least), []).append(weight)
+    parts = [
+        {
+            "params": weights,
+            "weight_decay": 0.0 if spared else settings.weight_decay,
+            "lr": settings.lr * (1.0 if is_fast else settings.backbone_lr_scale),
+        }
+        for (is_fast, spared), weights in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    if settings.name == "adamw":
+        betas = (settings.momentum, settings.beta2)
+        return torch.optim.AdamW(parts, lr=settings.lr, betas=betas, fused=fused)
+    momentum = settings.momentum
+    return torch.optim.SGD(
+        parts, lr=settings.lr, momentum=momentum, nesterov=momentum > 0, fused=fused
+    )

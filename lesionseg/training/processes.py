@@ -1,0 +1,165 @@
+"""The device that trains, and the processes that torchrun or srun has started for one training."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import distributed
+
+from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.ops.host_memory import physical_bytes
+from lesionseg.training.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+T = TypeVar("T")
+TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
+PATIENCE = timedelta(days=1)  # while the first one reads, plans, validates and scores
+
+
+def training_device(accelerator: str) -> str:
+    """`cuda` or `cpu`: a GPU where one is there and `accelerator` does not say `cpu`."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def require_device(accelerator: str) -> None:
+    """Raise `ConfigError` where a GPU is asked for and there is none."""
+    if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
+            "trainer.accelerator=auto to train on the processor.",
+            where="trainer.accelerator",
+        )
+
+
+def available_memory_gb(device: str) -> float:
+    """Memory of the device in GB (10⁹ bytes): the GPU's own, or the host's physical memory."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
+    return physical_bytes() / 1e9
+
+
+def launched(trainer: TrainerSettings) -> "ClusterEnvironment | None":
+    """Lightning's environment of the launcher; None where this process was started alone.
+
+    Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
+    launcher started other processes than the settings say.
+    """
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        n, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if (
+            os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        ):  # the shared store keeps addresses of processes that died (seen with torch 2.13)
+            raise ConfigError(
+                "--max-restarts: restarted processes would not find each other. Set "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
+            )
+        _check_processes("torchrun", trainer, here, n // here)
+        return TorchElasticEnvironment() if n > 1 else None
+    n = int(os.environ.get(TASKS, "1"))
+    if n > 1 and not trainer.has_one_device:
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1"))
+        here = n // int(nodes)
+        _check_processes("srun", trainer, here, int(nodes))
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+        return SLURMEnvironment(auto_requeue=False)  # our checkpoint is what a job goes on from
+    if trainer.n_nodes > 1:
+        raise ConfigError(
+            f"trainer.lightning.num_nodes={trainer.n_nodes}: nobody has started the processes of "
+            "the other nodes. Start the command by torchrun or srun, or leave it out.",
+            where="trainer.lightning.num_nodes",
+        )
+    return None
+
+
+def _check_processes(launcher: str, trainer: TrainerSettings, here: int, n_nodes: int) -> None:
+    """The settings name what was started: a run that is resumed by more would learn otherwise."""
+    if trainer.n_devices not in (here, None) or trainer.n_nodes != n_nodes:
+        raise ConfigError(
+            f"{launcher} started {here} processes on each of {n_nodes} nodes, the settings say "
+            f"{trainer.devices} on each of {trainer.n_nodes}. Set trainer.devices={here} and "
+            f"+trainer.lightning.num_nodes={n_nodes}.",
+            where="trainer.devices",
+        )
+
+
+@contextmanager
+def joined(trainer: TrainerSettings) -> Iterator[None]:
+    """Connect this process with the others of its training, if any; only the first one logs."""
+    environment = launched(trainer)
+    if environment is None or distributed.is_initialized():
+        yield
+        return
+    on_gpu = training_device(trainer.accelerator) == "cuda"
+    if on_gpu:
+        local, listed = environment.local_rank(), trainer.devices
+        torch.cuda.set_device(listed[local] if isinstance(listed, list | tuple) else local)
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=PATIENCE,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+    )
+    ours = logging.getLogger("lesionseg")
+    level = ours.level
+    if not is_rank_zero():
+        ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+    distributed.destroy_process_group()  # after an error the launcher ends all of them
+
+
+def n_processes(trainer: TrainerSettings) -> int:
+    """How many train together, those that Lightning is still to start among them."""
+    if distributed.is_initialized():
+        return distributed.get_world_size()
+    on_gpu = training_device(trainer.accelerator) == "cuda"
+    return trainer.n_nodes * (trainer.n_devices or (torch.cuda.device_count() if on_gpu else 1))
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes: alone, or the first of those that train together."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
+    """What the first process makes, on all of them; they wait for it, and fail with it."""
+    if not distributed.is_initialized():
+        return make()
+    answer: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
+    if is_rank_zero():
+        try:
+            answer = [(make(), None)]
+        except LesionsegError as error:
+            answer = [(None, error)]
+    distributed.broadcast_object_list(answer)
+    result, wrong = answer[0]
+    if wrong is not None:
+        raise wrong
+    return result  # type: ignore[return-value]  # nothing went wrong
+
+
+def local_rank_zero_first(make: Callable[[], T]) -> T:
+    """What each process makes, the first one of every node before the others there."""
+    if not distributed.is_initialized():
+        return make()
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    if rank == "0":
+        result = make()
+        distributed.barrier()
+        return result
+    distributed.barrier()
+    return make()

@@ -1,1 +1,0 @@
-"""One training step: targets, named loss terms, gradients, and the update of the weights."""

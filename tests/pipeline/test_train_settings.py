@@ -1,0 +1,99 @@
+"""Settings of a loss that do not fit the labels are named before a run belongs to them."""
+
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lesionseg.cli import run
+from lesionseg.errors import ConfigError
+from lesionseg.losses import DetectionLoss, FocalLoss
+from lesionseg.phantoms import write_xray_phantoms
+from lesionseg.pipeline.learning import check_losses
+from lesionseg.plan.plan import AnchorPlan, Plan
+from lesionseg.training.processes import require_device
+from lesionseg.training.settings import Learning, TrainerSettings
+
+
+@pytest.mark.parametrize(
+    ("activation", "alpha"), [("sigmoid", [0.2, 0.4]), ("softmax", [0.1, 0.2, 0.4])]
+)
+def test_one_alpha_a_class_fits(plan: Plan, activation: str, alpha: Any) -> None:
+    plan = plan.with_(label_values=(1, 2), label_names=("a", "b"), activation=activation)
+    for right, numbers in ((True, alpha), (False, [0.2])):
+        loss = FocalLoss(alpha=numbers, activation=activation)
+        with nullcontext() if right else pytest.raises(ConfigError, match="alpha"):
+            check_losses(plan, Learning(loss, TrainerSettings()))
+
+
+def test_anchors_take_an_alpha_a_label(plan: Plan) -> None:
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)
+    shape = replace(plan.architecture, name="retina_unet")
+    two: dict[str, Any] = {"label_values": (1, 2), "label_names": ("a", "b")}
+    plan = plan.with_(**two, architecture=shape, anchors=anchors)
+    for right, numbers in ((True, [0.2, 0.4]), (False, [0.1, 0.2, 0.4])):
+        learning = Learning(FocalLoss(), TrainerSettings(), detection=DetectionLoss(alpha=numbers))
+        with nullcontext() if right else pytest.raises(ConfigError, match="alpha"):
+            check_losses(plan, learning)
+
+
+def small_training(folder: Path) -> list[str]:
+    """The command of a training of one step, of radiographs that are drawn for it."""
+    write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
+    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}"]
+    command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
+    command += ["report.pdf=false"]
+    return [*command, "model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "named"),
+    [
+        ("loss.alpha=[0.2,0.3]", "loss.alpha=[0.2]", "loss.alpha"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=auto", "trainer.accelerator"),
+        ("trainer.accelerator=gpuu", "trainer.accelerator=cpu", "auto, cpu, gpu"),
+    ],
+)
+def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    right: str,
+    named: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = small_training(tmp_path)
+    assert run("train", [*command, wrong]) == 2
+    assert named in capsys.readouterr().err
+    prepared = [path for path in (tmp_path / "cache").glob("*") if path.name != "facts"]
+    assert not prepared
+    assert run("train", [*command, right]) == 0
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    require_device("auto")
+    require_device("cpu")
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator.*accelerator=auto"):
+        require_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    require_device("gpu")
+
+
+def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = small_training(tmp_path)
+    assert run("train", command) == 0
+    begun = tmp_path / "run" / "config.yaml"
+    begun.write_text(begun.read_text().replace("accelerator: auto", "accelerator: gpu"))
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only judged again
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
+    assert "finds no GPU" in capsys.readouterr().err

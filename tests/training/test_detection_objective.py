@@ -1,0 +1,226 @@
+"""What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lesionseg.losses import DetectionLoss, FocalLoss
+from lesionseg.models.build import build_network
+from lesionseg.ops import anchors as assigning
+from lesionseg.ops import fixed_rows
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
+from lesionseg.training.detection_objective import (
+    DetectionObjective,
+    make_objective,
+    taught_anchors,
+)
+from lesionseg.training.objective import VoxelObjective
+
+
+def _plan(name: str, dims: int = 2) -> Plan:
+    strides = ((1,) * dims, (2,) * dims)
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=("a",),
+        label_values=(1, 2),
+        label_names=("a", "b"),
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(16,) * dims,
+        batch_size=2,
+        architecture=Architecture(name, (4, 8), strides, ((3,) * dims,) * 2, n_supervised=1),
+        lesion_fraction=0.01,
+        anchors=AnchorPlan(stages=(1,), sizes=(((4.0,) * dims, (6.0,) * dims),), width=8, depth=1),
+    )
+
+
+def _batch(dims: int = 2, n: int = 2) -> dict[str, Tensor]:
+    shape = (n, *(16,) * dims)
+    instances = torch.zeros(shape, dtype=torch.int32)
+    instances[0][(slice(4, 8),) * dims] = 7
+    instances[0][(slice(10, 14),) * dims] = 3
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    labels[instances == 7], labels[instances == 3] = 2, 1
+    return {
+        "image": torch.randn((n, 1, *shape[1:])),
+        "labels": labels,
+        "instances": instances,
+        "valid": torch.ones(shape, dtype=torch.bool),
+    }
+
+
+def _objective(name: str = "retinanet") -> DetectionObjective:
+    objective = make_objective(FocalLoss(), DetectionLoss(), _plan(name))
+    assert isinstance(objective, DetectionObjective)
+    return objective
+
+
+def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
+    targets = _objective().targets(_batch())
+    assert set(targets.labels[0].tolist()) == {0, 1, 2}
+    assert set(targets.instances[0].tolist()) == {0, 3, 7}
+    assert set(targets.labels[1].tolist()) == {0}
+    positive = targets.labels[0] > 0
+    boxes = targets.anchors().boxes
+    assert len(boxes) == int(positive.sum())
+    of_seven = boxes[targets.instances[0][positive] == 7]
+    assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
+    assert targets.counts()[0] == positive.sum()
+
+
+def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none() -> None:
+    batch = _batch()
+    batch["valid"][:, :, 8:] = False  # hides lesion 3
+    targets = _objective().targets(batch)
+    assert set(targets.instances[0].tolist()) == {0, 7}
+    assert not bool(targets.valid[1].all())
+    assert bool(targets.valid[0][targets.labels[0] > 0].all())
+    # two anchors a cell, 8 x 8 cells: those of the right half are out
+    assert int(targets.valid[1].sum()) == 64
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(
+    name: str, dims: int
+) -> None:
+    plan = _plan(name, dims)
+    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    for free in (False, True):
+        batch = _batch(dims)
+        if free:
+            batch["labels"].zero_()
+            batch["instances"].zero_()
+        targets = objective.targets(batch)
+        normalisers = torch.tensor(objective.expected(2))
+        terms = objective.terms(network(batch["image"]), targets, normalisers)
+        assert {"anchors", "boxes"} <= terms.keys()
+        assert (len(terms) > 2) == (name == "retina_unet")
+        network.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        gradients = [p.grad for p in network.parameters()]
+        assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def test_observers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> None:
+    for name, n_axes in (("retinanet", 3), ("retina_unet", 4)):
+        objective, plan = _objective(name), _plan(name)
+        targets = objective.targets(_batch())
+        output = build_network(plan)(_batch()["image"])
+        logits, axis, targets = objective.observed(output, targets)
+        assert logits.ndim == n_axes
+        assert logits.movedim(axis, 1).shape[2:] == targets.labels.shape[1:]
+
+
+def test_a_network_that_segments_is_taught_voxels_alone() -> None:
+    plan = _plan("unet").with_(anchors=None)
+    assert isinstance(make_objective(FocalLoss(), DetectionLoss(), plan), VoxelObjective)
+
+
+def test_the_plan_remembers_what_inference_must_undo() -> None:
+    plan = taught_anchors(_plan("retinanet"), DetectionLoss(alpha=0.3, gamma=1.5))
+    assert plan.anchors is not None
+    assert (plan.anchors.alpha, plan.anchors.gamma) == (0.3, 1.5)
+    assert type(plan).from_json(plan.to_json()) == plan
+
+
+def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor() -> None:
+    plan = _plan("retina_unet")
+    objective = make_objective(FocalLoss(), DetectionLoss(), plan)
+    batch, network = _batch(), build_network(plan)
+    batch["labels"][batch["labels"] == 2], batch["instances"][batch["instances"] == 7] = 0, 0
+    output = network(batch["image"])
+    for tensor in (output.class_logits, *output.segmentation):
+        tensor.retain_grad()
+    known = objective.known(output, torch.tensor([[False, True], [False, False]]))
+    normalisers = torch.tensor(objective.expected(2))
+    terms = objective.terms(known, objective.targets(batch), normalisers)
+    torch.stack(list(terms.values())).sum().backward()
+    of_anchors = output.class_logits.grad.any(1)
+    assert of_anchors.tolist()[0] == [True, False]
+    assert bool(of_anchors[1].any())
+    assert output.segmentation[0].grad.flatten(2).any(2).tolist()[0] == [True, False]
+
+
+class _Empty:
+    """Tiles of noise without any lesion."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        labels = torch.zeros((16, 16), dtype=torch.uint8)
+        noise = torch.randn((1, 16, 16), generator=torch.Generator().manual_seed(number))
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        return {"image": noise, "labels": labels, "instances": labels.int(), "valid": valid}
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+def test_tiles_without_any_lesion_train_without_nan(name: str, tmp_path: Path, train: Any) -> None:
+    """No step is skipped, no weight is lost."""
+    plan = _plan(name)
+    result = train(plan=plan, tiles=_Empty(), max_steps=8)
+    assert (result.steps, result.skipped) == (8, 0)
+    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())
+
+
+_TWO_PROCESSES = """
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from lesionseg.losses import FocalLoss
+from lesionseg.losses import DetectionLoss
+from lesionseg.models.build import build_network
+from lesionseg.training.detection_objective import make_objective
+from tests.training.test_detection_objective import _batch, _plan
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+for name in ("retinanet", "retina_unet"):
+    plan = _plan(name)
+    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    wrapped = DistributedDataParallel(network)  # which fails at the next step if one is unused
+    for free in (rank == 0, True, rank == 1):  # one process without a lesion, then both
+        batch = _batch()
+        if free:
+            batch["labels"].zero_()
+            batch["instances"].zero_()
+        normalisers = torch.tensor(objective.expected(2))
+        terms = objective.terms(wrapped(batch["image"]), objective.targets(batch), normalisers)
+        wrapped.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-W", "ignore", "-c", _TWO_PROCESSES]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting")],
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told[-2000:]
+
+
+def test_lesions_that_there_are_no_rows_for_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fixed_rows, assigning):
+        monkeypatch.setattr(module, "readable", lambda _: False)
+    monkeypatch.setattr(fixed_rows, "MOST_LESIONS", 1)
+    targets = _objective().targets(_batch())  # 3 comes before 7
+    assert set(targets.instances[0].tolist()) == {0, 3}
+    assert not bool(targets.valid[0].all())
+    assert bool(targets.valid[1].all())

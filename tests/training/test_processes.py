@@ -1,0 +1,137 @@
+"""Who started this process: nobody, torchrun or srun; and what the first one does for all."""
+
+import os
+import socket
+
+import pytest
+import torch
+from torch import distributed
+
+from lesionseg.errors import ConfigError
+from lesionseg.training.processes import (
+    broadcast_from_rank_zero,
+    is_rank_zero,
+    joined,
+    launched,
+    local_rank_zero_first,
+    n_processes,
+)
+from lesionseg.training.settings import TrainerSettings
+
+SRUN = {
+    "SLURM_JOB_ID": "12345",
+    "SLURM_JOB_NAME": "cv",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_NNODES": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_NODELIST": "node[1-2]",
+}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "one",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "GROUP_RANK": "1",
+}
+
+
+def settings(devices=1, num_nodes=1, **more):
+    return TrainerSettings(
+        max_steps=1, devices=devices, accelerator="cpu", lightning={"num_nodes": num_nodes}, **more
+    )
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Sets the variables of a launcher."""
+    return lambda by: [monkeypatch.setenv(name, value) for name, value in by.items()]
+
+
+def test_a_task_of_slurm_trains_on_its_own_device_as_anywhere(train, tmp_path, started) -> None:
+    here = train(run_dir=tmp_path / "here", max_steps=2)
+    started(SRUN)
+    there = train(run_dir=tmp_path / "there", max_steps=2)
+    for ours, theirs in zip(there.network.parameters(), here.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("by", "rank", "local"), [(SRUN, 2, 0), (TORCHRUN, 3, 1)])
+@pytest.mark.parametrize("devices", [2, "auto"])
+def test_the_launchers_that_lightning_knows_say_which_process_this_is(
+    started, by, rank, local, devices
+):
+    started(by)
+    found = launched(settings(devices, 2))
+    seen = (found.world_size(), found.global_rank(), found.local_rank(), found.node_rank())
+    assert seen == (4, rank, local, 1)
+
+
+@pytest.mark.parametrize("by", [SRUN, TORCHRUN])
+@pytest.mark.parametrize(("devices", "num_nodes"), [(4, 1), (2, 1), (4, 2)])
+def test_settings_that_tell_of_other_processes_are_refused(started, by, devices, num_nodes):
+    started(by)
+    with pytest.raises(ConfigError, match=r"Set trainer.devices=2 and .*num_nodes=2"):
+        launched(settings(devices, num_nodes))
+
+
+def test_restarts_that_would_not_find_each_other_are_refused(started):
+    started({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"})
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        launched(settings(2, 2))
+
+
+def test_a_batch_script_without_srun_starts_processes_of_its_own(started, monkeypatch):
+    started(SRUN)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert launched(settings(4)) is None
+
+
+def test_nodes_that_nobody_started_are_refused():
+    with pytest.raises(ConfigError, match="by torchrun or srun"):
+        launched(settings(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "n"), [(1, 1, 1), (3, 1, 3), ("auto", 1, 1), (2, 4, 8)]
+)
+def test_all_processes_are_counted(devices, num_nodes, n):
+    assert n_processes(settings(devices, num_nodes)) == n
+
+
+def test_alone_everything_is_done_here():
+    with joined(settings()):
+        assert not distributed.is_initialized()
+        assert is_rank_zero()
+        assert (broadcast_from_rank_zero(lambda: 1), local_rank_zero_first(lambda: 2)) == (1, 2)
+
+
+def fail():
+    raise ConfigError("Wrong.", where="here")
+
+
+def _meet(rank: int, port: int) -> None:
+    os.environ.update(TORCHRUN, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    made: list[int] = []
+    with joined(settings(2)):
+        assert n_processes(settings(2)) == 2
+        assert is_rank_zero() == (rank == 0)
+        assert broadcast_from_rank_zero(lambda: made.append(rank) or rank) == 0
+        assert made == [0] * (rank == 0)
+        assert local_rank_zero_first(lambda: rank) == rank
+        with pytest.raises(ConfigError, match=r"Wrong\. \(in here\)"):
+            broadcast_from_rank_zero(fail)
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_all_have_what_the_first_one_makes_and_fail_with_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_meet, (port,), nprocs=2)

@@ -1,0 +1,118 @@
+"""Targets of the coarse levels."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from lesionseg.plan.plan import Architecture
+from lesionseg.training.objective import (
+    LevelTargets,
+    coarsen,
+    level_weights,
+    middles,
+    supervised_strides,
+)
+
+
+def targets(labels, valid=None):
+    labels = torch.as_tensor(labels, dtype=torch.uint8)[None]
+    valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid[None]
+    batch = {"labels": labels, "instances": labels.int() * 7, "valid": valid}
+    return LevelTargets.of(batch)
+
+
+def test_a_lesion_of_one_voxel_survives_at_every_level():
+    labels = torch.zeros(16, 16, 16)
+    labels[5, 10, 3] = 1
+    coarse = coarsen(targets(labels), (4, 8, 8))
+    assert coarse.labels.shape == (1, 4, 2, 2)
+    assert coarse.labels.nonzero().tolist() == [[0, 1, 1, 0]]
+    assert coarse.instances[0, 1, 1, 0] == 7
+
+
+@pytest.mark.parametrize("stride", [(2, 4), (1, 2), (1, 1)])
+def test_coarse_labels_are_the_highest_of_their_block(stride):
+    noise = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (8, 8), generator=noise)
+    coarse = coarsen(targets(labels), stride).labels[0]
+    sy, sx = stride
+    for y, x in product(range(8 // sy), range(8 // sx)):
+        assert coarse[y, x] == labels[y * sy : (y + 1) * sy, x * sx : (x + 1) * sx].max()
+
+
+def test_an_invalid_voxel_makes_its_block_invalid_unless_a_lesion_is_known_there():
+    labels, valid = torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    labels[0, 2] = 1
+    valid[1, 0] = valid[1, 3] = False
+    coarse = coarsen(targets(labels, valid), (2, 2))
+    assert coarse.valid.tolist() == [[[False, True, True]]]
+    assert coarse.labels.tolist() == [[[0, 1, 0]]]
+
+
+def test_an_invalid_voxel_carries_no_label():
+    labels, valid = torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    valid[0, 0] = False
+    assert targets(labels, valid).labels.tolist() == [[[0, 1], [1, 1]]]
+
+
+def test_weights_halve_from_level_to_level_and_sum_to_one():
+    assert level_weights(3) == pytest.approx((4 / 7, 2 / 7, 1 / 7))
+    assert level_weights(1) == (1.0,)
+
+
+def test_a_first_map_of_a_foreign_backbone_is_taught_at_full_resolution():
+    strides = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
+    table = Architecture("unet", (4,) * 3, strides, ((3, 3, 3),) * 3, n_supervised=3)
+    assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
+
+
+def test_strides_accumulate_over_the_supervised_stages_only():
+    strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    table = Architecture("unet", (4,) * 4, strides, ((3, 3, 3),) * 4, n_supervised=3)
+    assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
+
+
+def test_regions_overlap_at_every_level():
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[0, 0, 0], labels[0, 1, 1], labels[0, 3, 3] = 3, 1, 2
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    valid[0, 2, 0] = valid[0, 0, 1] = False
+    labels[0, 2, 0] = 3  # not known
+    batch = {"labels": labels, "instances": labels.int(), "valid": valid}
+    finest = LevelTargets.of(batch, regions=((1, 2, 3), (2, 3), (3,)))
+    assert finest.labels.shape == (1, 3, 4, 4)
+    assert finest.labels.sum(dim=(0, 2, 3)).tolist() == [3, 2, 1]
+    coarse = coarsen(finest, (2, 2))
+    # a block is in a region as soon as one of its voxels is: the highest label alone would not do
+    assert coarse.labels[0].int().tolist() == [[[1, 0], [0, 1]], [[1, 0], [0, 1]], [[1, 0], [0, 0]]]
+    assert coarse.valid[0].tolist() == [[True, True], [False, True]]
+
+
+@pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
+def test_what_is_ignored_changes_no_level(regions):
+    noise = torch.Generator().manual_seed(3)
+    valid = torch.rand((2, 8, 8), generator=noise) > 0.3
+    known = torch.randint(0, 3, (2, 8, 8), generator=noise, dtype=torch.uint8)
+    levels = []
+    for hidden in (0, 1, 2):
+        labels = known.masked_fill(~valid, hidden)
+        batch = {"labels": labels, "instances": labels.int(), "valid": valid}
+        levels.append(coarsen(LevelTargets.of(batch, regions), (2, 4)))
+    for other in levels[1:]:
+        assert torch.equal(other.labels, levels[0].labels)
+        assert torch.equal(other.instances, levels[0].instances)
+        assert torch.equal(other.valid, levels[0].valid)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (4, 1), (2, 4)])
+def test_nnunets_coarse_labels_are_the_voxels_in_the_middle_of_blocks(stride):
+    """As torch's nearest-exact interpolation has them; a lesion elsewhere in a block is lost."""
+    labels = torch.randint(0, 3, (8, 12), generator=torch.Generator().manual_seed(4))
+    shape = [n // s for n, s in zip(labels.shape, stride, strict=True)]
+    nearest = interpolate(labels[None, None].float(), shape, mode="nearest-exact")[0]
+    found = middles(targets(labels), stride)
+    assert torch.equal(found.labels, nearest.to(torch.uint8))
+    assert torch.equal(found.instances, found.labels.int() * 7)
+    assert found.valid.all()
