@@ -269,7 +269,8 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
             read_own_bundle(path, plan.architecture.network),
         )
         if len(before.networks) > 1:
-            log.info("The bundle is an ensemble; its first network is taken.")
+            n_members = len(before.networks)
+            log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
         done = take_weights(network, plan, before.networks[0], before.plan)
     n = len(done.taken) + len(done.fresh)
     log.info("Weights of %s: %d of %d tensors taken.", source, len(done.taken), n)

@@ -50,6 +50,7 @@ class LesionModule(pl.LightningModule):
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
         self.minutes, self.skipped, self._skipped_in_a_row = 0.0, 0, 0
         self._began, self._next_validation = time.monotonic(), math.inf
+        self.recent: list[dict[str, Tensor]] = []  # what the steps since the last row came to
         self.observer: Any = None  # called with the finest logits of the next batch, if set
 
     @property
@@ -79,7 +80,7 @@ class LesionModule(pl.LightningModule):
             self._next_validation = (self.minutes // every + 1) * every
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch, logged with its terms every few steps."""
+        """The loss of a batch; the means of its terms over a few steps are logged."""
         targets = self.objective.targets(batch)
         counts = self._over_processes(targets.counts())
         normalisers = self.normalisers.update(counts) / self.trainer.world_size
@@ -90,12 +91,18 @@ class LesionModule(pl.LightningModule):
             self.observer(*self.objective.observed(output, targets))
         terms = self.objective.terms(output, targets, normalisers)
         loss = torch.stack(list(terms.values())).sum()
+        named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+        if self.global_step % self.settings.log_every == 0:
+            self.recent = []
+        self.recent.append({n: v.detach() for n, v in {**named, "positives": counts[0]}.items()})
         if self.is_logged:
-            named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-            self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+            means = {
+                name: torch.stack([step[name].to(loss.device) for step in self.recent]).nanmean()
+                for name in self.recent[-1]
+            }
+            self.log_dict(means, sync_dist=self.trainer.world_size > 1)
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
-            figures = {"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)}
-            self.log_dict({**figures, "positives": counts[0]})
+            self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
         return loss
 
     def _over_processes(self, counts: Tensor) -> Tensor:
@@ -185,13 +192,15 @@ class LesionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how far training has come; metrics.csv has what came before."""
-        checkpoint["minutes"], checkpoint["skipped"] = self.minutes, self.skipped
+        state = {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
+        checkpoint.update(state)
         for logger in self.trainer.loggers:
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there."""
         self.minutes, self.skipped = checkpoint["minutes"], checkpoint["skipped"]
+        self.recent = checkpoint["recent"]
 
 
 def make_optimiser(
