@@ -1,4 +1,4 @@
-"""What every test may use: one thread, a seeded generator, a toy case, a plan, a web server."""
+"""What every test may use: one thread, a seeded generator, a toy case, a plan."""
 
 import os
 
