@@ -69,17 +69,10 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
     a, b = _at_least_float32(a), _at_least_float32(b)
     shared = _shared(a, b)
     union = box_volume(a) + box_volume(b) - shared
-    hull = box_volume(enclosing_box(a, b))
+    (start_a, stop_a), (start_b, stop_b) = a.chunk(2, dim=-1), b.chunk(2, dim=-1)
+    sides = torch.maximum(stop_a, stop_b) - torch.minimum(start_a, start_b)
+    hull = _product(sides.clamp(min=0))
     return shared / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
-
-
-def enclosing_box(
-    a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]
-) -> Float[Tensor, "n two_d"]:
-    """The smallest box that holds both, pair by pair."""
-    start_a, stop_a = a.chunk(2, dim=-1)
-    start_b, stop_b = b.chunk(2, dim=-1)
-    return torch.cat([torch.minimum(start_a, start_b), torch.maximum(stop_a, stop_b)], dim=-1)
 
 
 _TINY = 1e-9  # below any voxel's volume; keeps quotients and their gradients finite
