@@ -2,7 +2,7 @@
 
 The image is interpolated linearly, masks take the nearest voxel. Coordinates are those of voxel
 centres; half a voxel around the source its outermost value holds, farther outside all is 0. On a
-CPU `kernels.warp_numba` does the work, elsewhere torch; both give the same to within rounding.
+CPU `warp_numba` does the work, elsewhere torch; both give the same to within rounding.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c
     image = image.float()
     if image.device.type != "cpu":
         return warp_linear_plain(image, warp)
-    from lesionseg.ops.kernels import warp_numba
+    from lesionseg.ops import warp_numba
 
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
     matrix, bend = _padded(warp)
@@ -57,7 +57,7 @@ def warp_nearest(
     """The nearest voxel of each mask, in its own dtype; between two centres the higher index."""
     if masks[0].device.type != "cpu":
         return warp_nearest_plain(masks, warp)
-    from lesionseg.ops.kernels import warp_numba
+    from lesionseg.ops import warp_numba
 
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)

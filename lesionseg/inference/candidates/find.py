@@ -21,8 +21,7 @@ from lesionseg.inference.candidates.peaks import (
     neighbours,
     row_starts,
 )
-from lesionseg.ops.kernels.compiled_code import compiled
-from lesionseg.ops.kernels.sparse_numba import root_of
+from lesionseg.ops.compiled import compiled, root_of
 from lesionseg.plan.plan import CandidateRule
 
 _UNSEEN, _NO_REGION = -1, -1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.ops.kernels.compiled_code import compiled
+from lesionseg.ops.compiled import compiled
 from lesionseg.plan.plan import CandidateRule
 
 Ints = NDArray[np.integer[Any]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.ops.kernels.compiled_code import compiler
+from lesionseg.ops.compiled import compiler
 
 _compiled = compiler("contract", "nsz")
 

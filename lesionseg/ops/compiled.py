@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,3 +28,12 @@ def compiler(*fastmath: str) -> Callable[[Function], Function]:
 
 
 compiled = compiler()
+
+
+@compiled
+def root_of(parent: NDArray[np.int64], i: int) -> int:
+    """The one by which a set is known, of `parent` `[n]` in a forest; halves the way there."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
