@@ -68,8 +68,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         n_tiles: of an epoch.
         seed: of places and changes.
         transform: further dictionary transforms, which run last.
-        channel_dropout: the share of tiles in which one of the plan's `channel_sets`, each as
-            often, is 0: the last change of all.
+        channel_dropout: the share of tiles in which one channel, each as often, is 0: the last
+            change of all.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         self.sampling, self.augmentation = sampling or SamplingSettings(), augmentation
         self._is_partial = any(case.unannotated for case in self.cases)
         self.channel_dropout = channel_dropout
-        if channel_dropout and not plan.channel_sets:
+        if channel_dropout and not plan.may_lack:
             raise ConfigError("data.channel_dropout: the plan has no channel to do without.")
 
     @cached_property
@@ -169,9 +169,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         key = self.seed, *divmod(number, self.n_tiles)
         change = self._changes.draw(tile_generator(*key, 2)) if self._changes else NO_CHANGE
         if self.channel_dropout:
-            draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
+            draw = Draw(tile_generator(*key, 4))
             if draw.happens(self.channel_dropout):
-                return replace(change, missing=known[draw.seed() % len(known)].missing)
+                return replace(change, missing=(draw.seed() % len(self.plan.channel_names),))
         return change
 
 

@@ -134,12 +134,11 @@ def ensemble(
                 "Average bundles of one plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
-    lacks = [{s.missing for s in member.plan.channel_sets} for member in members]
-    sets = tuple(s for s in first.plan.channel_sets if all(s.missing in some for some in lacks))
+    may_lack = all(member.plan.may_lack for member in members)
     return replace(
         first,
         networks=networks,
-        plan=first.plan.with_(n_members=len(networks), channel_sets=sets),
+        plan=first.plan.with_(n_members=len(networks), may_lack=may_lack),
     )
 
 

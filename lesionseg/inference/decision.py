@@ -75,7 +75,7 @@ def decide(
     slab by slab. Raises `ConfigError` for an operating point that the plan does not have.
     """
     rule, geometry = plan.candidate_rule, inferred.file_geometry
-    point = operating_point(plan, accepted_by, inferred.missing)
+    point = choose_operating_point(plan.operating_points, accepted_by)
     channels: list[SparseProbabilities] = []
     for label, slabs in enumerate(inferred.restored(plan)):
         seen = slabs if watch is None else watch(label, slabs)
@@ -99,17 +99,8 @@ def decide(
             values=found.values,
             removed=found.removed,
         )
-    calibration = plan.without(inferred.missing).calibration
-    return replace(
-        accept(prediction, point, calibration), input=_with_missing(inferred.input, point)
-    )
-
-
-def operating_point(
-    plan: Plan, name: str | None = None, missing: Sequence[int] = ()
-) -> OperatingPoint:
-    """What accepts candidates in scans that lack these channels; raises `ConfigError`."""
-    return choose_operating_point(plan.without(missing).operating_points, name)
+    verdict = _with_missing(inferred.input, point)
+    return replace(accept(prediction, point, plan.calibration), input=verdict)
 
 
 def find_by_plan(

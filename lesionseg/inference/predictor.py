@@ -18,8 +18,9 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Predict
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
+from lesionseg.inference.candidates.accept import choose_operating_point
 from lesionseg.inference.bundle import Bundle, ensemble
-from lesionseg.inference.decision import Inferred, Watch, decide, operating_point
+from lesionseg.inference.decision import Inferred, Watch, decide
 from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.input_check import InputCheck, check_scan
 from lesionseg.inference.sliding.body import Body, find_body
@@ -136,9 +137,9 @@ class Predictor:
         other.plan = plan
         return other
 
-    def operating_point(self, missing: Sequence[int] = ()) -> OperatingPoint:
-        """What accepts candidates, in scans that lack these channels; raises `ConfigError`."""
-        return operating_point(self.plan, self._accepted_by, missing)
+    def operating_point(self) -> OperatingPoint:
+        """What accepts candidates; raises `ConfigError`."""
+        return choose_operating_point(self.plan.operating_points, self._accepted_by)
 
     def __call__(
         self,
@@ -201,7 +202,7 @@ class Predictor:
                 f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "
                 "Name them <case>_0000, <case>_0001, … by channel."
             )
-        plan.without(files.missing)
+        plan.check_missing(files.missing)
         if plan.dims == 2 and "pixel_mm" not in files.columns:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
@@ -230,7 +231,7 @@ class Predictor:
         infinity, and `DatasetError` for channels that the plan cannot do without.
         """
         plan = self.plan
-        plan.without(volume.missing)
+        plan.check_missing(volume.missing)
         seen = (volume.array.shape[0], volume.geometry.dims)
         if seen != (len(plan.channel_names), plan.dims):
             raise ContentError(

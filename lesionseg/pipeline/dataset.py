@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from lesionseg.io.remote import download
 from lesionseg.pipeline.facts import read_records
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
-from lesionseg.plan.plan import ChannelSet, sources_of
+from lesionseg.plan.plan import sources_of
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,8 @@ class DataSettings:
 
     `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them.
     `phantoms` writes a simulated dataset to a folder when `root` does not exist yet, and is given
-    `progress`. `channel_dropout` above 0: up to `most_missing` channels are left out of so many
-    training tiles, and scans may lack them. Raises `ConfigError`.
+    `progress`. `channel_dropout` above 0: one channel is left out of so many training tiles, and
+    scans may lack one. Raises `ConfigError`.
     """
 
     root: str
@@ -47,14 +46,12 @@ class DataSettings:
     cache_dir: str | None = None
     phantoms: Callable[..., None] | None = None
     channel_dropout: float = 0.0
-    most_missing: int = 1
 
     def __post_init__(self) -> None:
         fold = 0 if self.fold in (None, ALL_FOLDS) else self.fold
         for right, name, expected in (
             (0 <= self.validation_fraction < 1, "validation_fraction", "from 0 to under 1"),
             (0 <= self.channel_dropout < 1, "channel_dropout", "a share from 0 to under 1"),
-            (self.most_missing >= 1, "most_missing", "1 or more"),
             (self.n_folds >= 2, "n_folds", "2 or more"),
             # a file may have more folds than n_folds
             (isinstance(fold, int) and fold >= 0, "fold", f"a fold from 0 on, or {ALL_FOLDS}"),
@@ -66,17 +63,14 @@ class DataSettings:
         """The folder of `facts.json`: with the prepared cases, on this machine."""
         return (run.parent / CACHE if self.cache_dir is None else Path(self.cache_dir)) / FACTS
 
-    def channel_sets(self, channels: Sequence[str]) -> tuple[ChannelSet, ...]:
-        """What a scan of these channels may lack; raises `ConfigError` where none might be left."""
-        if not self.channel_dropout:
-            return ()
-        if self.most_missing >= len(channels):
+    def may_lack(self, channels: Sequence[str]) -> bool:
+        """Whether a scan may lack a channel; raises `ConfigError` where there is but one."""
+        if self.channel_dropout and len(channels) < 2:
             raise ConfigError(
-                f"data.most_missing={self.most_missing} leaves none of the {len(channels)} "
-                f"channels ({', '.join(channels)}). Set fewer, or data.channel_dropout=0."
+                f"data.channel_dropout={self.channel_dropout} leaves nothing of the only channel "
+                f"({', '.join(channels)}). Set it to 0."
             )
-        counts, places = range(1, self.most_missing + 1), range(len(channels))
-        return tuple(ChannelSet(some) for n in counts for some in combinations(places, n))
+        return bool(self.channel_dropout)
 
 
 @dataclass(frozen=True)

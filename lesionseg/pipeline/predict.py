@@ -384,7 +384,7 @@ class CaseWork:
                 prediction = replace(
                     prediction, candidates=tuple(replace(c, zone=zone) for c, zone in pairs)
                 )
-            point = self.predictor.operating_point(missing)
+            point = self.predictor.operating_point()
             message = ""
             if self.cfg.dicom_output and _is_dicom(files):
                 source = read_source(image)

@@ -30,7 +30,7 @@ from lesionseg.evaluation.operating_point import (
 )
 from lesionseg.inference.candidates.accept import accept, choose_operating_point, without_small
 from lesionseg.inference.decision import Slab, Watch
-from lesionseg.plan.plan import ChannelSet, Plan
+from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,6 @@ def unselected(plan: Plan) -> Plan:
         calibration=None,
         voxel_calibration=None,
         n_members=1,
-        channel_sets=tuple(ChannelSet(known.missing) for known in plan.channel_sets),
         candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
         reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
     )

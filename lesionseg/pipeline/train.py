@@ -234,7 +234,7 @@ def _begin(recipe: Recipe, survey: Survey, run: Path, given: Plan | None) -> Pla
         require_device(learning.trainer.accelerator)
     plan = decide(survey, recipe.model, learning.trainer, run, given, recipe.prepare.extra)
     plan = with_focal_correction(plan, learning.loss, learning.detection)
-    plan = plan.with_(channel_sets=recipe.data.channel_sets(plan.channel_names))
+    plan = plan.with_(may_lack=recipe.data.may_lack(plan.channel_names))
     check_activation(learning.loss, plan)
     check_losses(plan, learning)
     if is_new:

@@ -99,7 +99,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             "apart. Raise data.validation_fraction, or give other splits."
         )
     plan = decide(survey, model, trainer, run, extra=shared["prepare"].extra)
-    plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
+    plan = plan.with_(may_lack=data.may_lack(plan.channel_names))
 
     def learning(**pair: float) -> Learning:
         voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))

@@ -189,19 +189,6 @@ class FocalLink:
 
 
 @dataclass(frozen=True)
-class ChannelSet:
-    """Scans without some channels, for which the network was trained too.
-
-    `missing`: places of these channels in the plan, ascending. The rest is what was chosen on
-    development cases shown without them, as in `Plan`.
-    """
-
-    missing: tuple[Channel, ...]
-    operating_points: tuple[OperatingPoint, ...] = ()
-    calibration: Calibration | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
@@ -213,7 +200,7 @@ class Plan:
     None. `calibration`: from score to chance, None where it was not fitted. `voxel_calibration`:
     what a voxel's probability is worth, put right before candidates are found; None takes it as it
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
-    of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
+    of a prepared image (`lesionseg.data.transforms`). `may_lack`: a scan may lack any one channel.
     `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`).
     `raster_mm`: the pixel size taken for radiographs that state none, the median of the training
     images'; None: `spacing_mm`. `reasons` explains each decision in one sentence.
@@ -240,7 +227,7 @@ class Plan:
     n_members: Annotated[int, Field(ge=1, le=1000)] = 1
     regions: tuple[tuple[LabelValue, ...], ...] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
-    channel_sets: tuple[ChannelSet, ...] = ()
+    may_lack: bool = False
     tempered: bool = False
     raster_mm: Millimetres | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -289,23 +276,13 @@ class Plan:
         """Names of the channels at these places."""
         return tuple(self.channel_names[c] for c in channels)
 
-    def without(self, missing: Sequence[int]) -> ChannelSet:
-        """What was chosen for scans that lack these channels; for none, what the plan says itself.
-
-        Raises `DatasetError` naming them where the network was not trained to do without.
-        """
-        if not missing:
-            return ChannelSet((), self.operating_points, self.calibration)
-        for known in self.channel_sets:
-            if known.missing == tuple(missing):
-                return replace(
-                    known, operating_points=self.operating_points, calibration=self.calibration
-                )
-        lacking = " or ".join(", ".join(self.names_of(s.missing)) for s in self.channel_sets)
-        raise DatasetError(
-            f"The scan has no {', '.join(self.names_of(missing))}, which this model needs; it may "
-            f"lack {lacking or 'nothing'}. Train with data.channel_dropout=0.3, say."
-        )
+    def check_missing(self, missing: Sequence[int]) -> None:
+        """Raise `DatasetError` for a scan without these channels, unless it may lack that one."""
+        if len(missing) > self.may_lack:
+            raise DatasetError(
+                f"The scan has no {', '.join(self.names_of(missing))}. This model may lack "
+                f"{'one channel' if self.may_lack else 'none'}: train with data.channel_dropout."
+            )
 
     def with_(self, **changes: Any) -> "Plan":
         """Copy of the plan with some fields changed."""
@@ -352,12 +329,6 @@ def _check_lengths(plan: Plan, where: str | Path) -> None:
         and prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
         "architecture.strides": len(plan.architecture.strides) == stages,
         "architecture.kernels": len(plan.architecture.kernels) == stages,
-        "channel_sets": all(
-            s.missing == tuple(sorted(set(s.missing)))
-            and set(s.missing) < set(range(channels))
-            and s.missing
-            for s in plan.channel_sets
-        ),
         "anchors.stages": not anchors
         or (len(anchors.sizes) == len(anchors.stages) > 0 and max(anchors.stages) < stages),
     }.items():

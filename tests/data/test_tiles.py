@@ -14,7 +14,6 @@ from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings, TileSampler
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
-from lesionseg.plan.plan import ChannelSet
 
 TILE = (8, 16, 12)
 
@@ -127,11 +126,8 @@ def test_tiling_is_imported_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-EITHER = (ChannelSet((0,)), ChannelSet((1,)))
-
-
-def dropping(cases, plan, share, augmentation=None, known=EITHER, **settings):
-    plan = plan.with_(tile_shape=TILE, channel_names=("FLAIR", "T1"), channel_sets=known)
+def dropping(cases, plan, share, augmentation=None, may_lack=True, **settings):
+    plan = plan.with_(tile_shape=TILE, channel_names=("FLAIR", "T1"), may_lack=may_lack)
     return TileDataset(
         cases, plan, None, augmentation, n_tiles=9, seed=3, channel_dropout=share, **settings
     )
@@ -167,4 +163,4 @@ def test_what_a_case_lacks_stays_missing_and_nothing_is_left_out_beside(cases, p
 
 def test_a_plan_that_cannot_do_without_is_refused(cases, plan):
     with pytest.raises(ConfigError, match="no channel to do without"):
-        dropping(cases, plan, 0.3, known=())
+        dropping(cases, plan, 0.3, may_lack=False)

@@ -14,30 +14,16 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.pipeline.dataset import SETTINGS, DataSettings, simulate_once, take_survey
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, []),
-        ({"channel_dropout": 0.3}, [(0,), (1,), (2,)]),
-        (
-            {"channel_dropout": 0.3, "most_missing": 2},
-            [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)],
-        ),
-    ],
-)
-def test_every_set_of_so_many_channels_may_be_missing(settings, expected) -> None:  # type: ignore[no-untyped-def]
-    sets = DataSettings("x", **settings).channel_sets(("FLAIR", "T1", "T2"))
-    assert [known.missing for known in sets] == expected
-
-
-def test_a_single_channel_is_never_left_out() -> None:
-    with pytest.raises(ConfigError, match=r"most_missing=1 leaves none of the 1 channels \(FLAIR"):
-        DataSettings("x", channel_dropout=0.3).channel_sets(("FLAIR",))
+def test_a_scan_may_lack_a_channel_where_training_leaves_some_out() -> None:
+    channels = ("FLAIR", "T1")
+    assert [DataSettings("x", channel_dropout=p).may_lack(channels) for p in (0.0, 0.3)] == [0, 1]
+    with pytest.raises(ConfigError, match="the only channel"):
+        DataSettings("x", channel_dropout=0.3).may_lack(("FLAIR",))
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"channel_dropout": 1.0}, {"most_missing": 0}, {"n_folds": 1}, {"fold": -1}, {"fold": "any"}],
+    [{"channel_dropout": 1.0}, {"n_folds": 1}, {"fold": -1}, {"fold": "any"}],
 )
 def test_impossible_settings_are_refused_by_name(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"data.{next(iter(settings))}="):

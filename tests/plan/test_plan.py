@@ -6,7 +6,7 @@ import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
 from lesionseg.errors import BundleError, DatasetError
-from lesionseg.plan.plan import AnchorPlan, ChannelSet, FocalLink, Plan
+from lesionseg.plan.plan import AnchorPlan, FocalLink, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 POINT = OperatingPoint(
@@ -76,7 +76,6 @@ def test_another_version_is_refused(plan: Plan) -> None:
         ("dims", "many", "dims is many"),
         ("channel_names", "T1", "channel_names is T1"),
         ("architecture", [], r"architecture is \[\]"),
-        ("channel_sets", [{"missing": [0]}], "channel_sets does not fit"),
     ],
 )
 def test_m2_a_value_out_of_range_is_named_by_its_key(
@@ -98,21 +97,15 @@ def test_m2_what_is_no_plan_is_refused(text: str) -> None:
         Plan.from_json(text)
 
 
-def test_what_a_scan_may_lack_is_kept(plan: Plan) -> None:
-    known = ChannelSet((1,), (OperatingPoint("fp_per_case:1", 0.25),))
-    plan = replace(plan, **_three_channels(plan), channel_sets=(known, ChannelSet((0, 2))))
+def test_a_scan_may_lack_one_channel_or_none(plan: Plan) -> None:
+    plan = replace(plan, **_three_channels(plan), may_lack=True)
     assert Plan.from_json(plan.to_json()) == plan
-    assert plan.without((1,)) == known
-    assert plan.without(()).operating_points == plan.operating_points
-    with pytest.raises(DatasetError, match=r"no C0.*may lack C1 or C0, C2.*channel_dropout"):
-        plan.without((0,))
-
-
-@pytest.mark.parametrize("missing", [(), (3,), (0, 1, 2), (2, 0), (1, 1)])
-def test_a_set_of_other_channels_is_refused(plan: Plan, missing: tuple[int, ...]) -> None:
-    plan = replace(plan, **_three_channels(plan), channel_sets=(ChannelSet(missing),))
-    with pytest.raises(BundleError, match="channel_sets"):
-        Plan.from_json(plan.to_json())
+    for missing in ((), (0,), (2,)):
+        plan.check_missing(missing)
+    with pytest.raises(DatasetError, match=r"no C0, C2.*may lack one channel.*channel_dropout"):
+        plan.check_missing((0, 2))
+    with pytest.raises(DatasetError, match=r"no C1.*may lack none"):
+        replace(plan, may_lack=False).check_missing((1,))
 
 
 def _three_channels(plan: Plan) -> dict[str, Any]:
