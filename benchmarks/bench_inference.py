@@ -27,8 +27,8 @@ from torch import nn
 from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import (

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import table
 from benchmarks.common.memory import peak_bytes
-from lesionseg.inference.sliding.window import SlidingWindow
+from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.build import build_network
 from lesionseg.ops import nms

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.cli import compose
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
 from lesionseg.plan.make import PlanOverrides

@@ -24,7 +24,7 @@ from benchmarks.peers.torchvision_on_cpu import supply_nms
 
 supply_nms()
 
-from lesionseg.inference.sliding.window import SlidingWindow  # noqa: E402
+from lesionseg.inference.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402

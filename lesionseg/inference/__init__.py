@@ -1,10 +1,11 @@
 """Inference: from a scan to its candidates, by a trained model.
 
 In comes a bundle and a scan; out comes a `Prediction` on the scan's own grid. `Predictor` is all of
-it behind one call: `sliding/` computes probabilities and boxes in tiles, `candidates/` turns them
-into candidates, `decision` accepts them.
+it behind one call: `window` computes probabilities and boxes in tiles, `stitch` and `restore` bring
+them onto the scan's grid, `candidates` finds what they hold, `decision` accepts it.
 """
 
+from lesionseg.inference.accept import apply_operating_point, choose_operating_point
 from lesionseg.inference.bundle import (
     Bundle,
     bundle_digest,
@@ -12,14 +13,13 @@ from lesionseg.inference.bundle import (
     resolve_bundle,
     write_bundle,
 )
-from lesionseg.inference.candidates.accept import apply_operating_point, choose_operating_point
-from lesionseg.inference.candidates.find import CandidateSet, find_candidates
-from lesionseg.inference.inference_settings import InferenceSettings, choose_device
+from lesionseg.inference.candidates import CandidateSet, find_candidates
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.sliding.restore import restore
-from lesionseg.inference.sliding.stitch import Stitcher
-from lesionseg.inference.sliding.window import predict_probabilities
+from lesionseg.inference.restore import restore
+from lesionseg.inference.settings import InferenceSettings, choose_device
+from lesionseg.inference.stitch import Stitcher
+from lesionseg.inference.window import predict_probabilities
 
 __all__ = [
     "Bundle",

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from lesionseg.core import UNION, Candidate, Geometry, InputVerdict, OperatingPoint, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.accept import accept, choose_operating_point
-from lesionseg.inference.candidates.boxes import Boxes
-from lesionseg.inference.candidates.find import CandidateSet, find_candidates
-from lesionseg.inference.candidates.fusion import box_candidates, fuse
-from lesionseg.inference.candidates.peaks import SparseProbabilities, collect_sparse
+from lesionseg.inference.accept import accept, choose_operating_point
+from lesionseg.inference.boxes import Boxes
+from lesionseg.inference.candidates import CandidateSet, find_candidates
+from lesionseg.inference.fusion import box_candidates, fuse
+from lesionseg.inference.peaks import SparseProbabilities, collect_sparse
 from lesionseg.inference.probabilities import calibrated_voxels
-from lesionseg.inference.sliding.restore import restore_slabs
-from lesionseg.inference.sliding.stitch import Store
+from lesionseg.inference.restore import restore_slabs
+from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import Plan
 
 Slab = NDArray[np.float32]

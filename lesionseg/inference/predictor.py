@@ -18,14 +18,14 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Predict
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
-from lesionseg.inference.candidates.accept import choose_operating_point
+from lesionseg.inference.accept import choose_operating_point
+from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, Watch, decide
-from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.input_check import InputCheck, check_scan
-from lesionseg.inference.sliding.body import Body, find_body
-from lesionseg.inference.sliding.stitch import Store
-from lesionseg.inference.sliding.window import OnBatch, SlidingWindow, device_of
+from lesionseg.inference.settings import InferenceSettings, choose_device
+from lesionseg.inference.stitch import Store
+from lesionseg.inference.window import OnBatch, SlidingWindow, device_of
 from lesionseg.io.cases import read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix

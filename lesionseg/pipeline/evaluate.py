@@ -17,7 +17,7 @@ from lesionseg.errors import ConfigError, DatasetError, one_of
 from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.inference.candidates.accept import choose_operating_point
+from lesionseg.inference.accept import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recognised

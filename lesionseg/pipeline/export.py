@@ -9,8 +9,8 @@ from lesionseg import __version__
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
 from lesionseg.inference import monai_bundle
+from lesionseg.inference.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
-from lesionseg.inference.candidates.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.inference.export import (
     BOXES,
     INPUT,

@@ -80,7 +80,7 @@ def training_of(cfg: config.TrainConfig) -> dict[str, Any]:
     from lesionseg.data.augment import AugmentationSettings
     from lesionseg.data.sampling import SamplingSettings
     from lesionseg.data.transforms import PrepareSettings
-    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.inference.settings import InferenceSettings
     from lesionseg.plan.make import PlanOverrides
     from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
@@ -143,7 +143,7 @@ def _tune(cfg: config.TuneConfig) -> Any:
 
 
 def _predict(cfg: config.PredictConfig) -> Any:
-    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.inference.settings import InferenceSettings
     from lesionseg.pipeline.predict import predict
 
     inference = InferenceSettings(**cfg.inference.plain())
@@ -151,7 +151,7 @@ def _predict(cfg: config.PredictConfig) -> Any:
 
 
 def _serve(cfg: config.ServeConfig) -> Any:
-    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.inference.settings import InferenceSettings
     from lesionseg.pipeline.serve import serve
 
     return serve(**{**_flat(cfg), "inference": InferenceSettings(**cfg.inference.plain())})

@@ -19,8 +19,8 @@ from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab, Watch
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor, PreparedScan
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import atomic_path, private_files
 from lesionseg.io.case_ids import check_case_id, printable_id
 from lesionseg.io.dicom.seg import (

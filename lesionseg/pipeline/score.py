@@ -31,10 +31,10 @@ from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_tables
-from lesionseg.inference.candidates.accept import without_small
+from lesionseg.inference.accept import without_small
 from lesionseg.inference.decision import Watch
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import read_csv, write_json
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
 from lesionseg.io.predictions import (

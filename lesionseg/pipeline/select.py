@@ -28,7 +28,7 @@ from lesionseg.evaluation.operating_point import (
     with_expectation,
     with_intervals,
 )
-from lesionseg.inference.candidates.accept import accept, choose_operating_point, without_small
+from lesionseg.inference.accept import accept, choose_operating_point, without_small
 from lesionseg.inference.decision import Slab, Watch
 from lesionseg.plan.plan import Plan
 

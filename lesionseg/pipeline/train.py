@@ -15,12 +15,12 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
+from lesionseg.inference.accept import DEFAULT_POINT
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.inference.candidates.accept import DEFAULT_POINT
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss

@@ -17,7 +17,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
-from lesionseg.inference.candidates.boxes import BoxCollector
+from lesionseg.inference.boxes import BoxCollector
 from lesionseg.io.atomic import atomic_path
 from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.training.module import LesionModule

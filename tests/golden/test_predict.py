@@ -26,8 +26,8 @@ POINT = "score:0.5"
 def probabilities_of(image, affine, **settings):
     """Probabilities `[z, y, x]` of an image `[z, y, x]` on its own grid."""
     from lesionseg.core import Geometry, Volume
-    from lesionseg.inference.inference_settings import InferenceSettings
     from lesionseg.inference.predictor import Predictor
+    from lesionseg.inference.settings import InferenceSettings
 
     plan, network = plan_and_network()
     how = InferenceSettings(precision="fp32", **settings)

@@ -9,8 +9,8 @@ import lesionseg
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings, choose_device
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
+from lesionseg.inference.boxes import BoxCollector
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
-from lesionseg.inference.candidates.boxes import BoxCollector
 from lesionseg.inference.export import largest_difference, trace, write_onnx
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.monai_bundle import inference_config
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.sliding.window import predict_probabilities
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.window import predict_probabilities
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput

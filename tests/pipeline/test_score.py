@@ -11,8 +11,8 @@ from torch import nn
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import PRESETS
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances

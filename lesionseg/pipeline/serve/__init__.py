@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 __all__ = ["serve"]

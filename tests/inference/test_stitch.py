@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ContentError, GeometryError, OutputError
-from lesionseg.inference.sliding.stitch import Stitcher, Store
+from lesionseg.inference.stitch import Stitcher, Store
 from lesionseg.ops.windows import gaussian_weight
 
 

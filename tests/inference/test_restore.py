@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.sliding.restore import restore, signed_permutation
+from lesionseg.inference.restore import restore, signed_permutation
 
 SHAPE = (5, 6, 7)
 FILE = Geometry.from_spacing(SHAPE, (3.0, 1.5, 0.5))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import GeometryError
-from lesionseg.inference.sliding.window import (
+from lesionseg.inference.window import (
     SlidingWindow,
     flip_axes,
     predict_probabilities,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.boxes import Boxes
-from lesionseg.inference.candidates.find import CandidateSet
+from lesionseg.inference.boxes import Boxes
+from lesionseg.inference.candidates import CandidateSet
 from lesionseg.ops.boxes import box_iou
 from lesionseg.plan.plan import CandidateRule
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lesionseg.data.tiling import TileGrid
-from lesionseg.inference.candidates.boxes import BoxCollector
+from lesionseg.inference.boxes import BoxCollector
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.inference.candidates.find import CandidateSet, find_candidates, join_regions
-from lesionseg.inference.candidates.peaks import (
+from lesionseg.inference.candidates import CandidateSet, find_candidates, join_regions
+from lesionseg.inference.peaks import (
     PeakRegion,
     SparseProbabilities,
     collect_sparse,

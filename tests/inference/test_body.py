@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.sliding.body import Body, find_body
+from lesionseg.inference.body import Body, find_body
 
 SHAPE = (40, 60, 70)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, equivalent_diameter_mm
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.peaks import (
+from lesionseg.inference.peaks import (
     PeakRegion,
     SparseProbabilities,
     collect_sparse,

@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, ContentError, GeometryError
-from lesionseg.inference.candidates.accept import (
+from lesionseg.inference.accept import (
     apply_operating_point,
     choose_operating_point,
     without_small,
 )
-from lesionseg.inference.candidates.find import CandidateSet, find_candidates
+from lesionseg.inference.candidates import CandidateSet, find_candidates
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 

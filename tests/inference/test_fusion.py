@@ -6,9 +6,9 @@ import torch
 
 from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.boxes import Boxes
-from lesionseg.inference.candidates.find import CandidateSet
-from lesionseg.inference.candidates.fusion import box_candidates, fuse, restore_boxes
+from lesionseg.inference.boxes import Boxes
+from lesionseg.inference.candidates import CandidateSet
+from lesionseg.inference.fusion import box_candidates, fuse, restore_boxes
 from lesionseg.plan.plan import CandidateRule
 
 PLAN = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))

@@ -17,7 +17,7 @@ class InferenceSettings:
     mirrored images: 2^dims times the work. `batch_size` None is the plan's on a GPU, 1 on a CPU.
     `precision`: "auto" is bf16 where the device is faster in it, else fp32. `body_mask`: what lies
     outside the patient's body is background, and tiles wholly there are left out (see
-    `inference.sliding.body`). `max_memory_gb`: memory for all cases at work, network left out; None
+    `inference.body`). `max_memory_gb`: memory for all cases at work, network left out; None
     is a fraction of what is free. Above it, cases go one by one and probabilities go to a temporary
     file.
     """

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.boxes import BoxCollector, Boxes
+from lesionseg.inference.body import Body
+from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.sliding.body import Body
-from lesionseg.inference.sliding.stitch import Stitcher, Store
+from lesionseg.inference.stitch import Stitcher, Store
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.precision import fast_dtype
 from lesionseg.ops.boxes import split_box
