@@ -36,7 +36,7 @@ def read_radiograph(path: Path) -> Volume:
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     header = read_header(path, pixels=True)
-    geometry, stored = _geometry(path, header), stored_pixels(path, header)
+    geometry, stored = radiograph_geometry(path, header), stored_pixels(path, header)
     with reading(path):
         grey = apply_modality_lut(stored, header)
         if header.get("VOILUTSequence") or header.get("WindowCenter") is not None:
@@ -60,11 +60,6 @@ def read_radiograph(path: Path) -> Volume:
                 valid = ~hidden
                 grey[hidden] = grey[valid].min()
     return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
-
-
-def read_radiograph_geometry(path: Path) -> Geometry:
-    """Read shape and pixel size from the header alone."""
-    return _geometry(path, read_header(path))
 
 
 def read_hidden(path: Path) -> NDArray[np.bool_] | None:
@@ -121,7 +116,8 @@ def radiograph_columns(path: Path) -> dict[str, str]:
         }
 
 
-def _geometry(path: Path, header: "Header") -> Geometry:
+def radiograph_geometry(path: Path, header: "Header") -> Geometry:
+    """Shape and pixel size."""
     check_scan(path, header)
     with reading(path):
         if int(header.get("NumberOfFrames", None) or 1) > 1:

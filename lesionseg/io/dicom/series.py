@@ -30,7 +30,7 @@ from lesionseg.io.dicom.headers import (
     stored_pixels,
     unfit,
 )
-from lesionseg.io.dicom.radiograph import read_radiograph, read_radiograph_geometry
+from lesionseg.io.dicom.radiograph import radiograph_geometry, read_radiograph
 from lesionseg.io.limits import check_grid, reading
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read_dicom_geometry(path: Path) -> Geometry:
     """Read the geometry from the headers alone."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        return read_radiograph_geometry(radiograph)
+        return radiograph_geometry(radiograph, read_header(radiograph))
     return read_stack(path)[1]
 
 
@@ -226,7 +226,18 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
     headers = {path: read_header(path)} if path.is_file() else series_headers(path)
     if not headers:
         raise ReadError(f"{path}: a folder without a DICOM image.")
-    slices = [piece for file, header in headers.items() for piece in read_slices(file, header)]
+    slices: list[DicomSlice] = []
+    for file, header in headers.items():
+        if not is_image(header):
+            raise ReadError(f"{file}: no image ({header.get('Modality')}).")
+        check_scan(file, header)
+        with reading(file):
+            if "PerFrameFunctionalGroupsSequence" not in header:
+                slices.append(_slice(file, header, None, ()))
+                continue
+            shared = header.get("SharedFunctionalGroupsSequence", None) or ()
+            for n, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
+                slices.append(_slice(file, header, n, (frame, *shared[:1])))
     first = slices[0]
     series = Counter(piece.series for piece in slices)
     if len(series) > 1:
@@ -294,23 +305,10 @@ def _grid(slices: Sequence[DicomSlice], step: NDArray[np.float64]) -> Geometry:
     return Geometry((len(slices), *first.shape), LPS_TO_RAS @ affine)
 
 
-def read_slices(path: Path, header: "Header") -> list[DicomSlice]:
-    """The slices of a file: one, or one per frame. Raises `ReadError` for what has no place."""
-    if not is_image(header):
-        raise ReadError(f"{path}: no image ({header.get('Modality')}).")
-    check_scan(path, header)
-    with reading(path):
-        if "PerFrameFunctionalGroupsSequence" not in header:
-            if "ModalityLUTSequence" in header:
-                raise ReadError(f"{path}: maps its values by a table, which is not read.")
-            return [_slice(path, header, None, ())]
-        shared = header.get("SharedFunctionalGroupsSequence", None) or ()
-        frames = enumerate(header.PerFrameFunctionalGroupsSequence)
-        return [_slice(path, header, n, (frame, *shared[:1])) for n, frame in frames]
-
-
 def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, ...]) -> DicomSlice:
     """A classic file's slice, or a frame's, whose elements lie in functional groups."""
+    if frame is None and "ModalityLUTSequence" in header:
+        raise ReadError(f"{path}: maps its values by a table, which is not read.")
 
     def get(sequence: str, name: str) -> Any:
         if frame is None:
