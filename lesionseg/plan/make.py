@@ -150,14 +150,18 @@ def make_plan(
         lambda: rules.tile_shape(median_shape, draft.spacing_mm, allowed),
     )
     if pyramid is not None:
-        tile = _whole_cells(tile, pyramid, by_hand=chosen.tile_shape is not None)
+        if chosen.tile_shape is None:
+            cells = zip(tile.value, total_stride(pyramid), strict=True)
+            tile = replace(tile, value=tuple(max(round(n / s), 1) * s for n, s in cells))
         name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
         shape = Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
     elif before is not None:
-        _check_divisible(tile.value, before.architecture)
         shape = Decision(replace(before.architecture, name=chosen.architecture), FOLLOWED)
     else:
         shape = _architecture(tile.value, draft.spacing_mm, allowed, chosen)
+    stride = total_stride(shape.value)
+    if (pyramid or before) and any(np.remainder(tile.value, stride)):
+        raise ConfigError(f"model.tile_shape={tile.value}: takes multiples of {list(stride)}.")
     batch = _pick(
         chosen.batch_size, lambda: rules.batch_size(shape.value, tile.value, allowed, n_voxels)
     )
@@ -239,25 +243,6 @@ def _draft(
             "candidate_rule": candidates.reason,
         },
     )
-
-
-def _whole_cells(
-    tile: Decision[tuple[int, ...]], pyramid: Architecture, *, by_hand: bool
-) -> Decision[tuple[int, ...]]:
-    """The tile, its sides multiples of the coarsest map's stride."""
-    if by_hand:
-        _check_divisible(tile.value, pyramid)
-    stride = total_stride(pyramid)
-    whole = tuple(max(round(n / s), 1) * s for n, s in zip(tile.value, stride, strict=True))
-    return replace(tile, value=whole)
-
-
-def _check_divisible(tile: Sequence[int], architecture: Architecture) -> None:
-    stride = total_stride(architecture)
-    if any(n % s for n, s in zip(tile, stride, strict=True)):
-        raise ConfigError(
-            f"model.tile_shape={list(tile)}: the network takes multiples of {list(stride)}."
-        )
 
 
 def _architecture(
