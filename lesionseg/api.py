@@ -60,7 +60,7 @@ class Run:
         return Predictor(self.folder, **settings)
 
     def _repr_html_(self) -> str:
-        from lesionseg.pipeline.run.outcome import score_cells
+        from lesionseg.pipeline.log import score_cells
 
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"

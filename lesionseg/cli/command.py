@@ -83,14 +83,11 @@ def _run(command: str, argv: Sequence[str]) -> int:
 def call(command: str, cfg: Any) -> int:
     """Call the recipe, say what came out; returns the exit status."""
     from lesionseg.pipeline.from_config import run as run_recipe
-    from lesionseg.pipeline.run.outcome import CommandOutcome
 
     outcome = run_recipe(command, cfg)
-    if isinstance(outcome, CommandOutcome):
-        if lines := outcome.summary():
-            say("\n".join(lines))
-        return outcome.exit_status
-    return 0
+    if hasattr(outcome, "summary") and (lines := outcome.summary()):
+        say("\n".join(lines))
+    return int(getattr(outcome, "exit_status", 0))
 
 
 def multirun(command: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.pipeline.run.outcome import CommandOutcome, bar
+from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset import MEANING, PIXELS, CaseLook, write_dataset_report
 from lesionseg.report.pictures import draw_overview
@@ -41,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class CheckOutcome(CommandOutcome):
+class CheckOutcome:
     """All findings, what each case is called on the page, and where the page lies."""
 
     findings: tuple[Finding, ...]

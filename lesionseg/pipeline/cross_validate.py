@@ -22,12 +22,12 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import Survey, divided, folds_of
 from lesionseg.pipeline.learning import bundle_plan, read_own_bundle
-from lesionseg.pipeline.run.run_dir import (
+from lesionseg.pipeline.run_dir import (
     SPLITS,
-    check_claim,
-    is_claimed,
+    check_cases,
+    check_config,
+    has_config,
     provenance,
-    refuse_other_cases,
 )
 from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
 from lesionseg.pipeline.select import mean_calibration, unselected
@@ -53,10 +53,10 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> tuple[Plan, dic
     ]
     recipes = {fold.number: _recipe_of(recipe, fold) for fold in folds}
     for fold in folds:
-        check_claim(fold.run, recipes[fold.number].config)
-        refuse_other_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
+        check_config(fold.run, recipes[fold.number].config)
+        check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     given = None
-    if not is_claimed(run):  # folds trained one by one, perhaps with another machine's memory
+    if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
         plans = [f.run / BUNDLE / "plan.json" for f in folds]
         path = next((path for path in plans if path.is_file()), None)
         given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None

@@ -13,7 +13,7 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import download
 from lesionseg.pipeline.facts import read_records
-from lesionseg.pipeline.run.outcome import bar
+from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits

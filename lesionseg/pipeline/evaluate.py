@@ -24,7 +24,7 @@ from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recogn
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
-from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, bar, scores_lines
+from lesionseg.pipeline.log import Advance, bar, scores_lines
 from lesionseg.pipeline.score import (
     CasePair,
     Scoring,
@@ -42,7 +42,7 @@ UNSTATED = ("train", "validation")  # what a case without a stated role may be
 
 
 @dataclass(frozen=True)
-class EvaluateOutcome(CommandOutcome):
+class EvaluateOutcome:
     """The scores, as they stand in `output/scores.json`."""
 
     scores: Mapping[str, Any]

@@ -39,7 +39,7 @@ from lesionseg.io.predictions import (
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.components import candidates_of
-from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, aligned, bar
+from lesionseg.pipeline.log import Advance, aligned, bar
 from lesionseg.pipeline.score import Scoring
 from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.images import Scene
@@ -92,7 +92,7 @@ class OpenPair:
 
 
 @dataclass(frozen=True)
-class FollowOutcome(CommandOutcome):
+class FollowOutcome:
     """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
 
     `rule`: what counts as a change, in words. `n_failed`: visits that could not be predicted.
@@ -400,7 +400,7 @@ def _read(files: PredictionFiles) -> Prediction:
     if bare or prediction.instances is None:
         raise ContentError(
             f"{files.candidates}: boxes alone cannot be followed, they have no size to compare. "
-            "Give masks; a detector writes them with model.candidates=voxels."
+            "Give masks; model=retina_unet writes them."
         )
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 

@@ -39,9 +39,9 @@ from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read
 from lesionseg.models.transfer import new_heads, take_tensors, take_weights
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
+from lesionseg.pipeline.log import bar
 from lesionseg.pipeline.predict import needed_bytes
-from lesionseg.pipeline.run.outcome import bar
-from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
+from lesionseg.pipeline.run_dir import SPLITS, has_config
 from lesionseg.pipeline.select import unselected
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import Architecture, FocalLink, Plan
@@ -70,7 +70,7 @@ def decide(
     the device and how much of its memory; `extra` are transforms of each image.
     """
     path = run / "plan.json"
-    if given is None and is_claimed(run) and path.is_file():
+    if given is None and has_config(run) and path.is_file():
         log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
         given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
     plan = given or _make_plan(survey, model, trainer, extra)

@@ -1,10 +1,36 @@
-"""What a command shows: lines, and a bar on the terminal."""
+"""What a command shows and keeps: lines, a bar on the terminal, and the log of its run."""
 
+import logging
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from lesionseg import __version__
+from lesionseg.errors import LesionsegError
 
 Advance = Callable[[str, int, int], None]
+LOG = "train.log"
+# of a log; then it becomes train.log.1, and so on, and the oldest goes
+MOST_BYTES, OLDER_LOGS = 10**7, 3
+ROWS: Mapping[str, str] = {
+    "cases": "n_cases",
+    "of them lesion-free": "n_lesion_free_cases",
+    "lesions": "n_lesions",
+    "found": "n_true_positive",
+    "lesion recall": "lesion_recall.value",
+    "false positives per case": "false_positives_per_case.value",
+    "lesion precision": "lesion_precision.value",
+    "Dice, mean": "dice.mean",
+    "Dice, median": "dice.median",
+    "surface Dice, mean": "surface_dice.mean",
+    "average precision": "average_precision.value",
+    "CPM": "cpm.value",
+    "accepted from score": "operating_point.score",
+}
 
 
 def say(text: str) -> None:
@@ -43,3 +69,96 @@ def bar(what: str) -> Iterator[Advance]:
             progress.update(task, completed=done, total=total, item=item)
 
         yield advance
+
+
+def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One column per role, one row per number; what is undefined is a dash."""
+    if not by_role:
+        return []
+    columns = [score_cells(scores) for scores in by_role.values()]
+    rows = [[name, *(dict(column)[name] for column in columns)] for name in ROWS]
+    return aligned([["", *by_role], *rows])
+
+
+def score_cells(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The most important numbers of a scores.json: what, and how much."""
+    cells = []
+    for name, keys in ROWS.items():
+        value: Any = scores
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
+        cells.append((name, "–" if value is None else text))
+    return cells
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of equal columns, the first to the left, the others to the right.
+
+    >>> aligned([["", "a"], ["recall", "0.5"]])
+    ['          a', 'recall  0.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for row in table
+    ]
+
+
+class RunLog(MemoryHandler):
+    """Appends records to the log of a run, once its directory has a configuration.
+
+    What comes before waits in memory, the plan among it: a wrong setting leaves no file.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(capacity=0)
+        self.run = run
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        """Whether the file may be written."""
+        if self.target is None and (self.run / "config.yaml").is_file():
+            file = RotatingFileHandler(
+                self.run / LOG, maxBytes=MOST_BYTES, backupCount=OLDER_LOGS, encoding="utf-8"
+            )
+            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self.setTarget(file)
+        return self.target is not None
+
+
+@contextmanager
+def run_log(run: Path) -> Iterator[Callable[[str], None]]:
+    """Append all that is logged meanwhile to the run's log; yields what writes to it alone.
+
+    What is printed stays as it is. An error that ends the run is the log's last line.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("lesionseg")
+    handler, level, bare = RunLog(run), ours.level, not root.handlers
+
+    def note(text: str) -> None:
+        handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+    root.addHandler(handler)
+    printed = logging.lastResort if bare else None  # nobody set logging up: warnings are printed
+    if printed is not None:
+        root.addHandler(printed)
+        ours.setLevel(logging.INFO)
+    note(f"lesionseg {__version__} begins or goes on.")
+    try:
+        yield note
+    except BaseException as error:
+        known = isinstance(error, LesionsegError | KeyboardInterrupt)
+        note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
+        raise
+    finally:
+        root.removeHandler(handler)
+        if printed is not None:
+            root.removeHandler(printed)
+        ours.setLevel(level)
+        target = handler.target
+        handler.close()
+        if target is not None:
+            target.close()

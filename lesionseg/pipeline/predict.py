@@ -42,13 +42,13 @@ from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
+from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_tables import (
     PredictionRow,
     PredictionTable,
     PredictOutcome,
     counts_of,
 )
-from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from lesionseg.core import Candidate
 from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ def counts_of(
     return {"volume_ml": total if with_volume else None, "amounts": amounts}
 
 
-class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
+class PredictOutcome(tuple[PredictionRow, ...]):
     """The rows of one call, one per case, in order of case id, and the folder they went to."""
 
     folder: Path

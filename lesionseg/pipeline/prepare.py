@@ -12,8 +12,7 @@ from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import DataSettings, open_dataset, take_survey
 from lesionseg.pipeline.learning import decide, prepare_cases
-from lesionseg.pipeline.run.outcome import CommandOutcome
-from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
+from lesionseg.pipeline.run_dir import check_config, default_run_dir, save_config
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
 
@@ -27,7 +26,7 @@ NOT_TRIED = (
 
 
 @dataclass(frozen=True)
-class PrepareOutcome(CommandOutcome):
+class PrepareOutcome:
     """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]
@@ -65,14 +64,14 @@ def prepare(
     run = Path(run_dir or default_run_dir(data.root, "check" if check else model.architecture))
     if check:
         return check_dataset(open_dataset(data, lenient=True), run / PAGE, identifiers=identifiers)
-    check_claim(run, config)
+    check_config(run, config)
     survey = take_survey(data, seed, data.facts(run))
     plan = decide(survey, model, trainer, run, extra=prepare.extra)
     before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
     memory = "; ".join(filter(None, (before, NOT_TRIED)))
     plan = plan.with_(reasons={**plan.reasons, "memory": memory})
     write_text(run / "plan.json", plan.to_json())
-    claim(run, config)
+    save_config(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(survey, plan, data, run)

@@ -46,8 +46,8 @@ from lesionseg.io.predictions import (
 from lesionseg.io.volumes import read_geometry
 from lesionseg.ops.host_memory import without_collection
 from lesionseg.pipeline.dataset import Survey
+from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict import predict_volumes
-from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.pipeline.select import (
     LEAST_SIZE,
     VOXELS,

@@ -41,17 +41,16 @@ from lesionseg.pipeline.learning import (
     with_batch_rate,
     with_focal_correction,
 )
+from lesionseg.pipeline.log import run_log, scores_lines
 from lesionseg.pipeline.report import report_run
-from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
-from lesionseg.pipeline.run.run_dir import (
-    check_claim,
-    claim,
+from lesionseg.pipeline.run_dir import (
+    check_cases,
+    check_config,
     default_run_dir,
-    is_claimed,
+    has_config,
     provenance,
-    refuse_other_cases,
+    save_config,
 )
-from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.score import (
     Rules,
     VolumeScorer,
@@ -81,7 +80,7 @@ Scores = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainOutcome(CommandOutcome):
+class TrainOutcome:
     """What a finished run leaves: where, how long it took, its scores by role, and its page.
 
     `notes`: sentences on what was chosen on development predictions. Of processes that train
@@ -182,8 +181,8 @@ def train(
     with joined(trainer):
         if not is_rank_zero():
             return _train(recipe, run)
-        check_claim(run, config)
-        with locked_folder(run), kept_log(run) as note:
+        check_config(run, config)
+        with locked_folder(run), run_log(run) as note:
             outcome = _train(recipe, run)
             note(f"Finished in {outcome.seconds / 60:.1f} minutes.")
             return outcome
@@ -227,9 +226,9 @@ def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -
 
 
 def _begin(recipe: Recipe, survey: Survey, run: Path, given: Plan | None) -> Plan:
-    refuse_other_cases(run, survey.splits)
+    check_cases(run, survey.splits)
     require_masks(survey, recipe.model.architecture)
-    learning, is_new = recipe.learning, given is None and not is_claimed(run)
+    learning, is_new = recipe.learning, given is None and not has_config(run)
     if is_new:
         require_device(learning.trainer.accelerator)
     plan = decide(survey, recipe.model, learning.trainer, run, given, recipe.prepare.extra)
@@ -240,7 +239,9 @@ def _begin(recipe: Recipe, survey: Survey, run: Path, given: Plan | None) -> Pla
     if is_new:
         plan = affordable(plan, learning, run)
     write_text(run / "plan.json", plan.to_json())
-    claim(run, recipe.config)  # last: a wrong setting must not make the corrected one another's
+    save_config(
+        run, recipe.config
+    )  # last: a wrong setting must not make the corrected one another's
     if not recipe.config.get("run_dir"):  # its name holds the time: another run each
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     return plan

@@ -32,15 +32,14 @@ from lesionseg.pipeline.learning import (
     with_batch_rate,
     with_focal_correction,
 )
-from lesionseg.pipeline.log import say
-from lesionseg.pipeline.run.outcome import aligned
-from lesionseg.pipeline.run.run_dir import (
-    check_claim,
-    claim,
+from lesionseg.pipeline.log import aligned, say
+from lesionseg.pipeline.run_dir import (
+    check_cases,
+    check_config,
     default_run_dir,
-    is_claimed,
+    has_config,
     provenance,
-    refuse_other_cases,
+    save_config,
 )
 from lesionseg.pipeline.score import VolumeScorer
 from lesionseg.plan.plan import sources_of
@@ -80,7 +79,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
     config = {"command": "tune", **cfg.plain()}
     config["tune"] = {k: v for k, v in config["tune"].items() if k != "n_trials"}  # may be raised
-    check_claim(run, config)
+    check_config(run, config)
     shared = training_of(cfg.model_copy(update={"trainer": _trial_trainer(cfg)}))
     data, model, trainer = shared["data"], shared["model"], shared["trainer"]
     if not trainer.has_one_device:
@@ -90,7 +89,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     run.mkdir(parents=True, exist_ok=True)
     survey = take_survey(data, cfg.seed, data.facts(run))
     require_masks(survey, model.architecture)
-    refuse_other_cases(run, survey.splits)  # its trials would not compare
+    check_cases(run, survey.splits)  # its trials would not compare
     cases = [c for c in survey.of_role("validation") if c.is_labelled]
     n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
     if n_lesions == 0:
@@ -116,11 +115,11 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         )
         return with_batch_rate(taught, plan)
 
-    if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
+    if not has_config(run):  # once for all trials: whatever the pair, it takes the same memory
         plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run)
     device = training_device(trainer.accelerator)
     trainer = resolve_budget(trainer, plan, device)
-    claim(run, config)
+    save_config(run, config)
     prepared = prepare_cases(survey, plan, data, run)
     inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
 

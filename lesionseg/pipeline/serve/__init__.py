@@ -14,7 +14,6 @@ from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.pipeline.run.outcome import CommandOutcome
 
 __all__ = ["serve"]
 
@@ -36,7 +35,7 @@ def serve(
     operating_point: str | None = None,
     device: str = "auto",
     trust: bool = False,
-) -> CommandOutcome:
+) -> None:
     """Serve until interrupted; see `serve.app` for what it answers.
 
     By default only this machine can ask. Of requests nothing is logged: addresses may hold names.
@@ -91,4 +90,3 @@ def serve(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run()
-    return CommandOutcome()

@@ -8,7 +8,7 @@ from lesionseg.core import Role
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, refuse_other_cases
+from lesionseg.pipeline.run_dir import check_cases, check_config, default_run_dir, save_config
 from lesionseg.plan.splits import Splits
 
 CONFIG = {"loss": {"gamma": 2.0}, "seed": 0, "run_dir": "a", "debug": False}
@@ -16,8 +16,8 @@ BEGAN: dict[str, Role] = {"a": "train", "b": "train", "c": "validation", "t": "t
 
 
 def test_the_same_configuration_resumes(tmp_path: Path) -> None:
-    claim(tmp_path / "run", CONFIG)
-    check_claim(tmp_path / "run", {**CONFIG, "run_dir": "elsewhere", "debug": True})
+    save_config(tmp_path / "run", CONFIG)
+    check_config(tmp_path / "run", {**CONFIG, "run_dir": "elsewhere", "debug": True})
 
 
 FREE_CHANGES = [
@@ -31,19 +31,19 @@ FREE_CHANGES = [
 def test_what_changes_no_result_may_differ_when_a_run_is_resumed(
     tmp_path: Path, change: dict
 ) -> None:
-    claim(tmp_path, CONFIG | {"data": {"root": "r"}, "trainer": {"max_steps": 5}})
+    save_config(tmp_path, CONFIG | {"data": {"root": "r"}, "trainer": {"max_steps": 5}})
     (group,) = change
     kept = {"data": {"root": "r"}, "trainer": {"max_steps": 5}}
-    check_claim(tmp_path, CONFIG | kept | {group: kept.get(group, {}) | change[group]})
+    check_config(tmp_path, CONFIG | kept | {group: kept.get(group, {}) | change[group]})
 
 
 @pytest.mark.parametrize(
     ("group", "name"), [("data", "root"), ("trainer", "max_steps"), ("trainer", "precision")]
 )
 def test_the_settings_beside_them_may_not(tmp_path: Path, group: str, name: str) -> None:
-    claim(tmp_path, CONFIG | {group: {name: 1}})
+    save_config(tmp_path, CONFIG | {group: {name: 1}})
     with pytest.raises(ConfigError, match=rf"{group}\.{name}: 1 → 2"):
-        check_claim(tmp_path, CONFIG | {group: {name: 2}})
+        check_config(tmp_path, CONFIG | {group: {name: 2}})
 
 
 def test_m3_a_second_training_in_the_same_run_is_refused(
@@ -56,26 +56,26 @@ def test_m3_a_second_training_in_the_same_run_is_refused(
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
-    claim(tmp_path, CONFIG)
+    save_config(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=r"loss\.gamma: 2\.0 → 5\.0; seed: 0 → 1"):
-        check_claim(tmp_path, {**CONFIG, "loss": {"gamma": 5.0}, "seed": 1})
+        check_config(tmp_path, {**CONFIG, "loss": {"gamma": 5.0}, "seed": 1})
 
 
 def test_another_verbs_directory_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    claim(tmp_path, {"command": "prepare", "check": False})
+    save_config(tmp_path, {"command": "prepare", "check": False})
     with pytest.raises(ConfigError, match="belongs to prepare") as refusal:
-        check_claim(tmp_path, {"command": "train", **CONFIG})
+        check_config(tmp_path, {"command": "train", **CONFIG})
     assert "gamma" not in str(refusal.value)
 
 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="is a file"):
-        claim(tmp_path / "run", CONFIG)
+        save_config(tmp_path / "run", CONFIG)
 
 
 def test_checking_makes_no_folder(tmp_path: Path) -> None:
-    check_claim(tmp_path / "run", CONFIG)
+    check_config(tmp_path / "run", CONFIG)
     assert not (tmp_path / "run").exists()
 
 
@@ -89,7 +89,7 @@ def splits(roles: dict[str, Role]) -> Splits:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    claim(tmp_path, {"seed": 0})
+    save_config(tmp_path, {"seed": 0})
     (tmp_path / "splits.json").write_text(splits(BEGAN).to_json())
     return tmp_path
 
@@ -97,7 +97,7 @@ def begun(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("now", "said"),
     [
-        (BEGAN | {"d": "train"}, r"Seen: added: d \(train\)\. .*run_dir="),
+        (BEGAN | {"d": "train"}, r"added: d \(train\)\. .*run_dir="),
         (BEGAN | {"d": "validation"}, r"added: d \(validation\)"),
         ({c: r for c, r in BEGAN.items() if c != "c"}, r"removed: c \(validation\)"),
         (BEGAN | {"a": "validation", "c": "train"}, r"moved: a \(train → val.*c \(val.* → train\)"),
@@ -107,37 +107,37 @@ def begun(tmp_path: Path) -> Path:
 )
 def test_what_changed_is_named(begun: Path, now: dict[str, Role], said: str) -> None:
     with pytest.raises(DatasetError, match=said):
-        refuse_other_cases(begun, splits(now))
+        check_cases(begun, splits(now))
 
 
 def test_the_same_cases_in_another_order_go_on(begun: Path) -> None:
-    refuse_other_cases(begun, splits(dict(reversed(BEGAN.items()))))
+    check_cases(begun, splits(dict(reversed(BEGAN.items()))))
 
 
 def test_test_cases_may_come_and_go(begun: Path) -> None:
-    refuse_other_cases(begun, splits({**BEGAN, "t": "external", "t2": "test"}))
+    check_cases(begun, splits({**BEGAN, "t": "external", "t2": "test"}))
 
 
 def test_of_folds_the_first_is_compared(begun: Path) -> None:
     folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
     (begun / "splits.json").write_text(json.dumps(folds))
-    refuse_other_cases(begun, splits(BEGAN))
+    check_cases(begun, splits(BEGAN))
     with pytest.raises(DatasetError, match="added: d"):
-        refuse_other_cases(begun, splits(BEGAN | {"d": "train"}))
+        check_cases(begun, splits(BEGAN | {"d": "train"}))
 
 
 def test_what_was_never_claimed_or_has_no_splits_is_free(begun: Path) -> None:
     (begun / "config.yaml").unlink()
-    refuse_other_cases(begun, splits({"x": "train"}))
-    claim(begun, {"seed": 0})
+    check_cases(begun, splits({"x": "train"}))
+    save_config(begun, {"seed": 0})
     (begun / "splits.json").unlink()
-    refuse_other_cases(begun, splits({"x": "train"}))
+    check_cases(begun, splits({"x": "train"}))
 
 
 def test_splits_that_cannot_be_read_are_named(begun: Path) -> None:
     (begun / "splits.json").write_text('{"roles": {"a": "judge"}}')
     with pytest.raises(DatasetError, match=r"splits\.json"):
-        refuse_other_cases(begun, splits(BEGAN))
+        check_cases(begun, splits(BEGAN))
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])

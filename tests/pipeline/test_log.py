@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.pipeline.run import run_log
-from lesionseg.pipeline.run.run_dir import claim
-from lesionseg.pipeline.run.run_log import LOG, kept_log
+from lesionseg.pipeline.log import LOG, run_log
+from lesionseg.pipeline.run_dir import save_config
 
 log = logging.getLogger("lesionseg.test")
 
@@ -28,10 +27,10 @@ def kept(run: Path) -> list[str]:
 
 def test_what_was_said_before_the_claim_is_kept_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with kept_log(run) as note:
+    with run_log(run) as note:
         log.info("Plan, spacing: %s", "1 mm")
         assert not run.exists()
-        claim(run, {})
+        save_config(run, {})
         log.warning("Later.")
         note("Only here.")
     assert kept(run)[1:] == ["Plan, spacing: 1 mm", "Later.", "Only here."]
@@ -39,7 +38,7 @@ def test_what_was_said_before_the_claim_is_kept_too(tmp_path: Path) -> None:
 
 def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     def refused() -> None:
-        with kept_log(tmp_path / "run"):
+        with run_log(tmp_path / "run"):
             log.info("Plan")
             raise DatasetError("Bad.")
 
@@ -49,9 +48,9 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_log, "MOST_BYTES", 2000)
-    claim(tmp_path, {})
-    with kept_log(tmp_path):
+    monkeypatch.setattr("lesionseg.pipeline.log.MOST_BYTES", 2000)
+    save_config(tmp_path, {})
+    with run_log(tmp_path):
         for number in range(500):
             log.info("Line %d.", number)
     assert kept(tmp_path)[-1] == "Line 499."
@@ -61,9 +60,9 @@ def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_resumed_run_appends(tmp_path: Path) -> None:
-    claim(tmp_path, {})
+    save_config(tmp_path, {})
     for number in (1, 2):
-        with kept_log(tmp_path):
+        with run_log(tmp_path):
             log.info("Run %d.", number)
     lines = kept(tmp_path)
     assert [lines[1], lines[3]] == ["Run 1.", "Run 2."]
@@ -73,17 +72,17 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "last"),
     [
-        (DatasetError("Bad."), "Error: Bad."),
-        (KeyboardInterrupt(), "Interrupted."),
+        (DatasetError("Bad."), "DatasetError: Bad."),
+        (KeyboardInterrupt(), "KeyboardInterrupt:"),
         (ValueError("odd"), "ValueError: odd"),
     ],
 )
 def test_an_error_ends_the_log_and_leaves_no_handler(
     tmp_path: Path, error: BaseException, last: str
 ) -> None:
-    claim(tmp_path, {})
+    save_config(tmp_path, {})
     before = list(logging.getLogger().handlers)
-    with pytest.raises(type(error)), kept_log(tmp_path):
+    with pytest.raises(type(error)), run_log(tmp_path):
         raise error
     assert (tmp_path / LOG).read_text(encoding="utf-8").rstrip().endswith(last)
     assert logging.getLogger().handlers == before
@@ -97,10 +96,10 @@ def test_what_is_printed_stays_as_it_is(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    claim(tmp_path, {})
+    save_config(tmp_path, {})
     # what the command line's tests have set up prints to streams that are closed by now
     monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
-    with kept_log(tmp_path) as note:
+    with run_log(tmp_path) as note:
         log.info("Logged.")
         note("Noted.")
     assert caplog.messages == ["Logged."]
@@ -110,10 +109,10 @@ def test_what_is_printed_stays_as_it_is(
 def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
     script = (
         "import logging, pathlib, sys\n"
-        "from lesionseg.pipeline.run.run_dir import claim\n"
-        "from lesionseg.pipeline.run.run_log import kept_log\n"
-        "run = pathlib.Path(sys.argv[1]); claim(run, {})\n"
-        "with kept_log(run):\n"
+        "from lesionseg.pipeline.run_dir import save_config\n"
+        "from lesionseg.pipeline.log import run_log\n"
+        "run = pathlib.Path(sys.argv[1]); save_config(run, {})\n"
+        "with run_log(run):\n"
         "    logging.getLogger('lesionseg.x').info('a plan')\n"
         "    logging.getLogger('lesionseg.x').warning('a warning')\n"
     )

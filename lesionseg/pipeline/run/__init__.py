@@ -1,1 +1,0 @@
-"""What all commands share about a run: its directory, log, progress, provenance and redaction."""

@@ -1,0 +1,168 @@
+"""The run directory: it belongs to one configuration and its cases, and is resumed by the same.
+
+And what made a result, without a path and without the name of a case.
+"""
+
+import hashlib
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lesionseg
+from lesionseg.core import Dataset
+from lesionseg.data.cache import source_hash
+from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.io.atomic import read_json, read_yaml, write_text
+from lesionseg.plan.splits import Splits, roles_in
+
+CONFIG = "config.yaml"
+SPLITS = "splits.json"
+# settings that do not change the result: a whole section, or one of its settings
+FREE = ("debug", "logger", "report", "run_dir", "data.cache_dir", "trainer.workers")
+PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
+_DEVELOPMENT = {"train", "validation"}
+_SHOWN = 5  # cases of each kind of change that the message names
+
+
+def default_run_dir(data_root: str, architecture: str) -> Path:
+    """`runs/<dataset>_<model>_<time>` under the current folder."""
+    name = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
+    return Path("runs") / f"{name}_{architecture}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def has_config(run_dir: Path) -> bool:
+    """Whether the run directory belongs to some configuration already."""
+    return (run_dir / CONFIG).is_file()
+
+
+def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where the directory belongs to another one, naming what differs."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise OutputError(f"run_dir={run_dir} is a file: name another one.")
+    if not has_config(run_dir):
+        return
+    before = read_yaml(run_dir / CONFIG)
+    if before.get("command") != config.get("command"):  # every setting would differ
+        raise ConfigError(
+            f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
+            "parent folder it finds the cases that are already prepared."
+        )
+    if changed := sorted(_differences(before, dict(config))):
+        raise ConfigError(
+            f"run_dir={run_dir} belongs to another configuration: {'; '.join(changed)}. Name "
+            "another one, or give the same settings to resume."
+        )
+
+
+def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write the configuration into the run directory, which is its own from then on."""
+    check_config(run_dir, config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"run_dir={run_dir} cannot be made: {error}") from error
+    write_text(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
+    """`key: old → new` for every leaf that differs, the free settings left out."""
+    if isinstance(before or now, dict) and isinstance(now or {}, dict):
+        before, now = before or {}, now or {}
+        for name in {**before, **now}:
+            inner = f"{key}.{name}" if key else name
+            if inner not in FREE:
+                yield from _differences(before.get(name), now.get(name), inner)
+    elif before != now:
+        yield f"{key}: {before} → {now}"
+
+
+def check_cases(run: Path, splits: Splits) -> None:
+    """Raise `DatasetError` where a run began with other development cases or roles.
+
+    Its network would be scored on cases that taught it. Test and external cases may come and go.
+    Of a cross-validation, `splits` are those of the first fold.
+    """
+    path = run / SPLITS
+    if not (has_config(run) and path.is_file()):
+        return
+    before, now = roles_in(read_json(path), path, 0), splits.roles
+    moves = {c: (before.get(c), now.get(c)) for c in sorted({*before, *now})}
+    moves = {c: m for c, m in moves.items() if m[0] != m[1] and _DEVELOPMENT & set(m)}
+    kinds = {
+        "added": [f"{c} ({new})" for c, (old, new) in moves.items() if old is None],
+        "removed": [f"{c} ({old})" for c, (old, new) in moves.items() if new is None],
+        "moved": [f"{c} ({old} → {new})" for c, (old, new) in moves.items() if old and new],
+    }
+    if changes := [f"{kind}: {_some(cases)}" for kind, cases in kinds.items() if cases]:
+        raise DatasetError(
+            f"{path}: this run began with other cases: {'; '.join(changes)}. Name another run_dir= "
+            "to train on the data as they are now, or bring back the cases as they were to resume."
+        )
+
+
+def _some(cases: list[str]) -> str:
+    rest = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
+    return ", ".join(cases[:_SHOWN]) + rest
+
+
+def provenance(
+    dataset: Dataset, config: Mapping[str, Any], seed: int, device: str
+) -> dict[str, Any]:
+    """Versions, git commit, machine, seed and a hash of all the dataset's files.
+
+    `simulated`: whether the configuration simulated the data, or the dataset's name says so.
+    """
+    packages = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    has_phantoms = bool(config.get("data", {}).get("phantoms"))
+    return {
+        "lesionseg": lesionseg.__version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device_name(device),
+        "seed": seed,
+        "convention": dataset.convention,
+        "data_sha256": data_hash(dataset),
+        "simulated": has_phantoms or "simulated" in dataset.name.lower(),
+    }
+
+
+def data_hash(dataset: Dataset) -> str:
+    """SHA-256 over `data.cache.source_hash` of every case, in the dataset's order."""
+    whole = hashlib.sha256()
+    for case in dataset.cases:
+        whole.update(source_hash(case).encode())
+    return whole.hexdigest()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, `+` appended when it has changes."""
+    said = []
+    for typed in ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no"):
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *typed.split()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        said.append(done.stdout.strip())
+    return said[0] + ("+" if said[1] else "")
+
+
+def device_name(device: str) -> str:
+    """A readable name of the processor or GPU that `device` stands for."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
