@@ -18,7 +18,7 @@ from lesionseg.ops.anchors import (
     grid_anchors,
 )
 from lesionseg.ops.boxes import split_box
-from lesionseg.ops.fixed_rows import TileLesions, at_most, first_places, lesion_table
+from lesionseg.ops.tile_lesions import lesion_table
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import (
     LevelTargets,
@@ -29,7 +29,6 @@ from lesionseg.training.objective import (
 )
 
 _POSITIVES_A_TILE = 4.0  # what a lesion of a few voxels gets by ATSS
-MOST_POSITIVES = 4096  # of a tile, off a CPU, that have a box to learn
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +53,8 @@ class DetectionTargets:
 
     def anchors(self) -> AnchorTargets:
         """The targets as the loss takes them."""
-        n_tiles, n_anchors = self.labels.shape
-        positive = (self.labels > 0).flatten()
-        most = at_most(positive.sum(), min(MOST_POSITIVES * n_tiles, len(positive)))
-        place, _ = first_places(positive, most)
+        n_anchors = self.labels.shape[1]
+        place = (self.labels > 0).flatten().nonzero()[:, 0]
         row = self.rows.flatten()[place].clamp(min=0)
         boxes = self.boxes[place // max(n_anchors, 1), row]
         return AnchorTargets(self.labels, self.valid, boxes)
@@ -90,7 +87,7 @@ class DetectionObjective(Objective):
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
         table = lesion_table(finest.instances, labels)
         assigned = torch.stack([assign_atss(levels, anchors, boxes) for boxes in table.boxes])
-        hidden = ~_at_centres(finest.valid & _known(finest.instances, table), anchors)
+        hidden = ~_at_centres(finest.valid, anchors)
         assigned = torch.where(hidden & (assigned == BACKGROUND), IGNORED, assigned)
         row, is_positive = assigned.clamp(min=0), assigned >= 0
         return DetectionTargets(
@@ -144,13 +141,6 @@ class DetectionObjective(Objective):
     ) -> tuple[tuple[AnchorLevel, ...], Tensor]:
         levels = planned_anchors(self.plan).levels(self.plan.architecture.strides, shape)
         return levels, _anchors(levels, device)
-
-
-def _known(instances: Tensor, table: TileLesions) -> Tensor:
-    """Where `[B, *tile]` there is background, or a lesion that the table has room for."""
-    listed = torch.zeros(instances.numel(), dtype=torch.bool, device=instances.device)
-    listed = listed.scatter_(0, table.voxels, table.listed())
-    return (instances <= 0) | listed.view_as(instances)
 
 
 def _at_centres(valid: Tensor, anchors: Tensor) -> Tensor:

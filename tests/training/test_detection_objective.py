@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lesionseg.losses import DetectionLoss, FocalLoss
 from lesionseg.models.build import build_network
-from lesionseg.ops import anchors as assigning
-from lesionseg.ops import fixed_rows
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.detection_objective import (
     DetectionObjective,
@@ -214,13 +212,3 @@ def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path)
     for process in both:
         _, told = process.communicate(timeout=120)
         assert process.returncode == 0, told[-2000:]
-
-
-def test_lesions_that_there_are_no_rows_for_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (fixed_rows, assigning):
-        monkeypatch.setattr(module, "readable", lambda _: False)
-    monkeypatch.setattr(fixed_rows, "MOST_LESIONS", 1)
-    targets = _objective().targets(_batch())  # 3 comes before 7
-    assert set(targets.instances[0].tolist()) == {0, 3}
-    assert not bool(targets.valid[0].all())
-    assert bool(targets.valid[1].all())

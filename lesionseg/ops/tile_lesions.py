@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 
@@ -12,37 +12,13 @@ class TileLesions(NamedTuple):
 
     `ids` `[B, m]` int64, 0 in an empty row; `labels` `[B, m]` int64: the label of a lesion's first
     voxel; `counts` `[B, m]` int64: its voxels; `boxes` `[B, m, 2·dims]` float32: starts then stops,
-    half-open, 0 in an empty row. `voxels` `[p]` int64: places in the flat tiles of all lesions;
-    `rows` `[p]` int64: the flat row of each.
+    half-open, 0 in an empty row.
     """
 
     ids: Int64[Tensor, "b m"]
     labels: Int64[Tensor, "b m"]
     counts: Int64[Tensor, "b m"]
     boxes: Float[Tensor, "b m two_d"]
-    voxels: Int64[Tensor, " p"]
-    rows: Int64[Tensor, " p"]
-
-    def listed(self) -> Bool[Tensor, " p"]:
-        """Which of the voxels belong to a lesion that has a row: all."""
-        return torch.ones_like(self.rows, dtype=torch.bool)
-
-    def at_voxels(self, values: Tensor) -> Tensor:
-        """For each of the voxels `[p]` its lesion's value of `[B, m]`."""
-        return values.flatten()[self.rows]
-
-
-def at_most(count: Tensor, limit: int) -> int:
-    """The 0-d count."""
-    return int(count)
-
-
-def first_places(
-    mask: Bool[Tensor, " n"], rows: int
-) -> tuple[Int64[Tensor, " rows"], Bool[Tensor, " rows"]]:
-    """Where the mask is True for the first times, at most `rows` of them, all of them real."""
-    places = mask.nonzero()[:rows, 0]
-    return places, torch.ones_like(places, dtype=torch.bool)
 
 
 def lesion_table(
@@ -80,6 +56,4 @@ def lesion_table(
         torch.where(counts > 0, labels.flatten()[first].long(), 0).view(n_tiles, m),
         counts.view(n_tiles, m),
         torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1),
-        voxels,
-        rows,
     )
