@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,18 +53,16 @@ class WarmAverage(WeightAveraging):
         share = max(9 / (10 + self._latest_update_step), 1 - self.decay)
         torch._foreach_lerp_(average, newest, share)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Lightning's, but for steps that were left out."""
-        if not cast(LesionModule, pl_module).was_skipped:
-            super().on_train_batch_end(trainer, pl_module, *rest)
+        if not module.was_skipped:
+            super().on_train_batch_end(trainer, module, *rest)
 
 
 class LastCheckpoint(ModelCheckpoint):
     """checkpoints/last.ckpt, written every few minutes and at the end."""
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         """Save what training hands over."""
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
@@ -102,21 +100,19 @@ class KeepMemory(pl.Callback):
     of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16). The peak is a tenth higher.
     """
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Begin to keep."""
-        if pl_module.device.type == "cpu":
+        if module.device.type == "cpu":
             keep_memory()
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
         """Hand back."""
-        if pl_module.device.type == "cpu":
+        if module.device.type == "cpu":
             hand_back_memory()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         """Hand back, and say to an interrupted user how to go on."""
-        self.on_fit_end(trainer, pl_module)
+        self.on_fit_end(trainer, module)
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
             log.warning(
                 "Interrupted at step %d; the same command goes on from the last checkpoint.",
@@ -130,11 +126,8 @@ class LogProgress(pl.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
         """Say how far training has come."""
-        module = cast(LesionModule, pl_module)
         if trainer.is_global_zero and trainer.global_step % self.every == 0 and trainer.global_step:
             log.info(
                 "Step %d, %.1f minutes (%.0f %% of the budget), loss %.4g.",
@@ -158,11 +151,8 @@ class FocalStatistics(pl.Callback):
         self._rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
         self._warned: set[str] = set()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         """Look at the steps that are logged."""
-        module = cast(LesionModule, pl_module)
         self.latest = {}
         module.observer = self.observe if module.is_logged else None
         self._activation = module.plan.activation
@@ -195,11 +185,8 @@ class FocalStatistics(pl.Callback):
         if logits.requires_grad:
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Log, and look at the last `STRETCH` of such steps together."""
-        module = cast(LesionModule, pl_module)
         if not self.latest or module.was_skipped:
             return
         module.log_dict(self.latest)
@@ -248,26 +235,22 @@ class Previews(pl.Callback):
         self.folder, self.tiles = run_dir / "previews", list[tuple[Tensor, Tensor]]()
         self._due = PREVIEW_MINUTES
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
         """Keep tiles with a lesion until there are enough."""
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
             pairs = zip(batch["image"], batch["instances"], strict=True)
             found = [(image.cpu(), ids.cpu()) for image, ids in pairs if (ids > 0).any()]
             self.tiles += found[: PREVIEW_TILES - len(self.tiles)]
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Draw when it is due."""
-        if (minutes := cast(LesionModule, pl_module).minutes) >= self._due:
-            self._draw(cast(LesionModule, pl_module))
+        if (minutes := module.minutes) >= self._due:
+            self._draw(module)
             self._due = minutes + PREVIEW_MINUTES
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         """Draw what training hands over."""
-        self._draw(cast(LesionModule, pl_module))
+        self._draw(module)
 
     @torch.no_grad()
     def _draw(self, module: LesionModule) -> None:
