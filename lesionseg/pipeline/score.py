@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 import lesionseg
@@ -322,7 +321,10 @@ def score_folds(survey: Survey, folds: Sequence[FoldRun], output: Path, rules: R
             if files.case in fold_of:
                 raise DatasetError(f"Case {files.case} validates in more than one fold.")
             fold_of[files.case] = fold.number
+    cases = [files for files in survey.dataset.cases if files.case in fold_of]
+    rank = {files.case: i for i, files in enumerate(cases)}
     pairs = [p for f in folds for p in _pairs(f.survey, f.cases, f.folder, "validation")]
+    pairs.sort(key=lambda pair: rank[pair.case])
     matches = {0.0: _match(pairs, rules)}
 
     def without(diameter: float) -> list[CaseResult]:
@@ -336,18 +338,9 @@ def score_folds(survey: Survey, folds: Sequence[FoldRun], output: Path, rules: R
     choice = select(results, rules.choice, chosen_on=OUT_OF_FOLD, fold_of=fold_of)
     reasons = {**choice.reasons, LEAST_SIZE: why}
     choice = replace(choice, min_diameter_mm=least, reasons=reasons)
-    rank = {files.case: i for i, files in enumerate(survey.dataset.cases)}
-    rows = zip(pairs, matches[least], strict=True)
-    ordered = sorted(rows, key=lambda row: rank[row[0].case])
-    cases = [files for files in survey.dataset.cases if files.case in fold_of]
-    scores = _score_selected(
-        [pair for pair, _ in ordered],
-        [match for _, match in ordered],
-        choice,
-        output / "predictions",
-        output,
-        rules.scoring(survey, cases, "validation", choice.points[0]),
-    )
+    scoring = rules.scoring(survey, cases, "validation", choice.points[0])
+    folder = output / "predictions"
+    scores = _score_selected(pairs, matches[least], choice, folder, output, scoring)
     return RoleScores(scores, choice)
 
 
@@ -454,44 +447,6 @@ def _score(matches: Sequence[MatchedCase], output: Path, scoring: Scoring) -> Ma
 # --- whole volumes while training goes on --------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class CaseOverlap:
-    """What a case's Dice follows from at any score.
-
-    Of each candidate its score, its voxels and those of them in the reference (`hits`), `[n]`; and
-    the voxels of the reference.
-    """
-
-    score: NDArray[np.float64]
-    voxels: NDArray[np.int64]
-    hits: NDArray[np.int64]
-    reference: int
-
-    @classmethod
-    def of(cls, reference: Reference, prediction: Prediction) -> "CaseOverlap | None":
-        """Of a case; None where one side has no mask. Voxels to be ignored do not count."""
-        prediction = prediction.without_labels(reference.unannotated)
-        lesion, instances = reference.mask(), prediction.instances
-        if lesion is None or instances is None:
-            return None
-        if reference.ignore is not None:
-            lesion = lesion & ~reference.ignore
-            instances = np.where(reference.ignore, 0, instances)
-        ids = [candidate.id for candidate in prediction.candidates]
-        n = max(ids, default=0) + 1
-        return cls(
-            np.array([candidate.score for candidate in prediction.candidates], dtype=np.float64),
-            np.bincount(instances.ravel(), minlength=n)[ids],
-            np.bincount(instances[lesion], minlength=n)[ids],
-            int(lesion.sum()),
-        )
-
-    def dice(self, score: float) -> float:
-        """Dice of the candidates from `score` on, their masks being disjoint."""
-        accepted = self.score >= score
-        return float(2 * self.hits[accepted].sum() / (self.voxels[accepted].sum() + self.reference))
-
-
 @dataclass(frozen=True)
 class VolumeScorer:
     """Scores networks on whole cases, in the files' own grids, by one plan.
@@ -507,7 +462,7 @@ class VolumeScorer:
     n_cases: int | None = None
     see: See | None = None
 
-    def results(self, network: nn.Module) -> list[tuple[CaseResult, CaseOverlap | None]]:
+    def matches(self, network: nn.Module) -> list[MatchedCase]:
         """Every case that has a reference; reading, the network and matching overlap."""
         opened: dict[str, Case] = {}
 
@@ -515,15 +470,13 @@ class VolumeScorer:
             opened[files.case] = read_case(files, self.survey.dataset)
             return opened[files.case].image
 
-        def use(
-            files: CaseFiles, prediction: Prediction
-        ) -> tuple[CaseResult, CaseOverlap | None] | None:
+        def use(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
             case = opened.pop(files.case)
             if case.reference is None:
                 return None
             if self.see is not None:
                 self.see(case.image, case.reference, prediction)
-            match = match_case(
+            return match_case(
                 case.reference,
                 prediction,
                 self.preset,
@@ -531,13 +484,12 @@ class VolumeScorer:
                 group=case.group,
                 role="validation",
             )
-            return match.result(surface=False), CaseOverlap.of(case.reference, prediction)
 
         predictor = Predictor.from_network(network, self.plan, settings=self.inference)
         cases = evenly_spaced(self.cases, self.n_cases)
         scored = predict_volumes(predictor, cases, read, use, overwrite=self.see is None)
-        with closing(scored) as volumes:
-            return [volume for volume in volumes if volume is not None]
+        with closing(scored) as matches:
+            return [match for match in matches if match is not None]
 
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
         """The scores by name; none where no case has a reference.
@@ -546,16 +498,17 @@ class VolumeScorer:
         cases with a lesion, of the candidates accepted at that point; left out where there are no
         masks.
         """
-        volumes = self.results(network)
-        if not volumes:
+        matches = self.matches(network)
+        if not matches:
             return {}
-        results = [result for result, _ in volumes]
+        results = [match.result(surface=False) for match in matches]
         if not any(result.candidates for result in results):
             log.warning("Nothing at all is predicted on %d validation cases.", len(results))
         point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
         scores = {"recall_1fp": point.lesion_recall or 0.0}
-        dice = [o.dice(point.score) for _, o in volumes if o is not None and o.reference]
-        return scores | ({"dice": float(np.mean(dice))} if dice else {})
+        dice = [match.result(point, surface=False).dice for match in matches]
+        known = [value for value in dice if value is not None]
+        return scores | ({"dice": float(np.mean(known))} if known else {})
 
 
 def evenly_spaced(cases: Sequence[CaseFiles], n_cases: int | None) -> tuple[CaseFiles, ...]:

@@ -131,7 +131,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         scorer = VolumeScorer(survey, cases, taught, inference, find_preset(preset))
 
         def validate(network: nn.Module) -> dict[str, float]:
-            results = [result for result, _ in scorer.results(network)]
+            results = [match.result(surface=False) for match in scorer.matches(network)]
             recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
             pool = Pool.of(results)
             precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0

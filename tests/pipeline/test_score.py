@@ -1,14 +1,13 @@
 """Out-of-fold predictions, as folds would have written them, gathered and judged."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch import nn
 
-from lesionseg.core import Candidate, Geometry, Prediction, Reference
+from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
@@ -20,7 +19,6 @@ from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.dataset import DataSettings, Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import (
-    CaseOverlap,
     FoldRun,
     Rules,
     VolumeScorer,
@@ -114,39 +112,6 @@ def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Pa
 # --- whole volumes while a network is trained ---
 
 CPU = TrainerSettings(max_steps=1, accelerator="cpu")
-GEOMETRY = Geometry((4, 4), np.eye(3))
-
-
-def candidate(number: int, score: float) -> Candidate:
-    return Candidate(number, 1, score, (0.0, 0.0), (1.0, 1.0), (0.0, 0.0), 1.0, None)
-
-
-def test_dice_at_any_score_is_that_of_the_masks() -> None:
-    labels, instances = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.int32)
-    labels[0, :3] = 1
-    instances[0, 1:3], instances[3, :2] = 2, 1
-    ranked = (candidate(2, 0.8), candidate(1, 0.3))
-    table = CaseOverlap.of(
-        Reference(GEOMETRY, labels=labels), Prediction("a", GEOMETRY, ranked, instances)
-    )
-    assert table is not None
-    assert table.dice(0.9) == 0
-    assert table.dice(0.5) == pytest.approx(2 * 2 / (2 + 3))
-    assert table.dice(0.3) == pytest.approx(2 * 2 / (4 + 3))
-    ignored = Reference(GEOMETRY, labels=labels, ignore=np.arange(16).reshape(4, 4) >= 12)
-    table = CaseOverlap.of(ignored, Prediction("a", GEOMETRY, ranked, instances))
-    assert table is not None
-    assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
-    partly = Reference(GEOMETRY, labels=labels, annotated={1: True, 2: False})
-    others = (ranked[0], replace(ranked[1], label=2))  # two voxels of what nobody looked for
-    table = CaseOverlap.of(partly, Prediction("a", GEOMETRY, others, instances))
-    assert table is not None
-    assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
-
-
-def test_boxes_without_masks_have_no_dice() -> None:
-    reference = Reference(GEOMETRY, labels=np.zeros((4, 4), np.uint8))
-    assert CaseOverlap.of(reference, Prediction("a", GEOMETRY, (candidate(1, 0.5),), None)) is None
 
 
 class Brightness(nn.Module):
