@@ -139,7 +139,7 @@ def test_a_case_without_a_channel_is_judged_and_drawn(trained: Path, tmp_path: P
     (flair,) = (raw / "imagesTr").glob("SIM_000_*.nii.gz")
     assert run("predict", [f"bundle={trained}", f"input={flair}", f"output={output}"]) == 0
     scores = [f"reference={raw}", f"prediction={output}", f"output={tmp_path / 's'}"]
-    assert run("evaluate", [*scores, "images=dataset", "replicates=20"]) == 0
+    assert run("evaluate", [*scores, "replicates=20"]) == 0
     with (tmp_path / "s" / "cases.csv").open() as stream:
         row = next(row for row in csv.DictReader(stream) if row["case"] == "SIM_000")
     assert row["warning"].startswith("Predicted without T1")
