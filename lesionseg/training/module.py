@@ -63,7 +63,8 @@ class LesionModule(pl.LightningModule):
     @property
     def is_logged(self) -> bool:
         """Whether the step under way is one of those whose numbers are logged."""
-        return (self.global_step + 1) % self.settings.log_every == 0
+        step = self.global_step + 1
+        return step % self.settings.log_every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
         """Expect the positives of all processes; compile."""
