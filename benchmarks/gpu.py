@@ -131,10 +131,7 @@ def nms_rows() -> list[table.Row]:
         boxes = torch.cat([start, start + 3 + torch.rand(n, 3, device=DEVICE) * 12], dim=1)
         scores = torch.rand(n, device=DEVICE)
         ours = times(9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
-        peer = table.interleaved_ms(
-            {"monai": lambda b=boxes, s=scores: non_max_suppression(b, s, 0.3)},
-            rounds=1, device=DEVICE, warm_up=0,
-        )  # fmt: skip
+        peer = times(1, monai=lambda b=boxes, s=scores: non_max_suppression(b, s, 0.3))
         rows += against(f"nms_{thousands}k", "ms", ours, **peer)
     return rows
 
