@@ -4,8 +4,7 @@
 
 Peers: the same formula in plain torch and its `torch.compile` (loss), the network as it is against
 compiled (step), MONAI's `non_max_suppression`, MONAI's `sliding_window_inference` with our network.
-All in bf16 where the code would be; times are the best of some rounds, all taking turns. Ends with
-one line of JSON.
+Times are the best of some rounds, all taking turns. The last line is JSON.
 """
 
 import sys
@@ -35,8 +34,9 @@ def main() -> None:
         sys.exit("This machine has no GPU that torch can use; nothing was measured.")
     torch.backends.cudnn.benchmark = True
     rows = [*loss_rows(2, 96), *loss_rows(8, 192), *step_rows(), *nms_rows(), *inference_rows()]
-    versions = table.versions("monai") | {"cuda": str(torch.version.cuda)}
-    table.print_report("gpu", rows, device=table.device_name(DEVICE), versions=versions)
+    table.print_report(
+        "gpu", rows, device=table.device_name(DEVICE), versions=table.versions("monai")
+    )
 
 
 def against(what: str, unit: str, ours: float, **peers: float) -> list[table.Row]:
@@ -80,8 +80,8 @@ def loss_rows(batch: int, side: int) -> list[table.Row]:
     runs = {name: step(loss) for name, loss in losses.items()}
     memory = {name: peak_bytes(run, DEVICE) / logits.numel() for name, run in runs.items()}
     what = f"focal_{batch}x1x{side}"
-    rows = against(what, "ms", **times(50, **runs))
-    return rows + against(f"{what}_memory", "bytes/voxel", **memory)
+    rows = against(f"{what}_memory", "bytes/voxel", **memory)
+    return [*against(what, "ms", **times(50, **runs)), *rows]
 
 
 def plan() -> Plan:
