@@ -1,6 +1,6 @@
 """`<case>_candidates.json`: the candidates of a case, in a file other programs may write too."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,18 +60,6 @@ class _Content(BaseModel):
     input_check: InputVerdict | None = None
 
 
-@dataclass(frozen=True)
-class CandidateFile:
-    """What the file says; see `core.Prediction` for the fields."""
-
-    candidates: tuple[Candidate, ...]
-    voxel_threshold: float | None
-    operating_point: OperatingPoint | None
-    scored: bool
-    removed: tuple[Candidate, ...] = ()
-    input: InputVerdict | None = None
-
-
 def write_candidates(path: Path, prediction: Prediction) -> None:
     """Write the candidates of a prediction atomically. Raises `OutputError` for NaN.
 
@@ -103,8 +91,8 @@ def _stated(candidate: Candidate) -> dict[str, Any]:
     return {name: value for name, value in asdict(candidate).items() if name != "zone" or value}
 
 
-def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
-    """Read candidates on the grid `geometry`, sorted by descending score, ties by id.
+def read_candidates(path: Path, case: str, geometry: Geometry) -> Prediction:
+    """Read a case's candidates on the grid `geometry`, without masks; by descending score, then id.
 
     Of each candidate only `score`, `start_vox` and `stop_vox` must be there: `id` is then its place
     in the file, `label` 1, `accepted` true, `has_mask` false, the centre the box's and the diameter
@@ -126,11 +114,14 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
         raise ContentError(f"{path}: {error}.") from error
     if len({candidate.id for candidate in kept}) < len(kept):
         raise ContentError(f"{path}: two candidates have the same id.")
-    return CandidateFile(
+    return Prediction(
+        case,
+        geometry,
         tuple(sorted(kept, key=lambda c: (-c.score, c.id))),
+        None,
         stated.voxel_threshold,
         stated.operating_point,
         stated.scored,
-        removed,
-        stated.input_check,
+        removed=removed,
+        input=stated.input_check,
     )

@@ -154,7 +154,7 @@ def read_prediction(
         )
     if files.candidates is None:
         return _unscored(files, grid, united)
-    stated = read_candidates(files.candidates, grid)
+    stated = read_candidates(files.candidates, files.case, grid)
     instances, present = None, set[int]()
     if files.instances is not None:
         instances = _read_ids(files.instances)
@@ -166,16 +166,10 @@ def read_prediction(
                 "files must come from the same prediction."
             )
     values = files.regions or (files.mask if united else None)  # of all, else of accepted ones
-    return Prediction(
-        case=files.case,
-        geometry=grid,
+    return replace(
+        stated,
         candidates=tuple(replace(c, has_mask=c.id in present) for c in stated.candidates),
         instances=instances,
-        voxel_threshold=stated.voxel_threshold,
-        operating_point=stated.operating_point,
-        scored=stated.scored,
-        removed=stated.removed,
-        input=stated.input,
         values=None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
     )
 

@@ -171,7 +171,7 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     root = download(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms)
-    dataset = read_dataset(
+    return read_dataset(
         root,
         group=data.group,
         convention=data.convention,
@@ -179,8 +179,6 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
         may_lack=data.channel_dropout > 0,
         lenient=lenient,
     )
-    log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
-    return dataset
 
 
 def require_masks(survey: Survey, architecture: str) -> None:
