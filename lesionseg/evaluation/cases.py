@@ -21,8 +21,7 @@ from lesionseg.core import (
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation.criteria import INSTANCES, SIDE_CRITERIA, Preset
 from lesionseg.evaluation.matching import NEVER, Match, Outcome, match
-from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent
-from lesionseg.evaluation.surface import surface_scores
+from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
 from lesionseg.ops.components import lesion_instances
 
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,

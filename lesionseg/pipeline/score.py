@@ -63,8 +63,6 @@ log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
 OUT_OF_FOLD = "out-of-fold"
-# is shown image, reference and prediction of a case
-See = Callable[[Volume, Reference, Prediction], None]
 
 
 # --- files beside files --------------------------------------------------------------------------
@@ -263,13 +261,12 @@ def labelled(survey: Survey, role: str) -> list[CaseFiles]:
 
 
 def score_validation(
-    predictor: Predictor, survey: Survey, run: Path, rules: Rules, see: See | None = None
+    predictor: Predictor, survey: Survey, run: Path, rules: Rules
 ) -> RoleScores | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
     Where these cases show that outlines gain by it, voxels are calibrated and all is predicted
-    again. None without a labelled validation case. `see` is shown image, reference and prediction
-    of each case.
+    again. None without a labelled validation case.
     """
     cases, folder, plan = labelled(survey, "validation"), run / "validation", predictor.plan
     if not cases:
@@ -282,14 +279,14 @@ def score_validation(
         counts.append(LevelCounts(files.group))
         return counts[-1].watch(open_reference(files, survey.dataset), plan)
 
-    _predict(predictor, survey, cases, folder, count, see)
+    _predict(predictor, survey, cases, folder, count)
     if not rules.choice.calibrate_voxels:
         return score_predicted(survey, run, rules)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     log.info("Selected, %s: %s", VOXELS, why)
     if fit is not None:
         again = predictor.with_plan(plan.with_(voxel_calibration=fit))
-        _predict(again, survey, cases, folder, see=see)
+        _predict(again, survey, cases, folder)
     scored = score_predicted(survey, run, rules)
     reasons = {**scored.choice.reasons, VOXELS: why}
     return replace(scored, choice=replace(scored.choice, voxel_calibration=fit, reasons=reasons))
@@ -362,28 +359,20 @@ def _predict(
     cases: Sequence[CaseFiles],
     folder: Path,
     watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
-    see: See | None = None,
 ) -> None:
     """Write the candidates of every case; reading, the network and writing overlap.
 
     `watch`: what is shown a case's probabilities.
     """
-    opened: dict[str, Case] = {}
 
     def read(files: CaseFiles) -> Volume:
-        if see is None:
-            return read_image(files, survey.dataset)
-        opened[files.case] = read_case(files, survey.dataset)
-        return opened[files.case].image
+        return read_image(files, survey.dataset)
 
     def write(files: CaseFiles, prediction: Prediction) -> str:
         write_prediction(folder, prediction)
-        case = opened.pop(files.case, None)
-        if see is not None and case is not None and case.reference is not None:
-            see(case.image, case.reference, prediction)
         return files.case
 
-    predicted = predict_volumes(predictor, cases, read, write, watch=watch, overwrite=see is None)
+    predicted = predict_volumes(predictor, cases, read, write, watch=watch)
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):
             advance(case, done, len(cases))
@@ -451,7 +440,7 @@ def _score(matches: Sequence[MatchedCase], output: Path, scoring: Scoring) -> Ma
 class VolumeScorer:
     """Scores networks on whole cases, in the files' own grids, by one plan.
 
-    At most `n_cases` (None: all) spread evenly over `cases` are looked at, and shown to `see`.
+    At most `n_cases` (None: all) spread evenly over `cases` are looked at.
     """
 
     survey: Survey
@@ -460,7 +449,6 @@ class VolumeScorer:
     inference: InferenceSettings
     preset: Preset
     n_cases: int | None = None
-    see: See | None = None
 
     def matches(self, network: nn.Module) -> list[MatchedCase]:
         """Every case that has a reference; reading, the network and matching overlap."""
@@ -474,8 +462,6 @@ class VolumeScorer:
             case = opened.pop(files.case)
             if case.reference is None:
                 return None
-            if self.see is not None:
-                self.see(case.image, case.reference, prediction)
             return match_case(
                 case.reference,
                 prediction,
@@ -487,7 +473,7 @@ class VolumeScorer:
 
         predictor = Predictor.from_network(network, self.plan, settings=self.inference)
         cases = evenly_spaced(self.cases, self.n_cases)
-        scored = predict_volumes(predictor, cases, read, use, overwrite=self.see is None)
+        scored = predict_volumes(predictor, cases, read, use)
         with closing(scored) as matches:
             return [match for match in matches if match is not None]
 

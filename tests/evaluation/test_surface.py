@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.surface import surface_scores
+from lesionseg.evaluation.measures import surface_scores
 
 
 def corners(mask):
