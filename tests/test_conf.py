@@ -77,3 +77,12 @@ def test_a_setting_that_a_loss_does_not_take_names_the_nearest() -> None:
 def test_every_file_opens_with_what_it_is_for() -> None:
     for path in sorted(conf_dir().rglob("*.yaml")):
         assert path.read_text(encoding="utf-8").startswith("# "), path
+
+
+def test_phantoms_name_a_setting_that_they_do_not_take() -> None:
+    for kind in ("mri", "ct", "xray"):
+        cfg: Any = compose("train", ["data=phantoms", f"data.phantoms.kind={kind}"])
+        training_of(cfg)
+    wrong: Any = compose("train", ["data=phantoms", "data.phantoms.contrst=2"])
+    with pytest.raises(ConfigError, match="'contrast'"):
+        training_of(wrong)

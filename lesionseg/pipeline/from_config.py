@@ -71,6 +71,9 @@ def data_of(cfg: config.TrainConfig) -> Any:
         write = getattr(lesionseg.phantoms, f"write_{kind}_phantoms", None)
         if write is None:
             raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
+        takes = signature(write).parameters
+        for name in options.keys() - takes.keys():
+            raise ConfigError(f"data.phantoms takes no setting {name!r}.{nearest(name, takes)}")
         given["phantoms"] = partial(write, **options)
     return DataSettings(**given)
 
