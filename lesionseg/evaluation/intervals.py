@@ -1,8 +1,8 @@
 """95 % intervals that respect that cases and lesions of one patient are alike.
 
 Shares: Wilson's interval, counts per case: Garwood's, both with the design effect of groups. All
-else: a percentile bootstrap over groups, widened where they are few; of counts it would hold the
-truth in 86 to 95 of 100 studies alone (benchmarks/robustness/interval_coverage.py).
+else: a percentile bootstrap over groups, widened where they are few; of counts it holds the
+truth in as few as 86 of 100 studies.
 
 A statistic is a function of weights `[replicates, groups]`, how often each group was drawn, that
 returns `[replicates, k]` values, NaN where undefined. The number itself is the statistic at weights
