@@ -21,7 +21,7 @@ def _imported_by(statement: str) -> set[str]:
             "import lesionseg.io",
             {"SimpleITK", "nibabel", "PIL", "tifffile", "pycocotools", "torch"},
         ),
-        ("import lesionseg.losses", {"triton", "numba", "pytorch_lightning", "monai"}),
+        ("import lesionseg.losses", {"numba", "pytorch_lightning", "monai"}),
         ("import lesionseg.inference.predictor", {"SimpleITK", "pytorch_lightning", "hydra"}),
         ("import lesionseg.evaluation", {"monai", "pytorch_lightning", "SimpleITK"}),
     ],

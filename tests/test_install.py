@@ -16,25 +16,12 @@ from lesionseg.errors import pip_install
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-# what the index's torch asks for on Linux: builds for CPUs ask for none, and so hide a conflict
-TRITON_OF_TORCH = {"2.13.0": "3.7.1"}
 
 
 def _locked(name: str = "requirements.lock") -> dict[str, Requirement]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     return {pin.name.lower().replace("_", "-"): pin for pin in pins}
-
-
-def test_the_lock_pins_the_triton_that_torch_asks_for() -> None:
-    pins = _locked()
-    torch = str(pins["torch"].specifier).removeprefix("==")
-    assert str(pins["triton"].specifier) == f"=={TRITON_OF_TORCH[torch]}"
-    marker = pins["triton"].marker
-    assert marker is not None
-    assert marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})
-    assert not marker.evaluate({"sys_platform": "darwin", "platform_machine": "arm64"})
-    assert not marker.evaluate({"sys_platform": "win32", "platform_machine": "AMD64"})
 
 
 def test_the_runtimes_lock_is_a_part_of_the_developers() -> None:

@@ -34,7 +34,7 @@ IMPORTS = """
 import importlib, pkgutil
 import lesionseg
 for module in pkgutil.walk_packages(lesionseg.__path__, "lesionseg."):
-    if not module.name.endswith(("__main__", "_triton")):
+    if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 """
 COMMANDS = """
