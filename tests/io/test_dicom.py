@@ -87,6 +87,8 @@ def test_enhanced_files_are_read_through_their_per_frame_groups(
 UNFIT: list[tuple[dict[str, Any], type[LesionsegError], str]] = [
     ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, r"c\.dcm: a localiser"),
     ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, r"c\.dcm: a secondary capture"),
+    ({"EchoTime": 80.0}, ReadError, "different echo time .80, none"),
+    ({"DiffusionBValue": 1000.0}, ReadError, "different b-value"),
     ({"ImagePositionPatient": None}, ReadError, r"c\.dcm: ImagePositionPatient"),
     ({"PixelSpacing": [-1, 1]}, ReadError, r"c\.dcm: PixelSpacing"),
     ({"SeriesInstanceUID": "1.2.3.5"}, ReadError, r"2 DICOM series.*c\.dcm"),

@@ -258,6 +258,13 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
                     f"{path}: {piece.name} and {first.name} differ in their {what}. "
                     "Keep the slices of one stack in the folder."
                 )
+    for what in ("echo time", "b-value"):  # two images, though no place is taken twice
+        seen = sorted({piece.telling[what] for piece in slices})
+        if len(seen) > 1:
+            raise ReadError(
+                f"{path}: the series mixes images of different {what} ({', '.join(seen[:6])}). "
+                "Sort the files into one folder for each, or name one as its own channel."
+            )
     normal = np.cross(first.across, first.down)
     order = sorted(slices, key=lambda piece: float(piece.position @ normal))
     for one, other in pairwise(order):
@@ -323,6 +330,11 @@ def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, .
             raise ReadError(f"{path}: {name} is {values.tolist()}, expected {n} numbers.")
         return values
 
+    def text(value: Any) -> str:
+        if isinstance(value, float):  # DS, FD: the same number is written in many ways
+            return f"{value:g}"
+        return "none" if value is None else str(value)
+
     def number(sequence: str, name: str) -> float | None:
         value = get(sequence, name)
         return None if value in (None, "") else float(value)
@@ -343,7 +355,7 @@ def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, .
         slope=1.0 if slope is None else slope,
         intercept=number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
         telling={
-            what: str(get(group, element if frame is not None else classic))
+            what: text(get(group, element if frame is not None else classic))
             for what, (group, element, classic) in _TELLING.items()
         },
     )
