@@ -99,13 +99,17 @@ class TrainOutcome:
         if not self.is_first:
             return []
         page = "No case was left to validate on, so there are no scores and no report."
+        if self.report is not None:
+            test = self.report.parent / "test" / self.report.name
+            page = f"Open:    {test if test.is_file() else self.report}"
         return [
             *scores_lines(self.scores),
             "",
             *self.notes,
             f"Finished in {self.seconds / 60:.1f} minutes.",
             f"Bundle:  {self.run_dir / BUNDLE}",
-            page if self.report is None else f"Report:  {self.report}",
+            page,
+            f"Next:    python scripts/predict.py bundle={self.run_dir} input=SCANS output=FOUND",
         ]
 
 

@@ -117,7 +117,6 @@ def test_a_fault_is_named_and_nothing_is_written(
     ("wrong", "named"),
     [
         ("model.tile_shape=[16,16]", "model.tile_shape"),
-        ("model.activation=softmax", "model.activation"),
         ("loss.gamma=two", "loss.gamma"),
         ("loss.alpha=2", "alpha"),
     ],
