@@ -88,7 +88,7 @@ FAULTS = [
     (_fraction, "SIM_001.nii.gz"),
     (_unknown_label, "SIM_001.nii.gz"),
     (_no_lesion, "no lesion"),
-    (_one_case, "No case is left to validate on"),
+    (_one_case, "no case is left to validate on"),
 ]
 
 

@@ -107,9 +107,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
 def _detector(plan: Plan, dims: int, name: str) -> Plan:
     """A plan of two labels for a detector of two levels, of boxes taught by a focal loss."""
     sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
-    anchors = AnchorPlan(
-        (0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0, merge="nms"
-    )
+    anchors = AnchorPlan((0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0)
     two = _plan(plan, dims, 1, "sigmoid")
     return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
 
