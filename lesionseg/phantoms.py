@@ -169,9 +169,9 @@ def _place_lesions(
     n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
     drawn = np.exp(rng.normal(np.log(diameter_mm[1]), 0.45, size=n))
     for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
+        whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
         for _ in range(TRIES):
             centre = np.array(np.unravel_index(int(rng.choice(places)), tissue.shape))
-            whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
             placed = place_at(centre, whole, tissue, instances, gap)
             if placed is not None and placed[1].sum() > 0.6 * whole.sum():
                 lesions.append((*placed, diameter))

@@ -55,9 +55,7 @@ def test_radiographs_with_boxes_alone_are_detected_and_judged(tmp_path: Path) ->
     assert scores["dice"]["mean"] is None
     assert "masks to compare" in scores["dice"]["reason"]
     assert scores["n_lesions"] > 0
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert scores["dice"]["reason"].replace("no case", "no scan") in page
-    assert '<section id="anchors">' in page
+    assert (tmp_path / "run" / "report.html").is_file()
     where = [f"bundle={tmp_path / 'run'}", f"input={raw / 'images'}", f"output={tmp_path / 'out'}"]
     assert run("predict", where) == 0
     assert not list((tmp_path / "out").glob("*_mask*"))
@@ -91,10 +89,11 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = root / folder / f"{name}{end}.nii.gz"
             file.parent.mkdir(exist_ok=True, parents=True)
             write_volume(file, Volume(array[None], grid))
-        boxes = [[6, 5, 4, 11, 10, 9], [4, 15, 14, 8, 20, 18]]  # x, y, z first
+        # centre and size in mm, x and y as in DICOM
+        boxes = [[-16, -14, 12, 10, 10, 10], [-11, -34, 31, 8, 10, 8]]
         entries.append({"image": f"{name}.nii.gz", "box": boxes, "label": [0, 1]})
     (root / "raw" / "dataset.json").write_text(json.dumps(facts))
-    content = {"training": entries, "box_mode": "xyzxyz", "box_space": "voxel"}
+    content = {"training": entries}
     (root / "boxes" / "datalist.json").write_text(json.dumps(content))
     return root
 

@@ -122,4 +122,4 @@ def test_a_softmax_is_refused(
 ) -> None:
     asked = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", *SETTINGS]
     assert run("train", [*asked, "model.activation=softmax", "+loss.activation=softmax"]) == 2
-    assert "Regions overlap" in capsys.readouterr().err
+    assert "regions overlap" in capsys.readouterr().err
