@@ -113,23 +113,6 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
             writer.writerow({name: escape_formula(cell) for name, cell in row.items()})
 
 
-def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Add rows to a table that `write_csv` wrote; a process killed meanwhile may cut the last line.
-
-    Raises `OutputError`.
-    """
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-            writer.writerows(
-                {name: escape_formula(cell) for name, cell in row.items()} for row in rows
-            )
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: no row can be added: {error}.") from error
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table as one dictionary per row; spaces around names and values are dropped.
 

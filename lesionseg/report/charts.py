@@ -136,7 +136,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         axes.annotate(
             f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan",
             spot,
-            (7, -13),
+            (7, -13) if spot[0] - here[0] > 0.1 else (9, -30),  # below the other's words
             textcoords="offset points",
         )
     right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))

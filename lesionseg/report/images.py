@@ -1,7 +1,7 @@
 """Images, reference and detections of one case from the folders a report is given."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,6 @@ class Scene:
     accepted: Mask | None = None
     below: NDArray[np.integer[Any]] | None = None
     prediction: Prediction | None = None
-
-    def ids_below(self, start: Sequence[float], stop: Sequence[float]) -> frozenset[int]:
-        """Candidates too low to count that lie in the box, and on reference lesions there."""
-        if self.below is None:
-            return frozenset()
-        inside = box_slices((*start, *stop), self.image.ndim)
-        on_lesions = True if self.reference is None else self.reference[inside]
-        return frozenset(np.unique(self.below[inside] * on_lesions).tolist()) - {0}
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def _page() -> Figure:
 def _first_page(values: Mapping[str, Any]) -> Figure:
     page = _page()
     tags = "  ·  ".join(f"{name.upper()}: {words}" for name, words in values["tags"])
-    page.text(0.06, 0.965, tags or " ", fontsize=8, fontweight="bold")
+    page.text(0.06, 0.98, tags or " ", fontsize=8, fontweight="bold")
     page.text(0.94, 0.965, f"{values['role']} · research use only", fontsize=8, ha="right")
     page.text(
         0.06,

@@ -100,6 +100,7 @@ def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "sensitivity:0.9 is out of reach" in warned
     assert "0 to 0.5" in warned
+    assert "out of reach" in choice.reasons["operating point"]
 
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
