@@ -33,13 +33,13 @@ class Run:
     @property
     def scores(self) -> dict[str, Any]:
         """What `scores.json` holds; raises `ReadError` without one."""
-        from lesionseg.io.atomic import read_json
+        from lesionseg.io.files import read_json
 
         return dict(read_json(self.folder / "scores.json"))
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""
-        one_of("table", table, TABLES, where="to_pandas")
+        one_of("to_pandas: the table", table, TABLES)
         return _table(self.folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
@@ -138,7 +138,7 @@ def _table(path: Path) -> "DataFrame":
     """A CSV with its own columns; raises `ReadError` without it."""
     import pandas
 
-    from lesionseg.io.atomic import plain_text
+    from lesionseg.io.files import plain_text
 
     if not path.is_file():
         raise ReadError(f"{path}: there is no such table.")

@@ -1,15 +1,4 @@
-"""Everything lesionseg raises on purpose.
-
-LesionsegError
-├── ConfigError      a setting or an override is wrong
-├── DatasetError     a dataset folder, manifest or split cannot be used
-├── ReadError        a file is missing, truncated or of an unknown format
-├── GeometryError    shapes or affines do not fit together
-├── ContentError     voxels, labels, boxes or scores hold values they must not
-├── BundleError      a model folder cannot be used
-├── OutputError      a result cannot be written
-└── TrainingError    training cannot start or go on
-"""
+"""Everything lesionseg raises on purpose, each a `LesionsegError`."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -18,34 +7,7 @@ from typing import Any
 
 
 class LesionsegError(Exception):
-    """Bad input: what is wrong, where, what was seen, what was expected, what to do.
-
-    >>> print(ReadError("Cannot read the image.", where="a.nii.gz", remedy="Copy it again."))
-    Cannot read the image. (in a.nii.gz) How to fix: Copy it again.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        seen: Any = None,
-        expected: Any = None,
-        remedy: str | None = None,
-    ) -> None:
-        self.what, self.where, self.seen, self.expected, self.remedy = (
-            what,
-            None if where is None else str(where),
-            seen,
-            expected,
-            remedy,
-        )
-        parts = [what]
-        parts += [f"(in {where})"] if where is not None else []
-        parts += [f"Seen: {seen}."] if seen is not None else []
-        parts += [f"Expected: {expected}."] if expected is not None else []
-        parts += [f"How to fix: {remedy}"] if remedy is not None else []
-        super().__init__(" ".join(parts))
+    """Bad input: one sentence with what is wrong, in which file or key, and what to do."""
 
 
 class ConfigError(LesionsegError):
@@ -98,32 +60,12 @@ def pip_install(extra: str) -> str:
     return " ".join(["pip install", *wanted])
 
 
-def require(
-    condition: bool,
-    what: str,
-    *,
-    where: object = None,
-    seen: Any = None,
-    expected: Any = None,
-    remedy: str | None = None,
-) -> None:
-    """Raise `ConfigError` unless the condition holds of a setting."""
-    if not condition:
-        raise ConfigError(what, where=where, seen=seen, expected=expected, remedy=remedy)
-
-
-def one_of(what: str, value: object, choices: Iterable[str], *, where: object) -> None:
+def one_of(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise `ConfigError` for a value that is not among the choices; it names the nearest one."""
     known = tuple(choices)
-    near = get_close_matches(str(value), known, n=1)
-    require(
-        value in known,
-        f"There is no such {what}.",
-        where=where,
-        seen=value,
-        expected=", ".join(known),
-        remedy=f"write {near[0]}." if near else None,
-    )
+    if value not in known:
+        near = nearest(str(value), known)
+        raise ConfigError(f"{what} {value!r} is none of {', '.join(known)}.{near}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
-from lesionseg.io.atomic import write_json
+from lesionseg.io.files import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 

@@ -50,7 +50,7 @@ def test_masks_without_scores_have_sensitivity_by_size(judged: lesionseg.Run) ->
 
 
 def test_what_is_not_there_is_named(judged: lesionseg.Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="There is no such table"):
+    with pytest.raises(ConfigError, match="the table"):
         judged.to_pandas("lesion")
     with pytest.raises(ReadError, match="no such table"):
         lesionseg.Predictions(tmp_path).to_pandas()

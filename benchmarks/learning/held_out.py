@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.pipeline.dataset import DataSettings, Survey
 

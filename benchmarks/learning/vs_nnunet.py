@@ -44,8 +44,8 @@ from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.decision import find_by_plan
-from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.files import read_json, write_json, write_text
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.learning import decide

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from lesionseg.cli import run
-from lesionseg.io import atomic
+from lesionseg.io import files
 from lesionseg.phantoms import VisitSettings, write_mri_phantoms, write_visit_phantoms
 
 SMALL = (
@@ -172,7 +172,7 @@ def differences(folder: Path) -> list[str]:
 
 def stays(folder: Path, name: str) -> bool:
     """Whether it is half a file where searches share a folder, so that nobody removes it."""
-    return folder.name == "tune" and Path(name).match(atomic.HALF)
+    return folder.name == "tune" and Path(name).match(files.HALF)
 
 
 def volatile(folder: Path) -> list[str]:
@@ -194,7 +194,7 @@ def timeless(path: Path) -> bytes:
         lines = data.split(b"\n")
         return b"\n".join(line for line in lines if not any(word in line for word in OF_THE_DAY))
     if path.suffix == ".csv":
-        rows = [[row[k] for k in row if k not in TIMES] for row in atomic.read_csv(path)]
+        rows = [[row[k] for k in row if k not in TIMES] for row in files.read_csv(path)]
         return json.dumps(rows).replace('"kept"', '"done"').encode()
     if path.suffix == ".html":  # the minutes stand in the cell beside their name
         return re.sub(rb"(training_minutes</td>\s*<td>)[^<]*", rb"\1", data)

@@ -56,8 +56,8 @@ class CaseFiles:
         try:
             return float(text) if text else None
         except ValueError as error:
-            what = f"The pixel size of the case {self.case!r} is not a number."
-            raise DatasetError(what, where="column pixel_mm", seen=text) from error
+            what = f"pixel_mm of the case {self.case!r} is not a number: {text}."
+            raise DatasetError(what) from error
 
     def listed(self) -> dict[str, Any]:
         """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""

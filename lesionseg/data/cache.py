@@ -33,10 +33,9 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
-from lesionseg.io.case_ids import bounded_name
-from lesionseg.io.cases import read_case
+from lesionseg.io.cases import content_files, read_case
+from lesionseg.io.files import bounded_name, file_digest
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.io.local_files import content_files, file_digest
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

@@ -38,13 +38,9 @@ class TileGrid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "tile_shape", tuple(int(n) for n in self.tile_shape))
         if not 0 <= self.overlap < 1:
-            raise ConfigError("The tiles' overlap is wrong.", seen=self.overlap, expected="[0, 1)")
+            raise ConfigError(f"The tiles' overlap {self.overlap} is not in [0, 1).")
         if len(self.shape) != len(self.tile_shape) or min(self.shape + self.tile_shape) < 1:
-            raise ConfigError(
-                "The tile does not fit the volume's axes.",
-                seen=self.tile_shape,
-                expected=self.shape,
-            )
+            raise ConfigError(f"A tile {self.tile_shape} does not fit a volume {self.shape}.")
 
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:

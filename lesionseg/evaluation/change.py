@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
-from lesionseg.errors import require
+from lesionseg.errors import ConfigError
 from lesionseg.evaluation.matching import overlap_table
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
@@ -39,7 +39,8 @@ class ChangeRule:
     def __post_init__(self) -> None:
         for name in ("overlap", "confidence"):
             value = getattr(self, name)
-            require(0 < value < 1, "A share lies between 0 and 1.", where=name, seen=value)
+            if not 0 < value < 1:
+                raise ConfigError(f"{name}={value} is no share between 0 and 1.")
 
     @property
     def n_deviations(self) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
-from lesionseg.io.atomic import write_csv
+from lesionseg.io.files import write_csv
 
 CASE_COLUMNS = (
     *("case", "group", "role", "status", "n_lesions", "n_candidates", "n_detected", "n_missed"),

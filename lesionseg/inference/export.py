@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import DetectorNetwork, ProbabilityNetwork
-from lesionseg.io.atomic import atomic_path
+from lesionseg.io.files import atomic_path
 from lesionseg.plan.plan import Plan
 
 OPSET = 18

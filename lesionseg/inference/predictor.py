@@ -157,7 +157,7 @@ class Predictor:
         an unknown name, `DatasetError` for channels that the network cannot do without.
         """
         for name in missing:
-            one_of("channel", name, self.plan.channel_names, where="missing")
+            one_of("missing: the channel", name, self.plan.channel_names)
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
         if not isinstance(image, np.ndarray):
             paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)

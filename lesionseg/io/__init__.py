@@ -5,7 +5,8 @@ In come paths; out come datasets of case files (`layouts/`), cases and volumes i
 before (`remote`). The formats' libraries are imported when one is read.
 """
 
-from lesionseg.io.atomic import (
+from lesionseg.io.cases import read_case, read_image, read_mask
+from lesionseg.io.files import (
     atomic_path,
     read_csv,
     read_json,
@@ -13,7 +14,6 @@ from lesionseg.io.atomic import (
     write_json,
     write_text,
 )
-from lesionseg.io.cases import read_case, read_image, read_mask
 from lesionseg.io.layouts.conventions import Convention, read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 
 from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction
 from lesionseg.errors import ContentError, misfits
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 

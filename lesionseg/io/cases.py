@@ -1,9 +1,10 @@
 """Cases in memory: channels on one grid and the reference that belongs to them."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiograph import read_hidden
 from lesionseg.io.dicom.reference import read_dicom_reference
+from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
@@ -24,6 +27,8 @@ from lesionseg.ops.components import lesion_instances, present_values
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
+# a file that changed so shortly before may change again within one tick of its clock
+_SETTLED_NS = 2_000_000_000
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -242,3 +247,35 @@ def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
             f"{path}: mask values from {lowest} to {highest}; 0 is background, labels are 1, 2, …"
         )
     return array.astype(np.min_scalar_type(int(highest)), copy=False)
+
+
+def content_files(path: Path) -> tuple[Path, ...]:
+    """The files an image consists of: itself, those of a series, or header and voxels."""
+    if split_series(path) is not None:
+        return tuple(series_headers(path))
+    if path.is_dir():
+        return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
+    if path.suffix.lower() in itk.SUFFIXES and path.is_file():
+        return tuple(dict.fromkeys((path, itk.voxel_file(path))))
+    return (path,)
+
+
+def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
+    """Path, bytes and time of change (ns) of all files of these images, without opening any.
+
+    Of a series, all files of its folder. None where they are unknown: a header whose voxels may lie
+    elsewhere, what is missing, and what changed within two seconds.
+    """
+    states = []
+    for path in paths:
+        place = (split_series(path) or (path,))[0]
+        if place.suffix.lower() in itk.SUFFIXES:
+            return None
+        try:
+            files = sorted(place.iterdir()) if place.is_dir() else [place]
+            states += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        except OSError:
+            return None
+    if any(changed > time_ns() - _SETTLED_NS for _, _, changed in states):
+        return None
+    return tuple(dict.fromkeys(states))

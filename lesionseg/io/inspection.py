@@ -13,6 +13,7 @@ from lesionseg.io.cases import (
     check_dims,
     check_finite,
     check_grid,
+    content_files,
     mask_mm,
     read_case,
     read_reference,
@@ -20,7 +21,6 @@ from lesionseg.io.cases import (
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import reading
-from lesionseg.io.local_files import content_files
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume

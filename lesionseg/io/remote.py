@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.files import read_json, write_json
 
 # what stores call the number or date that changes with a file's content, the best first
 _STATES = (

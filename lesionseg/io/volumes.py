@@ -7,10 +7,10 @@ import numpy as np
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io import itk, nifti, raster
-from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
+from lesionseg.io.files import atomic_path
 from lesionseg.io.limits import check_file, reading
 from lesionseg.io.worker import in_worker
 

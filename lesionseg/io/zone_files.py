@@ -14,8 +14,8 @@ import numpy as np
 
 from lesionseg.core import Zones
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.io.atomic import read_json
 from lesionseg.io.cases import read_mask
+from lesionseg.io.files import read_json
 from lesionseg.io.predictions import find_masks
 from lesionseg.io.volumes import read_geometry
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import ensemble
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.files import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import Survey, divided, folds_of
 from lesionseg.pipeline.learning import bundle_plan, read_own_bundle

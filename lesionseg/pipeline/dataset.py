@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.files import read_json, write_json
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import download
 from lesionseg.pipeline.facts import read_records

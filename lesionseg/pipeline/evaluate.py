@@ -18,8 +18,7 @@ from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.inference.accept import choose_operating_point
-from lesionseg.io.atomic import read_csv
-from lesionseg.io.folder_locks import locks
+from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
@@ -105,7 +104,7 @@ def evaluate(
         progress: called with case, number done and total, in place of a bar.
     """
     if evaluated_on is not None:  # a mistyped role would pass development data off as untouched
-        one_of("role", evaluated_on, get_args(Role), where="evaluated_on")
+        one_of("evaluated_on", evaluated_on, get_args(Role))
     point = _operating_point(operating_point)
     rule = find_preset(preset) if isinstance(preset, str) else preset
     dataset, labelled = open_references(Path(reference))

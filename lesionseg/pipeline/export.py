@@ -23,8 +23,7 @@ from lesionseg.inference.export import (
     write_onnx,
     write_program,
 )
-from lesionseg.io.atomic import write_json, write_text
-from lesionseg.io.folder_locks import locks
+from lesionseg.io.files import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.log import say

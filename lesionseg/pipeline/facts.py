@@ -18,9 +18,8 @@ import numpy as np
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache import cores, source_hash
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.io.atomic import write_text
-from lesionseg.io.cases import read_case
-from lesionseg.io.local_files import file_states
+from lesionseg.io.cases import file_states, read_case
+from lesionseg.io.files import write_text
 from lesionseg.plan.fingerprint import CaseFacts, facts_of, voxels_per_case
 
 FILE = "facts.json"

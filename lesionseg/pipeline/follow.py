@@ -23,11 +23,10 @@ from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit,
 from lesionseg.evaluation.operating_point import describe, with_intervals
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_rows
-from lesionseg.io.atomic import write_csv
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.seg import REPORT, ResultOrigin, read_source, require_highdicom
 from lesionseg.io.dicom.sr import SinceBefore, write_report
-from lesionseg.io.folder_locks import locks
+from lesionseg.io.files import locks, write_csv
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -152,7 +151,7 @@ def follow(
     `output/predictions`. `progress` is called with case, number done and total, in place of a bar.
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`.
     """
-    one_of("way to register", register, ("auto", "headers", "rigid"), where="register")
+    one_of("register", register, ("auto", "headers", "rigid"))
     if false_new_per_pair < 0:
         raise ConfigError(f"false_new_per_pair={false_new_per_pair} must be 0 or more.")
     rule, folder, n_failed = ChangeRule(overlap, confidence), Path(output), 0

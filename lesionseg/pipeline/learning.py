@@ -30,7 +30,7 @@ from lesionseg.inference.input_check import (
     image_statistics,
     make_input_check,
 )
-from lesionseg.io.atomic import write_text
+from lesionseg.io.files import write_text
 from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign import backbone_pyramid, probe_network
@@ -96,8 +96,7 @@ def _make_plan(
         if list(before.prepare_extra) != list(extra):
             raise ConfigError(
                 f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
-                f"not by prepare.extra={list(extra)}.",
-                where="prepare.extra",
+                f"not by prepare.extra={list(extra)}."
             )
     dims, pyramid = survey.fingerprint.dims, checkpoint_stages(model, survey.fingerprint.dims)
     if pyramid is not None:  # the tile is planned for a network as wide
@@ -130,8 +129,7 @@ def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
     if len(architecture.strides[0]) != dims:
         raise ConfigError(
             f"model.init_from: the checkpoint has {len(architecture.strides[0])} spatial axes, the "
-            f"data have {dims}.",
-            where="model.init_from",
+            f"data have {dims}."
         )
     return architecture
 

@@ -21,8 +21,7 @@ from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab, Watch
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.atomic import atomic_path, private_files
-from lesionseg.io.case_ids import check_case_id, printable_id
+from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.seg import (
     REPORT,
     SEGMENTATION,
@@ -32,9 +31,14 @@ from lesionseg.io.dicom.seg import (
     write_segmentation,
 )
 from lesionseg.io.dicom.sr import write_report
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.files import (
+    atomic_path,
+    check_case_id,
+    locked_folder,
+    printable_id,
+    private_files,
+)
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.local_files import content_files
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
 from lesionseg.io.remote import download, upload
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix

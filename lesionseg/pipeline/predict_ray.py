@@ -15,7 +15,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.io.case_ids import printable_id
+from lesionseg.io.files import printable_id
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.predict import CaseTask, CaseWork, PredictSettings, make_predictor

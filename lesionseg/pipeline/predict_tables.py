@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from lesionseg.core import Candidate
-from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.io.files import read_csv, write_csv
 from lesionseg.io.remote import upload
 
 logger = logging.getLogger(__name__)

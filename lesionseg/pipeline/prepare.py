@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.data.transforms import PrepareSettings
-from lesionseg.io.atomic import write_text
-from lesionseg.io.folder_locks import locks
+from lesionseg.io.files import locks, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import DataSettings, open_dataset, take_survey
 from lesionseg.pipeline.learning import decide, prepare_cases

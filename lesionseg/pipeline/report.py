@@ -5,7 +5,7 @@ from pathlib import Path
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import bar, say
 from lesionseg.report.write import ReportOptions, write_report
 

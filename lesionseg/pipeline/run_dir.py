@@ -20,7 +20,7 @@ import lesionseg
 from lesionseg.core import Dataset
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
-from lesionseg.io.atomic import read_json, read_yaml, write_text
+from lesionseg.io.files import read_json, read_yaml, write_text
 from lesionseg.plan.splits import Splits, roles_in
 
 CONFIG = "config.yaml"

@@ -34,8 +34,8 @@ from lesionseg.inference.accept import without_small
 from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.atomic import read_csv, write_json
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
+from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,

@@ -21,8 +21,7 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.atomic import write_text
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.files import locked_folder, write_text
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
 from lesionseg.pipeline.dataset import (
     ALL_FOLDS,

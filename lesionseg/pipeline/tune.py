@@ -20,7 +20,7 @@ from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_insta
 from lesionseg.evaluation import choose, find_preset
 from lesionseg.evaluation.curves import Pool, average_precision
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.atomic import write_json
+from lesionseg.io.files import write_json
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.dataset import require_masks, take_survey
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of

@@ -11,7 +11,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.atomic import read_json
+from lesionseg.io.files import read_json
 from lesionseg.plan.plan import read_record
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.io.atomic import write_text
+from lesionseg.io.files import write_text
 from lesionseg.report.charts import FOUND, Chart, new_figure
 from lesionseg.report.rendering import count, render
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lesionseg.evaluation.change import STATES, LesionChange
-from lesionseg.io.atomic import write_text
+from lesionseg.io.files import write_text
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.report.rendering import count, render

@@ -99,7 +99,7 @@ class Sources:
 
     def _read_image(self, case: str) -> Case:
         if case not in self._images.files:
-            raise ReadError("The image of a case is not there.", where=case)
+            raise ReadError(f"The image of the case {case!r} is not there.")
         files = self._images.files[case]
         if self._images.dataset is not None:
             return read_case(files, self._images.dataset)
@@ -140,7 +140,7 @@ def _open_dataset(folder: Path) -> Folder | None:
 
 def _existing(folder: Path) -> Path:
     if not folder.exists():
-        raise ReadError("A folder for the report's pictures is not there.", where=folder)
+        raise ReadError(f"{folder}: the folder for the report's pictures is not there.")
     return folder
 
 
@@ -149,9 +149,8 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
         return None
     if not reference.geometry.matches(geometry, GRID_TOLERANCE * min(geometry.spacing_mm)):
         raise GeometryError(
-            "The reference does not lie on the image's grid.",
-            seen=reference.geometry.shape,
-            expected=f"{geometry.shape}, in the same place",
+            f"A reference of shape {reference.geometry.shape} does not lie on its image's grid of "
+            f"{geometry.shape}."
         )
     return lesion_mask(reference)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lesionseg.io.atomic import atomic_path
+from lesionseg.io.files import atomic_path
 from lesionseg.report.charts import ACCENT, FOUND, RC
 from lesionseg.report.pictures import Card
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lesionseg.errors import ConfigError
-from lesionseg.io.atomic import read_yaml
+from lesionseg.io.files import read_yaml
 
 QUESTIONS: Mapping[str, str] = {
     "title": "Title",

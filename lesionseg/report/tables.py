@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.io.atomic import read_json
+from lesionseg.io.files import read_json
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
 _TEXT = (

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.io.atomic import write_text
+from lesionseg.io.files import write_text
 from lesionseg.report.charts import Chart, new_figure
 from lesionseg.report.rendering import render
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Prediction, Volume
-from lesionseg.errors import require
-from lesionseg.io.atomic import write_text
+from lesionseg.errors import ConfigError
+from lesionseg.io.files import write_text
 from lesionseg.io.volumes import write_volume
 from lesionseg.report.images import Scene, candidate_ids
 from lesionseg.report.rendering import render
@@ -29,13 +29,11 @@ _WINDOW = (0.5, 99.5)  # percentiles of grey values that are shown, as black and
 
 def require_niivue() -> None:
     """Raise `ConfigError` where NiiVue is not installed, with what to do."""
-    require(
-        NIIVUE.is_file(),
-        "NiiVue, which shows scans, is not here.",
-        where="report.viewer",
-        seen=f"no {NIIVUE.name} in {NIIVUE.parent}",
-        remedy="run `make viewer` in the clone (it needs npm), or leave report.viewer=false.",
-    )
+    if not NIIVUE.is_file():
+        raise ConfigError(
+            f"{NIIVUE}: NiiVue, which shows scans, is not here. Run `make viewer` in the clone (it "
+            "needs npm), or leave report.viewer=false."
+        )
 
 
 def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError
-from lesionseg.io.atomic import private_files, write_csv, write_text
+from lesionseg.io.files import private_files, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf

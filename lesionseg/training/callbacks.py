@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.boxes import BoxCollector
-from lesionseg.io.atomic import atomic_path
+from lesionseg.io.files import atomic_path
 from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.training.module import LesionModule
 from lesionseg.training.objective import LevelTargets

@@ -164,8 +164,7 @@ def check_activation(loss: nn.Module, plan: Plan) -> None:
     if activation != plan.activation:
         raise ConfigError(
             f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
-            f"model.activation={activation}, or +loss.activation={plan.activation}.",
-            where="model.activation",
+            f"model.activation={activation}, or +loss.activation={plan.activation}."
         )
 
 
@@ -231,7 +230,7 @@ def make_trainer(
             **{**chosen, **deepcopy(dict(settings.lightning or {}))},
         )
     except TypeError as error:
-        raise ConfigError(f"trainer.lightning: {error}.", where="trainer.lightning") from error
+        raise ConfigError(f"trainer.lightning: {error}.") from error
 
 
 def choose_precision(asked: str, device: torch.device) -> Any:

@@ -32,8 +32,7 @@ def require_device(accelerator: str) -> None:
     if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
-            "trainer.accelerator=auto to train on the processor.",
-            where="trainer.accelerator",
+            "trainer.accelerator=auto to train on the processor."
         )
 
 
@@ -75,8 +74,7 @@ def launched(trainer: TrainerSettings) -> "ClusterEnvironment | None":
     if trainer.n_nodes > 1:
         raise ConfigError(
             f"trainer.lightning.num_nodes={trainer.n_nodes}: nobody has started the processes of "
-            "the other nodes. Start the command by torchrun or srun, or leave it out.",
-            where="trainer.lightning.num_nodes",
+            "the other nodes. Start the command by torchrun or srun, or leave it out."
         )
     return None
 
@@ -87,8 +85,7 @@ def _check_processes(launcher: str, trainer: TrainerSettings, here: int, n_nodes
         raise ConfigError(
             f"{launcher} started {here} processes on each of {n_nodes} nodes, the settings say "
             f"{trainer.devices} on each of {trainer.n_nodes}. Set trainer.devices={here} and "
-            f"+trainer.lightning.num_nodes={n_nodes}.",
-            where="trainer.devices",
+            f"+trainer.lightning.num_nodes={n_nodes}."
         )
 
 

@@ -151,4 +151,4 @@ class Learning:
 
 def _check(key: str, seen: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise ConfigError(f"{key}={seen} must be {expected}.", where=key)
+        raise ConfigError(f"{key}={seen} must be {expected}.")

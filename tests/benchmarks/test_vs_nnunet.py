@@ -12,7 +12,7 @@ from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
 from benchmarks.learning.voxel_dice import voxel_dice
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.files import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.plan.plan import Plan
 

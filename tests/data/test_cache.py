@@ -166,7 +166,7 @@ def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, read
 def test_an_error_leaves_what_was_made_and_no_half_entry(fill, read, dataset, plan, tmp_path):
     def fails_at_last(files):
         if files.case == "c2":
-            raise ContentError("Broken.", where=files.case)
+            raise ContentError(f"Broken: {files.case}.")
         return read(files)
 
     with pytest.raises(ContentError, match="c2"):

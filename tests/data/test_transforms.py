@@ -231,7 +231,7 @@ def test_a_plan_keeps_its_transforms_and_the_cache_tells_them_apart(plan, tmp_pa
         "monai.transforms.TorchIOd",
         "monai.transforms.apply_transform",
         "monai.utils.optional_import",
-        "lesionseg.io.atomic.write_text",
+        "lesionseg.io.files.write_text",
         "lesionseg.data.fill_cache",
     ],
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lesionseg.cli import run
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.files import read_csv
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from tests.flow.test_end_to_end import SMALL
 

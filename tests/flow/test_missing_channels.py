@@ -111,7 +111,7 @@ def test_an_empty_cell_and_an_array_lack_the_same_channel(trained: Path, tmp_pat
     scores = [candidate.score for candidate in array.candidates]
     assert scores == pytest.approx([c["score"] for c in listed["candidates"]])
     assert predictor(flair, missing=["T1"]).operating_point == array.operating_point
-    with pytest.raises(ConfigError, match="no such channel"):
+    with pytest.raises(ConfigError, match="none of"):
         predictor(flair, missing=["T2"])
     nothing = Volume(volume.array.repeat(2, 0), volume.geometry, missing=(0, 1))
     with pytest.raises(DatasetError, match=r"no FLAIR, T1.*may lack one channel"):

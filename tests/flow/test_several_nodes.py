@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.files import read_csv
 from lesionseg.phantoms import write_mri_phantoms
 
 pytestmark = pytest.mark.slow  # fifteen processes that import torch

@@ -9,8 +9,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, OutputError
-from lesionseg.io.atomic import write_json
-from lesionseg.io.case_ids import MAX_ID_BYTES, bounded_name, check_case_id, printable_id
+from lesionseg.io.files import MAX_ID_BYTES, bounded_name, check_case_id, printable_id, write_json
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import write_volume

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import OutputError
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.evaluate import evaluate
 from lesionseg.pipeline.export import export
 from lesionseg.pipeline.follow import follow

@@ -14,8 +14,7 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
-from lesionseg.io.cases import read_image
-from lesionseg.io.local_files import content_files, file_states
+from lesionseg.io.cases import content_files, file_states, read_image
 from lesionseg.io.volumes import (
     case_suffix,
     is_image_file,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
@@ -172,7 +172,7 @@ def test_bad_input_is_refused_by_name(visits: Path) -> None:
     write(visits / "far", "a", mask(OLD), far)
     with pytest.raises(GeometryError, match="share no space"):
         follow(visits / "before", visits / "far", visits / "out")
-    with pytest.raises(ConfigError, match="way to register"):
+    with pytest.raises(ConfigError, match="register"):
         run(visits, register="affine")
     with pytest.raises(ConfigError, match="or neither"):
         run(visits, before_images=visits / "before")

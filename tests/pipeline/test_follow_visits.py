@@ -9,7 +9,7 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import follow, read_visits

@@ -17,7 +17,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict import predict, read_ahead

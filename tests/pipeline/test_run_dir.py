@@ -6,7 +6,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Role
 from lesionseg.errors import ConfigError, DatasetError, OutputError
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.files import locked_folder
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_cases, check_config, default_run_dir, save_config
 from lesionseg.plan.splits import Splits

@@ -111,7 +111,7 @@ def test_alone_everything_is_done_here():
 
 
 def fail():
-    raise ConfigError("Wrong.", where="here")
+    raise ConfigError("Wrong here.")
 
 
 def _meet(rank: int, port: int) -> None:
@@ -124,7 +124,7 @@ def _meet(rank: int, port: int) -> None:
         assert broadcast_from_rank_zero(lambda: made.append(rank) or rank) == 0
         assert made == [0] * (rank == 0)
         assert local_rank_zero_first(lambda: rank) == rank
-        with pytest.raises(ConfigError, match=r"Wrong\. \(in here\)"):
+        with pytest.raises(ConfigError, match="Wrong here"):
             broadcast_from_rank_zero(fail)
     assert not distributed.is_initialized()
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
-from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.series import radiograph_file, read_stack, series_headers
+from lesionseg.io.files import atomic_path
 from lesionseg.ops.components import present_values
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.dicom.series import split_series
+from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import read_geometry
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference
 from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError
-from lesionseg.io.atomic import read_json
+from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import file_size, is_count, is_number
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
 from lesionseg.io.volumes import read_volume, strip_suffix

@@ -128,7 +128,7 @@ def _choose(root: Path, name: str | None) -> Convention:
         raise DatasetError(f"{root}: the data folder does not exist.")
     known = conventions()
     if name is not None:
-        one_of("convention", name, [c.name for c in known], where="data.convention")
+        one_of("data.convention", name, [c.name for c in known])
     fitting = (c for c in known if (c.recognises(root) if name is None else c.name == name))
     chosen = next(fitting, None)
     if chosen is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
-from lesionseg.io.atomic import read_json
+from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import count_axes, is_number
 from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_labels
 from lesionseg.io.volumes import strip_suffix

@@ -8,7 +8,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Problem, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, one_of
-from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.checks import count_axes, is_count
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import mask_boxes
@@ -160,7 +160,7 @@ def parse_annotated(text: str, names: Sequence[str], where: str) -> tuple[str, .
     """
     given = {name.strip() for name in text.split(";") if name.strip()}
     for name in sorted(given):
-        one_of("label", name, names, where=where)
+        one_of(where, name, names)
     return () if given == set(names) else tuple(name for name in names if name in given)
 
 

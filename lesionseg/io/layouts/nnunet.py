@@ -11,7 +11,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem, Role
 from lesionseg.errors import DatasetError
-from lesionseg.io.atomic import read_json
+from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import count_axes, is_count
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.raster import SUFFIXES as RASTERS

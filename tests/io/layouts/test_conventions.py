@@ -31,7 +31,7 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path: Path) -> None:
 def test_a_convention_may_be_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     assert read_dataset(root, convention="nnunet").convention == "nnunet"
-    with pytest.raises(ConfigError, match=r"no such convention.*nnunet"):
+    with pytest.raises(ConfigError, match=r"data.convention.*nnunet"):
         read_dataset(root, convention="bidz")
 
 

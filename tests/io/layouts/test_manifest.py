@@ -157,7 +157,7 @@ def test_a_case_says_which_labels_were_looked_for(manifest: Callable[[str], Path
 def test_labels_that_nobody_knows_are_refused_by_line(manifest: Callable[[str], Path]) -> None:
     root = manifest(ANNOTATED)
     (root / "labels.json").write_text('{"1": "cysts", "2": "scar"}')
-    with pytest.raises(LesionsegError, match=r"manifest\.csv: line 4.*Seen: cyst.*write cysts"):
+    with pytest.raises(LesionsegError, match=r"manifest\.csv: line 4.*cyst.*Did you mean .cysts"):
         read_dataset(root)
 
 

@@ -1,0 +1,297 @@
+"""Files of ours: whole or absent, tables and JSON, named by case ids, in folders that one writes.
+
+A temporary name in the same folder, then a rename: whoever is killed leaves the old file.
+"""
+
+import csv
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from unicodedata import category
+from urllib.parse import quote
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lesionseg.errors import DatasetError, LesionsegError, OutputError, ReadError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOCK = ".lock"  # of a whole folder; parts of the work may have locks of their own
+_DEPTH = 4  # run/fold_0/validation/probabilities
+HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
+# disks take 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
+_NAME_BYTES, MAX_ID_BYTES = 255, 200
+# control and format characters (bidirectional ones among them), what no encoding knows, line ends
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
+
+# What spreadsheets run, behind whatever space (OWASP, CSV injection). Apostrophes before it count,
+# so that text which begins with one comes back, too.
+_FORMULA = re.compile(r"'*[=+\-@]")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
+
+    The temporary name begins with a dot, which readers of the folder pass by, and keeps the suffix,
+    by which writers go. Missing parent folders are made. Raises `OutputError` where the disk
+    refuses; errors of the caller's own pass through.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        with _output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("r+b") as file:  # Windows flushes what may be written alone
+                os.fsync(file)  # the content before the name: else a power cut empties it
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # its folder may be a file: then nothing was written either
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror or error}. "
+            "Check the folder's permissions and the room on the disk."
+        ) from error
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What this process makes meanwhile is its user's alone: files 0600, folders 0700."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically, with the same bytes everywhere."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write JSON atomically; numpy numbers and paths become plain ones.
+
+    Raises `OutputError` for NaN and infinity: what is undefined is written as null.
+    """
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
+    try:
+        text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=plain)
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{path}: the content does not fit JSON: {error}.") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `ReadError` when it is missing or no JSON, NaN and infinity included."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON; what is undefined is null")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReadError(f"{path}: cannot be read as JSON: {error}.") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of plain values; raises `ReadError` when it is missing or none."""
+    import yaml
+
+    try:
+        if path.stat().st_size > _MOST_YAML_BYTES:
+            raise ValueError(f"longer than {_MOST_YAML_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases, of which nine lines can mean 10⁹ values")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__}, expected lines key: value")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ReadError(f"{path}: cannot be read as YAML: {what}.") from error
+    return content
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a table atomically, columns in the given order; a missing value or None stays empty.
+
+    Text that a spreadsheet would run, as it begins with `=`, `+`, `-` or `@`, gets an apostrophe
+    before it, as spreadsheets mark text; numbers do not. `read_csv` takes it away again.
+    Raises `ValueError` when a row holds a key that is no column.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:  # one at a time: a table may have a million
+            writer.writerow({name: escape_formula(cell) for name, cell in row.items()})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table as one dictionary per row; spaces around names and values are dropped.
+
+    Commas stand between the columns or, where the first line has none, semicolons or tabs.
+    Raises `ReadError` when the file is missing, no UTF-8, has no header or a row longer than it.
+    """
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()  # spreadsheets write semicolons in much of Europe
+            separator = next((sign for sign in ",;\t" if sign in header), ",")
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
+            if not reader.fieldnames:
+                raise ReadError(f"{path}: the table has no first line of column names.")
+            for row in reader:
+                if None in row:
+                    raise ReadError(
+                        f"{path}: line {reader.line_num} has more values than there are columns. "
+                        "Put values that hold a comma between double quotes."
+                    )
+                rows.append({k.strip(): plain_text((row[k] or "").strip()) for k in row})
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReadError(f"{path}: cannot be read as a table: {error}.") from error
+    return rows
+
+
+def escape_formula(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, and no reader for the end of a line.
+
+    >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
+    ["'=1+1", '-0.5', -0.5, 'case']
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r\n", "\n").replace("\r", "\n").strip()  # csv quotes \n alone
+    if not _FORMULA.match(text):
+        return text
+    with suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
+
+
+def plain_text(cell: str) -> str:
+    """A cell without the apostrophe that kept a spreadsheet from running it."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def check_case_id(
+    case: str, where: Path | None, error: type[LesionsegError] = DatasetError
+) -> None:
+    """Raise `error` unless the id can be a part of file names; `where` is what it comes from."""
+    fault = case_id_fault(case)
+    if fault:
+        raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
+
+
+def case_id_fault(case: str) -> str:
+    """Why an id cannot be a part of file names; "" where it can. Letters of any script pass."""
+    n_bytes = len(case.encode(errors="replace"))
+    faults = {
+        "is empty": not case,
+        "begins with a dot": case.startswith("."),
+        "begins or ends with a space": case != case.strip(),
+        "holds a path separator": "/" in case or "\\" in case,
+        "holds a character that does not show": any(category(c) in _INVISIBLE for c in case),
+        "holds a character that Windows has in no name": sys.platform == "win32"
+        and not set(case).isdisjoint('<>:"|?*'),
+        f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
+    }
+    return next((fault for fault, holds in faults.items() if holds), "")
+
+
+def printable_id(case: str) -> str:
+    r"""The id as tables and the log show it: one that cannot be a file name as Python quotes it.
+
+    >>> print(printable_id("a"), printable_id("a\nb"))
+    a 'a\nb'
+    """
+    return repr(case) if case_id_fault(case) else case
+
+
+def bounded_name(case: str) -> str:
+    """A file name for an id of any characters: escaped as in URLs, or its hash where too long."""
+    name = quote(case, safe=" ")
+    return name if len(name) <= _NAME_BYTES else hashlib.sha256(case.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file. Raises `ReadError` naming it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read ({error}).") from error
+
+
+@contextmanager
+def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Keep other processes that ask for the same lock out of a folder, which is made if need be.
+
+    Who has `LOCK` removes the half-written files of killed processes. The system ends the lock with
+    the process, however that ends. Raises `OutputError` if another has it.
+    """
+    lock, is_new = FileLock(folder / name), not folder.exists()
+    with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(
+                f"{folder}: another process is writing into this folder. Wait, or name another one."
+            ) from error
+    try:
+        for depth in range(_DEPTH if name == LOCK else 0):
+            for half in folder.glob("*/" * depth + HALF):
+                with suppress(OSError):
+                    half.unlink()
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / name).unlink()  # while it is locked: nobody else holds this file
+            if is_new:  # and nothing came into it
+                folder.rmdir()
+        lock.release()
+
+
+def locks(setting: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a command: it holds the lock of the folder that its argument `setting` names."""
+
+    def decorate(command: Callable[P, T]) -> Callable[P, T]:
+        @wraps(command)
+        def locked(*args: P.args, **settings: P.kwargs) -> T:
+            folder = inspect.signature(command).bind(*args, **settings).arguments.get(setting)
+            with nullcontext() if folder is None else locked_folder(Path(folder)):
+                return command(*args, **settings)
+
+        return locked
+
+    return decorate
