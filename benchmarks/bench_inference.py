@@ -91,8 +91,8 @@ def make_work(folder: Path, options: argparse.Namespace) -> None:
         shape = (112, 128, 112) if options.quick else (176, 208, 176)
         for seed in range(1 if options.quick else 2):
             write_volume(folder / "in" / f"head{seed}.nii.gz", head(shape, seed))
-    write_bundle(folder / "bundle", bundle.network, bundle.plan, "")
-    torch.save(bundle.network.state_dict(), folder / "network.pt")
+    write_bundle(folder / "bundle", bundle.networks, bundle.plan, "")
+    torch.save(bundle.networks[0].state_dict(), folder / "network.pt")
 
 
 def random_bundle(*, quick: bool) -> Bundle:
