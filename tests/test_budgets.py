@@ -1,4 +1,4 @@
-"""The library stays small enough to hold: the table of docs/architecture.md, with a tenth of room."""
+"""The library stays small: the table of docs/architecture.md, with a tenth of room."""
 
 import re
 from pathlib import Path

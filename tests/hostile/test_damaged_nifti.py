@@ -11,8 +11,9 @@ import numpy as np
 from tests.golden.common import command
 from tests.golden.small_network import phantom, write_bundle, write_nifti
 
-# offsets of the NIfTI-1 header: dim (8 int16), datatype, pixdim (8 float32), vox_offset, sform
-DIM, DATATYPE, PIXDIM, VOX_OFFSET, SFORM_CODE, SFORM = 40, 70, 76, 108, 254, 280
+# offsets in a NIfTI-1 header
+DIM, DATATYPE, VOX_OFFSET, SFORM = 40, 70, 108, 280
+Damage = Callable[[bytes, np.random.Generator], bytes]
 
 
 def patched(
@@ -53,7 +54,7 @@ def not_finite(file: bytes, rng: np.random.Generator) -> bytes:
     return gzip.compress(bytes(plain))
 
 
-DAMAGES: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
+DAMAGES: dict[str, Damage] = {
     "cut": cut,
     "noise": noise_inside,
     "checksum": wrong_checksum,
@@ -62,7 +63,7 @@ DAMAGES: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "empty": lambda file, rng: b"",
     "text": lambda file, rng: b"no image at all",
     "random": lambda file, rng: rng.bytes(3000),
-    "magic": patched(344, "<4s", b"xyz\0"),  # type: ignore[arg-type]
+    "magic": patched(344, "<4s", b"xyz\0"),
     "zero_dim": patched(DIM + 4, "<h", 0),
     "negative_dim": patched(DIM + 2, "<h", -5),
     "huge_dims": patched(DIM + 2, "<3h", 30000, 30000, 30000),
