@@ -68,6 +68,15 @@ def one_of(what: str, value: object, choices: Iterable[str]) -> None:
         raise ConfigError(f"{what} {value!r} is none of {', '.join(known)}.{near}")
 
 
+def count(n: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun.
+
+    >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
+    ('1 patient', '3 patients', '2 studies')
+    """
+    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean …?`, or nothing when no known word is near.
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lesionseg.errors import count
 from lesionseg.io.files import write_text
 from lesionseg.report.charts import FOUND, Chart, new_figure
-from lesionseg.report.rendering import count, render
+from lesionseg.report.rendering import render
 
 # kind of finding: what it means to whoever reads the page
 MEANING: Mapping[str, str] = {

@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, LesionChange
 from lesionseg.io.files import write_text
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
-from lesionseg.report.rendering import count, render
+from lesionseg.report.rendering import render
 
 MAX_PICTURES = 40  # the largest changes; the tables hold every one
 SENTENCES: Mapping[str, str] = {

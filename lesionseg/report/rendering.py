@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg import __version__
+from lesionseg.errors import count
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -39,15 +40,6 @@ def rate(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def count(n: int, noun: str, nouns: str = "") -> str:
-    """A number with its noun.
-
-    >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
-    ('1 patient', '3 patients', '2 studies')
-    """
-    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
 
 
 def ci(pair: Any, of: str = "percent") -> str:

@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from lesionseg.core import Dataset
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, count
 from lesionseg.io.files import private_files, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
 from lesionseg.report.pictures import Card, data_uri, draw_cutout
-from lesionseg.report.rendering import count, percent, rate, render
+from lesionseg.report.rendering import percent, rate, render
 from lesionseg.report.study import QUESTIONS, read_study
 from lesionseg.report.tables import SMALL_MM, Tables, number, read_tables
 

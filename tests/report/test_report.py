@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.errors import ConfigError, ContentError, ReadError
-from lesionseg.report.rendering import ci, count, percent, rate
+from lesionseg.errors import ConfigError, ContentError, ReadError, count
+from lesionseg.report.rendering import ci, percent, rate
 from lesionseg.report.study import read_study
 from lesionseg.report.tables import number, read_tables, wilson
 from lesionseg.report.write import (
