@@ -26,8 +26,11 @@ supply_nms()
 
 from lesionseg.inference.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
-from lesionseg.models.build import build_network  # noqa: E402
-from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
+from lesionseg.models.build import (  # noqa: E402
+    build_network,
+    fast_dtype,
+    fast_memory_format,
+)
 from lesionseg.plan.plan import (  # noqa: E402
     AnchorPlan,
     Architecture,

@@ -29,8 +29,7 @@ from lesionseg.inference.window import OnBatch, SlidingWindow, device_of
 from lesionseg.io.cases import read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
-from lesionseg.models.build import NetworkFactory, trusting
-from lesionseg.models.precision import fast_memory_format
+from lesionseg.models.build import NetworkFactory, fast_memory_format, trusting
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.precision import fast_dtype
+from lesionseg.models.build import fast_dtype
 
 
 @dataclass(frozen=True)

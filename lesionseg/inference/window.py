@@ -19,8 +19,8 @@ from lesionseg.inference.body import Body
 from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store
+from lesionseg.models.build import fast_dtype
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.models.precision import fast_dtype
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan

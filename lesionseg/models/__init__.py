@@ -5,9 +5,14 @@ first; coarser, supervised levels follow in train mode only.
 """
 
 from lesionseg.models.backbone import Decoder, Encoder
-from lesionseg.models.build import ARCHITECTURES, NetworkFactory, build_network
+from lesionseg.models.build import (
+    ARCHITECTURES,
+    NetworkFactory,
+    build_network,
+    fast_dtype,
+    fast_memory_format,
+)
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import total_stride
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models.blocks import Stage, initialise, layers
+from lesionseg.models.blocks import UP, ConvBlock, ResidualBlock, Stage, initialise
 from lesionseg.plan.plan import Architecture, total_stride
 
 
@@ -16,32 +16,59 @@ class Encoder(nn.Module):
     """One stage per entry of the architecture's tables, each coarser by its stride.
 
     `[B, in_channels, *spatial]` to one map `[B, features[i], *(spatial / product of strides)]` per
-    stage, finest first. `forward` raises `GeometryError` for inputs the strides do not divide.
+    stage, finest first. A `residual` one has a stem and stages of residual blocks, of which
+    `architecture.encoder_blocks` says how many. `forward` raises `GeometryError` unless every axis
+    is a multiple of the total stride, and one of them larger: a single voxel at the coarsest stage
+    leaves instance norm nothing to normalise by.
     """
 
-    def __init__(self, dims: int, in_channels: int, architecture: Architecture) -> None:
+    def __init__(
+        self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
+    ) -> None:
         super().__init__()
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
+        ones, kernels, wide = (1,) * dims, architecture.kernels, architecture.features[0]
+        self.stem: nn.Module = nn.Identity()
+        if residual:
+            self.stem = ConvBlock(dims, in_channels, wide, kernel=kernels[0], stride=ones)
         self.stages = nn.ModuleList(
-            Stage(dims, before, after, kernel=kernel, stride=stride, n_blocks=architecture.blocks)
-            for before, after, kernel, stride in zip(
-                (in_channels, *architecture.features),
-                architecture.features,
-                architecture.kernels,
-                ((1,) * dims, *architecture.strides[1:]),
-                strict=False,  # the last stage feeds no further one
+            Stage(
+                dims,
+                before,
+                after,
+                kernel=kernel,
+                stride=stride,
+                n_blocks=n_blocks,
+                block=ResidualBlock if residual else ConvBlock,
+            )
+            for before, after, kernel, stride, n_blocks in zip(
+                (wide if residual else in_channels, *self.channels[:-1]),
+                self.channels,
+                kernels,
+                (ones, *architecture.strides[1:]),
+                architecture.encoder_blocks or (architecture.blocks,) * len(kernels),
+                strict=True,
             )
         )
+        if residual and architecture.layout == "nnunet":  # every block starts as its way past
+            for block in self.modules():
+                if isinstance(block, ResidualBlock):
+                    nn.init.zeros_(block.norm.weight)
 
-    def forward(
-        self, x: Float[Tensor, "b c *spatial"], n_stages: int | None = None
-    ) -> list[Tensor]:
-        """Feature maps, finest first; of the first `n_stages` alone where that is given."""
-        check_input(tuple(x.shape[2:]), self.total_stride)
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
+        """Feature maps, finest first."""
+        shape, stride = tuple(x.shape[2:]), self.total_stride
+        fits = len(shape) == len(stride) and prod(shape) > prod(stride)
+        if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
+            raise GeometryError(
+                f"The network cannot take an input of {shape}: plan tiles of multiples of "
+                f"{stride}, along one axis at least larger."
+            )
+        x = self.stem(x)
         pyramid = []
-        for stage in self.stages[:n_stages]:
+        for stage in self.stages:
             x = stage(x)
             pyramid.append(x)
         return pyramid
@@ -64,7 +91,7 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList()
         for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True):
             bias = architecture.layout == "nnunet"
-            up = layers(dims).up(wide, narrow, kernel_size=stride, stride=stride, bias=bias)
+            up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
         self.stages = nn.ModuleList(
@@ -99,17 +126,4 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
         raise ConfigError(
             f"The architecture's tables do not fit each other and {dims} axes (kernels are odd, "
             f"1 to {n} levels are supervised): {architecture}."
-        )
-
-
-def check_input(shape: Sequence[int], stride: Sequence[int]) -> None:
-    """Raise `GeometryError` unless every axis of `shape` is a multiple of `stride`, and larger.
-
-    One voxel at the coarsest stage leaves instance norm nothing to normalise by.
-    """
-    fits = len(shape) == len(stride) and all(n % s == 0 for n, s in zip(shape, stride, strict=True))
-    if not fits or prod(shape) <= prod(stride):
-        raise GeometryError(
-            f"The network cannot take an input of {tuple(shape)}: plan tiles of multiples of "
-            f"{tuple(stride)}, along one axis at least larger."
         )

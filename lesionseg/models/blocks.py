@@ -1,41 +1,21 @@
-"""The smallest parts of a network: convolution, instance norm and leaky ReLU for 2-D and 3-D."""
+"""The smallest parts of a network: convolution, instance norm, leaky ReLU; plain or residual."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-
-from lesionseg.errors import ConfigError
 
 LEAKY_SLOPE = 0.01
 Conv = nn.Conv2d | nn.Conv3d
 Up = nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-@dataclass(frozen=True)
-class Layers:
-    """The layers that exist once per number of spatial axes."""
-
-    conv: Callable[..., Conv]
-    up: Callable[..., Up]
-    average: Callable[..., nn.Module]
-
-
-LAYERS: Mapping[int, Layers] = {
-    2: Layers(nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d),
-    3: Layers(nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d),
-}
-
-
-def layers(dims: int) -> Layers:
-    """The layers for `dims` spatial axes; raises `ConfigError` unless 2 or 3."""
-    if dims not in LAYERS:
-        raise ConfigError(f"A network has two or three axes, not {dims}.")
-    return LAYERS[dims]
+# the layers that exist once per number of spatial axes
+CONV: Mapping[int, type[Conv]] = {2: nn.Conv2d, 3: nn.Conv3d}
+UP: Mapping[int, type[Up]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+AVERAGE: Mapping[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class InstanceNorm(nn.Module):
@@ -58,13 +38,9 @@ class InstanceNorm(nn.Module):
         # fp32, on a CPU it is the faster one; channels-last its backward pass is 25 times as slow.
         if x.is_contiguous():
             return functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
-        return torch.cat([self._of_case(case) for case in torch.split(x, 1)])
-
-    def _of_case(self, case: Tensor) -> Tensor:
-        """Batch norm of a batch of one is instance norm, and quick in channels-last."""
-        return torch.batch_norm(
-            case, self.weight, self.bias, None, None, True, 0.0, self.eps, cudnn_enabled=False
-        )
+        # Batch norm of a batch of one is instance norm, and quick in channels-last.
+        rest = (self.weight, self.bias, None, None, True, 0.0, self.eps, False)
+        return torch.cat([torch.batch_norm(case, *rest) for case in torch.split(x, 1)])
 
 
 class ConvBlock(nn.Module):
@@ -84,7 +60,7 @@ class ConvBlock(nn.Module):
         stride: Sequence[int],
     ) -> None:
         super().__init__()
-        self.conv = layers(dims).conv(
+        self.conv = CONV[dims](
             in_channels,
             out_channels,
             kernel_size=tuple(kernel),
@@ -102,8 +78,52 @@ class ConvBlock(nn.Module):
         return out
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a way past them: y = leaky(norm(conv(block(x))) + past(x)).
+
+    `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`. Past them, a stride is
+    an average (no voxel is skipped), and another width a 1×1 convolution with norm (ResNet-D, He et
+    al. 2019, arXiv 1812.01187).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.first = ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride)
+        self.second = CONV[dims](
+            out_channels,
+            out_channels,
+            kernel_size=tuple(kernel),
+            padding=tuple(k // 2 for k in kernel),
+            bias=False,
+        )
+        initialise(self.second)
+        self.norm = InstanceNorm(out_channels)
+        self.past = nn.Sequential()  # empty where nothing changes
+        if any(s > 1 for s in stride):
+            self.past.append(AVERAGE[dims](tuple(stride), tuple(stride)))
+        if in_channels != out_channels:
+            past = CONV[dims](in_channels, out_channels, kernel_size=1, bias=False)
+            initialise(past)
+            self.past.append(past)
+            self.past.append(InstanceNorm(out_channels))
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
+        """Features of the block."""
+        out: Tensor = self.activation(self.norm(self.second(self.first(x))) + self.past(x))
+        return out
+
+
 class Stage(nn.Sequential):
-    """`n_blocks` conv blocks in a row; only the first changes channels and takes the stride."""
+    """`n_blocks` blocks in a row; only the first changes channels and takes the stride."""
 
     def __init__(
         self,
@@ -114,10 +134,11 @@ class Stage(nn.Sequential):
         kernel: Sequence[int],
         stride: Sequence[int],
         n_blocks: int,
+        block: type[ConvBlock | ResidualBlock] = ConvBlock,
     ) -> None:
         super().__init__()
         for _ in range(n_blocks):
-            self.append(ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride))
+            self.append(block(dims, in_channels, out_channels, kernel=kernel, stride=stride))
             in_channels, stride = out_channels, (1,) * dims
 
 
@@ -126,21 +147,3 @@ def initialise(conv: Conv | Up) -> None:
     nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-
-
-def depth_to_space(
-    x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
-) -> Shaped[Tensor, "b c *spatial"]:
-    """Channels as the voxels of a block: n per channel, in C order (pixel shuffle).
-
-    What a head on a map coarser than the image makes full resolution of (Shi et al. 2016).
-    """
-    if prod(block) == 1:
-        return x
-    dims, small = len(block), x.shape[2:]
-    grid, inside = range(2 + dims, 2 + 2 * dims), range(2, 2 + dims)
-    order = [axis for pair in zip(grid, inside, strict=True) for axis in pair]
-    large = [n * side for n, side in zip(small, block, strict=True)]
-    n_channels = x.shape[1] // prod(block)
-    blocks = x.reshape(x.shape[0], n_channels, *block, *small)
-    return blocks.permute(0, 1, *order).reshape(x.shape[0], n_channels, *large)

@@ -4,8 +4,9 @@ In come a plan and what `Architecture.network` names; out goes a module that tra
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from inspect import Parameter, signature
+from inspect import signature
 from itertools import pairwise
 from pkgutil import resolve_name
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.heads import prior_bias
-from lesionseg.plan.plan import Architecture, Normalisation, Plan, total_strides
+from lesionseg.plan.plan import Architecture, Plan, total_strides
 
 TARGET = "_target_"
 # names of the arguments that the plan fills in: channels, logits, axes, tile
@@ -80,17 +81,24 @@ def as_levels(output: Any, ndim: int) -> list[Tensor]:
 def custom_network(plan: Plan) -> ForeignNetwork:
     """The network that the plan names by `_target_`; raises `ConfigError` where it cannot be."""
     bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
-    return ForeignNetwork(_construct(plan, "model.network"), bias)
+    n_inputs, spec = len(plan.channel_names), plan.architecture.network
+    network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
+    return ForeignNetwork(network, bias)
 
 
 def foreign_backbone(plan: Plan) -> ForeignBackbone:
     """The backbone that the plan of a detector names."""
-    return ForeignBackbone(_construct(plan, "model.backbone"))
+    n_inputs, spec = len(plan.channel_names), plan.architecture.network
+    return ForeignBackbone(
+        _construct("model.backbone", spec, n_inputs, n_logits(plan), plan.tile_shape)
+    )
 
 
-def _construct(plan: Plan, where: str) -> nn.Module:
-    """What the plan names, with its arguments; channels, axes and tile are filled in."""
-    given = dict(plan.architecture.network)
+def _construct(
+    where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int, tile: tuple[int, ...]
+) -> nn.Module:
+    """What `spec` names, with its arguments; channels, axes and tile are filled in."""
+    given = dict(spec)
     target = str(given.pop(TARGET, ""))
     try:
         make: Callable[..., Any] = resolve_name(target)
@@ -100,23 +108,19 @@ def _construct(plan: Plan, where: str) -> nn.Module:
             "such as monai.networks.nets.SegResNet."
         ) from error
     try:
-        takes = signature(make).parameters
+        takes = list(signature(make).parameters)
     except ValueError:  # written in another language than Python
-        takes = {"kwargs": Parameter("kwargs", Parameter.VAR_KEYWORD)}  # type: ignore[assignment]
-    unknown = [name for name in given if name not in takes]
-    if unknown and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
-        known = ", ".join(takes)
-        raise ConfigError(f"{where} takes no argument {unknown[0]!r}. It takes {known}.")
-    values = (len(plan.channel_names), n_logits(plan), plan.dims, plan.tile_shape)
-    names = zip((_INPUTS, _OUTPUTS, _AXES, _TILE), values, strict=True)
+        takes = []
+    names = zip(
+        (_INPUTS, _OUTPUTS, _AXES, _TILE), (n_inputs, n_outputs, len(tile), tile), strict=True
+    )
     filled = {name: value for alike, value in names for name in alike if name in takes}
     try:
         network = make(**{**filled, **given})
     except Exception as error:  # of the constructor's own choice
-        known = ", ".join(takes)
         raise ConfigError(
             f"{where} cannot be built: {type(error).__name__}: {error}. Set {where}.<argument>, of "
-            f"{known}."
+            f"{', '.join(takes)}."
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{where}: a {type(network).__name__} is no torch.nn.Module.")
@@ -137,7 +141,7 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     """
     if plan.architecture.name != "custom":
         return plan
-    said = ""
+    said, levels, tile, fits = "", None, plan.tile_shape, plan
     for multiple in (1, 8, 16, 32, 64):
         tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
         fits = plan.with_(tile_shape=tile)
@@ -146,28 +150,21 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
             break
         except ConfigError:  # of another thing than the tile
             raise
-        except ImportError as error:
-            raise ConfigError(f"model.network needs a missing package: {error}.") from error
         except Exception as error:  # of the network's own choice
             said = said or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    else:
+    if levels is None or (by_hand and tile != plan.tile_shape):
+        remedy = f"Please set model.tile_shape={list(tile)}."
+        if levels is None:
+            remedy = "Look at the arguments model.network.…; only channels are filled in."
         raise ConfigError(
-            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. Look at the "
-            "arguments model.network.…; channels are filled in under their usual names alone."
-        )
-    if by_hand and tile != plan.tile_shape:
-        raise ConfigError(
-            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. Please set "
-            f"model.tile_shape={list(tile)}."
+            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. {remedy}"
         )
     step = max(tile)  # by how many voxels a tile may grow
     for multiple in (1, 2, 4, 8, 16, 32, 64):
-        try:
+        with suppress(Exception):  # whatever it says: the next
             _levels(fits.with_(tile_shape=tuple(n + multiple for n in tile)))
-        except Exception:  # whatever it says: the next
-            continue
-        step = multiple
-        break
+            step = multiple
+            break
     features, ones = plan.architecture.features[0], (1,) * plan.dims
     architecture = replace(  # two stages that say nothing but that step
         plan.architecture,
@@ -181,23 +178,23 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
         f"{plan.architecture.network.get(TARGET)}, {len(levels)} supervised outputs, tiles in "
         f"multiples of {step}"
     )
-    reasons = {**plan.reasons, "architecture": summary}
-    return fits.with_(architecture=architecture, reasons=reasons)
+    return fits.with_(architecture=architecture, reasons={**plan.reasons, "architecture": summary})
 
 
 def _levels(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """Voxels of the tile per voxel of each output; raises what the network raises."""
+    n_channels, tile = len(plan.channel_names), plan.tile_shape
     try:
-        outputs = _run(custom_network(plan), plan, "meta")
+        outputs = _run(custom_network(plan), n_channels, tile, "meta")
     except ConfigError:
         raise
     except Exception:  # what the meta device cannot do, or a tile that does not fit
-        outputs = _run(custom_network(plan), plan, "cpu")
-    levels = _strides(outputs, plan)
+        outputs = _run(custom_network(plan), n_channels, tile, "cpu")
+    levels = _strides(outputs, tile)
     if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(levels[0]) > 1:
         raise ConfigError(
             f"The network's logits do not fit the labels: {[list(x.shape) for x in outputs]}, not "
-            f"{n_logits(plan)} channels of {list(plan.tile_shape)} voxels."
+            f"{n_logits(plan)} channels of {list(tile)} voxels."
         )
     return levels
 
@@ -207,23 +204,10 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
 
     Raises `ConfigError` for a backbone whose maps do not divide a tile of 64 voxels a side.
     """
-    ones = (1,) * dims
-    bare = Architecture(name, (1,), (ones,), ((3,) * dims,), network=spec)
-    plan = Plan(
-        dims=dims,
-        modality="ct",
-        channel_names=tuple(map(str, range(n_channels))),
-        label_values=(1,),
-        label_names=("lesion",),
-        spacing_mm=(1.0,) * dims,
-        normalisation=(Normalisation("zscore"),) * n_channels,
-        tile_shape=(_BACKBONE_SIDE,) * dims,
-        batch_size=1,
-        architecture=bare,
-        lesion_fraction=0.01,
-    )
-    maps = _run(foreign_backbone(plan), plan, "meta")
-    totals = (ones, *_strides(maps, plan))
+    ones, tile = (1,) * dims, (_BACKBONE_SIDE,) * dims
+    backbone = ForeignBackbone(_construct("model.backbone", spec, n_channels, 1, tile))
+    maps = _run(backbone, n_channels, tile, "meta")
+    totals = (ones, *_strides(maps, tile))
     strides = tuple(
         tuple(b // a for a, b in zip(fine, coarse, strict=True))
         for fine, coarse in pairwise(totals)
@@ -231,19 +215,20 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     if total_strides(strides) != totals[1:]:
         raise ConfigError(f"model.backbone: maps of strides {totals[1:]} are no pyramid.")
     features, kernels = tuple(int(x.shape[1]) for x in maps), ((3,) * dims,) * len(maps)
-    return replace(bare, features=features, strides=strides, kernels=kernels, n_supervised=1)
+    return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
-def _run(network: nn.Module, plan: Plan, device: str) -> list[Tensor]:
+def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str) -> list[Tensor]:
     """Its outputs for a tile of zeros, in train mode; one tile, as norms refuse a single value."""
-    tiles = torch.zeros((1, len(plan.channel_names), *plan.tile_shape), device=device)
     with torch.no_grad():
-        outputs: list[Tensor] = network.to(device).train()(tiles)
+        outputs: list[Tensor] = network.to(device).train()(
+            torch.zeros((1, n_channels, *tile), device=device)
+        )
     return outputs
 
 
-def _strides(outputs: Sequence[Tensor], plan: Plan) -> tuple[tuple[int, ...], ...]:
-    shapes, tile = [tuple(x.shape[2:]) for x in outputs], plan.tile_shape
+def _strides(outputs: Sequence[Tensor], tile: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    shapes = [tuple(x.shape[2:]) for x in outputs]
     if any(n % max(m, 1) for shape in shapes for n, m in zip(tile, shape, strict=True)):
         raise ConfigError(f"The network's outputs {shapes} do not divide a tile of {list(tile)}.")
     return tuple(tuple(n // m for n, m in zip(tile, shape, strict=True)) for shape in shapes)

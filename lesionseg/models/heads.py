@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import log, prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.blocks import depth_to_space, initialise, layers
+from lesionseg.models.blocks import CONV, initialise
 from lesionseg.plan.plan import Activation, AnchorPlan
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
@@ -32,7 +32,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.block = tuple(block) or (1,) * dims
         biases = torch.tensor(list(bias)).repeat_interleave(prod(self.block))
-        self.conv = layers(dims).conv(in_channels, len(biases), kernel_size=1)
+        self.conv = CONV[dims](in_channels, len(biases), kernel_size=1)
         nn.init.normal_(self.conv.weight, std=HEAD_STD)
         if self.conv.bias is not None:
             with torch.no_grad():
@@ -58,6 +58,24 @@ class SegmentationHead(nn.Module):
             logits = logits + self.conv.bias[:, None]
         # not len(x), which an export would take for a constant
         return logits.reshape(x.shape[0], -1, *x.shape[2:])
+
+
+def depth_to_space(
+    x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
+) -> Shaped[Tensor, "b c *spatial"]:
+    """Channels as the voxels of a block: n per channel, in C order (pixel shuffle).
+
+    What a head on a map coarser than the image makes full resolution of (Shi et al. 2016).
+    """
+    if prod(block) == 1:
+        return x
+    dims, small = len(block), x.shape[2:]
+    grid, inside = range(2 + dims, 2 + 2 * dims), range(2, 2 + dims)
+    order = [axis for pair in zip(grid, inside, strict=True) for axis in pair]
+    large = [n * side for n, side in zip(small, block, strict=True)]
+    n_channels = x.shape[1] // prod(block)
+    blocks = x.reshape(x.shape[0], n_channels, *block, *small)
+    return blocks.permute(0, 1, *order).reshape(x.shape[0], n_channels, *large)
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
@@ -131,7 +149,7 @@ def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
 
 
 def _conv(dims: int, before: int, after: int, kernel: int) -> nn.Module:
-    conv = layers(dims).conv(before, after, kernel_size=kernel, padding=kernel // 2, bias=False)
+    conv = CONV[dims](before, after, kernel_size=kernel, padding=kernel // 2, bias=False)
     initialise(conv)
     return conv
 

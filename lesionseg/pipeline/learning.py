@@ -35,8 +35,14 @@ from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read_checkpoint
-from lesionseg.models.transfer import new_heads, take_tensors, take_weights
+from lesionseg.models.weights import (
+    architecture_of,
+    is_checkpoint,
+    new_heads,
+    read_checkpoint,
+    take_tensors,
+    take_weights,
+)
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
 from lesionseg.pipeline.log import bar

@@ -25,8 +25,7 @@ from torch.utils.data import Dataset
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import (
     AtomicCheckpoints,

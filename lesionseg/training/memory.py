@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lesionseg.errors import TrainingError
-from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.models.precision import fast_dtype
+from lesionseg.models.build import TRUSTED, build_network, fast_dtype
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.detection_objective import make_objective
 from lesionseg.training.module import make_optimiser

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
 from lesionseg.losses import PositiveAverage
-from lesionseg.models.transfer import is_head
+from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import broadcast_from_rank_zero

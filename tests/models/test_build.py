@@ -6,7 +6,7 @@ from torch import nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models import build_network
-from lesionseg.models.precision import bf16_is_faster, fast_dtype, fast_memory_format
+from lesionseg.models.build import bf16_is_faster, fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Architecture, Plan
 
 

@@ -87,7 +87,7 @@ def test_channels_are_filled_in_and_training_starts_at_the_prior() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (target("TenLines", depth=3), "takes no argument 'depth'"),
+        (target("TenLines", depth=3), "cannot be built.*depth.*of in_channels"),
         (target("TenLines", width="wide"), "cannot be built"),
         (target("Nothing"), "no such network"),
         ({"_target_": "missing_package.Network"}, "no such network"),

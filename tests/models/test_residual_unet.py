@@ -7,7 +7,7 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
-from lesionseg.models.unet import ResidualBlock
+from lesionseg.models.blocks import ResidualBlock
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.rules import multiplications, network_shape
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lesionseg.models.build import build_network
-from lesionseg.models.transfer import is_head, take_weights
+from lesionseg.models.weights import is_head, take_weights
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 
 SIZES = (((4.0, 4.0), (6.0, 6.0)),)

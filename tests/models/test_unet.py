@@ -209,12 +209,3 @@ def test_nnunets_layout_begins_without_a_prior_and_lifts_maps_with_biases():
     assert all(head.conv.weight.std() > 0.1 for head in network.heads)  # He et al. 2015
     assert all(head.conv.bias.abs().max() == 0 for head in network.heads)
     assert Plan.from_json(ours.to_json()).architecture.layout == "lesionseg"
-
-
-def test_an_encoder_stops_where_no_further_map_is_asked_for(plan: Plan) -> None:
-    network = build_network(plan).eval()
-    tiles = torch.randn(1, 1, *plan.tile_shape)
-    whole = network.encoder(tiles)
-    (first,) = network.encoder(tiles, 1)
-    torch.testing.assert_close(first, whole[0], atol=0, rtol=0)
-    assert len(network.encoder(tiles, 9)) == len(whole)

@@ -1,29 +1,33 @@
-"""Weights of nnU-Net v2 and of nnssl (its ResEnc), read without running code, by our names.
+"""Weights that a network starts from: those of another of our networks, or of nnU-Net's.
 
-Their plain and residual encoder U-Nets are ours with `layout: nnunet`, but for biases of
-convolutions before an instance norm, which removes them. All sizes are read off the weights.
+Ours move by place: the backbone's tensors by name and shape, heads where they mean the same.
+Checkpoints of nnU-Net v2 and of nnssl (its ResEnc) are read without running code: their plain and
+residual encoder U-Nets are ours with `layout: nnunet`, but for biases of convolutions before an
+instance norm, which removes them. All sizes are read off the weights.
 """
 
 import pickle
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.plan.make import backbone_kind
-from lesionseg.plan.plan import Architecture
+from lesionseg.plan.plan import Architecture, Plan
 
 Weights = Mapping[str, Tensor]
-SUFFIXES = (".pth", ".pt")
+# What a network's parts are called, and what they are called here: heads of voxels alike
+_HEADS: Mapping[str, str] = {"heads": "voxels", "segmentation": "voxels", "head": "anchors"}
 # what torch or a compiled or shared network puts before the names
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _BLOCK = r"encoder\.stages\.(\d+)\.blocks\.(\d+)\."
-# their names and ours; N: decoder stages are counted from the finest here, from the coarsest there
+# nnU-Net's names and ours; N: decoder stages count from the finest here, from the coarsest there
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)", r"encoder.stages.\1.\2.\3"),
     (r"encoder\.stem\.convs\.0\.(conv|norm)", r"encoder.stem.\1"),
@@ -40,31 +44,95 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _BIASED = ("decoder.ups.", "heads.")  # convolutions that no norm follows
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """Names of the new network's tensors that were `taken` over, and that stayed `fresh`.
+
+    `unused`: tensors of the old one that the new one does not have. `why_fresh`: the reason, or
+    empty.
+    """
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    why_fresh: str = ""
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of that name belongs to a head, not to the backbone."""
+    return name.partition(".")[0] in _HEADS
+
+
+def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
+    """Copy what fits of `before` into `network`, in place.
+
+    The backbone's tensors go by place and shape: a RetinaNet's decoder, which begins at a coarser
+    stage, finds its stages in that of a U-Net. A head is taken when it means the same: heads of
+    voxels by the labels (and regions) and the activation, a detector's by the labels and the
+    anchors.
+    """
+    reasons: dict[str, str] = {}
+    if (plan.label_names, plan.regions) != (plan_before.label_names, plan_before.regions):
+        were, are = ", ".join(plan_before.label_names), ", ".join(plan.label_names)
+        reasons = new_heads(f"the labels were {were} and are {are}")
+    elif plan.activation != plan_before.activation:
+        reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
+    sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
+    if all(sizes) and sizes[0] != sizes[1]:
+        reasons.setdefault("anchors", "the anchors are others")
+    return take_tensors(network, before.state_dict(), reasons, first=getattr(before, "finest", 0))
+
+
+def take_tensors(
+    network: nn.Module, before: Weights, reasons: Mapping[str, str], first: int = 0
+) -> Transfer:
+    """Copy what fits of named tensors into `network`, in place, but for heads with `reasons`.
+
+    `first`: the finest stage that their decoder has.
+    """
+    theirs = {_place(name, first): name for name in before}
+    taken, fresh, why = [], [], set()
+    for name, tensor in network.state_dict().items():
+        place = _place(name, getattr(network, "finest", 0))
+        head, value = place.partition(".")[0], before.get(theirs.get(place, ""))
+        if head not in reasons and value is not None and value.shape == tensor.shape:
+            tensor.copy_(value)
+            taken.append(name)
+            del theirs[place]
+        else:
+            fresh.append(name)
+            why |= {reasons[head]} if head in reasons else set()
+    return Transfer(tuple(taken), tuple(fresh), tuple(theirs.values()), "; ".join(sorted(why)))
+
+
+def new_heads(why: str) -> dict[str, str]:
+    """The reasons by which `take_tensors` leaves all heads as they are."""
+    return dict.fromkeys(_HEADS.values(), why)
+
+
+def _place(name: str, first: int) -> str:
+    """Where a tensor stands, the same in all networks of a kind."""
+    part, _, rest = name.partition(".")
+    if part in _HEADS:
+        return f"{_HEADS[part]}.{rest}"
+    if part == "decoder" and first:
+        kind, number, inner = rest.split(".", 2)
+        return f"decoder.{kind}.{int(number) + first}.{inner}"
+    return name
+
+
 def is_checkpoint(name: str | None) -> bool:
     """Whether `model.init_from` names a file of torch's rather than a bundle or a run."""
-    return name is not None and Path(name).suffix in SUFFIXES
+    return name is not None and Path(name).suffix in (".pth", ".pt")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The network's weights in a checkpoint, by our names.
+    """The weights in a checkpoint of nnU-Net's, by our names.
 
     Read by `torch.load(weights_only=True)`, which makes tensors and numbers and runs nothing.
     Raises `BundleError` for a file that is not there, that holds more than that, or whose network
     is none of the two.
     """
-    content = _read(path)
-    content = content.get("network_weights", content.get("state_dict", content)) if content else {}
-    theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
-    ours = dict(renamed(theirs))
-    if not any(name.startswith("encoder.stages.0.0.") for name in ours):
-        seen = ", ".join([*theirs][:3]) or "no tensor"
-        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
-    return ours
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise BundleError(f"There is no such checkpoint: {path}.")
     scalar: Any = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers: nnU-Net's log
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -82,18 +150,20 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise BundleError(f"The checkpoint {path} cannot be read: {error}.") from error
-    return read if isinstance(read, Mapping) else {}
-
-
-def renamed(theirs: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Each weight by our name; what is there twice, or means nothing here, is left out."""
+    content = read if isinstance(read, Mapping) else {}
+    content = content.get("network_weights", content.get("state_dict", content))
+    theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
     stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
-    last = max(map(int, stages), default=0)
-    for name, tensor in theirs.items():
+    last, weights = max(map(int, stages), default=0), {}
+    for name, tensor in theirs.items():  # what is there twice, or means nothing here, is left out
         part, _, kind = name.rpartition(".")
         ours = _our_name(part, last)
         if ours and (kind == "weight" or "norm" in part or ours.startswith(_BIASED)):
-            yield f"{ours}.{kind}", tensor
+            weights[f"{ours}.{kind}"] = tensor
+    if not any(name.startswith("encoder.stages.0.0.") for name in weights):
+        seen = ", ".join([*theirs][:3]) or "no tensor"
+        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
+    return weights
 
 
 def _our_name(part: str, last: int) -> str:
