@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.build import build_network
 from lesionseg.models.blocks import ResidualBlock
+from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.rules import multiplications, network_shape
 
