@@ -1,6 +1,6 @@
 """The smallest parts of a network: convolution, instance norm, leaky ReLU; plain or residual."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,9 @@ Up = nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 # the layers that exist once per number of spatial axes
-CONV: Mapping[int, type[Conv]] = {2: nn.Conv2d, 3: nn.Conv3d}
-UP: Mapping[int, type[Up]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-AVERAGE: Mapping[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+CONV: Mapping[int, Callable[..., Conv]] = {2: nn.Conv2d, 3: nn.Conv3d}
+UP: Mapping[int, Callable[..., Up]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+AVERAGE: Mapping[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class InstanceNorm(nn.Module):
