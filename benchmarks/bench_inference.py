@@ -196,8 +196,8 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     rows = list(predict_cases(cfg, predictor, output, cases, {}))
     seconds = (time.perf_counter() - begin) / len(cases)
     for row in rows:
-        if row.status != "done":
-            sys.exit(row.message)
+        if row["status"] != "done":
+            sys.exit(row["message"])
     peak = _memory_mb("VmHWM")  # the kernel's ru_maxrss begins with what the parent held
     network_s = spent[0] / len(cases)
     times = {"seconds": seconds, "network_s": network_s}

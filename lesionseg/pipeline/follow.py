@@ -220,12 +220,12 @@ def _predict(
     """Predict all visits; how many could not be."""
     from lesionseg.pipeline.predict import predict  # here: masks alone need no network
 
-    rows = predict(
+    outcome = predict(
         bundle, table, folder / "predictions", operating_point=operating_point, progress=progress
     )
-    failed = [row for row in rows if row.status == "failed"]
+    failed = [row for row in outcome.rows if row["status"] == "failed"]
     for row in failed:
-        _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
+        _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])
     return len(failed)
 
 

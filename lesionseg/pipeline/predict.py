@@ -1,11 +1,11 @@
 """`predict`: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
 
 import logging
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
@@ -31,26 +31,22 @@ from lesionseg.io.dicom.seg import (
     write_segmentation,
 )
 from lesionseg.io.dicom.sr import write_report
-from lesionseg.io.files import (
-    atomic_path,
-    check_case_id,
-    locked_folder,
-    printable_id,
-    private_files,
-)
+from lesionseg.io.files import atomic_path, check_case_id, locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
 from lesionseg.io.remote import download, upload
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
-from lesionseg.io.zone_files import ZoneFolder, find_zones
+from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_tables import (
-    PredictionRow,
+    TABLE,
     PredictionTable,
     PredictOutcome,
+    Row,
+    begun_row,
     counts_of,
 )
 from lesionseg.plan.plan import Plan
@@ -64,6 +60,7 @@ _COPIES = 2.5
 _DECISION = 8
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -124,34 +121,34 @@ def predict(
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
     folder = download(cfg.output, new=True)
-    cases = find_cases(download(cfg.input), folder, predictor.plan)[
-        cfg.shard_index :: cfg.num_shards
-    ]
+    found = find_cases(download(cfg.input), folder, predictor.plan)
+    cases = found[cfg.shard_index :: cfg.num_shards]
     if cfg.dicom_output and any(map(_is_dicom, cases)):
         require_highdicom()
     if cfg.zones is not None:
         find_zones(Path(cfg.zones)).check([files.case for files in cases])
-    table = PredictionTable(folder, cfg.shard_index, cfg.num_shards, url=cfg.output)
-    rows: list[PredictionRow] = []
+    name = TABLE
+    if cfg.num_shards > 1:  # no two processes write the same file
+        name = f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
+    rows: list[Row] = []
     with (
         private_files(),
-        locked_folder(folder, f".{table.path.name}.lock"),
-        closing(table),
+        locked_folder(folder, f".{name}.lock"),
+        closing(PredictionTable(folder / name, cfg.output)) as table,
         bar("Predicting") if progress is None else nullcontext(progress) as advance,
     ):
-        table.read()
         if cfg.engine == "ray":
             from lesionseg.pipeline.predict_ray import predict_on_ray
 
-            finished = predict_on_ray(cfg, folder, cases, table.rows, architectures)
+            finished = predict_on_ray(cfg, folder, cases, table.earlier, architectures)
         else:
-            finished = predict_cases(cfg, predictor, folder, cases, table.rows)
+            finished = predict_cases(cfg, predictor, folder, cases, table.earlier)
         with closing(finished):
             for row in finished:
                 table.put(row)
                 rows.append(row)
-                advance(row.case, len(rows), len(cases))
-    return PredictOutcome(sorted(rows, key=lambda row: row.case), folder)
+                advance(row["case"], len(rows), len(cases))
+    return PredictOutcome(tuple(sorted(rows, key=lambda row: row["case"])), folder)
 
 
 def make_predictor(
@@ -198,8 +195,8 @@ def predict_cases(
     predictor: Predictor,
     output: Path,
     cases: Sequence[CaseFiles],
-    known: Mapping[str, PredictionRow],
-) -> Generator[PredictionRow]:
+    known: Mapping[str, Row],
+) -> Generator[Row]:
     """Predict cases into `output`; yields the row of each, in order, as soon as it is written.
 
     `known`: rows of earlier runs; what is unchanged is kept. A case that fails gives a row that
@@ -207,91 +204,75 @@ def predict_cases(
     stays.
     """
     work = CaseWork(cfg, predictor, output, known)
-    for task in read_ahead(map(CaseTask, cases), work.read, work.infer, work.write, fits=work.fits):
-        if task.row is not None:
-            yield task.row
+    steps = (partial(work.attempt, step) for step in (work.read, work.infer, work.write))
+    yield from read_ahead([work.begin(files) for files in cases], *steps, fits=work.fits)
 
 
 def read_ahead(
-    items: Iterable[T],
+    items: Sequence[T],
     read: Callable[[T], Any],
-    infer: Callable[[T], Any],
-    write: Callable[[T], Any],
+    infer: Callable[[T, Any], Any],
+    write: Callable[[T, Any], R],
     *,
     fits: Callable[[Sequence[T]], bool] = lambda _: True,
-) -> Generator[T]:
-    """Take items through three steps; the next is read and the last written beside the second.
+) -> Generator[R]:
+    """What `write` makes of each item, in order; each step takes what the one before has made.
 
-    Order is kept; each is yielded when written. `fits`: whether the items written, inferred and
-    read may be in memory together; else one goes after the other. What a step raises is raised
+    The next is read and the last written, each by a thread, while this one infers. `fits`: whether
+    items may be in memory together; else one goes after the other. What a step raises is raised
     here. Closing the generator ends it after the steps that run.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        writing: deque[tuple[T, Future[Any]]] = deque()
-
-        def written(most: int) -> Iterator[T]:
-            while len(writing) > most:
-                item, future = writing.popleft()
-                future.result()
-                yield item
-
-        coming = iter(items)
-        item = next(coming, None)
-        reading = None if item is None else reader.submit(read, item)
-        while item is not None and reading is not None:
-            reading.result()
-            following = next(coming, None)
-            alone = following is not None and not fits([*(i for i, _ in writing), item, following])
-            if alone:
-                yield from written(0)
-            reading = None if following is None or alone else reader.submit(read, following)
-            infer(item)
-            yield from written(0)
-            writing.append((item, writer.submit(write, item)))
-            if alone and following is not None:
-                yield from written(0)
-                reading = reader.submit(read, following)
-            item = following
-        yield from written(0)
+        reading: Future[Any] | None = None
+        writing: tuple[T, Future[R]] | None = None
+        for place, item in enumerate(items):
+            made = (reading or reader.submit(read, item)).result()
+            reading, following = None, items[place + 1 : place + 2]
+            in_memory = [item] if writing is None else [writing[0], item]
+            if together := fits([*in_memory, *following]):
+                reading = reader.submit(read, following[0]) if following else None
+            elif writing is not None:
+                yield writing[1].result()
+                writing = None
+            made = infer(item, made)
+            if writing is not None:
+                yield writing[1].result()
+            writing = item, writer.submit(write, item, made)
+            del made  # the writer's alone, which frees it bit by bit
+            if not (together and following):
+                yield writing[1].result()
+                writing = None
 
 
 def predict_volumes(
     predictor: Predictor,
-    cases: Iterable[CaseFiles],
+    cases: Sequence[CaseFiles],
     read: Callable[[CaseFiles], Volume],
-    use: Callable[[CaseFiles, Prediction], T],
+    use: Callable[[CaseFiles, Prediction], R],
     *,
     watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
     overwrite: bool = True,
-) -> Generator[T]:
+) -> Generator[R]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
     `read` gives a case's volume, in a thread of its own; `use` is called in another. `watch`: what
     is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory may be
     used. What goes wrong with a case is raised here.
     """
-    budget = default_budget()
+    budget, sizes = default_budget(), {"": 0}
 
-    def prepare(task: CaseTask) -> None:
-        volume = read(task.files)
-        task.n_bytes = needed_bytes(volume.geometry, predictor.plan)
-        task.scan = predictor.prepare_volume(volume, task.files.case, overwrite=overwrite)
+    def prepare(files: CaseFiles) -> PreparedScan:
+        volume = read(files)
+        sizes[files.case] = needed_bytes(volume.geometry, predictor.plan)
+        return predictor.prepare_volume(volume, files.case, overwrite=overwrite)
 
-    def infer(task: CaseTask) -> None:
-        scan, task.scan = task.scan, None
-        task.inferred = None if scan is None else predictor.infer(scan)
+    def decide(files: CaseFiles, inferred: Inferred) -> R:
+        return use(files, predictor.decide(inferred, files.case, watch(files)))
 
-    def decide(task: CaseTask) -> None:
-        inferred, task.inferred = task.inferred, None
-        if inferred is not None:
-            prediction = predictor.decide(inferred, task.files.case, watch(task.files))
-            task.result = use(task.files, prediction)
+    def fits(items: Sequence[CaseFiles]) -> bool:  # the next one's size is not known yet
+        return len(items) * max(sizes.get(files.case, 0) for files in items) <= budget
 
-    def fits(tasks: Sequence[CaseTask]) -> bool:
-        return len(tasks) * max(task.n_bytes for task in tasks) <= budget
-
-    for task in read_ahead(map(CaseTask, cases), prepare, infer, decide, fits=fits):
-        yield task.result
+    return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
 
 
 def needed_bytes(geometry: Geometry, plan: Plan) -> int:
@@ -307,33 +288,58 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
 
 @dataclass(eq=False)
 class CaseTask:
-    """A case on its way: what the step before has left; `row` when nothing is left to do."""
+    """A case on its way; it has a status once nothing is left to do."""
 
     files: CaseFiles
-    scan: PreparedScan | None = None
-    inferred: Inferred | None = None
-    row: PredictionRow | None = None
-    result: Any = None
-    key: str = ""
-    seconds: float = 0.0
+    row: Row
     n_bytes: int = 0
 
 
 class CaseWork:
-    """The three steps of a case of the command; whatever a step raises becomes the case's row."""
+    """What is done with a case, in three steps, of which `attempt` makes a row whatever happens."""
 
     def __init__(
         self,
         cfg: PredictSettings,
         predictor: Predictor,
         output: Path,
-        known: Mapping[str, PredictionRow],
+        known: Mapping[str, Row],
     ) -> None:
         self.cfg, self.predictor, self.output, self.known = cfg, predictor, output, known
-        self.zones: ZoneFolder | None = None if cfg.zones is None else find_zones(Path(cfg.zones))
+        self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
         self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
         gigabytes = cfg.inference.max_memory_gb
         self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+
+    def begin(self, files: CaseFiles) -> CaseTask:
+        """A case of which nothing is done yet."""
+        return CaseTask(files, {**begun_row(files), "bundle": self.bundle})
+
+    def attempt(self, step: Callable[..., Any], task: CaseTask, made: Any = None) -> Any:
+        """What a step makes of the case, or its row where that is complete, as of one that failed.
+
+        Nothing that a failed case wrote is left.
+        """
+        if task.row["status"]:
+            return task.row
+        begin = perf_counter()
+        try:
+            return step(task) if made is None else step(task, made)
+        except Exception as error:  # a damaged file may make any library raise anything
+            text = str(error) or repr(error)
+            for image in task.files.images:  # where a scan lies may name a patient
+                text = text.replace(f"{image.parent}/", "")
+            text = text.encode("utf-8", "backslashreplace").decode()
+            task.row |= {"status": "failed", "message": text}
+            logger.warning("Case %s failed: %s", task.row["case"], text)
+            logger.debug("Case %s failed.", task.row["case"], exc_info=error)
+            with suppress(Exception):  # what cannot even be named was not written by us
+                self._clear(task.files)
+            return task.row
+        finally:
+            if task.row["status"] != "kept":
+                seconds = task.row["seconds"] + perf_counter() - begin
+                task.row |= {"seconds": round(seconds, 3), "peak_memory_mb": peak_memory_mb()}
 
     def fits(self, tasks: Sequence[CaseTask]) -> bool:
         """Whether these cases may be in memory together."""
@@ -344,80 +350,70 @@ class CaseWork:
                     task.n_bytes = needed_bytes(geometry, self.predictor.plan)
         return sum(task.n_bytes for task in tasks) <= self.budget
 
-    def read(self, task: CaseTask) -> None:
-        """Keep what is unchanged; read the rest and bring it to the plan's grid."""
-        with self._guarded(task):
-            task.key = self._key(task.files)
-            row = self.known.get(task.files.case)
-            if row is not None and row.key == task.key and row.status != "failed":
-                segmented = row.message != NO_SEGMENTATION
-                if all(path.is_file() for path in self._paths(task.files, segmented)):
-                    task.row = replace(row, status="kept")
-                    return
-            self._clear(task.files)
-            self.fits([task])
-            task.scan = self.predictor.prepare(task.files)
-            trim_memory()
+    def read(self, task: CaseTask) -> PreparedScan | Row:
+        """The scan on the plan's grid, or its row where it is done and unchanged."""
+        files, row = task.files, task.row
+        row["key"] = self._key(files)
+        earlier = self.known.get(files.case, {})
+        if earlier.get("key") == row["key"] and earlier["status"] != "failed":
+            segmented = earlier["message"] != NO_SEGMENTATION
+            if all(path.is_file() for path in self._paths(files, segmented)):
+                task.row = {**earlier, "status": "kept"}
+                return task.row
+        self._clear(files)
+        scan = self.predictor.prepare(files)
+        trim_memory()
+        return scan
 
-    def infer(self, task: CaseTask) -> None:
+    def infer(self, task: CaseTask, scan: PreparedScan) -> Inferred:
         """What the networks say; too large a case keeps its probabilities in a file."""
-        scan, task.scan = task.scan, None
-        if scan is None:
-            return
-        with self._guarded(task):
-            folder = self.output if task.n_bytes > self.budget else None
-            task.inferred = self.predictor.infer(scan, folder=folder)
-            trim_memory()  # glibc would keep what tiles have freed beside what follows
+        is_large = needed_bytes(scan.file_geometry, self.predictor.plan) > self.budget
+        inferred = self.predictor.infer(scan, folder=self.output if is_large else None)
+        trim_memory()  # glibc would keep what tiles have freed beside what follows
+        return inferred
 
-    def write(self, task: CaseTask) -> None:
+    def write(self, task: CaseTask, inferred: Inferred) -> Row:
         """Back to the file's grid, candidates, files; the candidates' file comes last."""
-        inferred, task.inferred = task.inferred, None
-        if inferred is None:
-            return
-        with self._guarded(task):
-            files, plan = task.files, self.predictor.plan
-            image = files.images[0]
-            missing = inferred.missing
-            if self.cfg.save_probabilities:
-                prediction = self._decide_and_save(inferred, files)
-            else:
-                prediction = self.predictor.decide(inferred, files.case)
-            zones = self.zones.read(files.case) if self.zones else None
-            if zones is not None:
-                pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
-                prediction = replace(
-                    prediction, candidates=tuple(replace(c, zone=zone) for c, zone in pairs)
-                )
-            point = self.predictor.operating_point()
-            message = ""
-            if self.cfg.dicom_output and _is_dicom(files):
-                source = read_source(image)
-                origin = ResultOrigin(__version__, self.bundle, task.key, point)
-                values = dict(zip(plan.label_values, plan.label_names, strict=True))
-                path = self.output / f"{files.case}{SEGMENTATION}"
-                segmentation = write_segmentation(path, prediction, source, origin, values)
-                report = self.output / f"{files.case}{REPORT}"
-                write_report(report, prediction, source, origin, plan.lesion_labels, segmentation)
-                if segmentation is None and prediction.instances is not None:
-                    message = NO_SEGMENTATION
-            suffix, names = result_suffix(image, plan.dims), self.cfg.names
-            write_prediction(self.output, prediction, suffix=suffix, like=image, names=names)
-            written = [path for path in self._paths(files) if path.is_file()]
-            upload(written, self.output, self.cfg.output)
-            present = [] if zones is None else [v for v in present_values(zones.values) if v > 0]
-            zone_names = [] if zones is None else [zones.names.get(v, str(v)) for v in present]
-            task.row = self._row(
-                task,
-                "done",
-                message,
-                n_candidates=len(prediction.candidates),
-                n_accepted=sum(c.accepted for c in prediction.candidates),
-                warning=prediction.input.warning if prediction.input else "",
-                input_score=prediction.input.score if prediction.input else None,
-                missing=" ".join(plan.names_of(missing)),
-                operating_point=point.name,
-                **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
-            )
+        files, cfg, plan = task.files, self.cfg, self.predictor.plan
+        image, missing = files.images[0], inferred.missing
+        if cfg.save_probabilities:
+            prediction = self._decide_and_save(inferred, files)
+        else:
+            prediction = self.predictor.decide(inferred, files.case)
+        zones = self.zones.read(files.case) if self.zones else None
+        zone_names: list[str] = []
+        if zones is not None:
+            pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
+            placed = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
+            prediction = replace(prediction, candidates=placed)
+            present = (value for value in present_values(zones.values) if value > 0)
+            zone_names = [zones.names.get(value, str(value)) for value in present]
+        point = self.predictor.operating_point()
+        if cfg.dicom_output and _is_dicom(files):
+            source = read_source(image)
+            origin = ResultOrigin(__version__, self.bundle, task.row["key"], point)
+            values = dict(zip(plan.label_values, plan.label_names, strict=True))
+            path = self.output / f"{files.case}{SEGMENTATION}"
+            segmentation = write_segmentation(path, prediction, source, origin, values)
+            report = self.output / f"{files.case}{REPORT}"
+            write_report(report, prediction, source, origin, plan.lesion_labels, segmentation)
+            if segmentation is None and prediction.instances is not None:
+                task.row["message"] = NO_SEGMENTATION
+        suffix = result_suffix(image, plan.dims)
+        write_prediction(self.output, prediction, suffix=suffix, like=image, names=cfg.names)
+        upload(filter(Path.is_file, self._paths(files)), self.output, cfg.output)
+        task.row |= {
+            "status": "done",
+            "n_candidates": len(prediction.candidates),
+            "n_accepted": sum(c.accepted for c in prediction.candidates),
+            "missing": " ".join(plan.names_of(missing)),
+            "operating_point": point.name,
+            **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
+        }
+        if prediction.input:
+            verdict = prediction.input
+            task.row |= {"warning": verdict.warning, "input_score": verdict.score}
+        return task.row
 
     def _decide_and_save(self, inferred: Inferred, files: CaseFiles) -> Prediction:
         """The prediction; probabilities `[K, *file]` float16 go to `<case>_probabilities.npz`."""
@@ -479,42 +475,6 @@ class CaseWork:
                         f"{file}: an earlier result cannot be removed ({error.strerror}). "
                         "Remove it, or name another output folder."
                     ) from error
-
-    def _row(
-        self, task: CaseTask, status: Literal["done", "failed"], message: str, **counts: Any
-    ) -> PredictionRow:
-        return PredictionRow(
-            case=printable_id(task.files.case),
-            group=task.files.group,
-            visit=task.files.columns.get("visit", ""),
-            status=status,
-            message=message,
-            peak_memory_mb=peak_memory_mb(),
-            bundle=self.bundle,
-            key=task.key,
-            **counts,
-        )
-
-    @contextmanager
-    def _guarded(self, task: CaseTask) -> Iterator[None]:
-        """Time a step; whatever it raises becomes the case's row, and what it wrote is removed."""
-        begin = perf_counter()
-        try:
-            yield
-        except Exception as error:  # a damaged file may make any library raise anything
-            text = str(error) or repr(error)
-            for image in task.files.images:  # where a scan lies may name a patient
-                text = text.replace(f"{image.parent}/", "")
-            text = text.encode("utf-8", "backslashreplace").decode()
-            task.row = self._row(task, "failed", text)
-            logger.warning("Case %s failed: %s", task.row.case, text)
-            logger.debug("Case %s failed.", task.row.case, exc_info=error)
-            with suppress(Exception):  # what cannot even be named was not written by us
-                self._clear(task.files)
-        finally:
-            task.seconds += perf_counter() - begin
-            if task.row is not None and task.row.status != "kept":
-                task.row = replace(task.row, seconds=round(task.seconds, 3))
 
 
 def _is_dicom(files: CaseFiles) -> bool:

@@ -15,11 +15,10 @@ from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.io.files import printable_id
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import default_budget
-from lesionseg.pipeline.predict import CaseTask, CaseWork, PredictSettings, make_predictor
-from lesionseg.pipeline.predict_tables import PredictionRow
+from lesionseg.pipeline.predict import CaseWork, PredictSettings, make_predictor
+from lesionseg.pipeline.predict_tables import Row, begun_row
 
 MAX_ATTEMPTS = 3
 _CORES = 2  # of an actor on a CPU: one reads and writes slower than it computes
@@ -30,9 +29,9 @@ def predict_on_ray(
     cfg: PredictSettings,
     output: Path,
     cases: Sequence[CaseFiles],
-    known: Mapping[str, PredictionRow],
+    known: Mapping[str, Row],
     architectures: Mapping[str, NetworkFactory] | None = None,
-) -> Generator[PredictionRow]:
+) -> Generator[Row]:
     """Predict cases on a Ray cluster; yields rows as they are done.
 
     The cluster is the one that this process is connected to or that `ray.init` finds, else one on
@@ -49,52 +48,48 @@ def predict_on_ray(
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    died = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
         cores = int(ray.cluster_resources().get("CPU", 0))
         if not cores:
             raise ConfigError("engine=ray: the cluster has no core to compute on.")
-        each = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
         n_actors = min(gpus or max(cores // _CORES, 1), len(cases))
-        share = default_budget() / 2**30 / max(n_actors, 1)
         if cfg.inference.max_memory_gb is None:
+            share = default_budget() / 2**30 / max(n_actors, 1)
             cfg = replace(cfg, inference=replace(cfg.inference, max_memory_gb=share))
-        actor = ray.remote(
-            max_restarts=-1, max_task_retries=MAX_ATTEMPTS - 1, max_concurrency=_IN_HAND, **each
-        )(_Actor)
-        held = ray.put(architectures)  # once for all actors, however large
-        actors = [actor.remote(cfg, output.resolve(), held) for _ in range(n_actors)]
+        each = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
+        each |= {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
+        kind = ray.remote(max_concurrency=_IN_HAND, **each)(_Actor)
+        # put once for all actors, however large
+        given = cfg, output.resolve(), ray.put(known), ray.put(architectures)
+        actors = [kind.remote(*given) for _ in range(n_actors)]
         left = [replace(c, images=tuple(p.absolute() for p in c.images)) for c in reversed(cases)]
         under_way: dict[Any, tuple[Any, CaseFiles]] = {}
         suspects: list[CaseFiles] = []
-
-        def give(worker: Any) -> None:
-            if left:
-                files = left.pop()
-                task = worker.predict.remote(files, known.get(files.case))
-                under_way[task] = worker, files
-
-        for worker in actors * _IN_HAND:
-            give(worker)
-        while under_way:
+        idle = actors * _IN_HAND
+        while left or under_way:
+            while idle and left:
+                actor, files = idle.pop(), left.pop()
+                under_way[actor.predict.remote(files)] = actor, files
             (done,), _ = ray.wait(list(under_way))
-            worker, files = under_way.pop(done)
+            actor, files = under_way.pop(done)
+            idle.append(actor)
             try:
                 yield ray.get(done)
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            except died as error:
                 if getattr(error, "actor_init_failed", False):
                     raise
                 suspects.append(files)  # or the case beside it
-            give(worker)
-        for worker in actors if suspects else ():
-            ray.kill(worker)  # make room
+        for actor in actors if suspects else ():
+            ray.kill(actor)  # make room
         for files in suspects:  # each alone
-            alone = actor.remote(cfg, output.resolve(), held)
+            alone = kind.remote(*given)
             try:
-                yield ray.get(alone.predict.remote(files, None))
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+                yield ray.get(alone.predict.remote(files))
+            except died:
                 message = f"{MAX_ATTEMPTS} workers died of this case, perhaps out of memory."
-                yield PredictionRow(printable_id(files.case), status="failed", message=message)
+                yield {**begun_row(files), "status": "failed", "message": message}
             ray.kill(alone)
     finally:
         if ours:
@@ -108,19 +103,18 @@ class _Actor:
         self,
         cfg: PredictSettings,
         output: Path,
+        known: Mapping[str, Row],
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
         os.umask(0o077)  # results are their user's alone
-        self._cfg, self._output = cfg, output
-        self._predictor, self._turn = make_predictor(cfg, architectures), threading.Lock()
+        self._work = CaseWork(cfg, make_predictor(cfg, architectures), output, known)
+        self._turn = threading.Lock()
 
-    def predict(self, files: CaseFiles, earlier: PredictionRow | None) -> PredictionRow:
-        """The case's row; `earlier`: of a run before, if there was one."""
-        known = {} if earlier is None else {files.case: earlier}
-        work = CaseWork(self._cfg, self._predictor, self._output, known)
-        task = CaseTask(files)
-        work.read(task)
+    def predict(self, files: CaseFiles) -> Row:
+        """The case's row."""
+        work, task = self._work, self._work.begin(files)
+        scan = work.attempt(work.read, task)
         with self._turn:
-            work.infer(task)
-        work.write(task)
-        return task.row or PredictionRow(printable_id(files.case), status="failed")
+            inferred = work.attempt(work.infer, task, scan)
+        del scan
+        return dict(work.attempt(work.write, task, inferred))
