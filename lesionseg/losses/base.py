@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.focal import Alpha, Normaliser, check_shapes, lesion_of_class
+from lesionseg.losses.focal import Alpha, Normaliser, lesion_target
 
 Logits = Float[Tensor, "b c *spatial"]
 Labels = Shaped[Tensor, "b *any"]
@@ -48,17 +48,6 @@ class VoxelLoss(nn.Module, ABC):
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
         """The loss's terms."""
-
-
-def lesion_target(
-    labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"]
-) -> Bool[Tensor, "b k *spatial"]:
-    """Whether each voxel is a lesion of each of the K classes that `like` has channels for.
-
-    `labels`: a label map, or 0/1 of the shape of `like`. Raises as `check_shapes`.
-    """
-    check_shapes(like, labels, None)
-    return labels.bool() if labels.shape == like.shape else lesion_of_class(labels, like.shape[1])
 
 
 def region_target(
@@ -187,13 +176,12 @@ def complete_loss(loss: Any, activation: str) -> nn.Module:
         if given.get("to_onehot_y"):
             raise ConfigError("loss.to_onehot_y must be false: the targets are one-hot already.")
         softmax = activation == "softmax"
-        fitting: dict[str, bool | str] = {"sigmoid": not softmax, "activation": activation}
-        fitting |= {"softmax": softmax, "use_softmax": softmax}
+        fitting: Any = {"softmax": softmax, "use_softmax": softmax, "sigmoid": not softmax}
+        fitting["activation"] = activation
         try:
             loss = loss(**{k: v for k, v in fitting.items() if k in takes and k not in given})
         except (TypeError, ValueError) as error:
-            known = ", ".join(takes)
-            raise ConfigError(f"loss: {error}. It takes {known}.") from error
+            raise ConfigError(f"loss: {error}. It takes {', '.join(takes)}.") from error
         if not isinstance(loss, nn.Module):
             raise ConfigError(f"loss._target_ makes a {type(loss).__name__}, which is no loss.")
     if isinstance(loss, VoxelLoss) or "valid" in signature(loss.forward).parameters:

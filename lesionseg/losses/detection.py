@@ -10,9 +10,8 @@ from lesionseg.losses.base import LossTerms
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
-    check_alpha,
-    check_focal,
-    lesion_of_class,
+    check_settings,
+    lesion_target,
     sigmoid_focal_loss,
 )
 from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_giou
@@ -52,8 +51,7 @@ class DetectionLoss(nn.Module):
         self, alpha: Alpha = 0.25, gamma: float = 2.0, hard_negatives: bool = False
     ) -> None:
         super().__init__()
-        check_alpha(alpha)
-        check_focal(gamma, "sum")
+        check_settings(alpha, gamma)
         self.alpha, self.gamma, self.hard_negatives = alpha, gamma, hard_negatives
 
     @property
@@ -87,7 +85,7 @@ class DetectionLoss(nn.Module):
         if self.hard_negatives:
             # cross-entropy of the positives and of the worst background anchors of the batch
             x, labels = class_logits.float().flatten(0, 1), targets.labels.flatten()
-            truth = lesion_of_class(labels, x.shape[-1]).to(x.dtype)
+            truth = lesion_target(labels, x).to(x.dtype)
             loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
             kept, lesion = targets.valid.flatten(), positive.flatten()
             n = NEGATIVES * max(int((lesion & kept).sum()), len(targets.labels))

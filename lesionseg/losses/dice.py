@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss, lesion_target
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
     Reduction,
-    check_alpha,
-    check_focal,
+    check_settings,
+    lesion_target,
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
@@ -35,10 +35,8 @@ def dice_loss(
     Summing over the batch and `smooth` (in voxels) keep the loss of a lesion-free batch within
     [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
-    if activation == "softmax":
-        p = torch.softmax(logits.float(), dim=1)[:, 1:]
-    else:
-        p = torch.sigmoid(logits.float())
+    x = logits.float()
+    p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
     lesion = lesion_target(labels, p)
     if valid is not None:
         keep = valid.bool().unsqueeze(1)
@@ -65,8 +63,7 @@ class FocalLoss(VoxelLoss):
         super().__init__(activation)
         if reduction == "none":
             raise ConfigError("loss.reduction=none: a training loss must be one number.")
-        check_focal(gamma, reduction)  # here, not at the first step of a training
-        check_alpha(alpha)
+        check_settings(alpha, gamma, reduction)  # here, not at the first step of a training
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
 
     @property
@@ -151,11 +148,7 @@ class DiceFocalLoss(VoxelLoss):
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
         """The term `dice` and the other loss's."""
-        how: dict[str, Any] = {
-            "activation": self.activation,
-            "smooth": self.smooth,
-            "per_tile": self.per_tile,
-        }
+        how: Any = {"activation": self.activation, "smooth": self.smooth, "per_tile": self.per_tile}
         dice = dice_loss(logits, labels, valid=valid, **how)
         terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
         return {"dice": self.dice_weight * dice, **terms}

@@ -50,7 +50,7 @@ def sigmoid_focal_loss(
     Args:
         logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
         target: a label map without the class axis (0 background, k = class k; any integer dtype,
-            bool when K = 1), or of the logits' shape with 0/1 (floating: or values between).
+            bool when K = 1), or of the logits' shape with 0/1 of any dtype.
         alpha: the weight of lesions (1 − α that of background), one number or one per class, None
             for no weighting.
         gamma: how strongly well-classified elements are silenced, 0 or more.
@@ -68,41 +68,33 @@ def sigmoid_focal_loss(
     >>> [round(value, 5) for value in loss.flatten().tolist()]  # 0.75·¼·log 2, 0.25·¼·log 2
     [0.12997, 0.04332]
     """
-    check_focal(gamma, reduction, normaliser)
-    check_shapes(logits, target, valid)
-    n_classes = logits.shape[1]
-    positive = (1.0,) * n_classes if alpha is None else _per_class(alpha, n_classes)
-    negative = (1.0,) * n_classes if alpha is None else tuple(1 - a for a in positive)
-    is_map = target.shape != logits.shape
-    check_labels(target, valid, n_classes if is_map else 1)
-    lesion = lesion_of_class(target, n_classes) if is_map else target
+    check_settings(alpha, gamma, reduction, normaliser)
+    lesion, n_classes = lesion_target(target, logits, valid), logits.shape[1]
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape != logits.shape:
         keep = keep.unsqueeze(1).expand_as(logits)
-    if lesion.is_floating_point() or _needs_formula(logits, reduction):
+    _check_labels(target, keep, 1 if target.shape == logits.shape else n_classes)
+    positive = _per_class(alpha, n_classes)
+    negative = positive if alpha is None else [1 - a for a in positive]
+    double = logits.dtype == torch.float64
+    if reduction == "none" or double or torch.compiler.is_compiling():
         # zero where left out: a NaN there must reach neither value nor gradient
         x = logits if keep is None else logits.masked_fill(~keep, 0)
-        x = x if x.dtype == torch.float64 else x.float()
-        loss = _sigmoid_formula(x, lesion, positive, negative, gamma)
-        loss = loss if keep is None else loss.masked_fill(~keep, 0)
-        if reduction == "none":
-            return loss
-        total, n_positive = loss.sum(), (lesion if keep is None else lesion * keep).sum()
+        x = x if double else x.float()
+        by_class = (x.new_tensor(w).view(-1, *[1] * (x.ndim - 2)) for w in (positive, negative))
+        weight = torch.where(lesion, *by_class)
+        loss: Any = weight * _formula(torch.where(lesion, -x, x), gamma)
     else:
-        lesion = lesion.bool()
-        same = len(set(positive)) == len(set(negative)) == 1
-        columns: Any = [(logits, lesion, keep)]
-        if not same:
-            masks = [None] * n_classes if keep is None else keep.unbind(1)
-            columns = zip(logits.unbind(1), lesion.unbind(1), masks, strict=True)
-        weights = zip(positive, negative, strict=True)
+        alike = len({*positive}) == 1
         sums: list[Any] = [
-            _SummedFocal.apply(x, y, mask, a, b, gamma)  # type: ignore[no-untyped-call]
-            for (x, y, mask), (a, b) in zip(columns, weights, strict=False)
+            _SummedFocal.apply(  # type: ignore[no-untyped-call]
+                *(t if t is None else t[:, k] for t in (logits, lesion, keep)),
+                *(positive[k][0], negative[k][0], gamma),
+            )
+            for k in ([slice(None)] if alike else [slice(k, k + 1) for k in range(n_classes)])
         ]
-        total, n_positive = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
-    n_valid = lesion.numel() if keep is None else keep.sum()
-    return _divided(total, reduction, normaliser, n_positive, n_valid)
+        loss = torch.stack(sums).sum()
+    return _reduced(loss, lesion, keep, reduction, normaliser)
 
 
 def softmax_focal_loss(
@@ -134,39 +126,38 @@ def softmax_focal_loss(
     >>> [round(value, 5) for value in loss.flatten().tolist()]  # 0.75·¼·log 2, 0.25·¼·log 2
     [0.12997, 0.04332]
     """
-    check_focal(gamma, reduction, normaliser)
-    check_shapes(logits, target, valid, least_classes=2, label_map=True)
-    n_classes = logits.shape[1]
-    weights = (1.0,) * n_classes if alpha is None else _per_class(alpha, n_classes)
+    check_settings(alpha, gamma, reduction, normaliser)
+    check_shapes(logits, target, valid, exclusive=True)
+    weights = _per_class(alpha, logits.shape[1])
     if isinstance(alpha, int | float):
-        weights = (1 - weights[0], *weights[1:])
-    if valid is not None:
-        valid = valid.bool().all(dim=1) if valid.shape == logits.shape else valid.bool()
-    check_labels(target, valid, n_classes - 1)
-    n_positive = (target > 0 if valid is None else (target > 0) & valid).sum()
-    if n_classes > 2 or _needs_formula(logits, reduction):
-        labels = (target if valid is None else target.masked_fill(~valid, 0)).long()
-        x = logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), 0)
-        x = x if x.dtype == torch.float64 else x.float()
-        index = labels.unsqueeze(1)
-        others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
-        error_logit = others - x.gather(1, index)[:, 0]
-        loss = _class_tensor(weights, x)[labels] * _formula(error_logit, gamma)
-        loss = loss if valid is None else loss.masked_fill(~valid, 0)
-        if reduction == "none":
-            return loss
-        total = loss.sum()
-    else:  # the softmax of two classes is the sigmoid of their difference
-        difference = logits[:, 1].float() - logits[:, 0].float()
-        total, _ = _SummedFocal.apply(  # type: ignore[no-untyped-call]
-            difference, target.bool(), valid, weights[1], weights[0], gamma
+        weights[0] = 1 - weights[0]
+    keep = None if valid is None else valid.bool()
+    if keep is not None and keep.shape == logits.shape:
+        keep = keep.all(dim=1)
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    if len(weights) == 2:  # the softmax of two classes is the sigmoid of their difference
+        total = sum(weights)
+        loss = total * sigmoid_focal_loss(
+            x[:, 1:] - x[:, :1],
+            target,
+            alpha=weights[1] / total if total else 0,
+            gamma=gamma,
+            reduction=reduction,
+            valid=keep,
+            normaliser=normaliser,
         )
-    n_valid = target.numel() if valid is None else valid.sum()
-    return _divided(total, reduction, normaliser, n_positive, n_valid)
+        return loss[:, 0] if reduction == "none" else loss
+    _check_labels(target, keep, len(weights) - 1)
+    if keep is not None:
+        x, target = x.masked_fill(~keep.unsqueeze(1), 0), target.masked_fill(~keep, 0)
+    index = target.long().unsqueeze(1)
+    others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
+    loss = _formula(others - x.gather(1, index)[:, 0], gamma) * x.new_tensor(weights)[index[:, 0]]
+    return _reduced(loss, target > 0, keep, reduction, normaliser)
 
 
 class _SummedFocal(torch.autograd.Function):
-    """The sum of the loss and the number of lesion elements; the gradient in the same walk.
+    """The sum of the loss; the gradient in the same walk.
 
     Every block is computed as if it were background, then the few lesion elements anew.
     """
@@ -180,9 +171,9 @@ class _SummedFocal(torch.autograd.Function):
         positive: float,
         negative: float,
         gamma: float,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        total, n_positive = gradient.new_zeros(()), 0
+        total = gradient.new_zeros(())
         size = BLOCK if logits.device.type == "cpu" else max(logits.numel(), 1)
         blocks = [torch.split(t.reshape(-1), size) for t in (logits, lesion, gradient)]
         masks = [None] * len(blocks[0]) if keep is None else torch.split(keep.reshape(-1), size)
@@ -191,7 +182,6 @@ class _SummedFocal(torch.autograd.Function):
             if mask is not None:  # a NaN that is left out must reach neither value nor gradient
                 x, is_lesion = x.masked_fill(~mask, 0), is_lesion & mask
             place = is_lesion.nonzero()[:, 0]
-            n_positive += len(place)
             error, loss = torch.sigmoid(x), F.softplus(x)
             weight = (error**gamma).mul_(negative)
             weight = weight if mask is None else weight.mul_(mask)
@@ -204,15 +194,46 @@ class _SummedFocal(torch.autograd.Function):
             total += torch.dot(weight, loss)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        count = total.new_tensor(n_positive)
-        ctx.mark_non_differentiable(count)
-        return total, count
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype), None, None, None, None, None
+
+
+def _formula(error_logit: Tensor, gamma: float) -> Tensor:
+    """(1 − p_t)^γ · (−log p_t) of each error logit; differentiable any number of times."""
+    return torch.exp(-gamma * F.softplus(-error_logit)) * F.softplus(error_logit)
+
+
+def _reduced(
+    loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
+) -> Tensor:
+    """Single losses, or their sum, reduced."""
+    if keep is not None and loss.ndim:
+        loss = loss.masked_fill(~keep, 0)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        normaliser = max(lesion.numel(), 1) if keep is None else keep.sum().clamp_min(1)
+    elif normaliser is None:
+        normaliser = (lesion if keep is None else lesion & keep).count_nonzero().clamp_min(1)
+    elif isinstance(normaliser, Tensor):
+        normaliser = normaliser.to(loss, non_blocking=True)
+    return loss.sum() / normaliser
+
+
+def _per_class(alpha: Alpha, n_classes: int) -> list[float]:
+    """α of each class; 1 for no weighting."""
+    values = 1.0 if alpha is None else alpha
+    each = [values] * n_classes if isinstance(values, int | float) else [*map(float, values)]
+    if len(each) != n_classes:
+        raise ConfigError(f"alpha has {len(each)} numbers; give one, or {n_classes}, per class.")
+    return each
 
 
 def posterior_logits(
@@ -236,7 +257,7 @@ def posterior_logits(
     log_p, log_q = -F.softplus(-logits), -F.softplus(logits)
     values = [0.5] if alpha is None else [alpha] if isinstance(alpha, float | int) else [*alpha]
     odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in values]
-    prior = torch.tensor(odds, device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
+    prior = torch.tensor(odds, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
 
 
@@ -249,70 +270,29 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
     return log_v - gamma * log_rest - torch.log1p(gamma * quotient)
 
 
-def _formula(error_logit: Tensor, gamma: float) -> Tensor:
-    """(1 − p_t)^γ · (−log p_t) of each error logit; differentiable any number of times."""
-    cross_entropy = F.softplus(error_logit)
-    if gamma == 0:
-        return cross_entropy
-    return torch.exp(-gamma * F.softplus(-error_logit)) * cross_entropy
-
-
-def _sigmoid_formula(
-    x: Tensor, target: Tensor, positive: Sequence[float], negative: Sequence[float], gamma: float
-) -> Tensor:
-    """The loss of each logit; of a target y between 0 and 1, 1 − p_t, log p_t and α_t are mixed."""
-    axes = (-1, *[1] * (x.ndim - 2))
-    lesion_weight, rest_weight = (_class_tensor(w, x).view(axes) for w in (positive, negative))
-    if not target.is_floating_point():
-        target = target.bool()
-        loss = _formula(torch.where(target, -x, x), gamma)
-        return torch.where(target, lesion_weight, rest_weight) * loss
-    y = target.to(x.dtype)
-    loss = y * F.softplus(-x) + (1 - y) * F.softplus(x)
-    if gamma != 0:
-        error = y * torch.sigmoid(-x) + (1 - y) * torch.sigmoid(x)
-        loss = error.clamp_min(torch.finfo(error.dtype).tiny).pow(gamma) * loss
-    return (y * lesion_weight + (1 - y) * rest_weight) * loss
-
-
-def _divided(
-    total: Tensor, reduction: str, normaliser: Normaliser, n_positive: Tensor, n_valid: Tensor | int
-) -> Float[Tensor, ""]:
-    if reduction == "sum":
-        return total
-    if reduction == "mean":
-        return total / (max(n_valid, 1) if isinstance(n_valid, int) else n_valid.clamp_min(1))
-    if normaliser is None:
-        return total / n_positive.clamp_min(1)
-    if isinstance(normaliser, Tensor):
-        normaliser = normaliser.to(total, non_blocking=True)
-    return total / normaliser
-
-
-def _needs_formula(logits: Tensor, reduction: str) -> bool:
-    """Whether single losses, a compiler's fusion or several derivatives (fp64) are asked for."""
-    double = logits.dtype == torch.float64
-    return reduction == "none" or double or torch.compiler.is_compiling()
-
-
-def _class_tensor(weights: Sequence[float], like: Tensor) -> Float[Tensor, " k"]:
-    """One number per class on the device of `like`, sent there without waiting for it."""
-    return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)
-
-
-def lesion_of_class(
-    labels: Shaped[Tensor, "b *spatial"], n_classes: int
+def lesion_target(
+    labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"], valid: Any = None
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Whether each voxel is a lesion of class 1..K, one channel per class; labels are 0..K."""
-    if n_classes == 1:  # bytes are read as they are: a comparison would take as long as a sigmoid
-        bits = labels.view(torch.bool) if labels.dtype == torch.uint8 else labels == 1
-        return bits.unsqueeze(1)
-    classes = torch.arange(1, n_classes + 1, device=labels.device)
+    """Whether each voxel is a lesion of each of the K classes that `like` has channels for.
+
+    `labels`: a label map, or 0/1 of the shape of `like`. Raises as `check_shapes`.
+    """
+    check_shapes(like, labels, valid)
+    if labels.shape == like.shape:
+        return labels.bool()
+    if like.shape[1] == 1:  # a comparison would take as long as a sigmoid
+        return labels.bool().unsqueeze(1)
+    classes = torch.arange(1, like.shape[1] + 1, device=labels.device)
     return labels.unsqueeze(1) == classes.view(-1, *[1] * (labels.ndim - 1))
 
 
-def check_focal(gamma: float, reduction: str, normaliser: Normaliser = None) -> None:
+def check_settings(
+    alpha: Alpha, gamma: float, reduction: str = "sum", normaliser: Normaliser = None
+) -> None:
     """Raises `ConfigError` for settings of a focal loss that mean nothing."""
+    values = () if alpha is None else (alpha,) if isinstance(alpha, int | float) else alpha
+    if not all(0 <= value <= 1 for value in values):
+        raise ConfigError(f"alpha={alpha}: α must lie in [0, 1].")
     if not 0 <= gamma < math.inf:
         raise ConfigError(f"gamma={gamma}: γ must be a finite number of at least 0.")
     if reduction not in ("none", "mean", "sum", "per_positive"):
@@ -323,68 +303,46 @@ def check_focal(gamma: float, reduction: str, normaliser: Normaliser = None) -> 
         raise ConfigError(f"normaliser={normaliser} must be above 0.")
 
 
-def check_alpha(alpha: Alpha) -> None:
-    """Raises `ConfigError` for weights outside [0, 1]."""
-    values = () if alpha is None else (alpha,) if isinstance(alpha, int | float) else alpha
-    if not all(0 <= value <= 1 for value in values):
-        raise ConfigError(f"alpha={alpha}: α must lie in [0, 1].")
-
-
-def _per_class(alpha: float | Sequence[float], n_classes: int) -> tuple[float, ...]:
-    check_alpha(alpha)
-    values = (alpha,) * n_classes if isinstance(alpha, int | float) else tuple(alpha)
-    if len(values) != n_classes:
-        raise ConfigError(f"alpha has {len(values)} numbers; give one, or {n_classes}, per class.")
-    return tuple(map(float, values))
-
-
 def check_shapes(
-    logits: Tensor,
-    target: Tensor,
-    valid: Tensor | None,
-    *,
-    least_classes: int = 1,
-    label_map: bool = False,
+    logits: Tensor, target: Tensor, valid: Tensor | None, *, exclusive: bool = False
 ) -> None:
-    """Raises `GeometryError` or `ContentError` for tensors that no loss fits together.
+    """Raises `GeometryError` or `ContentError` for tensors that do not fit together.
 
-    `label_map`: a target of the logits' own shape is wrong, too.
+    `exclusive`: the first channel is background, and the target a label map.
     """
     if not logits.is_floating_point():
         raise ContentError(f"Logits must be floating point, not {logits.dtype}.")
-    if logits.ndim < 2 or logits.shape[1] < least_classes:
-        seen = tuple(logits.shape)
-        raise GeometryError(f"Logits of shape {seen} need [B, K, …] with K ≥ {least_classes}.")
-    spatial = (logits.shape[0], *logits.shape[2:])
-    if target.shape == spatial and target.shape != logits.shape:
-        if target.is_floating_point() or target.is_complex():
+    shape, least = tuple(logits.shape), 1 + exclusive
+    if len(shape) < 2 or shape[1] < least:
+        raise GeometryError(f"Logits of shape {shape} need [B, K, …] with K ≥ {least}.")
+    spatial = (shape[0], *shape[2:])
+    if target.shape == spatial:
+        if target.is_floating_point():
             raise ContentError(f"A label map must hold integers, not {target.dtype}.")
-    elif label_map or target.shape != logits.shape:
+    elif exclusive or target.shape != shape:
         raise GeometryError(
-            f"A target of shape {tuple(target.shape)} does not fit logits {tuple(logits.shape)}. "
+            f"A target of shape {tuple(target.shape)} does not fit logits {shape}. "
             f"Give labels {spatial} (0 background, k = class k)."
         )
-    if valid is not None and valid.shape not in (logits.shape, spatial):
+    if valid is not None and valid.shape not in (shape, spatial):
         raise GeometryError(
-            f"A valid mask of shape {tuple(valid.shape)} fits neither {spatial} nor "
-            f"{tuple(logits.shape)}."
+            f"valid of shape {tuple(valid.shape)} fits neither {spatial} nor logits."
         )
 
 
-def check_labels(target: Tensor, valid: Tensor | None, highest: int) -> None:
-    """Raises `ContentError` for valid labels outside 0..`highest`; looks on the CPU only."""
-    if target.device.type != "cpu" or target.numel() == 0 or target.dtype == torch.bool:
-        return
-    if torch.compiler.is_compiling():  # a look at values would break the graph
-        return
-    lowest, largest = (value.item() for value in torch.aminmax(target))
-    if not (lowest >= 0 and largest <= highest) and valid is not None:
-        left_out = ~valid.bool()
-        if left_out.ndim != target.ndim:
-            left_out = left_out.all(1) if left_out.ndim > target.ndim else left_out.unsqueeze(1)
-        lowest, largest = (v.item() for v in torch.aminmax(target.masked_fill(left_out, 0)))
-    if not (lowest >= 0 and largest <= highest):
-        raise ContentError(
-            f"The target holds values from {lowest} to {largest}, but the classes of these logits "
-            f"are 0 to {highest}. Leave other voxels out with `valid`."
-        )
+def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
+    """Raises `ContentError` unless what is kept are whole numbers from 0 to `highest`."""
+    if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
+        return  # a look at values would wait for a GPU, or break the graph
+    for looked_at in (None,) if keep is None else (None, keep):
+        seen = target
+        if looked_at is not None:  # of single logits: where any of them is kept
+            some = looked_at.any(1) if looked_at.ndim > target.ndim else looked_at
+            seen = target.masked_fill(~some, 0)
+        low, high = torch.aminmax(seen) if seen.numel() else (0, 0)
+        if low >= 0 and high <= highest and not (seen.is_floating_point() and seen.frac().any()):
+            return
+    raise ContentError(
+        f"The target holds values from {low} to {high}, but the classes of these logits are 0 to "
+        f"{highest}. Leave other voxels out with `valid`."
+    )

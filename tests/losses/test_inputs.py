@@ -52,7 +52,7 @@ def test_refuses_labels_that_are_no_class(value: int) -> None:
 
 
 def test_refuses_targets_that_are_no_probability() -> None:
-    for wrong in (-0.1, 1.1, float("nan")):
+    for wrong in (-0.1, 0.5, 1.1, float("nan")):
         with pytest.raises(ContentError):
             sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), wrong))
     with pytest.raises(ContentError):
