@@ -1,18 +1,38 @@
-"""What one file may cost, checked before memory is allocated for it."""
+"""What one file may cost: sizes checked before allocating, and native decoders in a worker process.
 
+A damaged file may crash such a library (ITK, Pillow, TIFF, DICOM's JPEGs, COCO's run lengths), fill
+the memory or never end. The worker reads it within limits of memory and time, and its death is that
+file's failure alone. It is no sandbox.
+"""
+
+import atexit
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock, Timer
+from time import monotonic
+from typing import IO, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
 # technical notes); rounded up, and small files are let through whatever they claim
 _MOST_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
+_BYTES_PER_SECOND = 2e6  # of a slow network disk, on top of the time that any file may take
+_LIBRARIES_BYTES = 2**30  # what decoders take beside the voxels
+_BYTES_PER_VOXEL = 16  # 64-bit numbers twice: as decoded, and in the order of the array
+_COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class FileLimits:
 
 
 _limits = FileLimits()
+_process: subprocess.Popen[bytes] | None = None
+_lock = Lock()  # threads take turns
 
 
 def limits() -> FileLimits:
@@ -39,15 +61,13 @@ def limits() -> FileLimits:
 
 
 def set_limits(limits: FileLimits) -> None:
-    """Set the limits of this process and of its worker (`io.worker`)."""
+    """Set the limits of this process and of its worker."""
     global _limits  # a reader deep in a dataset is handed no settings
     _limits = limits
 
 
 def check_file(path: Path) -> None:
     """Raise `ReadError` unless it is a regular file (no pipe, no folder) with at least one byte."""
-    if path.is_dir():
-        raise ReadError(f"{path}: a folder where an image file was expected.")
     if not path.is_file():
         raise ReadError(f"{path}: no such file. Check its name and folder.")
     if path.stat().st_size == 0:
@@ -97,3 +117,104 @@ def reading(path: Path) -> Iterator[None]:
         raise ReadError(
             f"{path}: cannot be read ({words}). Check it in a viewer, or copy it again."
         ) from error
+
+
+def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+    """What `read(*args, **settings)` returns or raises, run in this process's worker.
+
+    `read` is a function of a module, its first argument the file, or what to call it. Raises
+    `ReadError` when it crashes, or takes more time or memory than `limits()` allow a file.
+    """
+    global _process
+    where, seconds = args[0], _limits.read_seconds
+    with suppress(OSError):
+        seconds += Path(str(where)).stat().st_size / _BYTES_PER_SECOND
+    with _lock:
+        if _process is None or _process.poll() is not None:
+            stop()
+            _process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pipesize=2**20,  # voxels in larger pieces
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        jobs, replies = cast(IO[bytes], _process.stdin), cast(IO[bytes], _process.stdout)
+        timer, begin = Timer(seconds, _process.kill), monotonic()
+        timer.start()
+        try:
+            pickle.dump((read, args, settings, _limits), jobs)
+            jobs.flush()
+            failed, value = pickle.load(replies)  # voxels go straight into their array
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            late = monotonic() - begin >= seconds
+            what = f"took longer than {seconds:.0f} s" if late else "crashed on it"
+            stop()
+            raise ReadError(
+                f"{where}: the reader {what}. Write the file again in a viewer, or leave it out."
+            ) from error
+        except BaseException:  # interrupted: the reply still to come is no other file's
+            stop()
+            raise
+        finally:
+            timer.cancel()
+    if failed:
+        raise value
+    return value  # type: ignore[no-any-return]  # what `read` returns
+
+
+@atexit.register
+def stop() -> None:
+    """End the worker; the next file starts another."""
+    global _process
+    process, _process = _process, None
+    if process is not None:
+        process.kill()
+        with suppress(OSError):  # unsent bytes of a pipe whose reader is gone
+            process.communicate()
+
+
+def _forget() -> None:
+    """In a forked process the worker is the parent's, and its pipes are left as they are."""
+    global _process, _lock
+    if _process is not None:
+        _process.returncode = 0
+    _process, _lock = None, Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def serve() -> None:
+    """What the worker does: jobs from standard input, replies to standard output, until it ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print goes nowhere
+    with suppress(OSError):  # where memory runs out all the same, this process is ended first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    while True:
+        try:
+            read, args, settings, file_limits = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        set_limits(file_limits)
+        with suppress(ImportError, OSError, ValueError):  # Linux alone
+            import resource
+
+            page = resource.getpagesize()
+            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * page
+            allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
+            soft = mapped + min(allowed, os.sysconf("SC_PHYS_PAGES") * page)
+            resource.setrlimit(
+                resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1])
+            )
+        try:
+            reply = (False, read(*args, **settings))
+        except Exception as error:  # raised again by the other process
+            reply = (True, error)
+        pickle.dump(reply, replies, protocol=5)
+        replies.flush()

@@ -11,8 +11,7 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
 from lesionseg.io.files import atomic_path
-from lesionseg.io.limits import check_file, reading
-from lesionseg.io.worker import in_worker
+from lesionseg.io.limits import check_file, in_worker, reading
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 

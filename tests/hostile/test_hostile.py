@@ -14,8 +14,7 @@ from PIL import Image
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io import worker
-from lesionseg.io.limits import FileLimits, limits, set_limits
+from lesionseg.io.limits import FileLimits, in_worker, limits, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 SECRET = "root:x:0:0"
@@ -142,10 +141,10 @@ def test_the_worker_s_death_is_that_file_s_failure_alone(tmp_path: Path) -> None
     try:
         for misbehave, words in ((crash, "crashed"), (hang, "longer than 8 s")):
             with pytest.raises(ReadError, match=rf"bad\.png: .*{words}"):
-                worker.in_worker(misbehave, bad)
+                in_worker(misbehave, bad)
             assert read_volume(good).array.sum() == 4
         with pytest.raises(MemoryError):
-            worker.in_worker(grow, bad)
+            in_worker(grow, bad)
         assert read_volume(good).array.sum() == 4
     finally:
         set_limits(before)

@@ -86,11 +86,11 @@ def test_enhanced_files_are_read_through_their_per_frame_groups(
 UNFIT: list[tuple[dict[str, Any], type[LesionsegError], str]] = [
     ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, r"c\.dcm: a localiser"),
     ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, r"c\.dcm: a secondary capture"),
-    ({"EchoTime": 80.0}, ReadError, "different echo time .80, none"),
-    ({"DiffusionBValue": 1000.0}, ReadError, "different b-value"),
+    ({"EchoTime": 80.0}, GeometryError, r"c\.dcm.*echo time"),
+    ({"DiffusionBValue": 1000.0}, GeometryError, r"c\.dcm.*b-value"),
     ({"ImagePositionPatient": None}, ReadError, r"c\.dcm: ImagePositionPatient"),
     ({"PixelSpacing": [-1, 1]}, ReadError, r"c\.dcm: PixelSpacing"),
-    ({"SeriesInstanceUID": "1.2.3.5"}, ReadError, r"2 DICOM series.*c\.dcm"),
+    ({"SeriesInstanceUID": "1.2.3.5"}, GeometryError, r"c\.dcm.*series"),
     ({"PixelSpacing": [0.75, 0.6]}, GeometryError, r"c\.dcm.*pixel size"),
     ({"Rows": 3, "PixelData": b"\0" * 36}, GeometryError, r"c\.dcm.*number of pixels"),
     ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, GeometryError, "direction"),
@@ -110,9 +110,9 @@ def test_what_is_no_slice_of_one_volume_is_named(
 
 def test_slices_twice_apart_or_missing(series: Series, grid: Geometry) -> None:
     at_one = place(grid, 1)
-    with pytest.raises(ReadError, match="duplicates"):
+    with pytest.raises(GeometryError, match="duplicates"):
         read_volume(series({2: at_one}))
-    with pytest.raises(ReadError, match="acquisition differ"):
+    with pytest.raises(GeometryError, match="acquisition differ"):
         read_volume(series({2: {**at_one, "AcquisitionNumber": 2}}))
     read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
     with pytest.raises(GeometryError, match="not evenly spaced"):  # by over 5 %
@@ -254,7 +254,7 @@ def test_jpeg_is_decoded_by_pillow(tmp_path: Path, syntax: str, kind: str, off: 
 
 def test_what_nothing_decodes_is_named(tmp_path: Path) -> None:
     video = "1.2.840.10008.1.2.4.102"
-    with pytest.raises(ReadError, match=r"a\.dcm: nothing installed decodes MPEG-4"):
+    with pytest.raises(ReadError, match=r"a\.dcm: .*MPEG-4"):
         read_volume(in_jpeg(tmp_path / "a.dcm", b"\0\0", video))
 
 
@@ -365,7 +365,7 @@ def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
     assert read_volume(tmp_path).geometry.dims == 2
     xray(tmp_path / "b.dcm")
     assert {c.case for c in find_images(tmp_path, 1)} == {"a", "b"}
-    with pytest.raises(ReadError, match="2 radiographs"):
+    with pytest.raises(ReadError, match="several images"):
         read_volume(tmp_path)
 
 

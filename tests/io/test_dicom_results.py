@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.cases import read_case
-from lesionseg.io.dicom.headers import is_image
+from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.seg import (
     MOST_SEGMENTS,
@@ -190,7 +190,7 @@ def test_patient_study_and_source_are_the_scans(tmp_path: Path) -> None:
         assert made.SeriesInstanceUID not in {f.SeriesInstanceUID for f in files}
         assert (made.ContentDate, made.ContentTime) == ("20240131", "101112")
         assert made.ManufacturerModelName == "lesionseg"
-        assert not is_image(made)
+        assert image_header(path) is None
     seg = hd.seg.segread(tmp_path / "A_seg.dcm")
     assert seg.FrameOfReferenceUID == "1.2.9"
     assert {uids[2] for uids in seg.get_source_image_uids()} == {f.SOPInstanceUID for f in files}
@@ -408,7 +408,7 @@ def test_what_the_library_refuses_is_told_without_the_patient(tmp_path: Path) ->
         write_segmentation(
             tmp_path / "a.dcm",
             prediction,
-            SourceSeries((broken,), source.slices, source.moment),
+            SourceSeries((broken,), source.slices),
             ORIGIN,
             LABELS,
         )

@@ -12,31 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, pip_install
-from lesionseg.io.limits import check_claim, reading
-from lesionseg.io.worker import in_worker
+from lesionseg.io.limits import check_claim, in_worker, reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
-logger = logging.getLogger(__name__)
-
 # DICOM's axes run to the patient's left and back, those of the affines here to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SUFFIXES = (".dcm", ".dicom", ".ima")
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # CR, DX, mammography, intra-oral, each for presentation and processing: PS3.4 table B.5-1
 _XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1(\.[123](\.1)?)?")
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
-# storage classes without an image of the patient, PS3.4 table B.5-1: waveforms, presentation
-# states, raw data, registrations, segmentations, reports, documents, radiotherapy but its images
-_OTHER_OBJECTS = re.compile(
-    r"1\.2\.840\.10008\.5\.1\.4\.(34|1\.1\.(9|11|66|67|68|88|104|20[012]|481\.(?!1$)\d+))(\.|$)"
-)
+_LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _SORTED_BY = (
     *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
     *("NumberOfFrames", "SamplesPerPixel"),
 )
-_LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
 _GROUP_2 = 144  # behind the element that holds the length of group 2, PS3.10 section 7.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -44,13 +36,18 @@ _MOST_INFLATED = 2**28
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its suffix, or by the letters DICM behind the preamble."""
+    """Whether a file is DICOM: by its suffix, or by the letters DICM behind the preamble.
+
+    A file without a suffix of which no more than the first zeros were copied counts as one.
+    """
     if not path.is_file() or path.name.startswith("."):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
     with path.open("rb") as stream:
-        return stream.read(_PREAMBLE)[128:] == b"DICM"
+        start = stream.read(_PREAMBLE)
+    is_cut = len(start) < _PREAMBLE and not path.suffix.strip(".").isalpha()
+    return start[128:] == b"DICM" or (is_cut and b"DICM".startswith(start.strip(b"\0")))
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
@@ -84,55 +81,23 @@ def _inflated(path: Path) -> BytesIO:
     return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
 
 
-def image_headers(folder: Path) -> dict[Path, "Header"]:
-    """Headers of the image files right in a folder, by path.
-
-    Files that are not DICOM and other objects are left out, by name in the log. Raises `ReadError`
-    for a DICOM file that is cut short: an image must not miss a slice unnoticed.
-    """
-    headers = {}
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.name.startswith("."):
-            continue
-        header = image_header(file)
-        if header is None:
-            logger.info("%s is left out: it is not a DICOM image.", file)
-        else:
-            headers[file] = header
-    return headers
-
-
 def image_header(file: Path) -> "Header | None":
     """Header of an image; None for what is no DICOM file or another object.
 
-    Raises `ReadError` for a file that ends before it says which of the two it is.
+    Raises `ReadError` for a file that is cut short: an image must not miss a slice unnoticed.
     """
-    short = f"{file}: the DICOM file is cut short ({file.stat().st_size} bytes). Copy it again."
-    if file.name.upper() == "DICOMDIR":
-        return None
-    if not is_dicom(file):
-        # a file without a suffix may be DICOM of which no more than its start was copied
-        is_start = not file.suffix.strip(".").isalpha() and file.stat().st_size < _PREAMBLE
-        if is_start and b"DICM".startswith(file.read_bytes().strip(b"\0")):
-            raise ReadError(short)
+    if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
     header = read_header(file)
     with reading(file):
         for name in _SORTED_BY:  # pydicom understands an element when it is asked for
             header.get(name)
-    if is_image(header):
+    if "Rows" in header and str(header.get("Modality", "")) not in _NO_IMAGE:
         return header
-    uid = str(header.get("SOPClassUID", ""))
-    is_other = str(header.get("Modality", "")) in _NO_IMAGE or _OTHER_OBJECTS.match(uid)
-    is_private = bool(uid) and not uid.startswith("1.2.840.10008.")
-    if "SeriesInstanceUID" not in header or not (is_other or is_private):
-        raise ReadError(short)
+    kind = header.get("SOPClassUID")
+    if "SeriesInstanceUID" not in header or not kind or "Image Storage" in kind.name:
+        raise ReadError(f"{file}: cut short ({file.stat().st_size} bytes). Copy it again.")
     return None
-
-
-def is_image(header: "Header") -> bool:
-    """Whether it is an image, and no segmentation, contour set, report or the like."""
-    return "Rows" in header and str(header.get("Modality", "")) not in _NO_IMAGE
 
 
 def is_xray(header: "Header") -> bool:
@@ -164,46 +129,32 @@ def unfit(header: "Header") -> str:
 
 def check_scan(path: Path, header: "Header") -> None:
     """Raise `ReadError` for what is unfit, or claims more pixels than the file can hold."""
-    with reading(path):
-        if reason := unfit(header):
-            raise ReadError(f"{path}: {reason}")
-        frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
-        n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
-        n_pixels = int(header.get("Rows", 0)) * int(header.get("Columns", 0)) * n_frames
-        syntax = _syntax(header)
-        packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
-        n_bits = int(header.get("BitsAllocated", 8))
-        check_claim(path, n_pixels * n_bits // 8, compressed=packed)
-
-
-def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
-    """The pixels of a header that was read with them, as stored: `[y, x]` or `[frame, y, x]`.
-
-    Compressed ones are decoded in the worker. Raises `ReadError` for damaged pixels and where no
-    decoder is installed.
-    """
-    from pydicom.pixels.decoders.base import get_decoder
-
+    if reason := unfit(header):
+        raise ReadError(f"{path}: {reason}")
+    frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
+    n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
+    n_bits = int(header.Rows) * int(header.Columns) * n_frames * int(header.get("BitsAllocated", 8))
     syntax = _syntax(header)
-    if syntax is not None and syntax.is_compressed:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:  # video, or one that pydicom does not know
-            available = False
-        if not available:
-            raise ReadError(
-                f"{path}: nothing installed decodes {syntax.name}. "
-                'pip install "pylibjpeg[all]" pyjpegls, or export the images uncompressed.'
-            )
-        return in_worker(_decoded, path)
+    packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
+    check_claim(path, n_bits // 8, compressed=packed)
+
+
+def stored_pixels(path: Path) -> NDArray[Any]:
+    """The pixels of a file `[frame, y, x]` as stored; compressed ones are decoded in the worker.
+
+    Raises `ReadError` for damaged pixels and where no decoder is installed.
+    """
+    header = read_header(path, pixels=True)
+    syntax = _syntax(header)
+    packed = syntax is not None and syntax.is_compressed
+    return in_worker(_decoded, path) if packed else _decoded(path, header)
+
+
+def _decoded(path: Path, header: "Header | None" = None) -> NDArray[Any]:
+    header = read_header(path, pixels=True) if header is None else header
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
-        return header.pixel_array
-
-
-def _decoded(path: Path) -> NDArray[Any]:
-    with reading(path):
-        return read_header(path, pixels=True).pixel_array
+        return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
 
 
 def _syntax(header: "Header") -> Any:

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.dicom.headers import check_scan, is_xray, read_header, stored_pixels
+from lesionseg.io.dicom.headers import (
+    check_scan,
+    image_header,
+    is_dicom,
+    is_xray,
+    read_header,
+    stored_pixels,
+)
 from lesionseg.io.limits import check_grid, reading
 
 if TYPE_CHECKING:
@@ -28,6 +35,21 @@ UNKNOWN = "unknown"
 _EVERYTHING = 0.99  # of the pixels: a padding that hides more is stated wrongly
 
 
+def radiograph_file(path: Path) -> Path | None:
+    """The file when `path` is one radiograph or a folder with just that; None for all else.
+
+    Raises `ReadError` for a folder with more images.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    images = ((f, h) for f in files if is_dicom(f) and (h := image_header(f)) is not None)
+    file, header = next(images, (path, None))
+    if header is None or not is_xray(header):  # a series' other files need not be opened
+        return None
+    if next(images, None) is not None:
+        raise ReadError(f"{path}: several images, radiographs among them. Name one file.")
+    return file
+
+
 def read_radiograph(path: Path) -> Volume:
     """Read a radiograph `[1, y, x]` float32: bright is dense, whatever the file's photometry.
 
@@ -35,15 +57,13 @@ def read_radiograph(path: Path) -> Volume:
     """
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-    header = read_header(path, pixels=True)
-    geometry, stored = radiograph_geometry(path, header), stored_pixels(path, header)
+    header = read_header(path)
+    geometry, stored = radiograph_geometry(path, header), stored_pixels(path)[0]
     with reading(path):
         grey = apply_modality_lut(stored, header)
-        if header.get("VOILUTSequence") or header.get("WindowCenter") is not None:
-            if grey.dtype.kind == "f" and header.get("VOILUTSequence"):
-                grey = grey.astype(np.int64)  # a table is indexed by whole numbers
-            grey = apply_voi_lut(grey, header, index=0)
-        grey = np.asarray(grey, dtype=np.float64)
+        if grey.dtype.kind == "f" and header.get("VOILUTSequence"):
+            grey = grey.astype(np.int64)  # a table is indexed by whole numbers
+        grey = np.asarray(apply_voi_lut(grey, header, index=0), dtype=np.float64)
         photometry = str(header.get("PhotometricInterpretation", ""))
         # DX states it twice, and it is meant once
         if photometry == "MONOCHROME1" or header.get("PresentationLUTShape", "") == "INVERSE":
@@ -51,8 +71,7 @@ def read_radiograph(path: Path) -> Volume:
         valid = None
         if header.get("PixelPaddingValue") is not None:
             low = int(header.PixelPaddingValue)
-            limit = header.get("PixelPaddingRangeLimit")
-            low, high = sorted((low, low if limit is None else int(limit)))
+            low, high = sorted((low, int(header.get("PixelPaddingRangeLimit", low))))
             hidden = (stored >= low) & (stored <= high)
             if hidden.mean() > _EVERYTHING:
                 logger.warning("%s: its padding would hide the whole image; ignored.", path)
@@ -64,10 +83,7 @@ def read_radiograph(path: Path) -> Volume:
 
 def read_hidden(path: Path) -> NDArray[np.bool_] | None:
     """The padding of a radiograph; None for other images, and where there is none."""
-    header = read_header(path)
-    if not is_xray(header) or "PixelPaddingValue" not in header:
-        return None
-    valid = read_radiograph(path).valid
+    valid = read_radiograph(path).valid if is_xray(read_header(path)) else None
     return None if valid is None else ~valid
 
 
@@ -107,25 +123,23 @@ def radiograph_columns(path: Path) -> dict[str, str]:
     """What a report may group radiographs by: laterality, view, intent and worth of the size."""
     header = read_header(path)
     with reading(path):
-        side = header.get("ImageLaterality") or header.get("Laterality") or ""
+        names = ("ViewPosition", "PresentationIntentType")
+        view, intent = (str(header.get(name, "") or "") for name in names)
         return {
-            "laterality": str(side),
-            "view": str(header.get("ViewPosition", "") or ""),
-            "presentation_intent": str(header.get("PresentationIntentType", "") or ""),
+            "laterality": str(header.get("ImageLaterality") or header.get("Laterality") or ""),
+            "view": view,
+            "presentation_intent": intent,
             "pixel_size_source": pixel_size(header)[1],
         }
 
 
 def radiograph_geometry(path: Path, header: "Header") -> Geometry:
     """Shape and pixel size."""
-    check_scan(path, header)
     with reading(path):
-        if int(header.get("NumberOfFrames", None) or 1) > 1:
-            raise ReadError(f"{path}: a radiograph of several frames.")
+        check_scan(path, header)
         if str(header.get("PresentationIntentType", "")) == "FOR PROCESSING":
             logger.warning("%s is a radiograph for processing: its grey values are raw.", path)
         shape, (mm, source) = (int(header.Rows), int(header.Columns)), pixel_size(header)
-        unit = (
-            f"mm {DETECTOR}" if source == DETECTOR else "mm"
-        )  # where lengths are larger than true
+        # at the detector lengths are larger than true
+        unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
         return check_grid(path, Geometry.from_spacing(shape, mm, unit))

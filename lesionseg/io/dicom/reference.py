@@ -1,22 +1,22 @@
 """DICOM references: segmentation objects (SEG) and contours (RTSTRUCT), on the image's grid."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
-from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header, stored_pixels
+from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
+from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
 _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference may lie
-_Points = NDArray[np.float64]  # [n, 3], LPS millimetres
 
 
 def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
@@ -24,10 +24,10 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
 
     Segments and contour sets are taken by name: those called as one of `labels` (upper and lower
     case alike) get its value, others are left out; a single one with a single label needs no name.
-    Where two overlap the later label holds the voxel. Raises `ContentError` when no name fits and
-    `GeometryError` when the file was drawn on another grid.
+    Where two overlap the later one of the file holds the voxel. Raises `ContentError` when no name
+    fits and `GeometryError` when the file was drawn on another grid.
     """
-    header = read_header(path, pixels=True)
+    header = read_header(path)
     modality = str(header.get("Modality", ""))
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(f"{path}: {modality or 'no modality'}, expected SEG or RTSTRUCT.")
@@ -35,80 +35,60 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         raise GeometryError(f"{path}: a DICOM reference belongs to a volume of slices.")
     with reading(path):
         if modality == "SEG":
-            names = {
-                int(s.SegmentNumber): str(s.get("SegmentLabel", "")) for s in header.SegmentSequence
-            }
+            names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
         else:
-            regions = header.StructureSetROISequence
-            names = {int(r.ROINumber): str(r.get("ROIName", "")) for r in regions}
+            names = {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
         by_name = {name.strip().lower(): value for value, name in labels.items()}
-        values = {n: by_name.get(name.strip().lower()) for n, name in names.items()}
+        values = {n: by_name.get(str(name).strip().lower(), 0) for n, name in names.items()}
         if not any(values.values()) and len(names) == len(labels) == 1:
             values = dict(zip(names, labels, strict=True))
         if names and not any(values.values()):
             raise ContentError(
                 f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
-                f"{', '.join(sorted(set(names.values()))[:10])}. Name it in labels.json."
+                f"{', '.join(sorted({str(n) for n in names.values()})[:10])}. Name it in "
+                "labels.json."
             )
-        marked = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
         draw = _segments if modality == "SEG" else _contours
-        for number, inside in draw(
-            path, header, geometry, {n for n in values if values[n]}
-        ).items():
+        drawn = draw(path, header, geometry, [n for n in values if values[n]])
+        marked = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
+        for number, inside in drawn.items():
             marked[inside] = values[number]
     return Reference(geometry, labels=marked)
 
 
 def _segments(
-    path: Path, header: "Header", geometry: Geometry, wanted: set[int]
+    path: Path, header: "Header", geometry: Geometry, wanted: Collection[int]
 ) -> dict[int, NDArray[np.bool_]]:
     """The voxels of each wanted segment, in the order of the file."""
-    stored = stored_pixels(path, header)
-    frames = stored[np.newaxis] if stored.ndim == 2 else stored
+    check_scan(path, header)
     fractional = str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL"
     least = int(header.get("MaximumFractionalValue", 255)) / 2 if fractional else 0.5
-    shared: Any = next(iter(header.get("SharedFunctionalGroupsSequence", None) or ()), {})
-    order = [int(s.SegmentNumber) for s in header.SegmentSequence]
-    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in order if n in wanted}
-    for pixels, frame in zip(frames, header.PerFrameFunctionalGroupsSequence, strict=True):
-
-        def group(name: str, frame: Any = frame) -> Any:
-            items = frame.get(name) or shared.get(name)
-            if not items:
-                raise ReadError(f"{path}: the segmentation does not say where its frames lie.")
-            return items[0]
-
-        number = int(group("SegmentIdentificationSequence").ReferencedSegmentNumber)
-        if number not in inside:
-            continue
-        down_mm, across_mm = (float(v) for v in group("PixelMeasuresSequence").PixelSpacing)
-        orientation = group("PlaneOrientationSequence").ImageOrientationPatient
-        across, down = np.array(orientation, dtype=float).reshape(2, 3)
-        origin = np.array(group("PlanePositionSequence").ImagePositionPatient, dtype=float)
-        rows, columns = np.nonzero(pixels >= least)
-        points = rows[:, None] * down * down_mm + columns[:, None] * across * across_mm + origin
-        index = geometry.to_index(points @ LPS_TO_RAS[:3, :3])
-        inside[number][tuple(_on_grid(path, index, geometry).T)] = True
+    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in wanted}
+    for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
+        number = int(frame.elements.ReferencedSegmentNumber)
+        if number in inside:
+            points = np.argwhere(pixels >= least) @ frame.axes_mm + frame.position
+            index = _on_grid(path, geometry.to_index(points @ LPS_TO_RAS[:3, :3]), geometry)
+            inside[number][tuple(index.T)] = True
     return inside
 
 
 def _contours(
-    path: Path, header: "Header", geometry: Geometry, wanted: set[int]
+    path: Path, header: "Header", geometry: Geometry, wanted: Collection[int]
 ) -> dict[int, NDArray[np.bool_]]:
     """What the closed polygons of each wanted contour set enclose, in the order of the file."""
-    order = [int(r.ROINumber) for r in header.StructureSetROISequence]
-    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in order if n in wanted}
+    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in wanted}
     for roi in header.get("ROIContourSequence", None) or ():
+        if int(roi.ReferencedROINumber) not in inside:
+            continue
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
                 raise ReadError(f"{path}: a contour is not closed ({kind}).")
-            if int(roi.ReferencedROINumber) not in inside:
-                continue
-            points: _Points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
             index = geometry.to_index(points @ LPS_TO_RAS[:3, :3])
             slices = _on_grid(path, index[:, :1], geometry)[:, 0]
-            if len(set(slices.tolist())) > 1:
+            if np.ptp(slices):
                 raise GeometryError(f"{path}: a contour does not lie in one of the image's slices.")
             # a hole is a second contour within the first: inside both is outside
             drawn = fill_polygon(index[:, 1:], geometry.shape[1:])
@@ -120,8 +100,7 @@ def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArra
     """Pixels `[y, x]` whose centre lies inside the closed polygon `corners` `[n, 2]` (y, x).
 
     Inside is where a ray to the left crosses the outline an odd number of times. A polygon that
-    holds no centre keeps the pixel nearest to its middle, so that no lesion is lost; one outside
-    the image gives nothing.
+    holds no centre keeps the pixel nearest to its middle, so that no lesion is lost.
 
     >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
     array([[ True,  True, False],
@@ -131,12 +110,11 @@ def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArra
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
     y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
-    crossed = np.zeros(y.shape, dtype=bool)
+    crossed = inside[low[0] : high[0], low[1] : high[1]]
     for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if y0 != y1:
             between = (y0 <= y) != (y1 <= y)
             crossed ^= between & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x)
-    inside[low[0] : high[0], low[1] : high[1]] = crossed
     middle = np.rint(corners.mean(axis=0)).astype(int)
     if not inside.any() and (middle >= 0).all() and (middle < shape).all():
         inside[tuple(middle)] = True

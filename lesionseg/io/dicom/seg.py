@@ -5,10 +5,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
-from lesionseg.io.dicom.series import radiograph_file, read_stack, series_headers
+from lesionseg.io.dicom.radiograph import radiograph_file
+from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.components import present_values
 
@@ -66,20 +65,18 @@ class SourceSeries:
     """The headers of one image's files, and where each of its slices is stored.
 
     `slices`: of slice z the index into `headers` and, in a file of many, the frame from 0; none of
-    a radiograph. `moment`: date and time that results carry, so that the same run gives the same
-    bytes: the series', else the study's, else a date that is plainly none.
+    a radiograph.
     """
 
     headers: tuple["Header", ...]
     slices: tuple[tuple[int, int | None], ...]
-    moment: tuple[str, str]
 
     @property
     def is_radiograph(self) -> bool:
         return not self.slices
 
     def uid(self, *parts: object) -> str:
-        """A UID that follows from the series and `parts`: the same in every run (PS3.5, B.2)."""
+        """A UID that follows from the series and `parts`: the same in every run."""
         return made_up_uid(self.headers[0].SeriesInstanceUID, *parts)
 
     def number(self, nth: int) -> int:
@@ -100,8 +97,9 @@ class WrittenSegmentation:
 
 def made_up_uid(*parts: object) -> str:
     """A UID that follows from `parts`."""
-    digest = blake2b(repr([str(part) for part in parts]).encode(), digest_size=16).digest()
-    return f"2.25.{UUID(bytes=digest, version=4).int}"
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid(entropy_srcs=[repr([str(part) for part in parts])]))
 
 
 def read_source(path: Path) -> SourceSeries:
@@ -115,8 +113,8 @@ def read_source(path: Path) -> SourceSeries:
         _complete(header)
         if not all(name in header for name in _LOCATED):
             header.pop("FrameOfReferenceUID", None)  # of what has no place it says nothing
-        return SourceSeries((header,), (), _moment(header))
-    files = {path: read_header(path)} if path.is_file() else series_headers(path)
+        return SourceSeries((header,), ())
+    files = series_headers(path)
     stack, geometry = read_stack(path)
     index: dict[Path, int] = {}
     slices = [(index.setdefault(p.path, len(index)), p.frame) for p in stack]
@@ -125,7 +123,7 @@ def read_source(path: Path) -> SourceSeries:
         _complete(header)
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
-    return SourceSeries(headers, tuple(slices), _moment(headers[0]))
+    return SourceSeries(headers, tuple(slices))
 
 
 def write_segmentation(
@@ -147,18 +145,14 @@ def write_segmentation(
     accepted = [c for c in prediction.candidates if c.accepted and c.id in present]
     if not accepted:
         return None
-    of_candidate = {c.id: n for n, c in enumerate(accepted, start=1)}
-    names = [_name(labels, c.label) for c in accepted]
-    tracked = [tracking_name(c, labels) for c in accepted]
-    values: NDArray[Any] = prediction.instances
-    number = of_candidate
-    if len(accepted) > MOST_SEGMENTS or prediction.values is not None:
-        values = prediction.mask()
+    by_label = len(accepted) > MOST_SEGMENTS or prediction.values is not None
+    values: NDArray[Any] = prediction.mask() if by_label else prediction.instances
+    segments = [(c.id, _name(labels, c.label), tracking_name(c, labels)) for c in accepted]
+    if by_label:
         shown = sorted(value for value in present_values(values) if value)
-        number, of_candidate = {value: n for n, value in enumerate(shown, start=1)}, {}
-        names = tracked = [_name(labels, value) for value in shown]
-    number_of = np.zeros(int(values.max()) + 1, np.uint16)  # 0: in no segment
-    number_of[list(number)] = list(number.values())
+        segments = [(value, _name(labels, value), _name(labels, value)) for value in shown]
+    number_of = np.zeros(int(values.max()) + 1, np.uint16)  # of a value its segment; 0: in none
+    number_of[[value for value, *_ in segments]] = np.arange(len(segments)) + 1
     hd = require_highdicom()
     with making(path):
         algorithm = hd.AlgorithmIdentificationSequence(
@@ -168,23 +162,23 @@ def write_segmentation(
             source="lesionseg",
             parameters=origin.parameters,
         )
+        lesion, kind = lesion_codes(hd)
         descriptions = [
             hd.seg.SegmentDescription(
                 segment_number=n,
                 segment_label=name,
-                segmented_property_type=lesion_codes(hd)[0],
-                segmented_property_category=lesion_codes(hd)[1],
+                segmented_property_type=lesion,
+                segmented_property_category=kind,
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
                 tracking_id=tracking,
                 tracking_uid=source.uid("tracking", origin.key, tracking),
                 display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
             )
-            for n, (name, tracking) in enumerate(zip(names, tracked, strict=True), start=1)
+            for n, (_, name, tracking) in enumerate(segments, start=1)
         ]
         images, pixels = _on_frames(hd, prediction, values, number_of, source)
         used = {id(image) for image in images}
-        date, time = source.moment
         dataset = hd.seg.Segmentation(
             source_images=images,
             pixel_array=pixels,
@@ -194,23 +188,17 @@ def write_segmentation(
             series_number=source.number(1),
             # another machine may round otherwise: what differs must not be called the same
             sop_instance_uid=source.uid("SEG", origin.key, prediction.candidates),
-            instance_number=1,
-            manufacturer="lesionseg",
-            manufacturer_model_name="lesionseg",
-            software_versions=origin.version,
-            device_serial_number=origin.bundle,
             content_label="LESIONS",
             content_description=RESEARCH_ONLY,
             series_description="lesionseg: lesions (research use only)",
-            content_date=date,
-            content_time=time,
             further_source_images=[h for h in source.headers if id(h) not in used] or None,
-            specific_character_set="ISO_IR 192",
+            **equipment(source, origin),
         )
         uid = source.uid("dimensions", origin.key)  # the library draws a random one
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
         save_dicom(path, dataset)
+    of_candidate = {} if by_label else {c.id: n for n, c in enumerate(accepted, start=1)}
     return WrittenSegmentation(dataset, of_candidate)
 
 
@@ -223,6 +211,21 @@ def lesion_codes(hd: Any) -> tuple[Any, Any]:
     """The codes of a lesion, and of what it is a kind of."""
     kind = hd.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
     return hd.sr.CodedConcept("52988006", "SCT", "Lesion"), kind
+
+
+def equipment(source: SourceSeries, origin: ResultOrigin) -> dict[str, Any]:
+    """What segmentation and report state alike; their date is the study's: a run repeats itself."""
+    header = source.headers[0]
+    return {
+        "instance_number": 1,
+        "manufacturer": "lesionseg",
+        "manufacturer_model_name": "lesionseg",
+        "software_versions": origin.version,
+        "device_serial_number": origin.bundle,
+        "content_date": header.StudyDate or "19700101",
+        "content_time": header.StudyTime or "000000",
+        "specific_character_set": "ISO_IR 192",
+    }
 
 
 def require_highdicom() -> Any:
@@ -295,36 +298,22 @@ def _name(labels: Mapping[int, str], value: int) -> str:
 
 def _complete(header: "Header") -> None:
     """Add the elements that a result takes over from its source."""
+    from pydicom.valuerep import DA, TM
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in _MAY_BE_EMPTY:
             if header.get(name) is None:
                 setattr(header, name, "")
-        for name in ("PatientBirthDate", "StudyDate", "StudyTime"):
-            setattr(header, name, _valid(header, name))
+        for name, parse in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+            try:
+                parse(str(header[name].value))
+            except ValueError:
+                setattr(header, name, "")
         if str(header.PatientSex) not in ("M", "F", "O"):
             header.PatientSex = ""
         header.Modality = str(header.get("Modality", None) or "OT")
-        if not header.get("SeriesInstanceUID"):
-            header.SeriesInstanceUID = made_up_uid(header.SOPInstanceUID)
-        for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
             if not header.get(name):
-                setattr(header, name, made_up_uid(header.SeriesInstanceUID, name))
-
-
-def _moment(header: "Header") -> tuple[str, str]:
-    for what in ("Series", "Study"):
-        if date := _valid(header, f"{what}Date"):
-            return date, _valid(header, f"{what}Time") or "000000"
-    return "19700101", "000000"
-
-
-def _valid(header: "Header", name: str) -> str:
-    """A date or time as DICOM writes it; empty when it is none."""
-    from pydicom.valuerep import DA, TM
-
-    text = str(header.get(name, None) or "")
-    try:
-        return text if (DA if name.endswith("Date") else TM)(text) is not None else ""
-    except ValueError:
-        return ""
+                parent = "SOPInstanceUID" if name.startswith("Series") else "SeriesInstanceUID"
+                setattr(header, name, made_up_uid(header[parent].value, name))

@@ -5,12 +5,11 @@ file exists: it is how a manifest, and prediction on a whole study, point into t
 """
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +21,12 @@ from lesionseg.io.dicom.headers import (
     SUFFIXES,
     check_scan,
     image_header,
-    image_headers,
-    is_dicom,
-    is_image,
     is_xray,
     read_header,
     stored_pixels,
     unfit,
 )
-from lesionseg.io.dicom.radiograph import radiograph_geometry, read_radiograph
+from lesionseg.io.dicom.radiograph import radiograph_file, radiograph_geometry, read_radiograph
 from lesionseg.io.limits import check_grid, reading
 
 if TYPE_CHECKING:
@@ -39,21 +35,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "series="
-# by which images of one place differ: group of an enhanced file, its element, a classic file's
-_TELLING = {
-    "echo time": ("MREchoSequence", "EffectiveEchoTime", "EchoTime"),
-    "b-value": ("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
-    "time": ("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier"),
-    "acquisition": ("FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber"),
-    "trigger time": (
-        "CardiacSynchronizationSequence",
-        "NominalCardiacTriggerDelayTime",
-        "TriggerTime",
-    ),
+# what may tell two images at one place apart: element of an enhanced frame, of a classic file
+_CONTRASTS = {
+    "echo time": ("EffectiveEchoTime", "EchoTime"),
+    "b-value": ("DiffusionBValue", "DiffusionBValue"),
+    "time": ("TemporalPositionIndex", "TemporalPositionIdentifier"),
+    "acquisition": ("FrameAcquisitionNumber", "AcquisitionNumber"),
+    "trigger time": ("NominalCardiacTriggerDelayTime", "TriggerTime"),
 }
-UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
+_UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
 _SAME_PLACE_MM = 1e-2
-_SAME_DIRECTION = 1e-4
 _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
 
 
@@ -61,28 +52,34 @@ _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbou
 class DicomSlice:
     """One slice: a classic file, or frame `frame` of an enhanced one.
 
-    `position`: centre of the first pixel, LPS millimetres; `across`, `down`: unit vectors along
-    rows and columns; `pixel_mm`: (down, across). Values are `slope · stored + intercept`.
-    `telling`: what may tell repeated positions apart.
+    `elements`: the file's, with those of the frame's functional groups; `position`: centre of the
+    first pixel, LPS millimetres; `directions` `[2, 3]`: unit vectors along rows and columns;
+    `pixel_mm` `[2]`: down, across.
     """
 
     path: Path
     frame: int | None
-    series: str
-    shape: tuple[int, int]
+    elements: "Header"
     position: NDArray[np.float64]
-    across: NDArray[np.float64]
-    down: NDArray[np.float64]
-    pixel_mm: tuple[float, float]
-    thickness_mm: float | None
-    slope: float
-    intercept: float
-    telling: Mapping[str, str]
+    directions: NDArray[np.float64]
+    pixel_mm: NDArray[np.float64]
 
     @property
     def name(self) -> str:
         """File, and frame counted from 1, for messages."""
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.elements.Rows), int(self.elements.Columns)
+
+    @property
+    def axes_mm(self) -> NDArray[np.float64]:
+        """Millimetres from a row, and from a column, to the next one `[2, 3]`."""
+        return self.directions[::-1] * self.pixel_mm[:, None]
+
+    def contrast(self, what: str) -> object:
+        return self.elements.get(_CONTRASTS[what][self.frame is None])
 
 
 def read_dicom(path: Path) -> Volume:
@@ -92,23 +89,19 @@ def read_dicom(path: Path) -> Volume:
     distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
     axes: see `radiograph`. Raises `ReadError` and `GeometryError` naming the file at fault.
     """
+    from pydicom.pixels.processing import apply_modality_lut
+
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph(radiograph)
     slices, geometry = read_stack(path)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
-    by_path: dict[Path, list[int]] = {}
-    for index, piece in enumerate(slices):
-        by_path.setdefault(piece.path, []).append(index)
-    for file, indices in by_path.items():
-        stored = stored_pixels(file, read_header(file, pixels=True))
-        for index in indices:
-            piece = slices[index]
-            several = stored.ndim == 3 and (piece.frame or 0) < len(stored)
-            pixels = stored[piece.frame] if several and piece.frame is not None else stored
-            if pixels.shape != piece.shape:
-                raise ReadError(f"{file}: pixels {pixels.shape}, the header says {piece.shape}.")
-            values[0, index] = pixels.astype(np.float64) * piece.slope + piece.intercept
+    file, pixels = Path(), np.empty(0)
+    for z, piece in enumerate(slices):
+        if piece.path != file:
+            file, pixels = piece.path, stored_pixels(piece.path)
+        with reading(file):
+            values[0, z] = apply_modality_lut(pixels[piece.frame or 0], piece.elements)
     return Volume(values, geometry)
 
 
@@ -133,17 +126,25 @@ def folder_name(folder: Path) -> str:
 
 
 def series_headers(path: Path) -> dict[Path, "Header"]:
-    """Headers of the images of a folder, or of one series in it. Raises `ReadError` for none."""
-    series = split_series(path)
-    if series is None:
-        return image_headers(path)
-    folder, name = series
-    everything = image_headers(folder)
-    headers = {f: h for f, h in everything.items() if name in (_number(h), _uid(h))}
-    if not headers:
-        known = ", ".join(sorted({_PREFIX + _number(h) for h in everything.values()}))
-        raise ReadError(f"{path}: the folder holds no such series, only {known or 'none'}.")
-    return headers
+    """Headers of the images that a file, a folder or a series in it holds, by file.
+
+    Files right in the folder that are no images are named in the log. Raises `ReadError` where
+    there is no image, and for a file that is cut short.
+    """
+    folder, name = split_series(path) or (path, None)
+    headers: dict[Path, Header] = {}
+    for file in [path] if path.is_file() else sorted(folder.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            header = image_header(file)
+            if header is None:
+                logger.info("%s is left out: it is not a DICOM image.", file)
+            else:
+                headers[file] = header
+    wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
+    if not wanted:
+        known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
+        raise ReadError(f"{path}: no DICOM image there{known and f', only {known}'}.")
+    return wanted
 
 
 def group_files(files: Sequence[Path]) -> dict[Path, str]:
@@ -154,219 +155,145 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
     Localisers, secondary captures and the like are left out, and named in the log. A file that is
     damaged counts as an image, so that reading it says so; beside series, reading those does.
     """
-    names: dict[Path, str] = {}
-    series: dict[str, dict[Path, Header]] = {}
-    damaged = []
+    images: dict[Path, str] = {}
+    damaged: dict[Path, str] = {}
+    series: dict[str, dict[Path, Header]] = defaultdict(dict)
     for file in files:
         try:
             header = image_header(file)
-        except ReadError as error:
-            if isinstance(error.__cause__, ImportError):
-                raise
-            damaged.append(file)
+        except ReadError:
+            damaged[file] = _stem(file)
             continue
         if header is None:
             logger.info("%s is left out: it is not a DICOM image.", file)
         elif is_xray(header):
-            names[file] = _stem(file)
+            images[file] = _stem(file)
         else:
-            series.setdefault(_uid(header), {})[file] = header
+            series[_uid(header)][file] = header
     fit = []
     for headers in series.values():
-        reasons = [unfit(header) for header in headers.values()]
-        if all(reasons):
-            logger.warning(
-                "%s (%d files) left out: %s", next(iter(headers)), len(headers), reasons[0]
-            )
-        else:
-            fit.append(headers)
-    if not fit:
-        names |= {file: _stem(file) for file in damaged}
-    if len(series) == len(fit) == 1:
-        (headers,) = fit
-        file = next(iter(headers))
-        one = len(headers) == 1
-        return {**names, (file if one else file.parent): _stem(file) if one else _folder(file)}
-    numbers = [_number(next(iter(headers.values()))) for headers in fit]
-    for number, headers in zip(numbers, fit, strict=True):
         file, header = next(iter(headers.items()))
-        key = number if number and numbers.count(number) == 1 else _uid(header)
-        called = _folder(file) if len(fit) == 1 else f"{_folder(file)}_{key}"
-        names[file.parent / f"{_PREFIX}{key}"] = called
-    return names
-
-
-def radiograph_file(path: Path) -> Path | None:
-    """The file when `path` is one radiograph or a folder with just that; None for all else.
-
-    Raises `ReadError` for a folder of several.
-    """
-    if path.is_file():
-        return path if is_dicom(path) and is_xray(read_header(path)) else None
-    if not path.is_dir():
-        return None
-    first = next(
-        (h for f in sorted(path.iterdir()) if is_dicom(f) and (h := image_header(f))), None
-    )
-    if first is None or not is_xray(first):  # a series' other files need not be opened
-        return None
-    headers = image_headers(path)
-    if len(headers) > 1 and all(is_xray(header) for header in headers.values()):
-        raise ReadError(f"{path}: {len(headers)} radiographs. Name one file, not the folder.")
-    return next(iter(headers)) if len(headers) == 1 else None
+        if all(map(unfit, headers.values())):
+            logger.warning("%s (%d files) left out: %s", file, len(headers), unfit(header))
+        else:
+            fit.append((file, header, len(headers)))
+    if not fit:
+        return {**images, **damaged}
+    numbers = [_number(header) for _, header, _ in fit]
+    for (file, header, n_files), number in zip(fit, numbers, strict=True):
+        name = folder_name(file.parent)
+        if len(series) > 1:  # also beside series that are left out
+            key = number if number and numbers.count(number) == 1 else _uid(header)
+            images[file.parent / f"{_PREFIX}{key}"] = name if len(fit) == 1 else f"{name}_{key}"
+        elif n_files > 1:
+            images[file.parent] = name
+        else:
+            images[file] = _stem(file)
+    return images
 
 
 def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
     """The slices of a folder's series, or of one file, in ascending order; and their grid.
 
     Raises `ReadError` and `GeometryError` naming the files at fault: several series, differing
-    shapes, directions or pixel sizes, two slices at one place, steps that differ by more than 5 %
-    of the slice distance, a tilted gantry.
+    shapes, directions, pixel sizes or contrasts, two slices at one place, steps that differ by more
+    than 5 % of the slice distance, a tilted gantry.
     """
-    headers = {path: read_header(path)} if path.is_file() else series_headers(path)
-    if not headers:
-        raise ReadError(f"{path}: a folder without a DICOM image.")
     slices: list[DicomSlice] = []
-    for file, header in headers.items():
-        if not is_image(header):
-            raise ReadError(f"{file}: no image ({header.get('Modality')}).")
-        check_scan(file, header)
+    for file, header in series_headers(path).items():
         with reading(file):
-            if "PerFrameFunctionalGroupsSequence" not in header:
-                slices.append(_slice(file, header, None, ()))
-                continue
-            shared = header.get("SharedFunctionalGroupsSequence", None) or ()
-            for n, frame in enumerate(header.PerFrameFunctionalGroupsSequence):
-                slices.append(_slice(file, header, n, (frame, *shared[:1])))
+            check_scan(file, header)
+            slices += read_slices(file, header)
     first = slices[0]
-    series = Counter(piece.series for piece in slices)
-    if len(series) > 1:
-        odd = next(p for p in slices if p.series != series.most_common(1)[0][0])
-        raise ReadError(
-            f"{path}: {len(series)} DICOM series ({odd.name} is of another than the most). "
-            "Sort the files into one folder a series."
-        )
     for piece in slices:
-        turned = np.abs([piece.across - first.across, piece.down - first.down]).max()
-        for differs, what in (
-            (turned > _SAME_DIRECTION, "direction"),
-            (piece.shape != first.shape, "number of pixels"),
-            (not np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4), "pixel size"),
-        ):
-            if differs:
-                raise GeometryError(
-                    f"{path}: {piece.name} and {first.name} differ in their {what}. "
-                    "Keep the slices of one stack in the folder."
-                )
-    for what in ("echo time", "b-value"):  # two images, though no place is taken twice
-        seen = sorted({piece.telling[what] for piece in slices})
-        if len(seen) > 1:
-            raise ReadError(
-                f"{path}: the series mixes images of different {what} ({', '.join(seen[:6])}). "
-                "Sort the files into one folder for each, or name one as its own channel."
+        same = {
+            "direction": np.allclose(piece.directions, first.directions, atol=1e-4),
+            "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
+            "number of pixels": piece.shape == first.shape,
+            "series": _uid(piece.elements) == _uid(first.elements),
+            **{w: piece.contrast(w) == first.contrast(w) for w in ("echo time", "b-value")},
+        }
+        if not all(same.values()):
+            what = ", ".join(what for what, is_same in same.items() if not is_same)
+            raise GeometryError(
+                f"{path}: {piece.name} and {first.name} differ in their {what}. "
+                "Sort the files into a folder for each stack of slices."
             )
-    normal = np.cross(first.across, first.down)
-    order = sorted(slices, key=lambda piece: float(piece.position @ normal))
-    for one, other in pairwise(order):
-        if float((other.position - one.position) @ normal) <= _SAME_PLACE_MM:
-            differ = [what for what in _TELLING if one.telling[what] != other.telling[what]]
-            raise ReadError(
-                f"{path}: {one.name} and {other.name} lie at the same place "
-                f"({' and '.join(differ) + ' differ' if differ else 'duplicates'}). "
-                "Keep one of the two files, or sort them into a folder each."
-            )
-    if len(order) == 1:
-        logger.warning("%s: a single slice; its thickness stands for the slice distance.", path)
-        step = normal * (first.thickness_mm or 1.0)
-        return order, check_grid(path, _grid(order, step))
-    places = np.stack([piece.position for piece in order])
+    normal = np.cross(*first.directions)
+    slices.sort(key=lambda piece: float(piece.position @ normal))
+    places = np.stack([piece.position for piece in slices])
     steps = np.diff(places, axis=0)
-    usual = np.median(steps, axis=0)
-    off = np.linalg.norm(steps - usual, axis=1) / np.linalg.norm(usual)
-    if (off > UNEVEN).any():
-        n = int(off.argmax())
+    for n in np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)[:1]:
+        one, two = slices[n], slices[n + 1]
+        differ = [what for what in _CONTRASTS if one.contrast(what) != two.contrast(what)]
         raise GeometryError(
-            f"{path}: not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm between "
-            f"{order[n].name} and {order[n + 1].name}, elsewhere {np.linalg.norm(usual):.4g} mm. "
-            "Copy the missing file, or leave the series out."
+            f"{path}: {one.name} and {two.name} lie at the same place "
+            f"({' and '.join(differ) + ' differ' if differ else 'duplicates'}). "
+            "Keep one of the two files, or sort them into a folder each."
         )
-    whole = places[-1] - places[0]
-    drift = np.array([whole @ first.down, whole @ first.across]) / first.pixel_mm
-    if np.abs(drift).max() > _DRIFT_PIXELS:
-        angle = np.degrees(np.arccos(np.clip(whole @ normal / np.linalg.norm(whole), -1, 1)))
-        raise GeometryError(
-            f"{path}: the gantry was tilted by {angle:.1f} degrees. Convert the series with "
-            "dcm2niix, which straightens it, and use its NIfTI file."
-        )
-    return order, check_grid(path, _grid(order, whole / (len(order) - 1)))
-
-
-def _grid(slices: Sequence[DicomSlice], step: NDArray[np.float64]) -> Geometry:
-    """The grid of slices with `step` (LPS millimetres) from one to the next."""
-    first = slices[0]
+    if len(slices) == 1:
+        logger.warning("%s: a single slice; its thickness stands for the slice distance.", path)
+        step = normal * float(first.elements.get("SliceThickness") or 1)
+    else:
+        usual, whole = np.median(steps, axis=0), places[-1] - places[0]
+        distance, step = float(np.linalg.norm(usual)), whole / len(steps)
+        off = np.linalg.norm(steps - usual, axis=1)
+        if off.max() > _UNEVEN * distance:
+            n = int(off.argmax())
+            raise GeometryError(
+                f"{path}: not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm between "
+                f"{slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
+                "Copy the missing file, or leave the series out."
+            )
+        drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
+        if drift.max() > _DRIFT_PIXELS:
+            angle = np.degrees(np.arccos(min(whole @ normal / np.linalg.norm(whole), 1.0)))
+            raise GeometryError(
+                f"{path}: the gantry was tilted by {angle:.1f} degrees. Convert the series with "
+                "dcm2niix, which straightens it, and use its NIfTI file."
+            )
     affine = np.eye(4)
     affine[:3, 0] = step
-    affine[:3, 1] = first.down * first.pixel_mm[0]
-    affine[:3, 2] = first.across * first.pixel_mm[1]
-    affine[:3, 3] = first.position
-    return Geometry((len(slices), *first.shape), LPS_TO_RAS @ affine)
+    affine[:3, 1:3] = first.axes_mm.T
+    affine[:3, 3] = places[0]
+    shape = (len(slices), *first.shape)
+    return slices, check_grid(path, Geometry(shape, LPS_TO_RAS @ affine))
 
 
-def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, ...]) -> DicomSlice:
-    """A classic file's slice, or a frame's, whose elements lie in functional groups."""
-    if frame is None and "ModalityLUTSequence" in header:
-        raise ReadError(f"{path}: maps its values by a table, which is not read.")
+def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
+    """A classic file's slice, or those of an enhanced one, whose elements lie in groups."""
+    from pydicom.dataset import Dataset
 
-    def get(sequence: str, name: str) -> Any:
-        if frame is None:
-            return header.get(name)
-        group: Any = next((g.get(sequence)[0] for g in groups if g.get(sequence)), {})
-        return group.get(name)
+    shared = header.get("SharedFunctionalGroupsSequence", None) or ()
+    frames = header.get("PerFrameFunctionalGroupsSequence", None)
+    for n, frame in enumerate(frames or [Dataset()]):
+        elements = Dataset()
+        elements.update(header)
+        for group in (*shared[:1], frame) if frames else ():
+            for sequence in group:
+                if sequence.VR == "SQ" and sequence.value:
+                    elements.update(sequence.value[0])
 
-    def numbers(sequence: str, name: str, n: int) -> NDArray[np.float64]:
-        value = get(sequence, name)
-        values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
-        if len(values) != n or (n == 2 and values.min() <= 0):
-            raise ReadError(f"{path}: {name} is {values.tolist()}, expected {n} numbers.")
-        return values
+        def numbers(name: str, n: int, elements: "Header" = elements) -> NDArray[np.float64]:
+            value = elements.get(name)
+            values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
+            if len(values) != n or (name == "PixelSpacing" and values.min() <= 0):
+                raise ReadError(f"{path}: {name} is {values.tolist()}, expected {n} numbers.")
+            return values
 
-    def text(value: Any) -> str:
-        if isinstance(value, float):  # DS, FD: the same number is written in many ways
-            return f"{value:g}"
-        return "none" if value is None else str(value)
-
-    def number(sequence: str, name: str) -> float | None:
-        value = get(sequence, name)
-        return None if value in (None, "") else float(value)
-
-    directions = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    pixel_mm = numbers("PixelMeasuresSequence", "PixelSpacing", 2)
-    slope = number("PixelValueTransformationSequence", "RescaleSlope")
-    return DicomSlice(
-        path=path,
-        frame=frame,
-        series=_uid(header),
-        shape=(int(header.Rows), int(header.Columns)),
-        position=numbers("PlanePositionSequence", "ImagePositionPatient", 3),
-        across=directions[:3] / np.linalg.norm(directions[:3]),
-        down=directions[3:] / np.linalg.norm(directions[3:]),
-        pixel_mm=(float(pixel_mm[0]), float(pixel_mm[1])),
-        thickness_mm=number("PixelMeasuresSequence", "SliceThickness"),
-        slope=1.0 if slope is None else slope,
-        intercept=number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
-        telling={
-            what: text(get(group, element if frame is not None else classic))
-            for what, (group, element, classic) in _TELLING.items()
-        },
-    )
+        directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
+        yield DicomSlice(
+            path,
+            n if frames else None,
+            elements,
+            numbers("ImagePositionPatient", 3),
+            directions / np.linalg.norm(directions, axis=1, keepdims=True),
+            numbers("PixelSpacing", 2),
+        )
 
 
 def _stem(file: Path) -> str:
     return file.stem if file.suffix.lower() in SUFFIXES else file.name
-
-
-def _folder(file: Path) -> str:
-    return folder_name(file.parent)
 
 
 def _number(header: "Header") -> str:

@@ -19,8 +19,8 @@ from lesionseg.errors import ContentError, DatasetError, GeometryError, Lesionse
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import file_size, is_count, is_number
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
+from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
-from lesionseg.io.worker import in_worker
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
-from lesionseg.io.dicom.radiograph import radiograph_columns
-from lesionseg.io.dicom.series import radiograph_file
+from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.checks import find_ambiguous, find_problems, raise_problems
 from lesionseg.io.layouts.coco import read_coco, recognises_coco
