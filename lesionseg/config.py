@@ -170,7 +170,7 @@ class TrainConfig(Settings):
     callbacks: tuple[Spec, ...]
     logger: tuple[Spec, ...]
     preset: str
-    operating_point: str
+    operating_point: Annotated[str, Field(pattern=r"^(fp_per_case|sensitivity|score):\d*\.?\d+$")]
     rate_confidence: Annotated[float, Field(gt=0, lt=1)] | None
     run_dir: str | None
     seed: Seed

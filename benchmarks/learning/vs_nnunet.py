@@ -50,14 +50,12 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import Rules, labelled, score_predicted
-from lesionseg.pipeline.select import ChoiceSettings
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
-CHOICE = ChoiceSettings(calibration="none", rate_confidence=None)
-RULES = Rules(PRESETS["lesionseg"], CHOICE, {})  # for all tools
+RULES = Rules(PRESETS["lesionseg"], "fp_per_case:1", None, 0, {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
 LARGEST_TILES = "model.batch_size=2"  # a plan whose batch is chosen keeps the largest tiles
@@ -292,7 +290,7 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    return score_predicted(found, run, RULES).scores
+    return score_predicted(found, run, RULES)[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

@@ -111,10 +111,10 @@ class OperatingPoint:
     `name`: `fp_per_case:1`, `sensitivity:0.9` or `score:0.37`. `chosen_on`: the role of the cases
     it was chosen on (`validation`, or `out-of-fold`), None for a score given by hand.
     `lesion_recall` and `false_positives_per_case` are what those cases gave, with 95 % intervals
-    that resample groups. The `expected_` ones are what the same choice gives where it may not look:
-    every fold accepted by the score that the others choose. `attainable_recall` is the highest
-    recall that any score gave. `confidence`: the chance that as many new cases give no more false
-    positives per case than the name says; None where the observed rate was taken.
+    for patients like these. `expected_false_positives_per_case` is what the choice gives on average
+    on new cases. `attainable_recall` is the highest recall that any score gave. `confidence`: the
+    chance that as many new cases give no more false positives per case than the name says; None
+    where that was not asked for, or cannot be had.
     """
 
     name: str
@@ -124,10 +124,8 @@ class OperatingPoint:
     false_positives_per_case: float | None = None
     lesion_recall_ci95: tuple[float, float] | None = None
     false_positives_per_case_ci95: tuple[float, float] | None = None
-    expected_recall: float | None = None
     expected_false_positives_per_case: float | None = None
     attainable_recall: float | None = None
-    expected_false_positives_per_case_ci95: tuple[float, float] | None = None
     confidence: float | None = None
 
 

@@ -32,6 +32,7 @@ from lesionseg.evaluation.intervals import (
     ratio,
 )
 from lesionseg.evaluation.subgroups import ZONE, Columns, Members, find_subgroups
+from lesionseg.ops.host_memory import without_collection
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ BOXES = "boxes have no voxels to compare"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
 
+@without_collection()
 def summarise(
     results: Sequence[CaseResult],
     preset: Preset,
@@ -427,5 +429,5 @@ def _operating_point(
     }
     if point is None:
         return {**found, "reason": NO_OPERATING_POINT}
-    expected = ("expected_recall", "expected_false_positives_per_case", "confidence")
+    expected = ("expected_false_positives_per_case", "confidence")
     return {**found, **{name: v for name in expected if (v := getattr(point, name)) is not None}}

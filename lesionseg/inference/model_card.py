@@ -55,9 +55,8 @@ painted as {{ value }}
 {{ p.lesion_recall | interval(p.lesion_recall_ci95) }} with \
 {{ p.false_positives_per_case | interval(p.false_positives_per_case_ci95) }} false positives per \
 case{% endif %}\
-{% if p.expected_recall is not none %}; to expect: {{ p.expected_recall | number }} with \
-{{ p.expected_false_positives_per_case | interval(p.expected_false_positives_per_case_ci95) }}\
-{% endif %}
+{% if p.expected_false_positives_per_case is not none %}, and \
+{{ p.expected_false_positives_per_case | number }} expected on new cases{% endif %}
 
 {% else %}
 - no operating point was chosen; accepted from score 0.5

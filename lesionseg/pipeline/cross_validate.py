@@ -99,15 +99,15 @@ def _gather(
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     rules = recipe.rules(origin)
-    judged = score_folds(whole, folds, run / "oof", rules)
+    choice, scores = score_folds(whole, folds, run / "oof", rules)
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
-    choice = replace(judged.choice, voxel_calibration=voxels)
+    choice = replace(choice, voxel_calibration=voxels)
     plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
-    keep_bundle(members.networks, plan, judged.scores, origin, run, members.check)
+    keep_bundle(members.networks, plan, scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
     tested = score_role(predictor, whole, run / "test", "test", rules)
-    return plan, {"out of fold": judged.scores} | ({"test": tested} if tested else {})
+    return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
 
 
 def _recipe_of(recipe: Recipe, fold: FoldRun) -> Recipe:

@@ -20,7 +20,6 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryEr
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
-from lesionseg.evaluation.operating_point import describe, with_intervals
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_rows
 from lesionseg.io.cases import read_mask
@@ -492,8 +491,8 @@ def _choose_point(results: Sequence[CaseResult], rate: float) -> OperatingPoint:
     """
     point = choose(results, fp_per_case=rate, quiet=True)
     if point.score <= min((c.score or 0.0 for r in results for c in r.candidates), default=1.0):
-        point = describe(point.name, 0.0, results)
-    return with_intervals(point, results)
+        point = replace(point, score=0.0)
+    return point
 
 
 # --- rows, pictures, report ----------------------------------------------------------------------

@@ -118,9 +118,6 @@ def _train(cfg: config.TrainConfig) -> Any:
         report=cfg.report,
         operating_point=cfg.operating_point,
         rate_confidence=cfg.rate_confidence,
-        calibration="platt",
-        calibrate_voxels=True,
-        replicates=1000,
         config={"command": "train", **cfg.plain()},
     )
 

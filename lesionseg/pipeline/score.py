@@ -21,16 +21,23 @@ from lesionseg.core import (
     OperatingPoint,
     Prediction,
     Reference,
+    Role,
     Volume,
     Zones,
 )
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose, match_case, summarise
+from lesionseg.evaluation import (
+    CaseResult,
+    MatchedCase,
+    Preset,
+    choose,
+    match_case,
+    summarise,
+)
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_tables
-from lesionseg.inference.accept import without_small
 from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
@@ -43,17 +50,14 @@ from lesionseg.io.predictions import (
     write_prediction,
 )
 from lesionseg.io.volumes import read_geometry
-from lesionseg.ops.host_memory import without_collection
+from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.pipeline.select import (
-    LEAST_SIZE,
     VOXELS,
     Choice,
-    ChoiceSettings,
     LevelCounts,
-    least_diameter,
     select,
     select_voxel_calibration,
 )
@@ -63,9 +67,88 @@ log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
 OUT_OF_FOLD = "out-of-fold"
+Scores = Mapping[str, Any]
 
 
 # --- files beside files --------------------------------------------------------------------------
+
+
+def match_cases(
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
+    preset: Preset,
+    *,
+    dataset: Dataset | None = None,
+    zones: ZoneFolder | None = None,
+    resample: bool = False,
+    progress: Advance | None = None,
+) -> Iterator[MatchedCase]:
+    """Match each case with its prediction, if it has one; what was read is freed before the next.
+
+    `dataset` is None for masks alone; `resample`: see `read_on_grid`.
+    """
+    regions = dataset.regions if dataset else ()
+    for done, files in enumerate(cases, start=1):
+        reference, prediction = open_reference(files, dataset), None
+        if files.case in predictions:
+            prediction = read_on_grid(
+                predictions[files.case],
+                reference.geometry,
+                resample=resample,
+                united=bool(regions),
+            )
+        yield match_case(
+            reference,
+            prediction,
+            preset,
+            case=files.case,
+            group=files.group,
+            role=files.role or "",
+            regions=regions,
+            zones=zones.read(files.case) if zones else None,
+        )
+        if progress:
+            progress(files.case, done, len(cases))
+
+
+def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
+    """The reference of a case on its image's grid, of which the header alone is read."""
+    if dataset is not None:
+        reference = read_reference(files, dataset, read_grid(files, dataset))
+    else:
+        path = files.reference
+        reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
+    if reference is None:
+        raise DatasetError(f"Case {files.case} has no reference.")
+    return reference
+
+
+def read_on_grid(
+    files: PredictionFiles, geometry: Geometry, *, resample: bool = False, united: bool = False
+) -> Prediction:
+    """Read a prediction on the grid of its reference.
+
+    One on another grid is resampled when that is asked for, else a `GeometryError`. `united`: as in
+    `read_prediction`.
+    """
+    path = files.instances or files.mask
+    own = None if path is None else read_geometry(path, raster_mm=1.0)
+    if own is not None and own.dims == geometry.dims == 2:
+        # rasters state no position: they show what the reference shows, whatever their size
+        zoom = np.array(geometry.shape) / np.array(own.shape)
+        to_reference = np.diag([*zoom, 1.0])
+        to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
+        own = Geometry(own.shape, geometry.affine @ to_reference)
+    if own is None or own.matches(geometry):
+        return read_prediction(files, geometry=geometry, united=united)
+    if not resample:
+        raise GeometryError(
+            f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
+            f"{describe_grid(geometry)}, {own.distance_mm(geometry):.4g} mm off. Give "
+            "resample=true, or resample it with the program that wrote it."
+        )
+    log.warning("Resampled onto the grid of its reference: %s", files.case)
+    return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,48 +188,11 @@ def match_pairs(
             progress(pair.case, done, len(pairs))
 
 
-def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """The reference of a case on its image's grid, of which the header alone is read."""
-    if dataset is not None:
-        reference = read_reference(files, dataset, read_grid(files, dataset))
-    else:
-        path = files.reference
-        reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
-    if reference is None:
-        raise DatasetError(f"Case {files.case} has no reference.")
-    return reference
-
-
 def prediction_reader(
     files: PredictionFiles, *, resample: bool = False, united: bool = False
 ) -> Callable[[Geometry], Prediction]:
-    """Reads a case's prediction when it is given the reference's grid.
-
-    A prediction on another grid is resampled when that is asked for, else a `GeometryError`.
-    `united`: as in `read_prediction`.
-    """
-
-    def read(geometry: Geometry) -> Prediction:
-        path = files.instances or files.mask
-        own = None if path is None else read_geometry(path, raster_mm=1.0)
-        if own is not None and own.dims == geometry.dims == 2:
-            # rasters state no position: they show what the reference shows, whatever their size
-            zoom = np.array(geometry.shape) / np.array(own.shape)
-            to_reference = np.diag([*zoom, 1.0])
-            to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
-            own = Geometry(own.shape, geometry.affine @ to_reference)
-        if own is None or own.matches(geometry):
-            return read_prediction(files, geometry=geometry, united=united)
-        if not resample:
-            raise GeometryError(
-                f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
-                f"{describe_grid(geometry)}, {own.distance_mm(geometry):.4g} mm off. Give "
-                "resample=true, or resample it with the program that wrote it."
-            )
-        log.warning("Resampled onto the grid of its reference: %s", files.case)
-        return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
-
-    return read
+    """Reads a case's prediction when it is given the reference's grid; see `read_on_grid`."""
+    return partial(read_on_grid, files, resample=resample, united=united)
 
 
 def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
@@ -185,14 +231,12 @@ class Scoring:
     columns: Columns | None = None
     subgroups: Sequence[str] | None = None
 
-    @without_collection()
     def sum_up(self, results: Sequence[CaseResult]) -> dict[str, Any]:
         """The content of scores.json."""
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
         settings["provenance"] = {"lesionseg": lesionseg.__version__, **self.provenance}
         return summarise(results, **settings)
 
-    @without_collection()
     def write(self, output: Path, results: Sequence[CaseResult], scores: Mapping[str, Any]) -> None:
         """Write the three tables and, last, scores.json; each atomically."""
         output.mkdir(parents=True, exist_ok=True)
@@ -204,36 +248,14 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class RoleScores:
-    """Scores of one role's cases, and what was selected on them."""
-
-    scores: Mapping[str, Any]
-    choice: Choice
-
-
-@dataclass(frozen=True)
 class Rules:
     """By what cases are scored: the preset, what the user says of the selection, the provenance."""
 
     preset: Preset
-    choice: ChoiceSettings
+    operating_point: str
+    rate_confidence: float | None
+    seed: int
     origin: Mapping[str, Any]
-
-    def scoring(
-        self, survey: Survey, cases: Sequence[CaseFiles], role: str, point: OperatingPoint
-    ) -> Scoring:
-        """How these cases are summed up."""
-        return Scoring(
-            preset=self.preset,
-            evaluated_on=role,
-            operating_point=point,
-            labels=survey.dataset.lesion_labels,
-            split_is_group_safe=survey.splits.group_safe,
-            replicates=self.choice.replicates,
-            seed=self.choice.seed,
-            provenance=self.origin,
-            columns=read_columns(cases),
-        )
 
 
 @dataclass(frozen=True)
@@ -255,14 +277,14 @@ class FoldRun:
         return labelled(self.survey, "validation")
 
 
-def labelled(survey: Survey, role: str) -> list[CaseFiles]:
-    """The cases of a role that have a reference."""
-    return [c for c in survey.of_role(role) if c.reference is not None or c.annotations]
+def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
+    """The cases of a role that have a reference, as cases of this role."""
+    return [replace(c, role=role) for c in survey.of_role(role) if c.is_labelled]
 
 
 def score_validation(
     predictor: Predictor, survey: Survey, run: Path, rules: Rules
-) -> RoleScores | None:
+) -> tuple[Choice, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
     Where these cases show that outlines gain by it, voxels are calibrated and all is predicted
@@ -273,84 +295,63 @@ def score_validation(
         return None
     counts: list[LevelCounts] = []
 
-    def count(files: CaseFiles) -> Watch | None:
-        if not rules.choice.calibrate_voxels:
-            return None
+    def count(files: CaseFiles) -> Watch:
         counts.append(LevelCounts(files.group))
         return counts[-1].watch(open_reference(files, survey.dataset), plan)
 
     _predict(predictor, survey, cases, folder, count)
-    if not rules.choice.calibrate_voxels:
-        return score_predicted(survey, run, rules)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     log.info("Selected, %s: %s", VOXELS, why)
     if fit is not None:
         again = predictor.with_plan(plan.with_(voxel_calibration=fit))
         _predict(again, survey, cases, folder)
-    scored = score_predicted(survey, run, rules)
-    reasons = {**scored.choice.reasons, VOXELS: why}
-    return replace(scored, choice=replace(scored.choice, voxel_calibration=fit, reasons=reasons))
+    choice, scores = score_predicted(survey, run, rules)
+    reasons = {**choice.reasons, VOXELS: why}
+    return replace(choice, voxel_calibration=fit, reasons=reasons), scores
 
 
-def score_predicted(survey: Survey, run: Path, rules: Rules) -> RoleScores:
+def score_predicted(survey: Survey, run: Path, rules: Rules) -> tuple[Choice, Scores]:
     """Select on the predictions of the validation cases in `run/validation`, and score them.
 
     What is selected on the cases it is scored on flatters; the scores say so.
     """
-    cases, folder = labelled(survey, "validation"), run / "validation"
-    pairs = _pairs(survey, cases, folder, "validation")
-    matches = _match(pairs, rules)
-    results = [match.result(surface=False) for match in matches]
-    choice = select(results, rules.choice, chosen_on="validation")
-    scoring = rules.scoring(survey, cases, "validation", choice.points[0])
-    return RoleScores(_score_selected(pairs, matches, choice, folder, run, scoring), choice)
+    folder = run / "validation"
+    cases, predictions = labelled(survey, "validation"), find_predictions(folder)
+    return _select_and_score(survey, cases, predictions, folder, run, rules)
 
 
-def score_folds(survey: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules) -> RoleScores:
+def score_folds(
+    survey: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
+) -> tuple[Choice, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
     All cases are written again, as selected, to `output/predictions`; the folds stay as they are.
     Raises `DatasetError` for a case that validates in several folds.
     """
     fold_of: dict[str, int] = {}
+    predictions: dict[str, PredictionFiles] = {}
     for fold in folds:
+        files_of = find_predictions(fold.folder)
         for files in fold.cases:
             if files.case in fold_of:
                 raise DatasetError(f"Case {files.case} validates in more than one fold.")
             fold_of[files.case] = fold.number
-    cases = [files for files in survey.dataset.cases if files.case in fold_of]
-    rank = {files.case: i for i, files in enumerate(cases)}
-    pairs = [p for f in folds for p in _pairs(f.survey, f.cases, f.folder, "validation")]
-    pairs.sort(key=lambda pair: rank[pair.case])
-    matches = {0.0: _match(pairs, rules)}
-
-    def without(diameter: float) -> list[CaseResult]:
-        matches[diameter] = _match([_without_small(pair, diameter) for pair in pairs], rules)
-        return [match.result(surface=False) for match in matches[diameter]]
-
-    results = [match.result(surface=False) for match in matches[0.0]]
-    least, why = least_diameter(results, without, rules.choice)
-    if least:
-        results = [match.result(surface=False) for match in matches[least]]
-    choice = select(results, rules.choice, chosen_on=OUT_OF_FOLD, fold_of=fold_of)
-    reasons = {**choice.reasons, LEAST_SIZE: why}
-    choice = replace(choice, min_diameter_mm=least, reasons=reasons)
-    scoring = rules.scoring(survey, cases, "validation", choice.points[0])
+            predictions[files.case] = files_of[files.case]
+    cases = [replace(c, role="validation") for c in survey.dataset.cases if c.case in fold_of]
     folder = output / "predictions"
-    scores = _score_selected(pairs, matches[least], choice, folder, output, scoring)
-    return RoleScores(scores, choice)
+    return _select_and_score(survey, cases, predictions, folder, output, rules, fold_of)
 
 
 def score_role(
-    predictor: Predictor, survey: Survey, output: Path, role: str, rules: Rules
-) -> Mapping[str, Any] | None:
+    predictor: Predictor, survey: Survey, output: Path, role: Role, rules: Rules
+) -> Scores | None:
     """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
     cases, folder = labelled(survey, role), output / "predictions"
     if not cases:
         return None
     _predict(predictor, survey, cases, folder)
-    matches = _match(_pairs(survey, cases, folder, role), rules)
-    return _score(matches, output, rules.scoring(survey, cases, role, predictor.operating_point()))
+    matches = _match(survey, cases, find_predictions(folder), rules)
+    return _score(matches, survey, output, predictor.operating_point(), rules)
 
 
 def _predict(
@@ -378,58 +379,69 @@ def _predict(
             advance(case, done, len(cases))
 
 
-def _pairs(survey: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[CasePair]:
-    """Predictions in `folder`, each with its reference, of the cases in order."""
-    files = find_predictions(folder)
-    return [
-        CasePair(
-            case=case.case,
-            reference=partial(open_reference, case, survey.dataset),
-            prediction=prediction_reader(files[case.case]),
-            group=case.group,
-            role=role,
-            regions=survey.dataset.regions,
-        )
-        for case in cases
-    ]
-
-
-def _without_small(pair: CasePair, diameter: float) -> CasePair:
-    read = pair.prediction
-    if read is None:
-        return pair
-    return replace(pair, prediction=lambda geometry: without_small(read(geometry), diameter))
-
-
-def _match(pairs: Sequence[CasePair], rules: Rules) -> list[MatchedCase]:
+def _match(
+    survey: Survey,
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
+    rules: Rules,
+) -> list[MatchedCase]:
     with bar("Scoring") as advance:
-        return list(match_pairs(pairs, rules.preset, progress=advance))
+        return list(
+            match_cases(cases, predictions, rules.preset, dataset=survey.dataset, progress=advance)
+        )
 
 
-def _score_selected(
-    pairs: Sequence[CasePair],
-    matches: Sequence[MatchedCase],
-    choice: Choice,
+def _select_and_score(
+    survey: Survey,
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
     folder: Path,
     output: Path,
-    scoring: Scoring,
-) -> Mapping[str, Any]:
-    """Write the predictions to `folder` as selected, and score them to `output`."""
-    decided = []
-    for pair, match in zip(pairs, matches, strict=True):
-        if pair.prediction is not None:
-            before = replace(pair.prediction(match.geometry), case=pair.case)
-            prediction = choice.apply_to(before)
-            write_prediction(folder, prediction)
-            match = match.decide(prediction)
-        decided.append(match)
-    return _score(decided, output, scoring)
+    rules: Rules,
+    fold_of: Mapping[str, int] | None = None,
+) -> tuple[Choice, Scores]:
+    """Select on predictions, write them to `folder` as selected, and score them to `output`."""
+    matches = _match(survey, cases, predictions, rules)
+    choice = select(
+        [match.result(surface=False) for match in matches],
+        rules.operating_point,
+        rules.rate_confidence,
+        chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
+        fold_of=fold_of,
+    )
+    for i, match in enumerate(matches):
+        before = read_on_grid(
+            predictions[match.case], match.geometry, united=bool(survey.dataset.regions)
+        )
+        prediction = choice.apply_to(replace(before, case=match.case))
+        write_prediction(folder, prediction)
+        matches[i] = match.decide(prediction)
+    return choice, _score(matches, survey, output, choice.points[0], rules)
 
 
-def _score(matches: Sequence[MatchedCase], output: Path, scoring: Scoring) -> Mapping[str, Any]:
-    results = [match.result(scoring.operating_point) for match in matches]
-    scores = scoring.sum_up(results)
-    scoring.write(output, results, scores)
+def _score(
+    matches: Sequence[MatchedCase],
+    survey: Survey,
+    output: Path,
+    point: OperatingPoint,
+    rules: Rules,
+) -> Scores:
+    results = [match.result(point) for match in matches]
+    labels = survey.dataset.lesion_labels
+    scores = summarise(
+        results,
+        rules.preset,
+        evaluated_on=results[0].role,
+        operating_point=point,
+        labels=labels,
+        split_is_group_safe=survey.splits.group_safe,
+        seed=rules.seed,
+        provenance=rules.origin,
+        columns={files.case: files.columns for files in survey.dataset.cases},
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    write_tables(output, results, labels)
+    write_json(output / "scores.json", scores)
     return scores
 
 

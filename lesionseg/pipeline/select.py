@@ -1,4 +1,4 @@
-"""What is selected on development predictions: operating points, calibration, least size.
+"""What is selected on development predictions: operating points and calibration.
 
 Also what the voxels' probabilities are worth: a network trained on Dice or on few patients may be
 far too sure, or not nearly sure enough. Then candidates end at the wrong level, and faint lesions
@@ -7,7 +7,7 @@ ranking of voxels.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,65 +15,27 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Calibration, OperatingPoint, Prediction, Reference
 from lesionseg.core.prediction import logit
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.errors import ContentError
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.by_size import fit_logistic
 from lesionseg.evaluation.calibration import fit_calibration, fit_out_of_fold
-from lesionseg.evaluation.curves import Pool, froc
-from lesionseg.evaluation.intervals import MIN_GROUPS, draw_groups
-from lesionseg.evaluation.operating_point import (
-    attainable_recall,
-    dealt_folds,
-    describe,
-    with_expectation,
-    with_intervals,
-)
-from lesionseg.inference.accept import accept, choose_operating_point, without_small
+from lesionseg.inference.accept import accept
 from lesionseg.inference.decision import Slab, Watch
 from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
 
-# the false-positive rates and sensitivities for which every bundle stores a score
-RATES = (1.0, 0.5, 2.0, 4.0)
-SENSITIVITIES = (0.8, 0.9)
+# every bundle stores a score for these
+POINTS = (
+    *("fp_per_case:1", "fp_per_case:0.5", "fp_per_case:2", "fp_per_case:4"),
+    *("sensitivity:0.8", "sensitivity:0.9"),
+)
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
-LEAST_SIZE, VOXELS = "candidates: least diameter", "voxel calibration"
-# what is selected on predictions, by its key in the plan's reasons
-CHOSEN = ("operating point", "calibration", VOXELS, LEAST_SIZE)
-MIN_RISE = 0.01  # in mean recall, for a least size
+VOXELS = "voxel calibration"
+CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
 MIN_GAIN = 0.02  # in mean Dice, for a calibration of voxels
-_QUANTILES = (0.01, 0.05, 0.1)  # of the diameters of candidates that find a lesion
 _LEVELS = np.linspace(-12, 12, 481)  # logits at which voxels are counted, the nearest each
 _N_FOLDS = 5
-
-
-@dataclass(frozen=True)
-class ChoiceSettings:
-    """What the user asks of the selection.
-
-    `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
-    `platt` or `none`. `replicates` and `seed` are the bootstrap's. `rate_confidence`: the chance
-    that as many new cases give no more false positives than a point's name says; None takes the
-    rate observed. `calibrate_voxels`: whether voxels' probabilities may be calibrated.
-    """
-
-    accept: str | None = None
-    calibration: str = "platt"
-    replicates: int = 1000
-    seed: int = 0
-    rate_confidence: float | None = 0.9
-    calibrate_voxels: bool = True
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError`, before training, for what could not be selected after it."""
-        if self.rate_confidence is not None and not 0 < self.rate_confidence < 1:
-            raise ConfigError(f"rate_confidence: {self.rate_confidence} is not between 0 and 1.")
-        if self.calibration not in ("platt", "none"):
-            raise ConfigError(f"calibration: {self.calibration!r} is neither platt nor none.")
-        names = [f"fp_per_case:{rate:g}" for rate in RATES]
-        names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
-        choose_operating_point([OperatingPoint(known, 0.5) for known in names], self.accept)
 
 
 @dataclass(frozen=True)
@@ -88,14 +50,12 @@ class Choice:
     points: tuple[OperatingPoint, ...]
     calibration: Calibration | None = None
     calibration_of: Mapping[str, Calibration | None] = field(default_factory=dict)
-    min_diameter_mm: float = 0.0
     voxel_calibration: Calibration | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def apply_to(self, prediction: Prediction) -> Prediction:
         """A development case's prediction by the selected rules."""
-        large = without_small(prediction, self.min_diameter_mm)
-        return accept(large, self.points[0], self.calibration_of.get(prediction.case))
+        return accept(prediction, self.points[0], self.calibration_of.get(prediction.case))
 
     def added_to(self, plan: Plan) -> Plan:
         """The plan with all that was selected."""
@@ -103,7 +63,6 @@ class Choice:
             operating_points=self.points,
             calibration=self.calibration,
             voxel_calibration=self.voxel_calibration,
-            candidate_rule=replace(plan.candidate_rule, min_diameter_mm=self.min_diameter_mm),
             reasons={**plan.reasons, **self.reasons},
         )
 
@@ -115,68 +74,56 @@ def unselected(plan: Plan) -> Plan:
         calibration=None,
         voxel_calibration=None,
         n_members=1,
-        candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
         reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
     )
 
 
 def select(
     results: Sequence[CaseResult],
-    settings: ChoiceSettings,
+    operating_point: str,
+    rate_confidence: float | None,
     *,
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
 ) -> Choice:
     """Select operating points and calibration on evaluated development cases.
 
-    `fold_of`: the fold of each case; None makes folds of whole groups, for what is expected of
-    cases that took no part. Nothing is learned again: only the selection is made again.
+    `operating_point` accepts candidates, or `POINTS[0]` where it is out of reach.
+    `rate_confidence`: see `choose`. `fold_of`: the fold of each case; None deals groups into five,
+    to test the calibration on cases that had no part in its fit.
     """
-    folds = dealt_folds(results) if fold_of is None else fold_of
-    sure, reach = settings.rate_confidence, attainable_recall(results)
-    points = [
-        choose(results, fp_per_case=rate, confidence=sure, quiet=i > 0)
-        for i, rate in enumerate(RATES)
-    ]
-    for sensitivity in SENSITIVITIES:
+    points, words = dict[str, OperatingPoint](), ""
+    for name in (operating_point, *POINTS):
+        kind, _, value = name.partition(":")
+        wish = {kind.strip(): float(value), "confidence": rate_confidence}
         try:
-            points.append(choose(results, sensitivity=sensitivity))
-        except ContentError as error:  # out of reach, or no lesion at all
-            _log.info("No operating point for a sensitivity of %g: %s", sensitivity, error)
-    points = [
-        with_intervals(
-            replace(
-                with_expectation(p, results, folds, sure),
-                chosen_on=chosen_on,
-                attainable_recall=reach,
-            ),
-            results,
-        )
-        for p in points
-    ]
-    first, words = points[0], ""
-    try:
-        first = choose_operating_point(points, settings.accept)
-    except ConfigError as error:  # a run that has already trained goes on
-        words = f"{settings.accept} is out of reach ({error}); accepted by {first.name} instead. "
-    if first.name.startswith("score:"):
-        by_hand = replace(describe(first.name, first.score, results), chosen_on=None)
-        first = with_intervals(replace(by_hand, attainable_recall=reach), results)
-    doubt = _doubt(first, results, sure)
+            point = choose(results, **wish, quiet=bool(points))
+        except ContentError as error:  # a run that has already trained goes on
+            if not points and not words and kind == "sensitivity":
+                words = f"{name} is out of reach, {POINTS[0]} accepts instead. {error} "
+            elif kind != "sensitivity":
+                raise
+            continue
+        role = chosen_on if point.chosen_on else None
+        points.setdefault(point.name, replace(point, chosen_on=role))
+    first = next(iter(points.values()))
+    doubt = _doubt(first, results, rate_confidence)
     if words or doubt:
         _log.warning("OPERATING POINT: %s%s", words, doubt)
-    fit, why = None, "not asked for."
-    if settings.calibration != "none":
-        try:
-            fit = fit_calibration(results, fitted_on=chosen_on)
-            why = (
-                f"platt on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
-                f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score."
-            )
-        except ContentError as error:
-            why = f"none. {error}"
-    five = dealt_folds(results, _N_FOLDS) if fold_of is None else fold_of
-    fits = fit_out_of_fold(results, five) if fit else {}
+    five = fold_of
+    if five is None:
+        groups = sorted({r.group for r in results})
+        five = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
+    fit, fits = None, dict[int, Calibration | None]()
+    try:
+        fit = fit_calibration(results, fitted_on=chosen_on)
+        fits = fit_out_of_fold(results, five)
+        why = (
+            f"platt on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
+            f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score."
+        )
+    except ContentError as error:
+        why = f"none. {error}"
     reasons = {
         "operating point": f"{words}{_sentence(first)} {doubt}".strip(),
         "calibration": why,
@@ -184,7 +131,7 @@ def select(
     for what, sentence in reasons.items():
         _log.info("Selected, %s: %s", what, sentence)
     return Choice(
-        points=(first, *(p for p in points if p.name != first.name)),
+        points=tuple(points.values()),
         calibration=fit,
         calibration_of={case: fits.get(fold) for case, fold in five.items()},
         reasons=reasons,
@@ -198,8 +145,12 @@ def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | N
     n_patients, doubts = len({r.group for r in results}), []
     if n_patients < FEW_PATIENTS:
         doubts.append(f"chosen on {n_patients} patient{'s' * (n_patients != 1)} only")
-    if sure and point.confidence is None and point.name.startswith("fp_per_case"):
+    kind, _, asked = point.name.partition(":")
+    expected = point.expected_false_positives_per_case or 0.0
+    if kind == "fp_per_case" and sure and point.confidence is None:
         doubts.append(f"{point.name} cannot be held there with a confidence of {sure:g}")
+    elif kind == "fp_per_case" and expected > float(asked) + 1e-9:
+        doubts.append(f"{point.name} cannot be held there")
     remedy = "" if point.chosen_on == "out-of-fold" else "; data.fold=all selects on all cases"
     return f"{', and '.join(doubts)}: expect other rates{remedy}." if doubts else ""
 
@@ -207,76 +158,15 @@ def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | N
 def _sentence(point: OperatingPoint) -> str:
     how = f"chosen on {point.chosen_on} cases" if point.chosen_on else "given by hand"
     words = f"{point.name} accepts from score {point.score:.3g}, {how}"
-    if point.lesion_recall is None or point.false_positives_per_case is None:
+    if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return f"{words}."
-    words += f": recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} false "
-    words += "positives per case"
-    if point.expected_recall is None or point.expected_false_positives_per_case is None:
-        return f"{words}."
-    ends = point.expected_false_positives_per_case_ci95
+    ends = point.false_positives_per_case_ci95
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return (
-        f"{words}; expected on other patients: {point.expected_recall:.2f} with "
+        f"{words}: recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} "
+        f"false positives per case; expected on other patients: "
         f"{point.expected_false_positives_per_case:.2f}{interval}."
     )
-
-
-# --- least size of a candidate -----------------------------------------------------------------
-
-
-def least_diameter(
-    results: Sequence[CaseResult],
-    without: Callable[[float], Sequence[CaseResult]],
-    settings: ChoiceSettings,
-) -> tuple[float, str]:
-    """The least diameter of a candidate (0: none), and why; one of three small quantiles.
-
-    Of the diameters of candidates that find a lesion. `without` evaluates all cases without the
-    candidates under a diameter. One is taken when the mean recall at `RATES` false positives per
-    case rises by at least `MIN_RISE` and the 95 % interval of the rise (bootstrap, paired by group)
-    lies above 0; the largest rise wins. A false positive stays one whatever else is dropped, and a
-    lesion can only lose the candidate that finds it. So dropping only the small false positives
-    bounds the gain, and the cases are evaluated again only where that bound is worth it.
-    """
-    found = [
-        c.diameter_mm for r in results for c in r.candidates if c.outcome_any == "true_positive"
-    ]
-    best, most, why = 0.0, 0.0, "none: dropping small candidates does not clearly help."
-    # rounded down, so that a candidate of just that size does not fall below it
-    quantiles = (np.floor(100 * np.quantile(found, _QUANTILES)) / 100).tolist() if found else []
-    for least in sorted(set(quantiles)):
-        bound = [
-            replace(
-                r,
-                candidates=tuple(
-                    c
-                    for c in r.candidates
-                    if c.outcome_any != "false_positive" or c.diameter_mm >= least
-                ),
-            )
-            for r in results
-        ]
-        if _rise(results, bound, settings)[0] < MIN_RISE:
-            continue
-        rise, low = _rise(results, without(least), settings)
-        if rise >= MIN_RISE and low > 0 and rise > most:
-            best, most = least, rise
-            why = f"{least:.2f} mm: mean recall {rise:+.3f} out of fold, at least {low:+.3f}."
-    return best, why
-
-
-def _rise(
-    before: Sequence[CaseResult], after: Sequence[CaseResult], settings: ChoiceSettings
-) -> tuple[float, float]:
-    """Rise of the mean recall and the lower end of its interval, −inf under five groups."""
-    old, new = (froc(Pool.of(results), RATES) for results in (before, after))
-    n_groups = len({r.group for r in before})
-    draws = draw_groups(n_groups, settings.replicates, np.random.default_rng(settings.seed))
-    weights = np.concatenate([np.ones((1, n_groups)), draws])
-    rise, *rises = (new(weights).mean(1) - old(weights).mean(1)).tolist()
-    if n_groups < MIN_GROUPS or np.isnan(rises).all():
-        return float(np.nan_to_num(rise)), -np.inf
-    return float(rise), float(np.nanquantile(rises, 0.025))
 
 
 # --- calibration of voxels -----------------------------------------------------------------------

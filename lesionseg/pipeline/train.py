@@ -57,7 +57,7 @@ from lesionseg.pipeline.score import (
     score_role,
     score_validation,
 )
-from lesionseg.pipeline.select import CHOSEN, Choice, ChoiceSettings
+from lesionseg.pipeline.select import CHOSEN, Choice
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan, sources_of
 from lesionseg.training.fit import check_activation
@@ -122,13 +122,16 @@ class Recipe:
     inference: InferenceSettings
     preset: Preset
     report: ReportSection
-    choice: ChoiceSettings
+    operating_point: str
+    rate_confidence: float | None
     config: Mapping[str, Any]
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
 
     def rules(self, origin: Mapping[str, Any]) -> Rules:
         """By what the cases of this recipe are scored."""
-        return Rules(self.preset, self.choice, origin)
+        return Rules(
+            self.preset, self.operating_point, self.rate_confidence, self.learning.seed, origin
+        )
 
 
 def train(
@@ -146,11 +149,8 @@ def train(
     report: ReportSection,
     operating_point: str,
     rate_confidence: float | None,
-    calibration: str,
-    calibrate_voxels: bool,
     run_dir: str | None,
     seed: int,
-    replicates: int,
     config: Mapping[str, Any],
     callbacks: Sequence[Any] = (),
     logger: Sequence[Any] = (),
@@ -176,10 +176,8 @@ def train(
         callbacks=callbacks,
         loggers=logger,
     )
-    choice = ChoiceSettings(
-        operating_point, calibration, replicates, seed, rate_confidence, calibrate_voxels
-    )
-    recipe = Recipe(data, model, learning, inference, preset, report, choice, config, prepare)
+    points = operating_point, rate_confidence
+    recipe = Recipe(data, model, learning, inference, preset, report, *points, config, prepare)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     with joined(trainer):
         if not is_rank_zero():
@@ -281,12 +279,10 @@ def train_once(
     )
     rules = recipe.rules(origin)
     validation = score_validation(predictor, survey, run, rules)
-    choice = validation.choice if validation else Choice((DEFAULT_POINT,))
+    choice, validated = validation or (Choice((DEFAULT_POINT,)), None)
     complete = choice.added_to(plan)
-    keep_bundle(
-        [fitted.network], complete, validation.scores if validation else None, origin, run, check
-    )
-    scores = {"validation": validation.scores} if validation else {}
+    keep_bundle([fitted.network], complete, validated, origin, run, check)
+    scores = {"validation": validated} if validated else {}
     if test:
         predictor = predictor.with_plan(complete)
         tested = score_role(predictor, survey, run / "test", "test", rules)

@@ -68,7 +68,7 @@ def test_every_development_case_is_predicted_once_by_a_network_that_never_saw_it
     assert (scores["evaluated_on"], scores["n_cases"]) == ("validation", 4)
     assert scores["operating_point"]["chosen_on"] == "out-of-fold"
     assert scores["operating_point"]["optimistic"] is True
-    assert "expected_recall" in scores["operating_point"]
+    assert "expected_false_positives_per_case" in scores["operating_point"]
     assert scores["provenance"]["folds"] == 2
 
 

@@ -51,13 +51,12 @@ def test_an_operating_point_comes_with_what_it_gave_and_what_to_expect(plan: Pla
         lesion_recall=0.8,
         false_positives_per_case=0.9,
         lesion_recall_ci95=(0.7, 0.9),
-        expected_recall=0.76,
         expected_false_positives_per_case=1.05,
     )
     fit = Calibration("platt", -1.0, 2.0, fitted_on="out-of-fold", n_true=40, n_false=90)
     card = model_card(plan.with_(operating_points=(point,), calibration=fit, n_members=5))
     assert "out-of-fold data; there, lesion recall 0.8 (0.7 to 0.9) with 0.9" in card
-    assert "to expect: 0.76 with 1.05" in card
+    assert "0.9 false positives per case, and 1.05 expected on new cases" in card
     assert "platt calibration of its score, fitted on 40 true and 90 false" in card
     assert "the mean of 5" in card
     assert "no probabilities" in model_card(plan)

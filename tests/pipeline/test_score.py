@@ -1,6 +1,7 @@
 """Out-of-fold predictions, as folds would have written them, gathered and judged."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,12 @@ from lesionseg.pipeline.score import (
     score_folds,
     score_validation,
 )
-from lesionseg.pipeline.select import ChoiceSettings, unselected
+from lesionseg.pipeline.select import unselected
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
 
-RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
+RULES = Rules(PRESETS["lesionseg"], "fp_per_case:1", None, 0, {"folds": 3})
 
 
 class Reader:
@@ -82,21 +83,21 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
     folds: tuple[FoldRun, ...], tmp_path: Path
 ) -> None:
     before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
-    judged = score_folds(folds[0].survey, folds, tmp_path, RULES)
-    first = judged.choice.points[0]
+    choice, scores = score_folds(folds[0].survey, folds, tmp_path, RULES)
+    first = choice.points[0]
     assert first.chosen_on == "out-of-fold"
-    assert first.lesion_recall == judged.scores["lesion_recall"]["value"]
-    assert first.false_positives_per_case == judged.scores["false_positives_per_case"]["value"]
-    assert list(first.lesion_recall_ci95) == judged.scores["lesion_recall"]["ci95"]
-    fit = judged.choice.calibration
+    assert first.lesion_recall == scores["lesion_recall"]["value"]
+    assert first.false_positives_per_case == scores["false_positives_per_case"]["value"]
+    assert list(first.lesion_recall_ci95) == scores["lesion_recall"]["ci95"]
+    fit = choice.calibration
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
-    assert len(set(judged.choice.calibration_of.values())) == 3
-    assert judged.scores["calibration"]["of"] == "probability"
-    assert judged.scores["calibration"]["reliability"]
+    assert len(set(choice.calibration_of.values())) == 3
+    assert scores["calibration"]["of"] == "probability"
+    assert scores["calibration"]["reliability"]
     written = json.loads((tmp_path / "predictions" / "SIM_001_candidates.json").read_text())
     candidates = written["candidates"]
-    fitted = judged.choice.calibration_of["SIM_001"]
+    fitted = choice.calibration_of["SIM_001"]
     assert [c["probability"] for c in candidates] == pytest.approx(
         fitted.probability([c["score"] for c in candidates]).tolist()
     )
@@ -169,21 +170,14 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
     trainer = TrainerSettings(max_steps=1, accelerator="cpu")
     plan = decide(found, PlanOverrides(tile_shape=(24, 32, 24)), trainer, tmp_path / "run")
     predictor = Predictor.from_network(Unsure(), plan)
-    judged = {}
-    for name, asked in (("raw", False), ("calibrated", True)):
-        wishes = ChoiceSettings(calibration="none", replicates=10, calibrate_voxels=asked)
-        rules = Rules(PRESETS["lesionseg"], wishes, {})
-        judged[name] = score_validation(predictor, found, tmp_path / name, rules)
-    raw, calibrated = judged["raw"], judged["calibrated"]
-    assert raw is not None
-    assert calibrated is not None
-    assert raw.choice.voxel_calibration is None
-    fit = calibrated.choice.voxel_calibration
+    choice, scores = score_validation(predictor, found, tmp_path / "run", RULES)
+    fit = choice.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1
-    assert calibrated.scores["dice"]["mean"] > raw.scores["dice"]["mean"]
-    complete = calibrated.choice.added_to(plan)
-    assert complete.voxel_calibration == fit
+    complete = choice.added_to(plan)
     assert Plan.from_json(complete.to_json()) == complete
-    assert "Dice of all voxels +" in complete.reasons["voxel calibration"]
+    assert complete.voxel_calibration == fit
+    gain = re.search(r"Dice of all voxels \+(0\.\d+)", complete.reasons["voxel calibration"])
+    assert float(gain[1]) > 0.02
+    assert scores["dice"]["mean"] > 0.1
     assert unselected(complete) == plan

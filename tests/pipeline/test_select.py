@@ -6,14 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Calibration, Geometry, OperatingPoint, Reference
-from lesionseg.errors import ConfigError
+from lesionseg.core import Calibration, Geometry, Reference
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
 from lesionseg.pipeline.select import (
-    Choice,
-    ChoiceSettings,
+    POINTS,
     LevelCounts,
-    least_diameter,
     mean_calibration,
     select,
     select_voxel_calibration,
@@ -48,54 +45,53 @@ def results() -> list[CaseResult]:
 
 
 FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
-QUICK = ChoiceSettings(replicates=100)
+
+
+def chosen(results: list[CaseResult], point: str = "fp_per_case:1", sure: float | None = None):  # type: ignore[no-untyped-def]
+    return select(results, point, sure, chosen_on="validation")
 
 
 def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[CaseResult]) -> None:
-    choice = select(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    choice = select(results, "fp_per_case:3", None, chosen_on="out-of-fold", fold_of=FOLD_OF)
     first = choice.points[0]
-    assert (first.name, first.chosen_on) == ("fp_per_case:1", "out-of-fold")
+    assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
     assert first.lesion_recall_ci95 is not None
-    assert first.expected_recall is not None
     assert first.attainable_recall == 1.0
-    assert [p.name for p in choice.points][-1] == "sensitivity:0.9"
-    assert "expected on other patients" in choice.reasons["operating point"]
+    assert [p.name for p in choice.points[1:]] == list(POINTS)
+    assert 0.9 < choice.points[1].expected_false_positives_per_case <= 1.0
+    assert "expected on other patients: 1.00" in choice.reasons["operating point"]
 
 
 def test_the_one_that_was_asked_for_accepts(results: list[CaseResult]) -> None:
-    wished = replace(QUICK, accept="sensitivity:0.8")
-    assert select(results, wished, chosen_on="validation").points[0].name == "sensitivity:0.8"
-    by_hand = select(results, replace(QUICK, accept="score:0.4"), chosen_on="validation")
-    assert (by_hand.points[0].score, by_hand.points[0].chosen_on) == (0.4, None)
-    assert by_hand.points[0].false_positives_per_case is not None
+    assert chosen(results, "sensitivity:0.8").points[0].name == "sensitivity:0.8"
+    by_hand = chosen(results, "score:0.4").points
+    assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(POINTS))
+    assert by_hand[0].false_positives_per_case is not None
 
 
 def test_few_patients_are_named_with_what_they_cannot_hold(
     results: list[CaseResult], caplog: pytest.LogCaptureFixture
 ) -> None:
-    strict = replace(QUICK, accept="fp_per_case:0.5")
-    first = select(results[:4], strict, chosen_on="validation").points[0]
-    (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "chosen on 4 patients only, and fp_per_case:0.5 cannot be held" in warned
+    first = chosen(results[:4], "fp_per_case:0.5", 0.9).points[0]
+    chosen(results[:2], "fp_per_case:0.4")
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "chosen on 4 patients only, and fp_per_case:0.5 cannot be held" in said[0]
+    assert "chosen on 2 patients only, and fp_per_case:0.4 cannot be held" in said[1]
     assert first.confidence is None
     caplog.clear()
     many = [replace(r, case=f"{r.case}{i}", group=f"{r.group}{i}") for r in results for i in (0, 1)]
-    choice = select(many, strict, chosen_on="validation")
+    sure, expected = (chosen(many, "fp_per_case:0.5", level) for level in (0.9, None))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert choice.points[0].confidence == 0.9
-    assert choice.points[0].expected_false_positives_per_case_ci95 is not None
-    assert "(95 % interval" in choice.reasons["operating point"]
-    observed = select(many, replace(strict, rate_confidence=None), chosen_on="validation")
-    assert observed.points[0].confidence is None
-    assert observed.points[0].score < choice.points[0].score
+    assert (sure.points[0].confidence, expected.points[0].confidence) == (0.9, None)
+    assert expected.points[0].score < sure.points[0].score
+    assert "(95 % interval" in expected.reasons["operating point"]
 
 
 def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     few = [judged(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
-    wished = replace(QUICK, accept="sensitivity:0.9")
-    choice = select(few, wished, chosen_on="validation")
+    choice = chosen(few, "sensitivity:0.9")
     assert choice.points[0].name == "fp_per_case:1"
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "sensitivity:0.9 is out of reach" in warned
@@ -106,99 +102,21 @@ def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
     results: list[CaseResult],
 ) -> None:
-    choice = select(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    choice = select(results, "fp_per_case:1", None, chosen_on="out-of-fold", fold_of=FOLD_OF)
     assert choice.calibration is not None
     assert (choice.calibration.n_true, choice.calibration.n_false) == (24, 12)
     assert choice.calibration_of["c00"] == choice.calibration_of["c03"]
     assert choice.calibration_of["c00"] is None  # 8 false ones elsewhere are too few
-    none = select(results[:6], QUICK, chosen_on="validation")
+    none = chosen(results[:6])
     assert none.calibration is None
     assert "6 false ones" in none.reasons["calibration"]
 
 
-@pytest.mark.parametrize(
-    ("wish", "named"),
-    [
-        ({"calibration": "beta"}, "platt"),
-        ({"accept": "fp_per_case:3"}, "4"),
-        ({"rate_confidence": 90}, "rate_confidence"),
-    ],
-)
-def test_wishes_that_cannot_be_granted_are_refused_before_training(
-    wish: dict[str, str], named: str
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        ChoiceSettings(**wish)
-
-
-def test_a_choice_applied_to_a_prediction(results: list[CaseResult]) -> None:
-    drawn = HandCase("c01", "", REFERENCE, FOUND, (0.9, 0.6, 0.3), 0, 0, 0)
-    choice = Choice((OperatingPoint("score:0.5", 0.5),), min_diameter_mm=1.5)
-    bare = make_prediction(drawn)
-    sized = tuple(
-        replace(c, diameter_mm=d) for c, d in zip(bare.candidates, (2.3, 2.3, 1.1), strict=True)
-    )
-    applied = choice.apply_to(replace(bare, candidates=sized))
-    assert [(c.score, c.accepted) for c in applied.candidates] == [(0.9, True), (0.6, True)]
-
-
 def test_a_plan_forgets_what_was_chosen(plan: Plan, results: list[CaseResult]) -> None:
     planned = plan.with_(reasons={"spacing": "as measured"})
-    choice = select(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
-    complete = replace(choice, min_diameter_mm=3.0).added_to(planned)
-    assert complete.candidate_rule.min_diameter_mm == 3.0
+    complete = chosen(results).added_to(planned)
     assert complete.reasons["calibration"].startswith("platt on 24 true")
     assert unselected(complete.with_(n_members=5)) == planned
-
-
-# --- the least diameter ----------------------------------------------------------------------
-
-
-def without(results: list[CaseResult], diameter: float) -> list[CaseResult]:
-    """What judging again gives here, where a speck finds nothing."""
-    return [
-        replace(r, candidates=tuple(c for c in r.candidates if c.diameter_mm >= diameter))
-        for r in results
-    ]
-
-
-def specks(high: bool) -> list[CaseResult]:
-    """Eight patients with five specks each, above or below their lesions' scores."""
-    drawn = "11.22.3.4.5.6.7 11.22.........."
-    reference = "11.22.......... 11.22.........."
-    made = []
-    for i in range(8):
-        lesions, false = ((0.4, 0.3), 0.9) if high else ((0.9, 0.8), 0.3)
-        scores = (*lesions, *(false - k / 100 for k in range(5)))
-        case = HandCase(f"c{i}", "", reference, drawn, scores, 0, 0, 0)
-        made.append(
-            evaluate_case(
-                make_reference(case), make_prediction(case), PRESETS["lesionseg"], case=f"c{i}",
-                group=f"g{i}", role="validation",
-            )
-        )  # fmt: skip
-    return made
-
-
-def test_specks_that_outrank_lesions_are_dropped() -> None:
-    results = specks(high=True)
-    least, why = least_diameter(results, lambda d: without(results, d), QUICK)
-    assert least == pytest.approx(2.25)  # the lesions' own, 2·√(4/π), rounded down
-    assert why.startswith("2.25 mm: mean recall +1.000")
-
-
-def test_specks_below_the_lesions_are_left_and_nothing_is_judged_again() -> None:
-    def never(_: float) -> list[CaseResult]:
-        raise AssertionError
-
-    results = specks(high=False)
-    assert least_diameter(results, never, QUICK)[0] == 0.0
-    assert least_diameter([], never, QUICK)[0] == 0.0
-
-
-def test_a_gain_in_under_five_groups_is_no_clear_one() -> None:
-    results = specks(high=True)[:4]
-    assert least_diameter(results, lambda d: without(results, d), QUICK)[0] == 0.0
 
 
 # --- calibration of voxels ---

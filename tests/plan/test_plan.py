@@ -16,7 +16,6 @@ POINT = OperatingPoint(
     lesion_recall=0.8,
     false_positives_per_case=0.9,
     lesion_recall_ci95=(0.7, 0.9),
-    expected_recall=0.75,
     expected_false_positives_per_case=1.1,
     attainable_recall=0.95,
 )
