@@ -5,7 +5,6 @@ it behind one call: `window` computes probabilities and boxes in tiles, `stitch`
 them onto the scan's grid, `candidates` finds what they hold, `decision` accepts it.
 """
 
-from lesionseg.inference.accept import apply_operating_point, choose_operating_point
 from lesionseg.inference.bundle import (
     Bundle,
     bundle_digest,
@@ -13,7 +12,8 @@ from lesionseg.inference.bundle import (
     resolve_bundle,
     write_bundle,
 )
-from lesionseg.inference.candidates import CandidateSet, find_candidates
+from lesionseg.inference.candidates import find_candidates
+from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.restore import restore
@@ -23,11 +23,10 @@ from lesionseg.inference.window import predict_probabilities
 
 __all__ = [
     "Bundle",
-    "CandidateSet",
     "InferenceSettings",
     "Predictor",
     "Stitcher",
-    "apply_operating_point",
+    "accept",
     "bundle_digest",
     "choose_device",
     "choose_operating_point",

@@ -1,23 +1,33 @@
-"""From a detector's outputs, tile by tile, to the boxes of a whole volume on the plan's grid."""
+"""A detector's boxes: gathered tile by tile, merged, restored to the file's grid.
 
+They are the candidates of a case, or are fused with those of its voxels.
+"""
+
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
+from lesionseg.errors import GeometryError
 from lesionseg.inference.probabilities import box_scores
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.boxes import decode_boxes, is_degenerate, split_box
+from lesionseg.ops.boxes import box_iou, decode_boxes, is_degenerate, split_box
 from lesionseg.ops.suppression import batched_nms
 from lesionseg.ops.windows import gaussian_weight
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import CandidateRule, Plan
 
 MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
+SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
 SAME_LESION_IN_A_TILE = 0.3  # NMS threshold (IoU) in one view; of all views: `AnchorPlan.merge_iou`
 
 
@@ -108,3 +118,106 @@ def unflipped(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) 
         n = tile_shape[axis]
         start[:, axis], stop[:, axis] = n - stop[:, axis], n - start[:, axis]
     return torch.cat([start, stop], dim=-1)
+
+
+def restore_boxes(
+    boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
+) -> NDArray[np.float32]:
+    """Boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border.
+
+    The smallest box that holds the rotated one: exact where grids differ by spacing, flips, axis
+    order and shifts; wider where they are oblique to each other. Raises `GeometryError` when the
+    numbers of axes differ.
+    """
+    dims = plan_geometry.dims
+    if file_geometry.dims != dims or boxes.shape[1] != 2 * dims:
+        raise GeometryError(f"Boxes {boxes.shape} do not fit grids of {dims} axes.")
+    if len(boxes) == 0:
+        return boxes
+    sides = boxes.astype(np.float64).reshape(-1, 2, dims)
+    picks = np.array(list(itertools.product((0, 1), repeat=dims)))  # corner -> start or stop, axis
+    corners = sides[:, picks, np.arange(dims)] - 0.5  # box edges lie half a voxel before the index
+    points = plan_geometry.to_mm(corners.reshape(-1, dims))
+    index = file_geometry.to_index(points).reshape(len(boxes), -1, dims) + 0.5
+    limit = np.array(file_geometry.shape, dtype=np.float64)
+    low, high = index.min(axis=1).clip(0, limit), index.max(axis=1).clip(0, limit)
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def box_candidates(
+    detections: Boxes,
+    plan_geometry: Geometry,
+    file_geometry: Geometry,
+    rule: CandidateRule,
+    label_values: Sequence[int],
+) -> tuple[Candidate, ...]:
+    """Candidates without masks, by descending score, ids from 1.
+
+    The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
+    lie outside the file, or are smaller than the rule allows, are left out.
+    """
+    boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
+    scores = detections.scores.clamp(0, 1)
+    rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
+    candidates = [
+        Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
+        for box, score, label in rows
+    ]
+    dims = file_geometry.dims
+    large = [
+        c
+        for c in candidates
+        if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
+        and c.diameter_mm >= rule.min_diameter_mm
+    ]
+    return _numbered(large)
+
+
+def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
+    """Both heads' candidates as one list: what both found first, what one found alone after.
+
+    A candidate of the voxels and a box of the same label are one lesion where the IoU of their
+    boxes is at least 0.1. Each is used once, the largest IoU first. It keeps the voxels' mask and
+    has the mean of both scores; a candidate that only one head found has half its score, the mean
+    with 0, as an ensemble's member that saw nothing would. Ids follow the new scores.
+    """
+    partner = _partners(voxels.candidates, boxes)
+    scored = [
+        (c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
+        for i, c in enumerate(voxels.candidates)
+    ]
+    partners = set(partner.values())
+    scored += [(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
+    scored.sort(key=lambda pair: -pair[1])  # stable: ties with the voxels' first
+    ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
+    for number, (candidate, _) in enumerate(scored, start=1):
+        if candidate.has_mask:
+            ids[candidate.id] = number
+    candidates = _numbered([replace(candidate, score=score) for candidate, score in scored])
+    removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
+    instances = None if voxels.instances is None else ids[voxels.instances]
+    return replace(voxels, candidates=candidates, instances=instances, removed=removed)
+
+
+def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
+
+
+def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
+    """Which box goes with which candidate of the voxels."""
+    if not voxels or not boxes:
+        return {}
+    tables = ([[*c.start_vox, *c.stop_vox] for c in side] for side in (voxels, boxes))
+    overlap = box_iou(*(torch.tensor(table) for table in tables)).numpy()
+    same = np.array([[v.label == b.label for b in boxes] for v in voxels])
+    overlap = np.where(same, overlap, 0)
+    partner: dict[int, int] = {}
+    used: set[int] = set()
+    for flat in np.argsort(-overlap, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(boxes))
+        if overlap[i, j] < SAME_LESION:
+            break
+        if i not in partner and j not in used:
+            partner[i] = j
+            used.add(j)
+    return partner

@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def write_bundle(
     """
     networks = (network,) if isinstance(network, nn.Module) else tuple(network)
     plan = plan.with_(n_members=len(networks))
-    metadata = {} if check is None else {_CHECK: check.to_json()}
+    metadata = {} if check is None else {_CHECK: check.model_dump_json()}
     new = _beside(folder)
     try:
         new.mkdir(parents=True)
@@ -109,7 +110,10 @@ def read_bundle(
     networks = tuple(_read_network(path, plan, architectures) for path in paths)
     with safe_open(paths[0], framework="pt") as file:
         text = (file.metadata() or {}).get(_CHECK)
-    check = None if text is None else InputCheck.from_json(text, paths[0])
+    try:
+        check = None if text is None else InputCheck.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(f"{paths[0]}: the ranges of training scans are no ranges.") from error
     return Bundle(networks, plan, check)
 
 

@@ -5,13 +5,14 @@ piece but one would be a false positive, and none would show how large the lesio
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, equivalent_diameter_mm
+from lesionseg.core import Candidate, Geometry, Prediction, equivalent_diameter_mm
 from lesionseg.errors import GeometryError
 from lesionseg.inference.peaks import (
     PeakRegion,
@@ -51,7 +52,15 @@ def join_regions(
     """
     if rule.join <= 1 or len(regions) < 2:
         return list(regions)
-    higher, saddles = _saddles_of(regions, sparse, rule.join)
+    p, shape = sparse.probabilities, (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
+    region_at = np.full(len(p), _NO_REGION, dtype=np.int64)
+    region_at[np.searchsorted(sparse.index, [r.peak for r in regions])] = np.arange(len(regions))
+    order = np.argsort(-p, kind="stable")
+    # no lower saddle can join even the lowest peak
+    lowest = min(r.height for r in regions) / rule.join
+    order = order[: np.searchsorted(-p[order], -lowest, "right")]
+    starts = row_starts(sparse.index, shape)
+    higher, saddles = _flood(p, sparse.index, starts, shape, order, region_at)
     dims, members = len(sparse.shape), [[region] for region in regions]
 
     def is_large(part: Sequence[PeakRegion]) -> bool:
@@ -63,28 +72,14 @@ def join_regions(
         if near and (is_large(members[higher[i]]) or is_large([region])):
             members[higher[i]].append(region)
             members[i] = members[higher[i]]  # the same list: what joins one joins all
-    return [_union(part) for i, part in enumerate(members) if part[0] is regions[i]]
-
-
-def _union(regions: Sequence[PeakRegion]) -> PeakRegion:
-    voxels = np.concatenate([r.voxels for r in regions])
-    order = np.argsort(voxels)
-    return PeakRegion(voxels[order], np.concatenate([r.probabilities for r in regions])[order])
-
-
-def _saddles_of(
-    regions: Sequence[PeakRegion], sparse: SparseProbabilities, join: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """For each region the one that its saddle leads to, −1 where none does, and its height."""
-    p, shape = sparse.probabilities, (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
-    region_at = np.full(len(p), _NO_REGION, dtype=np.int64)
-    region_at[np.searchsorted(sparse.index, [r.peak for r in regions])] = np.arange(len(regions))
-    order = np.argsort(-p, kind="stable")
-    # no lower saddle can join even the lowest peak
-    order = order[: np.searchsorted(-p[order], -min(r.height for r in regions) / join, "right")]
-    starts = row_starts(sparse.index, shape)
-    higher, saddles = _flood(p, sparse.index, starts, shape, order, region_at)
-    return higher, saddles
+    joined = []
+    for region, part in zip(regions, members, strict=True):
+        if part[0] is region:
+            voxels = np.concatenate([r.voxels for r in part])
+            order = np.argsort(voxels)
+            values = np.concatenate([r.probabilities for r in part])
+            joined.append(PeakRegion(voxels[order], values[order]))
+    return joined
 
 
 @compiled
@@ -114,26 +109,13 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
     return higher, saddles
 
 
-@dataclass(frozen=True, eq=False)
-class CandidateSet:
-    """The candidates of one case and their voxels.
-
-    `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
-    ids, 0 elsewhere. `values` and `removed`: see `Prediction`.
-    """
-
-    candidates: tuple[Candidate, ...]
-    instances: NDArray[np.int32]
-    values: NDArray[np.uint8] | None = None
-    removed: tuple[Candidate, ...] = ()
-
-
 def find_candidates(
     probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
     geometry: Geometry,
     rule: CandidateRule,
     label_values: Sequence[int],
-) -> CandidateSet:
+    case: str = "",
+) -> Prediction:
     """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
 
     The channels may come one by one from a generator, whole or as the voxels that matter
@@ -151,73 +133,56 @@ def find_candidates(
     """
     regions: list[PeakRegion] = []
     labels: list[int] = []
-    n_channels = 0
-    for channel in probabilities:
-        if channel.shape != geometry.shape or n_channels == len(label_values):
+    for label, channel in zip(label_values, probabilities, strict=True):
+        if channel.shape != geometry.shape:
             raise GeometryError(
-                f"Probabilities {channel.shape} of {n_channels + 1} or more labels do not fit "
-                f"{len(label_values)} labels on the grid {geometry.shape}."
+                f"Probabilities {channel.shape} do not fit the grid {geometry.shape}."
             )
         if not isinstance(channel, SparseProbabilities):
             channel = collect_sparse([channel], geometry.shape, rule)
         grown = grow_regions(channel, rule)
         joined = join_regions(grown, channel, rule, geometry.voxel_size)
         regions += joined
-        labels += [label_values[n_channels]] * len(joined)
-        n_channels += 1
-    if n_channels != len(label_values):
-        raise GeometryError(f"There are {n_channels} channels for {len(label_values)} labels.")
-    large = [len(r.voxels) >= rule.min_voxels and _is_wide(r, geometry, rule) for r in regions]
+        labels += [label] * len(joined)
+    sizes = np.array([len(r.voxels) for r in regions])
+    diameters = equivalent_diameter_mm(sizes * geometry.voxel_size, geometry.dims)
+    large = (sizes >= rule.min_voxels) & (diameters >= rule.min_diameter_mm)
     if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
-        regions = _divided(regions, large)
+        _divide(regions, np.flatnonzero(large), prod(geometry.shape))
 
-    def best(are_large: bool) -> list[int]:
-        """The highest regions that are large or not, by descending score, then by height."""
-        least = rule.min_voxels if are_large else 1
+    def best(least: int, are_large: bool) -> list[Candidate]:
+        """Candidates of the highest regions, by descending score, then by height."""
         some = [
             i
             for i, r in enumerate(regions)
             if large[i] == are_large and len(r.voxels) >= least and r.height >= rule.floor
         ]
         some.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-        return sorted(some[: rule.max_candidates], key=lambda i: -regions[i].score)
-
-    def candidate(number: int, i: int) -> Candidate:
-        voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
-        return Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
+        some = sorted(some[: rule.max_candidates], key=lambda i: -regions[i].score)
+        candidates = []
+        for number, i in enumerate(some, start=1):
+            if are_large:
+                instances.flat[regions[i].voxels] = number
+            voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
+            candidates.append(
+                Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
+            )
+        return candidates
 
     instances = np.zeros(geometry.shape, dtype=np.int32)
-    candidates = []
-    for number, i in enumerate(best(True), start=1):
-        instances.flat[regions[i].voxels] = number
-        candidates.append(candidate(number, i))
-    removed = tuple(
-        replace(candidate(number, i), has_mask=False, accepted=False)
-        for number, i in enumerate(best(False), start=1)
-    )
-    return CandidateSet(tuple(candidates), instances, removed=removed)
+    candidates = tuple(best(rule.min_voxels, True))
+    removed = tuple(replace(c, has_mask=False, accepted=False) for c in best(1, False))
+    return Prediction(case, geometry, candidates, instances, removed=removed)
 
 
-def _divided(regions: Sequence[PeakRegion], large: Sequence[bool]) -> list[PeakRegion]:
-    """Every voxel of several large regions given to the highest probability, ties to the first."""
-    some = [r for r, is_large in zip(regions, large, strict=True) if is_large]
+def _divide(regions: list[PeakRegion], large: NDArray[np.intp], n_voxels: int) -> None:
+    """Give each voxel of several large regions to the highest probability, ties to the first."""
+    some = [regions[i] for i in large]
     voxels = np.concatenate([r.voxels for r in some])
-    probabilities = np.concatenate([r.probabilities for r in some])
-    order = np.lexsort((-probabilities, voxels))  # stable: ties stay in the order of labels
-    first = np.ones(len(order), dtype=np.bool_)
-    first[1:] = np.diff(voxels[order]) > 0
-    won = np.zeros(len(order), dtype=np.bool_)
-    won[order[first]] = True
-    parts = iter(np.split(won, np.cumsum([len(r.voxels) for r in some])[:-1]))
-    divided = []
-    for region, is_large in zip(regions, large, strict=True):
-        if is_large:
-            won_here = next(parts)
-            region = PeakRegion(region.voxels[won_here], region.probabilities[won_here])
-        divided.append(region)
-    return divided
-
-
-def _is_wide(region: PeakRegion, geometry: Geometry, rule: CandidateRule) -> bool:
-    volume = len(region.voxels) * geometry.voxel_size
-    return bool(equivalent_diameter_mm(volume, geometry.dims) >= rule.min_diameter_mm)
+    number = np.repeat(large, [len(r.voxels) for r in some])
+    order = np.lexsort((-number, np.concatenate([r.probabilities for r in some])))
+    owner = np.zeros(n_voxels, dtype=np.int32)
+    owner[voxels[order]] = number[order]  # of those of one voxel the last stays
+    for i, region in zip(large, some, strict=True):
+        won = owner[region.voxels] == i
+        regions[i] = PeakRegion(region.voxels[won], region.probabilities[won])

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import UNION, Candidate, Geometry, InputVerdict, OperatingPoint, Prediction
-from lesionseg.errors import GeometryError
-from lesionseg.inference.accept import accept, choose_operating_point
-from lesionseg.inference.boxes import Boxes
-from lesionseg.inference.candidates import CandidateSet, find_candidates
-from lesionseg.inference.fusion import box_candidates, fuse
+from lesionseg.core import UNION, Calibration, Geometry, InputVerdict, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.inference.boxes import Boxes, box_candidates, fuse
+from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.peaks import SparseProbabilities, collect_sparse
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.restore import restore_slabs
@@ -20,17 +18,17 @@ from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import Plan
 
 Slab = NDArray[np.float32]
-# of the place of a label in the plan and the slabs of its probabilities: what to go on with
-Watch = Callable[[int, Iterator[Slab]], Iterator[Slab]]
+# called with a label's place in the plan, the slab's first row, and the label's probabilities there
+OnSlab = Callable[[int, int, Slab], None]
+DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Inferred:
     """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
 
-    `seconds`: that the networks took. `valid`: as in `core.Volume`, on the file's grid; nothing is
-    found where a radiograph shows nothing. `input`: whether the scan is like the training scans.
-    `missing`: places of the channels that it lacks.
+    `valid`: as in `core.Volume`, on the file's grid; nothing is found where a radiograph shows
+    nothing. `input`: whether the scan is like the training scans.
     """
 
     store: Store
@@ -38,25 +36,20 @@ class Inferred:
     file_geometry: Geometry
     input: InputVerdict
     boxes: Boxes | None = None
-    seconds: float = 0.0
     valid: NDArray[np.bool_] | None = None
-    missing: tuple[int, ...] = ()
 
-    def restored(self, plan: Plan) -> Iterator[Iterator[Slab]]:
-        """Of one label after the other, slabs `[rows, *file[1:]]` of probabilities on its grid."""
-        for channel in self.store.values:
-            yield self._slabs(channel, plan)
-
-    def _slabs(self, channel: torch.Tensor, plan: Plan) -> Iterator[Slab]:
-        grids = self.plan_geometry, self.file_geometry
-        row = 0
-        for slab in restore_slabs(channel, *grids, decode=self.store.decode):
+    def slabs(self, label: int, plan: Plan, on_slab: OnSlab | None = None) -> Iterator[Slab]:
+        """Probabilities `[rows, *file[1:]]` of the plan's label there, on the file's grid."""
+        grids, row = (self.plan_geometry, self.file_geometry), 0
+        for slab in restore_slabs(self.store.values[label], *grids, decode=self.store.decode):
             self.store.release()
             if plan.voxel_calibration is not None:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
                 slab = calibrated_voxels(p, plan.voxel_calibration).numpy()
             if self.valid is not None:
                 slab = np.where(self.valid[row : row + len(slab)], slab, np.float32(0))
+            if on_slab is not None:
+                on_slab(label, row, slab)
             row += len(slab)
             yield slab
 
@@ -66,51 +59,46 @@ def decide(
     case: str,
     plan: Plan,
     accepted_by: str | None = None,
-    watch: Watch | None = None,
+    on_slab: OnSlab | None = None,
 ) -> Prediction:
     """The prediction of a case on its file's grid, by the plan's rules; what was inferred is freed.
 
     With a detector's boxes these are the candidates, or both are fused, as the rule says.
-    `accepted_by`: see `choose_operating_point`. `watch` is shown the probabilities of each label
-    slab by slab. Raises `ConfigError` for an operating point that the plan does not have.
+    `accepted_by`: see `choose_operating_point`. `on_slab` is shown the probabilities slab by slab.
+    Raises `ConfigError` for an operating point that the plan does not have.
     """
-    rule, geometry = plan.candidate_rule, inferred.file_geometry
+    rule, geometry, valid = plan.candidate_rule, inferred.file_geometry, inferred.valid
     point = choose_operating_point(plan.operating_points, accepted_by)
-    channels: list[SparseProbabilities] = []
-    for label, slabs in enumerate(inferred.restored(plan)):
-        seen = slabs if watch is None else watch(label, slabs)
-        channels.append(collect_sparse(seen, geometry.shape, rule))
+    channels = [
+        collect_sparse(inferred.slabs(label, plan, on_slab), geometry.shape, rule)
+        for label in range(len(inferred.store.values))
+    ]
     inferred.store.close()
     boxes = None
     if inferred.boxes is not None:
         grids = inferred.plan_geometry, geometry
         boxes = box_candidates(inferred.boxes, *grids, rule, tuple(plan.lesion_labels))
-        boxes = boxes if inferred.valid is None else _within(boxes, inferred.valid)
+        if valid is not None:  # those with their middle on a voxel that shows something
+            middles = [np.add(c.start_vox, c.stop_vox) / 2 for c in boxes]
+            places = [np.floor(m).astype(int).clip(0, np.array(valid.shape) - 1) for m in middles]
+            boxes = tuple(c for c, at in zip(boxes, places, strict=True) if valid[tuple(at)])
     if boxes is not None and rule.source == "detection":
         prediction = Prediction(case, geometry, boxes, None)
     else:
-        found = find_by_plan(channels, geometry, plan)
-        found = found if boxes is None else fuse(found, boxes)
-        prediction = Prediction(
-            case,
-            geometry,
-            found.candidates,
-            found.instances,
-            values=found.values,
-            removed=found.removed,
-        )
-    verdict = _with_missing(inferred.input, point)
-    return replace(accept(prediction, point, plan.calibration), input=verdict)
+        prediction = find_by_plan(channels, geometry, plan, case)
+        prediction = prediction if boxes is None else fuse(prediction, boxes)
+    return replace(accept(prediction, point, plan.calibration), input=inferred.input)
 
 
 def find_by_plan(
     probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
     geometry: Geometry,
     plan: Plan,
-) -> CandidateSet:
+    case: str = "",
+) -> Prediction:
     """The candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    With regions a candidate's label is that of the union and `CandidateSet.values` holds the mask
+    With regions a candidate's label is that of the union and `Prediction.values` holds the mask
     values: `plan.label_values` of the regions present, later ones over earlier ones. Candidates are
     found in the highest probability over the regions. A voxel belongs to each region that has at
     least half of that: the region is then as likely as not, given that the voxel is lesion at all;
@@ -118,7 +106,7 @@ def find_by_plan(
     """
     rule = plan.candidate_rule
     if not plan.regions:
-        return find_candidates(probabilities, geometry, rule, plan.label_values)
+        return find_candidates(probabilities, geometry, rule, plan.label_values, case)
     channels = [
         c if isinstance(c, SparseProbabilities) else collect_sparse([c], geometry.shape, rule)
         for c in probabilities
@@ -126,12 +114,12 @@ def find_by_plan(
     if len(channels) != len(plan.regions):
         raise GeometryError(f"There are {len(channels)} channels for {len(plan.regions)} regions.")
     union = highest(channels)
-    found = find_candidates([union], geometry, rule, tuple(UNION))
-    values = np.zeros(found.instances.shape, dtype=np.uint8)
+    found = find_candidates([union], geometry, rule, tuple(UNION), case)
+    inside = found.mask() > 0
+    values = np.zeros(geometry.shape, dtype=np.uint8)
     for channel, value in zip(channels, plan.label_values, strict=True):
         of_union = union.probabilities[np.searchsorted(union.index, channel.index)]
-        belongs = channel.probabilities >= of_union / 2
-        belongs &= found.instances.flat[channel.index] > 0
+        belongs = (channel.probabilities >= of_union / 2) & inside.flat[channel.index]
         values.flat[channel.index[belongs]] = value
     return replace(found, values=values)
 
@@ -152,20 +140,53 @@ def highest(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
     return SparseProbabilities(channels[0].shape, index, probabilities)
 
 
-def _with_missing(verdict: InputVerdict, point: OperatingPoint) -> InputVerdict:
-    """The verdict; of a scan without a channel it says what accepted its candidates."""
-    if not verdict.missing:
-        return verdict
-    lacking = (
-        f"Predicted without {', '.join(verdict.missing)}: accepted by {point.name} from score "
-        f"{point.score:.3g}; expect lower sensitivity."
+def choose_operating_point(
+    points: Sequence[OperatingPoint], name: str | None = None
+) -> OperatingPoint:
+    """The operating point called `name` among a bundle's `points`.
+
+    `score:0.37` is any score in [0, 1]; `fp_per_case:1` and `sensitivity:0.9` must be among
+    `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
+    point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
+
+    >>> choose_operating_point((), "score:0.37").score
+    0.37
+    """
+    if name is None:
+        return points[0] if points else DEFAULT_POINT
+    kind, value = _parse_point(name)
+    if kind == "score" and value is not None and 0 <= value <= 1:
+        return OperatingPoint(name, value)
+    known = [p for p in points if value is not None and _parse_point(p.name) == (kind, value)]
+    if known:
+        return known[0]
+    reach = [p.attainable_recall for p in points if p.attainable_recall is not None]
+    attainable = f" (attainable: 0 to {reach[0]:.3g})" if kind == "sensitivity" and reach else ""
+    raise ConfigError(
+        f"operating_point: there is no {name!r}{attainable}. "
+        f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
     )
-    return replace(verdict, warning=f"{lacking} {verdict.warning}".strip())
 
 
-def _within(candidates: Sequence[Candidate], valid: NDArray[np.bool_]) -> tuple[Candidate, ...]:
-    """The candidates whose box has its middle on a voxel that shows something."""
-    limit = np.array(valid.shape) - 1
-    middles = [(np.array(c.start_vox) + np.array(c.stop_vox)) / 2 for c in candidates]
-    places = [tuple(np.floor(m).astype(int).clip(0, limit).tolist()) for m in middles]
-    return tuple(c for c, place in zip(candidates, places, strict=True) if valid[place])
+def accept(
+    prediction: Prediction, point: OperatingPoint, calibration: Calibration | None = None
+) -> Prediction:
+    """The same candidates in the same order, accepted from the point's score on.
+
+    With a calibration each has its `probability`, which never ranks; not where scores are
+    placeholders (`scored` False).
+    """
+    candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
+    if calibration is not None and prediction.scored and candidates:
+        chances = calibration.probability([c.score for c in candidates]).tolist()
+        pairs = zip(candidates, chances, strict=True)
+        candidates = tuple(replace(c, probability=p) for c, p in pairs)
+    return replace(prediction, candidates=candidates, operating_point=point)
+
+
+def _parse_point(name: str) -> tuple[str, float | None]:
+    kind, _, value = str(name).partition(":")  # a bare number comes as one
+    try:
+        return kind.strip(), float(value)
+    except ValueError:
+        return name, None

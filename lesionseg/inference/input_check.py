@@ -8,16 +8,14 @@ scan beyond is still predicted, with one sentence that says what is unlike the t
 scans and swapped channels of like contrast are not seen.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, FiniteFloat
 
 from lesionseg.core import Geometry, InputVerdict
-from lesionseg.errors import BundleError
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.plan.plan import Plan
 
@@ -33,14 +31,13 @@ MOST_PLACES = 48  # looked at along each axis
 LEAST_LOG, LEAST_INTENSITY = np.log(1.5), 0.5
 
 
-@dataclass(frozen=True)
-class InputCheck:
+class InputCheck(BaseModel, frozen=True):
     """Of each number's name the training scans' median, and how far from it a scan may be."""
 
-    medians: Statistics
-    tolerances: Statistics
+    medians: dict[str, FiniteFloat]
+    tolerances: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
 
-    def __call__(self, numbers: Statistics) -> InputVerdict:
+    def compare(self, numbers: Statistics) -> tuple[float | None, str]:
         """How unlike the training scans a scan is: 1 is the limit, above which a sentence says why.
 
         Numbers that the training scans do not have are left out; of none the score is None.
@@ -48,47 +45,18 @@ class InputCheck:
         ratios = {
             name: abs(value - self.medians[name]) / self.tolerances[name]
             for name, value in numbers.items()
-            if name in self.medians
+            if name in self.medians and name in self.tolerances
         }
-        if not ratios:
-            return InputVerdict()
-        name = max(ratios, key=lambda name: ratios[name])
-        score = ratios[name]
-        if score <= 1:
-            return InputVerdict(score)
+        name = max(ratios, key=lambda name: ratios[name], default="")
+        if ratios.get(name, 0) <= 1:
+            return ratios.get(name), ""
         middle, width = self.medians[name], self.tolerances[name]
-        seen, low, high = numbers[name], middle - width, middle + width
+        said = [numbers[name], middle - width, middle + width]
         if name.startswith("log "):
-            name, seen, low, high = name[4:], *(float(np.exp(v)) for v in (seen, low, high))
-        return InputVerdict(
-            score, f"Unlike the training scans: {name} is {seen:.3g}, not {low:.3g} to {high:.3g}."
-        )
-
-    def to_json(self) -> str:
-        """Both as JSON, for the header of the weights."""
-        return json.dumps({"medians": dict(self.medians), "tolerances": dict(self.tolerances)})
-
-    @classmethod
-    def from_json(cls, text: str, where: object) -> "InputCheck":
-        """Read it back; raises `BundleError` naming `where` for anything but finite numbers."""
-        try:
-            raw = json.loads(text)
-            medians, tolerances = (
-                {str(name): float(value) for name, value in raw[key].items()}
-                for key in ("medians", "tolerances")
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise BundleError(f"{where}: the ranges of training scans cannot be read.") from error
-        finite = np.isfinite([*medians.values(), *tolerances.values()]).all()
-        if (
-            medians.keys() != tolerances.keys()
-            or not finite
-            or min(tolerances.values(), default=1) <= 0
-        ):
-            raise BundleError(
-                f"{where}: the ranges of training scans are not finite, or not ranges."
-            )
-        return cls(medians, tolerances)
+            said = [float(np.exp(value)) for value in said]
+        seen, low, high = (f"{value:.3g}" for value in said)
+        what = name.removeprefix("log ")
+        return ratios[name], f"Unlike the training scans: {what} is {seen}, not {low} to {high}."
 
 
 def make_input_check(
@@ -111,35 +79,35 @@ def make_input_check(
             least = LEAST_LOG if name.startswith("log ") else LEAST_INTENSITY
             medians[name] = middle
             tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(apart.max()))
-    return InputCheck(medians, tolerances)
+    return InputCheck(medians=medians, tolerances=tolerances)
 
 
 def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
     """Logarithms of the spacing and the extent along each axis of the canonical order."""
-    axes = ("S", "A", "R") if len(shape) == 3 else ("the columns", "the rows")
     numbers = {}
-    for axis, n, mm in zip(axes, shape, spacing_mm, strict=True):
+    for axis, n, mm in zip(_axes(len(shape)), shape, spacing_mm, strict=True):
         numbers[f"log spacing along {axis} in mm"] = float(np.log(mm))
         numbers[f"log extent along {axis} in mm"] = float(np.log(n * mm))
     return numbers
 
 
-def image_statistics(image: NDArray[Any], channel_names: Sequence[str]) -> dict[str, float]:
-    """Percentiles and differences of neighbours of a prepared image `[C, *plan]`, per channel.
+def image_statistics(
+    channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
+) -> dict[str, float]:
+    """Percentiles and differences of neighbours of a prepared image's channels `[*plan]`.
 
     At most 48 evenly spaced places along each axis are looked at.
     """
-    axes = ("S", "A", "R") if image.ndim == 4 else ("the columns", "the rows")
-    step = tuple(slice(None, None, max(1, -(-n // MOST_PLACES))) for n in image.shape[1:])
     numbers = {}
-    for name, channel in zip(channel_names, image, strict=True):
-        sample = np.asarray(channel[step], dtype=np.float32)
+    for name, channel in zip(channel_names, channels, strict=True):
+        steps = [max(1, -(-n // MOST_PLACES)) for n in channel.shape]
+        sample = np.asarray(channel[tuple(slice(None, None, s) for s in steps)], dtype=np.float32)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
-        for axis, axis_name in enumerate(axes):
+        for axis, axis_name in enumerate(_axes(channel.ndim)):
             n = channel.shape[axis]
-            first = np.arange(0, max(n - 1, 1), max(1, -(-n // MOST_PLACES)))
-            others = tuple(s for a, s in enumerate(step) if a != axis)
+            first = np.arange(0, max(n - 1, 1), steps[axis])
+            others = tuple(slice(None, None, s) for a, s in enumerate(steps) if a != axis)
             planes = np.moveaxis(channel, axis, 0)
             pair = (planes[np.minimum(first + i, n - 1)][(slice(None), *others)] for i in (0, 1))
             one, next_one = (np.asarray(p, dtype=np.float32) for p in pair)
@@ -148,6 +116,10 @@ def image_statistics(image: NDArray[Any], channel_names: Sequence[str]) -> dict[
                 np.log(difference + 1e-3)
             )
     return numbers
+
+
+def _axes(dims: int) -> tuple[str, ...]:
+    return ("S", "A", "R") if dims == 3 else ("the columns", "the rows")
 
 
 def check_scan(
@@ -160,19 +132,19 @@ def check_scan(
     """Whether a prepared image `[C, *plan]` of a file's grid is like those of the training.
 
     Without a check only a channel without any contrast is found. Of missing channels nothing is
-    asked.
+    asked; the warning names them.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names, lacking = [plan.channel_names[c] for c in given], plan.names_of(missing)
-    for c, name in zip(given, names, strict=True):
-        if image[c].size == 0 or image[c].min() == image[c].max():
-            empty = f"Channel {name} is empty: all its voxels are equal."
-            return InputVerdict(warning=empty, missing=lacking)
-    if check is None:
-        return InputVerdict(missing=lacking)
-    order = canonical_order(file)
-    numbers = grid_statistics([file.shape[a] for a in order], [file.spacing_mm[a] for a in order])
-    for c, name in zip(given, names, strict=True):
-        numbers |= image_statistics(image[c : c + 1], [name])
-    verdict = check(numbers)
-    return InputVerdict(verdict.score, verdict.warning, lacking)
+    order, score, warning = canonical_order(file), None, ""
+    empty = [n for c, n in zip(given, names, strict=True) if not np.ptp(image[c])]
+    if empty:
+        warning = f"Channel {empty[0]} is empty: all its voxels are equal."
+    elif check is not None:
+        sides = [file.shape[a] for a in order], [file.spacing_mm[a] for a in order]
+        numbers = grid_statistics(*sides) | image_statistics((image[c] for c in given), names)
+        score, warning = check.compare(numbers)
+    if lacking:
+        without = f"Predicted without {', '.join(lacking)}: expect lower sensitivity."
+        warning = f"{without} {warning}".strip()
+    return InputVerdict(score, warning, lacking)

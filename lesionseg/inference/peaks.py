@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import ContentError, GeometryError
+from lesionseg.errors import ContentError
 from lesionseg.ops.compiled import compiled
 from lesionseg.plan.plan import CandidateRule
 
@@ -64,8 +64,7 @@ def collect_sparse(
     """The voxels that a candidate of `rule` may hold, from slabs `[rows, *shape[1:]]` in order.
 
     A candidate ends at floor / ratio, or at the rule's extent, at the lowest. Holds one slab and
-    what was found. Raises `ContentError` for NaN, `GeometryError` when the slabs are not `shape`
-    together.
+    what was found. Raises `ContentError` for NaN.
     """
     # half the memory wherever 32 bits suffice
     kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
@@ -78,10 +77,6 @@ def collect_sparse(
         offset = row * (flat.size // max(len(slab), 1))
         indices.append((index + offset).astype(kind))
         row += len(slab)
-        if slab.shape[1:] != shape[1:] or row > shape[0]:
-            raise GeometryError(f"Probabilities {slab.shape} do not fit the grid {shape}.")
-    if row != shape[0]:
-        raise GeometryError(f"Probabilities of {row} rows do not fit the grid {shape}.")
     p = np.concatenate(values)
     if np.isnan(p).any():
         raise ContentError("The probabilities hold NaN.")

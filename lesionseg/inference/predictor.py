@@ -6,7 +6,6 @@ from copy import copy
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Predict
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
-from lesionseg.inference.accept import choose_operating_point
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
-from lesionseg.inference.decision import Inferred, Watch, decide
+from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import InputCheck, check_scan
 from lesionseg.inference.settings import InferenceSettings, choose_device
 from lesionseg.inference.stitch import Store
@@ -185,7 +183,8 @@ class Predictor:
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
         inferred = self.infer(self.prepare_volume(volume, "volume"))
-        return np.stack([np.concatenate(list(slabs)) for slabs in inferred.restored(self.plan)])
+        labels = range(len(inferred.store.values))
+        return np.stack([np.concatenate(list(inferred.slabs(k, self.plan))) for k in labels])
 
     def read(self, files: CaseFiles) -> Volume:
         """A case's channels as one volume `[C, *spatial]` float32, on the file's grid.
@@ -265,7 +264,7 @@ class Predictor:
         Probabilities lie in memory, or in a nameless file in `folder`. `on_batch` is called after
         every batch with the tiles done and all tiles; what it raises ends the inference.
         """
-        begin, image = perf_counter(), scan.image
+        image = scan.image
         verdict = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
         store, boxes = self.window(
             torch.from_numpy(image.array),
@@ -279,14 +278,12 @@ class Predictor:
             scan.file_geometry,
             verdict,
             boxes,
-            seconds=perf_counter() - begin,
-            valid=scan.valid,
-            missing=image.missing,
+            scan.valid,
         )
 
-    def decide(self, inferred: Inferred, case: str, watch: Watch | None = None) -> Prediction:
+    def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """The prediction of a case on its file's grid; see `decision.decide`."""
-        return decide(inferred, case, self.plan, self._accepted_by, watch)
+        return decide(inferred, case, self.plan, self._accepted_by, on_slab)
 
 
 def case_id(path: Path) -> str:

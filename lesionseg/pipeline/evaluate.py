@@ -17,7 +17,7 @@ from lesionseg.errors import ConfigError, DatasetError, one_of
 from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.inference.accept import choose_operating_point
+from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions

@@ -1,7 +1,7 @@
 """`predict`: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from lesionseg import __version__
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.inference.decision import Inferred, Slab, Watch
+from lesionseg.inference.decision import Inferred, OnSlab, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import content_files
@@ -250,14 +250,14 @@ def predict_volumes(
     read: Callable[[CaseFiles], Volume],
     use: Callable[[CaseFiles, Prediction], R],
     *,
-    watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
+    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
     overwrite: bool = True,
 ) -> Generator[R]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
-    `read` gives a case's volume, in a thread of its own; `use` is called in another. `watch`: what
-    is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory may be
-    used. What goes wrong with a case is raised here.
+    `read` gives a case's volume, in a thread of its own; `use` is called in another. `on_slab`:
+    what is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory
+    may be used. What goes wrong with a case is raised here.
     """
     budget, sizes = default_budget(), {"": 0}
 
@@ -267,7 +267,7 @@ def predict_volumes(
         return predictor.prepare_volume(volume, files.case, overwrite=overwrite)
 
     def decide(files: CaseFiles, inferred: Inferred) -> R:
-        return use(files, predictor.decide(inferred, files.case, watch(files)))
+        return use(files, predictor.decide(inferred, files.case, on_slab(files)))
 
     def fits(items: Sequence[CaseFiles]) -> bool:  # the next one's size is not known yet
         return len(items) * max(sizes.get(files.case, 0) for files in items) <= budget
@@ -375,7 +375,7 @@ class CaseWork:
     def write(self, task: CaseTask, inferred: Inferred) -> Row:
         """Back to the file's grid, candidates, files; the candidates' file comes last."""
         files, cfg, plan = task.files, self.cfg, self.predictor.plan
-        image, missing = files.images[0], inferred.missing
+        image = files.images[0]
         if cfg.save_probabilities:
             prediction = self._decide_and_save(inferred, files)
         else:
@@ -406,7 +406,7 @@ class CaseWork:
             "status": "done",
             "n_candidates": len(prediction.candidates),
             "n_accepted": sum(c.accepted for c in prediction.candidates),
-            "missing": " ".join(plan.names_of(missing)),
+            "missing": " ".join(prediction.input.missing if prediction.input else ()),
             "operating_point": point.name,
             **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
         }
@@ -420,14 +420,10 @@ class CaseWork:
         shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
         kept = np.empty(shape, dtype=np.float16)
 
-        def watch(label: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
-            row = 0
-            for slab in slabs:
-                kept[label, row : row + len(slab)] = slab
-                row += len(slab)
-                yield slab
+        def keep(label: int, row: int, slab: Slab) -> None:
+            kept[label, row : row + len(slab)] = slab
 
-        prediction = self.predictor.decide(inferred, files.case, watch)
+        prediction = self.predictor.decide(inferred, files.case, keep)
         with atomic_path(self.output / f"{files.case}_probabilities.npz") as path:
             np.savez_compressed(path, probabilities=kept)
         return prediction

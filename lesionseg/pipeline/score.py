@@ -38,7 +38,7 @@ from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_tables
-from lesionseg.inference.decision import Watch
+from lesionseg.inference.decision import OnSlab
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
@@ -295,9 +295,9 @@ def score_validation(
         return None
     counts: list[LevelCounts] = []
 
-    def count(files: CaseFiles) -> Watch:
+    def count(files: CaseFiles) -> OnSlab:
         counts.append(LevelCounts(files.group))
-        return counts[-1].watch(open_reference(files, survey.dataset), plan)
+        return counts[-1].counter(open_reference(files, survey.dataset), plan)
 
     _predict(predictor, survey, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
@@ -359,11 +359,11 @@ def _predict(
     survey: Survey,
     cases: Sequence[CaseFiles],
     folder: Path,
-    watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
+    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> None:
     """Write the candidates of every case; reading, the network and writing overlap.
 
-    `watch`: what is shown a case's probabilities.
+    `on_slab`: what is shown a case's probabilities.
     """
 
     def read(files: CaseFiles) -> Volume:
@@ -373,7 +373,7 @@ def _predict(
         write_prediction(folder, prediction)
         return files.case
 
-    predicted = predict_volumes(predictor, cases, read, write, watch=watch)
+    predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):
             advance(case, done, len(cases))

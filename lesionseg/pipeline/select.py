@@ -7,7 +7,7 @@ ranking of voxels.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,8 +19,7 @@ from lesionseg.errors import ContentError
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.by_size import fit_logistic
 from lesionseg.evaluation.calibration import fit_calibration, fit_out_of_fold
-from lesionseg.inference.accept import accept
-from lesionseg.inference.decision import Slab, Watch
+from lesionseg.inference.decision import OnSlab, Slab, accept
 from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -180,21 +179,17 @@ class LevelCounts:
     voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
     lesion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
-    def watch(self, reference: Reference, plan: Plan) -> Watch:
+    def counter(self, reference: Reference, plan: Plan) -> OnSlab:
         """Counts the probabilities that a decision is shown; voxels to be ignored do not count."""
         values = plan.regions or tuple((value,) for value in plan.label_values)
         labels, ignore = reference.labels, reference.ignore
 
-        def count(channel: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
-            annotated = plan.label_values[channel] not in reference.unannotated
-            row = 0
-            for slab in slabs:
-                rows = slice(row, row + len(slab))
-                if annotated and labels is not None:
-                    kept = ... if ignore is None else ~ignore[rows]
-                    self.add(slab[kept], np.isin(labels[rows], values[channel])[kept])
-                row = rows.stop
-                yield slab
+        def count(channel: int, row: int, slab: Slab) -> None:
+            if labels is None or plan.label_values[channel] in reference.unannotated:
+                return
+            rows = slice(row, row + len(slab))
+            kept = ... if ignore is None else ~ignore[rows]
+            self.add(slab[kept], np.isin(labels[rows], values[channel])[kept])
 
         return count
 

@@ -15,8 +15,8 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
-from lesionseg.inference.accept import DEFAULT_POINT
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor

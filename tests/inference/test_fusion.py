@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.core import Candidate, Geometry
+from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.inference.boxes import Boxes
-from lesionseg.inference.candidates import CandidateSet
-from lesionseg.inference.fusion import box_candidates, fuse, restore_boxes
+from lesionseg.inference.boxes import Boxes, box_candidates, fuse, restore_boxes
 from lesionseg.plan.plan import CandidateRule
 
 PLAN = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))
@@ -64,7 +62,9 @@ def _candidate(
 
 def test_what_both_heads_found_comes_first_and_keeps_its_mask() -> None:
     instances = np.array([[1, 1, 0, 2], [1, 1, 0, 0]], dtype=np.int32)
-    voxels = CandidateSet(
+    voxels = Prediction(
+        "a",
+        Geometry.from_spacing((2, 4), (1.0, 1.0)),
         (
             _candidate(1, [0.0, 0, 2, 2], 0.6, mask=True),
             _candidate(2, [0.0, 3, 1, 4], 0.5, mask=True),
@@ -88,7 +88,7 @@ def test_what_both_heads_found_comes_first_and_keeps_its_mask() -> None:
 
 
 def test_one_head_alone_and_none_at_all() -> None:
-    empty = CandidateSet((), np.zeros((3, 3), np.int32))
+    empty = Prediction("a", PLAN, (), np.zeros((3, 3), np.int32))
     assert fuse(empty, []).candidates == ()
     (only,) = fuse(empty, [_candidate(1, [0.0, 0, 1, 1], 0.8, mask=False)]).candidates
     assert only.score == pytest.approx(0.4)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry
-from lesionseg.inference.candidates import CandidateSet, find_candidates, join_regions
+from lesionseg.core import Geometry, Prediction
+from lesionseg.inference.candidates import find_candidates, join_regions
 from lesionseg.inference.peaks import (
     PeakRegion,
     SparseProbabilities,
@@ -18,7 +18,7 @@ from lesionseg.plan.plan import CandidateRule
 RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
 
 
-def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> CandidateSet:
+def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> Prediction:
     array = np.asarray(p, dtype=np.float32)
     geometry = Geometry.from_spacing(array.shape, (mm,) * array.ndim)
     return find_candidates([array], geometry, rule, (1,))

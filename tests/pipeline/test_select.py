@@ -152,9 +152,9 @@ def test_what_a_decision_is_shown_is_counted_slab_by_slab_without_what_is_ignore
     ignore[2] = True
     counts = LevelCounts("a")
     geometry = Geometry.from_spacing(labels.shape, (1.0,) * 3)
-    watch = counts.watch(Reference(geometry, labels=labels, ignore=ignore), plan)
-    slabs = [np.full((1, 3, 2), p, np.float32) for p in (0.1, 0.8, 0.8, 0.1)]
-    assert list(watch(0, iter(slabs))) == slabs
+    count = counts.counter(Reference(geometry, labels=labels, ignore=ignore), plan)
+    for row, p in enumerate((0.1, 0.8, 0.8, 0.1)):
+        count(0, row, np.full((1, 3, 2), p, np.float32))
     assert (counts.voxels.sum(), counts.lesion.sum()) == (18, 6)
     assert counts.dice(0.0) == 1.0
 
