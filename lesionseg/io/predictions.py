@@ -16,7 +16,7 @@ from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
 from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.cases import check_grid, read_mask
-from lesionseg.io.dicom.seg import REPORT, SEGMENTATION
+from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import lesion_instances, listed_lesions, present_values

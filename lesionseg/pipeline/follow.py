@@ -23,8 +23,13 @@ from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit,
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_rows
 from lesionseg.io.cases import read_mask
-from lesionseg.io.dicom.seg import REPORT, ResultOrigin, read_source, require_highdicom
-from lesionseg.io.dicom.sr import SinceBefore, write_report
+from lesionseg.io.dicom.results import (
+    REPORT,
+    ResultOrigin,
+    SinceBefore,
+    require_highdicom,
+    write_dicom_results,
+)
 from lesionseg.io.files import locks, write_csv
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
@@ -570,12 +575,12 @@ def report_changes(
     gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in changes if c.state == "gone"]
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
-    write_report(
-        folder / f"{pair.case}{REPORT}",
+    write_dicom_results(
+        pair.after_image,  # type: ignore[arg-type]  # the caller has one
         replace(prediction, candidates=candidates, operating_point=None),
-        read_source(pair.after_image),  # type: ignore[arg-type]  # the caller has one
         ResultOrigin(lesionseg.__version__, "follow-up", key),
         {c.label: f"lesion of label {c.label}" for c in candidates},
+        report=folder / f"{pair.case}{REPORT}",
         since=since,
         remark=f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
     )

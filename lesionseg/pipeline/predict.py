@@ -22,15 +22,13 @@ from lesionseg.inference.decision import Inferred, OnSlab, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import content_files
-from lesionseg.io.dicom.seg import (
+from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,
     ResultOrigin,
-    read_source,
     require_highdicom,
-    write_segmentation,
+    write_dicom_results,
 )
-from lesionseg.io.dicom.sr import write_report
 from lesionseg.io.files import atomic_path, check_case_id, locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
@@ -390,14 +388,16 @@ class CaseWork:
             zone_names = [zones.names.get(value, str(value)) for value in present]
         point = self.predictor.operating_point()
         if cfg.dicom_output and _is_dicom(files):
-            source = read_source(image)
-            origin = ResultOrigin(__version__, self.bundle, task.row["key"], point)
-            values = dict(zip(plan.label_values, plan.label_names, strict=True))
-            path = self.output / f"{files.case}{SEGMENTATION}"
-            segmentation = write_segmentation(path, prediction, source, origin, values)
-            report = self.output / f"{files.case}{REPORT}"
-            write_report(report, prediction, source, origin, plan.lesion_labels, segmentation)
-            if segmentation is None and prediction.instances is not None:
+            is_segmented = write_dicom_results(
+                image,
+                prediction,
+                ResultOrigin(__version__, self.bundle, task.row["key"], point),
+                plan.lesion_labels,
+                report=self.output / f"{files.case}{REPORT}",
+                segmentation=self.output / f"{files.case}{SEGMENTATION}",
+                mask_labels=dict(zip(plan.label_values, plan.label_names, strict=True)),
+            )
+            if not is_segmented and prediction.instances is not None:
                 task.row["message"] = NO_SEGMENTATION
         suffix = result_suffix(image, plan.dims)
         write_prediction(self.output, prediction, suffix=suffix, like=image, names=cfg.names)
