@@ -20,9 +20,9 @@ from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
-from lesionseg.io.layouts.manifest import IGNORE, read_instances
+from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.ops.components import lesion_instances, present_values
+from lesionseg.ops.components import lesion_instances, mask_boxes, present_values
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,28 @@ def read_mask(
         values = (values > 0).astype(np.uint8)
     reference = Reference(volume.geometry, labels=values, ignore=ignore)
     return _united(reference) if united else reference
+
+
+def read_instances(path: Path, raster_mm: float | None) -> Reference:
+    """An instance mask on its own grid: its ids made consecutive in ascending order, all label 1.
+
+    Raises `ContentError` for values that cannot be ids.
+    """
+    volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
+    values, inverse = np.unique(volume.array[0], return_inverse=True)
+    if (values < 0).any() or (values != np.round(values)).any():
+        raise ContentError(f"{path}: an instance mask holds 0 and whole ids, not {values[:5]}.")
+    n_lesions = int(np.count_nonzero(values))
+    order = np.cumsum(values > 0).astype(np.int32)
+    instances = order[inverse.reshape(volume.array[0].shape)]
+    return Reference(
+        volume.geometry,
+        labels=(instances > 0).astype(np.uint8),
+        instances=instances,
+        instance_labels=(1,) * n_lesions,
+        boxes=mask_boxes(instances, n_lesions),
+        box_labels=(1,) * n_lesions,
+    )
 
 
 def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:

@@ -201,7 +201,7 @@ def test_what_the_list_says_wrongly_is_found(checked: CheckOutcome) -> None:
     assert kinds(checked, "missing") == {"unreadable"}
     assert kinds(checked, "misrole") >= {"listed"}
     assert kinds(checked, "fine2") == {"listed"}
-    assert any("Line 29 lacks its case" in f.named for f in checked.findings if not f.case)
+    assert any("line 29: the case" in f.named for f in checked.findings if not f.case)
     assert "1 entry of the list" in checked.page.read_text()
 
 

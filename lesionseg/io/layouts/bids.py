@@ -5,12 +5,12 @@ Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a sub
 
 import logging
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Problem
+from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.layouts.checks import count_axes
+from lesionseg.io.layouts.checks import Problems, listed
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -35,55 +35,55 @@ def read_bids(root: Path) -> Dataset:
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
-    problems = []
+    problems = Problems()
     for file in sorted(root.rglob("sub-*_label-*")):
         if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
             continue
         match = _SESSION.fullmatch(strip_suffix(file))
         case = "_".join(part for part in match.groups() if part) if match else ""
-        if not case:
-            problems.append(Problem("", f"{file} is not named after a subject."))
-        elif case in masks:
-            text = f"{file} and {masks[case].name}: two lesion masks of {case}. Keep one, or write"
-            problems.append(Problem(case, f"{text} a manifest.csv."))
-        else:
+        with problems.of(case, file):
+            if not case:
+                raise DatasetError("it is not named after a subject.")
+            if case in masks:
+                raise DatasetError(
+                    f"{masks[case].name} is another of two lesion masks of {case}. Keep one, or "
+                    "write a manifest.csv."
+                )
             masks[case] = file
-            images[case] = _images(root, case, file)
-            if not images[case]:
-                problems.append(Problem(case, f"{file}: the session {case} has no image."))
+            found = _images(root, case, file)
+            if not found:
+                raise DatasetError(f"the session {case} has no image.")
+            images[case] = found
     if not masks:
         raise DatasetError(
             f"{root}: no lesion mask such as derivatives/<name>/sub-1/ses-1/anat/"
             "sub-1_ses-1_label-lesion_mask.nii.gz."
         )
-    images = {case: files for case, files in images.items() if files}
-    channels = _channels(root, masks, images)
-    cases = tuple(
-        CaseFiles(
-            case=case,
-            images=tuple(files[channel] for channel in channels),
-            reference=masks[case],
-            group=case.partition("_")[0],
-        )
+    channels: list[str] = []
+    if images:
+        first, own = next(iter(images.items()))
+        shared = set.intersection(*(set(files) for files in images.values()))
+        everything = {name for files in images.values() for name in files}
+        grid = read_geometry(masks[first])
+        channels = [name for name in sorted(shared) if _fits(own[name], grid)]
+        if not channels:
+            raise DatasetError(
+                f"{root}: no kind of image ({', '.join(sorted(everything))}) is there in every "
+                "session and on the grid of its mask. Resample the images onto the masks' grid."
+            )
+        if left_out := sorted(everything - set(channels)):
+            names = ", ".join(left_out)
+            logger.warning("Left out, as not in every session or not on the mask's grid: %s", names)
+    cases = [
+        CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
         for case, files in images.items()
-    )
-    return Dataset(
-        name=root.name,
-        root=root,
-        convention="bids",
-        dims=count_axes(cases),
-        channel_names=channels,
-        labels={1: "lesion"},
-        cases=cases,
-        problems=tuple(problems),
-    )
+    ]
+    return listed(root, "bids", channels, {1: "lesion"}, cases, problems)
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     """Images of a session by suffix, such as FLAIR; those beside the mask go first."""
-    subject, _, session = case.partition("_")
-    raw = root / subject / session if session else root / subject
-    for folder in (mask.parent, raw):
+    for folder in (mask.parent, root.joinpath(*case.split("_"))):
         images: dict[str, Path] = {}
         for file in sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else ():
             channel = strip_suffix(file).rpartition("_")[2]
@@ -94,31 +94,7 @@ def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     return {}
 
 
-def _channels(
-    root: Path, masks: Mapping[str, Path], images: Mapping[str, Mapping[str, Path]]
-) -> tuple[str, ...]:
-    """Suffixes that all sessions have and that lie on the mask's grid in the first."""
-    if not images:
-        return ()
-    first = next(iter(images))
-    shared = set.intersection(*(set(channels) for channels in images.values()))
-    everything = {name for channels in images.values() for name in channels}
-    grid = read_geometry(masks[first])
-    fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
-    if not fitting:
-        raise DatasetError(
-            f"{root}: no kind of image ({', '.join(sorted(everything))}) is there in every session "
-            "and on the grid of its mask. Resample the images onto the masks' grid."
-        )
-    if left_out := sorted(everything - set(fitting)):
-        logger.warning(
-            "Left out, as not in every session or not on the mask's grid: %s.", ", ".join(left_out)
-        )
-    return tuple(fitting)
-
-
 def _fits(image: Path, grid: Geometry) -> bool:
-    try:
+    with suppress(LesionsegError):
         return read_geometry(image).matches(grid)
-    except LesionsegError:
-        return False
+    return False

@@ -1,44 +1,94 @@
-"""What is asked of the cases of every layout."""
+"""What the readers of all layouts share, and what is asked of every case."""
 
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from lesionseg.core import CaseFiles, Dataset, Problem
-from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.errors import DatasetError, LesionsegError, misfits
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import read_geometry
 
+Count = Annotated[int, Field(ge=0, lt=10**9)]
+Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
+M = TypeVar("M", bound=BaseModel)
 _MOST_SHOWN = 100
 
 
-def is_count(value: object) -> bool:
-    """Whether it is an integer from 0 of at most nine digits, or a text that says one."""
-    text = str(value)
-    return not isinstance(value, bool) and text.isascii() and text.isdigit() and len(text) < 10
+class Problems(list[Problem]):
+    """What is wrong with single entries of a list; the others are read."""
+
+    @contextmanager
+    def of(self, case: str, where: object) -> Iterator[None]:
+        """Take up an error of one entry, after `where` it stands."""
+        try:
+            yield
+        except LesionsegError as error:
+            self.append(Problem(case, f"{where}: {error}"))
+
+    def raise_all(self, root: Path) -> None:
+        """Raise what is wrong as one `DatasetError`; nothing if nothing is."""
+        if len(self) == 1:
+            text = self[0].message
+            raise DatasetError(text if str(root) in text else f"{root}: {text}")
+        if self:
+            shown = "\n  ".join(problem.message for problem in self[:_MOST_SHOWN])
+            rest = f"\n  … and {len(self) - _MOST_SHOWN} more" if len(self) > _MOST_SHOWN else ""
+            raise DatasetError(f"{root}: {len(self)} entries cannot be used:\n  {shown}{rest}")
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a number that an array holds."""
-    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not
-
-
-def file_size(path: Path) -> int | None:
-    """Bytes of a file; None where there is none, or where no file can have the name."""
+def validated(model: type[M], entry: Any, path: Path | None = None) -> M:
+    """What a file says, as a `model`. Raises `DatasetError` naming the keys that do not fit."""
     try:
-        state = path.stat()
-    except (OSError, ValueError):
-        return None
-    return state.st_size if stat.S_ISREG(state.st_mode) else None
+        return model.model_validate(entry)
+    except ValidationError as error:
+        where = f"{path}: " if path else ""
+        raise DatasetError(f"{where}{misfits(error, entry)[:300]}.") from error
+
+
+def listed(
+    root: Path,
+    convention: str,
+    channels: Sequence[str],
+    labels: Mapping[int, str],
+    cases: Sequence[CaseFiles],
+    problems: Problems,
+    **more: Any,
+) -> Dataset:
+    """The dataset of what a layout lists, with the spatial axes of the first image that is read."""
+    dims = 3  # where none can be: reading the cases says what is wrong with them
+    for case in cases:
+        with suppress(LesionsegError, OSError):
+            dims = read_geometry(case.images[0]).dims
+            break
+    own = {"name": root.name, "problems": tuple(problems), **more}
+    return Dataset(
+        root=root,
+        convention=convention,
+        dims=dims,
+        channel_names=tuple(channels),
+        labels=labels,
+        cases=tuple(cases),
+        **own,
+    )
 
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Whether a case is one picture whose red, green and blue are the dataset's three channels."""
     one = len(files.images) == 1 and n_channels == 3 and not files.missing
     return one and files.images[0].suffix.lower() in RASTERS
+
+
+def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:
+    """The numbers without a file; none where the only file is a picture that may be in colour."""
+    first = files.get(0)
+    alone = n_channels == 3 and len(files) == 1 and first and first.suffix.lower() in RASTERS
+    return () if alone else tuple(sorted(set(range(n_channels)) - set(files)))
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
@@ -49,62 +99,33 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         have = ", ".join(file.name for file in files.images)
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}) but "
-            f"{have}. Add the file, or where scans lack one train with data.channel_dropout=0.3."
+            f"{have}. Add the file (split a 4-D one into <case>_0000, <case>_0001, …), or where "
+            "scans lack one train with data.channel_dropout=0.3."
         )
 
 
-def count_axes(cases: Sequence[CaseFiles]) -> int:
-    """Spatial axes of the first image that can be read; three when none can."""
-    for case in cases:
-        with suppress(LesionsegError, OSError):
-            return read_geometry(case.images[0]).dims
-    return 3  # reading the cases says what is wrong with them
-
-
-def find_problems(dataset: Dataset) -> Iterator[Problem]:
-    """Cases without all of their channels, and files that are missing or empty."""
+def find_problems(dataset: Dataset, *, lenient: bool) -> Iterator[Problem]:
+    """Ids that name no files or several cases and, unless `lenient`, files that are not there."""
+    seen: set[str] = set()
     for files in dataset.cases:
+        case, fault = files.case, case_id_fault(files.case)
+        if case in seen:
+            text = f"the case {case!r} is listed more than once; suffixes do not count."
+            yield Problem(case, text)
+        elif fault:
+            text = f"{files.images[0]}: the case id {case!r} cannot be a file name: it {fault}."
+            yield Problem(case, text)
+        seen.add(case)
+        if lenient:
+            continue
         try:
             check_channels(files, dataset)
         except DatasetError as error:
-            yield Problem(files.case, str(error))
+            yield Problem(case, str(error))
         for file in (*files.images, *((files.reference,) if files.reference else ())):
-            size = file_size(file)
-            if size is None and not _is_folder(file) and split_series(file) is None:
-                text = "does not exist. Paths in tables are relative to the table's folder."
-                yield Problem(files.case, f"{file} of case {files.case!r} {text}")
-            elif size == 0:
-                yield Problem(files.case, f"{file} of case {files.case!r} is empty.")
-
-
-def _is_folder(path: Path) -> bool:
-    with suppress(OSError, ValueError):
-        return path.is_dir()
-    return False
-
-
-def find_ambiguous(dataset: Dataset) -> Iterator[Problem]:
-    """Ids that cannot be file names, or that several cases share."""
-    seen: set[str] = set()
-    for files in dataset.cases:
-        fault = case_id_fault(files.case)
-        if files.case in seen:
-            text = f"the case {files.case!r} is listed more than once; suffixes do not count."
-            yield Problem(files.case, text)
-        elif fault:
-            where = files.images[0] if files.images else dataset.root
-            text = f"the case id {files.case!r} cannot be a file name: it {fault}."
-            yield Problem(files.case, f"{where}: {text}")
-        seen.add(files.case)
-
-
-def raise_problems(problems: Sequence[Problem], root: Path) -> None:
-    """Raise what is wrong as one `DatasetError`; nothing if nothing is."""
-    if len(problems) == 1:
-        text = problems[0].message
-        raise DatasetError(text if str(root) in text else f"{root}: {text}")
-    if problems:
-        shown = "\n  ".join(problem.message for problem in problems[:_MOST_SHOWN])
-        more = len(problems) - _MOST_SHOWN
-        rest = f"\n  … and {more} more" if more > 0 else ""
-        raise DatasetError(f"{root}: {len(problems)} entries cannot be used:\n  {shown}{rest}")
+            is_there = split_series(file) is not None
+            with suppress(OSError, ValueError):  # the latter where no file can have the name
+                is_there = is_there or file.is_dir() or file.stat().st_size > 0
+            if not is_there:
+                text = "does not exist or is empty. Paths in tables are relative to the table."
+                yield Problem(case, f"{file} of case {case!r} {text}")

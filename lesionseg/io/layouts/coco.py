@@ -5,48 +5,74 @@ Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `
 """
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference
-from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError
+from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
+from lesionseg.core.lesions import box_slices
+from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import file_size, is_count, is_number
-from lesionseg.io.layouts.manifest import parse_fold, parse_role
+from lesionseg.io.layouts.checks import Count, Number, Problems, listed, validated
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
 
 logger = logging.getLogger(__name__)
 
 ANNOTATIONS = "annotations.json"
-_OWN_FIELDS = {"id", "file_name", "mask_file", "width", "height", "license"} | {
-    *("patient", "role", "fold")
-}
+Id = Count | Annotated[str, Field(max_length=100)]
+Side = Annotated[Number, Field(gt=0)]
+Mask = NDArray[np.bool_]
+Instances = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class CocoLesion:
-    """One annotation: `box` (y, x starts, y, x stops; half-open pixels), and what draws it.
+class CocoLesion(BaseModel):
+    """One annotation as COCO has it; `label` is the rank of its category's id, from 1.
 
-    `label` is the rank of its category's id, from 1. `crowd` marks a region not to be scored.
+    `bbox`: x, y, width, height. `iscrowd` marks a region not to be scored.
     """
 
     label: int
-    box: tuple[float, float, float, float]
+    bbox: tuple[Number, Number, Side, Side]
     segmentation: Any = None
-    mask_label: int | None = None
-    crowd: bool = False
+    mask_label: Count | None = None
+    iscrowd: bool = False
+
+    @property
+    def box(self) -> tuple[float, ...]:
+        """Starts and stops y, x, y, x in half-open pixels."""
+        x, y, width, height = self.bbox
+        return y, x, y + height, x + width
 
 
-def recognises_coco(root: Path) -> bool:
-    """Whether the folder holds an `annotations.json`."""
-    return (root / ANNOTATIONS).is_file()
+class _Image(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: Id
+    file_name: Annotated[str, Field(max_length=4000)]
+    width: Count | None = None
+    height: Count | None = None
+    mask_file: str | None = None
+    patient: Id = ""
+    role: Role | None = None
+    fold: Count | None = None
+    license: Any = None
+
+
+class _Category(BaseModel):
+    id: Count
+    name: str = ""
+
+
+class _Content(BaseModel):
+    images: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    annotations: list[dict[str, Any]]
+    categories: Annotated[list[_Category], Field(min_length=1)]
+    info: Any = None
 
 
 def read_coco(root: Path) -> Dataset:
@@ -57,117 +83,44 @@ def read_coco(root: Path) -> Dataset:
     are lesion-free. `columns` keep `pixel_mm` ("" when unknown) and every other plain field.
     Raises `DatasetError`.
     """
-    path = root / ANNOTATIONS
-    content = read_json(path)
-    content = content if isinstance(content, dict) else {}
-    for key in ("images", "annotations", "categories"):
-        records = content.get(key)
-        fine = isinstance(records, list) and all(isinstance(r, dict) for r in records)
-        if not fine or not (records or key == "annotations"):
-            raise DatasetError(f"{path}: no list of {key!r} as in COCO's format.")
-    ranked = sorted(content["categories"], key=lambda c: _count(c, "id", path))
-    label_of = {int(c["id"]): rank for rank, c in enumerate(ranked, start=1)}
-    images = {_id(image, "id", path): image for image in content["images"]}
-    lesions: dict[str, list[CocoLesion]] = {number: [] for number in images}
-    problems = []
-    for annotation in content["annotations"]:
-        image = str(annotation.get("image_id"))
-        try:
-            lesions[_known_id(annotation, images, path)].append(_lesion(annotation, label_of, path))
-        except LesionsegError as error:
-            case = _stem(images[image]) if image in images else ""
-            problems.append(Problem(case, f"case {case!r}: {error}" if case else str(error)))
+    path, problems = root / ANNOTATIONS, Problems()
+    content = validated(_Content, read_json(path), path)
+    categories = sorted(content.categories, key=lambda c: c.id)
+    label_of = {category.id: rank for rank, category in enumerate(categories, start=1)}
+    stems = {str(i.get("id")): strip_suffix(Path(str(i.get("file_name")))) for i in content.images}
+    lesions: dict[str, list[CocoLesion]] = {number: [] for number in stems}
+    for annotation in content.annotations:
+        image, category = str(annotation.get("image_id")), annotation.get("category_id")
+        where = f"{path}: annotation {str(annotation.get('id'))[:40]}"
+        with problems.of(stems.get(image, ""), where):
+            if image not in stems or category not in label_of:
+                raise DatasetError(f"image {image[:40]} or category {category} is not listed.")
+            entry = annotation | {"label": label_of[category]}
+            lesions[image].append(validated(CocoLesion, entry))
     cases = []
-    for number, image_record in images.items():
-        name = str(_id(image_record, "file_name", path, longest=4000))
-        case = _stem(image_record)
-        usual = root / "images" / name
-        try:
-            role = parse_role(str(image_record.get("role") or ""))
-            fold = parse_fold(str(image_record.get("fold", "")))
-        except DatasetError as error:
-            role = fold = None
-            problems.append(Problem(case, f"{path}: case {case!r}: {error}"))
-        mask = root / "masks" / str(image_record.get("mask_file"))
-        columns = {k: str(v) for k, v in image_record.items() if isinstance(v, str | int | float)}
-        cases.append(
-            CaseFiles(
-                case=case,
-                images=(usual if file_size(usual) or not file_size(root / name) else root / name,),
-                reference=mask if image_record.get("mask_file") and file_size(mask) else None,
-                group=str(image_record.get("patient") or ""),
-                role=role,
-                fold=fold,
-                annotations={
-                    "lesions": tuple(lesions[number]),
-                    "size": (image_record.get("height"), image_record.get("width")),
-                },
-                columns={
-                    "pixel_mm": "",
-                    **{k: v for k, v in columns.items() if k not in _OWN_FIELDS},
-                },
-            )
-        )
-    info = content.get("info")
-    return Dataset(
-        name=root.name,
-        root=root,
-        convention="coco",
-        dims=2,
-        channel_names=("image",),
-        labels={label_of[int(c["id"])]: str(c.get("name", c["id"])) for c in ranked},
-        cases=tuple(cases),
-        incomplete_reference=isinstance(info, Mapping) and bool(info.get("incomplete_reference")),
-        problems=tuple(problems),
-    )
+    for record in content.images:
+        number = str(record.get("id"))
+        with problems.of(stems[number], path):
+            cases.append(_case(root, stems[number], validated(_Image, record), lesions[number]))
+    labels = {label_of[category.id]: category.name or str(category.id) for category in categories}
+    info = content.info if isinstance(content.info, Mapping) else {}
+    more = {"incomplete_reference": bool(info.get("incomplete_reference"))}
+    return listed(root, "coco", ["image"], labels, cases, problems, **more)
 
 
-def _stem(image: Mapping[str, Any]) -> str:
-    return strip_suffix(Path(str(image.get("file_name", ""))))
-
-
-def _id(record: Mapping[str, Any], key: str, path: Path, longest: int = 100) -> str:
-    """An id: a number or a text."""
-    value = record.get(key)
-    if not isinstance(value, int | str) or len(str(value)) > longest:
-        raise DatasetError(f"{path}: an entry has no usable {key!r}: {str(record)[:100]}.")
-    return str(value)
-
-
-def _known_id(annotation: Mapping[str, Any], images: Mapping[str, Any], path: Path) -> str:
-    image = _id(annotation, "image_id", path)
-    if image not in images:
-        raise DatasetError(
-            f"{path}: annotation {annotation.get('id')} points to an image not listed, {image}."
-        )
-    return image
-
-
-def _count(record: Mapping[str, Any], key: str, path: Path) -> int:
-    value = record.get(key)
-    if not is_count(value):
-        raise DatasetError(f"{path}: an entry's {key!r} is not an integer: {str(value)[:40]}.")
-    return int(str(value))
-
-
-def _lesion(annotation: Mapping[str, Any], label_of: Mapping[int, int], path: Path) -> CocoLesion:
-    number, category = annotation.get("id"), _count(annotation, "category_id", path)
-    if category not in label_of:
-        raise DatasetError(
-            f"{path}: annotation {number} points to a category not listed, {category}."
-        )
-    box, stated = annotation.get("bbox"), annotation.get("mask_label")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        raise ContentError(f"{path}: annotation {number} has no bbox [x, y, width, height].")
-    x, y, width, height = map(float, box)
-    if width <= 0 or height <= 0:
-        raise ContentError(f"{path}: the box of annotation {number} is empty: {box}.")
-    return CocoLesion(
-        label=label_of[category],
-        box=(y, x, y + height, x + width),
-        segmentation=annotation.get("segmentation") or None,
-        mask_label=None if stated is None else _count(annotation, "mask_label", path),
-        crowd=bool(annotation.get("iscrowd", 0)),
+def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -> CaseFiles:
+    usual, beside = root / "images" / image.file_name, root / image.file_name
+    mask = root / "masks" / image.mask_file if image.mask_file else None
+    plain = {k: v for k, v in (image.model_extra or {}).items() if isinstance(v, str | int | float)}
+    return CaseFiles(
+        case,
+        (beside if beside.is_file() and not usual.is_file() else usual,),
+        reference=mask if mask and mask.is_file() else None,
+        group=str(image.patient),
+        role=image.role,
+        fold=image.fold,
+        annotations={"lesions": tuple(lesions), "size": (image.height, image.width)},
+        columns={"pixel_mm": "", **{k: str(v) for k, v in plain.items()}},
     )
 
 
@@ -185,35 +138,42 @@ def read_coco_reference(
     become 1. Raises `GeometryError` when the annotated size is another, `ContentError` for values
     and boxes that fit nothing.
     """
-    size, shape, case = files.annotations.get("size", (None, None)), geometry.shape, files.case
+    size, shape, case = files.annotations["size"], geometry.shape, files.case
     if None not in size and tuple(size) != shape:
         raise GeometryError(
             f"{files.images[0]} is {shape[0]} x {shape[1]} pixels, its annotations were drawn on "
             f"{size[0]} x {size[1]}."
         )
-    everything: Sequence[CocoLesion] = files.annotations["lesions"]
-    lesions = [lesion for lesion in everything if not lesion.crowd]
-    crowds = [lesion for lesion in everything if lesion.crowd]
-    boxes = _clipped(case, lesions, shape)
+    lesions: list[CocoLesion] = [le for le in files.annotations["lesions"] if not le.iscrowd]
+    crowds: list[CocoLesion] = [le for le in files.annotations["lesions"] if le.iscrowd]
+    boxes, crowd_boxes = (_clipped(case, each, shape) for each in (lesions, crowds))
     labels = np.array([1 if le.label in merged_values else le.label for le in lesions], np.int64)
     ignore = np.zeros(shape, dtype=bool)
-    for crowd, box in zip(crowds, _clipped(case, crowds, shape), strict=True):
-        drawn = crowd.segmentation is not None
-        ignore[in_worker(_drawn, case, crowd, shape) if drawn else _pixels(box)] = True
+    for crowd, box in zip(crowds, crowd_boxes, strict=True):
+        drawn = bool(crowd.segmentation)
+        ignore[_drawn(case, [crowd], shape)[0] if drawn else box_slices(box, 2)] = True
     if files.reference is not None and all(le.mask_label is not None for le in lesions):
         instances = _from_mask(files.reference, lesions, shape)
-    elif any(lesion.segmentation is None for lesion in lesions):
+    elif any(not lesion.segmentation for lesion in lesions):
         for box in boxes:
-            ignore[_pixels(box)] = False
+            ignore[box_slices(box, 2)] = False
         left_out = ignore if crowds else None
         return Reference(geometry, boxes=boxes, box_labels=tuple(labels.tolist()), ignore=left_out)
     else:
-        masks = [in_worker(_drawn, case, lesion, shape) for lesion in lesions]
+        masks = _drawn(case, lesions, shape)
         instances = np.zeros(shape, dtype=np.int32)
         for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
             instances[masks[index]] = index + 1
-    _check_agreement(case, instances, boxes)
-    visible = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:] > 0
+    sizes = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
+    for number, (box, n_pixels) in enumerate(zip(boxes, sizes, strict=True), start=1):
+        wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # a pixel more for rounding
+        within = int((instances[box_slices(wide, 2)] == number).sum())
+        if 2 * within < n_pixels:  # the other way round smaller lesions hide pixels
+            raise ContentError(
+                f"case {case}: the mask of lesion {number} and its box {box.tolist()} disagree "
+                f"(y, x starts, y, x stops): {within} of {n_pixels} pixels lie in it."
+            )
+    visible = sizes > 0
     if not visible.all():
         logger.warning(
             "%s: %d of %d lesions have no pixel of their own and are left out (hidden by smaller "
@@ -222,8 +182,7 @@ def read_coco_reference(
             int((~visible).sum()),
             len(lesions),
         )
-    renumber = np.zeros(len(lesions) + 1, dtype=np.int32)
-    renumber[1:][visible] = np.arange(1, int(visible.sum()) + 1)
+    renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
     values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     kept = tuple(labels[visible].tolist())
     return Reference(
@@ -253,9 +212,7 @@ def _clipped(
     return boxes
 
 
-def _from_mask(
-    path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
-) -> NDArray[np.int32]:
+def _from_mask(path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> Instances:
     """Instance mask with annotation i as value i."""
     mask = read_volume(path, as_labels=True).array[0]
     if mask.shape != shape:
@@ -272,60 +229,44 @@ def _from_mask(
     return np.asarray(table[mask])
 
 
-def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Pixels `[y, x]` of one annotation; one that holds no pixel's centre keeps the nearest."""
-    from pycocotools import mask as coco_mask
-
-    drawing = lesion.segmentation
-    if isinstance(drawing, dict):  # the library, in C, survives no other size
-        if drawing.get("size") != list(shape):
+def _drawn(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> list[Mask]:
+    """Pixels `[y, x]` of annotations; one that holds no pixel's centre keeps the nearest."""
+    drawings = [lesion.segmentation for lesion in lesions]
+    for drawing in drawings:  # the library, in C, survives neither other sizes nor far corners
+        is_rle = isinstance(drawing, dict)
+        if is_rle and drawing.get("size") != list(shape):
             raise ContentError(f"case {case}: an RLE has another size than its image, {shape}.")
-    else:  # nor far corners, nor what is no number
-        most, polygons = 10 * max(shape), drawing if isinstance(drawing, list) else [drawing]
-        for polygon in polygons:
+        for polygon in () if is_rle else drawing if isinstance(drawing, list) else [drawing]:
             if not isinstance(polygon, list) or not all(
-                is_number(v) and abs(v) <= most for v in polygon
+                isinstance(v, int | float) and abs(v) <= 10 * max(shape) for v in polygon
             ):
                 raise ContentError(
                     f"case {case}: a segmentation cannot be drawn, {str(polygon)[:60]} is no list "
-                    f"of numbers x, y within {most} pixels."
+                    f"of numbers x, y within {10 * max(shape)} pixels."
                 )
     try:
-        if not (isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)):
-            drawing = coco_mask.frPyObjects(drawing, *shape)
-        if isinstance(drawing, list):
-            drawing = coco_mask.merge(drawing)
-        with warnings.catch_warnings():  # the library's array protocol is that of numpy 1
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pixels: NDArray[Any] = coco_mask.decode(drawing).astype(bool)
-    except Exception as error:  # the library raises bare Exceptions for malformed input
+        masks = in_worker(draw, case, drawings, shape) if drawings else []
+    except ContentError as error:
         raise ContentError(f"case {case}: a segmentation cannot be drawn: {error}.") from error
-    if pixels.shape != shape:
-        raise ContentError(f"case {case}: an RLE has another size than its image, {shape}.")
-    if not pixels.any():
-        centre = (np.array(lesion.box[:2]) + np.array(lesion.box[2:])) / 2
-        pixels[tuple(np.clip(centre.astype(int), 0, np.array(shape) - 1))] = True
-    return pixels
+    for mask, lesion in zip(masks, lesions, strict=True):
+        if not mask.any():
+            centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
+            mask[tuple(np.clip(centre, 0, np.array(shape) - 1))] = True
+    return masks
 
 
-def _check_agreement(case: str, instances: NDArray[np.int32], boxes: NDArray[np.float32]) -> None:
-    """Raise `ContentError` when half of a lesion's pixels or more lie outside its box.
+def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mask]:
+    """Draw polygons and run lengths as masks `[y, x]`; raises `ContentError`."""
+    from pycocotools import mask as coco_mask
 
-    The other way round is no contradiction: smaller lesions hide pixels. A pixel more on each side
-    is allowed for rounding.
-    """
-    sizes = np.bincount(instances.ravel(), minlength=len(boxes) + 1)[1:]
-    for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
-        wide = np.concatenate([box[:2] - 1, box[2:] + 1]).clip(0)
-        within = int((instances[_pixels(wide)] == number).sum())
-        if 2 * within < size:
-            raise ContentError(
-                f"case {case}: the mask of lesion {number} and its box {box.tolist()} disagree "
-                f"(y, x starts, y, x stops): {within} of {size} pixels lie in it."
-            )
-
-
-def _pixels(box: NDArray[np.float32]) -> tuple[slice, ...]:
-    """The pixels that a box touches."""
-    start, stop = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    masks = []
+    try:
+        for drawing in drawings:
+            if not (isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)):
+                drawing = coco_mask.frPyObjects(drawing, *shape)
+            if isinstance(drawing, list):
+                drawing = coco_mask.merge(drawing)
+            masks.append(coco_mask.decode(drawing).astype(bool).reshape(shape))
+    except Exception as error:  # the library raises bare Exceptions for malformed input
+        raise ContentError(str(error)) from error
+    return masks

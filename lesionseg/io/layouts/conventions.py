@@ -13,11 +13,11 @@ from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
-from lesionseg.io.layouts.checks import find_ambiguous, find_problems, raise_problems
-from lesionseg.io.layouts.coco import read_coco, recognises_coco
+from lesionseg.io.layouts.checks import Problems, find_problems
+from lesionseg.io.layouts.coco import ANNOTATIONS, read_coco
 from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
-from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
-from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
+from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
+from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.volumes import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -42,15 +42,16 @@ class Convention:
     read: Callable[[Path], Dataset]
 
 
-# asked in this order: a manifest was written on purpose; MSD is nnU-Net without channel numbers
+def _holds(name: str) -> Callable[[Path], bool]:
+    return lambda root: (root / name).is_file()
+
+
+# asked in this order: a manifest was written on purpose
 CONVENTIONS = (
-    Convention("manifest", "manifest.csv", recognises_manifest, read_manifest),
-    Convention("msd", "dataset.json and imagesTr/<case>.nii.gz", recognises_msd, read_msd),
-    Convention(
-        "datalist", "a JSON file with a list 'training'", recognises_datalist, read_datalist
-    ),
-    Convention("nnunet", "dataset.json and imagesTr/<case>_0000.*", recognises_nnunet, read_nnunet),
-    Convention("coco", "annotations.json and images/", recognises_coco, read_coco),
+    Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
+    Convention("datalist", "JSON with a list 'training'", recognises_datalist, read_datalist),
+    Convention("nnunet", "dataset.json and imagesTr/", _holds("dataset.json"), read_nnunet),
+    Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
     Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )
 
@@ -89,16 +90,26 @@ def read_dataset(
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
         lenient: leaves cases with faults in, and wrong entries in `Dataset.problems`.
     """
-    layout = _choose(root, convention)
-    dataset = replace(layout.read(root), may_lack=may_lack)
-    problems = [*dataset.problems, *find_ambiguous(dataset)]
+    if not root.is_dir():
+        raise DatasetError(f"{root}: the data folder does not exist.")
+    known = {layout.name: layout for layout in conventions()}
+    if convention is not None:
+        one_of("data.convention", convention, known)
+    name = convention or recognised(root)
+    if name is None:
+        expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
+        raise DatasetError(
+            f"{root} follows no convention known here ({expected}). Write a manifest.csv with the "
+            "columns case, image and reference."
+        )
+    dataset = replace(known[name].read(root), may_lack=may_lack)
+    problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
     if not lenient:
-        raise_problems([*problems, *find_problems(dataset)], root)
+        problems.raise_all(root)
     if not dataset.cases:
         raise DatasetError(f"{root}: the dataset has no case.")
-    first = {case.case: case for case in reversed(dataset.cases)}
-    single = [case for case in dataset.cases if first[case.case] is case]
-    cases = tuple(_with_radiograph_columns(c) for c in assign_groups(single, group))
+    single = {case.case: case for case in reversed(dataset.cases)}.values()
+    cases = tuple(_with_radiograph_columns(c) for c in assign_groups([*single][::-1], group))
     dataset = replace(dataset, cases=cases, problems=tuple(problems))
     held_out = {c.group for c in cases if c.role in ("test", "external")}
     shared = held_out & {c.group for c in cases if c.role not in ("test", "external")}
@@ -108,7 +119,8 @@ def read_dataset(
             len(shared),
         )
     n_groups = len({c.group for c in cases})
-    logger.info("%s read as %s: %d cases of %d groups.", root, layout.name, len(cases), n_groups)
+    said = (root, dataset.convention, len(cases), n_groups)
+    logger.info("%s read as %s: %d cases of %d groups.", *said)
     partly = [case for case in cases if case.annotated]
     if partly:
         logger.info("In %d of them a reader did not look for all labels.", len(partly))
@@ -122,32 +134,14 @@ def read_dataset(
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 
-def _choose(root: Path, name: str | None) -> Convention:
-    if not root.is_dir():
-        raise DatasetError(f"{root}: the data folder does not exist.")
-    known = conventions()
-    if name is not None:
-        one_of("data.convention", name, [c.name for c in known])
-    fitting = (c for c in known if (c.recognises(root) if name is None else c.name == name))
-    chosen = next(fitting, None)
-    if chosen is None:
-        expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known)
-        raise DatasetError(
-            f"{root} follows no convention known here ({expected}). Write a manifest.csv with the "
-            "columns case, image and reference."
-        )
-    return chosen
-
-
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     """The case with what its first image says of itself, where that is a radiograph in DICOM."""
     path = case.images[0]
-    if path.name.lower().endswith(NOT_DICOM):
-        return case
-    with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
-        file = radiograph_file(path)
-        if file is not None:
-            return replace(case, columns={**radiograph_columns(file), **case.columns})
+    if not path.name.lower().endswith(NOT_DICOM):
+        with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
+            file = radiograph_file(path)
+            if file is not None:
+                return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
 
 
@@ -163,35 +157,30 @@ def assign_groups(
     call the pattern. Raises `DatasetError` for a case that `pattern` does not fit, and
     `ConfigError` for one that is not a regular expression.
     """
+    groups = {case.case: case.group for case in cases}
     if pattern is not None:
-        return tuple(replace(c, group=_by_pattern(c.case, pattern, setting)) for c in cases)
-    ids = {case.case for case in cases if not case.group}
-    halves = {
-        case: match[1]
-        for case in ids
-        if (match := _HALF.fullmatch(case)) and case[:-1] + "LR"[case[-1] == "L"] in ids
-    }
-    if halves:
+        try:
+            found = {case: re.search(pattern, case) for case in groups}
+        except re.error as error:
+            text = f"{setting}={pattern} is not a regular expression: {error}."
+            raise ConfigError(text) from error
+        groups = {case: m[m.re.groups > 0] or "" if m else "" for case, m in found.items()}
+        if "" in groups.values():
+            case = next(case for case, group in groups.items() if not group)
+            raise DatasetError(f"{setting}={pattern} finds no patient in the case {case!r}.")
+    open_ids = {case for case, group in groups.items() if not group}
+    n_halves = 0
+    for case in open_ids:
+        subject, half = _BIDS_SUBJECT.search(case), _HALF.fullmatch(case)
+        is_half = half is not None and case[:-1] + "LR"[case[-1] == "L"] in open_ids
+        groups[case] = subject[1] if subject else half[1] if half and is_half else case
+        n_halves += is_half
+    if n_halves:
         logger.info(
             "%d cases differ only in a last L or R and are taken as halves of %d patients; "
             "%s=<regular expression> says otherwise.",
-            len(halves),
-            len(set(halves.values())),
+            n_halves,
+            n_halves // 2,
             setting,
         )
-    subjects = {c.case: _BIDS_SUBJECT.search(c.case) for c in cases}
-    by_name = {case: m[1] if m else halves.get(case, case) for case, m in subjects.items()}
-    return tuple(replace(c, group=c.group or by_name[c.case]) for c in cases)
-
-
-def _by_pattern(case: str, pattern: str, setting: str) -> str:
-    try:
-        match = re.search(pattern, case)
-    except re.error as error:
-        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
-    group = "" if match is None else match[1] if match.re.groups else match[0]
-    if not group:
-        raise DatasetError(
-            f"{setting}={pattern} finds no patient in the case {case!r}; it must fit every case id."
-        )
-    return group
+    return tuple(replace(case, group=groups[case.case]) for case in cases)

@@ -4,26 +4,35 @@ Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as its detection tuto
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role
-from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
+from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
+from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import count_axes, is_number
-from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_labels
+from lesionseg.io.layouts.checks import Count, Number, Problems, listed, validated
+from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
 
-_ROLES: Mapping[str, Role | None] = {
-    "training": None,
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-MOST_CLASSES = 255  # as many as a mask of bytes holds
+_ROLES: tuple[tuple[str, Role | None], ...] = (
+    ("training", None),
+    ("validation", "validation"),
+    ("test", "test"),
+    ("testing", "test"),
+)
+Class = Annotated[int, Field(ge=0, lt=255)]  # as many as a mask of bytes holds
+
+
+class _Entry(BaseModel):
+    image: str | Annotated[list[str], Field(min_length=1)]
+    label: str | list[Class]
+    box: list[Annotated[list[Number], Field(min_length=4, max_length=6)]] | None = None
+    patient: str = ""
+    fold: Count | None = None
 
 
 def recognises_datalist(root: Path) -> bool:
@@ -50,14 +59,12 @@ def read_datalist(root: Path) -> Dataset:
     for key in ("box_mode", "box_space"):
         if key in content:
             raise DatasetError(f"{path}: {key} is not read; write cccwhd in LPS mm, or xyxy.")
-    cases, problems = list[CaseFiles](), list[Problem]()
-    for key, role in _ROLES.items():
+    cases, problems = list[CaseFiles](), Problems()
+    for key, role in _ROLES:
         for entry in content.get(key, ()):
             if isinstance(entry, dict) and "label" in entry:
-                try:
-                    cases.append(_case(root, entry, role))
-                except LesionsegError as error:
-                    problems.append(Problem(str(entry.get("image", "")), f"{path}: {error}"))
+                with problems.of(str(entry.get("image", "")), path):
+                    cases.append(_case(root, validated(_Entry, entry), role))
     if not cases and not problems:
         raise DatasetError(f"{path}: no entry has a label.")
     n_channels = len(cases[0].images) if cases else 1
@@ -65,71 +72,37 @@ def read_datalist(root: Path) -> Dataset:
     if not (isinstance(names, dict) and len(names) == n_channels):
         names = {i: f"channel {i}" for i in range(n_channels)}
     labels, ignore = read_labels(root)
-    classes = [k for case in cases for k in case.annotations.get("boxes", ((), ()))[1]]
-    if classes and not (root / LABELS).is_file() and max(classes) > 1:
-        labels = {k: f"class {k}" for k in range(1, max(classes) + 1)}
-    return Dataset(
-        name=str(content.get("name") or root.name),
-        root=root,
-        convention="datalist",
-        dims=count_axes(cases),
-        channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
-        labels=labels,
-        cases=tuple(cases),
-        ignore_label=ignore,
-        problems=tuple(problems),
-    )
+    highest = max((k for c in cases for k in c.annotations.get("boxes", ((), ()))[1]), default=1)
+    if highest > 1 and not (root / LABELS).is_file():
+        labels = {k: f"class {k}" for k in range(1, highest + 1)}
+    channels = [str(names[key]) for key in sorted(names, key=str)]
+    return listed(root, "datalist", channels, labels, cases, problems, ignore_label=ignore)
 
 
 def _find(root: Path) -> Path | None:
     for path in sorted(root.glob("*.json")):
-        try:
-            content = read_json(path)
-        except ReadError:
-            continue
-        entries = content.get("training") if isinstance(content, dict) else None
-        first = entries[0] if isinstance(entries, list) and entries else None
-        if isinstance(first, dict) and "image" in first:
-            return path
+        with suppress(ReadError):
+            match read_json(path):
+                case {"training": [{"image": _}, *_]}:
+                    return path
     return None
 
 
-def _case(root: Path, entry: Mapping[str, Any], role: Role | None) -> CaseFiles:
-    images, label, boxes = entry.get("image"), entry["label"], entry.get("box")
-    named = [images] if isinstance(images, str) else images
-    if not (isinstance(named, list) and named and all(isinstance(n, str) for n in named)):
-        raise DatasetError(f"an entry names no image: {dict(entry)}.")
-    case = strip_suffix(root / named[0]).removesuffix("_0000")
-    if boxes is None and not isinstance(label, str):
-        raise DatasetError(f"the label of {case!r} is not a path: {label}.")
+def _case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
+    images = [entry.image] if isinstance(entry.image, str) else entry.image
+    case = strip_suffix(root / images[0]).removesuffix("_0000")
+    mask, classes = (entry.label, None) if isinstance(entry.label, str) else (None, entry.label)
+    if (entry.box is None) != (classes is None) or len(entry.box or ()) != len(classes or ()):
+        raise DatasetError(f"{case!r} needs a mask's path as label, or boxes and as many classes.")
     return CaseFiles(
-        case=case,
-        images=tuple(root / name for name in named),
-        reference=root / label if isinstance(label, str) else None,
-        group=str(entry.get("patient") or ""),
+        case,
+        tuple(root / name for name in images),
+        reference=root / mask if mask else None,
+        group=entry.patient,
         role=role,
-        fold=parse_fold(str(entry.get("fold", ""))),
-        annotations={} if boxes is None else {"boxes": _boxes(case, boxes, label)},
+        fold=entry.fold,
+        annotations={} if classes is None else {"boxes": (entry.box, [k + 1 for k in classes])},
     )
-
-
-def _boxes(
-    case: str, boxes: Any, labels: Any
-) -> tuple[tuple[tuple[float, ...], ...], tuple[int, ...]]:
-    """The boxes of an entry as written, and their labels from 1."""
-    if (
-        not isinstance(boxes, list)
-        or not isinstance(labels, list)
-        or len(boxes) != len(labels)
-        or not all(isinstance(b, list) and len(b) in (4, 6) for b in boxes)
-        or not all(is_number(v) for b in boxes for v in b)
-        or not all(isinstance(k, int) and 0 <= k < MOST_CLASSES for k in labels)
-    ):
-        raise ContentError(
-            f"the boxes of {case!r} are no lists of 4 or 6 numbers with as many labels from 0 to "
-            f"{MOST_CLASSES - 1}."
-        )
-    return tuple(tuple(map(float, box)) for box in boxes), tuple(k + 1 for k in labels)
 
 
 def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) -> Reference:
@@ -164,5 +137,5 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
             f"{files.images[0]}: box {number + 1}, {list(given[number])} ({meant}), is empty or "
             "lies outside its image."
         )
-    box_labels: Sequence[int] = (1,) * len(boxes) if merged else labels
-    return Reference(geometry, boxes=boxes.astype(np.float32), box_labels=tuple(box_labels))
+    box_labels = (1,) * len(boxes) if merged else tuple(labels)
+    return Reference(geometry, boxes=boxes.astype(np.float32), box_labels=box_labels)

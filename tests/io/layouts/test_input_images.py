@@ -131,7 +131,7 @@ def test_a_table_without_cases_of_their_own_is_refused(tmp_path: Path, rows: str
 
 def test_a_case_id_is_no_path(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("case,image\n../a,b.nii\n")
-    with pytest.raises(DatasetError, match="names no case"):
+    with pytest.raises(DatasetError, match="is a path"):
         find_images(tmp_path / "list.csv", 1)
 
 
