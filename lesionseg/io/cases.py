@@ -69,7 +69,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
         if len(values) > 1:
-            logger.warning("%s is in colour: its brightness alone is read.", file)
+            logger.warning("%s is in colour; only its brightness is read.", file)
             values = np.rint(np.tensordot(LUMA, values, axes=1))[np.newaxis]
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, an error below
             array[channel] = values[0]

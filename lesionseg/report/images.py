@@ -134,7 +134,9 @@ def _open_dataset(folder: Path) -> Folder | None:
     try:
         return _of_dataset(read_dataset(_existing(folder), may_lack=True))
     except DatasetError as error:
-        _log.info("%s is taken as a folder of bare files (%s)", folder, error)
+        _log.info(
+            "%s: no known dataset layout; reading it as plain image files (%s)", folder, error
+        )
         return None
 
 

@@ -73,7 +73,9 @@ def read_bids(root: Path) -> Dataset:
             )
         if left_out := sorted(everything - set(channels)):
             names = ", ".join(left_out)
-            logger.warning("Left out, as not in every session or not on the mask's grid: %s", names)
+            logger.warning(
+                "Not in every session, or not on the mask's grid: %s are left out.", names
+            )
     cases = [
         CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
         for case, files in images.items()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.core.lesions import box_slices
-from lesionseg.errors import ContentError, DatasetError, GeometryError
+from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Number, Problems, listed, validated
 from lesionseg.io.limits import in_worker
@@ -176,10 +176,9 @@ def read_coco_reference(
     visible = sizes > 0
     if not visible.all():
         logger.warning(
-            "%s: %d of %d lesions have no pixel of their own and are left out (hidden by smaller "
-            "lesions, or the same finding under two names).",
+            "%s: %s of %d left out, as smaller ones cover them or two names mean the same finding.",
             case,
-            int((~visible).sum()),
+            count(int((~visible).sum()), "lesion"),
             len(lesions),
         )
     renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)

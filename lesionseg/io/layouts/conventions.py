@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count, one_of
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
@@ -99,7 +99,7 @@ def read_dataset(
     if name is None:
         expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
         raise DatasetError(
-            f"{root} follows no convention known here ({expected}). Write a manifest.csv with the "
+            f"{root} has no known dataset layout ({expected}). Write a manifest.csv with the "
             "columns case, image and reference."
         )
     dataset = replace(known[name].read(root), may_lack=may_lack)
@@ -114,16 +114,13 @@ def read_dataset(
     held_out = {c.group for c in cases if c.role in ("test", "external")}
     shared = held_out & {c.group for c in cases if c.role not in ("test", "external")}
     if shared:
-        logger.warning(
-            "%d groups have cases for training and for testing: test scores would be optimistic.",
-            len(shared),
-        )
-    n_groups = len({c.group for c in cases})
-    said = (root, dataset.convention, len(cases), n_groups)
-    logger.info("%s read as %s: %d cases of %d groups.", *said)
+        text = "Training and test cases share %s, so test scores will be too good."
+        logger.warning(text, count(len(shared), "patient"))
+    size = f"{count(len(cases), 'case')} of {count(len({c.group for c in cases}), 'patient')}"
+    logger.info("%s has the layout %s: %s.", root, dataset.convention, size)
     partly = [case for case in cases if case.annotated]
     if partly:
-        logger.info("In %d of them a reader did not look for all labels.", len(partly))
+        logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
     if not merge_labels:
         return dataset
     if partly:
@@ -176,11 +173,7 @@ def assign_groups(
         groups[case] = subject[1] if subject else half[1] if half and is_half else case
         n_halves += is_half
     if n_halves:
-        logger.info(
-            "%d cases differ only in a last L or R and are taken as halves of %d patients; "
-            "%s=<regular expression> says otherwise.",
-            n_halves,
-            n_halves // 2,
-            setting,
-        )
+        paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"
+        text = "Case names ending in L and R were paired: %s. To change this, set %s."
+        logger.info(text, paired, setting)
     return tuple(replace(case, group=groups[case.case]) for case in cases)

@@ -192,7 +192,7 @@ def test_a_finding_under_two_names_is_left_out_once_and_said(
         {"bbox": [5, 5, 1, 1], "mask_label": 4},
     ]
     reference = _reference(folder(annotations, _two_in_a_mask()))
-    assert "1 of 3 lesions" in caplog.text
+    assert "1 lesion of 3" in caplog.text
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes is not None
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]

@@ -22,7 +22,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_nothing_known_names_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DatasetError, match=r"no convention") as refused:
+    with pytest.raises(DatasetError, match="no known dataset layout") as refused:
         read_dataset(tmp_path)
     for convention in CONVENTIONS:
         assert convention.looks_for in str(refused.value)
@@ -40,7 +40,7 @@ def test_the_convention_is_said_in_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO):
         read_dataset(nnunet_folder())
-    assert "read as nnunet: 2 cases of 2 groups" in caplog.text
+    assert "layout nnunet: 2 cases of 2 patients" in caplog.text
 
 
 def test_groups_follow_a_pattern(nnunet_folder: Folder) -> None:
@@ -62,7 +62,7 @@ def test_a_group_on_both_sides_is_warned_about(
         file = next((root / f"{part}Tr").glob("P1R*"))
         file.rename(root / f"{part}Ts" / file.name)
     read_dataset(root)
-    assert "1 groups have cases for training and for testing" in caplog.text
+    assert "Training and test cases share 1 patient" in caplog.text
 
 
 def test_merged_labels_are_one_and_read_as_one(nnunet_folder: Folder) -> None:
