@@ -62,7 +62,7 @@ def read_records(
         try:
             case = read_case(files, dataset)
             marked = case.reference
-            facts = None if marked is None else facts_of(case, marked).thinned(voxels)
+            facts = None if marked is None else facts_of(case, marked, voxels)
             made = CaseRecord(facts, source_hash(files))
         except LesionsegError as error:
             return error

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -72,25 +72,11 @@ class Fingerprint:
     extents_mm: tuple[tuple[FiniteFloat, ...], ...] = ()
     schema_version: Literal[1] = FINGERPRINT_VERSION
 
-    @property
-    def n_cases(self) -> int:
-        """Number of cases seen."""
-        return len(self.shapes)
-
-    @property
-    def n_lesions(self) -> int:
-        """Number of lesions over all cases."""
-        return sum(self.lesions_per_case)
-
-    @property
-    def n_lesion_free_cases(self) -> int:
-        """Number of cases without any lesion."""
-        return sum(n == 0 for n in self.lesions_per_case)
-
     def to_json(self) -> str:
         """The fingerprint as JSON, with the counts spelled out for readers."""
-        names = ("n_cases", "n_lesions", "n_lesion_free_cases")
-        counts = {name: getattr(self, name) for name in names}
+        lesions = self.lesions_per_case
+        counts = {"n_cases": len(self.shapes), "n_lesions": sum(lesions)}
+        counts["n_lesion_free_cases"] = sum(n == 0 for n in lesions)
         return json.dumps({**counts, **asdict(self)}, indent=1, allow_nan=False)
 
     @classmethod
@@ -119,14 +105,9 @@ class CaseFacts:
     sample: NDArray[np.float32]
     lesion_sample: NDArray[np.float32]
 
-    def thinned(self, most: int) -> "CaseFacts":
-        """The same with at most `most` voxels in either sample."""
-        samples = (_sampled(self.sample, most), _sampled(self.lesion_sample, most))
-        return replace(self, sample=samples[0], lesion_sample=samples[1])
 
-
-def facts_of(case: Case, reference: Reference) -> CaseFacts:
-    """What the fingerprint needs of a case.
+def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
+    """What the fingerprint needs of a case, with at most `most` voxels in either sample.
 
     Lesions are those of `lesions_of`: a bare box is as large as the ellipsoid inscribed in it, and
     its intensities are those of all its voxels.
@@ -150,8 +131,8 @@ def facts_of(case: Case, reference: Reference) -> CaseFacts:
         lesion_mm=float(covered.sum()) * geometry.voxel_size,
         scanned_mm=float(n_known) * geometry.voxel_size,
         nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
-        sample=_sampled(flat),
-        lesion_sample=_sampled(array[:, covered]),
+        sample=_sampled(flat, most),
+        lesion_sample=_sampled(array[:, covered], most),
     )
 
 
@@ -202,12 +183,10 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
     if geometry.dims != 3:
         return tuple(range(geometry.dims))
     along = np.abs(geometry.affine[:3, :3]) / np.asarray(geometry.spacing_mm)
-    return max(
-        permutations(range(3)), key=lambda p: along[2, p[0]] + along[1, p[1]] + along[0, p[2]]
-    )
+    return max(permutations(range(3)), key=lambda p: along[(2, 1, 0), p].sum())
 
 
-def _sampled(values: NDArray[Any], most: int = SAMPLED) -> NDArray[np.float32]:
+def _sampled(values: NDArray[Any], most: int) -> NDArray[np.float32]:
     """Up to `most` evenly spaced columns of `[C, n]`, as a copy."""
     step = -(-values.shape[1] // most) or 1
     return np.array(values[:, step // 2 :: step], dtype=np.float32)

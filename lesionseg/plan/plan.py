@@ -25,10 +25,8 @@ CandidateSource = Literal["segmentation", "detection", "both"]
 
 # ranges of what a file may hold; pydantic takes no NaN and no infinity for them
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0, le=2**31)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 LabelValue = Annotated[int, Field(ge=1, le=255)]
-Channel = Annotated[int, Field(ge=0, le=255)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Gamma = Annotated[float, Field(ge=0, le=100)]
 _Factor = Annotated[float, Field(ge=0, le=1e9)]
@@ -123,7 +121,7 @@ class CandidateRule:
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
     extent: Share = 0.35
     floor: Share = 0.05
-    min_voxels: Count = 2
+    min_voxels: Annotated[int, Field(ge=0, le=2**31)] = 2
     max_candidates: Annotated[int, Field(ge=1, le=2**31)] = 300
     prominence: _Factor = 1.5
     join: _Factor = 20.0
@@ -296,9 +294,27 @@ class Plan:
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
         """Read a plan; raises `BundleError` naming `where` and the key that is wrong."""
         plan = read_record(cls, text, where, BundleError)
-        network = dict(tuples(plan.architecture.network))  # as it was written
-        _check_lengths(plan, where)
-        return plan.with_(architecture=replace(plan.architecture, network=network))
+        shape, anchors, n = plan.architecture, plan.anchors, len(plan.label_values)
+        stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
+        axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
+        for key, fits in {  # what belongs together is of one length; a value names one channel
+            "label_names": len(plan.label_names) == n,
+            "label_values": len(set(plan.label_values)) == n > 0,
+            "regions": len(plan.regions) in (0, n),
+            "normalisation": len(plan.normalisation) == len(plan.channel_names),
+            "spacing_mm or tile_shape": len(axes) == 1,
+            "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
+            "architecture.strides or kernels": len(stages) == 1,
+            "anchors.stages": not anchors
+            or (
+                len(anchors.sizes) == len(anchors.stages) > 0
+                and max(anchors.stages) < len(shape.features)
+            ),
+        }.items():
+            if not fits:
+                raise BundleError(f"{where}: {key} does not fit the rest of the plan.")
+        network = dict(tuples(shape.network))  # as it was written
+        return plan.with_(architecture=replace(shape, network=network))
 
 
 def read_record(kind: type[T], text: str, where: str | Path, error: type[LesionsegError]) -> T:
@@ -309,31 +325,6 @@ def read_record(kind: type[T], text: str, where: str | Path, error: type[Lesions
         first = failed.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the content"
         raise error(f"{where}: {key} is {str(first['input'])[:60]}. {first['msg']}.") from failed
-
-
-def _check_lengths(plan: Plan, where: str | Path) -> None:
-    """Lists that belong together are of one length; a mask value names one channel."""
-    n, stages, channels = (
-        len(plan.label_values),
-        len(plan.architecture.features),
-        len(plan.channel_names),
-    )
-    anchors = plan.anchors
-    for key, fits in {
-        "label_names": len(plan.label_names) == n,
-        "label_values": len(set(plan.label_values)) == n > 0,
-        "regions": len(plan.regions) in (0, n),
-        "normalisation": len(plan.normalisation) == channels,
-        "spacing_mm": len(plan.spacing_mm) == plan.dims,
-        "tile_shape": len(plan.tile_shape) == plan.dims
-        and prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
-        "architecture.strides": len(plan.architecture.strides) == stages,
-        "architecture.kernels": len(plan.architecture.kernels) == stages,
-        "anchors.stages": not anchors
-        or (len(anchors.sizes) == len(anchors.stages) > 0 and max(anchors.stages) < stages),
-    }.items():
-        if not fits:
-            raise BundleError(f"{where}: {key} does not fit the rest of the plan.")
 
 
 def tuples(value: Any) -> Any:

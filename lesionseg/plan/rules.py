@@ -4,7 +4,7 @@ nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its suppleme
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, count
 from lesionseg.plan.fingerprint import ChannelStatistics
 from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, total_stride
 
@@ -57,14 +57,16 @@ class Decision(Generic[T]):
     reason: str
 
 
-def target_spacing(
-    spacings_mm: Sequence[Sequence[float]], diameters_mm: Sequence[float]
+def spacing(
+    spacings_mm: Sequence[Sequence[float]], diameters_mm: Sequence[float], device: str
 ) -> Decision[tuple[float, ...]]:
     """The grid to train on: the median spacing of each axis (nnU-Net).
 
     Where the coarsest axis is over three times the finest it takes the 10th percentile (nnU-Net).
     An axis on which the smallest 5 % of lesions would be under 3 voxels across takes the 10th
     percentile too, if that is finer; what stays unresolved is said. No lesion: the median alone.
+    On a processor the axes finer than twice the finest are halved in resolution, once, when every
+    lesion is over 20 voxels across on them: it keeps 10.
     """
     table = np.asarray(spacings_mm, dtype=float)
     spacing, fine = np.median(table, axis=0), np.percentile(table, 10, axis=0)
@@ -78,36 +80,14 @@ def target_spacing(
         spacing = np.where(finer, fine, spacing)
         reason += "; finer where small lesions need it" if finer.any() else ""
         if (small < RESOLVED_VOXELS * spacing).any():
-            reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are less than"
-            reason += f" {RESOLVED_VOXELS} voxels across even so"
-    return Decision(_rounded(spacing), reason)
-
-
-def spacing(
-    spacings_mm: Sequence[Sequence[float]], diameters_mm: Sequence[float], device: str
-) -> Decision[tuple[float, ...]]:
-    """`target_spacing`, and `halved_resolution` of it."""
-    found = target_spacing(spacings_mm, diameters_mm)
-    coarse = halved_resolution(found.value, diameters_mm, device)
-    return Decision(coarse.value, "; ".join(r for r in (found.reason, coarse.reason) if r))
-
-
-def halved_resolution(
-    spacing_mm: Sequence[float], diameters_mm: Sequence[float], device: str
-) -> Decision[tuple[float, ...]]:
-    """Twice the spacing on a processor when every lesion is over 20 voxels across; else as it is.
-
-    Only axes finer than twice the finest are coarsened, and once: the lesions keep 10 voxels.
-    """
-    spacing = np.asarray(spacing_mm, dtype=float)
-    fine = spacing < 2 * spacing.min()
-    if device.startswith("cuda") or len(diameters_mm) == 0:
-        return Decision(_rounded(spacing), "")
-    across = min(diameters_mm) / spacing[fine].max()
-    if across <= LARGE_VOXELS:
-        return Decision(_rounded(spacing), "")
-    reason = f"halved in resolution: every lesion is over {LARGE_VOXELS} voxels across"
-    return Decision(_rounded(np.where(fine, 2 * spacing, spacing)), reason)
+            reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
+            reason += f" {RESOLVED_VOXELS} voxels across"
+        similar = spacing < 2 * spacing.min()
+        across = min(diameters_mm) / spacing[similar].max()
+        if across > LARGE_VOXELS and not device.startswith("cuda"):
+            spacing = np.where(similar, 2 * spacing, spacing)
+            reason += f"; half the resolution, as every lesion is over {LARGE_VOXELS} voxels across"
+    return Decision(tuple(round(float(s), 6) for s in spacing), reason)
 
 
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
@@ -131,8 +111,7 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     name = channel.name.strip().casefold()
     if name in UNKNOWN_SCALES:
         logger.warning(
-            "%s: there is no scaling of each image to 0..1; it is scaled as a channel of any other "
-            "name. Scale the images yourself and call the channel noNorm.",
+            "%s: scaling to 0..1 is not supported. Scale the images yourself and call it noNorm.",
             channel.name,
         )
     if name in NAMED_SCALES:
@@ -183,12 +162,8 @@ def candidate_rule(
         min_voxels=least,
         max_candidates=max(CandidateRule().max_candidates, 4 * max(lesions_per_case, default=0)),
     )
-    reason = f"the smallest 5 % of lesions have {smallest:.0f} voxels or fewer"
-    return Decision(rule, f"at least {least} voxels: {reason}")
-
-
-def _rounded(spacing: Iterable[float]) -> tuple[float, ...]:
-    return tuple(round(float(s), 6) for s in spacing)
+    reason = f"because 5 % of lesions have at most {count(round(smallest), 'voxel')}"
+    return Decision(rule, f"the smallest detection kept has {count(least, 'voxel')}, {reason}")
 
 
 @dataclass(frozen=True)
@@ -294,13 +269,15 @@ def network_shape(
     mixed only once the others have caught up. Features double from stage to stage. `exact`: only
     halvings that the tile's own numbers allow, for a tile somebody has chosen.
     """
-    size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
-    strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]
-    while any(stride := _stride(size, spacing, exact)):
-        size = [n / 2 if halved else n for n, halved in zip(size, stride, strict=True)]
-        spacing = [s * 2 if halved else s for s, halved in zip(spacing, stride, strict=True)]
-        strides.append(tuple(2 if halved else 1 for halved in stride))
-        kernels.append(_kernel(size, spacing))
+    size, mm = np.array(tile_shape, dtype=float), np.array(spacing_mm, dtype=float)
+    strides: list[tuple[int, ...]] = []
+    kernels, stride = [], np.ones(len(size), dtype=int)
+    while not strides or stride.max() > 1:
+        size, mm = size / stride, mm * stride
+        strides.append(tuple(stride.tolist()))
+        kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
+        able = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
+        stride = np.where(able & (mm < 2 * mm.min(initial=inf, where=able)), 2, 1)
     n, residual = len(strides), name == "residual_unet"
     blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
     return Architecture(
@@ -312,18 +289,6 @@ def network_shape(
         n_supervised=min(max(n - 2, 1), 3),
         encoder_blocks=blocks if residual else (),
     )
-
-
-def _stride(size: Sequence[float], spacing: Sequence[float], exact: bool) -> tuple[bool, ...]:
-    """Which axes to halve next."""
-    able = [n >= 2 * NARROWEST and (n % 2 == 0 or not exact) for n in size]
-    finest = min((s for s, can in zip(spacing, able, strict=True) if can), default=0.0)
-    return tuple(can and s < 2 * finest for s, can in zip(spacing, able, strict=True))
-
-
-def _kernel(size: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
-    finest = min(spacing)
-    return tuple(1 if s > 2 * finest or n < 2 else 3 for n, s in zip(size, spacing, strict=True))
 
 
 def tile_shape(
@@ -376,10 +341,10 @@ def tile_shape(
             lambda t, a: t[a] <= most[a] and not any(np.remainder(t, stride(t))),
         )
     whole = all(n >= m for n, m in zip(tile, median_shape, strict=True))
-    what = "the median volume fits" if whole else "the largest the device allows at batch 2"
+    why = "The median volume fits" if whole else "This is the largest the device allows at batch 2"
     if allowed.most_voxels < inf:
-        what = "small, as large ones would hold several lesions, all of one patient"
-    return Decision(tile, f"{' × '.join(map(str, tile))}: {what}")
+        why = "Larger tiles would contain several lesions from one patient"
+    return Decision(tile, f"{' × '.join(map(str, tile))}. {why}")
 
 
 def for_small_tiles(
@@ -408,10 +373,9 @@ def for_small_tiles(
 
 def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> Architecture:
     """The network as wide as the budget allows at batch 2, once the tile is as large as it gets."""
-    wider = [
-        replace(shape, features=tuple(int(k * f) for f in shape.features)) for k in allowed.wider
-    ]
-    return ([shape] + [each for each in wider if allowed.fits(each, tile, 2)])[-1]
+    wide = [tuple(int(factor * f) for f in shape.features) for factor in allowed.wider]
+    wider = [replace(shape, features=features) for features in wide]
+    return [shape, *(each for each in wider if allowed.fits(each, tile, 2))][-1]
 
 
 def batch_size(
@@ -427,5 +391,5 @@ def batch_size(
     batch = 2
     while batch < most and allowed.fits(shape, tile, batch + 1):
         batch += 1
-    why = "the most it makes sense to take" if batch == most else "more would break the budget"
-    return Decision(batch, f"{batch} tiles a step: {why}")
+    why = "upper limit" if batch == most else "more would exceed the budget"
+    return Decision(batch, f"{batch} ({why})")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +15,6 @@ from lesionseg.io.files import read_json
 from lesionseg.plan.plan import read_record
 
 logger = logging.getLogger(__name__)
-
-Units = Mapping[str, Sequence[str]]  # cases by what is drawn as a whole
 
 
 @dataclass(frozen=True)
@@ -66,55 +64,46 @@ def make_splits(
     the dataset and for a fold that is not there, `ConfigError` when `given` or `fold` has
     validation cases and the fraction is 0.
     """
-    stated = _stated_roles(dataset, burden)
-    # the same with a stated validation taking part in training
-    open_roles: dict[str, Role] = {
-        c: "train" if r == "validation" else r for c, r in stated.items()
-    }
-    folds = _stated_folds(dataset, stated)
+    stated, development = _stated(dataset, burden)
     rng = np.random.default_rng(seed)
-    held: set[str] | None = None  # the validation cases; None: the roles say it
-    roles = open_roles
+    # the same with a stated validation taking part in training
+    roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in stated.items()}
+    held: set[str] = set()
     if given is not None:
         roles, note = _given(stated, given, fold or 0), f"as given in {given.name}"
         note += "" if fold is None else f", fold {fold}"
-    elif fold is not None and folds:
-        _require_fold(fold, max(folds.values()) + 1, dataset.root)
-        held, note = {c for c, k in folds.items() if k == fold}, f"fold {fold} of the dataset"
     elif fold is not None:
-        units = _units([c for c in dataset.cases if open_roles.get(c.case) == "train"])
-        _require_fold(fold, min(n_folds, len(units)), dataset.root)
-        dealt = _deal(units, burden, sizes or {}, n_folds, rng)
-        held = {case for name in dealt[fold] for case in units[name]}
-        note = f"fold {fold} of {n_folds}, dealt out by group, balanced by lesions and their size"
+        folds, how = _folds(development, burden, sizes or {}, n_folds, rng)
+        _require_fold(fold, folds, dataset.root)
+        held, note = folds[fold], f"fold {fold} of {how}"
     elif validation_fraction <= 0:
-        note, n = "no validation was asked for", list(stated.values()).count("validation")
-        if n:
-            logger.warning(
-                "data.validation_fraction=0: %d cases train that the dataset keeps for validation.",
-                n,
-            )
+        note = "no validation was asked for"
+        if "validation" in stated.values():
+            logger.warning("data.validation_fraction=0: stated validation cases train, too.")
     elif "validation" in stated.values():
         roles, note = stated, "validation as the dataset states it"
-    elif folds:
-        lowest = min(folds.values())
-        held, note = {c for c, k in folds.items() if k == lowest}, f"fold {lowest} of the dataset"
+    elif any(case.fold is not None for case in development):
+        folds, how = _folds(development, burden, {}, n_folds, rng)
+        held, note = folds[min(folds)], f"fold {min(folds)} of {how}"
     else:
-        held, note = _draw(dataset, stated, burden, validation_fraction, rng)
-    if held is not None:
-        roles = {case: "validation" if case in held else role for case, role in roles.items()}
+        held, note = _draw(development, burden, validation_fraction, rng)
+    roles |= dict.fromkeys(held, "validation")
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
             "data.validation_fraction=0 contradicts data.splits or data.fold: leave one out."
         )
-    sides: dict[str, set[bool]] = {}
+    of_group: dict[str, set[str]] = {}
     for case in dataset.cases:
         if case.case in roles:
-            sides.setdefault(case.group or case.case, set()).add(roles[case.case] == "train")
-    safe = all(len(side) == 1 for side in sides.values())
-    if not safe:
-        logger.warning("A group has cases on both sides of the split: scores will be optimistic.")
-    return Splits(roles, safe, seed, note)
+            of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
+    cut = [name for name, own in of_group.items() if {"train"} < own]
+    if cut:
+        other = " and ".join(sorted(of_group[cut[0]] - {"train"}))
+        logger.warning(
+            "Patient %s is in both training and %s, so %s scores will be too good.",
+            *(cut[0], other, other),
+        )
+    return Splits(roles, not cut, seed, note)
 
 
 def fold_numbers(
@@ -125,17 +114,14 @@ def fold_numbers(
     Raises `DatasetError` when `given` is one split rather than a list of folds, and when the
     dataset has a single fold or a single labelled case: nothing would be left to train on.
     """
-    roles = _stated_roles(dataset, burden)
     if given is not None:
         raw = read_json(given)
         if not isinstance(raw, list):
             raise DatasetError(f"{given}: a single split, not a list of folds.")
         numbers = tuple(range(len(raw)))
-    elif stated := _stated_folds(dataset, roles):
-        numbers = tuple(sorted(set(stated.values())))
     else:
-        development = [c for c in dataset.cases if roles.get(c.case) in ("train", "validation")]
-        numbers = tuple(range(min(n_folds, len(_units(development)))))
+        development = _stated(dataset, burden)[1]
+        numbers = tuple(_folds(development, burden, {}, n_folds, np.random.default_rng())[0])
     if len(numbers) < 2:
         raise DatasetError(f"{dataset.root}: cross-validation needs at least two folds.")
     return numbers
@@ -144,7 +130,7 @@ def fold_numbers(
 def roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
     """Roles from our own JSON, or from one fold of nnU-Net's list."""
     if isinstance(raw, list):
-        _require_fold(fold, max(len(raw), 1), path)
+        _require_fold(fold, range(max(len(raw), 1)), path)
     try:
         if isinstance(raw, list):
             train: dict[str, Role] = dict.fromkeys(map(str, raw[fold]["train"]), "train")
@@ -158,25 +144,55 @@ def roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
         ) from error
 
 
-def _stated_roles(dataset: Dataset, burden: Mapping[str, int]) -> dict[str, Role]:
-    """Roles the dataset states; labelled cases without one train."""
+def _stated(dataset: Dataset, burden: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
+    """Roles the dataset states, labelled cases without one training; what is not for testing."""
     stated: dict[str, Role] = {}
     for case in dataset.cases:
         if case.role in ("test", "external"):
             stated[case.case] = case.role
         elif case.case in burden:
             stated[case.case] = case.role or "train"
-    return stated
+    return stated, [c for c in dataset.cases if stated.get(c.case) in ("train", "validation")]
 
 
-def _stated_folds(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, int]:
-    development = [c for c in dataset.cases if roles.get(c.case) in ("train", "validation")]
-    return {c.case: c.fold for c in development if c.fold is not None}
+def _folds(
+    development: Sequence[CaseFiles],
+    burden: Mapping[str, int],
+    sizes: Mapping[str, float],
+    n_folds: int,
+    rng: np.random.Generator,
+) -> tuple[dict[int, set[str]], str]:
+    """The cases of each fold, ascending, and whose folds: the dataset's, else dealt out.
+
+    Groups sorted by burden in blocks, by size within, are dealt at random.
+    """
+    folds: dict[int, set[str]] = {}
+    for case in development:
+        if case.fold is not None:
+            folds.setdefault(case.fold, set()).add(case.case)
+    if folds:
+        return dict(sorted(folds.items())), "the dataset"
+    units = _units(development)
+    weight = _by_burden(units, burden, rng)
+    size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
+    free = [name for name in weight if weight[name] == 0]
+    rest = list(weight)[len(free) :]
+    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
+    classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
+    ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
+    hands: list[set[str]] = [set() for _ in range(n_folds)]
+    for start in range(0, len(ordered), n_folds):
+        block = ordered[start : start + n_folds]
+        for name, hand in zip(block, rng.permutation(n_folds), strict=False):
+            hands[int(hand)].update(units[name])
+    how = f"{n_folds}, dealt out by group, balanced by lesions and their size"
+    return dict(enumerate(hand for hand in hands if hand)), how
 
 
-def _require_fold(fold: int, n_folds: int, where: Path) -> None:
-    if fold >= n_folds:
-        raise DatasetError(f"{where}: data.fold={fold} is not among 0 to {n_folds - 1}.")
+def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
+    if fold not in folds:
+        known = ", ".join(map(str, folds))
+        raise DatasetError(f"{where}: data.fold={fold} is not one of the folds {known}.")
 
 
 def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
@@ -204,62 +220,30 @@ def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
     return units
 
 
-def _sorted_by_burden(
-    units: Units, burden: Mapping[str, int], rng: np.random.Generator
-) -> tuple[dict[str, int], list[str]]:
-    """The lesions of each unit, and the units by their number; equal ones in random order."""
-    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
-    names = sorted(weight)
+def _by_burden(
+    units: Mapping[str, Sequence[str]], burden: Mapping[str, int], rng: np.random.Generator
+) -> dict[str, int]:
+    """The lesions of each unit, ascending; equal ones in random order."""
+    weight = {name: sum(burden[case] for case in units[name]) for name in sorted(units)}
+    names = list(weight)
     shuffled = [names[i] for i in rng.permutation(len(names))]
-    return weight, sorted(shuffled, key=lambda name: weight[name])
-
-
-def _deal(
-    units: Units,
-    burden: Mapping[str, int],
-    sizes: Mapping[str, float],
-    n_folds: int,
-    rng: np.random.Generator,
-) -> list[list[str]]:
-    """Units in `n_folds` hands: sorted by burden in blocks, by size within, dealt at random."""
-    weight, by_burden = _sorted_by_burden(units, burden, rng)
-    size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
-    free = [name for name in by_burden if weight[name] == 0]
-    rest = by_burden[len(free) :]
-    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
-    classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
-    ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
-    hands: list[list[str]] = [[] for _ in range(n_folds)]
-    for start in range(0, len(ordered), n_folds):
-        block = ordered[start : start + n_folds]
-        for name, hand in zip(block, rng.permutation(n_folds), strict=False):
-            hands[int(hand)].append(name)
-    for hand in hands:  # no hand is empty where there are units enough
-        fullest = max(hands, key=len)
-        if not hand and len(fullest) > 1:
-            hand.append(fullest.pop())
-    return sorted(hands, key=lambda hand: not hand)
+    return {name: weight[name] for name in sorted(shuffled, key=lambda name: weight[name])}
 
 
 def _draw(
-    dataset: Dataset,
-    roles: Mapping[str, Role],
-    burden: Mapping[str, int],
-    fraction: float,
-    rng: np.random.Generator,
+    pool: Sequence[CaseFiles], burden: Mapping[str, int], fraction: float, rng: np.random.Generator
 ) -> tuple[set[str], str]:
-    """The validation cases, and how they were drawn among the training cases.
+    """The validation cases, and how they were drawn.
 
     One group at random from each of n equal blocks of the groups by burden. Both sides get a lesion
     where two groups have one: without, training or choosing an operating point is impossible.
     """
-    pool = [c for c in dataset.cases if roles.get(c.case) == "train"]
     if len(pool) < 2:
-        logger.warning("A single labelled case: it trains, and nothing is left to validate on.")
+        logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "a single labelled case: no validation"
     units = _units(pool)
-    weight, ordered = _sorted_by_burden(units, burden, rng)
-    n = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    weight = _by_burden(units, burden, rng)
+    ordered, n = list(weight), min(max(round(fraction * len(weight)), 1), len(weight) - 1)
     held = [ordered[int(rng.choice(b))] for b in np.array_split(np.arange(len(ordered)), n)]
     with_lesions = [name for name in ordered if weight[name] > 0]
     if len(with_lesions) > 1 and not set(held) & set(with_lesions):

@@ -1,6 +1,7 @@
 """The fingerprint counts, measures and forgets."""
 
 import gc
+import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,8 @@ from lesionseg.plan.fingerprint import Fingerprint, canonical_order, take_finger
 
 def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
     found = take_fingerprint(dataset, cases)
-    assert (found.n_cases, found.n_lesions, found.n_lesion_free_cases) == (3, 3, 2)
+    counts = json.loads(found.to_json())
+    assert [counts[f"n_{what}"] for what in ("cases", "lesions", "lesion_free_cases")] == [3, 3, 2]
     assert found.lesions_per_case == (3, 0, 0)
     assert sorted(found.lesion_voxels) == [1, 8, 8]
     # 8 voxels of 2 mm³: 2 (3·16 / 4π)^⅓
@@ -61,7 +63,7 @@ def test_intensities_of_lesions_and_body(dataset: Dataset, cases: list[Case]):
 def test_a_dataset_without_any_lesion_has_no_lesion_statistics(dataset: Dataset, cases: list[Case]):
     found = take_fingerprint(dataset, cases[1:])
     assert found.channels[0].lesion is None
-    assert (found.n_lesions, found.lesion_fraction) == (0, 0)
+    assert (found.lesions_per_case, found.lesion_fraction) == ((0, 0), 0)
     assert Fingerprint.from_json(found.to_json()) == found
 
 
@@ -158,7 +160,7 @@ def test_one_case_is_in_memory_at_a_time(dataset: Dataset, cases: list[Case]):
 
 def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
     unlabelled = replace(cases[1], reference=None)
-    assert take_fingerprint(dataset, [cases[0], unlabelled]).n_cases == 1
+    assert take_fingerprint(dataset, [cases[0], unlabelled]).lesions_per_case == (3,)
     with pytest.raises(DatasetError, match="no labelled case"):
         take_fingerprint(dataset, [unlabelled])
 

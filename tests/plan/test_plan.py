@@ -66,7 +66,7 @@ def test_another_version_is_refused(plan: Plan) -> None:
         ("label_names", ["a", "b"], "label_names does not fit"),
         ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor is nan"),
         ("spacing_mm", [1, 1, -1.5], r"spacing_mm\.2 is -1\.5"),
-        ("spacing_mm", [1, 1], "spacing_mm does not fit"),
+        ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
         ("modality", "xxx", "modality is xxx.*'mri', 'ct' or 'xray'"),
         ("n_members", 10**9, "n_members is 1000000000"),
         ("n_members", -5, "n_members is -5"),

@@ -13,34 +13,35 @@ from lesionseg.plan.plan import Normalisation
 
 def test_spacing_is_the_median_of_each_axis():
     spacings = [(2.0, 1.0, 1.0), (2.0, 1.0, 1.0), (3.0, 0.5, 2.0)]
-    found = rules.target_spacing(spacings, [20.0])
+    found = rules.spacing(spacings, [20.0], "cuda")
     assert found.value == (2.0, 1.0, 1.0)
     assert found.reason == "the median spacing"
 
 
 def test_an_anisotropic_coarse_axis_takes_the_tenth_percentile():
     spacings = [(z, 1.0, 1.0) for z in (2.0, 4.0, 5.0, 5.0, 6.0)]
-    found = rules.target_spacing(spacings, [100.0])
+    found = rules.spacing(spacings, [100.0], "cuda")
     assert found.value == pytest.approx((np.percentile([2, 4, 5, 5, 6], 10), 1.0, 1.0))
     assert "10th percentile" in found.reason
 
 
 def test_small_lesions_ask_for_the_finer_spacing_that_some_cases_have():
     spacings = [(1.0, 1.0, 1.0)] * 3 + [(2.0, 2.0, 2.0)] * 5
-    found = rules.target_spacing(spacings, [4.0] * 50)
+    found = rules.spacing(spacings, [4.0] * 50, "cuda")
     assert found.value == (1.0, 1.0, 1.0)
     assert "finer where small lesions need it" in found.reason
-    assert "even so" not in found.reason
+    assert "still less" not in found.reason
 
 
 def test_what_stays_unresolved_is_said():
-    found = rules.target_spacing([(1.0, 1.0, 1.0)], [2.0] * 10 + [9.0] * 10)
+    found = rules.spacing([(1.0, 1.0, 1.0)], [2.0] * 10 + [9.0] * 10, "cuda")
     assert found.value == (1.0, 1.0, 1.0)
     assert "under 2.0 mm" in found.reason
 
 
-def test_no_lesion_leaves_the_median():
-    assert rules.target_spacing([(1.0, 2.0)], []).value == (1.0, 2.0)
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_no_lesion_leaves_the_median(device: str):
+    assert rules.spacing([(1.0, 2.0)], [], device).value == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,9 @@ def test_no_lesion_leaves_the_median():
 def test_resolution_is_halved_only_for_large_lesions_on_a_processor(
     spacing: tuple[float, ...], smallest: float, device: str, expected: tuple[float, ...]
 ):
-    found = rules.halved_resolution(spacing, [smallest, 200.0], device)
+    found = rules.spacing([spacing], [smallest, 200.0], device)
     assert found.value == expected
-    assert bool(found.reason) == (spacing != expected)
-
-
-def test_no_lesion_is_no_reason_to_halve():
-    assert rules.halved_resolution((1.0, 1.0), [], "cpu").value == (1.0, 1.0)
+    assert ("half the resolution" in found.reason) == (spacing != expected)
 
 
 def channel(is_ct: bool, lesion: Spread | None) -> ChannelStatistics:
