@@ -16,25 +16,21 @@ from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.restore import restore
 from lesionseg.inference.settings import InferenceSettings, choose_device
-from lesionseg.inference.stitch import Stitcher
-from lesionseg.inference.window import predict_probabilities
+from lesionseg.inference.window import SlidingWindow
 
 __all__ = [
     "Bundle",
     "InferenceSettings",
     "Predictor",
-    "Stitcher",
+    "SlidingWindow",
     "accept",
     "bundle_digest",
     "choose_device",
     "choose_operating_point",
     "find_candidates",
     "model_card",
-    "predict_probabilities",
     "read_bundle",
     "resolve_bundle",
-    "restore",
     "write_bundle",
 ]

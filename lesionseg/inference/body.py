@@ -40,50 +40,39 @@ _SAMPLED = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The blocks `[*coarse]` that hold the body, each `block` voxels wide, of a volume `shape`.
-
-    What lies outside `bounds`, where there are any, is no body though its block may be.
-    """
+    """The blocks `[*coarse]` that hold the body, each `block` voxels wide, inside `bounds`."""
 
     blocks: NDArray[np.bool_]
     block: tuple[int, ...]
-    shape: tuple[int, ...]
-    bounds: tuple[slice, ...] | None = None
+    bounds: tuple[slice, ...]
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
         """The smallest box of voxels that holds the body."""
         coarse = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
-        bounds = self.bounds or tuple(slice(0, n) for n in self.shape)
         return tuple(
             slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop))
-            for s, b, inner in zip(coarse, self.block, bounds, strict=True)
+            for s, b, inner in zip(coarse, self.block, self.bounds, strict=True)
         )
 
     def touches(self, slices: tuple[slice, ...]) -> bool:
         """Whether a box of voxels holds a part of the body."""
-        slices = tuple(
-            slice(max(s.start, inner.start), min(s.stop, inner.stop))
-            for s, inner in zip(slices, self.bounds or slices, strict=True)
-        )
-        if any(s.start >= s.stop for s in slices):
-            return False
-        coarse = tuple(
-            slice(s.start // b, -(-s.stop // b)) for s, b in zip(slices, self.block, strict=True)
-        )
-        return bool(self.blocks[coarse].any())
+        near = []
+        for s, b, inner in zip(slices, self.block, self.bounds, strict=True):
+            start, stop = max(s.start, inner.start), min(s.stop, inner.stop)
+            if start >= stop:
+                return False
+            near.append(slice(start // b, -(-stop // b)))
+        return bool(self.blocks[tuple(near)].any())
 
-    def rows(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """The mask `[stop - start, *shape[1:]]` of some rows along the first axis."""
-        mask = self.blocks[np.arange(start, stop) // self.block[0]]
-        for axis, (b, n) in enumerate(zip(self.block[1:], self.shape[1:], strict=True), start=1):
-            mask = np.take(mask, np.arange(n) // b, axis=axis)
-        if self.bounds is not None:
-            first, *rest = self.bounds
-            inner = (slice(max(first.start - start, 0), max(first.stop - start, 0)), *rest)
-            outside = np.ones(mask.shape, dtype=np.bool_)
-            outside[inner] = False
-            mask[outside] = False
+    def mask(self, slices: tuple[slice, ...]) -> NDArray[np.bool_]:
+        """Which voxels of a box are body."""
+        mask = self.blocks
+        for axis, (s, b, inner) in enumerate(zip(slices, self.block, self.bounds, strict=True)):
+            index = np.arange(s.start, s.stop)
+            mask = np.take(mask, index // b, axis=axis)
+            outside = (index < inner.start) | (index >= inner.stop)
+            mask[(*(slice(None),) * axis, outside)] = False
         return mask
 
 
@@ -92,18 +81,24 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     if modality == "xray":
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
-    highest = [_block_maxima(channel, block) for channel in image.array]
-    limits = [_tissue_limit(channel, modality) for channel in image.array]
-    tissue = np.logical_or.reduce([h > t for h, t in zip(highest, limits, strict=True)])
+    tissue = np.logical_or.reduce(
+        [_block_maxima(c, block) > _tissue_limit(c, modality) for c in image.array]
+    )
+    pieces = label_components(tissue)
+    sizes = np.bincount(pieces.reshape(-1))
+    sizes[0] = 0
+    inside = (sizes >= max(1, _CRUMB * sizes.max()))[pieces]
+    lines = inside.copy()
+    for axis in range(inside.ndim):  # from the first to the last tissue along any axis
+        before = np.logical_or.accumulate(inside, axis=axis)
+        after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
+        lines |= before & after
     cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
-    inside = _enclosed(_without_crumbs(tissue))
-    blocks = np.asarray(ndimage.binary_dilation(inside, cube, iterations=_MARGIN_BLOCKS))
-    body = Body(blocks, block, image.geometry.shape, _bounds(image.array))
+    blocks = np.asarray(ndimage.binary_dilation(lines, cube, iterations=_MARGIN_BLOCKS))
+    body = Body(blocks, block, _bounds(image.array))
     # a box that is smaller than the volume may be full
-    share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(body.shape)
-    if not _PLAUSIBLE[0] <= share <= _PLAUSIBLE[1]:
-        return None
-    return body
+    share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(image.geometry.shape)
+    return body if _PLAUSIBLE[0] <= share <= _PLAUSIBLE[1] else None
 
 
 def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
@@ -114,25 +109,18 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
     return air + _MRI_TISSUE * (float(np.percentile(sample, 99.5)) - air)
 
 
-def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...] | None:
-    """The box outside of which every channel has its lowest value; None when all have."""
-    ends = [[_ends(c, axis, c.min()) for axis in range(c.ndim)] for c in array]
-    bounds = tuple(
-        slice(min(s.start for s in axis), max(s.stop for s in axis))
-        for axis in zip(*ends, strict=True)
-    )
-    return None if any(s.start >= s.stop for s in bounds) or not bounds else bounds
-
-
-def _ends(channel: NDArray[np.float32], axis: int, lowest: np.float32) -> slice:
-    """From the first to the last plane across an axis that holds more than the lowest value."""
-    planes = np.moveaxis(channel, axis, 0)
-    first, last = 0, len(planes)
-    while first < last and not (planes[first] > lowest).any():
-        first += 1
-    while last > first and not (planes[last - 1] > lowest).any():
-        last -= 1
-    return slice(first, last)
+def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
+    """The box outside of which every channel has its lowest value; all of a constant channel."""
+    lowest, bounds = [channel.min() for channel in array], []
+    for axis in range(1, array.ndim):
+        ends = []
+        for channel, low in zip(array, lowest, strict=True):
+            planes, n = np.moveaxis(channel, axis - 1, 0), array.shape[axis]
+            first = next((i for i in range(n) if (planes[i] > low).any()), 0)
+            last = next((i for i in reversed(range(n)) if (planes[i] > low).any()), n - 1)
+            ends.append((first, last + 1))
+        bounds.append(slice(min(first for first, _ in ends), max(last for _, last in ends)))
+    return tuple(bounds)
 
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
@@ -143,21 +131,3 @@ def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArr
         starts = np.arange(0, highest.shape[axis], b)
         highest = np.maximum.reduceat(highest, starts, axis=axis)
     return highest
-
-
-def _without_crumbs(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces = label_components(tissue)
-    sizes = np.bincount(pieces.reshape(-1))
-    sizes[0] = 0
-    large = np.asarray(sizes >= max(1, _CRUMB * sizes.max()), dtype=np.bool_)
-    return np.asarray(large[pieces])
-
-
-def _enclosed(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tissue, and what lies between the first and the last of it along any axis."""
-    filled = tissue.copy()
-    for axis in range(tissue.ndim):
-        before = np.logical_or.accumulate(tissue, axis=axis)
-        after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis=axis), axis)
-        filled |= before & after
-    return filled

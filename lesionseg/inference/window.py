@@ -20,6 +20,7 @@ from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store
 from lesionseg.models.build import fast_dtype
+from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight
@@ -91,15 +92,20 @@ class SlidingWindow:
             )
         n_channels = plan.n_voxel_channels
         store = store or Store((n_channels, *shape))
-        region = _region(shape, plan.tile_shape, body)
+        region = []  # at least a tile wide, where the image is
+        spans = tuple(slice(0, n) for n in shape) if body is None else body.box
+        for box, tile, n in zip(spans, plan.tile_shape, shape, strict=True):
+            width = max(box.stop - box.start, min(tile, n))
+            start = min(max(box.start - (width - box.stop + box.start) // 2, 0), n - width)
+            region.append(slice(start, start + width))
         grid = TileGrid(tuple(r.stop - r.start for r in region), plan.tile_shape, self.overlap)
         offset = [r.start - before for r, (before, _) in zip(region, grid.pad, strict=True)]
-        tiles = [
-            i for i in range(len(grid)) if body is None or body.touches(_moved(grid, i, offset))
-        ]
-        sums = (n_channels + 1) * plan.tile_shape[0] * prod(grid.padded_shape[1:])
-        memory = _memory(self.device, image.shape[0] * prod(grid.padded_shape) + sums)
-        covered = _padded(image[(slice(None), *region)].to(memory).float(), grid)
+
+        def touches(tile: int) -> bool:
+            pairs = zip(grid.slices(tile), offset, strict=True)
+            return body is None or body.touches(
+                tuple(slice(s.start + o, s.stop + o) for s, o in pairs)
+            )
 
         def take_rows(first: int, average: Tensor) -> None:
             inside, *rest = grid.inside
@@ -109,13 +115,20 @@ class SlidingWindow:
             rows = average[(slice(None), slice(start - first, stop - first), *rest)]
             where = (slice(start + offset[0], stop + offset[0]), *region[1:])
             if body is not None:
-                mask = body.rows(where[0].start, where[0].stop)[(slice(None), *where[1:])]
-                rows = rows * torch.from_numpy(mask).to(rows.device)
+                rows = rows * torch.from_numpy(body.mask(where)).to(rows.device)
             store.write(where, rows)
 
-        weight = gaussian_weight(plan.tile_shape)
+        tiles = [i for i in range(len(grid)) if touches(i)]
+        memory, n_voxels = self.device, prod(grid.padded_shape)
+        if memory.type == "cuda":  # float32 values of the image and of sums one tile high
+            n_sums = (n_channels + 1) * plan.tile_shape[0] * n_voxels // grid.padded_shape[0]
+            if 4 * (len(image) * n_voxels + n_sums) > torch.cuda.mem_get_info(memory)[0] / 2:
+                memory = torch.device("cpu")
+        covered = image[(slice(None), *region)].to(memory).float()
+        if any(map(any, grid.pad)):  # zeros around an image smaller than the tile, as in training
+            covered = functional.pad(covered, [n for pair in reversed(grid.pad) for n in pair])
         stitcher = Stitcher(
-            grid.padded_shape, n_channels, weight, take_rows, gaps=body is not None, device=memory
+            grid.padded_shape, n_channels, gaussian_weight(plan.tile_shape), take_rows, memory
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None
@@ -129,7 +142,14 @@ class SlidingWindow:
         stitcher.finish()
         if collector is None:
             return store, None
-        return store, _in_body(collector.finish(), [r.start for r in region], body)
+        found = collector.finish()
+        places = found.boxes + torch.tensor([r.start for r in region] * 2)
+        kept = torch.ones(len(found), dtype=torch.bool)
+        if body is not None:  # boxes in the air are left out
+            centres = split_box(places)[0].long().clamp(min=0).minimum(torch.tensor(shape) - 1)
+            for i, centre in enumerate(centres.tolist()):
+                kept[i] = body.touches(tuple(slice(c, c + 1) for c in centre))
+        return store, Boxes(places[kept], found.scores[kept], found.labels[kept])
 
     @torch.inference_mode()
     def predict(
@@ -167,42 +187,13 @@ class SlidingWindow:
     def _probabilities(self, levels: Sequence[Tensor], tiles: Tensor) -> Tensor:
         if not self.plan.has_voxels:
             return tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
-        logits = levels[0]
-        n_logits = len(self.plan.label_values) + (self.plan.activation == "softmax")
-        if logits.shape != (len(tiles), n_logits, *tiles.shape[2:]):
+        n = n_logits(self.plan)
+        if levels[0].shape != (len(tiles), n, *tiles.shape[2:]):
             raise GeometryError(
-                f"The network gave {tuple(logits.shape)} for tiles {tuple(tiles.shape)}; the plan "
-                f"has {n_logits} channels of logits."
+                f"The network gave {tuple(levels[0].shape)} for tiles {tuple(tiles.shape)}; the "
+                f"plan has {n} channels of logits."
             )
-        return label_probabilities(logits, self.plan)
-
-
-def predict_probabilities(
-    network: nn.Module,
-    image: Float[Tensor, "c *spatial"],
-    plan: Plan,
-    *,
-    overlap: float = 0.5,
-    batch_size: int | None = None,
-    flips: bool = False,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "k *spatial"]:
-    """Probabilities `[K, *spatial]` float32 of the plan's labels, on the image's own grid.
-
-    `image` `[C, *spatial]` is prepared for the plan; for the rest see `SlidingWindow`.
-    """
-    window = SlidingWindow(
-        (network,),
-        plan,
-        overlap=overlap,
-        flips=flips,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
-    store = Store((plan.n_voxel_channels, *image.shape[1:]), dtype=torch.float32)
-    return window(image, store=store)[0].values
+        return label_probabilities(levels[0], self.plan)
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
@@ -219,49 +210,3 @@ def device_of(network: nn.Module) -> torch.device:
     """Where the network's weights lie; the CPU when it has none."""
     first = next(network.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def _region(
-    shape: tuple[int, ...], tile_shape: tuple[int, ...], body: Body | None
-) -> tuple[slice, ...]:
-    """The part of the image that tiles cover: the body's box, at least a tile wide if it can be."""
-    if body is None:
-        return tuple(slice(0, n) for n in shape)
-    region = []
-    for box, tile, n in zip(body.box, tile_shape, shape, strict=True):
-        width = max(box.stop - box.start, min(tile, n))
-        missing = width - (box.stop - box.start)
-        start = min(max(box.start - missing // 2, 0), n - width)
-        region.append(slice(start, start + width))
-    return tuple(region)
-
-
-def _moved(grid: TileGrid, i: int, offset: Sequence[int]) -> tuple[slice, ...]:
-    """Tile i in voxels of the image, cut where it reaches before its first."""
-    pairs = zip(grid.slices(i), offset, strict=True)
-    return tuple(slice(max(s.start + o, 0), max(s.stop + o, 0)) for s, o in pairs)
-
-
-def _padded(image: Tensor, grid: TileGrid) -> Tensor:
-    """Zeros around an image smaller than the tile, as in training."""
-    amounts = [n for before_after in reversed(grid.pad) for n in before_after]
-    return functional.pad(image, amounts) if any(amounts) else image
-
-
-def _memory(device: torch.device, n_values: int) -> torch.device:
-    """The device, if float32 values fill less than half its memory; else the host."""
-    if device.type == "cuda" and 4 * n_values > torch.cuda.mem_get_info(device)[0] / 2:
-        return torch.device("cpu")
-    return device
-
-
-def _in_body(boxes: Boxes, offset: Sequence[int], body: Body | None) -> Boxes:
-    """The boxes in voxels of the image; those in the air are left out."""
-    moved = boxes.boxes + torch.tensor([*offset, *offset])
-    if body is None:
-        return Boxes(moved, boxes.scores, boxes.labels)
-    centre = split_box(moved)[0].long().clamp(min=0).minimum(torch.tensor(body.shape) - 1)
-    inside = torch.tensor(
-        [bool(body.rows(z, z + 1)[(0, *rest)]) for z, *rest in centre.tolist()], dtype=torch.bool
-    )
-    return Boxes(moved[inside], boxes.scores[inside], boxes.labels[inside])

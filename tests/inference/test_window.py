@@ -1,19 +1,23 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import GeometryError
-from lesionseg.inference.window import (
-    SlidingWindow,
-    flip_axes,
-    predict_probabilities,
-)
+from lesionseg.inference.window import SlidingWindow, flip_axes
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Identity
 
 FLOAT32 = torch.float32
+HALF = {"atol": 3e-4, "rtol": 0.0}  # probabilities are stored as float16
+
+
+def slide(network: nn.Module, image: Tensor, plan: Plan, **options: Any) -> Tensor:
+    """Probabilities `[K, *spatial]` of a whole image."""
+    store, _ = SlidingWindow((network,), plan, **{"dtype": FLOAT32, **options})(image)
+    return store.decode(store.values)
 
 
 def _image(*shape: int) -> Tensor:
@@ -25,22 +29,22 @@ def test_an_identity_network_gives_the_sigmoid_of_the_image(
     plan: Plan, shape: tuple[int, ...]
 ) -> None:
     image = _image(1, *shape)
-    found = predict_probabilities(Identity(), image, plan, dtype=FLOAT32)
-    torch.testing.assert_close(found, image.sigmoid(), atol=1e-6, rtol=1e-6)
+    found = slide(Identity(), image, plan)
+    torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
 def test_two_axes_work_alike(plan: Plan) -> None:
     flat = replace(plan, dims=2, tile_shape=(16, 16))
     image = _image(1, 40, 12)
-    found = predict_probabilities(Identity(), image, flat, dtype=FLOAT32)
-    torch.testing.assert_close(found, image.sigmoid(), atol=1e-6, rtol=1e-6)
+    found = slide(Identity(), image, flat)
+    torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
 def test_softmax_drops_the_background(plan: Plan) -> None:
     two = replace(plan, activation="softmax", channel_names=("a", "b", "c"), label_values=(1, 2))
     image = _image(3, 20, 20, 20)
-    found = predict_probabilities(Identity(), image, two, dtype=FLOAT32)
-    torch.testing.assert_close(found, image.softmax(0)[1:], atol=1e-6, rtol=1e-6)
+    found = slide(Identity(), image, two)
+    torch.testing.assert_close(found, image.softmax(0)[1:], **HALF)
 
 
 def test_tiles_go_in_batches_and_are_counted(plan: Plan) -> None:
@@ -60,9 +64,9 @@ class _LooksRight(nn.Module):
 
 def test_flips_average_probabilities_over_all_mirrored_images(plan: Plan) -> None:
     image = _image(1, 16, 16, 16)
-    found = predict_probabilities(_LooksRight(), image, plan, flips=True, dtype=FLOAT32)
+    found = slide(_LooksRight(), image, plan, flips=True)
     expected = (image.roll(-1, -1).sigmoid() + image.roll(1, -1).sigmoid()) / 2
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, expected, **HALF)
 
 
 def test_every_set_of_axes_is_mirrored_but_an_xray_never(plan: Plan) -> None:
@@ -83,8 +87,8 @@ def test_low_precision_changes_probabilities_little(plan: Plan) -> None:
             return [self.inner(image)]
 
     image = _image(1, 20, 20, 20)
-    exact = predict_probabilities(Wrapped(), image, plan, dtype=FLOAT32)
-    fast = predict_probabilities(Wrapped(), image, plan, dtype=torch.bfloat16)
+    exact = slide(Wrapped(), image, plan)
+    fast = slide(Wrapped(), image, plan, dtype=torch.bfloat16)
     assert fast.dtype == FLOAT32
     assert 0 < float((exact - fast).abs().max()) < 0.02
 
@@ -92,10 +96,10 @@ def test_low_precision_changes_probabilities_little(plan: Plan) -> None:
 @pytest.mark.parametrize("shape", [(2, 20, 20, 20), (1, 20, 20)])
 def test_refuses_an_image_that_does_not_fit_the_plan(plan: Plan, shape: tuple[int, ...]) -> None:
     with pytest.raises(GeometryError):
-        predict_probabilities(Identity(), torch.zeros(shape), plan)
+        slide(Identity(), torch.zeros(shape), plan)
 
 
 def test_refuses_a_network_that_does_not_fit_the_plan(plan: Plan) -> None:
     two = replace(plan, label_values=(1, 2), label_names=("a", "b"))
     with pytest.raises(GeometryError):
-        predict_probabilities(Identity(), torch.zeros(1, 16, 16, 16), two)
+        slide(Identity(), torch.zeros(1, 16, 16, 16), two)

@@ -22,7 +22,7 @@ from lesionseg.inference.monai_bundle import inference_config
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.settings import InferenceSettings
-from lesionseg.inference.window import predict_probabilities
+from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
@@ -92,14 +92,13 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     two = two.with_(architecture=replace(two.architecture, strides=strides))
     network = _lively(two)
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle((network,), two)))
+    window = SlidingWindow((network,), two, dtype=torch.float32)
     for n_tiles in (1, 3):
         tiles = rng.normal(size=(n_tiles, 1, *two.tile_shape)).astype(np.float32)
         (found,) = run(tiles)
         assert found.shape == (n_tiles, 2, *two.tile_shape)
         for tile, probabilities in zip(tiles, found, strict=True):
-            own = predict_probabilities(
-                network, torch.from_numpy(tile), two, dtype=torch.float32
-            ).numpy()
+            own = window.predict(torch.from_numpy(tile[None]))[0].numpy()
             assert own.std() > 0.05
             np.testing.assert_allclose(probabilities, own, atol=2e-5)
 
