@@ -1,7 +1,7 @@
 """Cases in memory: channels on one grid and the reference that belongs to them."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from time import time_ns
@@ -22,7 +22,7 @@ from lesionseg.io.layouts.coco import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.ops.components import lesion_instances, mask_boxes, present_values
+from lesionseg.ops.components import lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
 
@@ -83,61 +83,42 @@ def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
     return read_geometry(files.images[0], raster_mm=files.pixel_mm)
 
 
-def read_mask(
-    path: Path,
-    *,
-    labels: Collection[int] | None = None,
-    ignore_label: int | None = None,
-    merged_values: Collection[int] = (),
-    united: bool = False,
-    raster_mm: float | None = None,
-) -> Reference:
+def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
     """Read a label mask as a reference on its own grid; its lesions follow from the labels.
 
-    Values must be whole, not negative and, when `labels` are given, among them (or 0 or
-    `ignore_label`); any storage type will do. Those in `merged_values` become 1. `united`: what
-    touches is one lesion, whatever its values (regions). `ignore` is None where no voxel is
-    ignored. Raises `ContentError` naming the file.
+    Values must be whole and not negative; any storage type will do. Raises `ContentError`.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
-    values = _whole_numbers(path, volume.array[0])
-    present = present_values(values)
-    known = {0, ignore_label, *merged_values, *(labels or ())}
-    unknown = [v for v in present if labels is not None and v not in known]
-    if unknown:
+    array = volume.array[0]
+    if array.dtype.kind == "f":
+        broken = ~(np.isfinite(array) & (array == np.round(array)))
+        if broken.any():
+            raise ContentError(
+                f"{path}: {int(broken.sum())} mask values are not integers, such as "
+                f"{array[broken][0]}. Resample masks with nearest-neighbour interpolation."
+            )
+    lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
         raise ContentError(
-            f"{path}: the values {unknown[:10]} are none of the dataset's labels "
-            f"{list(labels or ())}. Name them in the labels, or change them (255 often means 1)."
+            f"{path}: mask values from {lowest} to {highest}; 0 is background, labels are 1, 2, …"
         )
-    ignore = None
-    if ignore_label is not None and ignore_label in present:
-        ignore = values == ignore_label
-        values = np.where(ignore, 0, values).astype(values.dtype)
-    if merged_values:
-        values = (values > 0).astype(np.uint8)
-    reference = Reference(volume.geometry, labels=values, ignore=ignore)
-    return _united(reference) if united else reference
+    values = array.astype(np.min_scalar_type(int(highest)), copy=False)
+    return Reference(volume.geometry, labels=values)
 
 
-def read_instances(path: Path, raster_mm: float | None) -> Reference:
+def read_instances(path: Path, raster_mm: float | None = None) -> Reference:
     """An instance mask on its own grid: its ids made consecutive in ascending order, all label 1.
 
     Raises `ContentError` for values that cannot be ids.
     """
-    volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
-    values, inverse = np.unique(volume.array[0], return_inverse=True)
-    if (values < 0).any() or (values != np.round(values)).any():
-        raise ContentError(f"{path}: an instance mask holds 0 and whole ids, not {values[:5]}.")
-    n_lesions = int(np.count_nonzero(values))
-    order = np.cumsum(values > 0).astype(np.int32)
-    instances = order[inverse.reshape(volume.array[0].shape)]
-    return Reference(
-        volume.geometry,
+    reference = read_mask(path, raster_mm)
+    values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
+    instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
+    return replace(
+        reference,
         labels=(instances > 0).astype(np.uint8),
         instances=instances,
-        instance_labels=(1,) * n_lesions,
-        boxes=mask_boxes(instances, n_lesions),
-        box_labels=(1,) * n_lesions,
+        instance_labels=(1,) * int(np.count_nonzero(values)),
     )
 
 
@@ -169,23 +150,16 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         reference = read_boxes(files, geometry, merged=bool(dataset.merged_values))
     elif path is None:
         return None
-    elif is_dicom(path):
-        reference = _read_named(path, dataset, geometry)
+    elif is_dicom(path):  # whose segments are found by name
+        left_out = {} if dataset.ignore_label is None else {dataset.ignore_label: IGNORE}
+        reference = read_dicom_reference(path, geometry, {**dataset.labels, **left_out})
+        reference = _with_labels(path, reference, dataset)
     else:
-        mm = mask_mm(files, geometry)
-        if "instances" in files.annotations:
-            reference = read_instances(path, mm)
-        else:
-            reference = read_mask(
-                path,
-                labels=tuple(dataset.labels),
-                ignore_label=dataset.ignore_label,
-                merged_values=dataset.merged_values,
-                united=bool(dataset.regions),
-                raster_mm=mm,
-            )
+        has_ids = "instances" in files.annotations
+        reference = (read_instances if has_ids else read_mask)(path, mask_mm(files, geometry))
         check_grid(path, reference.geometry, files.images[0], geometry)
         reference = replace(reference, geometry=geometry)
+        reference = reference if has_ids else _with_labels(path, reference, dataset)
     if files.annotated:
         annotated = {value: name in files.annotated for value, name in dataset.labels.items()}
         reference = replace(reference, annotated=annotated)
@@ -195,22 +169,28 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     return reference
 
 
-def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
-    """A DICOM reference, whose segments are found by name; `ignore` is one where it has a value."""
-    names, left_out = dict(dataset.labels), dataset.ignore_label
-    if left_out is not None:
-        names[left_out] = IGNORE
-    reference = read_dicom_reference(path, geometry, names)
-    if left_out is not None:
-        values = np.asarray(reference.labels)
-        ignore = values == left_out
-        reference = replace(reference, labels=np.where(ignore, 0, values), ignore=ignore)
-    return _united(reference) if dataset.regions else reference
+def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Reference:
+    """A mask with the dataset's labels: the value to ignore apart, those to be merged as 1.
 
-
-def _united(reference: Reference) -> Reference:
-    """The reference with the components of all labels together as its lesions, of one label."""
-    lesions = lesion_instances((np.asarray(reference.labels) > 0).astype(np.uint8))
+    Where labels are regions, what touches is one lesion, whatever its values.
+    """
+    values = np.asarray(reference.labels)
+    left_out, known = dataset.ignore_label, {*dataset.labels, *dataset.merged_values}
+    present = present_values(values)
+    unknown = [value for value in present if value not in {0, left_out, *known}]
+    if unknown:
+        raise ContentError(
+            f"{path}: the values {unknown[:10]} are none of the dataset's labels "
+            f"{list(dataset.labels)}. Name them in the labels, or change them (255 often means 1)."
+        )
+    if left_out in present:
+        reference = replace(reference, ignore=values == left_out)
+        values = np.where(values == left_out, 0, values).astype(values.dtype)
+    binary = (values > 0).astype(np.uint8)
+    reference = replace(reference, labels=binary if dataset.merged_values else values)
+    if not dataset.regions:
+        return reference
+    lesions = lesion_instances(binary)
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
@@ -252,23 +232,6 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
             f"{path}: {n_bad} voxels are NaN or infinity. Replace them, for example with the value "
             "of air, and write the file again."
         )
-
-
-def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
-    """Mask values in the smallest unsigned integer type that holds them."""
-    if array.dtype.kind == "f":
-        broken = ~(np.isfinite(array) & (array == np.round(array)))
-        if broken.any():
-            raise ContentError(
-                f"{path}: {int(broken.sum())} mask values are not integers, such as "
-                f"{array[broken][0]}. Resample masks with nearest-neighbour interpolation."
-            )
-    lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
-    if lowest < 0 or highest > np.iinfo(np.int32).max:
-        raise ContentError(
-            f"{path}: mask values from {lowest} to {highest}; 0 is background, labels are 1, 2, …"
-        )
-    return array.astype(np.min_scalar_type(int(highest)), copy=False)
 
 
 def content_files(path: Path) -> tuple[Path, ...]:

@@ -1,30 +1,30 @@
 """Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`.
 
 Where labels are regions `<case>_regions` holds the mask values of all retained candidates; the mask
-holds those of the accepted ones.
+holds those of the accepted ones. Other programs may write these files, too.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from lesionseg.core import Candidate, Geometry, Prediction, Volume
-from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
-from lesionseg.io.candidate_file import read_candidates, write_candidates
-from lesionseg.io.cases import check_grid, read_mask
+from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction, Volume
+from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, misfits
+from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import check_case_id
+from lesionseg.io.files import check_case_id, read_json, write_json
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import lesion_instances, listed_lesions, present_values
 
-_MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
-_REGIONS = "_regions"
+_CANDIDATES = "_candidates.json"
+_KINDS = ("mask", "instances", "regions", "candidates")
 MaskNames = Literal["lesionseg", "nnunet"]
-MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": _MASK, "nnunet": ""}
+MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,47 @@ class PredictionFiles:
     instances: Path | None = None
     candidates: Path | None = None
     regions: Path | None = None
+
+
+class _Entry(BaseModel):
+    """A candidate as a file must or may state it."""
+
+    model_config = ConfigDict(strict=True)
+
+    score: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    start_vox: list[FiniteFloat]
+    stop_vox: list[FiniteFloat]
+    id: PositiveInt | None = None
+    label: PositiveInt = 1
+    centre_mm: list[FiniteFloat] | None = None
+    diameter_mm: FiniteFloat | None = None
+    volume_ml: FiniteFloat | None = None
+    has_mask: bool = False
+    accepted: bool = True
+    probability: FiniteFloat | None = None
+    zone: str = ""
+
+    def candidate(self, place: int, geometry: Geometry) -> Candidate:
+        """The candidate, with what is not stated; raises `ValueError` for what fits nothing."""
+        stated = self.model_dump(exclude_none=True)
+        stated |= {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
+        for name in ("start_vox", "stop_vox", "centre_mm"):
+            if len(stated.get(name, geometry.shape)) != geometry.dims:
+                raise ValueError(f"{name} {stated[name]} has not {geometry.dims} numbers")
+        if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
+            raise ValueError(f"stop_vox {self.stop_vox} is not beyond start_vox {self.start_vox}")
+        box = (*self.start_vox, *self.stop_vox)
+        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **stated)
+
+
+class _Content(BaseModel):
+    schema_version: Literal[1] = 1
+    candidates: list[_Entry]
+    removed: list[_Entry] = []
+    voxel_threshold: FiniteFloat | None = None
+    operating_point: OperatingPoint | None = None
+    scored: bool = True
+    input_check: InputVerdict | None = None
 
 
 def write_prediction(
@@ -52,8 +93,12 @@ def write_prediction(
     alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
     `like` is the scan's own file: see `write_volume`. `names`: of the masks, as nnU-Net's
     `<case>.nii.gz` or with `_mask`. Raises `OutputError`.
+
+    The candidate file also states `size_unit` ("mm", "mm at the detector" or, where no pixel size
+    is known, "px"), `removed`: what was dropped for its size alone, and `input_check`: how unlike
+    the training scans this one is (1 is the limit), the warning, and the channels it lacks.
     """
-    case = prediction.case
+    case, instances = prediction.case, prediction.instances
     check_case_id(case, folder, OutputError)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
 
@@ -61,15 +106,30 @@ def write_prediction(
         volume = Volume(array[np.newaxis], prediction.geometry)
         write_volume(folder / f"{case}{name}{suffix}", volume, like)
 
-    if prediction.instances is not None:
-        highest = prediction.instances.max(initial=0)
-        stored = np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32
+    def stated(candidate: Candidate) -> dict[str, Any]:
+        return {k: value for k, value in asdict(candidate).items() if k != "zone" or value}
+
+    if instances is not None:
+        is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
         write(MASK_ENDINGS[names], prediction.mask())
-        write(_INSTANCES, prediction.instances.astype(stored))
+        write("_instances", instances.astype(np.uint16 if is_short else np.int32))
         if prediction.values is not None:
-            regions = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
-            write(_REGIONS, regions)
-    write_candidates(folder / f"{case}{_CANDIDATES}", prediction)
+            write("_regions", np.where(instances > 0, prediction.values, np.uint8(0)))
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "case": case,
+        "size_unit": prediction.geometry.size_unit,
+        "voxel_threshold": prediction.voxel_threshold,
+        "operating_point": prediction.operating_point and asdict(prediction.operating_point),
+        "candidates": [stated(candidate) for candidate in prediction.candidates],
+    }
+    if prediction.input is not None:
+        content["input_check"] = asdict(prediction.input)
+    if prediction.removed:
+        content["removed"] = [stated(candidate) for candidate in prediction.removed]
+    if not prediction.scored:  # the scores stand in for another program's missing ones
+        content["scored"] = False
+    write_json(folder / f"{case}{_CANDIDATES}", content)
 
 
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
@@ -79,20 +139,13 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     alone. Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or
     a case whose id cannot be one (`check_case_id`).
     """
-    by_case = _files_by_case(folder, ("candidates", "regions", "instances", "mask"))
-    if not by_case:
-        raise DatasetError(
-            f"{folder}: No prediction found; <case>_mask.*, <case>.* or <case>_candidates.json."
-        )
-    return {case: PredictionFiles(case, **by_case[case]) for case in sorted(by_case)}
+    by_case = _files_by_case(folder, _KINDS)
+    return {case: PredictionFiles(case, **files) for case, files in by_case.items()}
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
     """Find reference masks `<case>.*`, `<case>_mask.*` by case id; raises as `find_predictions`."""
-    by_case = _files_by_case(folder, ("mask",))
-    if not by_case:
-        raise DatasetError(f"{folder}: No mask found, <case>.nii.gz or the like.")
-    return {case: by_case[case]["mask"] for case in sorted(by_case)}
+    return {case: files["mask"] for case, files in _files_by_case(folder, ("mask",)).items()}
 
 
 def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, Path]]:
@@ -101,17 +154,12 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
         raise DatasetError(f"{folder}: the folder does not exist.")
     by_case: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()):
-        shown = not file.name.startswith(".") and not file.name.endswith((SEGMENTATION, REPORT))
-        known = is_image_file(file) or file.name.endswith(_CANDIDATES)
-        if not (shown and known and file.is_file()):
-            continue
-        case, kind = strip_suffix(file).removesuffix(_MASK), "mask"
-        for name, ending in (("regions", _REGIONS), ("instances", _INSTANCES)):
-            if strip_suffix(file).endswith(ending):
-                case, kind = strip_suffix(file).removesuffix(ending), name
-        if file.name.endswith(_CANDIDATES):
-            case, kind = file.name.removesuffix(_CANDIDATES), "candidates"
-        if kind not in kinds:
+        case, _, kind = strip_suffix(file).rpartition("_")
+        if kind not in _KINDS:
+            case, kind = strip_suffix(file), "mask"
+        is_known = file.name.endswith(_CANDIDATES) if kind == "candidates" else is_image_file(file)
+        is_ours = file.name.endswith((SEGMENTATION, REPORT)) or file.name.startswith(".")
+        if kind not in kinds or not is_known or is_ours or not file.is_file():
             continue
         if kind in by_case.setdefault(case, {}):
             raise DatasetError(
@@ -119,7 +167,10 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
             )
         check_case_id(case, file)
         by_case[case][kind] = file
-    return by_case
+    if not by_case:
+        names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
+        raise DatasetError(f"{folder}: none of <case>.*, {names} is there.")
+    return dict(sorted(by_case.items()))
 
 
 def read_prediction(
@@ -132,11 +183,13 @@ def read_prediction(
     """Read one predicted case.
 
     `geometry` is the scan's: the masks must lie on it, rasters take their pixel size from it, and
-    candidates without masks cannot do without it. Masks without candidate file give candidates
-    from their connected components (or instances) with score 1 and `scored=False`. Candidates
-    carry a mask where the instances hold their id. `united`: a mask's values are regions, and a
-    candidate is a component of their union, of label 1. Raises `ReadError`, `GeometryError`,
-    `ContentError`.
+    candidates without masks cannot do without it. Of a candidate only `score`, `start_vox` and
+    `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
+    centre the box's, the diameter that of the ellipsoid that touches the box's sides. Masks without
+    candidate file give candidates from their connected components (or instances) with score 1 and
+    `scored=False`. Candidates carry a mask where the instances hold their id. `united`: a mask's
+    values are regions, and a candidate is a component of their union, of label 1. Raises
+    `ReadError`, `GeometryError`, `ContentError`.
     """
     grid, source = geometry, files.candidates
     for file in filter(None, (files.instances, files.mask, files.regions)):
@@ -154,10 +207,10 @@ def read_prediction(
         )
     if files.candidates is None:
         return _unscored(files, grid, united)
-    stated = read_candidates(files.candidates, files.case, grid)
+    stated = _read_candidates(files.candidates, files.case, grid)
     instances, present = None, set[int]()
     if files.instances is not None:
-        instances = _read_ids(files.instances)
+        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
         present = set(present_values(instances)) - {0}
         unknown = sorted(present - {c.id for c in stated.candidates})
         if unknown:
@@ -174,34 +227,58 @@ def read_prediction(
     )
 
 
-def _read_ids(path: Path) -> NDArray[np.int32]:
-    return np.asarray(read_mask(path).labels, dtype=np.int32)
+def _read_candidates(path: Path, case: str, geometry: Geometry) -> Prediction:
+    """A case's candidates on a grid, without masks; by descending score, then id."""
+    content = read_json(path)
+    point = content.get("operating_point") if isinstance(content, dict) else None
+    if isinstance(point, dict) and "name" not in point:
+        content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
+    try:
+        stated = _Content.model_validate(content)
+        kept, removed = (
+            tuple(entry.candidate(place, geometry) for place, entry in enumerate(entries, start=1))
+            for entries in (stated.candidates, stated.removed)
+        )
+    except ValidationError as error:
+        raise ContentError(f"{path}: {misfits(error, content)[:300]}.") from error
+    except ValueError as error:
+        raise ContentError(f"{path}: {error}.") from error
+    if len({candidate.id for candidate in kept}) < len(kept):
+        raise ContentError(f"{path}: two candidates have the same id.")
+    return Prediction(
+        case,
+        geometry,
+        tuple(sorted(kept, key=lambda c: (-c.score, c.id))),
+        None,
+        stated.voxel_threshold,
+        stated.operating_point,
+        stated.scored,
+        removed=removed,
+        input=stated.input_check,
+    )
 
 
 def _unscored(files: PredictionFiles, grid: Geometry, united: bool) -> Prediction:
     """A prediction from masks alone: one candidate of score 1 per instance or component."""
-    labels = None if files.mask is None else np.asarray(read_mask(files.mask).labels)
-    values = labels.astype(np.uint8) if united and labels is not None else None
-    if united and labels is not None:
-        labels = (labels > 0).astype(np.uint8)
+    marked = np.zeros(grid.shape, dtype=np.uint8)
+    if files.mask is not None:
+        marked = np.asarray(read_mask(files.mask).labels)
+    values = marked.astype(np.uint8) if united and files.mask else None
+    labels = (marked > 0).astype(np.uint8) if united else marked
     if files.instances is not None:
-        ids = _read_ids(files.instances)
-        _, inverse = np.unique(np.append(ids, 0), return_inverse=True)  # 0 is there, and first
-        instances = inverse[:-1].reshape(ids.shape).astype(np.int32)
+        instances = np.asarray(read_instances(files.instances).instances)
         # the value of an instance's first labelled voxel, 1 where there is none
         label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
-        if labels is not None:
-            inside = (instances > 0) & (labels > 0)
-            numbers, first = np.unique(instances[inside], return_index=True)
-            label_of[numbers] = labels[inside][first]
+        inside = (instances > 0) & (labels > 0)
+        numbers, first = np.unique(instances[inside], return_index=True)
+        label_of[numbers] = labels[inside][first]
         of_instance = tuple(label_of[1:].tolist())
     else:
-        found = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
+        found = lesion_instances(labels)
         instances, of_instance = found.instances, found.labels
-    rows = np.arange(1, len(of_instance) + 1)
-    lesions = listed_lesions(grid, rows, of_instance, None, instances)
+    lesions = listed_lesions(grid, np.arange(1, len(of_instance) + 1), of_instance, None, instances)
     candidates = tuple(
-        Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), grid)
-        for row, (number, label) in enumerate(zip(rows.tolist(), of_instance, strict=True))
+        Candidate.from_voxels(row + 1, label, 1.0, lesions.voxels_of(row), grid)
+        for row, label in enumerate(of_instance)
     )
     return Prediction(files.case, grid, candidates, instances, scored=False, values=values)

@@ -351,7 +351,7 @@ def test_finding_refuses_doubles_emptiness_and_absence(
 ) -> None:
     with pytest.raises(DatasetError, match="does not exist"):
         find(tmp_path / "gone")
-    with pytest.raises(DatasetError, match=r"No (mask|prediction) found"):
+    with pytest.raises(DatasetError, match=r"none of <case>"):
         find(tmp_path)
     _touch(tmp_path, "A_mask.nii.gz", "A.nii.gz")
     with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
