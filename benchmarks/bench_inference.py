@@ -25,14 +25,13 @@ import torch
 from torch import nn
 
 from benchmarks.common import table
+from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import (
-    PredictSettings,
     find_cases,
     make_predictor,
     predict_cases,
@@ -42,8 +41,8 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin" / "python"
 PRESETS = {
-    "balanced": InferenceSettings(),
-    "fast": InferenceSettings(overlap=0.125),
+    "balanced": InferenceConfig.of(),
+    "fast": InferenceConfig.of(overlap=0.125),
 }
 
 
@@ -183,8 +182,13 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
 def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Predict all scans of a folder, and say what it took."""
     output = folder / name
-    source = (str(folder / "bundle"),), str(folder / "in"), str(output)
-    cfg = PredictSettings(*source, PRESETS[name], device=device)
+    cfg = PredictConfig.of(
+        bundle=folder / "bundle",
+        input=folder / "in",
+        output=output,
+        inference=PRESETS[name],
+        device=device,
+    )
     predictor = make_predictor(cfg)
     cases = find_cases(folder / "in", output, predictor.plan)
     _warm(predictor)

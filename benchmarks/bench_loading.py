@@ -35,11 +35,10 @@ from monai import transforms as mt
 
 from benchmarks.common import table
 from benchmarks.peers.monai_chain import monai_chain
+from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tiles import TileDataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -86,13 +85,13 @@ def tiles(folder: Path, n: int) -> list[table.Row]:
     """Rows of reading and augmenting."""
     case, plan = make_case(folder / "case"), make_plan()
     plan = plan.with_(tile_shape=TILE)
-    plain = TileDataset([case], plan, SamplingSettings(), None, n_tiles=n, seed=0)
-    full = TileDataset([case], plan, SamplingSettings(), AugmentationSettings(), n_tiles=n, seed=0)
+    plain = TileDataset([case], plan, SamplingConfig.of(), None, n_tiles=n, seed=0)
+    full = TileDataset([case], plan, SamplingConfig.of(), AugmentConfig.of(), n_tiles=n, seed=0)
     whole = {
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
-    chain = mt.Compose(monai_chain(AugmentationSettings(), masks=("labels",)))
+    chain = mt.Compose(monai_chain(AugmentConfig.of(), masks=("labels",)))
     crop = monai_crop()
     read = turns(
         n,

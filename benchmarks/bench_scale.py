@@ -67,11 +67,12 @@ def main() -> None:
 
 def start(folder: Path) -> dict[str, float]:
     """Read and divide a dataset, as every training does first."""
-    from lesionseg.pipeline.dataset import DataSettings, take_survey
+    from lesionseg.config import DataConfig
+    from lesionseg.pipeline.dataset import take_survey
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin, at_work = time.perf_counter(), sum(os.times()[:4])
-    take_survey(DataSettings(str(folder / "data")), 0, folder / "facts")
+    take_survey(DataConfig.of(root=folder / "data"), 0, folder / "facts")
     seconds, cpu = time.perf_counter() - begin, sum(os.times()[:4]) - at_work
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"seconds": seconds, "cpu": cpu, "mb": grown / 1024}

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lesionseg.cli.command import recipe
 from lesionseg.cli.compose import compose
 from lesionseg.errors import ConfigError, ReadError, one_of
 
@@ -113,10 +114,8 @@ def report(scores: StrPath, output: StrPath, **settings: Any) -> Path:
 
 
 def _call(command: str, settings: dict[str, Any]) -> Any:
-    from lesionseg.pipeline.from_config import run
-
     typed = [f"{key.replace('__', '.')}={_typed(value)}" for key, value in settings.items()]
-    return run(command, compose(command, typed))
+    return recipe(command, compose(command, typed))
 
 
 def _typed(value: Any) -> str:

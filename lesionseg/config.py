@@ -1,32 +1,72 @@
 """The settings of every command: their types and ranges. Defaults and meanings stand in `conf/`.
 
-A key is in one model here and in one YAML file there; `read` checks what Hydra composed from the
-files and the overrides. An unknown key is an error that names the nearest one.
+A key is in one model here and in one YAML file there. On the command line Hydra composes the files
+and the overrides, and `read` checks the result; in Python `TrainConfig.of(seed=1)` takes the rest
+from the files. An unknown key is an error that names the nearest one.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
+from os import PathLike, fspath
+from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from lesionseg.errors import ConfigError, misfits, nearest
+from lesionseg.errors import ConfigError, LesionsegError, misfits, nearest
 
 Above0 = Annotated[float, Field(gt=0)]
 From0 = Annotated[float, Field(ge=0)]
 From1 = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
-Spec = dict[str, Any]  # {_target_: package.Class, argument: value, …}
+Index = Annotated[int, Field(ge=0)]
+Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
+Arguments = dict[str, Any]
+TARGET = "_target_"
+
+
+def _named(spec: Arguments) -> Arguments:
+    if "." not in str(spec.get(TARGET, "")):
+        raise ValueError("not {_target_: package.Class, argument: …}")
+    return spec
+
+
+Spec = Annotated[Arguments, AfterValidator(_named)]
 # several bundles are averaged
-Bundles = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+Bundles = Annotated[
+    tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str | PathLike) else v)
+]
 
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and without keys that nobody declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, **chosen: Any) -> Self:
+        """The defaults of `conf/` with what is chosen here; raises `ConfigError`.
+
+        >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
+        9
+        """
+        plain = _defaults(cls)
+        for key, value in chosen.items():  # a section's dictionary changes some of its keys
+            if isinstance(value, dict) and isinstance(plain.get(key), dict):
+                value = {**plain[key], **value}
+            plain[key] = value
+        return read(cls, plain)
 
     def plain(self) -> dict[str, Any]:
         """The same as plain data, as the YAML files have it."""
@@ -36,20 +76,25 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     """Where the data lie and how they are divided."""
 
-    root: str
+    root: Text
     group: str | None
     merge_labels: bool
     validation_fraction: Share
-    fold: Annotated[int, Field(ge=0)] | Literal["all"] | None
+    fold: Index | Literal["all"] | None
     n_folds: Annotated[int, Field(ge=2)]
-    splits: str | None
+    splits: Text | None
     channel_dropout: Share
-    cache_dir: str | None
-    phantoms: Spec | None = None
+    cache_dir: Text | None
+    phantoms: Arguments | None = None
 
 
 class ModelConfig(Settings):
-    """What is decided by hand of the plan; None leaves it to the rules."""
+    """What is decided by hand of the plan; None leaves it to the rules.
+
+    `layout`: nnunet gives our own networks nnU-Net's details. `network`: the arguments of a network
+    that is not ours; its `_target_` is the class where `architecture` is custom. `backbone`:
+    likewise of a detector's feature maps.
+    """
 
     architecture: str
     activation: Literal["sigmoid", "softmax"]
@@ -57,10 +102,23 @@ class ModelConfig(Settings):
     tile_shape: tuple[From1, ...] | None
     batch_size: From1 | None
     base_features: From1 | None
-    init_from: str | None
+    init_from: Text | None
     layout: Literal["lesionseg", "nnunet"] | None = None
-    network: Spec | None = None
-    backbone: Spec | None = None
+    network: Arguments | None = None
+    backbone: Arguments | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        detectors = ("retinanet", "retina_unet")
+        ours = self.architecture in ("unet", "residual_unet", *detectors)
+        if (self.network and ours) or (self.backbone and self.architecture not in detectors):
+            raise ValueError(
+                f"network, backbone: a {self.architecture} takes no other. Take model=custom for a "
+                "network of your own, model=retinanet for a backbone"
+            )
+        if not ours and self.layout == "nnunet":
+            raise ValueError(f"layout: {self.architecture} is not one of our own networks")
+        return self
 
 
 class LossConfig(Settings):
@@ -75,7 +133,7 @@ class LossConfig(Settings):
 class DetectionConfig(Settings):
     """The loss of a detector's anchors."""
 
-    alpha: Probability
+    alpha: Probability | tuple[Probability, ...]
     gamma: From0
     hard_negatives: bool
 
@@ -117,18 +175,39 @@ class TrainerConfig(Settings):
     max_minutes: Above0 | None
     max_steps: From1 | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
-    devices: Annotated[int, Field(ge=1)] | Literal["auto"] | tuple[Annotated[int, Field(ge=0)], ...]
+    devices: From1 | Literal["auto"] | Annotated[tuple[Index, ...], Field(min_length=1)]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     compile: bool
     memory_gb: Above0 | None
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"]
+    workers: Index | Literal["auto"]
     ema_decay: Share | None
     validate_every_minutes: Above0 | Literal["auto"] | None
     lightning: dict[str, Any]
 
+    @property
+    def n_devices(self) -> int | None:
+        """How many of each node train; None for all of them."""
+        if isinstance(self.devices, tuple):
+            return len(self.devices)
+        return None if self.devices == "auto" else self.devices
+
+    @property
+    def n_nodes(self) -> int:
+        """How many machines train together."""
+        return int(self.lightning.get("num_nodes", 1))
+
+    @property
+    def has_one_device(self) -> bool:
+        """Whether one process trains, on one device."""
+        return self.n_devices == self.n_nodes == 1
+
 
 class InferenceConfig(Settings):
-    """How whole volumes are predicted."""
+    """How whole volumes are predicted.
+
+    `overlap`: the fraction of a tile that its neighbour covers too. `flips` averages over mirrored
+    images: 2^dims times the work. `max_memory_gb`: for all cases at work, the network left out.
+    """
 
     overlap: Share
     flips: bool
@@ -139,7 +218,7 @@ class InferenceConfig(Settings):
 class ReportSection(Settings):
     """What a page shows."""
 
-    study: str | None
+    study: Text | None
     identifiers: bool
     pdf: bool
     viewer: bool
@@ -172,8 +251,8 @@ class TrainConfig(Settings):
     preset: str
     operating_point: Annotated[str, Field(pattern=r"^(fp_per_case|sensitivity|score):\d*\.?\d+$")]
     rate_confidence: Annotated[float, Field(gt=0, lt=1)] | None
-    run_dir: str | None
-    seed: Seed
+    run_dir: Text | None
+    seed: Index
     debug: bool
 
 
@@ -195,78 +274,95 @@ class Command(Settings):
 
 class PredictConfig(Command):
     bundle: Bundles
-    input: str
-    output: str
+    input: Text
+    output: Text
     inference: InferenceConfig
     operating_point: str | None
     raster_mm: Above0 | None
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
     dicom_output: bool
-    zones: str | None
+    zones: Text | None
     device: str
     trust: bool
     engine: Literal["local", "ray"]
     num_shards: From1
-    shard_index: Annotated[int, Field(ge=0)]
+    shard_index: Index
+
+    @model_validator(mode="after")
+    def _is_a_shard(self) -> Self:
+        if self.shard_index >= self.num_shards:
+            raise ValueError(f"shard_index={self.shard_index} is not below num_shards")
+        return self
 
 
 class EvaluateConfig(Command):
-    reference: str
-    prediction: str
-    output: str
+    reference: Text
+    prediction: Text
+    output: Text
     preset: str
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
     groups: str | None
-    compare: str | None
+    compare: Text | None
     margin: Share | None
-    adjudication: str | None
-    columns: str | None
-    zones: str | None
+    adjudication: Text | None
+    columns: Text | None
+    zones: Text | None
     subgroups: tuple[str, ...] | None
     resample: bool
-    replicates: Annotated[int, Field(ge=0)]
-    seed: Seed
+    replicates: Index
+    seed: Index
 
 
 class FollowConfig(Command):
-    before: str | None
-    after: str | None
-    output: str
-    visits: str | None
+    before: Text | None
+    after: Text | None
+    output: Text
+    visits: Text | None
     bundle: Bundles | None
-    predictions: str | None
+    predictions: Text | None
     operating_point: str | None
-    before_images: str | None
-    after_images: str | None
+    before_images: Text | None
+    after_images: Text | None
     register_: Literal["auto", "headers", "rigid"] = Field(alias="register")
-    reference: str | None
+    reference: Text | None
     stable: str | tuple[str, ...] | None
     false_new_per_pair: From0
     overlap: Annotated[float, Field(gt=0, le=1)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     dicom_output: bool
     identifiers: bool
-    replicates: Annotated[int, Field(ge=0)]
-    seed: Seed
+    replicates: Index
+    seed: Index
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        rest = (self.visits, self.bundle, self.predictions)
+        folders = self.before is not None and self.after is not None and rest == (None,) * 3
+        table = self.visits is not None and (self.bundle is None) != (self.predictions is None)
+        if not folders and not (table and self.before is self.after is None):
+            raise ValueError(
+                "give before= and after=, or visits= with either bundle= or predictions="
+            )
+        return self
 
 
 class ReportConfig(Command):
-    scores: str
-    output: str
-    images: str | None
-    reference: str | None
-    prediction: str | None
-    compare: str | None
+    scores: Text
+    output: Text
+    images: Text | None
+    reference: Text | None
+    prediction: Text | None
+    compare: Text | None
     report: ReportSection
 
 
 class ExportConfig(Settings):
     bundle: Bundles
-    output: str
+    output: Text
     format: Literal["onnx", "monai"]
-    opset: Annotated[int, Field(ge=1)]
+    opset: From1
     trust: bool
     debug: bool
 
@@ -312,6 +408,74 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
         raise ConfigError(misfits(error, plain)) from None
 
 
+def conf_dir() -> Path:
+    """The configuration: within an installed package, else in the repository."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@cache
+def _command_defaults(command: str) -> dict[str, Any]:
+    """What Hydra composes of a command's file without an override."""
+    import yaml
+
+    def content(name: str) -> dict[str, Any]:
+        return dict(yaml.safe_load((conf_dir() / f"{name}.yaml").read_text("utf-8")) or {})
+
+    own, plain = content(command), dict[str, Any]()
+    for entry in own.pop("defaults", []):
+        if isinstance(entry, dict):
+            plain |= {
+                group: content(f"{group}/{option}") for group, option in entry.items() if option
+            }
+        elif entry != "_self_":
+            plain |= _command_defaults(entry)
+    return plain | own
+
+
+def _defaults(kind: type[Settings]) -> dict[str, Any]:
+    """The defaults of a command, or of a section in the first command that has it."""
+    for command, whole in COMMANDS.items():
+        if whole is kind:
+            return dict(_command_defaults(command))
+        for name, field in whole.model_fields.items():
+            if field.annotation is kind:
+                return dict(_command_defaults(command)[name])
+    raise ConfigError(f"{kind.__name__} is no section of a command.")
+
+
+def named(target: str, key: str) -> Any:
+    """What `package.module.Name` stands for; raises `ConfigError` where there is none."""
+    try:
+        return resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}._target_={target}: there is no such class or function ({error})."
+        ) from error
+
+
+def build(spec: Mapping[str, Any], key: str) -> Any:
+    """The object of a `_target_` and its arguments, which may be such objects themselves.
+
+    Raises `ConfigError` naming `key` where it cannot be imported or made.
+    """
+
+    def made(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [made(part) for part in value]
+        if not isinstance(value, Mapping):
+            return value
+        arguments = {name: made(part) for name, part in value.items() if name != TARGET}
+        return named(value[TARGET], key)(**arguments) if TARGET in value else arguments
+
+    try:
+        return made(spec)
+    except LesionsegError:
+        raise
+    except Exception as error:  # of the constructor's own choice
+        raise ConfigError(f"{key}: cannot make {spec.get(TARGET)}: {error}") from error
+
+
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
     """Every key, `section.key` for those of a section, and whether it holds text.
 
@@ -328,6 +492,8 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
 
 def _kinds(hint: Any) -> Iterable[Any]:
     """The types of an annotation; of lists and tuples those of their items."""
-    if get_origin(hint) in (Union, UnionType, tuple, list, Annotated):
+    if get_origin(hint) is Annotated:
+        return _kinds(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType, tuple, list):
         return [kind for inner in get_args(hint) for kind in _kinds(inner)]
     return [hint]

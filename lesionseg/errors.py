@@ -101,6 +101,8 @@ def misfits(error: Any, raw: object) -> str:
                 value, key = None, f"{key}.{part}".lstrip(".")
         said.setdefault(key, (value, []))[1].append(one["msg"].removeprefix("Value error, "))
     return "; ".join(
-        f"{key or 'the content'}: {str(value)[:60]}, {' or '.join(dict.fromkeys(messages))}"
+        f"{key or 'the content'}: "
+        + ("" if isinstance(value, dict) else f"{str(value)[:60]}, ")
+        + " or ".join(dict.fromkeys(messages))
         for key, (value, messages) in said.items()
     )

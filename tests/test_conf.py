@@ -7,10 +7,9 @@ import pytest
 
 from lesionseg.cli import COMMANDS, compose, conf_dir
 from lesionseg.cli.compose import compose_plain, groups
-from lesionseg.config import keys
+from lesionseg.config import InferenceConfig, TrainConfig, TrainerConfig, keys
 from lesionseg.errors import ConfigError
-from lesionseg.losses import complete_loss
-from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
+from lesionseg.losses import DetectionLoss, make_loss
 from tests.test_cli import REQUIRED
 
 OPTIONS = [
@@ -26,9 +25,8 @@ OPTIONS = [
 def test_every_option_composes(command: str, group: str, option: str) -> None:
     cfg: Any = compose(command, [*REQUIRED[command], f"{group}={option}"])
     if command == "train":
-        training_of(cfg)
-        complete_loss(loss_of(cfg), cfg.model.activation)
-        detection_of(cfg)
+        make_loss(cfg.loss, cfg.model.activation)
+        DetectionLoss(**cfg.detection.plain())
         assert group != "experiment" or cfg.run_dir == f"runs/{option}"
 
 
@@ -71,7 +69,7 @@ def test_what_no_command_has_is_an_error_in_an_experiment_too(tmp_path: Path) ->
 def test_a_setting_that_a_loss_does_not_take_names_the_nearest() -> None:
     cfg: Any = compose("train", ["data.root=x", "+loss.focal_weigth=3"])
     with pytest.raises(ConfigError, match=r"'focal_weigth'.*'focal_weight'"):
-        loss_of(cfg)
+        make_loss(cfg.loss, "sigmoid")
 
 
 def test_every_file_opens_with_what_it_is_for() -> None:
@@ -79,10 +77,41 @@ def test_every_file_opens_with_what_it_is_for() -> None:
         assert path.read_text(encoding="utf-8").startswith("# "), path
 
 
-def test_phantoms_name_a_setting_that_they_do_not_take() -> None:
-    for kind in ("mri", "ct", "xray"):
-        cfg: Any = compose("train", ["data=phantoms", f"data.phantoms.kind={kind}"])
-        training_of(cfg)
-    wrong: Any = compose("train", ["data=phantoms", "data.phantoms.contrst=2"])
-    with pytest.raises(ConfigError, match="'contrast'"):
-        training_of(wrong)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_python_has_the_defaults_of_the_command_line(command: str) -> None:
+    given = dict(part.split("=") for part in REQUIRED[command] if "." not in part)
+    data = {"data": {"root": "x"}} if "data.root=x" in REQUIRED[command] else {}
+    assert COMMANDS[command].of(**given, **data) == compose(command, REQUIRED[command])
+
+
+def test_a_section_takes_what_is_named_and_checks_it() -> None:
+    cfg = TrainConfig.of(trainer={"max_steps": 3}, seed=4, inference=InferenceConfig.of(flips=True))
+    assert (cfg.trainer.max_steps, cfg.trainer.devices, cfg.seed) == (3, 1, 4)
+    assert cfg.inference.flips
+    with pytest.raises(ConfigError, match=r"overlp.*overlap"):
+        InferenceConfig.of(overlp=0.1)
+
+
+WRONG = {
+    "trainer": [
+        *({"max_minutes": 0}, {"max_minutes": "abc"}, {"max_steps": 0}, {"precision": "8-mixed"}),
+        *({"accelerator": "gpuu"}, {"ema_decay": 1.0}, {"workers": -1}, {"memory_gb": 0.0}),
+        *({"validate_every_minutes": 0.0}, {"devices": []}, {"devices": [-1]}, {"devices": "0,1"}),
+        *({"devices": 0}, {"devices": "cuda:1"}, {"devices": None}),
+    ],
+    "optim": [{"name": "lion"}, {"lr": 0.0}, {"lr": float("nan")}, {"weight_decay": -1.0}],
+    "augment": [{"rotate_degrees": -1}, {"intensity_probability": 1.5}, {"extra": [{"a": 1}]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"), [(name, wrong) for name, many in WRONG.items() for wrong in many]
+)
+def test_a_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{section}.{next(iter(wrong))}"):
+        TrainConfig.of(**{section: wrong})
+
+
+@pytest.mark.parametrize(("devices", "one"), [(1, True), (4, False), ("auto", False), ([2], True)])
+def test_devices_are_a_number_or_all_of_them(devices: object, one: bool) -> None:
+    assert TrainerConfig.of(devices=devices).has_one_device == one

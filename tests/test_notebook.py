@@ -65,7 +65,7 @@ def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPat
         asked.append(cfg)
         return type("Outcome", (), {"run_dir": Path("runs/a")})
 
-    monkeypatch.setattr("lesionseg.pipeline.from_config.run", outcome)
+    monkeypatch.setattr("lesionseg.api.recipe", outcome)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
     run = lesionseg.train("my data", loss="focal", **settings)
     assert run.folder == Path("runs/a")

@@ -4,16 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lesionseg.config import DataConfig
 from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.pipeline.dataset import DataSettings, Survey
+from lesionseg.pipeline.dataset import Survey
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """How a dataset is divided: `role` is judged, every other development case teaches."""
 
-    data: DataSettings
+    data: DataConfig
     role: str
 
     def as_development(self, found: Survey) -> Survey:
@@ -36,8 +37,8 @@ def held_out(
     roles = {case.role for case in read_dataset(root).cases}
     role = "test" if "test" in roles else "validation"
     share = 0.0 if role == "test" else validation_fraction
-    settings = DataSettings(str(root), validation_fraction=share, cache_dir=str(cache), group=group)
-    return HeldOut(settings, role)
+    data = DataConfig.of(root=root, validation_fraction=share, cache_dir=cache, group=group)
+    return HeldOut(data, role)
 
 
 def cases_judged(folder: Path) -> list[dict[str, Any]]:

@@ -37,10 +37,10 @@ import torch
 from scipy.ndimage import labeled_comprehension
 
 from benchmarks.common import table
-from benchmarks.common.recipe import recipe
 from benchmarks.learning.held_out import cases_judged, false_positives, held_out, lesions_found
 from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
+from lesionseg.cli import compose
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.decision import find_by_plan
@@ -51,7 +51,6 @@ from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import Rules, labelled, score_predicted
 from lesionseg.plan.plan import Plan
-from lesionseg.training.settings import TrainerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
@@ -165,12 +164,9 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
-    plan = decide(
-        found,
-        recipe([LARGEST_TILES, *sizes(options)], root).model,
-        TrainerSettings(accelerator=options.accelerator),
-        folder,
-    )
+    typed = [f"data.root={root}", LARGEST_TILES, *sizes(options)]
+    cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
+    plan = decide(found, cfg, folder)
     return Setting(name, root, found, plan, options)
 
 

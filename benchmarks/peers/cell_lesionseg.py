@@ -10,14 +10,14 @@ without mirroring.
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.recipe import recipe
 from benchmarks.learning.held_out import held_out
+from lesionseg.cli import compose
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset import take_survey
@@ -27,7 +27,6 @@ from lesionseg.pipeline.learning import (
     train_network,
     with_focal_correction,
 )
-from lesionseg.training.settings import TrainerSettings
 
 
 def main() -> None:
@@ -35,27 +34,24 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     output = Path(job["output"])
-    chosen = recipe(job["overrides"], Path(job["data"]))
+    typed = [f"data.root={job['data']}", f"seed={job['seed']}", *job["overrides"]]
+    typed += [f"trainer.accelerator={job['accelerator']}", "trainer.max_minutes=null"]
+    cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    plan = decide(found, chosen.model, TrainerSettings(accelerator=job["accelerator"]), output)
+    plan = decide(found, cfg, output)
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60
-    trainer = replace(
-        chosen.learning.trainer,
-        max_minutes=None if job["steps"] else job["minutes"] - before,
-        max_steps=job["steps"],
-        accelerator=job["accelerator"],
-        progress=False,
-    )
-    learning = replace(chosen.learning, trainer=trainer, seed=job["seed"])
-    fitted = train_network(plan, cases, learning, output)
+    minutes = None if job["steps"] else job["minutes"] - before
+    trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
+    cfg = cfg.model_copy(update={"trainer": trainer})
+    fitted = train_network(plan, cases, cfg, output)
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,
-        with_focal_correction(plan, learning.loss, learning.detection),
+        with_focal_correction(plan, cfg),
         device=fitted.device,
-        settings=chosen.inference,
+        settings=cfg.inference,
     )
     for files in found.of_role("validation"):
         image = read_case(files, found.dataset).image

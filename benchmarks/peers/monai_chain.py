@@ -6,27 +6,27 @@ from typing import Any
 
 from monai import transforms as mt
 
+from lesionseg.config import AugmentConfig
 from lesionseg.data import augment
-from lesionseg.data.augment import AugmentationSettings
 
 
-def monai_chain(settings: AugmentationSettings, masks: Sequence[str]) -> list[Any]:
+def monai_chain(settings: AugmentConfig, masks: Sequence[str]) -> list[Any]:
     """For 3-D tiles of MRI with voxels of one spacing; `masks` are moved with the image."""
     keys, p = ("image", *masks), settings.intensity_probability
     sigma = augment.BLUR_SIGMA
     affine: dict[str, Any] = {
         "rotate_range": [radians(settings.rotate_degrees)] * 3,
-        "shear_range": [settings.shear] * 6,
-        "scale_range": [settings.scale] * 3,
+        "shear_range": [augment.SHEAR] * 6,
+        "scale_range": [augment.SCALE] * 3,
         "mode": ("bilinear", *("nearest" for _ in masks)),
         "padding_mode": "zeros",
     }
-    bent = settings.spatial_probability * settings.elastic_share
+    bent = settings.spatial_probability * augment.ELASTIC_SHARE
     bend = {"sigma_range": (5, 8), "magnitude_range": (50, 150)}
     return [
         mt.RandAffined(keys, prob=settings.spatial_probability - bent, **affine),
         mt.Rand3DElasticd(keys, prob=bent, **bend, **affine),
-        *(mt.RandFlipd(keys, settings.flip_probability, axis) for axis in range(3)),
+        *(mt.RandFlipd(keys, augment.FLIP_PROBABILITY, axis) for axis in range(3)),
         mt.RandSimulateLowResolutiond(
             "image", prob=p, zoom_range=augment.LOW_RESOLUTION, upsample_mode="trilinear"
         ),

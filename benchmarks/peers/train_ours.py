@@ -12,7 +12,6 @@ import json
 import logging
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,14 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.common.recipe import recipe
 from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.memory import some_batch
-from lesionseg.training.settings import Learning
 
 
 class Watch(pl.Callback):
@@ -67,15 +65,14 @@ def main() -> None:
 
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
-    from lesionseg.pipeline.dataset import DataSettings, take_survey
+    from lesionseg.pipeline.dataset import take_survey
     from lesionseg.pipeline.learning import prepare_cases
-    from lesionseg.plan.make import PlanOverrides, make_plan
+    from lesionseg.plan.make import make_plan
 
-    data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)
+    root = folder / "raw" / "Dataset001_Bench"
+    data = DataConfig.of(root=root, validation_fraction=0)
     found = take_survey(data, seed=0)
-    made = make_plan(
-        found.fingerprint, found.dataset, memory_gb=8, device="cpu", overrides=PlanOverrides()
-    )
+    made = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
     plan = made.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
     (folder / "plan.json").write_text(plan.to_json())
     prepare_cases(found, plan, data, folder / "run")
@@ -109,38 +106,34 @@ def plan_of(job: Job) -> Plan:
 
 
 def fit_in_memory(
-    network: nn.Module, plan: Plan, learning: Learning, run: Path, watch: pl.Callback
+    network: nn.Module, plan: Plan, cfg: TrainConfig, run: Path, watch: pl.Callback
 ) -> None:
     """Train on one batch again and again, until `watch` has seen enough."""
     tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
-    fit(network, plan, tiles, replace(learning, callbacks=[watch]), run)
+    fit(network, plan, tiles, cfg, run, callbacks=[watch])
 
 
 def work(job: Job) -> dict[str, float]:
     """Train, and say what steps and tiles took, and how much memory."""
     torch.set_num_threads(job.threads)
     plan, laps = plan_of(job), Laps(job)
-    learning = recipe().learning
-    trainer = replace(
-        learning.trainer,
-        max_minutes=None,
-        max_steps=10**9,
-        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
-        precision=job.precision,
-        workers=job.workers if job.what == "tiles" else 0,
-        progress=False,
-    )
-    learning = replace(learning, trainer=trainer)
+    trainer = {
+        "max_steps": 10**9,
+        "accelerator": "gpu" if job.device.startswith("cuda") else "cpu",
+        "precision": job.precision,
+        "workers": job.workers if job.what == "tiles" else 0,
+        "lightning": {"enable_progress_bar": False},
+    }
+    cfg = TrainConfig.of(trainer=trainer)
     base = memory_mb("VmRSS")
     network = build_network(plan)
     weights = sum(p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory() as run:
         if job.what == "step":
-            fit_in_memory(network, plan, learning, Path(run), Watch(laps))
+            fit_in_memory(network, plan, cfg, Path(run), Watch(laps))
         else:
-            learning = replace(learning, callbacks=[Watch(laps)])
-            tiles = tiles_of(cached(Path(job.folder)), plan, learning)
-            fit(network, plan, tiles, learning, Path(run))
+            tiles = tiles_of(cached(Path(job.folder)), plan, cfg)
+            fit(network, plan, tiles, cfg, Path(run), callbacks=[Watch(laps)])
     grown = memory_mb("VmHWM") - base
     return {"peak_mb": grown, "weights": weights} | laps.result()
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,13 +15,12 @@ from lesionseg import __version__
 from lesionseg.cli.compose import (
     compose,
     compose_plain,
-    conf_dir,
     key_of,
     override_list,
     read_flags,
 )
 from lesionseg.cli.help import help_page, summary
-from lesionseg.config import COMMANDS, read
+from lesionseg.config import COMMANDS, Command, conf_dir, read
 from lesionseg.errors import ConfigError, LesionsegError, nearest, pip_install
 from lesionseg.pipeline.log import say
 
@@ -80,11 +80,18 @@ def _run(command: str, argv: Sequence[str]) -> int:
     return call(command, compose(command, overrides))
 
 
+def recipe(command: str, cfg: Any) -> Any:
+    """Call what a command stands for, with its settings; returns what it returns."""
+    if isinstance(cfg, Command):
+        from lesionseg.io.limits import FileLimits, set_limits
+
+        set_limits(FileLimits(max_voxels=cfg.max_voxels))
+    return getattr(import_module(f"lesionseg.pipeline.{command}"), command)(cfg)
+
+
 def call(command: str, cfg: Any) -> int:
     """Call the recipe, say what came out; returns the exit status."""
-    from lesionseg.pipeline.from_config import run as run_recipe
-
-    outcome = run_recipe(command, cfg)
+    outcome = recipe(command, cfg)
     if hasattr(outcome, "summary") and (lines := outcome.summary()):
         say("\n".join(lines))
     return int(getattr(outcome, "exit_status", 0))

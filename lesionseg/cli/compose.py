@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, keys, read
+from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read
 from lesionseg.errors import ConfigError, nearest
 
-PACKAGE = Path(__file__).resolve().parents[1]
 SEARCHPATH = "hydra.searchpath"
 # what these take is for the class that they name
 OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
@@ -18,11 +17,6 @@ OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightnin
 FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help"}
 FLAGS |= {"-i": "--input", "-o": "--output"}
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
-
-
-def conf_dir() -> Path:
-    """The configuration: within an installed package, else in the repository."""
-    return PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def compose(command: str, argv: Sequence[str]) -> Settings:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from lesionseg.cli.compose import conf_dir, groups
-from lesionseg.config import COMMANDS
+from lesionseg.cli.compose import groups
+from lesionseg.config import COMMANDS, conf_dir
 
 
 def summary(command: str) -> str:

@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.data.tiling import TileGrid as TileGrid
 
 if TYPE_CHECKING:
-    from lesionseg.data.augment import AugmentationSettings as AugmentationSettings
     from lesionseg.data.cache import CachedCase as CachedCase
     from lesionseg.data.cache import fill_cache as fill_cache
     from lesionseg.data.cache import open_dataset as open_dataset
     from lesionseg.data.prepare import prepare_case as prepare_case
     from lesionseg.data.prepare import prepare_image as prepare_image
-    from lesionseg.data.sampling import SamplingSettings as SamplingSettings
     from lesionseg.data.tiles import TileDataset as TileDataset
 
 _MODULES = {
-    "AugmentationSettings": "augment",
     "CachedCase": "cache",
-    "SamplingSettings": "sampling",
     "TileDataset": "tiles",
     "fill_cache": "cache",
     "open_dataset": "cache",

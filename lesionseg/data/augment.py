@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.config import AugmentConfig
 from lesionseg.data.tiling import read_tile
-from lesionseg.data.transforms import Spec, build, checked
 from lesionseg.errors import ConfigError
 from lesionseg.ops.warp import Warp, warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
@@ -29,6 +29,8 @@ TileTensors = dict[str, Tensor]
 
 # axes whose spacings differ by more than this are not rotated into each other
 ANISOTROPY = 2.0
+# of each flip; up to ± this much scaled and sheared; of the tiles so moved, the share bent too
+FLIP_PROBABILITY, SCALE, SHEAR, ELASTIC_SHARE = 0.5, 0.2, 0.05, 0.3
 # the largest displacement of a bend, at most 0.4 times the distance of its knots, and that
 # distance; both in voxels of the finest axis
 ELASTIC_VOXELS, ELASTIC_SPACING = 4.0, 24.0
@@ -37,48 +39,6 @@ ELASTIC_VOXELS, ELASTIC_SPACING = 4.0, 24.0
 NOISE_STD, BRIGHTNESS, CONTRAST = 0.15, 0.2, 0.25
 GAMMA, BLUR_SIGMA, LOW_RESOLUTION = (0.7, 1.5), (0.4, 1.0), (0.5, 1.0)
 _TRUNCATE = 4.0  # standard deviations of a blur
-
-
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """How much tiles are changed; 0 leaves a change out.
-
-    `flip_probability`: for each of `flip_axes` (array axes, 0 is z in 3-D; None: all, and none of a
-    radiograph, where left is not right and up not down). `spatial_probability`: of rotating,
-    scaling and shearing together, by up to ± `rotate_degrees`, `scale` and `shear`, where slices
-    are thick only within them; `elastic_share` of the tiles so moved are bent too.
-    `intensity_probability`: of each change of intensities (gamma not for CT, whose numbers mean
-    something). `extra`: dictionary transforms of `image` and `label` that come after
-    (`lesionseg.data.transforms`). Raises `ConfigError` for values out of range and transforms that
-    cannot be built.
-    """
-
-    flip_probability: float = 0.5
-    flip_axes: Sequence[int] | None = None
-    spatial_probability: float = 0.3
-    rotate_degrees: float = 20.0
-    scale: float = 0.2
-    shear: float = 0.05
-    elastic_share: float = 0.3
-    intensity_probability: float = 0.2
-    extra: Sequence[Spec] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "extra", checked(self.extra, "augment.extra"))
-        for spec in self.extra:  # to fail before cases are prepared
-            build(spec, "augment.extra")
-        shares = (
-            *("flip_probability", "spatial_probability", "elastic_share"),
-            *("intensity_probability", "scale", "shear"),
-        )
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name}={getattr(self, name)}: not from 0 to 1.")
-        if self.rotate_degrees < 0 or self.scale == 1:
-            raise ConfigError(
-                f"augment.rotate_degrees={self.rotate_degrees}, scale={self.scale}: angles are "
-                "at least 0, and a scale is below 1."
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,24 +176,27 @@ class Draw:
         return int(torch.randint(2**62, (), generator=self.generator))
 
 
-def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentation | None":
+def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | None":
     """What changes tiles of this plan; None when the settings leave nothing to change.
 
     Raises `ConfigError` for flip axes the plan does not have.
     """
     augmentation = Augmentation(settings, plan)
-    moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
+    moves = settings.spatial_probability or augmentation.flip_axes
     return augmentation if moves or settings.intensity_probability else None
 
 
 class Augmentation:
     """Draws changes of tiles and carries them out.
 
+    Without stated `flip_axes` all are flipped, and none of a radiograph, where left is not right
+    and up not down. Where slices are thick, tiles are moved only within them. Gamma is not changed
+    of a CT, whose numbers mean something.
     Image and masks are moved in one resampling each; what comes in from outside the volume is 0 and
     not valid.
     """
 
-    def __init__(self, settings: AugmentationSettings, plan: Plan) -> None:
+    def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
         self.settings, self.plan = settings, plan
         self.flip_axes = tuple(() if plan.modality == "xray" else range(plan.dims))
         if settings.flip_axes is not None:
@@ -261,20 +224,20 @@ class Augmentation:
 
     def _movement(self, draw: Draw) -> Movement:
         settings, dims = self.settings, self.plan.dims
-        flips = tuple(axis for axis in self.flip_axes if draw.happens(settings.flip_probability))
+        flips = tuple(axis for axis in self.flip_axes if draw.happens(FLIP_PROBABILITY))
         if not draw.happens(settings.spatial_probability):
             return Movement(flips)
         spacing = np.array(self.plan.spacing_mm)
         ratio = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
         together, fine = ratio <= ANISOTROPY, spacing / spacing.min() <= ANISOTROPY
         angles = math.radians(settings.rotate_degrees) * draw.between(dims, dims) * together
-        shear = settings.shear * draw.between(dims, dims) * together * ~np.eye(dims, dtype=bool)
-        scale = np.diag(1 + settings.scale * draw.between(dims) * fine)
+        shear = SHEAR * draw.between(dims, dims) * together * ~np.eye(dims, dtype=bool)
+        scale = np.diag(1 + SCALE * draw.between(dims) * fine)
         # a rotation in millimetres; back to voxels
         linear = rotation_by(angles) @ (np.eye(dims) + shear) @ scale
         linear = linear * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
-        if not draw.happens(settings.elastic_share):
+        if not draw.happens(ELASTIC_SHARE):
             return Movement(flips, linear)
         finer = spacing / spacing.min()
         distance = tuple(float(d) for d in (ELASTIC_SPACING / finer).clip(1))

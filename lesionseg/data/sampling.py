@@ -13,37 +13,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.config import SamplingConfig
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
 # share of the tile, around its centre, in which a lesion's seed voxel may come to lie
 INNER_SHARE = 0.75
+# of a patient, in equal shares of the patients with lesions
+PATIENT_CAP = 4.0
 # draws for a background tile free of lesions before one with lesions is taken
 _BACKGROUND_DRAWS = 10
 # as many as ten draws of a case and a place in it need, in up to four dimensions
 _NUMBERS = 6 * _BACKGROUND_DRAWS
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """The mix of tiles.
-
-    round(`lesion_share` · n) of n tiles hold a lesion; the others are background from any case,
-    free of lesions where ten draws find such a place. Lesions are chosen equally often, whatever
-    their size. But those of one patient (group) fill at most `patient_cap` times an equal share of
-    the patients with lesions, or one with 500 lesions would outweigh 500 with one; None: whatever
-    they fill.
-    """
-
-    lesion_share: float = 0.5
-    patient_cap: float | None = 4.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lesion_share <= 1:
-            raise ConfigError(f"sampling.lesion_share={self.lesion_share}: not from 0 to 1.")
-        if self.patient_cap is not None and self.patient_cap < 1:
-            raise ConfigError(f"sampling.patient_cap={self.patient_cap}: at least 1, or null.")
 
 
 @dataclass(frozen=True)
@@ -58,17 +40,20 @@ class TileChoice:
 class TileSampler:
     """Chooses the `n_tiles` tiles of `tile_shape` of every epoch.
 
-    Within an epoch every lesion is chosen equally often, to within one, or as `settings` say. Its
-    seed voxel lies anywhere in the inner three quarters of the tile, which is then moved into the
-    volume. Background is around a voxel that teaches where some do not. Without a lesion all is
-    background. The choice depends on `seed` and the epoch alone. Raises `ConfigError` for no case.
+    round(`lesion_share` · n) of them hold a lesion; the others are background from any case, free
+    of lesions where ten draws find such a place, around a voxel that teaches where some do not.
+    Within an epoch every lesion is chosen equally often, to within one, whatever its size; those of
+    one patient (group) fill at most `PATIENT_CAP` times an equal share, or one with 500 lesions
+    would outweigh 500 with one. A lesion's seed voxel lies anywhere in the inner three quarters of
+    the tile, which is then moved into the volume. Without a lesion all is background. The choice
+    depends on `seed` and the epoch alone. Raises `ConfigError` for no case.
     """
 
     def __init__(
         self,
         cases: Sequence[CachedCase],
         tile_shape: Sequence[int],
-        settings: SamplingSettings,
+        settings: SamplingConfig,
         *,
         n_tiles: int,
         seed: int,
@@ -83,8 +68,7 @@ class TileSampler:
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
         self._weights = np.ones(len(self._groups))
-        if settings.patient_cap is not None:
-            self._weights = capped(self._weights, self._groups, settings.patient_cap)
+        self._weights = capped(self._weights, self._groups, PATIENT_CAP)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
         self._reach = lru_cache(maxsize=256)(self._reach_of)
 

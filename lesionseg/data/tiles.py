@@ -11,10 +11,10 @@ from monai.data import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.data.augment import (
     NO_CHANGE,
     Augmentation,
-    AugmentationSettings,
     Change,
     Draw,
     TileTensors,
@@ -23,7 +23,7 @@ from lesionseg.data.augment import (
     tile_generator,
 )
 from lesionseg.data.cache import CachedCase
-from lesionseg.data.sampling import SamplingSettings, TileChoice, TileSampler
+from lesionseg.data.sampling import TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
 from lesionseg.data.transforms import (
     TileItem,
@@ -76,8 +76,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         self,
         cases: Sequence[CachedCase],
         plan: Plan,
-        sampling: SamplingSettings | None = None,
-        augmentation: AugmentationSettings | None = None,
+        sampling: SamplingConfig | None = None,
+        augmentation: AugmentConfig | None = None,
         *,
         n_tiles: int = 250,
         seed: int = 0,
@@ -89,7 +89,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         chain = [*(build(with_masks(spec), "augment.extra") for spec in extra), *further]
         super().__init__(range(n_tiles), chain)
         self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
-        self.sampling, self.augmentation = sampling or SamplingSettings(), augmentation
+        self.sampling, self.augmentation = sampling or SamplingConfig.of(), augmentation
         self._is_partial = any(case.unannotated for case in self.cases)
         self.channel_dropout = channel_dropout
         if channel_dropout and not plan.may_lack:

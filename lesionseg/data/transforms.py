@@ -4,12 +4,9 @@ Such as `{_target_: monai.transforms.RandBiasFieldd, keys: image, prob: 0.3}`; a
 transform itself. MONAI takes seconds to import, which is left to the first that is built.
 """
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg import config
+from lesionseg.config import TARGET, TrainConfig
 from lesionseg.core import Volume
 from lesionseg.errors import BundleError, ConfigError
 
@@ -29,7 +28,6 @@ Spec = Mapping[str, Any]
 Transform = Callable[[Any], Any]
 TileItem = dict[str, Tensor]
 
-TARGET = "_target_"
 # what moves along with the label
 MASKS = ("label", "instances", "valid")
 # arguments of which MONAI's transforms take one a key
@@ -39,60 +37,27 @@ _REACHES_OUT = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
-@dataclass(frozen=True)
-class PrepareSettings:
-    """What else is done to a case's image on the plan's grid, after normalisation.
+def check_transforms(cfg: TrainConfig) -> None:
+    """Raise `ConfigError` for transforms that cannot be built, before cases are prepared.
 
-    `extra`: dictionary transforms with the one key `image` `[C, *spatial]` float32, whose grid they
-    must leave. They are kept in the plan and in the bundle, and done at prediction too. Raises
-    `ConfigError` for what cannot be built or is random.
+    Those of `prepare.extra` are done at prediction too, and may not be random.
     """
+    for spec in cfg.augment.extra:
+        build(spec, "augment.extra")
+    for spec in cfg.prepare.extra:
+        transform = build(spec, "prepare.extra")
+        from monai.transforms import RandomizableTrait
 
-    extra: Sequence[Spec] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "extra", checked(self.extra, "prepare.extra"))
-        for spec in self.extra:
-            transform = build(spec, "prepare.extra")
-            from monai.transforms import RandomizableTrait
-
-            if isinstance(transform, RandomizableTrait):
-                raise ConfigError(f"prepare.extra: {spec[TARGET]} is random.")
-
-
-def checked(specs: Sequence[Spec], where: str) -> tuple[Spec, ...]:
-    """The same as plain data; raises `ConfigError` unless each has a `_target_`, and JSON alone."""
-    try:
-        plain = tuple(json.loads(json.dumps(list(specs), allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: not JSON ({error}).") from error
-    for spec in plain:
-        if not isinstance(spec, dict) or "." not in str(spec.get(TARGET, "")):
-            raise ConfigError(f"{where}: {spec} is not {{_target_: package.Class, argument: …}}.")
-    return plain
+        if isinstance(transform, RandomizableTrait):
+            raise ConfigError(f"prepare.extra: {spec[TARGET]} is random.")
 
 
 def build(spec: Spec, where: str) -> Transform:
     """The transform; raises `ConfigError` naming it where it cannot be imported or made."""
-    try:
-        transform: Transform = _instantiate(spec)
-        if not callable(transform):
-            raise TypeError("not a transform")
-    except Exception as error:
-        raise ConfigError(f"{where}: cannot make {spec.get(TARGET)}: {error}") from error
+    transform: Transform = config.build(spec, where)
+    if not callable(transform):
+        raise ConfigError(f"{where}: {spec[TARGET]} is no transform.")
     return transform
-
-
-def _instantiate(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_instantiate(part) for part in value]
-    if not isinstance(value, Mapping):
-        return value
-    arguments = {name: _instantiate(part) for name, part in value.items() if name != TARGET}
-    if TARGET not in value:
-        return arguments
-    package, _, name = value[TARGET].rpartition(".")
-    return getattr(import_module(package), name)(**arguments)
 
 
 def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:

@@ -16,12 +16,11 @@ from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings, choose_device
+from lesionseg.inference.settings import choose_device
 from lesionseg.inference.window import SlidingWindow
 
 __all__ = [
     "Bundle",
-    "InferenceSettings",
     "Predictor",
     "SlidingWindow",
     "accept",

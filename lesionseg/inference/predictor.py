@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
@@ -21,7 +22,7 @@ from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import InputCheck, check_scan
-from lesionseg.inference.settings import InferenceSettings, choose_device
+from lesionseg.inference.settings import choose_device, dtype_of
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, device_of
 from lesionseg.io.cases import read_image
@@ -61,7 +62,7 @@ class Predictor:
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
             probabilities are averaged (an ensemble; the first one's plan decides).
-        settings: overlap of tiles, mirrored views, batch size and memory.
+        settings: overlap of tiles, mirrored views, precision and memory; None: those of `conf/`.
         device: "auto", "cpu", "cuda", …; None is "auto" for a folder and where the network lies
             for a `Bundle`.
         operating_point: accepts candidates; see `choose_operating_point`.
@@ -76,7 +77,7 @@ class Predictor:
         self,
         bundle: StrPath | Bundle | Sequence[StrPath | Bundle],
         *,
-        settings: InferenceSettings | None = None,
+        settings: InferenceConfig | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
         raster_mm: float | None = None,
@@ -87,7 +88,7 @@ class Predictor:
         joint = ensemble(given, trusting(trust, architectures))
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
-        self.plan, self.settings = joint.plan, settings or InferenceSettings()
+        self.plan, self.settings = joint.plan, settings or InferenceConfig.of()
         self.raster_mm, self._accepted_by, self._check = raster_mm, operating_point, joint.check
         in_memory = all(isinstance(one, Bundle) for one in given)
         self.device = (
@@ -100,9 +101,8 @@ class Predictor:
             self.plan,
             overlap=self.settings.overlap,
             flips=self.settings.flips,
-            batch_size=self.settings.batch_size,
             device=self.device,
-            dtype=self.settings.dtype(self.device),
+            dtype=dtype_of(self.settings, self.device),
             # the layout of a network in memory, which may be in training, is its owner's
             memory_format=None if in_memory else fast_memory_format(self.plan.dims, self.device),
         )
@@ -114,7 +114,7 @@ class Predictor:
         network: nn.Module,
         plan: Plan,
         *,
-        settings: InferenceSettings | None = None,
+        settings: InferenceConfig | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
         check: InputCheck | None = None,
@@ -252,7 +252,7 @@ class Predictor:
             plan,
             where=where,
             overwrite=overwrite,
-            look=look if self.settings.body_mask else None,
+            look=look,
         )
         return PreparedScan(image, volume.geometry, body[0], volume.valid)
 

@@ -5,7 +5,6 @@ A temporary name in the same folder, then a rename: whoever is killed leaves the
 
 import csv
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from unicodedata import category
 from urllib.parse import quote
 
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 from lesionseg.errors import DatasetError, LesionsegError, OutputError, ReadError
 
 P = ParamSpec("P")
+C = TypeVar("C")
 T = TypeVar("T")
 
 LOCK = ".lock"  # of a whole folder; parts of the work may have locks of their own
@@ -282,16 +282,18 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         lock.release()
 
 
-def locks(setting: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a command: it holds the lock of the folder that its argument `setting` names."""
+def locks(
+    key: str,
+) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+    """Decorate a command: it holds the lock of the folder that `key` of its settings names."""
 
-    def decorate(command: Callable[P, T]) -> Callable[P, T]:
+    def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
         @wraps(command)
-        def locked(*args: P.args, **settings: P.kwargs) -> T:
-            folder = inspect.signature(command).bind(*args, **settings).arguments.get(setting)
+        def locked(cfg: C, *args: P.args, **options: P.kwargs) -> T:
+            folder = getattr(cfg, key)
             with nullcontext() if folder is None else locked_folder(Path(folder)):
-                return command(*args, **settings)
+                return command(cfg, *args, **options)
 
-        return locked
+        return locked  # type: ignore[return-value]
 
     return decorate

@@ -10,6 +10,7 @@ from lesionseg.losses.base import (
     VoxelLoss,
     complete_loss,
     count_positives,
+    make_loss,
     mask_unannotated,
     region_target,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "complete_loss",
     "count_positives",
     "dice_loss",
+    "make_loss",
     "mask_unannotated",
     "posterior_logits",
     "region_target",

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
-from lesionseg.errors import ConfigError
+from lesionseg.config import TARGET, LossConfig, named
+from lesionseg.errors import ConfigError, nearest
 from lesionseg.losses.focal import Alpha, Normaliser, lesion_target
 
 Logits = Float[Tensor, "b c *spatial"]
@@ -161,6 +163,20 @@ class CustomLoss(VoxelLoss):
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ConfigError(f"{name} returns more than one number. Give it a reduction.")
         return {name: value.reshape(()).float()}
+
+
+def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
+    """The loss of voxels that a configuration names, complete with the plan's activation.
+
+    Raises `ConfigError` for an argument that its class does not take, naming the nearest.
+    """
+    given = cfg.plain()
+    loss = partial(named(given.pop(TARGET), "loss"), **given)
+    takes = signature(loss.func).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in takes.values()):
+        for name in given.keys() - takes.keys():
+            raise ConfigError(f"loss takes no setting {name!r}.{nearest(name, takes)}")
+    return complete_loss(loss, activation)
 
 
 def complete_loss(loss: Any, activation: str) -> nn.Module:

@@ -10,17 +10,17 @@ run_dir/
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import ensemble
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.predictions import find_predictions
-from lesionseg.pipeline.dataset import Survey, divided, folds_of
+from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
 from lesionseg.pipeline.learning import bundle_plan, read_own_bundle
 from lesionseg.pipeline.run_dir import (
     SPLITS,
@@ -31,7 +31,8 @@ from lesionseg.pipeline.run_dir import (
 )
 from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
 from lesionseg.pipeline.select import mean_calibration, unselected
-from lesionseg.pipeline.train import BUNDLE, Recipe, Scores, begin, keep_bundle, train_once
+from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, plain, rules, train_once
+from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
 
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link")
 
 
-def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> tuple[Plan, dict[str, Scores]]:
+def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, dict[str, Scores]]:
     """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
 
     A finished fold is kept, one begun goes on, also where another process or another machine made
@@ -48,19 +49,19 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> tuple[Plan, dic
     for a fold that was made by other settings or another plan, `DatasetError` for other cases.
     """
     folds = [
-        FoldRun(k, divided(survey, recipe.data, recipe.learning.seed, k), run / f"fold_{k}")
-        for k in folds_of(survey, recipe.data)
+        FoldRun(k, divided(survey, cfg.data, cfg.seed, k), run / f"fold_{k}")
+        for k in folds_of(survey, cfg.data)
     ]
-    recipes = {fold.number: _recipe_of(recipe, fold) for fold in folds}
+    configs = {fold.number: _config_of(cfg, fold) for fold in folds}
     for fold in folds:
-        check_config(fold.run, recipes[fold.number].config)
+        check_config(fold.run, plain(configs[fold.number]))
         check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     given = None
     if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
         plans = [f.run / BUNDLE / "plan.json" for f in folds]
         path = next((path for path in plans if path.is_file()), None)
         given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
-    plan = begin(recipe, survey, run, given)
+    plan = begin(cfg, survey, run, given)
     if is_rank_zero():
         write_json(run / SPLITS, [_split(fold) for fold in folds])
         scored = {c.case for fold in folds for c in fold.cases}
@@ -72,13 +73,13 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> tuple[Plan, dic
             log.info("Fold %d is finished and kept.", fold.number)
             continue
         log.info("Fold %d of %d: %d cases validate.", fold.number, len(folds), len(fold.cases))
-        own = recipes[fold.number]
+        own = configs[fold.number]
         train_once(own, fold.survey, begin(own, fold.survey, fold.run, plan), fold.run, test=False)
-    return _gather(recipe, survey, folds, run) if is_rank_zero() else (plan, {})
+    return _gather(cfg, survey, folds, run) if is_rank_zero() else (plan, {})
 
 
 def _gather(
-    recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path
+    cfg: TrainConfig, survey: Survey, folds: Sequence[FoldRun], run: Path
 ) -> tuple[Plan, dict[str, Scores]]:
     """Score what the folds predicted, and make them one bundle."""
     plans = [bundle_plan(fold.run) for fold in folds]
@@ -89,36 +90,34 @@ def _gather(
                 f"fold_{fold.number} has another {', '.join(other)} than fold_{folds[0].number}. "
                 "State these in the settings (model.…) and train the folds again."
             )
-    members = ensemble([read_own_bundle(fold.run / BUNDLE, recipe.model.spec) for fold in folds])
-    device = training_device(recipe.learning.trainer.accelerator)
-    origin = provenance(survey.dataset, recipe.config, recipe.learning.seed, device)
+    members = ensemble(
+        [read_own_bundle(fold.run / BUNDLE, network_spec(cfg.model)) for fold in folds]
+    )
+    device = training_device(cfg.trainer.accelerator)
+    origin = provenance(survey.dataset, plain(cfg), cfg.seed, device)
     paths = [fold.run / "scores.json" for fold in folds]
     made = [read_json(path)["provenance"] for path in paths if path.is_file()]
     minutes = sum(float(one.get("training_minutes", 0)) for one in made)
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
-    rules = recipe.rules(origin)
-    choice, scores = score_folds(whole, folds, run / "oof", rules)
+    scored_by = rules(cfg, origin)
+    choice, scores = score_folds(whole, folds, run / "oof", scored_by)
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
     choice = replace(choice, voxel_calibration=voxels)
     plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, scores, origin, run, members.check)
     complete = replace(members, plan=plan)
-    predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
-    tested = score_role(predictor, whole, run / "test", "test", rules)
+    predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)
+    tested = score_role(predictor, whole, run / "test", "test", scored_by)
     return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
 
 
-def _recipe_of(recipe: Recipe, fold: FoldRun) -> Recipe:
-    """The recipe of one fold, as `data.fold=<number>` alone would have it."""
-    data = {**recipe.config["data"], "fold": fold.number}
-    config = {**recipe.config, "data": data, "run_dir": str(fold.run)}
-    cache = recipe.data.cache_dir or str(fold.run.parent.parent / "cache")
-    settings = replace(recipe.data, fold=fold.number, cache_dir=cache)
-    own = deepcopy(list(recipe.learning.callbacks))  # they may keep sums of their own
-    learning = replace(recipe.learning, callbacks=own)
-    return replace(recipe, data=settings, config=config, learning=learning)
+def _config_of(cfg: TrainConfig, fold: FoldRun) -> TrainConfig:
+    """The settings of one fold, as `data.fold=<number>` alone would have them."""
+    cache = cfg.data.cache_dir or str(fold.run.parent.parent / CACHE)
+    data = cfg.data.model_copy(update={"fold": fold.number, "cache_dir": cache})
+    return cfg.model_copy(update={"data": data, "run_dir": str(fold.run)})
 
 
 def _is_finished(fold: FoldRun) -> bool:

@@ -1,14 +1,18 @@
 """What every command first learns about a dataset: its cases, lesions and roles."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import lesionseg.phantoms
+from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, nearest
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import download
@@ -25,52 +29,19 @@ CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and withi
 SETTINGS = "simulation.json"
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
+def facts_folder(data: DataConfig, run: Path) -> Path:
+    """The folder of `facts.json`: with the prepared cases, on this machine."""
+    return (run.parent / CACHE if data.cache_dir is None else Path(data.cache_dir)) / FACTS
 
-    `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them.
-    `phantoms` writes a simulated dataset to a folder when `root` does not exist yet, and is given
-    `progress`. `channel_dropout` above 0: one channel is left out of so many training tiles, and
-    scans may lack one. Raises `ConfigError`.
-    """
 
-    root: str
-    group: str | None = None
-    convention: str | None = None
-    merge_labels: bool = False
-    validation_fraction: float = 0.2
-    fold: int | str | None = None
-    n_folds: int = 5
-    splits: str | None = None
-    cache_dir: str | None = None
-    phantoms: Callable[..., None] | None = None
-    channel_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        fold = 0 if self.fold in (None, ALL_FOLDS) else self.fold
-        for right, name, expected in (
-            (0 <= self.validation_fraction < 1, "validation_fraction", "from 0 to under 1"),
-            (0 <= self.channel_dropout < 1, "channel_dropout", "a share from 0 to under 1"),
-            (self.n_folds >= 2, "n_folds", "2 or more"),
-            # a file may have more folds than n_folds
-            (isinstance(fold, int) and fold >= 0, "fold", f"a fold from 0 on, or {ALL_FOLDS}"),
-        ):
-            if not right:
-                raise ConfigError(f"data.{name}={getattr(self, name)} must be {expected}.")
-
-    def facts(self, run: Path) -> Path:
-        """The folder of `facts.json`: with the prepared cases, on this machine."""
-        return (run.parent / CACHE if self.cache_dir is None else Path(self.cache_dir)) / FACTS
-
-    def may_lack(self, channels: Sequence[str]) -> bool:
-        """Whether a scan may lack a channel; raises `ConfigError` where there is but one."""
-        if self.channel_dropout and len(channels) < 2:
-            raise ConfigError(
-                f"data.channel_dropout={self.channel_dropout} leaves nothing of the only channel "
-                f"({', '.join(channels)}). Set it to 0."
-            )
-        return bool(self.channel_dropout)
+def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
+    """Whether a scan may lack a channel; raises `ConfigError` where there is but one."""
+    if data.channel_dropout and len(channels) < 2:
+        raise ConfigError(
+            f"data.channel_dropout={data.channel_dropout} leaves nothing of the only channel "
+            f"({', '.join(channels)}). Set it to 0."
+        )
+    return bool(data.channel_dropout)
 
 
 @dataclass(frozen=True)
@@ -95,7 +66,7 @@ class Survey:
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
 
-def take_survey(data: DataSettings, seed: int, facts: Path | None = None) -> Survey:
+def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:
     """Read every case and divide the dataset; all folds: as the first one.
 
     A case of which `facts/facts.json` tells is not read again while its files are the same. The
@@ -141,7 +112,7 @@ def take_survey(data: DataSettings, seed: int, facts: Path | None = None) -> Sur
     return survey
 
 
-def divided(survey: Survey, data: DataSettings, seed: int, fold: int | None) -> Survey:
+def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
     """The same dataset with the roles of one fold, or of the split that the settings ask for."""
     splits = make_splits(
         survey.dataset,
@@ -156,13 +127,13 @@ def divided(survey: Survey, data: DataSettings, seed: int, fold: int | None) -> 
     return replace(survey, splits=splits)
 
 
-def folds_of(survey: Survey, data: DataSettings) -> tuple[int, ...]:
+def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
     """The numbers of the folds that cross-validation goes through."""
     given = Path(data.splits) if data.splits else None
     return fold_numbers(survey.dataset, survey.burden, given=given, n_folds=data.n_folds)
 
 
-def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
+def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
     """The dataset of `data.root`; simulated first when the settings say so and it is missing.
 
     `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings
@@ -174,7 +145,6 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     return read_dataset(
         root,
         group=data.group,
-        convention=data.convention,
         merge_labels=data.merge_labels,
         may_lack=data.channel_dropout > 0,
         lenient=lenient,
@@ -204,13 +174,21 @@ def raise_all(errors: Sequence[LesionsegError], root: str | Path) -> None:
         raise DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")
 
 
-def simulate_once(root: Path, write: Callable[..., None]) -> None:
-    """Let `write(folder, progress=…)` simulate a dataset at `root`, unless it lies there already.
+def simulate_once(root: Path, phantoms: Mapping[str, Any]) -> None:
+    """Simulate a dataset at `root`, unless it lies there already.
 
-    `write` is a `functools.partial`; its arguments are kept beside the data. Raises `ConfigError`
-    when `root` was simulated with others, `OutputError` when it cannot be written.
+    `phantoms`: the `kind` and what `phantoms.write_<kind>_phantoms` takes, which is kept beside the
+    data. Raises `ConfigError` for others, and when `root` was simulated with others, `OutputError`
+    when it cannot be written.
     """
-    settings = dict(getattr(write, "keywords", {}))
+    settings = {key: value for key, value in phantoms.items() if key != "kind"}
+    kind = phantoms.get("kind")
+    write = getattr(lesionseg.phantoms, f"write_{kind}_phantoms", None)
+    if write is None:
+        raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
+    takes = signature(write).parameters
+    for name in settings.keys() - takes.keys():
+        raise ConfigError(f"data.phantoms takes no setting {name!r}.{nearest(name, takes)}")
     if root.exists():
         path = root / SETTINGS
         before = read_json(path) if path.is_file() else settings
@@ -226,7 +204,7 @@ def simulate_once(root: Path, write: Callable[..., None]) -> None:
         with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
             made = Path(folder) / root.name
             with bar("Simulating scans") as advance:
-                write(made, progress=advance)
+                write(made, **settings, progress=advance)
             write_json(made / SETTINGS, settings)
             if not root.exists():  # another process may have been quicker
                 made.replace(root)

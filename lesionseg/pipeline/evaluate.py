@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, OperatingPoint, Role
-from lesionseg.errors import ConfigError, DatasetError, one_of
-from lesionseg.evaluation import Preset, find_preset
+from lesionseg.config import EvaluateConfig
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, OperatingPoint
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.inference.decision import choose_operating_point
@@ -53,87 +54,49 @@ class EvaluateOutcome:
 
 
 @locks("output")
-def evaluate(
-    reference: str | Path,
-    prediction: str | Path,
-    output: str | Path,
-    *,
-    evaluated_on: str | None = None,
-    operating_point: OperatingPoint | str | float | None = None,
-    preset: str | Preset = "lesionseg",
-    groups: str | None = None,
-    compare: str | Path | None = None,
-    margin: float | None = None,
-    adjudication: str | Path | None = None,
-    columns: str | Path | None = None,
-    zones: str | Path | None = None,
-    subgroups: Sequence[str] | None = None,
-    resample: bool = False,
-    replicates: int = 1000,
-    seed: int = 0,
-    progress: Advance | None = None,
-) -> EvaluateOutcome:
+def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references; writes scores.json and three tables.
 
     A case without prediction counts as missed lesions; a prediction without reference is named in a
-    warning. Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`,
-    and then writes nothing.
-
-    Args:
-        reference: a folder of masks named by case, or a dataset folder.
-        prediction: our files, another program's masks, or candidate files alone.
-        output: the folder for the tables.
-        evaluated_on: the role of the cases; of a dataset that states roles its cases alone are
-            evaluated. None: cases of a role of which nothing was predicted are left out, and the
-            role is the one that the dataset states of all the others, else `unknown`.
-        operating_point: `score:0.37`, say; None: candidates are accepted as their files say.
-        preset: the match rule and what is measured beside it, or its name.
-        groups: regular expression on the case id that names the patient.
-        compare: another folder of predictions, a second model or reader, evaluated on the same
-            cases at its own operating point, and compared; its tables go into `output/compare`.
-        margin: by how much the sensitivity at one false positive per case (of masks: the F1) may
-            be lower than that of `compare`, to be called not inferior.
-        adjudication: adjudicate.csv, filled in by a person.
-        columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
-        zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
-            candidates, sensitivity and false positives are given by zone (`io.zone_files`).
-        subgroups: columns to divide by; None takes all that divide the cases, empty none.
-        resample: predictions on another grid are brought onto the reference's, else an error.
-        replicates: of the bootstrap behind every interval.
-        seed: of the bootstrap.
-        progress: called with case, number done and total, in place of a bar.
+    warning. Of a dataset that states roles those of `cfg.evaluated_on` alone are evaluated; None:
+    cases of a role of which nothing was predicted are left out, and the role is the one that the
+    dataset states of all the others, else `unknown`. A second model's tables (`cfg.compare`) go
+    into `output/compare`. `progress` is called with case, number done and total, in place of a bar.
+    Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
+    writes nothing.
     """
-    if evaluated_on is not None:  # a mistyped role would pass development data off as untouched
-        one_of("evaluated_on", evaluated_on, get_args(Role))
-    point = _operating_point(operating_point)
-    rule = find_preset(preset) if isinstance(preset, str) else preset
-    dataset, labelled = open_references(Path(reference))
-    chosen = of_role(labelled, find_predictions(Path(prediction)), evaluated_on)
-    stated = {c.role for c in chosen}
-    role = evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
-    cases = assign_groups(chosen, groups, setting="groups")
-    pairs_with = partial(
-        _pairs, cases, {c.case for c in labelled}, dataset, role=role, resample=resample
+    point, rule, output = (
+        _operating_point(cfg.operating_point),
+        find_preset(cfg.preset),
+        Path(cfg.output),
     )
-    pairs = pairs_with(Path(prediction))
-    if zones is not None:
-        anatomy = find_zones(Path(zones))
+    dataset, labelled = open_references(Path(cfg.reference))
+    chosen = of_role(labelled, find_predictions(Path(cfg.prediction)), cfg.evaluated_on)
+    stated = {c.role for c in chosen}
+    role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
+    cases = assign_groups(chosen, cfg.groups, setting="groups")
+    pairs_with = partial(
+        _pairs, cases, {c.case for c in labelled}, dataset, role=role, resample=cfg.resample
+    )
+    pairs = pairs_with(Path(cfg.prediction))
+    if cfg.zones is not None:
+        anatomy = find_zones(Path(cfg.zones))
         anatomy.check([pair.case for pair in pairs])
         pairs = [replace(pair, zones=anatomy.read) for pair in pairs]
-    others = None if compare is None else pairs_with(Path(compare))
+    others = None if cfg.compare is None else pairs_with(Path(cfg.compare))
     verdicts = None
-    if adjudication is not None:
-        verdicts = read_verdicts(read_csv(Path(adjudication)), str(adjudication))
+    if cfg.adjudication is not None:
+        verdicts = read_verdicts(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     scoring = Scoring(
         rule,
         role,
         point,
         labels=dataset.lesion_labels if dataset else {},
-        replicates=replicates,
-        seed=seed,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
         provenance=_provenance(dataset),
-        columns=read_columns(cases, Path(columns) if columns else None),
-        subgroups=subgroups,
+        columns=read_columns(cases, Path(cfg.columns) if cfg.columns else None),
+        subgroups=cfg.subgroups,
     )
     with bar("Scoring") if progress is None else nullcontext(progress) as advance:
         results = [m.result(point) for m in match_pairs(pairs, rule, progress=advance)]
@@ -144,16 +107,16 @@ def evaluate(
             results,
             second,
             fp_per_case=rule.fp_per_case,
-            margin=margin,
-            replicates=replicates,
-            seed=seed,
+            margin=cfg.margin,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
         )
         own = replace(scoring, operating_point=None, columns=None, subgroups=None, provenance={})
-        own.write(Path(output) / COMPARED, second, own.sum_up(second))
+        own.write(output / COMPARED, second, own.sum_up(second))
     if verdicts is not None:
         scores["adjudication"] = adjudicate(results, verdicts)
-    scoring.write(Path(output), results, scores)
-    return EvaluateOutcome(scores, Path(output))
+    scoring.write(output, results, scores)
+    return EvaluateOutcome(scores, output)
 
 
 def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
@@ -241,10 +204,10 @@ def _pairs(
     ]
 
 
-def _operating_point(point: OperatingPoint | str | float | None) -> OperatingPoint | None:
+def _operating_point(point: str | float | None) -> OperatingPoint | None:
     """The operating point as a user names it, `score:0.37` or 0.37; None: the predictions' own."""
-    if point is None or isinstance(point, OperatingPoint):
-        return point
+    if point is None:
+        return None
     name = str(point) if ":" in str(point) else f"score:{point}"
     if name.partition(":")[0].strip() in ("fp_per_case", "sensitivity"):
         raise ConfigError(

@@ -1,11 +1,12 @@
 """`export`: a bundle's network for other programs, as ONNX or in MONAI's layout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lesionseg import __version__
+from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
 from lesionseg.inference import monai_bundle
@@ -14,7 +15,6 @@ from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bu
 from lesionseg.inference.export import (
     BOXES,
     INPUT,
-    OPSET,
     PROBABILITIES,
     SCORES,
     largest_difference,
@@ -29,19 +29,12 @@ from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.log import say
 from lesionseg.plan.plan import Plan
 
-Format = Literal["onnx", "monai"]
 ONNX, ONNX_NOTE = "model.onnx", "model.json"
 
 
 @locks("output")
 def export(
-    bundle: str | Path | Sequence[str | Path],
-    output: str | Path,
-    *,
-    format: Format = "onnx",
-    opset: int = OPSET,
-    trust: bool = False,
-    architectures: Mapping[str, NetworkFactory] | None = None,
+    cfg: ExportConfig, *, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> float:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
 
@@ -49,17 +42,15 @@ def export(
 
     `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
     folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
-    bundle. `trust`: classes that the bundle names may be imported. Raises `BundleError` for an
-    unusable bundle, `ConfigError` for an unknown format, a missing package or a network that cannot
-    be exported, `OutputError` when the result differs.
+    bundle. Raises `BundleError` for an unusable bundle, `ConfigError` for a missing package or a
+    network that cannot be exported, `OutputError` when the result differs.
     """
-    given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
-    read, folder = ensemble(given, trusting(trust, architectures)), Path(output)
-    plan, digest = read.plan, "+".join(bundle_digest(Path(b)) for b in given)
-    if format == "onnx":
-        run = write_onnx(folder / ONNX, trace(read), opset, output_names(plan))
+    read, folder = ensemble(cfg.bundle, trusting(cfg.trust, architectures)), Path(cfg.output)
+    plan, digest = read.plan, "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
+    if cfg.format == "onnx":
+        run = write_onnx(folder / ONNX, trace(read), cfg.opset, output_names(plan))
         difference = largest_difference(read, run)
-        write_json(folder / ONNX_NOTE, onnx_note(plan, digest, opset, difference))
+        write_json(folder / ONNX_NOTE, onnx_note(plan, digest, cfg.opset, difference))
         say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
         say(f"Next: read {folder / ONNX_NOTE}, which says what to do around {ONNX}.")
         return difference
@@ -69,7 +60,7 @@ def export(
     difference = largest_difference(read, write_program(folder / monai_bundle.PROGRAM, trace(read)))
     write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
     write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
-    card = resolve_bundle(Path(given[0])) / CARD
+    card = resolve_bundle(Path(cfg.bundle[0])) / CARD
     write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
     say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
     say(

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lesionseg
+from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, one_of
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
@@ -125,64 +126,46 @@ class FollowOutcome:
 
 
 @locks("output")
-def follow(
-    before: str | Path | None,
-    after: str | Path | None,
-    output: str | Path,
-    *,
-    visits: str | Path | None = None,
-    bundle: str | Path | Sequence[str | Path] | None = None,
-    predictions: str | Path | None = None,
-    operating_point: str | None = None,
-    before_images: str | Path | None = None,
-    after_images: str | Path | None = None,
-    register: Register = "auto",
-    reference: str | Path | None = None,
-    stable: str | Sequence[str] | None = None,
-    false_new_per_pair: float = 0.5,
-    overlap: float = 0.1,
-    confidence: float = 0.99,
-    replicates: int = 1000,
-    dicom_output: bool = True,
-    identifiers: bool = False,
-    seed: int = 0,
-    progress: Advance | None = None,
-) -> FollowOutcome:
+def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
     """Compare two visits case by case; writes changes.csv, pairs.csv and follow.html.
 
-    Settings are those of `conf/follow.yaml`. Either two folders, or a table of visits, each
-    compared with the one before; with a `bundle` they are predicted first, into
-    `output/predictions`. `progress` is called with case, number done and total, in place of a bar.
-    Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`.
+    Either two folders, or a table of visits, each compared with the one before; with a `bundle`
+    they are predicted first, into `output/predictions`. `progress` is called with case, number done
+    and total, in place of a bar. Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError`
+    or `ContentError`.
     """
-    one_of("register", register, ("auto", "headers", "rigid"))
-    if false_new_per_pair < 0:
-        raise ConfigError(f"false_new_per_pair={false_new_per_pair} must be 0 or more.")
-    rule, folder, n_failed = ChangeRule(overlap, confidence), Path(output), 0
-    one_source = (bundle is None) != (predictions is None)
-    if before is not None and after is not None and visits is bundle is predictions is None:
-        pairs = pairs_of_folders(Path(before), Path(after), before_images, after_images)
-    elif visits is not None and one_source and before is after is None:
-        timelines = read_visits(Path(visits))
-        if bundle is not None:
-            n_failed = _predict(bundle, Path(visits), folder, operating_point, progress)
-        pairs = pairs_of_visits(timelines, Path(predictions or folder / "predictions"))
-    else:
-        raise ConfigError(
-            "Give before= and after=, or visits= with either bundle= or predictions=."
+    rule, folder, n_failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), 0
+    register, dicom_output = cfg.register_, cfg.dicom_output
+    if cfg.before is not None and cfg.after is not None:
+        pairs = pairs_of_folders(
+            Path(cfg.before), Path(cfg.after), cfg.before_images, cfg.after_images
         )
-    masks = {} if reference is None else _reference_masks(Path(reference), pairs)
+    else:  # as the settings have it: visits with either a bundle or predictions
+        visits = Path(str(cfg.visits))
+        timelines = read_visits(visits)
+        if cfg.bundle is not None:
+            predicted = PredictConfig.of(
+                bundle=cfg.bundle,
+                input=visits,
+                output=folder / "predictions",
+                operating_point=cfg.operating_point,
+            )
+            n_failed = _predict(predicted, progress)
+        pairs = pairs_of_visits(timelines, Path(cfg.predictions or folder / "predictions"))
+    masks = {} if cfg.reference is None else _reference_masks(Path(cfg.reference), pairs)
     if dicom_output and any(p.after_image and is_dicom_image(p.after_image) for p in pairs):
         require_highdicom()  # before anything is read
     point = None
-    if stable is not None:
+    if (stable := cfg.stable) is not None:
         stable_pairs = _named(pairs, [stable] if isinstance(stable, str) else stable)
         results = [
             _score_new(_new_lesions(o), None) for _, o in _opened(stable_pairs, rule, register)
         ]
-        point = _choose_point(results, false_new_per_pair)
+        point = _choose_point(results, cfg.false_new_per_pair)
 
-    names = {p.case: p.case if identifiers else f"case {n}" for n, p in enumerate(pairs, start=1)}
+    names = {
+        p.case: p.case if cfg.identifiers else f"case {n}" for n, p in enumerate(pairs, start=1)
+    }
     changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
     cards = list[tuple[LesionChange, Card]]()
     with bar("Following") if progress is None else nullcontext(progress) as advance:
@@ -202,8 +185,8 @@ def follow(
             find_preset("lesionseg"),
             "unknown",
             operating_point=point,
-            replicates=replicates,
-            seed=seed,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
             provenance={"scored": "new lesions between two visits"},
         )
         scoring.write(folder, scored, scoring.sum_up(scored))
@@ -214,19 +197,11 @@ def follow(
     return FollowOutcome(tuple(changes), len(pairs), folder, words, n_failed)
 
 
-def _predict(
-    bundle: str | Path | Sequence[str | Path],
-    table: Path,
-    folder: Path,
-    operating_point: str | None,
-    progress: Advance | None,
-) -> int:
+def _predict(cfg: PredictConfig, progress: Advance | None) -> int:
     """Predict all visits; how many could not be."""
     from lesionseg.pipeline.predict import predict  # here: masks alone need no network
 
-    outcome = predict(
-        bundle, table, folder / "predictions", operating_point=operating_point, progress=progress
-    )
+    outcome = predict(cfg, progress=progress)
     failed = [row for row in outcome.rows if row["status"] == "failed"]
     for row in failed:
         _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])

@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from lesionseg.config import DataConfig, ModelConfig, TrainConfig
 from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
-from lesionseg.data.transforms import Spec
+from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import (
     PLAN,
@@ -31,7 +31,7 @@ from lesionseg.inference.input_check import (
     make_input_check,
 )
 from lesionseg.io.files import write_text
-from lesionseg.losses import DetectionLoss
+from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.models.heads import DetectorOutput
@@ -44,54 +44,48 @@ from lesionseg.models.weights import (
     take_weights,
 )
 from lesionseg.ops.host_memory import default_budget
-from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
+from lesionseg.pipeline.dataset import CACHE, Survey, facts_folder, may_lack, take_survey
 from lesionseg.pipeline.log import bar
 from lesionseg.pipeline.predict import needed_bytes
 from lesionseg.pipeline.run_dir import SPLITS, has_config
 from lesionseg.pipeline.select import unselected
-from lesionseg.plan.make import PlanOverrides, make_plan
+from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalLink, Plan
 from lesionseg.training.detection_objective import make_objective, taught_anchors
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.memory import fit_to_memory, some_batch, step_gb
 from lesionseg.training.processes import available_memory_gb, require_device, training_device
 from lesionseg.training.schedule import batch_factor
-from lesionseg.training.settings import Learning, TrainerSettings
 from lesionseg.training.tile_stream import Validate
 
 log = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=TrainConfig)
 
-def decide(
-    survey: Survey,
-    model: PlanOverrides,
-    trainer: TrainerSettings,
-    run: Path,
-    given: Plan | None = None,
-    extra: Sequence[Spec] = (),
-) -> Plan:
+
+def decide(survey: Survey, cfg: TrainConfig, run: Path, given: Plan | None = None) -> Plan:
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan and splits.
 
-    A resumed run keeps its plan: another machine's memory would make another one. `trainer` says
-    the device and how much of its memory; `extra` are transforms of each image.
+    A resumed run keeps its plan: another machine's memory would make another one.
     """
     path = run / "plan.json"
     if given is None and has_config(run) and path.is_file():
         log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
         given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
-    plan = given or _make_plan(survey, model, trainer, extra)
+    check_transforms(cfg)
+    plan = given or _make_plan(survey, cfg)
     # what is imported is what the user typed, whoever wrote the file
-    plan = plan.with_(architecture=replace(plan.architecture, network=model.spec))
+    plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
+    plan = plan.with_(may_lack=may_lack(cfg.data, plan.channel_names))
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(path, plan.to_json())
     return plan
 
 
-def _make_plan(
-    survey: Survey, model: PlanOverrides, trainer: TrainerSettings, extra: Sequence[Spec]
-) -> Plan:
+def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     """A plan for the device at hand, or for a GPU of `memory_gb` that is elsewhere."""
+    model, trainer, extra = cfg.model, cfg.trainer, cfg.prepare.extra
     elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
     if not elsewhere:
         require_device(trainer.accelerator)  # before a plan for another device is written
@@ -106,10 +100,10 @@ def _make_plan(
             )
     dims, pyramid = survey.fingerprint.dims, checkpoint_stages(model, survey.fingerprint.dims)
     if pyramid is not None:  # the tile is planned for a network as wide
-        model = replace(model, base_features=pyramid.features[0])
+        model = model.model_copy(update={"base_features": pyramid.features[0]})
     elif model.backbone:
         n_channels = len(survey.dataset.channel_names)
-        pyramid = backbone_pyramid(model.architecture, model.spec, dims, n_channels)
+        pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
@@ -126,7 +120,7 @@ def _make_plan(
     return plan
 
 
-def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
+def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
     """The stages of nnU-Net's checkpoint that training starts from; None where there is none."""
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None
@@ -140,17 +134,17 @@ def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
     return architecture
 
 
-def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
+def affordable(plan: Plan, cfg: TrainConfig, run: Path) -> Plan:
     """The plan, made smaller where a trial step exceeds a GPU's memory, and written again."""
-    device = torch.device(training_device(learning.trainer.accelerator))
-    plan = fit_to_memory(plan, learning, device)
+    device = torch.device(training_device(cfg.trainer.accelerator))
+    plan = fit_to_memory(plan, cfg, device)
     write_text(run / "plan.json", plan.to_json())
     return plan
 
 
-def check_losses(plan: Plan, learning: Learning) -> None:
+def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     """Raise `ConfigError` before the run begins where, say, α does not fit the plan's labels."""
-    objective = make_objective(deepcopy(learning.loss), learning.detection, plan)
+    objective = make_objective(plan, cfg)
     targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
     n_logits = len(plan.label_values) + (plan.activation == "softmax")
     output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
@@ -162,26 +156,24 @@ def check_losses(plan: Plan, learning: Learning) -> None:
         objective.terms(output, targets, torch.ones_like(targets.counts()))
 
 
-def with_batch_rate(learning: Learning, plan: Plan) -> Learning:
-    """What is learnt with, at the rate that belongs to the plan's batch."""
-    rate = learning.optimiser.lr * batch_factor(learning.optimiser, plan)
-    return replace(learning, optimiser=replace(learning.optimiser, lr=rate))
+def with_batch_rate(cfg: C, plan: Plan) -> C:
+    """The settings with the learning rate that belongs to the plan's batch."""
+    rate = cfg.optim.lr * batch_factor(cfg.optim, plan)
+    return cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": rate})})
 
 
-def with_focal_correction(
-    plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None
-) -> Plan:
+def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     """The plan with what inference must undo of the losses; see `losses.focal`."""
-    if plan.has_boxes and detection is not None:
-        plan = taught_anchors(plan, detection)
-    link = getattr(loss, "link", None)
+    if plan.has_boxes:
+        plan = taught_anchors(plan, DetectionLoss(**cfg.detection.plain()))
+    link = getattr(make_loss(cfg.loss, plan.activation), "link", None)
     if link is None:
         return plan.with_(link=None)
     alpha, gamma = link
     return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
 
 
-def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
+def prepare_cases(survey: Survey, plan: Plan, data: DataConfig, run: Path) -> list[CachedCase]:
     """The training cases on the plan's grid, from the cache where it has them.
 
     As many at a time as there are cores, and as the memory holds of the largest.
@@ -217,31 +209,28 @@ def training_statistics(
     return make_input_check([grid_statistics(*pair) for pair in sides], images)
 
 
-def prepared(
-    data: DataSettings, run: Path, model: PlanOverrides | None = None, seed: int = 0
-) -> tuple[Plan, list[CachedCase]]:
+def prepared(cfg: TrainConfig, run: Path) -> tuple[Plan, list[CachedCase]]:
     """A folder's plan and its prepared training cases, for a `pl.Trainer` of one's own.
 
     Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
     """
-    survey = take_survey(data, seed, data.facts(run))
-    plan = decide(survey, model or PlanOverrides(), TrainerSettings(), run)
-    return plan, prepare_cases(survey, plan, data, run)
+    survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+    plan = decide(survey, cfg, run)
+    return plan, prepare_cases(survey, plan, cfg.data, run)
 
 
 def train_network(
     plan: Plan,
     cases: Sequence[CachedCase],
-    learning: Learning,
+    cfg: TrainConfig,
     run: Path,
     validate: Validate | None = None,
 ) -> FitResult:
     """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
-    network = build_network(plan, architectures=TRUSTED, seed=learning.seed)
-    if learning.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
-        start_from(learning.init_from, network, plan)
-    tiles = tiles_of(cases, plan, learning)
-    return fit(network, plan, tiles, learning, run, validate=validate)
+    network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
+    if cfg.model.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
+        start_from(cfg.model.init_from, network, plan)
+    return fit(network, plan, tiles_of(cases, plan, cfg), cfg, run, validate=validate)
 
 
 def bundle_plan(bundle: str | Path) -> Plan:

@@ -4,23 +4,23 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lesionseg import __version__
+from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, OnSlab, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.results import (
     REPORT,
@@ -31,7 +31,7 @@ from lesionseg.io.dicom.results import (
 )
 from lesionseg.io.files import atomic_path, check_case_id, locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
+from lesionseg.io.predictions import MASK_ENDINGS, write_prediction
 from lesionseg.io.remote import download, upload
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
@@ -61,60 +61,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class PredictSettings:
-    """What `predict` does; see conf/predict.yaml. Plain values, which a worker elsewhere gets."""
-
-    bundle: tuple[str, ...]
-    input: str
-    output: str
-    inference: InferenceSettings = field(default_factory=InferenceSettings)
-    operating_point: str | None = None
-    device: str = "auto"
-    raster_mm: float | None = None
-    save_probabilities: bool = False
-    names: MaskNames = "lesionseg"
-    dicom_output: bool = True
-    zones: str | None = None
-    trust: bool = False
-    engine: Literal["local", "ray"] = "local"
-    num_shards: int = 1
-    shard_index: int = 0
-
-
 def predict(
-    bundle: str | Path | Sequence[str | Path],
-    input: str | Path,
-    output: str | Path,
+    cfg: PredictConfig,
     *,
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
-    **settings: Any,
 ) -> PredictOutcome:
-    """Predict every case found in `input`; one row each, by case id.
+    """Predict every case found in `cfg.input`; one row each, by case id.
 
-    Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
-    format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
+    Writes mask, instances and candidates of each case to `cfg.output`, in the scan's own geometry
+    and format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
     stop the others. Started again, it leaves out what is done and unchanged. What is written is its
     user's alone (files 0600, folders 0700). Input and output may be URLs.
 
     Args:
-        bundle: a run directory or a bundle's folder, or several that are averaged.
-        input: a folder, a glob, a file or a manifest (see `find_images`), or a folder's URL.
-        output: where results go.
+        cfg: see conf/predict.yaml.
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
-        settings: see `PredictSettings` and conf/predict.yaml.
 
     Raises:
         BundleError, ConfigError: for an unusable bundle or setting.
         DatasetError: when there is no case.
         OutputError: when another process writes into the output folder.
     """
-    bundles = (bundle,) if isinstance(bundle, (str, Path)) else bundle
-    cfg = PredictSettings(tuple(map(str, bundles)), str(input), str(output), **settings)
-    if not 0 <= cfg.shard_index < cfg.num_shards:
-        raise ConfigError(f"shard_index={cfg.shard_index}: not from 0 to {cfg.num_shards - 1}.")
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
@@ -150,7 +119,7 @@ def predict(
 
 
 def make_predictor(
-    cfg: PredictSettings, architectures: Mapping[str, NetworkFactory] | None = None
+    cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
     """The predictor that the settings ask for."""
     return Predictor(
@@ -189,7 +158,7 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
 
 
 def predict_cases(
-    cfg: PredictSettings,
+    cfg: PredictConfig,
     predictor: Predictor,
     output: Path,
     cases: Sequence[CaseFiles],
@@ -298,7 +267,7 @@ class CaseWork:
 
     def __init__(
         self,
-        cfg: PredictSettings,
+        cfg: PredictConfig,
         predictor: Predictor,
         output: Path,
         known: Mapping[str, Row],
@@ -434,7 +403,7 @@ class CaseWork:
         if self.zones is not None and files.case in self.zones.masks:
             paths.append(self.zones.masks[files.case])
         states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        how = replace(cfg.inference, max_memory_gb=None)
+        how = cfg.inference.model_copy(update={"max_memory_gb": None})
         choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, files.missing)
         whole = repr((__version__, choices, written, states))

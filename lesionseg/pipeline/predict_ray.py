@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import default_budget
-from lesionseg.pipeline.predict import CaseWork, PredictSettings, make_predictor
+from lesionseg.pipeline.predict import CaseWork, make_predictor
 from lesionseg.pipeline.predict_tables import Row, begun_row
 
 MAX_ATTEMPTS = 3
@@ -26,7 +27,7 @@ _IN_HAND = 2
 
 
 def predict_on_ray(
-    cfg: PredictSettings,
+    cfg: PredictConfig,
     output: Path,
     cases: Sequence[CaseFiles],
     known: Mapping[str, Row],
@@ -44,7 +45,7 @@ def predict_on_ray(
     except ImportError as error:
         raise ConfigError(f"engine=ray: {error}. {pip_install('ray')}") from error
     bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)  # actors run elsewhere
-    cfg = replace(cfg, bundle=bundles)
+    cfg = cfg.model_copy(update={"bundle": bundles})
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -57,7 +58,8 @@ def predict_on_ray(
         n_actors = min(gpus or max(cores // _CORES, 1), len(cases))
         if cfg.inference.max_memory_gb is None:
             share = default_budget() / 2**30 / max(n_actors, 1)
-            cfg = replace(cfg, inference=replace(cfg.inference, max_memory_gb=share))
+            inference = cfg.inference.model_copy(update={"max_memory_gb": share})
+            cfg = cfg.model_copy(update={"inference": inference})
         each = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
         each |= {"max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
         kind = ray.remote(max_concurrency=_IN_HAND, **each)(_Actor)
@@ -101,7 +103,7 @@ class _Actor:
 
     def __init__(
         self,
-        cfg: PredictSettings,
+        cfg: PredictConfig,
         output: Path,
         known: Mapping[str, Row],
         architectures: Mapping[str, NetworkFactory] | None,

@@ -1,19 +1,15 @@
 """`prepare`: read and check every case, plan, and fill the cache."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lesionseg.data.transforms import PrepareSettings
+from lesionseg.config import PrepareConfig
 from lesionseg.io.files import locks, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
-from lesionseg.pipeline.dataset import DataSettings, open_dataset, take_survey
+from lesionseg.pipeline.dataset import facts_folder, open_dataset, take_survey
 from lesionseg.pipeline.learning import decide, prepare_cases
 from lesionseg.pipeline.run_dir import check_config, default_run_dir, save_config
-from lesionseg.plan.make import PlanOverrides
-from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,43 +32,24 @@ class PrepareOutcome:
 
 
 @locks("run_dir")
-def prepare(
-    data: DataSettings,
-    model: PlanOverrides,
-    trainer: TrainerSettings,
-    prepare: PrepareSettings,
-    run_dir: str | None,
-    check: bool,
-    identifiers: bool,
-    seed: int,
-    config: Mapping[str, Any],
-) -> PrepareOutcome | CheckOutcome:
-    """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
-
-    Args:
-        data: where the data lie and how they are divided.
-        model: what the user decides of the plan.
-        trainer: its accelerator and memory decide the device that is planned for.
-        prepare: what else is done to each image.
-        run_dir: where plan or page go; None: a new folder under `runs`.
-        check: only check.
-        identifiers: print the names and files of cases, which are called by number otherwise.
-        seed: of the split.
-        config: the resolved configuration, kept in `run_dir`.
-    """
-    run = Path(run_dir or default_run_dir(data.root, "check" if check else model.architecture))
-    if check:
-        return check_dataset(open_dataset(data, lenient=True), run / PAGE, identifiers=identifiers)
+def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
+    """Prepare a dataset for training, or only `check` it: list every problem, and write a page."""
+    name = "check" if cfg.check else cfg.model.architecture
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
+    if cfg.check:
+        dataset = open_dataset(cfg.data, lenient=True)
+        return check_dataset(dataset, run / PAGE, identifiers=cfg.identifiers)
+    config = {"command": "prepare", **cfg.plain()}
     check_config(run, config)
-    survey = take_survey(data, seed, data.facts(run))
-    plan = decide(survey, model, trainer, run, extra=prepare.extra)
+    survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+    plan = decide(survey, cfg, run)
     before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
     memory = "; ".join(filter(None, (before, NOT_TRIED)))
     plan = plan.with_(reasons={**plan.reasons, "memory": memory})
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config)
-    if run_dir is None:  # its name holds the time: the same command would begin again
+    if cfg.run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    cases = prepare_cases(survey, plan, data, run)
+    cases = prepare_cases(survey, plan, cfg.data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return PrepareOutcome((*lines, f"Training cases prepared: {len(cases)}. The plan is in {run}."))

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 import lesionseg
+from lesionseg.config import InferenceConfig
 from lesionseg.core import (
     Case,
     CaseFiles,
@@ -40,7 +41,6 @@ from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_tables
 from lesionseg.inference.decision import OnSlab
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
 from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import (
@@ -458,7 +458,7 @@ class VolumeScorer:
     survey: Survey
     cases: Sequence[CaseFiles]
     plan: Plan
-    inference: InferenceSettings
+    inference: InferenceConfig
     preset: Preset
     n_cases: int | None = None
 

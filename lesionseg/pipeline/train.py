@@ -3,30 +3,25 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lesionseg.config import ReportSection
-from lesionseg.data.augment import AugmentationSettings
-from lesionseg.data.sampling import SamplingSettings
-from lesionseg.data.transforms import PrepareSettings
-from lesionseg.evaluation import Preset
+from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.files import locked_folder, write_text
-from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
 from lesionseg.pipeline.dataset import (
     ALL_FOLDS,
-    DataSettings,
     Survey,
+    facts_folder,
     require_masks,
     take_survey,
 )
@@ -58,9 +53,7 @@ from lesionseg.pipeline.score import (
     score_validation,
 )
 from lesionseg.pipeline.select import CHOSEN, Choice
-from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan, sources_of
-from lesionseg.training.fit import check_activation
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     is_rank_zero,
@@ -70,11 +63,11 @@ from lesionseg.training.processes import (
     training_device,
 )
 from lesionseg.training.schedule import resolve_budget
-from lesionseg.training.settings import Learning, OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
+VALIDATE_CASES = 16  # while training goes on, evenly spaced
 Scores = Mapping[str, Any]
 
 
@@ -112,144 +105,91 @@ class TrainOutcome:
         ]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that a user chose for `train`; `config` is the same as plain data."""
-
-    data: DataSettings
-    model: PlanOverrides
-    learning: Learning
-    inference: InferenceSettings
-    preset: Preset
-    report: ReportSection
-    operating_point: str
-    rate_confidence: float | None
-    config: Mapping[str, Any]
-    prepare: PrepareSettings = field(default_factory=PrepareSettings)
-
-    def rules(self, origin: Mapping[str, Any]) -> Rules:
-        """By what the cases of this recipe are scored."""
-        return Rules(
-            self.preset, self.operating_point, self.rate_confidence, self.learning.seed, origin
-        )
-
-
-def train(
-    data: DataSettings,
-    model: PlanOverrides,
-    loss: nn.Module,
-    detection: DetectionLoss,
-    prepare: PrepareSettings,
-    sampling: SamplingSettings,
-    augment: AugmentationSettings,
-    optim: OptimiserSettings,
-    trainer: TrainerSettings,
-    inference: InferenceSettings,
-    preset: Preset,
-    report: ReportSection,
-    operating_point: str,
-    rate_confidence: float | None,
-    run_dir: str | None,
-    seed: int,
-    config: Mapping[str, Any],
-    callbacks: Sequence[Any] = (),
-    logger: Sequence[Any] = (),
-) -> TrainOutcome:
+def train(cfg: TrainConfig) -> TrainOutcome:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
     All cases are read and checked before the first file is written. Starting again with the same
     configuration resumes; while it runs, a second one is an error. `data.fold=all` trains every
-    fold (`cross_validate`). The parameters are the groups and keys of conf/train.yaml; `callbacks`
-    and `logger` are Lightning's, the latter as partials that take `save_dir`; `config` is the
-    configuration as plain data. Raises the `LesionsegError` of whatever is wrong.
+    fold (`cross_validate`). Raises the `LesionsegError` of whatever is wrong.
     """
-    learning = Learning(
-        complete_loss(loss, model.activation),
-        trainer,
-        sampling,
-        augment,
-        optim,
-        detection,
-        seed,
-        init_from=model.init_from,
-        channel_dropout=data.channel_dropout,
-        callbacks=callbacks,
-        loggers=logger,
-    )
-    points = operating_point, rate_confidence
-    recipe = Recipe(data, model, learning, inference, preset, report, *points, config, prepare)
-    run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
-    with joined(trainer):
+    rules(cfg, {})
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
+    with joined(cfg.trainer):
         if not is_rank_zero():
-            return _train(recipe, run)
-        check_config(run, config)
+            return _train(cfg, run)
+        check_config(run, plain(cfg))
         with locked_folder(run), run_log(run) as note:
-            outcome = _train(recipe, run)
+            outcome = _train(cfg, run)
             note(f"Finished in {outcome.seconds / 60:.1f} minutes.")
             return outcome
 
 
-def _train(recipe: Recipe, run: Path) -> TrainOutcome:
+def plain(cfg: TrainConfig) -> dict[str, Any]:
+    """The configuration as it is kept in a run directory."""
+    return {"command": "train", **cfg.plain()}
+
+
+def rules(cfg: TrainConfig, origin: Mapping[str, Any]) -> Rules:
+    """By what the cases of a training are scored; raises `ConfigError`."""
+    points = cfg.operating_point, cfg.rate_confidence
+    return Rules(find_preset(cfg.preset), *points, cfg.seed, origin)
+
+
+def _train(cfg: TrainConfig, run: Path) -> TrainOutcome:
     """What all processes of a training go through together, step by step."""
-    started, learning = time.monotonic(), recipe.learning
-    has_voxels = "segmentation" in sources_of(recipe.model.architecture)
-    if (
-        is_rank_zero() and not has_voxels and type(learning.loss) is not DiceFocalLoss
-    ):  # the default
+    started = time.monotonic()
+    has_voxels = "segmentation" in sources_of(cfg.model.architecture)
+    is_default = cfg.loss.target == LossConfig.of().target
+    if is_rank_zero() and not has_voxels and not is_default:
         log.warning(
             "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s and "
             "detection.gamma=%s.",
-            recipe.model.architecture,
-            type(learning.loss).__name__,
-            learning.detection.alpha,
-            learning.detection.gamma,
+            cfg.model.architecture,
+            cfg.loss.target.rpartition(".")[2],
+            cfg.detection.alpha,
+            cfg.detection.gamma,
         )
     survey = broadcast_from_rank_zero(
-        lambda: take_survey(recipe.data, learning.seed, recipe.data.facts(run))
+        lambda: take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
     )
-    if recipe.data.fold == ALL_FOLDS:
+    if cfg.data.fold == ALL_FOLDS:
         from lesionseg.pipeline.cross_validate import cross_validate
 
-        plan, scores = cross_validate(recipe, survey, run)
+        plan, scores = cross_validate(cfg, survey, run)
     else:
-        plan, scores = train_once(recipe, survey, begin(recipe, survey, run), run, test=True)
-    page = report_run(run, survey.dataset, recipe.report) if is_rank_zero() else None
+        plan, scores = train_once(cfg, survey, begin(cfg, survey, run), run, test=True)
+    page = report_run(run, survey.dataset, cfg.report) if is_rank_zero() else None
     notes = tuple(f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons)
     return TrainOutcome(run, time.monotonic() - started, scores, page, notes, is_rank_zero())
 
 
-def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
-    """Plan (or take the one given), check it, and claim the run directory for the recipe.
+def begin(cfg: TrainConfig, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
+    """Plan (or take the one given), check it, and claim the run directory for the configuration.
 
     By the first process; others that train with it receive the plan.
     """
-    return broadcast_from_rank_zero(partial(_begin, recipe, survey, run, plan))
+    return broadcast_from_rank_zero(partial(_begin, cfg, survey, run, plan))
 
 
-def _begin(recipe: Recipe, survey: Survey, run: Path, given: Plan | None) -> Plan:
+def _begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None) -> Plan:
     check_cases(run, survey.splits)
-    require_masks(survey, recipe.model.architecture)
-    learning, is_new = recipe.learning, given is None and not has_config(run)
+    require_masks(survey, cfg.model.architecture)
+    is_new = given is None and not has_config(run)
     if is_new:
-        require_device(learning.trainer.accelerator)
-    plan = decide(survey, recipe.model, learning.trainer, run, given, recipe.prepare.extra)
-    plan = with_focal_correction(plan, learning.loss, learning.detection)
-    plan = plan.with_(may_lack=recipe.data.may_lack(plan.channel_names))
-    check_activation(learning.loss, plan)
-    check_losses(plan, learning)
+        require_device(cfg.trainer.accelerator)
+    plan = with_focal_correction(decide(survey, cfg, run, given), cfg)
+    check_losses(plan, cfg)
     if is_new:
-        plan = affordable(plan, learning, run)
+        plan = affordable(plan, cfg, run)
     write_text(run / "plan.json", plan.to_json())
-    save_config(
-        run, recipe.config
-    )  # last: a wrong setting must not make the corrected one another's
-    if not recipe.config.get("run_dir"):  # its name holds the time: another run each
+    save_config(run, plain(cfg))  # last: a wrong setting must not make the corrected one another's
+    if not cfg.run_dir:  # its name holds the time: another run each
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     return plan
 
 
 def train_once(
-    recipe: Recipe, survey: Survey, plan: Plan, run: Path, *, test: bool
+    cfg: TrainConfig, survey: Survey, plan: Plan, run: Path, *, test: bool
 ) -> tuple[Plan, dict[str, Scores]]:
     """Train by the plan on the survey's roles, choose, score and write the bundle.
 
@@ -257,35 +197,35 @@ def train_once(
     plan and the scores by role.
     """
     if not (run / BUNDLE).exists():  # what is only scored again needs no GPU
-        require_device(recipe.learning.trainer.accelerator)
-    cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, recipe.data, run))
-    learning = with_batch_rate(recipe.learning, plan)
-    trainer = resolve_budget(learning.trainer, plan, training_device(learning.trainer.accelerator))
+        require_device(cfg.trainer.accelerator)
+    cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
+    cfg = with_batch_rate(cfg, plan)
+    trainer = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
     limits = ((trainer.max_steps, "steps"), (trainer.max_minutes, "minutes"))
     text = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
-    log.info("Training ends after %s; learning rate %.2g.", text, learning.optimiser.lr)
+    log.info("Training ends after %s; learning rate %.2g.", text, cfg.optim.lr)
     validate, held_out = None, labelled(survey, "validation")
     if trainer.validate_every_minutes is not None and held_out:
-        n = trainer.validate_cases
-        validate = VolumeScorer(survey, held_out, plan, recipe.inference, recipe.preset, n)
-    fitted = train_network(plan, cases, learning, run, validate)
+        preset = find_preset(cfg.preset)
+        validate = VolumeScorer(survey, held_out, plan, cfg.inference, preset, VALIDATE_CASES)
+    fitted = train_network(plan, cases, cfg, run, validate)
     if not is_rank_zero():
         return plan, {}
-    origin = provenance(survey.dataset, recipe.config, learning.seed, fitted.device)
+    origin = provenance(survey.dataset, plain(cfg), cfg.seed, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
     check = training_statistics(cases, plan, survey)
     predictor = Predictor.from_network(
-        fitted.network, plan, settings=recipe.inference, device=fitted.device, check=check
+        fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
-    rules = recipe.rules(origin)
-    validation = score_validation(predictor, survey, run, rules)
+    scored_by = rules(cfg, origin)
+    validation = score_validation(predictor, survey, run, scored_by)
     choice, validated = validation or (Choice((DEFAULT_POINT,)), None)
     complete = choice.added_to(plan)
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:
         predictor = predictor.with_plan(complete)
-        tested = score_role(predictor, survey, run / "test", "test", rules)
+        tested = score_role(predictor, survey, run / "test", "test", scored_by)
         scores |= {"test": tested} if tested else {}
     return complete, scores
 

@@ -15,15 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.config import TuneConfig
+from lesionseg.config import TrainerConfig, TuneConfig, named
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import choose, find_preset
 from lesionseg.evaluation.curves import Pool, average_precision
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
-from lesionseg.losses import complete_loss
-from lesionseg.pipeline.dataset import require_masks, take_survey
-from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
+from lesionseg.pipeline.dataset import facts_folder, require_masks, take_survey
 from lesionseg.pipeline.learning import (
     affordable,
     decide,
@@ -53,7 +51,6 @@ from lesionseg.report.tuning import (
 )
 from lesionseg.training.processes import require_device, training_device
 from lesionseg.training.schedule import resolve_budget
-from lesionseg.training.settings import Learning
 
 log = logging.getLogger(__name__)
 
@@ -80,55 +77,41 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     config = {"command": "tune", **cfg.plain()}
     config["tune"] = {k: v for k, v in config["tune"].items() if k != "n_trials"}  # may be raised
     check_config(run, config)
-    shared = training_of(cfg.model_copy(update={"trainer": _trial_trainer(cfg)}))
-    data, model, trainer = shared["data"], shared["model"], shared["trainer"]
-    if not trainer.has_one_device:
+    cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg)})
+    if not cfg.trainer.has_one_device:
         raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
-    require_device(trainer.accelerator)
+    require_device(cfg.trainer.accelerator)
 
     run.mkdir(parents=True, exist_ok=True)
-    survey = take_survey(data, cfg.seed, data.facts(run))
-    require_masks(survey, model.architecture)
+    survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+    require_masks(survey, cfg.model.architecture)
     check_cases(run, survey.splits)  # its trials would not compare
     cases = [c for c in survey.of_role("validation") if c.is_labelled]
     n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
-            f"{data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
+            f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
             "apart. Raise data.validation_fraction, or give other splits."
         )
-    plan = decide(survey, model, trainer, run, extra=shared["prepare"].extra)
-    plan = plan.with_(may_lack=data.may_lack(plan.channel_names))
-
-    def learning(**pair: float) -> Learning:
-        voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))
-        taught = Learning(
-            loss=complete_loss(loss_of(cfg, **voxels), model.activation),
-            detection=detection_of(cfg, **anchors),
-            sampling=shared["sampling"],
-            augmentation=shared["augment"],
-            optimiser=shared["optim"],
-            trainer=trainer,
-            seed=cfg.seed,
-            init_from=model.init_from,
-            channel_dropout=data.channel_dropout,
-        )
-        return with_batch_rate(taught, plan)
-
-    if not has_config(run):  # once for all trials: whatever the pair, it takes the same memory
-        plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run)
-    device = training_device(trainer.accelerator)
-    trainer = resolve_budget(trainer, plan, device)
+    plan, is_new = decide(survey, cfg, run), not has_config(run)
+    cfg = with_batch_rate(cfg, plan)
+    if is_new:  # once for all trials: whatever the pair, it takes the same memory
+        plan = affordable(plan, cfg, run)
+    device = training_device(cfg.trainer.accelerator)
+    trainer = resolve_budget(cfg.trainer, plan, device)
     save_config(run, config)
-    prepared = prepare_cases(survey, plan, data, run)
-    inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
+    prepared = prepare_cases(survey, plan, cfg.data, run)
+    inference = cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
 
     def objective(trial: Any) -> float:
         alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
         gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
-        mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
-        taught, values = with_focal_correction(plan, mine.loss, mine.detection), list[float]()
-        scorer = VolumeScorer(survey, cases, taught, inference, find_preset(preset))
+        pair, folder = {"alpha": alpha, "gamma": gamma}, run / f"trials/{trial.number:03d}"
+        own = cfg.model_copy(
+            update={group: getattr(cfg, group).model_copy(update=pair) for group in groups}
+        )
+        taught, values = with_focal_correction(plan, own), list[float]()
+        scorer = VolumeScorer(survey, cases, taught, inference, find_preset(cfg.preset))
 
         def validate(network: nn.Module) -> dict[str, float]:
             results = [match.result(surface=False) for match in scorer.matches(network)]
@@ -144,7 +127,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             return scores
 
         try:
-            trained = train_network(plan, prepared, mine, folder, validate=validate)
+            trained = train_network(plan, prepared, own, folder, validate=validate)
             if not values:
                 validate(trained.network)
         except TrainingError as error:  # it diverged
@@ -158,7 +141,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
 
     limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
     facts = {
-        "preset": preset,
+        "preset": cfg.preset,
         "n_cases": len(cases),
         "n_lesions": n_lesions,
         "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),
@@ -188,7 +171,8 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     """
     sources, groups = sources_of(cfg.model.architecture), list[str]()
     if "segmentation" in sources:
-        if not signature(loss_of(cfg).func).parameters.keys() >= {"alpha", "gamma"}:
+        takes = signature(named(cfg.loss.target, "loss")).parameters
+        if not takes.keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "
                 "or loss=lesion_wise."
@@ -201,7 +185,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def _trial_trainer(cfg: TuneConfig) -> Any:
+def _trial_trainer(cfg: TuneConfig) -> TrainerConfig:
     """The settings of a trial: some minutes, and some validations."""
     trainer, minutes = cfg.trainer, cfg.trainer.max_minutes
     if minutes is None and trainer.max_steps is None:

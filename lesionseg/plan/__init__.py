@@ -1,7 +1,7 @@
 """From dataset statistics to decisions: fingerprint, rules, plan and splits; no network here."""
 
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
-from lesionseg.plan.make import PlanOverrides, make_plan
+from lesionseg.plan.make import make_plan
 from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
 from lesionseg.plan.splits import Splits, make_splits
 
@@ -11,7 +11,6 @@ __all__ = [
     "Fingerprint",
     "Normalisation",
     "Plan",
-    "PlanOverrides",
     "Splits",
     "make_plan",
     "make_splits",

@@ -2,23 +2,21 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 
+from lesionseg.config import ModelConfig
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import (
-    SOURCES,
-    Activation,
     AnchorPlan,
     Architecture,
-    Layout,
     Plan,
     sources_of,
     total_stride,
@@ -40,42 +38,9 @@ HEAD_WIDTH, HEAD_DEPTH = 128, 4
 _BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
 
 
-@dataclass(frozen=True)
-class PlanOverrides:
-    """What somebody decides instead of the rules; None leaves it to them.
-
-    `init_from`: the bundle, or the run, whose weights training starts from; its grid,
-    normalisation and backbone are followed (`make_plan`'s `before`). `layout`: nnunet gives our own
-    networks nnU-Net's details (`Architecture`). `network`: the arguments of a network that is not
-    ours, with `_target_` which class it is where `architecture` is "custom". `backbone`: likewise
-    of a detector's feature maps.
-    """
-
-    architecture: str = "unet"
-    spacing_mm: Sequence[float] | None = None
-    tile_shape: Sequence[int] | None = None
-    batch_size: int | None = None
-    base_features: int | None = None
-    activation: Activation = "sigmoid"
-    init_from: str | None = None
-    layout: Layout | None = None
-    network: Mapping[str, Any] | None = None
-    backbone: Mapping[str, Any] | None = None
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The network or backbone that is not ours, as `Architecture.network` has it."""
-        return dict(tuples(dict(self.network or self.backbone or {})))
-
-    def __post_init__(self) -> None:
-        ours, sources = self.architecture in SOURCES, sources_of(self.architecture)
-        if (self.network and ours) or (self.backbone and "detection" not in sources):
-            raise ConfigError(
-                f"model.network, model.backbone: a {self.architecture} takes no other. Take "
-                "model=custom for a network of your own, model=retinanet for a backbone."
-            )
-        if not ours and self.layout not in (None, "lesionseg"):
-            raise ConfigError(f"model.layout: {self.architecture} is not one of our own networks.")
+def network_spec(model: ModelConfig) -> dict[str, Any]:
+    """The network or backbone that is not ours, as `Architecture.network` has it."""
+    return dict(tuples(model.network or model.backbone or {}))
 
 
 def make_plan(
@@ -84,7 +49,7 @@ def make_plan(
     *,
     memory_gb: float,
     device: str,
-    overrides: PlanOverrides | None = None,
+    overrides: ModelConfig | None = None,
     before: Plan | None = None,
     step_memory: StepMemory | None = None,
     pyramid: Architecture | None = None,
@@ -98,11 +63,12 @@ def make_plan(
     weights are not. Raises `ConfigError` for overrides that do not fit the dataset or `before`, and
     for a GPU without `step_memory`.
     """
-    chosen = asked = overrides or PlanOverrides()
+    chosen = asked = overrides or ModelConfig.of()
     if before is not None:
         check_compatible(before, chosen, fingerprint, dataset)
         tile_shape = chosen.tile_shape or before.tile_shape
-        chosen = replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile_shape)
+        followed = {"spacing_mm": before.spacing_mm, "tile_shape": tile_shape}
+        chosen = chosen.model_copy(update=followed)
     on_gpu = device.startswith("cuda")
     draft = _draft(fingerprint, dataset, device, chosen, before)
 
@@ -191,7 +157,7 @@ def _draft(
     fingerprint: Fingerprint,
     dataset: Dataset,
     device: str,
-    chosen: PlanOverrides,
+    chosen: ModelConfig,
     before: Plan | None,
 ) -> Plan:
     """All of the plan that no tile, network or batch decides, with the reasons for it."""
@@ -246,10 +212,11 @@ def _draft(
 
 
 def _architecture(
-    tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: PlanOverrides
+    tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: ModelConfig
 ) -> Decision[Architecture]:
     """Stages and features; raises `ConfigError` for a tile that cannot be halved."""
-    by_hand = chosen.tile_shape is not None and not chosen.spec  # others have rules of their own
+    network = network_spec(chosen)  # others have rules of their own
+    by_hand = chosen.tile_shape is not None and not network
     features = allowed.base_features, allowed.widest
     shape = rules.network_shape(
         tile, spacing_mm, *features, name=chosen.architecture, exact=by_hand
@@ -259,7 +226,7 @@ def _architecture(
             f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
         )
     shape = rules.widened(shape, tile, allowed)
-    shape = replace(shape, network=chosen.spec, layout=chosen.layout or shape.layout)
+    shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
     if chosen.layout == "nnunet":  # all levels but the two coarsest
         shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
     rest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
@@ -274,7 +241,7 @@ def backbone_kind(architecture: str) -> str:
 
 
 def check_compatible(
-    before: Plan, chosen: PlanOverrides, fingerprint: Fingerprint, dataset: Dataset
+    before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
     """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
 
@@ -286,7 +253,7 @@ def check_compatible(
         ("modality", before.modality, fingerprint.modality),
         ("number of channels", len(theirs), len(dataset.channel_names)),
         # what a bundle names is imported only where the user names it too
-        ("network", dict(shape.network), chosen.spec),
+        ("network", dict(shape.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
     ):
         if has != wanted:

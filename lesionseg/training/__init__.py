@@ -1,19 +1,15 @@
 """Training: the only package that knows Lightning.
 
-Its public names are imported when they are asked for, so that a configuration can name
-`training.settings` without loading Lightning. `fit` is the whole; `lesion_module` and `LesionData`
-train under a `pl.Trainer` of one's own.
+Its public names are imported when they are asked for. `lesion_module` and `LesionData` train under
+a `pl.Trainer` of one's own.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "Learning": "settings",
     "LesionData": "tile_stream",
     "LesionModule": "module",
-    "OptimiserSettings": "settings",
-    "TrainerSettings": "settings",
     "lesion_module": "fit",
     "tiles_of": "fit",
 }

@@ -7,7 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lesionseg.losses import AnchorTargets, DetectionLoss, mask_unannotated
+from lesionseg.config import TrainConfig
+from lesionseg.errors import ConfigError
+from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss, mask_unannotated
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import (
@@ -164,9 +166,21 @@ def taught_anchors(plan: Plan, loss: DetectionLoss) -> Plan:
     return plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
 
 
-def make_objective(loss: nn.Module, detection: DetectionLoss, plan: Plan) -> Objective:
-    """What the plan's architecture is taught: voxels, anchors or both."""
+def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
+    """What the plan's architecture is taught: voxels, anchors or both.
+
+    `loss`: of voxels, in place of the configured one. Raises `ConfigError` where a loss for
+    independent labels teaches a network of exclusive ones, or the reverse.
+    """
+    loss = loss or make_loss(cfg.loss, plan.activation)
+    activation = getattr(loss, "activation", plan.activation)
+    if activation != plan.activation:
+        raise ConfigError(
+            f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
+            f"model.activation={activation}, or +loss.activation={plan.activation}."
+        )
     voxels = VoxelObjective(loss, plan)
     if not plan.has_boxes:
         return voxels
+    detection = DetectionLoss(**cfg.detection.plain())
     return DetectionObjective(detection, plan, voxels if plan.has_voxels else None)

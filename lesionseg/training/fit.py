@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
+from lesionseg.config import TrainConfig, TrainerConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
@@ -48,12 +49,15 @@ from lesionseg.training.processes import (
     training_device,
 )
 from lesionseg.training.schedule import resolve_budget
-from lesionseg.training.settings import STEPS_PER_EPOCH, Learning, TrainerSettings
 from lesionseg.training.tile_stream import Batch, LesionData, Validate
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("checkpoints")
+CHECKPOINT_EVERY = timedelta(seconds=15)
+STEPS_PER_EPOCH = 50  # whose tiles have the sampler's exact mix
+GRADIENT_CLIP = 12.0  # the norm; another one by trainer.lightning.gradient_clip_val
+LOG_EVERY = 5  # steps; another number by trainer.lightning.log_every_n_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +78,12 @@ def fit(
     network: nn.Module,
     plan: Plan,
     tiles: Dataset[Batch],
-    learning: Learning,
+    cfg: TrainConfig,
     run_dir: Path,
     *,
     validate: Validate | None = None,
+    loss: nn.Module | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
     """Train `network` in place on numbered `tiles` (see `TileStream`); returns what is kept of it.
 
@@ -89,19 +95,21 @@ def fit(
         network: what `build_network(plan)` makes, or one's own with the same outputs.
         plan: tile shape, batch size and meaning of the labels.
         tiles: those of `tiles_of`, or any others by number.
-        learning: loss, optimiser, budget, callbacks and loggers.
+        cfg: loss, optimiser, budget, callbacks and loggers.
         run_dir: where metrics.csv, pictures and checkpoints go.
         validate: given the averaged network in eval mode, returns scores for metrics.csv.
+        loss: of voxels, in place of the configured one.
+        callbacks: Lightning's, beside the configured ones.
     """
     last = run_dir / CHECKPOINTS / "last.ckpt"
-    module = lesion_module(plan, learning, network)
+    module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
     before = broadcast_from_rank_zero(partial(_read, last)) if last.is_file() else None
     if before is None or _progress(before, settings) < 1:
         data = LesionData(tiles, plan, settings, validate)
         steps = before["global_step"] if before else 0
         with _quiet(), _interruptible():
-            trainer = make_trainer(module, learning, run_dir, steps)
+            trainer = make_trainer(module, cfg, run_dir, steps, callbacks)
             try:
                 trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
             except (RuntimeError, KeyError) as error:
@@ -110,7 +118,7 @@ def fit(
                 raise _unusable(last, str(error)) from error
     after = broadcast_from_rank_zero(partial(_read, last))
     kept, best = after, run_dir / CHECKPOINTS / "best.ckpt"
-    if settings.select == "best" and best.is_file():
+    if best.is_file():
         kept = broadcast_from_rank_zero(partial(_read, best))
         log.info("The weights of step %d scored best and are kept.", kept["global_step"])
     try:
@@ -123,77 +131,69 @@ def fit(
     return FitResult(network.eval(), steps, skipped, minutes, training_device(settings.accelerator))
 
 
-def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
+def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
     """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
-    trainer = learning.trainer
-    n_tiles = STEPS_PER_EPOCH * trainer.accumulate * plan.batch_size * n_processes(trainer)
+    batches = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
+    n_tiles = STEPS_PER_EPOCH * batches * plan.batch_size * n_processes(cfg.trainer)
     tiles = TileDataset(
         cases,
         plan,
-        learning.sampling,
-        learning.augmentation,
+        cfg.sampling,
+        cfg.augment,
         n_tiles=n_tiles,
-        seed=learning.seed,
-        channel_dropout=learning.channel_dropout,
+        seed=cfg.seed,
+        channel_dropout=cfg.data.channel_dropout,
     )
     tiles[0]  # faults of the cases are raised here rather than by a worker process
     log.info("Tiles: %s", tiles.sampler.mix)
     return tiles
 
 
-def lesion_module(plan: Plan, learning: Learning, network: nn.Module | None = None) -> LesionModule:
+def lesion_module(
+    plan: Plan,
+    cfg: TrainConfig,
+    network: nn.Module | None = None,
+    loss: nn.Module | None = None,
+) -> LesionModule:
     """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
 
     Raises `ConfigError` where loss and plan disagree.
     """
-    check_activation(learning.loss, plan)
-    network = network or build_network(plan, architectures=TRUSTED, seed=learning.seed)
-    # a loss may keep sums of its own: every training begins with a fresh one
-    objective = make_objective(deepcopy(learning.loss), learning.detection, plan)
-    device = training_device(learning.trainer.accelerator)
+    objective = make_objective(plan, cfg, loss)
+    network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
+    device = training_device(cfg.trainer.accelerator)
     network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
-    settings = resolve_budget(learning.trainer, plan, device)
-    return LesionModule(network, objective, plan, settings, learning.optimiser)
-
-
-def check_activation(loss: nn.Module, plan: Plan) -> None:
-    """Raise `ConfigError` where a loss for independent labels teaches a network of exclusive ones,
-    or the reverse."""
-    activation = getattr(loss, "activation", plan.activation)
-    if activation != plan.activation:
-        raise ConfigError(
-            f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
-            f"model.activation={activation}, or +loss.activation={plan.activation}."
-        )
+    settings = resolve_budget(cfg.trainer, plan, device)
+    return LesionModule(network, objective, plan, settings, cfg.optim)
 
 
 def make_trainer(
-    module: LesionModule, learning: Learning, run_dir: Path, n_steps: int = 0
+    module: LesionModule,
+    cfg: TrainConfig,
+    run_dir: Path,
+    n_steps: int = 0,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's trainer with our callbacks, then the user's own; resumed after `n_steps`."""
     settings = module.settings
     kind, environment = training_device(settings.accelerator), launched(settings)
-    folder, interval = run_dir / CHECKPOINTS, timedelta(minutes=settings.checkpoint_every_minutes)
-    is_terminal = Console(stderr=True).is_terminal
-    callbacks: list[pl.Callback] = [KeepMemory(), FocalStatistics(), Previews(run_dir)]
+    has_bar = settings.lightning.get("enable_progress_bar", Console(stderr=True).is_terminal)
+    ours: list[pl.Callback] = [KeepMemory(), FocalStatistics(), Previews(run_dir)]
     if settings.ema_decay is not None:
-        callbacks.append(WarmAverage(settings.ema_decay, torch.device(kind)))
-    if settings.progress:
-        callbacks.append(RichProgressBar() if is_terminal else LogProgress(STEPS_PER_EPOCH))
-    files: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    callbacks += [
-        *(make() if isinstance(make, partial) else make for make in learning.callbacks),
+        ours.append(WarmAverage(settings.ema_decay, torch.device(kind)))
+    ours.append(RichProgressBar() if has_bar else LogProgress(STEPS_PER_EPOCH))
+    files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
+    ours += [
+        *(build(spec, "callbacks") for spec in cfg.callbacks),
+        *callbacks,
         ModelCheckpoint(
             filename="best", monitor=SCORE, mode="max", save_on_train_epoch_end=False, **files
         ),
-        LastCheckpoint(filename="last", train_time_interval=interval, **files),
+        LastCheckpoint(filename="last", train_time_interval=CHECKPOINT_EVERY, **files),
     ]
-    own = [
-        make(**{"save_dir": run_dir, **make.keywords}) if isinstance(make, partial) else make
-        for make in learning.loggers
-    ]
+    loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = (
-        settings.devices if isinstance(settings.devices, int | str) else list(settings.devices)
+        list(settings.devices) if isinstance(settings.devices, tuple) else settings.devices
     )
     if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
@@ -206,16 +206,15 @@ def make_trainer(
         "devices": devices,
         "strategy": strategy,
         "precision": choose_precision(settings.precision, torch.device(kind)),
-        "gradient_clip_val": settings.gradient_clip,
-        "accumulate_grad_batches": settings.accumulate,
-        "log_every_n_steps": settings.log_every,
+        "gradient_clip_val": GRADIENT_CLIP,
+        "log_every_n_steps": LOG_EVERY,
         "max_epochs": -1,  # the stream has no end, the budget stops it
         "benchmark": kind == "cuda",
         "inference_mode": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "enable_progress_bar": settings.progress and is_terminal,
+        "enable_progress_bar": has_bar,
         "default_root_dir": run_dir,
         # not what Lightning finds: SLURM's variables do not make each task one of a training
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
@@ -224,9 +223,9 @@ def make_trainer(
         (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     try:
         return pl.Trainer(
-            callbacks=callbacks,
-            logger=[History(run_dir, n_steps), *own],
-            **{**chosen, **deepcopy(dict(settings.lightning or {}))},
+            callbacks=ours,
+            logger=[History(run_dir, n_steps), *loggers],
+            **{**chosen, **deepcopy(settings.lightning)},
         )
     except TypeError as error:
         raise ConfigError(f"trainer.lightning: {error}.") from error
@@ -241,7 +240,7 @@ def choose_precision(asked: str, device: torch.device) -> Any:
     return "16-mixed" if device.type == "cuda" else "32-true"
 
 
-def _progress(checkpoint: dict[str, Any], settings: TrainerSettings) -> float:
+def _progress(checkpoint: dict[str, Any], settings: TrainerConfig) -> float:
     by_steps: float = checkpoint["global_step"] / (settings.max_steps or math.inf)
     by_minutes: float = checkpoint["minutes"] / (settings.max_minutes or math.inf)
     return max(by_steps, by_minutes)

@@ -10,12 +10,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lesionseg.config import TrainConfig
 from lesionseg.errors import TrainingError
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.detection_objective import make_objective
 from lesionseg.training.module import make_optimiser
-from lesionseg.training.settings import Learning
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def step_gb(plan: Plan) -> float:
     return CONTEXT_GB + WORKSPACE_GB + RESERVED * (weights + tiles) / 1e9
 
 
-def fit_to_memory(plan: Plan, learning: Learning, device: torch.device) -> Plan:
+def fit_to_memory(plan: Plan, cfg: TrainConfig, device: torch.device) -> Plan:
     """The plan, or a smaller one whose training steps fit a GPU; `reasons` say so.
 
     At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not enough. On a processor,
@@ -69,7 +69,7 @@ def fit_to_memory(plan: Plan, learning: Learning, device: torch.device) -> Plan:
     """
     if device.type != "cuda":
         return plan
-    return fitting(plan, lambda smaller: _take_steps(smaller, learning, device))
+    return fitting(plan, lambda smaller: _take_steps(smaller, cfg, device))
 
 
 def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
@@ -96,16 +96,16 @@ def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     )
 
 
-def _take_steps(plan: Plan, learning: Learning, device: torch.device) -> None:
+def _take_steps(plan: Plan, cfg: TrainConfig, device: torch.device) -> None:
     """Two, as the optimiser's moments are there from the second on."""
     try:
         network = build_network(plan, architectures=TRUSTED).to(device).train()
-        averages = deepcopy(network) if learning.trainer.ema_decay is not None else None
-        objective = make_objective(learning.loss, learning.detection, plan)
-        optimiser = make_optimiser(network, learning.optimiser)
+        averages = deepcopy(network) if cfg.trainer.ema_decay is not None else None
+        objective = make_objective(plan, cfg)
+        optimiser = make_optimiser(network, cfg.optim)
         batch = some_batch(plan, plan.batch_size, device)
         targets = objective.targets(batch)
-        half = learning.trainer.precision != "32-true" and fast_dtype(device) != torch.float32
+        half = cfg.trainer.precision != "32-true" and fast_dtype(device) != torch.float32
         for _ in range(2):
             optimiser.zero_grad()
             with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lesionseg.config import OptimConfig, TrainerConfig
 from lesionseg.errors import TrainingError
 from lesionseg.losses import PositiveAverage
 from lesionseg.models.weights import is_head
@@ -18,11 +19,12 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import broadcast_from_rank_zero
 from lesionseg.training.schedule import learning_rate
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+BETAS = (0.9, 0.95)  # AdamW's
+MOMENTUM = 0.99  # SGD's (Nesterov), as nnU-Net's
 SCORE = (
     "validation_score"  # recall at one false positive a case plus Dice: what weights are kept by
 )
@@ -41,8 +43,8 @@ class LesionModule(pl.LightningModule):
         network: nn.Module,
         objective: Objective,
         plan: Plan,
-        settings: TrainerSettings,
-        optimiser: OptimiserSettings,
+        settings: TrainerConfig,
+        optimiser: OptimConfig,
     ) -> None:
         super().__init__()
         self.network, self.objective, self.plan = network, objective, plan
@@ -61,10 +63,15 @@ class LesionModule(pl.LightningModule):
         return max(by_steps, self.minutes / limit if limit else 0.0)
 
     @property
+    def log_every(self) -> int:
+        """Steps from one logged row to the next, as the Trainer has it."""
+        return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+    @property
     def is_logged(self) -> bool:
         """Whether the step under way is one of those whose numbers are logged."""
         step = self.global_step + 1
-        return step % self.settings.log_every == 0 or step == self.settings.max_steps
+        return step % self.log_every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
         """Expect the positives of all processes; compile."""
@@ -93,7 +100,7 @@ class LesionModule(pl.LightningModule):
         terms = self.objective.terms(output, targets, normalisers)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-        if self.global_step % self.settings.log_every == 0:
+        if self.global_step % self.log_every == 0:
             self.recent = []
         self.recent.append({n: v.detach() for n, v in {**named, "positives": counts[0]}.items()})
         if self.is_logged:
@@ -205,19 +212,18 @@ class LesionModule(pl.LightningModule):
 
 
 def make_optimiser(
-    network: nn.Module, settings: OptimiserSettings, *, fused: bool = True
+    network: nn.Module, settings: OptimConfig, *, fused: bool = True
 ) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
-    Weight decay falls on kernels only, unless `decay` is all: shrinking a norm's scale or the prior
-    bias of a head towards 0 regularises nothing. All but the heads learn at `backbone_lr_scale`.
+    Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head towards
+    0 regularises nothing. All but the heads learn at `backbone_lr_scale`.
     """
-    least = 2 if settings.decay == "kernels" else 0  # axes of what decays
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if weight.requires_grad:
             is_slow = settings.backbone_lr_scale != 1 and not is_head(name)
-            groups.setdefault((not is_slow, weight.ndim < least), []).append(weight)
+            groups.setdefault((not is_slow, weight.ndim < 2), []).append(weight)
     parts = [
         {
             "params": weights,
@@ -227,9 +233,5 @@ def make_optimiser(
         for (is_fast, spared), weights in sorted(groups.items(), key=lambda item: item[0])
     ]
     if settings.name == "adamw":
-        betas = (settings.momentum, settings.beta2)
-        return torch.optim.AdamW(parts, lr=settings.lr, betas=betas, fused=fused)
-    momentum = settings.momentum
-    return torch.optim.SGD(
-        parts, lr=settings.lr, momentum=momentum, nesterov=momentum > 0, fused=fused
-    )
+        return torch.optim.AdamW(parts, lr=settings.lr, betas=BETAS, fused=fused)
+    return torch.optim.SGD(parts, lr=settings.lr, momentum=MOMENTUM, nesterov=True, fused=fused)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import distributed
 
+from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.ops.host_memory import physical_bytes
-from lesionseg.training.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -43,7 +43,7 @@ def available_memory_gb(device: str) -> float:
     return physical_bytes() / 1e9
 
 
-def launched(trainer: TrainerSettings) -> "ClusterEnvironment | None":
+def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
     """Lightning's environment of the launcher; None where this process was started alone.
 
     Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
@@ -79,7 +79,7 @@ def launched(trainer: TrainerSettings) -> "ClusterEnvironment | None":
     return None
 
 
-def _check_processes(launcher: str, trainer: TrainerSettings, here: int, n_nodes: int) -> None:
+def _check_processes(launcher: str, trainer: TrainerConfig, here: int, n_nodes: int) -> None:
     """The settings name what was started: a run that is resumed by more would learn otherwise."""
     if trainer.n_devices not in (here, None) or trainer.n_nodes != n_nodes:
         raise ConfigError(
@@ -90,7 +90,7 @@ def _check_processes(launcher: str, trainer: TrainerSettings, here: int, n_nodes
 
 
 @contextmanager
-def joined(trainer: TrainerSettings) -> Iterator[None]:
+def joined(trainer: TrainerConfig) -> Iterator[None]:
     """Connect this process with the others of its training, if any; only the first one logs."""
     environment = launched(trainer)
     if environment is None or distributed.is_initialized():
@@ -99,7 +99,7 @@ def joined(trainer: TrainerSettings) -> Iterator[None]:
     on_gpu = training_device(trainer.accelerator) == "cuda"
     if on_gpu:
         local, listed = environment.local_rank(), trainer.devices
-        torch.cuda.set_device(listed[local] if isinstance(listed, list | tuple) else local)
+        torch.cuda.set_device(listed[local] if isinstance(listed, tuple) else local)
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     distributed.init_process_group(
@@ -119,7 +119,7 @@ def joined(trainer: TrainerSettings) -> Iterator[None]:
     distributed.destroy_process_group()  # after an error the launcher ends all of them
 
 
-def n_processes(trainer: TrainerSettings) -> int:
+def n_processes(trainer: TrainerConfig) -> int:
     """How many train together, those that Lightning is still to start among them."""
     if distributed.is_initialized():
         return distributed.get_world_size()

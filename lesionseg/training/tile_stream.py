@@ -14,11 +14,11 @@ from monai.data import DataLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
-from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class LesionData(pl.LightningDataModule):
         self,
         tiles: Dataset[Batch],
         plan: Plan,
-        settings: TrainerSettings,
+        settings: TrainerConfig,
         validate: Validate | None = None,
     ) -> None:
         super().__init__()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from monai.transforms import Affine
 
+from lesionseg.config import AugmentConfig
+from lesionseg.data import augment
 from lesionseg.data.augment import (
     NO_CHANGE,
-    AugmentationSettings,
     Change,
     Intensity,
     Movement,
@@ -18,11 +19,20 @@ from lesionseg.data.augment import (
 )
 from lesionseg.errors import ConfigError
 
-OFF = {
-    "flip_probability": 0.0,
-    "spatial_probability": 0.0,
-    "intensity_probability": 0.0,
-}
+OFF = {"flip_axes": [], "spatial_probability": 0.0, "intensity_probability": 0.0}
+FIXED = ("flip_probability", "scale", "shear", "elastic_share")
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """Settings, and what is fixed of the augmentation set for this test."""
+
+    def make(**chosen):
+        for name in chosen.keys() & FIXED:
+            monkeypatch.setattr(augment, name.upper(), chosen.pop(name))
+        return AugmentConfig.of(**chosen)
+
+    return make
 
 
 def make_tile(shape=(16, 20, 24), channels=1):
@@ -50,12 +60,10 @@ def plan2d(plan):
     return plan.with_(dims=2, spacing_mm=(0.2, 0.2), modality="xray", tile_shape=(32, 32))
 
 
-def test_shapes_dtypes_and_plain_tensors_stay(draw, plan):
+def test_shapes_dtypes_and_plain_tensors_stay(draw, plan, settings):
     tile = make_tile()
-    augment = build_augmentation(
-        AugmentationSettings(spatial_probability=1, intensity_probability=1), plan
-    )
-    changed = augment(tile, draw)
+    changes = build_augmentation(settings(spatial_probability=1, intensity_probability=1), plan)
+    changed = changes(tile, draw)
     assert changed.keys() == tile.keys()
     for key, tensor in changed.items():
         assert type(tensor) is torch.Tensor
@@ -65,11 +73,11 @@ def test_shapes_dtypes_and_plain_tensors_stay(draw, plan):
     assert not torch.equal(changed["image"], tile["image"])
 
 
-def test_image_and_masks_move_together(draw, plan):
-    settings = AugmentationSettings(spatial_probability=1, intensity_probability=0, scale=0.1)
-    augment = build_augmentation(settings, plan)
+def test_image_and_masks_move_together(draw, plan, settings):
+    chosen = settings(spatial_probability=1, intensity_probability=0, scale=0.1)
+    changes = build_augmentation(chosen, plan)
     for _ in range(5):
-        changed = augment(make_tile(), draw)
+        changed = changes(make_tile(), draw)
         lesion = changed["instances"] == 70001
         assert (lesion == (changed["image"][0] > 0.5)).float().mean() > 0.98
         assert set(changed["instances"].unique().tolist()) <= {0, 2, 70001}
@@ -77,97 +85,88 @@ def test_image_and_masks_move_together(draw, plan):
         assert torch.equal(changed["instances"] == 2, changed["labels"] == 1)
 
 
-def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan):
-    settings = AugmentationSettings(
+def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan, settings):
+    chosen = settings(
         spatial_probability=1, rotate_degrees=40, intensity_probability=0, flip_probability=0
     )
     tile = make_tile()
     tile["image"] += 5
-    changed = build_augmentation(settings, plan)(tile, draw)
+    changed = build_augmentation(chosen, plan)(tile, draw)
     assert not changed["valid"].all()
     deep = ~changed["valid"] & (changed["image"][0] == 0)
     assert deep.any()
     assert changed["image"][0][changed["valid"]].min() > 0.5
 
 
-def test_the_same_generator_state_gives_the_same_tile(plan):
-    augment = build_augmentation(AugmentationSettings(spatial_probability=0.5), plan)
+def test_the_same_generator_state_gives_the_same_tile(plan, settings):
+    changes = build_augmentation(settings(spatial_probability=0.5), plan)
     tile = make_tile()
-    first = [augment(tile, tile_generator(i))["image"] for i in range(6)]
-    again = [augment(tile, tile_generator(i))["image"] for i in reversed(range(6))][::-1]
+    first = [changes(tile, tile_generator(i))["image"] for i in range(6)]
+    again = [changes(tile, tile_generator(i))["image"] for i in reversed(range(6))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(first[0], other) for other in first[1:])
 
 
-def test_thick_slices_are_turned_only_in_their_plane(draw, plan):
+def test_thick_slices_are_turned_only_in_their_plane(draw, plan, settings):
     thick = plan.with_(spacing_mm=(5.0, 1.0, 1.0))
-    settings = AugmentationSettings(
+    chosen = settings(
         spatial_probability=1, rotate_degrees=30, flip_probability=0, shear=0.1, elastic_share=1
     )
     tile = make_tile()
     tile["instances"][:] = torch.arange(16).view(16, 1, 1)
-    changed = build_augmentation(settings, thick)(tile, draw)["instances"]
+    changed = build_augmentation(chosen, thick)(tile, draw)["instances"]
     for z in range(16):
         assert set(changed[z].unique().tolist()) <= {0, z}
-    turned = build_augmentation(settings, plan)(tile, draw)["instances"]
+    turned = build_augmentation(chosen, plan)(tile, draw)["instances"]
     assert any(len(turned[z].unique()) > 2 for z in range(16))
 
 
-def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d):
+def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d, settings):
     tile = make_tile((32, 32))
-    always = {**OFF, "flip_probability": 1.0}
-    assert build_augmentation(AugmentationSettings(**always), plan2d) is None
-    flipped = build_augmentation(AugmentationSettings(**always, flip_axes=[1]), plan2d)(tile, draw)
+    always = {**OFF, "flip_axes": None, "flip_probability": 1.0}
+    assert build_augmentation(settings(**always), plan2d) is None
+    flipped = build_augmentation(settings(**{**always, "flip_axes": [1]}), plan2d)(tile, draw)
     assert torch.equal(flipped["labels"], tile["labels"].flip(1))
     assert torch.equal(flipped["image"], tile["image"].flip(2))
     with pytest.raises(ConfigError, match="flip_axes"):
-        build_augmentation(AugmentationSettings(flip_axes=(2,)), plan2d)
+        build_augmentation(settings(flip_axes=(2,)), plan2d)
 
 
-def test_two_axes_and_two_channels_work(draw, plan2d):
-    augment = build_augmentation(
-        AugmentationSettings(spatial_probability=1, intensity_probability=1), plan2d
-    )
-    changed = augment(make_tile((32, 32), channels=2), draw)
+def test_two_axes_and_two_channels_work(draw, plan2d, settings):
+    changes = build_augmentation(settings(spatial_probability=1, intensity_probability=1), plan2d)
+    changed = changes(make_tile((32, 32), channels=2), draw)
     assert changed["image"].shape == (2, 32, 32)
 
 
-def test_a_ct_keeps_its_gamma(plan):
-    settings = AugmentationSettings(intensity_probability=1)
-    ct, mri = (build_augmentation(settings, plan.with_(modality=m)) for m in ("ct", "mri"))
+def test_a_ct_keeps_its_gamma(plan, settings):
+    chosen = settings(intensity_probability=1)
+    ct, mri = (build_augmentation(chosen, plan.with_(modality=m)) for m in ("ct", "mri"))
     assert ct.draw(tile_generator(0)).intensity.gamma is None
     assert 0.7 <= mri.draw(tile_generator(0)).intensity.gamma <= 1.5
 
 
-def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw, plan):
+def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw, plan, settings):
     tile = make_tile()
-    assert build_augmentation(AugmentationSettings(**OFF), plan) is None
+    assert build_augmentation(settings(**OFF), plan) is None
     tile["image"].zero_()
     draw = tile_generator(0)
-    changed = build_augmentation(AugmentationSettings(intensity_probability=1), plan)(tile, draw)
+    changed = build_augmentation(settings(intensity_probability=1), plan)(tile, draw)
     assert torch.isfinite(changed["image"]).all()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"flip_probability": 1.5}, "flip_probability"),
-        ({"rotate_degrees": -1}, "rotate_degrees"),
-        ({"scale": 1.5}, "scale"),
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        AugmentationSettings(**wrong)
+@pytest.fixture
+def movements(settings):
+    """The first `n` movements of tiles."""
+
+    def draw(plan, n=20, **chosen):
+        chosen = settings(spatial_probability=1, intensity_probability=0, **chosen)
+        changes = build_augmentation(chosen, plan)
+        return [changes.draw(tile_generator(i)).movement for i in range(n)]
+
+    return draw
 
 
-def movements(plan, n=20, **settings):
-    chosen = AugmentationSettings(spatial_probability=1, intensity_probability=0, **settings)
-    augment = build_augmentation(chosen, plan)
-    return [augment.draw(tile_generator(i)).movement for i in range(n)]
-
-
-def test_the_same_affine_gives_the_voxels_that_monai_gives(plan):
+def test_the_same_affine_gives_the_voxels_that_monai_gives(plan, movements):
     tile = make_tile((17, 20, 23))
     tile["image"] = torch.randn(tile["image"].shape, generator=tile_generator(9))
     for movement in movements(plan, 6, elastic_share=0, scale=0.1):
@@ -200,7 +199,7 @@ def surroundings(tile, movement):
     return piece
 
 
-def test_no_corner_is_empty_where_the_volume_goes_on(plan):
+def test_no_corner_is_empty_where_the_volume_goes_on(plan, movements):
     shape = (12, 14, 16)
     for movement in movements(plan, elastic_share=0.5):
         size = [stop - start for start, stop in movement.source(shape)]
@@ -210,7 +209,7 @@ def test_no_corner_is_empty_where_the_volume_goes_on(plan):
         assert (changed["image"] - 1).abs().max() < 1e-5
 
 
-def test_masks_are_read_where_the_matrix_says(plan):
+def test_masks_are_read_where_the_matrix_says(plan, movements):
     shape = (13, 15, 17)
     for movement in [*movements(plan, 6, elastic_share=0), Movement((0, 2)), Movement()]:
         ids = np.meshgrid(*(np.arange(a, b) for a, b in movement.source(shape)), indexing="ij")
@@ -222,10 +221,10 @@ def test_masks_are_read_where_the_matrix_says(plan):
             assert [int(changed[str(a)][voxel]) for a in range(3)] == np.floor(where + 0.5).tolist()
 
 
-def test_a_turn_is_a_turn_in_millimetres(plan):
+def test_a_turn_is_a_turn_in_millimetres(plan, movements):
     squeezed = plan.with_(spacing_mm=(2.0, 1.0, 1.5))
-    settings = {"scale": 0, "shear": 0, "elastic_share": 0, "flip_probability": 0}
-    for movement in movements(squeezed, 5, **settings):
+    fixed = {"scale": 0, "shear": 0, "elastic_share": 0, "flip_probability": 0}
+    for movement in movements(squeezed, 5, **fixed):
         spacing = np.array(squeezed.spacing_mm)
         turn = movement.linear * spacing[:, None] / spacing
         np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
@@ -234,10 +233,10 @@ def test_a_turn_is_a_turn_in_millimetres(plan):
         assert np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)) <= largest
 
 
-def test_a_bend_is_smooth_bounded_and_does_not_fold(plan):
-    settings = {"scale": 0, "shear": 0, "rotate_degrees": 0, "flip_probability": 0}
+def test_a_bend_is_smooth_bounded_and_does_not_fold(plan, movements):
+    fixed = {"scale": 0, "shear": 0, "rotate_degrees": 0, "flip_probability": 0}
     big = plan.with_(tile_shape=(40, 48, 56))
-    bends = [m.bend for m in movements(big, 6, elastic_share=1, **settings)]
+    bends = [m.bend for m in movements(big, 6, elastic_share=1, **fixed)]
     grid = [np.arange(n, dtype=float) for n in big.tile_shape]
     for bend in bends:
         field = bend.at(grid)
@@ -247,7 +246,7 @@ def test_a_bend_is_smooth_bounded_and_does_not_fold(plan):
             assert slope.abs().max() < 1  # no voxel overtakes its neighbour
 
 
-def test_a_bend_of_equal_knots_is_a_shift(plan):
+def test_a_bend_of_equal_knots_is_a_shift(plan, movements):
     (movement,) = movements(plan, 1, elastic_share=1, flip_probability=0)
     movement.bend.knots[:] = 2.5
     grid = [np.linspace(0, 15, 7)] * 3

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesionseg.config import SamplingConfig
 from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, LesionTable
 from lesionseg.data.sampling import (
-    SamplingSettings,
     TileSampler,
     capped,
     systematic_sample,
@@ -42,7 +42,7 @@ def spaced(pair, side):
 
 
 def sampler_of(cases, n_tiles, seed=0, tile=(8, 8, 8), **settings):
-    return TileSampler(cases, tile, SamplingSettings(**settings), n_tiles=n_tiles, seed=seed)
+    return TileSampler(cases, tile, SamplingConfig.of(**settings), n_tiles=n_tiles, seed=seed)
 
 
 @pytest.fixture
@@ -101,16 +101,16 @@ def test_a_patient_full_of_lesions_does_not_outweigh_the_others():
     assert shares[0] == pytest.approx(420 * 4 / 21, abs=2)
     assert max(shares[i] for i in range(1, 21)) - min(shares[i] for i in range(1, 21)) <= 1
     assert "80 lesions, 21 patients; at most 19% from one patient" in sampler.mix
-    free = sampler_of(cases, 420, 0, lesion_share=1, patient_cap=None)
-    assert Counter(c.case for c in choices(free))[0] == pytest.approx(420 * 0.75, abs=2)
 
 
-def test_a_patients_scans_share_its_cap():
+def test_a_patients_scans_share_its_cap(monkeypatch):
+    monkeypatch.setattr("lesionseg.data.sampling.PATIENT_CAP", 2.0)
+
     def scan(name, n):
         return replace(make_case(name, [((i, 0, 0), 1) for i in range(n)]), group=name[0])
 
     cases = [scan("a1", 15), scan("a2", 15), *(scan(name, 1) for name in "bcdefghij")]
-    sampler = sampler_of(cases, 400, 0, lesion_share=1, patient_cap=2.0)
+    sampler = sampler_of(cases, 400, 0, lesion_share=1)
     shares = Counter(c.case for c in choices(sampler))
     assert shares[0] + shares[1] == pytest.approx(400 * 2 / 10, abs=2)
 
@@ -167,9 +167,7 @@ def test_a_case_full_of_lesions_still_gives_background_tiles():
 
 def test_wrong_shares_and_no_cases_are_errors():
     with pytest.raises(ConfigError, match="lesion_share"):
-        SamplingSettings(lesion_share=-0.1)
-    with pytest.raises(ConfigError, match="patient_cap"):
-        SamplingSettings(patient_cap=0.5)
+        SamplingConfig.of(lesion_share=-0.1)
     with pytest.raises(ConfigError, match="nothing"):
         sampler_of([], 4)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 
+from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import SamplingSettings, TileSampler
+from lesionseg.data.sampling import TileSampler
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 
@@ -42,16 +42,16 @@ def cases(tmp_path, rng):
 
 @pytest.fixture
 def dataset(cases, plan):
-    return tiles_of(cases, plan, AugmentationSettings(), n_tiles=9, seed=3)
+    return tiles_of(cases, plan, AugmentConfig.of(), n_tiles=9, seed=3)
 
 
 def tiles_of(cases, plan, augmentation, n_tiles, seed):
     plan = plan.with_(tile_shape=TILE)
-    return TileDataset(cases, plan, SamplingSettings(), augmentation, n_tiles=n_tiles, seed=seed)
+    return TileDataset(cases, plan, SamplingConfig.of(), augmentation, n_tiles=n_tiles, seed=seed)
 
 
 def test_an_item_is_the_tile_that_the_sampler_chose(cases, plan):
-    sampler = TileSampler(cases, TILE, SamplingSettings(), n_tiles=20, seed=0)
+    sampler = TileSampler(cases, TILE, SamplingConfig.of(), n_tiles=20, seed=0)
     dataset = tiles_of(cases, plan, None, n_tiles=20, seed=0)
     for i in range(20):
         choice, item = sampler.choose(0, i), dataset[i]
@@ -133,7 +133,7 @@ def dropping(cases, plan, share, augmentation=None, may_lack=True, **settings):
     )
 
 
-@pytest.mark.parametrize("augmentation", [None, AugmentationSettings()])
+@pytest.mark.parametrize("augmentation", [None, AugmentConfig.of()])
 def test_a_channel_is_left_out_of_some_tiles_and_nothing_else_changes(cases, plan, augmentation):
     whole = dropping(cases, plan, 0.0, augmentation)
     some, again = (dropping(cases, plan, 0.5, augmentation) for _ in range(2))

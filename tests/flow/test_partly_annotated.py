@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.evaluate import evaluate
+from tests.commands import evaluate
 
 SHAPE = (16, 16, 16)
 LESION, CYST = 1, 2

@@ -61,7 +61,10 @@ def raw(tmp_path_factory):
 def one(raw):
     """One process with as many tiles a step."""
     run = raw.parent / "one"
-    ended = subprocess.run([*MODULE, *TRAIN, *settings(raw, run), "trainer.accumulate=4"], cwd=ROOT)
+    ended = subprocess.run(
+        [*MODULE, *TRAIN, *settings(raw, run), "trainer.lightning.accumulate_grad_batches=4"],
+        cwd=ROOT,
+    )
     assert ended.returncode == 0
     return run
 

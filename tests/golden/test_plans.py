@@ -21,8 +21,9 @@ DEVICES = {"cpu": ("cpu", 16), "11 GB": ("cuda:0", 11), "80 GB": ("cuda:0", 80)}
 
 def plan_of(name, device, memory_gb, **chosen):
     """The one place that knows how a plan is made."""
+    from lesionseg.config import ModelConfig
     from lesionseg.core import CaseFiles, Dataset
-    from lesionseg.plan import Fingerprint, PlanOverrides, make_plan
+    from lesionseg.plan import Fingerprint, make_plan
     from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 
     facts = facts_of(name)
@@ -44,7 +45,7 @@ def plan_of(name, device, memory_gb, **chosen):
         dataset,
         memory_gb=memory_gb,
         device=device,
-        overrides=PlanOverrides(**chosen),
+        overrides=ModelConfig.of(**chosen),
         step_memory=step_gb,
     )
 

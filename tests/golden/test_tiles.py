@@ -8,10 +8,11 @@ from tests.golden.small_network import phantom, write_nifti
 
 N_TILES, TILE = 24, (8, 16, 16)
 AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
-OFF = {"spatial_probability": 0.0, "intensity_probability": 0.0, "flip_probability": 0.0}
+OFF = {"spatial_probability": 0.0, "intensity_probability": 0.0}
+UNFLIPPED = ("spatial", "intensity")
 CHANGES = {  # None: not at all
     "none": None,
-    "flips": {**OFF, "flip_probability": 0.5},
+    "flips": OFF,
     "spatial": {**OFF, "spatial_probability": 1.0},
     "intensity": {**OFF, "intensity_probability": 1.0},
     "default": {},
@@ -22,13 +23,8 @@ def tile_sets(root, cache):
     """Prepared cases and, by name, a sequence of tiles with `image`, `label` and `instances`."""
     from dataclasses import replace
 
-    from lesionseg.data import (
-        AugmentationSettings,
-        SamplingSettings,
-        TileDataset,
-        fill_cache,
-        open_dataset,
-    )
+    from lesionseg.config import AugmentConfig, SamplingConfig
+    from lesionseg.data import TileDataset, fill_cache, open_dataset
     from tests.golden.small_network import plan_and_network
 
     dataset, plan = open_dataset(root), plan_and_network()[0]
@@ -38,8 +34,8 @@ def tile_sets(root, cache):
         name: TileDataset(
             cases,
             plan,
-            SamplingSettings(lesion_share=0.5),
-            None if settings is None else AugmentationSettings(**settings),
+            SamplingConfig.of(lesion_share=0.5),
+            None if settings is None else AugmentConfig.of(**settings),
             n_tiles=N_TILES,
             seed=5,
         )
@@ -98,7 +94,9 @@ def test_where_tiles_lie(made):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_tiles_hold(name, made):
+def test_what_tiles_hold(name, made, monkeypatch):
+    if name in UNFLIPPED:
+        monkeypatch.setattr("lesionseg.data.augment.FLIP_PROBABILITY", 0.0)
     found = {}
     for i in range(N_TILES):
         item = made[1][name][i]

@@ -6,11 +6,12 @@ import pytest
 from numpy.typing import NDArray
 
 import lesionseg
+from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings, choose_device
+from lesionseg.inference.settings import choose_device
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
@@ -18,7 +19,7 @@ from tests.inference.networks import Bright
 
 SHAPE = (22, 26, 30)
 SPACING_MM = (1.0, 1.0, 1.0)
-EXACT = InferenceSettings(precision="fp32")
+EXACT = InferenceConfig.of(precision="fp32")
 
 
 def _phantom(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -158,7 +159,7 @@ def test_an_array_in_nibabels_order_gives_the_same_places(
 def test_two_axes_work_alike(rng: np.random.Generator, plan: Plan) -> None:
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.5, 0.5))
     image = _phantom(rng)[12]
-    predictor = Predictor.from_network(Bright(), flat, settings=InferenceSettings(flips=True))
+    predictor = Predictor.from_network(Bright(), flat, settings=InferenceConfig.of(flips=True))
     volume = Volume(image[None], Geometry.from_spacing(image.shape, (0.5, 0.5)))
     prediction = predictor.predict_volume(volume, "x")
     assert prediction.instances is not None

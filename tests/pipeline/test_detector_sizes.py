@@ -10,8 +10,8 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
 from lesionseg.io.volumes import read_geometry, write_volume
-from lesionseg.pipeline.evaluate import evaluate
 from lesionseg.report.write import write_report
+from tests.commands import evaluate
 from tests.io.dicom_files import DX, save
 
 

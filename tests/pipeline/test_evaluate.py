@@ -10,8 +10,9 @@ from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.evaluate import evaluate, of_role, open_references
+from lesionseg.pipeline.evaluate import of_role, open_references
 from lesionseg.report.write import ReportOptions, write_report
+from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
@@ -91,9 +92,7 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     assert scores["n_true_positive"] == 1
     assert scores["operating_point"]["score"] == 0.5
     assert scores["froc"]["recall"] == [1.0] * 7
-    lower = evaluate(
-        *folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5
-    ).scores
+    lower = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
     assert lower["n_true_positive"] == 2
     assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
     named = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
@@ -224,7 +223,7 @@ def test_a_role_that_somebody_stated_is_kept(folders):
 
 
 def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):
-    with pytest.raises(ConfigError, match=r"tets.*train, validation, test, external"):
+    with pytest.raises(ConfigError, match=r"tets.*train.*validation.*test.*external"):
         evaluate(*folders, evaluated_on="tets")
     assert not folders[2].exists()
 

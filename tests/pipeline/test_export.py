@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
@@ -21,13 +22,12 @@ from lesionseg.inference.export import largest_difference, trace, write_onnx
 from lesionseg.inference.monai_bundle import inference_config
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.pipeline.export import export
 from lesionseg.plan.plan import Activation, AnchorPlan, FocalLink, Normalisation, Plan
+from tests.commands import export
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
@@ -234,6 +234,7 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
     overlap: float,
     largest: float,
     mean: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     geometry = Geometry(shape, affine)
     files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
@@ -244,7 +245,8 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
     assert "lesionseg." not in (tmp_path / "monai/configs/inference.json").read_text()
     _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out", overlap)
     # MONAI's layout has no place for our mask of the body: air is computed like all else
-    settings = InferenceSettings(overlap=overlap, precision="fp32", body_mask=False)
+    monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
+    settings = InferenceConfig.of(overlap=overlap, precision="fp32")
     predictor = Predictor(bundle, device="cpu", settings=settings)
     own = predictor.probabilities(predictor.read(CaseFiles("a", tuple(files))))
     image = nibabel.load(tmp_path / "out" / "a_0000_prob.nii.gz")
@@ -273,7 +275,7 @@ def test_monai_runs_a_network_for_radiographs(
     export(tmp_path / "bundle", tmp_path / "monai", format="monai")
     _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out")
     predictor = Predictor(
-        tmp_path / "bundle", device="cpu", settings=InferenceSettings(precision="fp32")
+        tmp_path / "bundle", device="cpu", settings=InferenceConfig.of(precision="fp32")
     )
     own = predictor.probabilities(predictor.read(CaseFiles("x", (tmp_path / "images/x.png",))))
     mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lesionseg.config import ModelConfig
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.models import build_network
 from lesionseg.pipeline.learning import bundle_plan, checkpoint_stages, start_from
-from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 PLAN = Plan(
@@ -69,9 +69,9 @@ def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(tmp_path, caplog):
         weights[f"{there[part]}.{kind}"] = tensor
     path = tmp_path / "checkpoint_final.pth"
     torch.save({"network_weights": weights}, path)
-    assert checkpoint_stages(PlanOverrides(init_from=str(path)), 2) == plan.architecture
+    assert checkpoint_stages(ModelConfig.of(init_from=str(path)), 2) == plan.architecture
     with pytest.raises(ConfigError, match="spatial axes"):
-        checkpoint_stages(PlanOverrides(init_from=str(path)), 3)
+        checkpoint_stages(ModelConfig.of(init_from=str(path)), 3)
     with caplog.at_level(logging.INFO, "lesionseg"):
         start_from(str(path), network, plan)
     every = len(old.state_dict())

@@ -12,7 +12,7 @@ from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
-from lesionseg.pipeline.follow import follow
+from tests.commands import follow
 
 SHAPE = (16, 24, 24)
 GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
@@ -46,7 +46,7 @@ def visits(tmp_path: Path) -> Path:
 
 def run(root: Path, **settings: object) -> list[dict[str, str]]:
     out = root / "out"
-    follow(root / "before", root / "after", out, **settings)  # type: ignore[arg-type]
+    follow(root / "before", root / "after", out, **settings)
     return read_csv(out / "changes.csv")
 
 

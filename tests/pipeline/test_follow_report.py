@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Volume
 from lesionseg.io.volumes import read_geometry, write_volume
-from lesionseg.pipeline.follow import follow
+from tests.commands import follow
 from tests.io.test_dicom_results import GRIDS, series
 
 hd = pytest.importorskip("highdicom")
@@ -47,7 +47,7 @@ def texts(content: object) -> list[str]:
 def run(root: Path, **settings: object) -> Path:
     images = {f"{visit}_images": root / f"{visit}_images" for visit in ("before", "after")}
     given = {**images, **settings}
-    follow(root / "before", root / "after", root / "out", **given)  # type: ignore[arg-type]
+    follow(root / "before", root / "after", root / "out", **given)
     return root / "out" / "scan_sr.dcm"
 
 

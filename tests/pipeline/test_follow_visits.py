@@ -12,8 +12,9 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.follow import follow, read_visits
+from lesionseg.pipeline.follow import read_visits
 from lesionseg.plan.plan import Plan
+from tests.commands import follow
 from tests.inference.networks import Bright
 
 SHAPE = (12, 18, 20)
@@ -127,8 +128,8 @@ def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_p
 )
 def test_what_is_to_be_followed_must_be_clear(given: dict[str, str], tmp_path: Path) -> None:
     folders = {"before": None, "after": None, **given}
-    with pytest.raises(ConfigError, match="Give before= and after="):
-        follow(output=tmp_path / "out", **folders)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="give before= and after="):
+        follow(output=tmp_path / "out", **folders)
 
 
 def test_predictions_of_no_pair_are_refused(visits: Path, tmp_path: Path) -> None:

@@ -2,26 +2,26 @@
 
 import pytest
 
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.dataset import DataSettings, take_survey
+from lesionseg.pipeline.dataset import take_survey
 from lesionseg.pipeline.learning import decide
-from lesionseg.plan.make import PlanOverrides
-from lesionseg.training.settings import TrainerSettings
 
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
     root = tmp_path_factory.mktemp("xray")
     write_xray_phantoms(root, n_cases=4, shape=(192, 192), seed=3)
-    return take_survey(DataSettings(str(root)), seed=0)
+    return take_survey(DataConfig.of(root=root), seed=0)
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet"])
 def test_a_card_is_planned_for_by_its_memory(survey, tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    trainer = TrainerSettings(max_steps=1, accelerator="gpu", memory_gb=24.0)
-    plan = decide(survey, PlanOverrides(name), trainer, tmp_path)
+    trainer = {"accelerator": "gpu", "memory_gb": 24.0}
+    cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
+    plan = decide(survey, cfg, tmp_path)
     assert plan.reasons["budget"] == "planned for a GPU with 24 GB"
     assert "by prediction" in plan.reasons["memory"]
     assert plan.architecture.features[0] >= 32
@@ -30,6 +30,6 @@ def test_a_card_is_planned_for_by_its_memory(survey, tmp_path, monkeypatch, name
 
 def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    trainer = TrainerSettings(max_steps=1, accelerator="gpu")
+    cfg = TrainConfig.of(trainer={"accelerator": "gpu"})
     with pytest.raises(ConfigError, match=r"trainer\.accelerator"):
-        decide(survey, PlanOverrides(), trainer, tmp_path)
+        decide(survey, cfg, tmp_path)

@@ -16,13 +16,13 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict import predict, read_ahead
+from lesionseg.pipeline.predict import read_ahead
 from lesionseg.pipeline.predict_tables import PredictOutcome, Row, counts_of
 from lesionseg.plan.plan import Plan
+from tests.commands import predict
 from tests.inference.networks import Bright
 
 SHAPE = (12, 18, 20)
@@ -52,7 +52,7 @@ def run(bundle: Path, source: Path | str, output: Path, **options: object) -> tu
 def predict_all(
     bundle: Path, source: Path | str, output: Path, **options: object
 ) -> PredictOutcome:
-    return predict(bundle, source, output, architectures=MINE, **options)  # type: ignore[arg-type]
+    return predict(bundle, source, output, architectures=MINE, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,7 +188,7 @@ def test_shards_share_the_cases_and_a_last_call_joins_their_tables(
 
 def test_little_memory_changes_no_result(bundle: Path, scans: Path, tmp_path: Path) -> None:
     run(bundle, scans, tmp_path / "plenty")
-    run(bundle, scans, tmp_path / "little", inference=InferenceSettings(max_memory_gb=1e-6))
+    run(bundle, scans, tmp_path / "little", inference={"max_memory_gb": 1e-6})
     assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
 
 
@@ -236,7 +236,8 @@ def test_regions_are_painted_and_zones_named(plan: Plan, scans: Path, tmp_path: 
 
 KILLED = """
 import sys, time
-from lesionseg.pipeline.predict import predict
+from tests.commands import predict
+from tests.commands import predict
 from tests.inference.networks import Bright
 class Slow(Bright):
     def forward(self, image):

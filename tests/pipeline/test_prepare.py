@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lesionseg.config import PrepareConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.transforms import PrepareSettings
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import learning
-from lesionseg.pipeline.dataset import DataSettings
 from lesionseg.pipeline.prepare import prepare
-from lesionseg.plan.make import PlanOverrides
-from lesionseg.training.settings import TrainerSettings
 
 HEAD = (
     '{"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "lesion": 1},'
@@ -40,17 +37,8 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _run(raw: Path, folder: Path) -> None:
-    prepare(
-        DataSettings(str(raw)),
-        PlanOverrides(),
-        TrainerSettings(max_steps=1, accelerator="cpu"),
-        PrepareSettings(),
-        run_dir=str(folder / "run"),
-        check=False,
-        identifiers=False,
-        seed=0,
-        config={},
-    )
+    cfg = {"data": {"root": str(raw)}, "trainer": {"accelerator": "cpu"}}
+    prepare(PrepareConfig.of(**cfg, run_dir=folder / "run"))
 
 
 def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(

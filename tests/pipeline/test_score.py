@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from torch import nn
 
+from lesionseg.config import DataConfig, InferenceConfig, TrainConfig
 from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from lesionseg.pipeline.dataset import DataSettings, Survey, divided, folds_of, take_survey
+from lesionseg.pipeline.dataset import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import (
     FoldRun,
@@ -28,9 +28,7 @@ from lesionseg.pipeline.score import (
     score_validation,
 )
 from lesionseg.pipeline.select import unselected
-from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
-from lesionseg.training.settings import TrainerSettings
 
 RULES = Rules(PRESETS["lesionseg"], "fp_per_case:1", None, 0, {"folds": 3})
 
@@ -66,7 +64,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
     folder = tmp_path_factory.mktemp("oof")
     raw = folder / "raw"
     write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
-    data = DataSettings(str(raw), fold="all", n_folds=3)
+    data = DataConfig.of(root=raw, fold="all", n_folds=3)
     found, rng = take_survey(data, 0), np.random.default_rng(0)
     runs = tuple(
         FoldRun(k, divided(found, data, 0, k), folder / f"fold_{k}") for k in folds_of(found, data)
@@ -112,7 +110,9 @@ def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Pa
 
 # --- whole volumes while a network is trained ---
 
-CPU = TrainerSettings(max_steps=1, accelerator="cpu")
+
+def config(tile: tuple[int, ...]) -> TrainConfig:
+    return TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
 
 
 class Brightness(nn.Module):
@@ -132,14 +132,14 @@ def test_networks_are_scored_on_whole_radiographs(
     write_xray_phantoms(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
-    found = take_survey(DataSettings(str(tmp_path / "raw")), 0)
-    plan = decide(found, PlanOverrides(tile_shape=(64, 64)), CPU, tmp_path / "run")
+    found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
+    plan = decide(found, config((64, 64)), tmp_path / "run")
     cases = labelled(found, "validation")
     scores = VolumeScorer(
         found,
         cases,
         plan,
-        InferenceSettings(),
+        InferenceConfig.of(),
         PRESETS["lesionseg"],
         1,
     )
@@ -166,9 +166,8 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
     write_mri_phantoms(
         tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
     )
-    found = take_survey(DataSettings(str(tmp_path / "raw"), validation_fraction=0.5), 0)
-    trainer = TrainerSettings(max_steps=1, accelerator="cpu")
-    plan = decide(found, PlanOverrides(tile_shape=(24, 32, 24)), trainer, tmp_path / "run")
+    found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
+    plan = decide(found, config((24, 32, 24)), tmp_path / "run")
     predictor = Predictor.from_network(Unsure(), plan)
     choice, scores = score_validation(predictor, found, tmp_path / "run", RULES)
     fit = choice.voxel_calibration

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from lesionseg.cli import run
+from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.losses import DetectionLoss, FocalLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.learning import check_losses
 from lesionseg.plan.plan import AnchorPlan, Plan
 from lesionseg.training.processes import require_device
-from lesionseg.training.settings import Learning, TrainerSettings
 
 
 @pytest.mark.parametrize(
@@ -25,9 +24,10 @@ from lesionseg.training.settings import Learning, TrainerSettings
 def test_one_alpha_a_class_fits(plan: Plan, activation: str, alpha: Any) -> None:
     plan = plan.with_(label_values=(1, 2), label_names=("a", "b"), activation=activation)
     for right, numbers in ((True, alpha), (False, [0.2])):
-        loss = FocalLoss(alpha=numbers, activation=activation)
+        loss = {"alpha": numbers, "_target_": "lesionseg.losses.FocalLoss"}
+        cfg = TrainConfig.of(loss=LossConfig.model_validate(loss))
         with nullcontext() if right else pytest.raises(ConfigError, match="alpha"):
-            check_losses(plan, Learning(loss, TrainerSettings()))
+            check_losses(plan, cfg)
 
 
 def test_anchors_take_an_alpha_a_label(plan: Plan) -> None:
@@ -36,9 +36,9 @@ def test_anchors_take_an_alpha_a_label(plan: Plan) -> None:
     two: dict[str, Any] = {"label_values": (1, 2), "label_names": ("a", "b")}
     plan = plan.with_(**two, architecture=shape, anchors=anchors)
     for right, numbers in ((True, [0.2, 0.4]), (False, [0.1, 0.2, 0.4])):
-        learning = Learning(FocalLoss(), TrainerSettings(), detection=DetectionLoss(alpha=numbers))
+        cfg = TrainConfig.of(detection={"alpha": numbers})
         with nullcontext() if right else pytest.raises(ConfigError, match="alpha"):
-            check_losses(plan, learning)
+            check_losses(plan, cfg)
 
 
 def small_training(folder: Path) -> list[str]:

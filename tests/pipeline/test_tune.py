@@ -9,7 +9,6 @@ import pytest
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.from_config import detection_of, loss_of
 from lesionseg.pipeline.tune import TuningSearch, tune, tuned_groups
 
 SMALL = [
@@ -78,12 +77,6 @@ def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
 def test_the_pair_is_that_of_voxels_anchors_or_both(more: list[str], groups: tuple[str]) -> None:
     cfg: Any = compose("tune", ["data.root=x", *more])
     assert tuned_groups(cfg) == groups
-    loss = loss_of(cfg, alpha=0.6, gamma=1.5)() if "loss" in groups else None
-    if loss is not None:
-        focal = getattr(loss, "other", loss)
-        assert (focal.alpha, focal.gamma) == (0.6, 1.5)
-    anchors = detection_of(cfg, alpha=0.6, gamma=1.5)
-    assert (anchors.alpha, anchors.gamma) == (0.6, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from math import prod
 
 import pytest
 
+from lesionseg.config import ModelConfig
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
-from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
+from lesionseg.plan import Fingerprint, Plan, make_plan, take_fingerprint
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def fingerprint(dataset: Dataset, cases: list[Case]) -> Fingerprint:
 
 def plan_of(fingerprint: Fingerprint, dataset: Dataset, **overrides) -> Plan:
     return make_plan(
-        fingerprint, dataset, memory_gb=16, device="cpu", overrides=PlanOverrides(**overrides)
+        fingerprint, dataset, memory_gb=16, device="cpu", overrides=ModelConfig.of(**overrides)
     )
 
 
@@ -75,7 +76,7 @@ def test_a_gpu_gets_the_larger_network(fingerprint: Fingerprint, dataset: Datase
 
 
 def test_a_detector_has_large_heads_on_a_gpu_alone(fingerprint: Fingerprint, dataset: Dataset):
-    chosen = PlanOverrides(architecture="retinanet")
+    chosen = ModelConfig.of(architecture="retinanet")
     gpu = make_plan(
         fingerprint, dataset, memory_gb=12, device="cuda", overrides=chosen, step_memory=step_gb
     )
@@ -135,7 +136,7 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
         dataset,
         memory_gb=24,
         device="cuda",
-        overrides=PlanOverrides(architecture="retina_unet", tile_shape=(64, 64, 64)),
+        overrides=ModelConfig.of(architecture="retina_unet", tile_shape=(64, 64, 64)),
         before=before,
         step_memory=step_gb,
     )
@@ -178,7 +179,7 @@ def test_a_bundle_that_does_not_fit_is_refused(
             dataset,
             memory_gb=16,
             device="cpu",
-            overrides=PlanOverrides(**overrides),
+            overrides=ModelConfig.of(**overrides),
             before=before,
         )
 

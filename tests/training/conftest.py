@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.training import Learning, OptimiserSettings, TrainerSettings
 from lesionseg.training.fit import fit
 
 
@@ -62,34 +62,30 @@ def make_plan():
     return small_plan
 
 
+LIGHTNING = ("accumulate_grad_batches", "gradient_clip_val", "log_every_n_steps")
+
+
+def config(optim=None, **trainer):
+    """Settings of a quiet training in one process; keywords are those of `trainer`."""
+    chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", **trainer}
+    lightning = {key: chosen.pop(key) for key in LIGHTNING if key in chosen}
+    chosen["lightning"] = {"enable_progress_bar": False, **chosen.get("lightning", {}), **lightning}
+    callbacks, logger = chosen.pop("callbacks", ()), chosen.pop("logger", ())
+    return TrainConfig.of(
+        trainer=chosen, optim=optim or {"lr": 1e-2}, callbacks=callbacks, logger=logger
+    )
+
+
 @pytest.fixture
 def train(tmp_path):
-    """Train with quiet, single-process settings; keywords change them."""
+    """Train by `config`; keywords that `fit` takes are handed on."""
 
-    def run(
-        *,
-        run_dir=None,
-        tiles=None,
-        loss=None,
-        plan=None,
-        optimiser=None,
-        validate=None,
-        callbacks=(),
-        loggers=(),
-        network=None,
-        **settings,
-    ):
+    def run(*, run_dir=None, tiles=None, plan=None, network=None, **given):
         plan = plan or small_plan()
-        chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", "progress": False}
-        learning = Learning(
-            loss or FocalLoss(),
-            TrainerSettings(**{**chosen, **settings}),
-            optimiser=optimiser or OptimiserSettings(lr=1e-2),
-            callbacks=callbacks,
-            loggers=loggers,
-        )
+        parts = {key: given.pop(key) for key in ("loss", "validate") if key in given}
+        parts = {"loss": FocalLoss(), "callbacks": given.pop("plugs", ()), **parts}
         network = network or build_network(plan)
         folder = run_dir or tmp_path / "run"
-        return fit(network, plan, tiles or Squares(), learning, folder, validate=validate)
+        return fit(network, plan, tiles or Squares(), config(**given), folder, **parts)
 
     return run

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lesionseg.config import TrainConfig
 from lesionseg.losses import DetectionLoss, FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
@@ -54,7 +55,7 @@ def _batch(dims: int = 2, n: int = 2) -> dict[str, Tensor]:
 
 
 def _objective(name: str = "retinanet") -> DetectionObjective:
-    objective = make_objective(FocalLoss(), DetectionLoss(), _plan(name))
+    objective = make_objective(_plan(name), TrainConfig.of(), FocalLoss())
     assert isinstance(objective, DetectionObjective)
     return objective
 
@@ -89,7 +90,7 @@ def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(
     name: str, dims: int
 ) -> None:
     plan = _plan(name, dims)
-    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    network, objective = build_network(plan), make_objective(plan, TrainConfig.of(), FocalLoss())
     for free in (False, True):
         batch = _batch(dims)
         if free:
@@ -118,7 +119,7 @@ def test_observers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> No
 
 def test_a_network_that_segments_is_taught_voxels_alone() -> None:
     plan = _plan("unet").with_(anchors=None)
-    assert isinstance(make_objective(FocalLoss(), DetectionLoss(), plan), VoxelObjective)
+    assert isinstance(make_objective(plan, TrainConfig.of(), FocalLoss()), VoxelObjective)
 
 
 def test_the_plan_remembers_what_inference_must_undo() -> None:
@@ -130,7 +131,7 @@ def test_the_plan_remembers_what_inference_must_undo() -> None:
 
 def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor() -> None:
     plan = _plan("retina_unet")
-    objective = make_objective(FocalLoss(), DetectionLoss(), plan)
+    objective = make_objective(plan, TrainConfig.of(), FocalLoss())
     batch, network = _batch(), build_network(plan)
     batch["labels"][batch["labels"] == 2], batch["instances"][batch["instances"] == 7] = 0, 0
     output = network(batch["image"])
@@ -180,7 +181,7 @@ rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 for name in ("retinanet", "retina_unet"):
     plan = _plan(name)
-    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    network, objective = build_network(plan), make_objective(plan, TrainConfig.of(), FocalLoss())
     wrapped = DistributedDataParallel(network)  # which fails at the next step if one is unused
     for free in (rank == 0, True, rank == 1):  # one process without a lesion, then both
         batch = _batch()

@@ -3,23 +3,22 @@
 import shutil
 import signal
 import time
-from functools import partial
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import DeviceStatsMonitor
 from torch import nn
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
-from lesionseg.training import Learning, OptimiserSettings, TrainerSettings
-from lesionseg.training.fit import choose_precision, fit
+from lesionseg.training.fit import choose_precision
 
-SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
+LIGHTNING = "pytorch_lightning"
+SGD = {"name": "sgd", "lr": 0.01}
 
 
 def weights(network):
@@ -39,7 +38,7 @@ def last_checkpoint(run_dir):
 
 
 def test_the_loss_falls_and_the_lesion_is_found(train, squares, column):
-    result = train(max_steps=60, loss=DiceFocalLoss(), log_every=10)
+    result = train(max_steps=60, loss=DiceFocalLoss(), log_every_n_steps=10)
     losses = column("loss")
     assert losses[-1] < 0.6 * losses[0]
     assert not result.network.training
@@ -76,16 +75,17 @@ class KeepCheckpoint(pl.Callback):
             raise RuntimeError("pulled the plug")
 
 
-@pytest.mark.parametrize("optimiser", [OptimiserSettings(lr=1e-2), SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("optim", [{"lr": 1e-2}, SGD], ids=["adamw", "sgd"])
 def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
-    train, tmp_path, column, optimiser
+    train, tmp_path, column, optim, monkeypatch
 ):
-    settings = {"max_steps": 12, "log_every": 2, "optimiser": optimiser}
+    settings = {"max_steps": 12, "log_every_n_steps": 2, "optim": optim}
     undisturbed = train(run_dir=tmp_path / "calm", **settings)
     disturbed = tmp_path / "killed"
     plug = KeepCheckpoint(disturbed, keep=4, crash=7)
+    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train(run_dir=disturbed, checkpoint_every_minutes=0, callbacks=[plug], **settings)
+        train(run_dir=disturbed, plugs=[plug], **settings)
     # killed at step 7, the last checkpoint on disk being that of step 4
     shutil.move(disturbed / "kept.ckpt", disturbed / "checkpoints" / "last.ckpt")
     resumed = train(run_dir=disturbed, **settings)
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_cannot_be_resumed(train, tmp_path, content):
 
 
 def test_the_time_budget_ends_training_and_the_schedule_fits_it(train, column):
-    result = train(max_minutes=0.02, log_every=1)
+    result = train(max_minutes=0.02, log_every_n_steps=1)
     assert 0.02 <= result.minutes < 0.2
     rates = column("lr")
     assert rates[-1] < 0.5 * max(rates)
@@ -145,7 +145,7 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
         calls.append(network.training)
         return {"recall": 0.5}
 
-    train(max_steps=6, validate=validate, validate_every_minutes=1e-9, log_every=1)
+    train(max_steps=6, validate=validate, validate_every_minutes=1e-9, log_every_n_steps=1)
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
 
@@ -159,16 +159,15 @@ def test_validation_sees_the_averaged_network_once_at_the_end_by_default(train):
     assert torch.equal(seen[0], weights(result.network))
 
 
-@pytest.mark.parametrize(("select", "step"), [("best", 1), ("last", 3)])
-def test_the_best_validated_weights_are_kept_where_asked(train, select, step):
+def test_the_best_validated_weights_are_kept(train):
     dice, seen = iter([0.2, 0.8, 0.4, 0.4]), []
 
     def validate(network):
         seen.append(weights(network).clone())
         return {"dice": next(dice)}
 
-    result = train(max_steps=4, validate=validate, validate_every_minutes=1e-9, select=select)
-    assert torch.equal(weights(result.network), seen[step])
+    result = train(max_steps=4, validate=validate, validate_every_minutes=1e-9)
+    assert torch.equal(weights(result.network), seen[1])
 
 
 def test_the_average_moves_slowly_only_after_a_while(train, tmp_path):
@@ -179,7 +178,7 @@ def test_the_average_moves_slowly_only_after_a_while(train, tmp_path):
         def on_train_batch_end(self, trainer, pl_module, *_):
             seen.append(weights(pl_module.network).clone())
 
-    result = train(max_steps=2, callbacks=[Newest()])
+    result = train(max_steps=2, plugs=[Newest()])
     expected = seen[0].lerp(seen[1], 9 / 11)
     torch.testing.assert_close(weights(result.network), expected)
 
@@ -192,10 +191,10 @@ def test_two_accumulated_batches_learn_about_what_one_of_twice_the_size_does(
         train(
             run_dir=tmp_path / str(accumulate),
             plan=make_plan(batch_size=2 // accumulate),
-            accumulate=accumulate,
+            accumulate_grad_batches=accumulate,
             loss=loss,
             max_steps=6,
-            optimiser=SGD,
+            optim=SGD,
         )
         for accumulate in (1, 2)
     )
@@ -206,7 +205,9 @@ def test_two_accumulated_batches_learn_about_what_one_of_twice_the_size_does(
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):
-    result = train(max_steps=6, tiles=squares(bad={4, 5}), log_every=1)  # the third step's tiles
+    result = train(
+        max_steps=6, tiles=squares(bad={4, 5}), log_every_n_steps=1
+    )  # the third step's tiles
     assert (result.steps, result.skipped) == (6, 1)
     assert torch.isfinite(weights(result.network)).all()
     assert "Step 3 skipped" in caplog.text
@@ -220,7 +221,7 @@ def test_a_skipped_step_leaves_the_weights_as_they_were(train, squares):
         def on_train_batch_end(self, trainer, pl_module, *_):
             seen.append(weights(pl_module.network).clone())
 
-    train(max_steps=4, callbacks=[Newest()], tiles=squares(bad={4, 5}))
+    train(max_steps=4, plugs=[Newest()], tiles=squares(bad={4, 5}))
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[2], seen[3])
 
@@ -231,8 +232,7 @@ def test_ten_such_steps_in_a_row_end_training(train, squares):
 
 
 def test_the_first_learning_rates_follow_the_schedule(train, column):
-    optimiser = OptimiserSettings(lr=1.0, warmup_fraction=0.0, schedule="poly")
-    train(max_steps=4, log_every=1, optimiser=optimiser)
+    train(max_steps=4, log_every_n_steps=1, optim={"name": "sgd", "lr": 1.0})
     assert column("lr") == pytest.approx([(1 - s / 4) ** 0.9 for s in range(4)], rel=1e-4)
 
 
@@ -281,10 +281,11 @@ def test_callbacks_loggers_and_options_of_the_users_own(train, tmp_path):
 
     result = train(
         max_steps=50,
-        callbacks=[Enough(), DeviceStatsMonitor(cpu_stats=False)],
-        loggers=[partial(pl.loggers.CSVLogger, name="own", version="")],
+        plugs=[Enough()],
+        callbacks=[{"_target_": f"{LIGHTNING}.callbacks.DeviceStatsMonitor", "cpu_stats": False}],
+        logger=[{"_target_": f"{LIGHTNING}.loggers.CSVLogger", "name": "own", "version": ""}],
         lightning={"profiler": "simple"},
-        log_every=1,
+        log_every_n_steps=1,
     )
     assert result.steps == 3
     assert (tmp_path / "run" / "own" / "metrics.csv").is_file()
@@ -292,7 +293,9 @@ def test_callbacks_loggers_and_options_of_the_users_own(train, tmp_path):
         train(max_steps=99, lightning={"profilers": 1})
 
 
-def test_ctrl_c_says_how_to_go_on(train, caplog):
+def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
+    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
+
     class CtrlC(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             if trainer.global_step == 3:
@@ -300,7 +303,7 @@ def test_ctrl_c_says_how_to_go_on(train, caplog):
 
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(max_steps=5, callbacks=[CtrlC()], checkpoint_every_minutes=0)
+        train(max_steps=5, plugs=[CtrlC()])
     assert signal.getsignal(signal.SIGINT) is handler  # the trainer leaves it ignored
     assert "Interrupted at step 3; the same command goes on" in caplog.text
     assert train(max_steps=5).steps == 5
@@ -327,7 +330,6 @@ def test_a_picture_is_left(train, tmp_path):
     assert (tmp_path / "run" / "previews" / "step_000003.png").stat().st_size > 5000
 
 
-def test_loss_and_network_must_agree_on_the_activation(tmp_path, make_plan, squares):
-    learning = Learning(FocalLoss(activation="softmax"), TrainerSettings(max_steps=1))
+def test_loss_and_network_must_agree_on_the_activation(train):
     with pytest.raises(ConfigError, match=r"model\.activation=softmax"):
-        fit(nn.Identity(), make_plan(), squares(), learning, tmp_path)
+        train(max_steps=1, loss=FocalLoss(activation="softmax"))

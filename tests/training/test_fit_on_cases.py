@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from lesionseg.config import AugmentConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.settings import Learning, OptimiserSettings, TrainerSettings
 from lesionseg.training.tile_stream import to_batch
+from tests.training.conftest import config
 
 
 @pytest.fixture
@@ -42,8 +41,7 @@ def cases(tmp_path, rng):
 
 
 def stream(cases, plan, seed=0):
-    sampling, augmentation = SamplingSettings(), AugmentationSettings()
-    return TileDataset(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
+    return TileDataset(cases, plan, None, AugmentConfig.of(), n_tiles=6, seed=seed)
 
 
 def test_a_tile_is_the_same_in_any_order_and_process(cases, plan):
@@ -64,16 +62,14 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):
-    settings = TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False)
-    learning = Learning(FocalLoss(), settings)
-    tiles = tiles_of(cases, plan, learning)
-    result = fit(build_network(plan), plan, tiles, learning, tmp_path / "run")
+    cfg = config(max_steps=3, workers=1)
+    result = fit(build_network(plan), plan, tiles_of(cases, plan, cfg), cfg, tmp_path / "run")
     assert (result.steps, result.skipped, result.device) == (3, 0, "cpu")
 
 
 def test_no_case_is_an_error_before_training(plan):
     with pytest.raises(ConfigError, match="nothing to take tiles from"):
-        tiles_of([], plan, Learning(FocalLoss(), TrainerSettings(max_steps=3)))
+        tiles_of([], plan, config(max_steps=3))
 
 
 def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
@@ -91,9 +87,6 @@ def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
     network = build_network(plan)
     before = [p.clone() for p in network.parameters()]
     unknown = [replace(case, unannotated=(1,)) for case in cases]
-    settings = TrainerSettings(
-        max_steps=2, workers=0, accelerator="cpu", progress=False, ema_decay=None
-    )
-    learning = Learning(FocalLoss(), settings, optimiser=OptimiserSettings(weight_decay=0.0))
-    fit(network, plan, tiles_of(unknown, plan, learning), learning, tmp_path / "run")
+    cfg = config(max_steps=2, ema_decay=None, optim={"weight_decay": 0.0})
+    fit(network, plan, tiles_of(unknown, plan, cfg), cfg, tmp_path / "run", loss=FocalLoss())
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

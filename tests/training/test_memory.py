@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses import FocalLoss
 from lesionseg.plan.plan import Architecture
-from lesionseg.training import Learning, TrainerSettings
 from lesionseg.training.memory import fit_to_memory, fitting, step_down, step_gb
+from tests.training.conftest import config
 
 
 def cramped(limit):
@@ -51,8 +50,8 @@ def test_nothing_is_left_below_one_small_tile(make_plan):
 
 
 def test_a_processor_takes_the_plan_as_it_is(make_plan):
-    plan, learning = make_plan(), Learning(FocalLoss(), TrainerSettings())
-    assert fit_to_memory(plan, learning, torch.device("cpu")) is plan
+    plan = make_plan()
+    assert fit_to_memory(plan, config(), torch.device("cpu")) is plan
 
 
 def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):

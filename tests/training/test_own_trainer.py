@@ -5,23 +5,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset import DataSettings
 from lesionseg.pipeline.learning import prepared
-from lesionseg.plan.make import PlanOverrides
-from lesionseg.training import Learning, LesionData, TrainerSettings, lesion_module, tiles_of
+from lesionseg.training import LesionData, lesion_module, tiles_of
+from tests.training.conftest import config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice
 
 
 def weights(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def learning(**settings):
-    small = {"workers": 0, "accelerator": "cpu", "precision": "32-true", "max_steps": 6}
-    return Learning(FocalLoss(), TrainerSettings(**{**small, **settings}))
 
 
 def trainer(folder, **options):
@@ -33,19 +28,19 @@ def trainer(folder, **options):
 
 
 def fitted(folder, plan, tiles, ckpt_path=None, chosen=None, **options):
-    chosen = chosen or learning()
+    chosen = chosen or config(max_steps=6)
     torch.manual_seed(0)
-    module = lesion_module(plan, chosen)
+    module = lesion_module(plan, chosen, loss=FocalLoss())
     data = LesionData(tiles, plan, chosen.trainer)
     trainer(folder, **options).fit(module, data, ckpt_path=ckpt_path)
     return module
 
 
 def test_six_lines_train_what_fit_trains(train, make_plan, squares, tmp_path):
-    plain = learning(ema_decay=None)
+    plain = config(max_steps=6, ema_decay=None)
     module = fitted(tmp_path, make_plan(), squares(), chosen=plain)
     assert module.global_step == 6  # the budget of the settings ended it
-    ours = train(max_steps=6, optimiser=plain.optimiser, ema_decay=None, gradient_clip=1e9)
+    ours = train(max_steps=6, ema_decay=None, gradient_clip_val=1e9)
     torch.testing.assert_close(weights(module.network), weights(ours.network))
 
 
@@ -63,8 +58,11 @@ def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
 
 def test_a_folder_of_scans_trains_under_ones_own_trainer(tmp_path):
     write_mri_phantoms(tmp_path / "raw", 3, seed=0, shape=(24, 24, 24), spacing_mm=(4.0, 4.0, 4.0))
-    small = PlanOverrides(base_features=4, batch_size=2, tile_shape=(16, 16, 16))
-    plan, cases = prepared(DataSettings(str(tmp_path / "raw")), tmp_path / "run", small)
-    chosen = learning(max_steps=2)
+    chosen = TrainConfig.of(
+        data={"root": str(tmp_path / "raw")},
+        model={"base_features": 4, "batch_size": 2, "tile_shape": (16, 16, 16)},
+        trainer={"max_steps": 2, "workers": 0, "accelerator": "cpu"},
+    )
+    plan, cases = prepared(chosen, tmp_path / "run")
     module = fitted(tmp_path, plan, tiles_of(cases, plan, chosen), chosen=chosen)
     assert module.global_step == 2

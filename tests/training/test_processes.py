@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
+from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -16,7 +17,6 @@ from lesionseg.training.processes import (
     local_rank_zero_first,
     n_processes,
 )
-from lesionseg.training.settings import TrainerSettings
 
 SRUN = {
     "SLURM_JOB_ID": "12345",
@@ -40,10 +40,8 @@ TORCHRUN = {
 }
 
 
-def settings(devices=1, num_nodes=1, **more):
-    return TrainerSettings(
-        max_steps=1, devices=devices, accelerator="cpu", lightning={"num_nodes": num_nodes}, **more
-    )
+def settings(devices=1, num_nodes=1):
+    return TrainerConfig.of(devices=devices, accelerator="cpu", lightning={"num_nodes": num_nodes})
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.training import OptimiserSettings, TrainerSettings
+from lesionseg.config import OptimConfig, TrainerConfig
 from lesionseg.training.schedule import batch_factor, learning_rate, resolve_budget
 
 
@@ -20,13 +20,13 @@ from lesionseg.training.schedule import batch_factor, learning_rate, resolve_bud
 )
 def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, every):
     plan = make_plan(batch_size=4).with_(dims=3, tile_shape=(128, 128, 128))
-    found = resolve_budget(TrainerSettings(**given), plan, device)
+    found = resolve_budget(TrainerConfig.of(**given), plan, device)
     assert (found.max_minutes, found.max_steps) == (minutes, steps)
     assert found.validate_every_minutes == every
 
 
 def test_small_batches_take_no_more_steps_than_nnunet(make_plan):
-    assert resolve_budget(TrainerSettings(), make_plan(), "cuda").max_steps == 250_000
+    assert resolve_budget(TrainerConfig.of(), make_plan(), "cuda").max_steps == 250_000
 
 
 @pytest.mark.parametrize(
@@ -41,23 +41,23 @@ def test_small_batches_take_no_more_steps_than_nnunet(make_plan):
 )
 def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
     plan = make_plan(batch_size=batch).with_(dims=dims)
-    assert batch_factor(OptimiserSettings(name=name), plan) == factor
+    assert batch_factor(OptimConfig.of(name=name), plan) == factor
 
 
 @pytest.mark.parametrize(
     ("progress", "rate"),
     [
         (0.0, 0.02),  # a hundredth of the peak rather than nothing
-        (0.05, 1.0),
-        (0.1, 2.0),
-        (0.55, 1.0),  # half of what follows the warm-up
-        (0.325, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
+        (0.025, 1.0),
+        (0.05, 2.0),
+        (0.525, 1.0),  # half of what follows the warm-up
+        (0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
         (1.0, 0.0),
         (1.3, 0.0),
     ],
 )
 def test_cosine_rises_linearly_then_falls_to_nothing(progress, rate):
-    settings = OptimiserSettings(lr=2.0, warmup_fraction=0.1, schedule="cosine")
+    settings = OptimConfig.of(lr=2.0)
     assert learning_rate(progress, settings) == pytest.approx(rate)
 
 
@@ -65,5 +65,5 @@ def test_cosine_rises_linearly_then_falls_to_nothing(progress, rate):
     ("progress", "rate"), [(0.0, 1.0), (0.5, 0.5358867), (0.9, 0.1258925), (1.0, 0.0)]
 )
 def test_poly_falls_with_the_power_of_nine_tenths(progress, rate):
-    settings = OptimiserSettings(lr=1.0, warmup_fraction=0.0, schedule="poly")
+    settings = OptimConfig.of(lr=1.0, name="sgd")
     assert learning_rate(progress, settings) == pytest.approx(rate)

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from lesionseg.plan.plan import AnchorPlan
-from lesionseg.training import OptimiserSettings
 
-SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
+SGD = {"name": "sgd", "lr": 0.01}
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
 
 
@@ -33,8 +32,8 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
             plan=plan.with_(batch_size=2 // devices),
             devices=devices,
             max_steps=8,
-            optimiser=SGD,
-            log_every=1,
+            optim=SGD,
+            log_every_n_steps=1,
         )
         for devices in (1, 2)
     )
