@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
@@ -48,36 +49,21 @@ class Inspected:
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
     """Read a case; where that fails, look at each of its files by itself and list every fault."""
     case, faults, oriented = None, list[tuple[str, LesionsegError]](), True
-    with _warnings() as remarks:
-        try:
-            case = read_case(files, dataset)
-            nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
-            oriented = all(states_orientation(file) for file in nifti)
-        except LesionsegError as error:
-            faults = _all_faults(files, dataset) or [("unreadable", error)]
-    patient, burned_in = _dicom_facts(files.images)
-    unique = tuple(dict.fromkeys(remarks))
-    return Inspected(case, tuple(faults), patient, burned_in, oriented, unique)
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the readers warn about, in place of their log: it names files."""
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    logger, collector = logging.getLogger("lesionseg.io"), Collector(logging.WARNING)
-    before = logger.propagate
-    logger.addHandler(collector)
-    logger.propagate = False
+    log, collector = logging.getLogger("lesionseg.io"), BufferingHandler(10**6)
+    collector.setLevel(logging.WARNING)
+    log.addHandler(collector)
+    before, log.propagate = log.propagate, False  # warnings name files: they go into the page
     try:
-        yield messages
+        case = read_case(files, dataset)
+        nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
+        oriented = all(states_orientation(file) for file in nifti)
+    except LesionsegError as error:
+        faults = _all_faults(files, dataset) or [("unreadable", error)]
     finally:
-        logger.propagate = before
-        logger.removeHandler(collector)
+        log.propagate = before
+        log.removeHandler(collector)
+    remarks = tuple(dict.fromkeys(record.getMessage() for record in collector.buffer))
+    return Inspected(case, tuple(faults), *_dicom_facts(files.images), oriented, remarks)
 
 
 def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:

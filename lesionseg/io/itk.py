@@ -49,7 +49,7 @@ def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
 
     image = sitk.GetImageFromArray(array)
     spacing = np.asarray(geometry.spacing_mm)[::-1]
-    affine = _flip_left_posterior(geometry.dims) @ _reverse_axes(geometry.affine)
+    affine = _other_axes(geometry.affine)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:-1, -1].tolist())
     image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
@@ -107,16 +107,11 @@ def _header(path: Path) -> tuple[Any, Geometry]:
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
-    affine = _flip_left_posterior(dims) @ _reverse_axes(affine)
-    return reader, check_grid(path, Geometry(size[::-1], affine))
+    return reader, check_grid(path, Geometry(size[::-1], _other_axes(affine)))
 
 
-def _flip_left_posterior(dims: int) -> NDArray[np.float64]:
-    """Turns left and posterior into right and anterior, and back."""
-    return np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
-
-
-def _reverse_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine of reversed index order: (x, y, z) for (z, y, x) and back."""
+def _other_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """LPS millimetres of indices (x, y, z) become RAS millimetres of (z, y, x), and back."""
     dims = len(affine) - 1
-    return affine[:, [*range(dims)[::-1], dims]]
+    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
+    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])

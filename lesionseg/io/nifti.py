@@ -3,7 +3,6 @@
 import gzip
 import logging
 import math
-from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +31,6 @@ def read_nifti(path: Path) -> Volume:
     with reading(path), _opened(path) as stream:
         image = _parse(path, stream)
         geometry, data = _geometry(path, image), image.dataobj
-        _warn_of_two_places(path, image)
         if data.dtype.kind not in "biuf":
             raise ReadError(f"{path}: the voxels are not plain numbers ({data.dtype}).")
         array = np.asarray(data.get_unscaled())
@@ -65,10 +63,10 @@ def states_orientation(path: Path) -> bool:
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write `array` `[*spatial]`, in millimetres, sform and qform alike.
+    """Write `array` `[*spatial]`, in millimetres, sform and qform alike, codes 1 (scanner).
 
-    Their codes are 1 (scanner) unless `like` is a NIfTI file: then its codes, and its very
-    matrices when it has the same grid, so that viewers overlay the two exactly.
+    Where `like` is a NIfTI file on the same grid, its very matrices and codes are taken, so that
+    viewers overlay the two exactly.
     """
     import nibabel
 
@@ -83,13 +81,11 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with reading(like), _opened(like) as stream:
             source = _parse(like, stream)
-            same = _geometry(like, source).matches(geometry)
-        sform_code, qform_code = (int(source.header[f"{n}form_code"]) for n in "sq")
-        sform = _mm_scale(source) @ source.get_sform() if same else image.affine
-        qform = _mm_scale(source) @ source.get_qform() if same else image.affine
-        if sform_code or qform_code:  # else both stay at 1: the scan names no frame
-            image.set_qform(qform if qform_code else None, code=qform_code)
-            image.set_sform(sform if sform_code else None, code=sform_code)
+            same, scale = _geometry(like, source).matches(geometry), _mm_scale(source)
+        qform, sform = source.get_qform(coded=True), source.get_sform(coded=True)
+        if same and (qform[1] or sform[1]):
+            image.set_qform(scale @ qform[0] if qform[1] else None, code=int(qform[1]))
+            image.set_sform(scale @ sform[0] if sform[1] else None, code=int(sform[1]))
     nibabel.save(image, path)
 
 
@@ -133,7 +129,14 @@ def _geometry(path: Path, image: Any) -> Geometry:
         )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     if len(shape) == 3:
-        return check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
+        geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
+        if image.header["sform_code"] and image.header["qform_code"]:  # the place is stated twice
+            qform = _mm_scale(image) @ image.get_qform()
+            apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
+            if apart > _SAME_PLACE_MM:
+                message = "%s: sform and qform lie %.1f mm apart; the sform is taken."
+                logger.warning(message, path, apart)
+        return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
     if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
         return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]))
@@ -143,18 +146,3 @@ def _geometry(path: Path, image: Any) -> Geometry:
 def _mm_scale(image: Any) -> NDArray[np.float64]:
     factor = _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
     return np.diag([factor, factor, factor, 1.0])
-
-
-def _warn_of_two_places(path: Path, image: Any) -> None:
-    """A header may state the patient's place twice; where both differ, the sform counts."""
-    header = image.header
-    if len(image.shape) < 3 or not (header["sform_code"] and header["qform_code"]):
-        return
-    from nibabel.affines import apply_affine
-
-    ends = np.array([*product(*((0, n - 1) for n in image.shape[:3]))])
-    sform, qform = (apply_affine(form, ends) for form in (image.get_sform(), image.get_qform()))
-    apart = float(np.linalg.norm(sform - qform, axis=1).max() * _mm_scale(image)[0, 0])
-    if apart > _SAME_PLACE_MM:
-        message = "%s: sform and qform lie %.1f mm apart; the sform is taken."
-        logger.warning(message, path, apart)

@@ -48,20 +48,8 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
 
 
 def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
-    """Read the size from the header alone, in the worker."""
-    with reading(path):
-        if path.suffix.lower() in _TIFF:
-            import tifffile
-
-            with tifffile.TiffFile(path) as tiff:
-                page: Any = tiff.pages[0]
-                shape, turn = (page.imagelength, page.imagewidth), page.tags.valueof(_ORIENTATION)
-        else:
-            from PIL import Image
-
-            with Image.open(path, formats=_FORMATS) as image:
-                shape, turn = (image.height, image.width), _stated_turn(image)
-        return _geometry(path, shape[::-1] if turn in _ON_ITS_SIDE else shape, raster_mm)
+    """The grid alone, in the worker; only decoding tells that a picture is whole."""
+    return read_raster(path, raster_mm).geometry
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
@@ -86,7 +74,7 @@ def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Ge
 
 
 def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:
-    """Pixels `[y, x]` or `[y, x, colours]` as stored, and how they are turned."""
+    """Pixels `[y, x]` or `[y, x, colours]` as stored, and where row and column 0 lie (1 to 8)."""
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
@@ -94,16 +82,12 @@ def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[N
         if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
             check_claim(path, image.width * image.height * len(image.getbands()))
         image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
-        turn = _stated_turn(image)
+        # no viewer turns a PNG
+        turn = 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
         coded = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
         if coded or (image.mode == "P" and not as_labels):
             return np.asarray(image.convert("RGB")), turn
         return np.asarray(image), turn
-
-
-def _stated_turn(image: Any) -> object:
-    """Where row and column 0 lie, 1 to 8 as in TIFF 6.0 and Exif; no viewer turns a PNG."""
-    return 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
 
 
 def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:

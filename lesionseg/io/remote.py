@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +19,7 @@ from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
 # what stores call the number or date that changes with a file's content, the best first
-_STATES = (
+_STATES = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated")
     "ETag",
     "etag",
     "md5Hash",
@@ -27,7 +28,7 @@ _STATES = (
     "mtime",
     "updated",
     "created",
-)
+]
 
 
 def is_url(place: str) -> bool:
@@ -56,11 +57,11 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
     with FileLock(base / ".lock"):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
+        listed: dict[str, str] = {}
         try:
-            listed = {
-                name.removeprefix(root.rstrip("/") + "/"): _state(info)
-                for name, info in _find(system, root).items()
-            }
+            with suppress(FileNotFoundError):
+                for name, info in system.find(root, detail=True).items():
+                    listed[name.removeprefix(root.rstrip("/") + "/")] = _state(info)
             if any(".." in PurePosixPath(n).parts or n.startswith("/") for n in listed):
                 raise ValueError("a name leads out of its folder")
             for name in before.keys() - listed.keys():
@@ -109,13 +110,6 @@ def _open(place: str) -> tuple[Any, str]:
         install = pip_install("remote")
         raise ConfigError(f"{place}: no such store ({error}). {install}.") from error
     return system, root
-
-
-def _find(system: Any, root: str) -> dict[str, Any]:
-    try:
-        return dict(system.find(root, detail=True))
-    except FileNotFoundError:
-        return {}
 
 
 def _state(info: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ A folder holds a mask per case, named by case, on any grid, and at most one tabl
 
 import logging
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from lesionseg.io.volumes import read_geometry
 _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
+
+
+_WORDS = re.compile(r"\"[^\"]*\"|\S+")
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,19 @@ def read_zone_names(path: Path) -> dict[int, str]:
         content = read_json(path)
         entries = content.get("labels", content) if isinstance(content, dict) else {}
         pairs = [(str(a), str(b)) for a, b in entries.items()] if isinstance(entries, dict) else []
-        pairs = [(a, b) if re.fullmatch(r"\d+", a) else (b, a) for a, b in pairs]
+        pairs = [(a, b) if a.isdecimal() else (b, a) for a, b in pairs]
     else:  # of each line the first whole number, and the first cell that is no number
         for line in path.read_text("utf-8-sig", "replace").splitlines():
-            cells = [cell.strip(" \"'") for cell in _cells(line.strip())]
-            values = [cell for cell in cells if re.fullmatch(r"\d+", cell)]
+            # cells between commas, semicolons and tabs; else words, those in quotes together
+            cells = (
+                re.split(r"[,;\t]", line) if re.search(r"[,;\t]", line) else _WORDS.findall(line)
+            )
+            cells = [cell.strip(" \"'") for cell in cells]
+            values = [cell for cell in cells if cell.isdecimal()]
             texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
-            if values and texts:
+            if values and texts and not line.startswith("#"):
                 pairs.append((values[0], texts[0]))
-    names = {int(value): name for value, name in pairs if re.fullmatch(r"0*[1-9]\d*", value)}
+    names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
     if not names:
         raise ContentError(f"{path}: names no value; a whole number and a name on each line.")
     return names
-
-
-def _cells(line: str) -> list[str]:
-    if line.startswith("#"):
-        return []
-    if re.search(r"[,;\t]", line):
-        return re.split(r"[,;\t]", line)
-    try:
-        return shlex.split(line)
-    except ValueError:  # an apostrophe within a name
-        return line.split()

@@ -134,7 +134,7 @@ PLANTED: list[tuple[str, Change, set[str]]] = [
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # what is wrong with the middle slice of five, kind of the finding and a word of its text
 PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
-    "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "unreadable", "duplicates"),
+    "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "geometry", "duplicates"),
     "Otto_gap": ({"ImagePositionPatient": [0, 0, 4.2]}, "geometry", "not evenly spaced"),
     "Otto_scout": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "unreadable", "localiser"),
 }
