@@ -411,7 +411,7 @@ class MatchedCase:
             inside = ((voxels >= c.start_vox) & (voxels < c.stop_vox)).all(axis=1).any()
             if inside and c.label == lesions.labels[row] and c.score >= least:
                 return "removed_by_size"
-        return "below_operating_point" if same.any() else "no_response"
+        return "overlap_too_small" if same.any() else "no_response"
 
     def _candidates(
         self,

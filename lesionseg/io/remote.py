@@ -19,16 +19,7 @@ from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
 # what stores call the number or date that changes with a file's content, the best first
-_STATES = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated")
-    "ETag",
-    "etag",
-    "md5Hash",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "updated",
-    "created",
-]
+_KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def is_url(place: str) -> bool:
@@ -114,4 +105,4 @@ def _open(place: str) -> tuple[Any, str]:
 
 def _state(info: dict[str, Any]) -> str:
     """Changes when the file does, as far as the store says."""
-    return " ".join(str(info[name]) for name in ("size", *_STATES) if info.get(name) is not None)
+    return " ".join(str(info[name]) for name in ("size", *_KEYS) if info.get(name) is not None)

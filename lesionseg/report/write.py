@@ -26,12 +26,14 @@ MOST_MOVED = 100_000  # lesions and false positives that the slider moves over
 Progress = Callable[[str, int, int], None]
 VERDICTS = ("verdict", "reader", "comment")  # what a person fills in
 _SAME = ("case", "candidate", "start_z_vox", "start_y_vox", "start_x_vox")
-WHY = {
+WHY = {  # a lesion was missed
     "no_response": "not seen at all",
     "below_operating_point": "seen, but rated below the limit",
-    "touched": "touched, but covered too little to count",
-    "taken_by_another": "seen together with another lesion",
-    "missing": "the scan has no result",
+    "overlap_too_small": "touched, too little covered",
+    "merged": "marked together with another lesion",
+    "wrong_label": "marked as another kind of lesion",
+    "removed_by_size": "seen, but dropped for its size",
+    "case_failed": "the scan has no result",
 }
 
 
@@ -426,9 +428,7 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     """Why a lesion was missed, in words."""
     why = str(row.get("why_missed") or "")
     score = row.get("detected_at")
-    if why == "below_operating_point" and tables.threshold is not None:
-        if score is None or pd.isna(score):
-            return WHY["touched"]
+    if why == "below_operating_point" and tables.threshold is not None and score is not None:
         near = "just below" if score > 0.9 * tables.threshold else "below"
         return f"seen, but rated {near} the limit ({score:.2f}; limit {tables.threshold:.2f})"
     return WHY.get(why, why.replace("_", " "))

@@ -48,6 +48,12 @@ def test_why_a_lesion_was_missed(name, reasons):
     assert [lesion.why_missed for lesion in judge(name).lesions] == reasons
 
 
+def test_what_no_score_would_cover_enough_is_not_said_to_lie_below_the_point():
+    point = OperatingPoint("score:1", 1.0)
+    (lesion,) = judge("under_a_tenth", operating_point=point).lesions
+    assert (lesion.why_missed, lesion.detected_at) == ("overlap_too_small", None)
+
+
 @pytest.mark.parametrize(
     ("name", "reasons"), [("merge", ["", "merged"]), ("wrong_label", ["wrong_label"])]
 )
