@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.by_size import NO_LESION
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
-from lesionseg.evaluation.intervals import proportion, rate
+from lesionseg.evaluation.intervals import NO_LESION, proportion, rate
 
 LESION, NO_LESION_HERE, UNSURE = "lesion", "no_lesion", "unsure"
 # what people write, spaces and hyphens taken as underscores, capitals as small letters

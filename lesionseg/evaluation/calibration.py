@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from lesionseg.core import Calibration
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.by_size import TOO_FEW, fit_logistic
 from lesionseg.evaluation.cases import CaseResult
 
+TOO_FEW = "fewer than 5 of either kind are too few for a curve"
 MIN_FOR_PLATT = 10  # of each outcome, to fit
-MIN_FOR_CALIBRATION = 5  # of each outcome, to describe
+MIN_FOR_CURVE = 5  # of each outcome, to describe a curve
 N_BINS = 10
 
 
@@ -89,7 +89,7 @@ def describe_calibration(results: Sequence[CaseResult]) -> dict[str, Any]:
     candidates = [c for r in results for c in r.candidates]
     calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
     p, true = scores_and_outcomes(results, probabilities=calibrated)
-    if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CALIBRATION:
+    if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
         return {"of": None, "reason": TOO_FEW}
     y = true.astype(np.float64)
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
@@ -111,3 +111,45 @@ def describe_calibration(results: Sequence[CaseResult]) -> dict[str, Any]:
             for i in np.unique(bins).tolist()
         ],
     }
+
+
+def fit_logistic(
+    x: NDArray[np.float64],
+    true: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+    *,
+    ridge: float = 1e-9,
+) -> NDArray[np.float64]:
+    """Intercept and slope `[fits, 2]` of logistic regressions, by Newton's method.
+
+    From counts `[fits, n]` at each x `[n]`: `true` of `totals` are true there; fractions count as
+    such. `weights` `[n]`: counts by whose mean and deviation x is standardised for all fits alike;
+    `ridge`/2 · slope² of standardised x is added. A fit without counts stays at 0, without
+    deviation in x the slope is 0.
+    """
+    weights = totals.sum(0) if weights is None else weights
+    middle = float(np.average(x, weights=weights))
+    width = float(np.sqrt(np.average((x - middle) ** 2, weights=weights)))
+    z = (x - middle) / width if width > 0 else np.zeros_like(x)
+    prior = ridge if width > 0 else 1.0
+    beta = np.zeros((len(totals), 2))
+    for _ in range(100):
+        p = sigmoid(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
+        left = true - totals * p
+        slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
+        w = totals * np.maximum(p * (1 - p), 1e-9)
+        a, b, c = w.sum(1) + 1e-12, w @ z, w @ z**2 + prior
+        step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], 1)
+        step /= (a * c - b**2)[:, None]
+        step *= np.minimum(1, 5 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
+        beta += step
+        if np.abs(step).max(initial=0) < 1e-10:
+            break
+    by_x = beta[:, 1] / width if width > 0 else np.zeros(len(beta))
+    return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)
+
+
+def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + exp(−x)), without overflow."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))

@@ -32,6 +32,7 @@ from lesionseg.evaluation.intervals import (
     percentiles,
     ratio,
 )
+from lesionseg.evaluation.scores import RATIOS
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
@@ -39,17 +40,8 @@ _PERMUTATIONS = 4096  # up to 12 groups all of them
 _MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`
 
 # numerator and denominator of a case
-RATIOS: Mapping[str, Callable[[CaseResult], tuple[float, float]]] = {
-    "lesion_recall": lambda r: (r.n_detected, len(r.lesions)),
-    "lesion_precision": lambda r: (
-        r.n_outcome("true_positive"),
-        r.n_outcome("true_positive") + r.n_outcome("false_positive"),
-    ),
-    "lesion_f1": lambda r: (
-        2 * r.n_detected,
-        r.n_detected + len(r.lesions) + r.n_outcome("false_positive"),
-    ),
-    "false_positives_per_case": lambda r: (r.n_outcome("false_positive"), r.annotated_share),
+COMPARED: Mapping[str, Callable[[CaseResult], tuple[float, float]]] = {
+    **{name: RATIOS[name][0] for name in tuple(RATIOS)[:4]},
     "dice": lambda r: (r.dice or 0.0, r.dice is not None),
     "surface_dice": lambda r: (r.surface_dice or 0.0, r.surface_dice is not None),
 }
@@ -89,7 +81,7 @@ def compare(
             numbers[f"recall_at_{rate:g}"] = curves.froc(both, [rate]), support
         numbers["cpm"] = curves.cpm(both, fp_per_case), support
         numbers["average_precision"] = curves.average_precision(both), support
-    for name, of_case in RATIOS.items():
+    for name, of_case in COMPARED.items():
         above, below = (
             [sums_by_group(groups, rs, [of_case(r)[k] for r in rs]) for rs in (one, other)]
             for k in (0, 1)

@@ -20,6 +20,8 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 MIN_GROUPS = 5  # fewer give no interval
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 Z95 = 1.959963984540054
+NO_CASE = "there is no case"
+NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 groups are too few for an interval"
 _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets"
 _COLLAPSED = "all resampled data sets give the same number, which does not make it certain"

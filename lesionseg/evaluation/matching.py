@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -38,7 +38,51 @@ MOSTLY = 0.5
 _ROUNDING = 1e-9  # shares are sums of fractions
 _KEEP_FOUND = 1e-9  # outweighs rounding, and no difference between IoUs that anybody would notice
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
-Boxes = NDArray[np.float64] | None
+Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+class _Pairs:
+    """Columns `[pairs]` of one length."""
+
+    def where(self, kept: Flags | Rows) -> Self:
+        """The chosen pairs: which `[pairs]` of them, or their places."""
+        columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **columns)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Overlaps(_Pairs):
+    """The pairs of a candidate and a lesion that overlap; all arrays `[pairs]`.
+
+    `candidate` and `lesion` are rows. `voxels` counts the shared voxels, 0 where one of the two
+    has no mask; `iou` is mask–mask where both have masks, else box–box. Pairs of different labels
+    are listed too.
+    """
+
+    candidate: Rows
+    lesion: Rows
+    voxels: Rows
+    iou: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Links(_Pairs):
+    """The pairs in which the candidate may find the lesion; `weight` > 0 ranks them.
+
+    All arrays `[links]`; `candidate` and `lesion` are rows of `n_candidates`, `n_lesions`. Jointly,
+    `weight` is the share of the lesion that the candidate covers and `common` `[links, 2·dims]` the
+    place where boxes cover it, 0 for pairs of two masks; None without any bare box.
+    """
+
+    criterion: Criterion
+    n_candidates: int
+    n_lesions: int
+    candidate: Rows
+    lesion: Rows
+    weight: Numbers
+    common: Numbers | None = None
 
 
 # --- the rule ------------------------------------------------------------------------------
@@ -56,26 +100,26 @@ class Match:
     are pooled and there are several.
     """
 
-    scores: NDArray[np.float64]
+    scores: Numbers
     lesions: Lesions
     candidates: Lesions
-    overlaps: "Overlaps"
-    comparable: NDArray[np.bool_]
-    ignored: NDArray[np.bool_]
-    lost: NDArray[np.bool_]
+    overlaps: Overlaps
+    comparable: Flags
+    ignored: Flags
+    lost: Flags
     criterion: Criterion
-    links: Mapping[Criterion, "Links"]
+    links: Mapping[Criterion, Links]
     has_masks: bool
     within_labels: "Match | None" = None
 
     @cached_property
-    def detected_at(self) -> NDArray[np.float64]:
+    def detected_at(self) -> Numbers:
         """The highest score `[lesions]` at which each lesion is found; `NEVER` when it never is."""
         return detection_scores(self.links[self.criterion], self.scores)
 
     def of_accepted(
-        self, accepted: NDArray[np.bool_], rule: Criterion | None = None
-    ) -> tuple[NDArray[np.int64], list[Outcome]]:
+        self, accepted: Flags, rule: Criterion | None = None
+    ) -> tuple[Rows, list[Outcome]]:
         """The candidate `[lesions]` that finds each lesion, −1 for none, and each one's outcome.
 
         Of the `accepted` `[n]` candidates, by `rule` or the case's own criterion.
@@ -111,12 +155,16 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
 
     sides = {rule: links(rule, overlaps) for rule in SIDE_CRITERIA}
     indices = np.min_scalar_type(max(reference.geometry.shape))  # many cases stay in memory
+    kept_lesions, kept_candidates = (
+        replace(x, voxels=x.voxels.astype(indices, copy=False), instances=None)
+        for x in (lesions, candidates)
+    )
 
-    def among(comparable: NDArray[np.bool_], within_labels: Match | None) -> Match:
+    def among(comparable: Flags, within_labels: Match | None) -> Match:
         return Match(
             np.array([c.score for c in prediction.candidates], dtype=np.float64),
-            _with_indices(lesions, indices),
-            _with_indices(candidates, indices),
+            kept_lesions,
+            kept_candidates,
             overlaps,
             comparable,
             ignored,
@@ -136,7 +184,7 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
 
 def _ignored(
     reference: Reference, prediction: Prediction, candidates: Lesions
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[Flags, Flags]:
     """Which candidates lie mostly in the ignored region, and of which masks nothing is left."""
     none = np.zeros(len(candidates), dtype=np.bool_)
     ignore = reference.ignore
@@ -155,100 +203,70 @@ def _ignored(
     return share > MOSTLY, (lost > 0) & (candidates.n_voxels == 0)
 
 
-def _with_indices(lesions: Lesions, dtype: DTypeLike) -> Lesions:
-    return replace(lesions, voxels=lesions.voxels.astype(dtype, copy=False), instances=None)
-
-
 # --- links -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Links:
-    """The pairs in which the candidate may find the lesion; `weight` > 0 ranks them.
-
-    All arrays `[links]`; `candidate` and `lesion` are rows of `n_candidates`, `n_lesions`. Jointly,
-    `weight` is the share of the lesion that the candidate covers and `common` `[links, 2·dims]` the
-    place where boxes cover it.
-    """
-
-    criterion: Criterion
-    n_candidates: int
-    n_lesions: int
-    candidate: NDArray[np.int64]
-    lesion: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    common: Boxes = None
-
-    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Links":
-        """The chosen links: which `[links]` of them, or their rows."""
-        return replace(
-            self,
-            candidate=self.candidate[kept],
-            lesion=self.lesion[kept],
-            weight=self.weight[kept],
-            common=None if self.common is None else self.common[kept],
-        )
-
-
-def find_links(
-    criterion: Criterion, candidates: Lesions, lesions: Lesions, overlaps: "Overlaps"
-) -> Links:
+def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps) -> Links:
     """The links of a case under a criterion.
 
     Only pairs of the same label; jointly all of `overlaps`, whatever their labels.
     """
-    ends = (criterion, len(candidates), len(lesions))
-    if criterion.assignment == "jointly":
-        supported, share, common = covering_pairs(
-            candidates, lesions, overlaps, criterion.threshold
+    candidate, lesion, common = overlaps.candidate, overlaps.lesion, None
+    if rule.measure == "coverage":
+        shared = overlaps.voxels.astype(np.float64)
+        of_candidate, of_lesion = (
+            x.n_voxels[row].astype(np.float64)
+            for x, row in ((candidates, candidate), (lesions, lesion))
         )
-        return Links(*ends, overlaps.candidate, overlaps.lesion, share, common).where(supported)
-    if criterion.measure == "centre":
+        bare = shared == 0
+        if bare.any():  # boxes take the place of voxels
+            common = _common(candidates.boxes[candidate], lesions.boxes[lesion]) * bare[:, None]
+            shared[bare] = _volumes(common[bare])
+            of_candidate[bare] = _volumes(candidates.boxes[candidate[bare]])
+            of_lesion[bare] = _volumes(lesions.boxes[lesion[bare]])
+        share = shared / of_candidate
+        supported = covered(candidate, len(candidates), share, common, rule.threshold)
+        enough, weight = supported[candidate], shared / of_lesion
+    elif rule.measure == "centre":
         apart = candidates.centres_mm[:, None] - lesions.centres_mm[None]
         distance = np.linalg.norm(apart, axis=-1)
-        near = distance < criterion.threshold * lesions.diameters_mm / 2
-        candidate, lesion = np.nonzero(near)
-        weight = 1 / (1 + distance[near])
+        candidate, lesion = np.nonzero(distance < rule.threshold * lesions.diameters_mm / 2)
+        enough = candidates.labels[candidate] == lesions.labels[lesion]
+        weight = 1 / (1 + distance[candidate, lesion])
     else:
-        enough = overlaps.iou > 0
-        if criterion.measure == "iou":
-            enough = overlaps.iou >= criterion.threshold
-        candidate, lesion = overlaps.candidate[enough], overlaps.lesion[enough]
-        weight = overlaps.iou[enough]
-    found = Links(*ends, candidate, lesion, weight)
-    return found.where(candidates.labels[candidate] == lesions.labels[lesion])
+        enough = overlaps.iou >= rule.threshold if rule.measure == "iou" else overlaps.iou > 0
+        enough &= candidates.labels[candidate] == lesions.labels[lesion]
+        weight = overlaps.iou
+    sizes = len(candidates), len(lesions)
+    return Links(rule, *sizes, candidate, lesion, weight, common).where(enough)
 
 
-def detection_scores(links: Links, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+def detection_scores(links: Links, scores: Numbers) -> Numbers:
     """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is."""
-    found_at = np.full(links.n_lesions, NEVER)
-    if links.criterion.assignment == "jointly":
+    found_at, rule = np.full(links.n_lesions, NEVER), links.criterion
+    if rule.assignment == "all":  # whatever finds it
+        np.maximum.at(found_at, links.lesion, scores[links.candidate])
+    elif rule.assignment == "jointly":  # the supported ones that cover enough of it
         for pairs in _grouped(links.lesion):
             own = links.where(pairs)
-            score = score_of_cover(
-                scores[own.candidate], own.weight, own.common, links.criterion.threshold
+            found_at[own.lesion[0]] = score_of_cover(
+                scores[own.candidate], own.weight, own.common, rule.threshold
             )
-            found_at[own.lesion] = NEVER if score is None else score
-        return found_at
-    if links.criterion.assignment == "all":
-        np.maximum.at(found_at, links.lesion, scores[links.candidate])
-        return found_at
-    single = _single(links)
-    found_at[links.lesion[single]] = scores[links.candidate[single]]
-    for part in _parts(links.where(~single)):
-        for score in np.unique(scores[part.candidates])[::-1]:
-            found = found_at[part.lesions] > NEVER
-            if found.all():
-                break
-            _, columns = part.best(scores[part.candidates] >= score, found)
-            new = part.lesions[columns]
-            found_at[new] = np.maximum(found_at[new], score)
+    else:  # as many pairs as possible at every score
+        single = _single(links)
+        found_at[links.lesion[single]] = scores[links.candidate[single]]
+        for part in _parts(links.where(~single)):
+            for score in np.unique(scores[part.candidates])[::-1]:
+                found = found_at[part.lesions] > NEVER
+                if found.all():
+                    break
+                _, columns = part.best(scores[part.candidates] >= score, found)
+                new = part.lesions[columns]
+                found_at[new] = np.maximum(found_at[new], score)
     return found_at
 
 
-def assign(
-    links: Links, prefer: NDArray[np.bool_], *, present: NDArray[np.bool_] | None = None
-) -> NDArray[np.int64]:
+def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows:
     """The candidate `[n_lesions]` that finds each lesion, -1 for none.
 
     Of the candidates that are `present` (all by default), as the links' criterion has it. At every
@@ -257,19 +275,19 @@ def assign(
     """
     if present is not None:
         links = links.where(present[links.candidate])
-    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
-    if links.criterion.assignment != "every_threshold":
-        order = np.argsort(links.weight, kind="stable")
-        candidate_of[links.lesion[order]] = links.candidate[order]
-        if links.criterion.assignment == "jointly":
-            cover = (links.lesion, links.n_lesions, links.weight, links.common)
-            candidate_of[~covered(*cover, links.criterion.threshold)] = -1
+    candidate_of, rule = np.full(links.n_lesions, -1, dtype=np.int64), links.criterion
+    if rule.assignment == "every_threshold":
+        single = _single(links)
+        candidate_of[links.lesion[single]] = links.candidate[single]
+        for part in _parts(links.where(~single)):
+            rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
+            candidate_of[part.lesions[columns]] = part.candidates[rows]
         return candidate_of
-    single = _single(links)
-    candidate_of[links.lesion[single]] = links.candidate[single]
-    for part in _parts(links.where(~single)):
-        rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
-        candidate_of[part.lesions[columns]] = part.candidates[rows]
+    order = np.argsort(links.weight, kind="stable")
+    candidate_of[links.lesion[order]] = links.candidate[order]
+    if rule.assignment == "jointly":
+        cover = links.lesion, links.n_lesions, links.weight, links.common
+        candidate_of[~covered(*cover, rule.threshold)] = -1
     return candidate_of
 
 
@@ -277,13 +295,11 @@ def assign(
 class _Part:
     """A connected part of the links: its rows and a dense `[candidates, lesions]` weight."""
 
-    candidates: NDArray[np.int64]
-    lesions: NDArray[np.int64]
-    weight: NDArray[np.float64]
+    candidates: Rows
+    lesions: Rows
+    weight: Numbers
 
-    def best(
-        self, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def best(self, present: Flags, prefer: Flags) -> tuple[Rows, Rows]:
         """Rows and columns of the best matching among the candidates that are present."""
         chosen = np.flatnonzero(present)
         weight = self.weight[chosen]
@@ -295,7 +311,7 @@ class _Part:
         return chosen[rows[real]], columns[real]
 
 
-def _single(links: Links) -> NDArray[np.bool_]:
+def _single(links: Links) -> Flags:
     """Links whose candidate and lesion have no other: most of them, and there is no choice."""
     of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
     of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
@@ -317,7 +333,7 @@ def _parts(links: Links) -> Iterator[_Part]:
         yield _Part(candidates, lesions, weight)
 
 
-def _grouped(values: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+def _grouped(values: NDArray[np.integer]) -> list[Rows]:
     """Indices of equal values together."""
     if len(values) == 0:
         return []
@@ -326,25 +342,6 @@ def _grouped(values: NDArray[np.integer]) -> list[NDArray[np.int64]]:
 
 
 # --- overlap ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Overlaps:
-    """The pairs of a candidate and a lesion that overlap; all arrays `[pairs]`.
-
-    `candidate` and `lesion` are rows. `voxels` counts the shared voxels, 0 where one of the two
-    has no mask; `iou` is mask–mask where both have masks, else box–box. Pairs of different labels
-    are listed too.
-    """
-
-    candidate: NDArray[np.int64]
-    lesion: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-    iou: NDArray[np.float64]
-
-    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Overlaps":
-        """The chosen pairs: which `[pairs]` of them, or their rows."""
-        return Overlaps(self.candidate[kept], self.lesion[kept], self.voxels[kept], self.iou[kept])
 
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
@@ -363,7 +360,7 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     if not bare.any():
         return by_mask
     a, b = torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
-    iou: NDArray[np.float64] = box_iou(a, b).numpy()
+    iou: Numbers = box_iou(a, b).numpy()
     candidate, lesion = np.nonzero(bare & (iou > 0))
     by_box = Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])
     both = Overlaps(
@@ -375,34 +372,7 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     return both.where(np.lexsort((both.lesion, both.candidate)))
 
 
-def covering_pairs(
-    candidates: Lesions, lesions: Lesions, overlaps: Overlaps, enough: float
-) -> tuple[NDArray[np.bool_], NDArray[np.float64], Boxes]:
-    """Which pairs `[pairs]` have a supported candidate, what of the lesion each covers, and where.
-
-    The places are the boxes `[pairs, 2·dims]` that both sides share, 0 for pairs of two masks;
-    None without any bare box. `enough` is the least share of a supported candidate's volume.
-    """
-    candidate, lesion = overlaps.candidate, overlaps.lesion
-    shared, of_candidate, of_lesion = (
-        overlaps.voxels.astype(np.float64),
-        candidates.n_voxels[candidate].astype(np.float64),
-        lesions.n_voxels[lesion].astype(np.float64),
-    )
-    bare = shared == 0
-    common = None
-    if bare.any():
-        common = _common(candidates.boxes[candidate], lesions.boxes[lesion]) * bare[:, None]
-        shared[bare] = _volumes(common[bare])
-        of_candidate[bare] = _volumes(candidates.boxes[candidate[bare]])
-        of_lesion[bare] = _volumes(lesions.boxes[lesion[bare]])
-    supported = covered(candidate, len(candidates), shared / of_candidate, common, enough)
-    return supported[candidate], shared / of_lesion, common
-
-
-def covered(
-    row: NDArray[np.int64], n_rows: int, share: NDArray[np.float64], common: Boxes, enough: float
-) -> NDArray[np.bool_]:
+def covered(row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float) -> Flags:
     """Of which rows `[n_rows]` their pairs `[pairs]` cover at least `enough` between them."""
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
@@ -411,28 +381,23 @@ def covered(
         )
         for one in doubtful:
             total[one] = _together(share[row == one], common[row == one])
-    reached: NDArray[np.bool_] = total >= enough - _ROUNDING
+    reached: Flags = total >= enough - _ROUNDING
     return reached
 
 
-def score_of_cover(
-    scores: NDArray[np.float64], share: NDArray[np.float64], common: Boxes, enough: float
-) -> float | None:
-    """The highest score from which pairs `[pairs]` cover `enough` of one lesion; None: never."""
-    if share.sum() < enough - _ROUNDING:
-        return None
-    levels = np.unique(scores)[::-1]
+def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enough: float) -> float:
+    """The highest score from which pairs `[pairs]` cover `enough` of one lesion, or `NEVER`."""
+    order = np.argsort(-scores, kind="stable")
 
-    def suffices(place: int) -> bool:
-        accepted = scores >= levels[place]
-        part = None if common is None else common[accepted]
-        return _together(share[accepted], part) >= enough - _ROUNDING
+    def cover(n: int) -> float:
+        first = order[:n]
+        return _together(share[first], None if common is None else common[first])
 
-    place = bisect_left(range(len(levels)), True, key=suffices)
-    return float(levels[place]) if place < len(levels) else None
+    n = bisect_left(range(1, len(order) + 1), enough - _ROUNDING, key=cover)
+    return float(scores[order[n]]) if n < len(order) else NEVER
 
 
-def _together(share: NDArray[np.float64], common: Boxes) -> float:
+def _together(share: Numbers, common: Numbers | None) -> float:
     """The share of one row that its pairs cover between them."""
     boxed = np.zeros(len(share), dtype=np.bool_) if common is None else _volumes(common) > 0
     if common is None or np.count_nonzero(boxed) < 2:
@@ -441,7 +406,7 @@ def _together(share: NDArray[np.float64], common: Boxes) -> float:
     return float(share[~boxed].sum() + by_volume * union_volume(common[boxed]))
 
 
-def union_volume(boxes: NDArray[np.float64]) -> float:
+def union_volume(boxes: Numbers) -> float:
     """Volume of what any of the boxes `[n, 2·dims]` covers.
 
     Of three axes slab by slab, so that memory stays small; of two, the cells between all edges.
@@ -464,13 +429,13 @@ def union_volume(boxes: NDArray[np.float64]) -> float:
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 
-def _common(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def _common(a: Numbers, b: Numbers) -> Numbers:
     """The intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
     dims = a.shape[1] // 2
     start = np.maximum(a[:, :dims], b[:, :dims])
     return np.hstack([start, np.minimum(a[:, dims:], b[:, dims:])])
 
 
-def _volumes(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _volumes(boxes: Numbers) -> Numbers:
     dims = boxes.shape[1] // 2
     return np.asarray(np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1))

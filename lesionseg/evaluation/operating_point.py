@@ -15,10 +15,10 @@ from scipy.special import betainc
 
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, ContentError
-from lesionseg.evaluation.by_size import NO_LESION
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
+    NO_LESION,
     count_design_effect,
     few_groups_factor,
     proportion,

@@ -6,7 +6,7 @@ them is null, `reason` says why.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import curves
-from lesionseg.evaluation.by_size import NO_LESION, recall_by_size, size_curve
 from lesionseg.evaluation.calibration import describe_calibration
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (
+    NO_CASE,
+    NO_LESION,
     Z95,
     Estimate,
     Statistic,
@@ -31,7 +32,14 @@ from lesionseg.evaluation.intervals import (
     rate,
     ratio,
 )
-from lesionseg.evaluation.subgroups import ZONE, Columns, Members, find_subgroups
+from lesionseg.evaluation.subgroups import (
+    ZONE,
+    Columns,
+    Members,
+    find_subgroups,
+    recall_by_size,
+    size_curve,
+)
 from lesionseg.ops.host_memory import without_collection
 
 _log = logging.getLogger(__name__)
@@ -39,7 +47,6 @@ _log = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
 MIN_CASES_FOR_CPM = 8  # 1/8 false positive per case cannot be seen in fewer
 DEVELOPMENT_ROLES = ("train", "validation")
-NO_CASE = "there is no case"
 NO_LESION_FREE_CASE = "there is no lesion-free case"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
 NOTHING_ACCEPTED = "no accepted candidate was counted"
@@ -49,6 +56,37 @@ TOO_FEW_CASES_FOR_CPM = "1/8 false positives per case cannot be seen in fewer th
 ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
 BOXES = "boxes have no voxels to compare"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
+
+# of a case: numerator and denominator; and why there may be none
+RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = {
+    "lesion_recall": (lambda r: (r.n_detected, len(r.lesions)), NO_LESION),
+    "lesion_precision": (
+        lambda r: (
+            r.n_outcome("true_positive"),
+            r.n_outcome("true_positive") + r.n_outcome("false_positive"),
+        ),
+        NOTHING_ACCEPTED,
+    ),
+    "lesion_f1": (
+        lambda r: (
+            2 * r.n_detected,
+            r.n_detected + len(r.lesions) + r.n_outcome("false_positive"),
+        ),
+        NO_LESION,
+    ),
+    "false_positives_per_case": (
+        lambda r: (r.n_outcome("false_positive"), r.annotated_share),
+        NO_CASE,
+    ),
+    "false_positives_per_lesion_free_case": (
+        lambda r: (r.is_lesion_free * r.n_outcome("false_positive"), r.is_lesion_free),
+        NO_LESION_FREE_CASE,
+    ),
+    "specificity": (
+        lambda r: (r.is_lesion_free and not r.n_outcome("false_positive"), r.is_lesion_free),
+        NO_LESION_FREE_CASE,
+    ),
+}
 
 
 @without_collection()
@@ -154,105 +192,62 @@ class Summary:
 
     def numbers(self) -> dict[str, Any]:
         """Every number that has an interval."""
-        overlap = {
-            name: self.mean_share([getattr(r, name) for r in self.results])
-            for name in ("dice", "surface_dice")
-        }
-        overlap["surface_dice"]["tolerance_mm"] = self.preset.surface_tolerance_mm
+        surface = self.mean([r.surface_dice for r in self.results])
         n_undefined = sum(bool(r.lesions) and r.hd95_mm is None for r in self.results)
-        distance = self._mean([r.hd95_mm for r in self.results], "bootstrap")
-        free = [r.is_lesion_free for r in self.results]
-        n_false = [r.n_outcome("false_positive") for r in self.results]
-        false = self.sums([f * n for f, n in zip(free, n_false, strict=True)])
-        clean = self.sums([f and n == 0 for f, n in zip(free, n_false, strict=True)])
-        estimates = {
-            "lesion_recall": self.recall(),
-            "lesion_precision": self.precision(),
-            "lesion_f1": self.f1(),
-            "false_positives_per_case": self.false_positives_per_case(),
-            "false_positives_per_lesion_free_case": rate(
-                false, self.sums(free), NO_LESION_FREE_CASE
-            ),
-            "specificity": proportion(clean, self.sums(free), NO_LESION_FREE_CASE),
-            "cpm": self.cpm(),
-            "average_precision": self.average_precision(),
-            "case_auroc": self.case_auroc(),
-            "panoptic_quality": self.panoptic_quality(),
-        }
+        distance = self.mean([r.hd95_mm for r in self.results], is_share=False)
+        cpm = self.of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
+        if cpm.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
+            cpm = Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
         return {
-            **overlap,
+            "dice": self.mean([r.dice for r in self.results]),
+            "surface_dice": {**surface, "tolerance_mm": self.preset.surface_tolerance_mm},
             "hd95_mm": {**distance, "n_undefined": n_undefined},
-            **{name: one.to_json() for name, one in estimates.items()},
+            **{name: self.ratio(name).to_json() for name in RATIOS},
+            "cpm": cpm.to_json(),
+            "average_precision": self.average_precision().to_json(),
+            "case_auroc": self.case_auroc().to_json(),
+            "panoptic_quality": self.panoptic_quality().to_json(),
             "froc": self.froc(),
             "lesion_load": self.lesion_load(),
         }
 
-    def recall(self) -> Estimate:
-        """Share of the lesions found at the operating point."""
-        found = self.sums([r.n_detected for r in self.results])
-        return proportion(found, self.pool.lesions_by_group, NO_LESION)
+    def ratio(self, name: str) -> Estimate:
+        """One of `RATIOS` of all cases: a rate, F1 by the bootstrap, else a share."""
+        of_case, undefined = RATIOS[name]
+        above, below = (self.sums([of_case(r)[k] for r in self.results]) for k in (0, 1))
+        if name == "lesion_f1":
+            lesions = self.pool.lesions_by_group
+            statistic = ratio(above, below)
+            return bootstrap(statistic, self.draws, lesions, undefined, len(self.results))[0]
+        if name.startswith("false_positives"):
+            return rate(above, below, undefined)
+        return proportion(above, below, undefined)
 
-    def precision(self) -> Estimate:
-        """Share of the accepted candidates, ignored ones aside, that lie in a lesion."""
-        hits, false = (
-            self.sums([r.n_outcome(outcome) for r in self.results])
-            for outcome in ("true_positive", "false_positive")
-        )
-        return proportion(hits, hits + false, NOTHING_ACCEPTED)
-
-    def f1(self) -> Estimate:
-        """2·found / (found + lesions + false positives)."""
-        lesions = self.pool.lesions_by_group
-        found = self.sums([r.n_detected for r in self.results])
-        false = self.sums([r.n_outcome("false_positive") for r in self.results])
-        statistic = ratio(2 * found, found + lesions + false)
-        return bootstrap(statistic, self.draws, lesions, NO_LESION, len(self.results))[0]
-
-    def false_positives_per_case(self) -> Estimate:
-        """False positives over all cases, lesion-free or not."""
-        false = self.sums([r.n_outcome("false_positive") for r in self.results])
-        return rate(false, self.pool.cases_by_group, NO_CASE)
-
-    def ratio(
-        self, above: NDArray[np.float64], below: NDArray[np.float64], undefined: str
-    ) -> Estimate:
-        """Σabove/Σbelow of sums by group."""
-        return bootstrap(ratio(above, below), self.draws, below, undefined, len(self.results))[0]
-
-    def mean_share(self, values: Sequence[float | None]) -> dict[str, Any]:
-        """Mean and median of the defined values of cases, which lie between 0 and 1."""
-        return self._mean(values, "wilson")
-
-    def _mean(self, values: Sequence[float | None], method: str) -> dict[str, Any]:
+    def mean(self, values: Sequence[float | None], *, is_share: bool = True) -> dict[str, Any]:
+        """Mean and median of the defined values of cases; shares lie between 0 and 1."""
         defined = [v for v in values if v is not None]
         counted = self.sums([v is not None for v in values])
         total = self.sums([v or 0.0 for v in values])
-        if method == "wilson":
+        if is_share:
             estimate = proportion(total, counted, NO_MASKED_CASE, least_deff=0.0)
         else:
-            estimate = self.ratio(total, counted, NO_MASKED_CASE)
+            statistic = ratio(total, counted)
+            n = len(self.results)
+            estimate = bootstrap(statistic, self.draws, counted, NO_MASKED_CASE, n)[0]
         median = float(np.median(defined)) if defined else None
         return {**estimate.to_json("mean"), "median": median, "n": len(defined)}
 
-    def _of_curve(self, statistic: Statistic) -> list[Estimate]:
+    def of_curve(self, statistic: Statistic) -> list[Estimate]:
+        """Statistics of the pooled scores; undefined without any."""
+        if not self.scored:
+            return [Estimate(None, None, UNSCORED)]
         items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
         support = self.pool.lesions_by_group
         return bootstrap(statistic, self.draws, support, NO_LESION, items)
 
-    def cpm(self) -> Estimate:
-        """Mean recall of the FROC at the preset's rates."""
-        if not self.scored:
-            return Estimate(None, None, UNSCORED)
-        found = self._of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
-        if found.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
-            return Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
-        return found
-
     def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""
-        if not self.scored:
-            return Estimate(None, None, UNSCORED)
-        return self._of_curve(curves.average_precision(self.pool))[0]
+        return self.of_curve(curves.average_precision(self.pool))[0]
 
     def case_auroc(self) -> Estimate:
         """Chance that a case with a lesion scores above one without."""
@@ -275,14 +270,14 @@ class Summary:
         if not self.scored or not len(self.pool.detected_at):
             why = NO_LESION if self.scored else UNSCORED
             return {"fp_per_case": rates, "recall": None, "ci95": None, "reason": why}
-        points = self._of_curve(curves.froc(self.pool, rates))
-        found = {
+        points = self.of_curve(curves.froc(self.pool, rates))
+        reason = next((p.reason for p in points if p.reason), None)
+        return {
             "fp_per_case": rates,
             "recall": [p.value for p in points],
             "ci95": [None if p.ci95 is None else list(p.ci95) for p in points],
+            **({"reason": reason} if reason else {}),
         }
-        reason = next((p.reason for p in points if p.reason), None)
-        return found if reason is None else {**found, "reason": reason}
 
     def panoptic_quality(self) -> Estimate:
         """Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed; Kirillov 2019)."""
@@ -356,8 +351,8 @@ class Summary:
             "value": members.value,
             **{name: counts[name] for name in ("n_cases", "n_groups", "n_lesions")},
             "n_detected": counts["n_true_positive"],
-            "lesion_recall": part.recall().to_json(),
-            "false_positives_per_case": part.false_positives_per_case().to_json(),
+            "lesion_recall": part.ratio("lesion_recall").to_json(),
+            "false_positives_per_case": part.ratio("false_positives_per_case").to_json(),
             "dice": float(np.mean(dice)) if dice else None,
         }
 
@@ -384,10 +379,10 @@ def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
 def _one_label(part: Summary, dice: Sequence[float | None]) -> dict[str, Any]:
     return {
         **part.counts(),
-        "dice": part.mean_share(dice),
-        "lesion_recall": part.recall().to_json(),
-        "lesion_precision": part.precision().to_json(),
-        "false_positives_per_case": part.false_positives_per_case().to_json(),
+        "dice": part.mean(dice),
+        "lesion_recall": part.ratio("lesion_recall").to_json(),
+        "lesion_precision": part.ratio("lesion_precision").to_json(),
+        "false_positives_per_case": part.ratio("false_positives_per_case").to_json(),
         "average_precision": part.average_precision().to_json(),
     }
 

@@ -1,23 +1,110 @@
-"""Subgroups of cases by what tables say, and of lesions by zone. No p-values, on purpose.
+"""Recall by size of lesion, and subgroups of cases by what tables say, and of lesions by zone.
 
-A subgroup is found by looking, often at many; a p-value would pretend that it was asked for.
+Subgroups have no p-values, on purpose: they are found by looking, often at many, and a p-value
+would pretend that one was asked for.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from lesionseg.errors import ConfigError
+from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic, sigmoid
 from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.curves import sums_by_group
+from lesionseg.evaluation.intervals import NO_LESION, Draws, Weights, bootstrap, proportion
 
 N_QUANTILES = 4
 MAX_VALUES = 20
 NOT_STATED = "not stated"
 ZONE = "zone"
+N_CURVE_POINTS = 25
+_RIDGE = 1 / 2.5**2
 
 Columns = Mapping[str, Mapping[str, str]]  # what a table says of each case, by column
+
+
+def recall_by_size(
+    results: Sequence[CaseResult], groups: Sequence[str], edges_mm: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Recall in groups of equivalent diameter, `[from, to)`; the last has no upper bound."""
+    rows = []
+    for low, high in zip(edges_mm, [*edges_mm[1:], None], strict=True):
+        inside = [
+            [x for x in r.lesions if low <= x.diameter_mm < (np.inf if high is None else high)]
+            for r in results
+        ]
+        hits, totals = (
+            sums_by_group(groups, results, values)
+            for values in (
+                [sum(x.detected for x in lesions) for lesions in inside],
+                [len(lesions) for lesions in inside],
+            )
+        )
+        recall = proportion(hits, totals, NO_LESION).to_json("recall")
+        counts = {"n": int(totals.sum()), "detected": int(hits.sum())}
+        rows.append({"from_mm": low, "to_mm": high, **counts, **recall})
+    return rows
+
+
+def size_curve(
+    results: Sequence[CaseResult], groups: Sequence[str], draws: Draws
+) -> dict[str, Any]:
+    """P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
+
+    `d50_mm` and `d90_mm`: the diameters found with 50 and 90 % probability, null beyond the
+    observed ones. Ridge: the standardised slope has a normal prior of standard deviation 2.5
+    (Gelman et al. 2008), so that a perfect separation gives a steep curve, not an infinite one.
+    """
+    index = {group: i for i, group in enumerate(groups)}
+    rows = [(x.diameter_mm, x.detected, index[r.group]) for r in results for x in r.lesions]
+    n_found = sum(found for _, found, _ in rows)
+    if min(n_found, len(rows) - n_found) < MIN_FOR_CURVE:
+        return {"slope": None, "reason": TOO_FEW}
+    diameters, found, group = (np.array(column) for column in zip(*rows, strict=True))
+    low, high = float(diameters.min()), float(diameters.max())
+    values, place = np.unique(diameters, return_inverse=True)  # counts of voxels repeat
+    x, counts = np.log(values), np.bincount(place).astype(np.float64)
+    shape = (len(groups), len(values))
+    totals = csr_array((np.ones(len(rows)), (group, place)), shape=shape)
+    hits = csr_array((found.astype(np.float64), (group, place)), shape=shape)
+    along = np.geomspace(low, high, N_CURVE_POINTS)
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        fits = fit_logistic(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
+        intercept, slope = fits[:, :1], fits[:, 1:]
+        curve = sigmoid(intercept + slope * np.log(along))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            passed = np.exp((np.log([1.0, 9.0]) - intercept) / slope)
+        # a curve that does not grow passes no share: all lesions are on one side of it
+        middle = sigmoid(intercept + slope * np.log(np.sqrt(low * high)))
+        never = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
+        held = np.clip(np.where(slope > 0, passed, never), low, high)
+        return np.concatenate([curve, held, fits], axis=1)
+
+    support = sums_by_group(groups, results, [len(r.lesions) for r in results])
+    estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(rows))
+    *points, d50, d90, intercept, slope = estimates
+    reason = next((one.reason for one in (points[0], d50, d90) if one.reason), None)
+    crossings = {
+        name: {**one.to_json(), "value": None if one.value in (low, high) else one.value}
+        for name, one in (("d50_mm", d50), ("d90_mm", d90))
+    }
+    return {
+        "intercept": intercept.value,
+        "slope": slope.value,
+        **crossings,
+        "observed_mm": [low, high],
+        "diameters_mm": along.tolist(),
+        "recall": [one.value for one in points],
+        "ci95": [None if one.ci95 is None else list(one.ci95) for one in points],
+        **({"reason": reason} if reason else {}),
+    }
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from lesionseg.core import Calibration, OperatingPoint, Prediction, Reference
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation import CaseResult, choose
-from lesionseg.evaluation.by_size import fit_logistic
-from lesionseg.evaluation.calibration import fit_calibration, fit_out_of_fold
+from lesionseg.evaluation.calibration import fit_calibration, fit_logistic, fit_out_of_fold
 from lesionseg.inference.decision import OnSlab, Slab, accept
 from lesionseg.plan.plan import Plan
 

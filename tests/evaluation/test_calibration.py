@@ -7,10 +7,10 @@ import pytest
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.evaluation.by_size import fit_logistic
 from lesionseg.evaluation.calibration import (
     describe_calibration,
     fit_calibration,
+    fit_logistic,
     fit_out_of_fold,
 )
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
