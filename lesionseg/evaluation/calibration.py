@@ -45,8 +45,8 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
     n_true, n_false = int(true.sum()), int((~true).sum())
     if min(n_true, n_false) < MIN_FOR_PLATT:
         raise ContentError(
-            f"Too few candidates to calibrate: {n_true} true and {n_false} false ones, at least "
-            f"{MIN_FOR_PLATT} of each are needed."
+            f"Calibration needs {MIN_FOR_PLATT} true and {MIN_FOR_PLATT} false candidates; there "
+            f"are {n_true} and {n_false}."
         )
     # Platt's targets: one pseudo-count of each outcome keeps probabilities off 0 and 1
     targets = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from lesionseg.ops.components import lesion_instances
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
 REGION_LABEL = next(iter(UNION))
+IoUs = Mapping[tuple[int, int], float]  # of rows of a candidate and a lesion that overlap
 WhyMissed = Literal[
     "",
     "no_response",
@@ -129,13 +130,13 @@ class CaseResult:
     dims: int
     lesions: tuple[LesionResult, ...]
     candidates: tuple[CandidateResult, ...]
-    dice: float | None
-    surface_dice: float | None
-    hd95_mm: float | None
     reference_ml: float | None
     predicted_ml: float | None
     case_score: float | None
     scored: bool
+    dice: float | None = None
+    surface_dice: float | None = None
+    hd95_mm: float | None = None
     splits: int = 0
     merges: int = 0
     dice_by_label: Mapping[int, float] = field(default_factory=dict)
@@ -240,27 +241,50 @@ class MatchedCase:
             accepted = match.scores >= point.score
         found_by, outcomes = match.of_accepted(accepted)
         sides = {rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA}
+        sides_of: list[dict[str, Any]] = [
+            {name: bool(by[row] >= 0) for name, (by, _) in sides.items()}
+            for row in range(len(lesions))
+        ]
         joint = self.preset.criterion.assignment == "jointly"
         pairs_of, unpaired = sides[INSTANCES.name] if joint else (found_by, outcomes)
-        iou = _IoU(match)
+        pairs = match.overlaps
+        ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
+        iou_of: IoUs = dict(zip(ends, pairs.iou.tolist(), strict=True))
         masked = lesions.masked & candidates.masked[pairs_of] if len(candidates) else lesions.masked
-        dice, surface_dice, hd95_mm, by_label = self._overlap(accepted, surface)
-        all_lesions = np.ones(len(lesions), dtype=np.bool_)
-        several = match.comparable & accepted[match.overlaps.candidate]
-        split = _repeated(match.overlaps.lesion[several], len(lesions))
-        merging = _repeated(match.overlaps.candidate[several], len(candidates))
+        several = match.comparable & accepted[pairs.candidate]
+        split = np.bincount(pairs.lesion[several], minlength=len(lesions)) > 1
+        merging = np.bincount(pairs.candidate[several], minlength=len(candidates)) > 1
+        merged = np.zeros(len(lesions), dtype=np.bool_)
+        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
+        rows = []
+        for row, by in enumerate(found_by.tolist()):
+            at = float(match.detected_at[row])
+            rows.append(
+                LesionResult(
+                    lesion=int(lesions.ids[row]),
+                    **_place(lesions, row),
+                    **_extent(lesions, row),
+                    detected=by >= 0,
+                    detected_at=at if given.scored and at > NEVER else None,
+                    candidate=int(candidates.ids[by]) if by >= 0 else None,
+                    iou=iou_of.get((by, row), 0.0) if by >= 0 else None,
+                    **sides_of[row],
+                    why_missed="" if by >= 0 else self._why_missed(row, accepted, outcomes),
+                    split=bool(split[row]),
+                    merged=bool(merged[row]),
+                    zone=self.zones[row],
+                )
+            )
         return CaseResult(
             case=self.case,
             group=self.group or self.case,
             role=self.role,
             status=self.status,
             dims=lesions.geometry.dims,
-            lesions=self._lesions(accepted, found_by, outcomes, sides, split, merging, iou),
-            candidates=self._candidates(accepted, found_by, outcomes, iou),
-            dice=dice,
-            surface_dice=surface_dice,
-            hd95_mm=hd95_mm,
-            reference_ml=_summed_ml(lesions, all_lesions),
+            lesions=tuple(rows),
+            candidates=self._candidates(accepted, found_by, outcomes, iou_of),
+            **self._overlap(accepted, surface),
+            reference_ml=_summed_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_summed_ml(candidates, accepted & ~match.lost),
             case_score=float(match.scores[~match.ignored].max(initial=0.0))
             if given.scored
@@ -268,13 +292,12 @@ class MatchedCase:
             scored=given.scored,
             splits=int(split.sum()),
             merges=int(merging.sum()),
-            dice_by_label=by_label,
             sides={
                 name: (int((by >= 0).sum()), became.count("false_positive"))
                 for name, (by, became) in sides.items()
             },
             pair_ious=tuple(
-                iou(by, row) if masked[row] else None
+                iou_of.get((by, row), 0.0) if masked[row] else None
                 for row, by in enumerate(pairs_of.tolist())
                 if by >= 0
             ),
@@ -299,13 +322,11 @@ class MatchedCase:
             annotated=self.annotated,
         )
 
-    def _overlap(
-        self, accepted: NDArray[np.bool_], surface: bool
-    ) -> tuple[float | None, float | None, float | None, dict[int, float]]:
+    def _overlap(self, accepted: NDArray[np.bool_], surface: bool) -> dict[str, Any]:
         """Dice, surface Dice and HD95 of all labels taken as one, and Dice by label."""
         lesions, candidates, pairs = self.match.lesions, self.match.candidates, self.match.overlaps
         if not self.match.has_masks:
-            return None, None, None, {}
+            return {}
 
         def dice(of_lesion: NDArray[np.bool_], of_candidate: NDArray[np.bool_]) -> float | None:
             both = of_candidate[pairs.candidate] & of_lesion[pairs.lesion]
@@ -313,16 +334,16 @@ class MatchedCase:
             return float(2 * pairs.voxels[both].sum() / sizes) if sizes else None
 
         labels = sorted({*lesions.labels.tolist(), *candidates.labels.tolist()})
-        by_label = {
-            label: value
+        by_label = (
+            (label, dice(lesions.labels == label, accepted & (candidates.labels == label)))
             for label in labels
-            if (value := dice(lesions.labels == label, accepted & (candidates.labels == label)))
-            is not None
+        )
+        found: dict[str, Any] = {
+            "dice_by_label": {label: value for label, value in by_label if value is not None}
         }
         if len(lesions) == 0:
-            return None, None, None, by_label
-        whole = dice(np.ones(len(lesions), dtype=np.bool_), accepted)
-        surfaces = None
+            return found
+        found["dice"] = dice(np.ones(len(lesions), dtype=np.bool_), accepted)
         if surface:
             surfaces = surface_scores(
                 lesions.voxels.astype(np.int64),
@@ -330,59 +351,9 @@ class MatchedCase:
                 lesions.geometry.spacing_mm,
                 self.preset.surface_tolerance_mm,
             )
-            surface_dice, hd95_mm = surfaces or (0.0, None)  # a missed case counts 0
-            return whole, surface_dice, hd95_mm, by_label
-        return whole, None, None, by_label
-
-    def _lesions(
-        self,
-        accepted: NDArray[np.bool_],
-        found_by: NDArray[np.int64],
-        outcomes: Sequence[Outcome],
-        sides: Mapping[str, tuple[NDArray[np.int64], Sequence[Outcome]]],
-        split: NDArray[np.bool_],
-        merging: NDArray[np.bool_],
-        iou: "_IoU",
-    ) -> tuple[LesionResult, ...]:
-        match, lesions, pairs = self.match, self.match.lesions, self.match.overlaps
-        dims, spacing = lesions.geometry.dims, lesions.geometry.spacing_mm
-        merged = np.zeros(len(lesions), dtype=np.bool_)
-        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
-        rows = []
-        for row, by in enumerate(found_by.tolist()):
-            at, n_voxels = float(match.detected_at[row]), int(lesions.n_voxels[row])
-            box, extent = lesions.boxes[row], None
-            near = float(np.prod(box[dims:] - box[:dims])) < NEAR_RESOLUTION_VOXELS
-            if n_voxels:
-                extent = measure_extent(lesions.voxels_of(row).astype(np.int64), spacing)
-                near = extent.near_resolution
-            why: WhyMissed = "" if by >= 0 else self._why_missed(row, accepted, outcomes)
-            rows.append(
-                LesionResult(
-                    lesion=int(lesions.ids[row]),
-                    label=int(lesions.labels[row]),
-                    diameter_mm=float(lesions.diameters_mm[row]),
-                    volume_ml=lesions.volume_ml(row),
-                    voxels=n_voxels or None,
-                    slices=extent.slices if extent else None,
-                    long_axis_mm=extent.long_axis_mm if extent else None,
-                    short_axis_mm=extent.short_axis_mm if extent else None,
-                    near_resolution=near,
-                    start_vox=tuple(box[:dims].tolist()),
-                    stop_vox=tuple(box[dims:].tolist()),
-                    centre_mm=tuple(lesions.centres_mm[row].tolist()),
-                    detected=by >= 0,
-                    detected_at=at if self.prediction.scored and at > NEVER else None,
-                    candidate=int(match.candidates.ids[by]) if by >= 0 else None,
-                    iou=iou(by, row) if by >= 0 else None,
-                    **{name: bool(found[row] >= 0) for name, (found, _) in sides.items()},
-                    why_missed=why,
-                    split=bool(split[row]),
-                    merged=bool(merged[row]),
-                    zone=self.zones[row],
-                )
-            )
-        return tuple(rows)
+            # a missed case counts 0
+            found["surface_dice"], found["hd95_mm"] = surfaces or (0.0, None)
+        return found
 
     def _why_missed(
         self, row: int, accepted: NDArray[np.bool_], outcomes: Sequence[Outcome]
@@ -418,7 +389,7 @@ class MatchedCase:
         accepted: NDArray[np.bool_],
         found_by: NDArray[np.int64],
         outcomes: Sequence[Outcome],
-        iou: "_IoU",
+        iou_of: IoUs,
     ) -> tuple[CandidateResult, ...]:
         match, candidates, pairs = self.match, self.match.candidates, self.match.overlaps
         dims = candidates.geometry.dims
@@ -438,22 +409,19 @@ class MatchedCase:
         for row, (given, lesion) in enumerate(
             zip(self.prediction.candidates, lesion_of.tolist(), strict=True)
         ):
-            volume, box = candidates.volume_ml(row), candidates.boxes[row]
+            place = _place(candidates, row)
+            if place["volume_ml"] is None and dims == 3:
+                place["volume_ml"] = given.volume_ml
             rows.append(
                 CandidateResult(
                     candidate=given.id,
-                    label=given.label,
+                    **place | {"label": given.label},
                     score=given.score if self.prediction.scored else None,
                     probability=given.probability,
-                    diameter_mm=float(candidates.diameters_mm[row]),
-                    volume_ml=given.volume_ml if volume is None and dims == 3 else volume,
-                    start_vox=tuple(box[:dims].tolist()),
-                    stop_vox=tuple(box[dims:].tolist()),
-                    centre_mm=tuple(candidates.centres_mm[row].tolist()),
                     accepted=bool(accepted[row]),
                     outcome=outcomes[row],
                     lesion=int(match.lesions.ids[lesion]) if lesion >= 0 else None,
-                    iou=iou(row, lesion) if lesion >= 0 else None,
+                    iou=iou_of.get((row, lesion), 0.0) if lesion >= 0 else None,
                     touches_lesion=bool(touched[row]),
                     outcome_any=outcomes_any[row],
                     zone=given.zone,
@@ -560,22 +528,28 @@ def describe_grid(geometry: Geometry) -> str:
     return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
 
-class _IoU:
-    """IoU of a candidate and a lesion by their rows, 0 where they do not overlap."""
+def _place(instances: Lesions, row: int) -> dict[str, Any]:
+    """What lesions and candidates have in common, by the names of their fields."""
+    box, dims = instances.boxes[row], instances.geometry.dims
+    return {
+        "label": int(instances.labels[row]),
+        "diameter_mm": float(instances.diameters_mm[row]),
+        "volume_ml": instances.volume_ml(row),
+        "start_vox": tuple(box[:dims].tolist()),
+        "stop_vox": tuple(box[dims:].tolist()),
+        "centre_mm": tuple(instances.centres_mm[row].tolist()),
+    }
 
-    def __init__(self, match: Match) -> None:
-        pairs = match.overlaps
-        ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
-        values: list[float] = pairs.iou.tolist()
-        self.of = dict(zip(ends, values, strict=True))
 
-    def __call__(self, candidate: int, lesion: int) -> float:
-        return self.of.get((candidate, lesion), 0.0)
-
-
-def _repeated(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
-    """Which of `n` rows occur more than once."""
-    return np.asarray(np.bincount(rows, minlength=n) > 1)
+def _extent(lesions: Lesions, row: int) -> dict[str, Any]:
+    """The extent of a lesion, None where it is a bare box."""
+    n_voxels, dims = int(lesions.n_voxels[row]), lesions.geometry.dims
+    if n_voxels:
+        voxels = lesions.voxels_of(row).astype(np.int64)
+        return {"voxels": n_voxels, **vars(measure_extent(voxels, lesions.geometry.spacing_mm))}
+    sides = lesions.boxes[row][dims:] - lesions.boxes[row][:dims]
+    bare = dict.fromkeys(("voxels", "slices", "long_axis_mm", "short_axis_mm"))
+    return {**bare, "near_resolution": float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS}
 
 
 def _summed_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:

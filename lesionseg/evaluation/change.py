@@ -5,7 +5,7 @@ Sizes are measured on each visit's own grid; which lesions belong together is de
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,17 +122,16 @@ def find_changes(
     rule = rule or ChangeRule()
     errors = size_errors(before.lesions), size_errors(after.lesions)
     found = []
-    for rows_before, rows_after in _groups(before, after, rule.overlap):
-        if not (before.accepted[rows_before].any() or after.accepted[rows_after].any()):
-            continue
-        sides = (_Side.of(before, rows_before, errors[0]), _Side.of(after, rows_after, errors[1]))
-        found.append(_change(case, *sides, rule))
+    for rows in _groups(before, after, rule.overlap):
+        sides = [_Side.of(*side) for side in zip((before, after), rows, errors, strict=True)]
+        if any(side.accepted for side in sides):
+            found.append(_change(case, sides[0], sides[1], rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """What one visit has of a group: ids, the size of all together in mm³ or mm², its error."""
+    """What one visit has of a group: ids, and sizes and errors `[n]` in mm³ or mm²."""
 
     ids: tuple[int, ...]
     sizes: NDArray[np.float64]
@@ -143,70 +142,57 @@ class _Side:
 
     @classmethod
     def of(cls, visit: Visit, rows: Rows, errors: NDArray[np.float64]) -> "_Side":
-        if visit.accepted[rows].any():
+        accepted = bool(visit.accepted[rows].any())
+        if accepted:
             rows = rows[visit.accepted[rows]]
-        lesions = visit.lesions
-        return cls(
-            tuple(lesions.ids[rows].tolist()),
-            np.asarray(lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64),
-            errors[rows],
-            bool(visit.accepted[rows].any()),
-            int(lesions.labels[rows[0]]) if len(rows) else 0,
-            lesions.geometry.dims,
-        )
-
-    @property
-    def size(self) -> float:
-        return float(self.sizes.sum())
+        lesions, label = visit.lesions, int(visit.lesions.labels[rows[0]]) if len(rows) else 0
+        sizes = np.asarray(lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64)
+        ids = tuple(lesions.ids[rows].tolist())
+        return cls(ids, sizes, errors[rows], accepted, label, lesions.geometry.dims)
 
     def n_whole(self, rule: ChangeRule) -> int:
         """How many lesions are no pieces: all, but for small ones beside a larger one."""
         least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > least).sum()))
 
-    def diameter_mm(self) -> float | None:
-        return float(equivalent_diameter_mm(self.size, self.dims)) if self.ids else None
-
-    def volume_ml(self) -> float | None:
-        return self.size / 1000 if self.ids and self.dims == 3 else None
+    def named(self, visit: str) -> dict[str, Any]:
+        """The fields of `LesionChange` of one visit."""
+        size = float(self.sizes.sum())
+        diameter = float(equivalent_diameter_mm(size, self.dims)) if self.ids else None
+        return {
+            f"lesion_{visit}": self.ids,
+            f"volume_{visit}_ml": size / 1000 if self.ids and self.dims == 3 else None,
+            f"diameter_{visit}_mm": diameter,
+        }
 
 
 def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
-    both, volume = bool(before.ids and after.ids), before.dims == 3
     error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
-    smallest, difference = rule.n_deviations * error, after.size - before.size
-    state = _state(before, after, smallest, rule)
-    whole = before.size or after.size
+    size, later = float(before.sizes.sum()), float(after.sizes.sum())
+    smallest, difference, is_volume = rule.n_deviations * error, later - size, before.dims == 3
+    state: State
+    if not before.ids:
+        state = "new"
+    elif not after.ids:
+        state = "gone"
+    elif (n := after.n_whole(rule)) != (n_before := before.n_whole(rule)) or n > 1:
+        state = "split" if n > n_before else "merged"
+    elif abs(difference) <= smallest:
+        state = "stable"
+    else:
+        state = "enlarged" if difference > 0 else "shrunk"
     return LesionChange(
         case=case,
         label=before.label or after.label,
-        lesion_before=before.ids,
-        lesion_after=after.ids,
+        **before.named("before"),
+        **after.named("after"),
         state=state,
         accepted=state in ("merged", "split") or (state != "stable" and abs(difference) > smallest),
-        volume_before_ml=before.volume_ml(),
-        volume_after_ml=after.volume_ml(),
-        change_ml=difference / 1000 if volume else None,
-        smallest_change_ml=smallest / 1000 if volume else None,
-        diameter_before_mm=before.diameter_mm(),
-        diameter_after_mm=after.diameter_mm(),
-        change_percent=100 * difference / whole if both else None,
-        smallest_change_percent=100 * smallest / whole,
+        change_ml=difference / 1000 if is_volume else None,
+        smallest_change_ml=smallest / 1000 if is_volume else None,
+        change_percent=100 * difference / size if before.ids and after.ids else None,
+        smallest_change_percent=100 * smallest / (size or later),
     )
-
-
-def _state(before: _Side, after: _Side, smallest: float, rule: ChangeRule) -> State:
-    if not before.ids:
-        return "new"
-    if not after.ids:
-        return "gone"
-    n_before, n_after = (side.n_whole(rule) for side in (before, after))
-    if n_before != n_after or n_before > 1:
-        return "split" if n_after > n_before else "merged"
-    difference = after.size - before.size
-    if abs(difference) <= smallest:
-        return "stable"
-    return "enlarged" if difference > 0 else "shrunk"
 
 
 def _groups(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:

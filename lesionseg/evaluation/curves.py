@@ -5,7 +5,7 @@ from `detected_at` down. So a pool of the lesions' `detected_at` and the false p
 is all that the curves need; ignored candidates are in neither.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -97,26 +97,6 @@ class Pool:
         """False positives of each group when candidates count from `threshold`."""
         counted = self.false_group[self.false_score >= threshold]
         return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
-
-    def of_groups(self, kept: Collection[str]) -> "Pool":
-        """What some of the groups hold."""
-        names = tuple(group for group in self.groups if group in kept)
-        place = {group: i for i, group in enumerate(names)}
-        new = np.array([place.get(group, -1) for group in self.groups], dtype=np.int64)
-        lesion, false, case = (
-            new[groups] for groups in (self.lesion_group, self.false_group, self.case_group)
-        )
-        return Pool(
-            names,
-            lesion[lesion >= 0],
-            self.detected_at[lesion >= 0],
-            false[false >= 0],
-            self.false_score[false >= 0],
-            case[case >= 0],
-            self.case_score[case >= 0],
-            self.case_positive[case >= 0],
-            self.case_share[case >= 0],
-        )
 
     def beside(self, other: "Pool") -> "Pool":
         """The items of both; the other's groups come after the own ones."""

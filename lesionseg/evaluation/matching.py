@@ -255,13 +255,13 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
     else:  # as many pairs as possible at every score
         single = _single(links)
         found_at[links.lesion[single]] = scores[links.candidate[single]]
-        for part in _parts(links.where(~single)):
-            for score in np.unique(scores[part.candidates])[::-1]:
-                found = found_at[part.lesions] > NEVER
+        for candidates, lesions, weight in _parts(links.where(~single)):
+            for score in np.unique(scores[candidates])[::-1]:
+                found = found_at[lesions] > NEVER
                 if found.all():
                     break
-                _, columns = part.best(scores[part.candidates] >= score, found)
-                new = part.lesions[columns]
+                _, columns = _best(weight[scores[candidates] >= score], found)
+                new = lesions[columns]
                 found_at[new] = np.maximum(found_at[new], score)
     return found_at
 
@@ -279,9 +279,9 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     if rule.assignment == "every_threshold":
         single = _single(links)
         candidate_of[links.lesion[single]] = links.candidate[single]
-        for part in _parts(links.where(~single)):
-            rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
-            candidate_of[part.lesions[columns]] = part.candidates[rows]
+        for candidates, lesions, weight in _parts(links.where(~single)):
+            rows, columns = _best(weight, prefer[lesions])
+            candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
     order = np.argsort(links.weight, kind="stable")
     candidate_of[links.lesion[order]] = links.candidate[order]
@@ -291,24 +291,14 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     return candidate_of
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A connected part of the links: its rows and a dense `[candidates, lesions]` weight."""
-
-    candidates: Rows
-    lesions: Rows
-    weight: Numbers
-
-    def best(self, present: Flags, prefer: Flags) -> tuple[Rows, Rows]:
-        """Rows and columns of the best matching among the candidates that are present."""
-        chosen = np.flatnonzero(present)
-        weight = self.weight[chosen]
-        # a pair more always outweighs all that the weights could add up to
-        pair = min(weight.shape) * max(float(self.weight.max()), 1.0) + 1
-        value = np.where(weight > 0, pair + weight + _KEEP_FOUND * prefer, 0)
-        rows, columns = linear_sum_assignment(value, maximize=True)
-        real = weight[rows, columns] > 0
-        return chosen[rows[real]], columns[real]
+def _best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
+    """Rows and columns of the best one-to-one matching by a weight `[candidates, lesions]`."""
+    # a pair more always outweighs all that the weights could add up to
+    pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
+    value = np.where(weight > 0, pair + weight + _KEEP_FOUND * prefer, 0)
+    rows, columns = linear_sum_assignment(value, maximize=True)
+    real = weight[rows, columns] > 0
+    return rows[real], columns[real]
 
 
 def _single(links: Links) -> Flags:
@@ -318,7 +308,8 @@ def _single(links: Links) -> Flags:
     return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
 
 
-def _parts(links: Links) -> Iterator[_Part]:
+def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
+    """Candidates, lesions and dense weight `[candidates, lesions]` of each connected part."""
     if len(links.candidate) == 0:
         return
     n = links.n_candidates + links.n_lesions
@@ -330,7 +321,7 @@ def _parts(links: Links) -> Iterator[_Part]:
         lesions, column = np.unique(links.lesion[links_of_part], return_inverse=True)
         weight = np.zeros((len(candidates), len(lesions)))
         weight[row, column] = links.weight[links_of_part]
-        yield _Part(candidates, lesions, weight)
+        yield candidates, lesions, weight
 
 
 def _grouped(values: NDArray[np.integer]) -> list[Rows]:

@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 
 NEAR_RESOLUTION_VOXELS = 8
 # Spacings read from float32 headers must not push an element over the tolerance.
@@ -67,13 +67,11 @@ def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Ex
 
 def _axes_mm(points: NDArray[np.float64], pixel_mm: NDArray[np.float64]) -> tuple[float, float]:
     """Largest distance and the width perpendicular to it, each a pixel wider than the centres."""
-    distances = pdist(points, "sqeuclidean")
-    if distances.max(initial=0.0) == 0:
+    apart = squareform(pdist(points))
+    first, second = np.unravel_index(apart.argmax(), apart.shape)
+    length = float(apart[first, second])
+    if length == 0:
         return float(pixel_mm.max()), float(pixel_mm.min())
-    place, n = int(distances.argmax()), len(points)
-    first = np.searchsorted(np.cumsum(np.arange(n - 1, 0, -1)), place, side="right")
-    second = place - first * (2 * n - first - 1) // 2 + first + 1
-    length = float(np.sqrt(distances[place]))
     along = (points[first] - points[second]) / length
     across = points @ [-along[1], along[0]]
     long_mm = length + float(np.abs(along) @ pixel_mm)

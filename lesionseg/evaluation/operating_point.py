@@ -68,7 +68,10 @@ def choose(
         chosen = _for_sensitivity(pool, asked)
     else:
         if not len(pool.observed) and not quiet:
-            _log.warning("No case has a candidate to choose by; %g is taken.", UNINFORMED_SCORE)
+            _log.warning(
+                "The model detected nothing on these cases, so the threshold of %g is used.",
+                UNINFORMED_SCORE,
+            )
         seen = _allowing(pool, int(np.floor(asked * pool.n_cases + 1e-9)))
         # patients differ most visibly where most of their false positives count
         deff = count_design_effect(pool.false_by_group(seen), pool.cases_by_group)
@@ -144,8 +147,8 @@ def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
     wanted = max(1, int(np.ceil(sensitivity * n - 1e-9)))
     if len(found) < wanted:
         raise ContentError(
-            f"A sensitivity of {sensitivity:g} is out of reach: at any score at most {len(found)} "
-            f"of {n} lesions are found. Ask for one from 0 to {len(found) / n:.3g}."
+            f"Sensitivity {sensitivity:g} cannot be reached: even with the threshold at 0, only "
+            f"{len(found)} of {n} lesions ({len(found) / n:.3g}) are found."
         )
     score = found[wanted - 1]
     below = pool.observed[pool.observed < score]

@@ -360,31 +360,26 @@ class Summary:
 def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
     """The numbers of each label within itself or, where there are any, of each region."""
     results = whole.results
-    regions = dict.fromkeys(name for r in results for name in r.regions)
-    if regions:
-        parts = ([r.regions[name] for r in results if name in r.regions] for name in regions)
-        return {
-            name: _one_label(whole.part(part), [r.dice for r in part])
-            for name, part in zip(regions, parts, strict=True)
+    parts: dict[str, tuple[list[CaseResult], list[float | None]]] = {}
+    for name in dict.fromkeys(name for r in results for name in r.regions):
+        part = [r.regions[name] for r in results if name in r.regions]
+        parts[name] = part, [r.dice for r in part]
+    if not parts:
+        seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
+        for label in sorted(seen | set(labels)):
+            part = [_of_label(r, label) for r in results if r.annotated.get(label, True)]
+            dice = [r.dice_by_label.get(label) if r.lesions else None for r in part]
+            parts[labels.get(label, str(label))] = part, dice
+    found: dict[str, Any] = {}
+    for name, (part, dice) in parts.items():
+        one = whole.part(part)
+        ratios = ("lesion_recall", "lesion_precision", "false_positives_per_case")
+        found[name] = one.counts() | {
+            "dice": one.mean(dice),
+            **{ratio: one.ratio(ratio).to_json() for ratio in ratios},
+            "average_precision": one.average_precision().to_json(),
         }
-    seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
-    found = {}
-    for label in sorted(seen | set(labels)):
-        part = [_of_label(r, label) for r in results if r.annotated.get(label, True)]
-        dice = [r.dice_by_label.get(label) if r.lesions else None for r in part]
-        found[labels.get(label, str(label))] = _one_label(whole.part(part), dice)
     return found
-
-
-def _one_label(part: Summary, dice: Sequence[float | None]) -> dict[str, Any]:
-    return {
-        **part.counts(),
-        "dice": part.mean(dice),
-        "lesion_recall": part.ratio("lesion_recall").to_json(),
-        "lesion_precision": part.ratio("lesion_precision").to_json(),
-        "false_positives_per_case": part.ratio("false_positives_per_case").to_json(),
-        "average_precision": part.average_precision().to_json(),
-    }
 
 
 def _of_label(result: CaseResult, label: int) -> CaseResult:

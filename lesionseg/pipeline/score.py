@@ -26,7 +26,7 @@ from lesionseg.core import (
     Volume,
     Zones,
 )
-from lesionseg.errors import DatasetError, GeometryError
+from lesionseg.errors import DatasetError, GeometryError, count
 from lesionseg.evaluation import (
     CaseResult,
     MatchedCase,
@@ -301,7 +301,7 @@ def score_validation(
 
     _predict(predictor, survey, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
-    log.info("Selected, %s: %s", VOXELS, why)
+    log.info("%s %s", VOXELS.capitalize(), why)
     if fit is not None:
         again = predictor.with_plan(plan.with_(voxel_calibration=fit))
         _predict(again, survey, cases, folder)
@@ -501,7 +501,9 @@ class VolumeScorer:
             return {}
         results = [match.result(surface=False) for match in matches]
         if not any(result.candidates for result in results):
-            log.warning("Nothing at all is predicted on %d validation cases.", len(results))
+            log.warning(
+                "The network detects nothing on %s.", count(len(results), "validation case")
+            )
         point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
         scores = {"recall_1fp": point.lesion_recall or 0.0}
         dice = [match.result(point, surface=False).dice for match in matches]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Calibration, OperatingPoint, Prediction, Reference
 from lesionseg.core.prediction import logit
-from lesionseg.errors import ContentError
+from lesionseg.errors import ContentError, count
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration, fit_logistic, fit_out_of_fold
 from lesionseg.inference.decision import OnSlab, Slab, accept
@@ -98,7 +98,7 @@ def select(
             point = choose(results, **wish, quiet=bool(points))
         except ContentError as error:  # a run that has already trained goes on
             if not points and not words and kind == "sensitivity":
-                words = f"{name} is out of reach, {POINTS[0]} accepts instead. {error} "
+                words = f"{error} {POINTS[0]} is used instead. "
             elif kind != "sensitivity":
                 raise
             continue
@@ -107,7 +107,7 @@ def select(
     first = next(iter(points.values()))
     doubt = _doubt(first, results, rate_confidence)
     if words or doubt:
-        _log.warning("OPERATING POINT: %s%s", words, doubt)
+        _log.warning("%s%s", words, doubt)
     five = fold_of
     if five is None:
         groups = sorted({r.group for r in results})
@@ -117,17 +117,17 @@ def select(
         fit = fit_calibration(results, fitted_on=chosen_on)
         fits = fit_out_of_fold(results, five)
         why = (
-            f"platt on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
+            f"fitted on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
             f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score."
         )
     except ContentError as error:
-        why = f"none. {error}"
+        why = f"skipped. {error}"
     reasons = {
         "operating point": f"{words}{_sentence(first)} {doubt}".strip(),
         "calibration": why,
     }
     for what, sentence in reasons.items():
-        _log.info("Selected, %s: %s", what, sentence)
+        _log.info("%s: %s", what.capitalize(), sentence)
     return Choice(
         points=tuple(points.values()),
         calibration=fit,
@@ -138,31 +138,33 @@ def select(
 
 def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | None) -> str:
     """Why new patients may well have another rate; empty where nothing speaks for it."""
-    if point.chosen_on is None:
-        return ""
-    n_patients, doubts = len({r.group for r in results}), []
-    if n_patients < FEW_PATIENTS:
-        doubts.append(f"chosen on {n_patients} patient{'s' * (n_patients != 1)} only")
     kind, _, asked = point.name.partition(":")
-    expected = point.expected_false_positives_per_case or 0.0
-    if kind == "fp_per_case" and sure and point.confidence is None:
-        doubts.append(f"{point.name} cannot be held there with a confidence of {sure:g}")
-    elif kind == "fp_per_case" and expected > float(asked) + 1e-9:
-        doubts.append(f"{point.name} cannot be held there")
-    remedy = "" if point.chosen_on == "out-of-fold" else "; data.fold=all selects on all cases"
-    return f"{', and '.join(doubts)}: expect other rates{remedy}." if doubts else ""
+    n_patients, held = len({r.group for r in results}), True
+    if kind == "fp_per_case":
+        expected = point.expected_false_positives_per_case or 0.0
+        held = point.confidence is not None if sure else expected <= float(asked) + 1e-9
+    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and held):
+        return ""
+    words = f"The threshold was chosen on only {count(n_patients, 'patient')}"
+    if not held:
+        words += (
+            f", too few to {'guarantee' if sure else 'expect'} {asked} false positives per scan"
+        )
+    remedy = " Use data.fold=all to choose it on all cases."
+    return f"{words}.{'' if point.chosen_on == 'out-of-fold' else remedy}"
 
 
 def _sentence(point: OperatingPoint) -> str:
-    how = f"chosen on {point.chosen_on} cases" if point.chosen_on else "given by hand"
-    words = f"{point.name} accepts from score {point.score:.3g}, {how}"
+    kind, _, asked = point.name.partition(":")
+    aims = {"fp_per_case": f"aim: {asked} false positives per scan", "score": "given by hand"}
+    words = f"Threshold {point.score:.3g} ({aims.get(kind, f'aim: sensitivity {asked}')})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
-        return f"{words}."
+        return words
     ends = point.false_positives_per_case_ci95
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return (
-        f"{words}: recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} "
-        f"false positives per case; expected on other patients: "
+        f"{words} On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
+        f"{point.false_positives_per_case:.2f} false positives per scan. On new patients, expect "
         f"{point.expected_false_positives_per_case:.2f}{interval}."
     )
 
@@ -226,10 +228,10 @@ def select_voxel_calibration(
         gains += [case.dice((level - a) / b) - case.dice(level) for case in held_out if b > 0]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
-        return None, f"none: Dice of all voxels would change by {gain:+.3f}."
+        return None, f"skipped, it would change Dice by {gain:+.3f}."
     a, b, (n_true, n_false) = _line(counts)
     fit = Calibration("platt", a, b, fitted_on=chosen_on, n_true=n_true, n_false=n_false)
-    return fit, f"logit p = {a:.3g} + {b:.3g} · logit: Dice of all voxels {gain:+.3f}."
+    return fit, f"logit p = {a:.3g} + {b:.3g} · logit, which changes Dice by {gain:+.3f}."
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:

@@ -147,7 +147,7 @@ def test_networks_are_scored_on_whole_radiographs(
     assert set(seen) == {"recall_1fp", "dice"}
     assert all(0 <= value <= 1 for value in seen.values())
     assert scores(Brightness(999.0)) == {"recall_1fp": 0.0, "dice": 0.0}
-    assert "Nothing at all is predicted on 1 validation cases" in caplog.text
+    assert "detects nothing on 1 validation case" in caplog.text
 
 
 # --- voxels calibrated ---
@@ -176,7 +176,7 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
     complete = choice.added_to(plan)
     assert Plan.from_json(complete.to_json()) == complete
     assert complete.voxel_calibration == fit
-    gain = re.search(r"Dice of all voxels \+(0\.\d+)", complete.reasons["voxel calibration"])
+    gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
     assert scores["dice"]["mean"] > 0.1
     assert unselected(complete) == plan

@@ -59,7 +59,7 @@ def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[Ca
     assert first.attainable_recall == 1.0
     assert [p.name for p in choice.points[1:]] == list(POINTS)
     assert 0.9 < choice.points[1].expected_false_positives_per_case <= 1.0
-    assert "expected on other patients: 1.00" in choice.reasons["operating point"]
+    assert "On new patients, expect 1.00" in choice.reasons["operating point"]
 
 
 def test_the_one_that_was_asked_for_accepts(results: list[CaseResult]) -> None:
@@ -75,8 +75,8 @@ def test_few_patients_are_named_with_what_they_cannot_hold(
     first = chosen(results[:4], "fp_per_case:0.5", 0.9).points[0]
     chosen(results[:2], "fp_per_case:0.4")
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "chosen on 4 patients only, and fp_per_case:0.5 cannot be held" in said[0]
-    assert "chosen on 2 patients only, and fp_per_case:0.4 cannot be held" in said[1]
+    assert "only 4 patients, too few to guarantee 0.5 false positives" in said[0]
+    assert "only 2 patients, too few to expect 0.4 false positives" in said[1]
     assert first.confidence is None
     caplog.clear()
     many = [replace(r, case=f"{r.case}{i}", group=f"{r.group}{i}") for r in results for i in (0, 1)]
@@ -94,9 +94,8 @@ def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had
     choice = chosen(few, "sensitivity:0.9")
     assert choice.points[0].name == "fp_per_case:1"
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "sensitivity:0.9 is out of reach" in warned
-    assert "0 to 0.5" in warned
-    assert "out of reach" in choice.reasons["operating point"]
+    assert "only 6 of 12 lesions (0.5) are found" in warned
+    assert "only 6 of 12" in choice.reasons["operating point"]
 
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
@@ -109,13 +108,13 @@ def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
     assert choice.calibration_of["c00"] is None  # 8 false ones elsewhere are too few
     none = chosen(results[:6])
     assert none.calibration is None
-    assert "6 false ones" in none.reasons["calibration"]
+    assert "there are 12 and 6" in none.reasons["calibration"]
 
 
 def test_a_plan_forgets_what_was_chosen(plan: Plan, results: list[CaseResult]) -> None:
     planned = plan.with_(reasons={"spacing": "as measured"})
     complete = chosen(results).added_to(planned)
-    assert complete.reasons["calibration"].startswith("platt on 24 true")
+    assert complete.reasons["calibration"].startswith("fitted on 24 true")
     assert unselected(complete.with_(n_members=5)) == planned
 
 
@@ -173,7 +172,7 @@ def test_a_network_that_is_far_too_unsure_is_put_right() -> None:
 def test_probabilities_that_are_right_are_left_alone() -> None:
     fit, why = select_voxel_calibration([drawn(s) for s in range(3)], 0.4, "validation")
     assert fit is None
-    assert why.startswith("none")
+    assert why.startswith("skipped")
     free = counted(np.full(9, 0.1), np.zeros(9, np.bool_))
     assert select_voxel_calibration([free], 0.4, "validation")[0] is None
     assert select_voxel_calibration([], 0.4, "validation")[0] is None
