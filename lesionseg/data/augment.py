@@ -38,6 +38,8 @@ ELASTIC_VOXELS, ELASTIC_SPACING = 4.0, 24.0
 # most that is added or taken away, the factor 1 ± contrast. Blur in voxels.
 NOISE_STD, BRIGHTNESS, CONTRAST = 0.15, 0.2, 0.25
 GAMMA, BLUR_SIGMA, LOW_RESOLUTION = (0.7, 1.5), (0.4, 1.0), (0.5, 1.0)
+# whether each channel has a gamma and a low resolution of its own, as in nnU-Net
+PER_CHANNEL = False
 _TRUNCATE = 4.0  # standard deviations of a blur
 
 
@@ -110,15 +112,16 @@ class Intensity:
     `coarse`: share of the voxels kept along each axis before the image is made up to size again.
     `blur`: standard deviation in voxels along each axis. `contrast`, `brightness`: factor and
     summand of each channel. `noise`: standard deviation of what is added, from `seed`.
-    `gamma`: power of the image scaled to 0 … 1; mean and standard deviation stay.
+    `gamma`: power of the image scaled to 0 … 1; mean and standard deviation stay. `coarse` and
+    `gamma` have one number for all channels or one for each.
     """
 
-    coarse: float | None = None
+    coarse: tuple[float, ...] | None = None
     blur: tuple[float, ...] | None = None
     contrast: tuple[float, ...] | None = None
     brightness: tuple[float, ...] | None = None
     noise: float = 0.0
-    gamma: float | None = None
+    gamma: tuple[float, ...] | None = None
     seed: int = 0
 
 
@@ -165,11 +168,6 @@ class Draw:
         happens, drawn = self.happens(probability), (self.between(n) + 1) / 2
         low, high = limits
         return tuple(float(v) for v in low + (high - low) * drawn) if happens else None
-
-    def number(self, probability: float, limits: Sequence[float]) -> float | None:
-        """As `numbers`, one of them."""
-        drawn = self.numbers(probability, limits, 1)
-        return None if drawn is None else drawn[0]
 
     def seed(self) -> int:
         """A seed for another generator."""
@@ -251,13 +249,14 @@ class Augmentation:
 
     def _intensity(self, draw: Draw) -> Intensity:
         n_channels, p = len(self.plan.channel_names), self.settings.intensity_probability
+        n = n_channels if PER_CHANNEL else 1
         return Intensity(
-            coarse=draw.number(p, LOW_RESOLUTION),
+            coarse=draw.numbers(p, LOW_RESOLUTION, n),
             blur=draw.numbers(p, BLUR_SIGMA, self.plan.dims),
             contrast=draw.numbers(p, (1 - CONTRAST, 1 + CONTRAST), n_channels),
             brightness=draw.numbers(p, (-BRIGHTNESS, BRIGHTNESS), n_channels),
-            noise=draw.number(p, (0, NOISE_STD)) or 0.0,
-            gamma=None if self.plan.modality == "ct" else draw.number(p, GAMMA),
+            noise=(draw.numbers(p, (0, NOISE_STD), 1) or (0.0,))[0],
+            gamma=None if self.plan.modality == "ct" else draw.numbers(p, GAMMA, n),
             seed=draw.seed(),
         )
 
@@ -270,31 +269,47 @@ def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTen
     voxel and keep their dtype.
     """
     movement, keys = change.movement, [key for key in piece if key != "image"]
-    image, masks, coarse = piece["image"], [piece[key] for key in keys], change.intensity.coarse
-    wanted = shape if coarse is None else tuple(max(1, round(n * coarse)) for n in shape)
+    masks = [piece[key] for key in keys]
     if movement.linear is not None:
         masks = warp_nearest(masks, movement.warp(shape, shape))
     elif movement.flips:
         masks = [mask.flip(movement.flips) for mask in masks]
+    coarse = change.intensity.coarse or (1.0,)
+    parts = torch.split(piece["image"], 1) if len(coarse) > 1 else [piece["image"]]
+    read = [
+        _moved(part, movement, share, change.intensity.blur, shape)
+        for part, share in zip(parts, coarse, strict=True)
+    ]
+    image = _recoloured(torch.cat(read) if len(read) > 1 else read[0], change.intensity)
+    for channel in change.missing:
+        image[channel] = 0
+    return {"image": image, **dict(zip(keys, masks, strict=True))}
+
+
+def _moved(
+    image: Tensor,
+    movement: Movement,
+    coarse: float,
+    blur: tuple[float, ...] | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """The image `[C, *shape]` float32, in memory of its own, at its resolution and sharpness."""
+    wanted = tuple(max(1, round(n * coarse)) for n in shape)
     if movement.linear is not None or wanted != shape:
         image = warp_linear(image, movement.warp(shape, wanted))
     elif movement.flips:
         image = image.flip([1 + axis for axis in movement.flips]).float()
     else:
         image = image.to(torch.float32, copy=True)
-    image = change_intensity(image, change.intensity, shape)
-    for channel in change.missing:
-        image[channel] = 0
-    return {"image": image, **dict(zip(keys, masks, strict=True))}
-
-
-def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -> Tensor:
-    """Change an image `[C, *coarse]` float32, which may be overwritten; `[C, *shape]`."""
-    if change.blur is not None or tuple(image.shape[1:]) != shape:
-        blur = change.blur or (0.0,) * len(shape)
-        sides = zip(shape, image.shape[1:], blur, strict=True)
+    if blur is not None or wanted != shape:
+        sides = zip(shape, wanted, blur or (0.0,) * len(shape), strict=True)
         matrices = [_gaussian(n, sigma) @ _stretch(n, m) for n, m, sigma in sides]
         image = along_axes(image, [torch.from_numpy(m.astype(np.float32)) for m in matrices])
+    return image
+
+
+def _recoloured(image: Tensor, change: Intensity) -> Tensor:
+    """Contrast, brightness, noise and gamma of an image `[C, *shape]`, which may be overwritten."""
     ones = (1,) * (image.ndim - 1)
     if change.contrast is not None:
         image = image.mul_(torch.tensor(change.contrast).reshape(-1, *ones))
@@ -303,7 +318,19 @@ def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -
     if change.noise:
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(change.seed))
         image = image.add_(noise, alpha=change.noise)
-    return image if change.gamma is None else _gamma(image, change.gamma)
+    if change.gamma is None:
+        return image
+    # each channel to a power between its extremes, with its mean and deviation restored
+    axes = tuple(range(1, image.ndim))
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
+    std, mean = torch.std_mean(image, axes, correction=0, keepdim=True)
+    curved = image.sub_(low).div_((high - low).clamp_min(1e-7))
+    if len(change.gamma) == 1:  # a number takes less time than a tensor
+        curved.pow_(change.gamma[0])
+    else:
+        curved.pow_(torch.tensor(change.gamma).reshape(-1, *ones))
+    own_std, own_mean = torch.std_mean(curved, axes, correction=0, keepdim=True)
+    return curved.sub_(own_mean).mul_(std / own_std.clamp_min(1e-7)).add_(mean)
 
 
 def rotation_by(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -331,16 +358,6 @@ def _spline_weights(x: NDArray[np.float64], spacing: float, n: int) -> NDArray[n
     t = np.abs(x[:, None] / spacing + 1 - np.arange(n))
     inner, outer = 2 / 3 - t**2 + t**3 / 2, (2 - t).clip(0) ** 3 / 6
     return np.where(t < 1, inner, outer).astype(np.float32)
-
-
-def _gamma(image: Tensor, power: float) -> Tensor:
-    """Each channel to a power between its extremes, with its mean and deviation restored."""
-    axes = tuple(range(1, image.ndim))
-    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
-    std, mean = torch.std_mean(image, axes, correction=0, keepdim=True)
-    curved = image.sub_(low).div_((high - low).clamp_min(1e-7)).pow_(power)
-    own_std, own_mean = torch.std_mean(curved, axes, correction=0, keepdim=True)
-    return curved.sub_(own_mean).mul_(std / own_std.clamp_min(1e-7)).add_(mean)
 
 
 def _gaussian(n: int, sigma: float) -> NDArray[np.float64]:
