@@ -93,6 +93,7 @@ def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
     return shared / (a.prod(-1)[:, None] + b.prod(-1)[None] - shared)
 
 
+N_NEAREST = 9  # cells of each level whose anchors a lesion considers; nnDetection takes 4
 BACKGROUND, IGNORED = -1, -2
 _CHUNK = 8  # lesions compared with all anchors at a time: 2 million anchors are then 130 MB
 
@@ -102,7 +103,7 @@ def assign_atss(
     anchors: Float[Tensor, "n two_d"],
     boxes: Float[Tensor, "m two_d"],
     *,
-    n_nearest: int = 9,
+    n_nearest: int = N_NEAREST,
 ) -> Int64[Tensor, " n"]:
     """Adaptive training sample selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
 
