@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lesionseg.ops.boxes import box_iou, box_volume, paired_iou, split_box
+from lesionseg.ops.boxes import box_volume, paired_iou, split_box
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,6 @@ def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
 
 N_NEAREST = 9  # cells of each level whose anchors a lesion considers; nnDetection takes 4
 BACKGROUND, IGNORED = -1, -2
-_CHUNK = 8  # lesions compared with all anchors at a time: 2 million anchors are then 130 MB
 
 
 def assign_atss(
@@ -137,39 +136,6 @@ def assign_atss(
     lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, none).flatten(), "amin")
     assigned = torch.where(lesion < none, lesion, BACKGROUND)
     _leave_none_out(assigned, candidates, overlap, box_volume(boxes) > 0)
-    return assigned
-
-
-def assign_by_iou(
-    anchors: Float[Tensor, "n two_d"],
-    boxes: Float[Tensor, "m two_d"],
-    *,
-    positive: float = 0.5,
-    negative: float = 0.4,
-) -> Int64[Tensor, " n"]:
-    """Anchors of IoU ≥ `positive` with a lesion find it, of IoU < `negative` none (RetinaNet).
-
-    Those between are ignored (Lin et al. 2017, arXiv 1708.02002, section 4). An anchor goes to the
-    lesion it overlaps most. Each lesion also gets the anchor that overlaps it most, unless that is
-    another lesion's already. A few lesions are looked at at a time, whatever their number.
-    """
-    device = anchors.device
-    best = torch.zeros(len(anchors), device=device)
-    owner = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=device)
-    favourite = torch.zeros((len(boxes), 1), dtype=torch.int64, device=device)
-    highest = torch.zeros((len(boxes), 1), device=device)
-    for first in range(0, len(boxes), _CHUNK) if len(anchors) else ():
-        overlap = box_iou(boxes[first : first + _CHUNK], anchors)
-        value, lesion = overlap.max(0)
-        better = value > best
-        owner = torch.where(better, lesion + first, owner)
-        best = torch.maximum(best, value)
-        rows = slice(first, first + _CHUNK)
-        highest[rows], favourite[rows] = overlap.max(1, keepdim=True)
-    assigned = torch.where(best >= negative, IGNORED, BACKGROUND)
-    assigned = torch.where(best >= positive, owner, assigned)
-    if len(anchors):
-        _leave_none_out(assigned, favourite, highest, box_volume(boxes) > 0)
     return assigned
 
 

@@ -6,10 +6,8 @@ from torch import Tensor
 
 from lesionseg.ops.anchors import (
     BACKGROUND,
-    IGNORED,
     AnchorLevel,
     assign_atss,
-    assign_by_iou,
     grid_anchors,
 )
 from lesionseg.ops.boxes import box_iou, split_box
@@ -77,43 +75,14 @@ def test_a_lesion_of_any_size_and_place_has_an_anchor(side: float) -> None:
 
 def test_two_lesions_in_one_place_each_get_an_anchor() -> None:
     boxes = torch.tensor([[5.0, 5.0, 8.0, 8.0], [5.0, 5.0, 8.0, 8.0]])
-    anchors = grid_anchors(LEVELS_2D)
-    for found in (assign_atss(LEVELS_2D, anchors, boxes),):
-        assert set(found[found >= 0].tolist()) == {0, 1}
+    found = assign_atss(LEVELS_2D, grid_anchors(LEVELS_2D), boxes)
+    assert set(found[found >= 0].tolist()) == {0, 1}
 
 
-def test_no_lesion_is_background_throughout() -> None:
-    anchors = grid_anchors(LEVELS_2D)
-    for found in (
-        assign_atss(LEVELS_2D, anchors, torch.zeros((0, 4))),
-        assign_by_iou(anchors, torch.zeros((0, 4))),
-    ):
-        assert set(found.tolist()) == {BACKGROUND}
-
-
-def test_no_anchor_gives_an_empty_assignment() -> None:
-    assert assign_by_iou(torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)
+def test_no_lesion_is_background_and_no_anchor_gives_an_empty_assignment() -> None:
+    found = assign_atss(LEVELS_2D, grid_anchors(LEVELS_2D), torch.zeros((0, 4)))
+    assert set(found.tolist()) == {BACKGROUND}
     assert assign_atss([], torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)
-
-
-def test_iou_thresholds_by_hand() -> None:
-    anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 9], [0, 0, 4, 20], [20, 20, 24, 24]])
-    lesions = torch.tensor([[0.0, 0, 4, 4]])  # IoU 1, 0.44, 0.2, 0
-    assert assign_by_iou(anchors, lesions).tolist() == [0, IGNORED, BACKGROUND, BACKGROUND]
-    far = torch.tensor([[0.0, 0, 1, 4]])  # best IoU 0.25: the lesion takes it all the same
-    assert assign_by_iou(anchors, far).tolist() == [0, BACKGROUND, BACKGROUND, BACKGROUND]
-
-
-def test_iou_assignment_is_the_same_in_chunks() -> None:
-    anchors, lesions = grid_anchors(LEVELS_2D), _lesions(2, 21, 3)
-    overlap = box_iou(lesions, anchors)
-    best, owner = overlap.max(0)
-    found = assign_by_iou(anchors, lesions, positive=0.3, negative=0.2)
-    sure = best >= 0.3
-    forced = set(overlap.argmax(1).tolist())
-    plain = [a for a in torch.nonzero(sure)[:, 0].tolist() if a not in forced]
-    assert found[plain].tolist() == owner[plain].tolist()
-    assert set(found[found >= 0].tolist()) == set(range(21))
 
 
 def test_matching_64_lesions_with_two_million_anchors_is_bounded() -> None:
