@@ -39,15 +39,6 @@ def say(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
-def count(n: int, noun: str) -> str:
-    """How many of what, in the singular or the plural.
-
-    >>> count(1, "case"), count(0, "patient")
-    ('1 case', '0 patients')
-    """
-    return f"{n} {noun}{'s' * (n != 1)}"
-
-
 @contextmanager
 def bar(what: str) -> Iterator[Advance]:
     """A bar on standard error; call what it yields with (item, done, total).

@@ -10,9 +10,9 @@ from time import perf_counter
 from typing import Any
 
 from lesionseg.core import Candidate, CaseFiles
+from lesionseg.errors import count
 from lesionseg.io.files import printable_id, read_csv, write_csv
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.log import count
 
 logger = logging.getLogger(__name__)
 

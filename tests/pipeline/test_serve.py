@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 from fastapi import HTTPException
 
 from lesionseg.pipeline.serve.app import make_app
-from lesionseg.pipeline.serve.uploads import InferenceQueue, ServeLimits
+from lesionseg.pipeline.serve.uploads import InferenceQueue
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"
@@ -59,8 +59,8 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def client(predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
-    limits = ServeLimits(max_bytes=2**19, max_waiting=1)
-    app = make_app(predictor, bundle="x", limits=limits, hosts=["scans.example"])
+    limits = {"max_bytes": 2**19, "max_waiting": 1, "request_seconds": 60.0}
+    app = make_app(predictor, bundle="x", **limits, hosts=["scans.example"])  # type: ignore[arg-type]
     with TestClient(app, base_url="http://localhost") as asking:
         yield asking
     assert not list(temporary.iterdir())
@@ -169,7 +169,7 @@ class Asking:
 def test_nobody_waiting_ends_the_work(seconds: float, status: int) -> None:
     import asyncio
 
-    queue, request = InferenceQueue(ServeLimits(max_waiting=1, request_seconds=seconds)), Asking()
+    queue, request = InferenceQueue(1, seconds), Asking()
     begun, ended = threading.Event(), threading.Event()
 
     def work(stop: threading.Event) -> None:

@@ -7,11 +7,9 @@ encryption, passwords and protection from slow or many connections are the proxy
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
 
 __all__ = ["serve"]
@@ -34,7 +32,6 @@ def serve(cfg: ServeConfig) -> None:
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
     from lesionseg.pipeline.serve.app import make_app
-    from lesionseg.pipeline.serve.uploads import ServeLimits
 
     predictor = Predictor(
         cfg.bundle,
@@ -43,14 +40,8 @@ def serve(cfg: ServeConfig) -> None:
         settings=cfg.inference,
         trust=cfg.trust,
     )
-    app = make_app(
-        predictor,
-        bundle="+".join(bundle_digest(Path(folder)) for folder in cfg.bundle),
-        limits=ServeLimits(int(cfg.max_upload_mb * 2**20), cfg.max_waiting, cfg.request_seconds),
-        hosts=(cfg.host, *cfg.hosts),
-    )
     settings = uvicorn.Config(
-        app,
+        make_app(predictor, cfg),
         host=cfg.host,
         port=cfg.port,
         ws="none",

@@ -1,5 +1,6 @@
 """The page and the REST interface."""
 
+import asyncio
 import base64
 import io
 import tempfile
@@ -12,27 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request, Response
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from scipy.ndimage import gaussian_filter
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lesionseg import __version__
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import result_suffix
-from lesionseg.pipeline.serve.example import write_example
+from lesionseg.io.volumes import result_suffix, write_volume
 from lesionseg.pipeline.serve.slicer import slicer_router
-from lesionseg.pipeline.serve.uploads import (
-    CASE,
-    InferenceQueue,
-    ServeLimits,
-    Sessions,
-    store_form,
-)
+from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, Sessions, store_form
+from lesionseg.plan.plan import Plan
 from lesionseg.report import viewer
 from lesionseg.report.images import Scene
 from lesionseg.report.rendering import render
@@ -40,6 +37,9 @@ from lesionseg.report.rendering import render
 Result = Literal["mask", "candidates", "all", "view"]
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
+_SWEEP_SECONDS = 60.0
+# of the example: air, tissue, its standard deviation, and how much brighter lesions are
+_LEVELS = {"mri": (0, 300, 30, 150), "ct": (-1000, 40, 15, 60), "xray": (200, 2000, 150, 600)}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,32 @@ class Answer:
             raise ContentError(f"This model has no {kind}; ask for result=candidates.")
         return name, self.files[name]
 
+    def response(self, result: Result) -> Response:
+        """What was asked for, a file to be saved but for `view`."""
+        headers = {"X-Candidates": str(self.n_candidates), "X-Accepted": str(self.n_accepted)}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in self.files.items() if result in ("all", "view") else ():
+                archive.writestr(name, content)
+        if result == "view":
+            zipped = base64.b64encode(buffer.getvalue()).decode()
+            return JSONResponse({"view": self.view, "zip": zipped}, headers=headers)
+        name, content = "prediction.zip", buffer.getvalue()
+        if result != "all":
+            name, content = self.file(result)
+        kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        return Response(content, media_type=kind, headers=headers)
+
 
 def make_app(
-    predictor: Predictor, *, bundle: str, limits: ServeLimits, hosts: Collection[str] = ()
+    predictor: Predictor,
+    *,
+    bundle: str,
+    max_bytes: int,
+    max_waiting: int,
+    request_seconds: float,
+    hosts: Collection[str] = (),
 ) -> FastAPI:
     """The application; `bundle` is the digest that `/health` names the model by.
 
@@ -71,28 +94,49 @@ def make_app(
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
     of all, with `?result=view` what the page shows in NiiVue, and the zip. POST `/example` does so
-    with a simulated scan. What cannot be predicted gives 422 and says why, too large a request
-    413, too many at once 503. It is called by `hosts` and as localhost.
+    with a simulated scan. What cannot be predicted gives 422 and says why, a request or what its
+    zip holds over `max_bytes` 413 or 422, too many at once 503. It is called by `hosts` and as
+    localhost.
     """
-    queue, has_viewer = InferenceQueue(limits), viewer.NIIVUE.is_file()
+    queue, has_viewer = InferenceQueue(max_waiting, request_seconds), viewer.NIIVUE.is_file()
     page = render("serve.html.j2", viewer=has_viewer)
     home = tempfile.TemporaryDirectory(prefix="lesionseg-serve-", ignore_cleanup_errors=True)
+    sessions = Sessions(Path(home.name))
+
+    async def check(request: Request) -> None:
+        """Before a body is read: from our own pages alone, and of a length that is said and fits.
+
+        The server gives no more of a body than its length says.
+        """
+        origin, length = (request.headers.get(name, "") for name in ("origin", "content-length"))
+        if origin and origin.partition("://")[2] != request.headers.get("host"):
+            raise HTTPException(403, "Pages of other sites may not ask.")
+        close = {"Connection": "close"}
+        if "transfer-encoding" in request.headers:
+            raise HTTPException(411, "Send the request with a Content-Length.", close)
+        if length.isdecimal() and int(length) > max_bytes:
+            most = f"send at most {max_bytes / 2**20:g} MB."
+            raise HTTPException(413, f"The request is too large; {most}", close)
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            sessions.drop_old()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with home:
+            sweeping = asyncio.create_task(sweep())
             yield
+            sweeping.cancel()
             queue.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
-    app = FastAPI(title="lesionseg", version=__version__, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(
-        TrustedHostMiddleware, allowed_hosts=[*_OWN_NAMES, *hosts], www_redirect=False
-    )
-    app.add_middleware(BodyLimit, limits=limits)
+    app = FastAPI(openapi_url=None, lifespan=lifespan, dependencies=[Depends(check)])
+    names = [*_OWN_NAMES, *hosts]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     app.add_exception_handler(LesionsegError, _say)
-    sessions = Sessions(Path(home.name))
-    app.include_router(slicer_router(predictor, answer, queue, sessions, limits))
+    app.include_router(slicer_router(predictor, answer, queue, sessions, max_bytes))
     if has_viewer:
         app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
 
@@ -103,32 +147,23 @@ def make_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         plan = predictor.plan
-        return {
-            "status": "ok",
-            "version": __version__,
-            "bundle": bundle,
-            "channels": plan.channel_names,
-            "labels": dict(zip(plan.label_names, plan.label_values, strict=True)),
-        }
+        labels = dict(zip(plan.label_names, plan.label_values, strict=True))
+        about = {"version": __version__, "bundle": bundle, "channels": plan.channel_names}
+        return {"status": "ok", **about, "labels": labels}
 
     @app.post("/predict", response_class=Response)
-    async def predict(request: Request, result: Result = "mask") -> Response:
-        queue.check_room()
-        with tempfile.TemporaryDirectory(dir=home.name) as scan:
-            if not await store_form(request, "file", Path(scan), limits):
-                raise ContentError("No file was sent; send a form with the scan as `file`.")
-            return await respond(request, Path(scan), result)
-
     @app.post("/example", response_class=Response)
-    async def example(request: Request, result: Result = "all") -> Response:
+    async def predict(request: Request, result: Result | None = None) -> Response:
         queue.check_room()
+        is_example = request.url.path == "/example"
+        wanted = result or ("all" if is_example else "mask")
         with tempfile.TemporaryDirectory(dir=home.name) as scan:
-            write_example(Path(scan), predictor.plan)
-            return await respond(request, Path(scan), result)
-
-    async def respond(request: Request, scan: Path, result: Result) -> Response:
-        work = partial(answer, predictor, scan, with_view=result == "view")
-        return _response(await queue.run(request, work), result)
+            if is_example:
+                write_example(Path(scan), predictor.plan)
+            elif not await store_form(request, "file", Path(scan), max_bytes):
+                raise ContentError("No file was sent; send a form with the scan as `file`.")
+            work = partial(answer, predictor, Path(scan), with_view=wanted == "view")
+            return (await queue.run(request, work)).response(wanted)
 
     return app
 
@@ -147,7 +182,7 @@ def answer(
     `LesionsegError` that names no folder of the server's.
     """
 
-    def go_on(*_: object) -> None:
+    def check_stop(*_: object) -> None:
         if stop.is_set():
             raise ReadError("The request was given up.")
 
@@ -157,16 +192,14 @@ def answer(
         if len(cases) != 1:
             raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
         files = replace(cases[0], missing=())  # files come in order, so none may be left out
-        go_on()
+        check_stop()
         volume = predictor.read(files)
-        prediction = predictor.predict_volume(volume, CASE, on_batch=go_on)
-        like, output = files.images[0], folder / "output"
+        prediction = predictor.predict_volume(volume, CASE, on_batch=check_stop)
+        like = files.images[0]
         suffix = suffix or result_suffix(like, plan.dims)
-        write_prediction(output, prediction, suffix=suffix, like=like)
-        written = {p.name: p.read_bytes() for p in sorted(output.iterdir())}
-        for path in output.iterdir():  # the scan may be asked for again
-            path.unlink()
-        output.rmdir()
+        with tempfile.TemporaryDirectory(dir=folder) as output:
+            write_prediction(Path(output), prediction, suffix=suffix, like=like)
+            written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
         accepted = sum(c.accepted for c in prediction.candidates)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer.viewer_data(scene) if with_view else None
@@ -182,61 +215,28 @@ def answer(
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
 
 
-def _response(found: Answer, result: Result) -> Response:
-    """What was asked for, a file to be saved but for `view`."""
-    counts = {"X-Candidates": str(found.n_candidates), "X-Accepted": str(found.n_accepted)}
-    buffer = io.BytesIO()
-    if result in ("all", "view"):
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in found.files.items():
-                archive.writestr(name, content)
-    if result == "view":
-        zipped = base64.b64encode(buffer.getvalue()).decode()
-        return JSONResponse({"view": found.view, "zip": zipped}, headers=counts)
-    if result == "all":
-        name, content = "prediction.zip", buffer.getvalue()
-    else:
-        name, content = found.file(result)
-    kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
-    saved = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(content, media_type=kind, headers={**saved, **counts})
+def write_example(folder: Path, plan: Plan) -> None:
+    """A made-up scan of the model's kind: a textured ellipsoid with bright spheres, per channel."""
+    air, tissue, std, contrast = _LEVELS[plan.modality]
+    rng, shape = np.random.default_rng(0), (64, 96, 96) if plan.dims == 3 else (256, 256)
+    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    texture = gaussian_filter(rng.normal(size=shape), 2)
+    image = np.where((axes**2).sum(0) < 0.8, tissue + std * texture / texture.std(), air)
+    for centre in rng.uniform(-0.45, 0.45, size=(5, plan.dims)):
+        distance = np.sqrt(((axes - centre.reshape(-1, *[1] * plan.dims)) ** 2).sum(0))
+        image += contrast * np.clip((0.12 - distance) / 0.04, 0, 1)
+    image += rng.normal(0, std / 3, shape)
+    lowest, dtype, suffix = (
+        (0, np.uint16, ".png") if plan.dims == 2 else (-1024, np.int16, ".nii.gz")
+    )
+    stored = np.clip(image, lowest, 4095).astype(dtype)
+    grid = Geometry.from_spacing(shape, plan.spacing_mm)
+    for channel in range(n := len(plan.channel_names)):
+        name = f"{CASE}_{channel:04d}{suffix}" if n > 1 else f"{CASE}{suffix}"
+        write_volume(folder / name, Volume(stored[None], grid))
 
 
 def _say(_: Request, error: Exception) -> Response:
     # a full disk is not the client's fault
-    return JSONResponse(
-        {"detail": str(error)}, status_code=500 if isinstance(error, OutputError) else 422
-    )
-
-
-class BodyLimit:
-    """Lets requests of at most `limits.max_bytes` through to `app`, from its own pages alone."""
-
-    def __init__(self, app: ASGIApp, limits: ServeLimits) -> None:
-        self.app, self._limits = app, limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or 403 to another site's page and 413 to too large a body."""
-        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
-        most, seen = self._limits.max_bytes, 0
-        too_large = HTTPException(
-            413, f"The request is too large; send at most {most / 2**20:g} MB."
-        )
-
-        async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise too_large
-            return message
-
-        origin, length = headers.get(b"origin", ""), headers.get(b"content-length", "0")
-        if origin and origin.partition("://")[2] != headers.get(b"host", ""):
-            refused = JSONResponse({"detail": "Pages of other sites may not ask."}, 403)
-            await refused(scope, receive, send)
-        elif length.isdecimal() and int(length) > most:
-            refused = JSONResponse({"detail": too_large.detail}, 413, {"Connection": "close"})
-            await refused(scope, receive, send)
-        else:
-            await self.app(scope, limited, send)
+    status = 500 if isinstance(error, OutputError) else 422
+    return JSONResponse({"detail": str(error)}, status)

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -11,7 +10,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -30,20 +28,7 @@ _SLICES = (".dcm", ".dicom", ".ima")
 _SUFFIX = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
 
 
-@dataclass(frozen=True)
-class ServeLimits:
-    """What requests may cost.
-
-    `max_bytes`: of one request, and of what its zip holds. `max_waiting`: scans taken at once.
-    `request_seconds`: to answer one.
-    """
-
-    max_bytes: int = 2**30
-    max_waiting: int = 32
-    request_seconds: float = 900.0
-
-
-async def store_form(request: Request, field: str, folder: Path, limits: ServeLimits) -> bool:
+async def store_form(request: Request, field: str, folder: Path, max_bytes: int) -> bool:
     """Write the files of a form's field to `folder`; whether there were any.
 
     Status 400 where the form cannot be read. FastAPI's own parameters would take 1000 files.
@@ -56,23 +41,23 @@ async def store_form(request: Request, field: str, folder: Path, limits: ServeLi
         raise HTTPException(400, "The form cannot be read.") from error
     try:
         files = [f for f in form.getlist(field) if isinstance(f, UploadFile)]
-        pairs = [(f.filename or "scan.nii.gz", f.file) for f in files]
-        if pairs:
-            await asyncio.to_thread(store, pairs, folder, limits)
-        return bool(pairs)
+        if files:
+            pairs = [(f.filename or "scan.nii.gz", f.file) for f in files]
+            await asyncio.to_thread(store, pairs, folder, max_bytes)
+        return bool(files)
     finally:
         await form.close()
 
 
-def store(files: Sequence[tuple[str, BinaryIO]], folder: Path, limits: ServeLimits) -> None:
+def store(files: Sequence[tuple[str, BinaryIO]], folder: Path, max_bytes: int) -> None:
     """Write one scan to `folder`: one file, one file per channel, or a DICOM series.
 
     Of names only the suffix is used. Several files that are no images by their names are slices,
     and so is what a zip holds. Raises `ReadError` for a zip that cannot be read, `ContentError` for
-    one that holds more than `limits`.
+    one that holds more than `max_bytes`.
     """
     if len(files) == 1 and files[0][0].lower().endswith(".zip"):
-        _unzip(files[0][1], folder / CASE, limits)
+        _unzip(files[0][1], folder / CASE, max_bytes)
         return
     names = [name for name, _ in files]
     channels = all(is_image_file(Path(n)) and not n.lower().endswith(_SLICES) for n in names)
@@ -86,17 +71,17 @@ def store(files: Sequence[tuple[str, BinaryIO]], folder: Path, limits: ServeLimi
             shutil.copyfileobj(content, file)
 
 
-def _unzip(content: BinaryIO, folder: Path, limits: ServeLimits) -> None:
+def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
     """Every file of a zip, renamed. `zipfile` gives no more of a file than the directory says."""
     folder.mkdir(parents=True)
     try:
         with zipfile.ZipFile(content) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
             n_bytes = sum(m.file_size for m in members)
-            if len(members) > MAX_FILES or n_bytes > limits.max_bytes:
+            if len(members) > MAX_FILES or n_bytes > max_bytes:
                 raise ContentError(
                     f"The zip holds {len(members)} files and {n_bytes / 2**20:.0f} MB; send at "
-                    f"most {MAX_FILES} and {limits.max_bytes / 2**20:g} MB."
+                    f"most {MAX_FILES} and {max_bytes / 2**20:g} MB."
                 )
             if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise ReadError("The zip is packed in a way that is not read; use deflate.")
@@ -111,19 +96,19 @@ def _unzip(content: BinaryIO, folder: Path, limits: ServeLimits) -> None:
 class InferenceQueue:
     """One scan at a time at the network; who leaves, or waits too long, loses the turn."""
 
-    def __init__(self, limits: ServeLimits) -> None:
-        self._limits, self._pool = limits, ThreadPoolExecutor(1)
-        self._waiting: set[threading.Event] = set()
+    def __init__(self, max_waiting: int, seconds: float) -> None:
+        self._max_waiting, self._seconds = max_waiting, seconds
+        self._pool, self._waiting = ThreadPoolExecutor(1), set[threading.Event]()
 
     def check_room(self) -> None:
         """Status 503 where too many scans wait."""
-        if len(self._waiting) >= self._limits.max_waiting:
+        if len(self._waiting) >= self._max_waiting:
             raise HTTPException(503, "Too many scans wait.", {"Retry-After": "10"})
 
     async def run(self, request: Request, work: Callable[[threading.Event], T]) -> T:
         """What `work` returns; it should stop once its event is set, as nobody waits any longer."""
         self.check_room()
-        stop, end = threading.Event(), time.monotonic() + self._limits.request_seconds
+        stop, end = threading.Event(), time.monotonic() + self._seconds
         self._waiting.add(stop)
         job = self._pool.submit(work, stop)
         done = asyncio.wrap_future(job)
@@ -163,14 +148,15 @@ class Sessions:
 
     def new(self) -> tuple[str, Path]:
         """A key and its empty folder; old scans leave."""
-        self._drop_old(MAX_SESSIONS - 1)
+        self.drop_old(MAX_SESSIONS - 1)
         key = uuid.uuid4().hex
+        (self._home / key).mkdir(mode=0o700)
         self._used[key] = time.monotonic()
-        return key, Path(tempfile.mkdtemp(prefix=f"{key}-", dir=self._home))
+        return key, self._home / key
 
     def get(self, key: str) -> Path:
         """The folder of a scan; status 404 when there is none, or no longer."""
-        self._drop_old(MAX_SESSIONS)
+        self.drop_old()
         if key not in self._used:
             raise HTTPException(
                 404,
@@ -178,7 +164,7 @@ class Sessions:
                 "the answer; in 3D Slicer load the volume again and press Run.",
             )
         self._used[key] = self._used.pop(key) and time.monotonic()
-        return next(self._home.glob(f"{key}-*"))
+        return self._home / key
 
     def remove(self, key: str) -> None:
         """Forget a scan; status 404 when there is none."""
@@ -186,10 +172,10 @@ class Sessions:
         del self._used[key]
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _drop_old(self, most: int) -> None:
+    def drop_old(self, most: int = MAX_SESSIONS) -> None:
+        """Forget what nobody has asked for in an hour, and the oldest of more than `most`."""
         now = time.monotonic()
         for key, used in list(self._used.items()):
             if len(self._used) > most or now - used > SESSION_SECONDS:
                 del self._used[key]
-                for folder in self._home.glob(f"{key}-*"):
-                    shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(self._home / key, ignore_errors=True)
