@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
+from lesionseg.core import CaseFiles, Dataset, joint_unit
+from lesionseg.errors import count
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.pipeline.log import bar
@@ -56,32 +58,38 @@ class CheckOutcome:
 
     def summary(self) -> list[str]:
         """A line a finding, totals, and where the page lies; equal notes share a line."""
+
+        def name(case: str) -> str:
+            known = self.pseudonyms.get(case, "the list of cases")
+            return case if self.identifiers and case else known
+
         lines, notes = [], dict[str, list[str]]()
         for finding in self.findings:
-            name, text = self._name(finding.case), MEANING[finding.kind] + finding.detail
+            text = MEANING[finding.kind] + finding.detail
             if finding.others:
-                text += f" Also: {', '.join(map(self._name, finding.others))}."
+                text += f" Also: {', '.join(map(name, finding.others))}."
             if self.identifiers and finding.named:
                 text = finding.named
             if finding.severity == "note":
-                notes.setdefault(text, []).append(name)
+                notes.setdefault(text, []).append(name(finding.case))
             else:
-                lines.append(f"- {finding.severity}, {name}: {text}")
+                lines.append(f"- {finding.severity}, {name(finding.case)}: {text}")
         for text, names in notes.items():
             shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
-            lines.append(f"- note, {len(names)} case{'s'[: len(names) - 1]} ({shown}): {text}")
+            lines.append(f"- note, {count(len(names), 'case')} ({shown}): {text}")
         if lines and not self.identifiers:
             lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
         bad, odd = (
             len({f.case for f in self.findings if f.severity == severity})
             for severity in ("error", "warning")
         )
-        total = f"{len(self.pseudonyms)} cases read, {bad} cannot be used, {odd} need a look."
-        return [*lines, total, f"Dataset report: {self.page}"]
-
-    def _name(self, case: str) -> str:
-        known = self.pseudonyms.get(case, "the list of cases")
-        return case if self.identifiers and case else known
+        n_cases, need = count(len(self.pseudonyms), "case"), "needs" if odd == 1 else "need"
+        return [
+            *lines,
+            f"{n_cases} read, {bad} cannot be used, {odd} {need} a look.",
+            f"Open:    {self.page}",
+            "Next:    python scripts/train.py data.root=DIR",
+        ]
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,6 @@ class _Trace:
     reference: str = ""
     axes: str = ""
     unit: str = ""
-
-    @property
-    def content(self) -> tuple[str, ...]:
-        return (*self.images, self.reference) if self.reference else self.images
 
 
 def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> CheckOutcome:
@@ -179,7 +183,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         found.patient,
         tuple(_digest(channel) for channel in image.present),
         _digest(lesions) if lesions is not None and telling else "",
-        _axes(image.geometry),
+        "".join(aff2axcodes(image.geometry.affine)) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
     )
 
@@ -190,20 +194,23 @@ def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
         if len(set(trace.images)) < len(trace.images):
             detail = " Two of its channels are equal."
             yield Finding(trace.files.case, "duplicate", "warning", detail)
-    for group in _sharing(traces, lambda t: t.images):
+
+    def shared(kind: str, group: Sequence[_Trace]) -> Iterator[Finding]:
         for trace in group:
-            yield _shared(trace, "duplicate", group)
-    patients, contents, groups = (
-        list(_sharing(traces, key))
-        for key in (lambda t: (t.patient,), lambda t: t.content, lambda t: (t.files.group,))
-    )
+            others = tuple(t.files.case for t in group if t is not trace)
+            yield Finding(trace.files.case, kind, "warning", others=others)
+
+    for group in _sharing(traces, lambda t: t.images):
+        yield from shared("duplicate", group)
+    patients = list(_sharing(traces, lambda t: (t.patient,)))
+    contents = list(_sharing(traces, lambda t: (*t.images, t.reference)))
+    groups = _sharing(traces, lambda t: (t.files.group,))
     once = set[object]()
     for group in (*patients, *contents):
         cases = tuple(t.files.case for t in group)
         if len({t.files.group for t in group}) > 1 and cases not in once:
             once.add(cases)
-            for trace in group:
-                yield _shared(trace, "same_patient", group)
+            yield from shared("same_patient", group)
     leaked = {
         trace.files.case
         for group in (*patients, *contents, *groups)
@@ -218,11 +225,6 @@ def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
             if trace.axes != usual:
                 detail = f" Axes {trace.axes}; most cases {usual}."
                 yield Finding(trace.files.case, "orientation", "note", detail)
-
-
-def _shared(trace: _Trace, kind: str, group: Sequence[_Trace]) -> Finding:
-    others = tuple(t.files.case for t in group if t is not trace)
-    return Finding(trace.files.case, kind, "warning", others=others)
 
 
 def _sharing(
@@ -252,17 +254,6 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
             )
             detail = f" {own} mm; usual {usual} mm."
             yield Finding(trace.files.case, "spacing", "warning", detail)
-
-
-def _axes(geometry: Geometry) -> str:
-    """Where the array axes run, as letters such as SAR; empty in 2-D."""
-    if geometry.dims != 3:
-        return ""
-    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
-    along = [int(np.abs(column).argmax()) for column in directions.T]
-    return "".join(
-        ("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(along)
-    )
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """`export`: a bundle's network for other programs, as ONNX or in MONAI's layout."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,27 @@ def export(
         run = write_onnx(folder / ONNX, trace(read), cfg.opset, output_names(plan))
         difference = largest_difference(read, run)
         write_json(folder / ONNX_NOTE, onnx_note(plan, digest, cfg.opset, difference))
-        say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
-        say(f"Next: read {folder / ONNX_NOTE}, which says what to do around {ONNX}.")
-        return difference
-    if plan.anchors is not None:
-        raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
-    require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
-    difference = largest_difference(read, write_program(folder / monai_bundle.PROGRAM, trace(read)))
-    write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
-    write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
-    card = resolve_bundle(Path(cfg.bundle[0])) / CARD
-    write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
-    say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
-    say(
-        f"Next: python -m monai.bundle run --bundle_root {folder} "
-        f"--config_file {folder / monai_bundle.CONFIG} --dataset_dir scans"
-    )
+        written, further = ONNX, f"read {folder / ONNX_NOTE}, which says what to do around it."
+    else:
+        if plan.anchors is not None:
+            raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
+        require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
+        run = write_program(folder / monai_bundle.PROGRAM, trace(read))
+        difference = largest_difference(read, run)
+        write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
+        write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
+        card = resolve_bundle(Path(cfg.bundle[0])) / CARD
+        write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
+        written = monai_bundle.CONFIG
+        further = f"python -m monai.bundle run --bundle_root {folder} "
+        further += f"--config_file {folder / written} --dataset_dir SCANS"
+    say(f"Wrote:   {folder / written} (probabilities differ by at most {difference:.2g})")
+    say(f"Next:    {further}")
     return difference
 
 
 def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """What a program needs to know around the ONNX file: grid, intensities, tiles, output."""
-    labels = [{"value": v, "name": n} for v, n in plan.lesion_labels.items()]
+    """What a program needs to know around the ONNX file: names, axes, tiles, and the whole plan."""
     note = {
         "schema_version": 1,
         "lesionseg_version": __version__,
@@ -83,31 +82,18 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "name": INPUT,
             "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
             "dtype": "float32",
-            "channels": list(plan.channel_names),
             "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
-            "spacing_mm": list(plan.spacing_mm),
-            "normalisation": [asdict(n) for n in plan.normalisation],
-            "prepare_extra": [dict(spec) for spec in plan.prepare_extra],
         },
         "tiles": {
-            "shape": list(plan.tile_shape),
             "overlap": 0.5,
             "outside": 0.0,
             "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
         },
-        "candidate_rule": asdict(plan.candidate_rule),
-        "operating_points": [asdict(point) for point in plan.operating_points],
+        "plan": json.loads(plan.to_json()),
     }
     if plan.has_voxels:
-        pairs = zip(plan.label_values, plan.label_names, strict=True)
-        note["output"] = {
-            "name": PROBABILITIES,
-            "shape": ["batch", len(plan.label_values), *plan.tile_shape],
-            "dtype": "float32",
-            "labels": [{"value": value, "name": name} for value, name in pairs],
-            "regions": [list(values) for values in plan.regions],
-            "focal_correction": None if plan.link is None else asdict(plan.link),
-        }
+        shape = ["batch", len(plan.label_values), *plan.tile_shape]
+        note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
     if plan.anchors is not None:
         anchors = planned_anchors(plan)
         levels = anchors.levels(plan.architecture.strides, plan.tile_shape)
@@ -117,8 +103,6 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
             "dtype": "float32",
             "box": "starts, then stops, half-open, in voxels of the tile",
-            "labels": labels,
-            "focal_correction": {"alpha": anchors.alpha, "gamma": anchors.gamma},
             "lowest_score": plan.candidate_rule.floor,
             "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
             "one_lesion_in_all_tiles": {"iou": anchors.merge_iou, "by": "nms"},

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError
 
+log = logging.getLogger(__name__)
+
 Advance = Callable[[str, int, int], None]
+_LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer than this
 LOG = "train.log"
 # of a log; then it becomes train.log.1, and so on, and the oldest goes
 MOST_BYTES, OLDER_LOGS = 10**7, 3
@@ -43,7 +47,7 @@ def say(text: str) -> None:
 def bar(what: str) -> Iterator[Advance]:
     """A bar on standard error; call what it yields with (item, done, total).
 
-    Nothing is drawn where standard error is no terminal.
+    Where standard error is no terminal, a long step logs a line for each 5 %, with the time left.
     """
     from rich.console import Console
     from rich.progress import (
@@ -55,6 +59,22 @@ def bar(what: str) -> Iterator[Advance]:
     )
 
     console = Console(stderr=True)
+    begin, said = time.monotonic(), 0
+
+    def say_advance(item: str, done: int, total: int) -> None:
+        nonlocal said
+        seconds, share = time.monotonic() - begin, _LINES * done // max(total, 1)
+        if share > said and seconds > _LONG_SECONDS and done < total:
+            said = share
+            left = seconds * (total - done) / done
+            text = f"{left / 60:.0f} minutes" if left > 100 else f"{left:.0f} seconds"
+            log.info(
+                "%s: %d of %d (%.0f %%), %s left.", what, done, total, 100 * done / total, text
+            )
+
+    if not console.is_terminal:
+        yield say_advance
+        return
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
@@ -62,7 +82,7 @@ def bar(what: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[item]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=None, item="")
 
         def advance(item: str, done: int, total: int) -> None:

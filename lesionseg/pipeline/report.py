@@ -31,7 +31,7 @@ def report(cfg: ReportConfig) -> Path:
     }
     with locked_folder(Path(cfg.output)):
         page = _write(scores, Path(cfg.output), cfg.report, **given)
-    say(f"Report: {page}")
+    say(f"Open:    {page}")
     return page
 
 
