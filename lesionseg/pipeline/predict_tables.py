@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "predictions.csv"
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
-_WRITING_SHARE = 0.02  # of the time, at most this goes into writing the table again
+_WRITE_SECONDS = 5.0
 
 # one line of `predictions.csv`; behind these columns lie `count_<label>`, `ml_<label>`,
 # `zone_count_<zone>` and `zone_ml_<zone>`
@@ -105,9 +105,8 @@ class PredictionTable:
 
     Each shard has a table of its own; `earlier` is the rows of all tables by case, of the same case
     those of the youngest one, our own winning. What is written without shards is their union. The
-    file is always whole. It is written with the first row that is `put` and then rarely enough to
-    cost next to nothing, and by `close`; a run killed in between finds the results of a few cases
-    without their rows, and predicts these again.
+    file is always whole. It is written with the first row that is `put`, then every few seconds,
+    and by `close`; a run killed in between predicts again the cases whose rows it lost.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
@@ -135,13 +134,9 @@ class PredictionTable:
         """Write what is not written yet. Raises `OutputError`."""
         if self._is_written:
             return
-        begin = perf_counter()
-        try:
-            rows = [self._rows[case] for case in sorted(self._rows)]
-            further = sorted({name for row in rows for name in row} - COLUMNS.keys())
-            write_csv(self.path, rows, [*COLUMNS, *further])
-            upload([self.path], self.path.parent, self._url)
-        finally:
-            end = perf_counter()
-            self._next_write = end + (end - begin) / _WRITING_SHARE
+        self._next_write = perf_counter() + _WRITE_SECONDS
+        rows = [self._rows[case] for case in sorted(self._rows)]
+        further = sorted({name for row in rows for name in row} - COLUMNS.keys())
+        write_csv(self.path, rows, [*COLUMNS, *further])
+        upload([self.path], self.path.parent, self._url)
         self._is_written = True

@@ -1,4 +1,4 @@
-"""What a run says is kept in its directory, once that is its own."""
+"""What a run says is kept in its directory; a long step says how far it is."""
 
 import logging
 import subprocess
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.pipeline.log import LOG, run_log
+from lesionseg.errors import DatasetError
+from lesionseg.pipeline import log as module
+from lesionseg.pipeline.log import LOG, bar, run_log
 from lesionseg.pipeline.run_dir import save_config
 
 log = logging.getLogger("lesionseg.test")
@@ -25,7 +26,7 @@ def kept(run: Path) -> list[str]:
     return [line.split(" ", 2)[2] for line in lines]
 
 
-def test_what_was_said_before_the_claim_is_kept_too(tmp_path: Path) -> None:
+def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with run_log(run) as note:
         log.info("Plan, spacing: %s", "1 mm")
@@ -34,21 +35,24 @@ def test_what_was_said_before_the_claim_is_kept_too(tmp_path: Path) -> None:
         log.warning("Later.")
         note("Only here.")
     assert kept(run)[1:] == ["Plan, spacing: 1 mm", "Later.", "Only here."]
+    with run_log(run):
+        log.info("Again.")
+    assert kept(run)[4:] == [kept(run)[0], "Again."]
 
 
-def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
-    def refused() -> None:
+def test_a_wrong_setting_leaves_no_file(tmp_path: Path) -> None:
+    def fail() -> None:
         with run_log(tmp_path / "run"):
             log.info("Plan")
             raise DatasetError("Bad.")
 
-    with pytest.raises(LesionsegError):
-        refused()
+    with pytest.raises(DatasetError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lesionseg.pipeline.log.MOST_BYTES", 2000)
+    monkeypatch.setattr(module, "MOST_BYTES", 2000)
     save_config(tmp_path, {})
     with run_log(tmp_path):
         for number in range(500):
@@ -57,16 +61,6 @@ def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     logs = sorted(tmp_path.glob(f"{LOG}*"))
     assert [path.name for path in logs] == [LOG, f"{LOG}.1", f"{LOG}.2", f"{LOG}.3"]
     assert all(path.stat().st_size <= 2000 for path in logs)
-
-
-def test_a_resumed_run_appends(tmp_path: Path) -> None:
-    save_config(tmp_path, {})
-    for number in (1, 2):
-        with run_log(tmp_path):
-            log.info("Run %d.", number)
-    lines = kept(tmp_path)
-    assert [lines[1], lines[3]] == ["Run 1.", "Run 2."]
-    assert lines[0] == lines[2]
 
 
 @pytest.mark.parametrize(
@@ -84,29 +78,14 @@ def test_an_error_ends_the_log_and_leaves_no_handler(
     before = list(logging.getLogger().handlers)
     with pytest.raises(type(error)), run_log(tmp_path):
         raise error
-    assert (tmp_path / LOG).read_text(encoding="utf-8").rstrip().endswith(last)
     assert logging.getLogger().handlers == before
     log.info("After.")
-    assert "After." not in (tmp_path / LOG).read_text(encoding="utf-8")
+    assert (tmp_path / LOG).read_text(encoding="utf-8").rstrip().endswith(last)
 
 
-def test_what_is_printed_stays_as_it_is(
+def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save_config(tmp_path, {})
-    # what the command line's tests have set up prints to streams that are closed by now
-    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
-    with run_log(tmp_path) as note:
-        log.info("Logged.")
-        note("Noted.")
-    assert caplog.messages == ["Logged."]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
     script = (
         "import logging, pathlib, sys\n"
         "from lesionseg.pipeline.run_dir import save_config\n"
@@ -116,11 +95,19 @@ def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(t
         "    logging.getLogger('lesionseg.x').info('a plan')\n"
         "    logging.getLogger('lesionseg.x').warning('a warning')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "a warning\n"
-    kept = (tmp_path / "run" / LOG).read_text("utf-8")
-    assert "a plan" in kept
-    assert "a warning" in kept
+    assert {"a plan", "a warning"} <= set(kept(tmp_path))
+
+
+def test_without_a_terminal_a_long_step_says_every_twentieth_how_far_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 1000, 4))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
+    with bar("Reading") as advance:
+        for done in range(1, 101):
+            advance("case", done, 100)
+    assert len(caplog.messages) == 19
+    assert caplog.messages[1] == "Reading: 10 of 100 (10 %), 6 minutes left."

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import shutil
 import tempfile
 import threading
 import zipfile
@@ -13,20 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from scipy.ndimage import gaussian_filter
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
-from lesionseg import __version__
-from lesionseg.core import Geometry, Volume
+from lesionseg import __version__, phantoms
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import result_suffix, write_volume
+from lesionseg.io.volumes import case_suffix, result_suffix
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, Sessions, store_form
 from lesionseg.plan.plan import Plan
@@ -38,8 +36,6 @@ Result = Literal["mask", "candidates", "all", "view"]
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 _SWEEP_SECONDS = 60.0
-# of the example: air, tissue, its standard deviation, and how much brighter lesions are
-_LEVELS = {"mri": (0, 300, 30, 150), "ct": (-1000, 40, 15, 60), "xray": (200, 2000, 150, 600)}
 
 
 @dataclass(frozen=True)
@@ -159,7 +155,7 @@ def make_app(
         wanted = result or ("all" if is_example else "mask")
         with tempfile.TemporaryDirectory(dir=home.name) as scan:
             if is_example:
-                write_example(Path(scan), predictor.plan)
+                await asyncio.to_thread(write_example, Path(scan), predictor.plan)
             elif not await store_form(request, "file", Path(scan), max_bytes):
                 raise ContentError("No file was sent; send a form with the scan as `file`.")
             work = partial(answer, predictor, Path(scan), with_view=wanted == "view")
@@ -216,24 +212,14 @@ def answer(
 
 
 def write_example(folder: Path, plan: Plan) -> None:
-    """A made-up scan of the model's kind: a textured ellipsoid with bright spheres, per channel."""
-    air, tissue, std, contrast = _LEVELS[plan.modality]
-    rng, shape = np.random.default_rng(0), (64, 96, 96) if plan.dims == 3 else (256, 256)
-    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    texture = gaussian_filter(rng.normal(size=shape), 2)
-    image = np.where((axes**2).sum(0) < 0.8, tissue + std * texture / texture.std(), air)
-    for centre in rng.uniform(-0.45, 0.45, size=(5, plan.dims)):
-        distance = np.sqrt(((axes - centre.reshape(-1, *[1] * plan.dims)) ** 2).sum(0))
-        image += contrast * np.clip((0.12 - distance) / 0.04, 0, 1)
-    image += rng.normal(0, std / 3, shape)
-    lowest, dtype, suffix = (
-        (0, np.uint16, ".png") if plan.dims == 2 else (-1024, np.int16, ".nii.gz")
-    )
-    stored = np.clip(image, lowest, 4095).astype(dtype)
-    grid = Geometry.from_spacing(shape, plan.spacing_mm)
-    for channel in range(n := len(plan.channel_names)):
-        name = f"{CASE}_{channel:04d}{suffix}" if n > 1 else f"{CASE}{suffix}"
-        write_volume(folder / name, Volume(stored[None], grid))
+    """Write a simulated scan of the model's kind, the same for every channel."""
+    kind, shape = (plan.modality, (64, 96, 96)) if plan.dims == 3 else ("xray", (256, 256))
+    simulate = getattr(phantoms, f"write_{kind}_phantoms")
+    with tempfile.TemporaryDirectory() as made:
+        simulate(Path(made), 1, seed=0, lesion_free_share=0, shape=shape)
+        (image,) = Path(made).glob("images*/*")
+        for channel in range(len(plan.channel_names)):
+            shutil.copyfile(image, folder / f"{CASE}_{channel:04d}{case_suffix(image)}")
 
 
 def _say(_: Request, error: Exception) -> Response:
