@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import read_volume, write_volume
@@ -58,10 +59,10 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
 
 
 @pytest.fixture
-def client(predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
-    limits = {"max_bytes": 2**19, "max_waiting": 1, "request_seconds": 60.0}
-    app = make_app(predictor, bundle="x", **limits, hosts=["scans.example"])  # type: ignore[arg-type]
-    with TestClient(app, base_url="http://localhost") as asking:
+def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
+    limits = {"max_upload_mb": 0.5, "max_waiting": 1, "hosts": ["scans.example"]}
+    cfg = ServeConfig.of(bundle=bundle, **limits)
+    with TestClient(make_app(predictor, cfg), base_url="http://localhost") as asking:
         yield asking
     assert not list(temporary.iterdir())
 

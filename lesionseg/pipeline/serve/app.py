@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
 from lesionseg import __version__, phantoms
+from lesionseg.config import ServeConfig
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
+from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
@@ -75,26 +77,19 @@ class Answer:
         return Response(content, media_type=kind, headers=headers)
 
 
-def make_app(
-    predictor: Predictor,
-    *,
-    bundle: str,
-    max_bytes: int,
-    max_waiting: int,
-    request_seconds: float,
-    hosts: Collection[str] = (),
-) -> FastAPI:
-    """The application; `bundle` is the digest that `/health` names the model by.
+def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
+    """The application, whose limits are in `cfg`.
 
     GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
     of all, with `?result=view` what the page shows in NiiVue, and the zip. POST `/example` does so
-    with a simulated scan. What cannot be predicted gives 422 and says why, a request or what its
-    zip holds over `max_bytes` 413 or 422, too many at once 503. It is called by `hosts` and as
-    localhost.
+    with a simulated scan. What cannot be predicted gives 422 and says why, too large a request
+    413, too many at once 503. It is called by `cfg.hosts` and as localhost.
     """
-    queue, has_viewer = InferenceQueue(max_waiting, request_seconds), viewer.NIIVUE.is_file()
+    max_bytes, has_viewer = int(cfg.max_upload_mb * 2**20), viewer.NIIVUE.is_file()
+    queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
+    digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
     page = render("serve.html.j2", viewer=has_viewer)
     home = tempfile.TemporaryDirectory(prefix="lesionseg-serve-", ignore_cleanup_errors=True)
     sessions = Sessions(Path(home.name))
@@ -129,7 +124,7 @@ def make_app(
 
     # FastAPI's own pages of documentation load scripts from elsewhere
     app = FastAPI(openapi_url=None, lifespan=lifespan, dependencies=[Depends(check)])
-    names = [*_OWN_NAMES, *hosts]
+    names = [*_OWN_NAMES, cfg.host, *cfg.hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     app.add_exception_handler(LesionsegError, _say)
     app.include_router(slicer_router(predictor, answer, queue, sessions, max_bytes))
@@ -144,7 +139,7 @@ def make_app(
     async def health() -> dict[str, Any]:
         plan = predictor.plan
         labels = dict(zip(plan.label_names, plan.label_values, strict=True))
-        about = {"version": __version__, "bundle": bundle, "channels": plan.channel_names}
+        about = {"version": __version__, "bundle": digest, "channels": plan.channel_names}
         return {"status": "ok", **about, "labels": labels}
 
     @app.post("/predict", response_class=Response)
