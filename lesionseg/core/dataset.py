@@ -56,17 +56,8 @@ class CaseFiles:
         try:
             return float(text) if text else None
         except ValueError as error:
-            what = f"pixel_mm of the case {self.case!r} is not a number: {text}."
-            raise DatasetError(what) from error
-
-    def listed(self) -> dict[str, Any]:
-        """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
-        images = [str(path) for path in self.images]
-        entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
-        label = None if self.reference is None else str(self.reference)
-        stated = {"label": label, "role": self.role, "fold": self.fold}
-        entry |= {"case": self.case, "group": self.group}
-        return entry | {name: value for name, value in stated.items() if value is not None}
+            message = f"pixel_mm of the case {self.case!r} is not a number: {text}."
+            raise DatasetError(message) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +163,19 @@ class Dataset:
         `image`: a path, or one per channel; `label`: the mask, where there is one; `case`, `group`,
         and `role` and `fold` where the dataset states them.
         """
-        return [case.listed() for case in self.cases]
+        entries = []
+        for case in self.cases:
+            images = [str(path) for path in case.images]
+            stated = {
+                "image": images[0] if len(images) == 1 else images,
+                "case": case.case,
+                "group": case.group,
+                "label": case.reference and str(case.reference),
+                "role": case.role,
+                "fold": case.fold,
+            }
+            entries.append({name: value for name, value in stated.items() if value is not None})
+        return entries
 
     @property
     def lesion_labels(self) -> Mapping[int, str]:

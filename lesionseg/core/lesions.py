@@ -133,11 +133,6 @@ class Lesions:
         balls = _UNIT_BALL[self.geometry.dims] * radii**self.geometry.dims
         return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
 
-    @cached_property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel."""
-        return self.geometry.voxel_size / 1000
-
     @property
     def masked(self) -> NDArray[np.bool_]:
         """Which rows have a mask."""
@@ -154,7 +149,7 @@ class Lesions:
     def volume_ml(self, row: int) -> float | None:
         """Volume in ml; None in 2-D and for a bare box."""
         n = int(self.n_voxels[row])
-        return n * self.voxel_ml if self.geometry.dims == 3 and n else None
+        return n * self.geometry.voxel_size / 1000 if self.geometry.dims == 3 and n else None
 
     def drawn(self) -> NDArray[np.int32]:
         """The ids `[*spatial]`, 0 elsewhere; bare boxes are filled, and smaller ones lie on top."""

@@ -5,51 +5,24 @@ In come paths; out come datasets of case files (`layouts/`), cases and volumes i
 before (`remote`). The formats' libraries are imported when one is read.
 """
 
-from lesionseg.io.cases import read_case, read_image, read_mask
-from lesionseg.io.files import (
-    atomic_path,
-    read_csv,
-    read_json,
-    write_csv,
-    write_json,
-    write_text,
-)
-from lesionseg.io.layouts.conventions import Convention, read_dataset
-from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import (
-    find_masks,
-    find_predictions,
-    read_prediction,
-    write_prediction,
-)
-from lesionseg.io.volumes import (
-    case_suffix,
-    read_geometry,
-    read_volume,
-    strip_suffix,
-    write_volume,
-)
-
-__all__ = [
-    "Convention",
-    "atomic_path",
-    "case_suffix",
-    "find_images",
-    "find_masks",
-    "find_predictions",
-    "read_case",
-    "read_csv",
-    "read_dataset",
-    "read_geometry",
-    "read_image",
-    "read_json",
-    "read_mask",
-    "read_prediction",
-    "read_volume",
-    "strip_suffix",
-    "write_csv",
-    "write_json",
-    "write_prediction",
-    "write_text",
-    "write_volume",
-]
+from lesionseg.io.cases import read_case as read_case
+from lesionseg.io.cases import read_image as read_image
+from lesionseg.io.cases import read_mask as read_mask
+from lesionseg.io.files import atomic_path as atomic_path
+from lesionseg.io.files import read_csv as read_csv
+from lesionseg.io.files import read_json as read_json
+from lesionseg.io.files import write_csv as write_csv
+from lesionseg.io.files import write_json as write_json
+from lesionseg.io.files import write_text as write_text
+from lesionseg.io.layouts.conventions import Convention as Convention
+from lesionseg.io.layouts.conventions import read_dataset as read_dataset
+from lesionseg.io.layouts.input_images import find_images as find_images
+from lesionseg.io.predictions import find_masks as find_masks
+from lesionseg.io.predictions import find_predictions as find_predictions
+from lesionseg.io.predictions import read_prediction as read_prediction
+from lesionseg.io.predictions import write_prediction as write_prediction
+from lesionseg.io.volumes import case_suffix as case_suffix
+from lesionseg.io.volumes import read_geometry as read_geometry
+from lesionseg.io.volumes import read_volume as read_volume
+from lesionseg.io.volumes import strip_suffix as strip_suffix
+from lesionseg.io.volumes import write_volume as write_volume

@@ -17,7 +17,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, listed, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, listed, validated
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
 
@@ -146,7 +146,9 @@ def read_coco_reference(
         )
     lesions: list[CocoLesion] = [le for le in files.annotations["lesions"] if not le.iscrowd]
     crowds: list[CocoLesion] = [le for le in files.annotations["lesions"] if le.iscrowd]
-    boxes, crowd_boxes = (_clipped(case, each, shape) for each in (lesions, crowds))
+    boxes, crowd_boxes = (
+        clipped_boxes([le.box for le in each], shape, f"case {case}") for each in (lesions, crowds)
+    )
     labels = np.array([1 if le.label in merged_values else le.label for le in lesions], np.int64)
     ignore = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, crowd_boxes, strict=True):
@@ -193,22 +195,6 @@ def read_coco_reference(
         box_labels=kept,
         ignore=ignore & (instances == 0) if crowds else None,
     )
-
-
-def _clipped(
-    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """Boxes `[n, 4]` cut to the image."""
-    boxes = np.array([lesion.box for lesion in lesions], dtype=np.float32).reshape(-1, 4)
-    boxes = np.clip(boxes, 0, np.array([*shape, *shape], dtype=np.float32))
-    outside = ~(boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-    if outside.any():
-        number = int(outside.argmax())
-        raise ContentError(
-            f"case {case}: the box of lesion {number + 1}, {lesions[number].box} (y, x starts, "
-            f"y, x stops), lies outside its image of {shape[0]} x {shape[1]} pixels."
-        )
-    return boxes
 
 
 def _from_mask(path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> Instances:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, listed, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, listed, validated
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
 
@@ -128,14 +128,7 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
         ]
         # world coordinates are points: voxel i covers [i, i + 1) and has its centre at the point i
         low, high = np.min(corners, axis=0) + 0.5, np.max(corners, axis=0) + 0.5
-    boxes = np.clip(np.concatenate([low, high], axis=1), 0, 2 * geometry.shape)
-    outside = ~(boxes[:, :dims] < boxes[:, dims:]).all(axis=1)
-    if outside.any():
-        number = int(outside.argmax())
-        meant = "cccwhd in LPS millimetres" if dims == 3 else "xyxy in pixels"
-        raise ContentError(
-            f"{files.images[0]}: box {number + 1}, {list(given[number])} ({meant}), is empty or "
-            "lies outside its image."
-        )
-    box_labels = (1,) * len(boxes) if merged else tuple(labels)
-    return Reference(geometry, boxes=boxes.astype(np.float32), box_labels=box_labels)
+    boxes = clipped_boxes(np.concatenate([low, high], axis=1), geometry.shape, files.images[0])
+    return Reference(
+        geometry, boxes=boxes, box_labels=(1,) * len(boxes) if merged else tuple(labels)
+    )

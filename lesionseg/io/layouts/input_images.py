@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from lesionseg.core import CaseFiles
@@ -10,8 +11,8 @@ from lesionseg.errors import DatasetError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, group_files, split_series
+from lesionseg.io.layouts.checks import missing_channels
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -50,14 +51,21 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
         if number in cases.setdefault(key, {}):
             raise DatasetError(f"{file}: two scans would get the same case id, {key.name}.")
         cases[key][number] = file
-    ids = _ids(list(cases), _root(source))
-    scans = []
+    # below which folder ids of equal stem are told apart
+    fixed = takewhile(lambda part: not set(part) & set("*?["), source.parts)
+    root = source if source.exists() else Path(*fixed)
+    # Windows and macOS take `P1` and `p1` for one file
+    same = Counter(key.name.casefold() for key in cases)
+    scans: dict[str, CaseFiles] = {}
     for key, files in cases.items():
-        colour = channels == 3 and list(files) == [0] and files[0].suffix.lower() in RASTERS
-        lacks = () if -1 in files or colour else set(range(channels)) - set(files)
+        is_alone = same[key.name.casefold()] == 1
+        case = key.name if is_alone else "_".join(key.relative_to(root).parts)
+        if case in scans:
+            raise DatasetError(f"{root}: two scans would get the same case id, {case}.")
+        missing = () if -1 in files else missing_channels(files, channels)
         images = tuple(file for _, file in sorted(files.items()))
-        scans.append(CaseFiles(ids[key], images, group=ids[key], missing=tuple(sorted(lacks))))
-    return sorted(scans, key=lambda case: case.case)
+        scans[case] = CaseFiles(case, images, group=case, missing=missing)
+    return [scans[case] for case in sorted(scans)]
 
 
 def _named_files(source: Path) -> dict[Path, str]:
@@ -91,25 +99,3 @@ def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
         if not known and is_dicom(file) and file.name.upper() != "DICOMDIR":
             folders.setdefault(file.parent, []).append(file)
     return {k: v for files in folders.values() for k, v in group_files(files).items()}
-
-
-def _root(source: Path) -> Path:
-    """The folder below which ids of equal stem are distinguished."""
-    if source.exists():
-        return source if source.is_dir() else source.parent
-    parts = source.parts
-    fixed = next((i for i, p in enumerate(parts) if any(sign in p for sign in "*?[")), len(parts))
-    return Path(*parts[:fixed])
-
-
-def _ids(keys: Sequence[Path], root: Path) -> dict[Path, str]:
-    # Windows and macOS take `P1` and `p1` for one file
-    count = Counter(key.name.casefold() for key in keys)
-    ids = {
-        key: key.name if count[key.name.casefold()] == 1 else "_".join(key.relative_to(root).parts)
-        for key in keys
-    }
-    for name, n in Counter(ids.values()).items():
-        if n > 1:
-            raise DatasetError(f"{root}: two scans would get the same case id, {name}.")
-    return ids

@@ -265,8 +265,8 @@ def test_annotations_that_fit_nothing_are_refused(
 @pytest.mark.parametrize(
     ("annotation", "match"),
     [
-        ({"bbox": [50, 50, 3, 3]}, "case a: the box of lesion 1, .* lies outside its image"),
-        ({"bbox": [-9, 1, 3, 3]}, "lesion 1, .* lies outside its image"),
+        ({"bbox": [50, 50, 3, 3]}, "case a: box 1, .* lies outside its image"),
+        ({"bbox": [-9, 1, 3, 3]}, "box 1, .* lies outside its image"),
         (
             {"bbox": [6, 4, 3, 3], "segmentation": SQUARE},
             "lesion 1 and its box .* disagree.*0 of 9",
