@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
@@ -182,34 +182,6 @@ def _beside(folder: Path) -> Path:
 def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
-    tensors = _read_tensors(path)
-    sides = {side for tensor in tensors.values() for side in tensor.shape}
-    wide = sorted({*plan.architecture.features} - sides)
-    if plan.architecture.name in SOURCES and wide:  # nor is memory asked for on their account
-        raise BundleError(
-            f"{path}: no tensor of {wide} channels, which plan.json has. "
-            "Use weights and plan of the same training run."
-        )
-    network = build_network(plan, architectures=architectures)
-    expected = network.state_dict()
-    common = tensors.keys() & expected.keys()
-    faults = {
-        "missing": expected.keys() - tensors.keys(),
-        "extra": tensors.keys() - expected.keys(),
-        "of another shape": {n for n in common if tensors[n].shape != expected[n].shape},
-        "not finite": {n for n in common if not bool(torch.isfinite(tensors[n]).all())},
-    }
-    seen = [f"{what}: {', '.join(sorted(names)[:5])}" for what, names in faults.items() if names]
-    if seen:
-        raise BundleError(
-            f"{path}: the weights do not fit the plan's network ({'; '.join(seen)}). "
-            "Use weights and plan of the same training run."
-        )
-    network.load_state_dict(tensors)
-    return network.eval()
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith(_PICKLES):
@@ -218,6 +190,25 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             "Save the weights by safetensors.torch.save_file."
         )
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"{path}: the weights cannot be read: {error}") from error
+    sides = {side for tensor in tensors.values() for side in tensor.shape}
+    wide = sorted({*plan.architecture.features} - sides)
+    if plan.architecture.name in SOURCES and wide:  # nor is memory asked for on their account
+        raise BundleError(
+            f"{path}: no tensor of {wide} channels, which plan.json has. "
+            "Use weights and plan of the same training run."
+        )
+    endless = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if endless:
+        raise BundleError(f"{path}: weights that are not finite: {', '.join(endless[:5])}.")
+    network = build_network(plan, architectures=architectures)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{path}: the weights do not fit the plan's network. Use weights and plan of the same "
+            f"training run. {error}"
+        ) from error
+    return network.eval()

@@ -1,10 +1,8 @@
 """A bundle's network as one file that other programs run: ONNX, or torch's exported program.
 
-Both take a prepared tile `[B, C, *tile]` float32 and give `[B, K, *tile]` float32: probabilities of
-the plan's labels, the focal loss's effect undone (`inference.probabilities`), averaged over an
-ensemble's members. A detector gives scores `[B, n, K]` and boxes `[B, n, 2·dims]` of its anchors.
-The number of tiles is free; their shape is the plan's, because instance norm takes its statistics
-from the whole tile, so that a tile of another shape is another function.
+Both take a prepared tile `[B, C, *tile]` float32 and give what `ExportedNetwork` says. The number
+of tiles is free; their shape is the plan's, because instance norm takes its statistics from the
+whole tile, so that a tile of another shape is another function.
 """
 
 import logging
@@ -16,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.bundle import Bundle
-from lesionseg.inference.probabilities import DetectorNetwork, ProbabilityNetwork
+from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
+from lesionseg.ops.anchors import grid_anchors
+from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Plan
 
 OPSET = 18
@@ -42,13 +43,48 @@ def output_names(plan: Plan) -> tuple[str, ...]:
     return (SCORES, BOXES, PROBABILITIES) if plan.has_voxels else (SCORES, BOXES)
 
 
+class ExportedNetwork(nn.Module):
+    """Networks whose outputs need neither plan nor anchors, the focal loss's effect undone.
+
+    Segmentation networks give the mean of their probabilities `[B, K, *tile]`; a detector gives
+    scores `[B, n, K]`, boxes `[B, n, 2·dims]` in voxels of the tile and a Retina U-Net's
+    probabilities after them.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], plan: Plan) -> None:
+        super().__init__()
+        self.networks, self._plan = nn.ModuleList(network.eval() for network in networks), plan
+        self.anchors: Tensor
+        if plan.anchors is not None:
+            levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
+            self.register_buffer("anchors", grid_anchors(levels))
+
+    def forward(self, image: Float[Tensor, "b c *tile"]) -> Tensor | tuple[Tensor, ...]:
+        """Probabilities, or a detector's outputs."""
+        plan = self._plan
+        outputs = [network(image) for network in self.networks]
+        if plan.anchors is None:
+            total = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
+            return calibrated_voxels(total.mean(0), plan.voxel_calibration)
+        (output,) = outputs
+        boxes = decode_boxes(output.box_deltas, self.anchors)
+        detections = (box_scores(output.class_logits, plan), boxes)
+        if not output.segmentation:
+            return detections
+        voxels = label_probabilities(output.segmentation[0], plan)
+        return (*detections, calibrated_voxels(voxels, plan.voxel_calibration))
+
+
 def trace(bundle: Bundle) -> ExportedProgram:
     """The bundle's network as a program for any number of tiles of the plan's shape.
 
-    Raises `ConfigError` for a network that torch cannot export, for several detectors, or for one
-    that neither segments nor detects.
+    Raises `ConfigError` for a network that torch cannot export, or for several detectors.
     """
-    network = _with_plain_outputs(bundle).float()
+    if bundle.plan.anchors is not None and len(bundle.networks) > 1:
+        raise ConfigError(
+            f"bundle: {len(bundle.networks)} detectors have no mean. Export each by itself."
+        )
+    network = ExportedNetwork(bundle.networks, bundle.plan).float()
     # a batch of one would be taken for a constant
     example = torch.zeros(2, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
     free = {INPUT: {0: torch.export.Dim("batch")}}
@@ -60,16 +96,6 @@ def trace(bundle: Bundle) -> ExportedProgram:
             f"{bundle.plan.architecture.name}: the network cannot be exported "
             f"({str(error).splitlines()[0]}). Its operations may not depend on the voxels' values."
         ) from error
-
-
-def _with_plain_outputs(bundle: Bundle) -> nn.Module:
-    if bundle.plan.anchors is None:
-        return ProbabilityNetwork(bundle.networks, bundle.plan)
-    if len(bundle.networks) > 1:
-        raise ConfigError(
-            f"bundle: {len(bundle.networks)} detectors have no mean. Export each by itself."
-        )
-    return DetectorNetwork(bundle.networks[0], bundle.plan)
 
 
 def write_program(path: Path, program: ExportedProgram) -> Runner:
@@ -97,10 +123,15 @@ def write_onnx(
     Raises `ConfigError` where the packages of the extra `export` are missing or the opset is one
     that they cannot write.
     """
-    onnx, onnxruntime = _onnx_packages()
+    try:
+        import onnx
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401  torch writes ONNX through it
+    except ImportError as error:
+        raise ConfigError(f"format=onnx: {error}. {pip_install('export')}") from error
     try:
         with _torch_quiet():
-            written = torch.onnx.export(
+            written: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
@@ -114,8 +145,6 @@ def write_onnx(
             f"opset={opset}: ONNX cannot be written ({str(error).splitlines()[0]}). "
             f"Use opset={OPSET}."
         ) from error
-    if written is None:  # what torch's stub allows, and its code does not
-        raise OutputError(f"{path}: torch returned no ONNX program.")
     with atomic_path(path) as temporary:
         written.save(temporary, external_data=False)
     onnx.checker.check_model(str(path))
@@ -136,7 +165,8 @@ def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> floa
     shape = (n_tiles, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        own = _arrays(_with_plain_outputs(bundle)(torch.from_numpy(tiles)))
+        network = ExportedNetwork(bundle.networks, bundle.plan)
+        own = _arrays(network(torch.from_numpy(tiles)))
     apart = [
         np.abs(theirs - ours).max() / (max(shape[2:]) if name == BOXES else 1)
         for name, theirs, ours in zip(output_names(bundle.plan), run(tiles), own, strict=True)
@@ -152,16 +182,6 @@ def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> floa
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
     return [t.numpy() for t in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
-
-
-def _onnx_packages() -> tuple[Any, Any]:
-    try:
-        import onnx
-        import onnxruntime  # type: ignore[import-untyped]
-        import onnxscript  # noqa: F401  torch writes ONNX through it
-    except ImportError as error:
-        raise ConfigError(f"format=onnx: {error}. {pip_install('export')}") from error
-    return onnx, onnxruntime
 
 
 @contextmanager

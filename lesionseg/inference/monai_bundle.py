@@ -11,7 +11,7 @@ expressions of the plan's own numbers. MONAI has no transform that takes mean an
 non-zero voxels and applies them to all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -48,6 +48,11 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     and on. The label map holds, where the highest probability reaches `threshold`, that label's
     value (of regions the last one's): MONAI has no candidates; lesionseg's own rule is in its plan.
     """
+    n, suffix = len(plan.channel_names), ".png" if plan.dims == 2 else ".nii.gz"
+    first, channels = suffix, "f"
+    if n > 1:
+        first = f"_0000{suffix}"
+        channels = f"[f[:-{len(first)}] + f'_{{c:04d}}{suffix}' for c in range({n})]"
     return {
         "imports": [
             "$import glob",
@@ -62,21 +67,21 @@ def inference_config(plan: Plan) -> dict[str, Any]:
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
         "threshold": 0.5,
-        "images": f"$sorted(glob.glob(@dataset_dir + '/*{_first_channel(plan)}'))",
-        "data": _data(plan),
+        "images": f"$sorted(glob.glob(@dataset_dir + '/*{first}'))",
+        "data": f"$[{{'image': {channels}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
         **{f"normalise_{c}": _scheme(n) for c, n in enumerate(plan.normalisation)},
-        "preprocessing": _compose(_preprocessing(plan)),
-        "dataset": {"_target_": "Dataset", "data": "@data", "transform": "@preprocessing"},
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(plan.tile_shape),
-            "sw_batch_size": 1,
-            "overlap": 0.5,
-            "mode": "gaussian",
-        },
-        "postprocessing": _compose(_postprocessing(plan)),
+        "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
+        "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
+        "inferer": _step(
+            "SlidingWindowInferer",
+            roi_size=list(plan.tile_shape),
+            sw_batch_size=1,
+            overlap=0.5,
+            mode="gaussian",
+        ),
+        "postprocessing": _step("Compose", transforms=_postprocessing(plan)),
         "slide": "$lambda tensor: @inferer(tensor[None].to(@device), @network_def)[0].cpu()",
         "predict": "$torch.inference_mode()(lambda item: @postprocessing({**item, 'pred': "
         "MetaTensor(@slide(item['image'].as_tensor()))}))",
@@ -124,61 +129,37 @@ def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _first_channel(plan: Plan) -> str:
-    suffix = ".png" if plan.dims == 2 else ".nii.gz"
-    return suffix if len(plan.channel_names) == 1 else f"_0000{suffix}"
-
-
-def _data(plan: Plan) -> str:
-    n, first = len(plan.channel_names), _first_channel(plan)
-    if n == 1:
-        return "$[{'image': f} for f in @images]"
-    rest = first.removeprefix("_0000")
-    return (
-        f"$[{{'image': [f[:-{len(first)}] + f'_{{c:04d}}{rest}' for c in range({n})]}} "
-        "for f in @images]"
-    )
+def _step(target: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": target, **arguments}
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
-    channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
-    normalise = {
-        "_target_": "Lambdad",
-        "keys": "image",
-        "func": f"$lambda x: MetaTensor((lambda t: torch.stack([{channels}]))(x.as_tensor()))"
-        ".copy_meta_from(x)",
-    }
-    reader = "PILReader" if plan.dims == 2 else "NibabelReader"
-    read: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image", "image_only": True, "reader": reader},
-        {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
-    ]
-    return [*read, *_to_plan_grid(plan), normalise, *map(dict, plan.prepare_extra)]
-
-
-def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:
     """MONAI reads axes as (x, y, z), lesionseg as (z, y, x); a PNG has no pixel size to change."""
-    if plan.dims == 2:
-        return [{"_target_": "Transposed", "keys": "image", "indices": [0, 2, 1]}]
-    return [
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "SAR", "labels": _RAS},
-        {"_target_": "CopyItemsd", "keys": "image", "names": "grid"},
-        {"_target_": "Lambdad", "keys": "grid", "func": _GRID.format(spacing=[*plan.spacing_mm])},
-        {
-            "_target_": "ResampleToMatchd",
-            "keys": "image",
-            "key_dst": "grid",
-            "mode": "bilinear",
-            "padding_mode": "border",
-            "dtype": "$torch.float32",
-        },
+    reader, float32 = "PILReader" if plan.dims == 2 else "NibabelReader", "$torch.float32"
+    steps = [
+        _step("LoadImaged", keys="image", image_only=True, reader=reader),
+        _step("EnsureChannelFirstd", keys="image"),
+        _step("EnsureTyped", keys="image", dtype=float32),
     ]
+    if plan.dims == 2:
+        steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
+    else:
+        how = {"mode": "bilinear", "padding_mode": "border", "dtype": float32}
+        grid = _GRID.format(spacing=[*plan.spacing_mm])
+        steps += [
+            _step("Orientationd", keys="image", axcodes="SAR", labels=_RAS),
+            _step("CopyItemsd", keys="image", names="grid"),
+            _step("Lambdad", keys="grid", func=grid),
+            _step("ResampleToMatchd", keys="image", key_dst="grid", **how),
+        ]
+    channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
+    normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
+    function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
+    return [*steps, _step("Lambdad", keys="image", func=function), *map(dict, plan.prepare_extra)]
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
     values = list(plan.label_values)
-    dtype = "np.uint8" if max(values) < 256 else "np.uint16"
     label_map = (  # the label of the highest probability, where it reaches the threshold
         "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
         f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
@@ -188,36 +169,18 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
             f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
             "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
         )
+    how = {"orig_keys": "image", "nearest_interp": False}
+    save = {"output_dir": "@output_dir", "separate_folder": False, "resample": False}
+    probabilities = {"output_ext": ".nii.gz", "output_dtype": "$np.float32", **save}
+    suffix = ".png" if plan.dims == 2 else ".nii.gz"
+    dtype = "$np.uint8" if max(values) < 256 else "$np.uint16"
+    mask = {"output_ext": suffix, "output_dtype": dtype, **save}
     return [
-        {
-            "_target_": "Invertd",
-            "keys": "pred",
-            "transform": "@preprocessing",
-            "orig_keys": "image",
-            "nearest_interp": False,
-        },
-        _saved("pred", "prob", ".nii.gz", "$np.float32"),
-        {"_target_": "Lambdad", "keys": "pred", "func": label_map, "overwrite": "mask"},
-        _saved("mask", "mask", ".png" if plan.dims == 2 else ".nii.gz", f"${dtype}"),
+        _step("Invertd", keys="pred", transform="@preprocessing", **how),
+        _step("SaveImaged", keys="pred", output_postfix="prob", print_log=False, **probabilities),
+        _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
+        _step("SaveImaged", keys="mask", output_postfix="mask", print_log=False, **mask),
     ]
-
-
-def _saved(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
-    return {
-        "_target_": "SaveImaged",
-        "keys": key,
-        "output_dir": "@output_dir",
-        "output_postfix": postfix,
-        "output_ext": suffix,
-        "output_dtype": dtype,
-        "separate_folder": False,
-        "resample": False,
-        "print_log": False,
-    }
-
-
-def _compose(transforms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"_target_": "Compose", "transforms": list(transforms)}
 
 
 def _scheme(scheme: Normalisation) -> str:

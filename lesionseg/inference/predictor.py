@@ -110,23 +110,10 @@ class Predictor:
 
     @classmethod
     def from_network(
-        cls,
-        network: nn.Module,
-        plan: Plan,
-        *,
-        settings: InferenceConfig | None = None,
-        device: str | torch.device | None = None,
-        operating_point: str | None = None,
-        check: InputCheck | None = None,
+        cls, network: nn.Module, plan: Plan, *, check: InputCheck | None = None, **options: Any
     ) -> "Predictor":
         """A predictor of a network in memory; it stays where it lies unless `device` is given."""
-        return cls(
-            Bundle((network,), plan, check),
-            settings=settings,
-            device=device,
-            operating_point=operating_point,
-            trust=True,
-        )
+        return cls(Bundle((network,), plan, check), trust=True, **options)
 
     def with_plan(self, plan: Plan) -> "Predictor":
         """The same networks by another plan, which differs in what is decided after them."""
