@@ -1,4 +1,4 @@
-"""README and docs: each command shown is one that lesionseg takes, each link leads somewhere."""
+"""README and docs: each command and setting shown exists, each link leads somewhere."""
 
 import re
 import shlex
@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from lesionseg.cli import COMMANDS, compose
-from lesionseg.cli.compose import read_flags
+from lesionseg.cli.compose import OPEN, groups, read_flags
 from lesionseg.cli.help import examples
+from lesionseg.config import keys
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TYPED = re.compile(r"^(?:python scripts/(\w+)\.py|lesionseg (\w+)) (.*)$")
+PROGRAM = r"(?:PYTHONPATH=\S+ )?(?:python|torchrun .*) scripts/(\w+)\.py|lesionseg (\w+)"
+TYPED = re.compile(rf"^(?:{PROGRAM}|({'|'.join(COMMANDS)})(?=(?: \S+)*=)) (.*)$")
+SETTING = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=")
+KNOWN = {key for kind in COMMANDS.values() for key, _ in keys(kind)}
+KNOWN |= {group for command in COMMANDS for group in groups(command)}
+KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background"}  # and Python's
 ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -25,27 +31,38 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     found = []
     for line in lines:
         typed = TYPED.match(line.strip().replace("…", ""))
-        if typed and (name := typed[1] or typed[2]) in COMMANDS:
-            words = shlex.split(ANY_NUMBER.sub("3", typed[3]), comments=True)
-            left_out = shlex.split(examples(name)[0]) if "…" in line else []
+        if typed and (name := typed[1] or typed[2] or typed[3]) in COMMANDS:
+            words = shlex.split(ANY_NUMBER.sub("3", typed[4]), comments=True)
+            left_out = shlex.split(examples(name)[0]) if "…" in line or typed[3] else []
             flags, overrides = read_flags(words)
             overrides = [o.split(",")[0] if "--multirun" in flags else o for o in overrides]
             found.append((name, [*left_out, *(o for o in overrides if "launcher" not in o)]))
     return found
 
 
-QUICK = ("README", "install", "inference")
-WITH_COMMANDS = [
-    pytest.param(page, marks=() if page.stem in QUICK else pytest.mark.slow, id=page.stem)
-    for page in PAGES
-    if commands(page)
-]
-
-
-@pytest.mark.parametrize("page", WITH_COMMANDS)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem
+)
 def test_every_command_is_one_that_lesionseg_takes(page: Path) -> None:
     for name, overrides in commands(page):
         compose(name, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_target_of_make_and_every_script_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
+    for script in re.findall(r"(?:^|`)python ([\w/]+\.py)", text, re.MULTILINE):
+        assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_setting_in_the_text_is_one_of_some_command(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for word in re.findall(r"`([^`\n ]+)`", text):
+        if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN, "loss.")):
+            assert typed[1] in KNOWN, word
 
 
 def slug(heading: str) -> str:
