@@ -49,13 +49,13 @@ def settings_page() -> str:
         "<!-- written by `make docs` from conf/*.yaml: change those -->",
         "",
         "A setting is written `key=value` behind the command, an option of a group `group=option`: "
-        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`. `???` must be given; "
-        "`null` means none, or that lesionseg decides. What a class of your own takes is added "
-        "with a plus: `+loss.power=3`. A mistyped key names the nearest one.",
+        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`. You must give a key "
+        "with `???`; `null` means none, or that lesionseg decides. A plus adds what a class of "
+        "your own takes: `+loss.power=3`. An unknown key is an error that names the nearest one.",
         "",
-        "`--config-dir DIR` adds a folder laid out as `conf/` is, `pkg://package.conf` for DIR "
-        "that of a package: `DIR/experiment/mine.yaml`, beginning with `# @package _global_`, is "
-        "then `experiment=mine`. `--cfg` prints the settings and stops. `-i` and `-o` are `input=` "
+        "`--config-dir DIR` adds your own options. `DIR/experiment/mine.yaml`, which begins with "
+        "`# @package _global_`, is then `experiment=mine`. DIR may be a package: "
+        "`pkg://package.conf`. `--cfg` prints the settings and stops. `-i` and `-o` are `input=` "
         "and `output=`.",
     ]
     used: dict[str, list[str]] = {}
@@ -71,8 +71,11 @@ def settings_page() -> str:
         by = ", ".join(f"`{command}`" for command in commands)
         lines += ["", f"## Group `{group}`", "", f"Of {by}."]
         for file in sorted((conf_dir() / group).glob("*.yaml")):
-            text = file.read_text(encoding="utf-8").removeprefix("# @package _global_\n")
-            lines += ["", "```yaml", f"# {group}={file.stem}", text.strip(), "```"]
+            if group == "experiment":  # a list of other groups' settings
+                lines += ["", f"`experiment={file.stem}`: {_first_comment(file)}"]
+                continue
+            text = file.read_text(encoding="utf-8").strip()
+            lines += ["", "```yaml", f"# {group}={file.stem}", text, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 Each row is a few short loops over arrays that stay in the L1 cache, which LLVM turns into vector
 instructions; indices are unsigned, because numba tests signed ones for being negative. 2-D arrays
-come as 3-D ones of one slice. Speed against `grid_sample`: docs/extend.md.
+come as 3-D ones of one slice.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The table of docs/metrics.md is made by a command that runs."""
+"""The table of docs/evaluation.md is made by a command that runs."""
 
 from functools import partial
 
