@@ -96,7 +96,9 @@ def size_chart(tables: Tables) -> Chart | None:
             f" Dashed: 95 % interval that takes lesions as independent; with {len(patients)} "
             f"patient{'s' if len(patients) != 1 else ''} it is too narrow."
         )
-    return Chart("The smaller the lesion, the more are missed", caption, figure)
+    falls = bins[0]["recall"] < bins[-1]["recall"]
+    title = "The smaller the lesion, the more are missed" if falls else "Lesions found, by size"
+    return Chart(title, caption, figure)
 
 
 def size_words(part: Mapping[str, Any], unit: str) -> str:
@@ -120,26 +122,35 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
         points = [tables.at(score) for score in scores]
         n, cases = max(len(tables.lesions), 1), max(len(tables.cases), 1)
-        x = [0.0, *(false / cases for _, false in points)]
+        x = [0.0, *(false / cases for _, false in points), len(tables.false_scores) / cases]
         y = [0.0, *(found / n for found, _ in points)]
+        y.append(y[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
     cases = max(len(first.cases), 1)
     found, false = first.at(first.threshold)
     here = (false / cases, found / len(first.lesions))
-    words = f"as set: {found} of {len(first.lesions)} found, {_alarms(false, cases)}"
     axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
-    axes.annotate(words, here, (9, -15), textcoords="offset points", fontweight="bold")
     looser = looser_setting(first)
+    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
+
+    def label(words: str, spot: tuple[float, float], down: int, **look: Any) -> None:
+        is_left = spot[0] < 0.55 * right  # else the words would leave the chart
+        axes.annotate(
+            words,
+            spot,
+            (9 if is_left else -9, down),
+            textcoords="offset points",
+            ha="left" if is_left else "right",
+            **look,
+        )
+
+    words = f"as set: {found} of {len(first.lesions)} found,\n{_alarms(false, cases)}"
+    label(words, here, -29, fontweight="bold")
     if looser is not None:
         spot = (looser[2] / cases, looser[1] / len(first.lesions))
         axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
-        axes.annotate(
-            f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan",
-            spot,
-            (7, -13) if spot[0] - here[0] > 0.1 else (9, -30),  # below the other's words
-            textcoords="offset points",
-        )
-    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
+        loose = f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan"
+        label(loose, spot, 8)  # above: the other's words are below
     axes.set_xlim(-0.02 * right, right)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -147,7 +158,10 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower right")
     caption = "Share of lesions found against false alarms per scan, for every threshold."
-    return Chart("A looser setting finds more, with more false alarms", caption, figure)
+    title = "A looser setting finds more, with more false alarms"
+    if looser is None:
+        title = "Lesions found against false alarms per scan"
+    return Chart(title, caption, figure)
 
 
 def looser_setting(tables: Tables) -> tuple[float, int, int] | None:

@@ -110,6 +110,7 @@ def write_report(
         "tiles": tiles(tables),
         "charts": first,
         "pictures": pictures,
+        "n_missed": int((~tables.lesions["detected"].astype(bool)).sum()),
         "limits": limits(tables, study),
         "more": annex,
         "slider": slider(tables),
@@ -324,6 +325,8 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
     kept = {old: new for old, new in columns.items() if old in tables.cases}
     if not tables.patients_stated:
         kept.pop("group", None)
+    if "warning" in kept and (tables.cases["warning"] == "").all():
+        kept.pop("warning")
     rows: list[dict[str, Any]] = (
         tables.cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
     )
