@@ -133,10 +133,8 @@ def _of_dataset(dataset: Dataset) -> Folder:
 def _open_dataset(folder: Path) -> Folder | None:
     try:
         return _of_dataset(read_dataset(_existing(folder), may_lack=True))
-    except DatasetError as error:
-        _log.info(
-            "%s: no known dataset layout; reading it as plain image files (%s)", folder, error
-        )
+    except DatasetError:
+        _log.info("%s: no known dataset layout; read as plain image files.", folder)
         return None
 
 

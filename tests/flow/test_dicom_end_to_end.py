@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.sequence import Sequence
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry
-from tests.io.dicom_files import CT, LPS, RTSTRUCT, item, lps, place, save, segmentation
+from tests.io.dicom_files import CT, LPS, contours, place, save, segmentation
 
 pytestmark = pytest.mark.slow
 
@@ -63,24 +62,14 @@ def write_scan(folder: Path, seed: int, drift: float = 0.0, **elements: Any) -> 
 
 
 def write_contours(path: Path, mask: np.ndarray) -> None:
-    contours = []
+    drawn = []
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
         rows, columns = np.nonzero(mask[z])
         top, bottom = rows.min() - 0.5, rows.max() + 0.5
         left, right = columns.min() - 0.5, columns.max() + 0.5
-        corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
-        points = [v for y, x in corners for v in lps(grid(), (int(z), y, x))]
-        contours.append(item(ContourGeometricType="CLOSED_PLANAR", ContourData=points))
-    roi = item(ReferencedROINumber=1, ContourSequence=Sequence(contours))
-    names = Sequence([item(ROINumber=1, ROIName="GTV")])
-    save(
-        path,
-        None,
-        RTSTRUCT,
-        Modality="RTSTRUCT",
-        StructureSetROISequence=names,
-        ROIContourSequence=Sequence([roi]),
-    )
+        corners = ((top, left), (top, right), (bottom, right), (bottom, left))
+        drawn.append((float(z), corners))
+    contours(path, grid(), *drawn, name="GTV")
 
 
 @pytest.fixture(scope="module")

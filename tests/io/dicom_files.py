@@ -148,6 +148,21 @@ def segmentation(path: Path, grid: Geometry, masks: Mapping[str, np.ndarray]) ->
     )
 
 
+def contours(path: Path, grid: Geometry, *drawn: tuple[float, Any], name: str = "Lesion") -> Path:
+    """An RTSTRUCT file with one contour set of polygons, each slice z and corners (y, x)."""
+    polygons = [
+        item(
+            ContourGeometricType="CLOSED_PLANAR",
+            ContourData=[v for y, x in corners for v in lps(grid, (z, y, x))],
+        )
+        for z, corners in drawn
+    ]
+    roi = item(ReferencedROINumber=7, ContourSequence=Sequence(polygons))
+    named = Sequence([item(ROINumber=7, ROIName=name)])
+    more = {"StructureSetROISequence": named, "ROIContourSequence": Sequence([roi])}
+    return save(path, None, RTSTRUCT, Modality="RTSTRUCT", **more)
+
+
 def manifest(root: Path, image: str, reference: str, labels: str | None = None) -> Path:
     (root / "manifest.csv").write_text(f"case,image,reference\nA,{image},{reference}\n")
     if labels:

@@ -34,11 +34,10 @@ from tests.io.dicom_files import (
     CT,
     DX,
     LPS,
-    RTSTRUCT,
     SECONDARY_CAPTURE,
     blob,
+    contours,
     enhanced,
-    item,
     lps,
     manifest,
     place,
@@ -252,12 +251,6 @@ def test_jpeg_is_decoded_by_pillow(tmp_path: Path, syntax: str, kind: str, off: 
     assert np.abs(read_volume(path).array[0] - smooth).max() <= off
 
 
-def test_what_nothing_decodes_is_named(tmp_path: Path) -> None:
-    video = "1.2.840.10008.1.2.4.102"
-    with pytest.raises(ReadError, match=r"a\.dcm: .*MPEG-4"):
-        read_volume(in_jpeg(tmp_path / "a.dcm", b"\0\0", video))
-
-
 def test_a_deflate_bomb_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), CT)
     header = dcmread(path)
@@ -403,32 +396,14 @@ def test_contours_are_filled_and_inner_ones_are_holes(
 ) -> None:
     series()
 
-    def struct(*contours: tuple[float, tuple[tuple[float, float], ...]]) -> None:
-        drawn = [
-            item(
-                ContourGeometricType="CLOSED_PLANAR",
-                ContourData=[v for y, x in corners for v in lps(grid, (z, y, x))],
-            )
-            for z, corners in contours
-        ]
-        roi = item(ReferencedROINumber=7, ContourSequence=Sequence(drawn))
-        save(
-            tmp_path / "rt.dcm",
-            None,
-            RTSTRUCT,
-            Modality="RTSTRUCT",
-            StructureSetROISequence=Sequence([item(ROINumber=7, ROIName="Lesion")]),
-            ROIContourSequence=Sequence([roi]),
-        )
-
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
     inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
-    struct(outer, inner)
+    contours(tmp_path / "rt.dcm", grid, outer, inner)
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
     expected[2, 1:3, 1:3] = 0
     np.testing.assert_array_equal(marked(tmp_path, "rt.dcm")[0], expected)
-    struct((2.4, ((0, 0), (0, 2), (2, 2))))
+    contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
         marked(tmp_path, "rt.dcm")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.sequence import Sequence
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import ReadError
@@ -15,7 +14,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_volume, write_volume
-from tests.io.dicom_files import CT, DX, RTSTRUCT, item, lps, place, save, segmentation
+from tests.io.dicom_files import CT, DX, contours, place, save, segmentation
 
 SHAPE = (4, 5, 6)
 FLAT = (5, 6)
@@ -174,12 +173,7 @@ def seg(path: Path) -> None:
 
 def rtstruct(path: Path) -> None:
     corners = ((1.5, 0.5), (1.5, 3.5), (2.5, 3.5), (2.5, 0.5))
-    points = [v for y, x in corners for v in lps(grid(), (1, y, x))]
-    contour = item(ContourGeometricType="CLOSED_PLANAR", ContourData=points)
-    roi = item(ReferencedROINumber=1, ContourSequence=Sequence([contour]))
-    names = Sequence([item(ROINumber=1, ROIName="lesion")])
-    contours = {"StructureSetROISequence": names, "ROIContourSequence": Sequence([roi])}
-    save(path, None, RTSTRUCT, Modality="RTSTRUCT", **contours)
+    contours(path, grid(), (1, corners))
 
 
 def volume_mask(path: Path) -> None:

@@ -16,11 +16,8 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, file_states, read_image
 from lesionseg.io.volumes import (
-    case_suffix,
-    is_image_file,
     read_geometry,
     read_volume,
-    strip_suffix,
     write_volume,
 )
 
@@ -104,13 +101,6 @@ def test_what_a_format_does_not_hold_is_not_written(tmp_path: Path, name: str) -
     with pytest.raises(OutputError, match=name):
         write_volume(tmp_path / name, volume)
     assert not list(tmp_path.iterdir())
-
-
-def test_suffixes() -> None:
-    names = ["a.nii.gz", "a.v2.NII", "b.tiff", "c.d", "e"]
-    assert [case_suffix(Path(n)) for n in names] == [".nii.gz", ".NII", ".tiff", ".d", ""]
-    assert [strip_suffix(Path(n)) for n in names] == ["a", "a.v2", "b", "c", "e"]
-    assert not is_image_file(Path(".hidden.nii"))
 
 
 # NIfTI

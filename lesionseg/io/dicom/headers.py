@@ -96,7 +96,7 @@ def image_header(file: Path) -> "Header | None":
         return header
     kind = header.get("SOPClassUID")
     if "SeriesInstanceUID" not in header or not kind or "Image Storage" in kind.name:
-        raise ReadError(f"{file}: cut short ({file.stat().st_size} bytes). Copy it again.")
+        raise ReadError(f"{file}: an image without pixels, cut short perhaps. Copy it again.")
     return None
 
 
