@@ -462,7 +462,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
 
     def made(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return [made(part) for part in value]
+            return type(value)(made(part) for part in value)
         if not isinstance(value, Mapping):
             return value
         arguments = {name: made(part) for name, part in value.items() if name != TARGET}

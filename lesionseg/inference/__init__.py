@@ -16,8 +16,7 @@ from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import choose_device
-from lesionseg.inference.window import SlidingWindow
+from lesionseg.inference.window import SlidingWindow, choose_device
 
 __all__ = [
     "Bundle",

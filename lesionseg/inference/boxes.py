@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
-from lesionseg.errors import GeometryError
 from lesionseg.inference.probabilities import box_scores
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
@@ -126,12 +125,9 @@ def restore_boxes(
     """Boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border.
 
     The smallest box that holds the rotated one: exact where grids differ by spacing, flips, axis
-    order and shifts; wider where they are oblique to each other. Raises `GeometryError` when the
-    numbers of axes differ.
+    order and shifts; wider where they are oblique to each other.
     """
     dims = plan_geometry.dims
-    if file_geometry.dims != dims or boxes.shape[1] != 2 * dims:
-        raise GeometryError(f"Boxes {boxes.shape} do not fit grids of {dims} axes.")
     if len(boxes) == 0:
         return boxes
     sides = boxes.astype(np.float64).reshape(-1, 2, dims)

@@ -55,8 +55,10 @@ class InputCheck(BaseModel, frozen=True):
         if name.startswith("log "):
             said = [float(np.exp(value)) for value in said]
         seen, low, high = (f"{value:.3g}" for value in said)
-        what = name.removeprefix("log ")
-        return ratios[name], f"Unlike the training scans: {what} is {seen}, not {low} to {high}."
+        return ratios[name], (
+            "This scan looks unlike the training scans, so do not rely on the result: "
+            f"{name.removeprefix('log ')} is {seen} (training: {low} to {high})."
+        )
 
 
 def make_input_check(

@@ -22,9 +22,8 @@ from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import InputCheck, check_scan
-from lesionseg.inference.settings import choose_device, dtype_of
 from lesionseg.inference.stitch import Store
-from lesionseg.inference.window import OnBatch, SlidingWindow, device_of
+from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device, device_of
 from lesionseg.io.cases import read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
@@ -99,10 +98,8 @@ class Predictor:
         self.window = SlidingWindow(
             joint.networks,
             self.plan,
-            overlap=self.settings.overlap,
-            flips=self.settings.flips,
+            self.settings,
             device=self.device,
-            dtype=dtype_of(self.settings, self.device),
             # the layout of a network in memory, which may be in training, is its owner's
             memory_format=None if in_memory else fast_memory_format(self.plan.dims, self.device),
         )
@@ -234,13 +231,7 @@ class Predictor:
             given = np.delete(image.array, volume.missing, 0) if volume.missing else image.array
             body[0] = find_body(Volume(given, image.geometry), plan.modality)
 
-        image = prepare_image(
-            volume,
-            plan,
-            where=where,
-            overwrite=overwrite,
-            look=look,
-        )
+        image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
         return PreparedScan(image, volume.geometry, body[0], volume.valid)
 
     def infer(
@@ -259,14 +250,8 @@ class Predictor:
             store=Store((self.plan.n_voxel_channels, *image.geometry.shape), folder=folder),
             on_batch=on_batch,
         )
-        return Inferred(
-            store,
-            image.geometry,
-            scan.file_geometry,
-            verdict,
-            boxes,
-            scan.valid,
-        )
+        grids = image.geometry, scan.file_geometry
+        return Inferred(store, *grids, verdict, boxes, scan.valid)
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """The prediction of a case on its file's grid; see `decision.decide`."""

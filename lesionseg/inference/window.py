@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lesionseg.config import InferenceConfig
 from lesionseg.data.tiling import TileGrid
-from lesionseg.errors import GeometryError
+from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.body import Body
 from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
@@ -38,11 +39,9 @@ class SlidingWindow:
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
-        overlap: the fraction in [0, 1) of a tile that its neighbour covers too.
-        flips: average over mirrored images (`flip_axes`): 2^dims times the work.
+        settings: overlap of tiles, mirrored views (`flip_axes`) and precision; None: `conf/`'s.
         batch_size: tiles at a time; None is the plan's on a GPU and 1 on a CPU.
         device: where to compute; None is the first network's.
-        dtype: bfloat16 or float16 computes under autocast, float32 without; None: the fastest.
         memory_format: of the weights; None leaves them, for a network in training.
     """
 
@@ -50,22 +49,22 @@ class SlidingWindow:
         self,
         networks: Sequence[nn.Module],
         plan: Plan,
+        settings: InferenceConfig | None = None,
         *,
-        overlap: float = 0.5,
-        flips: bool = False,
         batch_size: int | None = None,
         device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> None:
-        self.plan, self.overlap = plan, overlap
+        settings = settings or InferenceConfig.of()
+        self.plan, self.overlap = plan, settings.overlap
         self.device = device or device_of(networks[0])
-        self.dtype = dtype or fast_dtype(self.device)
+        dtypes = {"auto": fast_dtype(self.device), "bf16": torch.bfloat16, "fp32": torch.float32}
+        self.dtype = dtypes[settings.precision]
         self.networks = [network.to(self.device).eval() for network in networks]
         for network in self.networks if memory_format else ():
             network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
-        self.flips = flip_axes(plan) if flips else ((),)
+        self.flips = flip_axes(plan) if settings.flips else ((),)
 
     def __call__(
         self,
@@ -167,11 +166,8 @@ class SlidingWindow:
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
-                with torch.autocast(
-                    self.device.type,
-                    torch.bfloat16 if self.dtype == torch.float32 else self.dtype,
-                    enabled=self.dtype != torch.float32,
-                ):
+                is_low = self.dtype != torch.float32
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=is_low):
                     output = network(tiles.flip(mirrored) if axes else tiles)
                 if isinstance(output, DetectorOutput):
                     if collector is not None:
@@ -210,3 +206,19 @@ def device_of(network: nn.Module) -> torch.device:
     """Where the network's weights lie; the CPU when it has none."""
     first = next(network.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one, else the CPU.
+
+    Raises `ConfigError` for a device that is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name}: {reason} Choose auto, cpu or cuda.") from error
+    return device

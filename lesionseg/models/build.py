@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lesionseg.config import TARGET
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.models.foreign import TARGET, custom_network
+from lesionseg.models.foreign import custom_network
 from lesionseg.models.retinanet import retina_unet, retinanet
 from lesionseg.models.unet import residual_unet, unet
 from lesionseg.plan.plan import Plan

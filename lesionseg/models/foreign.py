@@ -3,23 +3,22 @@
 In come a plan and what `Architecture.network` names; out goes a module that trains as ours do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lesionseg.config import TARGET, build, named
 from lesionseg.errors import ConfigError
 from lesionseg.models.heads import prior_bias
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 
-TARGET = "_target_"
 # names of the arguments that the plan fills in: channels, logits, axes, tile
 _INPUTS = ("in_channels", "in_chans", "input_channels", "n_channels")
 _OUTPUTS = ("out_channels", "num_classes", "n_classes")
@@ -98,30 +97,14 @@ def _construct(
     where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int, tile: tuple[int, ...]
 ) -> nn.Module:
     """What `spec` names, with its arguments; channels, axes and tile are filled in."""
-    given = dict(spec)
-    target = str(given.pop(TARGET, ""))
     try:
-        make: Callable[..., Any] = resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}.{TARGET}={target}: no such network ({error}). Name package.module.Class, "
-            "such as monai.networks.nets.SegResNet."
-        ) from error
-    try:
-        takes = list(signature(make).parameters)
+        takes = list(signature(named(spec.get(TARGET, ""), where)).parameters)
     except ValueError:  # written in another language than Python
         takes = []
-    names = zip(
-        (_INPUTS, _OUTPUTS, _AXES, _TILE), (n_inputs, n_outputs, len(tile), tile), strict=True
-    )
+    values = (n_inputs, n_outputs, len(tile), tile)
+    names = zip((_INPUTS, _OUTPUTS, _AXES, _TILE), values, strict=True)
     filled = {name: value for alike, value in names for name in alike if name in takes}
-    try:
-        network = make(**{**filled, **given})
-    except Exception as error:  # of the constructor's own choice
-        raise ConfigError(
-            f"{where} cannot be built: {type(error).__name__}: {error}. Set {where}.<argument>, of "
-            f"{', '.join(takes)}."
-        ) from error
+    network = build({**filled, **spec}, where)
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{where}: a {type(network).__name__} is no torch.nn.Module.")
     return network

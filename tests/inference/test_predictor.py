@@ -11,7 +11,7 @@ from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Vo
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import choose_device
+from lesionseg.inference.window import choose_device
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lesionseg.config import InferenceConfig
 from lesionseg.errors import GeometryError
 from lesionseg.inference.window import SlidingWindow, flip_axes
 from lesionseg.plan.plan import Plan
@@ -16,7 +17,8 @@ HALF = {"atol": 3e-4, "rtol": 0.0}  # probabilities are stored as float16
 
 def slide(network: nn.Module, image: Tensor, plan: Plan, **options: Any) -> Tensor:
     """Probabilities `[K, *spatial]` of a whole image."""
-    store, _ = SlidingWindow((network,), plan, **{"dtype": FLOAT32, **options})(image)
+    settings = InferenceConfig.of(**{"precision": "fp32", **options})
+    store, _ = SlidingWindow((network,), plan, settings)(image)
     return store.decode(store.values)
 
 
@@ -88,7 +90,7 @@ def test_low_precision_changes_probabilities_little(plan: Plan) -> None:
 
     image = _image(1, 20, 20, 20)
     exact = slide(Wrapped(), image, plan)
-    fast = slide(Wrapped(), image, plan, dtype=torch.bfloat16)
+    fast = slide(Wrapped(), image, plan, precision="bf16")
     assert fast.dtype == FLOAT32
     assert 0 < float((exact - fast).abs().max()) < 0.02
 

@@ -92,7 +92,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     two = two.with_(architecture=replace(two.architecture, strides=strides))
     network = _lively(two)
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle((network,), two)))
-    window = SlidingWindow((network,), two, dtype=torch.float32)
+    window = SlidingWindow((network,), two, InferenceConfig.of(precision="fp32"))
     for n_tiles in (1, 3):
         tiles = rng.normal(size=(n_tiles, 1, *two.tile_shape)).astype(np.float32)
         (found,) = run(tiles)
