@@ -41,20 +41,20 @@ from benchmarks.learning.held_out import cases_judged, false_positives, held_out
 from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
+from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Prediction, Volume
-from lesionseg.evaluation import PRESETS
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.files import read_json, write_json, write_text
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.learning import decide
-from lesionseg.pipeline.score import Rules, labelled, score_predicted
+from lesionseg.pipeline.score import labelled, score_predicted
 from lesionseg.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
-RULES = Rules(PRESETS["lesionseg"], "fp_per_case:1", None, 0, {})  # for all tools
+SCORED_BY = TrainConfig.of(data={"root": "."})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
 LARGEST_TILES = "model.batch_size=2"  # a plan whose batch is chosen keeps the largest tiles
@@ -286,7 +286,7 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    return score_predicted(found, run, RULES)[1]
+    return score_predicted(found, run, SCORED_BY, {})[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

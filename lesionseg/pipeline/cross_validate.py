@@ -31,7 +31,7 @@ from lesionseg.pipeline.run_dir import (
 )
 from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
 from lesionseg.pipeline.select import mean_calibration, unselected
-from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, plain, rules, train_once
+from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, plain, train_once
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
@@ -101,15 +101,14 @@ def _gather(
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
-    scored_by = rules(cfg, origin)
-    choice, scores = score_folds(whole, folds, run / "oof", scored_by)
+    choice, scores = score_folds(whole, folds, run / "oof", cfg, origin)
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
     choice = replace(choice, voxel_calibration=voxels)
     plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)
-    tested = score_role(predictor, whole, run / "test", "test", scored_by)
+    tested = score_role(predictor, whole, run / "test", "test", cfg, origin)
     return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
 
 

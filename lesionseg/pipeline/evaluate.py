@@ -7,17 +7,18 @@ cases, lesions and candidates.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lesionseg
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.evaluation import find_preset
+from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
+from lesionseg.evaluation.subgroups import Columns
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recognised
@@ -25,14 +26,7 @@ from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.log import Advance, bar, scores_lines
-from lesionseg.pipeline.score import (
-    CasePair,
-    Scoring,
-    match_pairs,
-    open_reference,
-    prediction_reader,
-    read_columns,
-)
+from lesionseg.pipeline.score import match_cases, write_scores
 
 __all__ = ["EvaluateOutcome", "evaluate"]
 
@@ -65,57 +59,58 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
-    point, rule, output = (
-        _operating_point(cfg.operating_point),
-        find_preset(cfg.preset),
-        Path(cfg.output),
-    )
+    point, preset = _operating_point(cfg.operating_point), find_preset(cfg.preset)
+    output, folder = Path(cfg.output), Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference))
-    chosen = of_role(labelled, find_predictions(Path(cfg.prediction)), cfg.evaluated_on)
+    predictions = find_predictions(folder)
+    chosen = of_role(labelled, predictions, cfg.evaluated_on)
     stated = {c.role for c in chosen}
     role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
     cases = assign_groups(chosen, cfg.groups, setting="groups")
-    pairs_with = partial(
-        _pairs, cases, {c.case for c in labelled}, dataset, role=role, resample=cfg.resample
-    )
-    pairs = pairs_with(Path(cfg.prediction))
+    _check_names(cases, labelled, predictions, folder)
+    others = zones = verdicts = None
+    if cfg.compare is not None:
+        others = find_predictions(Path(cfg.compare))
+        _check_names(cases, labelled, others, Path(cfg.compare))
     if cfg.zones is not None:
-        anatomy = find_zones(Path(cfg.zones))
-        anatomy.check([pair.case for pair in pairs])
-        pairs = [replace(pair, zones=anatomy.read) for pair in pairs]
-    others = None if cfg.compare is None else pairs_with(Path(cfg.compare))
-    verdicts = None
+        zones = find_zones(Path(cfg.zones))
+        zones.check([files.case for files in cases])
     if cfg.adjudication is not None:
         verdicts = read_verdicts(read_csv(Path(cfg.adjudication)), cfg.adjudication)
-    scoring = Scoring(
-        rule,
-        role,
-        point,
-        labels=dataset.lesion_labels if dataset else {},
-        replicates=cfg.replicates,
-        seed=cfg.seed,
-        provenance=_provenance(dataset),
-        columns=read_columns(cases, Path(cfg.columns) if cfg.columns else None),
-        subgroups=cfg.subgroups,
-    )
+    columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
+
+    how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
     with bar("Scoring") if progress is None else nullcontext(progress) as advance:
-        results = [m.result(point) for m in match_pairs(pairs, rule, progress=advance)]
-    scores = scoring.sum_up(results)
+        matches = match_cases(cases, predictions, preset, zones=zones, progress=advance, **how)
+        results = [match.result(point) for match in matches]
+    made = {"lesionseg": lesionseg.__version__}
+    labels = dataset.lesion_labels if dataset else {}
+    sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
+    sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
+    scores = summarise(
+        results,
+        preset,
+        operating_point=point,
+        provenance=made | _provenance(dataset),
+        columns=columns,
+        subgroups=cfg.subgroups,
+        **sums,
+    )
     if others is not None:
-        second = [match.result() for match in match_pairs(others, rule)]
+        second = [match.result() for match in match_cases(cases, others, preset, **how)]
         scores["comparison"] = compare_models(
             results,
             second,
-            fp_per_case=rule.fp_per_case,
+            fp_per_case=preset.fp_per_case,
             margin=cfg.margin,
             replicates=cfg.replicates,
             seed=cfg.seed,
         )
-        own = replace(scoring, operating_point=None, columns=None, subgroups=None, provenance={})
-        own.write(output / COMPARED, second, own.sum_up(second))
+        own = summarise(second, preset, provenance=made, **sums)
+        write_scores(output / COMPARED, second, own, labels)
     if verdicts is not None:
         scores["adjudication"] = adjudicate(results, verdicts)
-    scoring.write(output, results, scores)
+    write_scores(output, results, scores, labels)
     return EvaluateOutcome(scores, output)
 
 
@@ -165,43 +160,45 @@ def of_role(
     return chosen
 
 
-def _pairs(
+def _check_names(
     cases: Sequence[CaseFiles],
-    labelled: Collection[str],
-    dataset: Dataset | None,
+    labelled: Sequence[CaseFiles],
+    predictions: Collection[str],
     folder: Path,
-    *,
-    role: str,
-    resample: bool,
-) -> list[CasePair]:
-    """Each case with its prediction in `folder`; warns of those without a counterpart.
-
-    Raises `DatasetError` when no prediction is a case's.
-    """
-    files_of, ids = find_predictions(folder), {c.case for c in cases}
-    missing, extra = sorted(ids - {*files_of}), sorted({*files_of} - {*labelled})
-    if len(missing) == len(ids):
+) -> None:
+    """Warn of cases and predictions without a counterpart; `DatasetError` when no two match."""
+    missing = sorted({c.case for c in cases} - {*predictions})
+    extra = sorted({*predictions} - {c.case for c in labelled})
+    if len(missing) == len(cases):
         raise DatasetError(
             f"{folder}: no prediction has the name of a reference, such as {missing[0]} "
             f"(there are {', '.join(extra[:3]) or 'none'}). Name them <case>_mask.* or <case>.*."
         )
     if missing:
-        _log.warning("No prediction; all lesions count as missed: %s", ", ".join(missing))
+        _log.warning("All lesions of these count as missed: %s", ", ".join(missing))
     if extra:
-        _log.warning("No reference; these predictions are left out: %s", ", ".join(extra))
-    regions = dataset.regions if dataset else ()
-    read = partial(prediction_reader, resample=resample, united=bool(regions))
-    return [
-        CasePair(
-            case=files.case,
-            reference=partial(open_reference, files, dataset),
-            prediction=read(files_of[files.case]) if files.case in files_of else None,
-            group=files.group,
-            role=files.role or role,
-            regions=regions,
+        _log.warning("Predictions without a reference are left out: %s", ", ".join(extra))
+
+
+def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
+    """What the dataset, and a CSV file with a column `case`, say of each case.
+
+    Raises `DatasetError` for a table without that column, or with none of the cases.
+    """
+    columns = {files.case: dict(files.columns) for files in cases}
+    if table is None:
+        return columns
+    rows = read_csv(table)
+    if not any(row.get("case") in columns for row in rows):
+        names = ", ".join(rows[0]) if rows else "none"
+        raise DatasetError(
+            f"{table}: no row names a case, such as {next(iter(columns), '')}, in a column 'case' "
+            f"(its columns: {names})."
         )
-        for files in cases
-    ]
+    for row in rows:
+        if row["case"] in columns:
+            columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
+    return columns
 
 
 def _operating_point(point: str | float | None) -> OperatingPoint | None:

@@ -3,13 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 import lesionseg
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, count
+from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
 from lesionseg.evaluation.regrid import onto_grid
@@ -44,7 +44,7 @@ from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_r
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.components import candidates_of
 from lesionseg.pipeline.log import Advance, aligned, bar
-from lesionseg.pipeline.score import Scoring
+from lesionseg.pipeline.score import write_scores
 from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import Card
@@ -53,7 +53,6 @@ __all__ = ["FollowOutcome", "follow"]
 
 _log = logging.getLogger(__name__)
 
-Register = Literal["auto", "headers", "rigid"]
 HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
 PAIR_COLUMNS = (
     *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml", "registered"),
@@ -62,30 +61,28 @@ PAIR_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The files of two visits; the scans are None where none were given.
-
-    `case` names the later visit, `earlier` the other where it has a name of its own; `group`: the
-    patient.
-    """
+class VisitFiles:
+    """A patient at one time: the prediction, and the scan where one was given."""
 
     case: str
-    before: PredictionFiles
-    after: PredictionFiles
-    before_image: Path | None = None
-    after_image: Path | None = None
-    earlier: str = ""
+    prediction: PredictionFiles
+    image: Path | None = None
     group: str = ""
+
+
+FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit, after which it is named
 
 
 @dataclass(frozen=True, eq=False)
 class OpenPair:
     """Both visits in memory, and what became of each lesion.
 
-    `prediction` is the later one, `moved` the earlier one on its grid, `placed` the grid of the
-    earlier visit in the space of the later one. `alignment` is None where headers were trusted.
+    `files` are those of both visits. `prediction` is the later one, `moved` the earlier one on its
+    grid, `placed` the grid of the earlier visit in the space of the later one. `alignment` is None
+    where headers were trusted.
     """
 
+    files: FilePair
     before: Visit
     after: Visit
     prediction: Prediction
@@ -99,13 +96,12 @@ class OpenPair:
 class FollowOutcome:
     """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
 
-    `rule`: what counts as a change, in words. `n_failed`: visits that could not be predicted.
+    `n_failed`: visits that could not be predicted.
     """
 
     changes: tuple[LesionChange, ...]
     n_pairs: int
     output: Path
-    rule: str
     n_failed: int = 0
 
     @property
@@ -122,7 +118,7 @@ class FollowOutcome:
             for s in STATES
         ]
         lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
-        return [*lines, self.rule, f"{self.n_pairs} pairs: {self.output / 'changes.csv'}"]
+        return [*lines, f"{count(self.n_pairs, 'pair')}: {self.output / 'changes.csv'}"]
 
 
 @locks("output")
@@ -134,106 +130,147 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     and total, in place of a bar. Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError`
     or `ContentError`.
     """
-    rule, folder, n_failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), 0
-    register, dicom_output = cfg.register_, cfg.dicom_output
+    rule, folder, failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), list[Any]()
     if cfg.before is not None and cfg.after is not None:
-        pairs = pairs_of_folders(
-            Path(cfg.before), Path(cfg.after), cfg.before_images, cfg.after_images
-        )
+        images = cfg.before_images, cfg.after_images
+        timelines = visits_of_folders(Path(cfg.before), Path(cfg.after), *images)
     else:  # as the settings have it: visits with either a bundle or predictions
-        visits = Path(str(cfg.visits))
-        timelines = read_visits(visits)
+        table = read_visits(Path(str(cfg.visits)))
+        predictions = Path(cfg.predictions or folder / "predictions")
         if cfg.bundle is not None:
+            from lesionseg.pipeline.predict import predict  # here: masks alone need no network
+
             predicted = PredictConfig.of(
                 bundle=cfg.bundle,
-                input=visits,
-                output=folder / "predictions",
+                input=cfg.visits,
+                output=predictions,
                 operating_point=cfg.operating_point,
             )
-            n_failed = _predict(predicted, progress)
-        pairs = pairs_of_visits(timelines, Path(cfg.predictions or folder / "predictions"))
-    masks = {} if cfg.reference is None else _reference_masks(Path(cfg.reference), pairs)
-    if dicom_output and any(p.after_image and is_dicom_image(p.after_image) for p in pairs):
+            outcome = predict(predicted, progress=progress)
+            failed = [row for row in outcome.rows if row["status"] == "failed"]
+            for row in failed:
+                _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])
+        timelines = visits_of_table(table, predictions)
+    pairs: dict[str, FilePair] = {
+        pair[1].case: pair for visits in timelines for pair in pairwise(visits)
+    }
+    masks: Mapping[str, Path] = {}
+    if cfg.reference is not None:
+        masks = find_masks(Path(cfg.reference))
+        missing = [case for case in pairs if case not in masks]
+        if len(missing) == len(pairs):
+            raise DatasetError(
+                f"{cfg.reference}: no reference of change has the name of a pair, such as "
+                f"{missing[0]}."
+            )
+        if missing:
+            _log.warning("These have no reference of change: %s", ", ".join(missing))
+    scans = [after.image for _, after in pairs.values() if after.image is not None]
+    if cfg.dicom_output and any(map(is_dicom_image, scans)):
         require_highdicom()  # before anything is read
     point = None
-    if (stable := cfg.stable) is not None:
-        stable_pairs = _named(pairs, [stable] if isinstance(stable, str) else stable)
+    if cfg.stable is not None:
+        stable = {cfg.stable} if isinstance(cfg.stable, str) else {*cfg.stable}
+        if stable - {*pairs} or not stable:
+            unknown = ", ".join(sorted(stable - {*pairs}))
+            raise ConfigError(f"stable names no pair: {unknown or 'no case'}.")
         results = [
-            _score_new(_new_lesions(o), None) for _, o in _opened(stable_pairs, rule, register)
+            _score_new(_new_lesions(open_pair(*pairs[case], rule, cfg.register_)), None)
+            for case in sorted(stable)
         ]
-        point = _choose_point(results, cfg.false_new_per_pair)
+        point = choose(results, fp_per_case=cfg.false_new_per_pair, quiet=True)
+        scores = [c.score or 0.0 for r in results for c in r.candidates]
+        if point.score <= min(scores, default=1.0):  # all stay within the rate
+            point = replace(point, score=0.0)
 
-    names = {
-        p.case: p.case if cfg.identifiers else f"case {n}" for n, p in enumerate(pairs, start=1)
-    }
+    names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
     changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
     cards = list[tuple[LesionChange, Card]]()
     with bar("Following") if progress is None else nullcontext(progress) as advance:
-        for done, (pair, opened) in enumerate(_opened(pairs, rule, register), start=1):
+        for done, (case, pair) in enumerate(pairs.items(), start=1):
+            opened, image = open_pair(*pair, rule, cfg.register_), pair[1].image
             new = _new_lesions(opened)
             decided = _apply_point(opened.changes, new, point)
             changes += decided
-            rows.append(_row(pair, opened, decided))
-            cards += _cards(pair, opened, decided, names[pair.case])
-            if pair.case in masks:
-                scored.append(_score_new(new, read_mask(masks[pair.case]), point))
-            if dicom_output and pair.after_image and is_dicom_image(pair.after_image):
-                report_changes(folder, pair, opened.prediction, decided)
-            advance(pair.case, done, len(pairs))
+            rows.append(_row(opened, decided))
+            cards += _cards(opened, decided, names[case])
+            if case in masks:
+                scored.append(_score_new(new, read_mask(masks[case]), point))
+            if cfg.dicom_output and image and is_dicom_image(image):
+                _write_report(folder / f"{case}{REPORT}", image, opened.prediction, decided)
+            advance(case, done, len(pairs))
+    first = {c.label for c in changes if c.lesion_before}
+    second = {c.label for c in changes if c.lesion_after}
+    if first and second and not first & second:
+        raise ContentError(
+            f"The visits have different labels: before {sorted(first)}, after {sorted(second)}. "
+            "Write both with the same values."
+        )
     if scored:
-        scoring = Scoring(
+        found = summarise(
+            scored,
             find_preset("lesionseg"),
-            "unknown",
+            evaluated_on="unknown",
             operating_point=point,
             replicates=cfg.replicates,
             seed=cfg.seed,
-            provenance={"scored": "new lesions between two visits"},
+            provenance={
+                "lesionseg": lesionseg.__version__,
+                "scored": "new lesions between two visits",
+            },
         )
-        scoring.write(folder, scored, scoring.sum_up(scored))
+        write_scores(folder, scored, found)
     write_rows(folder / "changes.csv", changes, LesionChange)
     write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
-    words = _rule_words(rule, point)
-    write_follow_page(folder / "follow.html", changes, names, cards, words)
-    return FollowOutcome(tuple(changes), len(pairs), folder, words, n_failed)
-
-
-def _predict(cfg: PredictConfig, progress: Advance | None) -> int:
-    """Predict all visits; how many could not be."""
-    from lesionseg.pipeline.predict import predict  # here: masks alone need no network
-
-    outcome = predict(cfg, progress=progress)
-    failed = [row for row in outcome.rows if row["status"] == "failed"]
-    for row in failed:
-        _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])
-    return len(failed)
+    write_follow_page(folder / "follow.html", changes, names, cards, rule, point)
+    return FollowOutcome(tuple(changes), len(pairs), folder, len(failed))
 
 
 # --- which visits belong together ----------------------------------------------------------------
 
 
-def pairs_of_folders(
-    before: Path,
-    after: Path,
-    before_images: str | Path | None = None,
-    after_images: str | Path | None = None,
-) -> list[Pair]:
-    """The cases of both folders by name; a warning names those of one alone."""
+def visits_of_folders(
+    before: Path, after: Path, before_images: str | None, after_images: str | None
+) -> list[list[VisitFiles]]:
+    """Both visits of the cases that both folders have; a warning names those of one alone."""
     if (before_images is None) != (after_images is None):
         raise ConfigError("Give both before_images= and after_images=, or neither.")
-    first, second = find_predictions(before), find_predictions(after)
+    predictions = [find_predictions(folder) for folder in (before, after)]
     scans: list[Mapping[str, Path]] = [
         {} if folder is None else {f.case: f.images[0] for f in find_images(Path(folder), 1)}
         for folder in (before_images, after_images)
     ]
-    common, alone = sorted(set(first) & set(second)), sorted(set(first) ^ set(second))
-    if not common:
+    first, second = map(set, predictions)
+    if not first & second:
         raise DatasetError(
-            f"{before} (with {', '.join(list(first)[:3])}) and {after} (with "
-            f"{', '.join(list(second)[:3])}) have no case in common. Name a patient's files alike."
+            f"{before} (with {', '.join(sorted(first)[:3])}) and {after} (with "
+            f"{', '.join(sorted(second)[:3])}) have no case in common. Name a patient's files "
+            "alike."
         )
+    if first ^ second:
+        _log.warning("These cases have one visit only: %s", ", ".join(sorted(first ^ second)))
+    return [
+        [VisitFiles(c, p[c], s.get(c)) for p, s in zip(predictions, scans, strict=True)]
+        for c in sorted(first & second)
+    ]
+
+
+def visits_of_table(
+    patients: Sequence[Sequence[CaseFiles]], folder: Path
+) -> list[list[VisitFiles]]:
+    """The visits of each patient, in order, of which `folder` has predictions."""
+    found = find_predictions(folder)
+    timelines = [
+        [VisitFiles(f.case, found[f.case], f.images[0], f.group) for f in files if f.case in found]
+        for files in patients
+    ]
+    followed = {visit.case for visits in timelines if len(visits) > 1 for visit in visits}
+    if not followed:
+        raise DatasetError(f"{folder}: no patient has predictions of two visits.")
+    alone = [f.case for files in patients for f in files if f.case not in followed]
     if alone:
-        _log.warning("No other visit; not followed: %s", ", ".join(alone))
-    return [Pair(c, first[c], second[c], scans[0].get(c), scans[1].get(c)) for c in common]
+        _log.warning("These have no prediction, or no other visit: %s", ", ".join(alone))
+    return timelines
 
 
 def read_visits(table: Path) -> list[list[CaseFiles]]:
@@ -249,110 +286,45 @@ def read_visits(table: Path) -> list[list[CaseFiles]]:
         raise DatasetError(
             f"{table}: no patient has two visits. The column group names the patient of each."
         )
-    return [_in_order(visits, table) for visits in patients.values()]
-
-
-def _in_order(visits: list[CaseFiles], table: Path) -> list[CaseFiles]:
-    texts = [files.columns.get("visit", "").strip() for files in visits]
-    times: list[Any] = texts
-    if all(re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text) for text in texts):
-        times = [text.replace("-", "") for text in texts]
-    elif all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts):
-        times = [float(text) for text in texts]
-    elif len(visits) > 1:
-        times = []
-    if len(set(times)) < len(visits):
-        raise DatasetError(
-            f"{table}: the visits of {visits[0].group} have no order ({', '.join(texts)}). Give "
-            "each its own number, or date as 2024-05-31, in the column visit."
-        )
-    return [visits[i] for i in sorted(range(len(visits)), key=lambda i: times[i])]
-
-
-def pairs_of_visits(timelines: Sequence[Sequence[CaseFiles]], folder: Path) -> list[Pair]:
-    """Each visit with the one before, as far as `folder` has predictions of both."""
-    predictions = find_predictions(folder)
-    pairs, alone = list[Pair](), list[str]()
-    for visits in timelines:
-        there = [files for files in visits if files.case in predictions]
-        alone += [f.case for f in visits if f not in there or len(there) == 1]
-        pairs += [
-            Pair(
-                later.case,
-                predictions[earlier.case],
-                predictions[later.case],
-                earlier.images[0],
-                later.images[0],
-                earlier.case,
-                later.group,
+    for group, visits in patients.items():
+        texts = [files.columns.get("visit", "").strip() for files in visits]
+        times: dict[str, Any] = {}
+        if all(re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text) for text in texts):
+            times = {text: text.replace("-", "") for text in texts}
+        elif all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts):
+            times = {text: float(text) for text in texts}
+        if len(visits) > 1 and len(set(times.values())) < len(visits):
+            raise DatasetError(
+                f"{table}: the visits of {group} have no order ({', '.join(texts)}). Give each its "
+                "own number, or date as 2024-05-31, in the column visit."
             )
-            for earlier, later in pairwise(there)
-        ]
-    if alone:
-        _log.warning("No other visit, or no prediction; not followed: %s", ", ".join(alone))
-    if not pairs:
-        raise DatasetError(f"{folder}: no patient has predictions of two visits.")
-    return pairs
-
-
-def _named(pairs: Sequence[Pair], cases: Sequence[str]) -> list[Pair]:
-    unknown = set(cases) - {pair.case for pair in pairs}
-    if unknown or not cases:
-        raise ConfigError(f"stable names no pair: {', '.join(sorted(unknown)) or 'no case'}.")
-    return [pair for pair in pairs if pair.case in cases]
-
-
-def _reference_masks(folder: Path, pairs: Sequence[Pair]) -> Mapping[str, Path]:
-    """The masks of change of the pairs; those without one are named in a warning."""
-    masks = find_masks(folder)
-    missing = [pair.case for pair in pairs if pair.case not in masks]
-    if len(missing) == len(pairs):
-        raise DatasetError(
-            f"{folder}: no reference of change has the name of a pair, such as {pairs[0].case}."
-        )
-    if missing:
-        _log.warning("No reference of change; not scored: %s", ", ".join(missing))
-    return masks
+        visits.sort(key=lambda f: times.get(f.columns.get("visit", "").strip(), 0))
+    return list(patients.values())
 
 
 # --- both visits on one grid ---------------------------------------------------------------------
 
 
-def _opened(
-    pairs: Sequence[Pair], rule: ChangeRule, register: Register
-) -> Iterator[tuple[Pair, OpenPair]]:
-    """Each pair in memory; raises `ContentError` in the end where the visits' labels differ."""
-    labels: tuple[set[int], set[int]] = set(), set()
-    for pair in pairs:
-        opened = open_pair(pair, rule, register)
-        for seen, visit in zip(labels, (opened.before, opened.after), strict=True):
-            seen |= set(visit.lesions.labels.tolist())
-        yield pair, opened
-    if all(labels) and not labels[0] & labels[1]:
-        raise ContentError(
-            f"The visits have different labels: before {sorted(labels[0])}, after "
-            f"{sorted(labels[1])}. Write both with the same values."
-        )
-
-
-def open_pair(pair: Pair, rule: ChangeRule, register: Register = "auto") -> OpenPair:
+def open_pair(
+    earlier: VisitFiles, later: VisitFiles, rule: ChangeRule, register: str = "auto"
+) -> OpenPair:
     """Read both visits, the earlier one also on the grid of the later, and find the changes.
 
     `register`: see `follow`. Raises `GeometryError` for a registration that is poor and grids that
     share no space; `ContentError` for boxes alone.
     """
-    before, after = _read(pair.before), _read(pair.after)
+    before, after = _read(earlier.prediction), _read(later.prediction)
     one_grid = before.geometry.matches(after.geometry)
     alignment = None
-    if register == "rigid" or (register == "auto" and not one_grid and pair.before_image):
-        alignment = _registered(pair)
+    if register == "rigid" or (register == "auto" and not one_grid and earlier.image):
+        alignment = _registered(earlier, later)
     elif not one_grid:
-        _log.info("%s: the two grids differ; the files' own positions are trusted.", pair.case)
+        _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
     matrix = np.eye(before.geometry.dims + 1) if alignment is None else alignment.matrix
     placed = Geometry(before.geometry.shape, matrix @ before.geometry.affine)
     if before.geometry.dims != after.geometry.dims or not _share_space(placed, after.geometry):
         raise GeometryError(
-            f"Case {pair.case}: the visits share no space; before {describe_grid(placed)}, after "
+            f"Case {later.case}: the visits share no space; before {describe_grid(placed)}, after "
             f"{describe_grid(after.geometry)}. Give before_images= and after_images= to register."
         )
     moved = before
@@ -360,15 +332,15 @@ def open_pair(pair: Pair, rule: ChangeRule, register: Register = "auto") -> Open
         moved = onto_grid(replace(before, geometry=placed), after.geometry)
     lesions = candidates_of(before), candidates_of(after)
     centres = placed.to_mm(before.geometry.to_index(lesions[0].centres_mm))
-    accepted = (
+    accepted = [
         np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
         for prediction in (before, after)
-    )
+    ]
     inside = _inside(centres, after.geometry), _inside(lesions[1].centres_mm, placed)
-    first = Visit(lesions[0], candidates_of(moved), next(accepted), inside[0])
-    second = Visit(lesions[1], lesions[1], next(accepted), inside[1])
-    changes = find_changes(pair.case, first, second, rule)
-    return OpenPair(first, second, after, moved, placed, alignment, changes)
+    first = Visit(lesions[0], candidates_of(moved), accepted[0], inside[0])
+    second = Visit(lesions[1], lesions[1], accepted[1], inside[1])
+    changes = find_changes(later.case, first, second, rule)
+    return OpenPair((earlier, later), first, second, after, moved, placed, alignment, changes)
 
 
 def _read(files: PredictionFiles) -> Prediction:
@@ -383,16 +355,16 @@ def _read(files: PredictionFiles) -> Prediction:
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
-def _registered(pair: Pair) -> Alignment:
-    if pair.before_image is None or pair.after_image is None:
+def _registered(earlier: VisitFiles, later: VisitFiles) -> Alignment:
+    if earlier.image is None or later.image is None:
         raise DatasetError(
-            f"Case {pair.case} has no scan to register with. Give before_images= and "
+            f"Case {later.case} has no scan to register with. Give before_images= and "
             "after_images=, named by case, or register=headers."
         )
-    alignment = register_rigid(read_volume(pair.after_image), read_volume(pair.before_image))
+    alignment = register_rigid(read_volume(later.image), read_volume(earlier.image))
     if alignment.foreground_dice < MIN_FOREGROUND_DICE:
         raise GeometryError(
-            f"Case {pair.case}: the registration is poor (Dice of foregrounds "
+            f"Case {later.case}: the registration is poor (Dice of foregrounds "
             f"{alignment.foreground_dice:.2f}, not {MIN_FOREGROUND_DICE}). Register the scans with "
             "another program and give register=headers."
         )
@@ -464,25 +436,15 @@ def _score_new(
     return match_case(marked, new, preset, case=new.case, group=new.case, role=role).result(point)
 
 
-def _choose_point(results: Sequence[CaseResult], rate: float) -> OperatingPoint:
-    """The lowest score with `rate` false new lesions expected per stable pair, with its interval.
-
-    Where all new lesions together stay within the rate, all are accepted: score 0.
-    """
-    point = choose(results, fp_per_case=rate, quiet=True)
-    if point.score <= min((c.score or 0.0 for r in results for c in r.candidates), default=1.0):
-        point = replace(point, score=0.0)
-    return point
-
-
 # --- rows, pictures, report ----------------------------------------------------------------------
 
 
-def _row(pair: Pair, opened: OpenPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
+def _row(opened: OpenPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
     """The pair's line of pairs.csv."""
     states, alignment = Counter(c.state for c in changes), opened.alignment
+    earlier, later = opened.files
     return {
-        "case": pair.case,
+        "case": later.case,
         **{state: states[state] for state in STATES},
         "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
         "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
@@ -490,23 +452,24 @@ def _row(pair: Pair, opened: OpenPair, changes: Sequence[LesionChange]) -> dict[
         "registered": "rigid" if alignment else "headers",
         "mutual_information": alignment and alignment.mutual_information,
         "foreground_dice": alignment and alignment.foreground_dice,
-        "earlier": pair.earlier,
-        "group": pair.group,
+        "earlier": earlier.case if earlier.case != later.case else "",
+        "group": later.group,
     }
 
 
 def _cards(
-    pair: Pair, opened: OpenPair, changes: Sequence[LesionChange], name: str
+    opened: OpenPair, changes: Sequence[LesionChange], name: str
 ) -> list[tuple[LesionChange, Card]]:
     """A card for each change that counts; none without both scans."""
     shown = [c for c in changes if c.accepted][:MAX_PICTURES]
-    if not shown or pair.before_image is None or pair.after_image is None:
+    first, second = (visit.image for visit in opened.files)
+    if not shown or first is None or second is None:
         return []
     grid = opened.prediction.geometry
     masks = opened.moved.mask() > 0, opened.prediction.mask() > 0
     scenes = (
-        Scene(_scan_on(pair.before_image, opened.placed, grid), grid, *masks),
-        Scene(_scan_on(pair.after_image, grid, grid), grid, *masks),
+        Scene(_scan_on(first, opened.placed, grid), grid, *masks),
+        Scene(_scan_on(second, grid, grid), grid, *masks),
     )
     cards = []
     for change in shown:
@@ -534,10 +497,10 @@ def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float3
     return np.asarray(moved[0].numpy(), dtype=np.float32)
 
 
-def report_changes(
-    folder: Path, pair: Pair, prediction: Prediction, changes: Sequence[LesionChange]
+def _write_report(
+    path: Path, image: Path, prediction: Prediction, changes: Sequence[LesionChange]
 ) -> None:
-    """Write `<case>_sr.dcm`: the lesions of the later visit, what became of each, what is gone.
+    """Write a structured report: the lesions of the later visit, what became of each, what is gone.
 
     New lesions below the operating point are left out. Raises `OutputError`.
     """
@@ -551,25 +514,11 @@ def report_changes(
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
     write_dicom_results(
-        pair.after_image,  # type: ignore[arg-type]  # the caller has one
+        image,
         replace(prediction, candidates=candidates, operating_point=None),
         ResultOrigin(lesionseg.__version__, "follow-up", key),
         {c.label: f"lesion of label {c.label}" for c in candidates},
-        report=folder / f"{pair.case}{REPORT}",
+        report=path,
         since=since,
         remark=f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
-    )
-
-
-def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
-    """How the page says what counts as a change."""
-    smallest = (
-        f"Smallest detectable change: {rule.confidence:.0%} of stable lesions lie within the "
-        "grid's own error."
-    )
-    if point is None:
-        return f"{smallest} Every new lesion counts: no stable pairs were given to choose by."
-    return (
-        f"{smallest} New lesions count from a score of {point.score:.2f}: "
-        f"{point.false_positives_per_case:.2f} false new lesions per stable pair."
     )

@@ -3,28 +3,24 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-import lesionseg
-from lesionseg.config import InferenceConfig
+from lesionseg.config import InferenceConfig, TrainConfig
 from lesionseg.core import (
     Case,
     CaseFiles,
     Dataset,
     Geometry,
-    LabelRegion,
     OperatingPoint,
     Prediction,
     Reference,
     Role,
     Volume,
-    Zones,
 )
 from lesionseg.errors import DatasetError, GeometryError, count
 from lesionseg.evaluation import (
@@ -32,17 +28,19 @@ from lesionseg.evaluation import (
     MatchedCase,
     Preset,
     choose,
+    find_preset,
     match_case,
     summarise,
 )
 from lesionseg.evaluation.cases import describe_grid
+from lesionseg.evaluation.curves import Pool, froc
+from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.regrid import onto_grid
-from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_tables
 from lesionseg.inference.decision import OnSlab
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
-from lesionseg.io.files import read_csv, write_json
+from lesionseg.io.files import write_json
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
@@ -79,13 +77,15 @@ def match_cases(
     preset: Preset,
     *,
     dataset: Dataset | None = None,
+    role: str = "",
     zones: ZoneFolder | None = None,
     resample: bool = False,
     progress: Advance | None = None,
 ) -> Iterator[MatchedCase]:
     """Match each case with its prediction, if it has one; what was read is freed before the next.
 
-    `dataset` is None for masks alone; `resample`: see `read_on_grid`.
+    `dataset` is None for masks alone. `role`: of cases that state none. `resample`: see
+    `read_on_grid`.
     """
     regions = dataset.regions if dataset else ()
     for done, files in enumerate(cases, start=1):
@@ -103,7 +103,7 @@ def match_cases(
             preset,
             case=files.case,
             group=files.group,
-            role=files.role or "",
+            role=files.role or role,
             regions=regions,
             zones=zones.read(files.case) if zones else None,
         )
@@ -151,111 +151,19 @@ def read_on_grid(
     return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
 
 
-@dataclass(frozen=True, eq=False)
-class CasePair:
-    """A case to score; reference and prediction are read when its turn comes.
-
-    `prediction` is given the reference's grid; None: there is no prediction of this case.
-    `regions` are the dataset's; `zones` reads the anatomical zones of a case by its id.
-    """
-
-    case: str
-    reference: Callable[[], Reference]
-    prediction: Callable[[Geometry], Prediction] | None
-    group: str = ""
-    role: str = ""
-    regions: tuple[LabelRegion, ...] = ()
-    zones: Callable[[str], Zones | None] = lambda _: None
-
-
-def match_pairs(
-    pairs: Sequence[CasePair], preset: Preset, *, progress: Advance | None = None
-) -> Iterator[MatchedCase]:
-    """The match of each pair in turn; what was read for it is freed before the next."""
-    for done, pair in enumerate(pairs, start=1):
-        reference = pair.reference()
-        yield match_case(
-            reference,
-            pair.prediction(reference.geometry) if pair.prediction else None,
-            preset,
-            case=pair.case,
-            group=pair.group,
-            role=pair.role,
-            regions=pair.regions,
-            zones=pair.zones(pair.case),
-        )
-        if progress:
-            progress(pair.case, done, len(pairs))
-
-
-def prediction_reader(
-    files: PredictionFiles, *, resample: bool = False, united: bool = False
-) -> Callable[[Geometry], Prediction]:
-    """Reads a case's prediction when it is given the reference's grid; see `read_on_grid`."""
-    return partial(read_on_grid, files, resample=resample, united=united)
-
-
-def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
-    """What the dataset, and a CSV file with a column `case`, say of each case.
-
-    Raises `DatasetError` for a table without that column, or with none of the cases.
-    """
-    columns = {files.case: dict(files.columns) for files in cases}
-    if table is None:
-        return columns
-    rows = read_csv(table)
-    if not any(row.get("case") in columns for row in rows):
-        names = ", ".join(rows[0]) if rows else "none"
-        raise DatasetError(
-            f"{table}: no row names a case, such as {next(iter(columns), '')}, in a column 'case' "
-            f"(its columns: {names})."
-        )
-    for row in rows:
-        if row["case"] in columns:
-            columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
-    return columns
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How results are summed up; the fields are those of `evaluation.summarise`."""
-
-    preset: Preset
-    evaluated_on: str
-    operating_point: OperatingPoint | None = None
-    labels: Mapping[int, str] = field(default_factory=dict)
-    split_is_group_safe: bool | None = None
-    replicates: int = 1000
-    seed: int = 0
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    columns: Columns | None = None
-    subgroups: Sequence[str] | None = None
-
-    def sum_up(self, results: Sequence[CaseResult]) -> dict[str, Any]:
-        """The content of scores.json."""
-        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        settings["provenance"] = {"lesionseg": lesionseg.__version__, **self.provenance}
-        return summarise(results, **settings)
-
-    def write(self, output: Path, results: Sequence[CaseResult], scores: Mapping[str, Any]) -> None:
-        """Write the three tables and, last, scores.json; each atomically."""
-        output.mkdir(parents=True, exist_ok=True)
-        write_tables(output, results, self.labels)
-        write_json(output / "scores.json", scores)
+def write_scores(
+    folder: Path,
+    results: Sequence[CaseResult],
+    scores: Scores,
+    labels: Mapping[int, str] | None = None,
+) -> None:
+    """Write the three tables and, last, scores.json; each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder, results, labels)
+    write_json(folder / "scores.json", scores)
 
 
 # --- roles of a training -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rules:
-    """By what cases are scored: the preset, what the user says of the selection, the provenance."""
-
-    preset: Preset
-    operating_point: str
-    rate_confidence: float | None
-    seed: int
-    origin: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -283,7 +191,7 @@ def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
 
 
 def score_validation(
-    predictor: Predictor, survey: Survey, run: Path, rules: Rules
+    predictor: Predictor, survey: Survey, run: Path, cfg: TrainConfig, origin: Scores
 ) -> tuple[Choice, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
@@ -305,23 +213,26 @@ def score_validation(
     if fit is not None:
         again = predictor.with_plan(plan.with_(voxel_calibration=fit))
         _predict(again, survey, cases, folder)
-    choice, scores = score_predicted(survey, run, rules)
+    choice, scores = score_predicted(survey, run, cfg, origin)
     reasons = {**choice.reasons, VOXELS: why}
     return replace(choice, voxel_calibration=fit, reasons=reasons), scores
 
 
-def score_predicted(survey: Survey, run: Path, rules: Rules) -> tuple[Choice, Scores]:
+def score_predicted(
+    survey: Survey, run: Path, cfg: TrainConfig, origin: Scores
+) -> tuple[Choice, Scores]:
     """Select on the predictions of the validation cases in `run/validation`, and score them.
 
-    What is selected on the cases it is scored on flatters; the scores say so.
+    What is selected on the cases it is scored on flatters; the scores say so. `origin` goes into
+    their provenance.
     """
     folder = run / "validation"
     cases, predictions = labelled(survey, "validation"), find_predictions(folder)
-    return _select_and_score(survey, cases, predictions, folder, run, rules)
+    return _select_and_score(survey, cases, predictions, folder, run, cfg, origin)
 
 
 def score_folds(
-    survey: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
+    survey: Survey, folds: Sequence[FoldRun], output: Path, cfg: TrainConfig, origin: Scores
 ) -> tuple[Choice, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
@@ -339,19 +250,24 @@ def score_folds(
             predictions[files.case] = files_of[files.case]
     cases = [replace(c, role="validation") for c in survey.dataset.cases if c.case in fold_of]
     folder = output / "predictions"
-    return _select_and_score(survey, cases, predictions, folder, output, rules, fold_of)
+    return _select_and_score(survey, cases, predictions, folder, output, cfg, origin, fold_of)
 
 
 def score_role(
-    predictor: Predictor, survey: Survey, output: Path, role: Role, rules: Rules
+    predictor: Predictor,
+    survey: Survey,
+    output: Path,
+    role: Role,
+    cfg: TrainConfig,
+    origin: Scores,
 ) -> Scores | None:
     """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
     cases, folder = labelled(survey, role), output / "predictions"
     if not cases:
         return None
     _predict(predictor, survey, cases, folder)
-    matches = _match(survey, cases, find_predictions(folder), rules)
-    return _score(matches, survey, output, predictor.operating_point(), rules)
+    matches = _match(survey, cases, find_predictions(folder), cfg)
+    return _score(matches, survey, output, predictor.operating_point(), cfg, origin)
 
 
 def _predict(
@@ -383,12 +299,11 @@ def _match(
     survey: Survey,
     cases: Sequence[CaseFiles],
     predictions: Mapping[str, PredictionFiles],
-    rules: Rules,
+    cfg: TrainConfig,
 ) -> list[MatchedCase]:
     with bar("Scoring") as advance:
-        return list(
-            match_cases(cases, predictions, rules.preset, dataset=survey.dataset, progress=advance)
-        )
+        preset, about = find_preset(cfg.preset), survey.dataset
+        return list(match_cases(cases, predictions, preset, dataset=about, progress=advance))
 
 
 def _select_and_score(
@@ -397,15 +312,16 @@ def _select_and_score(
     predictions: Mapping[str, PredictionFiles],
     folder: Path,
     output: Path,
-    rules: Rules,
+    cfg: TrainConfig,
+    origin: Scores,
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Choice, Scores]:
     """Select on predictions, write them to `folder` as selected, and score them to `output`."""
-    matches = _match(survey, cases, predictions, rules)
+    matches = _match(survey, cases, predictions, cfg)
     choice = select(
         [match.result(surface=False) for match in matches],
-        rules.operating_point,
-        rules.rate_confidence,
+        cfg.operating_point,
+        cfg.rate_confidence,
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
         fold_of=fold_of,
     )
@@ -416,7 +332,7 @@ def _select_and_score(
         prediction = choice.apply_to(replace(before, case=match.case))
         write_prediction(folder, prediction)
         matches[i] = match.decide(prediction)
-    return choice, _score(matches, survey, output, choice.points[0], rules)
+    return choice, _score(matches, survey, output, choice.points[0], cfg, origin)
 
 
 def _score(
@@ -424,19 +340,20 @@ def _score(
     survey: Survey,
     output: Path,
     point: OperatingPoint,
-    rules: Rules,
+    cfg: TrainConfig,
+    origin: Scores,
 ) -> Scores:
     results = [match.result(point) for match in matches]
     labels = survey.dataset.lesion_labels
     scores = summarise(
         results,
-        rules.preset,
+        find_preset(cfg.preset),
         evaluated_on=results[0].role,
         operating_point=point,
         labels=labels,
         split_is_group_safe=survey.splits.group_safe,
-        seed=rules.seed,
-        provenance=rules.origin,
+        seed=cfg.seed,
+        provenance=origin,
         columns={files.case: files.columns for files in survey.dataset.cases},
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -448,67 +365,55 @@ def _score(
 # --- whole volumes while training goes on --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class VolumeScorer:
-    """Scores networks on whole cases, in the files' own grids, by one plan.
+def match_volumes(
+    network: nn.Module,
+    survey: Survey,
+    cases: Sequence[CaseFiles],
+    plan: Plan,
+    inference: InferenceConfig,
+    preset: Preset,
+) -> list[MatchedCase]:
+    """Match what a network finds on whole cases, in the files' own grids, by a plan.
 
-    At most `n_cases` (None: all) spread evenly over `cases` are looked at.
+    Cases without a reference are left out; reading, the network and matching overlap.
     """
+    opened: dict[str, Case] = {}
 
-    survey: Survey
-    cases: Sequence[CaseFiles]
-    plan: Plan
-    inference: InferenceConfig
-    preset: Preset
-    n_cases: int | None = None
+    def read(files: CaseFiles) -> Volume:
+        opened[files.case] = read_case(files, survey.dataset)
+        return opened[files.case].image
 
-    def matches(self, network: nn.Module) -> list[MatchedCase]:
-        """Every case that has a reference; reading, the network and matching overlap."""
-        opened: dict[str, Case] = {}
+    def use(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
+        case = opened.pop(files.case)
+        if case.reference is None:
+            return None
+        ids: dict[str, Any] = {"case": case.case, "group": case.group}
+        return match_case(case.reference, prediction, preset, role="validation", **ids)
 
-        def read(files: CaseFiles) -> Volume:
-            opened[files.case] = read_case(files, self.survey.dataset)
-            return opened[files.case].image
+    predictor = Predictor.from_network(network, plan, settings=inference)
+    with closing(predict_volumes(predictor, cases, read, use)) as matches:
+        return [match for match in matches if match is not None]
 
-        def use(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
-            case = opened.pop(files.case)
-            if case.reference is None:
-                return None
-            return match_case(
-                case.reference,
-                prediction,
-                self.preset,
-                case=case.case,
-                group=case.group,
-                role="validation",
-            )
 
-        predictor = Predictor.from_network(network, self.plan, settings=self.inference)
-        cases = evenly_spaced(self.cases, self.n_cases)
-        scored = predict_volumes(predictor, cases, read, use)
-        with closing(scored) as matches:
-            return [match for match in matches if match is not None]
+def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
+    """The scores by name; none without a case.
 
-    def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        """The scores by name; none where no case has a reference.
-
-        `recall_1fp`: of all lesions together, at one false positive per case; `dice`: mean over the
-        cases with a lesion, of the candidates accepted at that point; left out where there are no
-        masks.
-        """
-        matches = self.matches(network)
-        if not matches:
-            return {}
-        results = [match.result(surface=False) for match in matches]
-        if not any(result.candidates for result in results):
-            log.warning(
-                "The network detects nothing on %s.", count(len(results), "validation case")
-            )
-        point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
-        scores = {"recall_1fp": point.lesion_recall or 0.0}
-        dice = [match.result(point, surface=False).dice for match in matches]
-        known = [value for value in dice if value is not None]
-        return scores | ({"dice": float(np.mean(known))} if known else {})
+    `recall_1fp`: of all lesions together, at one false positive per case seen; `dice`: mean over
+    the cases with a lesion, by the score that new cases would have that rate with; left out where
+    there are no masks.
+    """
+    if not matches:
+        return {}
+    results = [match.result(surface=False) for match in matches]
+    if not any(result.candidates for result in results):
+        cases = count(len(results), "validation case")
+        log.warning("The network detects nothing on %s.", cases)
+    point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
+    pool = Pool.of(results)
+    scores = {"recall_1fp": value_of(froc(pool, [FP_PER_CASE]), len(pool.groups))[0] or 0.0}
+    dice = [match.result(point, surface=False).dice for match in matches]
+    known = [value for value in dice if value is not None]
+    return scores | ({"dice": float(np.mean(known))} if known else {})
 
 
 def evenly_spaced(cases: Sequence[CaseFiles], n_cases: int | None) -> tuple[CaseFiles, ...]:

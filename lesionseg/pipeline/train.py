@@ -46,11 +46,12 @@ from lesionseg.pipeline.run_dir import (
     save_config,
 )
 from lesionseg.pipeline.score import (
-    Rules,
-    VolumeScorer,
+    evenly_spaced,
     labelled,
+    match_volumes,
     score_role,
     score_validation,
+    validation_scores,
 )
 from lesionseg.pipeline.select import CHOSEN, Choice
 from lesionseg.plan.plan import Plan, sources_of
@@ -112,7 +113,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     configuration resumes; while it runs, a second one is an error. `data.fold=all` trains every
     fold (`cross_validate`). Raises the `LesionsegError` of whatever is wrong.
     """
-    rules(cfg, {})
+    find_preset(cfg.preset)  # before anything is trained
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with joined(cfg.trainer):
         if not is_rank_zero():
@@ -127,12 +128,6 @@ def train(cfg: TrainConfig) -> TrainOutcome:
 def plain(cfg: TrainConfig) -> dict[str, Any]:
     """The configuration as it is kept in a run directory."""
     return {"command": "train", **cfg.plain()}
-
-
-def rules(cfg: TrainConfig, origin: Mapping[str, Any]) -> Rules:
-    """By what the cases of a training are scored; raises `ConfigError`."""
-    points = cfg.operating_point, cfg.rate_confidence
-    return Rules(find_preset(cfg.preset), *points, cfg.seed, origin)
 
 
 def _train(cfg: TrainConfig, run: Path) -> TrainOutcome:
@@ -207,7 +202,12 @@ def train_once(
     validate, held_out = None, labelled(survey, "validation")
     if trainer.validate_every_minutes is not None and held_out:
         preset = find_preset(cfg.preset)
-        validate = VolumeScorer(survey, held_out, plan, cfg.inference, preset, VALIDATE_CASES)
+        some = evenly_spaced(held_out, VALIDATE_CASES)
+
+        def validate(network: nn.Module) -> Mapping[str, float]:
+            matches = match_volumes(network, survey, some, plan, cfg.inference, preset)
+            return validation_scores(matches)
+
     fitted = train_network(plan, cases, cfg, run, validate)
     if not is_rank_zero():
         return plan, {}
@@ -217,15 +217,14 @@ def train_once(
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
-    scored_by = rules(cfg, origin)
-    validation = score_validation(predictor, survey, run, scored_by)
+    validation = score_validation(predictor, survey, run, cfg, origin)
     choice, validated = validation or (Choice((DEFAULT_POINT,)), None)
     complete = choice.added_to(plan)
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:
         predictor = predictor.with_plan(complete)
-        tested = score_role(predictor, survey, run / "test", "test", scored_by)
+        tested = score_role(predictor, survey, run / "test", "test", cfg, origin)
         scores |= {"test": tested} if tested else {}
     return complete, scores
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from lesionseg.config import TrainerConfig, TuneConfig, named
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
-from lesionseg.evaluation import choose, find_preset
-from lesionseg.evaluation.curves import Pool, average_precision
+from lesionseg.evaluation import find_preset
+from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
 from lesionseg.pipeline.dataset import facts_folder, require_masks, take_survey
@@ -39,7 +39,7 @@ from lesionseg.pipeline.run_dir import (
     provenance,
     save_config,
 )
-from lesionseg.pipeline.score import VolumeScorer
+from lesionseg.pipeline.score import match_volumes
 from lesionseg.plan.plan import sources_of
 from lesionseg.report.tuning import (
     State,
@@ -102,6 +102,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     save_config(run, config)
     prepared = prepare_cases(survey, plan, cfg.data, run)
     inference = cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
+    preset = find_preset(cfg.preset)
 
     def objective(trial: Any) -> float:
         alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
@@ -111,12 +112,12 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             update={group: getattr(cfg, group).model_copy(update=pair) for group in groups}
         )
         taught, values = with_focal_correction(plan, own), list[float]()
-        scorer = VolumeScorer(survey, cases, taught, inference, find_preset(cfg.preset))
 
         def validate(network: nn.Module) -> dict[str, float]:
-            results = [match.result(surface=False) for match in scorer.matches(network)]
-            recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
+            matches = match_volumes(network, survey, cases, taught, inference, preset)
+            results = [match.result(surface=False) for match in matches]
             pool = Pool.of(results)
+            recall = value_of(froc(pool, [cfg.tune.fp_per_case]), len(pool.groups))[0] or 0.0
             precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
             scores = {"recall": recall, "average_precision": precision}
             trial.set_user_attr("scores", scores)

@@ -10,8 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lesionseg.core import OperatingPoint
 from lesionseg.errors import count
-from lesionseg.evaluation.change import STATES, LesionChange
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
 from lesionseg.io.files import write_text
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
@@ -58,9 +59,13 @@ def write_follow_page(
     changes: Sequence[LesionChange],
     names: Mapping[str, str],
     cards: Iterable[tuple[LesionChange, Card]],
-    rule: str,
+    rule: ChangeRule,
+    point: OperatingPoint | None,
 ) -> Path:
-    """Write the page to `path` and return it; `names` are the shown ones of all cases, in order."""
+    """Write the page to `path` and return it; `names` are the shown ones of all cases, in order.
+
+    `point` accepts new lesions; None: each of them counts.
+    """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
@@ -74,6 +79,7 @@ def write_follow_page(
         "follow.html.j2",
         headline=f"{count(len(names), 'pair')}: {summary or 'no change'}.",
         rule=rule,
+        point=point,
         sections=sections,
         pairs=[_pair(case, names[case], changes) for case in names],
         changes=[_change(names[c.case], c) for c in accepted],

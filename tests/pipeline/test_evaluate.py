@@ -147,7 +147,7 @@ def test_an_extra_prediction_is_named(folders, caplog):
     write_mask(folders[1] / "stranger.nii.gz", lesions(1))
     with caplog.at_level(logging.WARNING):
         assert evaluate(*folders, replicates=5).scores["n_cases"] == 3
-    assert "left out: stranger" in caplog.text
+    assert "without a reference are left out: stranger" in caplog.text
 
 
 def test_another_grid_is_refused_and_nothing_is_written(folders):
@@ -585,7 +585,7 @@ def test_predictions_of_the_test_part_alone(raw, tmp_path, caplog):
     caplog.clear()
     scores = evaluate(*where, evaluated_on="test", replicates=5).scores
     assert (scores["n_cases"], scores["evaluated_on"]) == (2, "test")
-    assert "No reference" not in caplog.text  # a has one, and is not judged
+    assert "without a reference" not in caplog.text  # a has one, and is not judged
     assert evaluate(*where, evaluated_on="train", replicates=5).scores["missing_predictions"] == [
         "b"
     ]

@@ -65,7 +65,9 @@ def test_changes_pairs_and_rule_are_written(visits: Path) -> None:
     ]
     assert not (visits / "out" / "scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
-    assert "Every new lesion counts" in outcome.rule
+    page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    assert "Every new lesion counts" in page
+    assert "99% of stable lesions" in page
 
 
 def test_cases_without_a_counterpart_are_named(
@@ -73,7 +75,7 @@ def test_cases_without_a_counterpart_are_named(
 ) -> None:
     write(visits / "after", "c", mask())
     run(visits)
-    assert "not followed: c" in caplog.text
+    assert "one visit only: c" in caplog.text
 
 
 def test_new_lesions_are_judged_against_a_reference_of_change(visits: Path) -> None:

@@ -63,7 +63,7 @@ def test_each_visit_is_compared_with_the_one_before(
         ("m6", "base", "P1"),
         ("m12", "m6", "P1"),
     ]
-    assert "not followed: once" in caplog.text
+    assert "no other visit: once" in caplog.text
 
 
 def test_a_bundle_predicts_the_visits_first(

@@ -21,16 +21,16 @@ from lesionseg.pipeline.dataset import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.learning import decide
 from lesionseg.pipeline.score import (
     FoldRun,
-    Rules,
-    VolumeScorer,
     labelled,
+    match_volumes,
     score_folds,
     score_validation,
+    validation_scores,
 )
 from lesionseg.pipeline.select import unselected
 from lesionseg.plan.plan import Plan
 
-RULES = Rules(PRESETS["lesionseg"], "fp_per_case:1", None, 0, {"folds": 3})
+CFG = TrainConfig.of()
 
 
 class Reader:
@@ -81,7 +81,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
     folds: tuple[FoldRun, ...], tmp_path: Path
 ) -> None:
     before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
-    choice, scores = score_folds(folds[0].survey, folds, tmp_path, RULES)
+    choice, scores = score_folds(folds[0].survey, folds, tmp_path, CFG, {})
     first = choice.points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == scores["lesion_recall"]["value"]
@@ -105,7 +105,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
 
 def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="more than one fold"):
-        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, RULES)
+        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, CFG, {})
 
 
 # --- whole volumes while a network is trained ---
@@ -135,14 +135,11 @@ def test_networks_are_scored_on_whole_radiographs(
     found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
     plan = decide(found, config((64, 64)), tmp_path / "run")
     cases = labelled(found, "validation")
-    scores = VolumeScorer(
-        found,
-        cases,
-        plan,
-        InferenceConfig.of(),
-        PRESETS["lesionseg"],
-        1,
-    )
+
+    def scores(network: nn.Module) -> dict[str, float]:
+        given = found, cases[:1], plan, InferenceConfig.of(), PRESETS["lesionseg"]
+        return validation_scores(match_volumes(network, *given))
+
     seen = scores(Brightness(3.0))
     assert set(seen) == {"recall_1fp", "dice"}
     assert all(0 <= value <= 1 for value in seen.values())
@@ -169,7 +166,7 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
     plan = decide(found, config((24, 32, 24)), tmp_path / "run")
     predictor = Predictor.from_network(Unsure(), plan)
-    choice, scores = score_validation(predictor, found, tmp_path / "run", RULES)
+    choice, scores = score_validation(predictor, found, tmp_path / "run", CFG, {})
     fit = choice.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1
