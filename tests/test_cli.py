@@ -196,7 +196,7 @@ def test_ctrl_c_and_sigterm_leave_with_130(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert "the same command resumes" in done.stderr
+    assert done.stderr == "Stopped.\n"
 
 
 def test_jobs_of_a_multirun_do_not_share_a_run_directory(
@@ -244,3 +244,18 @@ def test_the_largest_file_is_a_setting(tmp_path: Path) -> None:
         assert limits() == FileLimits(max_voxels=1000)
     finally:
         set_limits(FileLimits())
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["own"], "data.root=own"),
+        (["--data", "own"], "data.root=own"),
+        (["--max-minutes=5"], "trainer.max_minutes=5"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_the_setting(
+    argv: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", argv) == 2
+    assert f"Write {meant}" in capsys.readouterr().err

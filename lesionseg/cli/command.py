@@ -63,12 +63,13 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; the same command resumes, with run_dir= if it had none.\n")
+        hint = " The same command resumes." if command in ("predict", "prepare", "tune") else ""
+        sys.stderr.write(f"Stopped.{hint}\n")
         return 130
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
-    flags, overrides = read_flags(argv)
+    flags, overrides = read_flags(argv, command)
     if "--cfg" in flags:
         import yaml
 

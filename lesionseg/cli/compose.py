@@ -48,6 +48,8 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
 
     Raises `ConfigError` for a key or an option that is not there, naming the nearest.
     """
+    for path in (a for a in argv if "=" not in a and a[:1] != "~"):
+        raise ConfigError(f"{path!r} is no setting. Write {_meant(command)}={path}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
     overrides = [quoted(a, texts) for a in argv]
     options = groups(command, overrides)
@@ -152,7 +154,19 @@ def _own_folders(overrides: Sequence[str]) -> list[Path]:
     return folders
 
 
-def read_flags(argv: Sequence[str]) -> tuple[set[str], list[str]]:
+def _meant(command: str, flag: str = "") -> str | None:
+    """The setting that a flag of another program means; without one the first setting to give.
+
+    >>> _meant("train", "--data"), _meant("train", "--max-minutes"), _meant("predict")
+    ('data.root', 'trainer.max_minutes', 'bundle')
+    """
+    name = flag.lstrip("-").replace("-", "_")
+    known = [key for key, _ in keys(COMMANDS[command]) if key not in ("max_voxels", "debug")]
+    ends = [key for key in known if key.rpartition(".")[2] == name]
+    return next(iter([*ends, *(key for key in known if key.startswith(name))]), None)
+
+
+def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
     """The flags by their long names, and the overrides without them.
 
     `--config-dir DIR` becomes `hydra.searchpath`, `-i` and `-o` the `input` and `output` of
@@ -180,7 +194,10 @@ def read_flags(argv: Sequence[str]) -> tuple[set[str], list[str]]:
             if name == "--cfg" and remaining[:1] == ["job"]:
                 remaining.pop(0)
         else:
-            raise ConfigError(f"There is no flag {name!r}.{nearest(name, FLAGS.values())}")
+            value = value or next((a for a in remaining if a[:1] != "-"), "…")
+            key = _meant(command, name)
+            near = f" Write {key}={value}" if key else nearest(name, FLAGS.values())
+            raise ConfigError(f"There is no flag {name!r}.{near}")
     return flags, overrides
 
 
@@ -222,5 +239,5 @@ def key_of(override: str) -> str:
     """The key of an override, its sign and value left out; raises `ConfigError` if it has none."""
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):
-        raise ConfigError(f"{override!r} is no override: write key=value or group=option.")
+        raise ConfigError(f"{override!r} has no '='. Write key=value or group=option.")
     return match[1]

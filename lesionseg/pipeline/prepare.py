@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.config import PrepareConfig
+from lesionseg.errors import count
 from lesionseg.io.files import locks, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import facts_folder, open_dataset, take_survey
@@ -52,4 +53,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(survey, plan, cfg.data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
-    return PrepareOutcome((*lines, f"Training cases prepared: {len(cases)}. The plan is in {run}."))
+    lines.append(f"Plan:    {run / 'plan.json'}; {count(len(cases), 'training case')} prepared")
+    same = "" if cfg.run_dir is None else f" run_dir={run.parent / 'NAME'}"  # beside the cache
+    lines.append(f"Next:    python scripts/train.py data.root={cfg.data.root}{same}")
+    return PrepareOutcome(tuple(lines))

@@ -154,8 +154,14 @@ def _train(cfg: TrainConfig, run: Path) -> TrainOutcome:
     else:
         plan, scores = train_once(cfg, survey, begin(cfg, survey, run), run, test=True)
     page = report_run(run, survey.dataset, cfg.report) if is_rank_zero() else None
-    notes = tuple(f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons)
-    return TrainOutcome(run, time.monotonic() - started, scores, page, notes, is_rank_zero())
+    notes = [f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons]
+    if not survey.splits.group_safe:
+        notes.append(
+            "Warning: the validation scores are not independent: they come from scans of a patient "
+            "who was also trained on. Test on other patients before you rely on them."
+        )
+    seconds = time.monotonic() - started
+    return TrainOutcome(run, seconds, scores, page, tuple(notes), is_rank_zero())
 
 
 def begin(cfg: TrainConfig, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:

@@ -111,30 +111,33 @@ class KeepMemory(pl.Callback):
             hand_back_memory()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Hand back, and say to an interrupted user how to go on."""
+        """Hand back, and tell a user who stopped it what is kept."""
         self.on_fit_end(trainer, module)
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
-            log.warning(
-                "Interrupted at step %d; the same command goes on from the last checkpoint.",
-                trainer.global_step,
-            )
+            run = Path(trainer.default_root_dir)
+            if any(run.glob("checkpoints/last.ckpt")):
+                text = f"To resume from the last checkpoint: the same command with run_dir={run}"
+            else:
+                text = "There is no checkpoint yet, so nothing of the training is kept."
+            log.warning("Training stopped at step %d. %s", trainer.global_step, text)
 
 
 class LogProgress(pl.Callback):
-    """A log line each few steps, where there is no terminal for a progress bar."""
+    """A log line for each 5 % of the budget, where there is no terminal for a progress bar."""
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    share = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
         """Say how far training has come."""
-        if trainer.is_global_zero and trainer.global_step % self.every == 0 and trainer.global_step:
+        share = int(20 * module.progress)
+        if trainer.is_global_zero and self.share < share < 20:
+            self.share = share
             log.info(
-                "Step %d, %.1f minutes (%.0f %% of the budget), loss %.4g.",
+                "Training: step %d, loss %.4g (%d %%), %.1f minutes left.",
                 trainer.global_step,
-                module.minutes,
-                100 * module.progress,
                 float(outputs["loss"]),
+                100 * module.progress,
+                module.minutes * (1 / module.progress - 1),
             )
 
 

@@ -181,7 +181,7 @@ def make_trainer(
     ours: list[pl.Callback] = [KeepMemory(), FocalStatistics(), Previews(run_dir)]
     if settings.ema_decay is not None:
         ours.append(WarmAverage(settings.ema_decay, torch.device(kind)))
-    ours.append(RichProgressBar() if has_bar else LogProgress(STEPS_PER_EPOCH))
+    ours.append(RichProgressBar() if has_bar else LogProgress())
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     ours += [
         *(build(spec, "callbacks") for spec in cfg.callbacks),

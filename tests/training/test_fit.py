@@ -305,7 +305,7 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(max_steps=5, plugs=[CtrlC()])
     assert signal.getsignal(signal.SIGINT) is handler  # the trainer leaves it ignored
-    assert "Interrupted at step 3; the same command goes on" in caplog.text
+    assert "Training stopped at step 3." in caplog.text
     assert train(max_steps=5).steps == 5
 
 
