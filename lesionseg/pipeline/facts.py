@@ -45,19 +45,21 @@ def read_records(
     """
     # a power of two: a few cases more do not ask for another sample of all the others
     voxels = 1 << (voxels_per_case(len(dataset.cases)).bit_length() - 1)
-    key = _digest(
-        {f.name: getattr(dataset, f.name) for f in fields(dataset) if f.name not in _IRRELEVANT},
-        [f.name for f in fields(CaseFacts)],
-        voxels,
-    )
-    known = _read(folder).get(key, {})
-    entries: dict[str, Any] = {}
+    names = {f.name for f in fields(dataset)} - _IRRELEVANT
+    reading = {name: getattr(dataset, name) for name in sorted(names)}
+    known, new = _read(folder), dict[str, Any]()
+
+    def state_of(files: CaseFiles) -> str | None:
+        """What the facts come from: the case's entry, its files, and how they are read."""
+        states = file_states((*files.images, *((files.reference,) if files.reference else ())))
+        content = vars(files), states, reading, voxels, [f.name for f in fields(CaseFacts)]
+        text = json.dumps(content, sort_keys=True, default=str)
+        return None if states is None else sha256(text.encode()).hexdigest()
 
     def record(files: CaseFiles) -> CaseRecord | LesionsegError:
-        state = _state(files) if folder else None
-        entry = known.get(files.case)
+        state = state_of(files) if folder else None
+        entry = known.get(str(files.images[0]))
         if entry and entry["state"] == state:
-            entries[files.case] = entry
             return CaseRecord(_facts(entry["facts"]), entry["source"])
         try:
             case = read_case(files, dataset)
@@ -66,8 +68,9 @@ def read_records(
             made = CaseRecord(facts, source_hash(files))
         except LesionsegError as error:
             return error
-        if state is not None and state == _state(files):
-            entries[files.case] = {"state": state, "facts": _plain(facts), "source": made.source}
+        if state is not None and state == state_of(files):
+            entry = {"state": state, "facts": _plain(facts), "source": made.source}
+            new[str(files.images[0])] = entry
         return made
 
     records = []
@@ -78,20 +81,10 @@ def read_records(
             progress(files.case, len(records), len(dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
-        if folder is not None and entries != known:
+        if folder is not None and new:
             with suppress(OutputError):  # it costs time at the next start, nothing else
-                write_text(folder / FILE, json.dumps({**_read(folder), key: entries}))
+                write_text(folder / FILE, json.dumps(_read(folder) | new))
     return records
-
-
-def _state(files: CaseFiles) -> str | None:
-    """A hash of the case's entry and its files as they are; None where that cannot be relied on."""
-    states = file_states((*files.images, *((files.reference,) if files.reference else ())))
-    return None if states is None else _digest(vars(files), states)
-
-
-def _digest(*content: Any) -> str:
-    return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _plain(facts: CaseFacts | None) -> dict[str, Any] | None:

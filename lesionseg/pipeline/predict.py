@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from lesionseg import __version__
 from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
-from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, OnSlab, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
@@ -51,6 +52,8 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+_MASKS = ("_instances", "_regions")
+_OTHERS = ("_probabilities.npz", REPORT, SEGMENTATION)
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 # the most that a case needs at one time, in copies of its larger grid in float32
 _COPIES = 2.5
@@ -323,8 +326,8 @@ class CaseWork:
         row["key"] = self._key(files)
         earlier = self.known.get(files.case, {})
         if earlier.get("key") == row["key"] and earlier["status"] != "failed":
-            segmented = earlier["message"] != NO_SEGMENTATION
-            if all(path.is_file() for path in self._paths(files, segmented)):
+            has_masks = self.predictor.plan.candidate_rule.source != "detection"
+            if all(path.is_file() for path in self._paths(files)[: 1 + has_masks]):
                 task.row = {**earlier, "status": "kept"}
                 return task.row
         self._clear(files)
@@ -409,37 +412,22 @@ class CaseWork:
         whole = repr((__version__, choices, written, states))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
 
-    def _paths(self, files: CaseFiles, segmented: bool = True) -> list[Path]:
-        """The files that a case has when it is done; `segmented`: if something was accepted.
+    def _paths(self, files: CaseFiles) -> list[Path]:
+        """The files that a case may get, the candidates' first, then its mask's.
 
         Raises `DatasetError` for an id that cannot name files, or would name others.
         """
         check_case_id(files.case, files.images[0])
-        plan, suffix = self.predictor.plan, result_suffix(files.images[0], self.predictor.plan.dims)
-        with_masks = plan.candidate_rule.source != "detection"
-        names = ["_candidates.json"]
-        if with_masks:
-            names += [f"{MASK_ENDINGS[self.cfg.names]}{suffix}", f"_instances{suffix}"]
-        if with_masks and plan.regions:
-            names.append(f"_regions{suffix}")
-        if self.cfg.save_probabilities:
-            names.append("_probabilities.npz")
-        if self.cfg.dicom_output and _is_dicom(files):
-            names += [REPORT, SEGMENTATION] if segmented and with_masks else [REPORT]
-        return [self.output / f"{files.case}{name}" for name in names]
+        suffix = result_suffix(files.images[0], self.predictor.plan.dims)
+        masks = (f"{kind}{suffix}" for kind in (MASK_ENDINGS[self.cfg.names], *_MASKS))
+        endings = "_candidates.json", *masks, *_OTHERS
+        return [self.output / f"{files.case}{ending}" for ending in endings]
 
     def _clear(self, files: CaseFiles) -> None:
         """Remove a case's files and what a killed run left: old ones are not to pass for new."""
         for path in self._paths(files):
-            literal = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
-            for file in (path, *self.output.glob(f".????????-{literal}")):
-                try:
-                    file.unlink(missing_ok=True)
-                except OSError as error:
-                    raise OutputError(
-                        f"{file}: an earlier result cannot be removed ({error.strerror}). "
-                        "Remove it, or name another output folder."
-                    ) from error
+            for file in (path, *self.output.glob(f".????????-{escape(path.name)}")):
+                file.unlink(missing_ok=True)
 
 
 def _is_dicom(files: CaseFiles) -> bool:

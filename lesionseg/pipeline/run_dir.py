@@ -148,15 +148,13 @@ def data_hash(dataset: Dataset) -> str:
 
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from, `+` appended when it has changes."""
-    said = []
-    for typed in ("rev-parse --short=12 HEAD", "status --porcelain --untracked-files=no"):
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *typed.split()]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        said.append(done.stdout.strip())
-    return said[0] + ("+" if said[1] else "")
+    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *describe.split()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def device_name(device: str) -> str:
