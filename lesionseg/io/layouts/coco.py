@@ -86,15 +86,15 @@ def read_coco(root: Path) -> Dataset:
     path, problems = root / ANNOTATIONS, Problems()
     content = validated(_Content, read_json(path), path)
     categories = sorted(content.categories, key=lambda c: c.id)
-    label_of = {category.id: rank for rank, category in enumerate(categories, start=1)}
+    label_of = {str(category.id): rank for rank, category in enumerate(categories, start=1)}
     stems = {str(i.get("id")): strip_suffix(Path(str(i.get("file_name")))) for i in content.images}
     lesions: dict[str, list[CocoLesion]] = {number: [] for number in stems}
     for annotation in content.annotations:
-        image, category = str(annotation.get("image_id")), annotation.get("category_id")
+        image, category = str(annotation.get("image_id")), str(annotation.get("category_id"))
         where = f"{path}: annotation {str(annotation.get('id'))[:40]}"
         with problems.of(stems.get(image, ""), where):
             if image not in stems or category not in label_of:
-                raise DatasetError(f"image {image[:40]} or category {category} is not listed.")
+                raise DatasetError(f"image {image[:40]} or category {category[:40]} is not listed.")
             entry = annotation | {"label": label_of[category]}
             lesions[image].append(validated(CocoLesion, entry))
     cases = []
@@ -102,7 +102,7 @@ def read_coco(root: Path) -> Dataset:
         number = str(record.get("id"))
         with problems.of(stems[number], path):
             cases.append(_case(root, stems[number], validated(_Image, record), lesions[number]))
-    labels = {label_of[category.id]: category.name or str(category.id) for category in categories}
+    labels = {rank: c.name or str(c.id) for rank, c in enumerate(categories, start=1)}
     info = content.info if isinstance(content.info, Mapping) else {}
     more = {"incomplete_reference": bool(info.get("incomplete_reference"))}
     return listed(root, "coco", ["image"], labels, cases, problems, **more)

@@ -61,7 +61,8 @@ def read_datalist(root: Path) -> Dataset:
             raise DatasetError(f"{path}: {key} is not read; write cccwhd in LPS mm, or xyxy.")
     cases, problems = list[CaseFiles](), Problems()
     for key, role in _ROLES:
-        for entry in content.get(key, ()):
+        entries = content.get(key)
+        for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and "label" in entry:
                 with problems.of(str(entry.get("image", "")), path):
                     cases.append(_case(root, validated(_Entry, entry), role))

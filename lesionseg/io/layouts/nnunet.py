@@ -94,9 +94,11 @@ def read_nnunet(root: Path) -> Dataset:
 def _folds(path: Path) -> dict[str, int]:
     """Fold of each case: the split whose `val` list it stands in; none when a case is in two."""
     splits = read_json(path) if path.is_file() else []
-    if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):
-        raise DatasetError(f"{path}: the splits are not a list of objects.")
-    pairs = [(str(case), k) for k, split in enumerate(splits) for case in split.get("val", ())]
+    pairs = []
+    for k, split in enumerate(splits if isinstance(splits, list) else [None]):
+        if not isinstance(split, dict) or not isinstance(split.get("val"), list):
+            raise DatasetError(f"{path}: the splits are not a list of objects with lists 'val'.")
+        pairs += [(str(case), k) for case in split["val"]]
     return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
 
 

@@ -1,4 +1,4 @@
-"""COCO folders: boxes, polygons, RLE, instance masks, and everything that can be wrong there."""
+"""COCO folders: boxes, polygons, RLE, instance masks, and what can be wrong there."""
 
 import json
 from collections.abc import Callable
@@ -26,10 +26,11 @@ def folder(tmp_path: Path) -> Folder:
     def write(
         annotations: list[dict[str, Any]] | None = None,
         mask: np.ndarray | None = None,
+        facts: dict[str, Any] | None = None,
         **image: Any,
     ) -> Path:
-        (tmp_path / "images").mkdir()
-        (tmp_path / "masks").mkdir()
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "masks").mkdir(exist_ok=True)
         Image.fromarray(np.zeros((8, 10), np.uint8)).save(tmp_path / "images" / "a.png")
         entry = {"id": 7, "file_name": "a.png", "width": 10, "height": 8, **image}
         if mask is not None:
@@ -39,6 +40,7 @@ def folder(tmp_path: Path) -> Folder:
             "images": [entry],
             "annotations": [{"image_id": 7, "category_id": 20, **a} for a in annotations or []],
             "categories": [{"id": 30, "name": "mass"}, {"id": 20, "name": "nodule"}],
+            **(facts or {}),
         }
         (tmp_path / "annotations.json").write_text(json.dumps(content))
         return tmp_path
@@ -51,70 +53,74 @@ def _case(root: Path, *, merge_labels: bool = False) -> Case:
     return read_case(dataset.cases[0], dataset)
 
 
-def _reference(root: Path, *, merge_labels: bool = False) -> Reference:
+def _drawn(root: Path, *, merge_labels: bool = False) -> tuple[Reference, np.ndarray, np.ndarray]:
+    """The reference, its instances and its labels."""
     reference = _case(root, merge_labels=merge_labels).reference
     assert reference is not None
-    return reference
+    assert reference.instances is not None
+    assert reference.labels is not None
+    return reference, reference.instances, reference.labels
 
 
-def test_labels_are_ranks_of_category_ids(folder: Folder) -> None:
-    dataset = read_dataset(folder())
-    assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
-    assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]
-    assert not dataset.incomplete_reference
+def _boxes(root: Path) -> tuple[list[list[float]], tuple[int, ...]]:
+    reference = _case(root).reference
+    assert reference is not None
+    assert reference.boxes is not None
+    assert reference.boxes.dtype == np.float32
+    return reference.boxes.tolist(), reference.box_labels
 
 
 def test_an_image_says_patient_pixel_role_and_more(folder: Folder) -> None:
-    root = folder(patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")
+    dataset = read_dataset(folder())
+    assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
+    assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]  # by category id
+    assert not dataset.incomplete_reference
+    assert dataset.cases[0].columns == {"pixel_mm": ""}
+    assert _case(dataset.root).image.geometry.spacing_mm == (1, 1)
+    info = {"info": {"incomplete_reference": True}}
+    root = folder(facts=info, patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")
     dataset = read_dataset(root)
+    assert dataset.incomplete_reference
     files = dataset.cases[0]
     assert (files.case, files.group, files.role, files.fold) == ("a", "p9", "test", 2)
     assert files.columns == {"pixel_mm": "0.2", "view": "PA"}
     assert read_case(files, dataset).image.geometry.spacing_mm == (0.2, 0.2)
 
 
-def test_an_unknown_pixel_size_is_one_millimetre_and_an_empty_column(folder: Folder) -> None:
-    root = folder()
-    assert read_dataset(root).cases[0].columns == {"pixel_mm": ""}
-    assert _case(root).image.geometry.spacing_mm == (1, 1)
-
-
 def test_an_image_without_annotation_is_lesion_free(folder: Folder) -> None:
-    reference = _reference(folder())
-    for array in (reference.labels, reference.instances):
-        assert array is not None
-        assert array.shape == (8, 10)
-        assert not array.any()
+    reference, instances, labels = _drawn(folder())
+    assert instances.shape == labels.shape == (8, 10)
+    assert not instances.any()
+    assert not labels.any()
     assert reference.instance_labels == ()
     assert reference.boxes is not None
     assert reference.boxes.shape == (0, 4)
 
 
 def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder: Folder) -> None:
-    reference = _reference(
-        folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
-    )
+    root = folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
+    assert _boxes(root) == ([[1, 2, 5, 5.5], [0, 0, 2, 1]], (1, 2))
+    reference = _case(root).reference
+    assert reference is not None
     assert reference.labels is None
     assert reference.instances is None
-    assert reference.boxes is not None
-    assert reference.boxes.dtype == np.float32
-    assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [0, 0, 2, 1]]
-    assert reference.box_labels == (1, 2)
-
-
-def test_a_box_over_the_edge_is_cut(folder: Folder) -> None:
-    reference = _reference(folder([{"bbox": [-2, 5, 6, 60]}]))
-    assert reference.boxes is not None
-    assert reference.boxes.tolist() == [[5, 0, 8, 4]]
+    assert _boxes(folder([{"bbox": [-2, 5, 6, 60]}]))[0] == [[5, 0, 8, 4]]  # cut to the image
 
 
 def test_a_polygon_is_drawn(folder: Folder) -> None:
-    reference = _reference(folder([{"bbox": [2, 1, 3, 3], "segmentation": SQUARE}]))
+    polygon = [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE, "category_id": 30}]
     expected = np.zeros((8, 10))
     expected[1:4, 2:5] = 1
-    np.testing.assert_array_equal(reference.instances, expected)
-    np.testing.assert_array_equal(reference.labels, expected)
+    reference, instances, labels = _drawn(folder(polygon, mask_file="gone.png"))
+    np.testing.assert_array_equal(instances, expected)
+    np.testing.assert_array_equal(labels, expected * 2)
+    assert reference.instance_labels == (2,)
+    reference, _, labels = _drawn(folder(polygon), merge_labels=True)
+    np.testing.assert_array_equal(labels, expected)
     assert reference.instance_labels == (1,)
+    speck = [[3.1, 2.1, 3.2, 2.1, 3.2, 2.2]]  # too small for a pixel keeps one
+    _, instances, _ = _drawn(folder([{"bbox": [3.1, 2.1, 0.1, 0.1], "segmentation": speck}]))
+    assert np.argwhere(instances).tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("kind", ["compressed", "counts"])
@@ -125,39 +131,22 @@ def test_rle_is_drawn(folder: Folder, kind: str) -> None:
     counts = [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]  # runs down the columns
     text = rle["counts"].decode() if kind == "compressed" else counts
     drawing = {"size": [8, 10], "counts": text}
-    reference = _reference(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
-    np.testing.assert_array_equal(reference.instances, mask)
+    _, instances, _ = _drawn(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
+    np.testing.assert_array_equal(instances, mask)
 
 
 def test_where_polygons_overlap_the_smaller_keeps_the_pixel(folder: Folder) -> None:
     big = [[0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]]
-    root = folder(
-        [
-            {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30},
-            {"bbox": [0, 0, 8, 8], "segmentation": big},
-        ]
-    )
-    reference = _reference(root)
-    assert reference.instances is not None
-    assert reference.labels is not None
-    assert (reference.instances == 1).sum() == 9
-    assert (reference.instances == 2).sum() == 64 - 9
+    small = {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}
+    root = folder([small, {"bbox": [0, 0, 8, 8], "segmentation": big}])
+    reference, instances, labels = _drawn(root)
+    assert np.bincount(instances.ravel()).tolist() == [16, 9, 64 - 9]
     assert reference.instance_labels == (2, 1)
-    assert reference.labels[2, 3] == 2
+    assert labels[2, 3] == 2
 
 
-def test_a_polygon_too_small_for_a_pixel_keeps_one(folder: Folder) -> None:
-    speck = [[3.1, 2.1, 3.2, 2.1, 3.2, 2.2]]
-    reference = _reference(folder([{"bbox": [3.1, 2.1, 0.1, 0.1], "segmentation": speck}]))
-    assert reference.instances is not None
-    assert np.argwhere(reference.instances).tolist() == [[2, 3]]
-
-
-def _two_in_a_mask() -> np.ndarray:
-    mask = np.zeros((8, 10), np.uint8)
-    mask[1:3, 1:3] = 9
-    mask[5, 5] = 4
-    return mask
+TWO = np.zeros((8, 10), np.uint8)
+TWO[1:3, 1:3], TWO[5, 5] = 9, 4
 
 
 def test_an_instance_mask_goes_before_polygons(folder: Folder) -> None:
@@ -165,22 +154,11 @@ def test_an_instance_mask_goes_before_polygons(folder: Folder) -> None:
         {"bbox": [5, 5, 1, 1], "mask_label": 4, "segmentation": SQUARE},
         {"bbox": [1, 1, 2, 2], "mask_label": 9, "segmentation": SQUARE, "category_id": 30},
     ]
-    reference = _reference(folder(annotations, _two_in_a_mask()))
-    assert reference.instances is not None
-    assert reference.labels is not None
-    assert reference.instances.dtype == np.int32
-    assert (reference.instances[5, 5], reference.instances[1, 1]) == (1, 2)
-    assert (reference.labels[5, 5], reference.labels[1, 1]) == (1, 2)
+    reference, instances, labels = _drawn(folder(annotations, TWO))
+    assert instances.dtype == np.int32
+    assert (instances[5, 5], instances[1, 1]) == (1, 2)
+    assert (labels[5, 5], labels[1, 1]) == (1, 2)
     assert reference.instance_labels == reference.box_labels == (1, 2)
-
-
-def test_a_mask_file_that_is_not_there_leaves_the_polygons(folder: Folder) -> None:
-    root = folder(
-        [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE}], mask_file="gone.png"
-    )
-    reference = _reference(root)
-    assert reference.instances is not None
-    assert reference.instances.sum() == 9
 
 
 def test_a_finding_under_two_names_is_left_out_once_and_said(
@@ -191,53 +169,30 @@ def test_a_finding_under_two_names_is_left_out_once_and_said(
         {"bbox": [1, 1, 2, 2], "mask_label": 9, "category_id": 30},
         {"bbox": [5, 5, 1, 1], "mask_label": 4},
     ]
-    reference = _reference(folder(annotations, _two_in_a_mask()))
+    reference, instances, _ = _drawn(folder(annotations, TWO))
     assert "1 lesion of 3" in caplog.text
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes is not None
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
-    assert reference.instances is not None
-    assert (reference.instances[1, 1], reference.instances[5, 5]) == (1, 2)
+    assert (instances[1, 1], instances[5, 5]) == (1, 2)
 
 
-def test_crowds_are_ignored_not_judged(folder: Folder) -> None:
-    annotations = [
+def test_crowds_are_ignored_but_for_lesions_within(folder: Folder) -> None:
+    crowds = [
         {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "iscrowd": 1},
         {"bbox": [8, 6, 1.5, 2], "iscrowd": 1},
     ]
-    reference = _reference(folder(annotations))
+    reference, _, labels = _drawn(folder(crowds))
     assert reference.ignore is not None
-    assert reference.labels is not None
     assert reference.ignore.sum() == 9 + 4
-    assert not reference.labels.any()
-
-
-@pytest.mark.parametrize("drawn", [True, False])
-def test_a_lesion_within_a_crowd_is_still_one(folder: Folder, drawn: bool) -> None:
-    lesion = {"bbox": [2, 1, 3, 3], **({"segmentation": SQUARE} if drawn else {})}
-    reference = _reference(folder([lesion, {"bbox": [1, 0, 7, 7], "iscrowd": 1}]))
-    assert reference.ignore is not None
-    assert reference.ignore.sum() == 49 - 9
-    if drawn:
-        assert reference.labels is not None
-        assert not (reference.ignore & (reference.labels > 0)).any()
-
-
-def test_merged_labels_are_all_one(folder: Folder) -> None:
-    root = folder([{"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}])
-    assert read_dataset(root, merge_labels=True).labels == {1: "lesion"}
-    reference = _reference(root, merge_labels=True)
-    assert reference.instance_labels == (1,)
-    assert reference.labels is not None
-    assert reference.labels.max() == 1
-
-
-def test_an_incomplete_reference_may_be_said(folder: Folder) -> None:
-    root = folder()
-    content = json.loads((root / "annotations.json").read_text())
-    content["info"] = {"incomplete_reference": True}
-    (root / "annotations.json").write_text(json.dumps(content))
-    assert read_dataset(root).incomplete_reference
+    assert not labels.any()
+    crowd = {"bbox": [1, 0, 7, 7], "iscrowd": 1}
+    for drawn in ({}, {"segmentation": SQUARE}):
+        within = _case(folder([{"bbox": [2, 1, 3, 3], **drawn}, crowd])).reference
+        assert within is not None
+        assert within.ignore is not None
+        assert within.ignore.sum() == 49 - 9
+        assert not within.ignore[1:4, 2:5].any()
 
 
 @pytest.mark.parametrize(
@@ -250,33 +205,31 @@ def test_an_incomplete_reference_may_be_said(folder: Folder) -> None:
         ({"bbox": [2, 1, -3, 4]}, DatasetError, "bbox"),
         ({"bbox": [2, 1, float("nan"), 4]}, ReadError, "NaN is not JSON"),
         ({"bbox": [2, 1, 3, 4], "category_id": 99}, DatasetError, "99 is not listed"),
-        ({"bbox": [2, 1, 3, 4], "image_id": 99}, DatasetError, "image 99 .* not listed"),
+        ({"bbox": [2, 1, 3, 4], "category_id": [20]}, DatasetError, "not listed"),
         ({"bbox": [2, 1, 3, 4], "image_id": None}, DatasetError, "not listed"),
     ],
 )
-def test_annotations_that_fit_nothing_are_refused(
+def test_annotations_that_fit_nothing_are_an_error(
     folder: Folder, annotation: dict[str, Any], error: type[Exception], match: str
 ) -> None:
-    with pytest.raises(error, match=match) as refused:
+    with pytest.raises(error, match=rf"(?s)annotations\.json.*{match}"):
         read_dataset(folder([annotation]))
-    assert "annotations.json" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("annotation", "match"),
     [
-        ({"bbox": [50, 50, 3, 3]}, "case a: box 1, .* lies outside its image"),
-        ({"bbox": [-9, 1, 3, 3]}, "box 1, .* lies outside its image"),
-        (
-            {"bbox": [6, 4, 3, 3], "segmentation": SQUARE},
-            "lesion 1 and its box .* disagree.*0 of 9",
-        ),
+        ({"bbox": [50, 50, 3, 3]}, "case a: box 1"),
+        ({"bbox": [-9, 1, 3, 3]}, "box 1"),
+        ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
         ({"bbox": [2, 1, 3, 3], "segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": [["a"] * 6]}, "cannot be drawn"),
+        ({"bbox": [2, 1, 3, 3], "segmentation": [[1e9] * 6]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
+        ({"bbox": [2, 1, 3, 3], "segmentation": {"size": [8, 10]}}, "cannot be drawn"),
     ],
 )
-def test_drawings_that_fit_nothing_are_refused(
+def test_drawings_that_fit_nothing_are_an_error(
     folder: Folder, annotation: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(ContentError, match=match):
@@ -284,42 +237,30 @@ def test_drawings_that_fit_nothing_are_refused(
 
 
 @pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
-def test_a_mask_and_annotations_that_do_not_fit_are_refused(
+def test_a_mask_and_annotations_that_do_not_fit_are_an_error(
     folder: Folder, labels: tuple[int, ...]
 ) -> None:
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
-        _case(folder(annotations, _two_in_a_mask()))
+        _case(folder(annotations, TWO))
 
 
-def test_a_mask_of_another_size_is_refused(folder: Folder) -> None:
-    root = folder([{"bbox": [1, 1, 2, 2], "mask_label": 1}], np.ones((4, 4)))
+def test_files_of_another_size_and_none_are_an_error(folder: Folder) -> None:
     with pytest.raises(GeometryError, match=r"masks.a\.png is .*, its image"):
-        _case(root)
-
-
-def test_an_image_of_another_size_than_annotated_is_refused(folder: Folder) -> None:
+        _case(folder([{"bbox": [1, 1, 2, 2], "mask_label": 1}], np.ones((4, 4))))
     with pytest.raises(GeometryError, match=r"a\.png .*drawn on"):
         _case(folder(width=20))
-
-
-def test_an_image_that_is_not_there_is_named(folder: Folder) -> None:
-    with pytest.raises(DatasetError, match=r"gone\.png.* does not exist"):
+    with pytest.raises(DatasetError, match=r"gone\.png"):
         read_dataset(folder(file_name="gone.png"))
-
-
-def test_two_images_of_one_name_are_refused(folder: Folder) -> None:
-    root = folder()
-    content = json.loads((root / "annotations.json").read_text())
-    content["images"].append({**content["images"][0], "id": 8})
-    (root / "annotations.json").write_text(json.dumps(content))
+    twice = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
     with pytest.raises(DatasetError, match="'a' is listed more than once"):
-        read_dataset(root)
+        read_dataset(folder(facts={"images": twice}))
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "{",
         "[]",
         "{}",
         '{"images": [], "annotations": [], "categories": []}',
@@ -330,11 +271,5 @@ def test_two_images_of_one_name_are_refused(folder: Folder) -> None:
 )
 def test_a_file_that_is_no_coco_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations.json").write_text(text)
-    with pytest.raises(DatasetError, match=r"annotations\.json"):
-        read_dataset(tmp_path)
-
-
-def test_broken_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "annotations.json").write_text("{")
-    with pytest.raises(ReadError, match=r"annotations\.json"):
+    with pytest.raises((DatasetError, ReadError), match=r"annotations\.json"):
         read_dataset(tmp_path)
