@@ -164,7 +164,6 @@ def box_candidates(
         c
         for c in candidates
         if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
-        and c.diameter_mm >= rule.min_diameter_mm
     ]
     return _numbered(large)
 

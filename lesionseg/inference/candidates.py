@@ -145,8 +145,7 @@ def find_candidates(
         regions += joined
         labels += [label] * len(joined)
     sizes = np.array([len(r.voxels) for r in regions])
-    diameters = equivalent_diameter_mm(sizes * geometry.voxel_size, geometry.dims)
-    large = (sizes >= rule.min_voxels) & (diameters >= rule.min_diameter_mm)
+    large = sizes >= rule.min_voxels
     if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
         _divide(regions, np.flatnonzero(large), prod(geometry.shape))
 

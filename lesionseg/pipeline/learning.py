@@ -116,7 +116,7 @@ def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     ).with_(prepare_extra=tuple(extra))
     plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
-        log.info("Plan, %s: %s", decision, reason)
+        log.info("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan
 
 

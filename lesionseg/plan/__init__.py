@@ -1,6 +1,6 @@
 """From dataset statistics to decisions: fingerprint, rules, plan and splits; no network here."""
 
-from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
+from lesionseg.plan.fingerprint import Fingerprint, facts_of, fingerprint_of
 from lesionseg.plan.make import make_plan
 from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
 from lesionseg.plan.splits import Splits, make_splits
@@ -12,7 +12,8 @@ __all__ = [
     "Normalisation",
     "Plan",
     "Splits",
+    "facts_of",
+    "fingerprint_of",
     "make_plan",
     "make_splits",
-    "take_fingerprint",
 ]

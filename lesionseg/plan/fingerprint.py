@@ -1,7 +1,7 @@
 """The fingerprint: what a dataset's images and lesions are like, in numbers."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -145,17 +145,8 @@ def voxels_per_case(n_cases: int) -> int:
     return max(64, min(SAMPLED, MOST_SAMPLED // max(n_cases, 1)))
 
 
-def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
-    """Statistics of `cases`, read one after the other and forgotten; unlabelled ones are skipped.
-
-    Raises `DatasetError` when no case is labelled.
-    """
-    facts = [facts_of(case, case.reference) for case in cases if case.reference is not None]
-    return fingerprint_of(dataset, facts)
-
-
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
-    """The fingerprint of cases of which facts were kept. Raises `DatasetError` for none."""
+    """The fingerprint of labelled cases. Raises `DatasetError` for none."""
     if not facts:
         raise DatasetError(f"{dataset.root}: no labelled case to plan from.")
     channels = tuple(_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))

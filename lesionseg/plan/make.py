@@ -14,14 +14,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import (
-    AnchorPlan,
-    Architecture,
-    Plan,
-    sources_of,
-    total_stride,
-    tuples,
-)
+from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, total_stride, tuples
 from lesionseg.plan.rules import Decision, DeviceBudget
 
 logger = logging.getLogger(__name__)
@@ -86,16 +79,14 @@ def make_plan(
         return found
 
     def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        anchors = anchors_of(shape).value
         return draft.with_(
-            architecture=shape,
-            tile_shape=tuple(tile),
-            batch_size=batch,
-            anchors=anchors_of(shape).value,
+            architecture=shape, tile_shape=tuple(tile), batch_size=batch, anchors=anchors
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    sizes: dict[str, int] = {"n_channels": len(dataset.channel_names), "dims": draft.dims}
-    budget = rules.budget(device, memory_gb, step_gb, **sizes)
+    n_channels = len(dataset.channel_names)
+    budget = rules.budget(device, memory_gb, step_gb, n_channels=n_channels, dims=draft.dims)
     # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
     capped = not (on_gpu and chosen.architecture == "residual_unet")
     allowed = replace(budget.value, architecture=chosen.architecture, capped=capped)
@@ -111,9 +102,8 @@ def make_plan(
         unit = np.pi / (6 if draft.dims == 3 else 4) / np.prod(draft.spacing_mm)
         lesions = unit * np.asarray(fingerprint.diameters_mm, dtype=np.float64) ** draft.dims
         allowed = rules.for_small_tiles(allowed, median_shape, draft.spacing_mm, n_voxels, lesions)
-    tile = _pick(
-        None if chosen.tile_shape is None else tuple(int(n) for n in chosen.tile_shape),
-        lambda: rules.tile_shape(median_shape, draft.spacing_mm, allowed),
+    tile: Decision[tuple[int, ...]] = _pick(
+        chosen.tile_shape, lambda: rules.tile_shape(median_shape, draft.spacing_mm, allowed)
     )
     if pyramid is not None:
         if chosen.tile_shape is None:
@@ -132,13 +122,8 @@ def make_plan(
         chosen.batch_size, lambda: rules.batch_size(shape.value, tile.value, allowed, n_voxels)
     )
     plan = sized(shape.value, tile.value, batch.value)
-    reasons = {
-        **draft.reasons,
-        "budget": budget.reason,
-        "tile_shape": tile.reason,
-        "architecture": shape.reason,
-        "batch_size": batch.reason,
-    }
+    reasons = {**draft.reasons, "budget": budget.reason, "tile_shape": tile.reason}
+    reasons |= {"architecture": shape.reason, "batch_size": batch.reason}
     if plan.anchors is not None:
         reasons["anchors"] = anchors_of(shape.value).reason
     if step_memory is not None and on_gpu:
@@ -154,37 +139,31 @@ def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
 
 
 def _draft(
-    fingerprint: Fingerprint,
-    dataset: Dataset,
-    device: str,
-    chosen: ModelConfig,
-    before: Plan | None,
+    facts: Fingerprint, dataset: Dataset, device: str, chosen: ModelConfig, before: Plan | None
 ) -> Plan:
     """All of the plan that no tile, network or batch decides, with the reasons for it."""
     for name in ("spacing_mm", "tile_shape"):
         value = getattr(chosen, name)
-        if value is not None and len(value) != fingerprint.dims:
-            axes = "z, y, x" if fingerprint.dims == 3 else "y, x"
+        if value is not None and len(value) != facts.dims:
+            axes = "z, y, x" if facts.dims == 3 else "y, x"
             raise ConfigError(f"model.{name}={list(value)}: wrong number of axes; give {axes}.")
     if dataset.regions and chosen.activation == "softmax":
         raise ConfigError(
             "model.activation=softmax: regions overlap. Take sigmoid, or data.merge_labels=true."
         )
-    spacing = _pick(
-        None if chosen.spacing_mm is None else tuple(float(s) for s in chosen.spacing_mm),
-        lambda: rules.spacing(fingerprint.spacings_mm, fingerprint.diameters_mm, device),
+    spacing: Decision[tuple[float, ...]] = _pick(
+        chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
     )
     if before is not None:
         scales = [Decision(scale, FOLLOWED) for scale in before.normalisation]
     else:
-        scales = [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
-    prior = rules.prior(fingerprint.lesion_fraction)
-    candidates = rules.candidate_rule(
-        fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
-    )
+        scales = [rules.normalisation(c, facts.dims) for c in facts.channels]
+    prior = rules.prior(facts.lesion_fraction)
+    candidates = rules.candidate_rule(facts.lesion_voxels, facts.lesions_per_case, prior.value)
+    xray_mm = [mm[0] for mm in facts.spacings_mm] if facts.dims == 2 else []
     return Plan(
-        dims=fingerprint.dims,
-        modality=fingerprint.modality,
+        dims=facts.dims,
+        modality=facts.modality,
         channel_names=dataset.channel_names,
         label_values=tuple(r.painted for r in dataset.regions) or tuple(dataset.labels),
         label_names=tuple(r.name for r in dataset.regions) or tuple(dataset.labels.values()),
@@ -198,9 +177,7 @@ def _draft(
         activation=chosen.activation,
         tempered=True,
         # of a radiograph that states none: those to come are resampled as the training's were
-        raster_mm=float(np.median([s[0] for s in fingerprint.spacings_mm]))
-        if fingerprint.dims == 2
-        else None,
+        raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,
@@ -217,10 +194,7 @@ def _architecture(
     """Stages and features; raises `ConfigError` for a tile that cannot be halved."""
     network = network_spec(chosen)  # others have rules of their own
     by_hand = chosen.tile_shape is not None and not network
-    features = allowed.base_features, allowed.widest
-    shape = rules.network_shape(
-        tile, spacing_mm, *features, name=chosen.architecture, exact=by_hand
-    )
+    shape = allowed.network(tile, spacing_mm, exact=by_hand)
     if by_hand and len(shape.features) == 1:
         raise ConfigError(
             f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
@@ -269,14 +243,7 @@ def check_compatible(
         raise ConfigError(f"model.init_from: the channels have another order: {seen}.")
     if there != here:
         logger.warning("Channels are named differently (%s) and taken by their place.", seen)
-    decided: dict[str, tuple[object, object]] = {
-        "spacing_mm": (
-            None if chosen.spacing_mm is None else tuple(float(s) for s in chosen.spacing_mm),
-            before.spacing_mm,
-        ),
-        "base_features": (chosen.base_features, shape.features[0]),
-        "layout": (chosen.layout, shape.layout),
-    }
-    for name, (value, own) in decided.items():
-        if value is not None and value != own:
+    own_values = {"base_features": shape.features[0], "layout": shape.layout}
+    for name, own in {"spacing_mm": before.spacing_mm, **own_values}.items():
+        if (value := getattr(chosen, name)) not in (None, own):
             raise ConfigError(f"model.{name}={value}: the bundle to start from has {own}.")

@@ -113,9 +113,7 @@ class CandidateRule:
     whose peak is below `prominence` times the highest probability there. Peaks below `join` times
     the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
     diameter (`candidates.postprocess`; a `join` of 1 joins none).
-    Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
-    cross-validation showed that they are false positives. `source`: whether candidates come from
-    the voxels, from a detector's boxes or from both (`candidates.fusion`).
+    `source`: whether candidates come from the voxels, from a detector's boxes or from both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
@@ -126,7 +124,6 @@ class CandidateRule:
     prominence: _Factor = 1.5
     join: _Factor = 20.0
     join_mm: _Factor = 10.0
-    min_diameter_mm: _Factor = 0.0
     source: CandidateSource = "segmentation"
 
 
@@ -157,7 +154,6 @@ class AnchorPlan:
 
     @property
     def n_shapes(self) -> int:
-        """Anchors at each cell."""
         return len(self.sizes[0])
 
     def levels(
@@ -233,7 +229,6 @@ class Plan:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether the network gives boxes: it does where there are anchors for them."""
         return self.anchors is not None
 
     @property
@@ -247,7 +242,6 @@ class Plan:
 
     @property
     def n_voxel_channels(self) -> int:
-        """Channels of probabilities that the network gives of each voxel."""
         return len(self.label_values) if self.has_voxels else 0
 
     @property
@@ -271,7 +265,6 @@ class Plan:
         return dict(zip(self.label_values, self.label_names, strict=True))
 
     def names_of(self, channels: Sequence[int]) -> tuple[str, ...]:
-        """Names of the channels at these places."""
         return tuple(self.channel_names[c] for c in channels)
 
     def check_missing(self, missing: Sequence[int]) -> None:
@@ -283,11 +276,9 @@ class Plan:
             )
 
     def with_(self, **changes: Any) -> "Plan":
-        """Copy of the plan with some fields changed."""
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        """The plan as indented JSON."""
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod

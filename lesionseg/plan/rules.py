@@ -182,10 +182,12 @@ class DeviceBudget:
     most_voxels: float = inf  # of a tile
     architecture: str = "unet"  # it is spent on
 
-    def network(self, tile: Sequence[int], spacing_mm: Sequence[float]) -> Architecture:
+    def network(
+        self, tile: Sequence[int], spacing_mm: Sequence[float], exact: bool = False
+    ) -> Architecture:
         """The network that a tile is planned with."""
         features = self.base_features, self.widest
-        return network_shape(tile, spacing_mm, *features, name=self.architecture)
+        return network_shape(tile, spacing_mm, *features, name=self.architecture, exact=exact)
 
 
 def budget(

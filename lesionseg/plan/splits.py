@@ -31,7 +31,6 @@ class Splits:
     note: str
 
     def to_json(self) -> str:
-        """The splits as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod

@@ -1,11 +1,18 @@
 """A tiny dataset in memory: what the planning rules need of one."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.plan import Fingerprint, facts_of, fingerprint_of
+
+
+def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
+    """Statistics of the labelled of these cases."""
+    return fingerprint_of(dataset, [facts_of(c, c.reference) for c in cases if c.reference])
 
 
 @pytest.fixture

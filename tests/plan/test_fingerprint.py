@@ -1,9 +1,6 @@
 """The fingerprint counts, measures and forgets."""
 
-import gc
 import json
-import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +8,8 @@ import pytest
 
 from lesionseg.core import Case, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import DatasetError
-from lesionseg.plan.fingerprint import Fingerprint, canonical_order, take_fingerprint
+from lesionseg.plan.fingerprint import Fingerprint, canonical_order
+from tests.plan.conftest import take_fingerprint
 
 
 def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
@@ -142,20 +140,6 @@ def test_touching_instances_stay_two_lesions(dataset: Dataset, cases: list[Case]
     reference = Reference(geometry, instances=instances, instance_labels=(1, 1))
     found = take_fingerprint(dataset, [Case("a", cases[0].image, reference)])
     assert found.lesions_per_case == (2,)
-
-
-def test_one_case_is_in_memory_at_a_time(dataset: Dataset, cases: list[Case]):
-    alive: list[weakref.ref[Case]] = []
-
-    def stream() -> Iterator[Case]:
-        for case in cases:
-            gc.collect()
-            assert sum(ref() is not None for ref in alive) <= 1
-            fresh = replace(case)
-            alive.append(weakref.ref(fresh))
-            yield fresh
-
-    take_fingerprint(dataset, stream())
 
 
 def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):

@@ -8,7 +8,8 @@ import pytest
 from lesionseg.config import ModelConfig
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
-from lesionseg.plan import Fingerprint, Plan, make_plan, take_fingerprint
+from lesionseg.plan import Fingerprint, Plan, make_plan
+from tests.plan.conftest import take_fingerprint
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.plan import Plan, make_plan, take_fingerprint
+from lesionseg.plan import Plan, make_plan
 from lesionseg.training.memory import step_gb
+from tests.plan.conftest import take_fingerprint
 
 DATA = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
