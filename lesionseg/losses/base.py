@@ -2,9 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from inspect import signature
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -48,8 +46,7 @@ class VoxelLoss(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
-    ) -> LossTerms:
-        """The loss's terms."""
+    ) -> LossTerms: ...
 
 
 def region_target(
@@ -166,40 +163,28 @@ class CustomLoss(VoxelLoss):
 
 
 def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
-    """The loss of voxels that a configuration names, complete with the plan's activation.
+    """The loss of voxels that a configuration names: ours as it is, another's in a `CustomLoss`.
 
-    Raises `ConfigError` for an argument that its class does not take, naming the nearest.
+    Its constructor is told the plan's activation by what it has for it: `sigmoid`, `softmax`,
+    `use_softmax`, `activation`. Raises `ConfigError` for what is no loss and for an argument that
+    its class does not take, naming the nearest.
     """
-    given = cfg.plain()
-    loss = partial(named(given.pop(TARGET), "loss"), **given)
-    takes = signature(loss.func).parameters
+    given, softmax = cfg.plain(), activation == "softmax"
+    make = named(given.pop(TARGET), "loss")
+    takes = signature(make).parameters
+    if given.get("to_onehot_y"):
+        raise ConfigError("loss.to_onehot_y must be false: the targets are one-hot already.")
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in takes.values()):
         for name in given.keys() - takes.keys():
             raise ConfigError(f"loss takes no setting {name!r}.{nearest(name, takes)}")
-    return complete_loss(loss, activation)
-
-
-def complete_loss(loss: Any, activation: str) -> nn.Module:
-    """A loss that training takes: ours as it is, another's in a `CustomLoss`.
-
-    A partial, as `loss=custom` gives it, is called with what its constructor has for the plan's
-    activation: `sigmoid`, `softmax`, `use_softmax`, `activation`. Raises `ConfigError` for what is
-    no loss.
-    """
+    flags = {"softmax": softmax, "use_softmax": softmax, "sigmoid": not softmax}
+    fitting = {k: v for k, v in {**flags, "activation": activation}.items() if k in takes}
+    try:
+        loss = make(**{**fitting, **given})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"loss: {error}. It takes {', '.join(takes)}.") from error
     if not isinstance(loss, nn.Module):
-        takes = signature(getattr(loss, "func", loss)).parameters
-        given = getattr(loss, "keywords", {})
-        if given.get("to_onehot_y"):
-            raise ConfigError("loss.to_onehot_y must be false: the targets are one-hot already.")
-        softmax = activation == "softmax"
-        fitting: Any = {"softmax": softmax, "use_softmax": softmax, "sigmoid": not softmax}
-        fitting["activation"] = activation
-        try:
-            loss = loss(**{k: v for k, v in fitting.items() if k in takes and k not in given})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"loss: {error}. It takes {', '.join(takes)}.") from error
-        if not isinstance(loss, nn.Module):
-            raise ConfigError(f"loss._target_ makes a {type(loss).__name__}, which is no loss.")
+        raise ConfigError(f"loss._target_ makes a {type(loss).__name__}, which is no loss.")
     if isinstance(loss, VoxelLoss) or "valid" in signature(loss.forward).parameters:
         return loss
     return CustomLoss(loss, activation)

@@ -74,7 +74,6 @@ class FocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """The term, weighted."""
         function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
         loss = function(
             logits,
@@ -147,7 +146,6 @@ class DiceFocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """The term `dice` and the other loss's."""
         how: Any = {"activation": self.activation, "smooth": self.smooth, "per_tile": self.per_tile}
         dice = dice_loss(logits, labels, valid=valid, **how)
         terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
