@@ -56,12 +56,12 @@ def grid_anchors(
 
 def nearest_cells(
     level: AnchorLevel, points: Float[Tensor, "m d"], k: int
-) -> tuple[Tensor, Tensor]:
+) -> Int64[Tensor, "m near"]:
     """The `k` cells of a level whose centres lie nearest to each point, ties by index.
 
-    Returns cell numbers in C order `[m, k']` int64 and squared distances `[m, k']`, nearest first;
-    k' is smaller than `k` where the level has fewer cells. They lie among the `k` nearest cells
-    along every axis, so that no distance to all cells is ever taken.
+    Their numbers in C order `[m, k']`, nearest first; k' is smaller than `k` where the level has
+    fewer cells. They lie among the `k` nearest cells along every axis, so that no distance to all
+    cells is ever taken.
     """
     dims = len(level.shape)
     columns, offsets = [], []
@@ -78,9 +78,8 @@ def nearest_cells(
         view = [len(points)] + [-1 if a == axis else 1 for a in range(dims)]
         number = number * n + columns[axis].view(view)
         distance = distance + offsets[axis].view(view)
-    number, distance = number.flatten(1), distance.flatten(1)
-    order = torch.argsort(distance, dim=1, stable=True)[:, :k]
-    return number.gather(1, order), distance.gather(1, order)
+    order = torch.argsort(distance.flatten(1), dim=1, stable=True)[:, :k]
+    return number.flatten(1).gather(1, order)
 
 
 def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -117,7 +116,7 @@ def assign_atss(
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     centres, first, numbers = split_box(boxes.float())[0], 0, []
     for level in levels:
-        cells, _ = nearest_cells(level, centres, n_nearest)
+        cells = nearest_cells(level, centres, n_nearest)
         shapes = torch.arange(len(level.sizes), device=boxes.device)
         numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
         first += level.n_anchors

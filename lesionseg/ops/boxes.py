@@ -1,9 +1,10 @@
 """Boxes of any number of axes: `[n, 2·dims]`, all starts then all stops, half-open, in voxels."""
 
 from math import log
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from lesionseg.ops.components import mask_boxes as mask_boxes
@@ -128,3 +129,51 @@ def decode_boxes(
     centre = anchor_centre + shift * anchor_side
     half = ratio.clamp(max=LARGEST_RATIO).exp() * anchor_side / 2
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+class TileLesions(NamedTuple):
+    """The lesions of B tiles, m rows a tile in order of id; at least one row, the rest is empty.
+
+    `ids` `[B, m]` int64, 0 in an empty row; `labels` `[B, m]` int64: the label of a lesion's first
+    voxel; `boxes` `[B, m, 2·dims]` float32: starts then stops, half-open, 0 in an empty row.
+    """
+
+    ids: Int64[Tensor, "b m"]
+    labels: Int64[Tensor, "b m"]
+    boxes: Float[Tensor, "b m two_d"]
+
+
+def lesion_table(
+    instances: Integer[Tensor, "b *tile"], labels: Integer[Tensor, "b *tile"]
+) -> TileLesions:
+    """List the lesions of tiles, given their ids, above 0, and their labels."""
+    n_tiles, shape = len(instances), instances.shape[1:]
+    flat = instances.flatten()
+    voxels = flat.nonzero()[:, 0]
+    tile, ids = voxels // shape.numel(), flat[voxels].long()
+    width = int(ids.max()) + 1 if len(ids) else 1
+    keys, owner = torch.unique(tile * width + ids, return_inverse=True)  # by tile, then id
+    per_tile = torch.bincount(keys // width, minlength=n_tiles)
+    m = max(int(per_tile.max()) if n_tiles else 0, 1)
+    row = keys // width * m + torch.arange(len(keys), device=flat.device)
+    row -= (per_tile.cumsum(0) - per_tile)[keys // width]
+    rows = row[owner]
+
+    def table(values: Tensor, how: str) -> Tensor:
+        """The lowest or highest of each row, 0 in an empty one."""
+        empty = torch.zeros(n_tiles * m, dtype=torch.int64, device=flat.device)
+        return empty.scatter_reduce_(0, rows, values, how, include_self=False)
+
+    low, high = [], []
+    pitch = shape.numel()
+    for n in shape:
+        pitch //= n
+        place = voxels // pitch % n
+        low.append(table(place, "amin"))
+        high.append(table(place + 1, "amax"))
+    listed, first = table(ids, "amax"), table(voxels, "amin")
+    return TileLesions(
+        listed.view(n_tiles, m),
+        torch.where(listed > 0, labels.flatten()[first].long(), 0).view(n_tiles, m),
+        torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1),
+    )

@@ -1,8 +1,8 @@
 """Moving a tile: each of its voxels is read from somewhere in a larger piece of the volume.
 
 The image is interpolated linearly, masks take the nearest voxel. Coordinates are those of voxel
-centres; half a voxel around the source its outermost value holds, farther outside all is 0. On a
-CPU `warp_numba` does the work, elsewhere torch; both give the same to within rounding.
+centres; half a voxel around the source its outermost value holds, farther outside all is 0. Tensors
+lie on the CPU, where `warp_numba` does the work.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from lesionseg.errors import GeometryError
+from lesionseg.ops import warp_numba
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,9 @@ class Warp:
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
     """Interpolate `image` where the warp says; float32."""
-    image = image.float()
-    if image.device.type != "cpu":
-        return warp_linear_plain(image, warp)
-    from lesionseg.ops import warp_numba
-
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
     matrix, bend = _padded(warp)
-    warp_numba.linear(_as_3d(image), matrix, bend, _as_3d(out))
+    warp_numba.linear(_as_3d(image.float()), matrix, bend, _as_3d(out))
     return out
 
 
@@ -55,10 +50,6 @@ def warp_nearest(
     masks: Sequence[Shaped[Tensor, "*inp"]], warp: Warp
 ) -> list[Shaped[Tensor, "*out"]]:
     """The nearest voxel of each mask, in its own dtype; between two centres the higher index."""
-    if masks[0].device.type != "cpu":
-        return warp_nearest_plain(masks, warp)
-    from lesionseg.ops import warp_numba
-
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
     places = np.empty((1,) * (3 - dims) + warp.shape, dtype=np.int32)
@@ -68,56 +59,6 @@ def warp_nearest(
         source = mask.contiguous().numpy().reshape(-1)
         warp_numba.take(source, places.reshape(-1), out.numpy().reshape(-1))
     return warped
-
-
-def warp_linear_plain(image: Float[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
-    """`warp_linear` by `grid_sample`, on any device."""
-    points = _points(warp, image.device)
-    lengths = image.shape[1:]
-    scaled = [2 * x / max(n - 1, 1) - 1 for x, n in zip(points, lengths, strict=True)]
-    grid = torch.stack(scaled[::-1], dim=-1)
-    sampled = functional.grid_sample(
-        image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
-    )
-    return sampled[0] * _inside(points, lengths)
-
-
-def warp_nearest_plain(
-    masks: Sequence[Shaped[Tensor, "*inp"]], warp: Warp
-) -> list[Shaped[Tensor, "*out"]]:
-    """`warp_nearest` by indexing, on any device."""
-    points = _points(warp, masks[0].device)
-    lengths = masks[0].shape
-    inside = _inside(points, lengths)
-    index = tuple(
-        (x.clamp(0, n - 1) + 0.5).floor().clamp(max=n - 1).long()
-        for x, n in zip(points, lengths, strict=True)
-    )
-    return [mask[index] * inside for mask in masks]
-
-
-def _points(warp: Warp, device: torch.device) -> list[Tensor]:
-    """Source coordinates of every output voxel, one tensor `[*out]` an axis."""
-    dims = len(warp.shape)
-    matrix = torch.from_numpy(np.asarray(warp.matrix, dtype=np.float32)).to(device)
-    lines = [
-        torch.arange(n, device=device, dtype=torch.float32).reshape([-1] + [1] * (dims - 1 - axis))
-        for axis, n in enumerate(warp.shape)
-    ]
-    points = []
-    for row in range(dims):
-        point = matrix[row, dims].expand(warp.shape)
-        for column in range(dims):
-            point = point + matrix[row, column] * lines[column]
-        points.append(point if warp.bend is None else point + warp.bend[row])
-    return points
-
-
-def _inside(points: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
-    inside = torch.ones_like(points[0], dtype=torch.bool)
-    for x, n in zip(points, lengths, strict=True):
-        inside &= (x >= -0.5) & (x <= n - 0.5)
-    return inside
 
 
 def _padded(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

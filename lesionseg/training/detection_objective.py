@@ -19,8 +19,7 @@ from lesionseg.ops.anchors import (
     assign_atss,
     grid_anchors,
 )
-from lesionseg.ops.boxes import split_box
-from lesionseg.ops.tile_lesions import lesion_table
+from lesionseg.ops.boxes import lesion_table, split_box
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import (
     LevelTargets,
