@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.config import AugmentConfig
-from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
 from lesionseg.ops.warp import Warp, warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
@@ -208,17 +207,6 @@ class Augmentation:
         """One tile's changes; the same generator state gives the same."""
         draw = Draw(generator)
         return Change(self._movement(draw), self._intensity(draw))
-
-    def __call__(self, tile: TileTensors, generator: torch.Generator) -> TileTensors:
-        """Change a tile of which only itself is at hand: beyond its edge all is 0."""
-        change = self.draw(generator)
-        shape = tuple(tile["labels"].shape)
-        source = change.movement.source(shape)
-        starts, sizes = [a for a, _ in source], [b - a for a, b in source]
-        piece = {
-            key: torch.from_numpy(read_tile(t.numpy(), starts, sizes)) for key, t in tile.items()
-        }
-        return apply(piece, change, shape)
 
     def _movement(self, draw: Draw) -> Movement:
         settings, dims = self.settings, self.plan.dims

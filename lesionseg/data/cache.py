@@ -189,21 +189,14 @@ def _map_array(path: Path) -> NDArray[Any]:
     """The array of a .npy file, its pages read when they are touched; `ValueError` if cut short."""
     with path.open("rb") as stream:
         written = os.fstat(stream.fileno())
-        layout = _layout(path, written.st_mtime_ns, written.st_size)
+        shape, dtype, offset = _layout(path, written.st_mtime_ns, written.st_size)
         pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.ndarray(layout.shape, layout.dtype, pages, layout.offset)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
+    return np.ndarray(shape, dtype, pages, offset)
 
 
 @lru_cache(maxsize=1 << 16)
-def _layout(path: Path, modified_ns: int, size: int) -> _Layout:
-    """What the header says: parsing it takes longer than reading a tile.
+def _layout(path: Path, modified_ns: int, size: int) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and offset that the header says: parsing it takes longer than reading a tile.
 
     NumPy parses headers by `ast`, which fails now and then in threads on Python 3.11.7
     (CPython issue 106905: "AST constructor recursion depth mismatch").
@@ -213,10 +206,10 @@ def _layout(path: Path, modified_ns: int, size: int) -> _Layout:
     if header is None:
         raise ValueError("not an array as the cache writes it")
     shape = tuple(int(n) for n in header["shape"].split(b",") if n.strip())
-    layout = _Layout(shape, np.dtype(header["dtype"].decode()), header.end())
-    if size != layout.offset + math.prod(shape) * layout.dtype.itemsize:
+    dtype = np.dtype(header["dtype"].decode())
+    if size != header.end() + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{size} bytes do not hold the shape {shape}")
-    return layout
+    return shape, dtype, header.end()
 
 
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:

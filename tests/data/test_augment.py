@@ -17,6 +17,7 @@ from lesionseg.data.augment import (
     build_augmentation,
     tile_generator,
 )
+from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
 
 OFF = {"flip_axes": [], "spatial_probability": 0.0, "intensity_probability": 0.0}
@@ -50,6 +51,20 @@ def make_tile(shape=(16, 20, 24), channels=1):
     }
 
 
+def surroundings(tile, movement):
+    """What the movement reads of a tile in the middle of nothing."""
+    shape = tile["labels"].shape
+    source = movement.source(shape)
+    starts, sizes = [a for a, _ in source], [b - a for a, b in source]
+    return {key: torch.from_numpy(read_tile(t.numpy(), starts, sizes)) for key, t in tile.items()}
+
+
+def augmented(augmentation, tile, generator):
+    """A tile in the middle of nothing, changed."""
+    change = augmentation.draw(generator)
+    return apply(surroundings(tile, change.movement), change, tuple(tile["labels"].shape))
+
+
 @pytest.fixture
 def draw():
     return tile_generator(0)
@@ -63,7 +78,7 @@ def plan2d(plan):
 def test_shapes_dtypes_and_plain_tensors_stay(draw, plan, settings):
     tile = make_tile()
     changes = build_augmentation(settings(spatial_probability=1, intensity_probability=1), plan)
-    changed = changes(tile, draw)
+    changed = augmented(changes, tile, draw)
     assert changed.keys() == tile.keys()
     for key, tensor in changed.items():
         assert type(tensor) is torch.Tensor
@@ -77,7 +92,7 @@ def test_image_and_masks_move_together(draw, plan, settings):
     chosen = settings(spatial_probability=1, intensity_probability=0, scale=0.1)
     changes = build_augmentation(chosen, plan)
     for _ in range(5):
-        changed = changes(make_tile(), draw)
+        changed = augmented(changes, make_tile(), draw)
         lesion = changed["instances"] == 70001
         assert (lesion == (changed["image"][0] > 0.5)).float().mean() > 0.98
         assert set(changed["instances"].unique().tolist()) <= {0, 2, 70001}
@@ -91,7 +106,7 @@ def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan, settings):
     )
     tile = make_tile()
     tile["image"] += 5
-    changed = build_augmentation(chosen, plan)(tile, draw)
+    changed = augmented(build_augmentation(chosen, plan), tile, draw)
     assert not changed["valid"].all()
     deep = ~changed["valid"] & (changed["image"][0] == 0)
     assert deep.any()
@@ -101,8 +116,8 @@ def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan, settings):
 def test_the_same_generator_state_gives_the_same_tile(plan, settings):
     changes = build_augmentation(settings(spatial_probability=0.5), plan)
     tile = make_tile()
-    first = [changes(tile, tile_generator(i))["image"] for i in range(6)]
-    again = [changes(tile, tile_generator(i))["image"] for i in reversed(range(6))][::-1]
+    first = [augmented(changes, tile, tile_generator(i))["image"] for i in range(6)]
+    again = [augmented(changes, tile, tile_generator(i))["image"] for i in reversed(range(6))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(first[0], other) for other in first[1:])
 
@@ -114,10 +129,10 @@ def test_thick_slices_are_turned_only_in_their_plane(draw, plan, settings):
     )
     tile = make_tile()
     tile["instances"][:] = torch.arange(16).view(16, 1, 1)
-    changed = build_augmentation(chosen, thick)(tile, draw)["instances"]
+    changed = augmented(build_augmentation(chosen, thick), tile, draw)["instances"]
     for z in range(16):
         assert set(changed[z].unique().tolist()) <= {0, z}
-    turned = build_augmentation(chosen, plan)(tile, draw)["instances"]
+    turned = augmented(build_augmentation(chosen, plan), tile, draw)["instances"]
     assert any(len(turned[z].unique()) > 2 for z in range(16))
 
 
@@ -125,7 +140,9 @@ def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d, settings):
     tile = make_tile((32, 32))
     always = {**OFF, "flip_axes": None, "flip_probability": 1.0}
     assert build_augmentation(settings(**always), plan2d) is None
-    flipped = build_augmentation(settings(**{**always, "flip_axes": [1]}), plan2d)(tile, draw)
+    flipped = augmented(
+        build_augmentation(settings(**{**always, "flip_axes": [1]}), plan2d), tile, draw
+    )
     assert torch.equal(flipped["labels"], tile["labels"].flip(1))
     assert torch.equal(flipped["image"], tile["image"].flip(2))
     with pytest.raises(ConfigError, match="flip_axes"):
@@ -134,7 +151,7 @@ def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d, settings):
 
 def test_two_axes_and_two_channels_work(draw, plan2d, settings):
     changes = build_augmentation(settings(spatial_probability=1, intensity_probability=1), plan2d)
-    changed = changes(make_tile((32, 32), channels=2), draw)
+    changed = augmented(changes, make_tile((32, 32), channels=2), draw)
     assert changed["image"].shape == (2, 32, 32)
 
 
@@ -150,7 +167,7 @@ def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw
     assert build_augmentation(settings(**OFF), plan) is None
     tile["image"].zero_()
     draw = tile_generator(0)
-    changed = build_augmentation(settings(intensity_probability=1), plan)(tile, draw)
+    changed = augmented(build_augmentation(settings(intensity_probability=1), plan), tile, draw)
     assert torch.isfinite(changed["image"]).all()
 
 
@@ -185,18 +202,6 @@ def test_the_same_affine_gives_the_voxels_that_monai_gives(plan, movements):
         valid = ours["valid"][inner]
         assert inside[0][inner][valid].float().mean() > 0.999
         assert (ours["instances"][inner] == near[0][inner].int()).float().mean() > 0.999
-
-
-def surroundings(tile, movement):
-    """What the movement reads of a tile in the middle of nothing."""
-    shape = tile["labels"].shape
-    piece = {}
-    for key, tensor in tile.items():
-        pad = []
-        for (start, stop), n in reversed(list(zip(movement.source(shape), shape, strict=True))):
-            pad += [-start, stop - n]
-        piece[key] = torch.nn.functional.pad(tensor, pad)
-    return piece
 
 
 def test_no_corner_is_empty_where_the_volume_goes_on(plan, movements):
