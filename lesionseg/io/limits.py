@@ -89,14 +89,14 @@ def check_grid(path: Path, geometry: Geometry) -> Geometry:
     n_voxels, (low, high) = math.prod(geometry.shape), _limits.spacing_mm
     if n_voxels > _limits.max_voxels:
         raise ReadError(
-            f"{path}: too many voxels: {n_voxels}, at most {_limits.max_voxels} "
+            f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels} "
             "(max_voxels=). Check the header, or cut the image into parts."
         )
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
         spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
         raise ReadError(
-            f"{path}: impossible voxel size {spacing} mm, expected {low:g} to {high:g} mm. "
-            "Correct the spacing, and its unit, in the file's header."
+            f"{path}: the header states an impossible voxel size {spacing} mm, "
+            f"expected {low:g} to {high:g} mm. Correct the spacing or its unit in the file."
         )
     return geometry
 

@@ -45,7 +45,7 @@ def read_nifti(path: Path) -> Volume:
         while piece := stream.read(2**20):
             n_behind += len(piece)
             if n_behind > _MOST_OFFSET:
-                raise ReadError(f"{path}: over {_MOST_OFFSET} bytes behind the voxels.")
+                raise ReadError(f"{path}: more than {_MOST_OFFSET} bytes follow the voxels.")
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
@@ -102,7 +102,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     names = [_KINDS.get(int.from_bytes(start, order)) for order in ("little", "big")]
     name = names[0] or names[1]
     if name is None:
-        raise ReadError(f"{path}: not a NIfTI image (first bytes {start!r}).")
+        raise ReadError(f"{path}: this is not a NIfTI image (first bytes {start!r}).")
     kind = getattr(nibabel, name)
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     offset = float(kind.header_class(block, check=False)["vox_offset"])
@@ -134,7 +134,7 @@ def _geometry(path: Path, image: Any) -> Geometry:
             qform = _mm_scale(image) @ image.get_qform()
             apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
             if apart > _SAME_PLACE_MM:
-                message = "%s: sform and qform lie %.1f mm apart; the sform is taken."
+                message = "%s: sform and qform lie %.1f mm apart; the sform is used."
                 logger.warning(message, path, apart)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)

@@ -67,10 +67,10 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
                 write_json(states, {n: s for n, s in before.items() if n not in wanted})
                 system.get(sources, [str(copy / name) for name in wanted])
         except Exception as error:  # stores raise errors of their own packages
-            raise ReadError(f"{place}: cannot be downloaded ({error!r}).") from error
+            raise ReadError(f"{place}: the folder cannot be downloaded ({error!r}).") from error
         write_json(states, listed)
     if not listed and not new:
-        raise ReadError(f"{place}: no file below this URL.")
+        raise ReadError(f"{place}: there is no file below this URL.")
     return copy
 
 
@@ -99,7 +99,7 @@ def _open(place: str) -> tuple[Any, str]:
         system, root = url_to_fs(place, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         install = pip_install("remote")
-        raise ConfigError(f"{place}: no such store ({error}). {install}.") from error
+        raise ConfigError(f"{place}: there is no such store ({error}). {install}.") from error
     return system, root
 
 

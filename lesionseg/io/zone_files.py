@@ -50,7 +50,10 @@ class ZoneFolder:
                 f"({', '.join(missing[:3])}). Name the masks <case>.nii.gz."
             )
         if missing:
-            _log.warning("No zones; lesions of these have none: %s", ", ".join(missing))
+            _log.warning(
+                "These cases have no zone mask, so their lesions have no zone: %s",
+                ", ".join(missing),
+            )
 
 
 def find_zones(folder: Path) -> ZoneFolder:
@@ -64,7 +67,7 @@ def find_zones(folder: Path) -> ZoneFolder:
     tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
-        raise DatasetError(f"{folder}: several tables of zone names ({names}). Leave one.")
+        raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
     return ZoneFolder(find_masks(folder), read_zone_names(tables[0]) if tables else {})
 
 
@@ -89,5 +92,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
                 pairs.append((values[0], texts[0]))
     names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
     if not names:
-        raise ContentError(f"{path}: names no value; a whole number and a name on each line.")
+        raise ContentError(
+            f"{path}: the table names no value. Each line needs a whole number and a name."
+        )
     return names

@@ -442,7 +442,7 @@ def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
     try:
         return sources.load(tables.names.get(case, case), frozenset(own["candidate"].astype(int)))
     except LesionsegError as error:
-        log.warning("No pictures of %s: %s", tables.names.get(case, case), error)
+        log.warning("The report has no pictures of %s: %s", tables.names.get(case, case), error)
         return None
 
 

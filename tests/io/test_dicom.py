@@ -262,7 +262,7 @@ def test_a_deflate_bomb_is_an_error(tmp_path: Path) -> None:
     packed = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))
     packed += b"".join(packer.compress(bytes(2**24)) for _ in range(17)) + packer.flush()
     path.write_bytes(content[:start] + packed)
-    with pytest.raises(ReadError, match=r"a\.dcm: inflates to over 256 MiB"):
+    with pytest.raises(ReadError, match=r"a\.dcm: .* inflates to over 256 MiB"):
         read_volume(path)
 
 
@@ -387,7 +387,7 @@ def test_a_segmentation_object_is_read_as_label_values(
     affine = grid.affine.copy()
     affine[:3, 3] += 1.0
     segmentation(tmp_path / "seg.dcm", Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
-    with pytest.raises(GeometryError, match=r"seg\.dcm: not drawn on the image's grid"):
+    with pytest.raises(GeometryError, match=r"seg\.dcm: .*not drawn on the image's grid"):
         marked(tmp_path, "seg.dcm")
 
 

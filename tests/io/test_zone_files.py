@@ -47,9 +47,9 @@ def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert folder.read("b") is None
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
-    assert "lesions of these have none: b" in caplog.text
+    assert "have no zone: b" in caplog.text
     with pytest.raises(DatasetError, match=r"No zone mask \(a\) has the name of a case"):
         folder.check(["b"])
     (tmp_path / "more.txt").write_text(TABLES["lut.txt"])
-    with pytest.raises(DatasetError, match=r"several tables.*names\.csv"):
+    with pytest.raises(DatasetError, match=r"several tables name.*names\.csv"):
         find_zones(tmp_path)

@@ -76,7 +76,7 @@ def _inflated(path: Path) -> BytesIO:
     inflater = decompressobj(-MAX_WBITS)
     content = inflater.decompress(data[start:], _MOST_INFLATED)
     if inflater.unconsumed_tail:
-        raise ReadError(f"{path}: inflates to over 256 MiB. Export the images uncompressed.")
+        raise ReadError(f"{path}: the file inflates to over 256 MiB. Export it uncompressed.")
     # the plain syntax is the same without the last three characters
     return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
 
@@ -96,7 +96,7 @@ def image_header(file: Path) -> "Header | None":
         return header
     kind = header.get("SOPClassUID")
     if "SeriesInstanceUID" not in header or not kind or "Image Storage" in kind.name:
-        raise ReadError(f"{file}: an image without pixels, cut short perhaps. Copy it again.")
+        raise ReadError(f"{file}: the image has no pixels and may be cut short. Copy it again.")
     return None
 
 

@@ -46,7 +46,7 @@ def radiograph_file(path: Path) -> Path | None:
     if header is None or not is_xray(header):  # a series' other files need not be opened
         return None
     if next(images, None) is not None:
-        raise ReadError(f"{path}: several images, radiographs among them. Name one file.")
+        raise ReadError(f"{path}: the folder has several images, some radiographs. Name one file.")
     return file
 
 
@@ -74,7 +74,7 @@ def read_radiograph(path: Path) -> Volume:
             low, high = sorted((low, int(header.get("PixelPaddingRangeLimit", low))))
             hidden = (stored >= low) & (stored <= high)
             if hidden.mean() > _EVERYTHING:
-                logger.warning("%s: its padding would hide the whole image; ignored.", path)
+                logger.warning("%s: the padding is ignored; it would hide the whole image.", path)
             elif hidden.any():
                 valid = ~hidden
                 grey[hidden] = grey[valid].min()

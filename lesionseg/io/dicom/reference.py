@@ -128,6 +128,7 @@ def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDAr
     if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():
         seen = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
         raise GeometryError(
-            f"{path}: not drawn on the image's grid ({seen}). Take the series it was drawn on."
+            f"{path}: the reference was not drawn on the image's grid ({seen}). "
+            "Use the series it was drawn on."
         )
     return whole

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import GeometryError, ReadError
+from lesionseg.errors import GeometryError, ReadError, count
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     SUFFIXES,
@@ -143,7 +143,7 @@ def series_headers(path: Path) -> dict[Path, "Header"]:
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
-        raise ReadError(f"{path}: no DICOM image there{known and f', only {known}'}.")
+        raise ReadError(f"{path}: there is no DICOM image{known and f', only {known}'}.")
     return wanted
 
 
@@ -174,7 +174,7 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
     for headers in series.values():
         file, header = next(iter(headers.items()))
         if all(map(unfit, headers.values())):
-            logger.warning("%s (%d files) left out: %s", file, len(headers), unfit(header))
+            logger.warning("%s: %s left out: %s", file, count(len(headers), "file"), unfit(header))
         else:
             fit.append((file, header, len(headers)))
     if not fit:
@@ -232,7 +232,7 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             "Keep one of the two files, or sort them into a folder each."
         )
     if len(slices) == 1:
-        logger.warning("%s: a single slice; its thickness stands for the slice distance.", path)
+        logger.warning("%s: the scan is a single slice; its thickness is used as spacing.", path)
         step = normal * float(first.elements.get("SliceThickness") or 1)
     else:
         usual, whole = np.median(steps, axis=0), places[-1] - places[0]
@@ -241,8 +241,8 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
         if off.max() > _UNEVEN * distance:
             n = int(off.argmax())
             raise GeometryError(
-                f"{path}: not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm between "
-                f"{slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
+                f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
+                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
                 "Copy the missing file, or leave the series out."
             )
         drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
