@@ -12,7 +12,7 @@ from typing import Any
 import lesionseg.phantoms
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, nearest
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count, nearest
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import download
@@ -85,13 +85,13 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     burden = {case: len(kept.diameters_mm) for case, kept in known.items()}
     if not taken:
         raise DatasetError(
-            f"{data.root}: none of the {len(dataset.cases)} cases has a reference to learn from. "
-            "Add masks, or predict with an existing bundle."
+            f"{data.root}: there is no reference to learn from ({count(len(read), 'case')}). Add "
+            "masks, or predict with an existing bundle."
         )
     if sum(burden.values()) == 0:
         raise DatasetError(
-            f"{data.root}: there is no lesion in any of the {len(burden)} references. "
-            "Check the label values in the masks, or add cases with lesions."
+            f"{data.root}: there is no lesion in {count(len(burden), 'reference')}. Check the label "
+            "values in the masks, or add cases with lesions."
         )
     survey = Survey(
         dataset,
@@ -159,8 +159,9 @@ def require_masks(survey: Survey, architecture: str) -> None:
     if "segmentation" in sources_of(architecture) and survey.boxed:
         case, n_boxes = next(iter(survey.boxed.items()))
         raise DatasetError(
-            f"model={architecture} learns from masks, but {len(survey.boxed)} case(s) have boxes "
-            f"alone (case {case}: {n_boxes} boxes). Train model=retinanet, or add masks."
+            f"model={architecture} learns from masks; {count(len(survey.boxed), 'reference')} "
+            f"without a mask (case {case}: {count(n_boxes, 'box', 'boxes')}). Train "
+            "model=retinanet, or add masks."
         )
 
 
@@ -198,7 +199,7 @@ def simulate_once(root: Path, phantoms: Mapping[str, Any]) -> None:
                 "another folder, data.root=, or remove this one."
             )
         return
-    log.info("Simulating a dataset in %s (these are no real scans)", root)
+    log.info("Simulated scans are written to %s.", root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:

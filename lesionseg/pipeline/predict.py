@@ -139,11 +139,10 @@ def make_predictor(
 def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
     """The cases of `source`, results of an earlier run in `output` left out."""
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"output={output}: a file. Name a folder; a new one is made.")
+        raise ConfigError(f"output={output} is a file. Name a folder.")
     if source.is_dir() and output.exists() and source.samefile(output):
         raise ConfigError(
-            f"output={output}: the input folder itself, whose masks would be taken for scans. "
-            "Name another one; it may lie inside the input folder."
+            f"output={output} is the input folder itself. Name another one, which may lie in it."
         )
     results = output.resolve()
 
@@ -156,7 +155,7 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
     scans = find_images(source, len(plan.channel_names))
     cases = [files for files in scans if not any(map(is_result, files.images))]
     if not cases:
-        raise DatasetError(f"{source}: no scan to predict.")
+        raise DatasetError(f"{source}: there is no scan to predict.")
     return cases
 
 
