@@ -90,8 +90,8 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         )
     if sum(burden.values()) == 0:
         raise DatasetError(
-            f"{data.root}: there is no lesion in {count(len(burden), 'reference')}. Check the label "
-            "values in the masks, or add cases with lesions."
+            f"{data.root}: there is no lesion in {count(len(burden), 'reference')}. Check the "
+            "label values in the masks, or add cases with lesions."
         )
     survey = Survey(
         dataset,

@@ -75,62 +75,42 @@ def write_dicom(
     return name, f"{name}_mask.nii"
 
 
-def _nan(p: dict[str, Any]) -> None:
-    p["image"][1, 2, 3] = np.nan
+def change(**parts: Any) -> Change:
+    """Parts replaced, or with `image` and `mask` by index: {(x, y, z): value}."""
+
+    def apply(case: dict[str, Any]) -> None:
+        for name, value in parts.items():
+            if isinstance(value, dict):
+                for place, voxel in value.items():
+                    case[name][place] = voxel
+            else:
+                case[name] = value
+
+    return apply
 
 
-def _nan_and_label(p: dict[str, Any]) -> None:
-    p["image"][1, 2, 3] = np.inf
-    p["mask"][0, 0, 0] = 7
-
-
-def _shifted(p: dict[str, Any]) -> None:
-    p["mask_affine"] = p["affine"] + np.eye(4, k=3) * 2
-
-
-def _other_shape(p: dict[str, Any]) -> None:
-    p["mask"] = np.zeros((3, 3, 3), np.uint8)
-
-
-def _fraction(p: dict[str, Any]) -> None:
-    p["mask"][0, 0, 0] = 0.5
-
-
-def _empty(p: dict[str, Any]) -> None:
-    p["mask"][:] = 0
-
-
-def _constant(p: dict[str, Any]) -> None:
-    p["image"][:] = 5
-
-
-def _coarse(p: dict[str, Any]) -> None:
-    p["affine"] = np.diag([1.0, 1.0, 9.0, 1.0])
-
-
-def _flipped(p: dict[str, Any]) -> None:
-    p["affine"] = np.diag([-1.0, 1.0, 2.0, 1.0])
-
-
-def _unoriented(p: dict[str, Any]) -> None:
-    p["codes"] = 0
-    p["affine"] = np.diag([-1.0, 1.0, 2.0, 1.0])
-
-
+SHIFTED = np.diag([1.0, 1.0, 2.0, 1.0]) + np.eye(4, k=3) * 2
+FLIPPED = np.diag([-1.0, 1.0, 2.0, 1.0])
 PLANTED: list[tuple[str, Change, set[str]]] = [
-    ("Miller_nan", _nan, {"not_finite"}),
-    ("two_faults", _nan_and_label, {"not_finite", "labels"}),
-    ("shifted", _shifted, {"geometry"}),
-    ("other_shape", _other_shape, {"geometry"}),
-    ("fraction", _fraction, {"labels"}),
-    ("empty", _empty, {"lesion_free"}),
-    ("constant", _constant, {"constant"}),
-    ("coarse", _coarse, {"spacing"}),
-    ("flipped", _flipped, {"orientation"}),
-    ("unoriented", _unoriented, {"unoriented"}),
+    ("Miller_nan", change(image={(1, 2, 3): np.nan}), {"not_finite"}),
+    (
+        "two_faults",
+        change(image={(1, 2, 3): np.inf}, mask={(0, 0, 0): 7}),
+        {"not_finite", "labels"},
+    ),
+    (
+        "shifted",
+        change(mask_affine=SHIFTED),
+        {"geometry"},
+    ),
+    ("other_shape", change(mask=np.zeros((3, 3, 3), np.uint8)), {"geometry"}),
+    ("fraction", change(mask={(0, 0, 0): 0.5}), {"labels"}),
+    ("empty", change(mask={...: 0}), {"lesion_free"}),
+    ("constant", change(image={...: 5}), {"constant"}),
+    ("coarse", change(affine=np.diag([1.0, 1.0, 9.0, 1.0])), {"spacing"}),
+    ("flipped", change(affine=FLIPPED), {"orientation"}),
+    ("unoriented", change(affine=FLIPPED, codes=0), {"unoriented"}),
 ]
-
-
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # what is wrong with the middle slice of five, kind of the finding and a word of its text
 PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -183,13 +163,6 @@ def test_a_planted_fault_is_found(
     assert kinds(checked, case) >= expected
 
 
-def test_a_truncated_file_is_found_and_named(checked: CheckOutcome) -> None:
-    assert kinds(checked, "truncated") == {"unreadable"}
-    assert not any("truncated_image.nii" in line for line in checked.summary())
-    named = replace(checked, identifiers=True).summary()
-    assert any("truncated_image.nii" in line for line in named)
-
-
 @pytest.mark.parametrize("case", PLANTED_DICOM)
 def test_a_planted_fault_of_a_series_is_found(checked: CheckOutcome, case: str) -> None:
     _, kind, word = PLANTED_DICOM[case]
@@ -198,28 +171,18 @@ def test_a_planted_fault_of_a_series_is_found(checked: CheckOutcome, case: str) 
 
 
 def test_what_the_list_says_wrongly_is_found(checked: CheckOutcome) -> None:
-    assert kinds(checked, "missing") == {"unreadable"}
+    assert kinds(checked, "missing") == kinds(checked, "truncated") == {"unreadable"}
     assert kinds(checked, "misrole") >= {"listed"}
     assert kinds(checked, "fine2") == {"listed"}
     assert any("line 29: the case" in f.named for f in checked.findings if not f.case)
     assert "1 entry of the list" in checked.page.read_text()
 
 
-def test_a_screen_shot_that_does_not_deny_letters_is_warned_about(checked: CheckOutcome) -> None:
-    assert kinds(checked, "shot") >= {"burned_in", "unreadable"}
-
-
-def test_the_same_image_under_two_ids_is_found(checked: CheckOutcome) -> None:
-    for case in ("fine0", "copy"):
-        assert kinds(checked, case) == {"duplicate", "same_patient"}
-
-
-def test_the_same_patient_and_burned_in_letters_are_found_in_dicom(checked: CheckOutcome) -> None:
+def test_the_same_image_patient_and_burned_in_letters_are_found(checked: CheckOutcome) -> None:
+    assert kinds(checked, "fine0") == kinds(checked, "copy") == {"duplicate", "same_patient"}
     assert kinds(checked, "visit1") >= {"same_patient", "burned_in"}
     assert kinds(checked, "visit2") >= {"same_patient"}
-
-
-def test_nothing_is_held_against_healthy_cases(checked: CheckOutcome) -> None:
+    assert kinds(checked, "shot") >= {"burned_in", "unreadable"}
     assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
     assert checked.exit_status == 1
     assert "14 cannot be used" in checked.summary()[-3]
@@ -250,13 +213,6 @@ def test_the_command_names_nobody_unless_asked_to(
     named = "\n".join(replace(checked, identifiers=True).summary())
     assert "Miller_nan_image.nii" in named
     assert "Otto_gap" in named
-
-
-def test_notes_of_the_same_words_share_a_line(checked: CheckOutcome) -> None:
-    lines = [line for line in checked.summary() if "counts as lesion-free" in line]
-    n = sum(f.kind == "lesion_free" for f in checked.findings)
-    assert len(lines) == 1
-    assert lines[0].startswith(f"- note, {n} cases (case ")
 
 
 def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
