@@ -158,11 +158,11 @@ def _meant(command: str, flag: str = "") -> str | None:
     """The setting that a flag of another program means; without one the first setting to give.
 
     >>> _meant("train", "--data"), _meant("train", "--max-minutes"), _meant("predict")
-    ('data.root', 'trainer.max_minutes', 'bundle')
+    ('data.root', 'trainer.max_minutes', 'input')
     """
     name = flag.lstrip("-").replace("-", "_")
     known = [key for key, _ in keys(COMMANDS[command]) if key not in ("max_voxels", "debug")]
-    ends = [key for key in known if key.rpartition(".")[2] == name]
+    ends = [key for key in known if key == (name or "input") or key.rpartition(".")[2] == name]
     return next(iter([*ends, *(key for key in known if key.startswith(name))]), None)
 
 
