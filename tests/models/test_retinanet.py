@@ -9,32 +9,20 @@ from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.retinanet import RetinaNet, planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Plan
+from tests.models.plans import plan_of
 
 
-def _plan(dims: int, name: str, n_labels: int = 1) -> Plan:
-    strides = ((1,) * dims, (2,) * dims, (2,) * dims)
+def _plan(dims: int, name: str, labels: tuple[str, ...] = ("a",)) -> Plan:
     sizes = (((3.0,) * dims, (4.0,) * dims), ((8.0,) * dims, (9.0,) * dims))
-    return Plan(
-        dims=dims,
-        modality="mri",
-        channel_names=("a",),
-        label_values=tuple(range(1, n_labels + 1)),
-        label_names=tuple("ab"[:n_labels]),
-        spacing_mm=(1.0,) * dims,
-        normalisation=(Normalisation("zscore"),),
-        tile_shape=(16,) * dims,
-        batch_size=2,
-        architecture=Architecture(name, (4, 8, 8), strides, ((3,) * dims,) * 3, n_supervised=2),
-        lesion_fraction=0.01,
-        anchors=AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1),
-    )
+    anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
+    return plan_of(name, dims, labels=labels, table={"n_supervised": 2}, anchors=anchors)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
 def test_every_anchor_has_scores_and_a_box(dims: int, name: str) -> None:
-    plan = _plan(dims, name, n_labels=2)
+    plan = _plan(dims, name, ("a", "b"))
     network = build_network(plan)
     tiles = torch.randn(2, 1, *plan.tile_shape)
     output = network(tiles)
@@ -79,8 +67,8 @@ def test_the_same_head_serves_all_levels_and_all_weights_learn() -> None:
 
 def test_a_plan_without_anchors_or_with_wrong_levels_is_refused() -> None:
     plan = _plan(2, "retinanet")
-    with pytest.raises(ConfigError, match="anchors: none"):
+    with pytest.raises(ConfigError):
         build_network(plan.with_(anchors=None))
     wrong = AnchorPlan(stages=(2, 7), sizes=(((3.0, 3.0),), ((3.0, 3.0),)))
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(ConfigError):
         RetinaNet(2, 1, plan.architecture, 1, wrong)

@@ -1,0 +1,39 @@
+"""A plan of a small network, for every test of models."""
+
+from typing import Any
+
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+
+def plan_of(
+    name: str = "unet",
+    dims: int = 2,
+    *,
+    strides: tuple[tuple[int, ...], ...] = (),
+    n_channels: int = 1,
+    labels: tuple[str, ...] = ("lesion",),
+    table: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Plan:
+    """Three stages of 4, 8 and 16 features; `table` goes to the architecture."""
+    strides = strides or ((1,) * dims, (2,) * dims, (2,) * dims)
+    n = len(strides)
+    sizes = {
+        "features": tuple(4 * 2**i for i in range(n)),
+        "kernels": ((3,) * dims,) * n,
+        "n_supervised": n,
+        **(table or {}),
+    }
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=tuple(f"channel {c}" for c in range(n_channels)),
+        label_values=tuple(range(1, len(labels) + 1)),
+        label_names=labels,
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),) * n_channels,
+        tile_shape=(16,) * dims,
+        batch_size=2,
+        architecture=Architecture(name, strides=strides, **sizes),
+        lesion_fraction=0.01,
+    ).with_(**changes)
