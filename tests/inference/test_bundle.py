@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import (
+    Bundle,
     bundle_digest,
+    ensemble,
     read_bundle,
     resolve_bundle,
     write_bundle,
@@ -26,11 +28,6 @@ def folder(tmp_path: Path, plan: Plan) -> Path:
     return tmp_path / "bundle"
 
 
-def _mine(plan: Plan) -> tuple[Plan, dict[str, object]]:
-    named = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    return named, {"mine": lambda _: Bright(0.0, 0.0)}
-
-
 def test_a_bundle_read_back_is_the_same_network_and_plan(folder: Path, plan: Plan) -> None:
     pointed = replace(plan, operating_points=(OperatingPoint("fp_per_case:1", 0.3, "validation"),))
     network = build_network(plan, seed=5)
@@ -43,24 +40,18 @@ def test_a_bundle_read_back_is_the_same_network_and_plan(folder: Path, plan: Pla
         assert torch.equal(back.networks[0](image)[0], network.eval()(image)[0])
 
 
-def test_a_bundle_holds_three_files_and_nothing_is_left_beside_it(folder: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "model_card.md",
-        "plan.json",
-        "weights.safetensors",
-    ]
-    assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
-    modes = {p.stat().st_mode for p in folder.iterdir()}
-    assert len(modes) == 1  # whoever may read the plan may read the weights
-
-
-def test_an_old_bundle_is_replaced_as_a_whole(folder: Path, plan: Plan) -> None:
+def test_a_bundle_is_three_files_and_an_old_one_is_replaced_as_a_whole(
+    folder: Path, plan: Plan
+) -> None:
     (folder / "stale.txt").write_text("old")
     before = bundle_digest(folder)
     write_bundle(folder, build_network(plan, seed=9), plan, "# new\n")
-    assert not (folder / "stale.txt").exists()
-    assert bundle_digest(folder) != before
+    names = ["model_card.md", "plan.json", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+    assert bundle_digest(folder) != before
+    modes = {p.stat().st_mode for p in folder.iterdir()}
+    assert len(modes) == 1  # whoever may read the plan may read the weights
 
 
 def test_a_bundle_that_cannot_be_written_leaves_the_old_one(
@@ -78,16 +69,10 @@ def test_a_bundle_that_cannot_be_written_leaves_the_old_one(
 
 def test_a_run_means_the_bundle_inside(folder: Path, plan: Plan) -> None:
     (folder.parent / "plan.json").write_text(plan.to_json())
-    assert resolve_bundle(folder.parent) == folder
-    assert resolve_bundle(folder) == folder
-
-
-def test_no_bundle_is_refused_naming_what_is_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(BundleError):
-        resolve_bundle(tmp_path)
-    with pytest.raises(BundleError):
-        resolve_bundle(tmp_path / "absent")
+    assert resolve_bundle(folder.parent) == resolve_bundle(folder) == folder
+    for wrong in (folder.parent.parent, folder / "absent"):
+        with pytest.raises(BundleError):
+            resolve_bundle(wrong)
 
 
 class _Trap:
@@ -110,13 +95,6 @@ def test_a_pickle_in_place_of_safetensors_is_refused_unopened(
     assert not Path("sprung").exists()
 
 
-def test_truncated_weights_are_refused(folder: Path) -> None:
-    path = folder / "weights.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BundleError):
-        read_bundle(folder)
-
-
 def test_tensors_that_do_not_fit_are_named(folder: Path, plan: Plan) -> None:
     tensors = {name: t.clone() for name, t in build_network(plan).state_dict().items()}
     names = sorted(tensors)
@@ -134,51 +112,53 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, plan: Plan) -> None:
     assert all(name in str(caught.value) for name in (*names[:3], "stranger"))
 
 
-def test_a_future_plan_is_refused(folder: Path) -> None:
-    raw = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**raw, "schema_version": 99}))
+def test_damaged_files_are_refused(folder: Path) -> None:
+    plan, weights = folder / "plan.json", folder / "weights.safetensors"
+    raw = plan.read_text()
+    newer = json.dumps({**json.loads(raw), "schema_version": 99})
+    for text in (newer.encode(), b"\xff\xfe\x00"):
+        plan.write_bytes(text)
+        with pytest.raises(BundleError):
+            read_bundle(folder)
+    plan.write_text(raw)
+    weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BundleError):
         read_bundle(folder)
 
 
-def test_bytes_that_are_no_plan_are_refused(folder: Path) -> None:
-    (folder / "plan.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BundleError):
-        read_bundle(folder)
-
-
-def test_a_network_of_ones_own_is_passed_as_an_object(tmp_path: Path, plan: Plan) -> None:
-    named, architectures = _mine(plan)
+def test_a_network_of_ones_own_is_passed_as_an_object_and_never_imported(
+    tmp_path: Path, plan: Plan
+) -> None:
+    named = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "b", Bright(3.0, 2.0), named, "")
-    network = read_bundle(tmp_path / "b", architectures).networks[0]  # type: ignore[arg-type]
+    network = read_bundle(tmp_path / "b", {"mine": lambda _: Bright(0.0, 0.0)}).networks[0]
     assert isinstance(network, Bright)
     assert network.level.item() == 3.0
-
-
-def test_a_name_in_a_file_is_never_imported(tmp_path: Path, plan: Plan) -> None:
-    named, _ = _mine(plan)
-    write_bundle(tmp_path / "b", Bright(), named, "")
     with pytest.raises(ConfigError):
         read_bundle(tmp_path / "b")
 
 
-def test_an_ensemble_keeps_all_its_members(folder: Path, plan: Plan) -> None:
+def test_an_ensemble_keeps_all_its_members_and_is_nothing_without_one(
+    folder: Path, plan: Plan
+) -> None:
     members = [build_network(plan, seed=seed) for seed in (1, 2, 3)]
     one = bundle_digest(folder)
     write_bundle(folder, members, plan, "# card\n")
-    assert {p.name for p in folder.iterdir()} >= {"weights_1.safetensors", "weights_2.safetensors"}
-    back = read_bundle(folder)
+    back, whole = read_bundle(folder), bundle_digest(folder)
     assert back.plan.n_members == len(back.networks) == 3
     for member, found in zip(members, back.networks, strict=True):
         for a, b in zip(member.parameters(), found.parameters(), strict=True):
             assert torch.equal(a, b)
-    assert bundle_digest(folder) != one
-
-
-def test_an_ensemble_without_one_of_its_members_is_refused(folder: Path, plan: Plan) -> None:
-    write_bundle(folder, [build_network(plan), build_network(plan, seed=1)], plan, "# card\n")
-    whole = bundle_digest(folder)
     (folder / "weights_1.safetensors").unlink()
-    assert bundle_digest(folder) != whole
+    assert len({one, whole, bundle_digest(folder)}) == 3
     with pytest.raises(BundleError):
         read_bundle(folder)
+
+
+def test_members_of_an_ensemble_share_grid_and_labels(plan: Plan) -> None:
+    bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
+    assert ensemble(bundles).plan.n_members == 2
+    other = Bundle((build_network(plan),), replace(plan, spacing_mm=(2.0, 2.0, 2.0)))
+    for wrong in ([*bundles, other], []):
+        with pytest.raises(BundleError):
+            ensemble(wrong)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,88 +30,51 @@ def _scores(found: Prediction) -> list[float]:
 # --- the rule, by hand -----------------------------------------------------------------------
 
 
-def test_a_peak_extends_to_its_own_share_of_the_peak() -> None:
-    # 0.9 / 2.5 = 0.36: 0.36 belongs to it, 0.35 does not
-    found = _find([[0.1, 0.36, 0.9, 0.5, 0.35, 0.1]])
-    assert found.instances.tolist() == [[0, 1, 1, 1, 0, 0]]
-    assert _scores(found) == [0.587]
+@pytest.mark.parametrize(
+    ("row", "change", "instances"),
+    [
+        # a peak extends to its own share: 0.9 / 2.5 = 0.36; 0.36 belongs to it, 0.35 does not
+        ([0.1, 0.36, 0.9, 0.5, 0.35, 0.1], {}, [0, 1, 1, 1, 0, 0]),
+        # faint lesions extend further down than bright ones
+        ([0.9, 0.3, 0.0, 0.3, 0.2, 0.13, 0.11], {}, [1, 0, 0, 2, 2, 2, 0]),
+        # the extent may go below the floor, the peak may not
+        ([0.3, 0.2, 0.0, 0.29, 0.2], {"floor": 0.3}, [1, 1, 0, 0, 0]),
+        # 0.9 / 1.6 = 0.56, but 0.36 is still likely; 0.2 / 1.6 = 0.125
+        (
+            [0.34, 0.36, 0.9, 0.5, 0.0, 0.12, 0.13, 0.2],
+            {"ratio": 1.6, "extent": 0.35},
+            [0, 1, 1, 1, 0, 0, 2, 2],
+        ),
+        ([0.9, 0.4, 0.8], {"ratio": 1.6, "extent": 0.35}, [1, 1, 1]),
+        # a shoulder is dropped: 0.34 < 1.5 · 0.3 beside the extent of 0.9
+        ([0.9, 0.5, 0.30, 0.34, 0.1], {}, [1, 1, 0, 0, 0]),
+        # a prominent neighbour is kept: 0.5 ≥ 1.5 · 0.3
+        ([0.9, 0.5, 0.3, 0.5, 0.1], {}, [1, 1, 2, 2, 0]),
+        # the shoulder 0.35 takes down to 0.14; 0.2 beyond it is no candidate either
+        ([0.9, 0.35, 0.34, 0.35, 0.15, 0.2, 0.0], {}, [1, 0, 0, 0, 0, 0, 0]),
+        # a plateau is one peak; a ledge that rises into 0.9 at one end is none
+        ([0.0, 0.6, 0.6, 0.6, 0.0], {}, [0, 1, 1, 1, 0]),
+        ([0.9, 0.3, 0.3, 0.3, 0.3, 0.0], {"prominence": 0.0}, [1, 0, 0, 0, 0, 0]),
+        # equal peaks are ranked by index
+        ([0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7], {}, [3, 0, 1, 0, 4, 0, 2]),
+        # small ones are dropped; only the highest are kept
+        ([0.9, 0.0, 0.6, 0.5], {"min_voxels": 2}, [0, 0, 1, 1]),
+        ([0.3, 0.0, 0.9, 0.0, 0.6], {"max_candidates": 2}, [0, 0, 1, 0, 2]),
+        ([0.01, 0.04], {}, [0, 0]),
+    ],
+)
+def test_a_row_of_probabilities_has_these_candidates(
+    row: list[float], change: dict[str, Any], instances: list[int]
+) -> None:
+    found = _find([row], rule=replace(RULE, **change))
+    assert found.instances.tolist() == [instances]
+    assert [c.id for c in found.candidates] == list(range(1, max(instances) + 1))
 
 
-def test_faint_lesions_extend_further_down_than_bright_ones() -> None:
-    found = _find([[0.9, 0.3, 0.0, 0.3, 0.2, 0.13, 0.11]])
-    assert found.instances.tolist() == [[1, 0, 0, 2, 2, 2, 0]]
-
-
-def test_the_extent_may_go_below_the_floor_but_the_peak_may_not() -> None:
-    rule = replace(RULE, floor=0.3)
-    found = _find([[0.3, 0.2, 0.0, 0.29, 0.2]], rule=rule)
-    assert found.instances.tolist() == [[1, 1, 0, 0, 0]]
-
-
-def test_a_sure_candidate_ends_at_the_extent_and_a_faint_one_near_its_peak() -> None:
-    rule = replace(RULE, ratio=1.6, extent=0.35)
-    # 0.9 / 1.6 = 0.56, but 0.36 is still likely; 0.2 / 1.6 = 0.125
-    found = _find([[0.34, 0.36, 0.9, 0.5, 0.0, 0.12, 0.13, 0.2]], rule=rule)
-    assert found.instances.tolist() == [[0, 1, 1, 1, 0, 0, 2, 2]]
-    assert len(_find([[0.9, 0.4, 0.8]], rule=rule).candidates) == 1
-
-
-def test_a_candidate_may_score_the_mean_of_its_eight_highest_voxels() -> None:
-    flat, spike = [0.8] * 9 + [0.7] * 4, [0.9, 0.5, 0.4]
-    found = _find([[*flat, 0.0, *spike]], rule=RULE)
+def test_a_candidate_scores_the_mean_of_its_eight_highest_voxels() -> None:
+    found = _find([[*[0.8] * 9, *[0.7] * 4, 0.0, 0.9, 0.5, 0.4]])
     assert _scores(found) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
     assert (found.instances == 1).sum() == 13
-
-
-def test_a_shoulder_is_dropped() -> None:
-    # 0.34 is a local peak beside the extent of 0.9 (p ≥ 0.36); 0.34 < 1.5 · 0.3
-    found = _find([[0.9, 0.5, 0.30, 0.34, 0.1]])
-    assert found.instances.tolist() == [[1, 1, 0, 0, 0]]
-
-
-def test_a_prominent_neighbour_is_kept() -> None:
-    # 0.5 ≥ 1.5 · 0.3: a lesion of its own, although it touches the first one's extent
-    found = _find([[0.9, 0.5, 0.3, 0.5, 0.1]])
-    assert found.instances.tolist() == [[1, 1, 2, 2, 0]]
-    assert _scores(found) == [0.7, 0.4]
-
-
-def test_what_a_shoulder_claimed_is_not_given_to_a_lower_peak() -> None:
-    # the shoulder 0.35 claims down to 0.14; 0.2 beyond it is no candidate either
-    found = _find([[0.9, 0.35, 0.34, 0.35, 0.15, 0.2, 0.0]])
-    assert _scores(found) == [0.9]
-
-
-def test_a_plateau_is_one_peak() -> None:
-    found = _find([[0.0, 0.6, 0.6, 0.6, 0.0]])
-    assert found.instances.tolist() == [[0, 1, 1, 1, 0]]
-
-
-def test_a_ledge_below_a_higher_voxel_is_no_peak() -> None:
-    # the 0.3 ledge is level, but rises into 0.9 at one end
-    found = _find([[0.9, 0.3, 0.3, 0.3, 0.3, 0.0]], rule=replace(RULE, prominence=0.0))
-    assert _scores(found) == [0.9]
-
-
-def test_equal_peaks_are_ranked_by_index() -> None:
-    found = _find([[0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7]])
-    assert found.instances.tolist() == [[3, 0, 1, 0, 4, 0, 2]]
-
-
-def test_small_candidates_are_dropped() -> None:
-    found = _find([[0.9, 0.0, 0.6, 0.5]], rule=CandidateRule(min_voxels=2))
-    assert found.instances.tolist() == [[0, 0, 1, 1]]
-
-
-def test_only_the_highest_are_kept() -> None:
-    found = _find([[0.3, 0.0, 0.9, 0.0, 0.6]], rule=replace(RULE, max_candidates=2))
-    assert found.instances.tolist() == [[0, 0, 1, 0, 2]]
-
-
-def test_nothing_above_the_floor_is_no_candidate() -> None:
-    found = _find([[0.01, 0.04]])
-    assert found.candidates == ()
-    assert found.instances.tolist() == [[0, 0]]
 
 
 # --- several labels --------------------------------------------------------------------------
@@ -202,15 +166,9 @@ def test_large_regions_are_followed_to_their_end() -> None:
     assert int((found.instances == 1).sum()) == 30**3
 
 
-# --- refusals --------------------------------------------------------------------------------
-
-
-def test_refuses_nan() -> None:
+def test_nan_and_a_channel_off_the_grid_are_refused() -> None:
     with pytest.raises(ContentError):
         _find([[float("nan"), 0.2]])
-
-
-def test_refuses_a_channel_off_the_grid() -> None:
     geometry = Geometry.from_spacing((2, 2), (1, 1))
     with pytest.raises(GeometryError):
         find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
@@ -240,12 +198,6 @@ def test_points_are_found_by_name_whatever_the_digits() -> None:
 def test_an_unknown_point_is_refused_naming_those_there_are(name: str) -> None:
     with pytest.raises(ConfigError):
         choose_operating_point(POINTS, name)
-
-
-def test_a_sensitivity_out_of_reach_is_refused_with_what_was_in_reach() -> None:
-    points = (OperatingPoint("fp_per_case:1", 0.4, "out-of-fold", attainable_recall=0.834),)
-    with pytest.raises(ConfigError):
-        choose_operating_point(points, "sensitivity:0.9")
 
 
 def test_what_is_dropped_for_its_size_is_remembered_as_boxes() -> None:

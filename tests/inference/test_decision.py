@@ -6,7 +6,8 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
 from lesionseg.inference.decision import find_by_plan
-from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
+from lesionseg.plan.plan import CandidateRule, Plan
+from tests.models.plans import plan_of
 
 GRID = Geometry.from_spacing((1, 8), (1.0, 1.0))
 
@@ -14,21 +15,9 @@ GRID = Geometry.from_spacing((1, 8), (1.0, 1.0))
 def plan(
     regions: tuple[tuple[int, ...], ...] = ((1, 2, 4), (4,)), values: tuple[int, ...] = (1, 4)
 ) -> Plan:
-    return Plan(
-        dims=2,
-        modality="xray",
-        channel_names=("image",),
-        label_values=values,
-        label_names=tuple(f"label {v}" for v in values),
-        spacing_mm=(1.0, 1.0),
-        normalisation=(Normalisation("range"),),
-        tile_shape=(8, 8),
-        batch_size=1,
-        architecture=Architecture("unet", (4,), ((1, 1),), ((3, 3),)),
-        lesion_fraction=0.01,
-        candidate_rule=CandidateRule(min_voxels=1, join=1),
-        regions=regions,
-    )
+    rule = CandidateRule(min_voxels=1, join=1)
+    labels = tuple(f"label {value}" for value in values)
+    return plan_of(labels=labels, label_values=values, candidate_rule=rule, regions=regions)
 
 
 def rows(*channels: list[float]) -> np.ndarray:

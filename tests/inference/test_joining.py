@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Prediction
 from lesionseg.inference.candidates import find_candidates, join_regions
 from lesionseg.inference.peaks import (
-    PeakRegion,
-    SparseProbabilities,
     collect_sparse,
     grow_regions,
 )
@@ -24,32 +22,27 @@ def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> 
     return find_candidates([array], geometry, rule, (1,))
 
 
-def test_a_high_pass_makes_one_candidate_of_two_peaks() -> None:
-    found = _find([[0.9, 0.2, 0.8, 0.0, 0.0]])
-    assert found.instances.tolist() == [[1, 0, 1, 0, 0]]
-    candidate = found.candidates[0]
-    assert candidate.score == pytest.approx(0.85)
-    assert (candidate.start_vox, candidate.stop_vox) == ((0, 0), (1, 3))
-
-
-def test_a_pass_under_a_tenth_of_the_lower_peak_keeps_them_apart() -> None:
-    assert _find([[0.9, 0.07, 0.8]]).instances.tolist() == [[1, 0, 2]]
-
-
-def test_the_way_may_lead_round_a_corner() -> None:
-    found = _find([[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]])
-    assert found.instances.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
-
-
-def test_joining_goes_on_from_one_to_the_next() -> None:
-    # 0.7 meets 0.9 only by way of 0.8
-    assert _find([[0.9, 0.2, 0.8, 0.2, 0.7]]).instances.tolist() == [[1, 0, 1, 0, 1]]
-
-
-def test_a_low_region_joins_the_higher_one_that_it_meets_first() -> None:
-    # 0.5 meets 0.7 at 0.19 and the candidates of 0.7 and 0.9 are apart
-    found = _find([[0.9, 0.05, 0.7, 0.19, 0.5]])
-    assert found.instances.tolist() == [[1, 0, 2, 0, 2]]
+@pytest.mark.parametrize(
+    ("p", "instances"),
+    [
+        ([[0.9, 0.2, 0.8, 0.0, 0.0]], [[1, 0, 1, 0, 0]]),
+        # a pass under a tenth of the lower peak keeps them apart
+        ([[0.9, 0.07, 0.8]], [[1, 0, 2]]),
+        # the way may lead round a corner
+        (
+            [[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]],
+            [[1, 0, 1], [0, 0, 0], [0, 0, 0]],
+        ),
+        # 0.7 meets 0.9 only by way of 0.8
+        ([[0.9, 0.2, 0.8, 0.2, 0.7]], [[1, 0, 1, 0, 1]]),
+        # 0.5 meets 0.7 at 0.19, and the candidates of 0.7 and 0.9 are apart
+        ([[0.9, 0.05, 0.7, 0.19, 0.5]], [[1, 0, 2, 0, 2]]),
+    ],
+)
+def test_a_high_pass_makes_one_candidate_of_two_peaks(
+    p: list[list[float]], instances: list[list[int]]
+) -> None:
+    assert _find(p).instances.tolist() == instances
 
 
 def test_small_lesions_side_by_side_stay_apart() -> None:
@@ -63,13 +56,6 @@ def test_small_lesions_side_by_side_stay_apart() -> None:
 def test_a_join_of_one_joins_nothing() -> None:
     rule = replace(RULE, join=1.0)
     assert _find([[0.9, 0.3, 0.9]], rule).instances.tolist() == [[1, 0, 2]]
-
-
-def test_nothing_and_one_region_stay_as_they_are() -> None:
-    above = SparseProbabilities((1, 3), np.arange(3), np.array([0.9, 0.5, 0.1], np.float32))
-    assert join_regions([], above, RULE) == []
-    only = PeakRegion(np.array([0, 1]), above.probabilities[:2])
-    assert join_regions([only], above, RULE) == [only]
 
 
 def test_labels_are_joined_each_by_itself() -> None:

@@ -25,16 +25,6 @@ class Whole:
         self.firsts.append(first)
 
 
-def test_overlap_is_the_weighted_average() -> None:
-    whole = Whole(1, 3)
-    stitcher = Stitcher((3,), 1, torch.tensor([1.0, 3.0]), whole)
-    stitcher.add(torch.tensor([[2.0, 4.0]]), (slice(0, 2),))
-    stitcher.add(torch.tensor([[8.0, 6.0]]), (slice(1, 3),))
-    stitcher.finish()
-    # the middle voxel: (3 · 4 + 1 · 8) / 4
-    assert whole.values.tolist() == [[2.0, 5.0, 6.0]]
-
-
 @pytest.mark.parametrize("shape", [(33, 20, 17), (40, 25)])
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
 def test_tiles_of_a_volume_put_together_are_the_volume(
@@ -71,16 +61,6 @@ def test_equals_a_naive_loop_over_voxels() -> None:
             ]
             expected = sum(a * b for a, b in inside) / sum(a for a, _ in inside)
             assert float(whole.values[0, v, w]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_half_precision_tiles_are_summed_in_float32() -> None:
-    whole = Whole(1, 2)
-    stitcher = Stitcher((2,), 1, torch.ones(2), whole)
-    stitcher.add(torch.full((1, 2), 0.1, dtype=torch.bfloat16), (slice(0, 2),))
-    stitcher.add(torch.full((1, 2), 0.3), (slice(0, 2),))
-    stitcher.finish()
-    expected = (torch.tensor(0.1, dtype=torch.bfloat16).float() + 0.3) / 2
-    torch.testing.assert_close(whole.values, expected.expand(1, 2))
 
 
 def test_voxels_that_no_tile_covers_are_zero() -> None:
