@@ -22,7 +22,7 @@ from lesionseg.losses.dice import (
     dice_loss,
 )
 from lesionseg.losses.focal import posterior_logits, sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.per_lesion import InstanceWise, LesionWiseFocalLoss
+from lesionseg.losses.per_lesion import LesionBalancedLoss, nearest_lesions
 
 __all__ = [
     "AnchorTargets",
@@ -32,8 +32,7 @@ __all__ = [
     "DiceCrossEntropyLoss",
     "DiceFocalLoss",
     "FocalLoss",
-    "InstanceWise",
-    "LesionWiseFocalLoss",
+    "LesionBalancedLoss",
     "LossTerms",
     "PositiveAverage",
     "VoxelLoss",
@@ -41,6 +40,7 @@ __all__ = [
     "dice_loss",
     "make_loss",
     "mask_unannotated",
+    "nearest_lesions",
     "posterior_logits",
     "region_target",
     "sigmoid_focal_loss",

@@ -26,11 +26,9 @@ class VoxelLoss(nn.Module, ABC):
     `[B, *spatial]` (0 background, k = class k; for a sigmoid also 0/1 of the logits' shape, where
     classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
     terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
-    name, each already weighted: the loss is their sum. Where `needs_instances`, `forward` also
-    takes `instances` `[B, *spatial]`, lesion ids from 1.
+    name, each already weighted: the loss is their sum. A `forward` that also
+    takes `nearest` `[B, *spatial]` gets the id of each voxel's nearest lesion (`nearest_lesions`).
     """
-
-    needs_instances = False
 
     def __init__(self, activation: str = "sigmoid") -> None:
         super().__init__()

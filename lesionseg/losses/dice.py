@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
@@ -35,16 +35,24 @@ def dice_loss(
     Summing over the batch and `smooth` (in voxels) keep the loss of a lesion-free batch within
     [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
-    x = logits.float()
-    p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
-    lesion = lesion_target(labels, p)
-    if valid is not None:
-        keep = valid.bool().unsqueeze(1)
-        p, lesion = p.masked_fill(~keep, 0), lesion & keep
+    p, lesion = lesion_probabilities(logits, labels, activation, valid)
     axes = (*([] if per_tile else [0]), *range(2, p.ndim))
     hit = torch.where(lesion, p, 0).sum(axes)
     overlap: Tensor = (2 * hit + smooth) / (p.sum(axes) + lesion.sum(axes) + smooth)
     return (1 - overlap).sum() / max(overlap.numel(), 1)
+
+
+def lesion_probabilities(
+    logits: Logits, labels: Labels, activation: str, valid: Valid
+) -> tuple[Float[Tensor, "b k *spatial"], Bool[Tensor, "b k *spatial"]]:
+    """p of each lesion class in fp32, and whether it is there; 0 and False where not valid."""
+    x = logits.float()
+    p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
+    lesion = lesion_target(labels, p)
+    if valid is None:
+        return p, lesion
+    keep = valid.bool().unsqueeze(1)
+    return p.masked_fill(~keep, 0), lesion & keep
 
 
 class FocalLoss(VoxelLoss):

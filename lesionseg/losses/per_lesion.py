@@ -1,48 +1,58 @@
 """Each lesion counts alike, whether it has 20 voxels or 20 000."""
 
+import numpy as np
 import torch
 from jaxtyping import Integer
 from scipy import ndimage
 from torch import Tensor
 
-from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
-from lesionseg.losses.dice import FocalLoss
-from lesionseg.losses.focal import Alpha, Normaliser
+from lesionseg.errors import GeometryError
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
+from lesionseg.losses.dice import DiceFocalLoss, lesion_probabilities
+from lesionseg.losses.focal import (
+    Alpha,
+    Normaliser,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
 
 
-class InstanceWise(VoxelLoss):
-    """A loss over the whole tile, plus the mean over lesions of the same loss around each one.
+class LesionBalancedLoss(DiceFocalLoss):
+    """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
 
-    Blob loss (Kofler et al. 2022, arXiv 2205.08209): the loss of a lesion leaves out the voxels of
-    all other lesions. There it runs over the whole image; here, with a `margin`, over the lesion's
-    box and that many voxels around it, so that all lesions together cost about one more pass and
-    the background near a lesion weighs more (as in the regions of CC-DiceCE). `margin: null` is
-    blob loss itself. Weights 2 and 1 are the authors'.
+    A lesion's cell is the voxels of its tile that are nearer to it than to any other lesion. In it,
+    Dice is that of the lesion alone, and the focal loss is divided by the lesion's own voxels. So a
+    small lesion weighs as much as a large one, and lesions that touch are not cut. The cells are
+    those of CC-DiceCE (arXiv 2511.17146); all lesions together are one weighted sum.
 
-    Terms: those of `loss`, and for each a `lesion_…`, 0 when there is no lesion. Around a lesion a
-    term is divided by its own lesion voxels. The boxes are found on the CPU.
+    Terms: `dice`, `focal`, `lesion_dice`, `lesion_focal`; the last two are 0 without lesions.
+    `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`.
+
+    Args:
+        alpha: as in `DiceFocalLoss`, and so are the others.
+        gamma: see there.
+        activation: see there.
+        focal_weight: factor of `focal` and of `lesion_focal`.
+        dice_weight: factor of `dice` and of `lesion_dice`.
+        lesion_weight: factor of `lesion_dice` and `lesion_focal`.
+        smooth: voxels added above and below Dice's fraction line.
     """
-
-    needs_instances = True
 
     def __init__(
         self,
-        loss: VoxelLoss,
-        tile_weight: float = 2.0,
+        alpha: Alpha = 0.5,
+        gamma: float = 1.0,
+        activation: str = "sigmoid",
+        focal_weight: float = 0.06,
+        dice_weight: float = 1.0,
         lesion_weight: float = 1.0,
-        margin: int | None = 8,
+        smooth: float = 1.0,
     ) -> None:
-        super().__init__(loss.activation)
-        if margin is not None and margin < 0:
-            raise ConfigError(f"loss.margin={margin} must be at least 0 voxels.")
-        self.loss, self.margin = loss, margin
-        self.tile_weight, self.lesion_weight = tile_weight, lesion_weight
-
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """That of the loss it wraps, which the background sees unchanged."""
-        return self.loss.link
+        super().__init__(
+            alpha, gamma, "per_positive", activation, focal_weight, dice_weight, smooth
+        )
+        self.alpha, self.gamma, self.focal_weight = alpha, gamma, focal_weight
+        self.lesion_weight = lesion_weight
 
     def forward(
         self,
@@ -51,56 +61,57 @@ class InstanceWise(VoxelLoss):
         *,
         valid: Valid = None,
         normaliser: Normaliser = None,
-        instances: Integer[Tensor, "b *spatial"] | None = None,
+        nearest: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
-        """The terms of the whole tile and those of its lesions."""
+        """The terms; raises `GeometryError` without `nearest`."""
         spatial = (logits.shape[0], *logits.shape[2:])
-        if instances is None or instances.shape != spatial:
-            seen = None if instances is None else tuple(instances.shape)
-            raise GeometryError(f"Lesion ids of shape {spatial} are needed, not {seen}.")
-        if valid is not None:
-            instances = instances.masked_fill(~valid.bool(), 0)  # what is left out is no lesion
-        whole: LossTerms = self.loss(logits, labels, valid=valid, normaliser=normaliser)
-        wide = max(spatial) if self.margin is None else self.margin
-        lesions: list[LossTerms] = []
-        for b, sample in enumerate(instances.cpu().numpy()):
-            for index, box in enumerate(ndimage.find_objects(sample), 1):
-                if box is None:
-                    continue
-                around = (
-                    slice(b, b + 1),
-                    *(slice(max(s.start - wide, 0), s.stop + wide) for s in box),
-                )
-                inside = (around[0], slice(None), *around[1:])
-                ids = instances[around]
-                keep = (ids == index) | (ids == 0)  # blind to the other lesions
-                if valid is not None:
-                    keep = keep & valid[around].bool()
-                target = labels[around] if labels.shape == instances.shape else labels[inside]
-                lesions.append(self.loss(logits[inside], target, valid=keep))
-        terms = {name: self.tile_weight * term for name, term in whole.items()}
-        for name, term in whole.items():
-            own = [of[name] for of in lesions]
-            mean = torch.stack(own).mean() if own else 0 * term.detach()
-            terms[f"lesion_{name}"] = self.lesion_weight * mean
-        return terms
+        if nearest is None or nearest.shape != spatial:
+            seen = None if nearest is None else tuple(nearest.shape)
+            raise GeometryError(f"Nearest lesions of shape {spatial} are needed, not {seen}.")
+        terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
+        p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
+        function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
+        focal = function(
+            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
+        )
+        focal = focal.view(len(focal), -1, *p.shape[2:]).sum(1, keepdim=True)  # over the classes
+        # one row per tile and lesion id; row 0 of a tile is what has no lesion
+        width = int(nearest.max()) + 1 if nearest.numel() else 1
+        tiles = torch.arange(len(nearest), device=nearest.device).view(-1, *[1] * (p.ndim - 2))
+        rows = (nearest.long() + width * tiles).flatten()
+
+        def summed(values: Tensor) -> Tensor:
+            """`[rows, classes]` of values `[B, classes, *spatial]`."""
+            flat = values.float().transpose(0, 1).flatten(1).T
+            return flat.new_zeros(len(nearest) * width, flat.shape[1]).index_add(0, rows, flat)
+
+        size, total = summed(lesion), summed(p)
+        has = (size > 0) & (torch.arange(len(size), device=size.device) % width > 0).unsqueeze(1)
+        dice = 1 - (2 * summed(p * lesion) + self.smooth) / (total + size + self.smooth)
+        own = size.sum(1, keepdim=True)
+        is_lesion = has.any(1, keepdim=True)
+        per_lesion = summed(focal) / own.clamp_min(1)
+        dice_term = dice.where(has, 0).sum() / has.sum().clamp_min(1)
+        focal_term = per_lesion.where(is_lesion, 0).sum() / is_lesion.sum().clamp_min(1)
+        return terms | {
+            "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,
+            "lesion_focal": self.lesion_weight * self.focal_weight * focal_term,
+        }
 
 
-class LesionWiseFocalLoss(InstanceWise):
-    """Focal loss over the whole tile, plus the mean over lesions of focal loss around each one.
+def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:
+    """The id of each voxel's nearest lesion in its tile, int32; 0 in a tile without lesions.
 
-    Arguments as in `FocalLoss` and `InstanceWise`. The second part teaches where a small lesion
-    ends: over the whole tile its rim is among the easy background that focal loss silences.
+    Of lesions equally near, one is taken. Computed on the CPU.
+
+    >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]])).tolist()
+    [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
     """
-
-    def __init__(
-        self,
-        alpha: Alpha = 0.25,
-        gamma: float = 2.0,
-        activation: str = "sigmoid",
-        tile_weight: float = 2.0,
-        lesion_weight: float = 1.0,
-        margin: int | None = 8,
-    ) -> None:
-        loss = FocalLoss(alpha, gamma, activation=activation)
-        super().__init__(loss, tile_weight, lesion_weight, margin)
+    nearest = np.zeros(tuple(instances.shape), np.int32)
+    for cells, ids in zip(nearest, instances.cpu().numpy(), strict=True):
+        if ids.any():
+            places = ndimage.distance_transform_edt(
+                ids == 0, return_distances=False, return_indices=True
+            )
+            cells[:] = ids[tuple(places)]
+    return torch.from_numpy(nearest).to(instances.device)

@@ -176,7 +176,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
         if not takes.keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "
-                "or loss=lesion_wise."
+                "or loss=lesion_balanced."
             )
         groups.append("loss")
     if "detection" in sources and not cfg.detection.hard_negatives:

@@ -75,6 +75,7 @@ class DetectionObjective(Objective):
         voxels: VoxelObjective | None,
     ) -> None:
         self.loss, self.plan, self.voxels = loss, plan, voxels
+        self.takes_nearest = voxels is not None and voxels.takes_nearest
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
         """A few positive anchors a tile, then what the voxels expect."""

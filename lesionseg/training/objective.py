@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Self
 
@@ -11,7 +11,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from lesionseg.losses import count_positives, mask_unannotated, region_target
+from lesionseg.losses import (
+    count_positives,
+    mask_unannotated,
+    nearest_lesions,
+    region_target,
+)
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 
 Terms = dict[str, Tensor]
@@ -23,13 +28,13 @@ class LevelTargets:
 
     `labels` holds 0 for background and k for class k; with regions it is `[B, K, *spatial]` and
     says whether a voxel belongs to each. `valid` is False where a voxel teaches nothing.
-    `instances` holds lesion ids; where no loss asks for them those of coarse levels are the ids of
-    one voxel a block.
+    `instances` holds lesion ids, `nearest` the id of the nearest lesion where a loss asks for it.
     """
 
     labels: Tensor
     instances: Tensor
     valid: Tensor
+    nearest: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
@@ -43,6 +48,7 @@ class LevelTargets:
             region_target(labels, regions) if regions else labels,
             batch["instances"].masked_fill(~valid, 0),
             valid,
+            batch.get("nearest"),
         )
 
 
@@ -51,7 +57,10 @@ class Objective(ABC):
 
     Terms are fp32 scalars by name, each already weighted: the loss is their sum. Each group of them
     has a normaliser; the targets' `counts()` and `normalisers` are in the order of `expected`.
+    `takes_nearest`: whether a batch should have `nearest`, which is else made of its instances.
     """
+
+    takes_nearest = False
 
     @abstractmethod
     def expected(self, n_tiles: int) -> tuple[float, ...]:
@@ -91,7 +100,7 @@ class VoxelObjective(Objective):
     def __init__(self, loss: nn.Module, plan: Plan) -> None:
         self.loss, self.plan = loss, plan
         self.strides = supervised_strides(plan.architecture)
-        self._takes_instances = "instances" in inspect.signature(loss.forward).parameters
+        self.takes_nearest = "nearest" in inspect.signature(loss.forward).parameters
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
         """What the plan's lesion fraction makes of the tiles' voxels, one number per level."""
@@ -101,10 +110,10 @@ class VoxelObjective(Objective):
     def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
         finest = LevelTargets.of(batch, self.plan.label_regions)
-        if self.plan.architecture.layout == "nnunet":
-            return VoxelTargets(tuple(middles(finest, stride) for stride in self.strides))
-        ids = self._takes_instances
-        return VoxelTargets(tuple(coarsen(finest, stride, ids=ids) for stride in self.strides))
+        if self.takes_nearest and finest.nearest is None:
+            finest = replace(finest, nearest=nearest_lesions(finest.instances))
+        smaller = middles if self.plan.architecture.layout == "nnunet" else coarsen
+        return VoxelTargets(tuple(smaller(finest, stride) for stride in self.strides))
 
     def terms(self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Tensor) -> Terms:
         """The loss's terms, weighted and summed over the levels; computed in fp32."""
@@ -114,7 +123,7 @@ class VoxelObjective(Objective):
                 level_weights(len(output)), output, targets.levels, normalisers, strict=False
             )
             for weight, logits, level, normaliser in levels:
-                extra = {"instances": level.instances} if self._takes_instances else {}
+                extra = {"nearest": level.nearest} if self.takes_nearest else {}
                 terms: Terms = self.loss(
                     logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **extra
                 )
@@ -133,28 +142,35 @@ class VoxelObjective(Objective):
         return output[0], 1, targets.levels[0]
 
 
-def coarsen(targets: LevelTargets, stride: Sequence[int], *, ids: bool = True) -> LevelTargets:
+def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
 
     A coarse voxel takes the highest label in its block, or belongs to every region in it. Nearest
     sampling would drop a lesion of a few voxels and teach the coarse levels that it is background:
     exactly the lesions that matter here. A block with an invalid voxel is invalid unless a lesion
-    is known to be in it. Without `ids` its instances are those of a voxel.
+    is known to be in it. Its id is that of a voxel, or where a loss asks for nearest lesions the
+    highest; the nearest lesion of a block without one is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets
     labels = _block_max(targets.labels, stride)
     complete = ~_block_max(~targets.valid, stride)
     known = labels.any(1) if labels.ndim > complete.ndim else labels > 0
-    instances = _block_max(targets.instances, stride) if ids else middles(targets, stride).instances
-    return LevelTargets(labels, instances, complete | known)
+    small = middles(targets, stride)
+    if small.nearest is None:
+        return LevelTargets(labels, small.instances, complete | known)
+    ids = _block_max(targets.instances, stride)
+    nearest = torch.where(ids > 0, ids, small.nearest)
+    return LevelTargets(labels, ids, complete | known, nearest)
 
 
 def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Targets on a grid `stride` times coarser: the voxel in the middle of each block, as nnU-Net
     teaches; of an even number the one after the middle. A small lesion may be lost."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
-    return LevelTargets(targets.labels[places], targets.instances[places], targets.valid[places])
+    nearest = None if targets.nearest is None else targets.nearest[places]
+    masks = targets.labels[places], targets.instances[places], targets.valid[places]
+    return LevelTargets(*masks, nearest)
 
 
 def _block_max(

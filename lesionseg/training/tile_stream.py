@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from math import prod
 from typing import cast
@@ -18,7 +19,9 @@ from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
+from lesionseg.losses import nearest_lesions
 from lesionseg.plan.plan import Plan
+from lesionseg.training.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +73,11 @@ class TileStream:
         first_step: int,
         workers: int,
         pin: bool,
+        nearest: bool = False,
     ) -> None:
         self.tiles, self.tiles_per_step = tiles, tiles_per_step
         self.first_step, self.workers, self.pin = first_step, workers, pin
+        self.nearest = nearest
 
     def __iter__(self) -> Iterator[Batch]:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -85,29 +90,35 @@ class TileStream:
             prefetch_factor=AHEAD if self.workers else None,
             multiprocessing_context=START_METHOD if self.workers else None,
             pin_memory=self.pin,
-            collate_fn=to_batch if isinstance(self.tiles, TileDataset) else default_collate,
+            collate_fn=partial(to_batch, nearest=self.nearest)
+            if isinstance(self.tiles, TileDataset)
+            else default_collate,
             # else MONAI would set back torch's own, which networks draw from
             generator=torch.Generator(),
         )
         return iter(loader)
 
 
-def to_batch(items: Sequence[TileItem]) -> Batch:
-    """Items of a `TileDataset` as plain tensors, masks `[B, *tile]`: steps need no MetaTensor."""
-    return dict(
-        default_collate(
-            [
-                {
-                    "image": torch.Tensor.as_subclass(item["image"], Tensor),
-                    "labels": torch.Tensor.as_subclass(item["label"], Tensor)[0],
-                    "instances": item["instances"][0],
-                    "valid": item["valid"][0],
-                    **{name: item[name] for name in ("unannotated",) if name in item},
-                }
-                for item in items
-            ]
-        )
+def to_batch(items: Sequence[TileItem], *, nearest: bool = False) -> Batch:
+    """Items of a `TileDataset` as plain tensors, masks `[B, *tile]`: steps need no MetaTensor.
+
+    `nearest`: also the nearest lesion of each voxel, which a worker has more time for than a step.
+    """
+    batch: Batch = default_collate(
+        [
+            {
+                "image": torch.Tensor.as_subclass(item["image"], Tensor),
+                "labels": torch.Tensor.as_subclass(item["label"], Tensor)[0],
+                "instances": item["instances"][0],
+                "valid": item["valid"][0],
+                **{name: item[name] for name in ("unannotated",) if name in item},
+            }
+            for item in items
+        ]
     )
+    if nearest:
+        batch["nearest"] = nearest_lesions(batch["instances"].masked_fill(~batch["valid"], 0))
+    return batch
 
 
 class LesionData(pl.LightningDataModule):
@@ -140,6 +151,7 @@ class LesionData(pl.LightningDataModule):
             first_step=trainer.global_step * trainer.accumulate_grad_batches,
             workers=fitting_workers(workers, size, n),
             pin=device == "cuda",
+            nearest=cast(LesionModule, trainer.lightning_module).objective.takes_nearest,
         )
 
     def val_dataloader(self) -> list[int]:
@@ -159,8 +171,8 @@ def loader_workers(asked: int | str, device: str, n_processes: int = 1) -> int:
 
 
 def tile_bytes(plan: Plan) -> int:
-    """Of a tile as a worker hands it over: an image in fp32 and three masks."""
-    return prod(plan.tile_shape) * (4 * len(plan.channel_names) + 6)
+    """Of a tile as a worker hands it over: an image in fp32, two masks and two maps of ids."""
+    return prod(plan.tile_shape) * (4 * len(plan.channel_names) + 10)
 
 
 def fitting_workers(workers: int, batch_bytes: int, n_processes: int = 1) -> int:

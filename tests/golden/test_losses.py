@@ -7,8 +7,6 @@ from lesionseg.losses import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
     DiceFocalLoss,
-    InstanceWise,
-    LesionWiseFocalLoss,
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
@@ -95,7 +93,7 @@ def test_focal_loss_of_bf16():
 def test_losses_of_voxel_networks():
     found = {}
     for name, shape in SHAPES.items():
-        logits, labels, valid, ids = inputs(shape, 1, seed=1)
+        logits, labels, valid, _ = inputs(shape, 1, seed=1)
         bits = labels.clamp(max=1)
         both = torch.cat([-logits / 2, logits], 1)
         losses = {
@@ -103,20 +101,14 @@ def test_losses_of_voxel_networks():
             "dice focal weighted": DiceFocalLoss(0.5, 1.0, focal_weight=3.0, dice_weight=0.5),
             "dice cross-entropy": DiceCrossEntropyLoss(),
             "cross-entropy": CrossEntropyLoss(),
-            "instance-wise dice focal": InstanceWise(DiceFocalLoss(), margin=2),
-            "blob": InstanceWise(DiceCrossEntropyLoss(), margin=None),
-            "lesion-wise focal": LesionWiseFocalLoss(margin=1),
-            "lesion-wise focal, default": LesionWiseFocalLoss(),
             "softmax dice focal": DiceFocalLoss(activation="softmax"),
             "softmax dice cross-entropy": DiceCrossEntropyLoss(activation="softmax"),
-            "softmax lesion-wise focal": LesionWiseFocalLoss(activation="softmax", margin=1),
         }
         for key, loss in losses.items():
             x = both if "softmax" in key else logits
-            given = {"instances": ids} if loss.needs_instances else {}
             for what, more in (("", {}), (" valid", {"valid": valid, "normaliser": 20.0})):
                 found[f"{name} {key}{what}"] = evaluated(
-                    lambda x, f=loss, s={**given, **more}, y=bits: f(x, y, **s), x
+                    lambda x, f=loss, s=more, y=bits: f(x, y, **s), x
                 )
     check("losses_voxel", found, atol=1e-7)
 

@@ -12,7 +12,7 @@ from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     FocalLoss,
-    InstanceWise,
+    LesionBalancedLoss,
     VoxelLoss,
     dice_loss,
     sigmoid_focal_loss,
@@ -100,7 +100,7 @@ def test_cross_entropy_weights_lesions() -> None:
 
 def test_can_be_moved_and_nested_as_a_module() -> None:
     """Training holds the loss as a submodule; it has no weights of its own."""
-    loss = InstanceWise(DiceFocalLoss())
+    loss = LesionBalancedLoss()
     assert list(loss.parameters()) == []
     assert loss.state_dict() == {}
 

@@ -12,10 +12,11 @@ from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     FocalLoss,
-    InstanceWise,
+    LesionBalancedLoss,
     VoxelLoss,
     count_positives,
     mask_unannotated,
+    nearest_lesions,
     region_target,
 )
 
@@ -25,8 +26,7 @@ LOSSES: dict[str, Callable[..., VoxelLoss]] = {
     "cross_entropy": CrossEntropyLoss,
     "dice_focal": DiceFocalLoss,
     "dice_cross_entropy": DiceCrossEntropyLoss,
-    "lesion_wise": lambda **k: InstanceWise(DiceFocalLoss(**k), margin=2),
-    "blob": lambda **k: InstanceWise(DiceCrossEntropyLoss(**k), margin=None),
+    "lesion_balanced": LesionBalancedLoss,
 }
 
 
@@ -45,7 +45,9 @@ def scene(channels: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, tor
 def called(
     loss: VoxelLoss, logits: torch.Tensor, labels: torch.Tensor, instances: torch.Tensor, valid
 ) -> dict[str, torch.Tensor]:
-    extra = {"instances": instances} if loss.needs_instances else {}
+    seen = instances if valid is None else instances.masked_fill(~valid, 0)
+    is_balanced = isinstance(loss, LesionBalancedLoss)
+    extra = {"nearest": nearest_lesions(seen)} if is_balanced else {}
     return loss(logits, labels, valid=valid, **extra)
 
 
@@ -112,12 +114,12 @@ def test_a_class_that_a_tile_does_not_annotate_has_no_gradient_and_costs_nothing
     labels[1][labels[1] == 2] = 0
     unannotated = torch.tensor([[False, False], [False, True]])
     loss, values = LOSSES[name](), []
-    more = {"instances": instances} if loss.needs_instances else {}
     for seed in (1, 2):
         given = logits.clone()
         given[1, 1] = 9 * torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(seed))
         given.requires_grad_()
-        terms = loss(mask_unannotated(given, unannotated, "sigmoid"), labels, **more)
+        known = mask_unannotated(given, unannotated, "sigmoid")
+        terms = called(loss, known, labels, instances, None)
         value = torch.stack(list(terms.values())).sum()
         value.backward()
         assert given.grad is not None

@@ -1,5 +1,6 @@
 """Targets of the coarse levels."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -26,10 +27,13 @@ def targets(labels, valid=None):
 def test_a_lesion_of_one_voxel_survives_at_every_level():
     labels = torch.zeros(16, 16, 16)
     labels[5, 10, 3] = 1
-    coarse = coarsen(targets(labels), (4, 8, 8))
+    finest = targets(labels)
+    finest = replace(finest, nearest=torch.full_like(finest.instances, 3))
+    coarse = coarsen(finest, (4, 8, 8))
     assert coarse.labels.shape == (1, 4, 2, 2)
     assert coarse.labels.nonzero().tolist() == [[0, 1, 1, 0]]
-    assert coarse.instances[0, 1, 1, 0] == 7
+    assert coarse.nearest[0, 1, 1, 0] == 7  # its block is its own, whatever the middle's is
+    assert (coarse.nearest == 3).sum() == 15
 
 
 @pytest.mark.parametrize("stride", [(2, 4), (1, 2), (1, 1)])

@@ -1,0 +1,82 @@
+"""Each lesion counts alike."""
+
+import pytest
+import torch
+
+from lesionseg.errors import GeometryError
+from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
+
+TILE = (2, 24, 24)
+
+
+def two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A lesion of 1 pixel and one of 49 in a tile, and a lesion-free tile."""
+    instances = torch.zeros(TILE, dtype=torch.int32)
+    instances[0, 4, 4], instances[0, 13:20, 13:20] = 7, 2
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 1, *TILE[1:]), generator=generator) - 2
+    return logits, (instances > 0).to(torch.uint8), instances
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_against_a_loop_over_lesions(activation: str) -> None:
+    logits, labels, instances = two_lesions()
+    valid = torch.ones(TILE, dtype=torch.bool)
+    valid[0, 15:, 19:] = False
+    instances = instances.masked_fill(~valid, 0)
+    if activation == "softmax":
+        logits = torch.cat([-logits, logits], 1)
+    nearest = nearest_lesions(instances)
+    loss = LesionBalancedLoss(0.4, 1.5, activation, focal_weight=0.3, lesion_weight=2.0)
+    found = loss(logits, labels, valid=valid, normaliser=30, nearest=nearest)
+    one = DiceFocalLoss(0.4, 1.5, activation=activation, focal_weight=0.3)
+    whole = one(logits, labels, valid=valid, normaliser=30)
+    cells = [one(logits[:1], labels[:1], valid=valid[:1] & (nearest[:1] == i)) for i in (2, 7)]
+    for name, term in whole.items():
+        torch.testing.assert_close(found[name], term)
+        mean = (cells[0][name] + cells[1][name]) / 2
+        torch.testing.assert_close(found[f"lesion_{name}"], 2 * mean)
+
+
+def test_a_small_lesion_pulls_as_much_as_a_large_one() -> None:
+    _, labels, instances = two_lesions()
+    logits = torch.full((2, 1, *TILE[1:]), -4.0, requires_grad=True)
+    terms = LesionBalancedLoss()(logits, labels, nearest=nearest_lesions(instances))
+    (gradient,) = torch.autograd.grad(terms["lesion_focal"], logits)
+    torch.testing.assert_close(gradient[0, 0, 4, 4], gradient[0, 0, 13:20, 13:20].sum())
+    assert gradient[1].abs().sum() == 0  # the tile without a lesion has no cell
+
+
+def test_every_class_has_its_own_dice() -> None:
+    labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
+    logits = torch.full((1, 2, 7), -20.0)
+    logits[0, 0, :2] = 20
+    terms = LesionBalancedLoss(smooth=0)(logits, labels, nearest=nearest_lesions(labels))
+    torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # 0 and 1
+
+
+def test_without_lesions_their_terms_are_nothing() -> None:
+    logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
+    nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
+    terms = LesionBalancedLoss()(logits, nothing, nearest=nearest_lesions(nothing), normaliser=10)
+    assert terms["lesion_dice"] == terms["lesion_focal"] == 0
+    (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
+    assert torch.isfinite(gradient).all()
+
+
+def test_nearest_lesions_are_needed() -> None:
+    logits, labels, _ = two_lesions()
+    with pytest.raises(GeometryError):
+        LesionBalancedLoss()(logits, labels)
+
+
+def test_nearest_lesions_against_all_distances() -> None:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 40, (1, 6, 7, 8), generator=generator)
+    ids[ids > 4] = 0
+    nearest = nearest_lesions(ids)[0]
+    places = ids[0].nonzero().float()
+    for voxel in torch.cartesian_prod(*map(torch.arange, ids.shape[1:])):
+        distance = (places - voxel).norm(dim=1)
+        least = {int(ids[0][tuple(p.int())]) for p in places[distance == distance.min()]}
+        assert int(nearest[tuple(voxel)]) in least
