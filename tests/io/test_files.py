@@ -1,13 +1,25 @@
+"""Whole files or none, tables that come back, ids that name files, folders that one writes."""
+
 import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.errors import OutputError, ReadError
+from lesionseg import config
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.files import (
+    MAX_ID_BYTES,
     atomic_path,
+    bounded_name,
+    check_case_id,
+    locked_folder,
+    printable_id,
     private_files,
     read_csv,
     read_json,
@@ -16,141 +28,78 @@ from lesionseg.io.files import (
     write_json,
     write_text,
 )
+from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.volumes import write_volume
 
 
-def test_the_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
+def test_the_temporary_file_lies_beside_and_keeps_the_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "new" / "scan.nii.gz"
+    synced = []  # the content is on the disk before its name
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(target.exists()))
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent
-        assert temporary.name.endswith(".nii.gz")
-        assert temporary.name.startswith(".")
+        assert (temporary.name[0], temporary.name[-7:]) == (".", ".nii.gz")
         temporary.write_text("whole")
         assert not target.exists()
     assert target.read_text() == "whole"
     assert list(target.parent.iterdir()) == [target]
+    assert synced == [False]
 
 
 def test_a_failure_leaves_the_old_file_and_no_half_file(tmp_path: Path) -> None:
     target = tmp_path / "scores.json"
     target.write_text("old")
-
-    def break_off() -> None:
-        with atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        break_off()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "half" * 10**6 + "\udcff")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written") as refused:
-        write_text(tmp_path / "file" / "a.txt", "x")
-    assert "a.txt" in str(refused.value)
-
-
-def test_json_round_trip_turns_numpy_and_paths_plain(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
-    assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), object()])
-def test_json_refuses_what_it_cannot_hold(tmp_path: Path, value: object) -> None:
-    with pytest.raises(OutputError, match="does not fit JSON"):
-        write_json(tmp_path / "a.json", {"x": value})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("text", ["{", '{"x": NaN}', '{"x": -Infinity}', ""])
-def test_reading_json_refuses_what_is_none(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(ReadError, match=r"a\.json"):
-        read_json(path)
-
-
-def test_json_with_byte_order_mark_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")
-    assert read_json(path) == {"ä": 1}
-
-
-def test_csv_round_trip_with_commas_quotes_and_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
-    assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
-
-
-def test_csv_of_no_rows_is_its_header(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_csv(path, [], ["case", "dice"])
-    assert path.read_text() == "case,dice\n"
-    assert read_csv(path) == []
-
-
-def test_csv_refuses_an_unknown_column(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dyce"):
-        write_csv(tmp_path / "a.csv", [{"dyce": 1}], ["dice"])
-
-
-def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")
-    assert read_csv(path) == [{"case": "A", "image": "a.nii"}]
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [(b"", "no first line"), (b"a\n1,2\n", "line 2"), (b"a\n\xff\n", "cannot be read as a table")],
-)
-def test_csv_refusals_name_the_file(tmp_path: Path, content: bytes, match: str) -> None:
-    path = tmp_path / "table.csv"
-    path.write_bytes(content)
-    with pytest.raises(ReadError, match=match) as refused:
-        read_csv(path)
-    assert "table.csv" in str(refused.value)
+    with pytest.raises(OutputError, match=r"a\.txt"):  # in a file, as if that were a folder
+        write_text(target / "a.txt", "x")
 
 
 def test_private_files_are_their_user_s_alone(tmp_path: Path) -> None:
     with private_files():
         write_text(tmp_path / "mine" / "pseudonyms.csv", "x")
     modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    assert modes["mine"] == 0o700
-    assert modes["pseudonyms.csv"] == 0o600
+    assert modes == {"mine": 0o700, "pseudonyms.csv": 0o600}
 
 
-def test_the_content_is_on_the_disk_before_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order = []
-    monkeypatch.setattr("os.fsync", lambda _: order.append((tmp_path / "a").exists()))
-    write_text(tmp_path / "a", "x")
-    assert order == [False]
+def test_json_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
+    assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
+    path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")  # with a byte order mark
+    assert read_json(path) == {"ä": 1}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), object()])
+def test_json_does_not_hold_everything(tmp_path: Path, value: object) -> None:
+    with pytest.raises(OutputError, match=r"a\.json"):
+        write_json(tmp_path / "a.json", {"x": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"x": NaN}', '{"x": -Infinity}', "", "[" * 10**5])
+def test_what_is_no_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ReadError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
 
 
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
 )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"\xff\xfe",
-        b"a: [1",
-        b"a: !!python/object/apply:os.system [ls]",
-        b"[" * 200_000,
-        b"- a\n- b",
-        b"",
-        b"a: &a [*a]",
-        BILLION.encode(),
-    ],
+NO_YAML = (
+    *(b"\xff\xfe", b"a: [1", b"a: !!python/object/apply:os.system [ls]", b"[" * 200_000),
+    *(b"- a\n- b", b"", b"a: &a [*a]", BILLION.encode()),
 )
-def test_yaml_that_is_none_is_refused_in_one_sentence(tmp_path: Path, text: bytes) -> None:
+
+
+@pytest.mark.parametrize("text", NO_YAML)
+def test_yaml_that_is_none_is_named_in_one_line(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "study.yaml").write_bytes(text)
     with pytest.raises(ReadError) as caught:
         read_yaml(tmp_path / "study.yaml")
@@ -158,10 +107,30 @@ def test_yaml_that_is_none_is_refused_in_one_sentence(tmp_path: Path, text: byte
     assert "\n" not in str(caught.value)
 
 
-RUN_BY_SPREADSHEETS = ["=1+1", "+cmd", "-a", "@SUM(A1)", "'=x", "''@x", "-"]
+def test_a_table_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
+    assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
+    write_csv(path, [], ["case", "dice"])
+    assert path.read_text() == "case,dice\n"
+    assert read_csv(path) == []
+    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")  # as spreadsheets save it
+    assert read_csv(path) == [{"case": "A", "image": "a.nii"}]
+    with pytest.raises(ValueError, match="dyce"):
+        write_csv(path, [{"dyce": 1}], ["dice"])
 
 
-@pytest.mark.parametrize("text", RUN_BY_SPREADSHEETS)
+@pytest.mark.parametrize(
+    ("content", "match"), [(b"", "no first line"), (b"a\n1,2\n", "line 2"), (b"a\n\xff\n", "utf-8")]
+)
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, match: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ReadError, match=rf"table\.csv.*{match}"):
+        read_csv(path)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-a", "@SUM(A1)", "'=x", "''@x", "-"])
 def test_m6_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, [{"case": text}], ["case"])
@@ -169,15 +138,131 @@ def test_m6_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, te
     assert read_csv(path) == [{"case": text}]
 
 
-@pytest.mark.parametrize("cell", ["-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1"])
-def test_numbers_and_other_text_stay_as_they_are(tmp_path: Path, cell: str) -> None:
+@pytest.mark.parametrize("cell", ["-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1", -2.5])
+def test_numbers_and_other_text_stay_as_they_are(tmp_path: Path, cell: str | float) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, [{"x": cell}], ["x"])
     assert path.read_text() == f"x\n{cell}\n"
-    assert read_csv(path) == [{"x": cell}]
+    assert read_csv(path) == [{"x": str(cell)}]
 
 
-def test_negative_numbers_are_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    write_csv(path, [{"x": -2.5}], ["x"])
-    assert path.read_text() == "x\n-2.5\n"
+BAD_IDS = (
+    *("", ".", "..", ".hidden", "a/b", "../a", "a\\b", "a ", " a"),
+    *("a\0b", "a\nb", "a\x1b[31m", "a\u2028b", "a\udcffb"),  # the last: a byte that is no UTF-8
+    *("a\u202eb", "a\u200bb"),  # right-to-left override, zero-width space
+    *("a" * (MAX_ID_BYTES + 1), "扫" * 67),
+)
+GOOD_IDS = ("a", "MSCS_19L", "sub-01.v2", "a b", "患者　1", "扫" * 66, "Мария", "José", "a..b", "-")
+
+
+@pytest.mark.parametrize("case", BAD_IDS)
+def test_h6_an_id_that_cannot_name_files_is_an_error(case: str) -> None:
+    for error in (DatasetError, OutputError):
+        with pytest.raises(error) as caught:
+            check_case_id(case, Path("list.csv"), error)
+        assert repr(case) in str(caught.value)
+        assert "list.csv" in str(caught.value)
+    assert printable_id(case) == repr(case)
+
+
+@pytest.mark.parametrize("case", GOOD_IDS)
+def test_other_ids_pass_in_any_script(case: str) -> None:
+    check_case_id(case, None)
+    assert printable_id(case) == case
+
+
+def test_on_windows_its_signs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_case_id("10:30", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(DatasetError, match="Windows"):
+        check_case_id("10:30", None)
+
+
+def test_a_name_of_any_id_is_bounded() -> None:
+    assert bounded_name("a b/ä") == "a b%2F%C3%A4"
+    assert len({bounded_name("扫" * n) for n in (64, 65, 66)}) == 3
+
+
+def manifest(root: Path, case: str) -> None:
+    (root / "manifest.csv").write_text(f"case,image\n{case},fine.nii.gz\nfine,fine.nii.gz\n")
+
+
+def coco(root: Path, case: str) -> None:
+    image = {"id": 1, "file_name": f"{case}.png"}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1}]}
+    write_json(root / "annotations.json", content)
+
+
+def datalist(root: Path, case: str) -> None:
+    entries = [{"image": f"{case}.nii.gz", "label": "fine.nii.gz"}]
+    write_json(root / "list.json", {"training": entries})
+
+
+@pytest.mark.parametrize("layout", [manifest, coco, datalist])
+@pytest.mark.parametrize("case", ["..", "a\u202eb", "a\\b"])
+def test_h6_a_dataset_with_such_an_id_is_an_error(
+    tmp_path: Path, case: str, layout: Callable[[Path, str], None]
+) -> None:
+    geometry = Geometry.from_spacing((4, 4, 4), (1, 1, 1))
+    write_volume(tmp_path / "fine.nii.gz", Volume(np.zeros((1, 4, 4, 4), np.uint8), geometry))
+    layout(tmp_path, case)
+    with pytest.raises(DatasetError, match="cannot be a file name") as caught:
+        read_dataset(tmp_path)
+    assert repr(case) in str(caught.value)
+    assert case in {problem.case for problem in read_dataset(tmp_path, lenient=True).problems}
+
+
+@pytest.mark.parametrize("find", [find_masks, find_predictions])
+def test_predictions_of_such_a_name_are_an_error(
+    tmp_path: Path, find: Callable[[Path], object]
+) -> None:
+    (tmp_path / "a\nb_mask.nii.gz").touch()
+    with pytest.raises(DatasetError, match="does not show"):
+        find(tmp_path)
+
+
+def test_m3_a_locked_folder_is_closed_to_others_until_it_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with locked_folder(folder):
+        with pytest.raises(OutputError, match="out"):
+            locked_folder(folder).__enter__()
+        with locked_folder(folder, ".other"):
+            pass
+    assert list(tmp_path.iterdir()) == []  # a lock leaves no folder that it made
+    with locked_folder(folder):
+        (folder / "a").touch()
+    assert [p.name for p in folder.iterdir()] == ["a"]
+    with pytest.raises(OutputError, match="out"):
+        locked_folder(folder / "a").__enter__()
+
+
+def test_m3_who_locks_a_folder_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    halves = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
+    kept = [tmp_path / ".hidden-file", tmp_path / "5f85e7d9-report.pdf"]
+    for file in [*halves, *kept]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with locked_folder(tmp_path, ".part"):
+        assert all(file.exists() for file in halves)
+    with locked_folder(tmp_path):
+        assert not any(file.exists() for file in halves)
+    assert all(file.exists() for file in kept)
+
+
+SETTINGS = {
+    "prepare": {"run_dir": "out"},
+    "evaluate": {"reference": "r", "prediction": "p", "output": "out"},
+    "follow": {"before": "b", "after": "a", "output": "out"},
+    "export": {"bundle": "b", "output": "out"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_m3_two_commands_never_write_into_one_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
+    cfg = config.COMMANDS[name].of(**SETTINGS[name])
+    with locked_folder(Path("out")), pytest.raises(OutputError, match="another process is writing"):
+        command(cfg)

@@ -24,9 +24,6 @@ def test_the_door_is_light() -> None:
 
 def test_a_nifti_file_loads_nibabel_alone(tmp_path: Path, write_nifti: Callable[..., Path]) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    code = f"""
-from pathlib import Path
-from lesionseg.io import read_volume
-read_volume(Path({str(path)!r}))
-"""
+    code = "from pathlib import Path; from lesionseg.io import read_volume"
+    code += f"; read_volume(Path({str(path)!r}))"
     assert _loaded(code) - {"PIL"} == {"nibabel"}  # PIL comes with pydicom, which nibabel tries
