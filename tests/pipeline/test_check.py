@@ -8,12 +8,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
+from lesionseg.core import Geometry, Volume
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
+from tests.io.dicom_files import CT, DX, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
 # case ids, file names, what DICOM headers say of the patient
@@ -50,25 +52,13 @@ def write_dicom(
 ) -> tuple[str, str]:
     """A DICOM series of n slices and an empty mask beside it; `odd` changes the middle slice."""
     rng = np.random.default_rng(sum(name.encode()))
-    series = generate_uid()
-    (root / name).mkdir()
+    grid = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+    shared = {"SeriesInstanceUID": generate_uid(), "Modality": "CT", **grid, **elements}
+    kind = shared.pop("SOPClassUID", CT)
     for z in range(n):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        header.SOPClassUID = meta.MediaStorageSOPClassUID
-        header.SOPInstanceUID, header.SeriesInstanceUID = generate_uid(), series
-        header.Modality, header.ImagePositionPatient = "CT", [0, 0, 2 * z]
-        header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
-        header.Rows, header.Columns, header.SamplesPerPixel = 10, 12, 1
-        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 0
-        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
-        header.PixelData = rng.integers(0, 200, (10, 12)).astype(np.uint16).tobytes()
-        for key, value in {**elements, **((odd or {}) if z == n // 2 else {})}.items():
-            setattr(header, key, value)
-        header.save_as(root / name / f"{z}.dcm", enforce_file_format=True)
+        own = {"ImagePositionPatient": [0, 0, 2 * z]} | ((odd or {}) if z == n // 2 else {})
+        pixels = rng.integers(0, 200, (10, 12)).astype(np.uint16)
+        save(root / name / f"{z}.dcm", pixels, kind, **shared, **own)
     affine = np.diag([-1.0, -1.0, 2.0, 1.0])
     mask = nibabel.Nifti1Image(np.zeros((12, 10, n), np.uint8), affine)
     nibabel.save(mask, root / f"{name}_mask.nii")
@@ -111,7 +101,6 @@ PLANTED: list[tuple[str, Change, set[str]]] = [
     ("flipped", change(affine=FLIPPED), {"orientation"}),
     ("unoriented", change(affine=FLIPPED, codes=0), {"unoriented"}),
 ]
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # what is wrong with the middle slice of five, kind of the finding and a word of its text
 PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
     "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "geometry", "duplicates"),
@@ -229,3 +218,37 @@ def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
     found = check_dataset(read_dataset(root), tmp_path / "page.html")
     assert kinds(found, "caseTr") == {"duplicate", "same_patient", "leak"}
     assert found.exit_status == 0
+
+
+def test_of_radiographs_it_says_how_they_were_taken_and_what_is_hidden(tmp_path: Path) -> None:
+    rows = ["case,image,reference"]
+    for number, intent in enumerate(("FOR PRESENTATION", "FOR PROCESSING")):
+        pixels = np.random.default_rng(number).integers(1, 900, (40, 30)).astype(np.uint16)
+        pixels[:, :5] = 0
+        save(
+            tmp_path / "data" / f"Miller_{number}.dcm",
+            pixels,
+            DX,
+            Modality="DX",
+            PatientID=f"P{number}",
+            ImagerPixelSpacing=[0.2, 0.2],
+            ViewPosition="PA",
+            PixelPaddingValue=0,
+            PresentationIntentType=intent,
+            BurnedInAnnotation="YES" if number else "NO",
+        )
+        mask = np.zeros((1, 40, 30), np.uint8)
+        mask[0, 10:14, 10:14] = 1
+        place = tmp_path / "data" / f"m{number}.png"
+        write_volume(place, Volume(mask, Geometry.from_spacing((40, 30), (1, 1))))
+        rows.append(f"Miller_{number},Miller_{number}.dcm,m{number}.png")
+    (tmp_path / "data" / "manifest.csv").write_text("\n".join(rows) + "\n")
+    checked = check_dataset(read_dataset(tmp_path / "data"), tmp_path / "page.html")
+    page = checked.page.read_text()
+    for said in ("for processing", "for presentation", "at the detector"):
+        assert said in page
+    assert "laterality" not in page  # no file states it
+    assert "Miller" not in page + "\n".join(checked.summary())
+    assert kinds(checked, "Miller_0") == {"detector"}
+    assert kinds(checked, "Miller_1") == {"detector", "remark", "burned_in"}
+    assert checked.exit_status == 0
