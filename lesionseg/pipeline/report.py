@@ -7,7 +7,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import bar, say
-from lesionseg.report.write import ReportOptions, write_report
+from lesionseg.report.write import write_report
 
 COMPARED = "compare"  # the second model's tables in an output folder of evaluate
 
@@ -62,12 +62,6 @@ def _write(
         compare = folder / COMPARED
     own = (place for place in (folder / "validation", folder / "predictions") if place.is_dir())
     history = folder / "metrics.csv"
-    options = ReportOptions(
-        study=None if settings.study is None else Path(settings.study),
-        identifiers=settings.identifiers,
-        pdf=settings.pdf,
-        viewer=settings.viewer,
-    )
     with bar("Drawing pictures") as advance:
         return write_report(
             folder,
@@ -77,6 +71,6 @@ def _write(
             prediction=prediction or next(own, None),
             history=history if history.is_file() else None,
             compare=compare,
-            options=options,
+            options=settings,
             progress=advance,
         )

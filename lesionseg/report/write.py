@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, count
 from lesionseg.io.files import private_files, write_csv, write_text
@@ -38,17 +39,6 @@ WHY = {  # a lesion was missed
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """What a report is: its title, study file, names, and what lies beside the page."""
-
-    title: str | None = None
-    study: Path | None = None
-    identifiers: bool = False
-    pdf: bool = True
-    viewer: bool = False
-
-
-@dataclass(frozen=True)
 class Tile:
     """A number of the first screen; `weak` where few patients stand behind it or much is missed."""
 
@@ -66,7 +56,7 @@ def write_report(
     prediction: Path | None = None,
     history: Path | None = None,
     compare: Path | None = None,
-    options: ReportOptions | None = None,
+    options: ReportSection | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write `output/report.html` from the tables in `scores_dir`; returns its path.
@@ -82,15 +72,15 @@ def write_report(
         prediction: a folder of prediction files, drawn into the pictures.
         history: a training's metrics.csv.
         compare: another model's evaluation of the same scans.
-        options: title, study file, names, PDF, viewer.
+        options: study file, names, PDF, viewer; None: as in conf/.
         progress: told the case, how many are drawn and how many there are to draw.
 
     Raises `ReadError`, `ContentError` (tables that are missing, unreadable or do not belong
     together), `ConfigError` (a study file with an unknown key) and `OutputError`.
     """
-    options = options or ReportOptions()
+    options = options or ReportSection.of()
     tables = read_tables(scores_dir, identifiers=options.identifiers)
-    study = read_study(options.study)
+    study = read_study(Path(options.study) if options.study else None)
     models = [("this program", tables)]
     if compare is not None:
         models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
@@ -101,7 +91,7 @@ def write_report(
         *(charts.reliability_chart, charts.load_chart),
     )
     annex = [c for make in makers if (c := make(tables))] + charts.training_charts(history)
-    title = options.title or study.get("title") or "What the program finds, and what it misses"
+    title = study.get("title") or "What the program finds, and what it misses"
     values: dict[str, Any] = {
         "title": title,
         "tags": tags(tables),
@@ -379,7 +369,7 @@ def _pictures(
     reference: Path | None,
     prediction: Path | None,
     output: Path,
-    options: ReportOptions,
+    options: ReportSection,
     progress: Progress | None,
 ) -> dict[str, list[Card]]:
     """Cards by kind: top, missed, false alarms, found; empty without images."""

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate import of_role, open_references
-from lesionseg.report.write import ReportOptions, write_report
+from lesionseg.report.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
 
@@ -475,7 +476,7 @@ def test_two_and_three_axes(tmp_path, dims):
 
 def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog):
     before = evaluate(*folders, replicates=5).scores
-    write_report(folders[2], tmp_path / "report", options=ReportOptions(pdf=False))
+    write_report(folders[2], tmp_path / "report", options=ReportSection.of(pdf=False))
     path = tmp_path / "report" / "adjudicate.csv"
     with path.open(newline="") as file:
         table = list(csv.DictReader(file))

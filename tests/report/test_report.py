@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from lesionseg.cli import run
+from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.report.rendering import ci
 from lesionseg.report.study import read_study
 from lesionseg.report.tables import number, read_tables, wilson
 from lesionseg.report.write import (
-    ReportOptions,
     headline,
     tags,
     tiles,
@@ -109,7 +109,8 @@ def test_pictures_are_there_and_names_are_not(study: Path, page: str) -> None:
 
 
 def test_names_on_request_and_no_pictures_without_images(study: Path, tmp_path: Path) -> None:
-    options = ReportOptions(identifiers=True, pdf=False, title="<b>Ours</b> $x^$")
+    (tmp_path / "study.yaml").write_text("title: <b>Ours</b> $x^$")
+    options = ReportSection.of(identifiers=True, pdf=False, study=tmp_path / "study.yaml")
     page = write_report(study / "scores", tmp_path, options=options).read_text(encoding="utf-8")
     assert "P0_$x$" in page
     assert "<b>Ours</b>" not in page
@@ -137,7 +138,9 @@ def test_a_new_number_appears_by_itself(study: Path, tmp_path: Path) -> None:
     scores["lesion_f2"] = {"value": 0.123, "ci95": [0.1, 0.2]}
     scores["evaluated_on"] = "unknown"
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    page = write_report(tmp_path, tmp_path / "page", options=ReportOptions(pdf=False)).read_text()
+    page = write_report(
+        tmp_path, tmp_path / "page", options=ReportSection.of(pdf=False)
+    ).read_text()
     assert "lesion f2" in page
     assert "0.1 to 0.2" in page
     assert "Role unknown" in page
