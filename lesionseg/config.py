@@ -305,7 +305,7 @@ class EvaluateConfig(Command):
     operating_point: str | float | None
     groups: str | None
     compare: Text | None
-    margin: Share | None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None
     adjudication: Text | None
     columns: Text | None
     zones: Text | None

@@ -15,7 +15,6 @@ from scipy.special import ndtri
 
 from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
-from lesionseg.errors import ConfigError
 from lesionseg.evaluation.matching import overlap_table
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
@@ -30,17 +29,11 @@ class ChangeRule:
 
     `overlap`: the least share of the smaller of two lesions that both cover. `confidence`: the
     share of stable lesions that are to be called stable; 0.95 gives Bland and Altman's 1.96
-    standard deviations. Raises `ConfigError`.
+    standard deviations.
     """
 
     overlap: float = 0.1
     confidence: float = 0.99
-
-    def __post_init__(self) -> None:
-        for name in ("overlap", "confidence"):
-            value = getattr(self, name)
-            if not 0 < value < 1:
-                raise ConfigError(f"{name}={value} is no share between 0 and 1.")
 
     @property
     def n_deviations(self) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import Pool, sums_by_group
@@ -61,11 +61,9 @@ def compare(
     Both were evaluated on the same cases, at their own operating points; else `DatasetError`. With
     scores on both sides also at equal false positives per case, and the areas: the mean sensitivity
     at `fp_per_case` and average precision. Under 5 groups with something to count neither interval
-    nor p-value is given. `margin`: by how much the one may be worse in the primary endpoint, a
-    share; `ConfigError` for none between 0 and 1.
+    nor p-value is given. `margin`: by how much the one may be worse in the primary endpoint,
+    between 0 and 1.
     """
-    if margin is not None and not 0 < margin < 1:
-        raise ConfigError(f"margin: {margin} is no share. Write 0.05 for five percentage points.")
     if [r.case for r in one] != [r.case for r in other]:
         apart = sorted({r.case for r in one} ^ {r.case for r in other})
         raise DatasetError(f"The two models have different cases: {', '.join(apart[:5])}.")

@@ -1,6 +1,5 @@
 """A prediction brought onto another grid, when that is asked for: masks take the nearest voxel."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,11 +32,20 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
         moved = tuple(_moved_box(c, matrix, geometry) for c in prediction.candidates)
         return replace(prediction, geometry=geometry, candidates=moved)
     instances = _nearest(prediction.instances, matrix, geometry.shape)
-    ids = set(present_values(prediction.instances))
-    _keep_small_ones(instances, [c for c in prediction.candidates if c.id in ids], geometry)
+    lost = set(present_values(prediction.instances)) - set(present_values(instances))
+    for candidate in prediction.candidates:
+        if candidate.id in lost:  # none of the new voxels is in it
+            at = np.rint(geometry.to_index([candidate.centre_mm])[0]).astype(np.int64)
+            inside = bool(((at >= 0) & (at < geometry.shape)).all())
+            if inside and instances[tuple(at)] == 0:
+                instances[tuple(at)] = candidate.id
     lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
     candidates = tuple(
-        _measured(c, lesions.voxels_of(row), geometry)
+        replace(
+            Candidate.from_voxels(c.id, c.label, c.score, lesions.voxels_of(row), geometry),
+            accepted=c.accepted,
+            probability=c.probability,
+        )
         if lesions.masked[row]
         else _moved_box(c, matrix, geometry)
         for row, c in enumerate(prediction.candidates)
@@ -58,27 +66,6 @@ def _nearest(
     found = resample_nearest(torch.from_numpy(np.ascontiguousarray(array))[None], matrix, shape)
     moved: NDArray[Any] = found[0].numpy()
     return moved
-
-
-def _keep_small_ones(
-    instances: NDArray[np.int32], candidates: Sequence[Candidate], geometry: Geometry
-) -> None:
-    """Give candidates that no voxel of the new grid fell into the voxel nearest to their centre."""
-    present = set(present_values(instances))
-    for candidate in candidates:
-        if candidate.id in present:
-            continue
-        at = np.rint(geometry.to_index([candidate.centre_mm])[0]).astype(np.int64)
-        inside = bool(((at >= 0) & (at < geometry.shape)).all())
-        if inside and instances[tuple(at)] == 0:
-            instances[tuple(at)] = candidate.id
-
-
-def _measured(candidate: Candidate, voxels: NDArray[np.int64], geometry: Geometry) -> Candidate:
-    measured = Candidate.from_voxels(
-        candidate.id, candidate.label, candidate.score, voxels, geometry
-    )
-    return replace(measured, accepted=candidate.accepted, probability=candidate.probability)
 
 
 def _moved_box(candidate: Candidate, matrix: NDArray[np.float64], geometry: Geometry) -> Candidate:

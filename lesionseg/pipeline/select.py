@@ -223,38 +223,39 @@ def select_voxel_calibration(
     gains = []
     for number in sorted(set(fold.values())):
         rest = [case for case in counts if fold.get(case.group) != number]
-        a, b, _ = _line(rest if len(groups) > 1 else counts)
+        fit = _fit_voxels(rest if len(groups) > 1 else counts)
         held_out = (case for case in counts if fold.get(case.group) == number)
-        gains += [case.dice((level - a) / b) - case.dice(level) for case in held_out if b > 0]
+        moved = (level - fit.intercept) / fit.slope
+        gains += [case.dice(moved) - case.dice(level) for case in held_out if fit.slope > 0]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
         return None, f"skipped, it would change Dice by {gain:+.3f}."
-    a, b, (n_true, n_false) = _line(counts)
-    fit = Calibration("platt", a, b, fitted_on=chosen_on, n_true=n_true, n_false=n_false)
-    return fit, f"logit p = {a:.3g} + {b:.3g} · logit, which changes Dice by {gain:+.3f}."
+    fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
+    line = f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit"
+    return fit, f"{line}, which changes Dice by {gain:+.3f}."
+
+
+def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
+    """A straight line in the logit of all voxels; the identity without one of both kinds."""
+    voxels = np.sum([case.voxels for case in counts], axis=0)
+    lesion = np.sum([case.lesion for case in counts], axis=0)
+    n_true, n_false = int(lesion.sum()), int(voxels.sum() - lesion.sum())
+    a, b = 0.0, 1.0
+    if n_true and n_false:
+        weights = voxels / voxels.sum()
+        a, b = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)[0].tolist()
+    return Calibration("platt", a, b, n_true=n_true, n_false=n_false)
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     """One for the mean of several networks, of which each has its own or none (as it is)."""
-    known = [fit for fit in fits if fit is not None]
+    known, every = [f for f in fits if f], [f or Calibration("platt") for f in fits]
     if not known:
         return None
     return replace(
         known[0],
-        intercept=float(np.mean([fit.intercept if fit else 0.0 for fit in fits])),
-        slope=float(np.mean([fit.slope if fit else 1.0 for fit in fits])),
-        n_true=sum(fit.n_true for fit in known),
-        n_false=sum(fit.n_false for fit in known),
+        intercept=float(np.mean([fit.intercept for fit in every])),
+        slope=float(np.mean([fit.slope for fit in every])),
+        n_true=sum(fit.n_true for fit in every),
+        n_false=sum(fit.n_false for fit in every),
     )
-
-
-def _line(counts: Sequence[LevelCounts]) -> tuple[float, float, tuple[int, int]]:
-    """Intercept and slope of the logit, and voxels of either kind; as it is without one of them."""
-    voxels = np.sum([case.voxels for case in counts], axis=0)
-    lesion = np.sum([case.lesion for case in counts], axis=0)
-    numbers = int(lesion.sum()), int(voxels.sum() - lesion.sum())
-    if not all(numbers):
-        return 0.0, 1.0, numbers
-    weights = voxels / voxels.sum()
-    ((a, b),) = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)
-    return float(a), float(b), numbers

@@ -50,23 +50,6 @@ def test_each_fold_has_the_fit_of_the_others(results):
     assert fits[1].n_false == 20
 
 
-def test_too_few_elsewhere_gives_none(results):
-    assert fit_out_of_fold(results[:12], {r.case: i % 2 for i, r in enumerate(results[:12])}) == {
-        0: None,
-        1: None,
-    }
-
-
-def test_a_fit_says_what_it_was_made_of(results):
-    fit = fit_calibration(results, fitted_on="out-of-fold")
-    assert (fit.kind, fit.fitted_on, fit.n_true, fit.n_false) == ("platt", "out-of-fold", 60, 30)
-    ranked = fit.probability([0.2, 0.5, 0.9])
-    assert (np.diff(ranked) > 0).all()
-    assert (
-        replace(fit, slope=0.0).probability([0.1])[0] == replace(fit, slope=0.0).probability([1])[0]
-    )
-
-
 def drawn(template, p, true):
     """One result whose candidates have these scores and outcomes."""
     hit, _, miss = template.candidates

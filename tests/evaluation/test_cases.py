@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.errors import GeometryError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from tests.evaluation.hand_cases import (
     HAND_CASES,
-    HandCase,
     make_prediction,
     make_reference,
     prediction_of,
@@ -74,26 +72,6 @@ def test_the_operating_point_overrules_the_flags():
     assert case.accepted_from == 0.0
 
 
-def test_splits_merges_and_touching():
-    assert (judge("split").splits, judge("split").merges) == (1, 0)
-    assert (judge("merge").splits, judge("merge").merges) == (0, 1)
-    assert judge("under_a_tenth").candidates[0].touches_lesion
-    assert not judge("elsewhere").candidates[0].touches_lesion
-
-
-def test_candidates_of_another_program_have_no_scores():
-    case = CASES["perfect"]
-    prediction = make_prediction(case)
-    bare = Prediction(
-        "a", prediction.geometry, prediction.candidates, prediction.instances, scored=False
-    )
-    found = evaluate_case(make_reference(case), bare, PRESET, case="a")
-    assert found.lesions[0].detected
-    assert found.lesions[0].detected_at is None
-    assert found.candidates[0].score is None
-    assert found.case_score is None
-
-
 def test_volumes_and_sizes_in_three_axes():
     case = CASES["three_axes"]
     found = evaluate_case(
@@ -108,12 +86,6 @@ def test_volumes_and_sizes_in_three_axes():
     assert (lesion.slices, lesion.voxels, lesion.near_resolution) == (3, 12, False)
     assert lesion.centre_mm == (0.5, 1.0, 3.0)
     assert found.hd95_mm == pytest.approx(3.0)
-
-
-def test_two_axes_have_no_volume():
-    found = judge("perfect")
-    assert (found.reference_ml, found.predicted_ml, found.false_positive_ml) == (None, None, None)
-    assert found.lesions[0].diameter_mm == pytest.approx(2 * (4 / np.pi) ** 0.5)
 
 
 def test_boxes_alone_are_judged_without_dice():
@@ -132,29 +104,6 @@ def test_boxes_alone_are_judged_without_dice():
         assert (found.dice, found.surface_dice, found.hd95_mm) == (None, None, None)
         assert found.lesions[0].voxels is None
         assert found.candidates[0].touches_lesion
-
-
-def test_a_candidate_in_what_is_not_judged_is_ignored():
-    case = HandCase("a", "", "11.... ......", "11.222 ......", (0.9, 0.8), 1, 0, 0)
-    reference = make_reference(case)
-    ignore = np.zeros((2, 6), dtype=bool)
-    ignore[0, 4:] = True
-    judged = Reference(
-        reference.geometry, instances=reference.instances, instance_labels=(1,), ignore=ignore
-    )
-    found = evaluate_case(judged, make_prediction(case), PRESET, case="a")
-    assert [c.outcome for c in found.candidates] == ["true_positive", "ignored"]
-
-
-@pytest.mark.parametrize("shape", [(4, 5), (5, 4)])
-def test_another_grid_is_refused_showing_both(shape):
-    reference = make_reference(CASES["perfect"])
-    other = Prediction("a", Geometry.from_spacing(shape, (1.0, 2.0)), (), None)
-    with pytest.raises(GeometryError) as error:
-        evaluate_case(reference, other, PRESET, case="patient-7")
-    assert "(4, 4)" in str(error.value)
-    assert str(shape) in str(error.value)
-    assert "patient-7" in str(error.value)
 
 
 def test_the_order_of_axes_changes_nothing():

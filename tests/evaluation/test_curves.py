@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
-from lesionseg.evaluation.intervals import ratio
 from lesionseg.evaluation.matching import NEVER
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -108,14 +107,6 @@ def test_froc_by_hand():
     assert froc(pool, (0.1, 0.125, 0.25, 8))(one).tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
-def test_a_tie_with_a_false_positive_does_not_count_as_found_before_it():
-    pool = Pool(
-        ("a",), np.zeros(1, int), np.array([0.5]), np.zeros(1, int), np.array([0.5]),
-        np.zeros(1, int), np.zeros(1), np.ones(1, bool), np.ones(1),
-    )  # fmt: skip
-    assert froc(pool, (0.5, 1.0))(np.ones((1, 1))).tolist() == [[0.0, 1.0]]
-
-
 def test_without_candidates_recall_and_precision_are_zero():
     pool = random_pool(0, n_false=0)
     pool = Pool(
@@ -134,10 +125,3 @@ def test_without_lesions_curves_are_undefined():
     one = np.ones((1, 6))
     assert np.isnan(froc(pool, RATES)(one)).all()
     assert np.isnan(average_precision(pool)(one)).all()
-
-
-def test_ratios():
-    found, total = np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 3.0])
-    one = np.ones((1, 3))
-    assert ratio(found, total)(one).item() == pytest.approx(4 / 5)
-    assert np.isnan(ratio(found, np.zeros(3))(one)).all()

@@ -6,10 +6,9 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, LabelRegion, Prediction, Reference
+from lesionseg.core import Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
-from lesionseg.evaluation.cases import match_case
-from lesionseg.evaluation.criteria import ANY_OVERLAP, INSTANCES
+from lesionseg.evaluation.criteria import INSTANCES
 from lesionseg.evaluation.matching import (
     NEVER,
     Links,
@@ -18,7 +17,6 @@ from lesionseg.evaluation.matching import (
     match,
     overlap_table,
     score_of_cover,
-    union_volume,
 )
 from lesionseg.ops.components import candidates_of, lesions_of, mask_boxes
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
@@ -149,15 +147,6 @@ def filled(shape, boxes):
     return found
 
 
-def test_volume_of_boxes_together():
-    rng = np.random.default_rng(0)
-    for dims in (2, 3):
-        start = rng.integers(0, 6, (5, dims))
-        boxes = np.hstack([start, start + rng.integers(1, 5, (5, dims))]).astype(np.float64)
-        solid = np.logical_or.reduce(filled((11,) * dims, boxes))
-        assert union_volume(boxes) == solid.sum()
-
-
 def ball(shape, centre, diameter_mm):
     return (
         sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True))
@@ -200,24 +189,6 @@ def test_labels_are_judged_together_and_by_themselves():
     cyst, tumour = (scores["per_label"][name] for name in ("cyst", "tumour"))
     assert (cyst["n_lesions"], cyst["n_missed"], cyst["n_false_positive"]) == (1, 1, 0)
     assert (tumour["n_lesions"], tumour["n_false_positive"]) == (0, 1)
-
-
-def test_regions_are_judged_jointly_too():
-    """One candidate over two components of a region finds both."""
-    values = np.zeros((4, 9), np.uint8)
-    values[1:3, 1:8], values[1:3, 4] = 1, 2  # a core between two parts of the rim
-    geometry = Geometry.from_spacing(values.shape, (1.0, 1.0))
-    given = replace(
-        prediction_of((values > 0).astype(np.int32), (0.5,), geometry), values=values.copy()
-    )
-    regions = (LabelRegion("rim", (1,), 1), LabelRegion("core", (2,), 2))
-    union = (values > 0).astype(np.int32)
-    truth = Reference(geometry, labels=values, instances=union, instance_labels=(1,))
-    found = match_case(truth, given, PRESET, case="a", regions=regions).result()
-    assert (found.n_detected, len(found.lesions)) == (1, 1)
-    rim = found.regions["rim"]
-    assert (rim.n_detected, len(rim.lesions), rim.merges) == (2, 2, 1)
-    assert found.regions["core"].n_detected == 1
 
 
 def test_a_crowd_of_boxes_in_one_lesion_takes_little_time_and_memory():
@@ -282,38 +253,6 @@ def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
         assert len(set(candidate_of[matched])) == matched.sum()
         # the match of largest IoU finds the very lesions that the curve counts
         np.testing.assert_array_equal(matched, found)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_order_of_candidates_does_not_matter(seed):
-    rng = np.random.default_rng(seed)
-    links, weight = random_links(rng, 6, 5)
-    scores = rng.permutation(6) / 6
-    order = rng.permutation(6)
-    np.testing.assert_array_equal(
-        detection_scores(links, scores), detection_scores(links_of(weight[order]), scores[order])
-    )
-
-
-def test_many_to_many_takes_the_highest_score_and_the_best_fit():
-    links = links_of(np.array([[0.2, 0.3], [0.5, 0.0]]), ANY_OVERLAP)
-    np.testing.assert_array_equal(detection_scores(links, np.array([0.9, 0.4])), [0.9, 0.9])
-    np.testing.assert_array_equal(assign(links, np.zeros(2, bool)), [1, 0])
-
-
-@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (3, 3)])
-def test_no_links(shape):
-    links = links_of(np.zeros(shape))
-    found_at = detection_scores(links, np.full(shape[0], 0.5))
-    assert found_at.tolist() == [NEVER] * shape[1]
-    assert assign(links, np.zeros(shape[1], bool)).tolist() == [-1] * shape[1]
-
-
-def test_a_crowd_is_fast():
-    rng = np.random.default_rng(0)
-    links, _ = random_links(rng, 200, 60, density=0.05)
-    found_at = detection_scores(links, rng.random(200))
-    assert (found_at > NEVER).sum() == 60
 
 
 # --- overlap ---

@@ -2,11 +2,9 @@
 
 import math
 
-import pytest
 import torch
 from torch import Tensor
 
-from lesionseg.errors import ConfigError
 from lesionseg.evaluation.metric import LesionMetric
 
 
@@ -43,11 +41,3 @@ def test_nothing_to_judge_is_no_number() -> None:
     metric.update(empty, empty)
     assert math.isnan(metric.compute()["lesion_recall"])
     assert metric.compute()["false_positives_per_case"] == 0
-
-
-def test_an_unknown_preset_and_other_shapes_are_refused() -> None:
-    predicted, reference = cases()
-    with pytest.raises(ConfigError, match="no preset"):
-        LesionMetric("mine")
-    with pytest.raises(ValueError, match=r"masks \[B, 1"):
-        LesionMetric().update(predicted, reference[:, :, :8])

@@ -1,11 +1,9 @@
 import dataclasses
 
-import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ConfigError
-from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, summarise
 from lesionseg.evaluation.subgroups import divide_by
 from tests.evaluation.test_scores import many
 
@@ -62,11 +60,6 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
     assert list(divide_by(CASES, TABLE, "sex")) == ["not stated"]
 
 
-def test_few_numbers_are_taken_as_words():
-    table = {case: {"grade": str(1 + i % 3)} for i, case in enumerate(CASES)}
-    assert list(divide_by(CASES, table, "grade")) == ["1", "2", "3"]
-
-
 def test_columns_that_are_not_there_or_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="sight"):
         scores(["sight"])
@@ -89,13 +82,3 @@ def test_thick_and_thin_slices_are_subgroups_without_any_table():
     stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
     found = summarise(results, PRESET, evaluated_on="test", replicates=0, columns=stated)
     assert found["subgroups"] == []  # what a table says goes first
-
-
-@pytest.mark.parametrize(
-    ("spacing_mm", "expected"), [((4.96, 0.8, 0.8), 5.0), ((1, 1, 1), 1.0), ((0.2, 0.2), None)]
-)
-def test_slice_spacing_is_the_largest_of_a_volume(spacing_mm, expected):
-    grid = Geometry.from_spacing((4,) * len(spacing_mm), spacing_mm)
-    reference = Reference(grid, np.zeros(grid.shape, np.uint8))
-    result = evaluate_case(reference, None, PRESET, case="a")
-    assert result.slice_spacing_mm == expected

@@ -96,18 +96,9 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     lower = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
     assert lower["n_true_positive"] == 2
     assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
-    named = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
-    assert named["operating_point"]["score"] == 0.2
-    assert (
-        evaluate(*folders, operating_point=0.2, replicates=5).scores["operating_point"]["score"]
-        == 0.2
-    )
-    assert named["operating_point"]["chosen_on"] is None
-    assert named["n_true_positive"] == 2
-    assert (
-        evaluate(*folders, operating_point="score:0.95", replicates=5).scores["n_true_positive"]
-        == 0
-    )
+    assert lower["operating_point"]["chosen_on"] is None
+    number = evaluate(*folders, operating_point=0.2, replicates=5).scores
+    assert number["operating_point"]["score"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -135,29 +126,16 @@ def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, capl
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
     (folders[1] / "b_mask.nii.gz").unlink()
-    with caplog.at_level(logging.WARNING):
-        scores = evaluate(*folders, replicates=5).scores
+    write_mask(folders[1] / "stranger.nii.gz", lesions(1))
+    told = []
+    scores = evaluate(*folders, replicates=5, progress=lambda *step: told.append(step)).scores
+    assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
+    assert "without a reference are left out: stranger" in caplog.text
     assert scores["missing_predictions"] == ["b"]
     assert scores["n_missed"] == 3
     assert "missed: b" in caplog.text
     assert [row["status"] for row in rows(folders[2] / "cases.csv")] == ["ok", "missing", "ok"]
     assert {row["why_missed"] for row in rows(folders[2] / "lesions.csv")} == {"", "case_failed"}
-
-
-def test_an_extra_prediction_is_named(folders, caplog):
-    write_mask(folders[1] / "stranger.nii.gz", lesions(1))
-    with caplog.at_level(logging.WARNING):
-        assert evaluate(*folders, replicates=5).scores["n_cases"] == 3
-    assert "without a reference are left out: stranger" in caplog.text
-
-
-def test_another_grid_is_refused_and_nothing_is_written(folders):
-    moved = Geometry(SHAPE, GEOMETRY.affine + np.array([[0, 0, 0, 5.0]] + [[0] * 4] * 3))
-    write_mask(folders[1] / "a.nii.gz", lesions(2), moved)
-    with pytest.raises(GeometryError) as error:
-        evaluate(*folders)
-    assert "a.nii.gz" in str(error.value)
-    assert not folders[2].exists()
 
 
 def test_folders_that_have_nothing_in_common_are_refused(folders):
@@ -168,21 +146,11 @@ def test_folders_that_have_nothing_in_common_are_refused(folders):
 
 
 def test_groups_by_pattern(folders):
-    scores = evaluate(*folders, groups="[abc]", replicates=5).scores
-    assert scores["n_groups"] == 3
-    for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
-        path.rename(path.with_name("one_" + path.name))
-    assert evaluate(*folders, groups="one", replicates=5).scores["n_groups"] == 1
+    assert evaluate(*folders, groups="[abc]", replicates=5).scores["n_groups"] == 3
     with pytest.raises(DatasetError, match="groups"):
         evaluate(*folders, groups="two")
     with pytest.raises(ConfigError, match="groups"):
         evaluate(*folders, groups="(two")
-
-
-def test_progress_is_told(folders):
-    told = []
-    evaluate(*folders, replicates=5, progress=lambda *step: told.append(step))
-    assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
 
 
 def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
@@ -195,38 +163,9 @@ def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
     assert (beside / "scores.json").is_file()
 
 
-def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
-    evaluate(*folders, replicates=5)
-    row = rows(folders[2] / "candidates.csv")[-1]
-    path = tmp_path / "adjudicate.csv"
-    names = ("case", "candidate", *(name for name in row if name.endswith("_vox")))
-    cells = [*(row[name] for name in names), "lesion"]
-    path.write_text(",".join((*names, "verdict")) + "\n" + ",".join(cells) + "\n")
-    found = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
-    assert (found["n_lesion"], found["n_stale"]) == (1, 0)
-    assert found["by_reference"]["n_false_positive"] == 1
-    assert found["adjudicated"]["n_false_positive"] == 0
-
-
 def test_an_unknown_preset_is_refused(folders):
     with pytest.raises(ConfigError, match="luna16"):
         evaluate(*folders, preset="luna")
-
-
-def test_a_role_that_somebody_stated_is_kept(folders):
-    assert (
-        evaluate(*folders, evaluated_on="external", replicates=5).scores["evaluated_on"]
-        == "external"
-    )
-    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"external"}
-    evaluate(*folders, replicates=5)
-    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"unknown"}
-
-
-def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):
-    with pytest.raises(ConfigError, match=r"tets.*train.*validation.*test.*external"):
-        evaluate(*folders, evaluated_on="tets")
-    assert not folders[2].exists()
 
 
 def test_a_dataset_folder_as_reference(folders):
@@ -402,7 +341,7 @@ def test_candidates_without_masks_are_judged_by_their_boxes(folders, tmp_path):
     assert "boxes have no voxels" in str(scores["dice"]) or scores["dice"]["n"] == 1
 
 
-@pytest.mark.parametrize("score", [1.5, -0.1, None, "high", True])
+@pytest.mark.parametrize("score", [1.5, None, "high"])
 def test_scores_outside_0_to_1_are_refused_and_the_file_named(folders, tmp_path, score):
     write_boxes(tmp_path / "boxes", "a", [(score, (2, 1, 2, 4, 4, 6))])
     with pytest.raises(ContentError, match="a_candidates"):
@@ -417,45 +356,6 @@ def test_an_empty_folder_is_an_error(folders, which):
     with pytest.raises(DatasetError):
         evaluate(*folders)
     assert not folders[2].exists()
-
-
-def test_one_case_has_numbers_and_no_intervals_and_says_so(folders):
-    for folder in folders[:2]:
-        for path in folder.iterdir():
-            if not path.name.startswith("b"):
-                path.unlink()
-    scores = evaluate(*folders, replicates=50).scores
-    assert scores["n_cases"] == 1
-    assert scores["lesion_recall"]["value"] == pytest.approx(1 / 3)
-    for number in (scores["lesion_recall"], scores["dice"]):
-        assert number["ci95"] is None
-        assert "5 groups" in number["reason"]
-
-
-def test_instances_that_overlap_in_their_boxes_stay_apart(tmp_path):
-    # an L and the block in its corner: boxes overlap, voxels do not
-    reference = np.zeros((4, 8, 8), np.int32)
-    reference[1:3, 1:7, 1:3] = reference[1:3, 5:7, 1:7] = 1
-    reference[1:3, 2:4, 4:6] = 2
-    geometry = Geometry.from_spacing(reference.shape, (1.0, 1.0, 1.0))
-    write_mask(tmp_path / "reference" / "a.nii.gz", reference > 0, geometry)
-    found = prediction_of(reference, (0.9, 0.8), geometry, case="a")
-    write_prediction(tmp_path / "prediction", found)
-    paths = [tmp_path / name for name in ("reference", "prediction", "out")]
-    scores = evaluate(*paths, replicates=5).scores
-    assert (scores["n_true_positive"], scores["n_false_positive"]) == (2, 0)
-    assert scores["panoptic_quality"]["value"] == 1.0
-
-
-def test_boxes_that_overlap_find_a_lesion_each(folders, tmp_path):
-    pair = [(0.9, (2, 1, 2, 4, 4, 6)), (0.8, (2, 1, 2, 4, 5, 7)), (0.7, (2, 4, 2, 4, 8, 6))]
-    write_boxes(tmp_path / "boxes", "a", pair)
-    evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5)
-    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
-    assert [row["outcome"] for row in found] == ["true_positive"] * 3
-    evaluate(folders[0], tmp_path / "boxes", folders[2], preset="instances", replicates=5)
-    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
-    assert [row["outcome"] for row in found] == ["true_positive", "ignored", "true_positive"]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -536,17 +436,7 @@ def judged(roles, predicted, evaluated_on=None):
 )
 def test_the_roles_asked_for_or_predicted(predicted, evaluated_on, expected):
     assert judged(ROLES, predicted, evaluated_on) == expected
-
-
-def test_without_roles_every_case_is_judged():
-    plain = dict.fromkeys("abc")
-    assert judged(plain, "a") == judged(plain, "a", "test") == "abc"
-
-
-def test_a_stated_external_role_is_a_role_like_others():
-    roles = {"a": "train", "b": "external"}
-    assert judged(roles, "ab", "external") == "b"
-    assert judged(roles, "ab") == "ab"
+    assert judged(dict.fromkeys("abcd"), predicted, evaluated_on) == "abcd"  # none is stated
 
 
 def test_a_role_that_no_case_has_is_refused():

@@ -90,16 +90,11 @@ def _bright(_: object) -> Bright:
     return Bright()
 
 
-def test_dates_are_ordered_however_they_are_written(tmp_path: Path) -> None:
-    lines = table(tmp_path, "a,a.nii,P,2024-06-01", "b,b.nii,P,20240531", "c,c.nii,P,2023-12-31")
-    (timeline,) = read_visits(lines)
+@pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
+def test_dates_and_numbers_are_ordered(times: tuple[str, ...], tmp_path: Path) -> None:
+    lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
+    (timeline,) = read_visits(table(tmp_path, *lines))
     assert [files.case for files in timeline] == ["c", "b", "a"]
-
-
-def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
-    lines = table(tmp_path, "a,a.nii,P,10", "b,b.nii,P,9", "c,c.nii,P,9.5")
-    (timeline,) = read_visits(lines)
-    assert [files.case for files in timeline] == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize(
