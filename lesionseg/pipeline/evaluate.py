@@ -6,15 +6,14 @@ cases, lesions and candidates.
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lesionseg
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, OperatingPoint
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
+from lesionseg.errors import DatasetError
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
@@ -25,7 +24,7 @@ from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recogn
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
-from lesionseg.pipeline.log import Advance, bar, scores_lines
+from lesionseg.pipeline.log import Advance, scores_lines
 from lesionseg.pipeline.score import match_cases, write_scores
 
 __all__ = ["EvaluateOutcome", "evaluate"]
@@ -59,7 +58,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
-    point, preset = _operating_point(cfg.operating_point), find_preset(cfg.preset)
+    point, preset = None, find_preset(cfg.preset)
+    if (name := cfg.operating_point) is not None:  # no bundle is here that knows others
+        point = choose_operating_point((), str(name) if ":" in str(name) else f"score:{name}")
     output, folder = Path(cfg.output), Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference))
     predictions = find_predictions(folder)
@@ -80,9 +81,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
 
     how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
-    with bar("Scoring") if progress is None else nullcontext(progress) as advance:
-        matches = match_cases(cases, predictions, preset, zones=zones, progress=advance, **how)
-        results = [match.result(point) for match in matches]
+    matches = match_cases(cases, predictions, preset, zones=zones, progress=progress, **how)
+    results = [match.result(point) for match in matches]
     made = {"lesionseg": lesionseg.__version__}
     labels = dataset.lesion_labels if dataset else {}
     sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
@@ -199,19 +199,6 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
         if row["case"] in columns:
             columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
     return columns
-
-
-def _operating_point(point: str | float | None) -> OperatingPoint | None:
-    """The operating point as a user names it, `score:0.37` or 0.37; None: the predictions' own."""
-    if point is None:
-        return None
-    name = str(point) if ":" in str(point) else f"score:{point}"
-    if name.partition(":")[0].strip() in ("fp_per_case", "sensitivity"):
-        raise ConfigError(
-            f"operating_point: only a bundle knows the score of {point}. Write score:<0 to 1>; the "
-            "bundle's plan.json lists the scores."
-        )
-    return choose_operating_point((), name)
 
 
 def _provenance(dataset: Dataset | None) -> dict[str, Any]:

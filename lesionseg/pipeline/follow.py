@@ -54,10 +54,6 @@ __all__ = ["FollowOutcome", "follow"]
 _log = logging.getLogger(__name__)
 
 HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
-PAIR_COLUMNS = (
-    *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml", "registered"),
-    *("mutual_information", "foreground_dice", "earlier", "group"),
-)
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,11 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         for done, (case, pair) in enumerate(pairs.items(), start=1):
             opened, image = open_pair(*pair, rule, cfg.register_), pair[1].image
             new = _new_lesions(opened)
-            decided = _apply_point(opened.changes, new, point)
+            least = 0.0 if point is None else point.score
+            decided = [
+                replace(c, accepted=c.score >= least) if c.score is not None else c
+                for c in opened.changes
+            ]
             changes += decided
             rows.append(_row(opened, decided))
             cards += _cards(opened, decided, names[case])
@@ -221,7 +221,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         )
         write_scores(folder, scored, found)
     write_rows(folder / "changes.csv", changes, LesionChange)
-    write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
+    write_csv(folder / "pairs.csv", rows, tuple(rows[0]))
     write_follow_page(folder / "follow.html", changes, names, cards, rule, point)
     return FollowOutcome(tuple(changes), len(pairs), folder, len(failed))
 
@@ -339,7 +339,7 @@ def open_pair(
     inside = _inside(centres, after.geometry), _inside(lesions[1].centres_mm, placed)
     first = Visit(lesions[0], candidates_of(moved), accepted[0], inside[0])
     second = Visit(lesions[1], lesions[1], accepted[1], inside[1])
-    changes = find_changes(later.case, first, second, rule)
+    changes = _with_scores(find_changes(later.case, first, second, rule), after)
     return OpenPair((earlier, later), first, second, after, moved, placed, alignment, changes)
 
 
@@ -387,43 +387,34 @@ def _inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bo
 # --- new lesions as a prediction of their own ----------------------------------------------------
 
 
-def _new_lesions(pair: OpenPair) -> Prediction:
-    """The later visit's prediction with nothing but the new lesions that exceed the grid's error.
+def _with_scores(changes: Sequence[LesionChange], after: Prediction) -> list[LesionChange]:
+    """The changes with the scores of new lesions that exceed the grid's error.
 
     Bare masks have no scores; there the diameter d ranks, as d / (d + 10 mm).
     """
-    after = pair.prediction
-    ids = {c.lesion_after[0] for c in pair.changes if c.state == "new" and c.accepted}
-    candidates = [
-        replace(
-            c,
-            score=c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM),
-            accepted=True,
-        )
+    score_of = {
+        c.id: c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
         for c in after.candidates
-        if c.id in ids
-    ]
-    instances = after.instances
-    if instances is not None:
-        instances = np.where(np.isin(instances, sorted(ids)), instances, 0).astype(np.int32)
-    candidates.sort(key=lambda c: (-c.score, c.id))
-    return replace(
-        after, candidates=tuple(candidates), instances=instances, scored=True, removed=()
-    )
-
-
-def _apply_point(
-    changes: Sequence[LesionChange], new: Prediction, point: OperatingPoint | None
-) -> list[LesionChange]:
-    """The changes with the scores of new lesions; those below the operating point do not count."""
-    score_of = {c.id: c.score for c in new.candidates}
-    least = 0.0 if point is None else point.score
+    }
     return [
-        replace(c, score=(score := score_of.get(c.lesion_after[0])), accepted=(score or 0) >= least)
-        if c.state == "new" and c.accepted
-        else c
+        replace(c, score=score_of[c.lesion_after[0]]) if c.state == "new" and c.accepted else c
         for c in changes
     ]
+
+
+def _new_lesions(pair: OpenPair) -> Prediction:
+    """The later visit's prediction with nothing but the new lesions that have a score."""
+    score_of = {c.lesion_after[0]: c.score for c in pair.changes if c.score is not None}
+    candidates = [
+        replace(c, score=score_of[c.id], accepted=True)
+        for c in pair.prediction.candidates
+        if c.id in score_of
+    ]
+    instances = pair.prediction.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, sorted(score_of)), instances, 0).astype(np.int32)
+    ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
+    return replace(pair.prediction, candidates=ranked, instances=instances, scored=True, removed=())
 
 
 def _score_new(

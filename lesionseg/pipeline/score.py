@@ -1,8 +1,8 @@
 """Predictions beside references: read, matched, summed up; by folder and by role of a training."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,31 +84,28 @@ def match_cases(
 ) -> Iterator[MatchedCase]:
     """Match each case with its prediction, if it has one; what was read is freed before the next.
 
+    `progress` is called with case, number done and total, in place of a bar.
     `dataset` is None for masks alone. `role`: of cases that state none. `resample`: see
     `read_on_grid`.
     """
     regions = dataset.regions if dataset else ()
-    for done, files in enumerate(cases, start=1):
-        reference, prediction = open_reference(files, dataset), None
-        if files.case in predictions:
-            prediction = read_on_grid(
-                predictions[files.case],
-                reference.geometry,
-                resample=resample,
-                united=bool(regions),
+    how = {"resample": resample, "united": bool(regions)}
+    with bar("Scoring") if progress is None else nullcontext(progress) as advance:
+        for done, files in enumerate(cases, start=1):
+            reference, prediction = open_reference(files, dataset), None
+            if files.case in predictions:
+                prediction = read_on_grid(predictions[files.case], reference.geometry, **how)
+            yield match_case(
+                reference,
+                prediction,
+                preset,
+                case=files.case,
+                group=files.group,
+                role=files.role or role,
+                regions=regions,
+                zones=zones.read(files.case) if zones else None,
             )
-        yield match_case(
-            reference,
-            prediction,
-            preset,
-            case=files.case,
-            group=files.group,
-            role=files.role or role,
-            regions=regions,
-            zones=zones.read(files.case) if zones else None,
-        )
-        if progress:
-            progress(files.case, done, len(cases))
+            advance(files.case, done, len(cases))
 
 
 def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
@@ -266,7 +263,8 @@ def score_role(
     if not cases:
         return None
     _predict(predictor, survey, cases, folder)
-    matches = _match(survey, cases, find_predictions(folder), cfg)
+    files_of, preset = find_predictions(folder), find_preset(cfg.preset)
+    matches = match_cases(cases, files_of, preset, dataset=survey.dataset)
     return _score(matches, survey, output, predictor.operating_point(), cfg, origin)
 
 
@@ -295,17 +293,6 @@ def _predict(
             advance(case, done, len(cases))
 
 
-def _match(
-    survey: Survey,
-    cases: Sequence[CaseFiles],
-    predictions: Mapping[str, PredictionFiles],
-    cfg: TrainConfig,
-) -> list[MatchedCase]:
-    with bar("Scoring") as advance:
-        preset, about = find_preset(cfg.preset), survey.dataset
-        return list(match_cases(cases, predictions, preset, dataset=about, progress=advance))
-
-
 def _select_and_score(
     survey: Survey,
     cases: Sequence[CaseFiles],
@@ -317,7 +304,8 @@ def _select_and_score(
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Choice, Scores]:
     """Select on predictions, write them to `folder` as selected, and score them to `output`."""
-    matches = _match(survey, cases, predictions, cfg)
+    preset = find_preset(cfg.preset)
+    matches = list(match_cases(cases, predictions, preset, dataset=survey.dataset))
     choice = select(
         [match.result(surface=False) for match in matches],
         cfg.operating_point,
@@ -336,7 +324,7 @@ def _select_and_score(
 
 
 def _score(
-    matches: Sequence[MatchedCase],
+    matches: Iterable[MatchedCase],
     survey: Survey,
     output: Path,
     point: OperatingPoint,
