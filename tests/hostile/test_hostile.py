@@ -60,14 +60,12 @@ def test_voxels_outside_the_header_s_folder_are_not_read(
     check_error(folder / f"a{suffix}", "voxels elsewhere")
 
 
-@pytest.mark.parametrize(
-    "sneaky", ["Data File: /etc/passwd\n", "datafile:/etc/passwd\n", "x\rdata file: /etc/passwd\n"]
-)
-def test_other_spellings_of_a_data_file_are_seen(tmp_path: Path, sneaky: str) -> None:
+def test_other_spellings_of_a_data_file_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.nrrd"
-    content = NRRD.format(size="4 4 4", encoding="raw", more=sneaky).encode() + bytes(64)
-    path.write_bytes(content)
-    check_error(path, "voxels elsewhere")
+    for sneaky in ("Data File: /etc/passwd", "datafile:/etc/passwd", "x\rdata file: /etc/passwd"):
+        text = NRRD.format(size="4 4 4", encoding="raw", more=f"{sneaky}\n")
+        path.write_bytes(text.encode() + bytes(64))
+        check_error(path, "voxels elsewhere")
 
 
 def test_a_file_beside_its_header_is_read(tmp_path: Path) -> None:

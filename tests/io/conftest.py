@@ -8,19 +8,19 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from lesionseg.core import Geometry
 from tests.io.dicom_files import write_series
+
+TURN = Rotation.from_euler("xz", (20, -35), degrees=True).as_matrix()
 
 
 @pytest.fixture
 def oblique() -> Geometry:
     """An asymmetric grid, turned about two axes, with three different spacings."""
-    a, b = np.deg2rad(20), np.deg2rad(-35)
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
     affine = np.eye(4)
-    affine[:3, :3] = about_z @ about_x @ np.diag([0.7, 1.1, 3.3])[:, ::-1]
+    affine[:3, :3] = TURN @ np.diag([0.7, 1.1, 3.3])[:, ::-1]
     affine[:3, 3] = (12.5, -40.25, 7.75)
     return Geometry((3, 4, 5), affine)
 
@@ -66,14 +66,10 @@ def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[
 @pytest.fixture
 def grid() -> Geometry:
     """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
-    a, b = np.deg2rad(20), np.deg2rad(-35)
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
-    turn = about_z @ about_x
     affine = np.eye(4)
-    affine[:3, 0] = np.cross(turn[:, 0], turn[:, 1]) * 3.0
-    affine[:3, 1] = turn[:, 1] * 0.75
-    affine[:3, 2] = turn[:, 0] * 0.5
+    affine[:3, 0] = np.cross(TURN[:, 0], TURN[:, 1]) * 3.0
+    affine[:3, 1] = TURN[:, 1] * 0.75
+    affine[:3, 2] = TURN[:, 0] * 0.5
     affine[:3, 3] = (12.5, -40.25, 7.75)
     return Geometry((5, 4, 6), affine)
 

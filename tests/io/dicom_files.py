@@ -75,42 +75,34 @@ def voxels() -> np.ndarray:
     return np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)
 
 
-def enhanced(path: Path, grid: Geometry, **changes: Any) -> Path:
+def enhanced(path: Path, grid: Geometry) -> Path:
     """An enhanced MR file whose frames are stored from the last slice to the first."""
     order = range(grid.shape[0])[::-1]
-    frames = []
-    for z in order:
-        where = place(grid, z)
-        frames.append(
-            item(
-                PlanePositionSequence=Sequence(
-                    [item(ImagePositionPatient=where["ImagePositionPatient"])]
-                ),
-                PixelValueTransformationSequence=Sequence(
-                    [item(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")]
-                ),
-                **{k: v for k, v in changes.items() if k == f"frame{z}"},
-            )
+    frames = [
+        item(
+            PlanePositionSequence=one(ImagePositionPatient=place(grid, z)["ImagePositionPatient"]),
+            PixelValueTransformationSequence=one(
+                RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US"
+            ),
         )
+        for z in order
+    ]
+    groups = {"PerFrameFunctionalGroupsSequence": Sequence(frames), **shared(grid)}
+    return save(path, voxels()[list(order)], ENHANCED_MR, Modality="MR", **groups)
+
+
+def one(**elements: Any) -> Sequence:
+    """A sequence of one item."""
+    return Sequence([item(**elements)])
+
+
+def shared(grid: Geometry) -> dict[str, Any]:
+    """What all frames on a grid have in common."""
     where = place(grid, 0)
-    shared = item(
-        PlaneOrientationSequence=Sequence(
-            [item(ImageOrientationPatient=where["ImageOrientationPatient"])]
-        ),
-        PixelMeasuresSequence=Sequence(
-            [item(PixelSpacing=where["PixelSpacing"], SliceThickness=9)]
-        ),
-    )
-    if "echo" in changes:
-        frames[0].MREchoSequence = Sequence([item(EffectiveEchoTime=80.0)])
-    return save(
-        path,
-        voxels()[list(order)],
-        ENHANCED_MR,
-        Modality="MR",
-        SharedFunctionalGroupsSequence=Sequence([shared]),
-        PerFrameFunctionalGroupsSequence=Sequence(frames),
-    )
+    orientation = one(ImageOrientationPatient=where["ImageOrientationPatient"])
+    measures = one(PixelSpacing=where["PixelSpacing"], SliceThickness=9)
+    groups = one(PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures)
+    return {"SharedFunctionalGroupsSequence": groups}
 
 
 def segmentation(path: Path, grid: Geometry, masks: Mapping[str, np.ndarray]) -> Path:
@@ -119,21 +111,13 @@ def segmentation(path: Path, grid: Geometry, masks: Mapping[str, np.ndarray]) ->
     for number, mask in enumerate(masks.values(), start=1):
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
             pixels.append(mask[z].astype(np.uint16) * 255)
+            position = place(grid, int(z))["ImagePositionPatient"]
             frames.append(
                 item(
-                    PlanePositionSequence=Sequence(
-                        [item(ImagePositionPatient=place(grid, int(z))["ImagePositionPatient"])]
-                    ),
-                    SegmentIdentificationSequence=Sequence([item(ReferencedSegmentNumber=number)]),
+                    PlanePositionSequence=one(ImagePositionPatient=position),
+                    SegmentIdentificationSequence=one(ReferencedSegmentNumber=number),
                 )
             )
-    where = place(grid, 0)
-    shared = item(
-        PlaneOrientationSequence=Sequence(
-            [item(ImageOrientationPatient=where["ImageOrientationPatient"])]
-        ),
-        PixelMeasuresSequence=Sequence([item(PixelSpacing=where["PixelSpacing"])]),
-    )
     named = [item(SegmentNumber=i, SegmentLabel=name) for i, name in enumerate(masks, start=1)]
     return save(
         path,
@@ -143,8 +127,8 @@ def segmentation(path: Path, grid: Geometry, masks: Mapping[str, np.ndarray]) ->
         SegmentationType="FRACTIONAL",
         MaximumFractionalValue=255,
         SegmentSequence=Sequence(named),
-        SharedFunctionalGroupsSequence=Sequence([shared]),
         PerFrameFunctionalGroupsSequence=Sequence(frames),
+        **shared(grid),
     )
 
 

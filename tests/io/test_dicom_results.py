@@ -98,6 +98,11 @@ def series(root: Path, grid: Geometry, **elements: Any) -> Path:
     return write_series(root, grid, {z: {**PATIENT, **elements} for z in range(grid.shape[0])})
 
 
+def check_reference(seg: Path, prediction: Prediction) -> None:
+    reference = read_dicom_reference(seg, prediction.geometry, LABELS)
+    np.testing.assert_array_equal(reference.labels, prediction.mask())
+
+
 def written(
     folder: Path, prediction: Prediction, scan: Path, origin: ResultOrigin = ORIGIN
 ) -> tuple[Path, Path]:
@@ -109,50 +114,24 @@ def written(
     return seg, sr
 
 
-def points_of(path: Path) -> dict[int, set[tuple[float, ...]]]:
-    """RAS millimetres of every voxel of each segment, by the file's own elements alone."""
-    raw = dcmread(path)
-    frames = raw.pixel_array.reshape(-1, raw.Rows, raw.Columns)
-    shared = raw.SharedFunctionalGroupsSequence[0]
-    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    down_mm, across_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
-    points: dict[int, set[tuple[float, ...]]] = {}
-    for pixels, group in zip(frames, raw.PerFrameFunctionalGroupsSequence, strict=True):
-        named = group if "SegmentIdentificationSequence" in group else shared
-        number = int(named.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-        for row, column in np.argwhere(pixels):
-            mm = origin + column * across_mm * directions[:3] + row * down_mm * directions[3:]
-            points.setdefault(number, set()).add(tuple(np.round(mm * LPS, 2) + 0.0))
-    return points
-
-
-def expected_points(geometry: Geometry, mask: np.ndarray) -> set[tuple[float, ...]]:
-    return {tuple(np.round(mm, 2) + 0.0) for mm in geometry.to_mm(np.argwhere(mask))}
-
-
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_voxel_lies_where_the_scan_has_it(name: str, tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS[name])
-    geometry = read_geometry(tmp_path / "scan")
-    prediction = predict(geometry, lesions())
+    prediction = predict(read_geometry(scan), lesions())
     seg, _ = written(tmp_path, prediction, scan)
-    found = points_of(seg)
-    assert found == {n: expected_points(geometry, lesions() == n) for n in (1, 2)}
-    # the same by the library's own reader, which places the segments as one volume
+    # the library's reader places the segments as one volume, ours each frame by its elements
     volume = hd.seg.segread(seg).get_volume(combine_segments=True)
     index = np.argwhere(volume.array)
     mm = (np.c_[index, np.ones(len(index))] @ volume.affine.T)[:, :3] * LPS
-    assert {tuple(np.round(p, 2) + 0.0) for p in mm} == found[1] | found[2]
-    # and by our own
-    reference = read_dicom_reference(seg, geometry, LABELS)
-    np.testing.assert_array_equal(reference.labels, prediction.mask())
+    expected = prediction.geometry.to_mm(np.argwhere(np.isin(lesions(), (1, 2))))
+    assert {tuple(p) for p in np.round(mm, 2) + 0.0} == {tuple(p) for p in np.round(expected, 2)}
+    check_reference(seg, prediction)
 
 
 def test_patient_study_and_source_are_the_scans(tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["oblique"])
-    prediction = predict(read_geometry(tmp_path / "scan"), lesions())
-    files = [dcmread(f) for f in (tmp_path / "scan").iterdir()]
+    prediction = predict(read_geometry(scan), lesions())
+    files = [dcmread(f) for f in scan.iterdir()]
     for path in written(tmp_path, prediction, scan):
         made = dcmread(path)
         for name in ("PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"):
@@ -197,7 +176,7 @@ def comments(path: Path) -> str:
 
 def test_the_report_has_a_group_a_candidate_that_names_its_segment(tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["oblique"])
-    _, sr = written(tmp_path, predict(read_geometry(tmp_path / "scan"), lesions()), scan)
+    _, sr = written(tmp_path, predict(read_geometry(scan), lesions()), scan)
     report = hd.sr.srread(sr)
     groups = report.content.get_volumetric_roi_measurement_groups()
     assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
@@ -232,7 +211,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["axial"])
-    prediction = predict(read_geometry(tmp_path / "scan"), lesions())
+    prediction = predict(read_geometry(scan), lesions())
     refused = tuple(replace(c, accepted=False) for c in prediction.candidates)
     seg, sr = written(tmp_path, replace(prediction, candidates=refused), scan)
     assert not seg.exists()
@@ -246,7 +225,7 @@ def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path: Path) -
 
 def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["head first"])
-    geometry = read_geometry(tmp_path / "scan")
+    geometry = read_geometry(scan)
     prediction = predict(geometry, None)
     seg, sr = written(tmp_path, prediction, scan)
     assert not seg.exists()
@@ -254,7 +233,7 @@ def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path: Path) -> None:
     assert len(groups) == 2
     position = {
         f.SOPInstanceUID: np.array(f.ImagePositionPatient, float)
-        for f in map(dcmread, (tmp_path / "scan").iterdir())
+        for f in map(dcmread, scan.iterdir())
     }
     for group, candidate in zip(groups, prediction.candidates, strict=False):
         regions = group.roi
@@ -275,7 +254,7 @@ def test_an_enhanced_file_is_segmented_frame_by_frame(tmp_path: Path) -> None:
     path = enhanced(tmp_path / "scan.dcm", grid)
     geometry = read_geometry(path)
     seg, sr = written(tmp_path, predict(geometry, lesions()), path)
-    assert points_of(seg) == {n: expected_points(geometry, lesions() == n) for n in (1, 2)}
+    check_reference(seg, predict(geometry, lesions()))
     assert len(hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()) == 2
     _, boxes = written(tmp_path / "b", predict(geometry, None), path)
     groups = hd.sr.srread(boxes).content.get_volumetric_roi_measurement_groups()
@@ -326,18 +305,17 @@ def test_very_many_candidates_are_one_segment_a_label(tmp_path: Path) -> None:
     prediction = Prediction("A", read_geometry(folder), made, instances=ids)
     seg, _ = written(tmp_path, prediction, folder)
     assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
-    reference = read_dicom_reference(seg, prediction.geometry, LABELS)
-    np.testing.assert_array_equal(reference.labels, prediction.mask())
+    check_reference(seg, prediction)
 
 
 def test_regions_are_one_segment_a_mask_value(tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["axial"])
-    geometry = read_geometry(tmp_path / "scan")
+    geometry = read_geometry(scan)
     values = np.where(lesions() > 0, 1, 0).astype(np.uint8)
     values[0, 0, 2] = 2
     prediction = predict(geometry, lesions(), values=values)
     seg, _ = written(tmp_path, prediction, scan)
-    assert points_of(seg)[2] == expected_points(geometry, values == 2)
+    check_reference(seg, prediction)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom, as the test writes them
@@ -351,8 +329,9 @@ def test_regions_are_one_segment_a_mask_value(tmp_path: Path) -> None:
 )
 def test_poor_headers_are_completed(changes: Mapping[str, Any], tmp_path: Path) -> None:
     scan = series(tmp_path, GRIDS["oblique"], **changes)
-    seg, sr = written(tmp_path, predict(read_geometry(tmp_path / "scan"), lesions()), scan)
-    assert len(points_of(seg)) == 2
+    prediction = predict(read_geometry(scan), lesions())
+    seg, sr = written(tmp_path, prediction, scan)
+    check_reference(seg, prediction)
     assert len(hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()) == 2
 
 
