@@ -1,7 +1,7 @@
 """Images, reference and detections of one case from the folders a report is given."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (
-    PredictionFiles,
     find_masks,
     find_predictions,
     read_prediction,
@@ -48,14 +47,6 @@ class Scene:
     prediction: Prediction | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Folder:
-    """Cases by name: of a recognised dataset, or bare files."""
-
-    dataset: Dataset | None
-    files: Mapping[str, CaseFiles]
-
-
 class Sources:
     """Where pictures come from; `load` reads one case.
 
@@ -70,23 +61,40 @@ class Sources:
         reference: Path | None = None,
         prediction: Path | None = None,
     ) -> None:
-        self._images = _open_images(images)
-        self._dataset = None if reference is None else _open_dataset(reference)
-        bare = reference if self._dataset is None else None
+        for folder in (images, reference, prediction):
+            if isinstance(folder, Path) and not folder.exists():
+                raise ReadError(f"{folder}: the folder for the report's pictures is not there.")
+        self._images: Dataset | None
+        if isinstance(images, Dataset):
+            self._images, cases = images, images.cases
+        else:
+            self._images = _find_dataset(images)
+            found = self._images
+            cases = tuple(find_images(images, 1)) if found is None else found.cases
+        self._files = _by_case(cases)
+        self._reference = None if reference is None else _find_dataset(reference)
+        bare = reference if self._reference is None else None
         self._masks = {} if bare is None else find_masks(bare)
-        self._predictions: Mapping[str, PredictionFiles] = {}
-        if prediction is not None:
-            self._predictions = find_predictions(_existing(prediction))
+        self._predictions = {} if prediction is None else find_predictions(prediction)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
         """Read one case; `accepted` names the candidates to be drawn.
 
         Raises `LesionsegError` when it is missing, unreadable or on another grid.
         """
-        found = self._read_image(case)
-        geometry = found.image.geometry
-        reference = self._reference(case, found)
-        scene = Scene(found.image.present[0], geometry, reference)
+        if case not in self._files:
+            raise ReadError(f"The image of the case {case!r} is not there.")
+        if self._images is None:
+            found = Case(case, read_volume(self._files[case].images[0]))
+        else:
+            found = read_case(self._files[case], self._images)
+        geometry, reference = found.image.geometry, found.reference
+        if self._reference is not None:
+            other = _by_case(self._reference.cases).get(case)
+            reference = None if other is None else read_case(other, self._reference).reference
+        elif case in self._masks:
+            reference = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
+        scene = Scene(found.image.present[0], geometry, _reference_mask(reference, geometry))
         if case not in self._predictions:
             return scene
         prediction = read_prediction(self._predictions[case], geometry=geometry)
@@ -97,51 +105,17 @@ class Sources:
             prediction=prediction,
         )
 
-    def _read_image(self, case: str) -> Case:
-        if case not in self._images.files:
-            raise ReadError(f"The image of the case {case!r} is not there.")
-        files = self._images.files[case]
-        if self._images.dataset is not None:
-            return read_case(files, self._images.dataset)
-        return Case(case, read_volume(files.images[0]))
 
-    def _reference(self, case: str, found: Case) -> Mask | None:
-        geometry = found.image.geometry
-        if self._dataset is not None and self._dataset.dataset is not None:
-            there = self._dataset.files.get(case)
-            other = None if there is None else read_case(there, self._dataset.dataset)
-            return None if other is None else _reference_mask(other.reference, geometry)
-        if case in self._masks:
-            mask = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
-            return _reference_mask(mask, geometry)
-        return _reference_mask(found.reference, geometry)
+def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
+    return {files.case: files for files in cases}
 
 
-def _open_images(source: Path | Dataset) -> Folder:
-    if isinstance(source, Dataset):
-        return _of_dataset(source)
-    found = _open_dataset(source)
-    if found is not None:
-        return found
-    return Folder(None, {item.case: item for item in find_images(source, 1)})
-
-
-def _of_dataset(dataset: Dataset) -> Folder:
-    return Folder(dataset, {item.case: item for item in dataset.cases})
-
-
-def _open_dataset(folder: Path) -> Folder | None:
+def _find_dataset(folder: Path) -> Dataset | None:
     try:
-        return _of_dataset(read_dataset(_existing(folder), may_lack=True))
+        return read_dataset(folder, may_lack=True)
     except DatasetError:
         _log.info("%s: no known dataset layout; read as plain image files.", folder)
         return None
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.exists():
-        raise ReadError(f"{folder}: the folder for the report's pictures is not there.")
-    return folder
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:

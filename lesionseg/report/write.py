@@ -384,8 +384,10 @@ def _pictures(
         case = str(row["case"])
         if case not in scenes:
             scenes = {case: _scene(sources, tables, case)}  # one scan at a time in memory
-            if options.viewer and scenes[case] is not None:
-                _write_viewer(output / "viewer", case, scenes[case])
+            if options.viewer and (shown := scenes[case]) is not None:
+                from lesionseg.report.viewer import write_viewer
+
+                write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
         if (scene := scenes[case]) is not None:
             drawn[i] = kind, _card(scene, row, words, kind, tables.unit)
         if progress is not None:
@@ -434,13 +436,6 @@ def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
     except LesionsegError as error:
         log.warning("The report has no pictures of %s: %s", tables.names.get(case, case), error)
         return None
-
-
-def _write_viewer(folder: Path, case: str, scene: Scene | None) -> None:
-    from lesionseg.report.viewer import write_viewer
-
-    if scene is not None:
-        write_viewer(folder, case.replace(" ", "-"), case, scene)
 
 
 def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, unit: str) -> Card:
