@@ -1,8 +1,8 @@
 """Inference: from a scan to its candidates, by a trained model.
 
 In comes a bundle and a scan; out comes a `Prediction` on the scan's own grid. `Predictor` is all of
-it behind one call: `window` computes probabilities and boxes in tiles, `stitch` and `restore` bring
-them onto the scan's grid, `candidates` finds what they hold, `decision` accepts it.
+it behind one call: `window` computes probabilities and boxes in tiles, `stitch` brings them onto
+the scan's grid, `candidates` finds what they hold, `decision` accepts it.
 """
 
 from lesionseg.inference.bundle import (

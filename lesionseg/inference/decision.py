@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from lesionseg.core import UNION, Calibration, Geometry, InputVerdict, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.boxes import Boxes, box_candidates, fuse
-from lesionseg.inference.candidates import find_candidates
-from lesionseg.inference.peaks import SparseProbabilities, collect_sparse
+from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
 from lesionseg.inference.probabilities import calibrated_voxels
-from lesionseg.inference.restore import restore_slabs
-from lesionseg.inference.stitch import Store
+from lesionseg.inference.stitch import Store, restore_slabs
 from lesionseg.plan.plan import Plan
 
 Slab = NDArray[np.float32]

@@ -144,7 +144,8 @@ class Predictor:
             paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
             if not paths:
                 raise DatasetError(f"A case needs files of {', '.join(self.plan.channel_names)}.")
-            files = CaseFiles(case_id(Path(paths[0])), tuple(map(Path, paths)), missing=lacking)
+            case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))  # the channel's number
+            files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
             return self.decide(self.infer(self.prepare(files)), files.case)
         if affine is None:
             raise ConfigError("affine: an array needs one, from its index to RAS millimetres.")
@@ -256,12 +257,3 @@ class Predictor:
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """The prediction of a case on its file's grid; see `decision.decide`."""
         return decide(inferred, case, self.plan, self._accepted_by, on_slab)
-
-
-def case_id(path: Path) -> str:
-    """The case a file belongs to: its name without suffix and channel number.
-
-    >>> case_id(Path("scans/ms_03_0000.nii.gz"))
-    'ms_03'
-    """
-    return re.sub(r"_\d{4}$", "", strip_suffix(path))

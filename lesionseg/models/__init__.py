@@ -4,7 +4,6 @@ A segmentation network takes `[B, C, *spatial]` and returns a list of logits, fu
 first; coarser, supervised levels follow in train mode only.
 """
 
-from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.build import (
     ARCHITECTURES,
     NetworkFactory,
@@ -13,7 +12,7 @@ from lesionseg.models.build import (
     fast_memory_format,
 )
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.models.unet import UNet
+from lesionseg.models.unet import Decoder, Encoder, UNet
 from lesionseg.plan.plan import total_stride
 
 __all__ = [

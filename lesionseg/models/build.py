@@ -14,17 +14,17 @@ from torch import nn
 from lesionseg.config import TARGET
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.foreign import custom_network
-from lesionseg.models.retinanet import retina_unet, retinanet
-from lesionseg.models.unet import residual_unet, unet
+from lesionseg.models.retinanet import detector
+from lesionseg.models.unet import unet
 from lesionseg.plan.plan import Plan
 
 NetworkFactory = Callable[[Plan], nn.Module]
 
 ARCHITECTURES: Mapping[str, NetworkFactory] = {
     "unet": unet,
-    "residual_unet": residual_unet,
-    "retinanet": retinanet,
-    "retina_unet": retina_unet,
+    "residual_unet": unet,
+    "retinanet": detector,
+    "retina_unet": detector,
     "custom": custom_network,
 }
 # as `architectures`: what the plan names may be imported

@@ -28,35 +28,26 @@ _BACKBONE_SIDE = 64  # of the tile on which a backbone's strides are looked at
 
 
 class ForeignNetwork(nn.Module):
-    """A network of logits, whatever it returns, as one that gives a list of them, finest first.
+    """A network, whatever it returns, as one that gives a list of maps, finest first.
 
     It may return a tensor `[B, K, *tile]`, several of any resolutions, or one `[B, n, K, *tile]`
-    (MONAI's `DynUNet`). In eval mode the finest alone is returned. `bias` is added to every level,
-    so that training starts at the lesion fraction, as with our own heads.
+    (MONAI's `DynUNet`). With `bias` the maps are logits: it is added to every one, so that training
+    starts at the lesion fraction, as with our own heads, and in eval mode the finest alone is
+    returned. Without, they are a backbone's features.
     """
 
-    def __init__(self, network: nn.Module, bias: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, bias: Sequence[float] = ()) -> None:
         super().__init__()
         self.network = network
-        self.bias = nn.Parameter(torch.tensor(list(bias)))
+        self.bias = nn.Parameter(torch.tensor(list(bias))) if bias else None
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
-        """Logits, finest first."""
+        """Logits or features, finest first."""
         levels = as_levels(self.network(image), image.ndim)
+        if self.bias is None:
+            return levels
         bias = self.bias.reshape(-1, *(1,) * (image.ndim - 2))
         return [level + bias for level in (levels if self.training else levels[:1])]
-
-
-class ForeignBackbone(nn.Module):
-    """A backbone whose feature maps, finest first, are those of whatever it returns."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
-        """Feature maps."""
-        return as_levels(self.backbone(image), image.ndim)
 
 
 def as_levels(output: Any, ndim: int) -> list[Tensor]:
@@ -85,10 +76,10 @@ def custom_network(plan: Plan) -> ForeignNetwork:
     return ForeignNetwork(network, bias)
 
 
-def foreign_backbone(plan: Plan) -> ForeignBackbone:
+def foreign_backbone(plan: Plan) -> ForeignNetwork:
     """The backbone that the plan of a detector names."""
     n_inputs, spec = len(plan.channel_names), plan.architecture.network
-    return ForeignBackbone(
+    return ForeignNetwork(
         _construct("model.backbone", spec, n_inputs, n_logits(plan), plan.tile_shape)
     )
 
@@ -188,7 +179,7 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     Raises `ConfigError` for a backbone whose maps do not divide a tile of 64 voxels a side.
     """
     ones, tile = (1,) * dims, (_BACKBONE_SIDE,) * dims
-    backbone = ForeignBackbone(_construct("model.backbone", spec, n_channels, 1, tile))
+    backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, 1, tile))
     maps = _run(backbone, n_channels, tile, "meta")
     totals = (ones, *_strides(maps, tile))
     strides = tuple(

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.foreign import foreign_backbone
 from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
+from lesionseg.models.unet import Decoder, Encoder
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan
 
 
@@ -72,18 +72,11 @@ class RetinaNet(nn.Module):
         return DetectorOutput(logits, deltas, voxels)
 
 
-def retinanet(plan: Plan) -> RetinaNet:
-    """The RetinaNet that `plan` describes; raises `ConfigError` for a plan without anchors."""
-    return _detector(plan, ())
-
-
-def retina_unet(plan: Plan) -> RetinaNet:
-    """The Retina U-Net that `plan` describes; raises `ConfigError` for a plan without anchors."""
-    n_labels = len(plan.label_values)
-    return _detector(plan, prior_bias(plan.lesion_fraction, n_labels, plan.activation))
-
-
-def _detector(plan: Plan, bias: Sequence[float]) -> RetinaNet:
+def detector(plan: Plan) -> RetinaNet:
+    """The RetinaNet or Retina U-Net that `plan` names; `ConfigError` for a plan without anchors."""
+    bias: tuple[float, ...] = ()
+    if plan.architecture.name == "retina_unet":
+        bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
     return RetinaNet(
         plan.dims,
         len(plan.channel_names),

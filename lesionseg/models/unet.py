@@ -1,14 +1,133 @@
-"""U-Nets: a backbone, plain or of residual blocks, and one segmentation head per level."""
+"""U-Nets: an encoder and a decoder that give feature pyramids to any head, and heads per level."""
 
 from collections.abc import Sequence
+from math import prod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.models.backbone import Decoder, Encoder
-from lesionseg.models.blocks import initialise
+from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.models.blocks import UP, ConvBlock, ResidualBlock, Stage, initialise
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.plan import Architecture, Plan, total_stride
+
+
+class Encoder(nn.Module):
+    """One stage per entry of the architecture's tables, each coarser by its stride.
+
+    `[B, in_channels, *spatial]` to one map `[B, features[i], *(spatial / product of strides)]` per
+    stage, finest first. A `residual` one has a stem and stages of residual blocks, of which
+    `architecture.encoder_blocks` says how many. `forward` raises `GeometryError` unless every axis
+    is a multiple of the total stride, and one of them larger: a single voxel at the coarsest stage
+    leaves instance norm nothing to normalise by.
+    """
+
+    def __init__(
+        self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
+    ) -> None:
+        super().__init__()
+        check_architecture(architecture, dims)
+        self.total_stride = total_stride(architecture)
+        self.channels = architecture.features
+        ones, kernels, wide = (1,) * dims, architecture.kernels, architecture.features[0]
+        self.stem: nn.Module = nn.Identity()
+        if residual:
+            self.stem = ConvBlock(dims, in_channels, wide, kernel=kernels[0], stride=ones)
+        self.stages = nn.ModuleList(
+            Stage(
+                dims,
+                before,
+                after,
+                kernel=kernel,
+                stride=stride,
+                n_blocks=n_blocks,
+                block=ResidualBlock if residual else ConvBlock,
+            )
+            for before, after, kernel, stride, n_blocks in zip(
+                (wide if residual else in_channels, *self.channels[:-1]),
+                self.channels,
+                kernels,
+                (ones, *architecture.strides[1:]),
+                architecture.encoder_blocks or (architecture.blocks,) * len(kernels),
+                strict=True,
+            )
+        )
+        if residual and architecture.layout == "nnunet":  # every block starts as its way past
+            for block in self.modules():
+                if isinstance(block, ResidualBlock):
+                    nn.init.zeros_(block.norm.weight)
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
+        """Feature maps, finest first."""
+        shape, stride = tuple(x.shape[2:]), self.total_stride
+        fits = len(shape) == len(stride) and prod(shape) > prod(stride)
+        if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
+            raise GeometryError(
+                f"The network cannot take an input of {shape}: plan tiles of multiples of "
+                f"{stride}, along one axis at least larger."
+            )
+        x = self.stem(x)
+        pyramid = []
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        return pyramid
+
+
+class Decoder(nn.Module):
+    """Climbs back up the encoder's pyramid, joining each finer map on the way.
+
+    An encoder's list of maps to a list of the same shapes, finest first, the coarsest passed on as
+    it is; `channels[i]` is the width of map i. Maps come coarse to fine by a transposed convolution
+    whose kernel is its stride, so that no voxel is written twice (no chequerboard).
+    """
+
+    def __init__(self, dims: int, architecture: Architecture) -> None:
+        super().__init__()
+        check_architecture(architecture, dims)
+        self.channels = architecture.features
+        fine, coarse = architecture.features[:-1], architecture.features[1:]
+        ones, n_blocks = (1,) * dims, architecture.blocks
+        self.ups = nn.ModuleList()
+        for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True):
+            bias = architecture.layout == "nnunet"
+            up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
+            initialise(up)
+            self.ups.append(up)
+        self.stages = nn.ModuleList(
+            Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
+            for width, kernel in zip(fine, architecture.kernels[:-1], strict=True)
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Decoded maps, finest first, of the same number and shapes as `pyramid`."""
+        x = pyramid[-1]
+        decoded = [x]
+        steps = list(zip(self.ups, self.stages, pyramid[:-1], strict=True))
+        for up, stage, skip in reversed(steps):
+            x = stage(torch.cat([up(x), skip], dim=1))
+            decoded.insert(0, x)
+        return decoded
+
+
+def check_architecture(architecture: Architecture, dims: int) -> None:
+    """Raise `ConfigError` when the architecture's tables do not fit each other or `dims`."""
+    n = len(architecture.features)
+    tables = (*architecture.strides, *architecture.kernels)
+    fits = (
+        n == len(architecture.strides) == len(architecture.kernels) >= 1
+        and all(len(row) == dims for row in tables)
+        and all(k % 2 == 1 for row in architecture.kernels for k in row)
+        and architecture.blocks >= 1
+        and len(architecture.encoder_blocks) in (0, n)
+        and 1 <= architecture.n_supervised <= n
+    )
+    if not fits:
+        raise ConfigError(
+            f"The architecture's tables do not fit each other and {dims} axes (kernels are odd, "
+            f"1 to {n} levels are supervised): {architecture}."
+        )
 
 
 class UNet(nn.Module):
@@ -16,9 +135,8 @@ class UNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution. K = `len(bias)`. Raises
-    `GeometryError` for inputs that the total stride does not divide. `encoder`: another one than
-    the plain one.
+    first, each at its stage's resolution. K = `len(bias)`. `residual`: see `Encoder`. Raises
+    `GeometryError` for inputs that the total stride does not divide.
     """
 
     def __init__(
@@ -28,10 +146,10 @@ class UNet(nn.Module):
         architecture: Architecture,
         bias: Sequence[float],
         *,
-        encoder: nn.Module | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = encoder or Encoder(dims, in_channels, architecture)
+        self.encoder = Encoder(dims, in_channels, architecture, residual=residual)
         self.decoder = Decoder(dims, architecture)
         heads = [
             SegmentationHead(dims, width, bias)
@@ -52,12 +170,5 @@ class UNet(nn.Module):
 def unet(plan: Plan) -> UNet:
     """The U-Net that `plan` describes, its heads starting at the plan's lesion fraction."""
     bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
-    return UNet(plan.dims, len(plan.channel_names), plan.architecture, bias)
-
-
-def residual_unet(plan: Plan) -> UNet:
-    """The residual encoder U-Net that `plan` describes, its heads at the plan's lesion fraction."""
-    bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
-    n_channels = len(plan.channel_names)
-    encoder = Encoder(plan.dims, n_channels, plan.architecture, residual=True)
-    return UNet(plan.dims, n_channels, plan.architecture, bias, encoder=encoder)
+    residual = plan.architecture.name == "residual_unet"
+    return UNet(plan.dims, len(plan.channel_names), plan.architecture, bias, residual=residual)

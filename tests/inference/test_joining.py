@@ -5,10 +5,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Prediction
-from lesionseg.inference.candidates import find_candidates, join_regions
-from lesionseg.inference.peaks import (
+from lesionseg.inference.candidates import (
     collect_sparse,
+    find_candidates,
     grow_regions,
+    join_regions,
 )
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule

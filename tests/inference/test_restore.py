@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.inference.restore import restore_slabs, signed_permutation
+from lesionseg.inference.stitch import restore_slabs, signed_permutation
 
 SHAPE = (5, 6, 7)
 FILE = Geometry.from_spacing(SHAPE, (3.0, 1.5, 0.5))
