@@ -48,7 +48,7 @@ from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.files import read_json, write_json, write_text
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
-from lesionseg.pipeline.learning import decide
+from lesionseg.pipeline.prepare import plan_run
 from lesionseg.pipeline.score import labelled, score_predicted
 from lesionseg.plan.plan import Plan
 
@@ -166,7 +166,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", LARGEST_TILES, *sizes(options)]
     cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
-    plan = decide(found, cfg, folder)
+    plan = plan_run(found, cfg, folder)
     return Setting(name, root, found, plan, options)
 
 

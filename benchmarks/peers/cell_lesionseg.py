@@ -21,12 +21,8 @@ from lesionseg.cli import compose
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset import take_survey
-from lesionseg.pipeline.learning import (
-    decide,
-    prepare_cases,
-    train_network,
-    with_focal_correction,
-)
+from lesionseg.pipeline.prepare import plan_run, prepare_cases
+from lesionseg.pipeline.train import train_network, with_focal_correction
 
 
 def main() -> None:
@@ -39,7 +35,7 @@ def main() -> None:
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    plan = decide(found, cfg, output)
+    plan = plan_run(found, cfg, output)
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60
     minutes = None if job["steps"] else job["minutes"] - before

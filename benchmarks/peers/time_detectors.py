@@ -24,8 +24,9 @@ from benchmarks.peers.torchvision_on_cpu import supply_nms
 
 supply_nms()
 
+from lesionseg.config import TrainConfig  # noqa: E402
 from lesionseg.inference.window import SlidingWindow  # noqa: E402
-from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
+from lesionseg.losses import FocalLoss  # noqa: E402
 from lesionseg.models.build import (  # noqa: E402
     build_network,
     fast_dtype,
@@ -38,7 +39,7 @@ from lesionseg.plan.plan import (  # noqa: E402
     Normalisation,
     Plan,
 )
-from lesionseg.training.detection_objective import make_objective  # noqa: E402
+from lesionseg.training.objective import make_objective  # noqa: E402
 
 TILE, BATCH = 64, 2
 SHAPES = ((3.0,) * 3, (4.0,) * 3, (6.0,) * 3)
@@ -72,7 +73,7 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
     """Our training step and volume."""
     layout = fast_memory_format(3, DEVICE)
     network = build_network(plan()).to(device=DEVICE, memory_format=layout)
-    objective = make_objective(FocalLoss(), DetectionLoss(), plan())
+    objective = make_objective(plan(), TrainConfig.of(), FocalLoss())
     optimiser = torch.optim.AdamW(network.parameters())
     batch = {name: value.to(DEVICE) for name, value in tiles().items()}
 

@@ -66,7 +66,7 @@ def main() -> None:
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
     from lesionseg.pipeline.dataset import take_survey
-    from lesionseg.pipeline.learning import prepare_cases
+    from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.plan.make import make_plan
 
     root = folder / "raw" / "Dataset001_Bench"

@@ -21,7 +21,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
-from lesionseg.pipeline.learning import bundle_plan, read_own_bundle
+from lesionseg.pipeline.prepare import bundle_plan, read_own_bundle
 from lesionseg.pipeline.run_dir import (
     SPLITS,
     check_cases,
@@ -52,9 +52,11 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
         FoldRun(k, divided(survey, cfg.data, cfg.seed, k), run / f"fold_{k}")
         for k in folds_of(survey, cfg.data)
     ]
-    configs = {fold.number: _config_of(cfg, fold) for fold in folds}
-    for fold in folds:
-        check_config(fold.run, plain(configs[fold.number]))
+    cache, configs = cfg.data.cache_dir or str(run.parent / CACHE), list[TrainConfig]()
+    for fold in folds:  # as `data.fold=<number>` alone would have it
+        data = cfg.data.model_copy(update={"fold": fold.number, "cache_dir": cache})
+        configs.append(cfg.model_copy(update={"data": data, "run_dir": str(fold.run)}))
+        check_config(fold.run, plain(configs[-1]))
         check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     given = None
     if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
@@ -63,17 +65,21 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
         given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
     plan = begin(cfg, survey, run, given)
     if is_rank_zero():
-        write_json(run / SPLITS, [_split(fold) for fold in folds])
+        parts = (("train", "train"), ("val", "validation"))  # as nnU-Net's splits_final.json
+        splits = [
+            {name: [c.case for c in fold.survey.of_role(role)] for name, role in parts}
+            for fold in folds
+        ]
+        write_json(run / SPLITS, splits)
         scored = {c.case for fold in folds for c in fold.cases}
         known = [c.case for c in labelled(folds[0].survey, "train") + folds[0].cases]
         if never := [case for case in known if case not in scored]:
             log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
-    for fold in folds:
+    for fold, own in zip(folds, configs, strict=True):
         if broadcast_from_rank_zero(partial(_is_finished, fold)):
             log.info("Fold %d is finished and kept.", fold.number)
             continue
         log.info("Fold %d of %d: %d cases validate.", fold.number, len(folds), len(fold.cases))
-        own = configs[fold.number]
         train_once(own, fold.survey, begin(own, fold.survey, fold.run, plan), fold.run, test=False)
     return _gather(cfg, survey, folds, run) if is_rank_zero() else (plan, {})
 
@@ -112,21 +118,8 @@ def _gather(
     return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
 
 
-def _config_of(cfg: TrainConfig, fold: FoldRun) -> TrainConfig:
-    """The settings of one fold, as `data.fold=<number>` alone would have them."""
-    cache = cfg.data.cache_dir or str(fold.run.parent.parent / CACHE)
-    data = cfg.data.model_copy(update={"fold": fold.number, "cache_dir": cache})
-    return cfg.model_copy(update={"data": data, "run_dir": str(fold.run)})
-
-
 def _is_finished(fold: FoldRun) -> bool:
     """Whether its bundle and the predictions of all its cases are there."""
     if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
         return False
     return {c.case for c in fold.cases} <= set(find_predictions(fold.folder))
-
-
-def _split(fold: FoldRun) -> dict[str, list[str]]:
-    """As nnU-Net's splits_final.json has it: `data.splits` reads it back."""
-    parts = (("train", "train"), ("val", "validation"))
-    return {name: [c.case for c in fold.survey.of_role(role)] for name, role in parts}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -62,6 +62,7 @@ from lesionseg.pipeline.select import (
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FP_PER_CASE = 1.0
 OUT_OF_FOLD = "out-of-fold"
@@ -404,7 +405,7 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     return scores | ({"dice": float(np.mean(known))} if known else {})
 
 
-def evenly_spaced(cases: Sequence[CaseFiles], n_cases: int | None) -> tuple[CaseFiles, ...]:
+def evenly_spaced(cases: Sequence[T], n_cases: int | None) -> tuple[T, ...]:
     """At most `n_cases` of them, evenly spaced: files in order of name are often in order of site.
 
     >>> evenly_spaced("abcdefg", 3)

@@ -3,21 +3,35 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
-from lesionseg.inference.input_check import InputCheck
+from lesionseg.inference.input_check import (
+    LEAST_SCANS,
+    N_SCANS,
+    InputCheck,
+    grid_statistics,
+    image_statistics,
+    make_input_check,
+)
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, write_text
+from lesionseg.losses import DetectionLoss, make_loss
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.heads import DetectorOutput
+from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.dataset import (
     ALL_FOLDS,
     Survey,
@@ -25,17 +39,8 @@ from lesionseg.pipeline.dataset import (
     require_masks,
     take_survey,
 )
-from lesionseg.pipeline.learning import (
-    affordable,
-    check_losses,
-    decide,
-    prepare_cases,
-    train_network,
-    training_statistics,
-    with_batch_rate,
-    with_focal_correction,
-)
 from lesionseg.pipeline.log import run_log, scores_lines
+from lesionseg.pipeline.prepare import plan_run, prepare_cases, start_from
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import (
     check_cases,
@@ -54,7 +59,11 @@ from lesionseg.pipeline.score import (
     validation_scores,
 )
 from lesionseg.pipeline.select import CHOSEN, Choice
-from lesionseg.plan.plan import Plan, sources_of
+from lesionseg.plan.plan import FocalLink, Plan, sources_of
+from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
+from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
+from lesionseg.training.module import batch_rate, resolve_budget
+from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     is_rank_zero,
@@ -63,7 +72,7 @@ from lesionseg.training.processes import (
     require_device,
     training_device,
 )
-from lesionseg.training.schedule import resolve_budget
+from lesionseg.training.tile_stream import Validate
 
 log = logging.getLogger(__name__)
 
@@ -113,80 +122,73 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     configuration resumes; while it runs, a second one is an error. `data.fold=all` trains every
     fold (`cross_validate`). Raises the `LesionsegError` of whatever is wrong.
     """
-    find_preset(cfg.preset)  # before anything is trained
-    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
-    with joined(cfg.trainer):
-        if not is_rank_zero():
-            return _train(cfg, run)
-        check_config(run, plain(cfg))
-        with locked_folder(run), run_log(run) as note:
-            outcome = _train(cfg, run)
-            note(f"Finished in {outcome.seconds / 60:.1f} minutes.")
-            return outcome
-
-
-def plain(cfg: TrainConfig) -> dict[str, Any]:
-    """The configuration as it is kept in a run directory."""
-    return {"command": "train", **cfg.plain()}
-
-
-def _train(cfg: TrainConfig, run: Path) -> TrainOutcome:
-    """What all processes of a training go through together, step by step."""
     started = time.monotonic()
-    has_voxels = "segmentation" in sources_of(cfg.model.architecture)
-    is_default = cfg.loss.target == LossConfig.of().target
-    if is_rank_zero() and not has_voxels and not is_default:
-        log.warning(
-            "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s and "
-            "detection.gamma=%s.",
-            cfg.model.architecture,
-            cfg.loss.target.rpartition(".")[2],
-            cfg.detection.alpha,
-            cfg.detection.gamma,
+    find_preset(cfg.preset)  # a wrong one is an error before anything is read
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
+    with ExitStack() as stack:
+        stack.enter_context(joined(cfg.trainer))  # with the processes that torchrun has started
+        if is_rank_zero():
+            check_config(run, plain(cfg))
+            stack.enter_context(locked_folder(run))
+            note = stack.enter_context(run_log(run))
+        survey = broadcast_from_rank_zero(
+            lambda: take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
         )
-    survey = broadcast_from_rank_zero(
-        lambda: take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
-    )
-    if cfg.data.fold == ALL_FOLDS:
-        from lesionseg.pipeline.cross_validate import cross_validate
+        if cfg.data.fold == ALL_FOLDS:
+            from lesionseg.pipeline.cross_validate import cross_validate
 
-        plan, scores = cross_validate(cfg, survey, run)
-    else:
-        plan, scores = train_once(cfg, survey, begin(cfg, survey, run), run, test=True)
-    page = report_run(run, survey.dataset, cfg.report) if is_rank_zero() else None
+            plan, scores = cross_validate(cfg, survey, run)
+        else:
+            plan = begin(cfg, survey, run)
+            plan, scores = train_once(cfg, survey, plan, run, test=True)
+        if not is_rank_zero():
+            return TrainOutcome(run, time.monotonic() - started, scores, None, is_first=False)
+        page = report_run(run, survey.dataset, cfg.report)
+        seconds = time.monotonic() - started
+        note(f"Finished in {seconds / 60:.1f} minutes.")
     notes = [f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons]
     if not survey.splits.group_safe:
         notes.append(
             "Warning: the validation scores are not independent: they come from scans of a patient "
             "who was also trained on. Test on other patients before you rely on them."
         )
-    seconds = time.monotonic() - started
-    return TrainOutcome(run, seconds, scores, page, tuple(notes), is_rank_zero())
+    return TrainOutcome(run, seconds, scores, page, tuple(notes))
 
 
-def begin(cfg: TrainConfig, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
-    """Plan (or take the one given), check it, and claim the run directory for the configuration.
+def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None) -> Plan:
+    """Plan (or take the plan given), check it, and lock the run directory to the configuration.
 
     By the first process; others that train with it receive the plan.
     """
-    return broadcast_from_rank_zero(partial(_begin, cfg, survey, run, plan))
 
+    def first() -> Plan:
+        check_cases(run, survey.splits)
+        require_masks(survey, cfg.model.architecture)
+        has_voxels = "segmentation" in sources_of(cfg.model.architecture)
+        if not has_voxels and cfg.loss.target != LossConfig.of().target:
+            log.warning(
+                "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s "
+                "and detection.gamma=%s.",
+                cfg.model.architecture,
+                cfg.loss.target.rpartition(".")[2],
+                cfg.detection.alpha,
+                cfg.detection.gamma,
+            )
+        is_new = given is None and not has_config(run)
+        if is_new:
+            require_device(cfg.trainer.accelerator)
+        plan = with_focal_correction(plan_run(survey, cfg, run, given), cfg)
+        check_losses(plan, cfg)
+        if is_new and training_device(cfg.trainer.accelerator) == "cuda":
+            plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
+        write_text(run / "plan.json", plan.to_json())
+        # last: a wrong setting must not make the corrected one another's
+        save_config(run, plain(cfg))
+        if not cfg.run_dir:  # its name holds the time: another run each
+            log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+        return plan
 
-def _begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None) -> Plan:
-    check_cases(run, survey.splits)
-    require_masks(survey, cfg.model.architecture)
-    is_new = given is None and not has_config(run)
-    if is_new:
-        require_device(cfg.trainer.accelerator)
-    plan = with_focal_correction(decide(survey, cfg, run, given), cfg)
-    check_losses(plan, cfg)
-    if is_new:
-        plan = affordable(plan, cfg, run)
-    write_text(run / "plan.json", plan.to_json())
-    save_config(run, plain(cfg))  # last: a wrong setting must not make the corrected one another's
-    if not cfg.run_dir:  # its name holds the time: another run each
-        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    return plan
+    return broadcast_from_rank_zero(first)
 
 
 def train_once(
@@ -200,13 +202,13 @@ def train_once(
     if not (run / BUNDLE).exists():  # what is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
     cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
-    cfg = with_batch_rate(cfg, plan)
-    trainer = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
-    limits = ((trainer.max_steps, "steps"), (trainer.max_minutes, "minutes"))
+    cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
+    budget = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
+    limits = ((budget.max_steps, "steps"), (budget.max_minutes, "minutes"))
     text = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
     log.info("Training ends after %s; learning rate %.2g.", text, cfg.optim.lr)
     validate, held_out = None, labelled(survey, "validation")
-    if trainer.validate_every_minutes is not None and held_out:
+    if budget.validate_every_minutes is not None and held_out:
         preset = find_preset(cfg.preset)
         some = evenly_spaced(held_out, VALIDATE_CASES)
 
@@ -217,6 +219,7 @@ def train_once(
     fitted = train_network(plan, cases, cfg, run, validate)
     if not is_rank_zero():
         return plan, {}
+
     origin = provenance(survey.dataset, plain(cfg), cfg.seed, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
     check = training_statistics(cases, plan, survey)
@@ -229,10 +232,25 @@ def train_once(
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:
-        predictor = predictor.with_plan(complete)
-        tested = score_role(predictor, survey, run / "test", "test", cfg, origin)
+        tested = score_role(
+            predictor.with_plan(complete), survey, run / "test", "test", cfg, origin
+        )
         scores |= {"test": tested} if tested else {}
     return complete, scores
+
+
+def train_network(
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    cfg: TrainConfig,
+    run: Path,
+    validate: Validate | None = None,
+) -> FitResult:
+    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
+    network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
+    if cfg.model.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
+        start_from(cfg.model.init_from, network, plan)
+    return fit(network, plan, tiles_of(cases, plan, cfg), cfg, run, validate=validate)
 
 
 def keep_bundle(
@@ -251,3 +269,51 @@ def keep_bundle(
     plan = plan.with_(n_members=len(networks))
     write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin), check)
     write_text(run / "plan.json", plan.to_json())
+
+
+def plain(cfg: TrainConfig) -> dict[str, Any]:
+    """The configuration as it is kept in a run directory."""
+    return {"command": "train", **cfg.plain()}
+
+
+def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
+    """The plan with what inference must undo of the losses; see `losses.focal`."""
+    if plan.has_boxes:
+        alpha, gamma = DetectionLoss(**cfg.detection.plain()).link or (None, None)
+        alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
+        plan = plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
+    link = getattr(make_loss(cfg.loss, plan.activation), "link", None)
+    if link is None:
+        return plan.with_(link=None)
+    alpha, gamma = link
+    return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
+
+
+def check_losses(plan: Plan, cfg: TrainConfig) -> None:
+    """Raise `ConfigError` before the run begins where, say, α does not fit the plan's labels."""
+    objective = make_objective(plan, cfg)
+    targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
+    n_logits = len(plan.label_values) + (plan.activation == "softmax")
+    output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
+    if targets.anchors is not None:
+        n_anchors = targets.anchors.labels.shape[1]
+        scores = torch.zeros(1, n_anchors, len(plan.lesion_labels))
+        output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
+    with torch.no_grad():
+        objective.terms(output, targets, torch.ones_like(targets.counts()))
+
+
+def training_statistics(
+    cases: Sequence[CachedCase], plan: Plan, survey: Survey
+) -> InputCheck | None:
+    """What a new scan is compared with: statistics of up to 64 training scans, evenly spaced.
+
+    None for too few scans.
+    """
+    cases = [case for case in cases if not case.missing]
+    if len(cases) < LEAST_SCANS:
+        return None
+    some = evenly_spaced(cases, N_SCANS)
+    images = [image_statistics(case.image, plan.channel_names) for case in some]
+    sides = zip(survey.fingerprint.shapes, survey.fingerprint.spacings_mm, strict=True)
+    return make_input_check([grid_statistics(*pair) for pair in sides], images)

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,10 @@ from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_insta
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import write_json
+from lesionseg.io.files import write_json, write_text
 from lesionseg.pipeline.dataset import facts_folder, require_masks, take_survey
-from lesionseg.pipeline.learning import (
-    affordable,
-    decide,
-    prepare_cases,
-    train_network,
-    with_batch_rate,
-    with_focal_correction,
-)
 from lesionseg.pipeline.log import aligned, say
+from lesionseg.pipeline.prepare import plan_run, prepare_cases
 from lesionseg.pipeline.run_dir import (
     check_cases,
     check_config,
@@ -40,6 +34,7 @@ from lesionseg.pipeline.run_dir import (
     save_config,
 )
 from lesionseg.pipeline.score import match_volumes
+from lesionseg.pipeline.train import train_network, with_focal_correction
 from lesionseg.plan.plan import sources_of
 from lesionseg.report.tuning import (
     State,
@@ -49,8 +44,9 @@ from lesionseg.report.tuning import (
     table,
     write_tuning_page,
 )
+from lesionseg.training.memory import fit_to_memory, try_steps
+from lesionseg.training.module import batch_rate, resolve_budget
 from lesionseg.training.processes import require_device, training_device
-from lesionseg.training.schedule import resolve_budget
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +89,11 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
             "apart. Raise data.validation_fraction, or give other splits."
         )
-    plan, is_new = decide(survey, cfg, run), not has_config(run)
-    cfg = with_batch_rate(cfg, plan)
-    if is_new:  # once for all trials: whatever the pair, it takes the same memory
-        plan = affordable(plan, cfg, run)
-    device = training_device(cfg.trainer.accelerator)
+    plan, device = plan_run(survey, cfg, run), training_device(cfg.trainer.accelerator)
+    cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
+    if device == "cuda" and not has_config(run):  # whatever the pair, it takes the same memory
+        plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
+        write_text(run / "plan.json", plan.to_json())
     trainer = resolve_budget(cfg.trainer, plan, device)
     save_config(run, config)
     prepared = prepare_cases(survey, plan, cfg.data, run)

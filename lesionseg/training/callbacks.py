@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,9 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from lesionseg.data.tiling import TileGrid
-from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
-from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.training.module import LesionModule
-from lesionseg.training.objective import LevelTargets
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +28,9 @@ STRETCH = 20
 HARD_SHARE = 0.01  # of the background: its voxels of the highest lesion probability
 # Of the gradient. In balance all background together takes half of it; well above, outliers decide
 HARD_LIMIT, LESION_LIMIT = 0.65, 0.01
-FOUND_FROM, FOUND_AFTER = (
-    0.02,
-    0.25,
-)  # mean probability in lesions, from this share of the budget on
+# mean probability in lesions, from this share of the budget on
+FOUND_FROM, FOUND_AFTER = 0.02, 0.25
+NAMES = ("grad_share/hard_background", "grad_share/lesion", "p/lesion")
 PREVIEW_MINUTES, PREVIEW_TILES = 10.0, 4
 LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
 
@@ -54,7 +51,6 @@ class WarmAverage(WeightAveraging):
         torch._foreach_lerp_(average, newest, share)
 
     def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        """Lightning's, but for steps that were left out."""
         if not module.was_skipped:
             super().on_train_batch_end(trainer, module, *rest)
 
@@ -63,7 +59,6 @@ class LastCheckpoint(ModelCheckpoint):
     """checkpoints/last.ckpt, written every few minutes and at the end."""
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Save what training hands over."""
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
@@ -92,43 +87,12 @@ class History(CSVLogger):
             writer.metrics_keys = list(rows.columns)
 
 
-class KeepMemory(pl.Callback):
-    """While training on a CPU, lets glibc keep what is freed instead of handing it back.
-
-    Every layer's output is a new block of megabytes. glibc would ask the system for each and return
-    it, and the system clears its pages as they are first written to: a sixth of the time of a step
-    of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16). The peak is a tenth higher.
-    """
-
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Begin to keep."""
-        if module.device.type == "cpu":
-            keep_memory()
-
-    def on_fit_end(self, trainer: Any, module: Any) -> None:
-        """Hand back."""
-        if module.device.type == "cpu":
-            hand_back_memory()
-
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Hand back, and tell a user who stopped it what is kept."""
-        self.on_fit_end(trainer, module)
-        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
-            run = Path(trainer.default_root_dir)
-            if any(run.glob("checkpoints/last.ckpt")):
-                text = f"To resume from the last checkpoint: the same command with run_dir={run}"
-            else:
-                text = "There is no checkpoint yet, so nothing of the training is kept."
-            log.warning("Training stopped at step %d. %s", trainer.global_step, text)
-
-
 class LogProgress(pl.Callback):
     """A log line for each 5 % of the budget, where there is no terminal for a progress bar."""
 
     share = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-        """Say how far training has come."""
         share = int(20 * module.progress)
         if trainer.is_global_zero and self.share < share < 20:
             self.share = share
@@ -155,27 +119,25 @@ class FocalStatistics(pl.Callback):
         self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Look at the steps that are logged."""
         self.latest = {}
         module.observer = self.observe if module.is_logged else None
         self._activation = module.plan.activation
 
-    def observe(self, logits: Tensor, class_axis: int, targets: LevelTargets) -> None:
-        """Note what a batch's logits say, now and when their gradient is known."""
+    def observe(self, logits: Tensor, class_axis: int, labels: Tensor, valid: Tensor) -> None:
         values = logits.detach().movedim(class_axis, 1).float()
         if self._activation == "softmax":
             p = 1 - values.softmax(1)[:, 0]
         else:
             p = values.sigmoid().amax(1)
-        lesion = targets.labels > 0
-        lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & targets.valid
-        background = ~lesion & targets.valid
+        lesion = labels > 0
+        lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & valid
+        background = ~lesion & valid
         if lesion.any():
             self.latest["p/lesion"] = float(p[lesion].mean())
 
         def shares(gradient: Tensor) -> None:
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
-            total = float(size[targets.valid].sum())
+            total = float(size[valid].sum())
             if not 0 < total < float("inf"):
                 return
             hard, n = p[background], int(background.sum())
@@ -189,7 +151,6 @@ class FocalStatistics(pl.Callback):
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Log, and look at the last `STRETCH` of such steps together."""
         if not self.latest or module.was_skipped:
             return
         module.log_dict(self.latest)
@@ -198,32 +159,32 @@ class FocalStatistics(pl.Callback):
             self._warn(trainer.global_step, module.progress)
 
     def _warn(self, step: int, progress: float) -> None:
-        def mean(name: str) -> float | None:
-            values = [row[name] for row in self._rows if name in row]
-            return float(np.mean(values)) if values else None
-
-        hard, lesion = mean("grad_share/hard_background"), mean("grad_share/lesion")
-        p = mean("p/lesion")
-        signs: dict[str, str] = {}
-        if hard is not None and hard > HARD_LIMIT:
-            signs["hard"] = (
+        """By the mean of each number; one that is not there is NaN, and holds nowhere."""
+        means = pd.DataFrame(list(self._rows)).mean()
+        hard, lesion, p = (means.get(name, np.nan) for name in NAMES)
+        for name, holds, sentence in (
+            (
+                "hard",
+                hard > HARD_LIMIT,
                 f"The hardest 1 % of background takes {hard:.0%} of the gradient: the reference "
-                "may miss lesions, or γ is too high. Lower γ (and raise α less)."
-            )
-        if p is not None and lesion is not None and lesion < LESION_LIMIT:
-            signs["few"] = (
+                "may miss lesions, or γ is too high. Lower γ (and raise α less).",
+            ),
+            (
+                "few",
+                lesion < LESION_LIMIT and p >= 0,
                 f"Lesions take {lesion:.1%} of the gradient: raise α, or show more tiles with "
-                "lesions (sampling.lesion_share)."
-            )
-        if p is not None and p < FOUND_FROM and progress >= FOUND_AFTER:
-            signs["collapse"] = (
+                "lesions (sampling.lesion_share).",
+            ),
+            (
+                "collapse",
+                p < FOUND_FROM and progress >= FOUND_AFTER,
                 f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}: "
                 "none would be found. Raise α, show more tiles with lesions "
-                "(sampling.lesion_share), give more minutes, or a finer model.spacing_mm."
-            )
-        for kind, sentence in signs.items():
-            if kind not in self._warned:
-                self._warned.add(kind)
+                "(sampling.lesion_share), give more minutes, or a finer model.spacing_mm.",
+            ),
+        ):
+            if holds and name not in self._warned:
+                self._warned.add(name)
                 log.warning("Step %d: %s", step, sentence)
 
 
@@ -231,7 +192,7 @@ class Previews(pl.Callback):
     """A picture of the first tiles with a lesion in `run_dir/previews`, every few minutes.
 
     A row per tile at the slice with most of the lesion: the reference's outline, and what the
-    network marks at p ≥ 0.5; of a network without voxels its boxes at p ≥ `LEAST_P`.
+    network marks at p ≥ 0.5; of a detector its boxes at p ≥ `LEAST_P`.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -239,61 +200,42 @@ class Previews(pl.Callback):
         self._due = PREVIEW_MINUTES
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
-        """Keep tiles with a lesion until there are enough."""
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
             pairs = zip(batch["image"], batch["instances"], strict=True)
             found = [(image.cpu(), ids.cpu()) for image, ids in pairs if (ids > 0).any()]
             self.tiles += found[: PREVIEW_TILES - len(self.tiles)]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Draw when it is due."""
         if (minutes := module.minutes) >= self._due:
             self._draw(module)
             self._due = minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Draw what training hands over."""
         self._draw(module)
 
-    @torch.no_grad()
     def _draw(self, module: LesionModule) -> None:
         if not self.tiles:
             return
         figure = Figure(figsize=(6, 3 * len(self.tiles)), layout="constrained")
         axes = figure.subplots(len(self.tiles), 2, squeeze=False)
-        training = module.network.training
-        module.network.eval()
-        for row, (image, ids) in zip(axes, self.tiles, strict=True):
-            output = module.network(image[None].to(module.device, torch.float32))
-            lesion = ids.numpy() > 0
-            cut: tuple[int, ...] = ()
+        window = SlidingWindow((deepcopy(module.network),), module.plan)
+        for (left, right), (image, ids) in zip(axes, self.tiles, strict=True):
+            lesion, cut = ids.numpy() > 0, tuple[int, ...]()
             if lesion.ndim > 2:
                 cut = (int(lesion.reshape(len(lesion), -1).sum(1).argmax()),)
-            for axis in row:
+            for axis in (left, right):
                 axis.imshow(image[0].float().numpy()[cut], cmap="gray")
                 axis.set_axis_off()
-            row[0].contour(lesion[cut], [0.5], colors="tab:green", linewidths=1)
-            if module.plan.has_voxels:
-                logits = getattr(output, "segmentation", output)[0][0].float().cpu()
-                softmax = module.plan.activation == "softmax"
-                p = 1 - logits.softmax(0)[0] if softmax else logits.sigmoid().amax(0)
-                marked = (p >= 0.5).numpy()[cut]
-                if marked.any():
-                    row[1].contour(marked, [0.5], colors="tab:orange", linewidths=1)
-                continue
-            shape = module.plan.tile_shape
-            collector = BoxCollector(TileGrid(shape, shape), module.plan)
-            collector.add(output, [0], ())
-            found = collector.finish()
-            for box in found.boxes[found.scores >= LEAST_P].numpy():
-                start, stop = np.split(box, 2)
+            left.contour(lesion[cut], [0.5], colors="tab:green", linewidths=1)
+            store, boxes = window(image.float())
+            marked = (store.decode(store.values) >= 0.5).any(0).numpy()[cut]
+            if marked.any():
+                right.contour(marked, [0.5], colors="tab:orange", linewidths=1)
+            sure = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
+            for start, stop in (np.split(box, 2) for box in sure):
                 if all(a <= c < b for a, b, c in zip(start, stop, cut, strict=False)):
-                    (height, width), corner = (
-                        (stop - start)[-2:],
-                        (start[-1] - 0.5, start[-2] - 0.5),
-                    )
-                    row[1].add_patch(Rectangle(corner, width, height, fill=False, color="orange"))
-        module.network.train(training)
-        self.folder.mkdir(parents=True, exist_ok=True)
+                    height, width = (stop - start)[-2:]
+                    corner = (start[-1] - 0.5, start[-2] - 0.5)
+                    right.add_patch(Rectangle(corner, width, height, fill=False, color="orange"))
         with atomic_path(self.folder / f"step_{module.global_step:06d}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=100)

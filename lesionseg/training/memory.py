@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from math import prod
@@ -14,8 +13,8 @@ from lesionseg.config import TrainConfig
 from lesionseg.errors import TrainingError
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype
 from lesionseg.plan.plan import Plan, total_stride
-from lesionseg.training.detection_objective import make_objective
 from lesionseg.training.module import make_optimiser
+from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +60,12 @@ def step_gb(plan: Plan) -> float:
     return CONTEXT_GB + WORKSPACE_GB + RESERVED * (weights + tiles) / 1e9
 
 
-def fit_to_memory(plan: Plan, cfg: TrainConfig, device: torch.device) -> Plan:
-    """The plan, or a smaller one whose training steps fit a GPU; `reasons` say so.
+def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
+    """The plan, or the first of its smaller forms with memory enough for `take_steps`.
 
-    At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not enough. On a processor,
-    whose memory runs out without saying so, the plan stays.
+    `reasons` say so. At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not
+    enough.
     """
-    if device.type != "cuda":
-        return plan
-    return fitting(plan, lambda smaller: _take_steps(smaller, cfg, device))
-
-
-def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
-    """The first of the plan and its smaller forms for which `take_steps` has memory enough."""
     smaller: Plan | None = plan
     for _ in range(MAX_STEPS_DOWN + 1):
         if smaller is None:
@@ -84,11 +76,9 @@ def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
             log.warning("Out of memory at %s.", _size(smaller))
             smaller = step_down(smaller)
             continue
-        if smaller is plan:
-            return plan
         reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
-        changed = {"tile_shape": plan.tile_shape, "batch_size": plan.batch_size}
-        changed = {n: v for n, v in changed.items() if getattr(smaller, n) != v}
+        names = ("tile_shape", "batch_size")
+        changed = [name for name in names if getattr(smaller, name) != getattr(plan, name)]
         return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(changed, reason)})
     raise TrainingError(
         f"A training step does not fit the device's memory, down from {_size(plan)}. Set "
@@ -96,19 +86,19 @@ def fitting(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     )
 
 
-def _take_steps(plan: Plan, cfg: TrainConfig, device: torch.device) -> None:
-    """Two, as the optimiser's moments are there from the second on."""
+def try_steps(plan: Plan, cfg: TrainConfig) -> None:
+    """Take two steps on the GPU: the optimiser's moments are there from the second on."""
+    device = torch.device("cuda")
     try:
         network = build_network(plan, architectures=TRUSTED).to(device).train()
         averages = deepcopy(network) if cfg.trainer.ema_decay is not None else None
-        objective = make_objective(plan, cfg)
-        optimiser = make_optimiser(network, cfg.optim)
+        objective, optimiser = make_objective(plan, cfg), make_optimiser(network, cfg.optim)
         batch = some_batch(plan, plan.batch_size, device)
         targets = objective.targets(batch)
         half = cfg.trainer.precision != "32-true" and fast_dtype(device) != torch.float32
         for _ in range(2):
             optimiser.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 output = network(batch["image"])
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

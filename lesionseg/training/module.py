@@ -1,10 +1,10 @@
-"""A network, its objective and its schedule as a Lightning module; all else is the Trainer's."""
+"""A network, its objective, optimiser and schedule as a Lightning module."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from math import cos, inf, pi, prod, sqrt
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,16 +18,23 @@ from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import broadcast_from_rank_zero
-from lesionseg.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+HOUR = 60.0  # minutes
+# nnU-Net's 1000 epochs of 250 steps, and the voxels of such a step by number of axes
+NNUNET_STEPS, NNUNET_VOXELS = 250_000, {3: 2 * 128**3, 2: 12 * 512**2}
+LONG = 30.0  # minutes from which validations choose the weights
+N_VALIDATIONS, VALIDATION_MINUTES = 6, 20.0
+BATCHES = {3: 2, 2: 4}  # that a learning rate is stated for, by number of axes
+WARMUP = 0.05  # share of the training, of AdamW; SGD begins at its full rate
+WARMUP_FLOOR = 0.01  # a first step at rate 0 would be a step for nothing
+POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 BETAS = (0.9, 0.95)  # AdamW's
 MOMENTUM = 0.99  # SGD's (Nesterov), as nnU-Net's
-SCORE = (
-    "validation_score"  # recall at one false positive a case plus Dice: what weights are kept by
-)
+# recall at one false positive a case plus Dice: what weights are kept by
+SCORE = "validation_score"
 
 
 class LesionModule(pl.LightningModule):
@@ -44,14 +51,14 @@ class LesionModule(pl.LightningModule):
         objective: Objective,
         plan: Plan,
         settings: TrainerConfig,
-        optimiser: OptimConfig,
+        optim: OptimConfig,
     ) -> None:
         super().__init__()
         self.network, self.objective, self.plan = network, objective, plan
-        self.settings, self.optimiser_settings = settings, optimiser
+        self.settings, self.optim = settings, optim
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
         self.minutes, self.skipped, self._skipped_in_a_row = 0.0, 0, 0
-        self._began, self._next_validation = time.monotonic(), math.inf
+        self._began, self._next_validation = time.monotonic(), inf
         self.recent: list[dict[str, Tensor]] = []  # what the steps since the last row came to
         self.observer: Any = None  # called with the finest logits of the next batch, if set
 
@@ -63,15 +70,15 @@ class LesionModule(pl.LightningModule):
         return max(by_steps, self.minutes / limit if limit else 0.0)
 
     @property
-    def log_every(self) -> int:
-        """Steps from one logged row to the next, as the Trainer has it."""
-        return int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-
-    @property
     def is_logged(self) -> bool:
         """Whether the step under way is one of those whose numbers are logged."""
-        step = self.global_step + 1
-        return step % self.log_every == 0 or step == self.settings.max_steps
+        step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % every == 0 or step == self.settings.max_steps
+
+    @property
+    def was_skipped(self) -> bool:
+        """Whether the last step left the weights as they were."""
+        return self._skipped_in_a_row > 0
 
     def setup(self, stage: str) -> None:
         """Expect the positives of all processes; compile."""
@@ -81,47 +88,40 @@ class LesionModule(pl.LightningModule):
             self.network.compile()
 
     def on_train_start(self) -> None:
-        """Let the clock run from the minutes before a resume."""
         self._began = time.monotonic() - 60 * self.minutes
         every = self.settings.validate_every_minutes
         if isinstance(every, int | float):
             self._next_validation = (self.minutes // every + 1) * every
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch; the means of its terms over a few steps are logged."""
-        targets = self.objective.targets(batch)
-        counts = self._over_processes(targets.counts())
-        normalisers = self.normalisers.update(counts) / self.trainer.world_size
+        """The loss of a batch; the means of its terms over the steps since the last row."""
+        targets, world = self.objective.targets(batch), self.trainer.world_size
+        counts = targets.counts()
+        if world > 1:  # with them the minutes, so that all processes end together
+            minutes = counts.new_tensor([(time.monotonic() - self._began) / 60])
+            counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
+            self.minutes, counts = float(counts[-1]) / world, counts[:-1]
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.known(output, batch["unannotated"])
         if self.observer is not None:
             self.observer(*self.objective.observed(output, targets))
-        terms = self.objective.terms(output, targets, normalisers)
+        terms = self.objective.terms(output, targets, self.normalisers.update(counts) / world)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-        if self.global_step % self.log_every == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.recent = []
         self.recent.append({n: v.detach() for n, v in {**named, "positives": counts[0]}.items()})
         if self.is_logged:
+            rows = self.recent
             means = {
-                name: torch.stack([step[name].to(loss.device) for step in self.recent]).nanmean()
-                for name in self.recent[-1]
+                name: torch.stack([row[name].to(loss.device) for row in rows]).nanmean()
+                for name in rows[-1]
             }
-            self.log_dict(means, sync_dist=self.trainer.world_size > 1)
+            self.log_dict(means, sync_dist=world > 1)
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
         return loss
-
-    def _over_processes(self, counts: Tensor) -> Tensor:
-        """The sum over all; with it all agree on the minutes, so that they end together."""
-        world = self.trainer.world_size
-        if world == 1:
-            return counts
-        minutes = counts.new_tensor([(time.monotonic() - self._began) / 60])
-        total: Tensor = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-        self.minutes = float(total[-1]) / world
-        return total[:-1]
 
     def configure_gradient_clipping(
         self,
@@ -135,17 +135,14 @@ class LesionModule(pl.LightningModule):
         """
         weights = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()
-            self._count_skipped()
+        if torch.isfinite(norm):
+            self._skipped_in_a_row = 0
+            if gradient_clip_algorithm == "value":
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            elif gradient_clip_val:
+                nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
             return
-        self._skipped_in_a_row = 0
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-
-    def _count_skipped(self) -> None:
+        optimizer.zero_grad()
         self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1
         step = self.global_step + 1
         log.warning("Step %d skipped: its gradient is not finite (%d so far).", step, self.skipped)
@@ -156,11 +153,6 @@ class LesionModule(pl.LightningModule):
                 "at the images."
             )
 
-    @property
-    def was_skipped(self) -> bool:
-        """Whether the last step left the weights as they were."""
-        return self._skipped_in_a_row > 0
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End training when the budget is spent, and validate when it is due."""
         if self.trainer.world_size == 1:
@@ -169,7 +161,7 @@ class LesionModule(pl.LightningModule):
             self.trainer.should_stop = True
         # not Lightning's own interval of time: each process would go by its own clock
         due = self.minutes >= self._next_validation
-        self.trainer.val_check_batch = 1 if due else math.inf
+        self.trainer.val_check_batch = 1 if due else inf
         if due:
             self._next_validation = self.minutes + float(self.settings.validate_every_minutes)  # type: ignore[arg-type]
 
@@ -188,25 +180,20 @@ class LesionModule(pl.LightningModule):
         self.log(SCORE, score, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the rate that follows the budget."""
-        settings = self.optimiser_settings
-        optimiser = make_optimiser(
-            self.network, settings, fused=self.settings.precision != "16-mixed"
-        )
+        optim, fused = self.optim, self.settings.precision != "16-mixed"
+        optimiser = make_optimiser(self.network, optim, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda _: learning_rate(self.progress, settings) / settings.lr
+            optimiser, lambda _: learning_rate(self.progress, optim) / optim.lr
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how far training has come; metrics.csv has what came before."""
         state = {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
         checkpoint.update(state)
         for logger in self.trainer.loggers:
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
         self.minutes, self.skipped = checkpoint["minutes"], checkpoint["skipped"]
         self.recent = checkpoint["recent"]
 
@@ -235,3 +222,54 @@ def make_optimiser(
     if settings.name == "adamw":
         return torch.optim.AdamW(parts, lr=settings.lr, betas=BETAS, fused=fused)
     return torch.optim.SGD(parts, lr=settings.lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+
+
+def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
+    """The settings with limits in place of what is open, and minutes in place of `auto`.
+
+    Without `max_minutes` and `max_steps`: an hour on a processor; on a GPU as many voxels as
+    nnU-Net sees in its 250 000 steps of 2 × 128³, in at most so many steps. Validation: six times
+    in a training of more than half an hour, every 20 minutes of such a number of steps, else never.
+    """
+    minutes, steps, every = settings.max_minutes, settings.max_steps, None
+    if minutes is None and steps is None:
+        if device.startswith("cuda"):
+            seen = NNUNET_VOXELS[plan.dims] / (plan.batch_size * prod(plan.tile_shape))
+            steps, every = round(NNUNET_STEPS * min(seen, 1.0)), VALIDATION_MINUTES
+        else:
+            minutes = HOUR
+    if minutes and minutes > LONG:
+        every = minutes / N_VALIDATIONS
+    if settings.validate_every_minutes != "auto":
+        every = settings.validate_every_minutes
+    resolved = {"max_minutes": minutes, "max_steps": steps, "validate_every_minutes": every}
+    return settings.model_copy(update=resolved)
+
+
+def batch_rate(settings: OptimConfig, plan: Plan) -> OptimConfig:
+    """The settings with the rate that belongs to the plan's batch: linear for SGD, √ for AdamW.
+
+    Relative to 2 tiles in 3-D and 4 in 2-D (Goyal et al. 2017, arXiv 1706.02677; Malladi et al.
+    2022, arXiv 2205.10287).
+    """
+    times = plan.batch_size / BATCHES[plan.dims]
+    factor = times if settings.name == "sgd" else sqrt(times)
+    return settings.model_copy(update={"lr": settings.lr * factor})
+
+
+def learning_rate(progress: float, settings: OptimConfig) -> float:
+    """The rate at `progress` in [0, 1] (above 1: at the end).
+
+    AdamW: linear warm-up from a hundredth of `lr`, then cosine `lr · (1 + cos πq) / 2` (Loshchilov
+    and Hutter 2017, eq. 5), q being the share done of what follows the warm-up. SGD: poly
+    `lr · (1 − progress)^0.9`.
+
+    >>> learning_rate(0.525, OptimConfig.of(lr=1.0)), learning_rate(1.2, OptimConfig.of(name="sgd"))
+    (0.5, 0.0)
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if settings.name == "sgd":
+        return float(settings.lr * (1 - progress) ** POLY_POWER)
+    if progress < WARMUP:
+        return settings.lr * max(progress / WARMUP, WARMUP_FLOOR)
+    return settings.lr * (1 + cos(pi * (progress - WARMUP) / (1 - WARMUP))) / 2

@@ -1,9 +1,9 @@
 """What a network is taught: the targets of a batch and the named terms of its loss."""
 
-import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from inspect import signature
 from math import prod
 from typing import Any, Self
 
@@ -11,15 +11,24 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from lesionseg.config import TrainConfig
+from lesionseg.errors import ConfigError
 from lesionseg.losses import (
+    AnchorTargets,
+    DetectionLoss,
     count_positives,
+    make_loss,
     mask_unannotated,
     nearest_lesions,
     region_target,
 )
+from lesionseg.models.retinanet import planned_anchors
+from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
+from lesionseg.ops.boxes import lesion_table, split_box
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 
 Terms = dict[str, Tensor]
+POSITIVES_A_TILE = 4.0  # anchors: what a lesion of a few voxels gets by ATSS
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,83 +53,101 @@ class LevelTargets:
         """
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
-        return cls(
-            region_target(labels, regions) if regions else labels,
-            batch["instances"].masked_fill(~valid, 0),
-            valid,
-            batch.get("nearest"),
-        )
-
-
-class Objective(ABC):
-    """Makes targets of a batch, and of a network's output on it the terms of the loss.
-
-    Terms are fp32 scalars by name, each already weighted: the loss is their sum. Each group of them
-    has a normaliser; the targets' `counts()` and `normalisers` are in the order of `expected`.
-    `takes_nearest`: whether a batch should have `nearest`, which is else made of its instances.
-    """
-
-    takes_nearest = False
-
-    @abstractmethod
-    def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """Positives that `n_tiles` tiles are expected to have, one number per normaliser."""
-
-    @abstractmethod
-    def targets(self, batch: Mapping[str, Tensor]) -> Any:
-        """The targets of a batch of tiles; their `counts()` `[n]` are the positives found."""
-
-    @abstractmethod
-    def terms(self, output: Any, targets: Any, normalisers: Tensor) -> Terms:
-        """The terms of the loss; `normalisers` `[n]`."""
-
-    @abstractmethod
-    def known(self, output: Any, unannotated: Tensor) -> Any:
-        """The output where labels `[B, K]` were not annotated: `mask_unannotated`."""
-
-    @abstractmethod
-    def observed(self, output: Any, targets: Any) -> tuple[Tensor, int, LevelTargets]:
-        """The finest logits, the axis of their classes, and their targets."""
+        instances = batch["instances"].masked_fill(~valid, 0)
+        labels = region_target(labels, regions) if regions else labels
+        return cls(labels, instances, valid, batch.get("nearest"))
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelTargets:
-    """The targets of every supervised level, finest first."""
+class Targets:
+    """The targets of a batch: of a detector's anchors, and of every level of voxels, finest first.
 
+    A network without anchors has None, one without voxels no level.
+    """
+
+    anchors: AnchorTargets | None
     levels: tuple[LevelTargets, ...]
 
     def counts(self) -> Tensor:
-        """Lesion voxels of each level."""
-        return torch.stack([count_positives(t.labels, t.valid) for t in self.levels])
+        """Positive anchors, then lesion voxels of each level: one number per normaliser."""
+        counts = [count_positives(level.labels, level.valid) for level in self.levels]
+        if self.anchors is not None:
+            counts.insert(0, (self.anchors.labels > 0).sum(dtype=torch.float32))
+        return torch.stack(counts)
 
 
-class VoxelObjective(Objective):
-    """Teaches voxels, on every supervised level of a U-Net, by a `losses.VoxelLoss`."""
+class Objective:
+    """Makes targets of a batch, and of a network's output on it the terms of the loss.
 
-    def __init__(self, loss: nn.Module, plan: Plan) -> None:
-        self.loss, self.plan = loss, plan
-        self.strides = supervised_strides(plan.architecture)
-        self.takes_nearest = "nearest" in inspect.signature(loss.forward).parameters
+    `loss` teaches voxels on every supervised level, `detection` anchors, as far as the plan's
+    network has them. Terms are fp32 scalars by name, each already weighted: the loss is their sum.
+    The anchors and each level have a normaliser; `expected` and the targets' `counts()` have their
+    order. `takes_nearest`: whether a batch should have `nearest`, else made of its instances.
+    """
+
+    def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
+        self.plan, self.loss, self.detection = plan, loss, detection
+        self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
+        self.takes_nearest = bool(self.strides) and "nearest" in signature(loss.forward).parameters
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """What the plan's lesion fraction makes of the tiles' voxels, one number per level."""
-        voxels = n_tiles * prod(self.plan.tile_shape)
-        return tuple(self.plan.lesion_fraction * voxels / prod(stride) for stride in self.strides)
+        """Positives that `n_tiles` tiles are expected to have: of a level what the plan's lesion
+        fraction makes of its voxels."""
+        lesion = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
+        anchors = (POSITIVES_A_TILE * n_tiles,) if self.plan.has_boxes else ()
+        return (*anchors, *(lesion / prod(stride) for stride in self.strides))
 
-    def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
-        """The label map at every level."""
+    def targets(self, batch: Mapping[str, Tensor]) -> Targets:
+        """The targets of a batch of tiles."""
+        anchors = self._anchor_targets(LevelTargets.of(batch)) if self.plan.has_boxes else None
+        if not self.strides:
+            return Targets(anchors, ())
         finest = LevelTargets.of(batch, self.plan.label_regions)
         if self.takes_nearest and finest.nearest is None:
             finest = replace(finest, nearest=nearest_lesions(finest.instances))
         smaller = middles if self.plan.architecture.layout == "nnunet" else coarsen
-        return VoxelTargets(tuple(smaller(finest, stride) for stride in self.strides))
+        return Targets(anchors, tuple(smaller(finest, stride) for stride in self.strides))
 
-    def terms(self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Tensor) -> Terms:
-        """The loss's terms, weighted and summed over the levels; computed in fp32."""
+    def _anchor_targets(self, finest: LevelTargets) -> AnchorTargets:
+        """Each tile's lesions assigned to its anchors; boxes are those of the moved instances.
+
+        An anchor whose centre lies where the reference is to be ignored, or outside the volume,
+        teaches nothing unless it is a lesion's.
+        """
+        levels, anchors = self._anchors(finest.valid.shape[1:], finest.valid.device)
+        labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
+        table = lesion_table(finest.instances, labels)
+        rows = torch.stack([assign_atss(levels, anchors, boxes) for boxes in table.boxes])
+        places = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+        centres = split_box(anchors)[0].floor().long().unbind(1)
+        for centre, n in zip(centres, finest.valid.shape[1:], strict=True):
+            places = places * n + centre.clamp(0, n - 1)
+        hidden = ~finest.valid.flatten(1)[:, places]
+        rows = torch.where(hidden & (rows == BACKGROUND), IGNORED, rows)
+        found = torch.where(rows >= 0, table.labels.gather(1, rows.clamp(min=0)), 0)
+        tile, anchor = (found > 0).nonzero(as_tuple=True)
+        return AnchorTargets(found, rows != IGNORED, table.boxes[tile, rows[tile, anchor]])
+
+    def _anchors(
+        self, shape: Sequence[int], device: torch.device
+    ) -> tuple[tuple[AnchorLevel, ...], Tensor]:
+        levels = planned_anchors(self.plan).levels(self.plan.architecture.strides, shape)
+        return levels, _grid(levels, device)
+
+    def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
+        """The terms of the anchors, then those of the voxels, summed over the levels; in fp32."""
         total: Terms = {}
-        with torch.autocast(output[0].device.type, enabled=False):
+        with torch.autocast(normalisers.device.type, enabled=False):
+            if targets.anchors is not None:
+                _, anchors = self._anchors(self.plan.tile_shape, output.class_logits.device)
+                logits, deltas = output.class_logits.float(), output.box_deltas.float()
+                total |= self.detection(
+                    logits, deltas, anchors, targets.anchors, normaliser=normalisers[0]
+                )
+                normalisers = normalisers[1:]
+            voxels = self._voxels(output)
             levels = zip(
-                level_weights(len(output)), output, targets.levels, normalisers, strict=False
+                level_weights(len(voxels)), voxels, targets.levels, normalisers, strict=False
             )
             for weight, logits, level, normaliser in levels:
                 extra = {"nearest": level.nearest} if self.takes_nearest else {}
@@ -131,15 +158,49 @@ class VoxelObjective(Objective):
                     total[name] = total.get(name, 0.0) + weight * term
         return total
 
-    def known(self, output: Sequence[Tensor], unannotated: Tensor) -> list[Tensor]:
-        """Every level."""
-        return [mask_unannotated(level, unannotated, self.plan.activation) for level in output]
+    def _voxels(self, output: Any) -> Sequence[Tensor]:
+        """The logits of the supervised levels."""
+        return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
-    def observed(
-        self, output: Sequence[Tensor], targets: VoxelTargets
-    ) -> tuple[Tensor, int, LevelTargets]:
-        """The finest level."""
-        return output[0], 1, targets.levels[0]
+    def known(self, output: Any, unannotated: Tensor) -> Any:
+        """The output where labels `[B, K]` were not annotated: `mask_unannotated`."""
+        activation = self.plan.activation
+        voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxels(output)]
+        if not self.plan.has_boxes:
+            return voxels
+        scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
+        return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
+
+    def observed(self, output: Any, targets: Targets) -> tuple[Tensor, int, Tensor, Tensor]:
+        """The finest logits, the axis of their classes, and their labels and valid places.
+
+        Of a network without voxels the anchors, as if they were voxels in a row.
+        """
+        if not targets.levels and targets.anchors is not None:
+            return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
+        finest = targets.levels[0]
+        return self._voxels(output)[0], 1, finest.labels, finest.valid
+
+
+@lru_cache(maxsize=4)
+def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
+    return grid_anchors(levels, device=device)
+
+
+def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
+    """What the plan's network is taught; `loss` of voxels in place of the configured one.
+
+    Raises `ConfigError` where a loss for independent labels teaches a network of exclusive ones, or
+    the reverse.
+    """
+    loss = loss or make_loss(cfg.loss, plan.activation)
+    activation = getattr(loss, "activation", plan.activation)
+    if activation != plan.activation:
+        raise ConfigError(
+            f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
+            f"model.activation={activation}, or +loss.activation={plan.activation}."
+        )
+    return Objective(plan, loss, DetectionLoss(**cfg.detection.plain()))
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
@@ -47,46 +47,42 @@ def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
     """Lightning's environment of the launcher; None where this process was started alone.
 
     Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
-    launcher started other processes than the settings say.
+    launcher started other processes than the settings say: a run resumed by more would learn
+    otherwise.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    if TorchElasticEnvironment.detect():
-        n, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if (
-            os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        ):  # the shared store keeps addresses of processes that died (seen with torch 2.13)
+    env, by_torchrun = os.environ, TorchElasticEnvironment.detect()
+    n = int(env["WORLD_SIZE"] if by_torchrun else env.get(TASKS, "1"))
+    if by_torchrun:
+        here = int(env["LOCAL_WORLD_SIZE"])
+        restarts = env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        if restarts and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the shared store keeps addresses of processes that died (seen with torch 2.13)
             raise ConfigError(
                 "--max-restarts: restarted processes would not find each other. Set "
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
             )
-        _check_processes("torchrun", trainer, here, n // here)
-        return TorchElasticEnvironment() if n > 1 else None
-    n = int(os.environ.get(TASKS, "1"))
-    if n > 1 and not trainer.has_one_device:
-        nodes = os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1"))
-        here = n // int(nodes)
-        _check_processes("srun", trainer, here, int(nodes))
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
-        return SLURMEnvironment(auto_requeue=False)  # our checkpoint is what a job goes on from
-    if trainer.n_nodes > 1:
+    elif n > 1 and not trainer.has_one_device:
+        here = n // int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+        env.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+    elif trainer.n_nodes > 1:
         raise ConfigError(
             f"trainer.lightning.num_nodes={trainer.n_nodes}: nobody has started the processes of "
             "the other nodes. Start the command by torchrun or srun, or leave it out."
         )
-    return None
-
-
-def _check_processes(launcher: str, trainer: TrainerConfig, here: int, n_nodes: int) -> None:
-    """The settings name what was started: a run that is resumed by more would learn otherwise."""
-    if trainer.n_devices not in (here, None) or trainer.n_nodes != n_nodes:
+    else:
+        return None
+    if trainer.n_devices not in (here, None) or trainer.n_nodes != n // here:
         raise ConfigError(
-            f"{launcher} started {here} processes on each of {n_nodes} nodes, the settings say "
-            f"{trainer.devices} on each of {trainer.n_nodes}. Set trainer.devices={here} and "
-            f"+trainer.lightning.num_nodes={n_nodes}."
+            f"{'torchrun' if by_torchrun else 'srun'} started {here} processes on each of "
+            f"{n // here} nodes, the settings say {trainer.devices} on each of {trainer.n_nodes}. "
+            f"Set trainer.devices={here} and +trainer.lightning.num_nodes={n // here}."
         )
+    if by_torchrun:
+        return TorchElasticEnvironment() if n > 1 else None
+    return SLURMEnvironment(auto_requeue=False)  # our checkpoint is what a job goes on from
 
 
 @contextmanager
@@ -136,27 +132,27 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     """What the first process makes, on all of them; they wait for it, and fail with it."""
     if not distributed.is_initialized():
         return make()
-    answer: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
+    answer: list[Any] = [None]
     if is_rank_zero():
         try:
-            answer = [(make(), None)]
+            answer = [make()]
         except LesionsegError as error:
-            answer = [(None, error)]
+            answer = [error]
     distributed.broadcast_object_list(answer)
-    result, wrong = answer[0]
-    if wrong is not None:
-        raise wrong
-    return result  # type: ignore[return-value]  # nothing went wrong
+    if isinstance(answer[0], LesionsegError):
+        raise answer[0]
+    made: T = answer[0]
+    return made
 
 
 def local_rank_zero_first(make: Callable[[], T]) -> T:
     """What each process makes, the first one of every node before the others there."""
     if not distributed.is_initialized():
         return make()
-    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
-    if rank == "0":
-        result = make()
+    is_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
+    if not is_first:
         distributed.barrier()
-        return result
-    distributed.barrier()
-    return make()
+    made = make()
+    if is_first:
+        distributed.barrier()
+    return made

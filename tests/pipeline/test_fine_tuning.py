@@ -10,7 +10,7 @@ from lesionseg.config import ModelConfig
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.models import build_network
-from lesionseg.pipeline.learning import bundle_plan, checkpoint_stages, start_from
+from lesionseg.pipeline.prepare import bundle_plan, checkpoint_stages, start_from
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 PLAN = Plan(

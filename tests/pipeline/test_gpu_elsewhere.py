@@ -6,7 +6,7 @@ from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset import take_survey
-from lesionseg.pipeline.learning import decide
+from lesionseg.pipeline.prepare import plan_run
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_a_card_is_planned_for_by_its_memory(survey, tmp_path, monkeypatch, name
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = {"accelerator": "gpu", "memory_gb": 24.0}
     cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
-    plan = decide(survey, cfg, tmp_path)
+    plan = plan_run(survey, cfg, tmp_path)
     assert plan.reasons["budget"] == "planned for a GPU with 24 GB"
     assert "by prediction" in plan.reasons["memory"]
     assert plan.architecture.features[0] >= 32
@@ -32,4 +32,4 @@ def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = TrainConfig.of(trainer={"accelerator": "gpu"})
     with pytest.raises(ConfigError, match=r"trainer\.accelerator"):
-        decide(survey, cfg, tmp_path)
+        plan_run(survey, cfg, tmp_path)

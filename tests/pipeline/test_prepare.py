@@ -10,7 +10,7 @@ import pytest
 from lesionseg.config import PrepareConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline import learning
+from lesionseg.pipeline import prepare as module
 from lesionseg.pipeline.prepare import prepare
 
 HEAD = (
@@ -45,16 +45,16 @@ def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = list[int]()
-    fill = learning.fill_cache
+    fill = module.fill_cache
 
     def spied(*args: Any, workers: int, **others: Any) -> Any:
         taken.append(workers)
         return fill(*args, workers=workers, **others)
 
-    monkeypatch.setattr(learning, "fill_cache", spied)
-    monkeypatch.setattr(learning, "cores", lambda: 64)
+    monkeypatch.setattr(module, "fill_cache", spied)
+    monkeypatch.setattr(module, "cores", lambda: 64)
     one = 16 * 18 * 20 * 14  # `needed_bytes` of a case
     for n_bytes in (3 * one, one - 1):
-        monkeypatch.setattr(learning, "default_budget", lambda n=n_bytes: n)
+        monkeypatch.setattr(module, "default_budget", lambda n=n_bytes: n)
         _run(raw, tmp_path / str(n_bytes))
     assert taken == [3, 1]

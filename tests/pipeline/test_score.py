@@ -18,7 +18,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.dataset import Survey, divided, folds_of, take_survey
-from lesionseg.pipeline.learning import decide
+from lesionseg.pipeline.prepare import plan_run
 from lesionseg.pipeline.score import (
     FoldRun,
     labelled,
@@ -133,7 +133,7 @@ def test_networks_are_scored_on_whole_radiographs(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
     found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    plan = decide(found, config((64, 64)), tmp_path / "run")
+    plan = plan_run(found, config((64, 64)), tmp_path / "run")
     cases = labelled(found, "validation")
 
     def scores(network: nn.Module) -> dict[str, float]:
@@ -164,7 +164,7 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
         tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
     )
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
-    plan = decide(found, config((24, 32, 24)), tmp_path / "run")
+    plan = plan_run(found, config((24, 32, 24)), tmp_path / "run")
     predictor = Predictor.from_network(Unsure(), plan)
     choice, scores = score_validation(predictor, found, tmp_path / "run", CFG, {})
     fit = choice.voxel_calibration

@@ -13,7 +13,7 @@ from lesionseg.cli import run
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.learning import check_losses
+from lesionseg.pipeline.train import check_losses
 from lesionseg.plan.plan import AnchorPlan, Plan
 from lesionseg.training.processes import require_device
 

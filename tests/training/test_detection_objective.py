@@ -10,15 +10,11 @@ import torch
 from torch import Tensor
 
 from lesionseg.config import TrainConfig
-from lesionseg.losses import DetectionLoss, FocalLoss
+from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
+from lesionseg.pipeline.train import with_focal_correction
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
-from lesionseg.training.detection_objective import (
-    DetectionObjective,
-    make_objective,
-    taught_anchors,
-)
-from lesionseg.training.objective import VoxelObjective
+from lesionseg.training.objective import Objective, make_objective
 
 
 def _plan(name: str, dims: int = 2) -> Plan:
@@ -54,21 +50,18 @@ def _batch(dims: int = 2, n: int = 2) -> dict[str, Tensor]:
     }
 
 
-def _objective(name: str = "retinanet") -> DetectionObjective:
-    objective = make_objective(_plan(name), TrainConfig.of(), FocalLoss())
-    assert isinstance(objective, DetectionObjective)
-    return objective
+def _objective(name: str = "retinanet") -> Objective:
+    return make_objective(_plan(name), TrainConfig.of(), FocalLoss())
 
 
 def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
     targets = _objective().targets(_batch())
-    assert set(targets.labels[0].tolist()) == {0, 1, 2}
-    assert set(targets.instances[0].tolist()) == {0, 3, 7}
-    assert set(targets.labels[1].tolist()) == {0}
-    positive = targets.labels[0] > 0
-    boxes = targets.anchors().boxes
-    assert len(boxes) == int(positive.sum())
-    of_seven = boxes[targets.instances[0][positive] == 7]
+    anchors = targets.anchors
+    assert set(anchors.labels[0].tolist()) == {0, 1, 2}
+    assert set(anchors.labels[1].tolist()) == {0}
+    positive = anchors.labels[0] > 0
+    assert len(anchors.boxes) == int(positive.sum())
+    of_seven = anchors.boxes[anchors.labels[0][positive] == 2]
     assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
     assert targets.counts()[0] == positive.sum()
 
@@ -76,8 +69,8 @@ def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
 def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none() -> None:
     batch = _batch()
     batch["valid"][:, :, 8:] = False  # hides lesion 3
-    targets = _objective().targets(batch)
-    assert set(targets.instances[0].tolist()) == {0, 7}
+    targets = _objective().targets(batch).anchors
+    assert set(targets.labels[0].tolist()) == {0, 2}
     assert not bool(targets.valid[1].all())
     assert bool(targets.valid[0][targets.labels[0] > 0].all())
     # two anchors a cell, 8 x 8 cells: those of the right half are out
@@ -112,18 +105,21 @@ def test_observers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> No
         objective, plan = _objective(name), _plan(name)
         targets = objective.targets(_batch())
         output = build_network(plan)(_batch()["image"])
-        logits, axis, targets = objective.observed(output, targets)
+        logits, axis, labels, valid = objective.observed(output, targets)
         assert logits.ndim == n_axes
-        assert logits.movedim(axis, 1).shape[2:] == targets.labels.shape[1:]
+        assert logits.movedim(axis, 1).shape[2:] == labels.shape[1:] == valid.shape[1:]
 
 
 def test_a_network_that_segments_is_taught_voxels_alone() -> None:
     plan = _plan("unet").with_(anchors=None)
-    assert isinstance(make_objective(plan, TrainConfig.of(), FocalLoss()), VoxelObjective)
+    targets = make_objective(plan, TrainConfig.of(), FocalLoss()).targets(_batch())
+    assert targets.anchors is None
+    assert len(targets.levels) == 1
 
 
 def test_the_plan_remembers_what_inference_must_undo() -> None:
-    plan = taught_anchors(_plan("retinanet"), DetectionLoss(alpha=0.3, gamma=1.5))
+    cfg = TrainConfig.of(detection={"alpha": 0.3, "gamma": 1.5})
+    plan = with_focal_correction(_plan("retinanet"), cfg)
     assert plan.anchors is not None
     assert (plan.anchors.alpha, plan.anchors.gamma) == (0.3, 1.5)
     assert type(plan).from_json(plan.to_json()) == plan
@@ -171,10 +167,10 @@ import os, sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
-from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import build_network
-from lesionseg.training.detection_objective import make_objective
+from lesionseg.training.objective import make_objective
 from tests.training.test_detection_objective import _batch, _plan
 
 rank = int(sys.argv[1])

@@ -236,16 +236,16 @@ def test_the_first_learning_rates_follow_the_schedule(train, column):
     assert column("lr") == pytest.approx([(1 - s / 4) ** 0.9 for s in range(4)], rel=1e-4)
 
 
-def test_losses_that_ask_for_instances_are_given_them(train):
-    class Instances(FocalLoss):
+def test_losses_that_ask_for_the_nearest_lesion_are_given_it(train):
+    class Nearest(FocalLoss):
         seen = ()
 
-        def forward(self, logits, labels, *, valid=None, normaliser=None, instances=None):
-            Instances.seen = (*Instances.seen, tuple(instances.shape))
+        def forward(self, logits, labels, *, valid=None, normaliser=None, nearest=None):
+            Nearest.seen = (*Nearest.seen, tuple(nearest.shape))
             return super().forward(logits, labels, valid=valid, normaliser=normaliser)
 
-    train(max_steps=1, loss=Instances())
-    assert Instances.seen == ((2, 16, 16), (2, 8, 8))
+    train(max_steps=1, loss=Nearest())
+    assert Nearest.seen == ((2, 16, 16), (2, 8, 8))
 
 
 def test_the_divisor_is_the_moving_average_of_positives(train, make_plan):

@@ -5,8 +5,7 @@ import torch
 
 from lesionseg.errors import TrainingError
 from lesionseg.plan.plan import Architecture
-from lesionseg.training.memory import fit_to_memory, fitting, step_down, step_gb
-from tests.training.conftest import config
+from lesionseg.training.memory import fit_to_memory, step_down, step_gb
 
 
 def cramped(limit):
@@ -30,16 +29,16 @@ def cramped(limit):
 )
 def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile):
     plan = make_plan(batch_size=8)
-    fitted = fitting(plan, cramped(limit))
+    fitted = fit_to_memory(plan, cramped(limit))
     assert (fitted.batch_size, fitted.tile_shape) == (batch, tile)
-    if fitted is not plan:
+    if fitted != plan:
         assert "8 tiles of 16 × 16" in fitted.reasons["batch_size"]
         assert ("tile_shape" in fitted.reasons) == (tile != (16, 16))
 
 
 def test_after_three_smaller_sizes_it_gives_up(make_plan):
     with pytest.raises(TrainingError, match=r"8 tiles of 16 × 16.*model\.tile_shape"):
-        fitting(make_plan(batch_size=8), cramped(10))
+        fit_to_memory(make_plan(batch_size=8), cramped(10))
 
 
 def test_nothing_is_left_below_one_small_tile(make_plan):
@@ -47,11 +46,6 @@ def test_nothing_is_left_below_one_small_tile(make_plan):
     assert single is not None
     assert single.batch_size == 1
     assert step_down(single) is None
-
-
-def test_a_processor_takes_the_plan_as_it_is(make_plan):
-    plan = make_plan()
-    assert fit_to_memory(plan, config(), torch.device("cpu")) is plan
 
 
 def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.learning import prepared
+from lesionseg.pipeline.prepare import prepared
 from lesionseg.training import LesionData, lesion_module, tiles_of
 from tests.training.conftest import config
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lesionseg.config import OptimConfig, TrainerConfig
-from lesionseg.training.schedule import batch_factor, learning_rate, resolve_budget
+from lesionseg.training.module import batch_rate, learning_rate, resolve_budget
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_small_batches_take_no_more_steps_than_nnunet(make_plan):
 )
 def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
     plan = make_plan(batch_size=batch).with_(dims=dims)
-    assert batch_factor(OptimConfig.of(name=name), plan) == factor
+    assert batch_rate(OptimConfig.of(name=name, lr=1.0), plan).lr == factor
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lesionseg.training import tile_stream
-from lesionseg.training.tile_stream import StepSampler, TileStream, fitting_workers, loader_workers
+from lesionseg.training.tile_stream import TileStream, loader_workers, step_tiles
 
 
 def steps(n, **settings):
-    return list(islice(StepSampler(**settings), n))
+    return list(islice(step_tiles(**settings), n))
 
 
 def test_processes_share_out_the_tiles_of_a_step_without_overlap():
@@ -52,17 +52,19 @@ def test_a_worker_process_gives_the_same_tiles(squares):
         (2, 12, "cpu", 1, 12),
     ],
 )
-def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch, cores, asked, device, processes, expected):
+def test_a_gpu_is_fed_by_all_cores_but_one(
+    monkeypatch, make_plan, cores, asked, device, processes, expected
+):
     monkeypatch.setattr(tile_stream, "cores", lambda: cores)
-    assert loader_workers(asked, device, processes) == expected
+    assert loader_workers(asked, make_plan(), device, processes) == expected
 
 
-def test_workers_that_shared_memory_has_no_room_for_are_named_with_the_remedy(monkeypatch, caplog):
+@pytest.mark.parametrize(("side", "room"), [(16, 8), (512, 2), (2048, 0)])
+def test_workers_that_shared_memory_has_no_room_for_are_named_with_the_remedy(
+    monkeypatch, caplog, make_plan, side, room
+):
+    """Three steps of two tiles at fourteen bytes a voxel, of each worker."""
     usage = namedtuple("usage", "free")(64 * 10**6)
     monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
-    assert fitting_workers(8, 10**6) == 8
-    assert not caplog.messages
-    assert fitting_workers(8, 10**7) == 2
-    assert "--shm-size" in caplog.text
-    assert "0.06 GB free" in caplog.text
-    assert fitting_workers(8, 10**8) == 0
+    assert loader_workers(8, make_plan().with_(tile_shape=(side, side)), "cpu") == room
+    assert ("0.06 GB free" in caplog.text) == ("--shm-size" in caplog.text) == (room < 8)
