@@ -50,13 +50,7 @@ def bar(what: str) -> Iterator[Advance]:
     Where standard error is no terminal, a long step logs a line for each 5 %, with the time left.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
     console = Console(stderr=True)
     begin, said = time.monotonic(), 0
@@ -75,18 +69,11 @@ def bar(what: str) -> Iterator[Advance]:
     if not console.is_terminal:
         yield say_advance
         return
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[item]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=None, item="")
+    with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as shown:
+        task = shown.add_task(what, total=None, item="")
 
         def advance(item: str, done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, item=item)
+            shown.update(task, completed=done, total=total, item=item)
 
         yield advance
 

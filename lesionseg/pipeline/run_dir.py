@@ -94,73 +94,55 @@ def check_cases(run: Path, splits: Splits) -> None:
     if not (has_config(run) and path.is_file()):
         return
     before, now = roles_in(read_json(path), path, 0), splits.roles
-    moves = {c: (before.get(c), now.get(c)) for c in sorted({*before, *now})}
-    moves = {c: m for c, m in moves.items() if m[0] != m[1] and _DEVELOPMENT & set(m)}
-    kinds = {
-        "added": [f"{c} ({new})" for c, (old, new) in moves.items() if old is None],
-        "removed": [f"{c} ({old})" for c, (old, new) in moves.items() if new is None],
-        "moved": [f"{c} ({old} → {new})" for c, (old, new) in moves.items() if old and new],
-    }
-    if changes := [f"{kind}: {_some(cases)}" for kind, cases in kinds.items() if cases]:
+    kinds: dict[str, list[str]] = {"added": [], "removed": [], "moved": []}
+    for case in sorted({*before, *now}):
+        old, new = before.get(case), now.get(case)
+        if old != new and _DEVELOPMENT & {old, new}:
+            kind = "moved" if old and new else "removed" if old else "added"
+            kinds[kind].append(f"{case} ({' → '.join(filter(None, (old, new)))})")
+    changes = []
+    for kind, cases in kinds.items():
+        rest = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
+        changes += [f"{kind}: {', '.join(cases[:_SHOWN])}{rest}"] if cases else []
+    if changes:
         raise DatasetError(
             f"{path}: this run began with other cases: {'; '.join(changes)}. Name another run_dir= "
             "to train on the data as they are now, or bring back the cases as they were to resume."
         )
 
 
-def _some(cases: list[str]) -> str:
-    rest = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-    return ", ".join(cases[:_SHOWN]) + rest
-
-
 def provenance(
     dataset: Dataset, config: Mapping[str, Any], seed: int, device: str
 ) -> dict[str, Any]:
-    """Versions, git commit, machine, seed and a hash of all the dataset's files.
+    """Versions, git commit (`+`: with changes), machine, seed and a hash of the dataset's files.
 
     `simulated`: whether the configuration simulated the data, or the dataset's name says so.
     """
-    packages = {}
+    import torch
+
+    packages, commit = {}, None
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
+    here = Path(__file__).resolve().parent
+    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(here), *describe.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        commit = done.stdout.strip()
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device.startswith("cuda") and torch.cuda.is_available():
+        machine = torch.cuda.get_device_name(device)
+    sources = "".join(map(source_hash, dataset.cases))
     has_phantoms = bool(config.get("data", {}).get("phantoms"))
     return {
         "lesionseg": lesionseg.__version__,
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "python": platform.python_version(),
         "packages": packages,
-        "device": device_name(device),
+        "device": machine,
         "seed": seed,
         "convention": dataset.convention,
-        "data_sha256": data_hash(dataset),
+        "data_sha256": hashlib.sha256(sources.encode()).hexdigest(),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
     }
-
-
-def data_hash(dataset: Dataset) -> str:
-    """SHA-256 over `data.cache.source_hash` of every case, in the dataset's order."""
-    whole = hashlib.sha256()
-    for case in dataset.cases:
-        whole.update(source_hash(case).encode())
-    return whole.hexdigest()
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, `+` appended when it has changes."""
-    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *describe.split()]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def device_name(device: str) -> str:
-    """A readable name of the processor or GPU that `device` stands for."""
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.is_available():
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

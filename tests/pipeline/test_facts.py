@@ -14,7 +14,7 @@ from lesionseg.errors import LesionsegError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.facts import FILE, CaseRecord, read_records
+from lesionseg.pipeline.dataset import FACTS_FILE, CaseRecord, read_records
 from lesionseg.plan.fingerprint import facts_of
 
 OLD = 1_600_000_000
@@ -41,7 +41,7 @@ def dataset(made: Path, tmp_path: Path) -> Dataset:
 
 def kept(dataset: Dataset, folder: Path) -> dict[str, object]:
     """The entries of facts.json by case, as objects that differ when a case was read again."""
-    entries = json.loads((folder / FILE).read_text())
+    entries = json.loads((folder / FACTS_FILE).read_text())
     return {c.case: entries[str(c.images[0])] for c in dataset.cases if str(c.images[0]) in entries}
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
     dataset: Dataset, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "facts").mkdir()
-    (tmp_path / "facts" / FILE).write_text(text)
+    (tmp_path / "facts" / FACTS_FILE).write_text(text)
     first = read_records(dataset, tmp_path / "facts", quiet)
     (tmp_path / "file").write_text("a file")
     second = read_records(dataset, tmp_path / "file", quiet)

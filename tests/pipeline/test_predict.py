@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
@@ -283,3 +284,26 @@ def test_a_cluster_writes_what_this_machine_does(
     there = run(bundle, scans, tmp_path / "there", engine="ray", device="cpu")
     assert statuses(there) == statuses(here)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_case_that_kills_its_workers_fails_alone(
+    cluster: None, bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    here = os.getpid()
+
+    class Dying(Bright):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if float(image.max()) > 25 and os.getpid() != here:
+                os._exit(1)
+            return super().forward(image)
+
+    scan = read_volume(scans / "a.nii.gz")
+    for name in ("d", "e"):
+        write_volume(scans / f"{name}.nii", scan)
+    scan.array[0, 0, 0, 0] = 1e6
+    write_volume(scans / "a.nii.gz", scan)
+    mine = {"mine": lambda _: Dying()}
+    how = {"engine": "ray", "device": "cpu"}
+    outcome = predict(bundle, scans, tmp_path / "out", architectures=mine, **how)
+    assert statuses(outcome) == {"a": "failed", **dict.fromkeys("bcde", "done")}
