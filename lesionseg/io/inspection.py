@@ -15,7 +15,6 @@ from lesionseg.io.cases import (
     check_finite,
     check_grid,
     content_files,
-    mask_mm,
     read_case,
     read_reference,
 )
@@ -24,7 +23,7 @@ from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import reading
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
-from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.io.volumes import read_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,30 +92,10 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
             check_dims(file, volume.geometry, dataset.dims)
             if first is not None:
                 check_grid(file, volume.geometry, files.images[0], first)
-    own = _own_geometry(files)
-    if files.reference is not None and own is not None and grid is not None:
-        with noted("geometry"):
-            check_grid(files.reference, own, files.images[0], grid)
-    if own is not None or grid is not None:
-        n_before = len(faults)
+    if grid is not None:
         with noted("labels"):
-            read_reference(files, dataset, own or grid)  # type: ignore[arg-type]  # one is there
-        if own is not None and len(faults) > n_before and faults[-1][0] == "geometry":
-            faults.pop()  # on its own grid the values count alone; a wrong grid is noted above
+            read_reference(files, dataset, grid)
     return faults
-
-
-def _own_geometry(files: CaseFiles) -> Geometry | None:
-    """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
-    if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
-        return None
-    mm = None
-    with suppress(LesionsegError):
-        mm = files.pixel_mm
-        mm = mask_mm(files, read_geometry(files.images[0], raster_mm=mm))
-    with suppress(LesionsegError):
-        return read_geometry(files.reference, raster_mm=mm)
-    return None
 
 
 def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:

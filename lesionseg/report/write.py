@@ -11,14 +11,13 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import LesionsegError, count
-from lesionseg.io.files import private_files, write_csv, write_text
+from lesionseg.errors import LesionsegError, count, one_of
+from lesionseg.io.files import private_files, read_yaml, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
 from lesionseg.report.pictures import Card, data_uri, draw_cutout
 from lesionseg.report.rendering import percent, rate, render
-from lesionseg.report.study import QUESTIONS, read_study
 from lesionseg.report.tables import SMALL_MM, Tables, number, read_tables
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,25 @@ WHY = {  # a lesion was missed
     "wrong_label": "marked as another kind of lesion",
     "removed_by_size": "seen, but dropped for its size",
     "case_failed": "the scan has no result",
+}
+
+
+# what the page cannot know by itself: the keys of study.yaml
+QUESTIONS: Mapping[str, str] = {
+    "title": "Title",
+    "intended_use": "Intended use",
+    "population": "Patients",
+    "inclusion": "Included",
+    "exclusions": "Excluded",
+    "sites": "Sites and scanners",
+    "period": "Period",
+    "reader": "Lesions marked by",
+    "reference_method": "How they were marked",
+    "model": "Program",
+    "training_data": "It learned from",
+    "funding": "Funding",
+    "contact": "Contact",
+    "remarks": "Remarks",
 }
 
 
@@ -120,6 +138,21 @@ def write_report(
     if options.pdf:
         write_pdf(output / "report.pdf", values)
     return output / "report.html"
+
+
+def read_study(path: Path | None) -> dict[str, str]:
+    """The answers of study.yaml by key; none without a file.
+
+    Raises `ReadError`, and `ConfigError` for a key that there is none of, naming the nearest.
+    """
+    answers = {} if path is None else read_yaml(path)
+    for key in answers:
+        one_of(f"{path}: the key", key, QUESTIONS)
+    return {
+        key: "; ".join(map(str, v)) if isinstance(v, list) else str(v).strip()
+        for key, v in answers.items()
+        if v not in (None, "")
+    }
 
 
 def tags(tables: Tables) -> list[tuple[str, str]]:

@@ -13,10 +13,10 @@ from lesionseg.cli import run
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.report.rendering import ci
-from lesionseg.report.study import read_study
 from lesionseg.report.tables import number, read_tables, wilson
 from lesionseg.report.write import (
     headline,
+    read_study,
     tags,
     tiles,
     why_missed,

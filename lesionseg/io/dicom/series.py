@@ -35,14 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "series="
-# what may tell two images at one place apart: element of an enhanced frame, of a classic file
-_CONTRASTS = {
-    "echo time": ("EffectiveEchoTime", "EchoTime"),
-    "b-value": ("DiffusionBValue", "DiffusionBValue"),
-    "time": ("TemporalPositionIndex", "TemporalPositionIdentifier"),
-    "acquisition": ("FrameAcquisitionNumber", "AcquisitionNumber"),
-    "trigger time": ("NominalCardiacTriggerDelayTime", "TriggerTime"),
-}
+_ECHO = ("EffectiveEchoTime", "EchoTime")  # of an enhanced frame, of a classic file
 _UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
 _SAME_PLACE_MM = 1e-2
 _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
@@ -77,9 +70,6 @@ class DicomSlice:
     def axes_mm(self) -> NDArray[np.float64]:
         """Millimetres from a row, and from a column, to the next one `[2, 3]`."""
         return self.directions[::-1] * self.pixel_mm[:, None]
-
-    def contrast(self, what: str) -> object:
-        return self.elements.get(_CONTRASTS[what][self.frame is None])
 
 
 def read_dicom(path: Path) -> Volume:
@@ -211,7 +201,8 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
             "number of pixels": piece.shape == first.shape,
             "series": _uid(piece.elements) == _uid(first.elements),
-            **{w: piece.contrast(w) == first.contrast(w) for w in ("echo time", "b-value")},
+            "echo time": len({p.elements.get(_ECHO[p.frame is None]) for p in (piece, first)}) == 1,
+            "b-value": len({p.elements.get("DiffusionBValue") for p in (piece, first)}) == 1,
         }
         if not all(same.values()):
             what = ", ".join(what for what, is_same in same.items() if not is_same)
@@ -225,11 +216,9 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
     steps = np.diff(places, axis=0)
     for n in np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)[:1]:
         one, two = slices[n], slices[n + 1]
-        differ = [what for what in _CONTRASTS if one.contrast(what) != two.contrast(what)]
         raise GeometryError(
-            f"{path}: {one.name} and {two.name} lie at the same place "
-            f"({' and '.join(differ) + ' differ' if differ else 'duplicates'}). "
-            "Keep one of the two files, or sort them into a folder each."
+            f"{path}: {one.name} and {two.name} lie at the same place: duplicates, or two times or "
+            "acquisitions. Keep one of the two files, or sort them into a folder each."
         )
     if len(slices) == 1:
         logger.warning("%s: the scan is a single slice; its thickness is used as spacing.", path)
@@ -267,10 +256,11 @@ def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
     shared = header.get("SharedFunctionalGroupsSequence", None) or ()
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
     for n, frame in enumerate(frames or [Dataset()]):
-        elements = Dataset()
-        elements.update(header)
-        for group in (*shared[:1], frame) if frames else ():
-            for sequence in group:
+        elements = header
+        if frames:
+            elements = Dataset()
+            elements.update(header)
+            for sequence in (s for group in (*shared[:1], frame) for s in group):
                 if sequence.VR == "SQ" and sequence.value:
                     elements.update(sequence.value[0])
 
