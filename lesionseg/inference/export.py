@@ -1,14 +1,26 @@
-"""A bundle's network as one file that other programs run: ONNX, or torch's exported program.
+"""A bundle's network for other programs: ONNX, torch's exported program, MONAI's bundle layout.
 
-Both take a prepared tile `[B, C, *tile]` float32 and give what `ExportedNetwork` says. The number
-of tiles is free; their shape is the plan's, because instance norm takes its statistics from the
-whole tile, so that a tile of another shape is another function.
+The first two take a prepared tile `[B, C, *tile]` float32 and give what `ExportedNetwork` says. The
+number of tiles is free; their shape is the plan's, because instance norm takes its statistics from
+the whole tile, so that a tile of another shape is another function.
+
+MONAI's layout is what `monai.bundle` runs without lesionseg being installed. Its configuration
+names classes of MONAI, torch and numpy only; normalisation is written as expressions of the plan's
+own numbers: MONAI has no transform that takes mean and deviation from the non-zero voxels and
+applies them to all.
+
+DIR/
+├── configs/metadata.json    what goes in, what comes out
+├── configs/inference.json   read, orient, resample, normalise, slide, undo, save
+├── models/model.pt2         network and weights, as torch's exported program
+└── docs/README.md           the model card
 """
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +31,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lesionseg import __version__
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import Normalisation, Plan
 
 OPSET = 18
 INPUT = "image"
@@ -196,3 +209,194 @@ def _torch_quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+# --- MONAI's layout ------------------------------------------------------------------------------
+
+PROGRAM = "models/model.pt2"
+CONFIG, METADATA, README = "configs/inference.json", "configs/metadata.json", "docs/README.md"
+_SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+_MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
+_RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
+
+
+# as `data.prepared_case.plan_geometry`: what the image covers, about the same centre, in new voxels
+_GRID = (
+    "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
+    "torch.as_tensor(np.block([[z, "
+    "(a[:3].dot([*((n - 1) / 2), 1]) - z.dot((k - 1) / 2))[:, None]], "
+    "[np.zeros((1, 3)), np.ones((1, 1))]]))))"
+    "(np.maximum(np.rint(n * np.linalg.norm(a[:3, :3], axis=0) / p), 1).astype(int)))"
+    "(np.asarray(x.affine, dtype=float), "
+    "zoom_affine(np.asarray(x.affine, dtype=float), {spacing}, diagonal=False)[:3, :3], "
+    "np.array(x.shape[1:]), np.array({spacing}))"
+)
+
+
+def inference_config(plan: Plan) -> dict[str, Any]:
+    """MONAI's `inference.json`: a probability map and a label map for every image of a folder.
+
+    Images are NIfTI in 3-D and PNG in 2-D, those of several channels named `<case>_0000.<suffix>`
+    and on. The label map holds, where the highest probability reaches `threshold`, that label's
+    value (of regions the last one's): MONAI has no candidates; lesionseg's own rule is in its plan.
+    """
+    n, suffix = len(plan.channel_names), ".png" if plan.dims == 2 else ".nii.gz"
+    first, channels = suffix, "f"
+    if n > 1:
+        first = f"_0000{suffix}"
+        channels = f"[f[:-{len(first)}] + f'_{{c:04d}}{suffix}' for c in range({n})]"
+    return {
+        "imports": [
+            "$import glob",
+            "$import numpy as np",
+            "$import torch",
+            "$from monai.data import MetaTensor",
+            "$from monai.data.utils import zoom_affine",
+            "$from torch.export.passes import move_to_device_pass",
+        ],
+        "bundle_root": ".",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "threshold": 0.5,
+        "images": f"$sorted(glob.glob(@dataset_dir + '/*{first}'))",
+        "data": f"$[{{'image': {channels}}} for f in @images]",
+        "network_def": "$move_to_device_pass("
+        f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
+        **{f"normalise_{c}": _scheme(n) for c, n in enumerate(plan.normalisation)},
+        "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
+        "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
+        "inferer": _step(
+            "SlidingWindowInferer",
+            roi_size=list(plan.tile_shape),
+            sw_batch_size=1,
+            overlap=0.5,
+            mode="gaussian",
+        ),
+        "postprocessing": _step("Compose", transforms=_postprocessing(plan)),
+        "slide": "$lambda tensor: @inferer(tensor[None].to(@device), @network_def)[0].cpu()",
+        "predict": "$torch.inference_mode()(lambda item: @postprocessing({**item, 'pred': "
+        "MetaTensor(@slide(item['image'].as_tensor()))}))",
+        "run": ["$[@predict(item) for item in @dataset]"],
+    }
+
+
+def metadata(plan: Plan, digest: str) -> dict[str, Any]:
+    """MONAI's `metadata.json`; `digest` tells which of our bundles it was made from."""
+    return {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "changelog": {__version__: f"exported from the lesionseg bundle {digest}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"nibabel": version("nibabel"), "pillow": version("pillow")},
+        "name": "lesionseg",
+        "task": f"Segmentation of {', '.join(plan.label_names)}",
+        "description": "For research only; no medical device. See docs/README.md.",
+        "authors": "see docs/README.md",
+        "copyright": "see docs/README.md",
+        "network_data_format": {
+            "inputs": {
+                "image": _format(plan, plan.channel_names)
+                | {"type": "image", "format": "magnitude", "modality": _MODALITIES[plan.modality]}
+            },
+            "outputs": {
+                "pred": _format(plan, plan.label_names)
+                | {"type": "probabilities", "format": "segmentation", "value_range": [0, 1]}
+            },
+        },
+    }
+
+
+def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+    """What MONAI's metadata says of a tensor whose channels have these names."""
+    return {
+        "num_channels": len(names),
+        "spatial_shape": list(plan.tile_shape),
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+        "channel_def": {str(c): name for c, name in enumerate(names)},
+    }
+
+
+def _step(target: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": target, **arguments}
+
+
+def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
+    """MONAI reads axes as (x, y, z), lesionseg as (z, y, x); a PNG has no pixel size to change."""
+    reader, float32 = "PILReader" if plan.dims == 2 else "NibabelReader", "$torch.float32"
+    steps = [
+        _step("LoadImaged", keys="image", image_only=True, reader=reader),
+        _step("EnsureChannelFirstd", keys="image"),
+        _step("EnsureTyped", keys="image", dtype=float32),
+    ]
+    if plan.dims == 2:
+        steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
+    else:
+        how = {"mode": "bilinear", "padding_mode": "border", "dtype": float32}
+        grid = _GRID.format(spacing=[*plan.spacing_mm])
+        steps += [
+            _step("Orientationd", keys="image", axcodes="SAR", labels=_RAS),
+            _step("CopyItemsd", keys="image", names="grid"),
+            _step("Lambdad", keys="grid", func=grid),
+            _step("ResampleToMatchd", keys="image", key_dst="grid", **how),
+        ]
+    channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
+    normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
+    function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
+    return [*steps, _step("Lambdad", keys="image", func=function), *map(dict, plan.prepare_extra)]
+
+
+def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
+    values = list(plan.label_values)
+    label_map = (  # the label of the highest probability, where it reaches the threshold
+        "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
+        f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
+    )
+    if plan.regions:  # they overlap: the last that reaches the threshold is painted over the others
+        label_map = (
+            f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
+            "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
+        )
+    how = {"orig_keys": "image", "nearest_interp": False}
+    save = {"output_dir": "@output_dir", "separate_folder": False, "resample": False}
+    probabilities = {"output_ext": ".nii.gz", "output_dtype": "$np.float32", **save}
+    suffix = ".png" if plan.dims == 2 else ".nii.gz"
+    dtype = "$np.uint8" if max(values) < 256 else "$np.uint16"
+    mask = {"output_ext": suffix, "output_dtype": dtype, **save}
+    return [
+        _step("Invertd", keys="pred", transform="@preprocessing", **how),
+        _step("SaveImaged", keys="pred", output_postfix="prob", print_log=False, **probabilities),
+        _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
+        _step("SaveImaged", keys="mask", output_postfix="mask", print_log=False, **mask),
+    ]
+
+
+def _scheme(scheme: Normalisation) -> str:
+    """One channel's normalisation as an expression on a tensor `[*spatial]` (`data.onto_grid`)."""
+    if scheme.scheme == "dataset":
+        return f"$lambda v: ({_clipped('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
+    standard = (
+        "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
+        "({c}, *(lambda i: (float(i.mean()), float(i.std(correction=0))) "
+        "if i.numel() else (0.0, 0.0))({inside}.double()))"
+    )
+    if scheme.scheme == "zscore":
+        clipped = _clipped("v", scheme)
+        text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
+        return f"$lambda v: {text}"
+    text = standard.replace("{c}", "c").replace("{inside}", "c")
+    limits = "np.percentile(v.flatten()[:: -(-v.numel() // (1 << 22))].numpy(), (0.5, 99.5))"
+    return f"$lambda v: (lambda c: {text})(v.clamp(*map(float, {limits})))"
+
+
+def _clipped(name: str, scheme: Normalisation) -> str:
+    if scheme.lower is None and scheme.upper is None:
+        return name
+    return f"{name}.clamp({scheme.lower!r}, {scheme.upper!r})"

@@ -9,15 +9,20 @@ from lesionseg import __version__
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference import monai_bundle
 from lesionseg.inference.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
 from lesionseg.inference.export import (
     BOXES,
+    CONFIG,
     INPUT,
+    METADATA,
     PROBABILITIES,
+    PROGRAM,
+    README,
     SCORES,
+    inference_config,
     largest_difference,
+    metadata,
     output_names,
     trace,
     write_onnx,
@@ -56,13 +61,13 @@ def export(
         if plan.anchors is not None:
             raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
         require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
-        run = write_program(folder / monai_bundle.PROGRAM, trace(read))
+        run = write_program(folder / PROGRAM, trace(read))
         difference = largest_difference(read, run)
-        write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
-        write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
+        write_json(folder / CONFIG, inference_config(plan))
+        write_json(folder / METADATA, metadata(plan, digest))
         card = resolve_bundle(Path(cfg.bundle[0])) / CARD
-        write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
-        written = monai_bundle.CONFIG
+        write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
+        written = CONFIG
         further = f"python -m monai.bundle run --bundle_root {folder} "
         further += f"--config_file {folder / written} --dataset_dir SCANS"
     say(f"Wrote:   {folder / written} (probabilities differ by at most {difference:.2g})")
