@@ -65,59 +65,49 @@ def test_a_box_cut_by_a_tiles_inner_edge_is_damped_and_at_the_volumes_edge_is_no
     assert len(found) == 1 or found.scores[1] < 0.2
 
 
+def _found(plan: Plan, *views: tuple[DetectorOutput, tuple[int, ...]], width: int = 16) -> Boxes:
+    """What one tile's views make of a volume."""
+    collector = BoxCollector(TileGrid((16, width), plan.tile_shape), plan)
+    for output, flipped in views:
+        collector.add(output, [0], flipped)
+    return collector.finish()
+
+
 def test_labels_never_merge_and_come_by_score() -> None:
-    plan = _plan()
-    collector = BoxCollector(TileGrid((16, 16), plan.tile_shape), plan)
     box = [4.0, 4.0, 8.0, 8.0]
-    collector.add(_seen(plan, [(box, 0.6, 2), (box, 0.7, 1)]), [0], ())
-    found = collector.finish()
+    found = _found(_plan(), (_seen(_plan(), [(box, 0.6, 2), (box, 0.7, 1)]), ()))
     assert found.labels.tolist() == [1, 2]
     assert found.scores.tolist() == pytest.approx([0.7, 0.6], abs=1e-3)
 
 
-def test_mirrored_looks_agree_with_the_plain_one() -> None:
-    plan = _plan()
-    collector = BoxCollector(TileGrid((16, 16), plan.tile_shape), plan)
-    collector.add(_seen(plan, [([2.0, 4, 6, 8], 0.8, 1)]), [0], ())
-    collector.add(_seen(plan, [([2.0, 8, 6, 12], 0.6, 1)]), [0], (1,))
-    found = collector.finish()
-    assert len(found) == 1
+def test_mirrored_views_agree_with_the_plain_one() -> None:
+    plain, mirrored = ([2.0, 4, 6, 8], 0.8, 1), ([2.0, 8, 6, 12], 0.6, 1)
+    found = _found(_plan(), (_seen(_plan(), [plain]), ()), (_seen(_plan(), [mirrored]), (1,)))
     torch.testing.assert_close(found.boxes, torch.tensor([[2.0, 4, 6, 8]]), atol=1e-3, rtol=0)
     assert found.scores.item() == pytest.approx(0.8, abs=1e-3)
 
 
 def test_a_volume_smaller_than_the_tile_loses_its_padding() -> None:
-    plan = _plan()
-    collector = BoxCollector(TileGrid((16, 8), plan.tile_shape), plan)
-    collector.add(_seen(plan, [([4.0, 6, 8, 10], 0.8, 1)]), [0], ())
-    torch.testing.assert_close(
-        collector.finish().boxes, torch.tensor([[4.0, 2, 8, 6]]), atol=1e-3, rtol=0
-    )
+    found = _found(_plan(), (_seen(_plan(), [([4.0, 6, 8, 10], 0.8, 1)]), ()), width=8)
+    torch.testing.assert_close(found.boxes, torch.tensor([[4.0, 2, 8, 6]]), atol=1e-3, rtol=0)
 
 
 def test_nothing_above_the_floor_gives_nothing_and_wild_boxes_are_dropped() -> None:
-    plan = _plan()
-    collector = BoxCollector(TileGrid((16, 16), plan.tile_shape), plan)
-    assert len(collector.finish()) == 0
-    output = _seen(plan, [([4.0, 4, 8, 8], 0.9, 1)])
+    assert len(_found(_plan())) == 0
+    output = _seen(_plan(), [([4.0, 4, 8, 8], 0.9, 1)])
     output.box_deltas[output.box_deltas != 0] = torch.nan
     output.box_deltas[0, :, 0] = torch.nan
-    collector.add(output, [0], ())
-    assert len(collector.finish()) == 0
+    assert len(_found(_plan(), (output, ()))) == 0
 
 
 def test_what_the_focal_loss_did_to_scores_is_undone() -> None:
     anchors = planned_anchors(_plan())
-    plain, taught = (
-        _plan(),
-        _plan(anchors=AnchorPlan(anchors.stages, anchors.sizes, alpha=0.25, gamma=2.0)),
+    taught = _plan(anchors=AnchorPlan(anchors.stages, anchors.sizes, alpha=0.25, gamma=2.0))
+    plain, undone = (
+        _found(plan, (_seen(plan, [([4.0, 4, 8, 8], 0.6, 1)]), ())).scores.item()
+        for plan in (_plan(), taught)
     )
-    scores = []
-    for plan in (plain, taught):
-        collector = BoxCollector(TileGrid((16, 16), plan.tile_shape), plan)
-        collector.add(_seen(plan, [([4.0, 4, 8, 8], 0.6, 1)]), [0], ())
-        scores.append(collector.finish().scores.item())
-    assert scores[1] > scores[0] + 0.1
+    assert undone > plain + 0.1
 
 
 # --- on the file's grid, and fused with candidates of voxels ------------------------------------

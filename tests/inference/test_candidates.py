@@ -7,7 +7,12 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, ContentError, GeometryError
-from lesionseg.inference.candidates import find_candidates
+from lesionseg.inference.candidates import (
+    collect_sparse,
+    find_candidates,
+    grow_regions,
+    join_regions,
+)
 from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
@@ -210,3 +215,94 @@ def test_what_is_dropped_for_its_size_is_remembered_as_boxes() -> None:
     few = _find(channel, rule=replace(RULE, min_voxels=2, max_candidates=1))
     assert [round(c.score, 3) for c in few.removed] == [0.9]
     assert _find(channel).removed == ()
+
+
+# --- joining peaks -------------------------------------------------------------------------------
+
+JOIN = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
+
+
+def _joined(p: list[list[float]], rule: CandidateRule = JOIN, mm: float = 1.0) -> Prediction:
+    array = np.asarray(p, dtype=np.float32)
+    return find_candidates([array], Geometry.from_spacing(array.shape, (mm, mm)), rule, (1,))
+
+
+@pytest.mark.parametrize(
+    ("p", "instances"),
+    [
+        ([[0.9, 0.2, 0.8, 0.0, 0.0]], [[1, 0, 1, 0, 0]]),
+        # a pass under a tenth of the lower peak keeps them apart
+        ([[0.9, 0.07, 0.8]], [[1, 0, 2]]),
+        # the way may lead round a corner
+        (
+            [[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]],
+            [[1, 0, 1], [0, 0, 0], [0, 0, 0]],
+        ),
+        # 0.7 meets 0.9 only by way of 0.8
+        ([[0.9, 0.2, 0.8, 0.2, 0.7]], [[1, 0, 1, 0, 1]]),
+        # 0.5 meets 0.7 at 0.19, and the candidates of 0.7 and 0.9 are apart
+        ([[0.9, 0.05, 0.7, 0.19, 0.5]], [[1, 0, 2, 0, 2]]),
+    ],
+)
+def test_a_high_pass_makes_one_candidate_of_two_peaks(
+    p: list[list[float]], instances: list[list[int]]
+) -> None:
+    assert _joined(p).instances.tolist() == instances
+
+
+def test_small_lesions_side_by_side_stay_apart() -> None:
+    rule = replace(JOIN, join_mm=3.0)
+    p = [[0.9, 0.9, 0.2, 0.8]]
+    assert _joined(p, rule).instances.tolist() == [[1, 1, 0, 2]]  # 1.6 and 1.1 mm
+    assert _joined(p, rule, mm=2.0).instances.tolist() == [[1, 1, 0, 1]]  # 3.2 and 2.3 mm
+    assert _joined([[0.9, 0.2, 0.8, 0.8]], rule, mm=2.0).instances.tolist() == [[1, 0, 1, 1]]
+
+
+def test_a_join_of_one_joins_nothing() -> None:
+    rule = replace(JOIN, join=1.0)
+    assert _joined([[0.9, 0.3, 0.9]], rule).instances.tolist() == [[1, 0, 2]]
+
+
+def test_labels_are_joined_each_by_itself() -> None:
+    p = np.array([[[0.9, 0.2, 0.0]], [[0.0, 0.2, 0.8]]], dtype=np.float32)
+    geometry = Geometry.from_spacing((1, 3), (1.0, 1.0))
+    assert len(find_candidates(p, geometry, JOIN, (1, 2)).candidates) == 2
+
+
+def _waves(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    p = rng.random(shape)
+    for axis in range(len(shape)):
+        p = (p + np.roll(p, 1, axis) + np.roll(p, -1, axis)) / 3
+    return ((p - p.min()) / np.ptp(p)).astype(np.float32) ** 3
+
+
+def _pass_of(p: NDArray[np.float32], seed: int, others: list[int]) -> tuple[float, int]:
+    """The highest level at which `seed` lies in one part with another peak, and the first such."""
+    for level in sorted(set(p.ravel().tolist()), reverse=True):
+        parts = label_components(p >= level)
+        near = [k for k in others if parts.flat[k] and parts.flat[k] == parts.flat[seed]]
+        if near:
+            return level, near[0]
+    return 0.0, -1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [(6, 7, 8), (14, 12)])
+def test_joining_equals_its_slow_wording(seed: int, shape: tuple[int, ...]) -> None:
+    p = _waves(np.random.default_rng(seed), shape)
+    rule = replace(JOIN, ratio=1.2, join=2.0, floor=0.02, prominence=0.0)
+    above = collect_sparse([p], shape, replace(rule, ratio=1e6))
+    regions = grow_regions(above, rule)
+    peaks = [r.peak for r in regions]
+    group = list(range(len(regions)))
+    for i, region in enumerate(regions):
+        level, higher = _pass_of(p, region.peak, peaks[:i])
+        if higher >= 0 and region.height < rule.join * level:
+            group[i] = group[peaks.index(higher)]
+    expected = [
+        np.sort(np.concatenate([r.voxels for r, k in zip(regions, group, strict=True) if k == g]))
+        for g in sorted(set(group))
+    ]
+    seen = join_regions(regions, above, rule)
+    assert len(seen) < len(regions)
+    assert [r.voxels.tolist() for r in seen] == [v.tolist() for v in expected]
