@@ -286,7 +286,7 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    return score_predicted(found, run, SCORED_BY, {})[1]
+    return score_predicted(found, run, kept.plan, SCORED_BY, {})[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

@@ -107,10 +107,9 @@ def _gather(
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
-    choice, scores = score_folds(whole, folds, run / "oof", cfg, origin)
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
-    choice = replace(choice, voxel_calibration=voxels)
-    plan = choice.added_to(unselected(members.plan)).with_(n_members=len(folds))
+    plan = unselected(members.plan).with_(voxel_calibration=voxels, n_members=len(folds))
+    plan, scores = score_folds(whole, folds, run / "oof", plan, cfg, origin)
     keep_bundle(members.networks, plan, scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)

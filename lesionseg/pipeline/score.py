@@ -37,7 +37,7 @@ from lesionseg.evaluation.curves import Pool, froc
 from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_tables
-from lesionseg.inference.decision import OnSlab
+from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
 from lesionseg.io.files import write_json
@@ -54,7 +54,6 @@ from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.pipeline.select import (
     VOXELS,
-    Choice,
     LevelCounts,
     select,
     select_voxel_calibration,
@@ -190,7 +189,7 @@ def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
 
 def score_validation(
     predictor: Predictor, survey: Survey, run: Path, cfg: TrainConfig, origin: Scores
-) -> tuple[Choice, Scores] | None:
+) -> tuple[Plan, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
     Where these cases show that outlines gain by it, voxels are calibrated and all is predicted
@@ -208,30 +207,33 @@ def score_validation(
     _predict(predictor, survey, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     log.info("%s %s", VOXELS.capitalize(), why)
+    plan = plan.with_(voxel_calibration=fit, reasons={**plan.reasons, VOXELS: why})
     if fit is not None:
-        again = predictor.with_plan(plan.with_(voxel_calibration=fit))
-        _predict(again, survey, cases, folder)
-    choice, scores = score_predicted(survey, run, cfg, origin)
-    reasons = {**choice.reasons, VOXELS: why}
-    return replace(choice, voxel_calibration=fit, reasons=reasons), scores
+        _predict(predictor.with_plan(plan), survey, cases, folder)
+    return score_predicted(survey, run, plan, cfg, origin)
 
 
 def score_predicted(
-    survey: Survey, run: Path, cfg: TrainConfig, origin: Scores
-) -> tuple[Choice, Scores]:
+    survey: Survey, run: Path, plan: Plan, cfg: TrainConfig, origin: Scores
+) -> tuple[Plan, Scores]:
     """Select on the predictions of the validation cases in `run/validation`, and score them.
 
-    What is selected on the cases it is scored on flatters; the scores say so. `origin` goes into
-    their provenance.
+    Returns the plan with what was selected. What is selected on the cases it is scored on flatters;
+    the scores say so. `origin` goes into their provenance.
     """
     folder = run / "validation"
     cases, predictions = labelled(survey, "validation"), find_predictions(folder)
-    return _select_and_score(survey, cases, predictions, folder, run, cfg, origin)
+    return _select_and_score(survey, cases, predictions, folder, run, plan, cfg, origin)
 
 
 def score_folds(
-    survey: Survey, folds: Sequence[FoldRun], output: Path, cfg: TrainConfig, origin: Scores
-) -> tuple[Choice, Scores]:
+    survey: Survey,
+    folds: Sequence[FoldRun],
+    output: Path,
+    plan: Plan,
+    cfg: TrainConfig,
+    origin: Scores,
+) -> tuple[Plan, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
     All cases are written again, as selected, to `output/predictions`; the folds stay as they are.
@@ -248,7 +250,7 @@ def score_folds(
             predictions[files.case] = files_of[files.case]
     cases = [replace(c, role="validation") for c in survey.dataset.cases if c.case in fold_of]
     folder = output / "predictions"
-    return _select_and_score(survey, cases, predictions, folder, output, cfg, origin, fold_of)
+    return _select_and_score(survey, cases, predictions, folder, output, plan, cfg, origin, fold_of)
 
 
 def score_role(
@@ -300,15 +302,17 @@ def _select_and_score(
     predictions: Mapping[str, PredictionFiles],
     folder: Path,
     output: Path,
+    plan: Plan,
     cfg: TrainConfig,
     origin: Scores,
     fold_of: Mapping[str, int] | None = None,
-) -> tuple[Choice, Scores]:
+) -> tuple[Plan, Scores]:
     """Select on predictions, write them to `folder` as selected, and score them to `output`."""
     preset = find_preset(cfg.preset)
     matches = list(match_cases(cases, predictions, preset, dataset=survey.dataset))
-    choice = select(
+    complete, calibration_of = select(
         [match.result(surface=False) for match in matches],
+        plan,
         cfg.operating_point,
         cfg.rate_confidence,
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
@@ -318,10 +322,11 @@ def _select_and_score(
         before = read_on_grid(
             predictions[match.case], match.geometry, united=bool(survey.dataset.regions)
         )
-        prediction = choice.apply_to(replace(before, case=match.case))
+        before, calibration = replace(before, case=match.case), calibration_of[match.case]
+        prediction = accept(before, complete.operating_points[0], calibration)
         write_prediction(folder, prediction)
         matches[i] = match.decide(prediction)
-    return choice, _score(matches, survey, output, choice.points[0], cfg, origin)
+    return complete, _score(matches, survey, output, complete.operating_points[0], cfg, origin)
 
 
 def _score(

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Calibration, OperatingPoint, Prediction, Reference
+from lesionseg.core import Calibration, OperatingPoint, Reference
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError, count
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration, fit_logistic, fit_out_of_fold
-from lesionseg.inference.decision import OnSlab, Slab, accept
+from lesionseg.inference.decision import OnSlab, Slab
 from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -36,35 +36,6 @@ _LEVELS = np.linspace(-12, 12, 481)  # logits at which voxels are counted, the n
 _N_FOLDS = 5
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was selected; `reasons` has a sentence for each decision.
-
-    The first of `points` accepts candidates. `calibration_of`: by case, the calibration in whose
-    fit the case had no part, which tests the final one; None where that could not be fitted.
-    `voxel_calibration` is what the predictions were made with.
-    """
-
-    points: tuple[OperatingPoint, ...]
-    calibration: Calibration | None = None
-    calibration_of: Mapping[str, Calibration | None] = field(default_factory=dict)
-    voxel_calibration: Calibration | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    def apply_to(self, prediction: Prediction) -> Prediction:
-        """A development case's prediction by the selected rules."""
-        return accept(prediction, self.points[0], self.calibration_of.get(prediction.case))
-
-    def added_to(self, plan: Plan) -> Plan:
-        """The plan with all that was selected."""
-        return plan.with_(
-            operating_points=self.points,
-            calibration=self.calibration,
-            voxel_calibration=self.voxel_calibration,
-            reasons={**plan.reasons, **self.reasons},
-        )
-
-
 def unselected(plan: Plan) -> Plan:
     """The plan as it was before anything was selected on predictions."""
     return plan.with_(
@@ -78,17 +49,19 @@ def unselected(plan: Plan) -> Plan:
 
 def select(
     results: Sequence[CaseResult],
+    plan: Plan,
     operating_point: str,
     rate_confidence: float | None,
     *,
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
-) -> Choice:
+) -> tuple[Plan, dict[str, Calibration | None]]:
     """Select operating points and calibration on evaluated development cases.
 
+    Returns the plan with them, a sentence for each in its reasons, and, by case, the calibration in
+    whose fit the case had no part, which tests the final one; None where that could not be fitted.
     `operating_point` accepts candidates, or `POINTS[0]` where it is out of reach.
-    `rate_confidence`: see `choose`. `fold_of`: the fold of each case; None deals groups into five,
-    to test the calibration on cases that had no part in its fit.
+    `rate_confidence`: see `choose`. `fold_of`: the fold of each case; None deals groups into five.
     """
     points, words = dict[str, OperatingPoint](), ""
     for name in (operating_point, *POINTS):
@@ -128,12 +101,12 @@ def select(
     }
     for what, sentence in reasons.items():
         _log.info("%s: %s", what.capitalize(), sentence)
-    return Choice(
-        points=tuple(points.values()),
+    complete = plan.with_(
+        operating_points=tuple(points.values()),
         calibration=fit,
-        calibration_of={case: fits.get(fold) for case, fold in five.items()},
-        reasons=reasons,
+        reasons={**plan.reasons, **reasons},
     )
+    return complete, {case: fits.get(fold) for case, fold in five.items()}
 
 
 def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | None) -> str:

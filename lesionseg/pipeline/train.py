@@ -58,7 +58,7 @@ from lesionseg.pipeline.score import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.select import CHOSEN, Choice
+from lesionseg.pipeline.select import CHOSEN
 from lesionseg.plan.plan import FocalLink, Plan, sources_of
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
@@ -227,8 +227,7 @@ def train_once(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
     validation = score_validation(predictor, survey, run, cfg, origin)
-    choice, validated = validation or (Choice((DEFAULT_POINT,)), None)
-    complete = choice.added_to(plan)
+    complete, validated = validation or (plan.with_(operating_points=(DEFAULT_POINT,)), None)
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:

