@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesionseg.api import Predictions as Predictions
     from lesionseg.api import Run as Run
     from lesionseg.api import evaluate as evaluate
     from lesionseg.api import predict as predict
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Predictions",
     "Predictor",
     "Run",
     "__version__",

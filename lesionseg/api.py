@@ -70,20 +70,6 @@ class Run:
         return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A folder that `predict` wrote, one row per case in `predictions.csv`."""
-
-    folder: Path
-
-    def to_pandas(self) -> "DataFrame":
-        """The status of each case."""
-        return _table(self.folder / "predictions.csv")
-
-    def _repr_html_(self) -> str:
-        return str(self.to_pandas().to_html(index=False))
-
-
 def train(root: StrPath, **settings: Any) -> Run:
     """Train on a folder of scans, as `lesionseg train data.root=root` does.
 
@@ -93,10 +79,13 @@ def train(root: StrPath, **settings: Any) -> Run:
     return Run(_call("train", {"data.root": root, **settings}).run_dir)
 
 
-def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> Predictions:
-    """Predict scans into a folder, as `lesionseg predict` does; failed ones are in its table."""
+def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> "DataFrame":
+    """Predict scans into a folder, as `lesionseg predict` does; returns a row per case.
+
+    Its `status` is done, kept or failed, as in `predictions.csv`.
+    """
     _call("predict", {"bundle": bundle, "input": input, "output": output, **settings})
-    return Predictions(Path(output))
+    return _table(Path(output) / "predictions.csv")
 
 
 def evaluate(reference: StrPath, prediction: StrPath, output: StrPath, **settings: Any) -> Run:

@@ -53,7 +53,7 @@ def test_what_is_not_there_is_named(judged: lesionseg.Run, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="the table"):
         judged.to_pandas("lesion")
     with pytest.raises(ReadError, match="no such table"):
-        lesionseg.Predictions(tmp_path).to_pandas()
+        lesionseg.Run(tmp_path).to_pandas("cases")
     with pytest.raises(ConfigError, match="Did you mean 'preset'"):
         lesionseg.evaluate("a", "b", "c", presett="iou50")
 
