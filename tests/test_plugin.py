@@ -41,7 +41,7 @@ def test_its_layout_is_read_and_its_experiment_composed(
         for name, array in (("scan", scan), ("lesions", mask)):
             nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
     root = f"data.root={tmp_path / 'data'}"
-    assert "read as pairs: 4 cases" in said(
+    assert "layout pairs: 4 cases" in said(
         environment, "prepare", root, "check=true", f"run_dir={tmp_path / 'check'}"
     )
     assert "max_minutes: 5" in said(

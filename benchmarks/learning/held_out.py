@@ -6,7 +6,7 @@ from typing import Any
 
 from lesionseg.config import DataConfig
 from lesionseg.io.files import read_csv
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.dataset import Survey
 
 

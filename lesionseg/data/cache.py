@@ -35,7 +35,7 @@ from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.files import bounded_name, file_digest
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ def read_cached_case(folder: Path) -> CachedCase:
 def open_dataset(root: str | PathLike[str], *, group: str | None = None) -> Dataset:
     """What a data folder holds, in whatever layout; `.datalist()` of it is for MONAI.
 
-    `group`: see `lesionseg.io.layouts.conventions.read_dataset`, which says what it raises.
+    `group`: see `lesionseg.io.layouts.read_dataset`, which says what it raises.
     """
     return read_dataset(Path(root), group=group)
 

@@ -14,8 +14,8 @@ from lesionseg.io.files import read_json as read_json
 from lesionseg.io.files import write_csv as write_csv
 from lesionseg.io.files import write_json as write_json
 from lesionseg.io.files import write_text as write_text
-from lesionseg.io.layouts.conventions import Convention as Convention
-from lesionseg.io.layouts.conventions import read_dataset as read_dataset
+from lesionseg.io.layouts import Convention as Convention
+from lesionseg.io.layouts import read_dataset as read_dataset
 from lesionseg.io.layouts.input_images import find_images as find_images
 from lesionseg.io.predictions import find_masks as find_masks
 from lesionseg.io.predictions import find_predictions as find_predictions

@@ -78,11 +78,6 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     return Volume(array, first.geometry, valid, files.missing)
 
 
-def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
-    """The grid of a case's first file, from its header alone."""
-    return read_geometry(files.images[0], raster_mm=files.pixel_mm)
-
-
 def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
     """Read a label mask as a reference on its own grid; its lesions follow from the labels.
 
@@ -122,11 +117,14 @@ def read_instances(path: Path, raster_mm: float | None = None) -> Reference:
     )
 
 
-def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
-    """Read the reference of one case, whose image has the given `geometry`.
+def read_reference(
+    files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
+) -> Reference | None:
+    """Read the reference of one case, whose image has the `geometry` (None: its header's).
 
     What a radiograph's padding hides becomes `ignore`, but for lesions.
     """
+    geometry = geometry or read_geometry(files.images[0], raster_mm=files.pixel_mm)
     reference = _read_reference(files, dataset, geometry)
     for file in files.images if reference is not None and geometry.dims == 2 else ():
         if is_dicom(file):

@@ -177,7 +177,6 @@ def read_prediction(
     files: PredictionFiles,
     *,
     geometry: Geometry | None = None,
-    raster_mm: float | None = None,
     united: bool = False,
 ) -> Prediction:
     """Read one predicted case.
@@ -192,11 +191,9 @@ def read_prediction(
     `ReadError`, `GeometryError`, `ContentError`.
     """
     grid, source = geometry, files.candidates
+    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
-        spacing = raster_mm
-        if spacing is None and geometry is not None and geometry.dims == 2:
-            spacing = geometry.spacing_mm[0]
-        own = read_geometry(file, raster_mm=spacing)
+        own = read_geometry(file, raster_mm=pixel_mm)
         if grid is not None:
             check_grid(file, own, source or Path("the scan"), grid)
         grid, source = grid or own, file

@@ -23,7 +23,7 @@ from lesionseg.data.cache import cores, source_hash
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count, nearest
 from lesionseg.io.cases import file_states, read_case
 from lesionseg.io.files import read_json, write_json, write_text
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.remote import download
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import (

@@ -20,7 +20,7 @@ from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
-from lesionseg.io.layouts.conventions import assign_groups, read_dataset, recognised
+from lesionseg.io.layouts import assign_groups, read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones

@@ -39,7 +39,7 @@ from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_tables
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.cases import read_case, read_grid, read_image, read_mask, read_reference
+from lesionseg.io.cases import read_case, read_image, read_mask, read_reference
 from lesionseg.io.files import write_json
 from lesionseg.io.predictions import (
     PredictionFiles,
@@ -111,7 +111,7 @@ def match_cases(
 def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
     """The reference of a case on its image's grid, of which the header alone is read."""
     if dataset is not None:
-        reference = read_reference(files, dataset, read_grid(files, dataset))
+        reference = read_reference(files, dataset)
     else:
         path = files.reference
         reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)

@@ -13,7 +13,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Refer
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_mask
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (
     find_masks,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lesionseg.cli import run
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 
 
 @pytest.fixture

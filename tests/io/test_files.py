@@ -28,7 +28,7 @@ from lesionseg.io.files import (
     write_json,
     write_text,
 )
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import write_volume
 

@@ -87,7 +87,6 @@ def test_a_raster_comes_back_as_png(tmp_path: Path) -> None:
     with Image.open(tmp_path / "A_instances.png") as image:
         assert image.mode == "I;16"
     _same(_read(tmp_path, prediction.geometry), prediction)
-    _same(read_prediction(find_predictions(tmp_path)["A"], raster_mm=0.2), prediction)
 
 
 def test_the_files_hold_what_is_promised(tmp_path: Path, oblique: Geometry) -> None:

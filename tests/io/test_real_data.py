@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Case
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.ops.components import lesion_instances
 
 ROOT = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -11,7 +11,7 @@ from PIL import Image
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_volume, write_volume
 from tests.io.dicom_files import CT, DX, contours, place, save, segmentation

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from tests.io.dicom_files import CT, DX, SECONDARY_CAPTURE, save

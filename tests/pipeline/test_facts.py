@@ -12,7 +12,7 @@ import pytest
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset import FACTS_FILE, CaseRecord, read_records
 from lesionseg.plan.fingerprint import facts_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.plan import Plan, make_plan
 from lesionseg.training.memory import step_gb
 from tests.plan.conftest import take_fingerprint

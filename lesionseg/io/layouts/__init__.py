@@ -2,5 +2,183 @@
 
 In comes a folder; out comes a `Dataset` of case files with labels, groups and roles. Tables are
 read, and of images the header of the first (of BIDS the grids of the first session, of DICOM
-radiographs what each states). References that tables hold are drawn here when a case is read.
+radiographs what each states). References that tables hold are drawn when a case is read.
 """
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from lesionseg.core import UNION, CaseFiles, Dataset
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count, one_of
+from lesionseg.io.dicom.headers import SUFFIXES as DICOM
+from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
+from lesionseg.io.layouts.bids import read_bids, recognises_bids
+from lesionseg.io.layouts.checks import Problems, find_problems
+from lesionseg.io.layouts.coco import ANNOTATIONS, read_coco
+from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
+from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
+from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.volumes import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
+ENTRY_POINTS = "lesionseg.layouts"
+_BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+_HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way of laying out a dataset: its name, what it looks for, and who reads it.
+
+    `read` lists cases and what is wrong with single entries (`Dataset.problems`); whether files
+    and channels are there is checked for all layouts alike.
+    """
+
+    name: str
+    looks_for: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Dataset]
+
+
+def _holds(name: str) -> Callable[[Path], bool]:
+    return lambda root: (root / name).is_file()
+
+
+# asked in this order: a manifest was written on purpose
+CONVENTIONS = (
+    Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
+    Convention("datalist", "JSON with a list 'training'", recognises_datalist, read_datalist),
+    Convention("nnunet", "dataset.json and imagesTr/", _holds("dataset.json"), read_nnunet),
+    Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
+    Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
+)
+
+
+def conventions() -> tuple[Convention, ...]:
+    """Ours, then those of installed packages: each entry point names a `Convention`."""
+    return (*CONVENTIONS, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
+
+
+def recognised(root: Path) -> str | None:
+    """The name of the convention that a folder follows; None: it is no dataset known here."""
+    fitting = (c.name for c in conventions() if c.recognises(root))
+    return next(fitting, None) if root.is_dir() else None
+
+
+def read_dataset(
+    root: Path,
+    *,
+    group: str | None = None,
+    convention: str | None = None,
+    merge_labels: bool = False,
+    may_lack: bool = False,
+    lenient: bool = False,
+) -> Dataset:
+    """Read what a data folder holds, without opening more than one image's header.
+
+    Radiographs in DICOM get the columns of `radiograph_columns`. Raises `DatasetError` for a folder
+    that is missing, not recognised or without cases. Another one names every case that is there
+    twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for unreadable tables.
+
+    Args:
+        root: the folder.
+        group: a regular expression that finds the patient in a case id (see `assign_groups`).
+        convention: names the layout instead of recognising it.
+        merge_labels: makes all labels one, `{1: "lesion"}`.
+        may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
+        lenient: leaves cases with faults in, and wrong entries in `Dataset.problems`.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root}: the data folder does not exist.")
+    known = {layout.name: layout for layout in conventions()}
+    if convention is not None:
+        one_of("data.convention", convention, known)
+    name = convention or recognised(root)
+    if name is None:
+        expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
+        raise DatasetError(
+            f"{root} has no known dataset layout ({expected}). Write a manifest.csv with the "
+            "columns case, image and reference."
+        )
+    dataset = replace(known[name].read(root), may_lack=may_lack)
+    problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
+    if not lenient:
+        problems.raise_all(root)
+    if not dataset.cases:
+        raise DatasetError(f"{root}: the dataset has no case.")
+    single = {case.case: case for case in reversed(dataset.cases)}.values()
+    cases = tuple(_with_radiograph_columns(c) for c in assign_groups([*single][::-1], group))
+    dataset = replace(dataset, cases=cases, problems=tuple(problems))
+    held_out = {c.group for c in cases if c.role in ("test", "external")}
+    shared = held_out & {c.group for c in cases if c.role not in ("test", "external")}
+    if shared:
+        text = "Training and test cases share %s, so test scores will be too good."
+        logger.warning(text, count(len(shared), "patient"))
+    size = f"{count(len(cases), 'case')} of {count(len({c.group for c in cases}), 'patient')}"
+    logger.info("%s has the layout %s: %s.", root, dataset.convention, size)
+    partly = [case for case in cases if case.annotated]
+    if partly:
+        logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
+    if not merge_labels:
+        return dataset
+    if partly:
+        raise DatasetError(
+            f"{root}: data.merge_labels=true needs all labels annotated in every case, but in "
+            f"{partly[0].case!r} only {';'.join(partly[0].annotated)}."
+        )
+    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
+
+
+def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
+    """The case with what its first image says of itself, where that is a radiograph in DICOM."""
+    path = case.images[0]
+    if not path.name.lower().endswith(NOT_DICOM):
+        with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
+            file = radiograph_file(path)
+            if file is not None:
+                return replace(case, columns={**radiograph_columns(file), **case.columns})
+    return case
+
+
+def assign_groups(
+    cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
+) -> tuple[CaseFiles, ...]:
+    """Give every case its group.
+
+    With a `pattern` (regular expression searched in the case id) the group is its first bracket,
+    or the whole match. Else it is the first of these that applies: what the dataset says (already
+    in `case.group`), the BIDS subject `sub-…` in the id, the common part of two ids that differ
+    only in a last L or R (two halves of one patient), the id itself. `setting` is what messages
+    call the pattern. Raises `DatasetError` for a case that `pattern` does not fit, and
+    `ConfigError` for one that is not a regular expression.
+    """
+    groups = {case.case: case.group for case in cases}
+    if pattern is not None:
+        try:
+            found = {case: re.search(pattern, case) for case in groups}
+        except re.error as error:
+            text = f"{setting}={pattern} is not a regular expression: {error}."
+            raise ConfigError(text) from error
+        groups = {case: m[m.re.groups > 0] or "" if m else "" for case, m in found.items()}
+        if "" in groups.values():
+            case = next(case for case, group in groups.items() if not group)
+            raise DatasetError(f"{setting}={pattern} finds no patient in the case {case!r}.")
+    open_ids = {case for case, group in groups.items() if not group}
+    n_halves = 0
+    for case in open_ids:
+        subject, half = _BIDS_SUBJECT.search(case), _HALF.fullmatch(case)
+        is_half = half is not None and case[:-1] + "LR"[case[-1] == "L"] in open_ids
+        groups[case] = subject[1] if subject else half[1] if half and is_half else case
+        n_halves += is_half
+    if n_halves:
+        paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"
+        text = "Case names ending in L and R were paired: %s. To change this, set %s."
+        logger.info(text, paired, setting)
+    return tuple(replace(case, group=groups[case.case]) for case in cases)

@@ -35,13 +35,13 @@ class Problems(list[Problem]):
 
     def raise_all(self, root: Path) -> None:
         """Raise what is wrong as one `DatasetError`; nothing if nothing is."""
-        if len(self) == 1:
-            text = self[0].message
-            raise DatasetError(text if str(root) in text else f"{root}: {text}")
-        if self:
-            shown = "\n  ".join(problem.message for problem in self[:_MOST_SHOWN])
-            rest = f"\n  … and {len(self) - _MOST_SHOWN} more" if len(self) > _MOST_SHOWN else ""
-            raise DatasetError(f"{root}: {len(self)} entries cannot be used:\n  {shown}{rest}")
+        shown = [problem.message for problem in self[:_MOST_SHOWN]]
+        if len(self) > 1:
+            shown = [f"{root}: {len(self)} entries cannot be used:", *shown]
+        if len(self) > _MOST_SHOWN:
+            shown.append(f"… and {len(self) - _MOST_SHOWN} more")
+        if shown:
+            raise DatasetError("\n  ".join(shown))
 
 
 def validated(model: type[M], entry: Any, path: Path | None = None) -> M:
@@ -68,16 +68,9 @@ def listed(
         with suppress(LesionsegError, OSError):
             dims = read_geometry(case.images[0]).dims
             break
-    own = {"name": root.name, "problems": tuple(problems), **more}
-    return Dataset(
-        root=root,
-        convention=convention,
-        dims=dims,
-        channel_names=tuple(channels),
-        labels=labels,
-        cases=tuple(cases),
-        **own,
-    )
+    name = more.pop("name", root.name)
+    every = (name, root, convention, dims, tuple(channels), labels, tuple(cases))
+    return Dataset(*every, problems=tuple(problems), **more)
 
 
 def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as its detection tutorial writes them.
 """
 
-import itertools
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -122,14 +121,10 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
     if dims == 2:
         low, high = values[:, 1::-1], values[:, :1:-1]  # x, y to the array's order
     else:
-        ends = [values[:, :3] + sign * values[:, 3:] / 2 for sign in (-1, 1)]
-        corners = [
-            geometry.to_index(np.where(np.array(far), ends[1], ends[0]) * (-1, -1, 1))
-            for far in itertools.product((False, True), repeat=3)
-        ]
         # world coordinates are points: voxel i covers [i, i + 1) and has its centre at the point i
-        low, high = np.min(corners, axis=0) + 0.5, np.max(corners, axis=0) + 0.5
+        centre = geometry.to_index(values[:, :3] * (-1, -1, 1)) + 0.5
+        half = values[:, 3:] / 2 @ np.abs(np.linalg.inv(geometry.affine)[:3, :3]).T
+        low, high = centre - half, centre + half
     boxes = clipped_boxes(np.concatenate([low, high], axis=1), geometry.shape, files.images[0])
-    return Reference(
-        geometry, boxes=boxes, box_labels=(1,) * len(boxes) if merged else tuple(labels)
-    )
+    box_labels = (1,) * len(boxes) if merged else tuple(labels)
+    return Reference(geometry, boxes=boxes, box_labels=box_labels)

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 
 Write = Callable[..., Path]
 SHAPE = (5, 4, 3)  # x, y, z in the file

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from lesionseg.core import Case, Reference
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 
 Folder = Callable[..., Path]
 SQUARE = [[2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0]]  # x 2 to 5, y 1 to 4

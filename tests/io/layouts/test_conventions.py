@@ -10,7 +10,7 @@ import pytest
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import CONVENTIONS, assign_groups, read_dataset
+from lesionseg.io.layouts import CONVENTIONS, assign_groups, read_dataset
 
 Folder = Callable[..., Path]
 

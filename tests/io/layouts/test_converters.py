@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.core import Geometry, Reference, Volume, equivalent_diameter_mm
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import lesions_of
 

@@ -11,7 +11,7 @@ import pytest
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
 
 # starts and stops in array order (z, y, x), half-open

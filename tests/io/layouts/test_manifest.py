@@ -10,7 +10,7 @@ import pytest
 from lesionseg.core import Dataset, Reference
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 
 Write = Callable[..., Path]
 Manifest = Callable[..., Path]

@@ -13,7 +13,7 @@ from PIL import Image
 from lesionseg.core import LabelRegion
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 
 Folder = Callable[..., Path]
