@@ -65,6 +65,16 @@ def test_every_setting_in_the_text_is_one_of_some_command(page: Path) -> None:
             assert typed[1] in KNOWN, word
 
 
+def test_every_function_on_the_way_of_a_case_is_where_the_page_says() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^ +((?:[\w.]+(?:, | -> )?)+) {2,}((?:[\w/]+\.py ?)+)", text, re.MULTILINE)
+    assert len(steps) > 30
+    for names, files in steps:
+        code = "".join((ROOT / "lesionseg" / f).read_text(encoding="utf-8") for f in files.split())
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"\b(?:def|class) {name}\b", code), (name, files)
+
+
 def slug(heading: str) -> str:
     """A heading's anchor, as GitHub and the site make it."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
