@@ -139,11 +139,8 @@ def ensemble(
             )
     networks = tuple(network for member in members for network in member.networks)
     may_lack = all(member.plan.may_lack for member in members)
-    return replace(
-        first,
-        networks=networks,
-        plan=first.plan.with_(n_members=len(networks), may_lack=may_lack),
-    )
+    plan = first.plan.with_(n_members=len(networks), may_lack=may_lack)
+    return replace(first, networks=networks, plan=plan)
 
 
 def resolve_bundle(path: Path) -> Path:
@@ -170,8 +167,7 @@ def bundle_digest(folder: Path) -> str:
 
 
 def _weight_files(plan: Plan) -> list[str]:
-    stem, _, suffix = WEIGHTS.partition(".")
-    return [WEIGHTS, *(f"{stem}_{k}.{suffix}" for k in range(1, plan.n_members))]
+    return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, plan.n_members))]
 
 
 def _beside(folder: Path) -> Path:

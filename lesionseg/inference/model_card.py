@@ -127,7 +127,8 @@ def model_card(
         ("CPM (mean recall of the FROC)", score("cpm", "value")),
     ]
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    page.filters |= {"number": _number, "interval": _with_interval}
+    page.filters["number"] = _number
+    page.filters["interval"] = lambda v, ci: _number(v) + (f" ({_number(ci)})" if ci else "")
     return page.from_string(_CARD).render(
         plan=plan,
         modality=_MODALITIES[plan.modality],
@@ -145,7 +146,3 @@ def _number(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " to ".join(map(_number, value))
     return "undefined" if value is None or isinstance(value, Mapping) else str(value)
-
-
-def _with_interval(value: Any, ci95: Sequence[float] | None) -> str:
-    return _number(value) + (f" ({_number(ci95)})" if ci95 else "")

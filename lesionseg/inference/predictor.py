@@ -23,7 +23,7 @@ from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import InputCheck, check_scan
 from lesionseg.inference.stitch import Store
-from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device, device_of
+from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
@@ -90,19 +90,17 @@ class Predictor:
         self.plan, self.settings = joint.plan, settings or InferenceConfig.of()
         self.raster_mm, self._accepted_by, self._check = raster_mm, operating_point, joint.check
         in_memory = all(isinstance(one, Bundle) for one in given)
-        self.device = (
-            device_of(joint.networks[0])
-            if device is None and in_memory
-            else choose_device(device or "auto")
-        )
+        # where a network in memory lies, and its layout, are its owner's: it may be in training
+        place = None if device is None and in_memory else choose_device(device or "auto")
+        dims = self.plan.dims
         self.window = SlidingWindow(
             joint.networks,
             self.plan,
             self.settings,
-            device=self.device,
-            # the layout of a network in memory, which may be in training, is its owner's
-            memory_format=None if in_memory else fast_memory_format(self.plan.dims, self.device),
+            device=place,
+            memory_format=None if in_memory or not place else fast_memory_format(dims, place),
         )
+        self.device = self.window.device
         self.operating_point()
 
     @classmethod

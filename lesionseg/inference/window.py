@@ -57,7 +57,7 @@ class SlidingWindow:
     ) -> None:
         settings = settings or InferenceConfig.of()
         self.plan, self.overlap = plan, settings.overlap
-        self.device = device or device_of(networks[0])
+        self.device = device or next(networks[0].parameters(), torch.empty(0)).device
         dtypes = {"auto": fast_dtype(self.device), "bf16": torch.bfloat16, "fp32": torch.float32}
         self.dtype = dtypes[settings.precision]
         self.networks = [network.to(self.device).eval() for network in networks]
@@ -200,12 +200,6 @@ def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """
     axes = () if plan.modality == "xray" else tuple(range(plan.dims))
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where the network's weights lie; the CPU when it has none."""
-    first = next(network.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -10,6 +10,7 @@ from torch.nn import functional
 LEAKY_SLOPE = 0.01
 Conv = nn.Conv2d | nn.Conv3d
 Up = nn.ConvTranspose2d | nn.ConvTranspose3d
+Sizes = Sequence[int]  # along each spatial axis
 
 
 # the layers that exist once per number of spatial axes
@@ -51,26 +52,12 @@ class ConvBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dims: int,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel: Sequence[int],
-        stride: Sequence[int],
+        self, dims: int, in_channels: int, out_channels: int, *, kernel: Sizes, stride: Sizes
     ) -> None:
         super().__init__()
-        self.conv = CONV[dims](
-            in_channels,
-            out_channels,
-            kernel_size=tuple(kernel),
-            stride=tuple(stride),
-            padding=tuple(k // 2 for k in kernel),
-            bias=False,
-        )
+        self.conv = convolution(dims, in_channels, out_channels, kernel, stride)
         self.norm = InstanceNorm(out_channels)
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
-        initialise(self.conv)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Features of the block."""
@@ -87,32 +74,17 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dims: int,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel: Sequence[int],
-        stride: Sequence[int],
+        self, dims: int, in_channels: int, out_channels: int, *, kernel: Sizes, stride: Sizes
     ) -> None:
         super().__init__()
         self.first = ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride)
-        self.second = CONV[dims](
-            out_channels,
-            out_channels,
-            kernel_size=tuple(kernel),
-            padding=tuple(k // 2 for k in kernel),
-            bias=False,
-        )
-        initialise(self.second)
+        self.second = convolution(dims, out_channels, out_channels, kernel)
         self.norm = InstanceNorm(out_channels)
         self.past = nn.Sequential()  # empty where nothing changes
         if any(s > 1 for s in stride):
             self.past.append(AVERAGE[dims](tuple(stride), tuple(stride)))
         if in_channels != out_channels:
-            past = CONV[dims](in_channels, out_channels, kernel_size=1, bias=False)
-            initialise(past)
-            self.past.append(past)
+            self.past.append(convolution(dims, in_channels, out_channels, (1,) * dims))
             self.past.append(InstanceNorm(out_channels))
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
@@ -140,6 +112,22 @@ class Stage(nn.Sequential):
         for _ in range(n_blocks):
             self.append(block(dims, in_channels, out_channels, kernel=kernel, stride=stride))
             in_channels, stride = out_channels, (1,) * dims
+
+
+def convolution(
+    dims: int, in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes = ()
+) -> Conv:
+    """A convolution of odd sizes without bias that keeps the size but for its stride."""
+    layer = CONV[dims](
+        in_channels,
+        out_channels,
+        kernel_size=tuple(kernel),
+        stride=tuple(stride) or 1,
+        padding=tuple(k // 2 for k in kernel),
+        bias=False,
+    )
+    initialise(layer)
+    return layer
 
 
 def initialise(conv: Conv | Up) -> None:

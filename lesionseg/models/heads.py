@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.blocks import CONV, initialise
+from lesionseg.models.blocks import CONV, convolution
 from lesionseg.plan.plan import Activation, AnchorPlan
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
@@ -116,7 +116,7 @@ class DetectionHead(nn.Module):
         super().__init__()
         width, n = anchors.width, anchors.n_shapes
         self.n_labels, self.n_coordinates = n_labels, 2 * dims
-        self.laterals = nn.ModuleList(_conv(dims, c, width, 1) for c in channels)
+        self.laterals = nn.ModuleList(convolution(dims, c, width, (1,) * dims) for c in channels)
         self.class_tower = _tower(dims, width, anchors.depth)
         self.box_tower = _tower(dims, width, anchors.depth)
         bias = prior_bias(anchors.prior, 1, "sigmoid")
@@ -144,14 +144,8 @@ def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
     steps: list[nn.Module] = []
     for _ in range(depth):
         norm = nn.GroupNorm(min(_GROUPS, width), width)
-        steps += [_conv(dims, width, width, 3), norm, nn.ReLU(inplace=True)]
+        steps += [convolution(dims, width, width, (3,) * dims), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*steps)
-
-
-def _conv(dims: int, before: int, after: int, kernel: int) -> nn.Module:
-    conv = CONV[dims](before, after, kernel_size=kernel, padding=kernel // 2, bias=False)
-    initialise(conv)
-    return conv
 
 
 @dataclass(frozen=True, eq=False)

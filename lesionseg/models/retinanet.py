@@ -1,7 +1,6 @@
 """RetinaNet and Retina U-Net, on the U-Net's backbone or another."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,15 +44,7 @@ class RetinaNet(nn.Module):
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.finest = 0 if bias else stages[0]
         self.stages = tuple(stage - self.finest for stage in stages)
-        ones = (1,) * dims
-        table = replace(
-            architecture,
-            features=architecture.features[self.finest :],
-            strides=(ones, *architecture.strides[self.finest + 1 :]),
-            kernels=architecture.kernels[self.finest :],
-            n_supervised=1,
-        )
-        self.decoder = Decoder(dims, architecture if bias else table)
+        self.decoder = Decoder(dims, architecture, self.finest)
         channels = self.decoder.channels
         self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)
         if bias:

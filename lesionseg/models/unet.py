@@ -80,24 +80,27 @@ class Decoder(nn.Module):
 
     An encoder's list of maps to a list of the same shapes, finest first, the coarsest passed on as
     it is; `channels[i]` is the width of map i. Maps come coarse to fine by a transposed convolution
-    whose kernel is its stride, so that no voxel is written twice (no chequerboard).
+    whose kernel is its stride, so that no voxel is written twice (no chequerboard). `first`: the
+    encoder's stage that is the finest here.
     """
 
-    def __init__(self, dims: int, architecture: Architecture) -> None:
+    def __init__(self, dims: int, architecture: Architecture, first: int = 0) -> None:
         super().__init__()
         check_architecture(architecture, dims)
-        self.channels = architecture.features
-        fine, coarse = architecture.features[:-1], architecture.features[1:]
+        self.channels = architecture.features[first:]
+        fine, coarse = self.channels[:-1], self.channels[1:]
         ones, n_blocks = (1,) * dims, architecture.blocks
         self.ups = nn.ModuleList()
-        for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True):
+        for wide, narrow, stride in zip(
+            coarse, fine, architecture.strides[first + 1 :], strict=True
+        ):
             bias = architecture.layout == "nnunet"
             up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
         self.stages = nn.ModuleList(
             Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
-            for width, kernel in zip(fine, architecture.kernels[:-1], strict=True)
+            for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True)
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
