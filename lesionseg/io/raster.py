@@ -47,11 +47,6 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         return Volume(array, _geometry(path, array.shape[1:], raster_mm))
 
 
-def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
-    """The grid alone, in the worker; only decoding tells that a picture is whole."""
-    return read_raster(path, raster_mm).geometry
-
-
 def write_raster(path: Path, array: NDArray[Any]) -> None:
     """Write `array` `[y, x]`: PNG for uint8 and uint16, TIFF for any number type."""
     if array.ndim != 2:

@@ -52,7 +52,8 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
         try:
             with suppress(FileNotFoundError):
                 for name, info in system.find(root, detail=True).items():
-                    listed[name.removeprefix(root.rstrip("/") + "/")] = _state(info)
+                    state = (info[key] for key in ("size", *_KEYS) if info.get(key) is not None)
+                    listed[name.removeprefix(root.rstrip("/") + "/")] = " ".join(map(str, state))
             if any(".." in PurePosixPath(n).parts or n.startswith("/") for n in listed):
                 raise ValueError("a name leads out of its folder")
             for name in before.keys() - listed.keys():
@@ -101,8 +102,3 @@ def _open(place: str) -> tuple[Any, str]:
         install = pip_install("remote")
         raise ConfigError(f"{place}: there is no such store ({error}). {install}.") from error
     return system, root
-
-
-def _state(info: dict[str, Any]) -> str:
-    """Changes when the file does, as far as the store says."""
-    return " ".join(str(info[name]) for name in ("size", *_KEYS) if info.get(name) is not None)

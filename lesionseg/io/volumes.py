@@ -90,7 +90,7 @@ def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
     if suffix in itk.SUFFIXES:
         return in_worker(itk.read_itk_geometry, path)
     if suffix in raster.SUFFIXES:
-        return in_worker(raster.read_raster_geometry, path, raster_mm)
+        return read_volume(path, raster_mm=raster_mm).geometry  # decoding alone tells it is whole
     with reading(path):
         return read_dicom_geometry(path)
 

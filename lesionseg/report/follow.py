@@ -69,7 +69,11 @@ def write_follow_page(
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    ordered = sorted(cards, key=lambda pair: -_extent(pair[0]))[:MAX_PICTURES]
+
+    def extent(pair: tuple[LesionChange, Card]) -> float:
+        return max(pair[0].diameter_before_mm or 0.0, pair[0].diameter_after_mm or 0.0)
+
+    ordered = sorted(cards, key=extent, reverse=True)[:MAX_PICTURES]
     sections = [
         (state.capitalize(), sentence, [card for change, card in ordered if change.state == state])
         for state, sentence in SENTENCES.items()
@@ -86,10 +90,6 @@ def write_follow_page(
     )
     write_text(path, html)
     return path
-
-
-def _extent(change: LesionChange) -> float:
-    return max(change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0)
 
 
 def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.io.files import write_text
 from lesionseg.report.charts import Chart, new_figure
@@ -48,36 +47,35 @@ class TuningSearch:
     notes: tuple[str, ...] = ()
 
     @property
+    def finished(self) -> list[TuningTrial]:
+        """The trials trained to their end."""
+        return [t for t in self.trials if t.state == "complete" and t.value is not None]
+
+    @property
     def best(self) -> TuningTrial | None:
-        """The trial trained to its end that has the highest value, the earliest of equals."""
-        return max(
-            (t for t in self.trials if t.state == "complete" and t.value is not None),
-            key=lambda t: (t.value or 0.0, -t.number),
-            default=None,
-        )
+        """The finished trial that has the highest value, the earliest of equals."""
+        return max(self.finished, key=lambda t: (t.value or 0.0, -t.number), default=None)
 
 
 def table(search: TuningSearch) -> list[list[str]]:
     """A header and one row per trial, in the order of trials; what there is none of is a dash."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
     header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds", "note"]
-    return [header, *(_row(trial, names) for trial in search.trials)]
-
-
-def _row(trial: TuningTrial, names: list[str]) -> list[str]:
-    scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
-    seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
-    pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
-    return [str(trial.number), *pair, *scores, trial.state, seconds, trial.note]
+    rows = []
+    for trial in search.trials:
+        scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
+        seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
+        pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
+        rows.append([str(trial.number), *pair, *scores, trial.state, seconds, trial.note])
+    return [header, *rows]
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the pairs and the table as one page that needs no network."""
     figure, axes = new_figure(6, 4.4)
-    done = _finished(search)
-    colours = [t.value or 0.0 for t in done]
-    dots = axes.scatter([t.alpha for t in done], [t.gamma for t in done], c=colours, s=90)
-    if done:
+    done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
+    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90)
+    if len(done):
         figure.colorbar(dots, label=search.objective)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     caption = "Each dot is a training to its end; colour: what is searched for."
@@ -101,25 +99,12 @@ def steadiest(search: TuningSearch) -> TuningTrial | None:
     Each trial is given the weighted mean of the trials around it and of one more with the mean of
     all, so that a trial without neighbours cannot win by luck. None without a finished trial.
     """
-    finished = _finished(search)
+    finished = search.finished
     if not finished:
         return None
-    weights = _weights(search, np.array([[t.alpha, t.gamma] for t in finished]))
-    values = _values(search)
-    means = ((weights * values).sum(-1) + values.mean()) / (weights.sum(-1) + 1)
-    return finished[int(means.argmax())]
-
-
-def _weights(search: TuningSearch, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights `[..., trials]` of the finished trials at points `[..., 2]` of α and γ."""
-    at = np.array([[t.alpha, t.gamma] for t in _finished(search)]).reshape(-1, 2)
+    at = np.array([[t.alpha, t.gamma] for t in finished])
     span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
-    return np.asarray(np.exp(-(((points[..., None, :] - at) / span) ** 2).sum(-1) / 2))
-
-
-def _values(search: TuningSearch) -> NDArray[np.float64]:
-    return np.array([t.value for t in _finished(search)], dtype=np.float64)
-
-
-def _finished(search: TuningSearch) -> list[TuningTrial]:
-    return [t for t in search.trials if t.state == "complete" and t.value is not None]
+    weights = np.exp(-(((at[:, None] - at) / span) ** 2).sum(-1) / 2)
+    values = np.array([t.value for t in finished], dtype=float)
+    means = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
+    return finished[int(means.argmax())]

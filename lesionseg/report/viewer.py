@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Prediction, Volume
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import write_volume
@@ -70,36 +70,26 @@ def viewer_data(scene: Scene) -> dict[str, Any]:
         layers["candidates"] = candidate_ids(scene.prediction).astype(np.uint16)
     if scene.reference is not None:
         layers["reference"] = scene.reference.astype(np.uint8)
+    given = scene.prediction
+    candidates = () if given is None else given.candidates
+    threshold = min((c.score for c in candidates if c.accepted), default=0.0)
+    if given is not None and given.operating_point is not None:
+        threshold = given.operating_point.score
     return {
         "volumes": {name: _base64(array, scene.geometry, step) for name, array in layers.items()},
-        "candidates": _listed(scene.prediction),
-        "threshold": _threshold(scene.prediction),
+        "candidates": [
+            {
+                "id": c.id,
+                "score": round(c.score, 4),
+                "mm": _shown_mm(c.centre_mm, scene.geometry),
+                "size": round(c.diameter_mm, 1),
+            }
+            for c in candidates
+        ],
+        "threshold": threshold,
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
-
-
-def _listed(prediction: Prediction | None) -> list[dict[str, Any]]:
-    if prediction is None:
-        return []
-    return [
-        {
-            "id": c.id,
-            "score": round(c.score, 4),
-            "mm": _shown_mm(c.centre_mm, prediction.geometry),
-            "size": round(c.diameter_mm, 1),
-        }
-        for c in prediction.candidates
-    ]
-
-
-def _threshold(prediction: Prediction | None) -> float:
-    """The score of the operating point, else that of the least accepted candidate; 0 without."""
-    if prediction is None:
-        return 0.0
-    if prediction.operating_point is not None:
-        return prediction.operating_point.score
-    return min((c.score for c in prediction.candidates if c.accepted), default=0.0)
 
 
 def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
