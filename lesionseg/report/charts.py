@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lesionseg.report.rendering import rate
-from lesionseg.report.tables import Tables, wilson
+from lesionseg.report.tables import Tables, number, wilson
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey
 FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
@@ -210,12 +210,13 @@ def curve_chart(tables: Tables) -> Chart | None:
 
 def subgroup_chart(tables: Tables) -> Chart | None:
     """Sensitivity by subgroup."""
-    groups = [g for g in tables.scores.get("subgroups") or () if _recall(g)[0] is not None][:24]
+    groups = tables.scores.get("subgroups") or ()
+    groups = [g for g in groups if number(g, "lesion_recall")[0] is not None][:24]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
     for y, group in enumerate(groups[::-1]):
-        value, interval = _recall(group)
+        value, interval = number(group, "lesion_recall")
         if interval:
             axes.plot(interval, [y, y], color=INK, linewidth=1.2)
         axes.plot(value or 0.0, y, "o", color=FOUND)
@@ -224,13 +225,6 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
     return Chart("Subgroups", "With 95 % intervals where there are five patients.", figure)
-
-
-def _recall(group: Mapping[str, Any]) -> tuple[float | None, Any]:
-    node = group.get("lesion_recall", group.get("recall"))
-    if isinstance(node, Mapping):
-        return node.get("value"), node.get("ci95")
-    return node, group.get("ci95")
 
 
 def reliability_chart(tables: Tables) -> Chart | None:

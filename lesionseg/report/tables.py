@@ -70,11 +70,11 @@ class Tables:
 
 
 def number(scores: Mapping[str, Any], key: str) -> tuple[float | None, Any]:
-    """A number of scores.json and its interval, in either of its two shapes."""
+    """A number of scores.json and its interval; None for what is not there."""
     node = scores.get(key)
-    if isinstance(node, Mapping):
-        return node.get("value", node.get("mean")), node.get("ci95")
-    return node, (scores.get("ci95") or {}).get(key)
+    if not isinstance(node, Mapping):
+        return node, None
+    return node.get("value", node.get("mean")), node.get("ci95")
 
 
 def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:

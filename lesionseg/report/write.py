@@ -323,7 +323,6 @@ def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             continue
         value, interval = number(scores, key)
         reason = node.get("reason") if isinstance(node, Mapping) else None
-        reason = reason or (scores.get("reasons") or {}).get(key)
         if isinstance(value, bool | str | list) or (value is None and reason is None):
             continue
         shown = "–" if value is None else f"{value:.4g}"
