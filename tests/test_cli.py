@@ -191,7 +191,7 @@ def test_an_error_is_one_sentence_and_a_traceback_with_debug(
 def test_ctrl_c_and_sigterm_leave_with_130(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; import lesionseg.cli.command as c; "
-        "c.call = lambda *_: signal.raise_signal(signal.SIGTERM); "
+        "c.recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
         "sys.exit(c.run('train', ['data.root=x']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -209,7 +209,7 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
         folders.append(cfg.run_dir)
         return 0
 
-    monkeypatch.setattr("lesionseg.cli.command.call", call)
+    monkeypatch.setattr("lesionseg.cli.command.recipe", call)
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
     assert len(set(folders)) == 2
     named = "run_dir=runs/cv/fold_${data.fold}"

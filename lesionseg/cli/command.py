@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -56,7 +56,16 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     logging.getLogger("lesionseg").setLevel(logging.INFO)
     _end_at_sigterm()
     try:
-        return _run(command, argv)
+        flags, overrides = read_flags(argv, command)
+        if "--multirun" in flags:
+            return multirun(command, overrides)
+        if "--cfg" not in flags:
+            return finish(recipe(command, compose(command, overrides)))
+        import yaml
+
+        plain = compose_plain(command, overrides)
+        say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
+        return 0
     except LesionsegError as error:
         if any(a.replace(" ", "").lower() == "debug=true" for a in argv):
             raise
@@ -68,19 +77,6 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return 130
 
 
-def _run(command: str, argv: Sequence[str]) -> int:
-    flags, overrides = read_flags(argv, command)
-    if "--cfg" in flags:
-        import yaml
-
-        plain = compose_plain(command, overrides)
-        say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
-        return 0
-    if "--multirun" in flags:
-        return multirun(command, overrides, lambda cfg: call(command, cfg))
-    return call(command, compose(command, overrides))
-
-
 def recipe(command: str, cfg: Any) -> Any:
     """Call what a command stands for, with its settings; returns what it returns."""
     if isinstance(cfg, Command):
@@ -90,15 +86,14 @@ def recipe(command: str, cfg: Any) -> Any:
     return getattr(import_module(f"lesionseg.pipeline.{command}"), command)(cfg)
 
 
-def call(command: str, cfg: Any) -> int:
-    """Call the recipe, say what came out; returns the exit status."""
-    outcome = recipe(command, cfg)
+def finish(outcome: Any) -> int:
+    """Say what came out of a recipe; returns the exit status."""
     if hasattr(outcome, "summary") and (lines := outcome.summary()):
         say("\n".join(lines))
     return int(getattr(outcome, "exit_status", 0))
 
 
-def multirun(command: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
+def multirun(command: str, argv: Sequence[str]) -> int:
     """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -123,7 +118,7 @@ def multirun(command: str, argv: Sequence[str], call: Callable[[Any], int]) -> i
 
     def task(cfg: Any) -> int:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        statuses.append(call(read(COMMANDS[command], plain)))
+        statuses.append(finish(recipe(command, read(COMMANDS[command], plain))))
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lesionseg.config import DataConfig, ModelConfig, PrepareConfig, TrainConfig
@@ -25,7 +26,7 @@ from lesionseg.models.weights import (
     take_tensors,
     take_weights,
 )
-from lesionseg.ops.host_memory import default_budget
+from lesionseg.ops.host_memory import default_budget, physical_bytes
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import (
     CACHE,
@@ -48,7 +49,7 @@ from lesionseg.pipeline.select import unselected
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, Plan
 from lesionseg.training.memory import step_gb
-from lesionseg.training.processes import available_memory_gb, require_device, training_device
+from lesionseg.training.processes import require_device, training_device
 
 log = logging.getLogger(__name__)
 
@@ -137,10 +138,13 @@ def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     elif model.backbone:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
+    n_bytes = physical_bytes()
+    if trainer.memory_gb is None and device == "cuda":
+        n_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
-        memory_gb=trainer.memory_gb or available_memory_gb(device),
+        memory_gb=trainer.memory_gb or n_bytes / 1e9,
         device=device,
         overrides=model,
         before=before,

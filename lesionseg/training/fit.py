@@ -90,15 +90,9 @@ def fit(
     is not prolonged. Raises `TrainingError` when the checkpoint does not fit or the loss stays NaN,
     and passes on whatever reading tiles or `validate` raises.
 
-    Args:
-        network: what `build_network(plan)` makes, or one's own with the same outputs.
-        plan: tile shape, batch size and meaning of the labels.
-        tiles: those of `tiles_of`, or any others by number.
-        cfg: loss, optimiser, budget, callbacks and loggers.
-        run_dir: where metrics.csv, pictures and checkpoints go.
-        validate: given the averaged network in eval mode, returns scores for metrics.csv.
-        loss: of voxels, in place of the configured one.
-        callbacks: Lightning's, beside the configured ones.
+    `network`: what `build_network(plan)` makes, or one's own with the same outputs. `validate`:
+    given the averaged network in eval mode, returns scores for metrics.csv. `loss`: of voxels, in
+    place of the configured one. `callbacks`: Lightning's, beside the configured ones.
     """
     last, best = (run_dir / CHECKPOINTS / f"{name}.ckpt" for name in ("last", "best"))
     module = lesion_module(plan, cfg, network, loss)

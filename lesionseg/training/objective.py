@@ -98,7 +98,6 @@ class Objective:
         return (*anchors, *(lesion / prod(stride) for stride in self.strides))
 
     def targets(self, batch: Mapping[str, Tensor]) -> Targets:
-        """The targets of a batch of tiles."""
         anchors = self._anchor_targets(LevelTargets.of(batch)) if self.plan.has_boxes else None
         if not self.strides:
             return Targets(anchors, ())
@@ -159,11 +158,10 @@ class Objective:
         return total
 
     def _voxels(self, output: Any) -> Sequence[Tensor]:
-        """The logits of the supervised levels."""
         return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
     def known(self, output: Any, unannotated: Tensor) -> Any:
-        """The output where labels `[B, K]` were not annotated: `mask_unannotated`."""
+        """The output without what labels `[B, K]` that were not annotated would teach."""
         activation = self.plan.activation
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxels(output)]
         if not self.plan.has_boxes:

@@ -12,7 +12,6 @@ from torch import distributed
 
 from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError, LesionsegError
-from lesionseg.ops.host_memory import physical_bytes
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -34,13 +33,6 @@ def require_device(accelerator: str) -> None:
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
             "trainer.accelerator=auto to train on the processor."
         )
-
-
-def available_memory_gb(device: str) -> float:
-    """Memory of the device in GB (10⁹ bytes): the GPU's own, or the host's physical memory."""
-    if device.startswith("cuda"):
-        return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
-    return physical_bytes() / 1e9
 
 
 def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
