@@ -1,7 +1,5 @@
 """What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,52 +158,3 @@ def test_tiles_without_any_lesion_train_without_nan(name: str, tmp_path: Path, t
     result = train(plan=plan, tiles=_Empty(), max_steps=8)
     assert (result.steps, result.skipped) == (8, 0)
     assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())
-
-
-_TWO_PROCESSES = """
-import os, sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from lesionseg.config import TrainConfig
-from lesionseg.losses import FocalLoss
-from lesionseg.models.build import build_network
-from lesionseg.training.objective import make_objective
-from tests.training.test_detection_objective import _batch, _plan
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-for name in ("retinanet", "retina_unet"):
-    plan = _plan(name)
-    network, objective = build_network(plan), make_objective(plan, TrainConfig.of(), FocalLoss())
-    wrapped = DistributedDataParallel(network)  # which fails at the next step if one is unused
-    for free in (rank == 0, True, rank == 1):  # one process without a lesion, then both
-        batch = _batch()
-        if free:
-            batch["labels"].zero_()
-            batch["instances"].zero_()
-        normalisers = torch.tensor(objective.expected(2))
-        terms = objective.terms(wrapped(batch["image"]), objective.targets(batch), normalisers)
-        wrapped.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[3]
-    command = [sys.executable, "-W", "ignore", "-c", _TWO_PROCESSES]
-    both = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting")],
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in both:
-        _, told = process.communicate(timeout=120)
-        assert process.returncode == 0, told[-2000:]

@@ -15,7 +15,6 @@ from torch import nn
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
-from lesionseg.training.fit import choose_precision
 
 LIGHTNING = "pytorch_lightning"
 SGD = {"name": "sgd", "lr": 0.01}
@@ -23,6 +22,16 @@ SGD = {"name": "sgd", "lr": 0.01}
 
 def weights(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+class Newest(pl.Callback):
+    """Keeps the weights after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(weights(pl_module.network).clone())
 
 
 @pytest.fixture
@@ -150,16 +159,7 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     assert column("validation_recall") == [0.5] * 6
 
 
-def test_validation_sees_the_averaged_network_once_at_the_end_by_default(train):
-    seen = []
-    result = train(
-        max_steps=5, validate=lambda network: seen.append(weights(network).clone()) or {"dice": 1.0}
-    )
-    assert len(seen) == 1
-    assert torch.equal(seen[0], weights(result.network))
-
-
-def test_the_best_validated_weights_are_kept(train):
+def test_the_averaged_weights_that_validate_best_are_kept(train):
     dice, seen = iter([0.2, 0.8, 0.4, 0.4]), []
 
     def validate(network):
@@ -172,14 +172,9 @@ def test_the_best_validated_weights_are_kept(train):
 
 def test_the_average_moves_slowly_only_after_a_while(train, tmp_path):
     """By hand: the first weights are taken over, the second with 9/11."""
-    seen = []
-
-    class Newest(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            seen.append(weights(pl_module.network).clone())
-
-    result = train(max_steps=2, plugs=[Newest()])
-    expected = seen[0].lerp(seen[1], 9 / 11)
+    newest = Newest()
+    result = train(max_steps=2, plugs=[newest])
+    expected = newest.seen[0].lerp(newest.seen[1], 9 / 11)
     torch.testing.assert_close(weights(result.network), expected)
 
 
@@ -215,15 +210,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog
 
 
 def test_a_skipped_step_leaves_the_weights_as_they_were(train, squares):
-    seen = []
-
-    class Newest(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            seen.append(weights(pl_module.network).clone())
-
-    train(max_steps=4, plugs=[Newest()], tiles=squares(bad={4, 5}))
-    assert torch.equal(seen[1], seen[2])
-    assert not torch.equal(seen[2], seen[3])
+    newest = Newest()
+    train(max_steps=4, plugs=[newest], tiles=squares(bad={4, 5}))
+    assert torch.equal(newest.seen[1], newest.seen[2])
+    assert not torch.equal(newest.seen[2], newest.seen[3])
 
 
 def test_ten_such_steps_in_a_row_end_training(train, squares):
@@ -269,11 +259,6 @@ def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
         assert p.is_contiguous()
 
 
-def test_precision_by_name():
-    assert choose_precision("16-mixed", torch.device("cpu")) == "16-mixed"
-    assert choose_precision("auto", torch.device("meta")) == "32-true"
-
-
 def test_callbacks_loggers_and_options_of_the_users_own(train, tmp_path):
     class Enough(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -309,7 +294,7 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
     assert train(max_steps=5).steps == 5
 
 
-def test_a_users_own_network_with_one_output_is_trained(train):
+def test_a_users_own_network_with_one_output_is_trained_and_leaves_a_picture(train, tmp_path):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -323,11 +308,8 @@ def test_a_users_own_network_with_one_output_is_trained(train):
     result = train(max_steps=3, network=network)
     assert result.network is network
     assert not torch.equal(before, network.conv.weight)
-
-
-def test_a_picture_is_left(train, tmp_path):
-    train(max_steps=3)
-    assert (tmp_path / "run" / "previews" / "step_000003.png").stat().st_size > 5000
+    picture = tmp_path / "run" / "previews" / "step_000003.png"
+    assert picture.stat().st_size > 5000
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):

@@ -66,15 +66,16 @@ def test_weights_halve_from_level_to_level_and_sum_to_one():
     assert level_weights(1) == (1.0,)
 
 
-def test_a_first_map_of_a_foreign_backbone_is_taught_at_full_resolution():
-    strides = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
-    table = Architecture("unet", (4,) * 3, strides, ((3, 3, 3),) * 3, n_supervised=3)
-    assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
-
-
-def test_strides_accumulate_over_the_supervised_stages_only():
-    strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
-    table = Architecture("unet", (4,) * 4, strides, ((3, 3, 3),) * 4, n_supervised=3)
+@pytest.mark.parametrize(
+    "strides",
+    [
+        ((2, 2, 2), (1, 2, 2), (2, 2, 2)),  # the first map of a foreign backbone
+        ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),  # only three of the stages
+    ],
+)
+def test_strides_accumulate_from_full_resolution_over_the_supervised_stages(strides):
+    n = len(strides)
+    table = Architecture("unet", (4,) * n, strides, ((3, 3, 3),) * n, n_supervised=3)
     assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 
 
