@@ -11,19 +11,14 @@ from lesionseg.cli import run
 from lesionseg.io.predictions import find_predictions
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
+from tests.flow.test_end_to_end import SMALL
 
-SMALL = [
+SETTINGS = [
+    *SMALL,
     "data.n_folds=2",
-    "trainer.max_minutes=null",
     "trainer.max_steps=3",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
     "trainer.accelerator=cpu",
-    "model.base_features=4",
-    "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "report.pdf=false",
-    "report.pdf=false",
 ]
 
 
@@ -39,9 +34,9 @@ def cv_run(raw: Path) -> Path:
     """Fold 1 trained alone, as on a machine of its own; then all."""
     folder = raw.parent / "cv"
     one = ["data.fold=1", f"run_dir={folder / 'fold_1'}"]
-    assert run("train", [f"data.root={raw}", *one, *SMALL]) == 0
+    assert run("train", [f"data.root={raw}", *one, *SETTINGS]) == 0
     shutil.copytree(folder / "fold_1", raw.parent / "alone")
-    assert run("train", [f"data.root={raw}", "data.fold=all", f"run_dir={folder}", *SMALL]) == 0
+    assert run("train", [f"data.root={raw}", "data.fold=all", f"run_dir={folder}", *SETTINGS]) == 0
     return folder
 
 
@@ -95,7 +90,7 @@ def test_killed_before_the_last_fold_it_goes_on(
     bundle = (cv_run / "bundle" / "weights_1.safetensors").read_bytes()
     shutil.rmtree(cv_run / "bundle")
     shutil.rmtree(cv_run / "fold_1" / "bundle")
-    same = [f"data.root={raw}", "data.fold=all", f"run_dir={cv_run}", *SMALL]
+    same = [f"data.root={raw}", "data.fold=all", f"run_dir={cv_run}", *SETTINGS]
     assert run("train", same) == 0
     assert "Fold 0 is finished and kept." in caplog.text
     assert "Fold 1 is finished" not in caplog.text
@@ -109,7 +104,7 @@ def test_a_fold_of_other_settings_is_refused_by_name(
     cv_run: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(cv_run / "fold_1", tmp_path / "cv" / "fold_1")
-    other = [f"data.root={raw}", "data.fold=all", f"run_dir={tmp_path / 'cv'}", *SMALL]
+    other = [f"data.root={raw}", "data.fold=all", f"run_dir={tmp_path / 'cv'}", *SETTINGS]
     assert run("train", [*other, "loss.gamma=3"]) == 2
     printed = capsys.readouterr().err
     assert "fold_1" in printed
@@ -124,9 +119,9 @@ def test_folds_as_submitted_jobs_are_gathered_afterwards(
     monkeypatch.chdir(raw.parent)  # Hydra's own folder goes here
     root, launcher = f"data.root={raw}", "hydra/launcher=submitit_local"
     jobs = ["data.fold=0,1", "run_dir=submitted/fold_${data.fold}"]
-    assert run("train", ["-m", launcher, root, *jobs, *SMALL]) == 0
+    assert run("train", ["-m", launcher, root, *jobs, *SETTINGS]) == 0
     assert not (raw.parent / "submitted" / "oof").exists()
-    assert run("train", [root, "data.fold=all", "run_dir=submitted", *SMALL]) == 0
+    assert run("train", [root, "data.fold=all", "run_dir=submitted", *SETTINGS]) == 0
     for k in (0, 1):
         name = Path(f"fold_{k}") / "bundle" / "weights.safetensors"
         ours = (raw.parent / "submitted" / name).read_bytes()

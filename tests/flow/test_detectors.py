@@ -11,15 +11,12 @@ from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_xray_phantoms
+from tests.flow.test_end_to_end import SMALL
 
 SETTINGS = [
-    "trainer.max_minutes=null",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
+    *SMALL,
     "trainer.max_steps=4",
     "trainer.ema_decay=null",
-    "model.base_features=4",
-    "model.batch_size=2",
     "data.validation_fraction=0.34",
     "augment=none",
 ]

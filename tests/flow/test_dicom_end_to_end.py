@@ -10,20 +10,13 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry
+from tests.flow.test_end_to_end import SMALL
 from tests.io.dicom_files import CT, LPS, contours, place, save, segmentation
 
 pytestmark = pytest.mark.slow
 
 SHAPE = (20, 24, 28)
-SMALL = [
-    "trainer.max_minutes=null",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
-    "trainer.max_steps=4",
-    "model.base_features=4",
-    "model.batch_size=2",
-    "model.tile_shape=[16,16,16]",
-]
+SETTINGS = [*SMALL, "trainer.max_steps=4", "model.tile_shape=[16,16,16]"]
 
 
 def grid() -> Geometry:
@@ -87,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"P{seed},scan{seed},{reference.name}")
     table = "\n".join(["case,image,reference", *rows]) + "\n"
     (root / "data" / "manifest.csv").write_text(table)
-    assert run("train", [f"data.root={root / 'data'}", f"run_dir={root / 'run'}", *SMALL]) == 0
+    assert run("train", [f"data.root={root / 'data'}", f"run_dir={root / 'run'}", *SETTINGS]) == 0
     return root
 
 

@@ -17,6 +17,7 @@ SMALL = [
     "trainer.precision=32-true",
     "model.base_features=4",
     "model.batch_size=2",
+    "report.pdf=false",
 ]
 
 
@@ -41,11 +42,8 @@ def test_a_run_leaves_everything_that_is_promised(mri_run: Path) -> None:
     assert [name for name in promised.split() if not (mri_run / name).exists()] == []
     left_over = [p for p in mri_run.rglob("*") if "tmp" in p.name.lower() or "partial" in p.name]
     assert left_over == []
-
-
-def test_the_log_of_a_run_holds_its_plan_and_what_was_chosen(mri_run: Path) -> None:
     said = (mri_run / "train.log").read_text()
-    for line in ("Plan, tile", "Trained 20 steps", "operating point", "Finished in"):
+    for line in ("Tile shape:", "Trained 20 steps", "Operating point", "Finished in"):
         assert line in said
 
 
@@ -58,9 +56,6 @@ def test_scores_say_what_they_were_computed_on(mri_run: Path) -> None:
     assert test["operating_point"]["score"] == validation["operating_point"]["score"]
     assert validation["provenance"]["simulated"] is True
     assert {"seed", "git_commit", "data_sha256", "packages"} <= set(validation["provenance"])
-
-
-def test_training_made_lesions_more_probable(mri_run: Path) -> None:
     with (mri_run / "metrics.csv").open() as stream:
         p = [float(row["p/lesion"]) for row in csv.DictReader(stream) if row["p/lesion"]]
     assert p[-1] > p[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
+from tests.flow.test_end_to_end import SMALL
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import luna16_to_manifest
@@ -16,17 +17,12 @@ sitk = pytest.importorskip("SimpleITK")
 
 SHAPE, SPACING, ORIGIN = (24, 32, 32), (1.25, 0.75, 0.75), (-190.0, -12.0, -12.0)  # z, y, x
 SETTINGS = [
-    "trainer.max_minutes=null",
+    *SMALL,
     "trainer.max_steps=40",
-    "optim.lr=0.01",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
     "trainer.ema_decay=null",
-    "model.base_features=4",
-    "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
+    "optim.lr=0.01",
     "augment=none",
-    "report.pdf=false",
 ]
 
 

@@ -15,18 +15,9 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
+from tests.flow.test_end_to_end import SMALL
 
-SMALL = [
-    "trainer.max_minutes=null",
-    "trainer.max_steps=4",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
-    "trainer.accelerator=cpu",
-    "model.base_features=4",
-    "model.batch_size=2",
-    "model.tile_shape=[16,16,16]",
-    "report.pdf=false",
-]
+SETTINGS = [*SMALL, "trainer.max_steps=4", "trainer.accelerator=cpu", "model.tile_shape=[16,16,16]"]
 
 
 def _second_channel(folder: Path) -> None:
@@ -59,7 +50,7 @@ def trained(raw: Path) -> Path:
     splits = [{"train": ["SIM_000", "SIM_001", "SIM_002"], "val": validation}]
     (raw / "splits_final.json").write_text(json.dumps(splits))
     folder = raw.parent / "run"
-    overrides = [f"data.root={raw}", f"run_dir={folder}", "data.channel_dropout=0.5", *SMALL]
+    overrides = [f"data.root={raw}", f"run_dir={folder}", "data.channel_dropout=0.5", *SETTINGS]
     assert run("train", overrides) == 0
     return folder
 
@@ -149,7 +140,7 @@ def test_a_case_without_a_channel_is_refused_where_none_is_left_out(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = trained.parent / "raw"
-    assert run("train", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", *SMALL]) == 1
+    assert run("train", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", *SETTINGS]) == 1
     said = capsys.readouterr().err
     assert "SIM_000" in said
     assert "data.channel_dropout" in said

@@ -12,20 +12,11 @@ from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.volumes import write_volume
 from tests.commands import evaluate
+from tests.flow.test_end_to_end import SMALL
 
 SHAPE = (16, 16, 16)
 LESION, CYST = 1, 2
-SETTINGS = [
-    "trainer.max_minutes=null",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
-    "trainer.max_steps=6",
-    "trainer.ema_decay=null",
-    "model.base_features=4",
-    "model.batch_size=2",
-    "model.tile_shape=[16,16,16]",
-    "report.pdf=false",
-]
+SETTINGS = [*SMALL, "trainer.max_steps=6", "trainer.ema_decay=null", "model.tile_shape=[16,16,16]"]
 Places = Mapping[tuple[int, int, int], int]  # corner of a cube of 8 voxels: its label
 
 

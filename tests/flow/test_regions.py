@@ -10,22 +10,18 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.volumes import read_volume, write_volume
+from tests.flow.test_end_to_end import SMALL
 
 SHAPE = (24, 24, 24)
 LABELS = {"background": 0, "whole tumor": [1, 2], "core": 2, "ignore": 3}
 SETTINGS = [
-    "trainer.max_minutes=null",
-    "trainer.workers=0",
-    "trainer.precision=32-true",
+    *SMALL,
     "trainer.max_steps=60",
     "trainer.ema_decay=null",
-    "model.base_features=4",
-    "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
     "optim.lr=0.02",
     "loss=dice_focal",
     "augment=none",
-    "report.pdf=false",
     "operating_point=score:0.3",
 ]
 
