@@ -1,7 +1,5 @@
-import gc
 import json
 import pickle
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -13,14 +11,12 @@ import pytest
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache import (
     LesionTable,
-    _map_array,
     cache_key,
     fill_cache,
-    read_cached_case,
     source_hash,
 )
 from lesionseg.data.prepare import PreparedReference
-from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.errors import ContentError, ReadError
 from lesionseg.plan.plan import Normalisation
 
 
@@ -91,38 +87,6 @@ def test_filling_reports_progress_and_a_second_time_reads_nothing(fill, read, wo
     assert again[2].lesions.to_json() == first[2].lesions.to_json()
 
 
-@pytest.fixture
-def hurried():
-    """Threads that change places as often as they can."""
-    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
-    sys.setswitchinterval(1e-6)
-    gc.set_threshold(5)
-    yield
-    sys.setswitchinterval(interval)
-    gc.set_threshold(*threshold)
-
-
-def test_arrays_are_mapped_in_many_threads_at_once(tmp_path, hurried):
-    """NumPy's own reader of headers fails here on Python 3.11.7 within a second."""
-    paths = [tmp_path / f"{i}.npy" for i in range(400)]
-    for i, path in enumerate(paths):
-        np.save(path, np.full((2, i), i, np.float16))
-    with ThreadPoolExecutor(8) as pool:
-        for i, mapped in enumerate(pool.map(_map_array, paths)):
-            assert mapped.shape == (2, i)
-            assert mapped.dtype == np.float16
-            assert (mapped == i).all()
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (1, 3, 4, 5)])
-@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.uint8, np.uint16, np.uint32])
-def test_every_array_that_the_cache_writes_is_mapped(tmp_path, shape, dtype):
-    array = np.arange(60)[: int(np.prod(shape))].reshape(shape).astype(dtype)
-    np.save(tmp_path / "a.npy", array)
-    mapped = _map_array(tmp_path / "a.npy")
-    np.testing.assert_array_equal(mapped, array, strict=True)
-
-
 @pytest.mark.parametrize("harm", ["cut short", "other shape", "no table", "bad table", "no labels"])
 def test_a_damaged_entry_is_made_again(fill, read, harm, caplog):
     folder = fill()[1].folder
@@ -188,21 +152,11 @@ def test_a_case_without_a_reference_is_refused(fill, read):
         fill(read=unmarked)
 
 
-def test_reading_what_is_not_there_says_where(fill, tmp_path):
-    with pytest.raises(ReadError, match="nothing"):
-        read_cached_case(tmp_path / "nothing")
-
-
 def test_two_who_fill_one_cache_make_each_case_once(fill, read):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: fill(workers=1), range(2)))
     assert sorted(read.asked) == ["c0", "c1", "c2"]
     assert [c.folder for c in both[0]] == [c.folder for c in both[1]]
-
-
-def test_a_cache_at_a_url_is_an_error(dataset, plan):
-    with pytest.raises(ConfigError, match="mount"):
-        fill_cache(dataset, dataset.cases, plan, "s3://bucket/cache")
 
 
 def test_a_cached_case_travels_without_its_arrays(fill):

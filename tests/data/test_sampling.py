@@ -13,7 +13,6 @@ from lesionseg.data.sampling import (
     capped,
     systematic_sample,
 )
-from lesionseg.errors import ConfigError
 
 TILE = (8, 8, 8)
 
@@ -103,18 +102,6 @@ def test_a_patient_full_of_lesions_does_not_outweigh_the_others():
     assert "80 lesions, 21 patients; at most 19% from one patient" in sampler.mix
 
 
-def test_a_patients_scans_share_its_cap(monkeypatch):
-    monkeypatch.setattr("lesionseg.data.sampling.PATIENT_CAP", 2.0)
-
-    def scan(name, n):
-        return replace(make_case(name, [((i, 0, 0), 1) for i in range(n)]), group=name[0])
-
-    cases = [scan("a1", 15), scan("a2", 15), *(scan(name, 1) for name in "bcdefghij")]
-    sampler = sampler_of(cases, 400, 0, lesion_share=1)
-    shares = Counter(c.case for c in choices(sampler))
-    assert shares[0] + shares[1] == pytest.approx(400 * 2 / 10, abs=2)
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("most", [1.0, 1.5, 4.0])
 def test_no_group_exceeds_its_cap_and_those_below_keep_their_proportions(seed, most):
@@ -148,28 +135,10 @@ def test_a_tile_depends_on_seed_epoch_and_index_alone(cases):
     assert choices(sampler_of(cases, 30, 6), 2) != backwards
 
 
-def test_without_any_lesion_all_tiles_are_background():
-    sampler = sampler_of([make_case("free")], 12, 0, lesion_share=0.9)
-    assert {c.kind for c in choices(sampler)} == {"background"}
-
-
 def test_a_volume_smaller_than_the_tile_sits_in_its_middle():
     case = make_case("a", [((2, 3, 4), 1)], shape=(5, 20, 8))
     sampler = sampler_of([case], 10, 0)
     assert {(c.start[0], c.start[2]) for c in choices(sampler)} == {(-1, 0)}
-
-
-def test_a_case_full_of_lesions_still_gives_background_tiles():
-    case = make_case("full", [((0, 0, 0), 20)], shape=(20, 20, 20))
-    sampler = sampler_of([case], 10, 0)
-    assert Counter(c.kind for c in choices(sampler))["background"] == 5
-
-
-def test_wrong_shares_and_no_cases_are_errors():
-    with pytest.raises(ConfigError, match="lesion_share"):
-        SamplingConfig.of(lesion_share=-0.1)
-    with pytest.raises(ConfigError, match="nothing"):
-        sampler_of([], 4)
 
 
 def test_spreading_is_within_one_of_the_exact_share(rng):

@@ -148,14 +148,6 @@ def test_a_channel_is_left_out_of_some_tiles_and_nothing_else_changes(cases, pla
         assert all(torch.equal(item[key], before[key]) for key in ("label", "instances", "valid"))
 
 
-def test_channels_are_left_out_after_others_transforms(cases, plan):
-    tiles = dropping(cases, plan, 0.9, transform=lambda item: item | {"image": item["image"] + 1})
-    assert tiles.raw(0).change.missing == (0,) or tiles.raw(1).change.missing
-    for i in range(3):
-        present = [bool(channel.any()) for channel in tiles[i]["image"]]
-        assert present == [c not in tiles.raw(i).change.missing for c in range(2)]
-
-
 def test_what_a_case_lacks_stays_missing_and_nothing_is_left_out_beside(cases, plan):
     tiles = dropping([replace(case, missing=(1,)) for case in cases], plan, 0.9)
     assert {tiles.raw(i).change.missing for i in range(20)} == {(1,)}

@@ -44,7 +44,7 @@ def test_cutting_into_tiles_and_putting_back_gives_the_volume(rng):
 def test_a_wrong_overlap_or_number_of_axes_is_refused():
     with pytest.raises(ConfigError, match="overlap"):
         TileGrid((8, 8), (4, 4), 1.0)
-    with pytest.raises(ConfigError, match="axes"):
+    with pytest.raises(ConfigError, match="does not fit a volume"):
         TileGrid((8, 8), (4, 4, 4))
 
 

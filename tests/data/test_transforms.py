@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from scipy.ndimage import binary_erosion
 
 from lesionseg.config import AugmentConfig, TrainConfig
-from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
+from lesionseg.core import Dataset, Geometry, Volume
 from lesionseg.data import TileDataset, fill_cache, open_dataset
 from lesionseg.data.cache import cache_key, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_image
@@ -135,28 +135,6 @@ def test_a_tile_is_the_same_in_any_order_and_process_with_others_transforms(tile
             assert torch.equal(first[key], second[key])
             assert torch.equal(first[key], batch[key][0])
     assert not torch.equal(forwards[0]["image"], tiles()[0]["image"])
-
-
-def test_others_transforms_leave_the_process_s_random_numbers_as_they_were(tiles):
-    dataset = tiles(extra=OWN)
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    _ = dataset[3]
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_transform_object_runs_last(tiles):
-    seen = []
-    transform = [lambda item: seen.append(set(item)) or item]
-    item = tiles(transform=transform, extra=[spec("RandBiasFieldd", prob=1.0)])[0]
-    assert seen == [{"image", "label", "instances", "valid"}]
-    assert {key: value.dtype for key, value in item.items()} == {
-        "image": torch.float32,
-        "label": torch.uint8,
-        "instances": torch.int32,
-        "valid": torch.bool,
-    }
 
 
 @pytest.mark.parametrize(
@@ -286,10 +264,3 @@ def test_a_datalist_is_what_monai_reads(tmp_path):
     assert first["case"] != second["case"]
     loaded = LoadImaged(["image", "label"])(first)
     assert loaded["image"].shape == loaded["label"].shape
-
-
-def test_a_datalist_names_channels_and_leaves_out_what_is_not_there(tmp_path):
-    files = CaseFiles("a", (tmp_path / "a0.png", tmp_path / "a1.png"), group="g", fold=2)
-    listed = Dataset("toy", tmp_path, "manifest", 2, ("r", "g"), {1: "x"}, (files,)).datalist()
-    images = [str(tmp_path / "a0.png"), str(tmp_path / "a1.png")]
-    assert listed == [{"image": images, "case": "a", "group": "g", "fold": 2}]

@@ -12,7 +12,6 @@ from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     FocalLoss,
-    LesionBalancedLoss,
     VoxelLoss,
     dice_loss,
     sigmoid_focal_loss,
@@ -59,20 +58,6 @@ def test_terms_are_finite_fp32_scalars_with_a_gradient(
     assert logits.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("loss_class", ALL)
-def test_voxels_left_out_do_not_matter(loss_class: type[VoxelLoss], activation: str) -> None:
-    loss = loss_class(activation=activation)  # type: ignore[call-arg]
-    logits, labels = batch(2 if activation == "sigmoid" else 3)
-    valid = torch.ones_like(labels, dtype=torch.bool)
-    valid[:, :, :2] = False
-    expected = loss(logits, labels, valid=valid)
-    changed = logits.masked_fill(~valid.unsqueeze(1), 50.0)
-    terms = loss(changed, labels.masked_fill(~valid, 1), valid=valid)
-    for name, term in terms.items():
-        torch.testing.assert_close(term, expected[name])
-
-
 def test_the_terms_of_the_default_are_dice_and_focal() -> None:
     logits, labels = batch(2)
     terms = DiceFocalLoss(0.75, 2.0, focal_weight=3, dice_weight=2)(logits, labels, normaliser=9)
@@ -96,13 +81,6 @@ def test_cross_entropy_weights_lesions() -> None:
     terms = DiceCrossEntropyLoss(activation="softmax")(logits, labels)
     assert list(terms) == ["dice", "cross_entropy"]
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
-
-
-def test_can_be_moved_and_nested_as_a_module() -> None:
-    """Training holds the loss as a submodule; it has no weights of its own."""
-    loss = LesionBalancedLoss()
-    assert list(loss.parameters()) == []
-    assert loss.state_dict() == {}
 
 
 def test_refuses_what_is_no_training_loss() -> None:

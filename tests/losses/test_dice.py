@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from lesionseg.errors import GeometryError
 from lesionseg.losses import dice_loss
 
 
@@ -13,16 +12,6 @@ def test_hand_value() -> None:
     """p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
     loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]]), smooth=0.5)
     assert loss.item() == pytest.approx(1 - (2 * 0.5 + 0.5) / (2 + 1 + 0.5))
-
-
-def test_a_perfect_answer_costs_nothing_and_a_wrong_one_about_one() -> None:
-    labels = torch.zeros(1, 20, 20, dtype=torch.uint8)
-    labels[0, 3:9, 4:12] = 1
-    logits = torch.where(labels == 1, 50.0, -50.0).unsqueeze(1)
-    assert dice_loss(logits, labels).item() < 1e-6
-    assert dice_loss(-logits, labels).item() > 0.99
-    both = torch.cat([-logits, logits], 1)
-    assert dice_loss(both, labels, activation="softmax").item() < 1e-6
 
 
 def test_classes_count_alike_and_the_batch_is_summed() -> None:
@@ -42,8 +31,3 @@ def test_lesion_free_tiles_push_probabilities_down() -> None:
     assert loss.item() == pytest.approx(1 - 1 / (16 * p + 1), rel=1e-5)
     assert logits.grad is not None
     assert (logits.grad > 0).all()
-
-
-def test_refuses_labels_of_another_shape() -> None:
-    with pytest.raises(GeometryError):
-        dice_loss(torch.zeros(1, 1, 3), torch.zeros(1, 4, dtype=torch.uint8))

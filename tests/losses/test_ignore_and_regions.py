@@ -87,14 +87,6 @@ def test_regions_of_one_label_each_are_the_labels(name: str) -> None:
         torch.testing.assert_close(by_region[term], by_label[term])
 
 
-def test_each_region_is_taught_by_itself() -> None:
-    logits, labels, _ = scene(2)
-    both = FocalLoss(reduction="sum")(logits, region_target(labels, [(1, 2), (2,)]))["focal"]
-    whole = FocalLoss(reduction="sum")(logits[:, :1], (labels > 0).int())["focal"]
-    core = FocalLoss(reduction="sum")(logits[:, 1:], (labels == 2).int())["focal"]
-    torch.testing.assert_close(both, whole + core)
-
-
 def test_positives_are_counted_in_each_region() -> None:
     target = region_target(torch.tensor([[0, 1, 2, 2]]), [(1, 2), (2,)])
     assert count_positives(target) == 5
@@ -144,10 +136,3 @@ def test_the_marginal_loss_of_a_softmax_by_hand() -> None:
     background, lesion = [0.5 - 0.625, 0.2, 0.3 - 0.375], [0.5, 0.2 - 1, 0.3]
     expected = torch.tensor([background, lesion]).T[None]
     torch.testing.assert_close(logits.grad, expected)
-
-
-def test_annotating_all_changes_nothing() -> None:
-    for activation, channels in (("sigmoid", 2), ("softmax", 3)):
-        logits = scene(channels)[0]
-        none = torch.zeros(SHAPE[0], 2, dtype=torch.bool)
-        torch.testing.assert_close(mask_unannotated(logits, none, activation), logits)

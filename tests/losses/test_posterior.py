@@ -38,12 +38,6 @@ def test_gives_back_the_chance_that_the_loss_was_minimised_for(alpha: float, gam
         assert found == pytest.approx(eta, abs=2e-3)
 
 
-def test_changes_nothing_for_plain_cross_entropy() -> None:
-    logits = torch.linspace(-20, 20, 41).view(1, 1, -1)
-    assert torch.allclose(posterior_logits(logits, alpha=0.5, gamma=0.0), logits, atol=1e-4)
-    assert torch.allclose(posterior_logits(logits, alpha=None, gamma=0.0), logits, atol=1e-4)
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
 def test_rises_with_the_logit_and_stays_finite(gamma: float) -> None:
     logits = torch.linspace(-80, 80, 2001).view(1, 1, -1)

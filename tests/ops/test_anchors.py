@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lesionseg.ops.anchors import AnchorLevel, centred_iou, grid_anchors, nearest_cells
+from lesionseg.ops.anchors import AnchorLevel, grid_anchors, nearest_cells
 from lesionseg.ops.boxes import split_box
 
 LEVELS = [
@@ -19,10 +19,6 @@ def test_anchors_come_level_by_level_cell_by_cell_and_shape_by_shape() -> None:
     assert centre[:4].tolist() == [[1, 2], [1, 2], [1, 6], [1, 6]]
     assert side[:2].tolist() == [[3, 3], [2, 5]]
     assert centre[24:].tolist() == [[3, 4], [3, 4], [3, 12], [3, 12]]
-
-
-def test_no_level_has_no_anchor() -> None:
-    assert grid_anchors([]).shape == (0, 0)
 
 
 @pytest.mark.parametrize("k", [1, 4, 9, 50])
@@ -42,9 +38,3 @@ def test_nearest_cells_are_those_of_the_full_distance_matrix(
     everything = (points[:, None] - centres[None]).square().sum(-1)
     expected = everything.sort(1).values[:, :k]
     torch.testing.assert_close(everything.gather(1, cells), expected)
-
-
-def test_centred_iou_of_a_box_with_itself_is_one() -> None:
-    sides = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
-    assert centred_iou(sides, sides).diagonal().tolist() == [1.0, 1.0]
-    assert centred_iou(sides, torch.zeros((0, 3))).shape == (2, 0)

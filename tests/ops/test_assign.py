@@ -73,12 +73,6 @@ def test_a_lesion_of_any_size_and_place_has_an_anchor(side: float) -> None:
     assert set(found[found >= 0].tolist()) == set(range(40))
 
 
-def test_two_lesions_in_one_place_each_get_an_anchor() -> None:
-    boxes = torch.tensor([[5.0, 5.0, 8.0, 8.0], [5.0, 5.0, 8.0, 8.0]])
-    found = assign_atss(LEVELS_2D, grid_anchors(LEVELS_2D), boxes)
-    assert set(found[found >= 0].tolist()) == {0, 1}
-
-
 def test_no_lesion_is_background_and_no_anchor_gives_an_empty_assignment() -> None:
     found = assign_atss(LEVELS_2D, grid_anchors(LEVELS_2D), torch.zeros((0, 4)))
     assert set(found.tolist()) == {BACKGROUND}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.ops import box_iou, box_volume
-from lesionseg.ops.boxes import paired_giou, paired_iou
+from lesionseg.ops import box_iou
+from lesionseg.ops.boxes import decode_boxes, encode_boxes, lesion_table, paired_giou
 
 
 def random_boxes(rng, n, dims):
@@ -27,25 +27,9 @@ def test_iou_equals_counting_voxels(dims):
         assert found[i, j].item() == pytest.approx(expected)
 
 
-def test_volume_and_inverted_boxes():
-    boxes = torch.tensor([[0.0, 0, 0, 2, 3, 4], [5.0, 5, 5, 4, 6, 6]])
-    assert box_volume(boxes).tolist() == [24.0, 0.0]
-
-
-def test_no_boxes_give_an_empty_matrix():
-    assert box_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
-
-
 def test_half_precision_does_not_overflow():
     box = torch.tensor([[0.0, 0, 0, 500, 500, 500]], dtype=torch.float16)
     assert box_iou(box, box).item() == 1.0
-
-
-def test_iou_does_not_depend_on_the_order_of_axes():
-    rng = np.random.default_rng(3)
-    boxes = torch.tensor(random_boxes(rng, 8, 3)).float()
-    swapped = boxes[:, [2, 0, 1, 5, 3, 4]]
-    assert torch.equal(box_iou(boxes, boxes), box_iou(swapped, swapped))
 
 
 def test_giou_by_hand() -> None:
@@ -66,10 +50,55 @@ def test_giou_of_boxes_without_volume_is_finite_and_no_boxes_give_none() -> None
     assert paired_giou(torch.zeros((0, 4)), torch.zeros((0, 4))).shape == (0,)
 
 
-def test_paired_iou_is_the_diagonal_of_the_matrix() -> None:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.rand((30, 3), generator=generator) * 4
-    boxes = torch.cat([start, start + 2], dim=1)
-    torch.testing.assert_close(
-        paired_iou(boxes, boxes.flip(0)), box_iou(boxes, boxes.flip(0)).diagonal()
-    )
+def _boxes(dims: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand((50, dims), generator=generator) * 40 - 4
+    return torch.cat([start, start + 0.5 + torch.rand((50, dims), generator=generator) * 9], 1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_decoding_undoes_encoding(dims: int) -> None:
+    boxes, anchors = _boxes(dims, 0), _boxes(dims, 1)
+    back = decode_boxes(encode_boxes(boxes, anchors), anchors)
+    torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-4)
+
+
+def test_no_offset_is_the_anchor_and_log_two_doubles_a_side() -> None:
+    anchor = torch.tensor([[2.0, 2.0, 6.0, 4.0]])
+    assert decode_boxes(torch.zeros((1, 4)), anchor).tolist() == anchor.tolist()
+    wide = decode_boxes(torch.tensor([[0.0, 0.0, 0.0, 0.6931472]]), anchor)
+    torch.testing.assert_close(wide, torch.tensor([[2.0, 1.0, 6.0, 5.0]]))
+
+
+def test_wild_outputs_stay_finite() -> None:
+    boxes = decode_boxes(torch.full((1, 4), 1e4), torch.tensor([[0.0, 0.0, 2.0, 2.0]]))
+    assert bool(torch.isfinite(boxes).all())
+
+
+def test_a_box_without_volume_is_encoded_finitely() -> None:
+    deltas = encode_boxes(torch.zeros((1, 4)), torch.tensor([[0.0, 0.0, 2.0, 2.0]]))
+    assert bool(torch.isfinite(deltas).all())
+
+
+def test_a_table_is_that_of_a_naive_search(rng):
+    instances = rng.choice([0, 0, 0, 5, 9, 2], size=(3, 4, 5, 6))
+    instances[1] = 0
+    instances[2][instances[2] == 2] = 0
+    labels = instances % 4
+    table = lesion_table(torch.from_numpy(instances), torch.from_numpy(labels))
+    assert table.ids.shape == (3, 3)
+    for tile, (ids, of, boxes) in enumerate(zip(table.ids, table.labels, table.boxes, strict=True)):
+        present = sorted(set(np.unique(instances[tile])) - {0})
+        assert ids[ids > 0].tolist() == ids[: len(present)].tolist() == present
+        for row, number in enumerate(present):
+            voxels = np.argwhere(instances[tile] == number)
+            assert of[row] == number % 4
+            assert boxes[row].tolist() == [*voxels.min(0), *(voxels.max(0) + 1)]
+        assert of[len(present) :].sum() == boxes[len(present) :].sum() == 0
+
+
+def test_no_lesion_leaves_an_empty_row():
+    nothing = torch.zeros((1, 3, 3), dtype=torch.int32)
+    table = lesion_table(nothing, nothing)
+    assert table.boxes.shape == (1, 1, 4)
+    assert table.labels.sum() == table.ids.sum() == 0

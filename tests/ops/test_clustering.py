@@ -8,13 +8,6 @@ from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.clustering import weighted_box_clustering
 
 
-def test_one_box_stays_as_it_is() -> None:
-    box = torch.tensor([[1.0, 2.0, 3.0, 4.0, 6.0, 8.0]])
-    found = weighted_box_clustering(box, torch.tensor([0.7]), 0.1)
-    assert found.boxes.tolist() == box.tolist()
-    assert found.scores.tolist() == pytest.approx([0.7])
-
-
 def test_missing_predictions_damp_the_score() -> None:
     box = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(2, 1)
     scores = torch.tensor([0.8, 0.4])
@@ -50,12 +43,6 @@ def test_clusters_agree_with_a_plain_loop(dims: int) -> None:
         expected.append(float((factor * scores[members]).sum() / factor.sum()))
     assert found.scores.tolist() == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert int(found.size.sum()) == 80
-
-
-def test_nothing_gives_nothing() -> None:
-    found = weighted_box_clustering(torch.zeros((0, 4)), torch.zeros(0), 0.5)
-    assert found.boxes.shape == (0, 4)
-    assert len(found.leader) == 0
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
 from lesionseg.errors import ContentError
-from lesionseg.ops.components import candidates_of, filled_boxes, lesion_mask, lesions_of
+from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of
 
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 
@@ -20,11 +20,6 @@ def test_diameter_of_a_drawn_ball(dims):
     axes = np.ogrid[tuple(slice(-12, 13) for _ in range(dims))]
     n_voxels = (sum(a**2 for a in axes) <= 100).sum()
     assert float(equivalent_diameter_mm(n_voxels, dims)) == pytest.approx(20, rel=0.02)
-
-
-def test_diameters_of_arrays_and_zero():
-    found = equivalent_diameter_mm([0.0, np.pi / 6], 3)
-    np.testing.assert_allclose(found, [0.0, 1.0])
 
 
 def test_components_of_a_label_map():
@@ -79,11 +74,6 @@ def test_anisotropic_boxes_and_their_pixels():
     assert lesion_mask(reference).tolist() == (lesions.drawn() > 0).tolist()
 
 
-def test_boxes_reach_no_further_than_the_grid():
-    filled = filled_boxes([(-2.0, 4.5, 1.0, 9.0)], (4, 6))
-    assert filled.tolist() == (text("000011", "000000", "000000", "000000") > 0).tolist()
-
-
 def test_a_listed_lesion_without_voxels_has_its_box():
     instances = text("330000", "000000", "000000", "000000")
     boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 4, 6]], dtype=np.float32)
@@ -132,19 +122,3 @@ def test_candidates_are_lesions_in_the_order_of_the_prediction():
         assert lesions.diameters_mm[row] == pytest.approx(candidate.diameter_mm)
         assert tuple(lesions.centres_mm[row]) == candidate.centre_mm
         assert tuple(lesions.boxes[row]) == candidate.start_vox + candidate.stop_vox
-
-
-def test_candidates_from_voxels_and_from_a_box_by_hand():
-    geometry = Geometry.from_spacing((10, 10, 10), (2.0, 1.0, 1.0))
-    voxels = np.array([[1, 2, 3], [1, 2, 4], [2, 2, 3]])
-    drawn = Candidate.from_voxels(7, 2, 0.8, voxels, geometry)
-    assert (drawn.start_vox, drawn.stop_vox) == ((1.0, 2.0, 3.0), (3.0, 3.0, 5.0))
-    assert drawn.centre_mm == pytest.approx((10 / 3, 2, 8 / 3))  # x, y, z
-    assert drawn.volume_ml == pytest.approx(0.006)
-    assert drawn.diameter_mm == pytest.approx((6 * 6 / np.pi) ** (1 / 3))
-    assert drawn.has_mask
-    box = Candidate.from_box(1, 2, 0.8, (0, 0, 0, 4, 8, 8), geometry)
-    assert box.diameter_mm == pytest.approx(8)
-    assert box.centre_mm == (3.5, 3.5, 3.0)
-    assert box.volume_ml is None
-    assert not box.has_mask

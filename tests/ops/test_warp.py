@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Affine
 from scipy import ndimage
 
 from lesionseg.errors import GeometryError
@@ -52,28 +51,6 @@ def test_a_shift_reads_exact_voxels_and_nothing_outside():
     assert warp_linear(image, half)[0, :, 1].tolist() == [0, 0, 0.5, 1]
     (near,) = warp_nearest([image[0].int()], half)
     assert near[:, 1].tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_the_same_affine_gives_monais_voxels(rng, dims):
-    shape = SHAPES[dims][0]
-    linear = np.eye(dims) + rng.uniform(-0.2, 0.2, (dims, dims))
-    image = torch.from_numpy(rng.normal(size=(1, *shape)).astype(np.float32))
-    square = np.eye(dims + 1)
-    square[:dims, :dims] = linear
-    theirs, _ = Affine(affine=square, padding_mode="zeros")(image)
-    middle = (np.array(shape) - 1) / 2
-    warp = Warp(np.concatenate([linear, (middle - linear @ middle)[:, None]], axis=1), shape)
-    ours = warp_linear(image, warp)
-    inner = (slice(None), *(slice(4, -4),) * dims)
-    torch.testing.assert_close(ours[inner], theirs.as_tensor()[inner], atol=1e-4, rtol=1e-4)
-
-
-def test_a_volume_of_one_slice_is_read_like_any_other(rng):
-    image = torch.from_numpy(rng.normal(size=(1, 1, 6, 7)).astype(np.float32))
-    same = Warp(np.eye(3, 4), (1, 6, 7))
-    torch.testing.assert_close(warp_linear(image, same), image)
-    assert torch.equal(warp_nearest([image[0]], same)[0], image[0])
 
 
 def test_what_does_not_fit_is_refused():

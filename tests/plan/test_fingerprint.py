@@ -38,17 +38,6 @@ def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
     assert found.lesion_fraction == pytest.approx(8 / (3 * 5 * 12 * 14))
 
 
-def test_a_lesion_of_several_regions_is_one(dataset: Dataset, cases: list[Case]):
-    reference = cases[0].reference
-    assert reference is not None
-    labels = np.zeros(reference.geometry.shape, np.uint8)
-    labels[1:4, 1:3, 1:3], labels[2, 1:3, 1:3] = 1, 2
-    whole = (labels > 0).astype(np.int32)
-    united = replace(reference, labels=labels, instances=whole, instance_labels=(1,))
-    found = take_fingerprint(dataset, [replace(cases[0], reference=united)])
-    assert found.lesion_voxels == (12,)
-
-
 def test_intensities_of_lesions_and_body(dataset: Dataset, cases: list[Case]):
     (channel,) = take_fingerprint(dataset, cases).channels
     assert channel.lesion is not None
@@ -63,24 +52,6 @@ def test_a_dataset_without_any_lesion_has_no_lesion_statistics(dataset: Dataset,
     assert found.channels[0].lesion is None
     assert (found.lesions_per_case, found.lesion_fraction) == ((0, 0), 0)
     assert Fingerprint.from_json(found.to_json()) == found
-
-
-def test_the_order_of_axes_in_the_file_does_not_matter(dataset: Dataset, cases: list[Case]):
-    turned = [_turned(case) for case in cases]
-    one, other = take_fingerprint(dataset, cases), take_fingerprint(dataset, turned)
-    assert other.shapes == one.shapes
-    assert other.spacings_mm == one.spacings_mm
-    assert sorted(other.diameters_mm) == sorted(one.diameters_mm)
-
-
-def _turned(case: Case) -> Case:
-    """The same case stored with its axes as (x, y, z)."""
-    assert case.reference is not None
-    assert case.reference.labels is not None
-    shape, affine = case.image.geometry.shape, case.image.geometry.affine
-    geometry = Geometry(shape[::-1], affine[:, [2, 1, 0, 3]])
-    image = Volume(case.image.array.transpose(0, 3, 2, 1), geometry)
-    return Case(case.case, image, Reference(geometry, case.reference.labels.transpose(2, 1, 0)))
 
 
 def test_canonical_order_of_an_oblique_volume():
@@ -131,15 +102,6 @@ def test_boxes_alone_are_filled_and_as_large_as_the_ellipses_in_them(dataset: Da
     assert found.diameters_mm == pytest.approx((np.sqrt(20), 2), abs=1e-4)
     assert found.lesion_voxels == (16, 3)  # π/4 of 20 and of 4
     assert found.lesion_fraction == pytest.approx(24 / 600)
-
-
-def test_touching_instances_stay_two_lesions(dataset: Dataset, cases: list[Case]):
-    geometry = cases[0].image.geometry
-    instances = np.zeros(geometry.shape, dtype=np.int32)
-    instances[1:3, 1:3, 1:3], instances[3:5, 1:3, 1:3] = 1, 2
-    reference = Reference(geometry, instances=instances, instance_labels=(1, 1))
-    found = take_fingerprint(dataset, [Case("a", cases[0].image, reference)])
-    assert found.lesions_per_case == (2,)
 
 
 def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
