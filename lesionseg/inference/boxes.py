@@ -17,12 +17,12 @@ from torch import Tensor
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.probabilities import box_scores
+from lesionseg.inference.stitch import gaussian_weight
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, decode_boxes, is_degenerate, split_box
 from lesionseg.ops.suppression import batched_nms
-from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import CandidateRule, Plan
 
 MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile

@@ -19,12 +19,11 @@ from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.body import Body
 from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.stitch import Stitcher, Store
+from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 from lesionseg.models.build import fast_dtype
 from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
-from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
 OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles of the scan

@@ -109,16 +109,10 @@ def softmax_focal_loss(
 ) -> Float[Tensor, "..."]:
     """Focal loss of 1 + K mutually exclusive classes; class 0 is background.
 
-    All else, the errors too, as `sigmoid_focal_loss`.
-
-    Args:
-        logits: `[B, 1+K, *spatial]` or `[n, 1+K]`.
-        target: label map without the class axis, any integer dtype.
-        alpha: a number weights lesions by α and background by 1 − α; a sequence has 1 + K entries.
-        gamma: how strongly well-classified elements are silenced, 0 or more.
-        reduction: `none` gives `[B, *spatial]`; the others as there.
-        valid: `[B, *spatial]`; of the logits' shape, a voxel counts where all its classes do.
-        normaliser: None for the number of valid voxels with a label above 0, at least 1.
+    Arguments and errors as of `sigmoid_focal_loss`, but: `logits` are `[B, 1+K, *spatial]` or
+    `[n, 1+K]`, `target` is a label map of any integer dtype. A number `alpha` weights lesions by α
+    and background by 1 − α; a sequence has 1 + K entries. `none` gives `[B, *spatial]`. A voxel
+    counts where `valid` holds for all its classes; it is positive where its label is above 0.
 
     >>> import torch
     >>> logits = torch.zeros(1, 2, 2)  # p = ½ everywhere

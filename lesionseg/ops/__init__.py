@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from lesionseg.ops.resample import resample_nearest as resample_nearest
     from lesionseg.ops.suppression import batched_nms as batched_nms
     from lesionseg.ops.suppression import nms as nms
-    from lesionseg.ops.windows import gaussian_weight as gaussian_weight
 
 _HOMES = {
     "LesionInstances": "components",
     "batched_nms": "suppression",
     "box_iou": "boxes",
     "box_volume": "boxes",
-    "gaussian_weight": "windows",
     "label_components": "components",
     "lesion_instances": "components",
     "mask_boxes": "components",

@@ -20,7 +20,7 @@ import lesionseg
 from lesionseg.core import Dataset
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
-from lesionseg.io.files import read_json, read_yaml, write_text
+from lesionseg.io.files import read_yaml, write_text
 from lesionseg.plan.splits import Splits, roles_in
 
 CONFIG = "config.yaml"
@@ -93,7 +93,7 @@ def check_cases(run: Path, splits: Splits) -> None:
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):
         return
-    before, now = roles_in(read_json(path), path, 0), splits.roles
+    before, now = roles_in(path), splits.roles
     kinds: dict[str, list[str]] = {"added": [], "removed": [], "moved": []}
     for case in sorted({*before, *now}):
         old, new = before.get(case), now.get(case)

@@ -3,7 +3,6 @@
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
@@ -16,21 +15,21 @@ from lesionseg.errors import ConfigError, count
 from lesionseg.plan.fingerprint import ChannelStatistics
 from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, total_stride
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0  # ratio of coarsest to finest spacing from which a set counts as anisotropic
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
 PRIOR_RANGE = (1e-6, 0.2)
-# channel names by which nnU-Net chooses a normalisation, whatever their case, and ours; CT below
+# channel names by which nnU-Net chooses a normalisation, whatever their case, and ours; CT below.
+# Its scaling of each image to 0..1 is the same line as ours by range, but for the outermost voxels
 NAMED_SCALES: Mapping[str, Normalisation] = {
     "nonorm": Normalisation("dataset"),
     "zscore": Normalisation("zscore"),
+    "rescale_to_0_1": Normalisation("range"),
+    "rescale_0_1": Normalisation("range"),
     "rgb_to_0_1": Normalisation("dataset", std=255.0),
 }
-UNKNOWN_SCALES = ("rescale_to_0_1", "rescale_0_1")  # such names too, that ours cannot express
 # GB that a training step of a network takes, with tiles of a shape and so many of them
 StepGb = Callable[[Architecture, Sequence[int], int], float]
 SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
@@ -109,11 +108,6 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     of this.
     """
     name = channel.name.strip().casefold()
-    if name in UNKNOWN_SCALES:
-        logger.warning(
-            "%s: scaling to 0..1 is not supported. Scale the images yourself and call it noNorm.",
-            channel.name,
-        )
     if name in NAMED_SCALES:
         return Decision(NAMED_SCALES[name], f"as the channel is called: {channel.name}")
     if dims == 2 and not channel.is_ct:

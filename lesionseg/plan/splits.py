@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -126,23 +126,6 @@ def fold_numbers(
     return numbers
 
 
-def roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
-    """Roles from our own JSON, or from one fold of nnU-Net's list."""
-    if isinstance(raw, list):
-        _require_fold(fold, range(max(len(raw), 1)), path)
-    try:
-        if isinstance(raw, list):
-            train: dict[str, Role] = dict.fromkeys(map(str, raw[fold]["train"]), "train")
-            return {**train, **dict.fromkeys(map(str, raw[fold]["val"]), "validation")}
-        known: dict[str, Role] = {role: role for role in get_args(Role)}
-        return {str(case): known[role] for case, role in raw["roles"].items()}
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise DatasetError(
-            f"{path}: no split ({error!r}). Write {{'roles': {{'case': 'train', …}}}} or "
-            "[{'train': […], 'val': […]}, …]."
-        ) from error
-
-
 def _stated(dataset: Dataset, burden: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
     """Roles the dataset states, labelled cases without one training; what is not for testing."""
     stated: dict[str, Role] = {}
@@ -194,9 +177,27 @@ def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
         raise DatasetError(f"{where}: data.fold={fold} is not one of the folds {known}.")
 
 
+def roles_in(path: Path, fold: int = 0) -> dict[str, Role]:
+    """Roles of our own JSON, or of one fold of nnU-Net's list."""
+    raw = read_json(path)
+    if isinstance(raw, list):
+        _require_fold(fold, range(max(len(raw), 1)), path)
+    try:
+        if isinstance(raw, list):
+            train: dict[str, Role] = dict.fromkeys(map(str, raw[fold]["train"]), "train")
+            return {**train, **dict.fromkeys(map(str, raw[fold]["val"]), "validation")}
+        known: dict[str, Role] = {role: role for role in get_args(Role)}
+        return {str(case): known[role] for case, role in raw["roles"].items()}
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"{path}: no split ({error!r}). Write {{'roles': {{'case': 'train', …}}}} or "
+            "[{'train': […], 'val': […]}, …]."
+        ) from error
+
+
 def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
     """Roles of a file; it must name every labelled case, and may not train on a test case."""
-    wanted = roles_in(read_json(path), path, fold)
+    wanted = roles_in(path, fold)
     reserved = {c: r for c, r in roles.items() if r in ("test", "external")}
     merged = {**reserved, **wanted}
     for names, what in (

@@ -12,8 +12,13 @@ from torch import Tensor
 from lesionseg.core import Geometry
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import OutputError
-from lesionseg.inference.stitch import Stitcher, Store, restore_slabs, signed_permutation
-from lesionseg.ops.windows import gaussian_weight
+from lesionseg.inference.stitch import (
+    Stitcher,
+    Store,
+    gaussian_weight,
+    restore_slabs,
+    signed_permutation,
+)
 
 
 class Whole:
@@ -178,3 +183,12 @@ def test_zooms_and_rotations_are_no_signed_permutation() -> None:
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
     assert signed_permutation(np.vstack([turn, [0, 0, 1]]), (100, 100)) is None
     assert signed_permutation(np.array([[1, 0, 0.5], [0, 1, 0], [0, 0, 1]]), (4, 4)) is None
+
+
+@pytest.mark.parametrize("shape", [(16,), (8, 13), (32, 64, 64)])
+def test_the_centre_weighs_one_and_nothing_weighs_nothing(shape):
+    weight = gaussian_weight(shape)
+    assert weight.shape == shape
+    assert weight.dtype == torch.float32
+    assert weight.max() == 1
+    assert weight.min() >= 0.001 * 0.999
