@@ -65,7 +65,7 @@ class Run:
 
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"
-            for name, cell in score_cells(self.scores)
+            for name, cell in score_cells(self.scores).items()
         )
         return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
 

@@ -42,8 +42,12 @@ class EvaluateOutcome:
     output: Path
 
     def summary(self) -> list[str]:
-        """The table of the most important numbers."""
-        return scores_lines({str(self.scores["evaluated_on"]): self.scores})
+        """The table of the most important numbers, and where the others are."""
+        return [
+            *scores_lines({str(self.scores["evaluated_on"]): self.scores}),
+            f"Wrote:   {self.output / 'scores.json'}",
+            f"Next:    python scripts/report.py scores={self.output} output=REPORT",
+        ]
 
 
 @locks("output")

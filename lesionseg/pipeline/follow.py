@@ -114,7 +114,8 @@ class FollowOutcome:
             for s in STATES
         ]
         lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
-        return [*lines, f"{count(self.n_pairs, 'pair')}: {self.output / 'changes.csv'}"]
+        table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
+        return [*lines, table, f"Open:    {self.output / 'follow.html'}"]
 
 
 @locks("output")

@@ -80,22 +80,20 @@ def bar(what: str) -> Iterator[Advance]:
 
 def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One column per role, one row per number; what is undefined is a dash."""
-    if not by_role:
-        return []
     columns = [score_cells(scores) for scores in by_role.values()]
-    rows = [[name, *(dict(column)[name] for column in columns)] for name in ROWS]
-    return aligned([["", *by_role], *rows])
+    rows = [[name, *(column[name] for column in columns)] for name in ROWS]
+    return aligned([["", *by_role], *rows]) if by_role else []
 
 
-def score_cells(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+def score_cells(scores: Mapping[str, Any]) -> dict[str, str]:
     """The most important numbers of a scores.json: what, and how much."""
-    cells = []
+    cells = {}
     for name, keys in ROWS.items():
         value: Any = scores
         for key in keys.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
-        cells.append((name, "–" if value is None else text))
+        cells[name] = "–" if value is None else text
     return cells
 
 

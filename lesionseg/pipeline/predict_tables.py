@@ -64,8 +64,8 @@ class PredictOutcome:
             f"earlier run, {n['failed']} failed; {accepted} accepted.",
             *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
             *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
-            f"Masks, candidates and {TABLE}: {self.folder}",
-            f"Next: lesionseg evaluate reference=DIR prediction={self.folder} output=scores",
+            f"Wrote:   {self.folder / TABLE}, and masks and candidates beside it",
+            f"Next:    python scripts/evaluate.py reference=DIR prediction={self.folder} output=D",
         ]
 
 

@@ -85,7 +85,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
         assert p[0][inside].min() >= 0.35 > p[0][~inside].max()
     said = "\n".join(outcome.summary())
     assert "3 cases: 3 predicted" in said
-    assert f"evaluate reference=DIR prediction={out}" in said
+    assert f"evaluate.py reference=DIR prediction={out}" in said
     row = read_csv(out / "predictions.csv")[0]
     listed = json.loads((out / "a_candidates.json").read_text())["candidates"]
     volume = sum(c["volume_ml"] for c in listed if c["accepted"])
