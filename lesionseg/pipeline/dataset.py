@@ -38,6 +38,7 @@ from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
 
+Record = tuple[CaseFacts | None, str]
 ALL_FOLDS = "all"
 CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
 SETTINGS = "simulation.json"
@@ -94,17 +95,14 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     dataset = open_dataset(data)
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, facts, advance)
-    raise_all([record for record in records if isinstance(record, LesionsegError)], data.root)
-    read = [r for r in records if not isinstance(r, LesionsegError)]
-    pairs = list(zip(dataset.cases, read, strict=True))
-    known = {files.case: r.facts for files, r in pairs if r.facts is not None}
+    known = {case: found for case, (found, _) in records.items() if found is not None}
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
-    taken = [kept for case, kept in known.items() if case not in held_out]
-    burden = {case: len(kept.diameters_mm) for case, kept in known.items()}
+    taken = [found for case, found in known.items() if case not in held_out]
+    burden = {case: len(found.diameters_mm) for case, found in known.items()}
     if not taken:
         raise DatasetError(
-            f"{data.root}: there is no reference to learn from ({count(len(read), 'case')}). Add "
-            "masks, or predict with an existing bundle."
+            f"{data.root}: there is no reference to learn from ({count(len(records), 'case')}). "
+            "Add masks, or predict with an existing bundle."
         )
     if sum(burden.values()) == 0:
         raise DatasetError(
@@ -116,9 +114,9 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         fingerprint_of(dataset, taken),
         Splits({}, True, seed, ""),
         burden,
-        {case: median(kept.diameters_mm or (0.0,)) for case, kept in known.items()},
-        {case: burden[case] for case, kept in known.items() if kept.boxed},
-        {files.case: record.source for files, record in pairs},
+        {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()},
+        {case: burden[case] for case, found in known.items() if found.boxed},
+        {case: source for case, (_, source) in records.items()},
     )
     fold = folds_of(survey, data)[0] if data.fold == ALL_FOLDS else data.fold
     survey = divided(survey, data, seed, None if fold is None else int(fold))
@@ -183,16 +181,6 @@ def require_masks(survey: Survey, architecture: str) -> None:
         )
 
 
-def raise_all(errors: Sequence[LesionsegError], root: str | Path) -> None:
-    """Raise the only error as it is, several as one `DatasetError`; nothing where there is none."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        shown = "\n  ".join(str(error) for error in errors[:20])
-        more = f"\n  … and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")
-
-
 def simulate_once(root: Path, phantoms: Mapping[str, Any]) -> None:
     """Simulate a dataset at `root`, unless it lies there already.
 
@@ -231,19 +219,12 @@ def simulate_once(root: Path, phantoms: Mapping[str, Any]) -> None:
         raise OutputError(f"{root}: the simulated dataset cannot be written: {error}.") from error
 
 
-@dataclass(frozen=True)
-class CaseRecord:
-    """What is known of a case: None for one without a reference; SHA-256 of its files."""
-
-    facts: CaseFacts | None
-    source: str
-
-
 def read_records(
     dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
-) -> list[CaseRecord | LesionsegError]:
-    """What is known of each case, in order, or why it cannot be used; threads read new cases.
+) -> dict[str, Record]:
+    """Each case's facts, None without a reference, and SHA-256 of its files; threads read new ones.
 
+    Raises the error of the only case that cannot be used, of several a `DatasetError`.
     Records lie in `folder/facts.json` (None: nowhere), written at the end or when interrupted, by
     the path of the first image; a file's path, size and time of change stand for its content.
     """
@@ -260,34 +241,44 @@ def read_records(
         text = json.dumps(content, sort_keys=True, default=str)
         return None if states is None else sha256(text.encode()).hexdigest()
 
-    def record(files: CaseFiles) -> CaseRecord | LesionsegError:
+    def record(files: CaseFiles) -> Record | LesionsegError:
         state = state_of(files) if folder else None
         entry = known.get(str(files.images[0]))
         if entry and entry["state"] == state:
-            return CaseRecord(_facts(entry["facts"]), entry["source"])
+            return _facts(entry["facts"]), str(entry["source"])
         try:
             case = read_case(files, dataset)
             marked = case.reference
             facts = None if marked is None else facts_of(case, marked, voxels)
-            made = CaseRecord(facts, source_hash(files))
+            source = source_hash(files)
         except LesionsegError as error:
             return error
         if state is not None and state == state_of(files):
-            entry = {"state": state, "facts": _plain(facts), "source": made.source}
+            entry = {"state": state, "facts": _plain(facts), "source": source}
             new[str(files.images[0])] = entry
-        return made
+        return facts, source
 
-    records = []
+    records, errors = dict[str, Record](), list[LesionsegError]()
     pool = ThreadPoolExecutor(min(cores(), _MOST_READERS))
     try:
         for files, made in zip(dataset.cases, pool.map(record, dataset.cases), strict=True):
-            records.append(made)
-            progress(files.case, len(records), len(dataset.cases))
+            if isinstance(made, LesionsegError):
+                errors.append(made)
+            else:
+                records[files.case] = made
+            progress(files.case, len(records) + len(errors), len(dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
         if folder is not None and new:
             with suppress(OutputError):  # it costs time at the next start, nothing else
                 write_text(folder / FACTS_FILE, json.dumps(_read(folder) | new))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        shown = "\n  ".join(str(error) for error in errors[:20])
+        more = f"\n  … and {len(errors) - 20} more" if len(errors) > 20 else ""
+        text = f"{len(errors)} cases cannot be used:\n  {shown}{more}"
+        raise DatasetError(f"{dataset.root}: {text}")
     return records
 
 

@@ -65,7 +65,8 @@ class PredictOutcome:
             *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
             *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
             f"Wrote:   {self.folder / TABLE}, and masks and candidates beside it",
-            f"Next:    python scripts/evaluate.py reference=DIR prediction={self.folder} output=D",
+            "Next:    python scripts/evaluate.py reference=DIR "
+            f"prediction={self.folder} output=SCORES",
         ]
 
 
