@@ -10,13 +10,7 @@ from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_LESION, proportion, rate
 
-LESION, NO_LESION_HERE, UNSURE = "lesion", "no_lesion", "unsure"
-# what people write, spaces and hyphens taken as underscores, capitals as small letters
-_WORDS = {
-    **dict.fromkeys(("lesion", "yes", "true_lesion"), LESION),
-    **dict.fromkeys(("no_lesion", "not_lesion", "no", "not_a_lesion"), NO_LESION_HERE),
-    **dict.fromkeys(("unsure", "unclear", "?"), UNSURE),
-}
+LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict
         if not cell:
             continue
         word = cell.strip().lower().replace(" ", "_").replace("-", "_")
-        if word not in _WORDS:
+        if word not in WORDS:
             raise ContentError(
                 f"{where}, line {line}: the verdict {cell!r} is not known. Write {LESION}, "
                 f"{NO_LESION_HERE}, {UNSURE} or nothing."
@@ -45,7 +39,7 @@ def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict
         try:
             ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
             box = tuple(float(cell) for cell in ends if cell)
-            found.append(Verdict(row["case"], int(float(row["candidate"])), box, _WORDS[word]))
+            found.append(Verdict(row["case"], int(float(row["candidate"])), box, word))
         except (KeyError, ValueError) as error:
             raise ContentError(
                 f"{where}, line {line}: no case, candidate and box as the report wrote them "

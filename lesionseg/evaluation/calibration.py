@@ -4,7 +4,7 @@ Platt's fit (1999) with an intercept, on the logit of the score. Probabilities a
 ranking.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,23 +59,6 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
         n_true=n_true,
         n_false=n_false,
     )
-
-
-def fit_out_of_fold(
-    results: Sequence[CaseResult], fold_of: Mapping[str, int]
-) -> dict[int, Calibration | None]:
-    """For each fold of `fold_of` (by case) the calibration fitted on all the others.
-
-    With it probabilities can be evaluated on the very cases the final one is fitted on. None where
-    the other folds have too few candidates.
-    """
-    found: dict[int, Calibration | None] = {}
-    for number in sorted(set(fold_of.values())):
-        try:
-            found[number] = fit_calibration([r for r in results if fold_of[r.case] != number])
-        except ContentError:
-            found[number] = None
-    return found
 
 
 def describe_calibration(results: Sequence[CaseResult]) -> dict[str, Any]:

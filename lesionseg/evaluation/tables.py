@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
-from lesionseg.io.files import write_csv
+from lesionseg.io.files import write_csv, write_json
 
 CASE_COLUMNS = (
     *("case", "group", "role", "status", "n_lesions", "n_candidates", "n_detected", "n_missed"),
@@ -25,10 +25,16 @@ Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
-def write_tables(
-    folder: Path, results: Sequence[CaseResult], labels: Mapping[int, str] | None = None
+def write_scores(
+    folder: Path,
+    results: Sequence[CaseResult],
+    scores: Mapping[str, Any],
+    labels: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the three tables, each atomically; `labels` names label values."""
+    """Write the three tables and, last, scores.json, each atomically.
+
+    `labels` names label values.
+    """
     regions = list(dict.fromkeys(name for result in results for name in result.regions))
     more = [_region_column(what, name) for name in regions for what in ("dice", "n_lesions")]
     write_csv(folder / "cases.csv", map(_case_row, results), (*CASE_COLUMNS, *more))
@@ -41,6 +47,7 @@ def write_tables(
             for item in getattr(r, name)
         )
         write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
+    write_json(folder / "scores.json", scores)
 
 
 def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:

@@ -18,6 +18,7 @@ from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import Columns
+from lesionseg.evaluation.tables import write_scores
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts import assign_groups, read_dataset, recognised
@@ -25,7 +26,7 @@ from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.log import Advance, scores_lines
-from lesionseg.pipeline.score import match_cases, write_scores
+from lesionseg.pipeline.score import match_cases
 
 __all__ = ["EvaluateOutcome", "evaluate"]
 

@@ -22,7 +22,7 @@ from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, su
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
 from lesionseg.evaluation.regrid import onto_grid
-from lesionseg.evaluation.tables import write_rows
+from lesionseg.evaluation.tables import write_rows, write_scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.results import (
     REPORT,
@@ -44,7 +44,6 @@ from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_r
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.components import candidates_of
 from lesionseg.pipeline.log import Advance, aligned, bar
-from lesionseg.pipeline.score import write_scores
 from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import Card

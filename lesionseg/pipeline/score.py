@@ -24,7 +24,6 @@ from lesionseg.core import (
 )
 from lesionseg.errors import DatasetError, GeometryError, count
 from lesionseg.evaluation import (
-    CaseResult,
     MatchedCase,
     Preset,
     choose,
@@ -36,11 +35,10 @@ from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.curves import Pool, froc
 from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.regrid import onto_grid
-from lesionseg.evaluation.tables import write_tables
+from lesionseg.evaluation.tables import write_scores
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_image, read_mask, read_reference
-from lesionseg.io.files import write_json
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
@@ -146,18 +144,6 @@ def read_on_grid(
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
     return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
-
-
-def write_scores(
-    folder: Path,
-    results: Sequence[CaseResult],
-    scores: Scores,
-    labels: Mapping[int, str] | None = None,
-) -> None:
-    """Write the three tables and, last, scores.json; each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tables(folder, results, labels)
-    write_json(folder / "scores.json", scores)
 
 
 # --- roles of a training -------------------------------------------------------------------------
@@ -350,9 +336,7 @@ def _score(
         provenance=origin,
         columns={files.case: files.columns for files in survey.dataset.cases},
     )
-    output.mkdir(parents=True, exist_ok=True)
-    write_tables(output, results, labels)
-    write_json(output / "scores.json", scores)
+    write_scores(output, results, scores, labels)
     return scores
 
 

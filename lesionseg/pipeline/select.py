@@ -8,6 +8,7 @@ ranking of voxels.
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from lesionseg.core import Calibration, OperatingPoint, Reference
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError, count
 from lesionseg.evaluation import CaseResult, choose
-from lesionseg.evaluation.calibration import fit_calibration, fit_logistic, fit_out_of_fold
+from lesionseg.evaluation.calibration import fit_calibration, fit_logistic
 from lesionseg.inference.decision import OnSlab, Slab
 from lesionseg.plan.plan import Plan
 
@@ -85,10 +86,13 @@ def select(
     if five is None:
         groups = sorted({r.group for r in results})
         five = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
-    fit, fits = None, dict[int, Calibration | None]()
+    fit, fits = None, dict[int, Calibration]()
     try:
         fit = fit_calibration(results, fitted_on=chosen_on)
-        fits = fit_out_of_fold(results, five)
+        for number in sorted(set(five.values())):
+            with suppress(ContentError):  # too few candidates elsewhere
+                rest = [r for r in results if five[r.case] != number]
+                fits[number] = fit_calibration(rest)
         why = (
             f"fitted on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
             f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score."

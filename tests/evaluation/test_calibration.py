@@ -11,7 +11,6 @@ from lesionseg.evaluation.calibration import (
     describe_calibration,
     fit_calibration,
     fit_logistic,
-    fit_out_of_fold,
 )
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
 
@@ -38,16 +37,6 @@ def results():
         case(f"c{i}", tuple(np.clip(rng.normal([0.7, 0.6, 0.4], 0.2), 0.05, 0.95).tolist()))
         for i in range(30)
     ]
-
-
-def test_each_fold_has_the_fit_of_the_others(results):
-    fold_of = {r.case: i % 3 for i, r in enumerate(results)}
-    fits = fit_out_of_fold(results, fold_of)
-    assert sorted(fits) == [0, 1, 2]
-    others = [r for r in results if fold_of[r.case] != 1]
-    assert fits[1] == fit_calibration(others)
-    assert fits[1].n_true == 40
-    assert fits[1].n_false == 20
 
 
 def drawn(template, p, true):

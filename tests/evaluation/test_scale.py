@@ -13,7 +13,7 @@ import pytest
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
-from lesionseg.evaluation.tables import write_tables
+from lesionseg.evaluation.tables import write_scores
 from lesionseg.ops.host_memory import peak_memory_mb
 from tests.evaluation.hand_cases import prediction_of
 
@@ -36,7 +36,7 @@ def run(n_lesions, folder):
         evaluate_case(truth, prediction, preset, case=f"c{i}") for i in range(n_lesions // PER_CASE)
     ]
     assert summarise(results, preset, evaluated_on="test")["n_true_positive"] == 0.8 * n_lesions
-    write_tables(folder, results)
+    write_scores(folder, results, {})
     return time.process_time() - start, peak_memory_mb() - before
 
 

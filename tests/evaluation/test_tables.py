@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from lesionseg.core import InputVerdict
 from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.evaluation.tables import write_tables
+from lesionseg.evaluation.tables import write_scores
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 
 RESULTS = [
@@ -13,7 +13,7 @@ RESULTS = [
 
 
 def tables(folder, results, labels=None):
-    write_tables(folder, results, labels)
+    write_scores(folder, results, {}, labels)
     return [
         list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
         for name in ("cases", "lesions", "candidates")
