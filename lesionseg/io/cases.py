@@ -204,15 +204,10 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
     """Raise `GeometryError` naming both files when their grids are not the same."""
     distance = seen.distance_mm(expected)
-    if seen.shape != expected.shape:
-        raise GeometryError(
-            f"{path} and {other.name} differ in shape, {seen.shape} and {expected.shape}. Resample "
-            "one onto the grid of the other."
-        )
     if distance > TOLERANCE_MM:
         raise GeometryError(
-            f"{path} and {other.name} do not lie on one grid: corners are up to {distance:.6g} mm "
-            "apart. Register them, or copy the affine if the grid is known to be the same."
+            f"{path} and {other.name} do not lie on one grid: shapes {seen.shape} and "
+            f"{expected.shape}, corners up to {distance:.6g} mm apart. Resample one onto the other."
         )
 
 

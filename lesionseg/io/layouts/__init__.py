@@ -55,7 +55,12 @@ def _holds(name: str) -> Callable[[Path], bool]:
 CONVENTIONS = (
     Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
     Convention("datalist", "JSON with a list 'training'", recognises_datalist, read_datalist),
-    Convention("nnunet", "dataset.json and imagesTr/", _holds("dataset.json"), read_nnunet),
+    Convention(
+        "nnunet",
+        "dataset.json, imagesTr/ and labelsTr/",
+        _holds("dataset.json"),
+        read_nnunet,
+    ),
     Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
     Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )
@@ -112,7 +117,8 @@ def read_dataset(
     if not lenient:
         problems.raise_all(root)
     if not dataset.cases:
-        raise DatasetError(f"{root}: the dataset has no case.")
+        looked_for = known[name].looks_for
+        raise DatasetError(f"{root}: no labelled case; the layout {name} has {looked_for}.")
     single = {case.case: case for case in reversed(dataset.cases)}.values()
     cases = tuple(_with_radiograph_columns(c) for c in assign_groups([*single][::-1], group))
     dataset = replace(dataset, cases=cases, problems=tuple(problems))

@@ -31,7 +31,7 @@ def read_bids(root: Path) -> Dataset:
 
     Images are those of the mask's own folder where there are any (derivatives with their own
     images), else those of the raw session; of these the ones on the mask's grid, which is looked
-    up in the first session. Raises `DatasetError` where no mask is found.
+    up in the first session.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -54,11 +54,6 @@ def read_bids(root: Path) -> Dataset:
             if not found:
                 raise DatasetError(f"the session {case} has no image.")
             images[case] = found
-    if not masks:
-        raise DatasetError(
-            f"{root}: no lesion mask such as derivatives/<name>/sub-1/ses-1/anat/"
-            "sub-1_ses-1_label-lesion_mask.nii.gz."
-        )
     channels: list[str] = []
     if images:
         first, own = next(iter(images.items()))

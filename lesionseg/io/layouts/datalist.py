@@ -65,8 +65,6 @@ def read_datalist(root: Path) -> Dataset:
             if isinstance(entry, dict) and "label" in entry:
                 with problems.of(str(entry.get("image", "")), path):
                     cases.append(_case(root, validated(_Entry, entry), role))
-    if not cases and not problems:
-        raise DatasetError(f"{path}: no entry has a label.")
     n_channels = len(cases[0].images) if cases else 1
     names = content.get("modality")
     if not (isinstance(names, dict) and len(names) == n_channels):

@@ -72,11 +72,6 @@ def read_nnunet(root: Path) -> Dataset:
             )
             for case in sorted(set(images) & set(references))
         ]
-    if not cases and not problems:
-        raise DatasetError(
-            f"{root}: no labelled case; imagesTr/<case>_0000.nii.gz and labelsTr/<case>.nii.gz are "
-            "expected."
-        )
     return listed(
         root,
         "nnunet" if numbered else "msd",
