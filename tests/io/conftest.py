@@ -16,13 +16,22 @@ from tests.io.dicom_files import write_series
 TURN = Rotation.from_euler("xz", (20, -35), degrees=True).as_matrix()
 
 
+A, B = np.deg2rad(20), np.deg2rad(-35)
+ABOUT_X = np.array([[1, 0, 0], [0, np.cos(A), -np.sin(A)], [0, np.sin(A), np.cos(A)]])
+TURN = np.array([[np.cos(B), -np.sin(B), 0], [np.sin(B), np.cos(B), 0], [0, 0, 1]]) @ ABOUT_X
+
+
+def placed(shape: tuple[int, ...], axes: np.ndarray) -> Geometry:
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = (12.5, -40.25, 7.75)
+    return Geometry(shape, affine)
+
+
 @pytest.fixture
 def oblique() -> Geometry:
     """An asymmetric grid, turned about two axes, with three different spacings."""
-    affine = np.eye(4)
-    affine[:3, :3] = TURN @ np.diag([0.7, 1.1, 3.3])[:, ::-1]
-    affine[:3, 3] = (12.5, -40.25, 7.75)
-    return Geometry((3, 4, 5), affine)
+    return placed((3, 4, 5), TURN @ np.diag([0.7, 1.1, 3.3])[:, ::-1])
 
 
 @pytest.fixture
@@ -66,12 +75,8 @@ def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[
 @pytest.fixture
 def grid() -> Geometry:
     """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
-    affine = np.eye(4)
-    affine[:3, 0] = np.cross(TURN[:, 0], TURN[:, 1]) * 3.0
-    affine[:3, 1] = TURN[:, 1] * 0.75
-    affine[:3, 2] = TURN[:, 0] * 0.5
-    affine[:3, 3] = (12.5, -40.25, 7.75)
-    return Geometry((5, 4, 6), affine)
+    normal = np.cross(TURN[:, 0], TURN[:, 1])
+    return placed((5, 4, 6), np.stack([normal * 3.0, TURN[:, 1] * 0.75, TURN[:, 0] * 0.5], axis=1))
 
 
 @pytest.fixture
