@@ -22,7 +22,6 @@ MIN_SHARE_2D = 0.25  # of an image's longer side
 INCHES, DPI = 1.75, 110
 # outline of the reference, of what is accepted, of what was seen but not accepted
 REFERENCE, ACCEPTED, BELOW = "#56b4e9", "#f0a500", "white"
-PLANES = ("axial", "coronal", "sagittal")
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))  # letters on the left and the upper edge
 
 

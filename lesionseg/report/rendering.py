@@ -42,14 +42,6 @@ def rate(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def ci(pair: Any, of: str = "percent") -> str:
-    """An interval in brackets, or nothing without one."""
-    if not pair:
-        return ""
-    words = percent if of == "percent" else rate
-    return f"(95 % interval {words(pair[0])} to {words(pair[1])})"
-
-
 def cell(value: Any) -> str:
     """What a cell of a table shows: three digits of a number, yes or no, – for nothing."""
     if value is None or value is Ellipsis or (isinstance(value, float) and math.isnan(value)):
@@ -72,6 +64,6 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "rate": rate, "ci": ci, "cell": cell}
+    environment.filters["cell"] = cell
     environment.globals |= {"count": count, "is_number": is_number, "version": __version__}
     return environment.get_template(template).render(**values)

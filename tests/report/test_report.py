@@ -12,7 +12,6 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ContentError, ReadError
-from lesionseg.report.rendering import ci
 from lesionseg.report.tables import number, read_tables, wilson
 from lesionseg.report.write import (
     headline,
@@ -171,7 +170,6 @@ def test_tables_that_do_not_fit_are_named(study: Path, tmp_path: Path) -> None:
 
 
 def test_words_for_numbers() -> None:
-    assert ci([0.1, 0.25]) == "(95 % interval 10 % to 25 %)"
     assert number({"a": {"mean": 1.0, "ci95": None}}, "a") == (1.0, None)
     assert number({"a": 2.0}, "a") == (2.0, None)
     assert wilson(0, 8) == pytest.approx((0, 0.324), abs=1e-3)
