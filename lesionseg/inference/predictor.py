@@ -187,16 +187,8 @@ class Predictor:
         if plan.dims == 2 and "pixel_mm" not in files.columns:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
-        unlabelled = Dataset(
-            "input",
-            files.images[0].parent,
-            "files",
-            plan.dims,
-            plan.channel_names,
-            plan.lesion_labels,
-            (),
-            may_lack=True,
-        )
+        what = plan.dims, plan.channel_names, plan.lesion_labels
+        unlabelled = Dataset("input", files.images[0].parent, "files", *what, (), may_lack=True)
         return read_image(files, unlabelled)
 
     def prepare(self, files: CaseFiles) -> PreparedScan:
@@ -221,9 +213,7 @@ class Predictor:
             )
         wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
         if wrong:
-            raise ContentError(
-                f"{where}: {wrong} voxels are NaN or infinite. Replace them, by 0 say."
-            )
+            raise ContentError(f"{where}: {wrong} voxels are NaN or infinite. Set them to 0, say.")
         body: list[Body | None] = [None]
 
         def look(image: Volume) -> None:

@@ -161,7 +161,7 @@ class SlidingWindow:
         Boxes go to `collector`, with the tiles' `numbers` in its grid. Raises `GeometryError` for
         an output that does not fit the plan.
         """
-        tiles, total = tiles.to(self.device), None
+        tiles, total, n = tiles.to(self.device), None, n_logits(self.plan)
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
@@ -172,23 +172,20 @@ class SlidingWindow:
                     if collector is not None:
                         collector.add(output, numbers, axes)
                     output = output.segmentation
-                p = self._probabilities(output, tiles)
+                if not self.plan.has_voxels:
+                    p = tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
+                elif output[0].shape != (len(tiles), n, *tiles.shape[2:]):
+                    raise GeometryError(
+                        f"The network gave {tuple(output[0].shape)} for tiles "
+                        f"{tuple(tiles.shape)}; the plan has {n} channels of logits."
+                    )
+                else:
+                    p = label_probabilities(output[0], self.plan)
                 p = p.flip(mirrored) if axes else p
                 total = p if total is None else total + p
         n_views = len(self.networks) * len(self.flips)
         mean = torch.as_tensor(total)
         return mean if n_views == 1 else mean / n_views
-
-    def _probabilities(self, levels: Sequence[Tensor], tiles: Tensor) -> Tensor:
-        if not self.plan.has_voxels:
-            return tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
-        n = n_logits(self.plan)
-        if levels[0].shape != (len(tiles), n, *tiles.shape[2:]):
-            raise GeometryError(
-                f"The network gave {tuple(levels[0].shape)} for tiles {tuple(tiles.shape)}; the "
-                f"plan has {n} channels of logits."
-            )
-        return label_probabilities(levels[0], self.plan)
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:

@@ -73,9 +73,8 @@ def trusting(
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies it faster than fp32, else fp32.
 
-    Processors: with AMX, or of AMD with avx512_bf16 (0.74 s a step of the network below in place of
-    1.33 s, two cores). On an Intel Xeon with avx512_bf16 whose AMX the host hides it is slower than
-    fp32: 2.6 s in place of 1.9 s, one core.
+    Processors: with AMX, or of AMD with avx512_bf16 (0.74 s a step in place of 1.33 s). On an Intel
+    Xeon with avx512_bf16 whose AMX the host hides bf16 is slower: 2.6 s in place of 1.9 s.
     """
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32
@@ -86,10 +85,8 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     """Channels-last on CPUs, whose convolutions want it; contiguous for all else.
 
-    Forward, focal loss and backward of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on a core
-    with amx_bf16: bf16 0.91 s channels-last and 1.18 s contiguous, fp32 2.2 and 3.1 s; on one of
-    Intel without it fp32 1.9 and 2.4 s. Forward alone, a 96³ tile on a core of AMD with
-    avx512_bf16: 0.62 and 0.82 s, 1.5 and 1.9 s.
+    A step of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on a core with amx_bf16: bf16 0.91 s
+    channels-last and 1.18 s contiguous, fp32 2.2 and 3.1 s.
     """
     if device.type == "cpu":
         return torch.channels_last_3d if dims == 3 else torch.channels_last

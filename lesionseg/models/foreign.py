@@ -148,10 +148,8 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
         strides=(ones, (step,) * plan.dims),
         kernels=((3,) * plan.dims,) * 2,
     )
-    summary = (
-        f"{plan.architecture.network.get(TARGET)}, {len(levels)} supervised outputs, tiles in "
-        f"multiples of {step}"
-    )
+    name = plan.architecture.network.get(TARGET)
+    summary = f"{name}, {len(levels)} supervised outputs, tiles in multiples of {step}"
     return fits.with_(architecture=architecture, reasons={**plan.reasons, "architecture": summary})
 
 

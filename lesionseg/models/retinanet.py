@@ -34,16 +34,9 @@ class RetinaNet(nn.Module):
         bias: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        n, stages = len(architecture.features), anchors.stages
-        fits = len(stages) == len(anchors.sizes) > 0 and sorted(set(stages)) == list(stages)
-        if not fits or stages[0] < 0 or stages[-1] >= n or len({len(s) for s in anchors.sizes}) > 1:
-            raise ConfigError(
-                f"plan.anchors {anchors} do not fit the network: give levels among the stages 0 to "
-                f"{n - 1}, finest first, with as many sizes each."
-            )
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
-        self.finest = 0 if bias else stages[0]
-        self.stages = tuple(stage - self.finest for stage in stages)
+        self.finest = 0 if bias else anchors.stages[0]
+        self.stages = tuple(stage - self.finest for stage in anchors.stages)
         self.decoder = Decoder(dims, architecture, self.finest)
         channels = self.decoder.channels
         self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)

@@ -27,7 +27,18 @@ class Encoder(nn.Module):
         self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
     ) -> None:
         super().__init__()
-        check_architecture(architecture, dims)
+        n, tables = len(architecture.features), (*architecture.strides, *architecture.kernels)
+        if (
+            not n == len(architecture.strides) == len(architecture.kernels)
+            or any(len(row) != dims for row in tables)
+            or any(k % 2 == 0 for row in architecture.kernels for k in row)
+            or len(architecture.encoder_blocks) not in (0, n)
+            or not 1 <= architecture.n_supervised <= n
+        ):
+            raise ConfigError(
+                f"The architecture's tables do not fit each other and {dims} axes (kernels are "
+                f"odd, 1 to {n} levels are supervised): {architecture}."
+            )
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
         ones, kernels, wide = (1,) * dims, architecture.kernels, architecture.features[0]
@@ -86,7 +97,6 @@ class Decoder(nn.Module):
 
     def __init__(self, dims: int, architecture: Architecture, first: int = 0) -> None:
         super().__init__()
-        check_architecture(architecture, dims)
         self.channels = architecture.features[first:]
         fine, coarse = self.channels[:-1], self.channels[1:]
         ones, n_blocks = (1,) * dims, architecture.blocks
@@ -112,25 +122,6 @@ class Decoder(nn.Module):
             x = stage(torch.cat([up(x), skip], dim=1))
             decoded.insert(0, x)
         return decoded
-
-
-def check_architecture(architecture: Architecture, dims: int) -> None:
-    """Raise `ConfigError` when the architecture's tables do not fit each other or `dims`."""
-    n = len(architecture.features)
-    tables = (*architecture.strides, *architecture.kernels)
-    fits = (
-        n == len(architecture.strides) == len(architecture.kernels) >= 1
-        and all(len(row) == dims for row in tables)
-        and all(k % 2 == 1 for row in architecture.kernels for k in row)
-        and architecture.blocks >= 1
-        and len(architecture.encoder_blocks) in (0, n)
-        and 1 <= architecture.n_supervised <= n
-    )
-    if not fits:
-        raise ConfigError(
-            f"The architecture's tables do not fit each other and {dims} axes (kernels are odd, "
-            f"1 to {n} levels are supervised): {architecture}."
-        )
 
 
 class UNet(nn.Module):

@@ -115,7 +115,6 @@ def test_instance_norm_equals_torchs(dims, last, noise):
         {"features": (4, 8)},
         {"kernels": ((3, 3),) * 2},
         {"kernels": ((4, 4),) * 3},
-        {"blocks": 0},
         {"n_supervised": 4},
         {"encoder_blocks": (1, 2)},
     ],
