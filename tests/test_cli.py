@@ -114,16 +114,14 @@ def test_what_is_no_override_is_an_error(argument: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_missing_setting_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_setting_is_named_and_help_lists_examples_groups_and_options(
+    command: str, capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
+    assert f'run("{command}"' in script
     if command != "follow":
         assert run(command, []) == 2
         assert REQUIRED[command][0].partition("=")[0] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_lists_examples_settings_groups_and_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
     assert f"  lesionseg {command} {examples(command)[0]}" in page
@@ -154,19 +152,9 @@ def test_cfg_prints_the_settings_and_runs_nothing(capsys: pytest.CaptureFixture[
     assert (printed["data"]["root"], printed["loss"]["gamma"]) == ("a, b", 3)
     assert run("train", ["-c", "job"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["data"]["root"] == "???"
-
-
-def test_input_and_output_have_short_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", ["-i", "a b", "-o=c", "--cfg"]) == 0
-    out = capsys.readouterr().out
-    assert "input: a b" in out
-    assert "output: c" in out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_script(command: str, repository: Path) -> None:
-    script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
-    assert f'run("{command}"' in script
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["input"], printed["output"]) == ("a b", "c")
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ class WarmAverage(WeightAveraging):
         torch._foreach_lerp_(average, newest, share)
 
     def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        if not module.was_skipped:
+        if not module.skipped_in_a_row:
             super().on_train_batch_end(trainer, module, *rest)
 
 
@@ -151,7 +151,7 @@ class FocalStatistics(pl.Callback):
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        if not self.latest or module.was_skipped:
+        if not self.latest or module.skipped_in_a_row:
             return
         module.log_dict(self.latest)
         self._rows.append(self.latest)

@@ -57,7 +57,7 @@ class LesionModule(pl.LightningModule):
         self.network, self.objective, self.plan = network, objective, plan
         self.settings, self.optim = settings, optim
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
-        self.minutes, self.skipped, self._skipped_in_a_row = 0.0, 0, 0
+        self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
         self._began, self._next_validation = time.monotonic(), inf
         self.recent: list[dict[str, Tensor]] = []  # what the steps since the last row came to
         self.observer: Any = None  # called with the finest logits of the next batch, if set
@@ -74,11 +74,6 @@ class LesionModule(pl.LightningModule):
         """Whether the step under way is one of those whose numbers are logged."""
         step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step == self.settings.max_steps
-
-    @property
-    def was_skipped(self) -> bool:
-        """Whether the last step left the weights as they were."""
-        return self._skipped_in_a_row > 0
 
     def setup(self, stage: str) -> None:
         """Expect the positives of all processes; compile."""
@@ -136,17 +131,17 @@ class LesionModule(pl.LightningModule):
         weights = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         if torch.isfinite(norm):
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
             if gradient_clip_algorithm == "value":
                 self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             elif gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
             return
         optimizer.zero_grad()
-        self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         step = self.global_step + 1
         log.warning("Step %d skipped: its gradient is not finite (%d so far).", step, self.skipped)
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"Training has diverged: {MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} "
                 "have no finite gradient. Lower optim.lr, set trainer.precision=32-true, or look "
