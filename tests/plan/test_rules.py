@@ -89,6 +89,7 @@ def test_mri_is_scaled_by_case_and_radiographs_by_range():
     [
         ("noNorm", Normalisation("dataset")),
         ("zscore", Normalisation("zscore")),
+        ("rescale_to_0_1", Normalisation("range")),
         (" rgb_to_0_1", Normalisation("dataset", std=255.0)),
     ],
 )
