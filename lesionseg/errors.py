@@ -45,8 +45,7 @@ class TrainingError(LesionsegError):
 def pip_install(extra: str) -> str:
     """The command that installs what an extra brings, wherever lesionseg came from.
 
-    It names the packages: `lesionseg` is on no index, so that its extras can be asked for in a
-    clone alone. Where lesionseg runs without being installed, there is a clone.
+    It names the packages, as `lesionseg` is on no index.
 
     >>> pip_install("tune")
     'pip install "optuna>=4"'

@@ -168,10 +168,7 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
 
 
 def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Reference:
-    """A mask with the dataset's labels: the value to ignore apart, those to be merged as 1.
-
-    Where labels are regions, what touches is one lesion, whatever its values.
-    """
+    """A mask with the dataset's labels: ignored and merged values, regions as one lesion."""
     values = np.asarray(reference.labels)
     left_out, known = dataset.ignore_label, {*dataset.labels, *dataset.merged_values}
     present = present_values(values)
@@ -193,10 +190,7 @@ def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Referenc
 
 
 def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
-    """Pixel size of a mask that states none: that of its image; None where pixels are no squares.
-
-    A radiograph in DICOM knows its millimetres, a PNG drawn on it does not.
-    """
+    """Pixel size of a mask that states none: that of its image, if its pixels are squares."""
     square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
     return image.spacing_mm[0] if square else files.pixel_mm
 
@@ -239,10 +233,9 @@ def content_files(path: Path) -> tuple[Path, ...]:
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
-    """Path, bytes and time of change (ns) of all files of these images, without opening any.
+    """Path, bytes and time of change (ns) of all files of these images, of a series of its folder.
 
-    Of a series, all files of its folder. None where they are unknown: a header whose voxels may lie
-    elsewhere, what is missing, and what changed within two seconds.
+    None where they are unknown: a header whose voxels may lie elsewhere, what is missing or new.
     """
     states = []
     for path in paths:

@@ -89,8 +89,8 @@ def read_dataset(
     """Read what a data folder holds, without opening more than one image's header.
 
     Radiographs in DICOM get the columns of `radiograph_columns`. Raises `DatasetError` for a folder
-    that is missing, not recognised or without cases. Another one names every case that is there
-    twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for unreadable tables.
+    that is missing, not recognised or without cases, and one that names every case that is there
+    twice, lacks a file, or states what cannot be; `ReadError` for unreadable tables.
 
     Args:
         root: the folder.
@@ -159,11 +159,9 @@ def assign_groups(
     """Give every case its group.
 
     With a `pattern` (regular expression searched in the case id) the group is its first bracket,
-    or the whole match. Else it is the first of these that applies: what the dataset says (already
-    in `case.group`), the BIDS subject `sub-…` in the id, the common part of two ids that differ
-    only in a last L or R (two halves of one patient), the id itself. `setting` is what messages
-    call the pattern. Raises `DatasetError` for a case that `pattern` does not fit, and
-    `ConfigError` for one that is not a regular expression.
+    or the whole match. Else it is the first of these that applies: what the dataset says, the BIDS
+    subject `sub-…` in the id, the common part of two ids that differ only in a last L or R (two
+    halves of one patient), the id itself. `setting` is what messages call the pattern.
     """
     groups = {case.case: case.group for case in cases}
     if pattern is not None:

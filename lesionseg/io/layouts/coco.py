@@ -78,10 +78,8 @@ class _Content(BaseModel):
 def read_coco(root: Path) -> Dataset:
     """Read a COCO folder; labels are 1..K in the order of the category ids.
 
-    A case's id is its file's stem, its group `patient` where given. `annotations` of each case
-    hold `lesions`, a tuple of `CocoLesion`, and `size` (height, width); images without annotation
-    are lesion-free. `columns` keep `pixel_mm` ("" when unknown) and every other plain field.
-    Raises `DatasetError`.
+    `annotations` of each case hold `lesions`, a tuple of `CocoLesion`, and `size` (height, width).
+    `columns` keep `pixel_mm` ("" when unknown) and every other plain field.
     """
     path, problems = root / ANNOTATIONS, Problems()
     content = validated(_Content, read_json(path), path)
@@ -127,16 +125,11 @@ def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -
 def read_coco_reference(
     files: CaseFiles, geometry: Geometry, merged_values: Sequence[int] = ()
 ) -> Reference:
-    """Reference of a COCO case on the image's `geometry`.
+    """Reference of a COCO case on its image's `geometry`; zeros where it is lesion-free.
 
-    Lesion i (from 1) is annotation i, instance id i and box i - 1. Instances come from the mask
-    file when every annotation has a `mask_label`, else from the polygons or RLE; where lesions
-    overlap the smaller keeps the pixel. A lesion without a pixel of its own, hidden by smaller
-    ones, is left out and said in the log. With an annotation that has only a box there are no
-    instances and labels, only boxes. No annotation means lesion-free: zeros and no boxes. Crowd
-    regions become `ignore`, but for lesions annotated by themselves. Labels in `merged_values`
-    become 1. Raises `GeometryError` when the annotated size is another, `ContentError` for values
-    and boxes that fit nothing.
+    Instances come from the mask file when every annotation has a `mask_label`, else from polygons
+    or RLE; where lesions overlap the smaller keeps the pixel. With an annotation that has only a
+    box there are boxes alone. Crowd regions become `ignore`, but for lesions within.
     """
     size, shape, case = files.annotations["size"], geometry.shape, files.case
     if None not in size and tuple(size) != shape:

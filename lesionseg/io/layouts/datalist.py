@@ -46,10 +46,9 @@ def recognises_datalist(root: Path) -> bool:
 def read_datalist(root: Path) -> Dataset:
     """Read the datalist of a folder; paths are relative to it, a list of images is channels.
 
-    `fold` of an entry is kept; entries without `label` are left out. With `box`, `label` lists the
-    class of each from 0, which becomes label 1 and so on; boxes are centre and size in LPS
-    millimetres (`cccwhd`), on pictures corners in pixels (`xyxy`). Labels are named by
-    `labels.json` beside it, else 1 is the lesion. Raises `DatasetError`.
+    Entries without `label` are left out. With `box`, `label` lists the class of each from 0, which
+    becomes label 1 and so on; boxes are centre and size in LPS millimetres (`cccwhd`), on pictures
+    corners in pixels (`xyxy`). Labels are named by `labels.json` beside it.
     """
     path = _find(root)
     if path is None:
@@ -104,11 +103,7 @@ def _case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
 
 
 def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) -> Reference:
-    """Reference of a case whose lesions are boxes in a datalist; none is lesion-free: zeros.
-
-    Boxes are cut to the image; of a rotated one the box that holds it. Raises `ContentError` for
-    one that lies outside.
-    """
+    """Boxes of a datalist cut to the image, of a rotated one what holds them; zeros for none."""
     given, labels = files.annotations["boxes"]
     dims = geometry.dims
     if not given:

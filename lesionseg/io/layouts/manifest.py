@@ -20,8 +20,7 @@ class _Stated(BaseModel):
     fold: Count | None = None
 
 
-class _Labels(RootModel[dict[PositiveInt, str]]):
-    pass
+_Labels = RootModel[dict[PositiveInt, str]]
 
 
 def read_manifest(root: Path) -> Dataset:
@@ -32,8 +31,7 @@ def read_manifest(root: Path) -> Dataset:
     whose values are lesion ids, all of label 1. `annotated` names the labels that were looked for,
     `lesion;cyst`; empty means all. Further columns are kept in `CaseFiles.columns`; `pixel_mm` is
     the pixel size of rasters. Labels are those of `labels.json` beside it (`{"1": "lesion", "9":
-    "ignore"}`), else that one lesion. What is wrong with single rows becomes `Dataset.problems`;
-    what is wrong with the table raises `DatasetError`.
+    "ignore"}`), else that one lesion.
     """
     path = root / MANIFEST
     rows, images = _table(path)
@@ -50,9 +48,8 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
     """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
 
     Paths are relative to the table; further columns (`pixel_mm`) are kept. An empty cell among the
-    first `channels` columns (None: all) is a channel that the case lacks. Files are not looked
-    for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
-    these columns or cases, a line without case or image, a case that is a path or named twice.
+    first `channels` columns (None: all) is a channel that the case lacks. A case whose files are
+    missing fails by itself.
     """
     rows, images = _table(path)
     cases, problems = dict[str, CaseFiles](), Problems()
@@ -117,11 +114,7 @@ def _with_reference(
 
 
 def read_labels(root: Path) -> tuple[dict[int, str], int | None]:
-    """Label names by value from `labels.json` in the folder, and the value to ignore.
-
-    Label 1 is the lesion without the file. The value called `ignore` is one to ignore. Raises
-    `DatasetError`.
-    """
+    """Label names by value from `labels.json`, else 1 the lesion, and the value to ignore."""
     path = root / LABELS
     content = read_json(path) if path.is_file() else {"1": "lesion"}
     named = dict(sorted(validated(_Labels, content, path).root.items()))

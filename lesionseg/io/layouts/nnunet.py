@@ -33,7 +33,7 @@ class _Facts(BaseModel):
 
 
 def read_nnunet(root: Path) -> Dataset:
-    """Read an nnU-Net raw folder; groups are not yet assigned. Raises `DatasetError`.
+    """Read an nnU-Net raw folder; groups are not yet assigned.
 
     Where no file of `imagesTr` has a channel number (it is `lung_001`, say) the folder is the
     Decathlon's: it has one channel, or pictures in colour.
