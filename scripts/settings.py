@@ -2,7 +2,48 @@
 
 from pathlib import Path
 
-from lesionseg.cli.help import settings_page
+from lesionseg.cli.compose import groups
+from lesionseg.cli.help import first_comment, settings_of, summary
+from lesionseg.config import COMMANDS, conf_dir
+
+
+def settings_page() -> str:
+    """docs/settings.md: every command, group and option as their files have them."""
+    lines = [
+        "# Every setting",
+        "",
+        "<!-- written by `make docs` from conf/*.yaml: change those -->",
+        "",
+        "A setting is written `key=value` behind the command, an option of a group `group=option`: "
+        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`. You must give a key "
+        "with `???`; `null` means none, or that lesionseg decides. A plus adds what a class of "
+        "your own takes: `+loss.power=3`. An unknown key is an error that names the nearest one.",
+        "",
+        "`--config-dir DIR` adds your own options. `DIR/experiment/mine.yaml`, which begins with "
+        "`# @package _global_`, is then `experiment=mine`. DIR may be a package: "
+        "`pkg://package.conf`. `--cfg` prints the settings and stops. `-i` and `-o` are `input=` "
+        "and `output=`.",
+    ]
+    used: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for group in groups(command):
+            used.setdefault(group, []).append(command)
+        named = ", ".join(f"[`{group}`](#group-{group})" for group in groups(command))
+        lines += ["", f"## Command `{command}`", "", f"{summary(command)[:1].upper()}"]
+        lines[-1] += summary(command)[1:] + (f" Groups: {named}." if named else "")
+        own = [line for line in settings_of(conf_dir() / f"{command}.yaml") if line]
+        lines += ["", "```yaml", *own, "```"] if own else []
+    for group, commands in used.items():
+        by = ", ".join(f"`{command}`" for command in commands)
+        lines += ["", f"## Group `{group}`", "", f"Of {by}."]
+        for file in sorted((conf_dir() / group).glob("*.yaml")):
+            if group == "experiment":  # a list of other groups' settings
+                lines += ["", f"`experiment={file.stem}`: {first_comment(file)}"]
+                continue
+            text = file.read_text(encoding="utf-8").strip()
+            lines += ["", "```yaml", f"# {group}={file.stem}", text, "```"]
+    return "\n".join(lines) + "\n"
+
 
 if __name__ == "__main__":
     page = Path(__file__).parents[1] / "docs" / "settings.md"

@@ -4,13 +4,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 
 from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import groups
-from lesionseg.cli.help import examples, settings_page
+from lesionseg.cli.help import examples
 from lesionseg.errors import ConfigError
 
 REQUIRED = {
@@ -141,7 +142,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_page_of_settings_is_what_the_files_say(repository: Path) -> None:
-    assert (repository / "docs" / "settings.md").read_text(encoding="utf-8") == settings_page()
+    page = run_path(str(repository / "scripts" / "settings.py"))["settings_page"]()
+    assert (repository / "docs" / "settings.md").read_text(encoding="utf-8") == page
 
 
 def test_cfg_prints_the_settings_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,6 @@ def _known_keys(command: str, overrides: Sequence[str], options: Iterable[str]) 
 
 @cache
 def _hydra(command: str, overrides: tuple[str, ...], *, resolve: bool) -> dict[str, Any]:
-    """What Hydra composes, as plain data."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
@@ -107,7 +106,6 @@ def _hydra(command: str, overrides: tuple[str, ...], *, resolve: bool) -> dict[s
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Every key, sections too, with its value."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):

@@ -358,7 +358,6 @@ def _gaussian(n: int, sigma: float) -> NDArray[np.float64]:
 
 
 def _stretch(n: int, m: int) -> NDArray[np.float64]:
-    """Linear interpolation of m voxels at n places over the same length; the ends are held."""
     if n == m:
         return np.eye(n)
     x = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)

@@ -257,7 +257,6 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def _evenly_spaced(n: int, most: int) -> NDArray[np.int64]:
-    """At most so many of n indices, the first and the last among them."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
@@ -396,7 +395,6 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
-    """The entry, or None when it is missing, damaged or made of other files than `source`."""
     try:
         cached = read_cached_case(entry)
     except ReadError:

@@ -259,7 +259,6 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
 
 
 def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> tuple[float, float]:
-    """Mean and standard deviation in float64, a slab at a time; std 0 when nothing varies."""
     count, total = 0, 0.0
     for values in _slabs(channel, inside):
         count += values.size
@@ -440,7 +439,6 @@ def _restore_lost(
 
 
 def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
-    """The background voxel nearest to `centre` among the 3^d around it; the centre if none is."""
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)
     around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))

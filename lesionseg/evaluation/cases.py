@@ -529,7 +529,6 @@ def describe_grid(geometry: Geometry) -> str:
 
 
 def _place(instances: Lesions, row: int) -> dict[str, Any]:
-    """What lesions and candidates have in common, by the names of their fields."""
     box, dims = instances.boxes[row], instances.geometry.dims
     return {
         "label": int(instances.labels[row]),
@@ -542,7 +541,6 @@ def _place(instances: Lesions, row: int) -> dict[str, Any]:
 
 
 def _extent(lesions: Lesions, row: int) -> dict[str, Any]:
-    """The extent of a lesion, None where it is a bare box."""
     n_voxels, dims = int(lesions.n_voxels[row]), lesions.geometry.dims
     if n_voxels:
         voxels = lesions.voxels_of(row).astype(np.int64)
@@ -553,14 +551,12 @@ def _extent(lesions: Lesions, row: int) -> dict[str, Any]:
 
 
 def _summed_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
-    """Summed volume; None in 2-D and where a row has no mask."""
     if instances.geometry.dims == 2 or not instances.masked[rows].all():
         return None
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 
 
 def _as_union(prediction: Prediction) -> Prediction:
-    """The prediction with the one label that lesions have where there are regions."""
     candidates = tuple(replace(c, label=REGION_LABEL) for c in prediction.candidates)
     return replace(prediction, candidates=candidates)
 

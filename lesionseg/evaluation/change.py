@@ -222,7 +222,6 @@ def _near(
     alone: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     overlap: float,
 ) -> tuple[Rows, Rows]:
-    """Pairs without a partner, of which the first, grown by one voxel, covers enough."""
     drawn, highest = others.drawn(), int(others.ids.max(initial=0))
     pairs: list[tuple[int, int]] = []
     for row in np.flatnonzero(alone[0] & lesions.masked):

@@ -146,7 +146,6 @@ def _difference(
 
 
 def _correct(found: Mapping[str, dict[str, Any]], primary: str) -> None:
-    """Add Holm's p-values; the primary endpoint stands by itself."""
     known = sorted(
         (row["p_value"], name)
         for name, row in found.items()

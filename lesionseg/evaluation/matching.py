@@ -44,8 +44,6 @@ Numbers = NDArray[np.float64]
 
 
 class _Pairs:
-    """Columns `[pairs]` of one length."""
-
     def where(self, kept: Flags | Rows) -> Self:
         """The chosen pairs: which `[pairs]` of them, or their places."""
         columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
@@ -325,7 +323,6 @@ def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
 
 
 def _grouped(values: NDArray[np.integer]) -> list[Rows]:
-    """Indices of equal values together."""
     if len(values) == 0:
         return []
     order = np.argsort(values, kind="stable")
@@ -389,7 +386,6 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enou
 
 
 def _together(share: Numbers, common: Numbers | None) -> float:
-    """The share of one row that its pairs cover between them."""
     boxed = np.zeros(len(share), dtype=np.bool_) if common is None else _volumes(common) > 0
     if common is None or np.count_nonzero(boxed) < 2:
         return float(share.sum())

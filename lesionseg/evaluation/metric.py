@@ -74,7 +74,6 @@ class LesionMetric(Metric):
 
 
 def _masks(batch: Tensor, threshold: float) -> list[NDArray[np.uint8]]:
-    """Each case's labels `[*spatial]`; of floating-point input what reaches the threshold."""
     values = batch.detach()[:, 0].cpu()
     if values.is_floating_point() and bool((values <= 1).all()):
         values = values >= threshold
@@ -82,7 +81,6 @@ def _masks(batch: Tensor, threshold: float) -> list[NDArray[np.uint8]]:
 
 
 def _prediction(labels: NDArray[np.uint8], grid: Geometry) -> Prediction:
-    """A candidate of score 1 for each component."""
     parts = lesion_instances(labels)
     candidates = tuple(
         Candidate.from_voxels(number, label, 1.0, np.argwhere(parts.instances == number), grid)

@@ -132,7 +132,6 @@ def most_false_positives(
 
 
 def _allowing(pool: Pool, allowed: int) -> float:
-    """The lowest score with at most so many false positives."""
     false = np.sort(pool.false_score)[::-1]
     if len(false) <= allowed:
         return float(pool.observed[0]) if len(pool.observed) else UNINFORMED_SCORE
@@ -140,7 +139,6 @@ def _allowing(pool: Pool, allowed: int) -> float:
 
 
 def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
-    """The highest score that finds the share of the lesions."""
     n, found = len(pool.detected_at), np.sort(pool.detected_at[pool.detected_at > NEVER])[::-1]
     if n == 0:
         raise ContentError("A sensitivity cannot be chosen without a reference lesion.")
@@ -156,7 +154,6 @@ def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
 
 
 def _above(score: float, pool: Pool) -> float:
-    """Just above an observed score, and below the next one."""
     higher = pool.observed[pool.observed > score]
     step = min(_MARGIN, (higher[0] - score) / 2) if len(higher) else _MARGIN
     return float(score + step) if score + step > score else float(higher[0])

@@ -383,7 +383,6 @@ def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _of_label(result: CaseResult, label: int) -> CaseResult:
-    """A case with one label alone, matched within this label."""
     part = result.within_labels or result
     return replace(
         result,

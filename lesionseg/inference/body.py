@@ -124,7 +124,6 @@ def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
 
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
-    """The highest voxel of each block, the last ones cut off at the volume's end."""
     rows = range(0, len(channel), block[0])
     highest = np.stack([channel[start : start + block[0]].max(axis=0) for start in rows])
     for axis, b in enumerate(block[1:], start=1):

@@ -199,7 +199,6 @@ def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
-    """Which box goes with which candidate of the voxels."""
     if not voxels or not boxes:
         return {}
     tables = ([[*c.start_vox, *c.stop_vox] for c in side] for side in (voxels, boxes))

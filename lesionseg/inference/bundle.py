@@ -171,7 +171,6 @@ def _weight_files(plan: Plan) -> list[str]:
 
 
 def _beside(folder: Path) -> Path:
-    """A hidden name in the same folder that nothing has yet."""
     return folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
 
 

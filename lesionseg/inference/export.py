@@ -199,7 +199,6 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
 
 @contextmanager
 def _torch_quiet() -> Iterator[None]:
-    """Without torch's notes to itself: deprecated internals, torchvision's absence."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -313,7 +312,6 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
 
 
 def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
-    """What MONAI's metadata says of a tensor whose channels have these names."""
     return {
         "num_channels": len(names),
         "spatial_shape": list(plan.tile_shape),

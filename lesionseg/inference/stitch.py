@@ -77,7 +77,6 @@ class Stitcher:
         self._hand_over(self._n_rows)
 
     def _hand_over(self, end: int) -> None:
-        """Hand over all rows before `end`, and move the rest to the front."""
         while self._first_row < end:
             n = min(end - self._first_row, len(self._total))
             for first in range(0, n, self._at_once):
@@ -91,7 +90,6 @@ class Stitcher:
 
 
 def _move_up(sums: Tensor, n: int) -> None:
-    """Drop the first `n` rows `[K, rows, ...]`; the others move to their place, zeros follow."""
     rows = sums.shape[1]
     for first in range(0, rows - n, n):
         last = min(first + n, rows - n)

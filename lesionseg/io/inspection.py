@@ -66,7 +66,6 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
 
 
 def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
-    """Each check of `read_case` by itself, one after the other."""
     faults: list[tuple[str, LesionsegError]] = []
 
     @contextmanager
@@ -99,7 +98,6 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
 
 
 def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Hash of the patient's identifier, and whether letters are burned in."""
     patient, burned_in = "", False
     for image in images:
         with suppress(LesionsegError):  # noted already

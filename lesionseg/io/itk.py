@@ -87,7 +87,6 @@ def voxel_file(path: Path) -> Path:
 
 
 def _header(path: Path) -> tuple[Any, Geometry]:
-    """ITK's reader of a file whose header has been checked, and the grid."""
     import SimpleITK as sitk
 
     voxels = voxel_file(path)

@@ -90,7 +90,6 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
 
 def _opened(path: Path) -> Any:
-    """The file's bytes, a `.gz` one unpacked."""
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 

@@ -39,8 +39,6 @@ class PredictionFiles:
 
 
 class _Entry(BaseModel):
-    """A candidate as a file must or may state it."""
-
     model_config = ConfigDict(strict=True)
 
     score: Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -149,7 +147,6 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 
 def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, Path]]:
-    """Files by case id and the field of `PredictionFiles` they belong to."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: the folder does not exist.")
     by_case: dict[str, dict[str, Path]] = {}

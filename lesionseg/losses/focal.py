@@ -205,7 +205,6 @@ def _formula(error_logit: Tensor, gamma: float) -> Tensor:
 def _reduced(
     loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
 ) -> Tensor:
-    """Single losses, or their sum, reduced."""
     if keep is not None and loss.ndim:
         loss = loss.masked_fill(~keep, 0)
     if reduction == "none":

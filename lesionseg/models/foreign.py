@@ -87,7 +87,6 @@ def foreign_backbone(plan: Plan) -> ForeignNetwork:
 def _construct(
     where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int, tile: tuple[int, ...]
 ) -> nn.Module:
-    """What `spec` names, with its arguments; channels, axes and tile are filled in."""
     try:
         takes = list(signature(named(spec.get(TARGET, ""), where)).parameters)
     except ValueError:  # written in another language than Python

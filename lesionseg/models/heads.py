@@ -134,7 +134,6 @@ class DetectionHead(nn.Module):
 
 
 def _by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
-    """The last layer's output `[B, cells · shapes, n_values]`."""
     out: Tensor = last(x)
     # not len(x), which an export would take for a constant
     return out.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)

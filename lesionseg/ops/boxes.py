@@ -80,7 +80,6 @@ _TINY = 1e-9  # below any voxel's volume; keeps quotients and their gradients fi
 
 
 def _shared(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Volume of the overlap, pair by pair."""
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start, stop = torch.maximum(start_a, start_b), torch.minimum(stop_a, stop_b)

@@ -198,7 +198,6 @@ def filled_boxes(
 def _components(
     geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: NDArray[np.bool_] | None
 ) -> Lesions:
-    """The components of the labels."""
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
     found = lesion_instances(labels)
@@ -217,7 +216,6 @@ def _grouped(
 
 
 def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """The row of each voxel's id."""
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, dtype=np.int64)
     row_of[ids] = np.arange(len(ids))

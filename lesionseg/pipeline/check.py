@@ -140,7 +140,6 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
-    """What is wrong with one case by itself, and what of it is compared with others."""
     found, case_id = inspect_case(files, dataset), files.case
     flaws = [Finding(case_id, kind, "error", named=str(e)) for kind, e in found.faults]
     flaws += [
@@ -188,7 +187,6 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
 
 
 def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """What only shows when the cases are compared with each other."""
     for trace in traces:
         if len(set(trace.images)) < len(trace.images):
             detail = " Two of its channels are equal."
@@ -256,7 +254,6 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
 
 
 def _axes(geometry: Geometry) -> str:
-    """Where the axes of a volume run, as letters such as SAR."""
     directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
     rows = np.abs(directions).argmax(axis=0)
     return "".join(("LR", "PA", "IS")[r][int(directions[r, a] > 0)] for a, r in enumerate(rows))

@@ -87,7 +87,6 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
 def _gather(
     cfg: TrainConfig, survey: Survey, folds: Sequence[FoldRun], run: Path
 ) -> tuple[Plan, dict[str, Scores]]:
-    """Score what the folds predicted, and make them one bundle."""
     plans = [bundle_plan(fold.run) for fold in folds]
     for fold, plan in zip(folds, plans, strict=True):
         other = [name for name in _DECISIVE if getattr(plan, name) != getattr(plans[0], name)]
@@ -118,7 +117,6 @@ def _gather(
 
 
 def _is_finished(fold: FoldRun) -> bool:
-    """Whether its bundle and the predictions of all its cases are there."""
     if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
         return False
     return {c.case for c in fold.cases} <= set(find_predictions(fold.folder))

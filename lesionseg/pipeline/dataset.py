@@ -283,7 +283,6 @@ def read_records(
 
 
 def _plain(facts: CaseFacts | None) -> dict[str, Any] | None:
-    """The facts as JSON holds them, samples in base64."""
     if facts is None:
         return None
     samples = {n: b64encode(getattr(facts, n).astype("<f4").tobytes()).decode() for n in _ARRAYS}

@@ -372,7 +372,6 @@ def _registered(earlier: VisitFiles, later: VisitFiles) -> Alignment:
 
 
 def _share_space(one: Geometry, other: Geometry) -> bool:
-    """Whether the middle of one grid lies in the other."""
     return any(
         bool(_inside(a.to_mm([[(n - 1) / 2 for n in a.shape]]), b).any())
         for a, b in ((one, other), (other, one))
@@ -431,7 +430,6 @@ def _score_new(
 
 
 def _row(opened: OpenPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
-    """The pair's line of pairs.csv."""
     states, alignment = Counter(c.state for c in changes), opened.alignment
     earlier, later = opened.files
     return {
@@ -451,7 +449,6 @@ def _row(opened: OpenPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
 def _cards(
     opened: OpenPair, changes: Sequence[LesionChange], name: str
 ) -> list[tuple[LesionChange, Card]]:
-    """A card for each change that counts; none without both scans."""
     shown = [c for c in changes if c.accepted][:MAX_PICTURES]
     first, second = (visit.image for visit in opened.files)
     if not shown or first is None or second is None:

@@ -423,7 +423,6 @@ class CaseWork:
         return [self.output / f"{files.case}{ending}" for ending in endings]
 
     def _clear(self, files: CaseFiles) -> None:
-        """Remove a case's files and what a killed run left: old ones are not to pass for new."""
         for path in self._paths(files):
             for file in (path, *self.output.glob(f".????????-{escape(path.name)}")):
                 file.unlink(missing_ok=True)

@@ -183,7 +183,6 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
 
 
 def _trial_trainer(cfg: TuneConfig) -> TrainerConfig:
-    """The settings of a trial: some minutes, and some validations."""
     trainer, minutes = cfg.trainer, cfg.trainer.max_minutes
     if minutes is None and trainer.max_steps is None:
         minutes = TRIAL_MINUTES
@@ -262,7 +261,6 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
 
 
 def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
-    """What can be said of the trials, in sentences."""
     best, steady = search.best, steadiest(search)
     if best is None or steady is None or not best.value:
         return ["No trial has found a lesion yet: give a trial more time."]

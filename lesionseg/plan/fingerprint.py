@@ -178,7 +178,6 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
 
 
 def _sampled(values: NDArray[Any], most: int) -> NDArray[np.float32]:
-    """Up to `most` evenly spaced columns of `[C, n]`, as a copy."""
     step = -(-values.shape[1] // most) or 1
     return np.array(values[:, step // 2 :: step], dtype=np.float32)
 

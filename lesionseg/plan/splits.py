@@ -211,7 +211,6 @@ def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
 
 
 def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
-    """What is drawn as a whole: groups, or cases when there is but one group."""
     if len({c.group or c.case for c in pool}) < 2:
         return {c.case: [c.case] for c in pool}
     units: dict[str, list[str]] = {}
@@ -223,7 +222,6 @@ def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
 def _by_burden(
     units: Mapping[str, Sequence[str]], burden: Mapping[str, int], rng: np.random.Generator
 ) -> dict[str, int]:
-    """The lesions of each unit, ascending; equal ones in random order."""
     weight = {name: sum(burden[case] for case in units[name]) for name in sorted(units)}
     names = list(weight)
     shuffled = [names[i] for i in rng.permutation(len(names))]

@@ -430,7 +430,6 @@ def _pictures(
 
 
 def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
-    """What is drawn: by rule, never by hand."""
     missed = tables.lesions[~tables.lesions["detected"].astype(bool)]
     missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
     top = missed.drop_duplicates("group").head(ON_TOP)

@@ -235,7 +235,6 @@ def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
-    """The highest value in each block of the last axes."""
     blocks = list(values.shape[: values.ndim - len(stride)])
     first = len(blocks)
     for n, s in zip(values.shape[first:], stride, strict=True):

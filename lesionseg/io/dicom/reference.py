@@ -59,7 +59,6 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
 def _segments(
     path: Path, header: "Header", geometry: Geometry, wanted: Collection[int]
 ) -> dict[int, NDArray[np.bool_]]:
-    """The voxels of each wanted segment, in the order of the file."""
     check_scan(path, header)
     fractional = str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL"
     least = int(header.get("MaximumFractionalValue", 255)) / 2 if fractional else 0.5

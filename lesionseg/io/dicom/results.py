@@ -165,7 +165,6 @@ class _Source:
 
 
 def _read_source(path: Path) -> _Source:
-    """Headers with the elements that results must have, empty where that is allowed."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
         header = read_header(radiograph)
@@ -186,7 +185,6 @@ def _read_source(path: Path) -> _Source:
 
 
 def _complete(header: "Header") -> None:
-    """Add the elements that a result takes over from its source."""
     from pydicom.valuerep import DA, TM
 
     for name in _MAY_BE_EMPTY:
@@ -213,7 +211,6 @@ def _made_up_uid(*parts: object) -> str:
 
 
 def _tracking_name(candidate: Candidate, labels: Mapping[int, str]) -> str:
-    """What a candidate is called in segmentation and report alike: label and id."""
     return f"{_name(labels, candidate.label)} {candidate.id}"
 
 
@@ -222,7 +219,6 @@ def _name(labels: Mapping[int, str], value: int) -> str:
 
 
 def _lesion_codes(code: Any) -> tuple[Any, Any]:
-    """The codes of a lesion, and of what it is a kind of."""
     kind = code("49755003", "SCT", "Morphologically Abnormal Structure")
     return code("52988006", "SCT", "Lesion"), kind
 
@@ -319,7 +315,6 @@ def _on_frames(
 
 
 def _undated(dataset: Any) -> Any:
-    """The object without the time at which it was made."""
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
@@ -463,7 +458,6 @@ def _place(
     seg: Any,
     number: int | None,
 ) -> dict[str, Any]:
-    """The candidate's segment, or its box on every image that it meets."""
     if number is not None:
         written = (str(seg.SOPClassUID), str(seg.SOPInstanceUID))
         if not source.slices:  # a radiograph, whose frames are its segments in their order
@@ -494,7 +488,6 @@ def _place(
 
 
 def _words(prediction: Prediction, n_accepted: int) -> str:
-    """How many candidates were accepted, at which operating point, and what to beware of."""
     point, check, n = prediction.operating_point, prediction.input, len(prediction.candidates)
     rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
     warning = f" Warning: {check.warning}" if check and check.warning else ""

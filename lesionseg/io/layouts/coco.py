@@ -191,7 +191,6 @@ def read_coco_reference(
 
 
 def _from_mask(path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> Instances:
-    """Instance mask with annotation i as value i."""
     mask = read_volume(path, as_labels=True).array[0]
     if mask.shape != shape:
         raise GeometryError(f"{path} is {mask.shape} pixels, its image {shape}.")

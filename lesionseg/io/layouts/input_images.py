@@ -69,7 +69,6 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
 
 
 def _named_files(source: Path) -> dict[Path, str]:
-    """The images under `source` in order, and the stem of each."""
     is_series = split_series(source) is not None
     if source.is_file() or is_series:
         return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
@@ -91,7 +90,6 @@ def _named_files(source: Path) -> dict[Path, str]:
 
 
 def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
-    """The radiographs and series among the files and in the folders, by what to call each."""
     inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
     folders: dict[Path, list[Path]] = {}
     for file in sorted({*entries, *inside}):

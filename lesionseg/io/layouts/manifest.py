@@ -64,7 +64,6 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
 
 
 def _table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
-    """Rows of a table of cases, and its columns of images."""
     rows = read_csv(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case.")
@@ -93,7 +92,6 @@ def _case(
 def _with_reference(
     files: CaseFiles, root: Path, row: Mapping[str, str], names: Sequence[str]
 ) -> CaseFiles:
-    """The case with what its row says of reference, role, fold and annotated labels."""
     reference, instances = row.get("reference", ""), row.get("instances", "")
     stated = validated(_Stated, {k: row[k] for k in ("role", "fold") if row.get(k)})
     given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
