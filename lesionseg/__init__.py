@@ -10,23 +10,13 @@ if TYPE_CHECKING:
     from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
-__version__ = "0.1.0"
-__all__ = [
-    "Predictor",
-    "Run",
-    "__version__",
-    "evaluate",
-    "predict",
-    "report",
-    "train",
-]
+__version__ = "1.0.0"
+__all__ = ["Predictor", "Run", "__version__", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy only when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
-    if name == "report":  # the command and the package; see there
-        return import_module("lesionseg.report")
     home = "inference.predictor" if name == "Predictor" else "api"
     return getattr(import_module(f"lesionseg.{home}"), name)

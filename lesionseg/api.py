@@ -60,6 +60,11 @@ class Run:
 
         return Predictor(self.folder, **settings)
 
+    def report(self, output: StrPath, **settings: Any) -> Path:
+        """Write the page on these scores, as `lesionseg report` does; returns the page's path."""
+        page: Path = _call("report", {"scores": self.folder, "output": output, **settings})
+        return page
+
     def _repr_html_(self) -> str:
         from lesionseg.pipeline.log import score_cells
 
@@ -94,12 +99,6 @@ def evaluate(reference: StrPath, prediction: StrPath, output: StrPath, **setting
         "evaluate", {"reference": reference, "prediction": prediction, "output": output} | settings
     )
     return Run(Path(output))
-
-
-def report(scores: StrPath, output: StrPath, **settings: Any) -> Path:
-    """Write the page on scores, as `lesionseg report` does; returns the page's path."""
-    page: Path = _call("report", {"scores": scores, "output": output, **settings})
-    return page
 
 
 def _call(command: str, settings: dict[str, Any]) -> Any:

@@ -32,8 +32,7 @@ def test_scores_tables_and_the_page_of_an_evaluation(judged: lesionseg.Run, tmp_
     assert judged.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
     assert list(judged.to_pandas("cases")["case"]) == ["a", "b"]
     assert "<td>lesion recall</td><td>0.500</td>" in judged._repr_html_()
-    report: Any = lesionseg.report  # the package, which is the command too
-    assert report(judged.folder, tmp_path, report__pdf=False).is_file()
+    assert judged.report(tmp_path, report__pdf=False).is_file()
 
 
 def test_ids_stay_text_and_boxes_are_numbers(judged: lesionseg.Run, tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.log import Advance, scores_lines
 from lesionseg.pipeline.score import match_cases
 
-__all__ = ["EvaluateOutcome", "evaluate"]
-
 _log = logging.getLogger(__name__)
 COMPARED = "compare"  # where the second model's tables lie in an output folder
 UNSTATED = ("train", "validation")  # what a case without a stated role may be

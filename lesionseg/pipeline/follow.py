@@ -48,8 +48,6 @@ from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import Card
 
-__all__ = ["FollowOutcome", "follow"]
-
 _log = logging.getLogger(__name__)
 
 HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it

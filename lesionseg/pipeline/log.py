@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from logging.handlers import MemoryHandler, RotatingFileHandler
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 Advance = Callable[[str, int, int], None]
 _LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer than this
 LOG = "train.log"
-# of a log; then it becomes train.log.1, and so on, and the oldest goes
-MOST_BYTES, OLDER_LOGS = 10**7, 3
 ROWS: Mapping[str, str] = {
     "cases": "n_cases",
     "of them lesion-free": "n_lesion_free_cases",
@@ -126,9 +124,7 @@ class RunLog(MemoryHandler):
     def shouldFlush(self, record: logging.LogRecord) -> bool:
         """Whether the file may be written."""
         if self.target is None and (self.run / "config.yaml").is_file():
-            file = RotatingFileHandler(
-                self.run / LOG, maxBytes=MOST_BYTES, backupCount=OLDER_LOGS, encoding="utf-8"
-            )
+            file = logging.FileHandler(self.run / LOG, encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self.setTarget(file)
         return self.target is not None

@@ -51,18 +51,6 @@ def test_a_wrong_setting_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_BYTES", 2000)
-    save_config(tmp_path, {})
-    with run_log(tmp_path):
-        for number in range(500):
-            log.info("Line %d.", number)
-    assert kept(tmp_path)[-1] == "Line 499."
-    logs = sorted(tmp_path.glob(f"{LOG}*"))
-    assert [path.name for path in logs] == [LOG, f"{LOG}.1", f"{LOG}.2", f"{LOG}.3"]
-    assert all(path.stat().st_size <= 2000 for path in logs)
-
-
 @pytest.mark.parametrize(
     ("error", "last"),
     [

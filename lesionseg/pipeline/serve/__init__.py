@@ -12,8 +12,6 @@ from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.predictor import Predictor
 
-__all__ = ["serve"]
-
 logger = logging.getLogger(__name__)
 STOP_SECONDS = 3
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
