@@ -122,7 +122,6 @@ def _typed(value: Any) -> str:
 
 
 def _table(path: Path) -> "DataFrame":
-    """A CSV with its own columns; raises `ReadError` without it."""
     import pandas
 
     from lesionseg.io.files import plain_text

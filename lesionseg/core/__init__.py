@@ -17,6 +17,6 @@ from lesionseg.core.lesions import Zones as Zones
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
 from lesionseg.core.prediction import Calibration as Calibration
 from lesionseg.core.prediction import Candidate as Candidate
-from lesionseg.core.prediction import InputVerdict as InputVerdict
+from lesionseg.core.prediction import InputCheckResult as InputCheckResult
 from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction

@@ -69,7 +69,7 @@ class Reference:
     lesions (`ops.components.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
     `boxes` `[n, 2·dims]` (starts, stops; half-open voxels) float32 and `box_labels` `[n]`: given by
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
-    neither teach nor judge; None for none. `annotated`: whether a reader looked for each label, by
+    neither teach nor score; None for none. `annotated`: whether a reader looked for each label, by
     its value; empty: for all. Of the others nothing is marked here, and background may be of them.
     """
 
@@ -112,7 +112,7 @@ class Case:
 
 @dataclass(frozen=True)
 class LabelRegion:
-    """Mask values that are learnt and judged as one, such as all parts of a tumour.
+    """Mask values that are learnt and scored as one, such as all parts of a tumour.
 
     `values` ascending; those of several regions may overlap. `painted` is the value that stands
     for the region in a predicted mask, later regions over earlier ones; it is one of `values`.

@@ -130,7 +130,7 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
-class InputVerdict:
+class InputCheckResult:
     """Whether a scan is like those that the network was trained on.
 
     `score`: its distance from them as a share of the limit, so that above 1 it is unlike them; None
@@ -165,7 +165,7 @@ class Prediction:
     scored: bool = True
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
-    input: InputVerdict | None = None
+    input: InputCheckResult | None = None
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
         """The prediction without the candidates of some labels."""

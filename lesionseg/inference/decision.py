@@ -7,7 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import UNION, Calibration, Geometry, InputVerdict, OperatingPoint, Prediction
+from lesionseg.core import (
+    UNION,
+    Calibration,
+    Geometry,
+    InputCheckResult,
+    OperatingPoint,
+    Prediction,
+)
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.boxes import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
@@ -32,7 +39,7 @@ class Inferred:
     store: Store
     plan_geometry: Geometry
     file_geometry: Geometry
-    input: InputVerdict
+    input: InputCheckResult
     boxes: Boxes | None = None
     valid: NDArray[np.bool_] | None = None
 

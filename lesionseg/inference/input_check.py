@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat
 
-from lesionseg.core import Geometry, InputVerdict
+from lesionseg.core import Geometry, InputCheckResult
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.plan.plan import Plan
 
@@ -130,7 +130,7 @@ def check_scan(
     file: Geometry,
     plan: Plan,
     missing: Sequence[int],
-) -> InputVerdict:
+) -> InputCheckResult:
     """Whether a prepared image `[C, *plan]` of a file's grid is like those of the training.
 
     Without a check only a channel without any contrast is found. Of missing channels nothing is
@@ -149,4 +149,4 @@ def check_scan(
     if lacking:
         without = f"Predicted without {', '.join(lacking)}: expect lower sensitivity."
         warning = f"{without} {warning}".strip()
-    return InputVerdict(score, warning, lacking)
+    return InputCheckResult(score, warning, lacking)

@@ -232,7 +232,7 @@ class Predictor:
         every batch with the tiles done and all tiles; what it raises ends the inference.
         """
         image = scan.image
-        verdict = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
+        checked = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
         store, boxes = self.window(
             torch.from_numpy(image.array),
             body=scan.body,
@@ -240,7 +240,7 @@ class Predictor:
             on_batch=on_batch,
         )
         grids = image.geometry, scan.file_geometry
-        return Inferred(store, *grids, verdict, boxes, scan.valid)
+        return Inferred(store, *grids, checked, boxes, scan.valid)
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """The prediction of a case on its file's grid; see `decision.decide`."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_claim, check_grid, reading
+from lesionseg.io.limits import check_grid, check_size, reading
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -101,7 +101,7 @@ def _header(path: Path) -> tuple[Any, Geometry]:
             "value. Split it into one file per channel: <case>_0000, <case>_0001, …."
         )
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
-    check_claim(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
+    check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())

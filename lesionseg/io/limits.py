@@ -74,7 +74,7 @@ def check_file(path: Path) -> None:
         raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
 
 
-def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
+def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
     size = path.stat().st_size
     if n_bytes > (size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_claim, check_grid, reading
+from lesionseg.io.limits import check_grid, check_size, reading
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
         raise ReadError(f"{path}: the header names no voxels (shape {tuple(image.shape)}).")
     n_voxels = math.prod(int(n) for n in image.shape)
     compressed = path.name.lower().endswith(".gz")
-    check_claim(path, n_voxels * image.get_data_dtype().itemsize, compressed=compressed)
+    check_size(path, n_voxels * image.get_data_dtype().itemsize, compressed=compressed)
     return image
 
 

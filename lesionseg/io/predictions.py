@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction, Volume
+from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, misfits
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
@@ -74,7 +74,7 @@ class _Content(BaseModel):
     voxel_threshold: FiniteFloat | None = None
     operating_point: OperatingPoint | None = None
     scored: bool = True
-    input_check: InputVerdict | None = None
+    input_check: InputCheckResult | None = None
 
 
 def write_prediction(
@@ -174,7 +174,7 @@ def read_prediction(
     files: PredictionFiles,
     *,
     geometry: Geometry | None = None,
-    united: bool = False,
+    binary: bool = False,
 ) -> Prediction:
     """Read one predicted case.
 
@@ -183,7 +183,7 @@ def read_prediction(
     `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
     centre the box's, the diameter that of the ellipsoid that touches the box's sides. Masks without
     candidate file give candidates from their connected components (or instances) with score 1 and
-    `scored=False`. Candidates carry a mask where the instances hold their id. `united`: a mask's
+    `scored=False`. Candidates carry a mask where the instances hold their id. `binary`: a mask's
     values are regions, and a candidate is a component of their union, of label 1. Raises
     `ReadError`, `GeometryError`, `ContentError`.
     """
@@ -200,7 +200,7 @@ def read_prediction(
             "scan or its reference as well."
         )
     if files.candidates is None:
-        return _unscored(files, grid, united)
+        return _unscored(files, grid, binary)
     stated = _read_candidates(files.candidates, files.case, grid)
     instances, present = None, set[int]()
     if files.instances is not None:
@@ -212,7 +212,7 @@ def read_prediction(
                 f"{files.instances}: the ids {unknown[:10]} are not in the candidate file. Both "
                 "files must come from the same prediction."
             )
-    values = files.regions or (files.mask if united else None)  # of all, else of accepted ones
+    values = files.regions or (files.mask if binary else None)  # of all, else of accepted ones
     return replace(
         stated,
         candidates=tuple(replace(c, has_mask=c.id in present) for c in stated.candidates),
@@ -252,13 +252,13 @@ def _read_candidates(path: Path, case: str, geometry: Geometry) -> Prediction:
     )
 
 
-def _unscored(files: PredictionFiles, grid: Geometry, united: bool) -> Prediction:
+def _unscored(files: PredictionFiles, grid: Geometry, binary: bool) -> Prediction:
     """A prediction from masks alone: one candidate of score 1 per instance or component."""
     marked = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
         marked = np.asarray(read_mask(files.mask).labels)
-    values = marked.astype(np.uint8) if united and files.mask else None
-    labels = (marked > 0).astype(np.uint8) if united else marked
+    values = marked.astype(np.uint8) if binary and files.mask else None
+    labels = (marked > 0).astype(np.uint8) if binary else marked
     if files.instances is not None:
         instances = np.asarray(read_instances(files.instances).instances)
         # the value of an instance's first labelled voxel, 1 where there is none

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.limits import check_claim, check_grid, reading
+from lesionseg.io.limits import check_grid, check_size, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _LOSSY = (".jpg", ".jpeg")
@@ -75,7 +75,7 @@ def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[N
     with Image.open(path, formats=_FORMATS) as image:
         _geometry(path, (image.height, image.width), raster_mm)
         if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
-            check_claim(path, image.width * image.height * len(image.getbands()))
+            check_size(path, image.width * image.height * len(image.getbands()))
         image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
         # no viewer turns a PNG
         turn = 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
@@ -96,7 +96,7 @@ def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[
             )
         page: Any = tiff.pages[0]
         _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
-        check_claim(path, page.nbytes)
+        check_size(path, page.nbytes)
         try:
             pixels = np.asarray(page.asarray())
         except ValueError:  # a compression that tifffile leaves to a further package, such as LZW

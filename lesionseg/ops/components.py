@@ -169,8 +169,8 @@ def listed_lesions(
         index = nonzero_voxels(instances)
         owner = _rows(ids, instances.reshape(-1)[index])
     if ignore is not None:
-        judged = ~ignore.reshape(-1)[index]
-        index, owner = index[judged], owner[judged]
+        counted = ~ignore.reshape(-1)[index]
+        index, owner = index[counted], owner[counted]
     order, first = _grouped(owner, len(ids))
     return Lesions.measured(geometry, ids, labels, boxes, index[order], first)
 

@@ -67,7 +67,7 @@ def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
 class Survey:
     """What is known of a dataset before anything is decided.
 
-    `burden` and `sizes`: number and median diameter of the lesions of each labelled case. `boxed`:
+    `counts` and `sizes`: number and median diameter of the lesions of each labelled case. `boxed`:
     number of lesions of each case whose reference has boxes and no mask. `sources`: SHA-256 of each
     case's files.
     """
@@ -75,7 +75,7 @@ class Survey:
     dataset: Dataset
     fingerprint: Fingerprint
     splits: Splits
-    burden: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     boxed: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -98,24 +98,24 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     known = {case: found for case, (found, _) in records.items() if found is not None}
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
     taken = [found for case, found in known.items() if case not in held_out]
-    burden = {case: len(found.diameters_mm) for case, found in known.items()}
+    counts = {case: len(found.diameters_mm) for case, found in known.items()}
     if not taken:
         raise DatasetError(
             f"{data.root}: there is no reference to learn from ({count(len(records), 'case')}). "
             "Add masks, or predict with an existing bundle."
         )
-    if sum(burden.values()) == 0:
+    if sum(counts.values()) == 0:
         raise DatasetError(
-            f"{data.root}: there is no lesion in {count(len(burden), 'reference')}. Check the "
+            f"{data.root}: there is no lesion in {count(len(counts), 'reference')}. Check the "
             "label values in the masks, or add cases with lesions."
         )
     survey = Survey(
         dataset,
         fingerprint_of(dataset, taken),
         Splits({}, True, seed, ""),
-        burden,
+        counts,
         {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()},
-        {case: burden[case] for case, found in known.items() if found.boxed},
+        {case: counts[case] for case, found in known.items() if found.boxed},
         {case: source for case, (_, source) in records.items()},
     )
     fold = folds_of(survey, data)[0] if data.fold == ALL_FOLDS else data.fold
@@ -132,7 +132,7 @@ def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Su
     """The same dataset with the roles of one fold, or of the split that the settings ask for."""
     splits = make_splits(
         survey.dataset,
-        survey.burden,
+        survey.counts,
         validation_fraction=data.validation_fraction,
         seed=seed,
         given=Path(data.splits) if data.splits else None,
@@ -146,7 +146,7 @@ def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Su
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
     """The numbers of the folds that cross-validation goes through."""
     given = Path(data.splits) if data.splits else None
-    return fold_numbers(survey.dataset, survey.burden, given=given, n_folds=data.n_folds)
+    return fold_numbers(survey.dataset, survey.counts, given=given, n_folds=data.n_folds)
 
 
 def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:

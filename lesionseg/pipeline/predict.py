@@ -382,8 +382,8 @@ class CaseWork:
             **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
         }
         if prediction.input:
-            verdict = prediction.input
-            task.row |= {"warning": verdict.warning, "input_score": verdict.score}
+            checked = prediction.input
+            task.row |= {"warning": checked.warning, "input_score": checked.score}
         return task.row
 
     def _decide_and_save(self, inferred: Inferred, files: CaseFiles) -> Prediction:

@@ -87,7 +87,7 @@ def match_cases(
     `read_on_grid`.
     """
     regions = dataset.regions if dataset else ()
-    how = {"resample": resample, "united": bool(regions)}
+    how = {"resample": resample, "binary": bool(regions)}
     with bar("Scoring") if progress is None else nullcontext(progress) as advance:
         for done, files in enumerate(cases, start=1):
             reference, prediction = open_reference(files, dataset), None
@@ -119,11 +119,11 @@ def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
 
 
 def read_on_grid(
-    files: PredictionFiles, geometry: Geometry, *, resample: bool = False, united: bool = False
+    files: PredictionFiles, geometry: Geometry, *, resample: bool = False, binary: bool = False
 ) -> Prediction:
     """Read a prediction on the grid of its reference.
 
-    One on another grid is resampled when that is asked for, else a `GeometryError`. `united`: as in
+    One on another grid is resampled when that is asked for, else a `GeometryError`. `binary`: as in
     `read_prediction`.
     """
     path = files.instances or files.mask
@@ -135,7 +135,7 @@ def read_on_grid(
         to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
         own = Geometry(own.shape, geometry.affine @ to_reference)
     if own is None or own.matches(geometry):
-        return read_prediction(files, geometry=geometry, united=united)
+        return read_prediction(files, geometry=geometry, binary=binary)
     if not resample:
         raise GeometryError(
             f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
@@ -143,7 +143,7 @@ def read_on_grid(
             "resample=true, or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
-    return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
+    return onto_grid(replace(read_prediction(files, binary=binary), geometry=own), geometry)
 
 
 # --- roles of a training -------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def _select_and_score(
     )
     for i, match in enumerate(matches):
         before = read_on_grid(
-            predictions[match.case], match.geometry, united=bool(survey.dataset.regions)
+            predictions[match.case], match.geometry, binary=bool(survey.dataset.regions)
         )
         before, calibration = replace(before, case=match.case), calibration_of[match.case]
         prediction = accept(before, complete.operating_points[0], calibration)

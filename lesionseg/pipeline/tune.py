@@ -83,7 +83,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     require_masks(survey, cfg.model.architecture)
     check_cases(run, survey.splits)  # its trials would not compare
     cases = [c for c in survey.of_role("validation") if c.is_labelled]
-    n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
+    n_lesions = sum(survey.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "

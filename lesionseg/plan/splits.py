@@ -41,7 +41,7 @@ class Splits:
 
 def make_splits(
     dataset: Dataset,
-    burden: Mapping[str, int],
+    counts: Mapping[str, int],
     *,
     validation_fraction: float = 0.2,
     seed: int = 0,
@@ -50,7 +50,7 @@ def make_splits(
     n_folds: int = 5,
     sizes: Mapping[str, float] | None = None,
 ) -> Splits:
-    """Give every labelled case a role; `burden`: the number of lesions of each.
+    """Give every labelled case a role; `counts`: the number of lesions of each.
 
     Roles the dataset states are kept; test and external cases are never drawn. Validation is, in
     this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold),
@@ -63,7 +63,7 @@ def make_splits(
     the dataset and for a fold that is not there, `ConfigError` when `given` or `fold` has
     validation cases and the fraction is 0.
     """
-    stated, development = _stated(dataset, burden)
+    stated, development = _stated(dataset, counts)
     rng = np.random.default_rng(seed)
     # the same with a stated validation taking part in training
     roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in stated.items()}
@@ -72,7 +72,7 @@ def make_splits(
         roles, note = _given(stated, given, fold or 0), f"as given in {given.name}"
         note += "" if fold is None else f", fold {fold}"
     elif fold is not None:
-        folds, how = _folds(development, burden, sizes or {}, n_folds, rng)
+        folds, how = _folds(development, counts, sizes or {}, n_folds, rng)
         _require_fold(fold, folds, dataset.root)
         held, note = folds[fold], f"fold {fold} of {how}"
     elif validation_fraction <= 0:
@@ -82,10 +82,10 @@ def make_splits(
     elif "validation" in stated.values():
         roles, note = stated, "validation as the dataset states it"
     elif any(case.fold is not None for case in development):
-        folds, how = _folds(development, burden, {}, n_folds, rng)
+        folds, how = _folds(development, counts, {}, n_folds, rng)
         held, note = folds[min(folds)], f"fold {min(folds)} of {how}"
     else:
-        held, note = _draw(development, burden, validation_fraction, rng)
+        held, note = _draw(development, counts, validation_fraction, rng)
     roles |= dict.fromkeys(held, "validation")
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
@@ -106,7 +106,7 @@ def make_splits(
 
 
 def fold_numbers(
-    dataset: Dataset, burden: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
+    dataset: Dataset, counts: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
 ) -> tuple[int, ...]:
     """The folds that `make_splits` can make, ascending: of the file, of the dataset, or dealt out.
 
@@ -119,34 +119,34 @@ def fold_numbers(
             raise DatasetError(f"{given}: a single split, not a list of folds.")
         numbers = tuple(range(len(raw)))
     else:
-        development = _stated(dataset, burden)[1]
-        numbers = tuple(_folds(development, burden, {}, n_folds, np.random.default_rng())[0])
+        development = _stated(dataset, counts)[1]
+        numbers = tuple(_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
     if len(numbers) < 2:
         raise DatasetError(f"{dataset.root}: cross-validation needs at least two folds.")
     return numbers
 
 
-def _stated(dataset: Dataset, burden: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
+def _stated(dataset: Dataset, counts: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
     """Roles the dataset states, labelled cases without one training; what is not for testing."""
     stated: dict[str, Role] = {}
     for case in dataset.cases:
         if case.role in ("test", "external"):
             stated[case.case] = case.role
-        elif case.case in burden:
+        elif case.case in counts:
             stated[case.case] = case.role or "train"
     return stated, [c for c in dataset.cases if stated.get(c.case) in ("train", "validation")]
 
 
 def _folds(
     development: Sequence[CaseFiles],
-    burden: Mapping[str, int],
+    counts: Mapping[str, int],
     sizes: Mapping[str, float],
     n_folds: int,
     rng: np.random.Generator,
 ) -> tuple[dict[int, set[str]], str]:
     """The cases of each fold, ascending, and whose folds: the dataset's, else dealt out.
 
-    Groups sorted by burden in blocks, by size within, are dealt at random.
+    Groups sorted by lesions in blocks, by size within, are dealt at random.
     """
     folds: dict[int, set[str]] = {}
     for case in development:
@@ -155,11 +155,11 @@ def _folds(
     if folds:
         return dict(sorted(folds.items())), "the dataset"
     units = _units(development)
-    weight = _by_burden(units, burden, rng)
+    weight = _by_counts(units, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
     rest = list(weight)[len(free) :]
-    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
+    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # three classes or so
     classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
     ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
     hands: list[set[str]] = [set() for _ in range(n_folds)]
@@ -219,28 +219,28 @@ def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
     return units
 
 
-def _by_burden(
-    units: Mapping[str, Sequence[str]], burden: Mapping[str, int], rng: np.random.Generator
+def _by_counts(
+    units: Mapping[str, Sequence[str]], counts: Mapping[str, int], rng: np.random.Generator
 ) -> dict[str, int]:
-    weight = {name: sum(burden[case] for case in units[name]) for name in sorted(units)}
+    weight = {name: sum(counts[case] for case in units[name]) for name in sorted(units)}
     names = list(weight)
     shuffled = [names[i] for i in rng.permutation(len(names))]
     return {name: weight[name] for name in sorted(shuffled, key=lambda name: weight[name])}
 
 
 def _draw(
-    pool: Sequence[CaseFiles], burden: Mapping[str, int], fraction: float, rng: np.random.Generator
+    pool: Sequence[CaseFiles], counts: Mapping[str, int], fraction: float, rng: np.random.Generator
 ) -> tuple[set[str], str]:
     """The validation cases, and how they were drawn.
 
-    One group at random from each of n equal blocks of the groups by burden. Both sides get a lesion
+    One group at random from each of n equal blocks of the groups by count. Both sides get a lesion
     where two groups have one: without, training or choosing an operating point is impossible.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "a single labelled case: no validation"
     units = _units(pool)
-    weight = _by_burden(units, burden, rng)
+    weight = _by_counts(units, counts, rng)
     ordered, n = list(weight), min(max(round(fraction * len(weight)), 1), len(weight) - 1)
     held = [ordered[int(rng.choice(b))] for b in np.array_split(np.arange(len(ordered)), n)]
     with_lesions = [name for name in ordered if weight[name] > 0]

@@ -295,9 +295,9 @@ def _regions_plan(spacing):
 def test_a_lesion_of_several_mask_values_is_one():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
     geometry = Geometry.from_spacing(labels.shape, (1, 1))
-    united = lesion_instances((labels > 0).astype(np.uint8))
+    binary = lesion_instances((labels > 0).astype(np.uint8))
     reference = Reference(
-        geometry, labels=labels, instances=united.instances, instance_labels=united.labels
+        geometry, labels=labels, instances=binary.instances, instance_labels=binary.labels
     )
     prepared = prepare_reference(reference, geometry, _regions_plan((1, 1)))
     assert prepared.labels.tolist() == [[0, 1, 2, 0, 0], [0, 3, 3, 0, 2]]

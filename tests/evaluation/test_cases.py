@@ -16,7 +16,7 @@ PRESET = PRESETS["lesionseg"]
 CASES = {case.name: case for case in HAND_CASES}
 
 
-def judge(name, preset="lesionseg", **changes):
+def evaluated(name, preset="lesionseg", **changes):
     case = CASES[name]
     rules = PRESETS[preset]
     return evaluate_case(make_reference(case), make_prediction(case), rules, case=name, **changes)
@@ -43,12 +43,12 @@ def test_a_missing_prediction_counts_as_missed_lesions():
     ],
 )
 def test_why_a_lesion_was_missed(name, reasons):
-    assert [lesion.why_missed for lesion in judge(name).lesions] == reasons
+    assert [lesion.why_missed for lesion in evaluated(name).lesions] == reasons
 
 
 def test_what_no_score_would_cover_enough_is_not_said_to_lie_below_the_point():
     point = OperatingPoint("score:1", 1.0)
-    (lesion,) = judge("under_a_tenth", operating_point=point).lesions
+    (lesion,) = evaluated("under_a_tenth", operating_point=point).lesions
     assert (lesion.why_missed, lesion.detected_at) == ("overlap_too_small", None)
 
 
@@ -56,16 +56,16 @@ def test_what_no_score_would_cover_enough_is_not_said_to_lie_below_the_point():
     ("name", "reasons"), [("merge", ["", "merged"]), ("wrong_label", ["wrong_label"])]
 )
 def test_why_a_lesion_is_in_no_pair(name, reasons):
-    assert [lesion.why_missed for lesion in judge(name, "instances").lesions] == reasons
+    assert [lesion.why_missed for lesion in evaluated(name, "instances").lesions] == reasons
 
 
 def test_the_operating_point_overrules_the_flags():
     case = CASES["split"]
     point = OperatingPoint("score:0.7", 0.7)
-    found = judge("split", operating_point=point)
+    found = evaluated("split", operating_point=point)
     assert [c.outcome for c in found.candidates] == ["true_positive", "not_accepted"]
     assert [c.outcome_any for c in found.candidates] == ["true_positive"] * 2
-    by_pairs = judge("split", "instances", operating_point=point)
+    by_pairs = evaluated("split", "instances", operating_point=point)
     assert [c.outcome_any for c in by_pairs.candidates] == ["ignored", "true_positive"]
     assert found.dice == pytest.approx(2 * 2 / (6 + 2))
     assert found.operating_point == point

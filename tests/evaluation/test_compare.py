@@ -8,12 +8,12 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, froc
-from tests.evaluation.test_scores import judge
+from tests.evaluation.test_scores import evaluated
 
 
 def models(names_a, names_b):
     return [
-        [judge(n, f"case{i}", f"g{i // 2}") for i, n in enumerate(names)]
+        [evaluated(n, f"case{i}", f"g{i // 2}") for i, n in enumerate(names)]
         for names in (names_a, names_b)
     ]
 
@@ -40,7 +40,7 @@ def test_a_better_model_is_seen_to_be_better():
 def scored(n_groups, seed, shift, n_false=1):
     """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
     rng = np.random.default_rng(seed)
-    base, wrong = judge("perfect"), judge("false_alarm").candidates[0]
+    base, wrong = evaluated("perfect"), evaluated("false_alarm").candidates[0]
     return [
         replace(
             base,
@@ -108,7 +108,7 @@ ROW = {
 
 
 def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
-    results = [judge("elsewhere", "elsewhere"), judge("perfect", "perfect")]
+    results = [evaluated("elsewhere", "elsewhere"), evaluated("perfect", "perfect")]
     rows = [
         {**ROW, "verdict": "Lesion"},
         {**ROW, "case": "perfect", "verdict": "lesion"},  # no false positive: stale

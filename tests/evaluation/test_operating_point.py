@@ -9,7 +9,7 @@ from lesionseg.evaluation.operating_point import most_false_positives
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
 
 
-def judge(reference, prediction, scores, case="a", role="validation", scored=True):
+def evaluated(reference, prediction, scores, case="a", role="validation", scored=True):
     drawn = HandCase(case, "", reference, prediction, scores, 0, 0, 0)
     found = make_prediction(drawn)
     found = type(found)(case, found.geometry, found.candidates, found.instances, scored=scored)
@@ -20,8 +20,8 @@ def judge(reference, prediction, scores, case="a", role="validation", scored=Tru
 def results():
     """Two cases: lesions found at .9, .6 and .2; false positives at .8, .5 and .4."""
     return [
-        judge("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.8), "a"),
-        judge("11....... .........", "11.22.333 .........", (0.2, 0.5, 0.4), "b"),
+        evaluated("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.8), "a"),
+        evaluated("11....... .........", "11.22.333 .........", (0.2, 0.5, 0.4), "b"),
     ]
 
 
@@ -51,7 +51,7 @@ def test_the_score_lies_just_above_the_false_positive_that_is_one_too_many(resul
     assert choose(results).score == pytest.approx(0.5, abs=2e-4)
     assert choose(results).score > 0.5
     assert choose(results) == choose(results, fp_per_case=1)
-    crowded = [judge("11... .....", "11.22 .....", (0.50001, 0.5))]
+    crowded = [evaluated("11... .....", "11.22 .....", (0.50001, 0.5))]
     assert 0.5 < choose(crowded, fp_per_case=0).score <= 0.50001
 
 
@@ -71,7 +71,7 @@ def test_a_score_by_hand_is_described(results):
 
 
 def test_false_positives_that_outrank_everything():
-    results = [judge("11... .....", "11.22 .....", (0.5, 1.0))]
+    results = [evaluated("11... .....", "11.22 .....", (0.5, 1.0))]
     point = choose(results, fp_per_case=0)
     # a rate of 0 finds nothing; the rate seen would be the same
     assert point.score > 1.0
@@ -79,7 +79,7 @@ def test_false_positives_that_outrank_everything():
 
 
 def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
-    missed = [judge("11... .....", "..... .....", ())]
+    missed = [evaluated("11... .....", "..... .....", ())]
     point = choose(missed)
     assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
     assert "detected nothing" in caplog.text
@@ -88,20 +88,20 @@ def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
 def test_refusals(results):
     with pytest.raises(ConfigError):
         choose(results, fp_per_case=1, sensitivity=0.9)
-    for bad in ([judge("11 ..", "11 ..", (1.0,), scored=False)], []):
+    for bad in ([evaluated("11 ..", "11 ..", (1.0,), scored=False)], []):
         with pytest.raises(ContentError):
             choose(bad)
     with pytest.raises(ContentError):
-        choose([judge(".. ..", "11 ..", (0.3,))], sensitivity=0.5)
+        choose([evaluated(".. ..", "11 ..", (0.3,))], sensitivity=0.5)
     with pytest.raises(ContentError, match=r"1 of 2"):
-        choose([judge("11.22 .....", "11... .....", (0.7,))], sensitivity=0.9)
+        choose([evaluated("11.22 .....", "11... .....", (0.7,))], sensitivity=0.9)
 
 
 def test_intervals_are_those_of_the_scores(results):
     assert choose(results).lesion_recall_ci95 is None  # 2 groups
     many = [
         replace(
-            judge("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.4 + i % 2 * 0.4)),
+            evaluated("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.4 + i % 2 * 0.4)),
             case=f"c{i}",
             group=f"c{i}",
         )

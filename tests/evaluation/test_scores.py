@@ -19,7 +19,7 @@ KEYS = (
 )
 
 
-def judge(name, case="a", group=""):
+def evaluated(name, case="a", group=""):
     hand = next(c for c in HAND_CASES if c.name == name)
     return evaluate_case(
         make_reference(hand), make_prediction(hand), PRESET, case=case, group=group
@@ -175,7 +175,7 @@ def test_an_auroc_has_an_interval_from_five_cases_of_each_kind(n_free, given):
 
 def test_panoptic_quality_by_hand():
     # IoU 1/10 in one case, 1 in the other, a lesion missed in the third
-    results = [judge(n, n) for n in ("exactly_a_tenth", "perfect", "missed", "false_alarm")]
+    results = [evaluated(n, n) for n in ("exactly_a_tenth", "perfect", "missed", "false_alarm")]
     scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
     assert scores["panoptic_quality"]["value"] == pytest.approx(1.1 / (2 + 0.5 + 0.5))
 
@@ -183,7 +183,7 @@ def test_panoptic_quality_by_hand():
 def test_lesion_load_by_hand():
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [
-        replace(judge("perfect", f"c{i}"), reference_ml=x, predicted_ml=y)
+        replace(evaluated("perfect", f"c{i}"), reference_ml=x, predicted_ml=y)
         for i, (x, y) in enumerate(loads)
     ]
     scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
@@ -197,7 +197,7 @@ def test_lesion_load_by_hand():
 def grown(n_groups, seed, steep=3.0):
     """Lesions of 1 to 20 mm, found the likelier the larger; 50 % at 4 mm."""
     rng = np.random.default_rng(seed)
-    base, results = judge("perfect"), []
+    base, results = evaluated("perfect"), []
     for group in range(n_groups):
         lesions = []
         for number in range(1, 13):

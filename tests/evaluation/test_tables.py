@@ -1,7 +1,7 @@
 import csv
 from dataclasses import replace
 
-from lesionseg.core import InputVerdict
+from lesionseg.core import InputCheckResult
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.tables import write_scores
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
@@ -39,7 +39,7 @@ def test_no_result_gives_headers(tmp_path):
 
 
 def test_a_warning_of_the_scan_is_in_its_row(tmp_path):
-    said = InputVerdict(2.5, "Another grid.")
+    said = InputCheckResult(2.5, "Another grid.")
     prediction = replace(make_prediction(HAND_CASES[0]), input=said)
     result = evaluate_case(
         make_reference(HAND_CASES[0]), prediction, PRESETS["lesionseg"], case="=a"

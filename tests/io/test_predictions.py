@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction, Volume
+from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError, OutputError, ReadError
 from lesionseg.io.predictions import (
     PredictionFiles,
@@ -114,7 +114,12 @@ def test_a_prediction_of_nothing_and_what_was_removed_come_back(
 
 
 def test_what_was_said_of_the_scan_comes_back(tmp_path: Path, oblique: Geometry) -> None:
-    for said in (None, InputVerdict(0.5), InputVerdict(2.5, "Another grid."), InputVerdict()):
+    for said in (
+        None,
+        InputCheckResult(0.5),
+        InputCheckResult(2.5, "Another grid."),
+        InputCheckResult(),
+    ):
         write_prediction(tmp_path, replace(_prediction(oblique), input=said))
         assert _read(tmp_path).input == said
 

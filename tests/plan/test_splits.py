@@ -31,26 +31,26 @@ ONES = dict.fromkeys(TEN, 1)
 
 def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset):
     groups = {f"c{i:02d}": f"patient{i // 3}" for i in range(30)}
-    burden = {case: i for i, case in enumerate(groups)}
+    counts = {case: i for i, case in enumerate(groups)}
     backwards, drawn = dict(reversed(list(groups.items()))), set()
     for seed in range(8):
-        splits = make_splits(build(dataset, groups), burden, seed=seed)
+        splits = make_splits(build(dataset, groups), counts, seed=seed)
         held = of_role(splits, "validation")
         patients = {groups[c] for c in held}
         assert len(patients) == 2
         assert not patients & {groups[c] for c in of_role(splits, "train")}
         assert splits.group_safe
-        assert make_splits(build(dataset, backwards), burden, seed=seed).roles == splits.roles
+        assert make_splits(build(dataset, backwards), counts, seed=seed).roles == splits.roles
         drawn.add(frozenset(held))
     assert len(drawn) > 1
 
 
-def test_validation_spreads_over_the_burden(dataset: Dataset):
+def test_validation_draws_from_few_to_many_lesions(dataset: Dataset):
     cases = {f"c{i:02d}": f"g{i}" for i in range(40)}
-    burden = {case: 0 if i < 10 else i for i, case in enumerate(cases)}
+    counts = {case: 0 if i < 10 else i for i, case in enumerate(cases)}
     for seed in range(5):
-        splits = make_splits(build(dataset, cases), burden, validation_fraction=0.2, seed=seed)
-        held = sorted(burden[c] for c in of_role(splits, "validation"))
+        splits = make_splits(build(dataset, cases), counts, validation_fraction=0.2, seed=seed)
+        held = sorted(counts[c] for c in of_role(splits, "validation"))
         assert held[:2] == [0, 0]  # a quarter of the cases is lesion-free: so are 2 of 8
         assert held[2] > 0
         assert held[-1] >= 35
@@ -164,8 +164,8 @@ def test_json_round_trip(dataset: Dataset):
 
 def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
     groups = {f"c{i:02d}": f"g{i // 2}" for i in range(30)}
-    built, burden = build(dataset, groups), {c: int(c[1:]) % 7 for c in groups}
-    held = [of_role(make_splits(built, burden, fold=k, seed=2), "validation") for k in range(5)]
+    built, counts = build(dataset, groups), {c: int(c[1:]) % 7 for c in groups}
+    held = [of_role(make_splits(built, counts, fold=k, seed=2), "validation") for k in range(5)]
     assert sum(len(h) for h in held) == 30
     assert set().union(*held) == set(groups)
     for cases in held:
@@ -173,16 +173,16 @@ def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
         assert not {groups[c] for c in cases} & {groups[c] for c in groups if c not in cases}
 
 
-def test_folds_are_balanced_by_burden_and_by_size(dataset: Dataset):
+def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
     cases = {f"c{i:02d}": f"g{i}" for i in range(40)}
-    burden = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
+    counts = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
     for k in range(5):
-        splits = make_splits(build(dataset, cases), burden, fold=k, seed=1, sizes=sizes)
+        splits = make_splits(build(dataset, cases), counts, fold=k, seed=1, sizes=sizes)
         held = of_role(splits, "validation")
         assert len(held) == 8
-        assert sum(burden[c] == 0 for c in held) == 2
-        typical = sum(sizes[c] for c in held if burden[c]) / 6
+        assert sum(counts[c] == 0 for c in held) == 2
+        typical = sum(sizes[c] for c in held if counts[c]) / 6
         assert abs(typical - 4.5) < 1.5
 
 

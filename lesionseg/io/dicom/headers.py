@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, pip_install
-from lesionseg.io.limits import check_claim, in_worker, reading
+from lesionseg.io.limits import check_size, in_worker, reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -136,7 +136,7 @@ def check_scan(path: Path, header: "Header") -> None:
     n_bits = int(header.Rows) * int(header.Columns) * n_frames * int(header.get("BitsAllocated", 8))
     syntax = _syntax(header)
     packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
-    check_claim(path, n_bits // 8, compressed=packed)
+    check_size(path, n_bits // 8, compressed=packed)
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:

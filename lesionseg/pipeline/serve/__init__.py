@@ -1,8 +1,7 @@
 """`serve`: a bundle behind HTTP; scans come in, masks go out, nothing stays.
 
-`app` is the page and the REST interface, `slicer` what 3D Slicer's plug-in asks for, `uploads` what
-was sent and the queue in front of the network. Where strangers reach it, put a proxy before it:
-encryption, passwords and protection from slow or many connections are the proxy's.
+`app` is the page and the REST interface, `slicer` answers 3D Slicer's plug-in, `uploads` holds what
+was sent and the queue. Encryption, passwords and slow connections are a proxy's work.
 """
 
 import logging
