@@ -1,4 +1,4 @@
-"""Two nodes of two processes each learn what one process learns from the same tiles.
+"""Two nodes of two processes each learn what four processes of one node learn.
 
 Nodes are launchers on this machine, which talk over its loopback and share `run_dir` alone.
 """
@@ -59,12 +59,11 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(raw):
-    """One process with as many tiles a step."""
+    """One node of as many processes."""
     run = raw.parent / "one"
-    ended = subprocess.run(
-        [*MODULE, *TRAIN, *settings(raw, run), "trainer.lightning.accumulate_grad_batches=4"],
-        cwd=ROOT,
-    )
+    launcher = shlex.split("torch.distributed.run --standalone --nproc-per-node 4 -m")
+    command = [*MODULE, *launcher, *TRAIN, *settings(raw, run), "trainer.devices=4"]
+    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **LOOPBACK})
     assert ended.returncode == 0
     return run
 
@@ -109,7 +108,7 @@ def weights(run):
     return torch.cat([tensor.flatten() for _, tensor in sorted(tensors.items())])
 
 
-def test_two_nodes_learn_what_one_process_learns(raw, one):
+def test_two_nodes_learn_what_one_node_learns(raw, one):
     run = raw.parent / "calm"
     said = on_two_nodes(raw, run)
     assert curve(one)[-3] < curve(one)[0]
