@@ -11,7 +11,7 @@ from typing import Any
 
 from lesionseg.core import Candidate, CaseFiles
 from lesionseg.errors import count
-from lesionseg.io.files import printable_id, read_csv, write_csv
+from lesionseg.io.files import HALF, printable_id, read_csv, write_csv
 from lesionseg.io.remote import upload
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ class PredictionTable:
     def __init__(self, path: Path, url: str = "") -> None:
         self.path, self._url = path, url
         self.earlier: dict[str, Row] = {}
+        for half in path.parent.glob(HALF[:-1] + path.name):  # of a run that was killed
+            half.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         for table in sorted(tables, key=lambda file: (file == path, file.stat().st_mtime_ns)):
             self.earlier |= {

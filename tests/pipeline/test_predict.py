@@ -21,7 +21,7 @@ from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict import read_ahead
-from lesionseg.pipeline.predict_tables import PredictOutcome, counts_of
+from lesionseg.pipeline.predict_tables import TABLE, PredictionTable, PredictOutcome, counts_of
 from lesionseg.plan.plan import Plan
 from tests.commands import predict
 from tests.inference.networks import Bright
@@ -222,6 +222,14 @@ class Slow(Bright):
         return super().forward(image)
 predict(sys.argv[1], sys.argv[2], sys.argv[3], architectures={"mine": lambda _: Slow()})
 """
+
+
+def test_half_a_table_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    mine, other = tmp_path / f".0a1b2c3d-{TABLE}", tmp_path / ".0a1b2c3d-predictions_0_of_2.csv"
+    mine.touch()
+    other.touch()
+    PredictionTable(tmp_path / TABLE)
+    assert (mine.exists(), other.exists()) == (False, True)  # the other's shard may be at it
 
 
 def test_killed_and_started_again_it_writes_the_same_files(
