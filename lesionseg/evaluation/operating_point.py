@@ -84,7 +84,7 @@ def choose(
     found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
     recall = proportion(found, lesions, NO_LESION)
     false_positives = rate(false, pool.cases_by_group, "there is no case")
-    is_last = false.sum() == len(pool.false_score)  # none was left to stop at
+    is_last = false.sum() == len(pool.false_score)  # no next one is known; ½ is Jeffreys' prior
     reach = pool.detected_at > NEVER
     roles = sorted({r.role for r in results if r.role})
     return OperatingPoint(
@@ -96,7 +96,7 @@ def choose(
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
         expected_false_positives_per_case=float(
-            (false.sum() + (0.0 if is_last else deff)) / pool.n_cases
+            (false.sum() + (0.5 if is_last else deff)) / pool.n_cases
         ),
         attainable_recall=float(reach.mean()) if len(reach) else None,
         confidence=confidence if held else None,

@@ -65,8 +65,8 @@ class LesionBalancedLoss(DiceFocalLoss):
     ) -> LossTerms:
         """The terms; raises `GeometryError` without `nearest`."""
         spatial = (logits.shape[0], *logits.shape[2:])
-        if nearest is None or nearest.shape != spatial:
-            seen = None if nearest is None else tuple(nearest.shape)
+        seen = None if nearest is None else tuple(nearest.shape)
+        if nearest is None or seen != spatial:
             raise GeometryError(f"Nearest lesions of shape {spatial} are needed, not {seen}.")
         terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
@@ -101,8 +101,6 @@ class LesionBalancedLoss(DiceFocalLoss):
 
 def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:
     """The id of each voxel's nearest lesion in its tile, int32; 0 in a tile without lesions.
-
-    Of lesions equally near, one is taken. Computed on the CPU.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]])).tolist()
     [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
