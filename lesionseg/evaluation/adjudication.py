@@ -14,7 +14,7 @@ LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answer:
     """What a reader says of a false positive; `box_vox` tells whether it is still the same one."""
 
     case: str
@@ -23,23 +23,23 @@ class Verdict:
     word: str
 
 
-def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict]:
+def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
     """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
     found = []
     for line, row in enumerate(rows, 2):
-        cell = row.get("verdict") or ""
+        cell = row.get("answer") or ""
         if not cell:
             continue
         word = cell.strip().lower().replace(" ", "_").replace("-", "_")
         if word not in WORDS:
             raise ContentError(
-                f"{where}, line {line}: the verdict {cell!r} is not known. Write {LESION}, "
+                f"{where}, line {line}: the answer {cell!r} is not known. Write {LESION}, "
                 f"{NO_LESION_HERE}, {UNSURE} or nothing."
             )
         try:
             ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
             box = tuple(float(cell) for cell in ends if cell)
-            found.append(Verdict(row["case"], int(float(row["candidate"])), box, word))
+            found.append(Answer(row["case"], int(float(row["candidate"])), box, word))
         except (KeyError, ValueError) as error:
             raise ContentError(
                 f"{where}, line {line}: no case, candidate and box as the report wrote them "
@@ -48,12 +48,12 @@ def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict
     return found
 
 
-def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> dict[str, Any]:
     """The main numbers by the reference alone and with the confirmed lesions added to it.
 
-    A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
+    A false positive with the answer `lesion` counts as a lesion that was found; lesions that both
     the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
-    Verdicts on candidates that are no longer false positives, or have moved, are counted as stale.
+    Answers on candidates that are no longer false positives, or have moved, are counted as stale.
     """
     boxes = {
         (r.case, c.candidate): (*c.start_vox, *c.stop_vox)
@@ -63,7 +63,7 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> di
     }
     fresh = [
         v
-        for v in verdicts
+        for v in answers
         if len(box := boxes.get((v.case, v.candidate), ())) == len(v.box_vox) > 0
         and all(abs(a - b) < 1e-3 for a, b in zip(box, v.box_vox, strict=True))
     ]
@@ -72,7 +72,7 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> di
     return {
         **{f"n_{word}": words[word] for word in (LESION, NO_LESION_HERE, UNSURE)},
         "n_open": len(boxes) - len({(v.case, v.candidate) for v in fresh}),
-        "n_stale": len(verdicts) - len(fresh),
+        "n_stale": len(answers) - len(fresh),
         "by_reference": _numbers(results, {}),
         "adjudicated": _numbers(results, confirmed),
     }

@@ -15,7 +15,7 @@ from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import find_preset, summarise
-from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_scores
@@ -72,7 +72,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
-    others = zones = verdicts = None
+    others = zones = answers = None
     if cfg.compare is not None:
         others = find_predictions(Path(cfg.compare))
         _check_names(cases, labelled, others, Path(cfg.compare))
@@ -80,7 +80,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         zones = find_zones(Path(cfg.zones))
         zones.check([files.case for files in cases])
     if cfg.adjudication is not None:
-        verdicts = read_verdicts(read_csv(Path(cfg.adjudication)), cfg.adjudication)
+        answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
 
     how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
@@ -111,8 +111,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         )
         own = summarise(second, preset, provenance=made, **sums)
         write_scores(output / COMPARED, second, own, labels)
-    if verdicts is not None:
-        scores["adjudication"] = adjudicate(results, verdicts)
+    if answers is not None:
+        scores["adjudication"] = adjudicate(results, answers)
     write_scores(output, results, scores, labels)
     return EvaluateOutcome(scores, output)
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MOST_MISSED, MOST_FALSE, MOST_FOUND, ON_TOP = 60, 30, 12, 3  # pictures
 MOST_MOVED = 100_000  # lesions and false positives that the slider moves over
 Progress = Callable[[str, int, int], None]
-VERDICTS = ("verdict", "reader", "comment")  # what a person fills in
+ANSWERS = ("answer", "reader", "comment")  # what a person fills in
 _SAME = ("case", "candidate", "start_z_vox", "start_y_vox", "start_x_vox")
 WHY = {  # a lesion was missed
     "no_response": "not seen at all",
@@ -372,23 +372,23 @@ def slider(tables: Tables) -> dict[str, Any] | None:
 
 
 def write_adjudication(path: Path, tables: Tables) -> int:
-    """Write one row per false positive, by descending score; verdicts filled in before are kept."""
+    """Write one row per false positive, by descending score; answers filled in before are kept."""
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     false = false.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
     if path.is_file():
         before = pd.read_csv(path, dtype=str).fillna("")
-        filled = before[(before[list(VERDICTS)] != "").any(axis=1)]
+        filled = before[(before[list(ANSWERS)] != "").any(axis=1)]
         same = [name for name in _SAME if name in filled and name in false]
-        verdicts = filled.set_index([filled[c].astype(str) for c in same])[list(VERDICTS)]
+        answers = filled.set_index([filled[c].astype(str) for c in same])[list(ANSWERS)]
         keys = pd.MultiIndex.from_frame(false[same].astype(str))
-        for name in VERDICTS:
-            false[name] = [verdicts[name].get(key, "") for key in keys]
+        for name in ANSWERS:
+            false[name] = [answers[name].get(key, "") for key in keys]
     else:
-        false = false.assign(**dict.fromkeys(VERDICTS, ""))
+        false = false.assign(**dict.fromkeys(ANSWERS, ""))
     places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
     columns = ("case", "candidate", "label", "score", "diameter_mm", *places)
-    columns = (*columns, "touches_lesion", *VERDICTS)
+    columns = (*columns, "touches_lesion", *ANSWERS)
     rows = false[list(columns)].astype(object).where(false[list(columns)].notna(), None)
     if len(rows):
         write_csv(path, rows.to_dict("records"), columns)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, froc
 from tests.evaluation.test_scores import evaluated
@@ -110,11 +110,11 @@ ROW = {
 def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
     results = [evaluated("elsewhere", "elsewhere"), evaluated("perfect", "perfect")]
     rows = [
-        {**ROW, "verdict": "Lesion"},
-        {**ROW, "case": "perfect", "verdict": "lesion"},  # no false positive: stale
-        {**ROW, "candidate": "7", "verdict": ""},
+        {**ROW, "answer": "Lesion"},
+        {**ROW, "case": "perfect", "answer": "lesion"},  # no false positive: stale
+        {**ROW, "candidate": "7", "answer": ""},
     ]
-    found = adjudicate(results, read_verdicts(rows, "adjudicate.csv"))
+    found = adjudicate(results, read_answers(rows, "adjudicate.csv"))
     assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
     assert found["by_reference"]["lesion_recall"]["value"] == 0.5
     assert found["by_reference"]["n_false_positive"] == 1
@@ -123,7 +123,7 @@ def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
     assert found["adjudicated"]["lesion_precision"]["value"] == 1.0
 
 
-@pytest.mark.parametrize("row", [{**ROW, "verdict": "maybe"}, {"verdict": "lesion"}])
+@pytest.mark.parametrize("row", [{**ROW, "answer": "maybe"}, {"answer": "lesion"}])
 def test_a_row_that_says_nothing_is_an_error_with_its_line(row):
     with pytest.raises(ContentError, match="line 2"):
-        read_verdicts([row], "adjudicate.csv")
+        read_answers([row], "adjudicate.csv")

@@ -30,10 +30,10 @@ def check() -> InputCheck:
 
 
 def test_a_scan_like_those_of_the_training_has_no_warning(check: InputCheck, plan: Plan) -> None:
-    verdict = check_scan(check, _scan(9), GRID, plan, ())
-    assert verdict.warning == ""
-    assert verdict.score is not None
-    assert verdict.score < 1
+    result = check_scan(check, _scan(9), GRID, plan, ())
+    assert result.warning == ""
+    assert result.score is not None
+    assert result.score < 1
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_what_is_unlike_is_named(
     spacing_mm: tuple[float, ...],
     name: str,
 ) -> None:
-    verdict = check_scan(check, image, Geometry.from_spacing(SHAPE, spacing_mm), plan, ())
-    assert verdict.score is not None
-    assert verdict.score > 1
-    assert name in verdict.warning
+    result = check_scan(check, image, Geometry.from_spacing(SHAPE, spacing_mm), plan, ())
+    assert result.score is not None
+    assert result.score > 1
+    assert name in result.warning
 
 
 def test_empty_and_missing_channels_are_named_without_a_check(plan: Plan) -> None:
     assert "T1 is empty" in check_scan(None, np.zeros((1, *SHAPE)), GRID, plan, ()).warning
     two = plan.with_(channel_names=("T1", "T2"), normalisation=plan.normalisation * 2)
-    verdict = check_scan(None, np.concatenate([_scan(0), 0 * _scan(0)]), GRID, two, (1,))
-    assert verdict.missing == ("T2",)
-    assert "T2" in verdict.warning
-    assert "empty" not in verdict.warning
+    result = check_scan(None, np.concatenate([_scan(0), 0 * _scan(0)]), GRID, two, (1,))
+    assert result.missing == ("T2",)
+    assert "T2" in result.warning
+    assert "empty" not in result.warning
 
 
 def test_four_scans_are_too_few() -> None:

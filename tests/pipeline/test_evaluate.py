@@ -374,7 +374,7 @@ def test_two_and_three_axes(tmp_path, dims):
     assert (rows(paths[2] / "cases.csv")[0]["reference_ml"] == "") == (dims == 2)
 
 
-def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog):
+def test_answers_survive_the_walk_through_the_report(folders, tmp_path, caplog):
     before = evaluate(*folders, replicates=5).scores
     write_report(folders[2], tmp_path / "report", options=ReportSection.of(pdf=False))
     path = tmp_path / "report" / "adjudicate.csv"
@@ -384,7 +384,7 @@ def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
-        writer.writerows([{**row, "verdict": "Lesion"} for row in table])
+        writer.writerows([{**row, "answer": "Lesion"} for row in table])
     with caplog.at_level(logging.WARNING):
         after = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
     assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 0, 0)

@@ -118,16 +118,16 @@ def test_names_on_request_and_no_pictures_without_images(study: Path, tmp_path: 
     assert not (tmp_path / "report.pdf").exists()
 
 
-def test_a_verdict_stays_with_its_false_positive(study: Path, tmp_path: Path) -> None:
+def test_an_answer_stays_with_its_false_positive(study: Path, tmp_path: Path) -> None:
     tables, path = read_tables(study / "scores"), tmp_path / "adjudicate.csv"
     assert write_adjudication(path, tables) == 3
     rows = pd.read_csv(path, dtype=str)
     assert rows["case"].tolist() == ["P0_$x$", "P2_$x$", "P3_$x$"]
-    rows.loc[1, "verdict"] = "lesion"
+    rows.loc[1, "answer"] = "lesion"
     rows.to_csv(path, index=False)
     write_adjudication(path, tables)
     again = pd.read_csv(path, dtype=str)
-    assert again["verdict"].fillna("").tolist() == ["", "lesion", ""]
+    assert again["answer"].fillna("").tolist() == ["", "lesion", ""]
 
 
 def test_a_new_number_appears_by_itself(study: Path, tmp_path: Path) -> None:
