@@ -13,7 +13,8 @@ from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
-from lesionseg.losses import FocalLoss
+from lesionseg.io.files import read_csv
+from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.tile_stream import to_batch
@@ -90,3 +91,17 @@ def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
     cfg = config(max_steps=2, ema_decay=None, optim={"weight_decay": 0.0})
     fit(network, plan, tiles_of(unknown, plan, cfg), cfg, tmp_path / "run", loss=FocalLoss())
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_workers_hand_nearest_lesions_to_a_loss_that_asks_for_them(cases, plan, tmp_path):
+    chosen = config(max_steps=5, workers=1)
+    tiles = tiles_of(cases, plan, chosen)
+    batch = to_batch([tiles[0], tiles[1]], nearest=True)
+    known = batch["instances"].masked_fill(~batch["valid"], 0)
+    assert torch.equal(batch["nearest"], nearest_lesions(known))
+    run = tmp_path / "run"
+    fit(build_network(plan), plan, tiles, chosen, run, loss=LesionBalancedLoss())
+    (row,) = read_csv(run / "metrics.csv")
+    terms = ("loss_dice", "loss_focal", "loss_lesion_dice", "loss_lesion_focal")
+    assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in terms), rel=1e-4)
+    assert float(row["loss_lesion_dice"]) > 0
