@@ -1,4 +1,4 @@
-"""Which cases a comparison of trainings learns from, which it judges, and what was found there."""
+"""Cases a comparison of trainings learns from and is scored on, and what was found there."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from lesionseg.pipeline.dataset import Survey
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a dataset is divided: `role` is judged, every other development case teaches."""
+    """How a dataset is divided: `role` is scored, every other development case teaches."""
 
     data: DataConfig
     role: str
 
     def as_development(self, found: Survey) -> Survey:
-        """The judged cases as validation cases, on which the strictness may be chosen."""
+        """The scored cases as validation cases, on which the strictness may be chosen."""
         roles = {
             case: "validation" if its == self.role else its
             for case, its in found.splits.roles.items()
@@ -30,7 +30,7 @@ class HeldOut:
 def held_out(
     root: Path, cache: Path, validation_fraction: float = 0.3, group: str | None = None
 ) -> HeldOut:
-    """The test role is judged where a dataset has one, else a share of the patients.
+    """The test role is scored where a dataset has one, else a share of the patients.
 
     `group`: an expression that finds a case's patient or scan in its name, as `data.group`.
     """
@@ -41,7 +41,7 @@ def held_out(
     return HeldOut(data, role)
 
 
-def cases_judged(folder: Path) -> list[dict[str, Any]]:
+def cases_scored(folder: Path) -> list[dict[str, Any]]:
     """Every case of `folder/cases.csv`: its false positives, and its Dice where it has a lesion."""
     return [
         {

@@ -5,10 +5,10 @@
         --seeds 0 1 2 --threads 1
     python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg --overrides loss=dice_focal
 
-Same cases to learn from (the test role is judged where a set has one, else a share of patients),
+Same cases to learn from (the test role is scored where a set has one, else a share of patients),
 same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
 preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
-candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
+candidate rule and scores; strictness is that of 1 false positive a case on the scored cases, for
 each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with two tiles a step, as
 large as ours are at two a step, and our features (see `cell_nnunet.py`; under `--overrides` of tile
 and features too); both stretch their schedule over the minutes. nnU-Net runs in the peers'
@@ -37,7 +37,7 @@ import torch
 from scipy.ndimage import labeled_comprehension
 
 from benchmarks.common import table
-from benchmarks.learning.held_out import cases_judged, false_positives, held_out, lesions_found
+from benchmarks.learning.held_out import cases_scored, false_positives, held_out, lesions_found
 from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
@@ -66,7 +66,7 @@ SPREAD = 10.0  # log-odds that a score of 3/4 stands for
 
 @dataclass(frozen=True)
 class Setting:
-    """One set: what is known of it, the plan whose candidate rule judges all tools, and where."""
+    """One set: what is known of it, the plan whose candidate rule scores all tools, and where."""
 
     name: str
     root: Path
@@ -75,7 +75,7 @@ class Setting:
     options: argparse.Namespace
 
     @property
-    def judged(self) -> tuple[CaseFiles, ...]:
+    def scored(self) -> tuple[CaseFiles, ...]:
         """The cases that no tool learns from."""
         return self.found.of_role("validation")
 
@@ -176,7 +176,7 @@ def sizes(options: argparse.Namespace) -> list[str]:
 
 
 def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
-    """The cell's numbers: read where they are, else made and judged."""
+    """The cell's numbers: read where they are, else made and scored."""
     options = setting.options
     variant = "_".join([tool, *(options.overrides if tool == "lesionseg" else sizes(options))])
     limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
@@ -186,12 +186,18 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     if path.is_file():
         kept: Mapping[str, Any] = read_json(path)
         if kept["identity"] != identity(setting):
-            sys.exit(f"{path} judged other cases: use a new --output")
+            sys.exit(f"{path} scored other cases: use a new --output")
         return kept
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     made = run_tool(setting, tool, seed, folder)
-    cell = {"set": setting.name, "tool": variant, "seed": seed, **made, **judge(setting, folder)}
+    cell = {
+        "set": setting.name,
+        "tool": variant,
+        "seed": seed,
+        **made,
+        **score_cell(setting, folder),
+    }
     write_json(path, cell)
     for left in ("nnunet", "cache", "checkpoints"):
         shutil.rmtree(folder / left, ignore_errors=True)
@@ -246,7 +252,7 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
     hand_over = link_case if dims == 3 else draw_case
     learning = setting.found.of_role("train")
     taught = [hand_over(setting, files, raw, "Tr") for files in learning]
-    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.judged}
+    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.scored}
     described = {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
         "labels": {"background": 0, "lesion": 1},
@@ -278,11 +284,11 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
-def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
+def score_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     """Write a tool's candidates of the validation cases into `run/validation`; their scores."""
     cases = labelled(found, "validation")
     if not cases:
-        sys.exit(f"{run}: no case to judge")
+        sys.exit(f"{run}: no case to score")
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
@@ -304,9 +310,9 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
-def judge(setting: Setting, folder: Path) -> dict[str, Any]:
+def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
     """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
-    scores = judge_kept(Kept(folder, setting.plan), setting.found, folder)
+    scores = score_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
         "preset": scores["preset"],
@@ -314,21 +320,21 @@ def judge(setting: Setting, folder: Path) -> dict[str, Any]:
         "recall": scores["lesion_recall"]["value"],
         "false_positives_per_case": scores["false_positives_per_case"]["value"],
         "dice_accepted": scores["dice"]["mean"],
-        **voxel_dice(folder, setting.judged, setting.found.dataset),
+        **voxel_dice(folder, setting.scored, setting.found.dataset),
         "average_precision": scores["average_precision"]["value"],
         "cpm": scores["cpm"]["value"],
         "panoptic_quality": scores["panoptic_quality"]["value"],
         "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
         "n_cases": scores["n_cases"],
         "lesions": lesions_found(folder),
-        "cases": cases_judged(folder),
+        "cases": cases_scored(folder),
         "false_positives": false_positives(folder),
     }
 
 
 def identity(setting: Setting) -> list[str]:
-    """The judged cases: cells of different divisions must not be compared."""
-    return [files.case for files in setting.judged]
+    """The scored cases: cells of different divisions must not be compared."""
+    return [files.case for files in setting.scored]
 
 
 if __name__ == "__main__":

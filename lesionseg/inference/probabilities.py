@@ -30,13 +30,13 @@ def label_probabilities(
     return _sigmoid(logits, plan)
 
 
-def tempered(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Log-odds that grow by their logarithm beyond ±8, so that probabilities keep their order.
 
     Of any shape, also empty; signs are kept. float32 knows no p between 1 and 1 − 6e-8, log-odds
     of 16.6; networks that Dice teaches go beyond, and what ties at 1 cannot be ranked.
 
-    >>> [round(float(x), 2) for x in tempered(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
+    >>> [round(float(x), 2) for x in compress_log_odds(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
     [-5.0, 8.0, 10.26, 13.26]
     """
     beyond = (logits.abs() - SURE).clamp_min(0).log1p()
@@ -44,7 +44,7 @@ def tempered(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def _sigmoid(logits: Tensor, plan: Plan) -> Tensor:
-    return (tempered(logits) if plan.tempered else logits).sigmoid()
+    return (compress_log_odds(logits) if plan.compressed else logits).sigmoid()
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:

@@ -175,7 +175,7 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        tempered=True,
+        compressed=True,
         # of a radiograph that states none: those to come are resampled as the training's were
         raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),

@@ -195,7 +195,7 @@ class Plan:
     what a voxel's probability is worth, put right before candidates are found; None takes it as it
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
     of a prepared image (`lesionseg.data.transforms`). `may_lack`: a scan may lack any one channel.
-    `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`).
+    `compressed`: whether log-odds beyond 8 are compressed (`inference.probabilities`).
     `raster_mm`: the pixel size taken for radiographs that state none, the median of the training
     images'; None: `spacing_mm`. `reasons` explains each decision in one sentence.
     """
@@ -222,7 +222,7 @@ class Plan:
     regions: tuple[tuple[LabelValue, ...], ...] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     may_lack: bool = False
-    tempered: bool = False
+    compressed: bool = False
     raster_mm: Millimetres | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: Literal[1] = PLAN_VERSION

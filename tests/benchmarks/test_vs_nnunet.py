@@ -19,7 +19,7 @@ from lesionseg.plan.plan import Plan
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Any:
-    """Four tiny heads, one of which is judged."""
+    """Four tiny heads, one of which is scored."""
     write_mri_phantoms(
         tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
     )
@@ -83,7 +83,7 @@ def test_the_peer_gets_the_learning_cases_and_our_size(setting: Any, tmp_path: P
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     learning = {files.case for files in setting.found.of_role("train")}
     assert {p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").iterdir()} == learning
-    assert set(job["scans"]) == {files.case for files in setting.judged}
+    assert set(job["scans"]) == {files.case for files in setting.scored}
     assert not learning & set(job["scans"])
     plan: Plan = setting.plan
     assert job["tile_voxels"] == np.prod(plan.tile_shape)
@@ -125,12 +125,12 @@ def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive() -> No
 
 
 def test_dice_of_voxels_at_one_half_and_at_its_best(setting: Any) -> None:
-    (files,) = setting.judged
+    (files,) = setting.scored
     folder = setting.options.output
     labels = versus.read_case(files, setting.found.dataset).reference.labels
     odds = np.where(labels > 0, -1.0, -2.0)[None]  # p = .27 and .12
     np.save(folder / f"{files.case}.npy", odds.astype(np.float32))
-    found = voxel_dice(folder, setting.judged, setting.found.dataset)
+    found = voxel_dice(folder, setting.scored, setting.found.dataset)
     assert found["dice_half"] == 0
     assert found["dice_best"] == 1
     assert 0.12 < found["best_threshold"] < 0.27
@@ -147,7 +147,7 @@ def test_radiographs_are_handed_over_as_png(tmp_path: Path) -> None:
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     assert job["configuration"] == "2d"
     assert read_json(raw / "dataset.json")["file_ending"] == ".png"
-    for part, cases in (("Tr", setting.found.of_role("train")), ("Ts", setting.judged)):
+    for part, cases in (("Tr", setting.found.of_role("train")), ("Ts", setting.scored)):
         names = {f"{files.case}_0000.png" for files in cases}
         assert {path.name for path in (raw / f"images{part}").iterdir()} == names
     assert len(list((raw / "labelsTr").iterdir())) == len(setting.found.of_role("train"))
