@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
+from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.ops.components import mask_boxes
 
 
@@ -21,9 +22,9 @@ class HandCase:
     reference: str
     prediction: str
     scores: tuple[float, ...]
-    tp: int
-    fp: int
-    fn: int
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
     ignored: int = 0
     dice: float | None = None
     detected_at: tuple[float | None, ...] = ()
@@ -46,8 +47,7 @@ def draw(text):
 
 def make_reference(case, spacing_mm=None):
     instances = draw(case.reference)
-    n = int(instances.max())
-    labels = case.lesion_labels or (1,) * n
+    labels = case.lesion_labels or (1,) * int(instances.max())
     geometry = Geometry.from_spacing(instances.shape, spacing_mm or (1.0,) * instances.ndim)
     values = np.array([0, *labels])[instances]
     return Reference(geometry, labels=values, instances=instances, instance_labels=labels)
@@ -61,9 +61,8 @@ def make_prediction(case, spacing_mm=None):
     )
 
 
-def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case"):
-    boxes = mask_boxes(instances, len(scores)).tolist()
-    dims = instances.ndim
+def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case", **more):
+    boxes, dims = mask_boxes(instances, len(scores)).tolist(), instances.ndim
     candidates = [
         Candidate(
             id=i + 1,
@@ -79,7 +78,14 @@ def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, cas
         for i, score in enumerate(scores)
     ]
     ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
-    return Prediction(case, geometry, ranked, instances)
+    return Prediction(case, geometry, ranked, instances, **more)
+
+
+def evaluated(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
+    """The result of a hand case, given by its name or itself."""
+    hand = CASES[hand] if isinstance(hand, str) else hand
+    truth, found = make_reference(hand, spacing_mm), make_prediction(hand, spacing_mm)
+    return evaluate_case(truth, found, PRESETS[preset], case=case or hand.name, **options)
 
 
 HAND_CASES = (
@@ -197,3 +203,4 @@ HAND_CASES = (
         detected_at=(0.6, 0.8, None),
     ),
 )  # fmt: skip
+CASES = {case.name: case for case in HAND_CASES}

@@ -6,50 +6,22 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.evaluation.calibration import (
-    describe_calibration,
-    fit_calibration,
-    fit_logistic,
-)
-from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
-
-ROWS = "11.22.33 ........"
+from lesionseg.evaluation.calibration import describe_calibration, fit_calibration, fit_logistic
+from tests.evaluation.hand_cases import HandCase, evaluated
 
 
-def case(name: str, scores: tuple[float, float, float]):
-    """Two lesions and three candidates, the third one false."""
-    drawn = HandCase(name, "", "11.22... ........", ROWS, scores, 0, 0, 0)
-    return evaluate_case(
-        make_reference(drawn),
-        make_prediction(drawn),
-        PRESETS["lesionseg"],
-        case=name,
-        group=name,
-        role="validation",
-    )
-
-
-@pytest.fixture
-def results():
-    rng = np.random.default_rng(0)
-    return [
-        case(f"c{i}", tuple(np.clip(rng.normal([0.7, 0.6, 0.4], 0.2), 0.05, 0.95).tolist()))
-        for i in range(30)
-    ]
-
-
-def drawn(template, p, true):
+def candidates(p, true):
     """One result whose candidates have these scores and outcomes."""
-    hit, _, miss = template.candidates
+    template = evaluated(HandCase("x", "", "11... .....", "11.22 .....", (0.9, 0.5)))
+    hit, miss = template.candidates
     rows = tuple(replace(hit if t else miss, score=float(s)) for s, t in zip(p, true, strict=True))
     return [replace(template, candidates=rows)]
 
 
-def test_scores_that_are_probabilities_are_called_calibrated(results):
+def test_scores_that_are_probabilities_are_called_calibrated():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.02, 0.98, 8000)
-    found = describe_calibration(drawn(results[0], p, rng.random(8000) < p))
+    found = describe_calibration(candidates(p, rng.random(8000) < p))
     assert found["slope"] == pytest.approx(1, abs=0.06)
     assert found["observed_expected"] == pytest.approx(1, abs=0.03)
     assert found["brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
@@ -57,16 +29,15 @@ def test_scores_that_are_probabilities_are_called_calibrated(results):
     assert describe_calibration([])["of"] is None
 
 
-def test_calibration_mends_what_is_overconfident_and_keeps_the_order(results):
+def test_calibration_mends_what_is_overconfident_and_keeps_the_order():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.02, 0.98, 6000)
     sure = 1 / (1 + np.exp(-3 * np.log(p / (1 - p))))
-    fit = fit_calibration(drawn(results[0], sure, rng.random(6000) < p))
-    mended = fit.probability(sure)
+    mended = fit_calibration(candidates(sure, rng.random(6000) < p)).probability(sure)
     assert np.abs(mended - p).mean() < 0.04
     assert (np.diff(mended[np.argsort(sure)]) >= -1e-12).all()
     with pytest.raises(ContentError):
-        fit_calibration(drawn(results[0], p[:20], np.arange(20) < 3))
+        fit_calibration(candidates(p[:20], np.arange(20) < 3))
 
 
 def test_logistic_fits_solve_their_score_equations_also_of_repeated_counts():

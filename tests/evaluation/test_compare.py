@@ -8,25 +8,21 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, froc
-from tests.evaluation.test_scores import evaluated
+from tests.evaluation.hand_cases import evaluated
 
 
-def models(names_a, names_b):
-    return [
-        [evaluated(n, f"case{i}", f"g{i // 2}") for i, n in enumerate(names)]
-        for names in (names_a, names_b)
-    ]
+def model(names):
+    return [evaluated(n, case=f"case{i}", group=f"g{i // 2}") for i, n in enumerate(names)]
 
 
-def test_equal_models_do_not_differ():
-    one, other = models(["perfect", "missed"] * 8, ["perfect", "missed"] * 8)
-    found = compare(one, other, replicates=200)["lesion_recall"]
+def test_equal_models_do_not_differ_and_a_better_one_does():
+    same = model(["perfect", "missed"] * 8)
+    found = compare(same, same, replicates=200)["lesion_recall"]
     assert (found["one"], found["difference"], found["p_value"]) == (0.5, 0.0, 1.0)
     assert found["ci95"] is None
 
-
-def test_a_better_model_is_seen_to_be_better():
-    one, other = models(["perfect"] * 15 + ["missed"], ["missed"] * 12 + ["perfect"] * 4)
+    one = model(["perfect"] * 15 + ["missed"])
+    other = model(["missed"] * 12 + ["perfect"] * 4)
     found = compare(one, other, replicates=500)["lesion_recall"]
     assert found["difference"] == pytest.approx(15 / 16 - 4 / 16)
     low, high = found["ci95"]
@@ -37,27 +33,21 @@ def test_a_better_model_is_seen_to_be_better():
     assert back["p_value"] == pytest.approx(found["p_value"])
 
 
-def scored(n_groups, seed, shift, n_false=1):
+def scored(seed, shift, n_false=1, n_groups=40):
     """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
     rng = np.random.default_rng(seed)
     base, wrong = evaluated("perfect"), evaluated("false_alarm").candidates[0]
-    return [
-        replace(
-            base,
-            case=f"c{i}",
-            group=f"g{i}",
-            lesions=(replace(base.lesions[0], detected_at=float(rng.normal(shift))),),
-            candidates=tuple(
-                replace(wrong, score=float(rng.normal()), outcome_any="false_positive")
-                for _ in range(n_false)
-            ),
-        )
-        for i in range(n_groups)
-    ]
+    wrong, results = replace(wrong, outcome_any="false_positive"), []
+    for i in range(n_groups):
+        lesion = replace(base.lesions[0], detected_at=float(rng.normal(shift)))
+        false = tuple(replace(wrong, score=float(rng.normal())) for _ in range(n_false))
+        parts = {"lesions": (lesion,), "candidates": false}
+        results.append(replace(base, case=f"c{i}", group=f"g{i}", **parts))
+    return results
 
 
 def test_models_are_compared_at_equal_false_positives():
-    one, other = scored(40, 0, 2.0), scored(40, 1, 0.0)
+    one, other = scored(0, 2.0), scored(1, 0.0)
     found = compare(one, other, replicates=300)
     for rate in (0.5, 1, 2):
         row = found[f"recall_at_{rate:g}"]
@@ -73,7 +63,7 @@ def test_models_are_compared_at_equal_false_positives():
 
 
 def test_a_margin_makes_the_whole_interval_decide():
-    one, other = scored(40, 0, 1.0, 3), scored(40, 1, 1.0, 3)
+    one, other = scored(0, 1.0, 3), scored(1, 1.0, 3)
     low, high = compare(one, other, replicates=300)["recall_at_1"]["ci95"]
     assert low < 0 < high
     for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False), (None, None)):
@@ -81,39 +71,27 @@ def test_a_margin_makes_the_whole_interval_decide():
         assert found["recall_at_1"]["not_inferior"] is shown
 
 
-def test_the_p_value_of_few_patients_is_exact():
-    one, other = models(["perfect"] * 10, ["missed"] * 10)  # five patients, all for the one
+def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_an_error():
+    one, other = model(["perfect"] * 10), model(["missed"] * 10)  # five patients
     assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
-
-
-def test_few_groups_give_the_difference_alone_and_other_cases_are_an_error():
-    one, other = models(["perfect"] * 6, ["missed"] * 6)
-    found = compare(one, other)["lesion_recall"]
+    found = compare(one[:6], other[:6])["lesion_recall"]
     assert (found["difference"], found["ci95"], found["p_value"]) == (1.0, None, None)
     assert "5 groups" in found["reason"]
-    with pytest.raises(DatasetError, match="case5"):
+    with pytest.raises(DatasetError, match="case9"):
         compare(one, other[:-1])
 
 
-ROW = {
-    "case": "elsewhere",
-    "candidate": "1",
-    "start_z_vox": "",
-    "start_y_vox": "0",
-    "start_x_vox": "4",
-    "stop_z_vox": "",
-    "stop_y_vox": "1",
-    "stop_x_vox": "7",
-}
+BOX = {"start_z": "", "start_y": "0", "start_x": "4", "stop_z": "", "stop_y": "1", "stop_x": "7"}
+ROW = {"case": "elsewhere", "candidate": "1", **{f"{name}_vox": cell for name, cell in BOX.items()}}
 
 
 def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
-    results = [evaluated("elsewhere", "elsewhere"), evaluated("perfect", "perfect")]
     rows = [
         {**ROW, "answer": "Lesion"},
         {**ROW, "case": "perfect", "answer": "lesion"},  # no false positive: stale
         {**ROW, "candidate": "7", "answer": ""},
     ]
+    results = [evaluated("elsewhere"), evaluated("perfect")]
     found = adjudicate(results, read_answers(rows, "adjudicate.csv"))
     assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
     assert found["by_reference"]["lesion_recall"]["value"] == 0.5

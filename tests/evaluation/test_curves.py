@@ -1,5 +1,7 @@
 """Curves against plain loops over thresholds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,21 +30,14 @@ def random_pool(seed, n_groups=6, n_cases=9, n_lesions=20, n_false=30):
 
 def repeat(pool, weights):
     """The pool in which each group stands as often as its weight says."""
-
-    def again(values, groups):
-        return np.repeat(values, weights[groups].astype(int))
-
-    return Pool(
-        pool.groups,
-        again(pool.lesion_group, pool.lesion_group),
-        again(pool.detected_at, pool.lesion_group),
-        again(pool.false_group, pool.false_group),
-        again(pool.false_score, pool.false_group),
-        again(pool.case_group, pool.case_group),
-        again(pool.case_score, pool.case_group),
-        again(pool.case_positive, pool.case_group),
-        again(pool.case_share, pool.case_group),
-    )
+    kinds = {"detected_at": "lesion_group", "false_score": "false_group"}
+    items = {
+        field: np.repeat(values, weights[getattr(pool, group)].astype(int))
+        for field, values in vars(pool).items()
+        if isinstance(values, np.ndarray)
+        for group in [field if field.endswith("group") else kinds.get(field, "case_group")]
+    }
+    return replace(pool, **items)
 
 
 def thresholds(pool):
@@ -107,21 +102,11 @@ def test_froc_by_hand():
     assert froc(pool, (0.1, 0.125, 0.25, 8))(one).tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
-def test_without_candidates_recall_and_precision_are_zero():
-    pool = random_pool(0, n_false=0)
-    pool = Pool(
-        *[
-            getattr(pool, f) if f != "detected_at" else np.full(20, NEVER)
-            for f in Pool.__dataclass_fields__
-        ]
-    )
-    one = np.ones((1, 6))
-    assert not froc(pool, RATES)(one).any()
-    assert average_precision(pool)(one).item() == 0
-
-
-def test_without_lesions_curves_are_undefined():
-    pool = random_pool(0, n_lesions=0)
-    one = np.ones((1, 6))
-    assert np.isnan(froc(pool, RATES)(one)).all()
-    assert np.isnan(average_precision(pool)(one)).all()
+def test_nothing_found_is_zero_and_without_lesions_curves_are_undefined():
+    one, pool = np.ones((1, 6)), random_pool(0, n_false=0)
+    never = replace(pool, detected_at=np.full(20, NEVER))
+    assert not froc(never, RATES)(one).any()
+    assert average_precision(never)(one).item() == 0
+    free = random_pool(0, n_lesions=0)
+    assert np.isnan(froc(free, RATES)(one)).all()
+    assert np.isnan(average_precision(free)(one)).all()

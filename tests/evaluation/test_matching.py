@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, summarise
 from lesionseg.evaluation.criteria import INSTANCES
 from lesionseg.evaluation.matching import (
     NEVER,
@@ -19,10 +19,9 @@ from lesionseg.evaluation.matching import (
     score_of_cover,
 )
 from lesionseg.ops.components import candidates_of, lesions_of, mask_boxes
-from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
+from tests.evaluation.hand_cases import evaluated, prediction_of
 
 PRESET = PRESETS["lesionseg"]
-BY_PAIRS = PRESETS["instances"]
 
 
 def naive(lesions, candidates, scores):
@@ -59,24 +58,26 @@ def random_case(seed):
     return reference, tuple(labels), drawn, tuple(given), tuple(scores)
 
 
-def masks_of(instances, rows):
-    return [instances == row + 1 for row in rows]
+def masks_of(instances, rows=None):
+    return [instances == row + 1 for row in (range(int(instances.max())) if rows is None else rows)]
+
+
+def grid(array):
+    return Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
 
 
 def link(reference, labels, drawn, given, scores):
-    geometry = Geometry.from_spacing(reference.shape, (1.0,) * reference.ndim)
-    truth = Reference(geometry, instances=reference, instance_labels=labels)
-    prediction = prediction_of(drawn, scores, geometry, given)
-    return match(truth, prediction, PRESET.criterion)
+    truth = Reference(grid(reference), instances=reference, instance_labels=labels)
+    return match(truth, prediction_of(drawn, scores, grid(drawn), given), PRESET.criterion)
 
 
 def check(links, lesions, candidates, scores):
     """Matched at every threshold as the naive reference has it, and never worse further down."""
     supported, found_at = naive(lesions, candidates, scores)
+    assert links.detected_at.tolist() == found_at
     before = np.zeros(len(lesions), bool)
     ids = links.candidates.ids - 1  # ranked by score, the masks by id
     for score in sorted({*scores, 1.0}, reverse=True):
-        assert links.detected_at.tolist() == found_at
         by, outcomes = links.of_accepted(links.scores >= score)
         found = by >= 0
         assert found.tolist() == [at >= score for at in found_at]
@@ -90,11 +91,9 @@ def check(links, lesions, candidates, scores):
 
 @pytest.mark.parametrize("block", range(10))
 def test_equal_to_a_naive_reference_at_every_threshold(block):
-    for seed in range(100 * block, 100 * (block + 1)):
-        reference, labels, drawn, given, scores = random_case(seed)
-        links = link(reference, labels, drawn, given, scores)
-        lesions, candidates = (masks_of(x, range(int(x.max()))) for x in (reference, drawn))
-        check(links, lesions, candidates, scores)
+    for seed in range(60 * block, 60 * (block + 1)):
+        case = random_case(seed)
+        check(link(*case), masks_of(case[0]), masks_of(case[2]), case[-1])
 
 
 @pytest.mark.parametrize("block", range(2))
@@ -116,28 +115,6 @@ def test_equal_to_a_naive_reference_within_each_label(block):
         assert part.detected_at.tolist() == found_at.tolist()
 
 
-@pytest.mark.parametrize("bare", ["both", "reference", "prediction"])
-def test_boxes_take_the_place_of_voxels(bare):
-    """Boxes may overlap, and what two of them cover counts once."""
-    for seed in range(60):
-        reference, _, drawn, _, scores = random_case(seed)
-        if not reference.any() or not drawn.any():
-            continue
-        geometry = Geometry.from_spacing(reference.shape, (1.0,) * reference.ndim)
-        labels = (1,) * int(reference.max())
-        boxes = mask_boxes(reference, len(labels)).astype(np.float32)
-        truth = Reference(geometry, instances=reference, instance_labels=labels)
-        if bare != "prediction":
-            truth = Reference(geometry, boxes=boxes, box_labels=labels)
-        given = prediction_of(drawn, scores, geometry)
-        if bare != "reference":
-            rows = tuple(replace(c, has_mask=False) for c in given.candidates)
-            given = Prediction("a", geometry, rows, None)
-        links = match(truth, given, PRESET.criterion)
-        solid = [filled(geometry.shape, mask_boxes(x, int(x.max()))) for x in (reference, drawn)]
-        check(links, *solid, scores)
-
-
 def filled(shape, boxes):
     found = []
     for box in boxes:
@@ -147,52 +124,45 @@ def filled(shape, boxes):
     return found
 
 
-def ball(shape, centre, diameter_mm):
-    return (
-        sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True))
-        <= (diameter_mm / 2) ** 2
-    )
+@pytest.mark.parametrize("bare", ["both", "reference", "prediction"])
+def test_boxes_take_the_place_of_voxels(bare):
+    """Boxes may overlap, and what two of them cover counts once."""
+    for seed in range(60):
+        reference, _, drawn, _, scores = random_case(seed)
+        if not reference.any() or not drawn.any():
+            continue
+        labels, geometry = (1,) * int(reference.max()), grid(reference)
+        boxes = mask_boxes(reference, len(labels)).astype(np.float32)
+        truth = Reference(geometry, instances=reference, instance_labels=labels)
+        if bare != "prediction":
+            truth = Reference(geometry, boxes=boxes, box_labels=labels)
+        given = prediction_of(drawn, scores, geometry)
+        if bare != "reference":
+            rows = tuple(replace(c, has_mask=False) for c in given.candidates)
+            given = Prediction("a", geometry, rows, None)
+        solid = [filled(geometry.shape, mask_boxes(x, int(x.max()))) for x in (reference, drawn)]
+        check(match(truth, given, PRESET.criterion), *solid, scores)
 
 
-def test_a_confluent_patient():
-    """Two candidates in a lesion of 24 mm, one over five of 4 mm: all found, none false."""
-    shape = (28, 40, 60)
-    reference, drawn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    reference[ball(shape, (14, 20, 14), 24)] = 1
-    drawn[ball(shape, (14, 14, 14), 10)], drawn[ball(shape, (14, 27, 14), 10)] = 1, 2
-    for i in range(5):
-        reference[ball(shape, (14, 6 + 7 * i, 45), 4)] = 2 + i
-    drawn[12:17, 4:37, 43:48] = 3
-    geometry = Geometry.from_spacing(shape, (1.0,) * 3)
-    truth = Reference(geometry, instances=reference, instance_labels=(1,) * 6)
-    given = prediction_of(drawn, (0.9, 0.8, 0.7), geometry)
-    joint = evaluate_case(truth, given, PRESET, case="a")
-    assert (joint.n_detected, joint.n_outcome("false_positive")) == (6, 0)
-    assert (joint.splits, joint.merges) == (1, 1)
-    assert [x.split for x in joint.lesions] == [True] + [False] * 5
-    assert [x.merged for x in joint.lesions] == [False] + [True] * 5
-    pairs = evaluate_case(truth, given, BY_PAIRS, case="a")
-    assert (pairs.n_detected, pairs.n_outcome("false_positive")) == (0, 3)
-    scores = summarise([joint], PRESET, evaluated_on="test", replicates=5)
-    assert scores["lesion_recall"]["value"] == scores["lesion_precision"]["value"] == 1.0
-    assert scores["other_criteria"]["iou10"]["lesion_recall"]["value"] == 0.0
+def test_lesions_that_several_candidates_share_and_that_share_one_are_marked():
+    split, merge = evaluated("split"), evaluated("merge")
+    assert (split.splits, split.merges, split.lesions[0].split) == (1, 0, True)
+    assert (merge.splits, merge.merges) == (0, 1)
+    assert [(x.split, x.merged) for x in merge.lesions] == [(False, True)] * 2
 
 
-def test_labels_are_judged_together_and_by_themselves():
+def test_labels_are_scored_together_and_by_themselves():
     """A lesion that a candidate of another label covers is found, but not in its label's row."""
-    hand = next(case for case in HAND_CASES if case.name == "wrong_label")
-    result = evaluate_case(make_reference(hand), make_prediction(hand), PRESET, case="a")
-    scores = summarise(
-        [result], PRESET, evaluated_on="test", labels={1: "cyst", 2: "tumour"}, replicates=5
-    )
+    names, result = {1: "cyst", 2: "tumour"}, evaluated("wrong_label")
+    scores = summarise([result], PRESET, evaluated_on="test", labels=names, replicates=5)
     assert (scores["n_missed"], scores["n_false_positive"]) == (0, 0)
-    cyst, tumour = (scores["per_label"][name] for name in ("cyst", "tumour"))
+    cyst, tumour = (scores["per_label"][name] for name in names.values())
     assert (cyst["n_lesions"], cyst["n_missed"], cyst["n_false_positive"]) == (1, 1, 0)
     assert (tumour["n_lesions"], tumour["n_false_positive"]) == (0, 1)
 
 
-def test_a_crowd_of_boxes_in_one_lesion_takes_little_time_and_memory():
-    """400 boxes of 6³ in a lesion of 90³: what they cover is that of their voxels."""
+def test_a_crowd_of_boxes_in_one_lesion_covers_what_their_voxels_cover():
+    """400 boxes of 6³ in a lesion of 90³."""
     rng = np.random.default_rng(0)
     start = rng.integers(0, 84, (400, 3))
     boxes = np.hstack([start, start + 6]).astype(np.float64)
@@ -203,24 +173,11 @@ def test_a_crowd_of_boxes_in_one_lesion_takes_little_time_and_memory():
         enough_at = score
         if 10 * covered.sum() >= covered.size:
             break
-    share = np.full(400, 6**3 / 90**3)
-    assert score_of_cover(scores, share, boxes, 0.1) == enough_at
+    assert score_of_cover(scores, np.full(400, 6**3 / 90**3), boxes, 0.1) == enough_at
     assert covered.mean() == pytest.approx(0.1, abs=1e-3)
 
 
 # --- one to one ---
-
-
-def random_links(rng, n_candidates, n_lesions, density=0.4):
-    weight = rng.integers(10, 100, (n_candidates, n_lesions)) / 100
-    weight[rng.random(weight.shape) > density] = 0
-    return links_of(weight), weight
-
-
-def links_of(weight, rule=INSTANCES):
-    candidate, lesion = np.nonzero(weight)
-    shape = np.shape(weight)
-    return Links(rule, *shape, candidate, lesion, np.asarray(weight)[candidate, lesion])
 
 
 def best_by_trying(weight):
@@ -239,7 +196,10 @@ def best_by_trying(weight):
 @pytest.mark.parametrize("seed", range(25))
 def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
     rng = np.random.default_rng(seed)
-    links, weight = random_links(rng, 5, 4)
+    weight = rng.integers(10, 100, (5, 4)) / 100
+    weight[rng.random(weight.shape) > 0.4] = 0
+    candidate, lesion = np.nonzero(weight)
+    links = Links(INSTANCES, 5, 4, candidate, lesion, weight[candidate, lesion])
     scores = rng.integers(1, 5, 5) / 5  # with ties
     found_at = detection_scores(links, scores)
     for threshold in np.unique(scores):
@@ -258,50 +218,31 @@ def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
 # --- overlap ---
 
 
-def instances_of(seed, shape=(9, 10, 11), n=4):
-    rng = np.random.default_rng(seed)
-    array = np.zeros(shape, dtype=np.int32)
-    for i in range(1, n + 1):
-        start = rng.integers(0, np.array(shape) - 4)
-        array[tuple(slice(s, s + rng.integers(1, 5)) for s in start)] = i
-    return array
-
-
-def both(seed):
-    a, b = instances_of(seed), instances_of(seed + 100)
-    geometry = Geometry.from_spacing(a.shape, (2.0, 1.0, 1.0))
-    lesions = lesions_of(Reference(geometry, instances=a, instance_labels=(1, 1, 2, 2)))
-    prediction = prediction_of(b, (0.9, 0.8, 0.7, 0.6), geometry, labels=(1, 2, 1, 2))
-    return a, b, lesions, candidates_of(prediction, None)
-
-
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(0, 12, 2))
 def test_table_equals_counting_each_pair(seed):
-    a, b, lesions, candidates = both(seed)
+    a, labels, b, given, scores = random_case(seed)
+    lesions = lesions_of(Reference(grid(a), instances=a, instance_labels=labels))
+    candidates = candidates_of(prediction_of(b, scores, grid(a), given), None)
     table = overlap_table(candidates, lesions)
     found = {
         (int(candidates.ids[c]), int(lesions.ids[k])): (int(v), float(i))
         for c, k, v, i in zip(table.candidate, table.lesion, table.voxels, table.iou, strict=True)
     }
     expected = {}
-    for candidate in candidates.ids:
-        for lesion in lesions.ids:
-            shared = int(((b == candidate) & (a == lesion)).sum())
-            if shared:
-                union = int(((b == candidate) | (a == lesion)).sum())
-                expected[int(candidate), int(lesion)] = (shared, pytest.approx(shared / union))
+    for i, candidate in enumerate(masks_of(b), 1):
+        for k, lesion in enumerate(masks_of(a), 1):
+            if shared := int((candidate & lesion).sum()):
+                union = int((candidate | lesion).sum())
+                expected[i, k] = (shared, pytest.approx(shared / union))
     assert found == expected
 
 
 def test_without_a_mask_boxes_are_compared():
-    geometry = Geometry.from_spacing((20, 20), (1.0, 1.0))
+    drawn = np.zeros((20, 20), dtype=np.int32)
+    drawn[0:10, 0:5] = 1
     boxes = np.array([[0, 0, 10, 10], [12, 12, 14, 14]], dtype=np.float32)
-    lesions = lesions_of(Reference(geometry, boxes=boxes, box_labels=(1, 1)))
-    map_ = np.zeros((20, 20), dtype=np.int32)
-    map_[0:10, 0:5] = 1
-    candidates = candidates_of(prediction_of(map_, (0.9,), geometry), None)
-    table = overlap_table(candidates, lesions)
-    assert table.iou.tolist() == [0.5]
-    assert table.voxels.tolist() == [0]
+    lesions = lesions_of(Reference(grid(drawn), boxes=boxes, box_labels=(1, 1)))
+    table = overlap_table(candidates_of(prediction_of(drawn, (0.9,), grid(drawn)), None), lesions)
+    assert (table.iou.tolist(), table.voxels.tolist()) == ([0.5], [0])
     assert lesions.diameters_mm.tolist() == [10.0, 2.0]
     np.testing.assert_allclose(lesions.centres_mm[0], [4.5, 4.5])

@@ -1,13 +1,11 @@
-import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.evaluation import PRESETS, summarise
 from lesionseg.evaluation.subgroups import divide_by
-from tests.evaluation.test_scores import many
+from tests.evaluation.test_scores import many, summarise
 
-PRESET = PRESETS["lesionseg"]
 CASES = [f"case{i}" for i in range(12)]
 TABLE = {
     case: {"site": "AB"[i % 2], "age": str(20 + i), "id": case, "sex": "", "scanner": "one"}
@@ -15,70 +13,49 @@ TABLE = {
 }
 
 
-def scores(by=None, results=None):
-    return summarise(
-        many() if results is None else results,
-        PRESET,
-        evaluated_on="test",
-        replicates=20,
-        columns=TABLE,
-        subgroups=by,
-    )
-
-
 def test_every_dividing_column_is_taken_and_no_other():
-    assert {row["by"] for row in scores()["subgroups"]} == {"site", "age"}
+    found = summarise(many(), columns=TABLE)["subgroups"]
+    assert {row["by"] for row in found} == {"site", "age"}
 
 
 def test_a_subgroup_has_the_numbers_of_its_cases_alone():
     results = many()
-    for row in scores(["site"], results)["subgroups"]:
+    for row in summarise(results, columns=TABLE, subgroups=["site"])["subgroups"]:
         own = [r for r in results if TABLE[r.case]["site"] == row["value"]]
-        alone = summarise(own, PRESET, evaluated_on="test", replicates=0)
+        alone = summarise(own)
         assert row["n_cases"] == len(own) == 6
-        assert row["n_lesions"] == alone["n_lesions"]
         assert row["n_detected"] == alone["n_true_positive"]
-        assert row["lesion_recall"] == alone["lesion_recall"]
-        assert (
-            row["false_positives_per_case"]["value"] == alone["false_positives_per_case"]["value"]
-        )
+        for name in ("n_lesions", "lesion_recall", "false_positives_per_case"):
+            assert row[name] == alone[name]
         assert row["dice"] == pytest.approx(alone["dice"]["mean"])
 
 
-def test_subgroups_of_a_column_hold_every_case_once():
-    for name in ("site", "age", "sex", "id"):
-        groups = divide_by(CASES, TABLE, name)
-        assert sorted(case for members in groups.values() for case in members) == sorted(CASES)
-
-
 def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
-    table = {**TABLE, "case11": {"age": ""}}
-    groups = divide_by(CASES, table, "age")
+    for name in ("site", "age", "sex", "id"):  # every case once
+        members = divide_by(CASES, TABLE, name).values()
+        assert sorted(case for own in members for case in own) == sorted(CASES)
+    groups = divide_by(CASES, {**TABLE, "case11": {"age": ""}}, "age")
     assert [len(members) for members in groups.values()] == [3, 2, 3, 3, 1]
-    assert next(iter(groups)) == "20 to 22.5"
-    assert list(groups)[-1] == "not stated"
+    assert (next(iter(groups)), list(groups)[-1]) == ("20 to 22.5", "not stated")
     assert list(divide_by(CASES, TABLE, "sex")) == ["not stated"]
 
 
-def test_columns_that_are_not_there_or_do_not_divide_are_refused():
+def test_columns_that_are_not_there_or_do_not_divide_are_an_error():
     with pytest.raises(ConfigError, match="sight"):
-        scores(["sight"])
+        summarise(many(2), columns=TABLE, subgroups=["sight"])
     crowd = [f"case{i}" for i in range(30)]
     with pytest.raises(ConfigError):
         divide_by(crowd, {c: {"id": c} for c in crowd}, "id")
 
 
 def test_thick_and_thin_slices_are_subgroups_without_any_table():
-    results = [
-        dataclasses.replace(r, slice_spacing_mm=mm)
-        for r, mm in zip(many(), [1.0] * 6 + [5.0] * 6, strict=True)
-    ]
-    found = summarise(results, PRESET, evaluated_on="test", replicates=0)["subgroups"]
+    spacings = [1.0] * 6 + [5.0] * 6
+    results = [replace(r, slice_spacing_mm=mm) for r, mm in zip(many(), spacings, strict=True)]
+    found = summarise(results)["subgroups"]
     assert [(row["by"], row["value"]) for row in found] == [
         ("slice_spacing_mm", "1"),
         ("slice_spacing_mm", "5"),
     ]
     assert sum(row["n_lesions"] for row in found) == sum(len(r.lesions) for r in results)
     stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
-    found = summarise(results, PRESET, evaluated_on="test", replicates=0, columns=stated)
-    assert found["subgroups"] == []  # what a table says goes first
+    assert summarise(results, columns=stated)["subgroups"] == []  # what a table says goes first
