@@ -5,9 +5,13 @@ Case i of a set depends on the seed and on i alone. What is simulated says so in
 number measured on it is a claim about patients.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,13 +20,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError
-from lesionseg.io.files import write_json
+from lesionseg.errors import ConfigError, OutputError, nearest
+from lesionseg.io.files import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "VisitSettings",
+    "simulate_once",
     "simulate_visits",
     "write_ct_phantoms",
     "write_mri_phantoms",
@@ -42,6 +49,7 @@ SimulatedCase = tuple[str, Field, NDArray[Any], Geometry]
 Images = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]
 SUBSAMPLES = 3  # a lesion's share of a voxel is counted on 3 points along each axis
+SETTINGS = "simulation.json"
 TRIES = 60  # places tried for a lesion before it is given up
 
 
@@ -497,3 +505,45 @@ def write_nnunet_raw(
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, Volume(array[None], geometry))
+
+
+def simulate_once(
+    root: Path,
+    phantoms: Mapping[str, Any],
+    bar: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
+) -> None:
+    """Simulate a dataset at `root`, unless it lies there already.
+
+    `phantoms`: the `kind` (mri, ct, xray) and what `write_<kind>_phantoms` takes, which is kept
+    beside the data. `bar`: opened around the work, yields its `progress`. Raises `ConfigError` for
+    others, and when `root` was simulated with others, `OutputError` when it cannot be written.
+    """
+    settings = {key: value for key, value in phantoms.items() if key != "kind"}
+    kind = phantoms.get("kind")
+    write = globals().get(f"write_{kind}_phantoms")
+    if write is None or kind == "visit":
+        raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
+    takes = signature(write).parameters
+    for name in settings.keys() - takes.keys():
+        raise ConfigError(f"data.phantoms takes no setting {name!r}.{nearest(name, takes)}")
+    if root.exists():
+        path = root / SETTINGS
+        before = read_json(path) if path.is_file() else settings
+        if before != settings:
+            raise ConfigError(
+                f"{root} was simulated with other settings ({before}, not {settings}). Name "
+                "another folder, data.root=, or remove this one."
+            )
+        return
+    log.info("Simulated scans are written to %s.", root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
+            made = Path(folder) / root.name
+            with bar() as progress:
+                write(made, **settings, progress=progress)
+            write_json(made / SETTINGS, settings)
+            if not root.exists():  # another process may have been quicker
+                made.replace(root)
+    except OSError as error:
+        raise OutputError(f"{root}: the simulated dataset cannot be written: {error}.") from error

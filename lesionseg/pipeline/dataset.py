@@ -1,51 +1,25 @@
 """What every command first learns about a dataset: its cases, lesions and roles."""
 
-import json
-import logging
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
-from hashlib import sha256
-from inspect import signature
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
-
-import lesionseg.phantoms
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset
-from lesionseg.data.cache import cores, source_hash
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count, nearest
-from lesionseg.io.cases import file_states, read_case
-from lesionseg.io.files import read_json, write_json, write_text
+from lesionseg.data.facts import read_records
+from lesionseg.errors import ConfigError, DatasetError, count
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.remote import download
+from lesionseg.phantoms import simulate_once
 from lesionseg.pipeline.log import bar
-from lesionseg.plan.fingerprint import (
-    CaseFacts,
-    Fingerprint,
-    facts_of,
-    fingerprint_of,
-    voxels_per_case,
-)
+from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
-log = logging.getLogger(__name__)
-
-Record = tuple[CaseFacts | None, str]
 ALL_FOLDS = "all"
 CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
-SETTINGS = "simulation.json"
-FACTS_FILE = "facts.json"
-_MOST_READERS = 8  # each holds a case, and disks are busy with that many
-_ARRAYS = ("sample", "lesion_sample")
-_IRRELEVANT = {"name", "cases", "problems", "incomplete_reference", "may_lack"}
 
 
 def facts_folder(data: DataConfig, run: Path) -> Path:
@@ -157,7 +131,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
     """
     root = download(data.root)
     if data.phantoms is not None:
-        simulate_once(root, data.phantoms)
+        simulate_once(root, data.phantoms, partial(bar, "Simulating scans"))
     return read_dataset(
         root,
         group=data.group,
@@ -179,132 +153,3 @@ def require_masks(survey: Survey, architecture: str) -> None:
             f"without a mask (case {case}: {count(n_boxes, 'box', 'boxes')}). Train "
             "model=retinanet, or add masks."
         )
-
-
-def simulate_once(root: Path, phantoms: Mapping[str, Any]) -> None:
-    """Simulate a dataset at `root`, unless it lies there already.
-
-    `phantoms`: the `kind` and what `phantoms.write_<kind>_phantoms` takes, which is kept beside the
-    data. Raises `ConfigError` for others, and when `root` was simulated with others, `OutputError`
-    when it cannot be written.
-    """
-    settings = {key: value for key, value in phantoms.items() if key != "kind"}
-    kind = phantoms.get("kind")
-    write = getattr(lesionseg.phantoms, f"write_{kind}_phantoms", None)
-    if write is None:
-        raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
-    takes = signature(write).parameters
-    for name in settings.keys() - takes.keys():
-        raise ConfigError(f"data.phantoms takes no setting {name!r}.{nearest(name, takes)}")
-    if root.exists():
-        path = root / SETTINGS
-        before = read_json(path) if path.is_file() else settings
-        if before != settings:
-            raise ConfigError(
-                f"{root} was simulated with other settings ({before}, not {settings}). Name "
-                "another folder, data.root=, or remove this one."
-            )
-        return
-    log.info("Simulated scans are written to %s.", root)
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
-            made = Path(folder) / root.name
-            with bar("Simulating scans") as advance:
-                write(made, **settings, progress=advance)
-            write_json(made / SETTINGS, settings)
-            if not root.exists():  # another process may have been quicker
-                made.replace(root)
-    except OSError as error:
-        raise OutputError(f"{root}: the simulated dataset cannot be written: {error}.") from error
-
-
-def read_records(
-    dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
-) -> dict[str, Record]:
-    """Each case's facts, None without a reference, and SHA-256 of its files; threads read new ones.
-
-    Raises the error of the only case that cannot be used, of several a `DatasetError`.
-    Records lie in `folder/facts.json` (None: nowhere), written at the end or when interrupted, by
-    the path of the first image; a file's path, size and time of change stand for its content.
-    """
-    # a power of two: a few cases more do not ask for another sample of all the others
-    voxels = 1 << (voxels_per_case(len(dataset.cases)).bit_length() - 1)
-    names = {f.name for f in fields(dataset)} - _IRRELEVANT
-    reading = {name: getattr(dataset, name) for name in sorted(names)}
-    known, new = _read(folder), dict[str, Any]()
-
-    def state_of(files: CaseFiles) -> str | None:
-        """What the facts come from: the case's entry, its files, and how they are read."""
-        states = file_states((*files.images, *((files.reference,) if files.reference else ())))
-        content = vars(files), states, reading, voxels, [f.name for f in fields(CaseFacts)]
-        text = json.dumps(content, sort_keys=True, default=str)
-        return None if states is None else sha256(text.encode()).hexdigest()
-
-    def record(files: CaseFiles) -> Record | LesionsegError:
-        state = state_of(files) if folder else None
-        entry = known.get(str(files.images[0]))
-        if entry and entry["state"] == state:
-            return _facts(entry["facts"]), str(entry["source"])
-        try:
-            case = read_case(files, dataset)
-            marked = case.reference
-            facts = None if marked is None else facts_of(case, marked, voxels)
-            source = source_hash(files)
-        except LesionsegError as error:
-            return error
-        if state is not None and state == state_of(files):
-            entry = {"state": state, "facts": _plain(facts), "source": source}
-            new[str(files.images[0])] = entry
-        return facts, source
-
-    records, errors = dict[str, Record](), list[LesionsegError]()
-    pool = ThreadPoolExecutor(min(cores(), _MOST_READERS))
-    try:
-        for files, made in zip(dataset.cases, pool.map(record, dataset.cases), strict=True):
-            if isinstance(made, LesionsegError):
-                errors.append(made)
-            else:
-                records[files.case] = made
-            progress(files.case, len(records) + len(errors), len(dataset.cases))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if folder is not None and new:
-            with suppress(OutputError):  # it costs time at the next start, nothing else
-                write_text(folder / FACTS_FILE, json.dumps(_read(folder) | new))
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        shown = "\n  ".join(str(error) for error in errors[:20])
-        more = f"\n  … and {len(errors) - 20} more" if len(errors) > 20 else ""
-        text = f"{len(errors)} cases cannot be used:\n  {shown}{more}"
-        raise DatasetError(f"{dataset.root}: {text}")
-    return records
-
-
-def _plain(facts: CaseFacts | None) -> dict[str, Any] | None:
-    if facts is None:
-        return None
-    samples = {n: b64encode(getattr(facts, n).astype("<f4").tobytes()).decode() for n in _ARRAYS}
-    return {**asdict(facts), **samples}
-
-
-def _facts(values: dict[str, Any] | None) -> CaseFacts | None:
-    if values is None:
-        return None
-    plain = {name: _tuples(value) for name, value in values.items()}
-    for name in _ARRAYS:
-        sample = np.frombuffer(b64decode(values[name]), "<f4")
-        plain[name] = sample.reshape(len(values["nonzero"]), -1)
-    return CaseFacts(**plain)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _read(folder: Path | None) -> dict[str, dict[str, Any]]:
-    try:
-        return dict(json.loads((folder / FACTS_FILE).read_bytes())) if folder else {}
-    except (OSError, ValueError, TypeError):
-        return {}  # missing or damaged: the cases are read again

@@ -1,7 +1,6 @@
 """What a survey needs of a dataset, and simulated datasets."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from PIL import Image
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.pipeline.dataset import SETTINGS, may_lack, simulate_once, take_survey
+from lesionseg.phantoms import SETTINGS, simulate_once
+from lesionseg.pipeline.dataset import may_lack, take_survey
 
 
 def test_a_scan_may_lack_a_channel_where_training_leaves_some_out() -> None:
@@ -58,13 +58,12 @@ def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_pat
         take_survey(data, seed=0)
 
 
-def write(folder: Path, n_cases: int, *, progress: Callable[[str, int, int], None]) -> None:
+def write(folder: Path, n_cases: int, *, progress: object) -> None:
     folder.mkdir()
     if not n_cases:
         raise KeyboardInterrupt
     for done in range(n_cases):
         (folder / str(done)).touch()
-        progress(str(done), done + 1, n_cases)
 
 
 def test_a_dataset_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

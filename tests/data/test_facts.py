@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Dataset
+from lesionseg.data.facts import FACTS_FILE, Record, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset import FACTS_FILE, Record, read_records
 from lesionseg.plan.fingerprint import facts_of
 
 OLD = 1_600_000_000
