@@ -81,7 +81,7 @@ def train(root: StrPath, **settings: Any) -> Run:
     `settings` are overrides: `loss="focal"`, and `trainer__max_minutes=5` for
     `trainer.max_minutes=5`. Raises `ConfigError` naming the nearest key, and as the command does.
     """
-    return Run(_call("train", {"data.root": root, **settings}).run_dir)
+    return Run(_call("train", {"data.root": root, **settings}))
 
 
 def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> "DataFrame":

@@ -46,7 +46,7 @@ from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.files import read_json, write_json, write_text
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.predictions import find_predictions, write_prediction
 from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.prepare import plan_run
 from lesionseg.pipeline.score import labelled, score_predicted
@@ -292,7 +292,8 @@ def score_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    return score_predicted(found, run, kept.plan, SCORED_BY, {})[1]
+    folder = run / "validation"
+    return score_predicted(found, find_predictions(folder), folder, kept.plan, SCORED_BY, {})[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

@@ -52,8 +52,10 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         say(help_page(command, program))
         return 0
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lesionseg").setLevel(logging.INFO)
+    shown = _OnTerminal()
+    shown.setLevel(logging.INFO)  # details go to the log of a run
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
+    logging.getLogger("lesionseg").setLevel(logging.DEBUG)
     _end_at_sigterm()
     # libgomp's waiting threads spin: two commands on the same cores would halve each other's speed
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # 0.99 alone, both as fast (benchmarks/)
@@ -130,6 +132,12 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     return max(statuses, default=0)  # a job elsewhere leaves none; if it fails, it raises here
+
+
+class _OnTerminal(logging.StreamHandler[Any]):
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr  # a progress bar takes its place, and prints above itself
+        super().emit(record)
 
 
 def _end_at_sigterm() -> None:

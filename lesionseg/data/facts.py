@@ -54,7 +54,8 @@ def read_records(
             return _facts(entry["facts"]), str(entry["source"])
         try:
             case = read_case(files, dataset)
-            facts = case.reference and facts_of(case, case.reference, voxels)
+            marked = case.reference
+            facts = None if marked is None else facts_of(case, marked, voxels)
             source = source_hash(files)
         except LesionsegError as error:
             return error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
-from lesionseg.models.build import NetworkFactory, build_network
+from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
 WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
@@ -102,7 +103,7 @@ def read_bundle(
     `ConfigError` for an unknown architecture.
     """
     folder = resolve_bundle(Path(folder))
-    plan = Plan.from_json((folder / PLAN).read_text("utf-8", "replace"), folder / PLAN)
+    plan = bundle_plan(folder)
     paths = [folder / name for name in _weight_files(plan)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -156,6 +157,18 @@ def resolve_bundle(path: Path) -> Path:
         f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
         f"finished training, or one that holds {WEIGHTS} and {PLAN}."
     )
+
+
+def bundle_plan(bundle: str | Path) -> Plan:
+    """The plan of a bundle, or of a run's; raises `BundleError` when there is none."""
+    path = resolve_bundle(Path(bundle)) / PLAN
+    return Plan.from_json(path.read_text("utf-8", "replace"), path)
+
+
+def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
+    """Read a bundle, trusting it where the network that it names is the one the user typed."""
+    same = bundle_plan(bundle).architecture.network == network
+    return read_bundle(bundle, TRUSTED if same else None)
 
 
 def bundle_digest(folder: Path) -> str:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat
 
 from lesionseg.core import Geometry, InputCheckResult
-from lesionseg.plan.fingerprint import canonical_order
+from lesionseg.data.cache import CachedCase
+from lesionseg.plan.fingerprint import Fingerprint, canonical_order
 from lesionseg.plan.plan import Plan
 
 Statistics = Mapping[str, float]
@@ -59,6 +60,18 @@ class InputCheck(BaseModel, frozen=True):
             "This scan looks unlike the training scans, so do not rely on the result: "
             f"{name.removeprefix('log ')} is {seen} (training: {low} to {high})."
         )
+
+
+def training_ranges(
+    cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
+) -> InputCheck | None:
+    """The check that the training cases make, up to 64 complete ones; None for too few."""
+    complete = [case for case in cases if not case.missing]
+    some = complete[:: max(1, -(-len(complete) // N_SCANS))]
+    return make_input_check(
+        list(map(grid_statistics, fingerprint.shapes, fingerprint.spacings_mm)),
+        [image_statistics(case.image, plan.channel_names) for case in some],
+    )
 
 
 def make_input_check(

@@ -9,19 +9,19 @@ run_dir/
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import ensemble
+from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
-from lesionseg.pipeline.prepare import bundle_plan, read_own_bundle
+from lesionseg.pipeline.prepare import config_of
 from lesionseg.pipeline.run_dir import (
     SPLITS,
     check_cases,
@@ -29,9 +29,9 @@ from lesionseg.pipeline.run_dir import (
     has_config,
     provenance,
 )
-from lesionseg.pipeline.score import FoldRun, labelled, score_folds, score_role
+from lesionseg.pipeline.score import labelled, score_folds, score_role
 from lesionseg.pipeline.select import mean_calibration, unselected
-from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, plain, train_once
+from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, train_once
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
@@ -48,67 +48,66 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
     it (`data.fold=<number>`). The budget of the trainer is each fold's own. Raises `ConfigError`
     for a fold that was made by other settings or another plan, `DatasetError` for other cases.
     """
-    folds = [
-        FoldRun(k, divided(survey, cfg.data, cfg.seed, k), run / f"fold_{k}")
-        for k in folds_of(survey, cfg.data)
-    ]
-    cache, configs = cfg.data.cache_dir or str(run.parent / CACHE), list[TrainConfig]()
-    for fold in folds:  # as `data.fold=<number>` alone would have it
-        data = cfg.data.model_copy(update={"fold": fold.number, "cache_dir": cache})
-        configs.append(cfg.model_copy(update={"data": data, "run_dir": str(fold.run)}))
-        check_config(fold.run, plain(configs[-1]))
-        check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
+    folds = {k: divided(survey, cfg.data, cfg.seed, k) for k in folds_of(survey, cfg.data)}
+    runs, configs = {k: run / f"fold_{k}" for k in folds}, dict[int, TrainConfig]()
+    cache = cfg.data.cache_dir or str(run.parent / CACHE)
+    for k, fold in folds.items():  # as `data.fold=<number>` alone would have it
+        data = cfg.data.model_copy(update={"fold": k, "cache_dir": cache})
+        configs[k] = cfg.model_copy(update={"data": data, "run_dir": str(runs[k])})
+        check_config(runs[k], config_of(configs[k]))
+        check_cases(runs[k], fold.splits)  # also of a finished fold, which is kept
     given = None
     if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
-        plans = [f.run / BUNDLE / "plan.json" for f in folds]
+        plans = [folder / BUNDLE / "plan.json" for folder in runs.values()]
         path = next((path for path in plans if path.is_file()), None)
         given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
     plan = begin(cfg, survey, run, given)
+    validated = {k: [c.case for c in labelled(fold, "validation")] for k, fold in folds.items()}
     if is_rank_zero():
         parts = (("train", "train"), ("val", "validation"))  # as nnU-Net's splits_final.json
         splits = [
-            {name: [c.case for c in fold.survey.of_role(role)] for name, role in parts}
-            for fold in folds
+            {name: [c.case for c in fold.of_role(role)] for name, role in parts}
+            for fold in folds.values()
         ]
         write_json(run / SPLITS, splits)
-        scored = {c.case for fold in folds for c in fold.cases}
-        known = [c.case for c in labelled(folds[0].survey, "train") + folds[0].cases]
-        if never := [case for case in known if case not in scored]:
+        scored = {case for cases in validated.values() for case in cases}
+        taught = [c.case for fold in folds.values() for c in labelled(fold, "train")]
+        if never := [case for case in dict.fromkeys(taught) if case not in scored]:
             log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
-    for fold, own in zip(folds, configs, strict=True):
-        if broadcast_from_rank_zero(partial(_is_finished, fold)):
-            log.info("Fold %d is finished and kept.", fold.number)
+    for k, fold in folds.items():
+        if broadcast_from_rank_zero(partial(_is_finished, runs[k], validated[k])):
+            log.info("Fold %d is finished and kept.", k)
             continue
-        log.info("Fold %d of %d: %d cases validate.", fold.number, len(folds), len(fold.cases))
-        train_once(own, fold.survey, begin(own, fold.survey, fold.run, plan), fold.run, test=False)
+        log.info("Fold %d of %d: %d cases validate.", k, len(folds), len(validated[k]))
+        train_once(configs[k], fold, begin(configs[k], fold, runs[k], plan), runs[k], test=False)
     return _gather(cfg, survey, folds, run) if is_rank_zero() else (plan, {})
 
 
 def _gather(
-    cfg: TrainConfig, survey: Survey, folds: Sequence[FoldRun], run: Path
+    cfg: TrainConfig, survey: Survey, folds: Mapping[int, Survey], run: Path
 ) -> tuple[Plan, dict[str, Scores]]:
-    plans = [bundle_plan(fold.run) for fold in folds]
-    for fold, plan in zip(folds, plans, strict=True):
+    runs = [run / f"fold_{k}" for k in folds]
+    plans = [bundle_plan(folder) for folder in runs]
+    for folder, plan in zip(runs, plans, strict=True):
         other = [name for name in _DECISIVE if getattr(plan, name) != getattr(plans[0], name)]
         if other:
             raise ConfigError(
-                f"fold_{fold.number} has another {', '.join(other)} than fold_{folds[0].number}. "
+                f"{folder.name} has another {', '.join(other)} than {runs[0].name}. "
                 "State these in the settings (model.…) and train the folds again."
             )
-    members = ensemble(
-        [read_own_bundle(fold.run / BUNDLE, network_spec(cfg.model)) for fold in folds]
-    )
+    network = network_spec(cfg.model)
+    members = ensemble([read_own_bundle(folder / BUNDLE, network) for folder in runs])
     device = training_device(cfg.trainer.accelerator)
-    origin = provenance(survey.dataset, plain(cfg), cfg.seed, device)
-    paths = [fold.run / "scores.json" for fold in folds]
+    origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
+    paths = [folder / "scores.json" for folder in runs]
     made = [read_json(path)["provenance"] for path in paths if path.is_file()]
     minutes = sum(float(one.get("training_minutes", 0)) for one in made)
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
-    safe = all(fold.survey.splits.group_safe for fold in folds)
+    safe = all(fold.splits.group_safe for fold in folds.values())
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
     plan = unselected(members.plan).with_(voxel_calibration=voxels, n_members=len(folds))
-    plan, scores = score_folds(whole, folds, run / "oof", plan, cfg, origin)
+    plan, scores = score_folds(whole, folds, run, plan, cfg, origin)
     keep_bundle(members.networks, plan, scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)
@@ -116,7 +115,7 @@ def _gather(
     return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
 
 
-def _is_finished(fold: FoldRun) -> bool:
-    if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
+def _is_finished(run: Path, cases: Sequence[str]) -> bool:
+    if not (run / BUNDLE / "plan.json").is_file() or not (run / "validation").is_dir():
         return False
-    return {c.case for c in fold.cases} <= set(find_predictions(fold.folder))
+    return set(cases) <= set(find_predictions(run / "validation"))

@@ -1,6 +1,7 @@
 """What a command shows and keeps: lines, a bar on the terminal, and the log of its run."""
 
 import logging
+import math
 import sys
 import time
 import traceback
@@ -15,7 +16,7 @@ from lesionseg.errors import LesionsegError
 
 log = logging.getLogger(__name__)
 
-Advance = Callable[[str, int, int], None]
+Advance = Callable[[str, float, int], None]
 _LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer than this
 LOG = "train.log"
 ROWS: Mapping[str, str] = {
@@ -43,7 +44,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def bar(what: str) -> Iterator[Advance]:
-    """A bar on standard error; call what it yields with (item, done, total).
+    """A bar on standard error; call what it yields with (item, done, total), or (text, share, 1).
 
     Where standard error is no terminal, a long step logs a line for each 5 %, with the time left.
     """
@@ -51,18 +52,19 @@ def bar(what: str) -> Iterator[Advance]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    begin, said = time.monotonic(), 0
+    began, first, said = time.monotonic(), math.nan, 0
 
-    def say_advance(item: str, done: int, total: int) -> None:
-        nonlocal said
-        seconds, share = time.monotonic() - begin, _LINES * done // max(total, 1)
-        if share > said and seconds > _LONG_SECONDS and done < total:
+    def say_advance(item: str, done: float, total: int) -> None:
+        nonlocal began, first, said
+        if math.isnan(first):  # what is resumed begins in the middle
+            began, first = time.monotonic(), done
+        seconds, share = time.monotonic() - began, int(_LINES * done / max(total, 1))
+        if share > said and seconds > _LONG_SECONDS and first < done < total:
             said = share
-            left = seconds * (total - done) / done
+            left = seconds * (total - done) / (done - first)
             text = f"{left / 60:.0f} minutes" if left > 100 else f"{left:.0f} seconds"
-            log.info(
-                "%s: %d of %d (%.0f %%), %s left.", what, done, total, 100 * done / total, text
-            )
+            seen = item if total == 1 else f"{done:g} of {total}"
+            log.info("%s: %s (%.0f %%), %s left.", what, seen, 100 * done / total, text)
 
     if not console.is_terminal:
         yield say_advance
@@ -70,7 +72,7 @@ def bar(what: str) -> Iterator[Advance]:
     with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as shown:
         task = shown.add_task(what, total=None, item="")
 
-        def advance(item: str, done: int, total: int) -> None:
+        def advance(item: str, done: float, total: int) -> None:
             shown.update(task, completed=done, total=total, item=item)
 
         yield advance

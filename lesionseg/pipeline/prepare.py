@@ -1,7 +1,6 @@
 """`prepare`: read and check every case, plan, and fill the cache."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lesionseg.config import DataConfig, ModelConfig, PrepareConfig, TrainConfig
+from lesionseg.config import COMMANDS, DataConfig, ModelConfig, PrepareConfig, TrainConfig
 from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError, count
-from lesionseg.inference.bundle import PLAN, Bundle, bundle_digest, read_bundle, resolve_bundle
+from lesionseg.inference.bundle import bundle_digest, bundle_plan, read_own_bundle
 from lesionseg.io.files import locks, write_text
-from lesionseg.models.build import TRUSTED
 from lesionseg.models.foreign import backbone_pyramid, probe_network
+from lesionseg.models.memory import step_gb
 from lesionseg.models.weights import (
     architecture_of,
     is_checkpoint,
@@ -48,7 +47,6 @@ from lesionseg.pipeline.run_dir import (
 from lesionseg.pipeline.select import unselected
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, Plan
-from lesionseg.training.memory import step_gb
 from lesionseg.training.processes import require_device, training_device
 
 log = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ def prepare(cfg: PrepareConfig) -> Plan | CheckOutcome:
     if cfg.check:
         dataset = open_dataset(cfg.data, lenient=True)
         return check_dataset(dataset, run / PAGE, identifiers=cfg.identifiers)
-    config = {"command": "prepare", **cfg.plain()}
+    config = config_of(cfg)
     check_config(run, config)
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
     plan = plan_run(survey, cfg, run)
@@ -95,6 +93,14 @@ def prepared(cfg: TrainConfig, run: Path) -> tuple[Plan, list[CachedCase]]:
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
     plan = plan_run(survey, cfg, run)
     return plan, prepare_cases(survey, plan, cfg.data, run)
+
+
+def config_of(cfg: TrainConfig) -> dict[str, Any]:
+    """The configuration as a run directory keeps it; with more trials a search stays the same."""
+    name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
+    config = {"command": name, **cfg.plain()}
+    config.get("tune", {}).pop("n_trials", None)
+    return config
 
 
 def plan_run(survey: Survey, cfg: TrainConfig, run: Path, given: Plan | None = None) -> Plan:
@@ -153,7 +159,7 @@ def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     ).with_(prepare_extra=tuple(extra))
     plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
-        log.info("%s: %s.", decision.replace("_", " ").capitalize(), reason)
+        log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan
 
 
@@ -189,18 +195,6 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataConfig, run: Path) -> li
             progress=advance,
             workers=min(cores(), max(1, default_budget() // largest)),
         )
-
-
-def bundle_plan(bundle: str | Path) -> Plan:
-    """The plan of a bundle, or of a run's; raises `BundleError` when there is none."""
-    path = resolve_bundle(Path(bundle)) / PLAN
-    return Plan.from_json(path.read_text("utf-8", "replace"), path)
-
-
-def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle, trusting it where the network that it names is the one the user typed."""
-    same = bundle_plan(bundle).architecture.network == network
-    return read_bundle(bundle, TRUSTED if same else None)
 
 
 def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:

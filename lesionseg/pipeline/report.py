@@ -36,7 +36,7 @@ def report(cfg: ReportConfig) -> Path:
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
-    """Write the reports of a run directory: validation or out of fold, and test; the first's path.
+    """Write the reports of a run directory: validation or out of fold, and test; the last's path.
 
     None when the run has no scores at all, as without a case to validate on.
     """
@@ -45,7 +45,7 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | N
         for folder in (run, run / "oof", run / "test")
         if (folder / "scores.json").is_file()
     ]
-    return pages[0] if pages else None
+    return pages[-1] if pages else None
 
 
 def _write(

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -59,7 +59,6 @@ from lesionseg.pipeline.select import (
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 FP_PER_CASE = 1.0
 OUT_OF_FOLD = "out-of-fold"
@@ -149,25 +148,6 @@ def read_on_grid(
 # --- roles of a training -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FoldRun:
-    """One fold of a cross-validation: its number, the roles it gives, and its run directory."""
-
-    number: int
-    survey: Survey
-    run: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the predictions of its validation cases lie."""
-        return self.run / "validation"
-
-    @property
-    def cases(self) -> list[CaseFiles]:
-        """The cases that its network has not learned from."""
-        return labelled(self.survey, "validation")
-
-
 def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
     """The cases of a role that have a reference, as cases of this role."""
     return [replace(c, role=role) for c in survey.of_role(role) if c.is_labelled]
@@ -192,51 +172,73 @@ def score_validation(
 
     _predict(predictor, survey, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
-    log.info("%s %s", VOXELS.capitalize(), why)
     plan = plan.with_(voxel_calibration=fit, reasons={**plan.reasons, VOXELS: why})
     if fit is not None:
         _predict(predictor.with_plan(plan), survey, cases, folder)
-    return score_predicted(survey, run, plan, cfg, origin)
+    return score_predicted(survey, find_predictions(folder), folder, plan, cfg, origin)
 
 
 def score_predicted(
-    survey: Survey, run: Path, plan: Plan, cfg: TrainConfig, origin: Scores
+    survey: Survey,
+    predictions: Mapping[str, PredictionFiles],
+    folder: Path,
+    plan: Plan,
+    cfg: TrainConfig,
+    origin: Scores,
+    fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Plan, Scores]:
-    """Select on the predictions of the validation cases in `run/validation`, and score them.
+    """Select on predictions of the validation cases, write them to `folder` as selected, and score.
 
-    Returns the plan with what was selected. What is selected on the cases it is scored on flatters;
-    the scores say so. `origin` goes into their provenance.
+    Tables go beside `folder`, `origin` into their provenance. Returns the plan with what was
+    selected. What is selected on the cases it is scored on flatters; the scores say so. `fold_of`:
+    the fold whose network never saw the case.
     """
-    folder = run / "validation"
-    cases, predictions = labelled(survey, "validation"), find_predictions(folder)
-    return _select_and_score(survey, cases, predictions, folder, run, plan, cfg, origin)
+    preset, regions = find_preset(cfg.preset), bool(survey.dataset.regions)
+    cases = labelled(survey, "validation")
+    matches = list(match_cases(cases, predictions, preset, dataset=survey.dataset))
+    complete, calibration_of = select(
+        [match.result(surface=False) for match in matches],
+        plan,
+        cfg.operating_point,
+        cfg.rate_confidence,
+        chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
+        fold_of=fold_of,
+    )
+    point = complete.operating_points[0]
+    for i, match in enumerate(matches):
+        before = read_on_grid(predictions[match.case], match.geometry, binary=regions)
+        before, calibration = replace(before, case=match.case), calibration_of[match.case]
+        prediction = accept(before, point, calibration)
+        write_prediction(folder, prediction)
+        matches[i] = match.decide(prediction)
+    return complete, _score(matches, survey, folder.parent, point, cfg, origin)
 
 
 def score_folds(
     survey: Survey,
-    folds: Sequence[FoldRun],
-    output: Path,
+    folds: Mapping[int, Survey],
+    run: Path,
     plan: Plan,
     cfg: TrainConfig,
     origin: Scores,
 ) -> tuple[Plan, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
-    All cases are written again, as selected, to `output/predictions`; the folds stay as they are.
-    Raises `DatasetError` for a case that validates in several folds.
+    Fold k left them in `run/fold_k/validation`, which stays as it is; all are written again, as
+    selected, to `run/oof/predictions`. Raises `DatasetError` for a case of several folds.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}
-    for fold in folds:
-        files_of = find_predictions(fold.folder)
-        for files in fold.cases:
-            if files.case in fold_of:
-                raise DatasetError(f"Case {files.case} validates in more than one fold.")
-            fold_of[files.case] = fold.number
-            predictions[files.case] = files_of[files.case]
-    cases = [replace(c, role="validation") for c in survey.dataset.cases if c.case in fold_of]
-    folder = output / "predictions"
-    return _select_and_score(survey, cases, predictions, folder, output, plan, cfg, origin, fold_of)
+    for number, fold in folds.items():
+        files_of = find_predictions(run / f"fold_{number}" / "validation")
+        for case in (files.case for files in labelled(fold, "validation")):
+            if case in fold_of:
+                raise DatasetError(f"Case {case} validates in more than one fold.")
+            fold_of[case], predictions[case] = number, files_of[case]
+    roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
+    everyone = replace(survey, splits=replace(survey.splits, roles=roles))
+    folder = run / "oof" / "predictions"
+    return score_predicted(everyone, predictions, folder, plan, cfg, origin, fold_of)
 
 
 def score_role(
@@ -280,39 +282,6 @@ def _predict(
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):
             advance(case, done, len(cases))
-
-
-def _select_and_score(
-    survey: Survey,
-    cases: Sequence[CaseFiles],
-    predictions: Mapping[str, PredictionFiles],
-    folder: Path,
-    output: Path,
-    plan: Plan,
-    cfg: TrainConfig,
-    origin: Scores,
-    fold_of: Mapping[str, int] | None = None,
-) -> tuple[Plan, Scores]:
-    """Select on predictions, write them to `folder` as selected, and score them to `output`."""
-    preset = find_preset(cfg.preset)
-    matches = list(match_cases(cases, predictions, preset, dataset=survey.dataset))
-    complete, calibration_of = select(
-        [match.result(surface=False) for match in matches],
-        plan,
-        cfg.operating_point,
-        cfg.rate_confidence,
-        chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
-        fold_of=fold_of,
-    )
-    for i, match in enumerate(matches):
-        before = read_on_grid(
-            predictions[match.case], match.geometry, binary=bool(survey.dataset.regions)
-        )
-        before, calibration = replace(before, case=match.case), calibration_of[match.case]
-        prediction = accept(before, complete.operating_points[0], calibration)
-        write_prediction(folder, prediction)
-        matches[i] = match.decide(prediction)
-    return complete, _score(matches, survey, output, complete.operating_points[0], cfg, origin)
 
 
 def _score(
@@ -392,15 +361,3 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     dice = [match.result(point, surface=False).dice for match in matches]
     known = [value for value in dice if value is not None]
     return scores | ({"dice": float(np.mean(known))} if known else {})
-
-
-def evenly_spaced(cases: Sequence[T], n_cases: int | None) -> tuple[T, ...]:
-    """At most `n_cases` of them, evenly spaced: files in order of name are often in order of site.
-
-    >>> evenly_spaced("abcdefg", 3)
-    ('a', 'd', 'g')
-    """
-    if n_cases is None or len(cases) <= n_cases:
-        return tuple(cases)
-    places = np.linspace(0, len(cases) - 1, n_cases).round().astype(int)
-    return tuple(cases[int(place)] for place in places)

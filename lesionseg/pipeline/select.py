@@ -6,7 +6,6 @@ fall below the floor. A straight line in the logit (Platt 1999) puts that right 
 ranking of voxels.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,6 @@ from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration, fit_logistic
 from lesionseg.inference.decision import OnSlab, Slab
 from lesionseg.plan.plan import Plan
-
-_log = logging.getLogger(__name__)
 
 # every bundle stores a score for these
 POINTS = (
@@ -79,9 +76,6 @@ def select(
         role = chosen_on if point.chosen_on else None
         points.setdefault(point.name, replace(point, chosen_on=role))
     first = next(iter(points.values()))
-    doubt = _doubt(first, results, rate_confidence)
-    if words or doubt:
-        _log.warning("%s%s", words, doubt)
     five = fold_of
     if five is None:
         groups = sorted({r.group for r in results})
@@ -99,17 +93,9 @@ def select(
         )
     except ContentError as error:
         why = f"skipped. {error}"
-    reasons = {
-        "operating point": f"{words}{_sentence(first)} {doubt}".strip(),
-        "calibration": why,
-    }
-    for what, sentence in reasons.items():
-        _log.info("%s: %s", what.capitalize(), sentence)
-    complete = plan.with_(
-        operating_points=tuple(points.values()),
-        calibration=fit,
-        reasons={**plan.reasons, **reasons},
-    )
+    words += f"{_sentence(first)} {_doubt(first, results, rate_confidence)}"
+    reasons = {**plan.reasons, "operating point": words.strip(), "calibration": why}
+    complete = plan.with_(operating_points=tuple(points.values()), calibration=fit, reasons=reasons)
     return complete, {case: fits.get(fold) for case, fold in five.items()}
 
 
@@ -133,7 +119,8 @@ def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | N
 
 def _sentence(point: OperatingPoint) -> str:
     kind, _, asked = point.name.partition(":")
-    aims = {"fp_per_case": f"aim: {asked} false positives per scan", "score": "given by hand"}
+    n = "false positive" if float(asked) == 1 else "false positives"
+    aims = {"fp_per_case": f"aim: {asked} {n} per scan", "score": "given by hand"}
     words = f"Threshold {point.score:.3g} ({aims.get(kind, f'aim: sensitivity {asked}')})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return words

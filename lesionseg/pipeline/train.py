@@ -4,11 +4,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,14 +18,7 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
-from lesionseg.inference.input_check import (
-    LEAST_SCANS,
-    N_SCANS,
-    InputCheck,
-    grid_statistics,
-    image_statistics,
-    make_input_check,
-)
+from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, write_text
@@ -39,8 +33,8 @@ from lesionseg.pipeline.dataset import (
     require_masks,
     take_survey,
 )
-from lesionseg.pipeline.log import run_log, scores_lines
-from lesionseg.pipeline.prepare import plan_run, prepare_cases, start_from
+from lesionseg.pipeline.log import LOG, bar, run_log, say, scores_lines
+from lesionseg.pipeline.prepare import config_of, plan_run, prepare_cases, start_from
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import (
     check_cases,
@@ -51,7 +45,6 @@ from lesionseg.pipeline.run_dir import (
     save_config,
 )
 from lesionseg.pipeline.score import (
-    evenly_spaced,
     labelled,
     match_volumes,
     score_role,
@@ -60,9 +53,11 @@ from lesionseg.pipeline.score import (
 )
 from lesionseg.pipeline.select import CHOSEN
 from lesionseg.plan.plan import FocalLink, Plan, sources_of
+from lesionseg.report.previews import draw_previews
+from lesionseg.training.callbacks import Previews, Progress
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
-from lesionseg.training.module import batch_rate, resolve_budget
+from lesionseg.training.module import batch_rate, budget_text, resolve_budget
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -81,46 +76,13 @@ VALIDATE_CASES = 16  # while training goes on, evenly spaced
 Scores = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a finished run leaves: where, how long it took, its scores by role, and its page.
-
-    `notes`: sentences on what was chosen on development predictions. Of processes that train
-    together the first one alone speaks.
-    """
-
-    run_dir: Path
-    seconds: float
-    scores: Mapping[str, Scores]
-    report: Path | None
-    notes: tuple[str, ...] = ()
-    is_first: bool = True
-
-    def summary(self) -> list[str]:
-        """The scores by role, what was chosen, and where bundle and report lie."""
-        if not self.is_first:
-            return []
-        page = "No case was left to validate on, so there are no scores and no report."
-        if self.report is not None:
-            test = self.report.parent / "test" / self.report.name
-            page = f"Open:    {test if test.is_file() else self.report}"
-        return [
-            *scores_lines(self.scores),
-            "",
-            *self.notes,
-            f"Finished in {self.seconds / 60:.1f} minutes.",
-            f"Bundle:  {self.run_dir / BUNDLE}",
-            page,
-            f"Next:    python scripts/predict.py bundle={self.run_dir} input=SCANS output=FOUND",
-        ]
-
-
-def train(cfg: TrainConfig) -> TrainOutcome:
+def train(cfg: TrainConfig) -> Path:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
     All cases are read and checked before the first file is written. Starting again with the same
     configuration resumes; while it runs, a second one is an error. `data.fold=all` trains every
-    fold (`cross_validate`). Raises the `LesionsegError` of whatever is wrong.
+    fold (`cross_validate`). Says the scores and returns the run directory. Raises the
+    `LesionsegError` of whatever is wrong.
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
@@ -128,7 +90,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     with ExitStack() as stack:
         stack.enter_context(joined(cfg.trainer))  # with the processes that torchrun has started
         if is_rank_zero():
-            check_config(run, plain(cfg))
+            check_config(run, config_of(cfg))
             stack.enter_context(locked_folder(run))
             note = stack.enter_context(run_log(run))
         survey = broadcast_from_rank_zero(
@@ -141,18 +103,22 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         else:
             plan = begin(cfg, survey, run)
             plan, scores = train_once(cfg, survey, plan, run, test=True)
-        if not is_rank_zero():
-            return TrainOutcome(run, time.monotonic() - started, scores, None, is_first=False)
-        page = report_run(run, survey.dataset, cfg.report)
-        seconds = time.monotonic() - started
-        note(f"Finished in {seconds / 60:.1f} minutes.")
-    notes = [f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons]
-    if not survey.splits.group_safe:
-        notes.append(
-            "Warning: the validation scores are not independent: they come from scans of a patient "
-            "who was also trained on. Test on other patients before you rely on them."
-        )
-    return TrainOutcome(run, seconds, scores, page, tuple(notes))
+        if is_rank_zero():
+            page = report_run(run, survey.dataset, cfg.report)
+            minutes = (time.monotonic() - started) / 60
+            lines = [f"{k.capitalize()}: {plan.reasons[k]}" for k in CHOSEN if k in plan.reasons]
+            if not survey.splits.group_safe:
+                lines.append(
+                    "Warning: the validation scores are not independent: they come from scans of a "
+                    "patient who was also trained on. Test on other patients before you rely on "
+                    "them."
+                )
+            lines.append(f"Finished in {minutes:.1f} minutes.")
+            note("\n".join(lines))
+            opened = f"Open:    {page}" if page else "Without a validation case there is no report."
+            say("\n".join([*scores_lines(scores), "", *lines, f"Bundle:  {run / BUNDLE}", opened]))
+            say(f"Next:    python scripts/predict.py bundle={run} input=SCANS output=FOUND")
+    return run
 
 
 def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None) -> Plan:
@@ -183,9 +149,16 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
             plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
         write_text(run / "plan.json", plan.to_json())
         # last: a wrong setting must not make the corrected one another's
-        save_config(run, plain(cfg))
-        if not cfg.run_dir:  # its name holds the time: another run each
-            log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+        save_config(run, config_of(cfg))
+        sides = (
+            (" × ".join(f"{n:.3g}" for n in axes)) for axes in (plan.tile_shape, plan.spacing_mm)
+        )
+        log.info(
+            "Plan: %s, %d tiles of %s voxels of %s mm per step, on %s; the reasons: %s.",
+            *(plan.architecture.name, plan.batch_size, *sides),
+            *(training_device(cfg.trainer.accelerator), run / LOG),
+        )
+        log.info("Results: %s; the same command with run_dir=%s resumes.", run, run)
         return plan
 
     return broadcast_from_rank_zero(first)
@@ -204,13 +177,12 @@ def train_once(
     cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
     cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
     budget = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
-    limits = ((budget.max_steps, "steps"), (budget.max_minutes, "minutes"))
-    text = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
-    log.info("Training ends after %s; learning rate %.2g.", text, cfg.optim.lr)
+    log.info("Training ends after %s; learning rate %.2g.", budget_text(budget), cfg.optim.lr)
     validate, held_out = None, labelled(survey, "validation")
     if budget.validate_every_minutes is not None and held_out:
-        preset = find_preset(cfg.preset)
-        some = evenly_spaced(held_out, VALIDATE_CASES)
+        # evenly spaced: files in order of name are often in order of site
+        places = np.linspace(0, len(held_out) - 1, min(VALIDATE_CASES, len(held_out)))
+        some, preset = [held_out[round(i)] for i in places], find_preset(cfg.preset)
 
         def validate(network: nn.Module) -> Mapping[str, float]:
             matches = match_volumes(network, survey, some, plan, cfg.inference, preset)
@@ -220,9 +192,9 @@ def train_once(
     if not is_rank_zero():
         return plan, {}
 
-    origin = provenance(survey.dataset, plain(cfg), cfg.seed, fitted.device)
+    origin = provenance(survey.dataset, config_of(cfg), cfg.seed, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
-    check = training_statistics(cases, plan, survey)
+    check = training_ranges(cases, plan, survey.fingerprint)
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
@@ -231,9 +203,8 @@ def train_once(
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:
-        tested = score_role(
-            predictor.with_plan(complete), survey, run / "test", "test", cfg, origin
-        )
+        final = predictor.with_plan(complete)
+        tested = score_role(final, survey, run / "test", "test", cfg, origin)
         scores |= {"test": tested} if tested else {}
     return complete, scores
 
@@ -249,7 +220,9 @@ def train_network(
     network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     if cfg.model.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
         start_from(cfg.model.init_from, network, plan)
-    return fit(network, plan, tiles_of(cases, plan, cfg), cfg, run, validate=validate)
+    tiles = tiles_of(cases, plan, cfg)
+    shown = [Progress(partial(bar, "Training")), Previews(run, draw_previews)]
+    return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=shown)
 
 
 def keep_bundle(
@@ -260,19 +233,13 @@ def keep_bundle(
     run: Path,
     check: InputCheck | None = None,
 ) -> None:
-    """Write the bundle of these networks and, with all that was chosen, the plan again.
+    """Write the bundle of these networks, and the plan again with all that was chosen.
 
-    `scores`: of the validation cases; `origin`: what made the model, for its card; `check` tells
-    scans that are unlike the training scans.
+    `scores`: of the validation cases, and `origin`: what made the model, for its card.
     """
     plan = plan.with_(n_members=len(networks))
     write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin), check)
     write_text(run / "plan.json", plan.to_json())
-
-
-def plain(cfg: TrainConfig) -> dict[str, Any]:
-    """The configuration as it is kept in a run directory."""
-    return {"command": "train", **cfg.plain()}
 
 
 def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
@@ -300,19 +267,3 @@ def check_losses(plan: Plan, cfg: TrainConfig) -> None:
         output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
     with torch.no_grad():
         objective.terms(output, targets, torch.ones_like(targets.counts()))
-
-
-def training_statistics(
-    cases: Sequence[CachedCase], plan: Plan, survey: Survey
-) -> InputCheck | None:
-    """What a new scan is compared with: statistics of up to 64 training scans, evenly spaced.
-
-    None for too few scans.
-    """
-    cases = [case for case in cases if not case.missing]
-    if len(cases) < LEAST_SCANS:
-        return None
-    some = evenly_spaced(cases, N_SCANS)
-    images = [image_statistics(case.image, plan.channel_names) for case in some]
-    sides = zip(survey.fingerprint.shapes, survey.fingerprint.spacings_mm, strict=True)
-    return make_input_check([grid_statistics(*pair) for pair in sides], images)

@@ -9,7 +9,6 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,13 @@ from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_insta
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import write_json, write_text
-from lesionseg.pipeline.dataset import facts_folder, require_masks, take_survey
+from lesionseg.io.files import write_json
+from lesionseg.pipeline.dataset import facts_folder, take_survey
 from lesionseg.pipeline.log import aligned, say
-from lesionseg.pipeline.prepare import plan_run, prepare_cases
-from lesionseg.pipeline.run_dir import (
-    check_cases,
-    check_config,
-    default_run_dir,
-    has_config,
-    provenance,
-    save_config,
-)
-from lesionseg.pipeline.score import match_volumes
-from lesionseg.pipeline.train import train_network, with_focal_correction
+from lesionseg.pipeline.prepare import config_of, prepare_cases
+from lesionseg.pipeline.run_dir import check_config, default_run_dir, provenance
+from lesionseg.pipeline.score import labelled, match_volumes
+from lesionseg.pipeline.train import begin, train_network, with_focal_correction
 from lesionseg.plan.plan import sources_of
 from lesionseg.report.tuning import (
     State,
@@ -44,8 +36,7 @@ from lesionseg.report.tuning import (
     table,
     write_tuning_page,
 )
-from lesionseg.training.memory import fit_to_memory, try_steps
-from lesionseg.training.module import batch_rate, resolve_budget
+from lesionseg.training.module import batch_rate, budget_text
 from lesionseg.training.processes import require_device, training_device
 
 log = logging.getLogger(__name__)
@@ -70,32 +61,24 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     optuna = _optuna()
     groups = tuned_groups(cfg)
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
-    config = {"command": "tune", **cfg.plain()}
-    config["tune"] = {k: v for k, v in config["tune"].items() if k != "n_trials"}  # may be raised
-    check_config(run, config)
-    cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg)})
+    cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
+    check_config(run, config_of(cfg))
     if not cfg.trainer.has_one_device:
         raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
     require_device(cfg.trainer.accelerator)
 
     run.mkdir(parents=True, exist_ok=True)
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
-    require_masks(survey, cfg.model.architecture)
-    check_cases(run, survey.splits)  # its trials would not compare
-    cases = [c for c in survey.of_role("validation") if c.is_labelled]
+    cases = labelled(survey, "validation")
     n_lesions = sum(survey.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
             "apart. Raise data.validation_fraction, or give other splits."
         )
-    plan, device = plan_run(survey, cfg, run), training_device(cfg.trainer.accelerator)
+    plan, device = begin(cfg, survey, run), training_device(cfg.trainer.accelerator)
+    origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
     cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
-    if device == "cuda" and not has_config(run):  # whatever the pair, it takes the same memory
-        plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
-        write_text(run / "plan.json", plan.to_json())
-    trainer = resolve_budget(cfg.trainer, plan, device)
-    save_config(run, config)
     prepared = prepare_cases(survey, plan, cfg.data, run)
     inference = cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
     preset = find_preset(cfg.preset)
@@ -136,14 +119,13 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         log.info("Trial %d: α %.3f, γ %.2f: %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
 
-    limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
     facts = {
         "preset": cfg.preset,
         "n_cases": len(cases),
         "n_lesions": n_lesions,
-        "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),
+        "budget": budget_text(cfg.trainer),
         "seed": cfg.seed,
-        "provenance": provenance(survey.dataset, config, cfg.seed, device),
+        "provenance": origin,
     }
     study = _study(cfg, run, groups[0])
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -182,11 +164,10 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     return tuple(groups)
 
 
-def _trial_trainer(cfg: TuneConfig) -> TrainerConfig:
-    trainer, minutes = cfg.trainer, cfg.trainer.max_minutes
+def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
+    minutes, every = trainer.max_minutes, trainer.validate_every_minutes
     if minutes is None and trainer.max_steps is None:
         minutes = TRIAL_MINUTES
-    every = trainer.validate_every_minutes
     if every == "auto":
         every = minutes / N_VALIDATIONS if minutes else None
     return trainer.model_copy(update={"max_minutes": minutes, "validate_every_minutes": every})

@@ -1,7 +1,10 @@
 """What happens beside the steps: averages, checkpoints, metrics.csv, focal statistics, pictures."""
 
 import logging
+import math
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,6 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
-from lesionseg.training.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -87,22 +87,35 @@ class History(CSVLogger):
             writer.metrics_keys = list(rows.columns)
 
 
-class LogProgress(pl.Callback):
-    """A log line for each 5 % of the budget, where there is no terminal for a progress bar."""
+class Progress(pl.Callback):
+    """One bar for the whole training: the share of its budget, the step and the smoothed loss.
 
-    share = 0
+    `bar` opens it and yields what is called with (text, share done, 1).
+    """
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-        share = int(20 * module.progress)
-        if trainer.is_global_zero and self.share < share < 20:
-            self.share = share
-            log.info(
-                "Training: step %d, loss %.4g (%d %%), %.1f minutes left.",
-                trainer.global_step,
-                float(outputs["loss"]),
-                100 * module.progress,
-                module.minutes * (1 / module.progress - 1),
-            )
+    def __init__(
+        self, bar: Callable[[], AbstractContextManager[Callable[[str, float, int], None]]]
+    ) -> None:
+        self.bar, self.loss, self._open = bar, math.nan, ExitStack()
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if trainer.is_global_zero:
+            self._advance = self._open.enter_context(self.bar())
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # a GPU would wait at every step
+            newest = float(trainer.logged_metrics["loss"])
+            self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
+        text = f"step {trainer.global_step}, loss {self.loss:.3g}"
+        self._advance(text, min(module.progress, 1.0), 1)
+
+    def on_train_end(self, *_: Any) -> None:
+        self._open.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._open.close()
 
 
 class FocalStatistics(pl.Callback):
@@ -191,13 +204,13 @@ class FocalStatistics(pl.Callback):
 class Previews(pl.Callback):
     """A picture of the first tiles with a lesion in `run_dir/previews`, every few minutes.
 
-    A row per tile at the slice with most of the lesion: the reference's outline, and what the
-    network marks at p ≥ 0.5; of a detector its boxes at p ≥ `LEAST_P`.
+    `draw(path, tiles)` is given of each its image, lesions, what the network marks at p ≥ 0.5, and
+    of a detector its boxes at p ≥ `LEAST_P`.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.folder, self.tiles = run_dir / "previews", list[tuple[Tensor, Tensor]]()
-        self._due = PREVIEW_MINUTES
+    def __init__(self, run_dir: Path, draw: Callable[[Path, list[Any]], None]) -> None:
+        self.folder, self.draw = run_dir / "previews", draw
+        self.tiles, self._due = list[tuple[Tensor, Tensor]](), PREVIEW_MINUTES
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
@@ -207,35 +220,16 @@ class Previews(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if (minutes := module.minutes) >= self._due:
-            self._draw(module)
+            self.on_train_end(trainer, module)
             self._due = minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self._draw(module)
-
-    def _draw(self, module: LesionModule) -> None:
         if not self.tiles:
             return
-        figure = Figure(figsize=(6, 3 * len(self.tiles)), layout="constrained")
-        axes = figure.subplots(len(self.tiles), 2, squeeze=False)
-        window = SlidingWindow((deepcopy(module.network),), module.plan)
-        for (left, right), (image, ids) in zip(axes, self.tiles, strict=True):
-            lesion, cut = ids.numpy() > 0, tuple[int, ...]()
-            if lesion.ndim > 2:
-                cut = (int(lesion.reshape(len(lesion), -1).sum(1).argmax()),)
-            for axis in (left, right):
-                axis.imshow(image[0].float().numpy()[cut], cmap="gray")
-                axis.set_axis_off()
-            left.contour(lesion[cut], [0.5], colors="tab:green", linewidths=1)
+        window, shown = SlidingWindow((deepcopy(module.network),), module.plan), []
+        for image, ids in self.tiles:
             store, boxes = window(image.float())
-            marked = (store.decode(store.values) >= 0.5).any(0).numpy()[cut]
-            if marked.any():
-                right.contour(marked, [0.5], colors="tab:orange", linewidths=1)
+            marked = (store.decode(store.values) >= 0.5).any(0).numpy()
             sure = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
-            for start, stop in (np.split(box, 2) for box in sure):
-                if all(a <= c < b for a, b, c in zip(start, stop, cut, strict=False)):
-                    height, width = (stop - start)[-2:]
-                    corner = (start[-1] - 0.5, start[-2] - 0.5)
-                    right.add_patch(Rectangle(corner, width, height, fill=False, color="orange"))
-        with atomic_path(self.folder / f"step_{module.global_step:06d}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+            shown.append((image.float().numpy(), ids.numpy() > 0, marked, sure))
+        self.draw(self.folder / f"step_{module.global_step:06d}.png", shown)

@@ -16,9 +16,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
-from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -34,8 +33,6 @@ from lesionseg.training.callbacks import (
     FocalStatistics,
     History,
     LastCheckpoint,
-    LogProgress,
-    Previews,
     WarmAverage,
 )
 from lesionseg.training.module import SCORE, LesionModule, resolve_budget
@@ -84,7 +81,7 @@ def fit(
     loss: nn.Module | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles` (see `TileStream`); returns what is kept of it.
+    """Train `network` in place on numbered `tiles` (see `read_batches`); returns what is kept.
 
     A training that was interrupted goes on from `run_dir/checkpoints/last.ckpt`; one that had ended
     is not prolonged. Raises `TrainingError` when the checkpoint does not fit or the loss stays NaN,
@@ -147,7 +144,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
         channel_dropout=cfg.data.channel_dropout,
     )
     tiles[0]  # faults of the cases are raised here rather than by a worker process
-    log.info("Sampling: %s", tiles.sampler.mix)
+    log.debug("Sampling: %s", tiles.sampler.mix)
     return tiles
 
 
@@ -179,11 +176,9 @@ def make_trainer(
     """Lightning's trainer with our callbacks, then the user's own; resumed after `n_steps`."""
     settings, device = module.settings, torch.device(training_device(cfg.trainer.accelerator))
     environment = launched(settings)
-    has_bar = settings.lightning.get("enable_progress_bar", Console(stderr=True).is_terminal)
-    ours: list[pl.Callback] = [FocalStatistics(), Previews(run_dir)]
+    ours: list[pl.Callback] = [FocalStatistics()]
     if settings.ema_decay is not None:
         ours.append(WarmAverage(settings.ema_decay, device))
-    ours.append(RichProgressBar() if has_bar else LogProgress())
     ours += [*(build(spec, "callbacks") for spec in cfg.callbacks), *callbacks]
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}
@@ -212,7 +207,7 @@ def make_trainer(
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "enable_progress_bar": has_bar,
+        "enable_progress_bar": False,  # Lightning's has no end: the stream has none
         "default_root_dir": run_dir,
         # not what Lightning finds: SLURM's variables do not make each task one of a training
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],

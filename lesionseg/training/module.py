@@ -41,8 +41,8 @@ class LesionModule(pl.LightningModule):
     """Trains `network` by `objective` until the budget of `settings` is spent.
 
     A batch holds `plan.batch_size` tiles. Terms reduced per positive are divided by a moving
-    average of the positives of a batch over all processes, which average gradients: hence the
-    normaliser over their number. A step whose gradient is not finite leaves the weights.
+    average of the positives of a step's batches over all processes, which average gradients: hence
+    the normaliser over their number. A step whose gradient is not finite leaves the weights.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class LesionModule(pl.LightningModule):
             output = self.objective.known(output, batch["unannotated"])
         if self.observer is not None:
             self.observer(*self.objective.observed(output, targets))
-        terms = self.objective.terms(output, targets, self.normalisers.update(counts) / world)
+        terms = self.objective.terms(output, targets, self._normaliser(counts, batch_idx) / world)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -117,6 +117,18 @@ class LesionModule(pl.LightningModule):
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
         return loss
+
+    def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
+        """By the mean of the batches accumulated so far: a step moves the average once.
+
+        Lightning divides the loss by the number of batches, hence the mean and no sum.
+        """
+        n_before = batch_idx % self.trainer.accumulate_grad_batches
+        if n_before == 0:
+            self._counts, self._average = torch.zeros_like(counts), self.normalisers.average.clone()
+        self._counts += counts
+        self.normalisers.average.copy_(self._average)
+        return self.normalisers.update(self._counts / (n_before + 1))
 
     def configure_gradient_clipping(
         self,
@@ -239,6 +251,16 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
         every = settings.validate_every_minutes
     resolved = {"max_minutes": minutes, "max_steps": steps, "validate_every_minutes": every}
     return settings.model_copy(update=resolved)
+
+
+def budget_text(settings: TrainerConfig) -> str:
+    """What ends a training whose budget is resolved.
+
+    >>> budget_text(TrainerConfig.of(max_minutes=5, max_steps=300))
+    '5 minutes or 300 steps'
+    """
+    limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
+    return " or ".join(f"{value:g} {what}" for value, what in limits if value)
 
 
 def batch_rate(settings: OptimConfig, plan: Plan) -> OptimConfig:

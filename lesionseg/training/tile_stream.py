@@ -4,7 +4,6 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import prod
@@ -13,7 +12,7 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 from monai.data import DataLoader
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from lesionseg.config import TrainerConfig
@@ -51,40 +50,33 @@ def step_tiles(
         yield list(range(start, start + tiles_per_step))
 
 
-@dataclass(frozen=True)
-class TileStream:
-    """Batches of one process from a given step on, without end, read by MONAI's loader.
+def read_batches(
+    tiles: Dataset[Batch],
+    steps: Iterable[list[int]],
+    workers: int,
+    *,
+    pin: bool = False,
+    nearest: bool = False,
+) -> Iterator[Batch]:
+    """The batches of these `step_tiles`, read by MONAI's loader; `workers` read ahead.
 
-    A plain iterable and no loader itself: the trainer would take a loader apart and put it together
+    A plain iterator and no loader itself: the trainer would take a loader apart and put it together
     again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
     any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
     not), for any number from 0 on and the same each time.
     """
-
-    tiles: Dataset[Batch]
-    tiles_per_step: int
-    first_step: int
-    workers: int
-    pin: bool
-    nearest: bool = False
-
-    def __iter__(self) -> Iterator[Batch]:
-        together = distributed.is_available() and distributed.is_initialized()
-        place = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        loader: Iterable[Batch] = DataLoader(
-            self.tiles,
-            batch_sampler=step_tiles(self.tiles_per_step, self.first_step, *place),
-            num_workers=self.workers,
-            prefetch_factor=AHEAD if self.workers else None,
-            multiprocessing_context=START_METHOD if self.workers else None,
-            pin_memory=self.pin,
-            collate_fn=partial(to_batch, nearest=self.nearest)
-            if isinstance(self.tiles, TileDataset)
-            else default_collate,
-            # else MONAI would set back torch's own, which networks draw from
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+    ours = isinstance(tiles, TileDataset)
+    yield from DataLoader(
+        tiles,
+        batch_sampler=steps,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        multiprocessing_context=START_METHOD if workers else None,
+        pin_memory=pin,
+        collate_fn=partial(to_batch, nearest=nearest) if ours else default_collate,
+        # else MONAI would set back torch's own, which networks draw from
+        generator=torch.Generator(),
+    )
 
 
 def to_batch(items: Sequence[TileItem], *, nearest: bool = False) -> Batch:
@@ -123,15 +115,15 @@ class LesionData(pl.LightningDataModule):
         super().__init__()
         self.tiles, self.plan, self.settings, self.validate = tiles, plan, settings, validate
 
-    def train_dataloader(self) -> TileStream:
+    def train_dataloader(self) -> Iterator[Batch]:
         """The batches of this process, without end."""
         trainer = cast(pl.Trainer, self.trainer)
         device, n = trainer.strategy.root_device.type, trainer.num_devices
         first = trainer.global_step * trainer.accumulate_grad_batches
+        steps = step_tiles(self.plan.batch_size, first, trainer.global_rank, trainer.world_size)
         workers = loader_workers(self.settings.workers, self.plan, device, n)
         nearest = cast(LesionModule, trainer.lightning_module).objective.takes_nearest
-        size, pin = self.plan.batch_size, device == "cuda"
-        return TileStream(self.tiles, size, first, workers, pin, nearest)
+        return read_batches(self.tiles, steps, workers, pin=device == "cuda", nearest=nearest)
 
     def val_dataloader(self) -> list[int]:
         """One item, which stands for all volumes."""

@@ -8,9 +8,9 @@ import torch
 
 from lesionseg.config import ModelConfig
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
-from lesionseg.pipeline.prepare import bundle_plan, checkpoint_stages, start_from
+from lesionseg.pipeline.prepare import checkpoint_stages, start_from
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 PLAN = Plan(

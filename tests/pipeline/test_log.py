@@ -98,4 +98,4 @@ def test_without_a_terminal_a_long_step_says_every_twentieth_how_far_it_is(
         for done in range(1, 101):
             advance("case", done, 100)
     assert len(caplog.messages) == 19
-    assert caplog.messages[1] == "Reading: 10 of 100 (10 %), 6 minutes left."
+    assert caplog.messages[1] == "Reading: 10 of 100 (10 %), 7 minutes left."

@@ -20,7 +20,6 @@ from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.dataset import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.prepare import plan_run
 from lesionseg.pipeline.score import (
-    FoldRun,
     labelled,
     match_volumes,
     score_folds,
@@ -60,28 +59,33 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
-    folder = tmp_path_factory.mktemp("oof")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with what three folds predicted of their validation cases."""
+    folder = tmp_path_factory.mktemp("run")
     raw = folder / "raw"
     write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
-    data = DataConfig.of(root=raw, fold="all", n_folds=3)
-    found, rng = take_survey(data, 0), np.random.default_rng(0)
-    runs = tuple(
-        FoldRun(k, divided(found, data, 0, k), folder / f"fold_{k}") for k in folds_of(found, data)
-    )
-    for fold in runs:
-        reader = Reader(found, rng)
-        for files in fold.cases:
+    found, folds = folds_in(folder)
+    reader = Reader(found, np.random.default_rng(0))
+    for number, fold in folds.items():
+        for files in labelled(fold, "validation"):
             image = read_case(files, found.dataset).image
-            write_prediction(fold.folder, reader.predict_volume(image, files.case))
-    return runs
+            prediction = reader.predict_volume(image, files.case)
+            write_prediction(folder / f"fold_{number}" / "validation", prediction)
+    return folder
+
+
+def folds_in(run: Path) -> tuple[Survey, dict[int, Survey]]:
+    data = DataConfig.of(root=run / "raw", fold="all", n_folds=3)
+    found = take_survey(data, 0)
+    return found, {k: divided(found, data, 0, k) for k in folds_of(found, data)}
 
 
 def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
-    folds: tuple[FoldRun, ...], tmp_path: Path, plan: Plan
+    run: Path, plan: Plan
 ) -> None:
-    before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
-    choice, scores = score_folds(folds[0].survey, folds, tmp_path, plan, CFG, {})
+    found, folds = folds_in(run)
+    before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
+    choice, scores = score_folds(found, folds, run, plan, CFG, {})
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == scores["lesion_recall"]["value"]
@@ -92,20 +96,15 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
     assert fit.fitted_on == "out-of-fold"
     assert scores["calibration"]["of"] == "probability"
     assert scores["calibration"]["reliability"]
-    written = json.loads((tmp_path / "predictions" / "SIM_001_candidates.json").read_text())
+    written = json.loads((run / "oof" / "predictions" / "SIM_001_candidates.json").read_text())
     candidates = written["candidates"]
     mine = [c["probability"] for c in candidates]
     assert mine == sorted(mine, reverse=True)
     assert mine != pytest.approx(fit.probability([c["score"] for c in candidates]).tolist())
     assert all(c["accepted"] == (c["score"] >= first.score) for c in candidates)
     assert {p: p.read_bytes() for p in before} == before  # the folds stay as they are
-
-
-def test_a_case_of_two_folds_is_refused(
-    folds: tuple[FoldRun, ...], tmp_path: Path, plan: Plan
-) -> None:
     with pytest.raises(DatasetError, match="more than one fold"):
-        score_folds(folds[0].survey, [folds[0], folds[0]], tmp_path, plan, CFG, {})
+        score_folds(found, {0: folds[0], 1: folds[0]}, run, plan, CFG, {})
 
 
 # --- whole volumes while a network is trained ---

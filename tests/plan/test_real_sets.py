@@ -7,8 +7,8 @@ import pytest
 
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.models.memory import step_gb
 from lesionseg.plan import Plan, make_plan
-from lesionseg.training.memory import step_gb
 from tests.plan.conftest import take_fingerprint
 
 DATA = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))

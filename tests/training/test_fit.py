@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import nn
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
+from lesionseg.report.previews import draw_previews
+from lesionseg.training.callbacks import Previews, Progress
 
 LIGHTNING = "pytorch_lightning"
 SGD = {"name": "sgd", "lr": 0.01}
@@ -238,7 +241,7 @@ def test_losses_that_ask_for_the_nearest_lesion_are_given_it(train):
     assert Nearest.seen == ((2, 16, 16), (2, 8, 8))
 
 
-def test_the_divisor_is_the_moving_average_of_positives(train, make_plan):
+def test_the_divisor_is_the_moving_average_of_positives(train, make_plan, tmp_path):
     class Divisors(FocalLoss):
         seen = ()
 
@@ -249,6 +252,13 @@ def test_the_divisor_is_the_moving_average_of_positives(train, make_plan):
     train(max_steps=1, loss=Divisors(), plan=make_plan(n_supervised=1))
     # two tiles of 256 voxels at a fraction of 0.02 are expected to hold 10.24, a square holds 12
     assert Divisors.seen == ((torch.float32, pytest.approx(0.9 * 10.24 + 0.1 * 12)),)
+    Divisors.seen, one = (), {"plan": make_plan(batch_size=1, n_supervised=1)}
+    train(max_steps=2, loss=Divisors(), accumulate_grad_batches=2, run_dir=tmp_path / "2", **one)
+    # a tile with the square and one without, twice: the average moves once a step, by 6 a tile
+    first, step = 0.9 * 5.12 + 0.1 * 12, [0.9 * 5.12 + 0.1 * 6]
+    then = 0.9 * step[0] + 0.1 * 12
+    step.append(0.9 * step[0] + 0.1 * 6)
+    assert [n for _, n in Divisors.seen] == pytest.approx([first, step[0], then, step[1]])
 
 
 def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
@@ -294,7 +304,9 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
     assert train(max_steps=5).steps == 5
 
 
-def test_a_users_own_network_with_one_output_is_trained_and_leaves_a_picture(train, tmp_path):
+def test_a_users_own_network_with_one_output_is_trained_and_leaves_pictures_and_progress(
+    train, tmp_path
+):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -305,11 +317,19 @@ def test_a_users_own_network_with_one_output_is_trained_and_leaves_a_picture(tra
 
     network = Own()
     before = network.conv.weight.clone()
-    result = train(max_steps=3, network=network)
+    shown = []
+
+    @contextmanager
+    def bar():
+        yield lambda *advance: shown.append(advance)
+
+    plugs = [Progress(bar), Previews(tmp_path, draw_previews)]
+    result = train(max_steps=3, network=network, plugs=plugs, log_every_n_steps=1)
     assert result.network is network
     assert not torch.equal(before, network.conv.weight)
-    picture = tmp_path / "run" / "previews" / "step_000003.png"
-    assert picture.stat().st_size > 5000
+    assert (tmp_path / "previews" / "step_000003.png").stat().st_size > 5000
+    assert [share for _, share, _ in shown] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert shown[-1][0].startswith("step 3, loss ")
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):

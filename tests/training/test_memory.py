@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lesionseg.errors import TrainingError
+from lesionseg.models.memory import step_gb
 from lesionseg.plan.plan import Architecture
-from lesionseg.training.memory import fit_to_memory, step_down, step_gb
+from lesionseg.training.memory import fit_to_memory, step_down
 
 
 def cramped(limit):

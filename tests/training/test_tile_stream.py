@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lesionseg.training import tile_stream
-from lesionseg.training.tile_stream import TileStream, loader_workers, step_tiles
+from lesionseg.training.tile_stream import loader_workers, read_batches, step_tiles
 
 
 def steps(n, **settings):
@@ -26,8 +26,7 @@ def test_a_later_start_sees_what_it_would_have_seen():
 
 
 def test_batches_stack_the_tiles_in_order(squares):
-    stream = TileStream(squares(), 3, first_step=2, workers=0, pin=False)
-    first, second = islice(stream, 2)
+    first, second = islice(read_batches(squares(), step_tiles(3, 2), 0), 2)
     assert first["image"].shape == (3, 1, 16, 16)
     assert first["labels"].shape == first["valid"].shape == (3, 16, 16)
     assert torch.equal(first["image"][1], squares()[7]["image"])
@@ -35,7 +34,7 @@ def test_batches_stack_the_tiles_in_order(squares):
 
 
 def test_a_worker_process_gives_the_same_tiles(squares):
-    here, there = (TileStream(squares(), 2, first_step=0, workers=w, pin=False) for w in (0, 1))
+    here, there = (read_batches(squares(), step_tiles(2), workers) for workers in (0, 1))
     for a, b in zip(islice(here, 3), islice(there, 3), strict=True):
         assert torch.equal(a["image"], b["image"])
 

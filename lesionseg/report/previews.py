@@ -1,0 +1,41 @@
+"""What a network marks on a few tiles while it is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from lesionseg.io.files import atomic_path
+
+# image [C, *tile], lesions and what is marked [*tile], boxes [n, 2·d]
+Preview = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Sequence[NDArray[Any]]]
+
+
+def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
+    """Write a PNG with a row per tile, at the slice with most of the lesion.
+
+    Left the reference's outline, right that of what is marked, and the boxes.
+    """
+    figure = Figure(figsize=(6, 3 * len(tiles)), layout="constrained")
+    axes = figure.subplots(len(tiles), 2, squeeze=False)
+    for (left, right), (image, lesion, marked, boxes) in zip(axes, tiles, strict=True):
+        cut = tuple[int, ...]()
+        if lesion.ndim > 2:
+            cut = (int(lesion.reshape(len(lesion), -1).sum(1).argmax()),)
+        for axis in (left, right):
+            axis.imshow(image[0][cut], cmap="gray")
+            axis.set_axis_off()
+        left.contour(lesion[cut], [0.5], colors="tab:green", linewidths=1)
+        if marked[cut].any():
+            right.contour(marked[cut], [0.5], colors="tab:orange", linewidths=1)
+        for start, stop in (np.split(box, 2) for box in boxes):
+            if all(a <= c < b for a, b, c in zip(start, stop, cut, strict=False)):
+                height, width = (stop - start)[-2:]
+                corner = (start[-1] - 0.5, start[-2] - 0.5)
+                right.add_patch(Rectangle(corner, width, height, fill=False, color="orange"))
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
