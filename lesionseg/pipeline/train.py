@@ -150,12 +150,10 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
         write_text(run / "plan.json", plan.to_json())
         # last: a wrong setting must not make the corrected one another's
         save_config(run, config_of(cfg))
-        sides = (
-            (" × ".join(f"{n:.3g}" for n in axes)) for axes in (plan.tile_shape, plan.spacing_mm)
-        )
+        tile, mm = (" × ".join(f"{n:.3g}" for n in s) for s in (plan.tile_shape, plan.spacing_mm))
         log.info(
-            "Plan: %s, %d tiles of %s voxels of %s mm per step, on %s; the reasons: %s.",
-            *(plan.architecture.name, plan.batch_size, *sides),
+            "Plan: %s, %d tiles of %s voxels of %s mm per step, on %s; for the reasons see %s.",
+            *(plan.architecture.name, plan.batch_size, tile, mm),
             *(training_device(cfg.trainer.accelerator), run / LOG),
         )
         log.info("Results: %s; the same command with run_dir=%s resumes.", run, run)
