@@ -62,7 +62,7 @@ def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPat
 
     def outcome(_: str, cfg: Any) -> Any:
         asked.append(cfg)
-        return type("Outcome", (), {"run_dir": Path("runs/a")})
+        return Path("runs/a")
 
     monkeypatch.setattr("lesionseg.api.recipe", outcome)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}

@@ -138,10 +138,8 @@ class FocalStatistics(pl.Callback):
 
     def observe(self, logits: Tensor, class_axis: int, labels: Tensor, valid: Tensor) -> None:
         values = logits.detach().movedim(class_axis, 1).float()
-        if self._activation == "softmax":
-            p = 1 - values.softmax(1)[:, 0]
-        else:
-            p = values.sigmoid().amax(1)
+        softmax = self._activation == "softmax"
+        p = 1 - values.softmax(1)[:, 0] if softmax else values.sigmoid().amax(1)
         lesion = labels > 0
         lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & valid
         background = ~lesion & valid
@@ -155,10 +153,8 @@ class FocalStatistics(pl.Callback):
                 return
             hard, n = p[background], int(background.sum())
             hardest = hard.topk(max(1, round(HARD_SHARE * n))).indices if n else hard.long()
-            self.latest["grad_share/lesion"] = float(size[lesion].sum()) / total
-            self.latest["grad_share/hard_background"] = (
-                float(size[background][hardest].sum()) / total
-            )
+            for name, part in zip(NAMES, (size[background][hardest], size[lesion]), strict=False):
+                self.latest[name] = float(part.sum()) / total
 
         if logits.requires_grad:
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
@@ -175,30 +171,26 @@ class FocalStatistics(pl.Callback):
         """By the mean of each number; one that is not there is NaN, and holds nowhere."""
         means = pd.DataFrame(list(self._rows)).mean()
         hard, lesion, p = (means.get(name, np.nan) for name in NAMES)
-        for name, holds, sentence in (
-            (
-                "hard",
-                hard > HARD_LIMIT,
+        warnings = {}
+        if hard > HARD_LIMIT:
+            warnings["hard"] = (
                 f"The hardest 1 % of background takes {hard:.0%} of the gradient: the reference "
-                "may miss lesions, or γ is too high. Lower γ (and raise α less).",
-            ),
-            (
-                "few",
-                lesion < LESION_LIMIT and p >= 0,
+                "may miss lesions, or γ is too high. Lower γ (and raise α less)."
+            )
+        if lesion < LESION_LIMIT and p >= 0:
+            warnings["few"] = (
                 f"Lesions take {lesion:.1%} of the gradient: raise α, or show more tiles with "
-                "lesions (sampling.lesion_share).",
-            ),
-            (
-                "collapse",
-                p < FOUND_FROM and progress >= FOUND_AFTER,
+                "lesions (sampling.lesion_share)."
+            )
+        if p < FOUND_FROM and progress >= FOUND_AFTER:
+            warnings["collapse"] = (
                 f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}: "
                 "none would be found. Raise α, show more tiles with lesions "
-                "(sampling.lesion_share), give more minutes, or a finer model.spacing_mm.",
-            ),
-        ):
-            if holds and name not in self._warned:
-                self._warned.add(name)
-                log.warning("Step %d: %s", step, sentence)
+                "(sampling.lesion_share), give more minutes, or a finer model.spacing_mm."
+            )
+        for name in warnings.keys() - self._warned:
+            self._warned.add(name)
+            log.warning("Step %d: %s", step, warnings[name])
 
 
 class Previews(pl.Callback):

@@ -108,13 +108,9 @@ def fit(
                 raise
             raise _unusable(last, str(error)) from error
         except KeyboardInterrupt:
+            how = f"run_dir={run_dir} resumes it." if last.is_file() else "Nothing is kept yet."
             if is_rank_zero():
-                text = "There is no checkpoint yet, so nothing of the training is kept."
-                if last.is_file():
-                    text = (
-                        f"To resume from the last checkpoint: the same command, run_dir={run_dir}"
-                    )
-                log.warning("Training stopped at step %d. %s", module.global_step, text)
+                log.warning("Training stopped at step %d. %s", module.global_step, how)
             raise
     kept = after = broadcast_from_rank_zero(partial(_read, last))
     if best.is_file():
@@ -190,6 +186,9 @@ def make_trainer(
         devices = list(devices)
     elif environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
+    half = "16-mixed" if device.type == "cuda" else "32-true"
+    if fast_dtype(device) == torch.bfloat16:  # where convolutions are faster in it
+        half = "bf16-mixed"
     strategy: Any = "auto"
     if not settings.has_one_device:
         start = "spawn" if environment is None else "popen"
@@ -198,7 +197,7 @@ def make_trainer(
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
         "devices": devices,
         "strategy": strategy,
-        "precision": choose_precision(settings.precision, device),
+        "precision": half if settings.precision == "auto" else settings.precision,
         "gradient_clip_val": GRADIENT_CLIP,
         "log_every_n_steps": LOG_EVERY,
         "max_epochs": -1,  # the stream has no end, the budget stops it
@@ -219,15 +218,6 @@ def make_trainer(
         return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **chosen)
     except TypeError as error:
         raise ConfigError(f"trainer.lightning: {error}.") from error
-
-
-def choose_precision(asked: str, device: torch.device) -> Any:
-    """`auto`: bf16-mixed where convolutions are faster in it, else 16-mixed on a GPU."""
-    if asked != "auto":
-        return asked
-    if fast_dtype(device) == torch.bfloat16:
-        return "bf16-mixed"
-    return "16-mixed" if device.type == "cuda" else "32-true"
 
 
 def _read(path: Path) -> dict[str, Any]:

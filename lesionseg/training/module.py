@@ -59,7 +59,8 @@ class LesionModule(pl.LightningModule):
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
         self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
         self._began, self._next_validation = time.monotonic(), inf
-        self.recent: list[dict[str, Tensor]] = []  # what the steps since the last row came to
+        self.recent: list[Tensor] = []  # what the steps since the last row came to
+        self._counts, self._average = torch.tensor(0.0), self.normalisers.average
         self.observer: Any = None  # called with the finest logits of the next batch, if set
 
     @property
@@ -104,29 +105,23 @@ class LesionModule(pl.LightningModule):
         terms = self.objective.terms(output, targets, self._normaliser(counts, batch_idx) / world)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
+        named["positives"] = counts[0]
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.recent = []
-        self.recent.append({n: v.detach() for n, v in {**named, "positives": counts[0]}.items()})
+        self.recent.append(torch.stack([value.detach().float() for value in named.values()]))
         if self.is_logged:
-            rows = self.recent
-            means = {
-                name: torch.stack([row[name].to(loss.device) for row in rows]).nanmean()
-                for name in rows[-1]
-            }
-            self.log_dict(means, sync_dist=world > 1)
+            means = torch.stack([row.to(loss.device) for row in self.recent]).nanmean(0)
+            self.log_dict(dict(zip(named, means, strict=True)), sync_dist=world > 1)
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
         return loss
 
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
-        """By the mean of the batches accumulated so far: a step moves the average once.
-
-        Lightning divides the loss by the number of batches, hence the mean and no sum.
-        """
+        """By the mean of the batches accumulated so far, as the loss is; a step moves it once."""
         n_before = batch_idx % self.trainer.accumulate_grad_batches
         if n_before == 0:
-            self._counts, self._average = torch.zeros_like(counts), self.normalisers.average.clone()
-        self._counts += counts
+            self._counts, self._average = counts * 0, self.normalisers.average.clone()
+        self._counts = self._counts + counts
         self.normalisers.average.copy_(self._average)
         return self.normalisers.update(self._counts / (n_before + 1))
 
