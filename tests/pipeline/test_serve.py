@@ -1,5 +1,6 @@
 """The server: a scan in, its mask out, limits, and nothing kept."""
 
+import asyncio
 import base64
 import email
 import io
@@ -26,10 +27,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette says that it would rather have httpx2
     from fastapi.testclient import TestClient
 
+from anyio.from_thread import check_cancelled
 from fastapi import HTTPException
 
+from lesionseg.pipeline.serve import uploads
 from lesionseg.pipeline.serve.app import make_app
-from lesionseg.pipeline.serve.uploads import InferenceQueue, Sessions
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"
@@ -131,19 +133,22 @@ def test_a_zip_bomb_other_names_pages_and_bodies_of_no_length_are_turned_away(
     assert client.post("/predict", content=iter([b"a"])).status_code == 411
 
 
-def test_scans_sent_before_leave_after_an_hour(
+def test_scans_sent_before_leave_after_their_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, sessions = [0.0], Sessions(tmp_path)
-    monkeypatch.setattr("lesionseg.pipeline.serve.uploads.time.monotonic", lambda: now[0])
-    (old, _), now[0] = sessions.new(), 3000.0
-    new, folder = sessions.new()
-    now[0] = 4000.0
-    sessions.drop_old()
-    assert sessions.get(new) == folder
-    assert list(tmp_path.iterdir()) == [folder]
-    with pytest.raises(HTTPException):
-        sessions.get(old)
+    async def wait() -> None:
+        monkeypatch.setattr(uploads, "SESSION_SECONDS", 0.01)
+        sessions = uploads.Sessions(tmp_path)
+        old, _ = sessions.new()
+        monkeypatch.setattr(uploads, "SESSION_SECONDS", 60.0)
+        new, folder = sessions.new()
+        await asyncio.sleep(0.1)
+        assert sessions.get(new) == folder
+        assert list(tmp_path.iterdir()) == [folder]
+        with pytest.raises(HTTPException):
+            sessions.get(old)
+
+    asyncio.run(wait())
 
 
 def test_slicer_sends_a_volume_and_asks_by_the_key_it_got(
@@ -182,16 +187,17 @@ class Asking:
 
 @pytest.mark.parametrize(("seconds", "status"), [(60.0, 499), (0.3, 503)])
 def test_nobody_waiting_ends_the_work(seconds: float, status: int) -> None:
-    import asyncio
-
-    queue, request = InferenceQueue(1, seconds), Asking()
+    queue, request = uploads.InferenceQueue(1, seconds), Asking()
     begun, ended = threading.Event(), threading.Event()
 
-    def work(stop: threading.Event) -> None:
+    def work() -> None:
         begun.set()
-        while not stop.is_set():
-            time.sleep(0.01)
-        ended.set()
+        try:
+            while True:
+                time.sleep(0.01)
+                check_cancelled()
+        finally:
+            ended.set()
 
     async def leave() -> int:
         asked = asyncio.create_task(queue.run(request, work))  # type: ignore[arg-type]

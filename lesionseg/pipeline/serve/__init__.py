@@ -37,20 +37,19 @@ def serve(cfg: ServeConfig) -> None:
         settings=cfg.inference,
         trust=cfg.trust,
     )
-    settings = uvicorn.Config(
-        make_app(predictor, cfg),
-        host=cfg.host,
-        port=cfg.port,
-        ws="none",
-        access_log=False,
-        log_level="error",
-        server_header=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
     if cfg.host not in _THIS_MACHINE:
         logger.warning("Other machines reach this server: put a proxy with a password before it.")
     # what clients send must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run()
+        uvicorn.run(
+            make_app(predictor, cfg),
+            host=cfg.host,
+            port=cfg.port,
+            ws="none",
+            access_log=False,
+            log_level="error",
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )

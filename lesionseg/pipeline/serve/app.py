@@ -2,18 +2,16 @@
 
 import asyncio
 import base64
-import io
 import shutil
-import tempfile
-import threading
-import zipfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from anyio.from_thread import check_cancelled
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -37,23 +35,19 @@ from lesionseg.report.rendering import render
 Result = Literal["mask", "candidates", "all", "view"]
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
-_SWEEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The files of a prediction by name, `scan_mask.nii.gz` and so on, and what was counted.
-
-    `view`: what the page shows, where that was asked for; see `viewer_data`.
-    """
+    """The files of a prediction by name, and their zip; what was counted; what the page shows."""
 
     files: Mapping[str, bytes]
     n_candidates: int
     n_accepted: int
-    view: Mapping[str, Any] | None = None
+    view: Mapping[str, Any] | None
 
     def file(self, kind: str) -> tuple[str, bytes]:
-        """Name and content of one file: `mask`, `instances` or `candidates`."""
+        """Name and content of one file: `mask`, `instances`, `candidates`, or `all`, the zip."""
         name = next((n for n in self.files if n.startswith(f"{CASE}_{kind}")), None)
         if name is None:
             raise ContentError(f"This model has no {kind}; ask for result=candidates.")
@@ -62,18 +56,12 @@ class Answer:
     def response(self, result: Result) -> Response:
         """What was asked for, a file to be saved but for `view`."""
         headers = {"X-Candidates": str(self.n_candidates), "X-Accepted": str(self.n_accepted)}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in self.files.items() if result in ("all", "view") else ():
-                archive.writestr(name, content)
+        name, content = self.file("all" if result == "view" else result)
         if result == "view":
-            zipped = base64.b64encode(buffer.getvalue()).decode()
+            zipped = base64.b64encode(content).decode()
             return JSONResponse({"view": self.view, "zip": zipped}, headers=headers)
-        name, content = "prediction.zip", buffer.getvalue()
-        if result != "all":
-            name, content = self.file(result)
-        kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
         return Response(content, media_type=kind, headers=headers)
 
 
@@ -88,11 +76,13 @@ def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
     413, too many at once 503. It is called by `cfg.hosts` and as localhost.
     """
     max_bytes, has_viewer = int(cfg.max_upload_mb * 2**20), viewer.NIIVUE.is_file()
+    home = TemporaryDirectory(prefix="lesionseg-serve-", ignore_cleanup_errors=True)
     queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
+    plan, sessions = predictor.plan, Sessions(Path(home.name))
+    labels = dict(zip(plan.label_names, plan.label_values, strict=True))
     digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
+    about = {"version": __version__, "bundle": digest, "channels": plan.channel_names}
     page = render("serve.html.j2", viewer=has_viewer)
-    home = tempfile.TemporaryDirectory(prefix="lesionseg-serve-", ignore_cleanup_errors=True)
-    sessions = Sessions(Path(home.name))
 
     async def check(request: Request) -> None:
         """Before a body is read: from our own pages alone, and of a length that is said and fits.
@@ -109,17 +99,13 @@ def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
             most = f"send at most {max_bytes / 2**20:g} MB."
             raise HTTPException(413, f"The request is too large; {most}", close)
 
-    async def sweep() -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            sessions.drop_old()
+    async def predicted(request: Request, scan: Path, **how: Any) -> Answer:
+        return await queue.run(request, partial(answer, predictor, scan, **how))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with home:
-            sweeping = asyncio.create_task(sweep())
             yield
-            sweeping.cancel()
             queue.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
@@ -127,7 +113,7 @@ def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
     names = [*_OWN_NAMES, cfg.host, *cfg.hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     app.add_exception_handler(LesionsegError, _say)
-    app.include_router(slicer_router(predictor, answer, queue, sessions, max_bytes))
+    app.include_router(slicer_router(labels, plan.dims, predicted, sessions, max_bytes))
     if has_viewer:
         app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
 
@@ -137,60 +123,52 @@ def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        plan = predictor.plan
-        labels = dict(zip(plan.label_names, plan.label_values, strict=True))
-        about = {"version": __version__, "bundle": digest, "channels": plan.channel_names}
         return {"status": "ok", **about, "labels": labels}
 
-    @app.post("/predict", response_class=Response)
-    @app.post("/example", response_class=Response)
-    async def predict(request: Request, result: Result | None = None) -> Response:
+    @app.post("/predict")
+    async def predict(request: Request, result: Result = "mask") -> Response:
         queue.check_room()
-        is_example = request.url.path == "/example"
-        wanted = result or ("all" if is_example else "mask")
-        with tempfile.TemporaryDirectory(dir=home.name) as scan:
-            if is_example:
-                await asyncio.to_thread(write_example, Path(scan), predictor.plan)
-            elif not await store_form(request, "file", Path(scan), max_bytes):
+        with TemporaryDirectory(dir=home.name, ignore_cleanup_errors=True) as scan:
+            if not await store_form(request, "file", Path(scan), max_bytes):
                 raise ContentError("No file was sent; send a form with the scan as `file`.")
-            work = partial(answer, predictor, Path(scan), with_view=wanted == "view")
-            return (await queue.run(request, work)).response(wanted)
+            return (await predicted(request, Path(scan), with_view=result == "view")).response(
+                result
+            )
+
+    @app.post("/example")
+    async def example(request: Request, result: Result = "all") -> Response:
+        queue.check_room()
+        with TemporaryDirectory(dir=home.name, ignore_cleanup_errors=True) as scan:
+            await asyncio.to_thread(write_example, Path(scan), plan)
+            return (await predicted(request, Path(scan), with_view=result == "view")).response(
+                result
+            )
 
     return app
 
 
 def answer(
-    predictor: Predictor,
-    folder: Path,
-    stop: threading.Event,
-    *,
-    suffix: str | None = None,
-    with_view: bool = False,
+    predictor: Predictor, folder: Path, *, suffix: str | None = None, with_view: bool = False
 ) -> Answer:
     """Predict the one scan in `folder`; `suffix` is the masks' format, else the scan's own.
 
-    `stop` ends it after the next batch of tiles. What goes wrong with a scan is raised as a
-    `LesionsegError` that names no folder of the server's.
+    It runs in a thread of anyio's, and ends after the next batch of tiles once nobody waits. What
+    goes wrong with a scan is raised as a `LesionsegError` that names no folder of the server's.
     """
-
-    def check_stop(*_: object) -> None:
-        if stop.is_set():
-            raise ReadError("The request was given up.")
-
     try:
         plan = predictor.plan
         cases = find_images(folder, len(plan.channel_names))
         if len(cases) != 1:
             raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
         files = replace(cases[0], missing=())  # files come in order, so none may be left out
-        check_stop()
-        volume = predictor.read(files)
-        prediction = predictor.predict_volume(volume, CASE, on_batch=check_stop)
-        like = files.images[0]
-        suffix = suffix or result_suffix(like, plan.dims)
-        with tempfile.TemporaryDirectory(dir=folder) as output:
-            write_prediction(Path(output), prediction, suffix=suffix, like=like)
-            written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
+        volume, like = predictor.read(files), files.images[0]
+        prediction = predictor.predict_volume(volume, CASE, on_batch=lambda *_: check_cancelled())
+        with TemporaryDirectory(dir=folder) as output:
+            kind = suffix or result_suffix(like, plan.dims)
+            write_prediction(Path(output), prediction, suffix=kind, like=like)
+            paths = sorted(Path(output).iterdir())
+            paths.append(Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output)))
+            written = {path.name: path.read_bytes() for path in paths}
         accepted = sum(c.accepted for c in prediction.candidates)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer.viewer_data(scene) if with_view else None
@@ -200,9 +178,7 @@ def answer(
         for path in (folder.resolve(), folder):
             text = text.replace(f"{path}/", "").replace(str(path), "the scan")
         raise type(error)(text) from error
-    except MemoryError as error:
-        raise ContentError("The scan needs more memory than the server has.") from error
-    except Exception as error:  # a damaged file may make any library raise anything
+    except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
 
 
@@ -210,7 +186,7 @@ def write_example(folder: Path, plan: Plan) -> None:
     """Write a simulated scan of the model's kind, the same for every channel."""
     kind, shape = (plan.modality, (64, 96, 96)) if plan.dims == 3 else ("xray", (256, 256))
     simulate = getattr(phantoms, f"write_{kind}_phantoms")
-    with tempfile.TemporaryDirectory() as made:
+    with TemporaryDirectory() as made:
         simulate(Path(made), 1, seed=0, lesion_free_share=0, shape=shape)
         (image,) = Path(made).glob("images*/*")
         for channel in range(len(plan.channel_names)):

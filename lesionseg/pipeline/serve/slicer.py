@@ -7,8 +7,7 @@ may send it to `/datastore/`, which is always empty to whoever lists it.
 import json
 import tempfile
 import uuid
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from lesionseg import __version__
-from lesionseg.inference.predictor import Predictor
-from lesionseg.pipeline.serve.uploads import InferenceQueue, Sessions, store_form
+from lesionseg.pipeline.serve.uploads import Sessions, store_form
 
 MODEL = "lesionseg"
 _ABOUT = "lesionseg: for research use only, no medical device"
@@ -27,19 +25,18 @@ Output = Literal["image", "json", "all"]
 
 
 def slicer_router(
-    predictor: Predictor,
-    answer: Callable[..., Any],
-    queue: InferenceQueue,
+    labels: Mapping[str, int],
+    dims: int,
+    predicted: Callable[..., Awaitable[Any]],
     sessions: Sessions,
     max_bytes: int,
 ) -> APIRouter:
     """The routes; volumes that were sent wait in `sessions` for the requests that follow."""
-    router, plan = APIRouter(), predictor.plan
-    labels = dict(zip(plan.label_names, plan.label_values, strict=True))
+    router = APIRouter()
 
     @router.get("/info/")
     async def info() -> dict[str, Any]:
-        model = {"type": "segmentation", "labels": labels, "dimension": plan.dims, "config": {}}
+        model = {"type": "segmentation", "labels": labels, "dimension": dims, "config": {}}
         return {
             "name": "lesionseg",
             "description": _ABOUT,
@@ -88,8 +85,8 @@ def slicer_router(
                 suffix = json.loads(str(form.get("params") or "{}")).get("result_extension")
             except (ValueError, AttributeError, RecursionError) as error:
                 raise HTTPException(422, "params is no JSON object.") from error
-            suffix = suffix if suffix in _SUFFIXES and plan.dims == 3 else None
-            found = await queue.run(request, partial(answer, predictor, folder, suffix=suffix))
+            suffix = suffix if suffix in _SUFFIXES and dims == 3 else None
+            found = await predicted(request, folder, suffix=suffix)
         counts = {"n_candidates": found.n_candidates, "n_accepted": found.n_accepted}
         params = {"label_names": labels, **counts}
         if output == "json":

@@ -3,16 +3,14 @@
 import asyncio
 import re
 import shutil
-import threading
-import time
 import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 
@@ -35,9 +33,7 @@ async def store_form(request: Request, field: str, folder: Path, max_bytes: int)
     """
     try:
         form = await request.form(max_files=MAX_FILES)
-    except HTTPException:
-        raise
-    except Exception as error:
+    except (ValueError, LookupError) as error:  # of the multipart parser, and of encodings
         raise HTTPException(400, "The form cannot be read.") from error
     try:
         files = [f for f in form.getlist(field) if isinstance(f, UploadFile)]
@@ -56,33 +52,30 @@ def store(files: Sequence[tuple[str, BinaryIO]], folder: Path, max_bytes: int) -
     and so is what a zip holds. Raises `ReadError` for a zip that cannot be read, `ContentError` for
     one that holds more than `max_bytes`.
     """
-    if len(files) == 1 and files[0][0].lower().endswith(".zip"):
+    names = [name for name, _ in files]
+    if len(names) == 1 and names[0].lower().endswith(".zip"):
         _unzip(files[0][1], folder / CASE, max_bytes)
         return
-    names = [name for name, _ in files]
     channels = all(is_image_file(Path(n)) and not n.lower().endswith(_SLICES) for n in names)
     for number, (name, content) in enumerate(files):
         suffix = case_suffix(Path(name)).lower()
         suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         path = folder / (f"{CASE}_{number:04d}{suffix}" if channels else f"{CASE}/{number:05d}.dcm")
         path = folder / f"{CASE}{suffix}" if len(files) == 1 else path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             shutil.copyfileobj(content, file)
 
 
 def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
     """Every file of a zip, renamed. `zipfile` gives no more of a file than the directory says."""
-    folder.mkdir(parents=True)
+    folder.mkdir()
     try:
         with zipfile.ZipFile(content) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
-            n_bytes = sum(m.file_size for m in members)
-            if len(members) > MAX_FILES or n_bytes > max_bytes:
-                raise ContentError(
-                    f"The zip holds {len(members)} files and {n_bytes / 2**20:.0f} MB; send at "
-                    f"most {MAX_FILES} and {max_bytes / 2**20:g} MB."
-                )
+            if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
+                most = f"{MAX_FILES} files and {max_bytes / 2**20:g} MB"
+                raise ContentError(f"The zip holds more than {most}.")
             if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise ReadError("The zip is packed in a way that is not read; use deflate.")
             for number, member in enumerate(members):
@@ -98,84 +91,81 @@ class InferenceQueue:
 
     def __init__(self, max_waiting: int, seconds: float) -> None:
         self._max_waiting, self._seconds = max_waiting, seconds
-        self._pool, self._waiting = ThreadPoolExecutor(1), set[threading.Event]()
+        self._turn, self._scopes = CapacityLimiter(1), set[CancelScope]()
 
     def check_room(self) -> None:
         """Status 503 where too many scans wait."""
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._scopes) >= self._max_waiting:
             raise HTTPException(503, "Too many scans wait.", {"Retry-After": "10"})
 
-    async def run(self, request: Request, work: Callable[[threading.Event], T]) -> T:
-        """What `work` returns; it should stop once its event is set, as nobody waits any longer."""
+    async def run(self, request: Request, work: Callable[[], T]) -> T:
+        """What `work` returns, in a thread; `anyio.from_thread.check_cancelled` should end it.
+
+        It has ended when this does, whatever happens: the scan's folder is removed next.
+        """
         self.check_room()
-        stop, end = threading.Event(), time.monotonic() + self._seconds
-        self._waiting.add(stop)
-        job = self._pool.submit(work, stop)
-        done = asyncio.wrap_future(job)
-        try:
-            while not (await asyncio.wait({done}, timeout=_POLL_SECONDS))[0]:
-                if stop.is_set():
-                    raise HTTPException(503, "The server stops.")
-                if await request.is_disconnected():
-                    raise HTTPException(499, "The client has left.")
-                if time.monotonic() > end:
-                    raise HTTPException(503, "The scan took too long.", {"Retry-After": "60"})
-            return done.result()
-        finally:
-            stop.set()
-            job.cancel()
-            # the scan's folder is removed next: not before the work has let go of it
-            await asyncio.wait({done})
-            done.cancelled() or done.exception()  # nobody may be left to ask
-            self._waiting.discard(stop)
+        with move_on_after(self._seconds) as scope:
+            watching = asyncio.create_task(_cancel_when_left(request, scope))
+            self._scopes.add(scope)
+            try:
+                return await to_thread.run_sync(work, limiter=self._turn)
+            finally:
+                watching.cancel()
+                self._scopes.remove(scope)
+                scope.cancel()  # where the task itself was cancelled
+        if await request.is_disconnected():
+            raise HTTPException(499, "The client has left.")
+        raise HTTPException(503, "This took too long, or the server stops.", {"Retry-After": "60"})
 
     def close(self) -> None:
         """End all work, that which runs after its next batch of tiles."""
-        for stop in self._waiting:
-            stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for scope in self._scopes:
+            scope.cancel()
+
+
+async def _cancel_when_left(request: Request, scope: CancelScope) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(_POLL_SECONDS)
+    scope.cancel()
 
 
 class Sessions:
-    """Scans that stay for further requests, by keys made here: few, for an hour.
+    """Scans that stay for further requests, by keys made here: few, for an hour without any.
 
     The key is all a client has to know; as nobody can guess it, nobody gets another's mask.
     """
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._used: dict[str, float] = {}  # asked for longest ago first
+        self._ends: dict[str, asyncio.TimerHandle] = {}  # asked for longest ago first
 
     def new(self) -> tuple[str, Path]:
-        """A key and its empty folder; old scans leave."""
-        self.drop_old(MAX_SESSIONS - 1)
+        """A key and its empty folder; of too many scans the oldest leaves."""
+        if len(self._ends) >= MAX_SESSIONS:
+            self.remove(next(iter(self._ends)))
         key = uuid.uuid4().hex
         (self._home / key).mkdir(mode=0o700)
-        self._used[key] = time.monotonic()
+        self._start_clock(key)
         return key, self._home / key
 
     def get(self, key: str) -> Path:
         """The folder of a scan; status 404 when there is none, or no longer."""
-        self.drop_old()
-        if key not in self._used:
+        if key not in self._ends:
             raise HTTPException(
                 404,
                 "There is no such image, or no longer. Send it to /session/ and ask by the key in "
                 "the answer; in 3D Slicer load the volume again and press Run.",
             )
-        self._used[key] = self._used.pop(key) and time.monotonic()
+        self._ends.pop(key).cancel()
+        self._start_clock(key)
         return self._home / key
 
     def remove(self, key: str) -> None:
         """Forget a scan; status 404 when there is none."""
         folder = self.get(key)
-        del self._used[key]
+        self._ends.pop(key).cancel()
         shutil.rmtree(folder, ignore_errors=True)
 
-    def drop_old(self, most: int = MAX_SESSIONS) -> None:
-        """Forget what nobody has asked for in an hour, and the oldest of more than `most`."""
-        now = time.monotonic()
-        for key, used in list(self._used.items()):
-            if len(self._used) > most or now - used > SESSION_SECONDS:
-                del self._used[key]
-                shutil.rmtree(self._home / key, ignore_errors=True)
+    def _start_clock(self, key: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._ends[key] = loop.call_later(SESSION_SECONDS, self.remove, key)
