@@ -3,9 +3,11 @@
     python docs/figures/make_focal_figures.py
 
 Writes focal_*.svg beside this file, and the numbers that the text quotes to focal_numbers.json.
-Values and gradients come from `sigmoid_focal_loss` and its backward pass.
+Values and gradients come from `sigmoid_focal_loss` and its backward pass, those of trainings from
+benchmarks/results/needle*.csv.
 """
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from lesionseg.losses import sigmoid_focal_loss
 INK, FOUND, ACCENT, GRID = "#1a1a1a", "#0072b2", "#d55e00", "#d9d9d9"
 STYLES = ("-", "--", ":", "-.")
 HERE = Path(__file__).resolve().parent
+ROWS = HERE.parents[1] / "benchmarks" / "results"
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 COLOURS = (INK, "#56b4e9", FOUND, ACCENT, "#cc79a7")  # Okabe and Ito 2008
 FRACTIONS = (1e-2, 1e-3, 1e-4)
@@ -38,6 +41,7 @@ def main() -> None:
     write("focal_curves", curves, 3.6)
     write("focal_gradient_share", gradient_share, 3.6)
     write("focal_calibration", calibration, 3.8)
+    write("focal_needle", needle, 2.8)
     text = json.dumps(numbers(), indent=2, ensure_ascii=False) + "\n"
     (HERE / "focal_numbers.json").write_text(text, encoding="utf-8")
 
@@ -138,6 +142,43 @@ def calibration(onto: Figure) -> None:
         axes.title.set_fontsize(10)
     left.set_ylabel("probability taught, p*")
     _tidy(left, right)
+
+
+def needle(onto: Figure) -> None:
+    """Losses and found lesions of two tools, three trainings each."""
+    *panels, right = onto.subplots(1, 3)
+    looks = (("lesionseg", FOUND), ("nnU-Net, cut plan", ACCENT))
+    losses, found = read_rows("needle_losses"), read_rows("needle")
+    for axes, (tool, colour) in zip(panels, looks, strict=True):
+        for seed, style in zip("012", STYLES, strict=False):
+            rows = [row for row in losses if row["tool"] == tool and row["seed"] == seed]
+            steps, values = (
+                [float(row[k]) for row in rows] for k in ("step", "mean loss of 50 steps")
+            )
+            axes.plot(
+                steps, values, color=colour, linestyle=style, marker=".", label=f"seed {seed}"
+            )
+        axes.set(title=tool, xlabel="step", ylabel="training loss", xlim=(0, None))
+    panels[0].set_ylim(0, None)
+    panels[1].set_ylim(-1, 0.3)
+    panels[0].legend(frameon=False, fontsize=8.5)
+    panels[1].annotate("perfect outlines: −1", (0.05, 0.04), xycoords="axes fraction", fontsize=8)
+    for place, (tool, colour) in enumerate(looks):
+        counts = [int(row["found"].split()[0]) for row in found if row["tool"] == tool]
+        bars = right.bar([4 * place + i for i in range(len(counts))], counts, color=colour)
+        right.bar_label(bars, fontsize=8.5)
+    n_lesions = int(found[0]["found"].split()[-1])
+    right.set(title="lesions found", ylim=(0, n_lesions), ylabel=f"of {n_lesions} in 16 test scans")
+    right.set_xticks([1, 5], ["lesionseg", "nnU-Net"])
+    for axes in (*panels, right):
+        axes.title.set_fontsize(10)
+    _tidy(*panels, right)
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """A table of benchmarks/results."""
+    with (ROWS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def numbers() -> dict[str, object]:
