@@ -66,13 +66,19 @@ def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: floa
 
 
 def plain_numbers(n: int, rng: np.random.Generator) -> Ends:
-    """Sensitivity, its mean over patients, false positives per scan and Dice."""
+    """Sensitivity, also where few patients have most lesions, false positives and Dice."""
     lesions = 1.0 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n))
     hits = rng.binomial(lesions.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     false = rng.poisson(rng.gamma(0.7, 1 / 0.7, n)).astype(np.float64)
     dice, ones, none = rng.beta(4, 2, n), np.ones(n), "nothing"
+    uneven = 1.0 + rng.poisson(rng.gamma(0.2, 10 / 0.2, n))
+    some = rng.binomial(uneven.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     return {
         "sensitivity (Wilson, deff)": (proportion(hits, lesions, none).ci95, 0.75),
+        "sensitivity, few patients have most lesions (Wilson, deff)": (
+            proportion(some, uneven, none).ci95,
+            0.75,
+        ),
         "false positives per scan (Garwood, deff)": (rate(false, ones, none).ci95, 1.0),
         "Dice, mean over scans (Wilson, deff)": (
             proportion(dice, ones, none, least_deff=0.0).ci95,
