@@ -1,11 +1,9 @@
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, OperatingPoint, Prediction
+from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, GeometryError
 from lesionseg.inference.candidates import (
     collect_sparse,
@@ -18,18 +16,18 @@ from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
 RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=1)  # by the peak alone
+JOIN = replace(RULE, join=10.0, join_mm=0.0)
 
 
-def _find(
-    *channels: list[list[float]] | NDArray[np.float32], rule: CandidateRule = RULE
-) -> Prediction:
+def find(*channels, rule=RULE, mm=1.0, **changes):
     arrays = [np.asarray(channel, dtype=np.float32) for channel in channels]
-    geometry = Geometry.from_spacing(arrays[0].shape, (1.0,) * arrays[0].ndim)
-    return find_candidates(arrays, geometry, rule, tuple(range(1, len(arrays) + 1)))
+    geometry = Geometry.from_spacing(arrays[0].shape, (mm,) * arrays[0].ndim)
+    labels = tuple(range(1, len(arrays) + 1))
+    return find_candidates(arrays, geometry, replace(rule, **changes), labels)
 
 
-def _scores(found: Prediction) -> list[float]:
-    return [round(c.score, 3) for c in found.candidates]
+def scores(candidates):
+    return [round(c.score, 3) for c in candidates]
 
 
 # --- the rule, by hand -----------------------------------------------------------------------
@@ -68,54 +66,61 @@ def _scores(found: Prediction) -> list[float]:
         ([0.01, 0.04], {}, [0, 0]),
     ],
 )
-def test_a_row_of_probabilities_has_these_candidates(
-    row: list[float], change: dict[str, Any], instances: list[int]
-) -> None:
-    found = _find([row], rule=replace(RULE, **change))
+def test_a_row_of_probabilities_has_these_candidates(row, change, instances):
+    found = find([row], **change)
     assert found.instances.tolist() == [instances]
     assert [c.id for c in found.candidates] == list(range(1, max(instances) + 1))
 
 
-def test_a_candidate_scores_the_mean_of_its_eight_highest_voxels() -> None:
-    found = _find([[*[0.8] * 9, *[0.7] * 4, 0.0, 0.9, 0.5, 0.4]])
-    assert _scores(found) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
+def test_a_candidate_scores_the_mean_of_its_eight_highest_voxels():
+    found = find([[*[0.8] * 9, *[0.7] * 4, 0.0, 0.9, 0.5, 0.4]])
+    assert scores(found.candidates) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
     assert (found.instances == 1).sum() == 13
 
 
-# --- several labels --------------------------------------------------------------------------
-
-
-def test_a_voxel_of_two_labels_belongs_to_the_higher_probability() -> None:
-    found = _find([[0.9, 0.6, 0.5, 0.0]], [[0.0, 0.5, 0.8, 0.7]])
+def test_a_voxel_of_two_labels_belongs_to_the_higher_probability():
+    found = find([[0.9, 0.6, 0.5, 0.0]], [[0.0, 0.5, 0.8, 0.7]])
     assert found.instances.tolist() == [[1, 1, 2, 2]]
-    assert _scores(found) == [0.75, 0.75]
+    assert scores(found.candidates) == [0.75, 0.75]
+    beaten = find([[0.9, 0.8]], [[0.7, 0.7]])  # everywhere
+    assert [c.label for c in beaten.candidates] == [1]
 
 
-def test_a_candidate_beaten_everywhere_disappears() -> None:
-    found = _find([[0.9, 0.8]], [[0.7, 0.7]])
-    assert [c.label for c in found.candidates] == [1]
-
-
-# --- what a candidate says of itself ---------------------------------------------------------
-
-
-def test_a_candidate_is_measured_in_voxels_and_millimetres() -> None:
+def test_a_candidate_is_measured_in_voxels_and_millimetres():
     p = np.zeros((4, 5, 6), np.float32)
     p[1:3, 2:4, 3:5] = 0.8
     geometry = Geometry.from_spacing(p.shape, (3.0, 2.0, 1.0))
-    (candidate,) = find_candidates(p[None], geometry, RULE, (4,)).candidates
-    assert (candidate.id, candidate.label) == (1, 4)
-    assert candidate.start_vox == (1, 2, 3)
-    assert candidate.stop_vox == (3, 4, 5)
-    assert candidate.centre_mm == (3.5, 5.0, 4.5)
-    assert candidate.volume_ml == pytest.approx(8 * 6 / 1000)
-    assert candidate.diameter_mm == pytest.approx(2 * (3 * 48 / (4 * np.pi)) ** (1 / 3))
+    (found,) = find_candidates(p[None], geometry, RULE, (4,)).candidates
+    assert (found.id, found.label) == (1, 4)
+    assert (found.start_vox, found.stop_vox) == ((1, 2, 3), (3, 4, 5))
+    assert found.centre_mm == (3.5, 5.0, 4.5)
+    assert found.volume_ml == pytest.approx(8 * 6 / 1000)
+    assert found.diameter_mm == pytest.approx(2 * (3 * 48 / (4 * np.pi)) ** (1 / 3))
+
+
+def test_what_is_dropped_for_its_size_is_remembered_as_boxes():
+    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
+    found = find(channel, min_voxels=2)
+    assert scores(found.candidates) == [0.6]
+    assert scores(found.removed) == [0.9, 0.3]
+    assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
+    assert not any(c.has_mask or c.accepted for c in found.removed)
+    assert scores(find(channel, min_voxels=2, max_candidates=1).removed) == [0.9]
+    assert find(channel).removed == ()
+
+
+def test_nan_and_a_channel_off_the_grid_are_an_error():
+    with pytest.raises(ContentError):
+        find([[float("nan"), 0.2]])
+    geometry = Geometry.from_spacing((2, 2), (1, 1))
+    with pytest.raises(GeometryError):
+        find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
 
 
 # --- properties ------------------------------------------------------------------------------
 
 
-def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def blobs(rng, shape):
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
     p = np.zeros(shape)
     for _ in range(12):
@@ -125,106 +130,70 @@ def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float
     return p.astype(np.float32)
 
 
-def _naive(p: NDArray[np.float32], rule: CandidateRule) -> NDArray[np.int32]:
+def around(array, fill):
+    """The 3ᵈ neighbourhood of each voxel, on the last axes, and those axes."""
+    padded = np.pad(array, 1, constant_values=fill)
+    axes = tuple(range(array.ndim, 2 * array.ndim))
+    return np.lib.stride_tricks.sliding_window_view(padded, (3,) * array.ndim), axes
+
+
+def naive(p, rule):
     """The rule in slow words: one mask a step."""
     claimed, out = np.zeros(p.shape, int), np.zeros(p.shape, np.int32)
-    padded = np.pad(p, 1, constant_values=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3,) * p.ndim)
-    higher = windows.max(axis=tuple(range(p.ndim, 2 * p.ndim))) > p
-    order = sorted(np.flatnonzero(~higher & (p >= rule.floor)), key=lambda i: -p.flat[i])
-    n = 0
-    for step, seed in enumerate(order, start=1):
+    windows, axes = around(p, -1)
+    seeds = np.flatnonzero((windows.max(axis=axes) <= p) & (p >= rule.floor))
+    for step, seed in enumerate(sorted(seeds, key=lambda i: -p.flat[i]), start=1):
         if claimed.flat[seed]:
             continue
         bar = min(np.float64(p.flat[seed]) / rule.ratio, np.float64(np.float32(rule.extent)))
         parts = label_components((p >= bar) & (claimed == 0))
         region = parts == parts.flat[seed]
-        near = np.pad(claimed > 0, 1)
-        touching = np.lib.stride_tricks.sliding_window_view(near, (3,) * p.ndim)
-        contact = region & touching.any(axis=tuple(range(p.ndim, 2 * p.ndim)))
+        contact = region & around(claimed > 0, False)[0].any(axis=axes)
         claimed[region] = step
         shoulder = contact.any() and p.flat[seed] < rule.prominence * p[contact].max()
         if not shoulder and region.sum() >= rule.min_voxels:
-            n += 1
-            out[region] = n
+            out[region] = out.max() + 1
     return out
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
-def test_equals_the_slow_wording_of_the_rule(seed: int, shape: tuple[int, ...]) -> None:
-    p = _blobs(np.random.default_rng(seed), shape)
+def test_equals_the_slow_wording_of_the_rule(seed, shape):
+    p = blobs(np.random.default_rng(seed), shape)
     rule = CandidateRule(min_voxels=2, join=1)
-    found, slow = _find(p, rule=rule).instances, _naive(p, rule)
+    found, slow = find(p, rule=rule).instances, naive(p, rule)
     pairs = np.unique(np.stack([found, slow]).reshape(2, -1), axis=1)  # ids are by another order
     assert pairs.shape[1] == found.max() + 1 == slow.max() + 1
 
 
-def test_mirrored_probabilities_give_mirrored_candidates(rng: np.random.Generator) -> None:
-    p = _blobs(rng, (10, 11, 12))
-    mirrored = _find(p[:, ::-1]).instances[:, ::-1]
-    assert np.array_equal(_find(p).instances, mirrored)
-
-
-def test_large_regions_are_followed_to_their_end() -> None:
-    found = _find(np.full((30, 30, 30), 0.7, np.float32))
-    assert int((found.instances == 1).sum()) == 30**3
-
-
-def test_nan_and_a_channel_off_the_grid_are_refused() -> None:
-    with pytest.raises(ContentError):
-        _find([[float("nan"), 0.2]])
-    geometry = Geometry.from_spacing((2, 2), (1, 1))
-    with pytest.raises(GeometryError):
-        find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
+def test_mirrored_probabilities_give_mirrored_candidates_and_large_regions_are_whole(rng):
+    p = blobs(rng, (10, 11, 12))
+    assert np.array_equal(find(p).instances, find(p[:, ::-1]).instances[:, ::-1])
+    assert (find(np.full((30, 30, 30), 0.7)).instances == 1).all()
 
 
 # --- operating points ------------------------------------------------------------------------
 
-POINTS = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
 
-
-def test_the_operating_point_accepts_from_its_score_up() -> None:
-    found = _find([[0.9, 0.0, 0.5, 0.0, 0.4]])
-    half = accept(found, OperatingPoint("score:0.5", 0.5))
+def test_the_operating_point_accepts_from_its_score_up():
+    half = accept(find([[0.9, 0.0, 0.5, 0.0, 0.4]]), OperatingPoint("score:0.5", 0.5))
     assert [c.accepted for c in half.candidates] == [True, True, False]
     assert half.mask().tolist() == [[1, 0, 1, 0, 0]]
     assert half.operating_point == OperatingPoint("score:0.5", 0.5)
 
 
-def test_points_are_found_by_name_whatever_the_digits() -> None:
-    assert choose_operating_point(POINTS) is POINTS[0]
-    assert choose_operating_point(POINTS, "sensitivity:0.90") is POINTS[1]
-    assert choose_operating_point(POINTS, "score:0.37").score == 0.37
+def test_points_are_found_by_name_whatever_the_digits():
+    points = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
+    assert choose_operating_point(points) is points[0]
+    assert choose_operating_point(points, "sensitivity:0.90") is points[1]
+    assert choose_operating_point(points, "score:0.37").score == 0.37
     assert choose_operating_point(()).score == 0.5
-
-
-@pytest.mark.parametrize("name", ["fp_per_case:2", "score:1.5", "score:x", "dice", "sensitivity"])
-def test_an_unknown_point_is_refused_naming_those_there_are(name: str) -> None:
-    with pytest.raises(ConfigError):
-        choose_operating_point(POINTS, name)
-
-
-def test_what_is_dropped_for_its_size_is_remembered_as_boxes() -> None:
-    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
-    found = _find(channel, rule=replace(RULE, min_voxels=2))
-    assert _scores(found) == [0.6]
-    assert [round(c.score, 3) for c in found.removed] == [0.9, 0.3]
-    assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
-    assert not any(c.has_mask or c.accepted for c in found.removed)
-    few = _find(channel, rule=replace(RULE, min_voxels=2, max_candidates=1))
-    assert [round(c.score, 3) for c in few.removed] == [0.9]
-    assert _find(channel).removed == ()
+    for name in ("fp_per_case:2", "score:1.5", "score:x", "dice", "sensitivity"):
+        with pytest.raises(ConfigError, match="fp_per_case:1"):
+            choose_operating_point(points, name)
 
 
 # --- joining peaks -------------------------------------------------------------------------------
-
-JOIN = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
-
-
-def _joined(p: list[list[float]], rule: CandidateRule = JOIN, mm: float = 1.0) -> Prediction:
-    array = np.asarray(p, dtype=np.float32)
-    return find_candidates([array], Geometry.from_spacing(array.shape, (mm, mm)), rule, (1,))
 
 
 @pytest.mark.parametrize(
@@ -244,39 +213,21 @@ def _joined(p: list[list[float]], rule: CandidateRule = JOIN, mm: float = 1.0) -
         ([[0.9, 0.05, 0.7, 0.19, 0.5]], [[1, 0, 2, 0, 2]]),
     ],
 )
-def test_a_high_pass_makes_one_candidate_of_two_peaks(
-    p: list[list[float]], instances: list[list[int]]
-) -> None:
-    assert _joined(p).instances.tolist() == instances
+def test_a_high_pass_makes_one_candidate_of_two_peaks(p, instances):
+    assert find(p, rule=JOIN).instances.tolist() == instances
 
 
-def test_small_lesions_side_by_side_stay_apart() -> None:
-    rule = replace(JOIN, join_mm=3.0)
-    p = [[0.9, 0.9, 0.2, 0.8]]
-    assert _joined(p, rule).instances.tolist() == [[1, 1, 0, 2]]  # 1.6 and 1.1 mm
-    assert _joined(p, rule, mm=2.0).instances.tolist() == [[1, 1, 0, 1]]  # 3.2 and 2.3 mm
-    assert _joined([[0.9, 0.2, 0.8, 0.8]], rule, mm=2.0).instances.tolist() == [[1, 0, 1, 1]]
+def test_small_lesions_side_by_side_each_label_and_peaks_that_may_not_join_stay_apart():
+    rule, row = replace(JOIN, join_mm=3.0), [[0.9, 0.9, 0.2, 0.8]]
+    assert find(row, rule=rule).instances.tolist() == [[1, 1, 0, 2]]  # 1.6 and 1.1 mm
+    assert find(row, rule=rule, mm=2.0).instances.tolist() == [[1, 1, 0, 1]]  # 3.2 and 2.3 mm
+    other = find([[0.9, 0.2, 0.8, 0.8]], rule=rule, mm=2.0)
+    assert other.instances.tolist() == [[1, 0, 1, 1]]
+    assert find([[0.9, 0.3, 0.9]], rule=JOIN, join=1.0).instances.tolist() == [[1, 0, 2]]
+    assert len(find([[0.9, 0.2, 0.0]], [[0.0, 0.2, 0.8]], rule=JOIN).candidates) == 2
 
 
-def test_a_join_of_one_joins_nothing() -> None:
-    rule = replace(JOIN, join=1.0)
-    assert _joined([[0.9, 0.3, 0.9]], rule).instances.tolist() == [[1, 0, 2]]
-
-
-def test_labels_are_joined_each_by_itself() -> None:
-    p = np.array([[[0.9, 0.2, 0.0]], [[0.0, 0.2, 0.8]]], dtype=np.float32)
-    geometry = Geometry.from_spacing((1, 3), (1.0, 1.0))
-    assert len(find_candidates(p, geometry, JOIN, (1, 2)).candidates) == 2
-
-
-def _waves(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    p = rng.random(shape)
-    for axis in range(len(shape)):
-        p = (p + np.roll(p, 1, axis) + np.roll(p, -1, axis)) / 3
-    return ((p - p.min()) / np.ptp(p)).astype(np.float32) ** 3
-
-
-def _pass_of(p: NDArray[np.float32], seed: int, others: list[int]) -> tuple[float, int]:
+def pass_of(p, seed, others):
     """The highest level at which `seed` lies in one part with another peak, and the first such."""
     for level in sorted(set(p.ravel().tolist()), reverse=True):
         parts = label_components(p >= level)
@@ -288,21 +239,23 @@ def _pass_of(p: NDArray[np.float32], seed: int, others: list[int]) -> tuple[floa
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("shape", [(6, 7, 8), (14, 12)])
-def test_joining_equals_its_slow_wording(seed: int, shape: tuple[int, ...]) -> None:
-    p = _waves(np.random.default_rng(seed), shape)
+def test_joining_equals_its_slow_wording(seed, shape):
+    p = np.random.default_rng(seed).random(shape)
+    for axis in range(len(shape)):
+        p = (p + np.roll(p, 1, axis) + np.roll(p, -1, axis)) / 3
+    p = ((p - p.min()) / np.ptp(p)).astype(np.float32) ** 3
     rule = replace(JOIN, ratio=1.2, join=2.0, floor=0.02, prominence=0.0)
     above = collect_sparse([p], shape, replace(rule, ratio=1e6))
     regions = grow_regions(above, rule)
-    peaks = [r.peak for r in regions]
-    group = list(range(len(regions)))
+    peaks, group = [r.peak for r in regions], list(range(len(regions)))
     for i, region in enumerate(regions):
-        level, higher = _pass_of(p, region.peak, peaks[:i])
+        level, higher = pass_of(p, region.peak, peaks[:i])
         if higher >= 0 and region.height < rule.join * level:
             group[i] = group[peaks.index(higher)]
     expected = [
         np.sort(np.concatenate([r.voxels for r, k in zip(regions, group, strict=True) if k == g]))
         for g in sorted(set(group))
     ]
-    seen = join_regions(regions, above, rule)
-    assert len(seen) < len(regions)
-    assert [r.voxels.tolist() for r in seen] == [v.tolist() for v in expected]
+    joined = join_regions(regions, above, rule)
+    assert len(joined) < len(regions)
+    assert [r.voxels.tolist() for r in joined] == [v.tolist() for v in expected]
