@@ -4,7 +4,7 @@ Sizes are measured on each visit's own grid; which lesions belong together is de
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +13,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
-from lesionseg.core import Lesions
+from lesionseg.core import Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.matching import overlap_table
+from lesionseg.evaluation.regrid import onto_grid
+from lesionseg.ops.components import candidates_of
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
+
+HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
 
 Rows = NDArray[np.int64]
 
@@ -120,6 +126,87 @@ def find_changes(
         if any(side.accepted for side in sides):
             found.append(_change(case, sides[0], sides[1], rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
+
+
+@dataclass(frozen=True, eq=False)
+class VisitPair:
+    """Two visits on the grid of the later one, `after`, and what became of each lesion.
+
+    `placed`: the earlier visit's own grid, in the space of the later one.
+    """
+
+    before: Prediction
+    after: Prediction
+    placed: Geometry
+    changes: list[LesionChange]
+
+    def new_lesions(self) -> Prediction:
+        """The later visit's prediction with nothing but the new lesions that have a score."""
+        score_of = {c.lesion_after[0]: c.score for c in self.changes if c.score is not None}
+        new = [
+            replace(c, score=score_of[c.id], accepted=True)
+            for c in self.after.candidates
+            if c.id in score_of
+        ]
+        ranked = tuple(sorted(new, key=lambda c: (-c.score, c.id)))
+        drawn = self.after.instances
+        if drawn is not None:
+            drawn = np.where(np.isin(drawn, sorted(score_of)), drawn, 0).astype(np.int32)
+        return replace(self.after, candidates=ranked, instances=drawn, scored=True, removed=())
+
+
+def compare_visits(
+    case: str,
+    before: Prediction,
+    after: Prediction,
+    rule: ChangeRule,
+    matrix: NDArray[np.float64] | None = None,
+) -> VisitPair:
+    """What became of each lesion; `matrix` moves the earlier visit's RAS mm to the later one's.
+
+    New lesions that exceed the grid's error have the later visit's scores. Masks have none: there
+    the diameter d ranks, as d / (d + 10 mm). Raises `GeometryError` for visits that share no space.
+    """
+    grid, own = after.geometry, before.geometry
+    placed = own if matrix is None else Geometry(own.shape, matrix @ own.affine)
+    if own.dims != grid.dims or not _share_space(placed, grid):
+        raise GeometryError(
+            f"Case {case}: the visits share no space; before {describe_grid(placed)}, after "
+            f"{describe_grid(grid)}. Give before_images= and after_images= to register."
+        )
+    moved = before
+    if not placed.matches(grid):
+        moved = onto_grid(replace(before, geometry=placed), grid)
+    first, second = candidates_of(before), candidates_of(after)
+    centres = placed.to_mm(own.to_index(first.centres_mm))
+    accepted = [np.array([c.accepted for c in p.candidates], bool) for p in (before, after)]
+    changes = find_changes(
+        case,
+        Visit(first, candidates_of(moved), accepted[0], _inside(centres, grid)),
+        Visit(second, second, accepted[1], _inside(second.centres_mm, placed)),
+        rule,
+    )
+    score_of = {
+        c.id: c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
+        for c in after.candidates
+    }
+    changes = [
+        replace(c, score=score_of[c.lesion_after[0]]) if c.state == "new" and c.accepted else c
+        for c in changes
+    ]
+    return VisitPair(moved, after, placed, changes)
+
+
+def _share_space(one: Geometry, other: Geometry) -> bool:
+    return any(
+        bool(_inside(a.to_mm([[(n - 1) / 2 for n in a.shape]]), b).any())
+        for a, b in ((one, other), (other, one))
+    )
+
+
+def _inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+    index = geometry.to_index(points_mm)
+    return np.asarray(((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all(axis=1))
 
 
 @dataclass(frozen=True, eq=False)

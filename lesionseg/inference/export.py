@@ -16,6 +16,7 @@ DIR/
 └── docs/README.md           the model card
 """
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from torch.export import ExportedProgram
 
 from lesionseg import __version__
 from lesionseg.errors import ConfigError, OutputError, pip_install
+from lesionseg.inference.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
@@ -167,6 +169,45 @@ def write_onnx(
         return [np.asarray(output) for output in session.run(list(outputs), {INPUT: tiles})]
 
     return run
+
+
+def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
+    """What a program needs to know around the ONNX file: names, axes, tiles, and the whole plan."""
+    note = {
+        "schema_version": 1,
+        "lesionseg_version": __version__,
+        "bundle": digest,
+        "opset": opset,
+        "largest_difference": difference,
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
+            "dtype": "float32",
+            "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
+        },
+        "tiles": {
+            "overlap": 0.5,
+            "outside": 0.0,
+            "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
+        },
+        "plan": json.loads(plan.to_json()),
+    }
+    if plan.has_voxels:
+        shape = ["batch", len(plan.label_values), *plan.tile_shape]
+        note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
+    if plan.anchors is not None:
+        levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
+        n = sum(level.n_anchors for level in levels)
+        note["boxes"] = {  # of a box per anchor; `inference.candidates` is what to do with them
+            "scores": {"name": SCORES, "shape": ["batch", n, len(plan.lesion_labels)]},
+            "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
+            "dtype": "float32",
+            "box": "starts, then stops, half-open, in voxels of the tile",
+            "lowest_score": plan.candidate_rule.floor,
+            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
+            "one_lesion_in_all_tiles": {"iou": plan.anchors.merge_iou, "by": "nms"},
+        }
+    return note
 
 
 def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> float:

@@ -7,38 +7,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
-from lesionseg.errors import count
+from lesionseg.core import CaseFiles, Dataset, joint_unit
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import canonical_order
-from lesionseg.report.dataset import MEANING, PIXELS, CaseLook, write_dataset_report
+from lesionseg.report.dataset import (
+    MEANING,
+    PIXELS,
+    CaseLook,
+    Finding,
+    findings_lines,
+    write_dataset_report,
+)
 from lesionseg.report.pictures import draw_overview
 
 SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
 SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincidence
 _SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
-_SHOWN = 5  # cases named with a note that many share
 _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # of a radiograph
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem of one case; `case` is "" for an entry of the list that is no case.
-
-    `kind`: see `report.dataset.MEANING`. `detail` names nobody, `named` may name files and
-    patients; `others`: cases that share the problem.
-    """
-
-    case: str
-    kind: str
-    severity: str
-    detail: str = ""
-    named: str = ""
-    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,39 +46,9 @@ class CheckOutcome:
         return int(any(f.severity == "error" for f in self.findings))
 
     def summary(self) -> list[str]:
-        """A line a finding, totals, and where the page lies; equal notes share a line."""
-
-        def name(case: str) -> str:
-            known = self.pseudonyms.get(case, "the list of cases")
-            return case if self.identifiers and case else known
-
-        lines, notes = [], dict[str, list[str]]()
-        for finding in self.findings:
-            text = MEANING[finding.kind] + finding.detail
-            if finding.others:
-                text += f" Also: {', '.join(map(name, finding.others))}."
-            if self.identifiers and finding.named:
-                text = finding.named
-            if finding.severity == "note":
-                notes.setdefault(text, []).append(name(finding.case))
-            else:
-                lines.append(f"- {finding.severity}, {name(finding.case)}: {text}")
-        for text, names in notes.items():
-            shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
-            lines.append(f"- note, {count(len(names), 'case')} ({shown}): {text}")
-        if lines and not self.identifiers:
-            lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
-        bad, odd = (
-            len({f.case for f in self.findings if f.severity == severity})
-            for severity in ("error", "warning")
-        )
-        n_cases, need = count(len(self.pseudonyms), "case"), "needs" if odd == 1 else "need"
-        return [
-            *lines,
-            f"{n_cases} read, {bad} cannot be used, {odd} {need} a look.",
-            f"Open:    {self.page}",
-            "Next:    python scripts/train.py data.root=DIR",
-        ]
+        """A line a finding, totals, and where the page lies."""
+        lines = findings_lines(self.findings, self.pseudonyms, identifiers=self.identifiers)
+        return [*lines, f"Open:    {self.page}", "Next:    python scripts/train.py data.root=DIR"]
 
 
 @dataclass(frozen=True)
@@ -129,13 +89,9 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     findings += _compare(traces)
     order = {case: i for i, case in enumerate(names)}
     findings.sort(key=lambda f: order.get(f.case, -1))
-    remarks: dict[str, dict[tuple[str, str], None]] = {case: {} for case in (*names, "")}
-    for finding in findings:
-        remarks[finding.case][finding.kind, finding.severity] = None
-    looks = [replace(t.look, remarks=tuple(remarks[t.files.case])) for t in traces]
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
-    unlisted = sum(not finding.case for finding in findings)
-    write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
+    looks = {t.files.case: t.look for t in traces}
+    write_dataset_report(page, looks, findings, dataset.channel_names, unit)
     return CheckOutcome(tuple(findings), names, page, identifiers)
 
 
@@ -181,7 +137,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         found.patient,
         tuple(_digest(channel) for channel in image.present),
         _digest(lesions) if lesions is not None and telling else "",
-        _axes(image.geometry) if image.geometry.dims == 3 else "",
+        "".join(aff2axcodes(image.geometry.affine)) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
     )
 
@@ -251,12 +207,6 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
             )
             detail = f" {own} mm; usual {usual} mm."
             yield Finding(trace.files.case, "spacing", "warning", detail)
-
-
-def _axes(geometry: Geometry) -> str:
-    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
-    rows = np.abs(directions).argmax(axis=0)
-    return "".join(("LR", "PA", "IS")[r][int(directions[r, a] > 0)] for a, r in enumerate(rows))
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:

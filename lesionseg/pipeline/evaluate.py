@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lesionseg
+from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
 from lesionseg.errors import DatasetError
@@ -86,7 +86,11 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
     matches = match_cases(cases, predictions, preset, zones=zones, progress=progress, **how)
     results = [match.result(point) for match in matches]
-    made = {"lesionseg": lesionseg.__version__}
+    made, own = {"lesionseg": __version__}, dict[str, Any]()
+    if dataset is not None:
+        own = {"dataset": dataset.name, "convention": dataset.convention}
+        own["simulated"] = "simulated" in dataset.name.lower()
+        own["incomplete_reference"] = dataset.incomplete_reference
     labels = dataset.lesion_labels if dataset else {}
     sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
     sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
@@ -94,7 +98,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         results,
         preset,
         operating_point=point,
-        provenance=made | _provenance(dataset),
+        provenance=made | own,
         columns=columns,
         subgroups=cfg.subgroups,
         **sums,
@@ -109,8 +113,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             replicates=cfg.replicates,
             seed=cfg.seed,
         )
-        own = summarise(second, preset, provenance=made, **sums)
-        write_scores(output / COMPARED, second, own, labels)
+        beside = summarise(second, preset, provenance=made, **sums)
+        write_scores(output / COMPARED, second, beside, labels)
     if answers is not None:
         scores["adjudication"] = adjudicate(results, answers)
     write_scores(output, results, scores, labels)
@@ -202,14 +206,3 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
         if row["case"] in columns:
             columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
     return columns
-
-
-def _provenance(dataset: Dataset | None) -> dict[str, Any]:
-    if dataset is None:
-        return {}
-    return {
-        "dataset": dataset.name,
-        "convention": dataset.convention,
-        "simulated": "simulated" in dataset.name.lower(),
-        "incomplete_reference": dataset.incomplete_reference,
-    }

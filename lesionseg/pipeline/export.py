@@ -1,28 +1,21 @@
 """`export`: a bundle's network for other programs, as ONNX or in MONAI's layout."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lesionseg import __version__
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
 from lesionseg.inference.export import (
-    BOXES,
     CONFIG,
-    INPUT,
     METADATA,
-    PROBABILITIES,
     PROGRAM,
     README,
-    SCORES,
     inference_config,
     largest_difference,
     metadata,
+    onnx_note,
     output_names,
     trace,
     write_onnx,
@@ -30,9 +23,7 @@ from lesionseg.inference.export import (
 )
 from lesionseg.io.files import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, trusting
-from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.log import say
-from lesionseg.plan.plan import Plan
 
 ONNX, ONNX_NOTE = "model.onnx", "model.json"
 
@@ -73,43 +64,3 @@ def export(
     say(f"Wrote:   {folder / written} (probabilities differ by at most {difference:.2g})")
     say(f"Next:    {further}")
     return difference
-
-
-def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """What a program needs to know around the ONNX file: names, axes, tiles, and the whole plan."""
-    note = {
-        "schema_version": 1,
-        "lesionseg_version": __version__,
-        "bundle": digest,
-        "opset": opset,
-        "largest_difference": difference,
-        "input": {
-            "name": INPUT,
-            "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
-            "dtype": "float32",
-            "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
-        },
-        "tiles": {
-            "overlap": 0.5,
-            "outside": 0.0,
-            "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
-        },
-        "plan": json.loads(plan.to_json()),
-    }
-    if plan.has_voxels:
-        shape = ["batch", len(plan.label_values), *plan.tile_shape]
-        note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
-    if plan.anchors is not None:
-        anchors = planned_anchors(plan)
-        levels = anchors.levels(plan.architecture.strides, plan.tile_shape)
-        n = sum(level.n_anchors for level in levels)
-        note["boxes"] = {  # of a box per anchor; `inference.candidates` is what to do with them
-            "scores": {"name": SCORES, "shape": ["batch", n, len(plan.lesion_labels)]},
-            "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
-            "dtype": "float32",
-            "box": "starts, then stops, half-open, in voxels of the tile",
-            "lowest_score": plan.candidate_rule.floor,
-            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
-            "one_lesion_in_all_tiles": {"iou": anchors.merge_iou, "by": "nms"},
-        }
-    return note

@@ -43,11 +43,14 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Advance]:
-    """A bar on standard error; call what it yields with (item, done, total), or (text, share, 1).
+def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
+    """A bar on standard error, or `progress`: called with (item, done, total) or (text, share, 1).
 
     Where standard error is no terminal, a long step logs a line for each 5 %, with the time left.
     """
+    if progress is not None:
+        yield progress
+        return
     from rich.console import Console
     from rich.progress import Progress
 

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from glob import escape
 from hashlib import blake2b
@@ -105,7 +105,7 @@ def predict(
         private_files(),
         locked_folder(folder, f".{name}.lock"),
         closing(PredictionTable(folder / name, cfg.output)) as table,
-        bar("Predicting") if progress is None else nullcontext(progress) as advance,
+        bar("Predicting", progress) as advance,
     ):
         if cfg.engine == "ray":
             from lesionseg.pipeline.predict_ray import predict_on_ray
@@ -174,7 +174,7 @@ def predict_cases(
     """
     work = CaseWork(cfg, predictor, output, known)
     steps = (partial(work.attempt, step) for step in (work.read, work.infer, work.write))
-    yield from read_ahead([work.begin(files) for files in cases], *steps, fits=work.fits)
+    yield from read_ahead(cases, *steps, fits=work.fits)
 
 
 def read_ahead(
@@ -188,29 +188,25 @@ def read_ahead(
     """What `write` makes of each item, in order; each step takes what the one before has made.
 
     The next is read and the last written, each by a thread, while this one infers. `fits`: whether
-    items may be in memory together; else one goes after the other. What a step raises is raised
-    here. Closing the generator ends it after the steps that run.
+    items that lie beside each other may be in memory together; else one goes after the other. What
+    a step raises is raised here. Closing the generator ends it after the steps that run.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reading: Future[Any] | None = None
-        writing: tuple[T, Future[R]] | None = None
+        writing: list[Future[R]] = []  # one at most
         for place, item in enumerate(items):
             made = (reading or reader.submit(read, item)).result()
-            reading, following = None, items[place + 1 : place + 2]
-            in_memory = [item] if writing is None else [writing[0], item]
-            if together := fits([*in_memory, *following]):
-                reading = reader.submit(read, following[0]) if following else None
-            elif writing is not None:
-                yield writing[1].result()
-                writing = None
+            together = fits(items[place - len(writing) : place + 2])
+            following = items[place + 1 : place + 2] if together else ()
+            reading = reader.submit(read, following[0]) if following else None
+            if not together:
+                yield from (writing.pop().result() for _ in writing[:])
             made = infer(item, made)
-            if writing is not None:
-                yield writing[1].result()
-            writing = item, writer.submit(write, item, made)
+            yield from (writing.pop().result() for _ in writing[:])
+            writing.append(writer.submit(write, item, made))
             del made  # the writer's alone, which frees it bit by bit
-            if not (together and following):
-                yield writing[1].result()
-                writing = None
+            if reading is None:
+                yield writing.pop().result()
 
 
 def predict_volumes(
@@ -255,15 +251,6 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))
 
 
-@dataclass(eq=False)
-class CaseTask:
-    """A case on its way; it has a status once nothing is left to do."""
-
-    files: CaseFiles
-    row: Row
-    n_bytes: int = 0
-
-
 class CaseWork:
     """What is done with a case, in three steps, of which `attempt` makes a row whatever happens."""
 
@@ -279,71 +266,70 @@ class CaseWork:
         self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
         gigabytes = cfg.inference.max_memory_gb
         self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+        self.rows: dict[str, Row] = {}  # of cases on their way; with a status where nothing is left
+        self.sizes: dict[str, int] = {}
 
-    def begin(self, files: CaseFiles) -> CaseTask:
-        """A case of which nothing is done yet."""
-        return CaseTask(files, {**begun_row(files), "bundle": self.bundle})
-
-    def attempt(self, step: Callable[..., Any], task: CaseTask, made: Any = None) -> Any:
+    def attempt(self, step: Callable[..., Any], files: CaseFiles, made: Any = None) -> Any:
         """What a step makes of the case, or its row where that is complete, as of one that failed.
 
         Nothing that a failed case wrote is left.
         """
-        if task.row["status"]:
-            return task.row
+        row = self.rows.setdefault(files.case, {**begun_row(files), "bundle": self.bundle})
+        if row["status"]:
+            return row
         begin = perf_counter()
         try:
-            return step(task) if made is None else step(task, made)
+            return step(files, row) if made is None else step(files, row, made)
         except Exception as error:  # a damaged file may make any library raise anything
             text = str(error) or repr(error)
-            for image in task.files.images:  # where a scan lies may name a patient
+            for image in files.images:  # where a scan lies may name a patient
                 text = text.replace(f"{image.parent}/", "")
             text = text.encode("utf-8", "backslashreplace").decode()
-            task.row |= {"status": "failed", "message": text}
-            logger.warning("Case %s failed: %s", task.row["case"], text)
-            logger.debug("Case %s failed.", task.row["case"], exc_info=error)
+            row |= {"status": "failed", "message": text}
+            logger.warning("Case %s failed: %s", row["case"], text)
+            logger.debug("Case %s failed.", row["case"], exc_info=error)
             with suppress(Exception):  # what cannot even be named was not written by us
-                self._clear(task.files)
-            return task.row
+                self._clear(files)
+            return row
         finally:
-            if task.row["status"] != "kept":
-                seconds = task.row["seconds"] + perf_counter() - begin
-                task.row |= {"seconds": round(seconds, 3), "peak_memory_mb": peak_memory_mb()}
+            if row["status"] != "kept":
+                seconds = row["seconds"] + perf_counter() - begin
+                row |= {"seconds": round(seconds, 3), "peak_memory_mb": peak_memory_mb()}
 
-    def fits(self, tasks: Sequence[CaseTask]) -> bool:
+    def fits(self, cases: Sequence[CaseFiles]) -> bool:
         """Whether these cases may be in memory together."""
-        for task in tasks:
-            if not task.n_bytes:
+        for files in cases:
+            if files.case not in self.sizes:
+                self.sizes[files.case] = 0
                 with suppress(Exception):  # reading it says what is wrong
-                    geometry = read_geometry(task.files.images[0], raster_mm=1.0)
-                    task.n_bytes = needed_bytes(geometry, self.predictor.plan)
-        return sum(task.n_bytes for task in tasks) <= self.budget
+                    geometry = read_geometry(files.images[0], raster_mm=1.0)
+                    self.sizes[files.case] = needed_bytes(geometry, self.predictor.plan)
+        return sum(self.sizes[files.case] for files in cases) <= self.budget
 
-    def read(self, task: CaseTask) -> PreparedScan | Row:
+    def read(self, files: CaseFiles, row: Row) -> PreparedScan | Row:
         """The scan on the plan's grid, or its row where it is done and unchanged."""
-        files, row = task.files, task.row
         row["key"] = self._key(files)
         earlier = self.known.get(files.case, {})
         if earlier.get("key") == row["key"] and earlier["status"] != "failed":
             has_masks = self.predictor.plan.candidate_rule.source != "detection"
             if all(path.is_file() for path in self._paths(files)[: 1 + has_masks]):
-                task.row = {**earlier, "status": "kept"}
-                return task.row
+                row.update(earlier, status="kept")
+                return row
         self._clear(files)
         scan = self.predictor.prepare(files)
         trim_memory()
         return scan
 
-    def infer(self, task: CaseTask, scan: PreparedScan) -> Inferred:
+    def infer(self, _: CaseFiles, row: Row, scan: PreparedScan) -> Inferred:
         """What the networks say; too large a case keeps its probabilities in a file."""
         is_large = needed_bytes(scan.file_geometry, self.predictor.plan) > self.budget
         inferred = self.predictor.infer(scan, folder=self.output if is_large else None)
         trim_memory()  # glibc would keep what tiles have freed beside what follows
         return inferred
 
-    def write(self, task: CaseTask, inferred: Inferred) -> Row:
+    def write(self, files: CaseFiles, row: Row, inferred: Inferred) -> Row:
         """Back to the file's grid, candidates, files; the candidates' file comes last."""
-        files, cfg, plan = task.files, self.cfg, self.predictor.plan
+        cfg, plan = self.cfg, self.predictor.plan
         image = files.images[0]
         if cfg.save_probabilities:
             prediction = self._decide_and_save(inferred, files)
@@ -362,18 +348,18 @@ class CaseWork:
             is_segmented = write_dicom_results(
                 image,
                 prediction,
-                ResultOrigin(__version__, self.bundle, task.row["key"], point),
+                ResultOrigin(__version__, self.bundle, row["key"], point),
                 plan.lesion_labels,
                 report=self.output / f"{files.case}{REPORT}",
                 segmentation=self.output / f"{files.case}{SEGMENTATION}",
                 mask_labels=dict(zip(plan.label_values, plan.label_names, strict=True)),
             )
             if not is_segmented and prediction.instances is not None:
-                task.row["message"] = NO_SEGMENTATION
+                row["message"] = NO_SEGMENTATION
         suffix = result_suffix(image, plan.dims)
         write_prediction(self.output, prediction, suffix=suffix, like=image, names=cfg.names)
         upload(filter(Path.is_file, self._paths(files)), self.output, cfg.output)
-        task.row |= {
+        row |= {
             "status": "done",
             "n_candidates": len(prediction.candidates),
             "n_accepted": sum(c.accepted for c in prediction.candidates),
@@ -383,8 +369,8 @@ class CaseWork:
         }
         if prediction.input:
             checked = prediction.input
-            task.row |= {"warning": checked.warning, "input_score": checked.score}
-        return task.row
+            row |= {"warning": checked.warning, "input_score": checked.score}
+        return row
 
     def _decide_and_save(self, inferred: Inferred, files: CaseFiles) -> Prediction:
         """The prediction; probabilities `[K, *file]` float16 go to `<case>_probabilities.npz`."""

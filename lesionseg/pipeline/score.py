@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def match_cases(
     """
     regions = dataset.regions if dataset else ()
     how = {"resample": resample, "binary": bool(regions)}
-    with bar("Scoring") if progress is None else nullcontext(progress) as advance:
+    with bar("Scoring", progress) as advance:
         for done, files in enumerate(cases, start=1):
             reference, prediction = open_reference(files, dataset), None
             if files.case in predictions:

@@ -41,12 +41,27 @@ PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One problem of one case; `case` is "" for an entry of the list that is no case.
+
+    `kind`: see `MEANING`. `detail` names nobody, `named` may name files and patients; `others`:
+    cases that share the problem.
+    """
+
+    case: str
+    kind: str
+    severity: str
+    detail: str = ""
+    named: str = ""
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class CaseLook:
     """What the page shows of one case; empty where it cannot be read.
 
     `spacing_mm` along S, A, R (2-D: down, across); `ranges` has the 0.5, 50 and 99.5 percentile
-    of each channel; `picture` a data URI; `taken` how a radiograph was taken; `remarks` pairs of
-    kind (`MEANING`) and severity.
+    of each channel; `picture` a data URI; `taken` how a radiograph was taken.
     """
 
     name: str
@@ -57,39 +72,76 @@ class CaseLook:
     ranges: tuple[tuple[float, float, float], ...] = ()
     picture: str = ""
     taken: str = ""
-    remarks: tuple[tuple[str, str], ...] = ()
+
+
+def findings_lines(
+    findings: Sequence[Finding], names: Mapping[str, str], *, identifiers: bool
+) -> list[str]:
+    """A line a finding and the totals; equal notes share a line.
+
+    `names`: what each case is called; with `identifiers` cases and files are named instead.
+    """
+
+    def name(case: str) -> str:
+        return case if identifiers and case else names.get(case, "the list of cases")
+
+    lines, notes = [], dict[str, list[str]]()
+    for finding in findings:
+        text = MEANING[finding.kind] + finding.detail
+        if finding.others:
+            text += f" Also: {', '.join(map(name, finding.others))}."
+        if identifiers and finding.named:
+            text = finding.named
+        if finding.severity == "note":
+            notes.setdefault(text, []).append(name(finding.case))
+        else:
+            lines.append(f"- {finding.severity}, {name(finding.case)}: {text}")
+    for text, cases in notes.items():
+        lines.append(f"- note, {count(len(cases), 'case')} ({_first(cases, 5)}): {text}")
+    if lines and not identifiers:
+        lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
+    bad, odd = (
+        len({f.case for f in findings if f.severity == severity})
+        for severity in ("error", "warning")
+    )
+    read, need = count(len(names), "case"), "needs" if odd == 1 else "need"
+    return [*lines, f"{read} read, {bad} cannot be used, {odd} {need} a look."]
 
 
 def write_dataset_report(
-    path: Path, looks: Sequence[CaseLook], channels: Sequence[str], unit: str, n_unlisted: int = 0
-) -> Path:
-    """Write the page to `path`, whole or not at all, and return it.
-
-    `unit` is that of sizes; `n_unlisted` entries of the dataset's list were no case at all.
-    """
-    diameters = [d for look in looks for d in look.diameters]
-    free = sum(("lesion_free", "note") in look.remarks for look in looks)
+    path: Path,
+    looks: Mapping[str, CaseLook],
+    findings: Sequence[Finding],
+    channels: Sequence[str],
+    unit: str,
+) -> None:
+    """Write the page to `path`, whole or not at all; `unit` is that of sizes."""
+    diameters = [d for look in looks.values() for d in look.diameters]
+    free = sum(f.kind == "lesion_free" for f in findings)
     summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}; {free} without any."
-    if n_unlisted:
-        entries = count(n_unlisted, "entry", "entries")
+    if unlisted := sum(not f.case for f in findings):
+        entries = count(unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."
-    findings = []
+    table = []
     for severity, words in SEVERITY.items():
         for kind, meaning in MEANING.items():
-            names = [look.name for look in looks if (kind, severity) in look.remarks]
-            if names:
-                shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-                findings.append({"": words, "what": meaning, "cases": len(names), "which": shown})
+            own = {f.case for f in findings if (f.kind, f.severity) == (kind, severity)}
+            if names := [look.name for case, look in looks.items() if case in own]:
+                row = {"": words, "what": meaning, "cases": len(names)}
+                table.append({**row, "which": _first(names, 20)})
     html = render(
         "dataset.html.j2",
         summary=summary,
-        findings=findings,
-        looks=looks,
+        findings=table,
+        looks=[*looks.values()],
         unit=unit,
-        charts=[*_charts(looks, diameters, channels, unit)],
+        charts=_charts([*looks.values()], diameters, channels, unit),
     )
     write_text(path, html)
-    return path
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def _charts(

@@ -2,18 +2,25 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lesionseg.core import OperatingPoint
+from lesionseg import __version__
+from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
-from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
+from lesionseg.io.dicom.results import ResultOrigin, SinceBefore, write_dicom_results
 from lesionseg.io.files import write_text
+from lesionseg.io.volumes import read_volume
+from lesionseg.ops.resample import resample_linear
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.report.rendering import render
@@ -29,29 +36,79 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
-def draw_change(
-    change: LesionChange, name: str, before: Scene, after: Scene, box: NDArray[np.float64]
-) -> Card:
-    """One change: both visits at the same place, with the outlines of both visits.
+def draw_changes(
+    pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
+) -> list[tuple[LesionChange, Card]]:
+    """Each accepted change: both visits at the same place, with the outlines of both visits.
 
-    Both scenes lie on the later grid; `reference` of each is the earlier visit's mask, `accepted`
-    the later one's. `box` `[2, dims]` (start, stop) is around the lesions of both visits.
+    `images`: the scans of both visits. `changes`: those of the pair, with what is accepted.
     """
-    pair = Figure(figsize=(2 * INCHES, INCHES), facecolor="black")
-    for k, scene in enumerate((before, after)):
-        one = draw_cutout(scene, box[0].tolist(), box[1].tolist(), planes=1)
-        one.set_dpi(DPI)
-        canvas: Any = FigureCanvasAgg(one)
-        canvas.draw()
-        axes = pair.add_axes((k / 2, 0, 1 / 2, 1))
-        axes.imshow(np.asarray(canvas.buffer_rgba()))
-        axes.set_axis_off()
-    sizes = [f"{d:.1f} mm" for d in (change.diameter_before_mm, change.diameter_after_mm) if d]
-    words: str = change.state
-    if change.change_percent is not None:
-        least = change.smallest_change_percent
-        words += f", {change.change_percent:+.0f} % (detectable from {least:.0f} %)"
-    return Card(data_uri(pair), name, " → ".join(sizes), words)
+    accepted = [c for c in changes if c.accepted][:MAX_PICTURES]
+    if not accepted:
+        return []
+    grid, masks = pair.after.geometry, (pair.before.mask() > 0, pair.after.mask() > 0)
+    scenes = [
+        Scene(_scan_on(image, own, grid), grid, *masks)
+        for image, own in zip(images, (pair.placed, grid), strict=True)
+    ]
+    cards = []
+    for change in accepted:
+        sides = (pair.before, change.lesion_before), (pair.after, change.lesion_after)
+        shown = [c for visit, ids in sides for c in visit.candidates if c.id in ids]
+        start = np.min([c.start_vox for c in shown], axis=0).tolist()
+        stop = np.max([c.stop_vox for c in shown], axis=0).tolist()
+        figure = Figure(figsize=(2 * INCHES, INCHES), facecolor="black")
+        for k, scene in enumerate(scenes):
+            one = draw_cutout(scene, start, stop, planes=1)
+            one.set_dpi(DPI)
+            canvas: Any = FigureCanvasAgg(one)
+            canvas.draw()
+            axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
+            axes.imshow(np.asarray(canvas.buffer_rgba()))
+            axes.set_axis_off()
+        sizes = [f"{d:.1f} mm" for d in (change.diameter_before_mm, change.diameter_after_mm) if d]
+        words: str = change.state
+        if change.change_percent is not None:
+            least = change.smallest_change_percent
+            words += f", {change.change_percent:+.0f} % (detectable from {least:.0f} %)"
+        cards.append((change, Card(data_uri(figure), name, " → ".join(sizes), words)))
+    return cards
+
+
+def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
+    """The first channel of a scan, which lies where `own` says, on the grid `geometry`."""
+    array = np.ascontiguousarray(read_volume(path).array[:1], dtype=np.float32)
+    if own.matches(geometry):
+        return np.asarray(array[0])
+    matrix = np.linalg.inv(own.affine) @ geometry.affine
+    return resample_linear(torch.from_numpy(array), matrix, geometry.shape)[0].numpy()
+
+
+def write_change_report(
+    path: Path, image: Path, prediction: Prediction, changes: Sequence[LesionChange]
+) -> None:
+    """Write a structured report: the lesions of the later visit, what became of each, what is gone.
+
+    New lesions below the operating point are left out. Raises `OutputError`.
+    """
+    since = {
+        lesion: SinceBefore(c.state, c.volume_before_ml)
+        for c in changes
+        if c.accepted or c.state != "new"
+        for lesion in c.lesion_after
+    }
+    gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in changes if c.state == "gone"]
+    candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
+    key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
+    write_dicom_results(
+        image,
+        replace(prediction, candidates=candidates, operating_point=None),
+        ResultOrigin(__version__, "follow-up", key),
+        {c.label: f"lesion of label {c.label}" for c in candidates},
+        report=path,
+        since=since,
+        remark=f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
+    )
 
 
 def write_follow_page(
