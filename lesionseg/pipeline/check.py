@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Dataset, joint_unit
+from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.pipeline.log import bar
@@ -137,7 +136,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         found.patient,
         tuple(_digest(channel) for channel in image.present),
         _digest(lesions) if lesions is not None and telling else "",
-        "".join(aff2axcodes(image.geometry.affine)) if image.geometry.dims == 3 else "",
+        _axes(image.geometry) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
     )
 
@@ -207,6 +206,12 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
             )
             detail = f" {own} mm; usual {usual} mm."
             yield Finding(trace.files.case, "spacing", "warning", detail)
+
+
+def _axes(geometry: Geometry) -> str:
+    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
+    rows = np.abs(directions).argmax(axis=0)
+    return "".join(("LR", "PA", "IS")[r][int(directions[r, a] > 0)] for a, r in enumerate(rows))
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
