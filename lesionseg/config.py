@@ -31,6 +31,7 @@ From1 = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
@@ -74,8 +75,6 @@ class Settings(BaseModel):
 
 
 class DataConfig(Settings):
-    """Where the data lie and how they are divided."""
-
     root: Text
     group: str | None
     merge_labels: bool
@@ -131,28 +130,20 @@ class LossConfig(Settings):
 
 
 class DetectionConfig(Settings):
-    """The loss of a detector's anchors."""
-
     alpha: Probability | tuple[Probability, ...]
     gamma: From0
     hard_negatives: bool
 
 
 class SamplingConfig(Settings):
-    """The mix of tiles."""
-
     lesion_share: Probability
 
 
 class PrepareSection(Settings):
-    """What else is done to each image, in training and in prediction."""
-
     extra: tuple[Spec, ...]
 
 
 class AugmentConfig(Settings):
-    """How tiles are changed."""
-
     flip_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] | None
     spatial_probability: Probability
     rotate_degrees: Annotated[float, Field(ge=0, le=180)]
@@ -161,8 +152,6 @@ class AugmentConfig(Settings):
 
 
 class OptimConfig(Settings):
-    """The optimiser and its learning rate."""
-
     name: Literal["adamw", "sgd"]
     lr: Above0
     weight_decay: From0
@@ -216,8 +205,6 @@ class InferenceConfig(Settings):
 
 
 class ReportSection(Settings):
-    """What a page shows."""
-
     study: Text | None
     identifiers: bool
     pdf: bool
@@ -225,8 +212,6 @@ class ReportSection(Settings):
 
 
 class TuneSection(Settings):
-    """The rectangle that is searched, and for how long."""
-
     alpha: tuple[Probability, Probability]
     gamma: tuple[From0, From0]
     n_trials: From1
@@ -250,7 +235,7 @@ class TrainConfig(Settings):
     logger: tuple[Spec, ...]
     preset: str
     operating_point: Annotated[str, Field(pattern=r"^(fp_per_case|sensitivity|score):\d*\.?\d+$")]
-    rate_confidence: Annotated[float, Field(gt=0, lt=1)] | None
+    rate_confidence: Confidence | None
     run_dir: Text | None
     seed: Index
     debug: bool
@@ -305,7 +290,7 @@ class EvaluateConfig(Command):
     operating_point: str | float | None
     groups: str | None
     compare: Text | None
-    margin: Annotated[float, Field(gt=0, lt=1)] | None
+    margin: Confidence | None
     adjudication: Text | None
     columns: Text | None
     zones: Text | None
@@ -330,7 +315,7 @@ class FollowConfig(Command):
     stable: str | tuple[str, ...] | None
     false_new_per_pair: From0
     overlap: Annotated[float, Field(gt=0, le=1)]
-    confidence: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Confidence
     dicom_output: bool
     identifiers: bool
     replicates: Index
@@ -415,32 +400,32 @@ def conf_dir() -> Path:
 
 
 @cache
-def _command_defaults(command: str) -> dict[str, Any]:
-    """What Hydra composes of a command's file without an override."""
-    import yaml
+def composed(
+    command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
+) -> dict[str, Any]:
+    """What Hydra makes of a command's files and overrides; raises `ConfigError`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    def content(name: str) -> dict[str, Any]:
-        return dict(yaml.safe_load((conf_dir() / f"{name}.yaml").read_text("utf-8")) or {})
-
-    own, plain = content(command), dict[str, Any]()
-    for entry in own.pop("defaults", []):
-        if isinstance(entry, dict):
-            plain |= {
-                group: content(f"{group}/{option}") for group, option in entry.items() if option
-            }
-        elif entry != "_self_":
-            plain |= _command_defaults(entry)
-    return plain | own
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = compose(command, overrides=list(overrides))
+            plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    return dict(plain)
 
 
 def _defaults(kind: type[Settings]) -> dict[str, Any]:
     """The defaults of a command, or of a section in the first command that has it."""
     for command, whole in COMMANDS.items():
         if whole is kind:
-            return dict(_command_defaults(command))
+            return dict(composed(command))
         for name, field in whole.model_fields.items():
             if field.annotation is kind:
-                return dict(_command_defaults(command)[name])
+                return dict(composed(command)[name])
     raise ConfigError(f"{kind.__name__} is no section of a command.")
 
 

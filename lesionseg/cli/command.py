@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -142,12 +143,8 @@ class _OnTerminal(logging.StreamHandler[Any]):
 
 def _end_at_sigterm() -> None:
     """Let SIGTERM end a command as Ctrl-C does; what is forked from it just ends."""
-    process = os.getpid()
-
-    def end(number: int, _: object) -> None:
-        if os.getpid() != process:
-            os._exit(128 + number)
-        raise KeyboardInterrupt
-
     with suppress(ValueError):  # only the first thread may
-        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if hasattr(os, "register_at_fork"):
+            fork_ends = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+            os.register_at_fork(after_in_child=fork_ends)

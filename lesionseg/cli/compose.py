@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read
+from lesionseg.config import COMMANDS, Settings, composed, conf_dir, keys, read
 from lesionseg.errors import ConfigError, nearest
 
 SEARCHPATH = "hydra.searchpath"
@@ -16,6 +15,7 @@ OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightnin
 # flags by their short names; those of KEYS become an override with the value behind them
 FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help"}
 FLAGS |= {"-i": "--input", "-o": "--output"}
+LISTS = ("bundle", "stable", "subgroups", "hosts")  # whose items may be texts
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 
 
@@ -29,18 +29,8 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What Hydra makes of the files and the overrides, as plain data; `???` is still to be given.
-
-    Raises `ConfigError` that names the nearest key or option.
-    """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    overrides = override_list(command, argv)
-    try:
-        return _hydra(command, tuple(overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+    """As plain data, in which `???` is still to be given."""
+    return composed(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
@@ -55,54 +45,25 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     options = groups(command, overrides)
     chosen = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     for group in sorted(options.keys() & chosen.keys()):
-        known = options[group]
         for value in chosen[group].split(","):  # several in a multirun
-            if value not in (*known, "null"):
-                near = nearest(value, known)
-                raise ConfigError(
-                    f"There is no {group}={value}.{near} There are {', '.join(known)}."
-                )
-    known = [*options, *_known_keys(command, overrides, options)]
+            if value not in (*options[group], "null"):
+                hint = f"{nearest(value, options[group])} There are {', '.join(options[group])}."
+                raise ConfigError(f"There is no {group}={value}.{hint}")
+    own = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
+    known = [*options, *(key for key, _ in _leaves(composed(command, tuple(own))))]
     result = []
     for override in overrides:
         key = key_of(override)
-        own = key.startswith(OPEN) or (key.startswith("loss.") and chosen.get("loss") == "custom")
-        if own or (override.startswith("+") and "." in key):  # its section says whether it takes it
+        is_open = key.startswith(OPEN)
+        is_open |= key.startswith("loss.") and chosen.get("loss") == "custom"
+        is_open |= override.startswith("+") and "." in key  # its section says whether it takes it
+        if is_open:
             result.append("++" + override.lstrip("+"))
         elif key in known or key.startswith("hydra") or override.startswith("~"):
             result.append(override.lstrip("+") if key not in options else override)
         else:
             raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}")
     return result
-
-
-def _known_keys(command: str, overrides: Sequence[str], options: Iterable[str]) -> list[str]:
-    """The keys of the configuration under the chosen options alone."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        chosen = [
-            override
-            for override, one in zip(overrides, parsed, strict=True)
-            if key_of(override) in (*options, SEARCHPATH) and not one.is_sweep_override()
-        ]
-        return [key for key, _ in _leaves(_hydra(command, tuple(chosen), resolve=False))]
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-
-
-@cache
-def _hydra(command: str, overrides: tuple[str, ...], *, resolve: bool) -> dict[str, Any]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra_compose(command, overrides=list(overrides))
-        plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
-    return dict(plain)
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -114,26 +75,27 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
     """The command's groups and the options of each, those of the user's own folders too."""
-    roots = [conf_dir(), *_own_folders(overrides)]
-    found: dict[str, list[str]] = {}
-    for name in _group_names(command):
-        paths = [path for root in roots for path in (root / name).glob("*.yaml")]
-        found[name] = sorted({path.stem for path in paths})
+    roots, found = [conf_dir(), *_own_folders(overrides)], dict[str, list[str]]()
+    entries = [entry for file in files_of(command) for entry in _contents(file)]
+    for name in (name for entry in entries if isinstance(entry, dict) for name in entry):
+        found[name] = sorted({p.stem for root in roots for p in (root / name).glob("*.yaml")})
     return found
 
 
-def _group_names(command: str) -> list[str]:
-    """The groups that a command's file lists, and the files that it builds on."""
+def files_of(command: str) -> Iterable[Path]:
+    """A command's file, and those that it builds on."""
+    path = conf_dir() / f"{command}.yaml"
+    yield path
+    for entry in _contents(path):
+        if isinstance(entry, str) and entry != "_self_":
+            yield from files_of(entry)
+
+
+def _contents(path: Path) -> list[Any]:
+    """The table of contents of a command's file."""
     import yaml
 
-    contents = yaml.safe_load((conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"))
-    names = list[str]()
-    for entry in contents.get("defaults", []):
-        if isinstance(entry, dict):
-            names += entry
-        elif entry != "_self_":
-            names += _group_names(entry)
-    return names
+    return list(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
 
 
 def _own_folders(overrides: Sequence[str]) -> list[Path]:
@@ -143,12 +105,11 @@ def _own_folders(overrides: Sequence[str]) -> list[Path]:
     for place in places:
         scheme, _, name = place.rpartition("://")
         try:
-            folder = Path(str(files(name))) if scheme == "pkg" else Path(name)
+            folders.append(Path(str(files(name))) if scheme == "pkg" else Path(name))
         except ModuleNotFoundError as error:
             raise ConfigError(f"--config-dir {place}: there is no such package.") from error
-        if not folder.is_dir():
+        if not folders[-1].is_dir():
             raise ConfigError(f"--config-dir {name}: the folder does not exist.")
-        folders.append(folder)
     return folders
 
 
@@ -217,9 +178,6 @@ def quoted(argument: str, keys: Iterable[str]) -> str:
         items = [_in_quotes(v.strip()) for v in value[1:-1].split(",") if v.strip()]
         return f"{key}=[{','.join(items)}]"
     return f"{key}={_in_quotes(value)}"
-
-
-LISTS = ("bundle", "stable", "subgroups", "hosts")
 
 
 def _in_quotes(value: str) -> str:

@@ -1,10 +1,9 @@
 """What a command offers, from the comments of its YAML files: its help."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
-from lesionseg.cli.compose import groups
+from lesionseg.cli.compose import files_of, groups
 from lesionseg.config import conf_dir
 
 
@@ -33,21 +32,9 @@ def help_page(command: str, program: str | None = None) -> str:
             lines += [f"  {group}={option:<20} {first_comment(file)}"]
             if group != "experiment":
                 lines += [f"    {line}" for line in settings_of(file)]
-    lines += [
-        "",
-        "A mistyped setting names the nearest. --config-dir DIR adds your own options.",
-    ]
+    lines += ["", "A mistyped setting names the nearest. --config-dir DIR adds your own options."]
     lines += ["--multirun runs every combination of a=1,2; --cfg prints the settings and stops."]
     return "\n".join(lines)
-
-
-def files_of(command: str) -> Iterable[Path]:
-    """A command's file, and those that it builds on."""
-    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
-    yield conf_dir() / f"{command}.yaml"
-    for name in re.findall(r"^  - (\w+)$", text, re.MULTILINE):
-        if name != "_self_":
-            yield from files_of(name)
 
 
 def settings_of(path: Path) -> list[str]:
