@@ -10,6 +10,7 @@ from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from pkgutil import resolve_name
+from threading import Lock
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
@@ -399,6 +400,9 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+_HYDRA = Lock()  # it keeps the one configuration at hand in a global
+
+
 @cache
 def composed(
     command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
@@ -410,7 +414,7 @@ def composed(
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with _HYDRA, initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = compose(command, overrides=list(overrides))
             plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
     except (HydraException, OmegaConfBaseException) as error:

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.cli import COMMANDS, compose, conf_dir
 from lesionseg.cli.compose import compose_plain, groups
-from lesionseg.config import InferenceConfig, TrainConfig, TrainerConfig, keys
+from lesionseg.config import InferenceConfig, TrainConfig, keys
 from lesionseg.errors import ConfigError
 from lesionseg.losses import DetectionLoss, make_loss
 from tests.test_cli import REQUIRED
@@ -110,8 +110,3 @@ WRONG = {
 def test_a_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{section}.{next(iter(wrong))}"):
         TrainConfig.of(**{section: wrong})
-
-
-@pytest.mark.parametrize(("devices", "one"), [(1, True), (4, False), ("auto", False), ([2], True)])
-def test_devices_are_a_number_or_all_of_them(devices: object, one: bool) -> None:
-    assert TrainerConfig.of(devices=devices).has_one_device == one

@@ -31,13 +31,16 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def test_pictures_in_colour_are_checked(
+def test_pictures_in_colour_are_checked_and_prepared(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = [f"data.root={pictures}", f"run_dir={tmp_path / 'run'}"]
     assert run("prepare", [*where, "check=true", "identifiers=true"]) == 0
     assert "5 cases read, 0 cannot be used" in capsys.readouterr().out
-    assert (tmp_path / "run" / "dataset_report.html").is_file()
+    where[1] = f"run_dir={tmp_path / 'prepared'}"
+    assert run("prepare", [*where, "trainer.accelerator=cpu"]) == 0
+    plan = json.loads((tmp_path / "prepared" / "plan.json").read_text())
+    assert list(plan["channel_names"]) == ["R", "G", "B"]
     dataset = read_dataset(pictures)
     case = read_case(dataset.cases[3], dataset)
     assert case.image.array.shape == (3, 64, 48)
@@ -45,10 +48,3 @@ def test_pictures_in_colour_are_checked(
     assert case.reference is not None
     assert case.reference.labels is not None
     assert case.reference.labels.sum() == 12 * 14
-
-
-def test_pictures_in_colour_are_prepared(pictures: Path, tmp_path: Path) -> None:
-    where = [f"data.root={pictures}", f"run_dir={tmp_path / 'run'}"]
-    assert run("prepare", [*where, "trainer.accelerator=cpu"]) == 0
-    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert list(plan["channel_names"]) == ["R", "G", "B"]

@@ -104,18 +104,13 @@ def test_two_labels_are_detected_and_outlined_in_volumes(volumes: Path, tmp_path
     assert plan["anchors"]["mean_iou"] > 0.5
 
 
-def test_a_datalist_of_boxes_trains_a_detector(volumes: Path, tmp_path: Path) -> None:
+def test_a_datalist_of_boxes_trains_a_detector_which_has_no_probabilities_of_voxels(
+    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report.pdf=false"]
     scores = train(volumes / "boxes", tmp_path / "run", *settings)
     assert scores["n_lesions"] > 0
     assert scores["dice"]["mean"] is None
-
-
-def test_probabilities_of_voxels_cannot_be_had_of_a_detector(
-    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report.pdf=false"]
-    train(volumes / "boxes", tmp_path / "run", *settings)
     where = [f"bundle={tmp_path / 'run'}", f"input={volumes / 'boxes'}", f"output={tmp_path / 'o'}"]
     assert run("predict", [*where, "save_probabilities=float16"]) == 2
     assert "save_probabilities" in capsys.readouterr().err

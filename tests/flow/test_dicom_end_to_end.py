@@ -11,7 +11,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Geometry
 from tests.flow.test_end_to_end import SMALL
-from tests.io.dicom_files import CT, LPS, contours, place, save, segmentation
+from tests.io.dicom_files import CT, contours, place, save, segmentation
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,3 @@ def test_a_study_is_predicted_series_by_series(
     }
     told = json.loads((tmp_path / "out" / "study_7_candidates.json").read_text())
     assert told["size_unit"] == "mm"
-
-
-def test_the_grid_of_these_tests_is_that_of_their_files() -> None:
-    np.testing.assert_allclose(place(grid(), 3)["ImagePositionPatient"], [-40, -30, -38] * abs(LPS))

@@ -11,7 +11,7 @@ import monai.transforms
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lesionseg.cli import run
 from lesionseg.io.files import read_csv
@@ -46,41 +46,6 @@ class ResNetMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         return self.maps(image)
-
-
-class Staged(nn.Module):
-    """The shape of a ResNet of torchvision's: blocks that add their input, in two stages."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 8, 7, 2, 3)
-        self.layer1 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.layer2 = nn.Conv2d(8, 16, 3, 2, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        first: Tensor = self.conv1(image)
-        return self.layer2(self.layer1(first) + first)
-
-
-class OnBackbone(nn.Module):
-    """A network for voxels on features that torch.fx takes out of a backbone.
-
-    torchvision's `create_feature_extractor` makes such a graph of its ResNet-18; where torchvision
-    cannot be imported, of the stand-in.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, theirs: bool) -> None:
-        super().__init__()
-        self.backbone: nn.Module = fx.symbolic_trace(Staged(in_channels))
-        if theirs:
-            self.backbone = ResNetMaps(in_channels)
-        self.theirs = theirs
-        self.head = nn.Conv2d(256 if theirs else 16, out_channels, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        found = self.backbone(image)
-        logits = self.head(found["layer3"] if self.theirs else found)
-        return nn.functional.interpolate(logits, image.shape[2:], mode="bilinear")
 
 
 class Scored(pl.Callback):
@@ -199,25 +164,3 @@ def test_a_backbone_of_torchvision_trains_predicts_and_is_exported(tmp_path: Pat
     scans = [f"bundle={bundle}", f"input={raw / 'images'}", f"output={output}", "trust=true"]
     assert run("predict", scans) == 0
     assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", "trust=true"]) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("theirs", [False, True])
-def test_a_network_on_a_backbone_of_torchvision_s_kind_is_exported(
-    tmp_path: Path, theirs: bool
-) -> None:
-    if theirs:
-        pytest.importorskip("torchvision")
-    raw = tmp_path / "raw"
-    write_xray_phantoms(raw, 6, seed=0, shape=(128, 128), pixel_mm=2.8)
-    network = f"model.network._target_={__name__}.OnBackbone"
-    given = ["model=custom", network, f"model.network.theirs={theirs}", "model.tile_shape=[64,64]"]
-    bundle = trained(raw, tmp_path / "run", *given)
-    assert (bundle / "report.html").is_file()
-    output = f"output={tmp_path / 'masks'}"
-    assert (
-        run("predict", [f"bundle={bundle}", f"input={raw / 'images'}", output, "trust=true"]) == 0
-    )
-    onnx = tmp_path / "onnx"
-    assert run("export", [f"bundle={bundle}", f"output={onnx}", "trust=true"]) == 0
-    assert (onnx / "model.onnx").is_file()

@@ -125,17 +125,6 @@ def test_who_was_not_trained_for_it_refuses_by_name(trained: Path, tmp_path: Pat
         both(flair, missing=["T1"])
 
 
-def test_a_case_without_a_channel_is_judged_and_drawn(trained: Path, tmp_path: Path) -> None:
-    raw, output = trained.parent / "raw", tmp_path / "out"
-    (flair,) = (raw / "imagesTr").glob("SIM_000_*.nii.gz")
-    assert run("predict", [f"bundle={trained}", f"input={flair}", f"output={output}"]) == 0
-    scores = [f"reference={raw}", f"prediction={output}", f"output={tmp_path / 's'}"]
-    assert run("evaluate", [*scores, "replicates=20"]) == 0
-    with (tmp_path / "s" / "cases.csv").open() as stream:
-        row = next(row for row in csv.DictReader(stream) if row["case"] == "SIM_000")
-    assert row["warning"].startswith("Predicted without T1")
-
-
 def test_a_case_without_a_channel_is_refused_where_none_is_left_out(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

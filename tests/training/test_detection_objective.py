@@ -108,13 +108,6 @@ def test_observers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> No
         assert logits.movedim(axis, 1).shape[2:] == labels.shape[1:] == valid.shape[1:]
 
 
-def test_a_network_that_segments_is_taught_voxels_alone() -> None:
-    plan = _plan("unet").with_(anchors=None)
-    targets = make_objective(plan, TrainConfig.of(), FocalLoss()).targets(_batch())
-    assert targets.anchors is None
-    assert len(targets.levels) == 1
-
-
 def test_the_plan_remembers_what_inference_must_undo() -> None:
     cfg = TrainConfig.of(detection={"alpha": 0.3, "gamma": 1.5})
     plan = with_focal_correction(_plan("retinanet"), cfg)

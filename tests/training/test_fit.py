@@ -151,26 +151,18 @@ def test_the_time_budget_counts_validations(train):
 
 
 def test_validation_runs_at_intervals_and_at_the_end(train, column):
-    calls = []
+    dice, calls, seen = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4]), [], []
 
     def validate(network):
         calls.append(network.training)
-        return {"recall": 0.5}
+        seen.append(weights(network).clone())
+        return {"recall": 0.5, "dice": next(dice)}
 
-    train(max_steps=6, validate=validate, validate_every_minutes=1e-9, log_every_n_steps=1)
+    settings = {"validate_every_minutes": 1e-9, "log_every_n_steps": 1}
+    result = train(max_steps=6, validate=validate, **settings)
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
-
-
-def test_the_averaged_weights_that_validate_best_are_kept(train):
-    dice, seen = iter([0.2, 0.8, 0.4, 0.4]), []
-
-    def validate(network):
-        seen.append(weights(network).clone())
-        return {"dice": next(dice)}
-
-    result = train(max_steps=4, validate=validate, validate_every_minutes=1e-9)
-    assert torch.equal(weights(result.network), seen[1])
+    assert torch.equal(weights(result.network), seen[2])  # averaged, and best of all
 
 
 def test_the_average_moves_slowly_only_after_a_while(train, tmp_path):
@@ -203,30 +195,19 @@ def test_two_accumulated_batches_learn_about_what_one_of_twice_the_size_does(
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):
-    result = train(
-        max_steps=6, tiles=squares(bad={4, 5}), log_every_n_steps=1
-    )  # the third step's tiles
+    newest, bad = Newest(), squares(bad={4, 5})  # the third step's tiles
+    result = train(max_steps=6, plugs=[newest], tiles=bad, log_every_n_steps=1)
+    assert torch.equal(newest.seen[1], newest.seen[2])
+    assert not torch.equal(newest.seen[2], newest.seen[3])
     assert (result.steps, result.skipped) == (6, 1)
     assert torch.isfinite(weights(result.network)).all()
     assert "Step 3 skipped" in caplog.text
     assert last_checkpoint(tmp_path / "run")["skipped"] == 1
 
 
-def test_a_skipped_step_leaves_the_weights_as_they_were(train, squares):
-    newest = Newest()
-    train(max_steps=4, plugs=[newest], tiles=squares(bad={4, 5}))
-    assert torch.equal(newest.seen[1], newest.seen[2])
-    assert not torch.equal(newest.seen[2], newest.seen[3])
-
-
 def test_ten_such_steps_in_a_row_end_training(train, squares):
     with pytest.raises(TrainingError, match=r"diverged: 10 steps in a row up to step 12"):
         train(max_steps=50, tiles=squares(bad=range(4, 100)))
-
-
-def test_the_first_learning_rates_follow_the_schedule(train, column):
-    train(max_steps=4, log_every_n_steps=1, optim={"name": "sgd", "lr": 1.0})
-    assert column("lr") == pytest.approx([(1 - s / 4) ** 0.9 for s in range(4)], rel=1e-4)
 
 
 def test_losses_that_ask_for_the_nearest_lesion_are_given_it(train):

@@ -12,7 +12,6 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
-from lesionseg.errors import ConfigError
 from lesionseg.io.files import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
@@ -54,23 +53,10 @@ def test_a_tile_is_the_same_in_any_order_and_process(cases, plan):
     assert not torch.equal(forwards[0], stream(cases, plan, seed=1)[0]["image"])
 
 
-def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
-    tiles = stream(cases, plan)
-    epochs = [[tiles[6 * epoch + i] for i in range(6)] for epoch in range(3)]
-    for epoch in epochs:
-        assert sum(bool(tile["label"].any()) for tile in epoch) >= 3
-    assert not torch.equal(epochs[0][0]["image"], epochs[1][0]["image"])
-
-
 def test_fit_trains_on_cases(cases, plan, tmp_path):
     cfg = config(max_steps=3, workers=1)
     result = fit(build_network(plan), plan, tiles_of(cases, plan, cfg), cfg, tmp_path / "run")
     assert (result.steps, result.skipped, result.device) == (3, 0, "cpu")
-
-
-def test_no_case_is_an_error_before_training(plan):
-    with pytest.raises(ConfigError, match="nothing to take tiles from"):
-        tiles_of([], plan, config(max_steps=3))
 
 
 def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):

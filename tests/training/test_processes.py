@@ -101,13 +101,6 @@ def test_all_processes_are_counted(devices, num_nodes, n):
     assert n_processes(settings(devices, num_nodes)) == n
 
 
-def test_alone_everything_is_done_here():
-    with joined(settings()):
-        assert not distributed.is_initialized()
-        assert is_rank_zero()
-        assert (broadcast_from_rank_zero(lambda: 1), local_rank_zero_first(lambda: 2)) == (1, 2)
-
-
 def fail():
     raise ConfigError("Wrong here.")
 

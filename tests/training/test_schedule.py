@@ -27,10 +27,6 @@ def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, e
     assert found.validate_every_minutes == every
 
 
-def test_small_batches_take_no_more_steps_than_nnunet(make_plan):
-    assert resolve_budget(TrainerConfig.of(), make_plan(), "cuda").max_steps == 250_000
-
-
 @pytest.mark.parametrize(
     ("dims", "batch", "name", "factor"),
     [
@@ -99,12 +95,3 @@ def test_norms_and_biases_do_not_decay(make_plan):
     for group in optimiser.param_groups:
         kernels = {p.ndim > 1 for p in group["params"]}
         assert kernels == {group["weight_decay"] == 0.3}
-
-
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_the_optimiser_by_name(make_plan, name, kind):
-    optimiser = make_optimiser(build_network(make_plan()), OptimConfig.of(name=name))
-    assert isinstance(optimiser, kind)
-    for group in optimiser.param_groups:
-        assert group.get("betas", (0.9, 0.95)) == (0.9, 0.95)
-        assert group.get("momentum", 0.99) == 0.99

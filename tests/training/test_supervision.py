@@ -7,13 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from lesionseg.plan.plan import Architecture
 from lesionseg.training.objective import (
     LevelTargets,
     coarsen,
-    level_weights,
     middles,
-    supervised_strides,
 )
 
 
@@ -53,30 +50,6 @@ def test_an_invalid_voxel_makes_its_block_invalid_unless_a_lesion_is_known_there
     coarse = coarsen(targets(labels, valid), (2, 2))
     assert coarse.valid.tolist() == [[[False, True, True]]]
     assert coarse.labels.tolist() == [[[0, 1, 0]]]
-
-
-def test_an_invalid_voxel_carries_no_label():
-    labels, valid = torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)
-    valid[0, 0] = False
-    assert targets(labels, valid).labels.tolist() == [[[0, 1], [1, 1]]]
-
-
-def test_weights_halve_from_level_to_level_and_sum_to_one():
-    assert level_weights(3) == pytest.approx((4 / 7, 2 / 7, 1 / 7))
-    assert level_weights(1) == (1.0,)
-
-
-@pytest.mark.parametrize(
-    "strides",
-    [
-        ((2, 2, 2), (1, 2, 2), (2, 2, 2)),  # the first map of a foreign backbone
-        ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),  # only three of the stages
-    ],
-)
-def test_strides_accumulate_from_full_resolution_over_the_supervised_stages(strides):
-    n = len(strides)
-    table = Architecture("unet", (4,) * n, strides, ((3, 3, 3),) * n, n_supervised=3)
-    assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 
 
 def test_regions_overlap_at_every_level():
