@@ -119,11 +119,10 @@ class Progress(pl.Callback):
 
 
 class FocalStatistics(pl.Callback):
-    """Logs who gets the gradient and how probable lesions are, and warns where that goes wrong.
+    """Logs who gets the gradient and how probable lesions are; warns once where that goes wrong.
 
-    Every few steps, of the finest logits: `grad_share/lesion` and `grad_share/hard_background`, the
-    shares of the L1 norm of the loss's gradient that fall on lesion elements and on the hardest 1 %
-    of background, and `p/lesion`, the mean probability in lesions. Each warning comes once.
+    Of the finest logits: the shares of the L1 norm of the loss's gradient that fall on lesions and
+    on the hardest 1 % of background, and the mean probability in lesions.
     """
 
     def __init__(self) -> None:

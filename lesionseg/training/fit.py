@@ -58,10 +58,7 @@ LOG_EVERY = 5  # steps; another number by trainer.lightning.log_every_n_steps
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """What training leaves: the network that is kept, in eval mode and on the CPU.
-
-    `steps` counts `skipped` ones too. `device`: where training ran (`cpu`, `cuda`).
-    """
+    """The network that is kept, in eval mode on the CPU; `steps` counts `skipped` ones too."""
 
     network: nn.Module
     steps: int
@@ -242,10 +239,9 @@ def _unusable(path: Path, why: str) -> TrainingError:
 def _undisturbed(*, on_cpu: bool) -> Iterator[None]:
     """Lightning without banners and advice, Ctrl-C as itself, and freed memory kept on a CPU.
 
-    Lightning would exit with status 1 and ignore further Ctrl-C. On a CPU every layer's output is a
-    new block of megabytes: glibc would ask the system for each and return it, and the system clears
-    its pages as they are first written to. That is a sixth of the time of a step of the 3-D U-Net
-    (features 16 to 128, batch 2 × 64³, bf16); the peak is a tenth higher without.
+    Lightning would exit with status 1 and ignore further Ctrl-C. glibc would return the block of
+    each layer's output to the system, which clears the pages of the next one: a sixth of the time
+    of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
     """
     banners, handler = logging.getLogger("pytorch_lightning"), signal.getsignal(signal.SIGINT)
     level = banners.level

@@ -113,7 +113,7 @@ class Objective:
         An anchor whose centre lies where the reference is to be ignored, or outside the volume,
         teaches nothing unless it is a lesion's.
         """
-        levels, anchors = self._anchors(finest.valid.shape[1:], finest.valid.device)
+        levels, anchors = self._anchors(finest.valid.device)
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
         table = lesion_table(finest.instances, labels)
         rows = torch.stack([assign_atss(levels, anchors, boxes) for boxes in table.boxes])
@@ -127,10 +127,9 @@ class Objective:
         tile, anchor = (found > 0).nonzero(as_tuple=True)
         return AnchorTargets(found, rows != IGNORED, table.boxes[tile, rows[tile, anchor]])
 
-    def _anchors(
-        self, shape: Sequence[int], device: torch.device
-    ) -> tuple[tuple[AnchorLevel, ...], Tensor]:
-        levels = planned_anchors(self.plan).levels(self.plan.architecture.strides, shape)
+    def _anchors(self, device: torch.device) -> tuple[tuple[AnchorLevel, ...], Tensor]:
+        strides, tile = self.plan.architecture.strides, self.plan.tile_shape
+        levels = planned_anchors(self.plan).levels(strides, tile)
         return levels, _grid(levels, device)
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
@@ -138,7 +137,7 @@ class Objective:
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
-                _, anchors = self._anchors(self.plan.tile_shape, output.class_logits.device)
+                _, anchors = self._anchors(output.class_logits.device)
                 logits, deltas = output.class_logits.float(), output.box_deltas.float()
                 total |= self.detection(
                     logits, deltas, anchors, targets.anchors, normaliser=normalisers[0]
@@ -204,9 +203,8 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
 
-    A coarse voxel takes the highest label in its block, or belongs to every region in it. Nearest
-    sampling would drop a lesion of a few voxels and teach the coarse levels that it is background:
-    exactly the lesions that matter here. A block with an invalid voxel is invalid unless a lesion
+    A coarse voxel takes the highest label in its block, or belongs to every region in it: nearest
+    sampling would drop the small lesions. A block with an invalid voxel is invalid unless a lesion
     is known to be in it. Its id is that of a voxel, or where a loss asks for nearest lesions the
     highest; the nearest lesion of a block without one is that of its middle voxel.
     """

@@ -133,9 +133,8 @@ class LesionData(pl.LightningDataModule):
 def loader_workers(asked: int | str, plan: Plan, device: str, n_processes: int = 1) -> int:
     """Processes that make tiles for each of those that train on this machine.
 
-    `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU, which training
-    itself fills, one. Fewer, with a warning, where the shared memory has no room for their batches:
-    a worker that finds it full is killed by the system, without a word.
+    `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU one. Fewer,
+    with a warning, where their batches do not fit the shared memory: full, it kills them silently.
     """
     workers = 1 if device == "cpu" else min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
     if asked != "auto":
