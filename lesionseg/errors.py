@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import metadata
+from math import ceil, log10
 from typing import Any
 
 
@@ -74,6 +75,17 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     ('1 patient', '3 patients', '2 studies')
     """
     return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
+def format_score(score: float) -> str:
+    """A score in two digits, in as many more as it takes to tell it from 0 and from 1.
+
+    >>> format_score(0.889), format_score(0.0034), format_score(0.999942), format_score(1.0)
+    ('0.89', '0.0034', '0.99994', '1')
+    """
+    if not 0.99 < score < 1:
+        return f"{score:.2g}"
+    return f"{score:.{min(6, ceil(-log10(1 - score)))}f}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -293,14 +293,18 @@ def _score(
     origin: Scores,
 ) -> Scores:
     results = [match.result(point) for match in matches]
-    labels = survey.dataset.lesion_labels
+    labels, role = survey.dataset.lesion_labels, results[0].role
+    safe = survey.splits.group_safe
+    if role not in ("train", "validation"):  # its patients may be others than those split in two
+        seen = {c.group for r in ("train", "validation") for c in labelled(survey, r)}
+        safe = not seen & {c.group for c in labelled(survey, role)}
     scores = summarise(
         results,
         find_preset(cfg.preset),
-        evaluated_on=results[0].role,
+        evaluated_on=role,
         operating_point=point,
         labels=labels,
-        split_is_group_safe=survey.splits.group_safe,
+        split_is_group_safe=safe,
         seed=cfg.seed,
         provenance=origin,
         columns={files.case: files.columns for files in survey.dataset.cases},

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lesionseg.report.rendering import rate
 from lesionseg.report.tables import Tables, number, wilson
@@ -69,6 +70,7 @@ def size_chart(tables: Tables) -> Chart | None:
         return None
     figure, axes = new_figure()
     patients = list(tables.lesions["group"].unique())
+    who = "patient" if tables.patients_stated else "scan"
     narrow = False
     for x, part in enumerate(bins):
         low, high = part["from_mm"], part["to_mm"] or np.inf
@@ -86,15 +88,16 @@ def size_chart(tables: Tables) -> Chart | None:
             axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
     names = [f"{size_words(b, tables.unit)}\n{b['detected']} of {b['n']}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
+    axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     caption = "Blue: found. Grey: missed."
     if 1 < len(patients) <= MOST_RINGS:
-        caption += " Rings: one per patient."
+        caption += f" Rings: one per {who}."
     if narrow:
         caption += (
-            f" Dashed: 95 % interval that takes lesions as independent; with {len(patients)} "
-            f"patient{'s' if len(patients) != 1 else ''} it is too narrow."
+            f" Dashed: 95 % interval as if lesions were independent; the true one is wider "
+            f"(fewer than {FEW} {who}s)."
         )
     falls = bins[0]["recall"] < bins[-1]["recall"]
     title = "The smaller the lesion, the more are missed" if falls else "Lesions found, by size"
@@ -102,13 +105,13 @@ def size_chart(tables: Tables) -> Chart | None:
 
 
 def size_words(part: Mapping[str, Any], unit: str) -> str:
-    """A size group as the charts name it."""
+    """A size group as the charts name it, short enough for five side by side."""
     short = unit.split(",")[0].split(" ")[0]
     if not part["from_mm"]:
         return f"under {part['to_mm']:g} {short}"
     if part["to_mm"] is None:
-        return f"{part['from_mm']:g} {short} and more"
-    return f"{part['from_mm']:g} to {part['to_mm']:g} {short}"
+        return f"≥ {part['from_mm']:g} {short}"
+    return f"{part['from_mm']:g}–{part['to_mm']:g} {short}"
 
 
 def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
@@ -117,21 +120,23 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
+    cases = max(len(first.cases), 1)
+    found, false = first.at(first.threshold)
+    here = (false / cases, found / len(first.lesions))
+    looser = looser_setting(first)
+    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
         scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
         points = [tables.at(score) for score in scores]
-        n, cases = max(len(tables.lesions), 1), max(len(tables.cases), 1)
+        n = max(len(tables.lesions), 1)
         x = [0.0, *(false / cases for _, false in points), len(tables.false_scores) / cases]
         y = [0.0, *(found / n for found, _ in points)]
         y.append(y[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
-    cases = max(len(first.cases), 1)
-    found, false = first.at(first.threshold)
-    here = (false / cases, found / len(first.lesions))
+        if x[-1] < right:  # no setting goes further
+            axes.plot((x[-1], right), (y[-1], y[-1]), ":", color=colour, linewidth=1.6)
     axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
-    looser = looser_setting(first)
-    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
 
     def label(words: str, spot: tuple[float, float], down: int, **look: Any) -> None:
         is_left = spot[0] < 0.55 * right  # else the words would leave the chart
@@ -145,19 +150,25 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         )
 
     words = f"as set: {found} of {len(first.lesions)} found,\n{_alarms(false, cases)}"
-    label(words, here, -29, fontweight="bold")
+    low = here[1] < 0.3  # no room below
+    label(words, here, 7 if low else -29, fontweight="bold")
     if looser is not None:
         spot = (looser[2] / cases, looser[1] / len(first.lesions))
         axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
         loose = f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan"
-        label(loose, spot, 8)  # above: the other's words are below
+        near = low and spot[0] - here[0] < 0.45 * right
+        label(loose, spot, 36 if near else 8)  # clear of the other's words
     axes.set_xlim(-0.02 * right, right)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("false alarms per scan")
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower right")
-    caption = "Share of lesions found against false alarms per scan, for every threshold."
+    chosen_on = (first.scores.get("operating_point") or {}).get("chosen_on")
+    caption = "Orange: the setting used"
+    caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
     title = "A looser setting finds more, with more false alarms"
     if looser is None:
         title = "Lesions found against false alarms per scan"
@@ -189,8 +200,9 @@ def dice_chart(tables: Tables) -> Chart | None:
     axes.plot(np.arange(1, len(values) + 1), values, "o", color=FOUND, markersize=5)
     axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     caption = f"Agreement of outlines per scan; dashed: mean {values.mean():.2f}."
-    return Chart("Outlines", caption, figure)
+    return Chart("Outlines, scan by scan", caption, figure)
 
 
 def curve_chart(tables: Tables) -> Chart | None:

@@ -32,6 +32,8 @@ def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
     ):
         pdf.savefig(_first_page(values))
         missed = values["pictures"].get("missed", [])[: 2 * PER_PAGE]
+        if len(missed) <= len(values["pictures"]["top"]):  # on page 1 already
+            missed = []
         for at in range(0, len(missed), PER_PAGE):
             pdf.savefig(_picture_page("Missed lesions, largest first", missed[at:][:PER_PAGE]))
         pdf.savefig(_numbers_page(values))
@@ -43,12 +45,14 @@ def _page() -> Figure:
 
 def _first_page(values: Mapping[str, Any]) -> Figure:
     page = _page()
-    tags = "  ·  ".join(f"{name.upper()}: {words}" for name, words in values["tags"])
-    page.text(0.06, 0.98, tags or " ", fontsize=8, fontweight="bold")
-    page.text(0.94, 0.965, f"{values['role']} · research use only", fontsize=8, ha="right")
+    y = 0.985
+    for name, words in values["tags"]:
+        page.text(0.06, y, f"{name.upper()}: {words}", fontsize=8, fontweight="bold", va="top")
+        y -= 0.013
+    page.text(0.94, y, f"{values['role']}research use only", fontsize=8, ha="right", va="top")
     page.text(
         0.06,
-        0.945,
+        min(0.945, y - 0.018),
         "\n".join(wrap(values["headline"], 62)),
         fontsize=16,
         fontweight="bold",
@@ -63,15 +67,21 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
         page.text(left + 0.012, 0.852, words, fontsize=7.5, va="top")
     for k, chart in enumerate(values["charts"]):
         bottom = 0.535 - 0.265 * k
-        page.text(0.06, bottom + 0.245, chart.title, fontsize=11, fontweight="bold", va="top")
-        axes = page.add_axes((0.06, bottom + 0.012, 0.88, 0.215))
+        page.text(0.06, bottom + 0.242, chart.title, fontsize=11, fontweight="bold", va="top")
+        axes = page.add_axes((0.06, bottom + 0.014, 0.88, 0.208))
         axes.imshow(_pixels(chart.figure), aspect="equal")
         axes.set_axis_off()
         page.text(0.06, bottom + 0.008, "\n".join(wrap(chart.caption, 115)), fontsize=7.5, va="top")
     top = values["pictures"].get("top", [])
     if top:
-        page.text(0.06, 0.225, "The largest lesions it missed", fontsize=11, fontweight="bold")
-        _draw_cards(page, top, top=0.215, columns=3, height=0.12)
+        words = (
+            "The largest lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
+        )
+        page.text(0.06, 0.225, words, fontsize=11, fontweight="bold")
+        looks = {"": "blue", "a": "orange", "b": "white, dotted"}
+        lines = [f"{looks[name]}: {words}" for name, words in values["lines"]]
+        page.text(0.06, 0.213, "; ".join(lines), fontsize=7.5)
+        _draw_cards(page, top, top=0.206, columns=3, height=0.115)
     page.text(
         0.06, 0.045, "\n".join(wrap("Limits. " + values["limits"], 115)), fontsize=8, va="top"
     )

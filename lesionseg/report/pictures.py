@@ -59,7 +59,7 @@ def draw_cutout(
     """Slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
 
     3-D: the first `planes` of axial, coronal and sagittal, seen from the feet, the front and the
-    left. 2-D: the whole image with a frame, and the cut-out.
+    left. 2-D: the whole image with a frame, and the cut-out; the cut-out alone for one plane.
     """
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
@@ -79,14 +79,16 @@ def draw_cutout(
     side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
     masks = (reference, accepted, None if below is None else below > 0)
     if image.ndim == 2:
-        figure, panels = _panels(2)
+        figure, panels = _panels(min(planes, 2))
+        _crop(panels[-1], image, masks, spacing, middle, side)
+        if planes == 1:
+            return figure
         limits = np.percentile(image, (1, 99.5))
         _show(panels[0], image, masks, spacing, limits)
         corner = [(m * s - side / 2) for m, s in zip(middle, spacing, strict=True)]
         panels[0].add_patch(
             Rectangle((corner[1], corner[0]), side, side, fill=False, ec=BELOW, lw=0.8)
         )
-        _crop(panels[1], image, masks, spacing, middle, side)
         return figure
     figure, panels = _panels(planes)
     for axis, axes in enumerate(panels):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import LesionsegError, count, one_of
+from lesionseg.errors import LesionsegError, count, format_score, one_of
 from lesionseg.io.files import private_files, read_yaml, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 MOST_MISSED, MOST_FALSE, MOST_FOUND, ON_TOP = 60, 30, 12, 3  # pictures
 MOST_MOVED = 100_000  # lesions and false positives that the slider moves over
 Progress = Callable[[str, int, int], None]
+LINES = {  # a mask of a scene: the class of its outline in style.css, and what it shows
+    "reference": ("", "lesion as marked"),
+    "accepted": ("a", "what the program marked"),
+    "below": ("b", "seen, but not marked"),
+}
 ANSWERS = ("answer", "reader", "comment")  # what a person fills in
 _SAME = ("case", "candidate", "start_z_vox", "start_y_vox", "start_x_vox")
 WHY = {  # a lesion was missed
@@ -102,23 +107,29 @@ def write_report(
     models = [("this program", tables)]
     if compare is not None:
         models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
-    pictures = _pictures(tables, images, reference, prediction, output, options, progress)
-    first = [c for c in (charts.size_chart(tables), charts.froc_chart(models)) if c]
+    pictures, lines = _pictures(tables, images, reference, prediction, output, options, progress)
+    role = str(tables.scores.get("evaluated_on") or "unknown")
+    outlines = charts.dice_chart(tables)
+    second = charts.froc_chart(models) or outlines  # masks without scores have no FROC
+    first = [c for c in (charts.size_chart(tables), second) if c]
     makers = (
-        *(charts.dice_chart, charts.curve_chart, charts.subgroup_chart),
+        *(charts.curve_chart, charts.subgroup_chart),
         *(charts.reliability_chart, charts.load_chart),
     )
-    annex = [c for make in makers if (c := make(tables))] + charts.training_charts(history)
+    annex = [outlines] if outlines and outlines is not second else []
+    annex += [c for make in makers if (c := make(tables))] + charts.training_charts(history)
     title = study.get("title") or "What the program finds, and what it misses"
     values: dict[str, Any] = {
         "title": title,
         "tags": tags(tables),
-        "role": role_words(str(tables.scores.get("evaluated_on") or "unknown")),
+        "role": f"{role_words(role)} · " if role in ("test", "external") else "",
         "headline": headline(tables),
         "tiles": tiles(tables),
         "charts": first,
         "pictures": pictures,
+        "lines": lines,
         "n_missed": int((~tables.lesions["detected"].astype(bool)).sum()),
+        "n_false": int(tables.scores.get("n_false_positive") or 0),
         "limits": limits(tables, study),
         "more": annex,
         "slider": slider(tables),
@@ -160,13 +171,15 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
     role = tables.scores.get("evaluated_on")
     found = []
     if tables.simulated:
-        found.append(("Simulated scans", "made by a program: they say nothing about patients"))
+        words = "made by a program: these figures say nothing about patients"
+        found.append(("Simulated scans", words))
     if role in ("train", "validation"):
-        found.append(("Development data", "these scans helped to choose the program: optimistic"))
+        words = f"{role_words(role)} helped to make the program: these figures are too good"
+        found.append(("Development data", words))
     elif role not in ("test", "external"):
-        found.append(("Role unknown", "nobody has said whether the program learned from them"))
+        found.append(("Role unknown", "the program may have learned from these scans"))
     if tables.scores.get("split_is_group_safe") is False:
-        found.append(("One patient on both sides", "the same patient taught and is tested"))
+        found.append(("Not independent", "the program learned from other scans of this patient"))
     return found
 
 
@@ -188,9 +201,13 @@ def share_words(hits: int, n: int) -> str:
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
     >>> share_words(1, 2), share_words(4, 8), share_words(199, 200), share_words(1, 300)
     ('1 of 2', '1 in 2', 'nearly all', 'almost none')
+    >>> share_words(1, 1), share_words(0, 1)
+    ('the only', '0 of 1')
     """
     if n and hits == n:
-        return f"all {n}"
+        return "the only" if n == 1 else f"all {n}"
+    if n == 1:
+        return "0 of 1"
     if hits == 0:
         return f"none of {n}"
     if n <= 5:
@@ -225,11 +242,12 @@ def headline(tables: Tables) -> str:
         if len(own):
             size = f"under {SMALL_MM:g}" if small else f"of {SMALL_MM:g}"
             tail = f"{short}" if small else f"{short} or more"
-            parts.append((share_words(int(own["detected"].sum()), len(own)), f"{size} {tail}"))
-    if len(parts) == 2:
-        (large, size), (little, _) = parts
-        return f"Finds {large} lesions {size}, {little} smaller ones, {alarms}."
-    return f"Finds {parts[0][0]} lesions {parts[0][1]}, {alarms}."
+            noun = "lesion" if len(own) == 1 else "lesions"
+            if small and parts:
+                noun, size, tail = "smaller", noun.replace("lesion", "one"), ""
+            share = share_words(int(own["detected"].sum()), len(own))
+            parts.append(f"{share} {noun} {size} {tail}".strip())
+    return f"Finds {', '.join(parts)}, {alarms}."
 
 
 def tiles(tables: Tables) -> list[Tile]:
@@ -240,7 +258,7 @@ def tiles(tables: Tables) -> list[Tile]:
         hits, sign = int(own["detected"].sum()), "<" if small else "≥"
         size = f"lesions {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
         if not len(own):
-            found.append(Tile("none", f"{size} in these scans", True))
+            found.append(Tile("none", f"{size} in these scans"))
             continue
         share = hits / len(own)
         words = f"{size} found ({percent(share)})"
@@ -258,7 +276,9 @@ def tiles(tables: Tables) -> list[Tile]:
     ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     well = tables.cases["group"].nunique() - ill
     who = "patient" if tables.patients_stated else "scan"
-    words = f"with lesions, {well} without" + (": a very small test" if ill < charts.FEW else "")
+    words = f"with lesions, {well or 'none'} without" + (
+        ": a very small test" if ill < charts.FEW else ""
+    )
     found.append(Tile(count(ill, who), words, ill < charts.FEW))
     return found
 
@@ -305,7 +325,7 @@ def about(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
         )
     )
     if tables.threshold is not None:
-        how = f"markings rated {tables.threshold:.3g} or higher are shown"
+        how = f"markings rated {format_score(tables.threshold)} or higher are shown"
         if point.get("chosen_on"):
             how += f"; chosen on {point['chosen_on']} scans"
         if point.get("expected_false_positives_per_case") is not None:
@@ -319,7 +339,9 @@ def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Every number of scores.json with its interval or reason; new ones appear by themselves."""
     found: list[tuple[str, str, str]] = []
     for key, node in scores.items():
-        if isinstance(node, Mapping) and not {"value", "mean"} & set(node):
+        if key == "schema_version" or (
+            isinstance(node, Mapping) and not {"value", "mean"} & set(node)
+        ):
             continue
         value, interval = number(scores, key)
         reason = node.get("reason") if isinstance(node, Mapping) else None
@@ -403,13 +425,14 @@ def _pictures(
     output: Path,
     options: ReportSection,
     progress: Progress | None,
-) -> dict[str, list[Card]]:
-    """Cards by kind: top, missed, false alarms, found; empty without images."""
+) -> tuple[dict[str, list[Card]], list[tuple[str, str]]]:
+    """Cards by kind (top, missed, false, found; empty without images), and the outlines in them."""
     found: dict[str, list[Card]] = {kind: [] for kind in ("top", "missed", "false", "found")}
     if images is None:
-        return found
+        return found, []
     wanted = list(_wanted(tables))
     sources, scenes, drawn = Sources(images, reference, prediction), {}, {}
+    outlined: set[str] = set()
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][1]["case"])
     for done, i in enumerate(order, 1):
         kind, row, words = wanted[i]
@@ -422,11 +445,13 @@ def _pictures(
                 write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
         if (scene := scenes[case]) is not None:
             drawn[i] = kind, _card(scene, row, words, kind, tables.unit)
+            masks = {name: getattr(scene, name) for name in LINES}
+            outlined |= {name for name, mask in masks.items() if mask is not None and mask.any()}
         if progress is not None:
             progress(case, done, len(wanted))
     for i in sorted(drawn):
         found[drawn[i][0]].append(drawn[i][1])
-    return found
+    return found, [words for name, words in LINES.items() if name in outlined]
 
 
 def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
@@ -440,14 +465,14 @@ def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
         yield "missed", row, why_missed(row, tables)
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
-        score = "" if pd.isna(row["score"]) else f"rated {row['score']:.2f}"
+        score = "" if pd.isna(row["score"]) else f"rated {format_score(row['score'])}"
         touches = ", touches a lesion" if row.get("touches_lesion") else ""
         yield "false", row, f"{score}{touches}".strip(", ")
     hits = tables.lesions[tables.lesions["detected"].astype(bool)].sort_values("diameter_mm")
     step = max(1, len(hits) // MOST_FOUND)
     for _, row in hits.iloc[::step].head(MOST_FOUND).iterrows():
         score = row["detected_at"]
-        yield "found", row, "" if pd.isna(score) else f"found from a rating of {score:.2f}"
+        yield "found", row, "" if pd.isna(score) else f"rated {format_score(score)}"
 
 
 def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
@@ -456,7 +481,8 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     score = row.get("detected_at")
     if why == "below_operating_point" and tables.threshold is not None and score is not None:
         near = "just below" if score > 0.9 * tables.threshold else "below"
-        return f"seen, but rated {near} the limit ({score:.2f}; limit {tables.threshold:.2f})"
+        limit = format_score(tables.threshold)
+        return f"seen, but rated {near} the limit ({format_score(score)}; limit {limit})"
     return WHY.get(why, why.replace("_", " "))
 
 
