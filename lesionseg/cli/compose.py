@@ -8,6 +8,7 @@ from typing import Any
 
 from lesionseg.config import COMMANDS, Settings, composed, conf_dir, keys, read
 from lesionseg.errors import ConfigError, nearest
+from lesionseg.pipeline.log import typed
 
 SEARCHPATH = "hydra.searchpath"
 # what these take is for the class that they name
@@ -24,7 +25,10 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
     plain = compose_plain(command, argv)
     missing = sorted(key for key, value in _leaves(plain) if value == "???")
     if missing:
-        raise ConfigError(f"{command}: {', '.join(missing)} must be given: {missing[0]}=…")
+        raise ConfigError(
+            f"{command}: give {' '.join(f'{key}=…' for key in missing)} "
+            f"({typed(command)} --help has examples)."
+        )
     return read(COMMANDS[command], plain)
 
 

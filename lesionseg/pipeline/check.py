@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.pipeline.log import bar
+from lesionseg.pipeline.log import bar, typed
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset import (
     MEANING,
@@ -47,7 +47,8 @@ class CheckOutcome:
     def summary(self) -> list[str]:
         """A line a finding, totals, and where the page lies."""
         lines = findings_lines(self.findings, self.pseudonyms, identifiers=self.identifiers)
-        return [*lines, f"Open:    {self.page}", "Next:    python scripts/train.py data.root=DIR"]
+        then = typed("train", **{"data.root": "DIR"})
+        return [*lines, f"Open:    {self.page}", f"Next:    {then}"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lesionseg.io.layouts import assign_groups, read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
-from lesionseg.pipeline.log import Advance, scores_lines
+from lesionseg.pipeline.log import Advance, scores_lines, typed
 from lesionseg.pipeline.score import match_cases
 
 _log = logging.getLogger(__name__)
@@ -39,13 +39,14 @@ class EvaluateOutcome:
 
     scores: Mapping[str, Any]
     output: Path
+    given: Mapping[str, str]
 
     def summary(self) -> list[str]:
         """The table of the most important numbers, and where the others are."""
         return [
-            *scores_lines({str(self.scores["evaluated_on"]): self.scores}),
+            *scores_lines({f"role {self.scores['evaluated_on']}": self.scores}),
             f"Wrote:   {self.output / 'scores.json'}",
-            f"Next:    python scripts/report.py scores={self.output} output=REPORT",
+            f"Next:    {typed('report', scores=self.output, **self.given, output='REPORT')}",
         ]
 
 
@@ -118,7 +119,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if answers is not None:
         scores["adjudication"] = adjudicate(results, answers)
     write_scores(output, results, scores, labels)
-    return EvaluateOutcome(scores, output)
+    given = {"images": "SCANS", "reference": cfg.reference, "prediction": cfg.prediction}
+    return EvaluateOutcome(scores, output, given)
 
 
 def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import sys
 import time
 import traceback
@@ -40,6 +41,13 @@ def say(text: str) -> None:
     """Write to standard output; a sign that its encoding lacks, as Windows' in a pipe, is a `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+
+
+def typed(command: str, **settings: object) -> str:
+    """A command as it is typed here: by the script of a clone if so begun, else as installed."""
+    in_clone = Path(sys.argv[0]).parent.name == "scripts"
+    program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
+    return " ".join([program, *(shlex.quote(f"{k}={v}") for k, v in settings.items())])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lesionseg.core import Candidate, CaseFiles
 from lesionseg.errors import count
 from lesionseg.io.files import HALF, printable_id, read_csv, write_csv
 from lesionseg.io.remote import upload
+from lesionseg.pipeline.log import typed
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ class PredictOutcome:
             *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
             *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
             f"Wrote:   {self.folder / TABLE}, and masks and candidates beside it",
-            "Next:    python scripts/evaluate.py reference=DIR "
-            f"prediction={self.folder} output=SCORES",
+            "Next:    "
+            + typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES"),
         ]
 
 

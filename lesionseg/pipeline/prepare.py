@@ -35,7 +35,7 @@ from lesionseg.pipeline.dataset import (
     open_dataset,
     take_survey,
 )
-from lesionseg.pipeline.log import bar, say
+from lesionseg.pipeline.log import bar, say, typed
 from lesionseg.pipeline.predict import needed_bytes
 from lesionseg.pipeline.run_dir import (
     SPLITS,
@@ -80,8 +80,8 @@ def prepare(cfg: PrepareConfig) -> Plan | CheckOutcome:
     cases = prepare_cases(survey, plan, cfg.data, run)
     say("\n".join(f"{name}: {reason}" for name, reason in plan.reasons.items()))
     say(f"Plan:    {run / 'plan.json'}; {count(len(cases), 'training case')} prepared")
-    same = "" if cfg.run_dir is None else f" run_dir={run.parent / 'NAME'}"  # beside the cache
-    say(f"Next:    python scripts/train.py data.root={cfg.data.root}{same}")
+    same = {} if cfg.run_dir is None else {"run_dir": run.parent / "NAME"}  # beside the cache
+    say(f"Next:    {typed('train', **{'data.root': cfg.data.root}, **same)}")
     return plan
 
 

@@ -296,8 +296,8 @@ def _score(
     labels, role = survey.dataset.lesion_labels, results[0].role
     safe = survey.splits.group_safe
     if role not in ("train", "validation"):  # its patients may be others than those split in two
-        seen = {c.group for r in ("train", "validation") for c in labelled(survey, r)}
-        safe = not seen & {c.group for c in labelled(survey, role)}
+        seen = {c.group for r in ("train", "validation") for c in survey.of_role(r)}
+        safe = not seen & {c.group for c in survey.of_role(role)}
     scores = summarise(
         results,
         find_preset(cfg.preset),

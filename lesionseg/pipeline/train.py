@@ -33,7 +33,7 @@ from lesionseg.pipeline.dataset import (
     require_masks,
     take_survey,
 )
-from lesionseg.pipeline.log import LOG, bar, run_log, say, scores_lines
+from lesionseg.pipeline.log import LOG, bar, run_log, say, scores_lines, typed
 from lesionseg.pipeline.prepare import config_of, plan_run, prepare_cases, start_from
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import (
@@ -117,7 +117,7 @@ def train(cfg: TrainConfig) -> Path:
             note("\n".join(lines))
             opened = f"Open:    {page}" if page else "Without a validation case there is no report."
             say("\n".join([*scores_lines(scores), "", *lines, f"Bundle:  {run / BUNDLE}", opened]))
-            say(f"Next:    python scripts/predict.py bundle={run} input=SCANS output=FOUND")
+            say(f"Next:    {typed('predict', bundle=run, input='SCANS', output='FOUND')}")
     return run
 
 

@@ -22,7 +22,7 @@ from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
 from lesionseg.pipeline.dataset import facts_folder, take_survey
-from lesionseg.pipeline.log import aligned, say
+from lesionseg.pipeline.log import aligned, say, typed
 from lesionseg.pipeline.prepare import config_of, prepare_cases
 from lesionseg.pipeline.run_dir import check_config, default_run_dir, provenance
 from lesionseg.pipeline.score import labelled, match_volumes
@@ -136,10 +136,11 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         )
     search = write_results(cfg, study, facts, run)
     say("\n".join([*aligned(table(search)), "", *search.notes]))
+    say(f"Open:    {run / 'tune.html'}")
     if (best := steadiest(search)) is not None and best.value:
-        pair = [f"{g}.alpha={best.alpha:.3f} {g}.gamma={best.gamma:.2f}" for g in groups]
-        say(f"\nTo train with this pair, add to your `train`: {' '.join(pair)}")
-    say(f"Page: {run / 'tune.html'}")
+        pair = [(f"{g}.alpha", f"{best.alpha:.3f}") for g in groups]
+        pair += [(f"{g}.gamma", f"{best.gamma:.2f}") for g in groups]
+        say(f"Next:    {typed('train', **{'data.root': cfg.data.root}, **dict(pair))}")
     return search
 
 

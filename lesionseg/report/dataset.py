@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
@@ -118,7 +119,8 @@ def write_dataset_report(
     """Write the page to `path`, whole or not at all; `unit` is that of sizes."""
     diameters = [d for look in looks.values() for d in look.diameters]
     free = sum(f.kind == "lesion_free" for f in findings)
-    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}; {free} without any."
+    free_cases = f"{count(free, 'case')} without a lesion" if free else "every case has one"
+    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}; {free_cases}."
     if unlisted := sum(not f.case for f in findings):
         entries = count(unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."
@@ -159,8 +161,10 @@ def _charts(
         rows = np.array([look.ranges[k] for look in readable if len(look.ranges) > k])
         if not len(rows):
             continue
-        axes.vlines(np.arange(len(rows)), rows[:, 0], rows[:, 2], color=FOUND)
-        axes.plot(np.arange(len(rows)), rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
+        numbers = np.arange(1, len(rows) + 1)
+        axes.vlines(numbers, rows[:, 0], rows[:, 2], color=FOUND)
+        axes.plot(numbers, rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="case", ylabel="value")
         caption = "From the 0.5 to the 99.5 percentile of each case; the ring is the median."
         charts.append(Chart(f"Intensities: {channel}", caption, figure))

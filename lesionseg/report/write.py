@@ -236,7 +236,7 @@ def headline(tables: Tables) -> str:
         called = int((tables.cases["n_false_positive"] > 0).sum())
         return f"{scans} without lesions: {called} with a false alarm, {n_cases - called} without."
     short = tables.unit.split(",")[0].split(" ")[0]
-    parts = []
+    parts: list[str] = []
     for small in (False, True):
         own = tables.size_class(small)
         if len(own):
