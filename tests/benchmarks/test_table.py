@@ -1,46 +1,53 @@
-"""The table all benchmarks print."""
+"""The table all benchmarks print, and the pure parts of the training benchmark."""
 
 import json
+import sys
 
 import pytest
 
+from benchmarks import bench_training as bench
 from benchmarks.common import table
+from benchmarks.peers import training_work as work
 
 
-def test_ends_with_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [table.Row("focal_2x1x96", 5.0, "ms", "monai", 26.7)]
-    table.print_report(
-        "focal", rows, device="a box", versions={"torch": "9"}, skipped={"torchvision": "absent"}
-    )
+def test_ends_with_one_line_of_json(capsys):
+    row = {"what": "focal_2x1x96", "ours": 5.0, "unit": "ms", "peer": "monai", "peer_value": 26.7}
+    stated = {"device": "a box", "versions": {"torch": "9"}}
+    table.print_report("focal", [table.Row(*row.values())], skipped={"other": "absent"}, **stated)
     lines = capsys.readouterr().out.splitlines()
-    assert any("torchvision (absent)" in line for line in lines[:-1])
-    assert json.loads(lines[-1]) == {
-        "bench": "focal",
-        "device": "a box",
-        "versions": {"torch": "9"},
-        "rows": [
-            {
-                "what": "focal_2x1x96",
-                "ours": 5.0,
-                "unit": "ms",
-                "peer": "monai",
-                "peer_value": 26.7,
-                "ratio": 5.34,
-            }
-        ],
-    }
-
-
-def test_names_versions_and_device() -> None:
+    assert any("other (absent)" in line for line in lines[:-1])
+    assert json.loads(lines[-1]) == {"bench": "focal", **stated, "rows": [{**row, "ratio": 5.34}]}
     versions = table.versions("numpy", "no-such-package")
     assert {"python", "torch", "numpy"} <= set(versions)
     assert "no-such-package" not in versions
-    assert table.device_name("cpu")
 
 
-def test_runs_take_turns_and_the_best_time_counts() -> None:
-    order: list[str] = []
+def test_runs_take_turns_and_the_best_time_counts():
+    order = []
     runs = {name: lambda name=name: order.append(name) for name in "ab"}
     times = table.interleaved_ms(runs, rounds=3)
     assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
     assert all(time >= 0 for time in times.values())
+
+
+def test_laps_count_what_comes_after_the_warm_up(monkeypatch):
+    now = iter([0.0, 9.0, 10.0, 12.0, 13.0, 16.0])
+    monkeypatch.setattr(work.time, "perf_counter", lambda: next(now))
+    laps = work.Laps(work.Job("step", "", size="tiny", warm_up=1, steps=2))
+    ends = []
+    for _ in range(3):
+        laps.begin()
+        ends.append(laps.end())
+    assert ends == [False, False, True]
+    result = laps.result()
+    assert result["step_ms"] == 2500  # 2 s and 3 s
+    assert result["tile_s"] == 7 / 4  # from 9 s to 16 s, two tiles a step
+    assert result["outside"] == pytest.approx(2 / 7)
+
+
+def test_a_job_travels_as_json_and_what_cannot_run_is_skipped_with_its_reason(tmp_path):
+    job, skipped = work.Job("step", str(tmp_path), precision="32-true"), {}
+    assert work.Job(**json.loads(json.dumps(job.to_json()))) == job
+    command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
+    assert bench.run(command, job, skipped, "train_step") is None
+    assert skipped == {"train_step": "no such thing"}

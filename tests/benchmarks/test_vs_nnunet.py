@@ -2,8 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,135 +12,54 @@ from benchmarks.learning.voxel_dice import voxel_dice
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.files import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from lesionseg.plan.plan import Plan
+
+
+def prepare(folder):
+    options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
+    return versus.prepare(folder / "raw", argparse.Namespace(**options))
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Any:
+def setting(tmp_path):
     """Four tiny heads, one of which is scored."""
-    write_mri_phantoms(
-        tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
-    )
-    options = argparse.Namespace(
-        output=tmp_path / "out", accelerator="cpu", overrides=[], group=None
-    )
-    return versus.prepare(tmp_path / "raw", options)
+    grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
+    write_mri_phantoms(tmp_path / "raw", 4, seed=1, n_test=1, **grid)
+    return prepare(tmp_path)
 
 
-def cell(tool: str, found: list[bool], **more: Any) -> dict[str, Any]:
-    """A lesion of 4 mm in each of as many patients as there are answers."""
-    lesions = [
-        {
-            "case": f"c{i}",
-            "group": f"P{i}",
-            "diameter_mm": 4.0,
-            "found": hit,
-            "detected_at": 0.9 if hit else None,
-            "iou50": hit,
-        }
-        for i, hit in enumerate(found)
-    ]
-    cases = [{"case": f"c{i}", "group": f"P{i}", "dice": 0.1 * i} for i in range(len(found))]
-    numbers = {"steps": 7, "dice_half": 0.5, "dice_accepted": 0.4, "recall": 0.3}
-    numbers |= {"dice_best": 0.6, "panoptic_quality": 0.2, "matched_lesion_dice": None}
-    froc = {"fp_per_case": [0.5, 1.0, 2.0, 4.0], "recall": [0.1, 0.2, 0.3, 0.4]}
-    kept = {"tool": tool, "average_precision": None, "froc": froc, "lesions": lesions}
-    kept |= {"cases": cases, "false_positives": []}
-    return {**numbers, **kept, **more}
-
-
-def test_candidates_whose_probability_rounds_to_1_keep_their_rank(
-    setting: Any, tmp_path: Path
-) -> None:
+def test_candidates_are_ranked_by_log_odds_also_where_probabilities_round_to_1(setting, tmp_path):
     odds = np.full((1, 12, 12, 12), -20, np.float32)
+    np.save(tmp_path / "empty.npy", odds)
     odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 40, 60
     np.save(tmp_path / "a.npy", odds)
     assert versus.probabilities(40) == versus.probabilities(60) == 1
     volume = Volume(odds, Geometry((12, 12, 12), np.eye(4)))
-    found = versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates
+    kept = versus.Kept(tmp_path, setting.plan)
+    assert kept.predict_volume(volume, "empty").candidates == ()
+    found = kept.predict_volume(volume, "a").candidates
     first, second = sorted(found, key=lambda c: c.score, reverse=True)
     assert first.start_vox == (8, 8, 8)
     assert first.score > second.score
-
-
-def test_eight_voxels_rank_a_candidate() -> None:
     assert versus.score(np.array([10.0] * 8 + [-5.0] * 30)) == 0.75  # arctan 1 is a quarter of π
     assert versus.score(np.array([0.0])) == 0.5
-    assert versus.score(np.full(20, 63.0)) > versus.score(np.full(20, 40.0))
 
 
-def test_no_candidate_in_bare_background(setting: Any, tmp_path: Path) -> None:
-    odds = np.full((1, 8, 8, 8), -20, np.float32)
-    np.save(tmp_path / "a.npy", odds)
-    volume = Volume(odds, Geometry((8, 8, 8), np.eye(4)))
-    assert versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates == ()
-
-
-def test_the_peer_gets_the_learning_cases_and_our_size(setting: Any, tmp_path: Path) -> None:
+def test_the_peer_gets_the_learning_cases_and_our_size(setting, tmp_path):
     job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     learning = {files.case for files in setting.found.of_role("train")}
     assert {p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").iterdir()} == learning
     assert set(job["scans"]) == {files.case for files in setting.scored}
     assert not learning & set(job["scans"])
-    plan: Plan = setting.plan
-    assert job["tile_voxels"] == np.prod(plan.tile_shape)
+    assert job["tile_voxels"] == np.prod(setting.plan.tile_shape)
     described = read_json(raw / "dataset.json")
     assert described["numTraining"] == len(learning) == 3
-    assert list(described["channel_names"].values()) == list(plan.channel_names)
+    assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
 
 
-def test_means_and_differences_are_told() -> None:
-    ours = [cell("lesionseg", [True] * 15 + [False] * 6)]
-    peer = [cell("nnunet", [True] * 9 + [False] * 12)]
-    said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
-    assert "| ms | nnunet | 7 | 0.50 | 0.60 | 0.40 | 9 of 21 | 9 of 21 | 9 |" in said
-    assert "ours minus nnunet: recall under 10 mm +0.286 (" in said
-
-
-def test_few_groups_have_no_interval() -> None:
-    ours, peer = [cell("lesionseg", [True] * 4)], [cell("nnunet", [False] * 4)]
-    said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
-    assert "no interval (fewer than 5 groups)" in said
-
-
-def test_the_interval_is_paired() -> None:
-    answers = [True, False] * 5
-    found = table.small_found
-    same = table.paired_interval([cell("a", answers)], [cell("b", answers)], found)
-    assert same == (0, 0, 0)  # what the patients have in common cancels
-    better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)], found)
-    assert better[0] == pytest.approx(0.5)
-    assert 0 < better[1] < 0.5 < better[2]
-
-
-def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive() -> None:
-    made = cell("a", [True] * 8 + [False] * 8)  # 16 cases: two false positives are allowed
-    assert sum(v for _, v in table.outlined(made | {"false_positives": [0.99, 0.95]})) == 8
-    assert sum(v for _, v in table.outlined(made | {"false_positives": [0.99, 0.95, 0.9]})) == 0
-    made["lesions"][0]["iou50"] = False
-    assert sum(v for _, v in table.outlined(made)) == 7
-
-
-def test_dice_of_voxels_at_one_half_and_at_its_best(setting: Any) -> None:
-    (files,) = setting.scored
-    folder = setting.options.output
-    labels = versus.read_case(files, setting.found.dataset).reference.labels
-    odds = np.where(labels > 0, -1.0, -2.0)[None]  # p = .27 and .12
-    np.save(folder / f"{files.case}.npy", odds.astype(np.float32))
-    found = voxel_dice(folder, setting.scored, setting.found.dataset)
-    assert found["dice_half"] == 0
-    assert found["dice_best"] == 1
-    assert 0.12 < found["best_threshold"] < 0.27
-    assert voxel_dice(folder, (), setting.found.dataset)["dice_best"] is None
-
-
-def test_radiographs_are_handed_over_as_png(tmp_path: Path) -> None:
+def test_radiographs_are_handed_over_as_png(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
-    options = argparse.Namespace(
-        output=tmp_path / "out", accelerator="cpu", overrides=[], group=None
-    )
-    setting = versus.prepare(tmp_path / "raw", options)
+    setting = prepare(tmp_path)
     job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     assert job["configuration"] == "2d"
@@ -150,10 +67,20 @@ def test_radiographs_are_handed_over_as_png(tmp_path: Path) -> None:
     for part, cases in (("Tr", setting.found.of_role("train")), ("Ts", setting.scored)):
         names = {f"{files.case}_0000.png" for files in cases}
         assert {path.name for path in (raw / f"images{part}").iterdir()} == names
-    assert len(list((raw / "labelsTr").iterdir())) == len(setting.found.of_role("train"))
 
 
-def test_a_finished_cell_is_read_and_one_of_other_cases_refused(setting: Any) -> None:
+def test_dice_of_voxels_at_one_half_and_at_its_best(setting):
+    (files,), folder, dataset = setting.scored, setting.options.output, setting.found.dataset
+    labels = versus.read_case(files, dataset).reference.labels
+    odds = np.where(labels > 0, -1.0, -2.0)[None]  # p = .27 and .12
+    np.save(folder / f"{files.case}.npy", odds.astype(np.float32))
+    found = voxel_dice(folder, setting.scored, dataset)
+    assert (found["dice_half"], found["dice_best"]) == (0, 1)
+    assert 0.12 < found["best_threshold"] < 0.27
+    assert voxel_dice(folder, (), dataset)["dice_best"] is None
+
+
+def test_a_finished_cell_is_read_and_one_of_other_cases_is_an_error(setting):
     more = {"overrides": [], "minutes": 1.0, "steps": None, "threads": 1}
     setting = replace(setting, options=argparse.Namespace(**vars(setting.options) | more))
     path = setting.options.output / "cells" / f"{setting.name}__nnunet__1min__1t__s0.json"
@@ -163,3 +90,48 @@ def test_a_finished_cell_is_read_and_one_of_other_cases_refused(setting: Any) ->
     write_json(path, {"identity": ["other"]})
     with pytest.raises(SystemExit, match="other cases"):
         versus.make_cell(setting, "nnunet", 0)
+
+
+# --- the table ---
+
+
+def cell(tool, found, **more):
+    """A lesion of 4 mm in each of as many patients as there are answers."""
+    patients = [{"case": f"c{i}", "group": f"P{i}"} for i in range(len(found))]
+    lesions = [
+        {**who, "diameter_mm": 4.0, "found": hit, "detected_at": 0.9 * hit or None, "iou50": hit}
+        for who, hit in zip(patients, found, strict=True)
+    ]
+    cases = [{**who, "dice": 0.1 * i} for i, who in enumerate(patients)]
+    numbers = {"steps": 7, "dice_half": 0.5, "dice_accepted": 0.4, "recall": 0.3}
+    numbers |= {"dice_best": 0.6, "panoptic_quality": 0.2, "matched_lesion_dice": None}
+    froc = {"fp_per_case": [0.5, 1.0, 2.0, 4.0], "recall": [0.1, 0.2, 0.3, 0.4]}
+    kept = {"tool": tool, "average_precision": None, "froc": froc, "lesions": lesions}
+    return {**numbers, **kept, "cases": cases, "false_positives": [], **more}
+
+
+def test_means_and_differences_are_told():
+    ours = [cell("lesionseg", [True] * 15 + [False] * 6)]
+    peer = [cell("nnunet", [True] * 9 + [False] * 12)]
+    said = table.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
+    assert "| ms | nnunet | 7 | 0.50 | 0.60 | 0.40 | 9 of 21 | 9 of 21 | 9 |" in said
+    assert "ours minus nnunet: recall under 10 mm +0.286 (" in said
+    few = {"lesionseg": [cell("lesionseg", [True] * 4)], "nnunet": [cell("nnunet", [False] * 4)]}
+    assert "no interval (fewer than 5 groups)" in table.markdown({"ms": few})
+
+
+def test_the_interval_is_paired():
+    answers, found = [True, False] * 5, table.small_found
+    same = table.paired_interval([cell("a", answers)], [cell("b", answers)], found)
+    assert same == (0, 0, 0)  # what the patients have in common cancels
+    better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)], found)
+    assert better[0] == pytest.approx(0.5)
+    assert 0 < better[1] < 0.5 < better[2]
+
+
+def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive():
+    made = cell("a", [True] * 8 + [False] * 8)  # 16 cases: two false positives are allowed
+    for false, n in (([0.99, 0.95], 8), ([0.99, 0.95, 0.9], 0)):
+        assert sum(v for _, v in table.outlined(made | {"false_positives": false})) == n
+    made["lesions"][0]["iou50"] = False
+    assert sum(v for _, v in table.outlined(made)) == 7

@@ -36,47 +36,36 @@ class HandCase:
     by_pairs: dict[str, object] = field(default_factory=dict)
 
 
-def draw(text):
-    slices = [
-        [[0 if c == "." else int(c) for c in row] for row in part.split()]
-        for part in text.split("|")
-    ]
-    array = np.array(slices, dtype=np.int32)
-    return array[0] if "|" not in text else array
+def draw(text, spacing_mm=None):
+    """The ids of a drawing, and their grid."""
+    slices = [[list(row) for row in s.split()] for s in text.replace(".", "0").split("|")]
+    ids = np.array(slices, dtype=np.int32)
+    ids = ids if "|" in text else ids[0]
+    return ids, Geometry.from_spacing(ids.shape, spacing_mm or (1.0,) * ids.ndim)
 
 
 def make_reference(case, spacing_mm=None):
-    instances = draw(case.reference)
-    labels = case.lesion_labels or (1,) * int(instances.max())
-    geometry = Geometry.from_spacing(instances.shape, spacing_mm or (1.0,) * instances.ndim)
-    values = np.array([0, *labels])[instances]
-    return Reference(geometry, labels=values, instances=instances, instance_labels=labels)
+    ids, geometry = draw(case.reference, spacing_mm)
+    labels = case.lesion_labels or (1,) * int(ids.max())
+    values = np.array([0, *labels])[ids]
+    return Reference(geometry, labels=values, instances=ids, instance_labels=labels)
 
 
 def make_prediction(case, spacing_mm=None):
-    instances = draw(case.prediction)
-    geometry = Geometry.from_spacing(instances.shape, spacing_mm or (1.0,) * instances.ndim)
-    return prediction_of(
-        instances, case.scores, geometry, case.candidate_labels, case.accepted_from, case.name
-    )
+    ids, geometry = draw(case.prediction, spacing_mm)
+    how = case.candidate_labels, case.accepted_from, case.name
+    return prediction_of(ids, case.scores, geometry, *how)
 
 
 def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case", **more):
-    boxes, dims = mask_boxes(instances, len(scores)).tolist(), instances.ndim
-    candidates = [
-        Candidate(
-            id=i + 1,
-            label=labels[i] if labels else 1,
-            score=score,
-            start_vox=tuple(boxes[i][:dims]),
-            stop_vox=tuple(boxes[i][dims:]),
-            centre_mm=(0.0,) * dims,
-            diameter_mm=1.0,
-            volume_ml=None,
-            accepted=score >= accepted_from,
-        )
-        for i, score in enumerate(scores)
-    ]
+    dims, candidates = instances.ndim, []
+    rows = zip(
+        scores, labels or (1,) * len(scores), mask_boxes(instances, len(scores)), strict=True
+    )
+    for number, (score, label, box) in enumerate(rows, start=1):
+        ends = tuple(box[:dims].tolist()), tuple(box[dims:].tolist())
+        given = {"accepted": score >= accepted_from}
+        candidates.append(Candidate(number, label, score, *ends, (0.0,) * dims, 1.0, None, **given))
     ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
     return Prediction(case, geometry, ranked, instances, **more)
 

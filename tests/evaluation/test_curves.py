@@ -1,4 +1,4 @@
-"""Curves against plain loops over thresholds."""
+"""Curves by hand, of nothing, and of resampled groups."""
 
 from dataclasses import replace
 
@@ -40,56 +40,15 @@ def repeat(pool, weights):
     return replace(pool, **items)
 
 
-def thresholds(pool):
-    found = pool.detected_at[pool.detected_at > NEVER]
-    return sorted({*found, *pool.false_score}, reverse=True)
-
-
-def naive_froc(pool, rate):
-    recalls = [0.0]
-    for t in thresholds(pool):
-        if (pool.false_score >= t).sum() <= rate * pool.n_cases:
-            recalls.append((pool.detected_at >= t).mean())
-    return max(recalls)
-
-
-def naive_ap(pool):
-    area, before = 0.0, 0.0
-    for t in thresholds(pool):
-        hits, false = (pool.detected_at >= t).sum(), (pool.false_score >= t).sum()
-        recall = hits / len(pool.detected_at)
-        area += (recall - before) * hits / (hits + false)
-        before = recall
-    return area
-
-
-def naive_auroc(pool):
-    pairs = [
-        0.5 if a == b else float(a > b)
-        for a, p in zip(pool.case_score, pool.case_positive, strict=True)
-        for b, q in zip(pool.case_score, pool.case_positive, strict=True)
-        if p and not q
-    ]
-    return np.mean(pairs)
-
-
 @pytest.mark.parametrize("seed", range(8))
-def test_curves_equal_plain_loops_also_in_resampled_data(seed):
-    pool = random_pool(seed)
-    rng = np.random.default_rng(seed)
-    weights = np.vstack([np.ones(6), rng.multinomial(6, np.full(6, 1 / 6), 4)]).astype(float)
-    curve, area = froc(pool, RATES)(weights), average_precision(pool)(weights)
-    auroc = case_auroc(pool)(weights)[:, 0]
-    for row, w in enumerate(weights):
-        same = repeat(pool, w)
-        if len(same.detected_at):
-            np.testing.assert_allclose(curve[row], [naive_froc(same, x) for x in RATES])
-            assert area[row, 0] == pytest.approx(naive_ap(same))
-        if same.case_positive.any() and not same.case_positive.all():
-            assert auroc[row] == pytest.approx(naive_auroc(same))
-        else:
-            assert np.isnan(auroc[row])
-    np.testing.assert_allclose(cpm(pool, RATES)(weights)[:, 0], curve.mean(1))
+def test_a_weight_counts_a_group_as_often(seed):
+    """That the plain curves are right is seen in test_naive_scorer.py."""
+    pool, rng = random_pool(seed), np.random.default_rng(seed)
+    weights, one = rng.multinomial(6, np.full(6, 1 / 6), 5).astype(float), np.ones((1, 6))
+    for curve in (lambda p: froc(p, RATES), average_precision, case_auroc):
+        again = [curve(repeat(pool, w))(one)[0] for w in weights]
+        np.testing.assert_allclose(curve(pool)(weights), again)
+    np.testing.assert_allclose(cpm(pool, RATES)(one)[:, 0], froc(pool, RATES)(one).mean(1))
 
 
 def test_froc_by_hand():

@@ -58,8 +58,8 @@ def random_case(seed):
     return reference, tuple(labels), drawn, tuple(given), tuple(scores)
 
 
-def masks_of(instances, rows=None):
-    return [instances == row + 1 for row in (range(int(instances.max())) if rows is None else rows)]
+def masks_of(instances):
+    return [instances == number for number in range(1, int(instances.max()) + 1)]
 
 
 def grid(array):
@@ -94,25 +94,6 @@ def test_equal_to_a_naive_reference_at_every_threshold(block):
     for seed in range(60 * block, 60 * (block + 1)):
         case = random_case(seed)
         check(link(*case), masks_of(case[0]), masks_of(case[2]), case[-1])
-
-
-@pytest.mark.parametrize("block", range(2))
-def test_equal_to_a_naive_reference_within_each_label(block):
-    for seed in range(100 * block, 100 * (block + 1)):
-        reference, labels, drawn, given, scores = random_case(seed)
-        links = link(reference, labels, drawn, given, scores)
-        part = links.within_labels or links
-        _, outcomes = part.of_accepted(np.ones(len(part.candidates), bool))
-        found_at = np.full(len(labels), NEVER)
-        for label in {*labels, *given}:
-            own = [i for i, one in enumerate(labels) if one == label]
-            rows = [i for i, one in enumerate(given) if one == label]
-            masks = masks_of(reference, own), masks_of(drawn, rows)
-            supported, found_at[own] = naive(*masks, [scores[i] for i in rows])
-            for row, good in zip(rows, supported, strict=True):
-                (place,) = np.flatnonzero(part.candidates.ids == row + 1)
-                assert (outcomes[place] == "true_positive") == good
-        assert part.detected_at.tolist() == found_at.tolist()
 
 
 def filled(shape, boxes):

@@ -34,29 +34,22 @@ def test_axes_and_slices_equal_a_naive_search(seed):
     spacing = tuple(rng.choice([0.5, 1.0, 2.5], dims).tolist())
     mask = rng.random(tuple(rng.integers(1, 8, dims))) < 0.4
     mask.flat[0] = True
-    voxels = np.argwhere(mask)
-    found = measure(voxels, spacing)
-    plane, pixel = voxels, np.array(spacing)
+    found, pixel = measure(np.argwhere(mask), spacing), np.array(spacing)
     if dims == 3:
         axis = int(np.argmax(spacing))
-        layers = np.unique(voxels[:, axis], return_counts=True)
-        assert found.slices == len(layers[0])
-        fullest = layers[0][layers[1].argmax()]
-        plane = np.delete(voxels[voxels[:, axis] == fullest], axis, axis=1)
-        pixel = np.delete(pixel, axis)
-    apart = (plane[:, None] - plane[None]) * pixel
-    squared = (apart**2).sum(-1)
-    if not squared.any():
-        assert (found.long_axis_mm, found.short_axis_mm) == (pixel.max(), pixel.min())
-        return
-    widths = set()
-    for pair in np.argwhere(np.isclose(squared, squared.max())):  # any of the longest will do
-        along = apart[tuple(pair)] / np.sqrt(squared.max())
+        layers = np.moveaxis(mask, axis, 0)
+        assert found.slices == layers.any(axis=(1, 2)).sum()
+        mask, pixel = max(layers, key=np.count_nonzero), np.delete(pixel, axis)
+    places = np.argwhere(mask) * pixel
+    apart = places[:, None] - places[None]
+    length = np.linalg.norm(apart, axis=-1).max()
+    expected = {(pixel.max(), pixel.min())} if length == 0 else set()
+    for pair in np.argwhere(np.isclose(np.linalg.norm(apart, axis=-1), length or np.inf)):
+        along = apart[tuple(pair)] / length  # any of the longest will do
         across = np.array([-along[1], along[0]])
-        long_mm = np.sqrt(squared.max()) + np.abs(along) @ pixel
-        short_mm = np.ptp(plane * pixel @ across) + np.abs(across) @ pixel
-        widths.add((round(long_mm, 9), round(short_mm, 9)))
-    assert (round(found.long_axis_mm, 9), round(found.short_axis_mm, 9)) in widths
+        short_mm = np.ptp(places @ across) + np.abs(across) @ pixel
+        expected.add((round(length + np.abs(along) @ pixel, 9), round(short_mm, 9)))
+    assert (round(found.long_axis_mm, 9), round(found.short_axis_mm, 9)) in expected
 
 
 # --- surfaces ---

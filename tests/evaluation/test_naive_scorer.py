@@ -64,23 +64,34 @@ def naive_scores(cases):
     )
 
 
+def only(label, items, labels):
+    return [x for x, own in zip(items, labels, strict=True) if label in (None, own)]
+
+
 @pytest.mark.parametrize("block", range(4))
 def test_scores_equal_a_naive_scorer(block):
-    cases, results = [], []
+    cases, results, preset = {None: [], 1: [], 2: []}, [], PRESETS["lesionseg"]
     for seed in range(80 * block, 80 * (block + 1), 2):  # those of three axes
         reference, labels, drawn, given, scores = random_case(seed)
-        cases.append((masks_of(reference), masks_of(drawn), scores))
+        for label, some in cases.items():
+            lesions = only(label, masks_of(reference), labels)
+            some.append((lesions, only(label, masks_of(drawn), given), only(label, scores, given)))
         geometry = Geometry.from_spacing(reference.shape, SPACING)
         values = np.array([0, *labels])[reference]
         truth = Reference(geometry, values, instances=reference, instance_labels=labels)
         prediction, point = prediction_of(drawn, scores, geometry, given), OperatingPoint("", POINT)
-        preset, name = PRESETS["lesionseg"], f"c{seed:03d}"
+        name = f"c{seed:03d}"
         results.append(evaluate_case(truth, prediction, preset, case=name, operating_point=point))
-    found = summarise(results, PRESETS["lesionseg"], evaluated_on="test", replicates=0)
-    numbers, curve, by_size, bias = naive_scores(cases)
-    for name, value in numbers.items():
-        assert found[name]["mean" if name == "dice" else "value"] == pytest.approx(value, **APART)
-    assert found["froc"]["recall"] == pytest.approx(curve, **APART)
-    rows = [row["recall"] for row in found["recall_by_size"] if row["n"]]
-    assert rows == pytest.approx(by_size, **APART)
-    assert found["lesion_load"]["volume_ml"]["bias"]["value"] == pytest.approx(bias, **APART)
+    found = summarise(results, preset, evaluated_on="test", replicates=0)
+    for label, own in cases.items():
+        numbers, curve, by_size, bias = naive_scores(own)
+        table = found if label is None else found["per_label"][f"{label}"]
+        for key in numbers if label is None else numbers.keys() & table.keys():
+            value = table[key]["mean" if key == "dice" else "value"]
+            assert value == pytest.approx(numbers[key], **APART), (label, key)
+        if label is None:
+            rows = [row["recall"] for row in found["recall_by_size"] if row["n"]]
+            assert rows == pytest.approx(by_size, **APART)
+            assert found["froc"]["recall"] == pytest.approx(curve, **APART)
+            volume = found["lesion_load"]["volume_ml"]["bias"]["value"]
+            assert volume == pytest.approx(bias, **APART)

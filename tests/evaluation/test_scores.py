@@ -108,23 +108,15 @@ def test_the_seed_decides_the_intervals():
     one, same, other = (summarise(many(), 60, seed=s) for s in (1, 1, 2))
     assert one == same
     assert one["lesion_f1"]["ci95"] != other["lesion_f1"]["ci95"]
-    assert one["lesion_f1"]["value"] == other["lesion_f1"]["value"]
 
 
-@pytest.mark.parametrize(
-    ("role", "chosen_on", "optimistic"),
-    [
-        ("validation", None, True),
-        ("test", "validation", False),
-        ("test", "test", True),
-        ("external", None, False),
-    ],
-)
-def test_a_point_chosen_on_these_cases_is_called_optimistic(role, chosen_on, optimistic):
-    point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
-    found = summarise(many(2), evaluated_on=role, operating_point=point)["operating_point"]
-    stated = {"name": "fp_per_case:1", "score": 0.4, "chosen_on": chosen_on}
-    assert found == {**stated, "optimistic": optimistic}
+def test_a_point_chosen_on_these_cases_is_called_optimistic():
+    kinds = {("validation", None), ("test", "validation"), ("test", "test"), ("external", None)}
+    for role, chosen_on in kinds:
+        point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
+        found = summarise(many(2), evaluated_on=role, operating_point=point)["operating_point"]
+        stated = {"name": "fp_per_case:1", "score": 0.4, "chosen_on": chosen_on}
+        assert found == {**stated, "optimistic": role in ("validation", chosen_on)}
 
 
 @pytest.mark.parametrize(("n_free", "given"), [(4, False), (5, True)])

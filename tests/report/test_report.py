@@ -2,7 +2,8 @@
 
 import json
 import re
-from pathlib import Path
+import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -24,32 +25,29 @@ from lesionseg.report.write import (
 )
 
 
-def save(path: Path, array: np.ndarray) -> None:
+def save(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory):
     """Four scans: two large lesions each, the small one missed, one false positive; one is free."""
     root = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
-    for k in range(4):
+    point = {"name": "score:0.5", "score": 0.5, "chosen_on": "validation"}
+    for k, case in enumerate(f"P{k}_$x$" for k in range(4)):
         image = rng.normal(100, 10, (32, 32, 16)).astype(np.float32)
-        truth = np.zeros(image.shape, np.uint8)
+        truth, instances = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint16)
         if k < 3:
             truth[4:10, 4:10, 3:6] = 1
             truth[20:22, 20:22, 8:9] = 1
-        found = np.zeros_like(truth)
-        found[5:10, 4:9, 3:6] = truth[5:10, 4:9, 3:6]
-        if k != 1:
-            found[25:28, 4:7, 10:12] = 1
-        save(root / f"scans/P{k}_$x$.nii.gz", image + 50 * truth)
-        save(root / f"masks/P{k}_$x$.nii.gz", truth)
-        instances = found.astype(np.uint16)
-        instances[25:28, 4:7, 10:12] *= 2
-        save(root / f"found/P{k}_$x$_instances.nii.gz", instances)
-        save(root / f"found/P{k}_$x$_mask.nii.gz", found)
+        instances[5:10, 4:9, 3:6] = truth[5:10, 4:9, 3:6]
+        instances[25:28, 4:7, 10:12] = 2 * (k != 1)
+        save(root / f"scans/{case}.nii.gz", image + 50 * truth)
+        save(root / f"masks/{case}.nii.gz", truth)
+        save(root / f"found/{case}_instances.nii.gz", instances)
+        save(root / f"found/{case}_mask.nii.gz", (instances > 0).astype(np.uint8))
         listed = []
         for value, score in ((1, 0.9), (2, 0.6)):
             places = np.argwhere(value == instances.T)
@@ -58,45 +56,35 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 place = {"start_vox": low, "stop_vox": high, "centre_mm": [0.0, 0.0, 0.0]}
                 size = {"diameter_mm": 5.0, "volume_ml": 0.1, "has_mask": True, "accepted": True}
                 listed.append({"id": value, "label": 1, "score": score, **place, **size})
-        point = {"name": "score:0.5", "score": 0.5, "chosen_on": "validation"}
-        content = {"schema_version": 1, "case": f"P{k}_$x$", "voxel_threshold": 0.5}
+        content = {"schema_version": 1, "case": case, "voxel_threshold": 0.5}
         content |= {"operating_point": point, "candidates": listed}
-        (root / f"found/P{k}_$x$_candidates.json").write_text(json.dumps(content))
+        (root / f"found/{case}_candidates.json").write_text(json.dumps(content))
     places = [f"reference={root}/masks", f"prediction={root}/found", f"output={root}/scores"]
     assert run("evaluate", [*places, "evaluated_on=test"]) == 0
     return root
 
 
 @pytest.fixture(scope="module")
-def page(study: Path) -> str:
+def page(study):
     places = {"images": study / "scans", "reference": study / "masks"}
     path = write_report(study / "scores", study / "page", prediction=study / "found", **places)
     return path.read_text(encoding="utf-8")
 
 
-def test_first_screen_says_what_is_found_and_missed(study: Path, page: str) -> None:
+def test_first_screen_says_what_is_found_and_missed(study, page):
     tables = read_tables(study / "scores")
     words = headline(tables)
-    assert words == "Finds all 3 lesions of 5 mm or more, none of 3 smaller ones, with 0.75 " + (
-        "false alarms per scan."
-    )
-    assert words in page
-    values = [tile.value for tile in tiles(tables)]
-    assert values == ["3 of 3", "0 of 3", "0.75", "3 scans"]
+    found = "Finds all 3 lesions of 5 mm or more, none of 3 smaller ones"
+    assert words == f"{found}, with 0.75 false alarms per scan."
+    assert [tile.value for tile in tiles(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
     assert tags(tables) == []
     assert "test scans, not used in training" in page
-    order = [
-        "<h1>",
-        "The smaller the lesion",
-        "Lesions found against",
-        "The largest lesions",
-        "Limits.",
-    ]
-    places = [page.index(part) for part in order]
+    parts = ("<h1>", words, "The smaller", "Lesions found against", "The largest", "Limits.")
+    places = [page.index(part, page.index("<h1>")) for part in parts]
     assert places == sorted(places)
 
 
-def test_pictures_are_there_and_names_are_not(study: Path, page: str) -> None:
+def test_pictures_are_there_and_names_are_not(study, page):
     assert page.count("data:image/jpeg;base64") == 3 + 3 + 3 + 3  # top, missed, false, found
     text = re.sub(r"base64,[^\"']*", "", page)
     assert "P0_" not in text
@@ -107,18 +95,18 @@ def test_pictures_are_there_and_names_are_not(study: Path, page: str) -> None:
     assert not re.search(r"(?:src|href)=.https?:", text)
 
 
-def test_names_on_request_and_no_pictures_without_images(study: Path, tmp_path: Path) -> None:
+def test_names_on_request_and_no_pictures_without_images(study, tmp_path):
     (tmp_path / "study.yaml").write_text("title: <b>Ours</b> $x^$")
     options = ReportSection.of(identifiers=True, pdf=False, study=tmp_path / "study.yaml")
     page = write_report(study / "scores", tmp_path, options=options).read_text(encoding="utf-8")
     assert "P0_$x$" in page
-    assert "<b>Ours</b>" not in page
-    assert "data:image/jpeg" not in page
-    assert not (tmp_path / "pseudonyms.csv").exists()
-    assert not (tmp_path / "report.pdf").exists()
+    for absent in ("<b>Ours</b>", "data:image/jpeg"):
+        assert absent not in page
+    for absent in ("pseudonyms.csv", "report.pdf"):
+        assert not (tmp_path / absent).exists()
 
 
-def test_an_answer_stays_with_its_false_positive(study: Path, tmp_path: Path) -> None:
+def test_an_answer_stays_with_its_false_positive(study, tmp_path):
     tables, path = read_tables(study / "scores"), tmp_path / "adjudicate.csv"
     assert write_adjudication(path, tables) == 3
     rows = pd.read_csv(path, dtype=str)
@@ -130,52 +118,47 @@ def test_an_answer_stays_with_its_false_positive(study: Path, tmp_path: Path) ->
     assert again["answer"].fillna("").tolist() == ["", "lesion", ""]
 
 
-def test_a_new_number_appears_by_itself(study: Path, tmp_path: Path) -> None:
-    for name in ("cases.csv", "lesions.csv", "candidates.csv"):
-        (tmp_path / name).write_bytes((study / "scores" / name).read_bytes())
+def test_a_new_number_appears_by_itself(study, tmp_path):
+    shutil.copytree(study / "scores", tmp_path / "scores")
     scores = json.loads((study / "scores/scores.json").read_text())
-    scores["lesion_f2"] = {"value": 0.123, "ci95": [0.1, 0.2]}
-    scores["evaluated_on"] = "unknown"
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
-    page = write_report(
-        tmp_path, tmp_path / "page", options=ReportSection.of(pdf=False)
-    ).read_text()
-    assert "lesion f2" in page
-    assert "0.1 to 0.2" in page
-    assert "Role unknown" in page
+    scores |= {"lesion_f2": {"value": 0.123, "ci95": [0.1, 0.2]}, "evaluated_on": "unknown"}
+    (tmp_path / "scores/scores.json").write_text(json.dumps(scores))
+    options = ReportSection.of(pdf=False)
+    page = write_report(tmp_path / "scores", tmp_path / "page", options=options).read_text()
+    for text in ("lesion f2", "0.1 to 0.2", "Role unknown"):
+        assert text in page
 
 
-def test_why_a_lesion_was_missed() -> None:
-    class Known:
-        threshold = 0.92
-
-    at = {"why_missed": "below_operating_point", "detected_at": 0.89}
-    assert why_missed(at, Known) == "seen, but rated just below the limit (0.89; limit 0.92)"
+def test_why_a_lesion_was_missed():
+    known, at = SimpleNamespace(threshold=0.92), {"detected_at": 0.89}
+    below = why_missed({"why_missed": "below_operating_point", **at}, known)
+    assert below == "seen, but rated just below the limit (0.89; limit 0.92)"
     touched = {"why_missed": "overlap_too_small", "detected_at": np.nan}
-    assert why_missed(touched, Known) == "touched, too little covered"
-    assert why_missed({"why_missed": "no_response"}, Known) == "not seen at all"
+    assert why_missed(touched, known) == "touched, too little covered"
+    assert why_missed({"why_missed": "no_response"}, known) == "not seen at all"
 
 
-def test_tables_that_do_not_fit_are_named(study: Path, tmp_path: Path) -> None:
+def test_tables_that_do_not_fit_are_named(study, tmp_path):
     with pytest.raises(ReadError, match=r"scores\.json"):
         read_tables(tmp_path)
-    for name in ("scores.json", "cases.csv", "candidates.csv"):
-        (tmp_path / name).write_bytes((study / "scores" / name).read_bytes())
-    with pytest.raises(ReadError, match=r"lesions\.csv"):
-        read_tables(tmp_path)
-    lines = (study / "scores/lesions.csv").read_text().splitlines()
-    (tmp_path / "lesions.csv").write_text("\n".join(lines[:-1]) + "\n")
+    shutil.copytree(study / "scores", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "lesions.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ContentError, match=r"lesions\.csv has 5 lesions"):
         read_tables(tmp_path)
+    path.unlink()
+    with pytest.raises(ReadError, match=r"lesions\.csv"):
+        read_tables(tmp_path)
 
 
-def test_words_for_numbers() -> None:
+def test_words_for_numbers():
     assert number({"a": {"mean": 1.0, "ci95": None}}, "a") == (1.0, None)
     assert number({"a": 2.0}, "a") == (2.0, None)
     assert wilson(0, 8) == pytest.approx((0, 0.324), abs=1e-3)
 
 
-def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("population: 40 adults\nreader: [A, B]\n")
     assert read_study(path) == {"population": "40 adults", "reader": "A; B"}
