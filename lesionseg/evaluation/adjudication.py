@@ -8,7 +8,7 @@ from typing import Any
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
-from lesionseg.evaluation.intervals import NO_LESION, proportion, rate
+from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, proportion, rate
 
 LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
 
@@ -100,5 +100,5 @@ def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> dic
         "n_false_positive": int(false.sum()),
         "lesion_recall": proportion(found, lesions, NO_LESION).to_json(),
         "lesion_precision": proportion(true, true + false, "nothing was accepted").to_json(),
-        "false_positives_per_case": rate(false, cases, "there is no case").to_json(),
+        "false_positives_per_case": rate(false, cases, NO_CASE).to_json(),
     }

@@ -23,19 +23,18 @@ from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (
     MIN_GROUPS,
-    TOO_FEW_GROUPS,
     Draws,
-    Estimate,
     Statistic,
+    Weights,
+    bootstrap,
     draw_groups,
-    effective_groups,
-    percentiles,
     ratio,
 )
 from lesionseg.evaluation.scores import RATIOS
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
+UNDEFINED = "the number is undefined for one of the two"
 _PERMUTATIONS = 4096  # up to 12 groups all of them
 _MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`
 
@@ -87,9 +86,8 @@ def compare(
         statistic = ratio(np.concatenate(above), np.concatenate(below))
         numbers[name] = statistic, np.maximum(*below)
     items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
-    step = max(1, _MAX_ELEMENTS // items)
     found = {
-        name: _difference(statistic, support, draws, step, seed)
+        name: _difference(statistic, support, draws, items, seed)
         for name, (statistic, support) in numbers.items()
     }
     primary = PRIMARY if scored else PRIMARY_UNSCORED
@@ -102,36 +100,27 @@ def compare(
 
 
 def _difference(
-    statistic: Statistic, support: NDArray[np.float64], draws: Draws, step: int, seed: int
+    statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
 ) -> dict[str, Any]:
     n = draws.shape[1]
 
-    def apart(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        a, b = (np.hstack(pair) for pair in ((first, second), (second, first)))
-        return np.asarray(statistic(a)[:, 0] - statistic(b)[:, 0])
+    def both(first: Weights, second: Weights) -> NDArray[np.float64]:
+        a, b = (statistic(np.hstack(pair))[:, 0] for pair in ((first, second), (second, first)))
+        return np.stack([a, b, a - b], axis=1)
 
-    ones, zeros = np.ones((1, n)), np.zeros((1, n))
-    a, b = (float(statistic(np.hstack(p))[0, 0]) for p in ((ones, zeros), (zeros, ones)))
-    values: dict[str, Any] = {
-        "one": a if np.isfinite(a) else None,
-        "other": b if np.isfinite(b) else None,
-    }
-    if None in values.values():
-        why = "the number is undefined for one of the two"
-        return {**values, **Estimate(None, None, why).to_json("difference"), "p_value": None}
-    if (support > 0).sum() < MIN_GROUPS:
-        few = Estimate(a - b, None, TOO_FEW_GROUPS).to_json("difference")
-        return {**values, **few, "p_value": None}
-    parts = (draws[i : i + step].astype(np.float64) for i in range(0, len(draws), step))
-    drawn = np.concatenate([apart(part, np.zeros(part.shape)) for part in parts] or [np.zeros(0)])
-    estimate = Estimate(a - b, *percentiles(drawn, effective_groups(support)))
+    a, b, difference = bootstrap(
+        lambda weights: both(weights, np.zeros_like(weights)), draws, support, UNDEFINED, items
+    )
+    found = {"one": a.value, "other": b.value, **difference.to_json("difference"), "p_value": None}
+    if difference.value is None or (support > 0).sum() < MIN_GROUPS:
+        return found
 
     def swapped(first: NDArray[Any], second: NDArray[Any], axis: int) -> NDArray[np.float64]:
         first = np.moveaxis(first, axis, -1)
         weights = np.zeros((*first.shape[:-1], 2 * n))
         np.put_along_axis(weights, first.astype(np.int64), 1.0, axis=-1)
         weights = weights.reshape(-1, 2 * n)
-        return apart(weights[:, :n], weights[:, n:]).reshape(first.shape[:-1])
+        return both(weights[:, :n], weights[:, n:])[:, 2].reshape(first.shape[:-1])
 
     test = permutation_test(
         (np.arange(n), np.arange(n) + n),
@@ -139,10 +128,10 @@ def _difference(
         permutation_type="samples",
         vectorized=True,
         n_resamples=_PERMUTATIONS,
-        batch=step,
+        batch=max(1, _MAX_ELEMENTS // items),
         random_state=seed,
     )
-    return {**values, **estimate.to_json("difference"), "p_value": float(test.pvalue)}
+    return {**found, "p_value": float(test.pvalue)}
 
 
 def _correct(found: Mapping[str, dict[str, Any]], primary: str) -> None:

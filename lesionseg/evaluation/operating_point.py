@@ -18,6 +18,7 @@ from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
+    NO_CASE,
     NO_LESION,
     count_design_effect,
     few_groups_factor,
@@ -83,7 +84,7 @@ def choose(
     lesions, hits = pool.lesions_by_group, pool.detected_at >= chosen
     found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
     recall = proportion(found, lesions, NO_LESION)
-    false_positives = rate(false, pool.cases_by_group, "there is no case")
+    false_positives = rate(false, pool.cases_by_group, NO_CASE)
     is_last = false.sum() == len(pool.false_score)  # no next one is known; ½ is Jeffreys' prior
     reach = pool.detected_at > NEVER
     roles = sorted({r.role for r in results if r.role})

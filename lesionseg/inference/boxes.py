@@ -206,12 +206,8 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     same = np.array([[v.label == b.label for b in boxes] for v in voxels])
     overlap = np.where(same, overlap, 0)
     partner: dict[int, int] = {}
-    used: set[int] = set()
-    for flat in np.argsort(-overlap, axis=None, kind="stable"):
-        i, j = divmod(int(flat), len(boxes))
-        if overlap[i, j] < SAME_LESION:
-            break
-        if i not in partner and j not in used:
-            partner[i] = j
-            used.add(j)
+    while overlap.max() >= SAME_LESION:
+        i, j = divmod(int(overlap.argmax()), len(boxes))
+        partner[i] = j
+        overlap[i], overlap[:, j] = 0, 0
     return partner
