@@ -25,7 +25,6 @@ from lesionseg.evaluation.intervals import (
     MIN_GROUPS,
     Draws,
     Statistic,
-    Weights,
     bootstrap,
     draw_groups,
     ratio,
@@ -104,7 +103,7 @@ def _difference(
 ) -> dict[str, Any]:
     n = draws.shape[1]
 
-    def both(first: Weights, second: Weights) -> NDArray[np.float64]:
+    def both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
         a, b = (statistic(np.hstack(pair))[:, 0] for pair in ((first, second), (second, first)))
         return np.stack([a, b, a - b], axis=1)
 
