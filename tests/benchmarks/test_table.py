@@ -22,14 +22,6 @@ def test_ends_with_one_line_of_json(capsys):
     assert "no-such-package" not in versions
 
 
-def test_runs_take_turns_and_the_best_time_counts():
-    order = []
-    runs = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = table.interleaved_ms(runs, rounds=3)
-    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
-    assert all(time >= 0 for time in times.values())
-
-
 def test_laps_count_what_comes_after_the_warm_up(monkeypatch):
     now = iter([0.0, 9.0, 10.0, 12.0, 13.0, 16.0])
     monkeypatch.setattr(work.time, "perf_counter", lambda: next(now))

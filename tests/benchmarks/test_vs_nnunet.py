@@ -1,7 +1,6 @@
 """The comparison with nnU-Net without nnU-Net: candidates of log-odds, the hand-over, the table."""
 
 import argparse
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +9,8 @@ from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
 from benchmarks.learning.voxel_dice import voxel_dice
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import read_json, write_json
-from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-
-
-def prepare(folder):
-    options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
-    return versus.prepare(folder / "raw", argparse.Namespace(**options))
+from lesionseg.io.files import read_json
+from lesionseg.phantoms import write_mri_phantoms
 
 
 @pytest.fixture
@@ -24,7 +18,8 @@ def setting(tmp_path):
     """Four tiny heads, one of which is scored."""
     grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
     write_mri_phantoms(tmp_path / "raw", 4, seed=1, n_test=1, **grid)
-    return prepare(tmp_path)
+    options = {"output": tmp_path / "out", "accelerator": "cpu", "overrides": [], "group": None}
+    return versus.prepare(tmp_path / "raw", argparse.Namespace(**options))
 
 
 def test_candidates_are_ranked_by_log_odds_also_where_probabilities_round_to_1(setting, tmp_path):
@@ -57,18 +52,6 @@ def test_the_peer_gets_the_learning_cases_and_our_size(setting, tmp_path):
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
 
 
-def test_radiographs_are_handed_over_as_png(tmp_path):
-    write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
-    setting = prepare(tmp_path)
-    job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
-    raw = tmp_path / "nnunet" / "raw" / versus.DATASET
-    assert job["configuration"] == "2d"
-    assert read_json(raw / "dataset.json")["file_ending"] == ".png"
-    for part, cases in (("Tr", setting.found.of_role("train")), ("Ts", setting.scored)):
-        names = {f"{files.case}_0000.png" for files in cases}
-        assert {path.name for path in (raw / f"images{part}").iterdir()} == names
-
-
 def test_dice_of_voxels_at_one_half_and_at_its_best(setting):
     (files,), folder, dataset = setting.scored, setting.options.output, setting.found.dataset
     labels = versus.read_case(files, dataset).reference.labels
@@ -78,18 +61,6 @@ def test_dice_of_voxels_at_one_half_and_at_its_best(setting):
     assert (found["dice_half"], found["dice_best"]) == (0, 1)
     assert 0.12 < found["best_threshold"] < 0.27
     assert voxel_dice(folder, (), dataset)["dice_best"] is None
-
-
-def test_a_finished_cell_is_read_and_one_of_other_cases_is_an_error(setting):
-    more = {"overrides": [], "minutes": 1.0, "steps": None, "threads": 1}
-    setting = replace(setting, options=argparse.Namespace(**vars(setting.options) | more))
-    path = setting.options.output / "cells" / f"{setting.name}__nnunet__1min__1t__s0.json"
-    kept = {"identity": versus.identity(setting)}
-    write_json(path, kept)
-    assert versus.make_cell(setting, "nnunet", 0) == kept
-    write_json(path, {"identity": ["other"]})
-    with pytest.raises(SystemExit, match="other cases"):
-        versus.make_cell(setting, "nnunet", 0)
 
 
 # --- the table ---

@@ -65,8 +65,7 @@ def test_why_a_lesion_was_missed(name, preset, reasons):
 
 
 def test_what_no_score_would_cover_enough_is_not_said_to_lie_below_the_point():
-    point = OperatingPoint("score:1", 1.0)
-    (lesion,) = evaluated("under_a_tenth", operating_point=point).lesions
+    (lesion,) = evaluated("under_a_tenth", operating_point=OperatingPoint("", 1.0)).lesions
     assert (lesion.why_missed, lesion.detected_at) == ("overlap_too_small", None)
 
 

@@ -16,7 +16,6 @@ from lesionseg.evaluation.matching import (
     detection_scores,
     match,
     overlap_table,
-    score_of_cover,
 )
 from lesionseg.ops.components import candidates_of, lesions_of, mask_boxes
 from tests.evaluation.hand_cases import evaluated, prediction_of
@@ -140,22 +139,6 @@ def test_labels_are_scored_together_and_by_themselves():
     cyst, tumour = (scores["per_label"][name] for name in names.values())
     assert (cyst["n_lesions"], cyst["n_missed"], cyst["n_false_positive"]) == (1, 1, 0)
     assert (tumour["n_lesions"], tumour["n_false_positive"]) == (0, 1)
-
-
-def test_a_crowd_of_boxes_in_one_lesion_covers_what_their_voxels_cover():
-    """400 boxes of 6³ in a lesion of 90³."""
-    rng = np.random.default_rng(0)
-    start = rng.integers(0, 84, (400, 3))
-    boxes = np.hstack([start, start + 6]).astype(np.float64)
-    scores = np.sort(rng.random(400))[::-1]
-    covered = np.zeros((90,) * 3, bool)
-    for box, score in zip(boxes, scores, strict=True):
-        covered |= filled(covered.shape, [box])[0]
-        enough_at = score
-        if 10 * covered.sum() >= covered.size:
-            break
-    assert score_of_cover(scores, np.full(400, 6**3 / 90**3), boxes, 0.1) == enough_at
-    assert covered.mean() == pytest.approx(0.1, abs=1e-3)
 
 
 # --- one to one ---

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ConfigError, ContentError
-from lesionseg.evaluation import PRESETS, choose, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, choose, evaluate_case
 from lesionseg.evaluation.operating_point import most_false_positives
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
 
@@ -85,18 +85,12 @@ def test_what_cannot_be_chosen_is_an_error(results):
         choose([evaluated("11.22 .....", "11... .....", (0.7,))], sensitivity=0.9)
 
 
-def test_intervals_are_those_of_the_scores(results):
-    assert choose(results).lesion_recall_ci95 is None  # 2 groups
-    drawn = "11.22.... .........", "11.22.333 ........."
-    many = [named(evaluated(*drawn, (0.9, 0.6, 0.4 + i % 2 * 0.4)), i) for i in range(8)]
-    point = choose(many, fp_per_case=0.8)
+def test_two_patients_give_no_interval_and_eight_do(results):
+    assert choose(results).lesion_recall_ci95 is None
+    point = choose([named(r, i) for i, r in enumerate(results * 4)], fp_per_case=0.8)
     low, high = point.false_positives_per_case_ci95
     assert 0 <= low < point.false_positives_per_case < high
-    for i, r in enumerate(many):
-        lesions = tuple(replace(x, detected=x.detected_at >= point.score) for x in r.lesions)
-        many[i] = replace(r, lesions=lesions)
-    scores = summarise(many, PRESETS["lesionseg"], evaluated_on="validation", replicates=10)
-    assert list(point.lesion_recall_ci95) == scores["lesion_recall"]["ci95"]
+    assert point.lesion_recall_ci95[0] < point.lesion_recall < point.lesion_recall_ci95[1]
 
 
 # --- rates of new patients ---

@@ -83,15 +83,6 @@ def test_every_null_has_a_reason_and_nothing_is_nan(results):
     assert list(nulls_without_reason(scores)) == []
 
 
-def test_counts_add_up_and_one_label_is_the_whole():
-    scores = summarise(many())
-    only, dice = scores["per_label"]["1"], scores["dice"]["mean"]
-    assert scores["n_true_positive"] + scores["n_missed"] == scores["n_lesions"]
-    assert sum(row["n"] for row in scores["recall_by_size"]) == scores["n_lesions"]
-    assert only["n_true_positive"] == scores["n_true_positive"]
-    assert only["dice"]["mean"] == pytest.approx(dice)
-
-
 @pytest.mark.parametrize("name", ["perfect", "missed"])
 def test_all_found_and_nothing_found_are_not_certain(name):
     scores = summarise([evaluated(name, case=f"{i}") for i in range(9)], 100)
@@ -143,7 +134,6 @@ def test_lesion_load_by_hand():
         for i, (x, y) in enumerate(loads)
     ]
     load, errors = summarise(results)["lesion_load"], np.array([y - x for x, y in loads])
-    assert load["volume_ml"]["bias"]["value"] == pytest.approx(errors.mean())
     limit = errors.mean() + 1.96 * errors.std(ddof=1)
     assert load["volume_ml"]["upper_limit"]["value"] == pytest.approx(limit, rel=1e-4)
     assert load["volume_ml"]["n"] == load["n_lesions"]["n"] == 4

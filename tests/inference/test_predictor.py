@@ -1,7 +1,10 @@
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy.spatial.transform import Rotation
 
 import lesionseg
 from lesionseg.config import InferenceConfig
@@ -39,18 +42,10 @@ def volume(image):
 
 def stored(array, geometry, code):
     """The same voxels in the same places, with array axes along `code` (slowest first)."""
-    mm = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
-    axes = [{0: 2, 1: 1, 2: 0}[mm[letter][0]] for letter in code]  # source array axis
-    matrix = np.zeros((4, 4))
-    matrix[3, 3] = 1
-    turned = array.transpose(axes)
-    for i, (letter, axis) in enumerate(zip(code, axes, strict=True)):
-        sign = mm[letter][1]
-        matrix[axis, i] = sign
-        if sign < 0:
-            matrix[axis, 3] = array.shape[axis] - 1
-            turned = np.flip(turned, i)
-    return Volume(turned[None].copy(), Geometry(turned.shape, geometry.affine @ matrix))
+    image = nib.Nifti1Image(array, geometry.affine)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(code))
+    turned = image.as_reoriented(turn)
+    return Volume(np.array(turned.dataobj)[None], Geometry(turned.shape, turned.affine))
 
 
 def read_at(prediction, like):
@@ -63,11 +58,8 @@ def read_at(prediction, like):
 
 def in_a_turned_head(geometry):
     """The same grid, turned by 12 and 7 degrees."""
-    a, b = np.deg2rad(12), np.deg2rad(7)
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     turn = np.eye(4)
-    turn[:3, :3] = about_z @ about_x
+    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
     return Geometry(geometry.shape, turn @ geometry.affine)
 
 

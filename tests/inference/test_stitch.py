@@ -69,10 +69,9 @@ def test_voxels_that_no_tile_covers_are_zero():
     assert stitch((7,), torch.ones(2), pieces)[0].tolist() == [[0, 1, 1, 0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("shape", [(16,), (8, 13), (32, 64, 64)])
-def test_the_centre_weighs_one_and_nothing_weighs_nothing(shape):
-    weight = gaussian_weight(shape)
-    assert (weight.shape, weight.dtype, weight.max()) == (shape, torch.float32, 1)
+def test_the_centre_weighs_one_and_nothing_weighs_nothing():
+    weight = gaussian_weight((8, 13))
+    assert (weight.shape, weight.dtype, weight.max()) == ((8, 13), torch.float32, 1)
     assert weight.min() >= 0.001 * 0.999
 
 
