@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_grid, check_size, reading
+from lesionseg.ops.registration import itk_affine, itk_image
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -41,19 +42,6 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     import SimpleITK as sitk
 
     sitk.WriteImage(itk_image(array, geometry), str(path), True)
-
-
-def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
-    """An array `[*spatial]` as SimpleITK's image, at its place in the patient."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array)
-    spacing = np.asarray(geometry.spacing_mm)[::-1]
-    affine = _other_axes(geometry.affine)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:-1, -1].tolist())
-    image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
-    return image
 
 
 def voxel_file(path: Path) -> Path:
@@ -106,11 +94,4 @@ def _header(path: Path) -> tuple[Any, Geometry]:
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
-    return reader, check_grid(path, Geometry(size[::-1], _other_axes(affine)))
-
-
-def _other_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """LPS millimetres of indices (x, y, z) become RAS millimetres of (z, y, x), and back."""
-    dims = len(affine) - 1
-    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
-    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
+    return reader, check_grid(path, Geometry(size[::-1], itk_affine(affine)))

@@ -224,3 +224,28 @@ def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[n
         unlisted = np.unique(values[rows < 0])[:10].tolist()
         raise ContentError(f"The instance mask holds ids that are not listed: {unlisted}.")
     return rows
+
+
+def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Pixels `[y, x]` whose centre lies inside the closed polygon `corners` `[n, 2]` (y, x).
+
+    Inside is where a ray to the left crosses the outline an odd number of times. A polygon that
+    holds no centre keeps the pixel nearest to its middle, so that no lesion is lost.
+
+    >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
+    array([[ True,  True, False],
+           [False, False, False]])
+    """
+    inside = np.zeros(shape, dtype=bool)
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
+    y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
+    crossed = inside[low[0] : high[0], low[1] : high[1]]
+    for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if y0 != y1:
+            between = (y0 <= y) != (y1 <= y)
+            crossed ^= between & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x)
+    middle = np.rint(corners.mean(axis=0)).astype(int)
+    if not inside.any() and (middle >= 0).all() and (middle < shape).all():
+        inside[tuple(middle)] = True
+    return inside

@@ -29,8 +29,8 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
-from lesionseg.io.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.io.volumes import is_dicom_image, read_volume
+from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.pipeline.log import Advance, aligned, bar
 from lesionseg.report.follow import draw_changes, write_change_report, write_follow_page
 from lesionseg.report.pictures import Card

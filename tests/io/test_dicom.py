@@ -26,10 +26,10 @@ from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadEr
 from lesionseg.io.cases import content_files, read_case, read_reference
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns, read_hidden
-from lesionseg.io.dicom.reference import fill_polygon
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.ops.components import fill_polygon
 from tests.io.dicom_files import (
     CT,
     DX,

@@ -12,6 +12,7 @@ from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import reading
+from lesionseg.ops.components import fill_polygon
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -92,31 +93,6 @@ def _contours(
             # a hole is a second contour within the first: inside both is outside
             drawn = fill_polygon(index[:, 1:], geometry.shape[1:])
             inside[int(roi.ReferencedROINumber)][slices[0]] ^= drawn
-    return inside
-
-
-def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Pixels `[y, x]` whose centre lies inside the closed polygon `corners` `[n, 2]` (y, x).
-
-    Inside is where a ray to the left crosses the outline an odd number of times. A polygon that
-    holds no centre keeps the pixel nearest to its middle, so that no lesion is lost.
-
-    >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
-    array([[ True,  True, False],
-           [False, False, False]])
-    """
-    inside = np.zeros(shape, dtype=bool)
-    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
-    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
-    y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
-    crossed = inside[low[0] : high[0], low[1] : high[1]]
-    for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 != y1:
-            between = (y0 <= y) != (y1 <= y)
-            crossed ^= between & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x)
-    middle = np.rint(corners.mean(axis=0)).astype(int)
-    if not inside.any() and (middle >= 0).all() and (middle < shape).all():
-        inside[tuple(middle)] = True
     return inside
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError
-from lesionseg.io.registration import register_rigid
+from lesionseg.ops.registration import register_rigid
 from lesionseg.phantoms import VisitSettings, simulate_visits
 
 

@@ -1,4 +1,4 @@
-"""Rigid registration of two scans by SimpleITK, and how well it went."""
+"""SimpleITK: its images, and rigid registration of two scans and how well it went."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Volume
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError
-from lesionseg.io.itk import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads a few degrees apart reach 0.95; another body part stays below
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
+
+
+def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
+    """An array `[*spatial]` as SimpleITK's image, at its place in the patient."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    spacing = np.asarray(geometry.spacing_mm)[::-1]
+    affine = itk_affine(geometry.affine)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:-1, -1].tolist())
+    image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
+    return image
+
+
+def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RAS millimetres of indices (z, y, x) become LPS millimetres of (x, y, z), and back."""
+    dims = len(affine) - 1
+    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
+    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
 
 
 @dataclass(frozen=True, eq=False)
