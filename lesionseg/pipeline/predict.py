@@ -348,7 +348,7 @@ class CaseWork:
             is_segmented = write_dicom_results(
                 image,
                 prediction,
-                ResultOrigin(__version__, self.bundle, row["key"], point),
+                ResultOrigin(__version__, self.bundle, row["key"]),
                 plan.lesion_labels,
                 report=self.output / f"{files.case}{REPORT}",
                 segmentation=self.output / f"{files.case}{SEGMENTATION}",

@@ -17,7 +17,7 @@ from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
-from lesionseg.io.dicom.results import ResultOrigin, SinceBefore, write_dicom_results
+from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_linear
@@ -92,7 +92,7 @@ def write_change_report(
     New lesions below the operating point are left out. Raises `OutputError`.
     """
     since = {
-        lesion: SinceBefore(c.state, c.volume_before_ml)
+        lesion: (c.state, c.volume_before_ml)
         for c in changes
         if c.accepted or c.state != "new"
         for lesion in c.lesion_after

@@ -32,7 +32,7 @@ PATIENT = {
     "FrameOfReferenceUID": "1.2.9",
 }
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation")
-ORIGIN = ResultOrigin("1.2.3", "0123456789abcdef", "fedcba9876543210", POINT)
+ORIGIN = ResultOrigin("1.2.3", "0123456789abcdef", "fedcba9876543210")
 LABELS = {1: "lesion", 2: "cyst"}
 
 

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, OperatingPoint, Prediction
+from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.radiograph import radiograph_file
@@ -49,22 +50,6 @@ class ResultOrigin:
     version: str
     bundle: str
     key: str
-    operating_point: OperatingPoint | None = None
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """What a reader of the result may want to know of it, by name."""
-        point = self.operating_point
-        at = {} if point is None else {"operating point": point.name, "score": f"{point.score:g}"}
-        return {"bundle": self.bundle, **at, "use": RESEARCH_ONLY}
-
-
-@dataclass(frozen=True)
-class SinceBefore:
-    """What became of a lesion since an earlier visit, and its volume then, where it was there."""
-
-    state: str
-    volume_ml: float | None = None
 
 
 def require_highdicom() -> Any:
@@ -89,7 +74,7 @@ def write_dicom_results(
     report: Path,
     segmentation: Path | None = None,
     mask_labels: Mapping[int, str] | None = None,
-    since: Mapping[int, SinceBefore] | None = None,
+    since: Mapping[int, tuple[str, float | None]] | None = None,
     remark: str = "",
 ) -> bool:
     """Write a `report` and, where a path is given, a `segmentation`; False where that is empty.
@@ -102,19 +87,20 @@ def write_dicom_results(
     a file; UIDs follow from it and `origin`.
 
     `labels`: names of candidates' labels; `mask_labels`: of mask values, where these are others;
-    `since`: what became of candidates since an earlier visit, by id; `remark` ends the report's
-    comment. Raises `ConfigError` without highdicom, `OutputError` and as `read_dicom` does.
+    `since`: by candidate's id what became of the lesion since an earlier visit, and its volume then
+    in ml; `remark` ends the report's comment. Raises `ConfigError` without highdicom,
+    `OutputError` and as `read_dicom` does.
     """
-    require_highdicom()
+    hd = require_highdicom()
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source = _read_source(scan)
+            results = _Results(hd, prediction, origin, labels, *_source(scan))
             seg, segments = None, dict[int, int]()
             if segmentation is not None:
-                seg, segments = _segmentation(prediction, source, origin, mask_labels or labels)
-            made = _report(prediction, source, origin, labels, seg, segments, since or {}, remark)
+                seg, segments = results.segmentation(mask_labels or labels)
+            made = results.report(seg, segments, since or {}, remark)
             for path, dataset in ((segmentation, seg), (report, made)):
                 if path is not None and dataset is not None:
                     with atomic_path(path) as temporary:
@@ -129,62 +115,26 @@ def write_dicom_results(
     return seg is not None
 
 
-# --- the scan whose patient, study and places results take over ----------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """The headers of one image's files, and where each of its slices is stored.
-
-    `slices`: of slice z the index into `headers` and, in a file of many, the frame from 0; none of
-    a radiograph.
-    """
-
-    headers: tuple["Header", ...]
-    slices: tuple[tuple[int, int | None], ...]
-
-    def uid(self, *parts: object) -> str:
-        """A UID that follows from the series and `parts`: the same in every run."""
-        return _made_up_uid(self.headers[0].SeriesInstanceUID, *parts)
-
-    def stated(self, origin: ResultOrigin, nth: int) -> dict[str, Any]:
-        """What every object states; the date is the study's: the same run gives the same bytes."""
-        header = self.headers[0]
-        number = min(int(header.get("SeriesNumber", None) or 0), 10**6)
-        return {
-            "series_number": number * 100 + nth,
-            "instance_number": 1,
-            "manufacturer": "lesionseg",
-            "manufacturer_model_name": "lesionseg",
-            "software_versions": origin.version,
-            "device_serial_number": origin.bundle,
-            "content_date": header.StudyDate or "19700101",
-            "content_time": header.StudyTime or "000000",
-            "specific_character_set": "ISO_IR 192",
-        }
-
-
-def _read_source(path: Path) -> _Source:
+def _source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None]]]:
+    """The complete headers of a scan's files, and where each slice lies; see `_Results`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        header = read_header(radiograph)
-        _complete(header)
+        header = _complete(read_header(radiograph))
         if not all(name in header for name in _LOCATED):
             header.pop("FrameOfReferenceUID", None)  # of what has no place it says nothing
-        return _Source((header,), ())
+        return [header], []
     files = series_headers(path)
     stack, geometry = read_stack(path)
     index: dict[Path, int] = {}
     slices = [(index.setdefault(p.path, len(index)), p.frame) for p in stack]
-    headers = tuple(files[file] for file in index)
+    headers = [_complete(files[file]) for file in index]
     for header in headers:  # what the files say of distances is not always so, or not there
-        _complete(header)
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
-    return _Source(headers, tuple(slices))
+    return headers, slices
 
 
-def _complete(header: "Header") -> None:
+def _complete(header: "Header") -> "Header":
     from pydicom.valuerep import DA, TM
 
     for name in _MAY_BE_EMPTY:
@@ -202,6 +152,7 @@ def _complete(header: "Header") -> None:
         if not header.get(name):
             parent = "SOPInstanceUID" if name.startswith("Series") else "SeriesInstanceUID"
             setattr(header, name, _made_up_uid(header[parent].value, name))
+    return header
 
 
 def _made_up_uid(*parts: object) -> str:
@@ -210,111 +161,12 @@ def _made_up_uid(*parts: object) -> str:
     return str(generate_uid(entropy_srcs=[repr([str(part) for part in parts])]))
 
 
-def _tracking_name(candidate: Candidate, labels: Mapping[int, str]) -> str:
-    return f"{_name(labels, candidate.label)} {candidate.id}"
-
-
 def _name(labels: Mapping[int, str], value: int) -> str:
     return labels.get(value, f"label {value}")[:_LONGEST]
 
 
-def _lesion_codes(code: Any) -> tuple[Any, Any]:
-    kind = code("49755003", "SCT", "Morphologically Abnormal Structure")
-    return code("52988006", "SCT", "Lesion"), kind
-
-
-# --- segmentation ---------------------------------------------------------------------------------
-
-
-def _segmentation(
-    prediction: Prediction, source: _Source, origin: ResultOrigin, labels: Mapping[int, str]
-) -> tuple[Any, dict[int, int]]:
-    """A binary SEG, and the segment of each candidate; None and none without voxels.
-
-    Candidates have no segments where labels do: because they are regions, or candidates too many.
-    """
-    present = set() if prediction.instances is None else set(present_values(prediction.instances))
-    accepted = [c for c in prediction.candidates if c.accepted and c.id in present]
-    if prediction.instances is None or not accepted:
-        return None, {}
-    values: NDArray[Any] = prediction.instances
-    segments = [(c.id, _name(labels, c.label), _tracking_name(c, labels)) for c in accepted]
-    by_label = len(accepted) > MOST_SEGMENTS or prediction.values is not None
-    if by_label:
-        values = prediction.mask()
-        shown = sorted(value for value in present_values(values) if value)
-        segments = [(value, _name(labels, value), _name(labels, value)) for value in shown]
-    number_of = np.zeros(int(values.max()) + 1, np.uint16)  # of a value its segment; 0: in none
-    number_of[[value for value, *_ in segments]] = np.arange(len(segments)) + 1
-    hd = require_highdicom()
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name="lesionseg",
-        family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
-        version=origin.version,
-        source="lesionseg",
-        parameters=origin.parameters,
-    )
-    lesion, kind = _lesion_codes(hd.sr.CodedConcept)
-    images, pixels = _on_frames(hd, prediction, values, number_of, source)
-    used = {id(image) for image in images}
-    dataset = hd.seg.Segmentation(
-        source_images=images,
-        pixel_array=pixels,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            hd.seg.SegmentDescription(
-                segment_number=n,
-                segment_label=name,
-                segmented_property_type=lesion,
-                segmented_property_category=kind,
-                algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                algorithm_identification=algorithm,
-                tracking_id=tracking,
-                tracking_uid=source.uid("tracking", origin.key, tracking),
-                display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
-            )
-            for n, (_, name, tracking) in enumerate(segments, start=1)
-        ],
-        series_instance_uid=source.uid("SEG series", origin.key),
-        # another machine may round otherwise: what differs must not be called the same
-        sop_instance_uid=source.uid("SEG", origin.key, prediction.candidates),
-        content_label="LESIONS",
-        content_description=RESEARCH_ONLY,
-        series_description="lesionseg: lesions (research use only)",
-        further_source_images=[h for h in source.headers if id(h) not in used] or None,
-        **source.stated(origin, 1),
-    )
-    uid = source.uid("dimensions", origin.key)  # the library draws a random one
-    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
-        item.DimensionOrganizationUID = uid
-    return _undated(dataset), {} if by_label else {c.id: n for n, c in enumerate(accepted, 1)}
-
-
-def _on_frames(
-    hd: Any,
-    prediction: Prediction,
-    values: NDArray[Any],
-    number_of: NDArray[np.uint16],
-    source: _Source,
-) -> tuple[Sequence[Any], Any]:
-    """Source images, and segment numbers frame for frame, or as a volume with its own place."""
-    if not source.slices:
-        return source.headers, number_of[values]
-    planes = [z for z, plane in enumerate(values) if number_of[plane].any()]
-    if all(frame is None for _, frame in source.slices):
-        return [source.headers[z] for z in planes], np.stack([number_of[values[z]] for z in planes])
-    if len(source.headers) == 1:
-        order = np.argsort([frame or 0 for _, frame in source.slices])
-        return source.headers, np.stack([number_of[values[z]] for z in order])
-    affine = LPS_TO_RAS @ prediction.geometry.affine
-    affine[:, 3] += affine[:, 0] * planes[0]
-    place = str(source.headers[0].FrameOfReferenceUID)
-    numbers = number_of[values[planes[0] : planes[-1] + 1]]
-    volume = hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
-    return source.headers[:1], volume
-
-
 def _undated(dataset: Any) -> Any:
+    """The object without the time of its making: the same run gives the same bytes."""
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
@@ -322,175 +174,274 @@ def _undated(dataset: Any) -> Any:
     return dataset
 
 
-# --- report ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Results:
+    """The objects of one case.
 
+    `headers` of the scan's files; `slices`: of slice z the index into `headers` and, in a file of
+    many, the frame from 0; none of a radiograph.
+    """
 
-def _report(
-    prediction: Prediction,
-    source: _Source,
-    origin: ResultOrigin,
-    labels: Mapping[int, str],
-    seg: Any,
-    segments: Mapping[int, int],
-    since: Mapping[int, SinceBefore],
-    remark: str,
-) -> Any:
-    """A Measurement Report; `segments`: of candidates in `seg`, others are referred to by boxes."""
-    hd = require_highdicom()
-    sr, code = hd.sr, hd.sr.CodedConcept
-    lesion, kind = _lesion_codes(code)
-    accepted = [candidate for candidate in prediction.candidates if candidate.accepted]
-    parameters = [f"{name}: {value}" for name, value in origin.parameters.items()]
-    common = {
-        "finding_type": lesion,
-        "algorithm_id": sr.AlgorithmIdentification("lesionseg", origin.version, parameters),
-    }
+    hd: Any
+    prediction: Prediction
+    origin: ResultOrigin
+    labels: Mapping[int, str]
+    headers: Sequence["Header"]
+    slices: Sequence[tuple[int, int | None]]
 
-    def tracked(name: str) -> Any:
-        uid = source.uid("tracking", origin.key, name)
-        return sr.TrackingIdentifier(uid=uid, identifier=name)
+    @cached_property
+    def accepted(self) -> list[Candidate]:
+        return [candidate for candidate in self.prediction.candidates if candidate.accepted]
 
-    group = (
-        sr.PlanarROIMeasurementsAndQualitativeEvaluations
-        if not source.slices
-        else sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-    )
-    groups = []
-    for candidate in accepted:
-        before = since.get(candidate.id)
-        change = None
-        if before is not None:
-            name = code("change", _OWN_CODES, "Change since the earlier visit")
-            state = code(f"state-{before.state}", _OWN_CODES, before.state.capitalize())
-            change = [sr.QualitativeEvaluation(name, state)]
-        groups.append(
-            group(
-                **_place(sr, candidate, prediction, source, seg, segments.get(candidate.id)),
-                **common,
-                tracking_identifier=tracked(_tracking_name(candidate, labels)),
-                finding_category=kind,
-                measurements=_measurements(sr, candidate, prediction, source, before),
-                qualitative_evaluations=change,
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """What a reader of the result may want to know of its making, by name."""
+        point = self.prediction.operating_point
+        at = {} if point is None else {"operating point": point.name, "score": f"{point.score:g}"}
+        return {"bundle": self.origin.bundle, **at, "use": RESEARCH_ONLY}
+
+    def uid(self, *parts: object) -> str:
+        """A UID that follows from the series and `parts`: the same in every run."""
+        return _made_up_uid(self.headers[0].SeriesInstanceUID, *parts)
+
+    def lesion_codes(self) -> tuple[Any, Any]:
+        code = self.hd.sr.CodedConcept
+        kind = code("49755003", "SCT", "Morphologically Abnormal Structure")
+        return code("52988006", "SCT", "Lesion"), kind
+
+    def tracking(self, candidate: Candidate) -> str:
+        return f"{_name(self.labels, candidate.label)} {candidate.id}"
+
+    def stated(self, kind: str, nth: int) -> dict[str, Any]:
+        """What every object states; the date is the study's."""
+        header, key = self.headers[0], self.origin.key
+        number = min(int(header.get("SeriesNumber", None) or 0), 10**6)
+        return {
+            "series_instance_uid": self.uid(f"{kind} series", key),
+            # another machine may round otherwise: what differs must not be called the same
+            "sop_instance_uid": self.uid(kind, key, self.prediction.candidates),
+            "series_number": number * 100 + nth,
+            "instance_number": 1,
+            "manufacturer": "lesionseg",
+            "manufacturer_model_name": "lesionseg",
+            "software_versions": self.origin.version,
+            "device_serial_number": self.origin.bundle,
+            "content_date": header.StudyDate or "19700101",
+            "content_time": header.StudyTime or "000000",
+            "specific_character_set": "ISO_IR 192",
+        }
+
+    def segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
+        """A binary SEG, and the segment of each candidate; None and none without voxels.
+
+        Candidates have no segments where labels do: because they are regions, or candidates too
+        many.
+        """
+        hd = self.hd
+        values: NDArray[Any] | None = self.prediction.instances
+        present = set() if values is None else set(present_values(values))
+        drawn = [candidate for candidate in self.accepted if candidate.id in present]
+        if values is None or not drawn:
+            return None, {}
+        segments = [(c.id, _name(mask_labels, c.label), self.tracking(c)) for c in drawn]
+        by_label = len(drawn) > MOST_SEGMENTS or self.prediction.values is not None
+        if by_label:
+            values = self.prediction.mask()
+            shown = ((value, _name(mask_labels, value)) for value in present_values(values))
+            segments = [(value, name, name) for value, name in sorted(shown) if value]
+        number_of = np.zeros(int(values.max()) + 1, np.uint8)  # of a value its segment; 0: in none
+        number_of[[value for value, *_ in segments]] = np.arange(len(segments)) + 1
+        algorithm = hd.AlgorithmIdentificationSequence(
+            name="lesionseg",
+            family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
+            version=self.origin.version,
+            source="lesionseg",
+            parameters=self.parameters,
+        )
+        lesion, kind = self.lesion_codes()
+        images, pixels = self._on_frames(values, number_of)
+        used = {id(image) for image in images}
+        dataset = hd.seg.Segmentation(
+            source_images=images,
+            pixel_array=pixels,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[
+                hd.seg.SegmentDescription(
+                    segment_number=n,
+                    segment_label=name,
+                    segmented_property_type=lesion,
+                    segmented_property_category=kind,
+                    algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                    algorithm_identification=algorithm,
+                    tracking_id=tracking,
+                    tracking_uid=self.uid("tracking", self.origin.key, tracking),
+                    display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
+                )
+                for n, (_, name, tracking) in enumerate(segments, start=1)
+            ],
+            content_label="LESIONS",
+            content_description=RESEARCH_ONLY,
+            series_description="lesionseg: lesions (research use only)",
+            further_source_images=[h for h in self.headers if id(h) not in used] or None,
+            **self.stated("SEG", 1),
+        )
+        uid = self.uid("dimensions", self.origin.key)  # the library draws a random one
+        for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+            item.DimensionOrganizationUID = uid
+        return _undated(dataset), {} if by_label else {c.id: n for n, c in enumerate(drawn, 1)}
+
+    def _on_frames(
+        self, values: NDArray[Any], number_of: NDArray[np.uint8]
+    ) -> tuple[Sequence[Any], Any]:
+        """Source images, and segment numbers frame for frame, or as a volume with its own place."""
+        if not self.slices:
+            return self.headers, number_of[values]
+        planes = [z for z, plane in enumerate(values) if number_of[plane].any()]
+        if all(frame is None for _, frame in self.slices):
+            return [self.headers[z] for z in planes], number_of[values[planes]]
+        affine = LPS_TO_RAS @ self.prediction.geometry.affine
+        affine[:, 3] += affine[:, 0] * planes[0]
+        place = str(self.headers[0].FrameOfReferenceUID)
+        numbers = number_of[values[planes[0] : planes[-1] + 1]]
+        volume = self.hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
+        return self.headers[:1], volume
+
+    def report(
+        self,
+        seg: Any,
+        segments: Mapping[int, int],
+        since: Mapping[int, tuple[str, float | None]],
+        remark: str,
+    ) -> Any:
+        """A Measurement Report; `segments`: of candidates in `seg`, others are boxes."""
+        sr, code, origin = self.hd.sr, self.hd.sr.CodedConcept, self.origin
+        lesion, kind = self.lesion_codes()
+        parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
+
+        def common(name: str) -> dict[str, Any]:
+            uid = self.uid("tracking", origin.key, name)
+            return {
+                "finding_type": lesion,
+                "algorithm_id": sr.AlgorithmIdentification("lesionseg", origin.version, parameters),
+                "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=name),
+            }
+
+        group = (
+            sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+            if self.slices
+            else sr.PlanarROIMeasurementsAndQualitativeEvaluations
+        )
+        change = code("change", _OWN_CODES, "Change since the earlier visit")
+        groups = []
+        for candidate in self.accepted:
+            state, volume_before = since.get(candidate.id, ("", None))
+            now = code(f"state-{state}", _OWN_CODES, state.capitalize()) if state else None
+            groups.append(
+                group(
+                    **self._place(candidate, seg, segments.get(candidate.id)),
+                    **common(self.tracking(candidate)),
+                    finding_category=kind,
+                    measurements=self._measurements(candidate, volume_before),
+                    qualitative_evaluations=now and [sr.QualitativeEvaluation(change, now)],
+                )
+            )
+        if not groups:  # a report needs a group
+            name = code("n-accepted", _OWN_CODES, "Number of accepted candidates")
+            none = sr.Measurement(name, 0, code("1", "UCUM", "no units"))
+            empty = sr.MeasurementsAndQualitativeEvaluations
+            groups = [empty(**common("accepted candidates"), measurements=[none])]
+        device = sr.DeviceObserverIdentifyingAttributes(
+            uid=_made_up_uid("device", origin.bundle),
+            name="lesionseg",
+            manufacturer_name="lesionseg",
+            model_name="lesionseg",
+            serial_number=origin.bundle,
+        )
+        observer = sr.ObserverContext(code("121007", "DCM", "Device"), device)
+        content = sr.MeasurementReport(
+            observation_context=sr.ObservationContext(observer_device_context=observer),
+            procedure_reported=code("363679005", "SCT", "Imaging procedure"),
+            imaging_measurements=groups,
+        )[0]
+        content.ContentSequence.append(
+            sr.TextContentItem(
+                name=code("121106", "DCM", "Comment"),
+                value=f"{RESEARCH_ONLY} {self._summary()} {remark}".strip(),
+                relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
         )
-    if not groups:  # a report needs a group
-        name = code("n-accepted", _OWN_CODES, "Number of accepted candidates")
-        groups = [
-            sr.MeasurementsAndQualitativeEvaluations(
-                **common,
-                tracking_identifier=tracked("accepted candidates"),
-                measurements=[sr.Measurement(name, 0, code("1", "UCUM", "no units"))],
-            )
+        own_codes = self.hd.coding_schemes.CodingSchemeIdentificationItem(
+            designator=_OWN_CODES, name="lesionseg", version=origin.version
+        )
+        report = sr.Comprehensive3DSR(
+            evidence=[*self.headers, *([] if seg is None else [seg])],
+            content=content,
+            is_complete=True,
+            series_description="lesionseg: measurements (research use only)",
+            coding_schemes=[own_codes],
+            **self.stated("SR", 2),
+        )
+        return _undated(report)
+
+    def _measurements(self, candidate: Candidate, volume_before: float | None) -> list[Any]:
+        code, unit = self.hd.sr.CodedConcept, self.prediction.geometry.size_unit
+        score = candidate.score if self.prediction.scored else None  # none is invented
+        one, ml = code("1", "UCUM", "no units"), code("ml", "UCUM", "milliliter")
+        mm, pixels = code("mm", "UCUM", "millimeter"), code("{pixels}", "UCUM", "pixels")
+        shape = "a ball of equal volume" if self.slices else "a disc of equal area"
+        where = "" if unit == "px" else unit.removeprefix("mm").strip()
+        how = code("equivalent", _OWN_CODES, f"of {shape}{where and ', '}{where}")
+        probability = code("probability", _OWN_CODES, "Calibrated probability of a lesion")
+        earlier = code("volume-before", _OWN_CODES, "Volume at the earlier visit")
+        diameter = code("81827009", "SCT", "Diameter")
+        rows = (
+            (code("score", _OWN_CODES, "Score of the model"), score, one, None),
+            (probability, candidate.probability, one, None),
+            (code("118565006", "SCT", "Volume"), candidate.volume_ml, ml, None),
+            (earlier, volume_before, ml, None),
+            (diameter, candidate.diameter_mm, pixels if unit == "px" else mm, how),
+        )
+        # six digits: more than is known, and what fits a decimal string
+        measurement = self.hd.sr.Measurement
+        return [
+            measurement(n, float(f"{v:.6g}"), u, method=m) for n, v, u, m in rows if v is not None
         ]
-    device = sr.DeviceObserverIdentifyingAttributes(
-        uid=_made_up_uid("device", origin.bundle),
-        name="lesionseg",
-        manufacturer_name="lesionseg",
-        model_name="lesionseg",
-        serial_number=origin.bundle,
-    )
-    observer = sr.ObserverContext(code("121007", "DCM", "Device"), device)
-    content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=code("363679005", "SCT", "Imaging procedure"),
-        imaging_measurements=groups,
-    )
-    content[0].ContentSequence.append(
-        sr.TextContentItem(
-            name=code("121106", "DCM", "Comment"),
-            value=f"{RESEARCH_ONLY} {_words(prediction, len(accepted))} {remark}".strip(),
-            relationship_type=sr.RelationshipTypeValues.CONTAINS,
-        )
-    )
-    own_codes = hd.coding_schemes.CodingSchemeIdentificationItem(
-        designator=_OWN_CODES, name="lesionseg", version=origin.version
-    )
-    report = sr.Comprehensive3DSR(
-        evidence=[*source.headers, *([] if seg is None else [seg])],
-        content=content[0],
-        series_instance_uid=source.uid("SR series", origin.key),
-        sop_instance_uid=source.uid("SR", origin.key, prediction.candidates),
-        is_complete=True,
-        series_description="lesionseg: measurements (research use only)",
-        coding_schemes=[own_codes],
-        **source.stated(origin, 2),
-    )
-    return _undated(report)
 
+    def _place(self, candidate: Candidate, seg: Any, number: int | None) -> dict[str, Any]:
+        """The candidate's segment; without one its box on each slice."""
+        sr, headers = self.hd.sr, self.headers
+        if number is not None:
+            written = (str(seg.SOPClassUID), str(seg.SOPInstanceUID))
+            if self.slices:
+                series = sr.SourceSeriesForSegmentation(headers[0].SeriesInstanceUID)
+                segment = sr.ReferencedSegment(*written, number, source_series=series)
+                return {"referenced_segment": segment}
+            # of a radiograph the frames are its segments in their order
+            image = sr.SourceImageForSegmentation.from_source_image(headers[0])
+            return {
+                "referenced_segment": sr.ReferencedSegmentationFrame(
+                    *written, frame_number=number, segment_number=number, source_image=image
+                )
+            }
+        # columns and rows from the corner of the first pixel
+        shape = self.prediction.geometry.shape[-2:]
+        start, stop = (np.clip(v[-2:], 0, shape) for v in (candidate.start_vox, candidate.stop_vox))
+        (top, left), (bottom, right) = start.tolist(), stop.tolist()
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        first = min(max(floor(candidate.start_vox[0]), 0), max(len(self.slices) - 1, 0))
+        last = max(ceil(candidate.stop_vox[0]), first + 1)
+        regions = []
+        for index, frame in self.slices[first:last] or [(0, None)]:
+            frames = None if frame is None else [frame + 1]
+            image = sr.SourceImageForRegion.from_source_image(headers[index], frames)
+            regions.append(sr.ImageRegion("POLYLINE", np.array(corners), image))
+        return {"referenced_regions": regions} if self.slices else {"referenced_region": regions[0]}
 
-def _measurements(
-    sr: Any,
-    candidate: Candidate,
-    prediction: Prediction,
-    source: _Source,
-    before: SinceBefore | None,
-) -> list[Any]:
-    code, unit = sr.CodedConcept, prediction.geometry.size_unit
-    unitless, ml = code("1", "UCUM", "no units"), code("ml", "UCUM", "milliliter")
-    mm, pixels = code("mm", "UCUM", "millimeter"), code("{pixels}", "UCUM", "pixels")
-    score = code("score", _OWN_CODES, "Score of the model")
-    probability = code("probability", _OWN_CODES, "Calibrated probability of a lesion")
-    earlier = code("volume-before", _OWN_CODES, "Volume at the earlier visit")
-    rows = [
-        (score, candidate.score if prediction.scored else None, unitless),  # none is invented
-        (probability, candidate.probability, unitless),
-        (code("118565006", "SCT", "Volume"), candidate.volume_ml, ml),
-        (earlier, before.volume_ml if before else None, ml),
-    ]
-    # six digits: more than is known, and what fits a decimal string
-    made = [sr.Measurement(n, float(f"{v:.6g}"), u) for n, v, u in rows if v is not None]
-    shape = "a disc of equal area" if not source.slices else "a ball of equal volume"
-    where = "" if unit == "px" else unit.removeprefix("mm").strip()
-    diameter = sr.Measurement(
-        code("81827009", "SCT", "Diameter"),
-        float(f"{candidate.diameter_mm:.6g}"),
-        pixels if unit == "px" else mm,
-        method=code("equivalent", _OWN_CODES, f"of {shape}{where and ', '}{where}"),
-    )
-    return [*made, diameter]
-
-
-def _place(
-    sr: Any,
-    candidate: Candidate,
-    prediction: Prediction,
-    source: _Source,
-    seg: Any,
-    number: int | None,
-) -> dict[str, Any]:
-    if number is not None:
-        written = (str(seg.SOPClassUID), str(seg.SOPInstanceUID))
-        if not source.slices:  # a radiograph, whose frames are its segments in their order
-            image = sr.SourceImageForSegmentation.from_source_image(source.headers[0])
-            frame = sr.ReferencedSegmentationFrame(
-                *written, frame_number=number, segment_number=number, source_image=image
-            )
-            return {"referenced_segment": frame}
-        series = sr.SourceSeriesForSegmentation(source.headers[0].SeriesInstanceUID)
-        return {"referenced_segment": sr.ReferencedSegment(*written, number, source_series=series)}
-    # columns and rows from the corner of the first pixel
-    shape = prediction.geometry.shape[-2:]
-    start, stop = (np.clip(v[-2:], 0, shape) for v in (candidate.start_vox, candidate.stop_vox))
-    (top, left), (bottom, right) = start.tolist(), stop.tolist()
-    corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-
-    def rectangle(index: int, frame: int | None) -> Any:
-        image = sr.SourceImageForRegion.from_source_image(
-            source.headers[index], referenced_frame_numbers=None if frame is None else [frame + 1]
-        )
-        return sr.ImageRegion("POLYLINE", np.array(corners), image)
-
-    if not source.slices:
-        return {"referenced_region": rectangle(0, None)}
-    first = min(max(floor(candidate.start_vox[0]), 0), len(source.slices) - 1)
-    last = max(ceil(candidate.stop_vox[0]), first + 1)
-    return {"referenced_regions": [rectangle(*place) for place in source.slices[first:last]]}
-
-
-def _words(prediction: Prediction, n_accepted: int) -> str:
-    point, check, n = prediction.operating_point, prediction.input, len(prediction.candidates)
-    rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
-    warning = f" Warning: {check.warning}" if check and check.warning else ""
-    if not n_accepted:
-        return f"No candidate was accepted{rule}; there were {n}.{warning}"
-    return f"{n_accepted} of {n} candidates were accepted{rule}.{warning}"
+    def _summary(self) -> str:
+        point, check = self.prediction.operating_point, self.prediction.input
+        n, n_accepted = len(self.prediction.candidates), len(self.accepted)
+        rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
+        warning = f" Warning: {check.warning}" if check and check.warning else ""
+        if not n_accepted:
+            return f"No candidate was accepted{rule}; there were {n}.{warning}"
+        return f"{n_accepted} of {n} candidates were accepted{rule}.{warning}"
