@@ -25,6 +25,7 @@ from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from filelock import FileLock
@@ -34,8 +35,8 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
-from lesionseg.io.files import bounded_name, file_digest
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.limits import reading
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ CACHE_VERSION = 5
 MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
+_LONGEST_NAME = 255  # bytes, of most disks
 _HALF_MAX = float(np.finfo(np.float16).max)
 # Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
 _HEADER = re.compile(
@@ -367,7 +369,10 @@ def _find_or_make(
     files: CaseFiles,
 ) -> CachedCase:
     folder = place / hashlib.sha256(files.case.encode()).hexdigest()[:2]
-    entry, wanted = folder / bounded_name(files.case), source(files)
+    name = quote(files.case, safe=" ")
+    if len(name) > _LONGEST_NAME:
+        name = hashlib.sha256(files.case.encode()).hexdigest()
+    entry, wanted = folder / name, source(files)
     if (cached := _find(entry, wanted)) is not None:
         return cached
     try:
@@ -424,7 +429,8 @@ def source_hash(files: CaseFiles) -> str:
     digest = hashlib.sha256()
     named = (*files.images, *((files.reference,) if files.reference else ()))
     for path in (part for image in named for part in content_files(image)):
-        digest.update(file_digest(path))
+        with reading(path), path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     facts = [files.annotations, files.group, *files.annotated, *files.missing]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -14,7 +14,6 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.radiograph import read_hidden
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.layouts.checks import check_channels, is_colour
@@ -42,10 +41,8 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
     image = read_image(files, dataset)
-    reference = _read_reference(files, dataset, image.geometry)
-    if image.valid is not None:
-        reference = _ignoring(reference, ~image.valid)
-    return Case(case=files.case, image=image, reference=reference, group=files.group)
+    reference = _ignoring(_read_reference(files, dataset, image.geometry), image.valid)
+    return Case(files.case, image, reference, files.group)
 
 
 def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
@@ -59,14 +56,15 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         array[:] = first.array  # a grey picture among coloured ones: three times the same
         check_finite(files.images[0], array)
         return Volume(array, first.geometry)
-    valid: NDArray[np.bool_] | None = None
+    valid = first.valid
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):
-        is_first = channel == present[0]
-        volume = first if is_first else read_volume(file, raster_mm=files.pixel_mm)
-        check_grid(file, volume.geometry, files.images[0], first.geometry)
-        if volume.valid is not None:
-            valid = volume.valid if valid is None else valid & volume.valid
+        volume = first
+        if file != files.images[0]:
+            volume = read_volume(file, raster_mm=files.pixel_mm)
+            check_grid(file, volume.geometry, files.images[0], first.geometry)
+            if volume.valid is not None:
+                valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
         if len(values) > 1:
             logger.warning("%s is in colour; only its brightness is read.", file)
@@ -109,12 +107,8 @@ def read_instances(path: Path, raster_mm: float | None = None) -> Reference:
     reference = read_mask(path, raster_mm)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
-    return replace(
-        reference,
-        labels=(instances > 0).astype(np.uint8),
-        instances=instances,
-        instance_labels=(1,) * int(np.count_nonzero(values)),
-    )
+    labels, n_lesions = (instances > 0).astype(np.uint8), int(np.count_nonzero(values))
+    return Reference(reference.geometry, labels, instances, (1,) * n_lesions)
 
 
 def read_reference(
@@ -128,15 +122,15 @@ def read_reference(
     reference = _read_reference(files, dataset, geometry)
     for file in files.images if reference is not None and geometry.dims == 2 else ():
         if is_dicom(file):
-            reference = _ignoring(reference, read_hidden(file))
+            reference = _ignoring(reference, read_volume(file).valid)
     return reference
 
 
-def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> Reference | None:
-    """The reference with hidden voxels ignored as well; a lesion drawn there is still one."""
-    if reference is None or hidden is None:
+def _ignoring(reference: Reference | None, valid: NDArray[np.bool_] | None) -> Reference | None:
+    """The reference with what is not valid ignored as well; a lesion drawn there is still one."""
+    if reference is None or valid is None:
         return reference
-    free = hidden if reference.labels is None else hidden & (reference.labels == 0)
+    free = ~valid if reference.labels is None else ~valid & (reference.labels == 0)
     return replace(reference, ignore=free if reference.ignore is None else reference.ignore | free)
 
 

@@ -4,7 +4,6 @@ A temporary name in the same folder, then a rename: whoever is killed leaves the
 """
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -16,9 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from unicodedata import category
-from urllib.parse import quote
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import DatasetError, LesionsegError, OutputError, ReadError
@@ -31,7 +28,7 @@ LOCK = ".lock"  # of a whole folder; parts of the work may have locks of their o
 _DEPTH = 4  # run/fold_0/validation/probabilities
 HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
 # disks take 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
-_NAME_BYTES, MAX_ID_BYTES = 255, 200
+MAX_ID_BYTES = 200
 # control and format characters (bidirectional ones among them), what no encoding knows, line ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
@@ -45,9 +42,8 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
 
-    The temporary name begins with a dot, which readers of the folder pass by, and keeps the suffix,
-    by which writers go. Missing parent folders are made. Raises `OutputError` where the disk
-    refuses; errors of the caller's own pass through.
+    The temporary name begins with a dot, which readers pass by, and keeps the suffix, by which
+    writers go. Missing parents are made. Raises `OutputError` where the disk refuses.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -95,16 +91,12 @@ def write_json(path: Path, obj: object) -> None:
     Raises `OutputError` for NaN and infinity: what is undefined is written as null.
     """
 
-    def plain(value: object) -> object:
-        if isinstance(value, np.generic | np.ndarray):
-            return value.tolist()
-        if isinstance(value, Path):
-            return str(value)
-        raise TypeError(f"{type(value).__name__} is not JSON")
+    def plain(value: Any) -> object:
+        return str(value) if isinstance(value, Path) else value.tolist()
 
     try:
         text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=plain)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise OutputError(f"{path}: the content does not fit JSON: {error}.") from error
     write_text(path, text + "\n")
 
@@ -235,21 +227,6 @@ def printable_id(case: str) -> str:
     a 'a\nb'
     """
     return repr(case) if case_id_fault(case) else case
-
-
-def bounded_name(case: str) -> str:
-    """A file name for an id of any characters: escaped as in URLs, or its hash where too long."""
-    name = quote(case, safe=" ")
-    return name if len(name) <= _NAME_BYTES else hashlib.sha256(case.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file. Raises `ReadError` naming it."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ReadError(f"{path}: cannot be read ({error}).") from error
 
 
 @contextmanager

@@ -66,14 +66,6 @@ def set_limits(limits: FileLimits) -> None:
     _limits = limits
 
 
-def check_file(path: Path) -> None:
-    """Raise `ReadError` unless it is a regular file (no pipe, no folder) with at least one byte."""
-    if not path.is_file():
-        raise ReadError(f"{path}: no such file. Check its name and folder.")
-    if path.stat().st_size == 0:
-        raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
-
-
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
     size = path.stat().st_size

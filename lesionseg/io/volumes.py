@@ -11,7 +11,7 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
 from lesionseg.io.files import atomic_path
-from lesionseg.io.limits import check_file, in_worker, reading
+from lesionseg.io.limits import in_worker, reading
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
@@ -131,7 +131,10 @@ def _format(path: Path) -> str:
     """The suffix in lower case; ".dcm" for a folder and for DICOM files without one."""
     with reading(path):
         if not path.is_dir() and split_series(path) is None:
-            check_file(path)
+            if not path.is_file():  # nor is a pipe one
+                raise ReadError(f"{path}: no such file. Check its name and folder.")
+            if path.stat().st_size == 0:
+                raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
         if is_dicom_image(path):
             return DICOM_SUFFIXES[0]
     suffix = case_suffix(path).lower()

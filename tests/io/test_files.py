@@ -16,7 +16,6 @@ from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.files import (
     MAX_ID_BYTES,
     atomic_path,
-    bounded_name,
     check_case_id,
     locked_folder,
     printable_id,
@@ -176,11 +175,6 @@ def test_on_windows_its_signs_are_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(DatasetError, match="Windows"):
         check_case_id("10:30", None)
-
-
-def test_a_name_of_any_id_is_bounded() -> None:
-    assert bounded_name("a b/ä") == "a b%2F%C3%A4"
-    assert len({bounded_name("扫" * n) for n in (64, 65, 66)}) == 3
 
 
 def manifest(root: Path, case: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
@@ -79,12 +78,6 @@ def read_radiograph(path: Path) -> Volume:
                 valid = ~hidden
                 grey[hidden] = grey[valid].min()
     return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
-
-
-def read_hidden(path: Path) -> NDArray[np.bool_] | None:
-    """The padding of a radiograph; None for other images, and where there is none."""
-    valid = read_radiograph(path).valid if is_xray(read_header(path)) else None
-    return None if valid is None else ~valid
 
 
 def pixel_size(header: "Header") -> tuple[tuple[float, float], str]:

@@ -23,7 +23,7 @@ from lesionseg.io.layouts.coco import ANNOTATIONS, read_coco
 from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
-from lesionseg.io.volumes import SUFFIXES
+from lesionseg.io.volumes import SUFFIXES, read_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 class Convention:
     """One way of laying out a dataset: its name, what it looks for, and who reads it.
 
-    `read` lists cases and what is wrong with single entries (`Dataset.problems`); whether files
-    and channels are there is checked for all layouts alike.
+    `read` lists cases and what is wrong with single entries (`Dataset.problems`); axes are counted
+    in the first image, and whether files and channels are there is checked, for all layouts alike.
     """
 
     name: str
@@ -55,12 +55,7 @@ def _holds(name: str) -> Callable[[Path], bool]:
 CONVENTIONS = (
     Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
     Convention("datalist", "JSON with a list 'training'", recognises_datalist, read_datalist),
-    Convention(
-        "nnunet",
-        "dataset.json, imagesTr/ and labelsTr/",
-        _holds("dataset.json"),
-        read_nnunet,
-    ),
+    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _holds("dataset.json"), read_nnunet),
     Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
     Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )
@@ -113,24 +108,26 @@ def read_dataset(
             "columns case, image and reference."
         )
     dataset = replace(known[name].read(root), may_lack=may_lack)
+    for case in dataset.cases:  # where none can be read, reading the cases says what is wrong
+        with suppress(LesionsegError, OSError):
+            dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
+            break
     problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
     if not lenient:
         problems.raise_all(root)
     if not dataset.cases:
         looked_for = known[name].looks_for
         raise DatasetError(f"{root}: no labelled case; the layout {name} has {looked_for}.")
-    single = {case.case: case for case in reversed(dataset.cases)}.values()
-    cases = tuple(_with_radiograph_columns(c) for c in assign_groups([*single][::-1], group))
+    single = [*{case.case: case for case in reversed(dataset.cases)}.values()][::-1]
+    cases = tuple(map(_with_radiograph_columns, assign_groups(single, group)))
     dataset = replace(dataset, cases=cases, problems=tuple(problems))
     held_out = {c.group for c in cases if c.role in ("test", "external")}
-    shared = held_out & {c.group for c in cases if c.role not in ("test", "external")}
-    if shared:
+    if shared := held_out & {c.group for c in cases if c.role not in ("test", "external")}:
         text = "Training and test cases share %s, so test scores will be too good."
         logger.warning(text, count(len(shared), "patient"))
     size = f"{count(len(cases), 'case')} of {count(len({c.group for c in cases}), 'patient')}"
     logger.info("%s has the layout %s: %s.", root, dataset.convention, size)
-    partly = [case for case in cases if case.annotated]
-    if partly:
+    if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
     if not merge_labels:
         return dataset
@@ -144,12 +141,11 @@ def read_dataset(
 
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     """The case with what its first image says of itself, where that is a radiograph in DICOM."""
-    path = case.images[0]
-    if not path.name.lower().endswith(NOT_DICOM):
-        with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
-            file = radiograph_file(path)
-            if file is not None:
-                return replace(case, columns={**radiograph_columns(file), **case.columns})
+    with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
+        path = case.images[0]
+        file = None if path.name.lower().endswith(NOT_DICOM) else radiograph_file(path)
+        if file is not None:
+            return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
 
 

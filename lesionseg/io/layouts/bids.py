@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.layouts.checks import Problems, listed
+from lesionseg.io.layouts.checks import Problems
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -71,11 +71,12 @@ def read_bids(root: Path) -> Dataset:
             logger.warning(
                 "Not in every session, or not on the mask's grid: %s are left out.", names
             )
-    cases = [
+    cases = tuple(
         CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
         for case, files in images.items()
-    ]
-    return listed(root, "bids", channels, {1: "lesion"}, cases, problems)
+    )
+    every = (root.name, root, "bids", 3, tuple(channels), {1: "lesion"}, cases)
+    return Dataset(*every, problems=tuple(problems))
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:

@@ -14,7 +14,6 @@ from lesionseg.errors import ContentError, DatasetError, LesionsegError, misfits
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
-from lesionseg.io.volumes import read_geometry
 
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
@@ -53,26 +52,6 @@ def validated(model: type[M], entry: Any, path: Path | None = None) -> M:
         raise DatasetError(f"{where}{misfits(error, entry)[:300]}.") from error
 
 
-def listed(
-    root: Path,
-    convention: str,
-    channels: Sequence[str],
-    labels: Mapping[int, str],
-    cases: Sequence[CaseFiles],
-    problems: Problems,
-    **more: Any,
-) -> Dataset:
-    """The dataset of what a layout lists, with the spatial axes of the first image that is read."""
-    dims = 3  # where none can be: reading the cases says what is wrong with them
-    for case in cases:
-        with suppress(LesionsegError, OSError):
-            dims = read_geometry(case.images[0]).dims
-            break
-    name = more.pop("name", root.name)
-    every = (name, root, convention, dims, tuple(channels), labels, tuple(cases))
-    return Dataset(*every, problems=tuple(problems), **more)
-
-
 def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
     """Boxes `[n, 2·d]` (starts, stops) cut to the image; `ContentError` for one outside it."""
     dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
@@ -89,15 +68,17 @@ def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDAr
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Whether a case is one picture whose red, green and blue are the dataset's three channels."""
-    one = len(files.images) == 1 and n_channels == 3 and not files.missing
-    return one and files.images[0].suffix.lower() in RASTERS
+    return not files.missing and _may_be_colour(files.images, n_channels)
 
 
 def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:
     """The numbers without a file; none where the only file is a picture that may be in colour."""
-    first = files.get(0)
-    alone = n_channels == 3 and len(files) == 1 and first and first.suffix.lower() in RASTERS
+    alone = 0 in files and _may_be_colour([*files.values()], n_channels)
     return () if alone else tuple(sorted(set(range(n_channels)) - set(files)))
+
+
+def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
+    return n_channels == 3 and len(images) == 1 and images[0].suffix.lower() in RASTERS
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, listed, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, validated
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
 
@@ -102,8 +102,9 @@ def read_coco(root: Path) -> Dataset:
             cases.append(_case(root, stems[number], validated(_Image, record), lesions[number]))
     labels = {rank: c.name or str(c.id) for rank, c in enumerate(categories, start=1)}
     info = content.info if isinstance(content.info, Mapping) else {}
-    more = {"incomplete_reference": bool(info.get("incomplete_reference"))}
-    return listed(root, "coco", ["image"], labels, cases, problems, **more)
+    every = (root.name, root, "coco", 2, ("image",), labels, tuple(cases))
+    is_incomplete = bool(info.get("incomplete_reference"))
+    return Dataset(*every, incomplete_reference=is_incomplete, problems=tuple(problems))
 
 
 def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -> CaseFiles:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, listed, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, validated
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
 
@@ -72,8 +72,9 @@ def read_datalist(root: Path) -> Dataset:
     highest = max((k for c in cases for k in c.annotations.get("boxes", ((), ()))[1]), default=1)
     if highest > 1 and not (root / LABELS).is_file():
         labels = {k: f"class {k}" for k in range(1, highest + 1)}
-    channels = [str(names[key]) for key in sorted(names, key=str)]
-    return listed(root, "datalist", channels, labels, cases, problems, ignore_label=ignore)
+    channels = tuple(str(names[key]) for key in sorted(names, key=str))
+    every = (root.name, root, "datalist", 3, channels, labels, tuple(cases))
+    return Dataset(*every, ignore_label=ignore, problems=tuple(problems))
 
 
 def _find(root: Path) -> Path | None:

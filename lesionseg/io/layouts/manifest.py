@@ -9,7 +9,7 @@ from pydantic import BaseModel, PositiveInt, RootModel
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.files import read_csv, read_json
-from lesionseg.io.layouts.checks import Count, Problems, listed, validated
+from lesionseg.io.layouts.checks import Count, Problems, validated
 
 MANIFEST, LABELS, IGNORE = "manifest.csv", "labels.json", "ignore"
 _OWN_COLUMNS = {"case", "reference", "instances", "group", "role", "fold"}
@@ -41,7 +41,8 @@ def read_manifest(root: Path) -> Dataset:
         with problems.of(row["case"], f"{path}: line {line}"):
             cases.append(_case(root, row, images))  # stays, so that its files are checked, too
             cases[-1] = _with_reference(cases[-1], root, row, list(labels.values()))
-    return listed(root, "manifest", images, labels, cases, problems, ignore_label=ignore)
+    every = (root.name, root, "manifest", 3, images, labels, tuple(cases))
+    return Dataset(*every, ignore_label=ignore, problems=tuple(problems))
 
 
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, Field
 from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Problems, listed, missing_channels, validated
+from lesionseg.io.layouts.checks import Count, Problems, missing_channels, validated
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import is_image_file, strip_suffix
@@ -72,17 +72,18 @@ def read_nnunet(root: Path) -> Dataset:
             )
             for case in sorted(set(images) & set(references))
         ]
-    return listed(
-        root,
-        "nnunet" if numbered else "msd",
-        names,
-        labels,
-        cases,
-        problems,
+    return Dataset(
         name=str(content.get("name") or root.name),
+        root=root,
+        convention="nnunet" if numbered else "msd",
+        dims=3,
+        channel_names=names,
+        labels=labels,
+        cases=tuple(cases),
         ignore_label=ignore,
-        regions=regions,
         incomplete_reference=facts.incomplete_reference,
+        regions=regions,
+        problems=tuple(problems),
     )
 
 
