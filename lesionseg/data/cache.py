@@ -18,12 +18,13 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
+from time import time_ns
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +36,8 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
+from lesionseg.io.dicom.series import split_series
+from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.limits import reading
 from lesionseg.plan.plan import Plan
@@ -45,6 +48,8 @@ CACHE_VERSION = 5
 MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
+# a file that changed so shortly before may change again within one tick of its clock
+_SETTLED_NS = 2_000_000_000
 _LONGEST_NAME = 255  # bytes, of most disks
 _HALF_MAX = float(np.finfo(np.float16).max)
 # Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
@@ -422,6 +427,26 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
     }
     text = json.dumps(decisions, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
+    """Path, bytes and time of change (ns) of all files of these images, of a series of its folder.
+
+    None where they are unknown: a header whose voxels may lie elsewhere, what is missing or new.
+    """
+    states = []
+    for path in paths:
+        place = (split_series(path) or (path,))[0]
+        if place.suffix.lower() in ITK:
+            return None
+        try:
+            files = sorted(place.iterdir()) if place.is_dir() else [place]
+            states += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        except OSError:
+            return None
+    if any(changed > time_ns() - _SETTLED_NS for _, _, changed in states):
+        return None
+    return tuple(dict.fromkeys(states))
 
 
 def source_hash(files: CaseFiles) -> str:

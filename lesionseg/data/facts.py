@@ -15,7 +15,7 @@ import numpy as np
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache import MAX_WORKERS, cores, source_hash
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
-from lesionseg.io.cases import file_states, read_case
+from lesionseg.io.cases import read_case
 from lesionseg.io.files import write_text
 from lesionseg.plan.fingerprint import CaseFacts, facts_of, voxels_per_case
 

@@ -1,10 +1,8 @@
 """Cases in memory: channels on one grid and the reference that belongs to them."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from time import time_ns
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,6 @@ from lesionseg.ops.components import lesion_instances, present_values
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
-# a file that changed so shortly before may change again within one tick of its clock
-_SETTLED_NS = 2_000_000_000
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -224,23 +220,3 @@ def content_files(path: Path) -> tuple[Path, ...]:
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         return tuple(dict.fromkeys((path, itk.voxel_file(path))))
     return (path,)
-
-
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
-    """Path, bytes and time of change (ns) of all files of these images, of a series of its folder.
-
-    None where they are unknown: a header whose voxels may lie elsewhere, what is missing or new.
-    """
-    states = []
-    for path in paths:
-        place = (split_series(path) or (path,))[0]
-        if place.suffix.lower() in itk.SUFFIXES:
-            return None
-        try:
-            files = sorted(place.iterdir()) if place.is_dir() else [place]
-            states += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        except OSError:
-            return None
-    if any(changed > time_ns() - _SETTLED_NS for _, _, changed in states):
-        return None
-    return tuple(dict.fromkeys(states))

@@ -31,10 +31,9 @@ class Inspected:
     """A case that can be used, or its faults; `case` is None exactly when there are any.
 
     `faults`: the kind (`unreadable`, `geometry`, `not_finite`, `labels`, `channels`) and error of
-    each. `patient`: a hash of the patient's identifier, "" where the files hold none; `burned_in`:
-    the files say that letters are burned into the picture, or are screen shots that do not deny it;
-    `oriented` is False when the files leave open how the patient lay. `remarks`: what the readers
-    warned about.
+    each. `patient`: a hash of the identifier, or ""; `burned_in`: the files say that letters are
+    burned into the picture, or are screen shots that do not deny it; `oriented`: they say how the
+    patient lay. `remarks`: what the readers warned about.
     """
 
     case: Case | None
@@ -72,12 +71,9 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
     def noted(kind: str) -> Iterator[None]:
         try:
             yield
-        except GeometryError as error:
-            faults.append(("geometry", error))
-        except ReadError as error:
-            faults.append(("unreadable", error))
         except LesionsegError as error:
-            faults.append((kind, error))
+            kinds = {GeometryError: "geometry", ReadError: "unreadable"}
+            faults.append((kinds.get(type(error), kind), error))
 
     with noted("channels"):
         check_channels(files, dataset)
@@ -85,12 +81,11 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
     for file in files.images:
         with noted("unreadable"):
             volume = read_volume(file, raster_mm=files.pixel_mm)
-            first, grid = grid, grid or volume.geometry
+            grid = grid or volume.geometry
             with noted("not_finite"):
                 check_finite(file, volume.array.astype("float32", copy=False))
             check_dims(file, volume.geometry, dataset.dims)
-            if first is not None:
-                check_grid(file, volume.geometry, files.images[0], first)
+            check_grid(file, volume.geometry, files.images[0], grid)
     if grid is not None:
         with noted("labels"):
             read_reference(files, dataset, grid)

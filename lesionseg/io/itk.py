@@ -32,13 +32,11 @@ def read_itk(path: Path) -> Volume:
 
 
 def read_itk_geometry(path: Path) -> Geometry:
-    """Read shape and affine from the header alone, in the worker."""
     with reading(path):
         return _header(path)[1]
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write `array` `[*spatial]`, compressed."""
     import SimpleITK as sitk
 
     sitk.WriteImage(itk_image(array, geometry), str(path), True)

@@ -51,12 +51,11 @@ class FileLimits:
 
 
 _limits = FileLimits()
-_process: subprocess.Popen[bytes] | None = None
+_process: subprocess.Popen[bytes] | None = None  # the worker
 _lock = Lock()  # threads take turns
 
 
 def limits() -> FileLimits:
-    """The limits of this process."""
     return _limits
 
 
@@ -114,8 +113,8 @@ def reading(path: Path) -> Iterator[None]:
 def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
     """What `read(*args, **settings)` returns or raises, run in this process's worker.
 
-    `read` is a function of a module, its first argument the file, or what to call it. Raises
-    `ReadError` when it crashes, or takes more time or memory than `limits()` allow a file.
+    The first argument is the file, or what to call it. Raises `ReadError` when `read` crashes, or
+    takes more time or memory than `limits()` allow a file.
     """
     global _process
     where, seconds = args[0], _limits.read_seconds
@@ -180,7 +179,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def serve() -> None:
-    """What the worker does: jobs from standard input, replies to standard output, until it ends."""
+    """The worker: jobs from standard input, replies to standard output, until it ends."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -197,13 +196,11 @@ def serve() -> None:
         with suppress(ImportError, OSError, ValueError):  # Linux alone
             import resource
 
-            page = resource.getpagesize()
+            page, space = resource.getpagesize(), resource.RLIMIT_AS
             mapped = int(Path("/proc/self/statm").read_text().split()[0]) * page
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
             soft = mapped + min(allowed, os.sysconf("SC_PHYS_PAGES") * page)
-            resource.setrlimit(
-                resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1])
-            )
+            resource.setrlimit(space, (soft, resource.getrlimit(space)[1]))
         try:
             reply = (False, read(*args, **settings))
         except Exception as error:  # raised again by the other process

@@ -50,7 +50,6 @@ def read_nifti(path: Path) -> Volume:
 
 
 def read_nifti_geometry(path: Path) -> Geometry:
-    """Read shape and affine from the header alone."""
     with reading(path), _opened(path) as stream:
         return _geometry(path, _parse(path, stream))
 
@@ -70,9 +69,8 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     """
     import nibabel
 
-    columns = [*range(geometry.dims)[::-1], geometry.dims]
     affine = np.eye(4)  # a plane is laid at z = 0
-    rows = [0, 1, 2, 3] if geometry.dims == 3 else [0, 1, 3]
+    rows, columns = ([0, 1, 2, 3], [2, 1, 0, 3]) if geometry.dims == 3 else ([0, 1, 3], [1, 0, 2])
     affine[np.ix_(rows, rows)] = geometry.affine[:, columns]
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
@@ -98,8 +96,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     import nibabel
 
     start = stream.read(4)
-    names = [_KINDS.get(int.from_bytes(start, order)) for order in ("little", "big")]
-    name = names[0] or names[1]
+    name = _KINDS.get(int.from_bytes(start, "little")) or _KINDS.get(int.from_bytes(start, "big"))
     if name is None:
         raise ReadError(f"{path}: this is not a NIfTI image (first bytes {start!r}).")
     kind = getattr(nibabel, name)
@@ -133,8 +130,8 @@ def _geometry(path: Path, image: Any) -> Geometry:
             qform = _mm_scale(image) @ image.get_qform()
             apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
             if apart > _SAME_PLACE_MM:
-                message = "%s: sform and qform lie %.1f mm apart; the sform is used."
-                logger.warning(message, path, apart)
+                text = "%s: sform and qform lie %.1f mm apart; the sform is used."
+                logger.warning(text, path, apart)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
     if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane

@@ -48,7 +48,6 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
-    """Write `array` `[y, x]`: PNG for uint8 and uint16, TIFF for any number type."""
     if array.ndim != 2:
         raise OutputError(f"a raster has two axes, not shape {array.shape}")
     if path.suffix.lower() in _TIFF:
@@ -69,7 +68,7 @@ def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Ge
 
 
 def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:
-    """Pixels `[y, x]` or `[y, x, colours]` as stored, and where row and column 0 lie (1 to 8)."""
+    """Pixels `[y, x]` or `[y, x, colours]` as stored, and the orientation tag (1 to 8)."""
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:

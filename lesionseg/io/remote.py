@@ -58,14 +58,13 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
                 raise ValueError("a name leads out of its folder")
             for name in before.keys() - listed.keys():
                 (copy / name).unlink(missing_ok=True)
-            wanted = [
-                n for n, s in listed.items() if before.get(n) != s or not (copy / n).is_file()
-            ]
+            kept = {n for n, s in listed.items() if before.get(n) == s and (copy / n).is_file()}
+            wanted = [name for name in listed if name not in kept]
             for name in wanted:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
             if wanted:  # many at once
                 sources = [f"{root.rstrip('/')}/{name}" for name in wanted]
-                write_json(states, {n: s for n, s in before.items() if n not in wanted})
+                write_json(states, {name: before[name] for name in kept})
                 system.get(sources, [str(copy / name) for name in wanted])
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(f"{place}: the folder cannot be downloaded ({error!r}).") from error

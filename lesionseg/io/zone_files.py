@@ -21,9 +21,8 @@ from lesionseg.io.volumes import read_geometry
 _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
-
-
-_WORDS = re.compile(r"\"[^\"]*\"|\S+")
+# cells between commas, semicolons and tabs; else words, those in quotes together
+_CELLS, _WORDS = re.compile(r"[^,;\t]+"), re.compile(r"\"[^\"]*\"|\S+")
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,8 @@ class ZoneFolder:
                 f"({', '.join(missing[:3])}). Name the masks <case>.nii.gz."
             )
         if missing:
-            _log.warning(
-                "These cases have no zone mask, so their lesions have no zone: %s",
-                ", ".join(missing),
-            )
+            text = "These cases have no zone mask, so their lesions have no zone: %s"
+            _log.warning(text, ", ".join(missing))
 
 
 def find_zones(folder: Path) -> ZoneFolder:
@@ -81,11 +78,8 @@ def read_zone_names(path: Path) -> dict[int, str]:
         pairs = [(a, b) if a.isdecimal() else (b, a) for a, b in pairs]
     else:  # of each line the first whole number, and the first cell that is no number
         for line in path.read_text("utf-8-sig", "replace").splitlines():
-            # cells between commas, semicolons and tabs; else words, those in quotes together
-            cells = (
-                re.split(r"[,;\t]", line) if re.search(r"[,;\t]", line) else _WORDS.findall(line)
-            )
-            cells = [cell.strip(" \"'") for cell in cells]
+            pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS
+            cells = [cell.strip(" \"'") for cell in pattern.findall(line)]
             values = [cell for cell in cells if cell.isdecimal()]
             texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
             if values and texts and not line.startswith("#"):

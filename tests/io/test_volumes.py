@@ -13,8 +13,9 @@ import tifffile
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
+from lesionseg.data.cache import file_states
 from lesionseg.errors import LesionsegError, OutputError, ReadError
-from lesionseg.io.cases import content_files, file_states, read_image
+from lesionseg.io.cases import content_files, read_image
 from lesionseg.io.volumes import (
     read_geometry,
     read_volume,

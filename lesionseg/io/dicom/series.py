@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,26 +46,44 @@ _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbou
 class DicomSlice:
     """One slice: a classic file, or frame `frame` of an enhanced one.
 
-    `elements`: the file's, with those of the frame's functional groups; `position`: centre of the
-    first pixel, LPS millimetres; `directions` `[2, 3]`: unit vectors along rows and columns;
-    `pixel_mm` `[2]`: down, across.
+    `elements`: the file's, with those of the frame's functional groups.
     """
 
     path: Path
     frame: int | None
     elements: "Header"
-    position: NDArray[np.float64]
-    directions: NDArray[np.float64]
-    pixel_mm: NDArray[np.float64]
 
     @property
     def name(self) -> str:
-        """File, and frame counted from 1, for messages."""
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.elements.Rows), int(self.elements.Columns)
+
+    @cached_property
+    def position(self) -> NDArray[np.float64]:
+        """Centre of the first pixel, LPS millimetres."""
+        return self._numbers("ImagePositionPatient", 3)
+
+    @cached_property
+    def directions(self) -> NDArray[np.float64]:
+        """Unit vectors along rows and columns `[2, 3]`."""
+        rows = self._numbers("ImageOrientationPatient", 6).reshape(2, 3)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    @cached_property
+    def pixel_mm(self) -> NDArray[np.float64]:
+        """Down, across."""
+        return self._numbers("PixelSpacing", 2)
+
+    def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
+        with reading(self.path):
+            value = self.elements.get(name)
+            values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
+        if len(values) != n or (name == "PixelSpacing" and values.min() <= 0):
+            raise ReadError(f"{self.path}: {name} is {values.tolist()}, expected {n} numbers.")
+        return values
 
     @property
     def axes_mm(self) -> NDArray[np.float64]:
@@ -263,23 +282,7 @@ def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
             for sequence in (s for group in (*shared[:1], frame) for s in group):
                 if sequence.VR == "SQ" and sequence.value:
                     elements.update(sequence.value[0])
-
-        def numbers(name: str, n: int, elements: "Header" = elements) -> NDArray[np.float64]:
-            value = elements.get(name)
-            values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
-            if len(values) != n or (name == "PixelSpacing" and values.min() <= 0):
-                raise ReadError(f"{path}: {name} is {values.tolist()}, expected {n} numbers.")
-            return values
-
-        directions = numbers("ImageOrientationPatient", 6).reshape(2, 3)
-        yield DicomSlice(
-            path,
-            n if frames else None,
-            elements,
-            numbers("ImagePositionPatient", 3),
-            directions / np.linalg.norm(directions, axis=1, keepdims=True),
-            numbers("PixelSpacing", 2),
-        )
+        yield DicomSlice(path, n if frames else None, elements)
 
 
 def _stem(file: Path) -> str:

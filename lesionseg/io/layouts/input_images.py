@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _OWN_OUTPUT = ("_mask", "_instances")
+_PATTERN = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 
 
@@ -34,8 +35,7 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """
     if source.suffix.lower() == ".csv" and source.is_file():
         return read_scan_list(source, channels)
-    names = _named_files(source)
-    if not names:
+    if not (names := _named_files(source)):
         raise DatasetError(
             f"{source}: no image found. Name a folder, one file, or a pattern such as "
             f"'scans/*.nii.gz', of files ending in {', '.join(SUFFIXES)}."
@@ -52,8 +52,7 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
             raise DatasetError(f"{file}: two scans would get the same case id, {key.name}.")
         cases[key][number] = file
     # below which folder ids of equal stem are told apart
-    fixed = takewhile(lambda part: not set(part) & set("*?["), source.parts)
-    root = source if source.exists() else Path(*fixed)
+    root = Path(*takewhile(lambda part: not _PATTERN & set(part) or source.exists(), source.parts))
     # Windows and macOS take `P1` and `p1` for one file
     same = Counter(key.name.casefold() for key in cases)
     scans: dict[str, CaseFiles] = {}
@@ -75,25 +74,21 @@ def _named_files(source: Path) -> dict[Path, str]:
     if source.is_dir():
         inner = ((p, p.relative_to(source).parts) for p in source.rglob("*"))
         paths: Iterable[Path] = (path for path, parts in inner if _LABELS.isdisjoint(parts))
-    elif any(sign in str(source) for sign in "*?["):
+    elif _PATTERN & set(str(source)):
         paths = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
     else:
         raise DatasetError(f"{source}: the input does not exist.")
-    entries = sorted(paths)
-    images = _dicom_images(entries)
-    for file in entries:
-        stem = strip_suffix(file)
-        shown = file.is_file() and is_image_file(file) and not stem.endswith(_OWN_OUTPUT)
-        if shown and not is_dicom(file):
-            images[file] = stem
+    entries = {*paths}
+    inside = {file for folder in entries if folder.is_dir() for file in folder.iterdir()}
+    images: dict[Path, str] = {}
+    dicom: dict[Path, list[Path]] = {}
+    for file in sorted(entries | inside):
+        name, stem = file.name.lower(), strip_suffix(file)
+        if is_image_file(file) and not name.endswith(DICOM):
+            if file in entries and file.is_file() and not stem.endswith(_OWN_OUTPUT):
+                images[file] = stem
+        elif is_dicom(file) and name != "dicomdir":
+            dicom.setdefault(file.parent, []).append(file)
+    for files in dicom.values():
+        images |= group_files(files)
     return dict(sorted(images.items()))
-
-
-def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
-    inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
-    folders: dict[Path, list[Path]] = {}
-    for file in sorted({*entries, *inside}):
-        known = file.name.lower().endswith(SUFFIXES) and not file.name.lower().endswith(DICOM)
-        if not known and is_dicom(file) and file.name.upper() != "DICOMDIR":
-            folders.setdefault(file.parent, []).append(file)
-    return {k: v for files in folders.values() for k, v in group_files(files).items()}
