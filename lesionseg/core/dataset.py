@@ -1,7 +1,9 @@
 """A dataset and its cases: each one visit of one patient, on disk and in memory."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core.geometry import Geometry, Volume
-from lesionseg.errors import DatasetError, GeometryError
+from lesionseg.errors import ConfigError, DatasetError, GeometryError, count
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["train", "validation", "test", "external"]
 # What scores say where nobody stated one role for the cases; no dataset can state it.
 UNKNOWN_ROLE = "unknown"
 # what a lesion is called whose voxels may hold several mask values
 UNION: Mapping[int, str] = {1: "lesion"}
+_LISTED = ("case", "group", "role", "fold")
+_BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+_HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,7 @@ class CaseFiles:
         try:
             return float(text) if text else None
         except ValueError as error:
-            message = f"pixel_mm of the case {self.case!r} is not a number: {text}."
-            raise DatasetError(message) from error
+            raise DatasetError(f"pixel_mm of {self.case!r} is no number: {text}.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,14 +172,9 @@ class Dataset:
         entries = []
         for case in self.cases:
             images = [str(path) for path in case.images]
-            stated = {
-                "image": images[0] if len(images) == 1 else images,
-                "case": case.case,
-                "group": case.group,
-                "label": case.reference and str(case.reference),
-                "role": case.role,
-                "fold": case.fold,
-            }
+            stated: dict[str, Any] = {name: getattr(case, name) for name in _LISTED}
+            stated["image"] = images[0] if len(images) == 1 else images
+            stated["label"] = case.reference and str(case.reference)
             entries.append({name: value for name, value in stated.items() if value is not None})
         return entries
 
@@ -181,3 +182,37 @@ class Dataset:
     def lesion_labels(self) -> Mapping[int, str]:
         """Labels by which lesions differ: one for all where there are regions."""
         return UNION if self.regions else self.labels
+
+
+def assign_groups(
+    cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
+) -> tuple[CaseFiles, ...]:
+    """Give every case its group.
+
+    With a `pattern` (searched in the case id) it is its first bracket, or the whole match; else
+    what the dataset says, the BIDS subject `sub-…` in the id, the common part of two ids that
+    differ only in a last L or R (two halves of one patient), or the id itself. `setting` is what
+    messages call the pattern.
+    """
+    groups = {case.case: case.group for case in cases}
+    if pattern is not None:
+        try:
+            found = {case: re.search(pattern, case) for case in groups}
+        except re.error as error:
+            raise ConfigError(f"{setting}={pattern} is no regular expression: {error}.") from error
+        groups = {case: m[m.re.groups > 0] or "" if m else "" for case, m in found.items()}
+        if "" in groups.values():
+            case = next(case for case, group in groups.items() if not group)
+            raise DatasetError(f"{setting}={pattern} finds no patient in the case {case!r}.")
+    open_ids = {case for case, group in groups.items() if not group}
+    n_halves = 0
+    for case in open_ids:
+        subject, half = _BIDS_SUBJECT.search(case), _HALF.fullmatch(case)
+        is_half = half is not None and case[:-1] + "LR"[case[-1] == "L"] in open_ids
+        groups[case] = subject[1] if subject else half[1] if half and is_half else case
+        n_halves += is_half
+    if n_halves:
+        paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"
+        text = "Case names ending in L and R were paired: %s. To change this, set %s."
+        logger.info(text, paired, setting)
+    return tuple(replace(case, group=groups[case.case]) for case in cases)

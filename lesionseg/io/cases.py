@@ -88,9 +88,7 @@ def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
             )
     lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
     if lowest < 0 or highest > np.iinfo(np.int32).max:
-        raise ContentError(
-            f"{path}: mask values from {lowest} to {highest}; 0 is background, labels are 1, 2, …"
-        )
+        raise ContentError(f"{path}: mask values are {lowest} to {highest}; labels are 1, 2, …")
     values = array.astype(np.min_scalar_type(int(highest)), copy=False)
     return Reference(volume.geometry, labels=values)
 
@@ -205,10 +203,7 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
     """Raise `ContentError` when voxels are NaN or infinite."""
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
-        raise ContentError(
-            f"{path}: {n_bad} voxels are NaN or infinity. Replace them, for example with the value "
-            "of air, and write the file again."
-        )
+        raise ContentError(f"{path}: {n_bad} voxels are NaN or infinity. Replace them.")
 
 
 def content_files(path: Path) -> tuple[Path, ...]:

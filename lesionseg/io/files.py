@@ -63,10 +63,7 @@ def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}. "
-            "Check the folder's permissions and the room on the disk."
-        ) from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -163,10 +160,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
                 raise ReadError(f"{path}: the table has no first line of column names.")
             for row in reader:
                 if None in row:
-                    raise ReadError(
-                        f"{path}: line {reader.line_num} has more values than there are columns. "
-                        "Put values that hold a comma between double quotes."
-                    )
+                    what = f"line {reader.line_num} has more values than there are columns"
+                    raise ReadError(f"{path}: {what}. Put values with commas in double quotes.")
                 rows.append({k.strip(): plain_text((row[k] or "").strip()) for k in row})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ReadError(f"{path}: cannot be read as a table: {error}.") from error
@@ -242,9 +237,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise OutputError(
-                f"{folder}: another process is writing into this folder. Wait, or name another one."
-            ) from error
+            raise OutputError(f"{folder}: another process is writing into this folder.") from error
     try:
         for depth in range(_DEPTH if name == LOCK else 0):
             for half in folder.glob("*/" * depth + HALF):

@@ -82,10 +82,8 @@ def _header(path: Path) -> tuple[Any, Geometry]:
     reader.ReadImageInformation()
     dims, n_channels, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
     if dims not in (2, 3) or n_channels != 1:
-        raise ReadError(
-            f"{path}: {dims} axes and {n_channels} values per voxel, expected 2 or 3 axes and one "
-            "value. Split it into one file per channel: <case>_0000, <case>_0001, …."
-        )
+        seen = f"{dims} axes and {n_channels} values per voxel"
+        raise ReadError(f"{path}: {seen}. Split it into one file per channel: <case>_0000, …")
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
     check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
     affine = np.eye(dims + 1)

@@ -69,26 +69,20 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
     size = path.stat().st_size
     if n_bytes > (size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size):
-        raise ReadError(
-            f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
-            f"({size} bytes). It is truncated or damaged: copy it again from its source."
-        )
+        what = f"claims more voxels ({n_bytes} bytes) than the file can hold ({size} bytes)"
+        raise ReadError(f"{path}: the header {what}. It is damaged: copy it again.")
 
 
 def check_grid(path: Path, geometry: Geometry) -> Geometry:
     """The very geometry; raises `ReadError` for too many voxels and for an impossible spacing."""
     n_voxels, (low, high) = math.prod(geometry.shape), _limits.spacing_mm
     if n_voxels > _limits.max_voxels:
-        raise ReadError(
-            f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels} "
-            "(max_voxels=). Check the header, or cut the image into parts."
-        )
+        most = f"at most {_limits.max_voxels} (max_voxels=)"
+        raise ReadError(f"{path}: the image has too many voxels: {n_voxels}, {most}.")
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
         spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
-        raise ReadError(
-            f"{path}: the header states an impossible voxel size {spacing} mm, "
-            f"expected {low:g} to {high:g} mm. Correct the spacing or its unit in the file."
-        )
+        what = f"an impossible voxel size {spacing} mm, expected {low:g} to {high:g} mm"
+        raise ReadError(f"{path}: the header states {what}. Correct the spacing or its unit.")
     return geometry
 
 

@@ -119,10 +119,8 @@ def _geometry(path: Path, image: Any) -> Geometry:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
-        raise ReadError(
-            f"{path}: shape {shape}, expected two or three axes. Split a 4-D file into one 3-D "
-            "file per channel: <case>_0000, <case>_0001, …."
-        )
+        advice = "Split a 4-D file into one per channel: <case>_0000, <case>_0001, …"
+        raise ReadError(f"{path}: shape {shape}, expected two or three axes. {advice}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     if len(shape) == 3:
         geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))

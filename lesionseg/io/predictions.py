@@ -19,7 +19,7 @@ from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
-from lesionseg.ops.components import lesion_instances, listed_lesions, present_values
+from lesionseg.ops.components import present_values, unscored_prediction
 
 _CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
@@ -159,9 +159,8 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
         if kind not in kinds or not is_known or is_ours or not file.is_file():
             continue
         if kind in by_case.setdefault(case, {}):
-            raise DatasetError(
-                f"{file} and {by_case[case][kind].name} are of the same case. Keep one."
-            )
+            other = by_case[case][kind].name
+            raise DatasetError(f"{file} and {other} are of the same case. Keep one.")
         check_case_id(case, file)
         by_case[case][kind] = file
     if not by_case:
@@ -171,21 +170,17 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
 
 
 def read_prediction(
-    files: PredictionFiles,
-    *,
-    geometry: Geometry | None = None,
-    binary: bool = False,
+    files: PredictionFiles, *, geometry: Geometry | None = None, binary: bool = False
 ) -> Prediction:
     """Read one predicted case.
 
     `geometry` is the scan's: the masks must lie on it, rasters take their pixel size from it, and
     candidates without masks cannot do without it. Of a candidate only `score`, `start_vox` and
     `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
-    centre the box's, the diameter that of the ellipsoid that touches the box's sides. Masks without
-    candidate file give candidates from their connected components (or instances) with score 1 and
-    `scored=False`. Candidates carry a mask where the instances hold their id. `binary`: a mask's
-    values are regions, and a candidate is a component of their union, of label 1. Raises
-    `ReadError`, `GeometryError`, `ContentError`.
+    rest as of `Candidate.from_box`. Masks without candidate file give candidates from their
+    connected components (or instances) with score 1 and `scored=False`. `binary`: a mask's values
+    are regions, and a candidate is a component of their union, of label 1. Raises `ReadError`,
+    `GeometryError`, `ContentError`.
     """
     grid, source = geometry, files.candidates
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
@@ -195,10 +190,7 @@ def read_prediction(
             check_grid(file, own, source or Path("the scan"), grid)
         grid, source = grid or own, file
     if grid is None:
-        raise ReadError(
-            f"{files.candidates}: candidates without masks do not state the scan's grid. Give the "
-            "scan or its reference as well."
-        )
+        raise ReadError(f"{files.candidates}: boxes alone have no grid. Give the scan as well.")
     if files.candidates is None:
         return _unscored(files, grid, binary)
     stated = _read_candidates(files.candidates, files.case, grid)
@@ -208,10 +200,7 @@ def read_prediction(
         present = set(present_values(instances)) - {0}
         unknown = sorted(present - {c.id for c in stated.candidates})
         if unknown:
-            raise ContentError(
-                f"{files.instances}: the ids {unknown[:10]} are not in the candidate file. Both "
-                "files must come from the same prediction."
-            )
+            raise ContentError(f"{files.instances}: ids {unknown[:10]} are not in the candidates.")
     values = files.regions or (files.mask if binary else None)  # of all, else of accepted ones
     return replace(
         stated,
@@ -239,40 +228,17 @@ def _read_candidates(path: Path, case: str, geometry: Geometry) -> Prediction:
         raise ContentError(f"{path}: {error}.") from error
     if len({candidate.id for candidate in kept}) < len(kept):
         raise ContentError(f"{path}: two candidates have the same id.")
-    return Prediction(
-        case,
-        geometry,
-        tuple(sorted(kept, key=lambda c: (-c.score, c.id))),
-        None,
-        stated.voxel_threshold,
-        stated.operating_point,
-        stated.scored,
-        removed=removed,
-        input=stated.input_check,
-    )
+    ranked = tuple(sorted(kept, key=lambda c: (-c.score, c.id)))
+    point, threshold = stated.operating_point, stated.voxel_threshold
+    prediction = Prediction(case, geometry, ranked, None, threshold, point, stated.scored)
+    return replace(prediction, removed=removed, input=stated.input_check)
 
 
 def _unscored(files: PredictionFiles, grid: Geometry, binary: bool) -> Prediction:
-    """A prediction from masks alone: one candidate of score 1 per instance or component."""
     marked = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
         marked = np.asarray(read_mask(files.mask).labels)
     values = marked.astype(np.uint8) if binary and files.mask else None
     labels = (marked > 0).astype(np.uint8) if binary else marked
-    if files.instances is not None:
-        instances = np.asarray(read_instances(files.instances).instances)
-        # the value of an instance's first labelled voxel, 1 where there is none
-        label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
-        inside = (instances > 0) & (labels > 0)
-        numbers, first = np.unique(instances[inside], return_index=True)
-        label_of[numbers] = labels[inside][first]
-        of_instance = tuple(label_of[1:].tolist())
-    else:
-        found = lesion_instances(labels)
-        instances, of_instance = found.instances, found.labels
-    lesions = listed_lesions(grid, np.arange(1, len(of_instance) + 1), of_instance, None, instances)
-    candidates = tuple(
-        Candidate.from_voxels(row + 1, label, 1.0, lesions.voxels_of(row), grid)
-        for row, label in enumerate(of_instance)
-    )
-    return Prediction(files.case, grid, candidates, instances, scored=False, values=values)
+    ids = None if files.instances is None else read_instances(files.instances).instances
+    return replace(unscored_prediction(files.case, grid, labels, ids), values=values)

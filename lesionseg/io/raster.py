@@ -90,9 +90,7 @@ def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[
 
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.pages) != 1:
-            raise ReadError(
-                f"{path}: {len(tiff.pages)} pages. Convert a stack of slices to NIfTI or NRRD."
-            )
+            raise ReadError(f"{path}: {len(tiff.pages)} pages. Convert a stack to NIfTI or NRRD.")
         page: Any = tiff.pages[0]
         _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
         check_size(path, page.nbytes)

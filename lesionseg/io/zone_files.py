@@ -86,7 +86,5 @@ def read_zone_names(path: Path) -> dict[int, str]:
                 pairs.append((values[0], texts[0]))
     names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
     if not names:
-        raise ContentError(
-            f"{path}: the table names no value. Each line needs a whole number and a name."
-        )
+        raise ContentError(f"{path}: no line of the table has a whole number and a name.")
     return names

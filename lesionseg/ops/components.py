@@ -6,10 +6,10 @@ from typing import Any
 
 import cc3d
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from lesionseg.core import Geometry, Lesions, Prediction, Reference
+from lesionseg.core import Candidate, Geometry, Lesions, Prediction, Reference
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import ContentError
 
@@ -151,6 +151,34 @@ def candidates_of(prediction: Prediction, ignore: NDArray[np.bool_] | None = Non
     return replace(lesions, instances=instances)
 
 
+def unscored_prediction(
+    case: str,
+    geometry: Geometry,
+    labels: NDArray[np.integer[Any]],
+    instances: NDArray[np.int32] | None,
+) -> Prediction:
+    """A prediction from masks alone: a candidate of score 1 per instance, else per component.
+
+    An instance has the label of its first labelled voxel, 1 where there is none.
+    """
+    if instances is None:
+        found = lesion_instances(labels)
+        instances, of_instance = found.instances, found.labels
+    else:
+        label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
+        inside = (instances > 0) & (labels > 0)
+        numbers, first = np.unique(instances[inside], return_index=True)
+        label_of[numbers] = labels[inside][first]
+        of_instance = tuple(label_of[1:].tolist())
+    ids = np.arange(1, len(of_instance) + 1)
+    lesions = listed_lesions(geometry, ids, of_instance, None, instances)
+    candidates = tuple(
+        Candidate.from_voxels(row + 1, label, 1.0, lesions.voxels_of(row), geometry)
+        for row, label in enumerate(of_instance)
+    )
+    return Prediction(case, geometry, candidates, instances, scored=False)
+
+
 def listed_lesions(
     geometry: Geometry,
     ids: NDArray[np.int64],
@@ -193,6 +221,20 @@ def filled_boxes(
     for box in boxes:
         mask[box_slices(box, len(shape))] = True
     return mask
+
+
+def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
+    """Boxes `[n, 2·d]` (starts, stops) cut to the image; `ContentError` for one outside it."""
+    dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
+    clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
+    outside = ~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)
+    if outside.any():
+        number = int(outside.argmax())
+        raise ContentError(
+            f"{where}: box {number + 1}, in voxels {given[number].tolist()} (starts, stops), is "
+            f"empty or lies outside its image of {tuple(shape)} voxels."
+        )
+    return clipped
 
 
 def _components(

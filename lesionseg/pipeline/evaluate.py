@@ -13,6 +13,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
+from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
@@ -21,7 +22,7 @@ from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import write_scores
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
-from lesionseg.io.layouts import assign_groups, read_dataset, recognised
+from lesionseg.io.layouts import read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones

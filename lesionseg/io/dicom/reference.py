@@ -23,10 +23,9 @@ _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference 
 def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
     """Read a SEG or RTSTRUCT file as label values on the image's `geometry`.
 
-    Segments and contour sets are taken by name: those called as one of `labels` (upper and lower
-    case alike) get its value, others are left out; a single one with a single label needs no name.
-    Where two overlap the later one of the file holds the voxel. Raises `ContentError` when no name
-    fits and `GeometryError` when the file was drawn on another grid.
+    Segments and contour sets called as one of `labels` (in either case) get its value, others are
+    left out; a single one with a single label needs no name. Of two that overlap the later one
+    holds the voxel. Raises `ContentError` when no name fits, `GeometryError` for another grid.
     """
     header = read_header(path)
     modality = str(header.get("Modality", ""))
@@ -46,8 +45,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         if names and not any(values.values()):
             raise ContentError(
                 f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
-                f"{', '.join(sorted({str(n) for n in names.values()})[:10])}. Name it in "
-                "labels.json."
+                f"{', '.join(sorted(map(str, names.values()))[:10])}. Name it in labels.json."
             )
         draw = _segments if modality == "SEG" else _contours
         drawn = draw(path, header, geometry, [n for n in values if values[n]])
@@ -102,8 +100,5 @@ def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDAr
     off = float(np.abs(index - whole).max(initial=0))
     if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():
         seen = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
-        raise GeometryError(
-            f"{path}: the reference was not drawn on the image's grid ({seen}). "
-            "Use the series it was drawn on."
-        )
+        raise GeometryError(f"{path}: the reference was not drawn on the image's grid ({seen}).")
     return whole

@@ -95,8 +95,7 @@ def read_dicom(path: Path) -> Volume:
     """Read a series' folder or one file as a volume `[1, *spatial]` float32.
 
     Slices are sorted by their position along the normal and rescaled each by its own slope;
-    distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
-    axes: see `radiograph`. Raises `ReadError` and `GeometryError` naming the file at fault.
+    distances come from positions, never from the thickness.
     """
     from pydicom.pixels.processing import apply_modality_lut
 
@@ -115,7 +114,6 @@ def read_dicom(path: Path) -> Volume:
 
 
 def read_dicom_geometry(path: Path) -> Geometry:
-    """Read the geometry from the headers alone."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return radiograph_geometry(radiograph, read_header(radiograph))
@@ -135,11 +133,7 @@ def folder_name(folder: Path) -> str:
 
 
 def series_headers(path: Path) -> dict[Path, "Header"]:
-    """Headers of the images that a file, a folder or a series in it holds, by file.
-
-    Files right in the folder that are no images are named in the log. Raises `ReadError` where
-    there is no image, and for a file that is cut short.
-    """
+    """Headers of the images that a file, a folder or a series in it holds, by file."""
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
     for file in [path] if path.is_file() else sorted(folder.iterdir()):
@@ -161,8 +155,7 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
 
     A radiograph is a file, called by its name; so is a single other image. A series is its folder,
     called by it, or where there are several `folder/series=<number>`, called `<folder>_<number>`.
-    Localisers, secondary captures and the like are left out, and named in the log. A file that is
-    damaged counts as an image, so that reading it says so; beside series, reading those does.
+    A damaged file counts as an image, so that reading it says so; beside series, those say it.
     """
     images: dict[Path, str] = {}
     damaged: dict[Path, str] = {}
@@ -202,12 +195,7 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
-    """The slices of a folder's series, or of one file, in ascending order; and their grid.
-
-    Raises `ReadError` and `GeometryError` naming the files at fault: several series, differing
-    shapes, directions, pixel sizes or contrasts, two slices at one place, steps that differ by more
-    than 5 % of the slice distance, a tilted gantry.
-    """
+    """The slices of a folder's series, or of one file, in ascending order; and their grid."""
     slices: list[DicomSlice] = []
     for file, header in series_headers(path).items():
         with reading(file):
@@ -226,8 +214,7 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
         if not all(same.values()):
             what = ", ".join(what for what, is_same in same.items() if not is_same)
             raise GeometryError(
-                f"{path}: {piece.name} and {first.name} differ in their {what}. "
-                "Sort the files into a folder for each stack of slices."
+                f"{path}: {piece.name} and {first.name} differ in their {what}. Sort them apart."
             )
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
@@ -250,8 +237,7 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             n = int(off.argmax())
             raise GeometryError(
                 f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
-                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
-                "Copy the missing file, or leave the series out."
+                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm."
             )
         drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
         if drift.max() > _DRIFT_PIXELS:

@@ -6,15 +6,15 @@ radiographs what each states). References that tables hold are drawn when a case
 """
 
 import logging
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count, one_of
+from lesionseg.core.dataset import assign_groups
+from lesionseg.errors import DatasetError, LesionsegError, count, one_of
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
 ENTRY_POINTS = "lesionseg.layouts"
-_BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
-_HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,8 @@ def read_dataset(
     name = convention or recognised(root)
     if name is None:
         expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
-        raise DatasetError(
-            f"{root} has no known dataset layout ({expected}). Write a manifest.csv with the "
-            "columns case, image and reference."
-        )
+        advice = "Write a manifest.csv with the columns case, image and reference."
+        raise DatasetError(f"{root} has no known dataset layout ({expected}). {advice}")
     dataset = replace(known[name].read(root), may_lack=may_lack)
     for case in dataset.cases:  # where none can be read, reading the cases says what is wrong
         with suppress(LesionsegError, OSError):
@@ -147,38 +143,3 @@ def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
-
-
-def assign_groups(
-    cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
-) -> tuple[CaseFiles, ...]:
-    """Give every case its group.
-
-    With a `pattern` (regular expression searched in the case id) the group is its first bracket,
-    or the whole match. Else it is the first of these that applies: what the dataset says, the BIDS
-    subject `sub-…` in the id, the common part of two ids that differ only in a last L or R (two
-    halves of one patient), the id itself. `setting` is what messages call the pattern.
-    """
-    groups = {case.case: case.group for case in cases}
-    if pattern is not None:
-        try:
-            found = {case: re.search(pattern, case) for case in groups}
-        except re.error as error:
-            text = f"{setting}={pattern} is not a regular expression: {error}."
-            raise ConfigError(text) from error
-        groups = {case: m[m.re.groups > 0] or "" if m else "" for case, m in found.items()}
-        if "" in groups.values():
-            case = next(case for case, group in groups.items() if not group)
-            raise DatasetError(f"{setting}={pattern} finds no patient in the case {case!r}.")
-    open_ids = {case for case, group in groups.items() if not group}
-    n_halves = 0
-    for case in open_ids:
-        subject, half = _BIDS_SUBJECT.search(case), _HALF.fullmatch(case)
-        is_half = half is not None and case[:-1] + "LR"[case[-1] == "L"] in open_ids
-        groups[case] = subject[1] if subject else half[1] if half and is_half else case
-        n_halves += is_half
-    if n_halves:
-        paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"
-        text = "Case names ending in L and R were paired: %s. To change this, set %s."
-        logger.info(text, paired, setting)
-    return tuple(replace(case, group=groups[case.case]) for case in cases)

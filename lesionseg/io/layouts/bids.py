@@ -29,9 +29,8 @@ def recognises_bids(root: Path) -> bool:
 def read_bids(root: Path) -> Dataset:
     """Read a BIDS folder: label 1 is the lesion, channels are the suffixes all sessions share.
 
-    Images are those of the mask's own folder where there are any (derivatives with their own
-    images), else those of the raw session; of these the ones on the mask's grid, which is looked
-    up in the first session.
+    Images are those beside the mask, else those of the raw session; of these the ones on the mask's
+    grid, which is looked up in the first session.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -45,10 +44,7 @@ def read_bids(root: Path) -> Dataset:
             if not case:
                 raise DatasetError("it is not named after a subject.")
             if case in masks:
-                raise DatasetError(
-                    f"{masks[case].name} is another of two lesion masks of {case}. Keep one, or "
-                    "write a manifest.csv."
-                )
+                raise DatasetError(f"{masks[case].name} is a second lesion mask of {case}.")
             masks[case] = file
             found = _images(root, case, file)
             if not found:
@@ -67,10 +63,8 @@ def read_bids(root: Path) -> Dataset:
                 "session and on the grid of its mask. Resample the images onto the masks' grid."
             )
         if left_out := sorted(everything - set(channels)):
-            names = ", ".join(left_out)
-            logger.warning(
-                "Not in every session, or not on the mask's grid: %s are left out.", names
-            )
+            text = "Not in every session, or not on the mask's grid: %s are left out."
+            logger.warning(text, ", ".join(left_out))
     cases = tuple(
         CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
         for case, files in images.items()

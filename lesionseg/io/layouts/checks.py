@@ -5,12 +5,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from lesionseg.core import CaseFiles, Dataset, Problem
-from lesionseg.errors import ContentError, DatasetError, LesionsegError, misfits
+from lesionseg.errors import DatasetError, LesionsegError, misfits
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
@@ -50,20 +48,6 @@ def validated(model: type[M], entry: Any, path: Path | None = None) -> M:
     except ValidationError as error:
         where = f"{path}: " if path else ""
         raise DatasetError(f"{where}{misfits(error, entry)[:300]}.") from error
-
-
-def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
-    """Boxes `[n, 2·d]` (starts, stops) cut to the image; `ContentError` for one outside it."""
-    dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
-    clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
-    outside = ~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)
-    if outside.any():
-        number = int(outside.argmax())
-        raise ContentError(
-            f"{where}: box {number + 1}, in voxels {given[number].tolist()} (starts, stops), is "
-            f"empty or lies outside its image of {tuple(shape)} voxels."
-        )
-    return clipped
 
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:

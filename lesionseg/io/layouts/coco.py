@@ -17,9 +17,10 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, validated
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
+from lesionseg.ops.components import clipped_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +135,7 @@ def read_coco_reference(
     """
     size, shape, case = files.annotations["size"], geometry.shape, files.case
     if None not in size and tuple(size) != shape:
-        raise GeometryError(
-            f"{files.images[0]} is {shape[0]} x {shape[1]} pixels, its annotations were drawn on "
-            f"{size[0]} x {size[1]}."
-        )
+        raise GeometryError(f"{files.images[0]} is {shape} pixels, its annotations say {size}.")
     lesions: list[CocoLesion] = [le for le in files.annotations["lesions"] if not le.iscrowd]
     crowds: list[CocoLesion] = [le for le in files.annotations["lesions"] if le.iscrowd]
     boxes, crowd_boxes = (
@@ -165,18 +163,12 @@ def read_coco_reference(
         wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # a pixel more for rounding
         within = int((instances[box_slices(wide, 2)] == number).sum())
         if 2 * within < n_pixels:  # the other way round smaller lesions hide pixels
-            raise ContentError(
-                f"case {case}: the mask of lesion {number} and its box {box.tolist()} disagree "
-                f"(y, x starts, y, x stops): {within} of {n_pixels} pixels lie in it."
-            )
+            what = f"the mask of lesion {number} and its box {box.tolist()} disagree"
+            raise ContentError(f"case {case}: {what}: {within} of {n_pixels} pixels lie in it.")
     visible = sizes > 0
     if not visible.all():
-        logger.warning(
-            "%s: %s of %d left out, as smaller ones cover them or two names mean the same finding.",
-            case,
-            count(int((~visible).sum()), "lesion"),
-            len(lesions),
-        )
+        text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
+        logger.warning(text, case, count(int((~visible).sum()), "lesion"))
     renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
     values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     kept = tuple(labels[visible].tolist())

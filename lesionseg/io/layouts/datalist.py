@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, clipped_boxes, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, validated
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
+from lesionseg.ops.components import clipped_boxes
 
 _ROLES: tuple[tuple[str, Role | None], ...] = (
     ("training", None),

@@ -33,19 +33,13 @@ class _Facts(BaseModel):
 
 
 def read_nnunet(root: Path) -> Dataset:
-    """Read an nnU-Net raw folder; groups are not yet assigned.
-
-    Where no file of `imagesTr` has a channel number (it is `lung_001`, say) the folder is the
-    Decathlon's: it has one channel, or pictures in colour.
-    """
+    """Read an nnU-Net raw folder, or where no image has a channel number a Decathlon one."""
     path, problems = root / "dataset.json", Problems()
     content = read_json(path)
     facts = validated(_Facts, content, path)
     names = tuple(name for _, name in sorted(facts.channel_names.items()))
     if sorted(facts.channel_names) != list(range(len(names))):
-        raise DatasetError(
-            f'{path}: the channels {facts.channel_names} are not "0", "1" and so on.'
-        )
+        raise DatasetError(f"{path}: the channels {facts.channel_names} are not 0, 1, ….")
     labels, ignore, regions = _labels(facts, path)
     training = list(map(strip_suffix, _image_files(root / "imagesTr")))
     numbered = not training or any(map(_CHANNEL.fullmatch, training))
@@ -58,9 +52,8 @@ def read_nnunet(root: Path) -> Dataset:
             text = f"the mask of {case!r} in {root / f'labels{part}'} has no image."
             problems.append(Problem(case, text))
         for case in sorted(set(images) - set(references)) if part == "Tr" else ():
-            text = f"the training image {case!r} has no mask in {root / 'labelsTr'}. Give lesion-"
-            text += "free cases a mask of zeros and move unlabelled ones to imagesTs."
-            problems.append(Problem(case, text))
+            text = f"the training image {case!r} has no mask in {root / 'labelsTr'}; a lesion-free "
+            problems.append(Problem(case, text + "one needs a mask of zeros."))
         cases += [
             CaseFiles(
                 case,
@@ -151,7 +144,7 @@ def _labels(
     if not len(painted) == len(set(painted)) == len(lesions) or misfit:
         raise DatasetError(
             f"{path}: regions need a regions_class_order of {len(lesions)} different values, one "
-            f"of each region's own, not {painted}; see nnU-Net's region_based_training.md."
+            f"of each region's own, not {painted}."
         )
     regions = tuple(LabelRegion(*lesion, value) for lesion, value in pairs)
     by_size = sorted(regions, key=lambda r: -len(r.values))  # the last of equals gives the name

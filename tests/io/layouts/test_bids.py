@@ -60,5 +60,5 @@ def test_images_beside_the_mask_go_first(tmp_path: Path, write_nifti: Write) -> 
 
 def test_two_masks_of_a_session_are_an_error(bids: Path, write_nifti: Write) -> None:
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
-    with pytest.raises(DatasetError, match=r"two lesion masks.*sub-02_ses-a"):
+    with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a"):
         read_dataset(bids)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lesionseg.core import CaseFiles
+from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import CONVENTIONS, assign_groups, read_dataset
+from lesionseg.io.layouts import CONVENTIONS, read_dataset
 
 Folder = Callable[..., Path]
 
