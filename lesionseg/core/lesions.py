@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.core.geometry import Geometry
+from lesionseg.errors import ContentError
 
 _UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axes
 
@@ -52,6 +53,16 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
     start = np.floor(box[:dims]).clip(0).astype(int).tolist()
     stop = np.ceil(box[dims:]).clip(0).astype(int).tolist()
     return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+
+
+def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
+    """Boxes `[n, 2·dims]` (starts, stops) cut to the grid; `ContentError` for one outside it."""
+    dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
+    clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
+    for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
+        what = f"the box {box.tolist()} (starts, stops) is empty or lies outside its image of"
+        raise ContentError(f"{where}: {what} {tuple(shape)} voxels.")
+    return clipped
 
 
 @dataclass(frozen=True, eq=False)

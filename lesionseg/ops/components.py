@@ -6,7 +6,7 @@ from typing import Any
 
 import cc3d
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Candidate, Geometry, Lesions, Prediction, Reference
@@ -223,20 +223,6 @@ def filled_boxes(
     return mask
 
 
-def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
-    """Boxes `[n, 2·d]` (starts, stops) cut to the image; `ContentError` for one outside it."""
-    dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
-    clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
-    outside = ~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)
-    if outside.any():
-        number = int(outside.argmax())
-        raise ContentError(
-            f"{where}: box {number + 1}, in voxels {given[number].tolist()} (starts, stops), is "
-            f"empty or lies outside its image of {tuple(shape)} voxels."
-        )
-    return clipped
-
-
 def _components(
     geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: NDArray[np.bool_] | None
 ) -> Lesions:
@@ -271,8 +257,8 @@ def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[n
 def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Pixels `[y, x]` whose centre lies inside the closed polygon `corners` `[n, 2]` (y, x).
 
-    Inside is where a ray to the left crosses the outline an odd number of times. A polygon that
-    holds no centre keeps the pixel nearest to its middle, so that no lesion is lost.
+    Inside is where a ray to the left crosses the outline an odd number of times. A polygon without
+    a centre keeps the pixel nearest to its middle, so that no lesion is lost.
 
     >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
     array([[ True,  True, False],

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
-from lesionseg.core.lesions import box_slices
+from lesionseg.core.lesions import box_slices, clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Number, Problems, validated
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import read_volume, strip_suffix
-from lesionseg.ops.components import clipped_boxes
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
+from lesionseg.core.lesions import clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Number, Problems, validated
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
-from lesionseg.ops.components import clipped_boxes
 
 _ROLES: tuple[tuple[str, Role | None], ...] = (
     ("training", None),
