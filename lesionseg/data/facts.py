@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset
-from lesionseg.data.cache import MAX_WORKERS, cores, source_hash
+from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.io.cases import read_case
 from lesionseg.io.files import write_text
