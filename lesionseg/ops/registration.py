@@ -73,17 +73,14 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         moments = sitk.CenteredTransformInitializerFilter.MOMENTS
-        transform = sitk.CenteredTransformInitializer(
-            first, second, sitk.Euler3DTransform(), moments
-        )
+        rigid = sitk.Euler3DTransform()
+        transform = sitk.CenteredTransformInitializer(first, second, rigid, moments)
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(first, second)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
-        raise GeometryError(
-            f"The two scans cannot be registered ({last}). Check that both show the same body "
-            "part, or give register=headers."
-        ) from error
+        text = f"The two scans cannot be registered ({last}). Give register=headers."
+        raise GeometryError(text) from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
