@@ -120,8 +120,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("aliases, of which nine lines can mean 10⁹ values")
-        content = yaml.safe_load(text)
-        if not isinstance(content, dict):
+        if not isinstance(content := yaml.safe_load(text), dict):
             raise ValueError(f"{type(content).__name__}, expected lines key: value")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
@@ -194,8 +193,7 @@ def check_case_id(
     case: str, where: Path | None, error: type[LesionsegError] = DatasetError
 ) -> None:
     """Raise `error` unless the id can be a part of file names; `where` is what it comes from."""
-    fault = case_id_fault(case)
-    if fault:
+    if fault := case_id_fault(case):
         raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
 
 

@@ -39,10 +39,9 @@ _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serv
 class FileLimits:
     """What one file may cost.
 
-    `max_voxels`: of one channel, on the file's grid and on the plan's; 8 GiB as float32, and no
-    more than indices of 32 bits can count. `spacing_mm`: least and largest, from finer than
-    microscopes to coarser than any scanner. `read_seconds`: of a native decoder, beside the time
-    to load the file from a slow disk.
+    `max_voxels`: of one channel, on the file's grid and on the plan's; no more than indices of 32
+    bits can count. `spacing_mm`: least and largest. `read_seconds`: of a native decoder, beside the
+    time to load the file from a slow disk.
     """
 
     max_voxels: int = 2**31 - 1

@@ -42,7 +42,7 @@ def is_image_file(path: Path) -> bool:
 
 
 def is_dicom_image(path: Path) -> bool:
-    """Whether it is a folder, or a DICOM file by suffix or first bytes; False for no file."""
+    """Whether it is a folder, or a DICOM file by suffix or first bytes."""
     if path.is_dir() or split_series(path) is not None:
         return True
     suffix = case_suffix(path).lower()

@@ -57,9 +57,8 @@ def find_zones(folder: Path) -> ZoneFolder:
     """The masks of a folder, and the names of their values where it has a table of them.
 
     The table is CSV, TSV, JSON (`{"17": "Left-Hippocampus"}`, either way round, also as nnU-Net's
-    dataset.json) or a colour table as FreeSurfer's, ITK-SNAP's and Slicer's. Without one, values
-    are their own names. Raises `DatasetError` for a folder without masks or with several tables,
-    `ContentError` for a table without names.
+    dataset.json) or a colour table as FreeSurfer's, ITK-SNAP's and Slicer's. Raises `DatasetError`
+    for a folder without masks or with several tables, `ContentError` for a table without names.
     """
     tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
     if len(tables) > 1:

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +13,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache import (
     LesionTable,
     cache_key,
+    file_states,
     fill_cache,
     source_hash,
 )
@@ -177,6 +179,23 @@ def test_values_beyond_float16_are_held_at_its_end(fill, read, dataset, plan, tm
     raw = plan.with_(normalisation=(Normalisation("dataset"),))
     cached = fill_cache(dataset, dataset.cases[:1], raw, tmp_path / "c", read=bright)[0]
     assert cached.image[0, 0, 0, 0] == 65504
+
+
+def test_a_name_of_any_id_is_escaped_or_hashed_where_too_long(dataset, plan, read, tmp_path):
+    cases = [replace(dataset.cases[0], case=case) for case in ("a b/ä", "扫" * 65, "扫" * 66)]
+    cached = fill_cache(dataset, cases, plan, tmp_path / "cache", read=read)
+    names = [one.folder.name for one in cached]
+    assert (names[0], len(set(names))) == ("a b%2F%C3%A4", 3)
+    assert max(map(len, names)) < 256
+
+
+def test_the_state_of_a_file_that_just_changed_is_unknown(tmp_path):
+    file = tmp_path / "a.nii"
+    file.write_bytes(bytes(376))
+    assert file_states([file]) is None
+    assert file_states([tmp_path / "gone.nii"]) is None
+    os.utime(file, (1, 1))
+    assert file_states([file]) == ((str(file), 376, 10**9),)
 
 
 def test_the_hash_follows_content_and_annotations(dataset):

@@ -16,11 +16,6 @@ from tests.io.dicom_files import write_series
 TURN = Rotation.from_euler("xz", (20, -35), degrees=True).as_matrix()
 
 
-A, B = np.deg2rad(20), np.deg2rad(-35)
-ABOUT_X = np.array([[1, 0, 0], [0, np.cos(A), -np.sin(A)], [0, np.sin(A), np.cos(A)]])
-TURN = np.array([[np.cos(B), -np.sin(B), 0], [np.sin(B), np.cos(B), 0], [0, 0, 1]]) @ ABOUT_X
-
-
 def placed(shape: tuple[int, ...], axes: np.ndarray) -> Geometry:
     affine = np.eye(4)
     affine[:3, :3] = axes

@@ -34,9 +34,6 @@ def test_a_case_is_its_channels_and_its_reference(dataset: Dataset) -> None:
     assert (case.image.array.dtype, case.image.array.shape) == (np.float32, (2, 3, 4, 5))
     assert case.image.array[:, 0, 0, 0].tolist() == [10, 11]
     reference = case.reference
-    assert reference is not None
-    assert reference.labels is not None
-    assert reference.ignore is not None
     assert np.argwhere(reference.labels).tolist() == [[2, 1, 0]]  # in array order
     assert np.argwhere(reference.ignore).tolist() == [[0, 3, 4]]
     assert reference.instances is None
@@ -50,8 +47,6 @@ def test_any_storage_type_holds_whole_labels(
 ) -> None:
     write_nifti(dataset.root / "A.nii.gz", np.ones((5, 4, 3), dtype))
     reference = read_case(dataset.cases[0], dataset).reference
-    assert reference is not None
-    assert reference.labels is not None
     assert reference.labels.dtype == np.uint8
     assert (reference.labels == 1).all()
     assert reference.ignore is None  # no voxel has the label
@@ -65,7 +60,6 @@ def test_grids_within_a_thousandth_of_a_millimetre_are_one(
     write_nifti(dataset.root / "A_0001.nii.gz", np.zeros((5, 4, 3), np.int16), nudged)
     write_nifti(dataset.root / "A.nii.gz", np.zeros((5, 4, 3), np.uint8), nudged)
     case = read_case(dataset.cases[0], dataset)
-    assert case.reference is not None
     assert case.reference.geometry.matches(case.image.geometry, 0)
 
 
@@ -121,7 +115,7 @@ def test_a_pixel_size_may_stand_in_a_column(dataset: Dataset) -> None:
     flat = replace(dataset, dims=2, channel_names=("image",))
     case = read_case(CaseFiles("A", (path,), path, columns={"pixel_mm": "0.5"}), flat)
     assert case.image.geometry.spacing_mm == (0.5, 0.5)
-    with pytest.raises(DatasetError, match="pixel_mm of the case 'A'"):
+    with pytest.raises(DatasetError, match="pixel_mm of 'A'"):
         read_case(CaseFiles("A", (path,), columns={"pixel_mm": "half"}), flat)
 
 
@@ -129,6 +123,5 @@ def test_a_mask_alone_needs_no_dataset(tmp_path: Path, write_nifti: Write) -> No
     mask = np.zeros((5, 4, 3), np.int32)
     mask[0, 0, 0], mask[1, 1, 1] = 7, 300
     labels = read_mask(write_nifti(tmp_path / "m.nii.gz", mask)).labels
-    assert labels is not None
     assert labels.dtype == np.uint16
     assert np.unique(labels).tolist() == [0, 7, 300]

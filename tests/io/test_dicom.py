@@ -29,7 +29,6 @@ from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
-from lesionseg.ops.components import fill_polygon
 from tests.io.dicom_files import (
     CT,
     DX,
@@ -307,7 +306,6 @@ def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path: Path) -
     case = read_case(dataset.cases[0], dataset)
     again = read_reference(dataset.cases[0], dataset, case.image.geometry)
     for reference in (case.reference, again):
-        assert reference is not None
         np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
     everything = xray(tmp_path / "b.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=500)
     assert read_volume(everything).valid is None
@@ -365,7 +363,6 @@ def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
 def marked(root: Path, reference: str, labels: str | None = None) -> tuple[Any, Any]:
     dataset = read_dataset(manifest(root, "scan", reference, labels))
     found = read_case(dataset.cases[0], dataset).reference
-    assert found is not None
     return found.labels, found.ignore
 
 
@@ -403,23 +400,3 @@ def test_contours_are_filled_and_inner_ones_are_holes(
     contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
         marked(tmp_path, "rt.dcm")
-
-
-def test_a_polygon_is_what_a_plain_loop_finds() -> None:
-    rng = np.random.default_rng(0)
-
-    def is_inside(corners: np.ndarray, y: float, x: float) -> bool:
-        inside = False
-        for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
-                inside = not inside
-        return inside
-
-    for _ in range(20):
-        corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
-        expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
-        if np.any(expected):
-            np.testing.assert_array_equal(fill_polygon(corners, (10, 9)), expected)
-    small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
-    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]  # the nearest pixel
-    assert not fill_polygon(small + 20, (5, 5)).any()

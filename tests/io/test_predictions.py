@@ -67,7 +67,8 @@ def _read(folder: Path, geometry: Geometry | None = None) -> Prediction:
 def _same(a: Prediction, b: Prediction) -> None:
     np.testing.assert_array_equal(a.instances, b.instances)
     assert a.geometry.matches(b.geometry, 1e-4)
-    for name in ("candidates", "case", "voxel_threshold", "operating_point", "scored", "removed"):
+    names = "candidates case voxel_threshold operating_point scored removed input"
+    for name in names.split():
         assert getattr(a, name) == getattr(b, name)
 
 
@@ -103,25 +104,15 @@ def test_the_files_hold_what_is_promised(tmp_path: Path, oblique: Geometry) -> N
     assert mask[0, 0, 0] == 2
 
 
-def test_a_prediction_of_nothing_and_what_was_removed_come_back(
+def test_a_prediction_of_nothing_what_was_removed_and_said_of_the_scan_come_back(
     tmp_path: Path, oblique: Geometry
 ) -> None:
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
     gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
-    for prediction in (empty, replace(_prediction(oblique), removed=(gone,))):
+    said = InputCheckResult(2.5, "Another grid.", ("T1",))
+    for prediction in (empty, replace(_prediction(oblique), removed=(gone,), input=said)):
         write_prediction(tmp_path, prediction)
         _same(_read(tmp_path), prediction)
-
-
-def test_what_was_said_of_the_scan_comes_back(tmp_path: Path, oblique: Geometry) -> None:
-    for said in (
-        None,
-        InputCheckResult(0.5),
-        InputCheckResult(2.5, "Another grid."),
-        InputCheckResult(),
-    ):
-        write_prediction(tmp_path, replace(_prediction(oblique), input=said))
-        assert _read(tmp_path).input == said
 
 
 def test_more_ids_than_16_bits(tmp_path: Path) -> None:
@@ -183,7 +174,6 @@ def test_instances_without_candidates_keep_their_cut(tmp_path: Path, write_nifti
     write_nifti(tmp_path / "A_instances.nii.gz", ids)
     prediction = _read(tmp_path)
     assert [(c.id, c.label) for c in prediction.candidates] == [(1, 1), (2, 1)]
-    assert prediction.instances is not None
     assert prediction.instances[0, 0, :2].tolist() == [2, 1]
     write_nifti(tmp_path / "A_mask.nii.gz", np.where(ids == 5, 3, 0).astype(np.uint8))
     assert [c.label for c in _read(tmp_path).candidates] == [3, 1]

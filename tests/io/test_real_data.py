@@ -31,11 +31,8 @@ SETS: list[tuple[str, str, int, int, int, int | None]] = [
 
 def _n_lesions(case: Case) -> int:
     reference = case.reference
-    assert reference is not None
-    assert reference.labels is not None
     if reference.instances is None:
         return len(lesion_instances(reference.labels).labels)
-    assert reference.boxes is not None
     assert set(np.unique(reference.instances)) == set(range(len(reference.instance_labels) + 1))
     assert len(reference.boxes) == len(reference.instance_labels)
     return len(reference.instance_labels)

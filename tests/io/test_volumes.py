@@ -1,7 +1,6 @@
 """Volumes of every format: voxels, numbers and places come back; damaged files are named."""
 
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import tifffile
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
-from lesionseg.data.cache import file_states
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_image
 from lesionseg.io.volumes import (
@@ -263,13 +261,3 @@ def test_truncated_and_flipped_voxels_are_noticed(tmp_path: Path, suffix: str) -
         path.write_bytes(content)
         with pytest.raises(ReadError, match="cut"):
             read_volume(path)
-
-
-def test_the_state_of_a_file_that_just_changed_is_unknown(
-    tmp_path: Path, write_nifti: Write
-) -> None:
-    write_nifti(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8))
-    assert file_states([tmp_path / "a.nii"]) is None
-    assert file_states([tmp_path / "gone.nii"]) is None
-    os.utime(tmp_path / "a.nii", (1, 1))
-    assert file_states([tmp_path / "a.nii"]) == ((str(tmp_path / "a.nii"), 376, 10**9),)

@@ -42,7 +42,6 @@ def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / "names.csv").write_text(TABLES["a.csv"])
     folder = find_zones(tmp_path)
     zones = folder.read("a")
-    assert zones is not None
     assert (zones.values.shape, zones.names) == ((4, 4, 4), EXPECTED)
     assert folder.read("b") is None
     with caplog.at_level(logging.WARNING):

@@ -4,6 +4,7 @@ from scipy import ndimage
 
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import (
+    fill_polygon,
     foreground_slices,
     label_components,
     lesion_instances,
@@ -91,3 +92,23 @@ def test_present_values_are_those_of_numpy(dtype):
         array = (rng.integers(1, 90, (7, 8, 9)) * (rng.random((7, 8, 9)) < share)).astype(dtype)
         assert present_values(array) == np.unique(array).tolist()
     assert present_values(np.zeros((0, 4), dtype)) == []
+
+
+def test_a_polygon_is_what_a_plain_loop_finds() -> None:
+    rng = np.random.default_rng(0)
+
+    def is_inside(corners: np.ndarray, y: float, x: float) -> bool:
+        inside = False
+        for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
+                inside = not inside
+        return inside
+
+    for _ in range(20):
+        corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
+        expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
+        if np.any(expected):
+            np.testing.assert_array_equal(fill_polygon(corners, (10, 9)), expected)
+    small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
+    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]  # the nearest pixel
+    assert not fill_polygon(small + 20, (5, 5)).any()

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CALIBRATED = "calibrated"
-MAGNIFIED = "at the detector, divided by the magnification"
-DETECTOR = "at the detector"
-UNKNOWN = "unknown"
-_EVERYTHING = 0.99  # of the pixels: a padding that hides more is stated wrongly
+DETECTOR = "at the detector"  # where objects in the body appear larger than they are
+_LEAST_SHOWN = 0.01  # of the pixels: a padding that leaves less is stated wrongly
 
 
 def radiograph_file(path: Path) -> Path | None:
@@ -71,12 +68,12 @@ def read_radiograph(path: Path) -> Volume:
         if header.get("PixelPaddingValue") is not None:
             low = int(header.PixelPaddingValue)
             low, high = sorted((low, int(header.get("PixelPaddingRangeLimit", low))))
-            hidden = (stored >= low) & (stored <= high)
-            if hidden.mean() > _EVERYTHING:
+            shown = (stored < low) | (stored > high)
+            if shown.mean() < _LEAST_SHOWN:
                 logger.warning("%s: the padding is ignored; it would hide the whole image.", path)
-            elif hidden.any():
-                valid = ~hidden
-                grey[hidden] = grey[valid].min()
+            elif not shown.all():
+                valid = shown
+                grey[~shown] = grey[shown].min()
     return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
 
 
@@ -84,8 +81,7 @@ def pixel_size(header: "Header") -> tuple[tuple[float, float], str]:
     """Pixel height and width in millimetres, and what they are measured on.
 
     `PixelSpacing` is trusted only when the file says how it was calibrated; else the detector's
-    spacing, divided by the magnification where that is known (PS3.3 10.7.1.3). At the detector,
-    objects in the body appear larger than they are; a pixel of unknown size counts as 1 mm.
+    spacing, divided by the magnification where that is known (PS3.3 10.7.1.3), or 1 mm.
     """
 
     def pair(name: str) -> tuple[float, float] | None:
@@ -99,16 +95,17 @@ def pixel_size(header: "Header") -> tuple[tuple[float, float], str]:
 
     claimed, imager = pair("PixelSpacing"), pair("ImagerPixelSpacing")
     if claimed and header.get("PixelSpacingCalibrationType"):
-        return claimed, CALIBRATED
+        return claimed, "calibrated"
     base = imager or pair("NominalScannedPixelSpacing") or claimed
     if base is None:
-        return (1.0, 1.0), UNKNOWN
+        return (1.0, 1.0), "unknown"
     factor = header.get("EstimatedRadiographicMagnificationFactor")
     detector, patient = (header.get(f"DistanceSourceTo{what}") for what in ("Detector", "Patient"))
     if not factor and detector and patient:
         factor = float(detector) / float(patient)
     if imager and factor and float(factor) >= 1:
-        return (base[0] / float(factor), base[1] / float(factor)), MAGNIFIED
+        mm = base[0] / float(factor), base[1] / float(factor)
+        return mm, f"{DETECTOR}, divided by the magnification"
     return base, DETECTOR
 
 
@@ -116,18 +113,15 @@ def radiograph_columns(path: Path) -> dict[str, str]:
     """What a report may group radiographs by: laterality, view, intent and worth of the size."""
     header = read_header(path)
     with reading(path):
-        names = ("ViewPosition", "PresentationIntentType")
-        view, intent = (str(header.get(name, "") or "") for name in names)
         return {
             "laterality": str(header.get("ImageLaterality") or header.get("Laterality") or ""),
-            "view": view,
-            "presentation_intent": intent,
+            "view": str(header.get("ViewPosition") or ""),
+            "presentation_intent": str(header.get("PresentationIntentType") or ""),
             "pixel_size_source": pixel_size(header)[1],
         }
 
 
 def radiograph_geometry(path: Path, header: "Header") -> Geometry:
-    """Shape and pixel size."""
     with reading(path):
         check_scan(path, header)
         if str(header.get("PresentationIntentType", "")) == "FOR PROCESSING":

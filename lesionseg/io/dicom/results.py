@@ -260,7 +260,6 @@ class _Results:
         )
         lesion, kind = self.lesion_codes()
         images, pixels = self._on_frames(values, number_of)
-        used = {id(image) for image in images}
         dataset = hd.seg.Segmentation(
             source_images=images,
             pixel_array=pixels,
@@ -282,7 +281,7 @@ class _Results:
             content_label="LESIONS",
             content_description=RESEARCH_ONLY,
             series_description="lesionseg: lesions (research use only)",
-            further_source_images=[h for h in self.headers if id(h) not in used] or None,
+            further_source_images=self.headers[len(images) :] or None,
             **self.stated("SEG", 1),
         )
         uid = self.uid("dimensions", self.origin.key)  # the library draws a random one
@@ -293,18 +292,14 @@ class _Results:
     def _on_frames(
         self, values: NDArray[Any], number_of: NDArray[np.uint8]
     ) -> tuple[Sequence[Any], Any]:
-        """Source images, and segment numbers frame for frame, or as a volume with its own place."""
         if not self.slices:
             return self.headers, number_of[values]
-        planes = [z for z, plane in enumerate(values) if number_of[plane].any()]
-        if all(frame is None for _, frame in self.slices):
-            return [self.headers[z] for z in planes], number_of[values[planes]]
         affine = LPS_TO_RAS @ self.prediction.geometry.affine
-        affine[:, 3] += affine[:, 0] * planes[0]
         place = str(self.headers[0].FrameOfReferenceUID)
-        numbers = number_of[values[planes[0] : planes[-1] + 1]]
+        numbers = number_of[values]
         volume = self.hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
-        return self.headers[:1], volume
+        is_enhanced = self.slices[0][1] is not None  # of such files one may be named
+        return self.headers[:1] if is_enhanced else self.headers, volume
 
     def report(
         self,

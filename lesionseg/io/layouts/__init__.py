@@ -20,7 +20,7 @@ from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.checks import Problems, find_problems
 from lesionseg.io.layouts.coco import ANNOTATIONS, read_coco
-from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
+from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.volumes import SUFFIXES, read_geometry
@@ -41,19 +41,24 @@ class Convention:
 
     name: str
     looks_for: str
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Path], object]
     read: Callable[[Path], Dataset]
 
 
-def _holds(name: str) -> Callable[[Path], bool]:
+def _holds(name: str) -> Callable[[Path], object]:
     return lambda root: (root / name).is_file()
 
 
 # asked in this order: a manifest was written on purpose
 CONVENTIONS = (
     Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
-    Convention("datalist", "JSON with a list 'training'", recognises_datalist, read_datalist),
-    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _holds("dataset.json"), read_nnunet),
+    Convention("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
+    Convention(
+        "nnunet",
+        "dataset.json, imagesTr/, labelsTr/",
+        _holds("dataset.json"),
+        read_nnunet,
+    ),
     Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
     Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )

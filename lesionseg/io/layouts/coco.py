@@ -27,20 +27,16 @@ ANNOTATIONS = "annotations.json"
 Id = Count | Annotated[str, Field(max_length=100)]
 Side = Annotated[Number, Field(gt=0)]
 Mask = NDArray[np.bool_]
-Instances = NDArray[np.int32]
 
 
 class CocoLesion(BaseModel):
-    """One annotation as COCO has it; `label` is the rank of its category's id, from 1.
-
-    `bbox`: x, y, width, height. `iscrowd` marks a region not to be scored.
-    """
+    """One annotation as COCO has it; `label` is the rank of its category's id, from 1."""
 
     label: int
-    bbox: tuple[Number, Number, Side, Side]
+    bbox: tuple[Number, Number, Side, Side]  # x, y, width, height
     segmentation: Any = None
     mask_label: Count | None = None
-    iscrowd: bool = False
+    iscrowd: bool = False  # a region not to be scored
 
     @property
     def box(self) -> tuple[float, ...]:
@@ -182,7 +178,9 @@ def read_coco_reference(
     )
 
 
-def _from_mask(path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> Instances:
+def _from_mask(
+    path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> NDArray[np.int32]:
     mask = read_volume(path, as_labels=True).array[0]
     if mask.shape != shape:
         raise GeometryError(f"{path} is {mask.shape} pixels, its image {shape}.")
@@ -213,10 +211,7 @@ def _drawn(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> 
                     f"case {case}: a segmentation cannot be drawn, {str(polygon)[:60]} is no list "
                     f"of numbers x, y within {10 * max(shape)} pixels."
                 )
-    try:
-        masks = in_worker(draw, case, drawings, shape) if drawings else []
-    except ContentError as error:
-        raise ContentError(f"case {case}: a segmentation cannot be drawn: {error}.") from error
+    masks = in_worker(draw, case, drawings, shape) if drawings else []
     for mask, lesion in zip(masks, lesions, strict=True):
         if not mask.any():
             centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
@@ -237,5 +232,5 @@ def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mas
                 drawing = coco_mask.merge(drawing)
             masks.append(coco_mask.decode(drawing).astype(bool).reshape(shape))
     except Exception as error:  # the library raises bare Exceptions for malformed input
-        raise ContentError(str(error)) from error
+        raise ContentError(f"case {case}: a segmentation cannot be drawn: {error}.") from error
     return masks

@@ -35,13 +35,18 @@ class _Entry(BaseModel):
     fold: Count | None = None
 
 
-def recognises_datalist(root: Path) -> bool:
-    """Whether a JSON file in the folder has a list `training` of objects with an `image`.
+def find_datalist(root: Path) -> Path | None:
+    """The JSON file of a folder that has a list `training` of objects with an `image`.
 
-    nnU-Net's and the Decathlon's `dataset.json` may have one too: they have an `imagesTr` beside.
+    The `dataset.json` of nnU-Net and the Decathlon may have one too, with an `imagesTr` beside.
     """
-    path = _find(root)
-    return path is not None and not (path.name == "dataset.json" and (root / "imagesTr").is_dir())
+    for path in sorted(root.glob("*.json")):
+        with suppress(ReadError):
+            match read_json(path):
+                case {"training": [{"image": _}, *_]}:
+                    if path.name != "dataset.json" or not (root / "imagesTr").is_dir():
+                        return path
+    return None
 
 
 def read_datalist(root: Path) -> Dataset:
@@ -51,8 +56,7 @@ def read_datalist(root: Path) -> Dataset:
     becomes label 1 and so on; boxes are centre and size in LPS millimetres (`cccwhd`), on pictures
     corners in pixels (`xyxy`). Labels are named by `labels.json` beside it.
     """
-    path = _find(root)
-    if path is None:
+    if (path := find_datalist(root)) is None:
         raise DatasetError(f'{root}: no datalist, a JSON file with {{"training": […]}}.')
     content = read_json(path)
     for key in ("box_mode", "box_space"):
@@ -76,15 +80,6 @@ def read_datalist(root: Path) -> Dataset:
     channels = tuple(str(names[key]) for key in sorted(names, key=str))
     every = (root.name, root, "datalist", 3, channels, labels, tuple(cases))
     return Dataset(*every, ignore_label=ignore, problems=tuple(problems))
-
-
-def _find(root: Path) -> Path | None:
-    for path in sorted(root.glob("*.json")):
-        with suppress(ReadError):
-            match read_json(path):
-                case {"training": [{"image": _}, *_]}:
-                    return path
-    return None
 
 
 def _case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:

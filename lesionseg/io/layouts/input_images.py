@@ -25,13 +25,11 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
 
     Folders are searched recursively, leaving out hidden files, masks written by `predictions` and
-    a dataset's `labelsTr` and the like. A DICOM series is one case, called as its folder, and with
-    its number where the folder holds several; localisers and screen shots are left out and named in
-    the log. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which
-    lacks those of the `channels` whose numbers are not there (a single picture may be one in
-    colour); every other file is a case. Ids are file stems; where two are the same, both get their
-    folders' names before them. A case may have another number of files than `channels`: reading it
-    says so, and the others go on. Raises `DatasetError` when nothing is found.
+    a dataset's `labelsTr` and the like. DICOM: see `group_files`. Files named
+    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks those of the
+    `channels` whose numbers are not there (a single picture may be one in colour); every other file
+    is a case. Ids are file stems; where two are the same, both get their folders' names before
+    them. Raises `DatasetError` when nothing is found.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
         return read_scan_list(source, channels)

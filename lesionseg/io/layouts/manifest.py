@@ -26,12 +26,11 @@ _Labels = RootModel[dict[PositiveInt, str]]
 def read_manifest(root: Path) -> Dataset:
     """Read `manifest.csv`: `case, image[, image_0001 …], reference, group, role, fold` and others.
 
-    Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
-    series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
-    whose values are lesion ids, all of label 1. `annotated` names the labels that were looked for,
-    `lesion;cyst`; empty means all. Further columns are kept in `CaseFiles.columns`; `pixel_mm` is
+    Paths are relative to it; a folder is a DICOM series, an empty reference means unlabelled. In
+    place of `reference`, `instances` names a mask whose values are lesion ids, all of label 1.
+    `annotated` names the labels that were looked for, `lesion;cyst`; empty means all. `pixel_mm` is
     the pixel size of rasters. Labels are those of `labels.json` beside it (`{"1": "lesion", "9":
-    "ignore"}`), else that one lesion.
+    "ignore"}`), else one lesion.
     """
     path = root / MANIFEST
     rows, images = _table(path)
@@ -48,9 +47,7 @@ def read_manifest(root: Path) -> Dataset:
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
     """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
 
-    Paths are relative to the table; further columns (`pixel_mm`) are kept. An empty cell among the
-    first `channels` columns (None: all) is a channel that the case lacks. A case whose files are
-    missing fails by itself.
+    An empty cell among the first `channels` columns (None: all) is a channel that the case lacks.
     """
     rows, images = _table(path)
     cases, problems = dict[str, CaseFiles](), Problems()

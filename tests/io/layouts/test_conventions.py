@@ -52,8 +52,6 @@ def test_merged_labels_are_one_and_read_as_one(nnunet_folder: Folder) -> None:
     assert (dataset.labels, dataset.merged_values) == ({1: "lesion"}, (1, 2))
     assert dataset.ignore_label == 3
     reference = read_case(dataset.cases[0], dataset).reference
-    assert reference is not None
-    assert reference.labels is not None
     assert reference.labels.sum() == 1
 
 

@@ -41,14 +41,11 @@ def test_luna16_nodules_are_balls_and_excluded_findings_are_ignored(tmp_path: Pa
     luna16_to_manifest.convert(tmp_path)
     assert {c.case: c.fold for c in read_dataset(tmp_path).cases} == {"1.3.6.1": 0, "1.3.6.2": 1}
     found = references(tmp_path)
-    assert found["1.3.6.1"].labels is not None
     assert found["1.3.6.1"].labels[4, 30, 30] == 1, "smaller than a voxel, and kept"
     diameters = lesions_of(found["1.3.6.1"]).diameters_mm
     assert sorted(diameters) == pytest.approx([1.563, 9], rel=0.05)
-    assert found["1.3.6.1"].ignore is not None
     ignored = int(found["1.3.6.1"].ignore.sum()) * geometry.voxel_size
     assert equivalent_diameter_mm(ignored, 3) == pytest.approx(10, rel=0.05)
-    assert found["1.3.6.2"].labels is not None
     assert not found["1.3.6.2"].labels.any()
 
 
@@ -68,7 +65,6 @@ def test_nndetection_instances_get_their_classes(
     nndetection_to_manifest.convert(tmp_path)
     assert read_dataset(tmp_path).labels == dict(enumerate(classes, start=1))
     found = references(tmp_path)["c1"]
-    assert found.labels is not None
     assert found.labels[0, 2, 1] == len(classes)
     assert found.labels[2, 0, 4] == 1
     assert len(lesions_of(found)) == 2

@@ -66,15 +66,12 @@ def datalist(root: Path, grid: Geometry, entry: dict[str, Any], **facts: Any) ->
 
 def reference_of(root: Path) -> Reference:
     dataset = read_dataset(root)
-    reference = read_case(dataset.cases[0], dataset).reference
-    assert reference is not None
-    return reference
+    return read_case(dataset.cases[0], dataset).reference
 
 
 def test_boxes_are_centres_and_sizes_in_lps(tmp_path: Path, grid: Geometry) -> None:
     entry = {"box": [written(grid)] * 2, "label": [0, 1]}
     reference = reference_of(datalist(tmp_path, grid, entry))
-    assert reference.boxes is not None
     np.testing.assert_allclose(reference.boxes, [BOX, BOX], atol=1e-4)
     assert reference.box_labels == (1, 2)
     assert reference.labels is None
@@ -82,7 +79,6 @@ def test_boxes_are_centres_and_sizes_in_lps(tmp_path: Path, grid: Geometry) -> N
     (tmp_path / "labels.json").write_text('{"1": "nodule", "2": "mass"}')
     assert read_dataset(tmp_path).labels == {1: "nodule", 2: "mass"}
     lesion_free = reference_of(datalist(tmp_path, grid, {"box": [], "label": []}))
-    assert lesion_free.labels is not None
     assert not lesion_free.labels.any()
 
 
@@ -92,7 +88,6 @@ def test_boxes_on_a_picture_are_pixels(tmp_path: Path) -> None:
     content = {"training": [{"image": "a.png", "box": [[1, 2, 5, 4]], "label": [0]}]}
     (tmp_path / "list.json").write_text(json.dumps(content))
     boxes = reference_of(tmp_path).boxes
-    assert boxes is not None
     assert boxes.tolist() == [[2, 1, 4, 5]]
 
 
