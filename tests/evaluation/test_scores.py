@@ -83,18 +83,6 @@ def test_every_null_has_a_reason_and_nothing_is_nan(results):
     assert list(nulls_without_reason(scores)) == []
 
 
-@pytest.mark.parametrize("name", ["perfect", "missed"])
-def test_all_found_and_nothing_found_are_not_certain(name):
-    scores = summarise([evaluated(name, case=f"{i}") for i in range(9)], 100)
-    for key in ("lesion_f1", "cpm", "average_precision"):
-        assert scores[key]["value"] in (0.0, 1.0)
-        assert scores[key]["ci95"] is None
-        assert "certain" in scores[key]["reason"]
-    assert scores["froc"]["ci95"] == [None] * 7
-    low, high = scores["lesion_recall"]["ci95"]
-    assert 0.2 < high - low < 0.4
-
-
 def test_the_seed_decides_the_intervals():
     one, same, other = (summarise(many(), 60, seed=s) for s in (1, 1, 2))
     assert one == same

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.evaluation.hand_cases import HAND_CASES, draw
 from tests.golden.common import check
 
 POINT = 0.4  # of the random cases
@@ -19,42 +20,12 @@ def evaluate(reference, prediction, output, preset):
     lesionseg.evaluate(reference, prediction, output, preset=preset)
 
 
-# drawings: a digit is an id, a dot is background; rows by spaces, slices by bars
-HAND = {  # name: reference, prediction, scores, (labels of candidates, accepted from)
-    "perfect": (".... .11. .11. ....", ".... .11. .11. ....", (0.9,)),
-    "nothing": (".... ....", ".... ....", ()),
-    "false_alarm": (".... ....", "11.. ....", (0.4,)),
-    "missed": (".... .11.", ".... ....", ()),
-    "elsewhere": ("11..... .......", "....111 .......", (0.8,)),
-    "exactly_a_tenth": ("1......... ..........", "1111111111 ..........", (0.5,)),
-    "under_a_tenth": ("1.......... ...........", "11111111111 ...........", (0.5,)),
-    "split": ("111111 ......", "111122 ......", (0.6, 0.9)),
-    "merge": ("111.22 ......", "111111 ......", (0.7,)),
-    "stolen": ("111122.. ........", "21111... ........", (0.9, 0.5)),
-    "tie": ("111222 ......", "222111 ......", (0.5, 0.5)),
-    "below_the_point": (".11. .11.", ".11. .11.", (0.3,), (1,), 0.5),
-    "late_better_fit": ("1111 ....", "12.. 12..", (0.9, 0.4)),
-    "fragments": ("11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4)),
-    "contained": ("11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,)),
-    "umbrella": ("1..2..3..4..5 .............", "1111111111111 .............", (0.6,)),
-    "unsupported": ("11111........ 11111........", "....111111111 ..........111", (0.6,)),
-    "wrong_label": (".11. .11.", ".11. .11.", (0.9,), (2,)),
-    "three_axes": ("11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,)),
-    "two_of_three": ("11.22.33 ........", "11122... ........", (0.6, 0.8)),
-}
-
-
-def draw(text):
-    slices = [
-        [[int(c.replace(".", "0")) for c in row] for row in s.split()] for s in text.split("|")
-    ]
-    return np.array(slices, np.int32)
-
-
 def hand_cases():
-    for name, (reference, prediction, scores, *more) in HAND.items():
-        labels, start = (*more, *((), 0.0)[len(more) :])
-        yield name, name, draw(reference), draw(prediction), scores, labels, start, (1.0,) * 3
+    for case in HAND_CASES:
+        ids = (draw(text)[0] for text in (case.reference, case.prediction))
+        drawings = (array.reshape(-1, *array.shape[-2:]) for array in ids)  # of three axes
+        given = case.scores, case.candidate_labels, case.accepted_from
+        yield case.name, case.name, *drawings, *given, (1.0,) * 3
 
 
 def random_cases(n=40):

@@ -34,12 +34,6 @@ def test_an_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
     torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
-def test_softmax_drops_the_background(plan):
-    two = replace(plan, activation="softmax", channel_names=("a", "b", "c"), label_values=(1, 2))
-    image = noise(3, 20, 20, 20)
-    torch.testing.assert_close(slide(Identity(), image, two), image.softmax(0)[1:], **HALF)
-
-
 def test_tiles_go_in_batches_and_are_counted(plan):
     network, calls = Identity(), []
     window = SlidingWindow((network,), plan, batch_size=3)

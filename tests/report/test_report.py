@@ -5,14 +5,16 @@ import re
 import shutil
 from types import SimpleNamespace
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
 from lesionseg.cli import run
 from lesionseg.config import ReportSection
+from lesionseg.core import Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import write_volume
 from lesionseg.report.tables import number, read_tables, wilson
 from lesionseg.report.write import (
     headline,
@@ -23,42 +25,31 @@ from lesionseg.report.write import (
     write_adjudication,
     write_report,
 )
+from tests.evaluation.hand_cases import prediction_of
 
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Four scans: two large lesions each, the small one missed, one false positive; one is free."""
-    root = tmp_path_factory.mktemp("study")
-    rng = np.random.default_rng(0)
-    point = {"name": "score:0.5", "score": 0.5, "chosen_on": "validation"}
+    root, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
+    point = OperatingPoint("score:0.5", 0.5, "validation")
     for k, case in enumerate(f"P{k}_$x$" for k in range(4)):
-        image = rng.normal(100, 10, (32, 32, 16)).astype(np.float32)
-        truth, instances = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint16)
+        image = rng.normal(100, 10, GRID.shape).astype(np.float32)
+        truth, found, scores = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.int32), []
         if k < 3:
-            truth[4:10, 4:10, 3:6] = 1
-            truth[20:22, 20:22, 8:9] = 1
-        instances[5:10, 4:9, 3:6] = truth[5:10, 4:9, 3:6]
-        instances[25:28, 4:7, 10:12] = 2 * (k != 1)
-        save(root / f"scans/{case}.nii.gz", image + 50 * truth)
-        save(root / f"masks/{case}.nii.gz", truth)
-        save(root / f"found/{case}_instances.nii.gz", instances)
-        save(root / f"found/{case}_mask.nii.gz", (instances > 0).astype(np.uint8))
-        listed = []
-        for value, score in ((1, 0.9), (2, 0.6)):
-            places = np.argwhere(value == instances.T)
-            if len(places):
-                low, high = places.min(0).tolist(), (places.max(0) + 1).tolist()
-                place = {"start_vox": low, "stop_vox": high, "centre_mm": [0.0, 0.0, 0.0]}
-                size = {"diameter_mm": 5.0, "volume_ml": 0.1, "has_mask": True, "accepted": True}
-                listed.append({"id": value, "label": 1, "score": score, **place, **size})
-        content = {"schema_version": 1, "case": case, "voxel_threshold": 0.5}
-        content |= {"operating_point": point, "candidates": listed}
-        (root / f"found/{case}_candidates.json").write_text(json.dumps(content))
+            truth[3:6, 4:10, 4:10] = truth[8:9, 20:22, 20:22] = 1
+            found[3:6, 4:9, 5:10] = 1
+            scores.append(0.9)
+        if k != 1:
+            scores.append(0.6)
+            found[10:12, 4:7, 25:28] = len(scores)
+        for folder, array in (("scans", image + 50 * truth), ("masks", truth)):
+            (root / folder).mkdir(exist_ok=True)
+            write_volume(root / folder / f"{case}.nii.gz", Volume(array[None], GRID))
+        prediction = prediction_of(found, scores, GRID, case=case, operating_point=point)
+        write_prediction(root / "found", prediction)
     places = [f"reference={root}/masks", f"prediction={root}/found", f"output={root}/scores"]
     assert run("evaluate", [*places, "evaluated_on=test"]) == 0
     return root
