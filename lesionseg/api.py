@@ -66,11 +66,11 @@ class Run:
         return page
 
     def _repr_html_(self) -> str:
-        from lesionseg.pipeline.log import score_cells
+        from lesionseg.evaluation.tables import scores_table
 
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"
-            for name, cell in score_cells(self.scores).items()
+            for name, cell in scores_table({"": self.scores})[1:]
         )
         return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
 

@@ -21,6 +21,21 @@ CASE_COLUMNS = (
     *("input_score", "slice_spacing_mm", "annotated_share"),
 )
 _POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
+SHOWN: Mapping[str, str] = {
+    "cases": "n_cases",
+    "of them lesion-free": "n_lesion_free_cases",
+    "lesions": "n_lesions",
+    "found": "n_true_positive",
+    "lesion recall": "lesion_recall.value",
+    "false positives per case": "false_positives_per_case.value",
+    "lesion precision": "lesion_precision.value",
+    "Dice, mean": "dice.mean",
+    "Dice, median": "dice.median",
+    "surface Dice, mean": "surface_dice.mean",
+    "average precision": "average_precision.value",
+    "CPM": "cpm.value",
+    "accepted from score": "operating_point.score",
+}
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -48,6 +63,24 @@ def write_scores(
         )
         write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
     write_json(folder / "scores.json", scores)
+
+
+def scores_table(by_role: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The most important numbers as text: a row each, a column per scores.json; none without one.
+
+    What is undefined is a dash.
+    """
+    table = [["", *by_role]] if by_role else []
+    for name, keys in SHOWN.items() if by_role else ():
+        cells = []
+        for scores in by_role.values():
+            value: Any = scores
+            for key in keys.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
+            cells.append("–" if value is None else text)
+        table.append([name, *cells])
+    return table
 
 
 def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:

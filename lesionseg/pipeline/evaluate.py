@@ -19,14 +19,14 @@ from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import Columns
-from lesionseg.evaluation.tables import write_scores
+from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts import read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
-from lesionseg.pipeline.log import Advance, scores_lines, typed
+from lesionseg.pipeline.log import Advance, aligned, typed
 from lesionseg.pipeline.score import match_cases
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class EvaluateOutcome:
     def summary(self) -> list[str]:
         """The table of the most important numbers, and where the others are."""
         return [
-            *scores_lines({f"role {self.scores['evaluated_on']}": self.scores}),
+            *aligned(scores_table({f"role {self.scores['evaluated_on']}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
             f"Next:    {typed('report', scores=self.output, **self.given, output='REPORT')}",
         ]

@@ -1,7 +1,6 @@
 """`follow`: what became of each lesion between two visits of a patient."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.files import locks, write_csv
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.layouts.manifest import read_scan_list
+from lesionseg.io.layouts.manifest import read_visits
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,
@@ -225,39 +224,6 @@ def visits_of_table(
     if alone:
         _log.warning("These have no prediction, or no other visit: %s", ", ".join(alone))
     return timelines
-
-
-def read_visits(table: Path) -> list[list[CaseFiles]]:
-    """The visits of each patient by a table `case, image, group, visit`, the earliest first.
-
-    `group` is the patient, `visit` a number or a date (2024-05-31 or 20240531). Raises
-    `DatasetError` where no patient has two visits, and for visits without an order.
-    """
-    patients: dict[str, list[CaseFiles]] = {}
-    for files in read_scan_list(table):
-        patients.setdefault(files.group, []).append(files)
-    if all(len(visits) < 2 for visits in patients.values()):
-        raise DatasetError(
-            f"{table}: no patient has two visits. The column group names the patient of each."
-        )
-    for group, visits in patients.items():
-        texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
-        times = {case: _time(text) for case, text in texts.items()}
-        kinds = {type(time) for time in times.values()}
-        if len(visits) > 1 and (len(kinds) > 1 or len({*times.values(), None}) <= len(visits)):
-            raise DatasetError(
-                f"{table}: the visits of {group} have no order ({', '.join(texts.values())}). Give "
-                "each its own number, or date as 2024-05-31, in the column visit."
-            )
-        visits.sort(key=lambda files: times[files.case] or 0)
-    return list(patients.values())
-
-
-def _time(text: str) -> Any:
-    """A date as text, a number as such, and None for what is neither."""
-    if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
-        return text.replace("-", "")
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 # --- both visits on one grid ---------------------------------------------------------------------

@@ -6,11 +6,10 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError
@@ -20,21 +19,6 @@ log = logging.getLogger(__name__)
 Advance = Callable[[str, float, int], None]
 _LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer than this
 LOG = "train.log"
-ROWS: Mapping[str, str] = {
-    "cases": "n_cases",
-    "of them lesion-free": "n_lesion_free_cases",
-    "lesions": "n_lesions",
-    "found": "n_true_positive",
-    "lesion recall": "lesion_recall.value",
-    "false positives per case": "false_positives_per_case.value",
-    "lesion precision": "lesion_precision.value",
-    "Dice, mean": "dice.mean",
-    "Dice, median": "dice.median",
-    "surface Dice, mean": "surface_dice.mean",
-    "average precision": "average_precision.value",
-    "CPM": "cpm.value",
-    "accepted from score": "operating_point.score",
-}
 
 
 def say(text: str) -> None:
@@ -87,25 +71,6 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
             shown.update(task, completed=done, total=total, item=item)
 
         yield advance
-
-
-def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One column per role, one row per number; what is undefined is a dash."""
-    columns = [score_cells(scores) for scores in by_role.values()]
-    rows = [[name, *(column[name] for column in columns)] for name in ROWS]
-    return aligned([["", *by_role], *rows]) if by_role else []
-
-
-def score_cells(scores: Mapping[str, Any]) -> dict[str, str]:
-    """The most important numbers of a scores.json: what, and how much."""
-    cells = {}
-    for name, keys in ROWS.items():
-        value: Any = scores
-        for key in keys.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
-        cells[name] = "–" if value is None else text
-    return cells
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -2,26 +2,25 @@
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from glob import escape
 from hashlib import blake2b
-from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from lesionseg import __version__
 from lesionseg.config import PredictConfig
-from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.inference.decision import Inferred, OnSlab, Slab
+from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
+from lesionseg.inference.volumes import needed_bytes, read_ahead
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.results import (
     REPORT,
@@ -55,13 +54,6 @@ logger = logging.getLogger(__name__)
 _MASKS = ("_instances", "_regions")
 _OTHERS = ("_probabilities.npz", REPORT, SEGMENTATION)
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
-# the most that a case needs at one time, in copies of its larger grid in float32
-_COPIES = 2.5
-# bytes per voxel of the file for instances and masks while they are written
-_DECISION = 8
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def predict(
@@ -177,80 +169,6 @@ def predict_cases(
     yield from read_ahead(cases, *steps, fits=work.fits)
 
 
-def read_ahead(
-    items: Sequence[T],
-    read: Callable[[T], Any],
-    infer: Callable[[T, Any], Any],
-    write: Callable[[T, Any], R],
-    *,
-    fits: Callable[[Sequence[T]], bool] = lambda _: True,
-) -> Generator[R]:
-    """What `write` makes of each item, in order; each step takes what the one before has made.
-
-    The next is read and the last written, each by a thread, while this one infers. `fits`: whether
-    items that lie beside each other may be in memory together; else one goes after the other. What
-    a step raises is raised here. Closing the generator ends it after the steps that run.
-    """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: Future[Any] | None = None
-        writing: list[Future[R]] = []  # one at most
-        for place, item in enumerate(items):
-            made = (reading or reader.submit(read, item)).result()
-            together = fits(items[place - len(writing) : place + 2])
-            following = items[place + 1 : place + 2] if together else ()
-            reading = reader.submit(read, following[0]) if following else None
-            if not together:
-                yield from (writing.pop().result() for _ in writing[:])
-            made = infer(item, made)
-            yield from (writing.pop().result() for _ in writing[:])
-            writing.append(writer.submit(write, item, made))
-            del made  # the writer's alone, which frees it bit by bit
-            if reading is None:
-                yield writing.pop().result()
-
-
-def predict_volumes(
-    predictor: Predictor,
-    cases: Sequence[CaseFiles],
-    read: Callable[[CaseFiles], Volume],
-    use: Callable[[CaseFiles, Prediction], R],
-    *,
-    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
-    overwrite: bool = True,
-) -> Generator[R]:
-    """What `use` makes of each case's prediction, in the order of `cases`.
-
-    `read` gives a case's volume, in a thread of its own; `use` is called in another. `on_slab`:
-    what is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory
-    may be used. What goes wrong with a case is raised here.
-    """
-    budget, sizes = default_budget(), {"": 0}
-
-    def prepare(files: CaseFiles) -> PreparedScan:
-        volume = read(files)
-        sizes[files.case] = needed_bytes(volume.geometry, predictor.plan)
-        return predictor.prepare_volume(volume, files.case, overwrite=overwrite)
-
-    def decide(files: CaseFiles, inferred: Inferred) -> R:
-        return use(files, predictor.decide(inferred, files.case, on_slab(files)))
-
-    def fits(items: Sequence[CaseFiles]) -> bool:  # the next one's size is not known yet
-        return len(items) * max(sizes.get(files.case, 0) for files in items) <= budget
-
-    return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
-
-
-def needed_bytes(geometry: Geometry, plan: Plan) -> int:
-    """Memory that a case on a file's grid takes at most on its way, the network left out.
-
-    Two copies of the image, file and plan, or image and probabilities, and half a one to spare.
-    """
-    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm)
-    n_voxels = prod(geometry.shape) * max(1.0, finer)
-    image, probabilities = 4 * len(plan.channel_names), 2 * len(plan.label_values)
-    return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))
-
-
 class CaseWork:
     """What is done with a case, in three steps, of which `attempt` makes a row whatever happens."""
 
@@ -332,7 +250,15 @@ class CaseWork:
         cfg, plan = self.cfg, self.predictor.plan
         image = files.images[0]
         if cfg.save_probabilities:
-            prediction = self._decide_and_save(inferred, files)
+            shape = (len(plan.label_values), *inferred.file_geometry.shape)
+            probabilities = np.empty(shape, dtype=np.float16)
+
+            def keep(label: int, first: int, slab: Slab) -> None:
+                probabilities[label, first : first + len(slab)] = slab
+
+            prediction = self.predictor.decide(inferred, files.case, keep)
+            with atomic_path(self.output / f"{files.case}_probabilities.npz") as path:
+                np.savez_compressed(path, probabilities=probabilities)
         else:
             prediction = self.predictor.decide(inferred, files.case)
         zones = self.zones.read(files.case) if self.zones else None
@@ -371,19 +297,6 @@ class CaseWork:
             checked = prediction.input
             row |= {"warning": checked.warning, "input_score": checked.score}
         return row
-
-    def _decide_and_save(self, inferred: Inferred, files: CaseFiles) -> Prediction:
-        """The prediction; probabilities `[K, *file]` float16 go to `<case>_probabilities.npz`."""
-        shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
-        kept = np.empty(shape, dtype=np.float16)
-
-        def keep(label: int, row: int, slab: Slab) -> None:
-            kept[label, row : row + len(slab)] = slab
-
-        prediction = self.predictor.decide(inferred, files.case, keep)
-        with atomic_path(self.output / f"{files.case}_probabilities.npz") as path:
-            np.savez_compressed(path, probabilities=kept)
-        return prediction
 
     def _key(self, files: CaseFiles) -> str:
         """Changes with bundle, settings, and size or time of change of a case's files."""

@@ -14,6 +14,7 @@ from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError, count
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, read_own_bundle
+from lesionseg.inference.volumes import needed_bytes
 from lesionseg.io.files import locks, write_text
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.models.memory import step_gb
@@ -36,7 +37,6 @@ from lesionseg.pipeline.dataset import (
     take_survey,
 )
 from lesionseg.pipeline.log import bar, say, typed
-from lesionseg.pipeline.predict import needed_bytes
 from lesionseg.pipeline.run_dir import (
     SPLITS,
     check_config,

@@ -1,6 +1,7 @@
 """`report`: a page and a PDF from the tables that `evaluate` wrote, and the images behind them."""
 
 from pathlib import Path
+from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
@@ -8,8 +9,6 @@ from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import bar, say
 from lesionseg.report.write import write_report
-
-COMPARED = "compare"  # the second model's tables in an output folder of evaluate
 
 
 def report(cfg: ReportConfig) -> Path:
@@ -29,8 +28,8 @@ def report(cfg: ReportConfig) -> Path:
         for name in ("images", "reference", "prediction", "compare")
         if (value := getattr(cfg, name)) is not None
     }
-    with locked_folder(Path(cfg.output)):
-        page = _write(scores, Path(cfg.output), cfg.report, **given)
+    with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:
+        page = write_report(scores, Path(cfg.output), options=cfg.report, progress=advance, **given)
     say(f"Open:    {page}")
     return page
 
@@ -40,37 +39,10 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | N
 
     None when the run has no scores at all, as without a case to validate on.
     """
-    pages = [
-        _write(folder, folder, settings, images=dataset)
-        for folder in (run, run / "oof", run / "test")
-        if (folder / "scores.json").is_file()
-    ]
+    pages = []
+    for folder in (run, run / "oof", run / "test"):
+        if (folder / "scores.json").is_file():
+            with bar("Drawing pictures") as advance:
+                drawn: dict[str, Any] = {"options": settings, "progress": advance}
+                pages.append(write_report(folder, folder, images=dataset, **drawn))
     return pages[-1] if pages else None
-
-
-def _write(
-    folder: Path,
-    output: Path,
-    settings: ReportSection,
-    *,
-    images: Path | Dataset | None = None,
-    reference: Path | None = None,
-    prediction: Path | None = None,
-    compare: Path | None = None,
-) -> Path:
-    if compare is None and (folder / COMPARED / "scores.json").is_file():
-        compare = folder / COMPARED
-    own = (place for place in (folder / "validation", folder / "predictions") if place.is_dir())
-    history = folder / "metrics.csv"
-    with bar("Drawing pictures") as advance:
-        return write_report(
-            folder,
-            output,
-            images=images,
-            reference=reference,
-            prediction=prediction or next(own, None),
-            history=history if history.is_file() else None,
-            compare=compare,
-            options=settings,
-            progress=advance,
-        )

@@ -38,6 +38,7 @@ from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_scores
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.volumes import predict_volumes
 from lesionseg.io.cases import read_case, read_image, read_mask, read_reference
 from lesionseg.io.predictions import (
     PredictionFiles,
@@ -49,7 +50,6 @@ from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.pipeline.select import (
     VOXELS,
     LevelCounts,

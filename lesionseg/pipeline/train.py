@@ -16,6 +16,7 @@ from torch import nn
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import find_preset
+from lesionseg.evaluation.tables import scores_table
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges
@@ -33,7 +34,7 @@ from lesionseg.pipeline.dataset import (
     require_masks,
     take_survey,
 )
-from lesionseg.pipeline.log import LOG, bar, run_log, say, scores_lines, typed
+from lesionseg.pipeline.log import LOG, aligned, bar, run_log, say, typed
 from lesionseg.pipeline.prepare import config_of, plan_run, prepare_cases, start_from
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import (
@@ -116,7 +117,8 @@ def train(cfg: TrainConfig) -> Path:
             lines.append(f"Finished in {minutes:.1f} minutes.")
             note("\n".join(lines))
             opened = f"Open:    {page}" if page else "Without a validation case there is no report."
-            say("\n".join([*scores_lines(scores), "", *lines, f"Bundle:  {run / BUNDLE}", opened]))
+            table = aligned(scores_table(scores))
+            say("\n".join([*table, "", *lines, f"Bundle:  {run / BUNDLE}", opened]))
             say(f"Next:    {typed('predict', bundle=run, input='SCANS', output='FOUND')}")
     return run
 

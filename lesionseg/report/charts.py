@@ -270,9 +270,9 @@ def load_chart(tables: Tables) -> Chart | None:
     return Chart("Lesion load", caption, figure)
 
 
-def training_charts(history: Path | None) -> list[Chart]:
-    """Loss terms, and who got the gradient, over the training's steps; none without a history."""
-    if history is None or not history.is_file():
+def training_charts(history: Path) -> list[Chart]:
+    """Loss terms, and who got the gradient, over the training's steps; none without the file."""
+    if not history.is_file():
         return []
     rows = pd.read_csv(history)
     step = rows["step"] if "step" in rows else pd.Series(range(len(rows)))

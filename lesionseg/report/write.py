@@ -77,7 +77,6 @@ def write_report(
     images: Path | Dataset | None = None,
     reference: Path | None = None,
     prediction: Path | None = None,
-    history: Path | None = None,
     compare: Path | None = None,
     options: ReportSection | None = None,
     progress: Progress | None = None,
@@ -88,12 +87,12 @@ def write_report(
     `pseudonyms.csv` unless names are printed, `report.pdf` where the options say so.
 
     Args:
-        scores_dir: what `evaluate` or `train` wrote.
+        scores_dir: what `evaluate` or `train` wrote. A run directory brings its predictions and
+            its training's metrics.csv, an evaluation the second model's.
         output: folder of the page.
         images: a dataset, its root or a folder of images; None for no pictures.
         reference: a dataset's root or a folder of masks, drawn into the pictures.
         prediction: a folder of prediction files, drawn into the pictures.
-        history: a training's metrics.csv.
         compare: another model's evaluation of the same scans.
         options: study file, names, PDF, viewer; None: as in conf/.
         progress: told the case, how many are drawn and how many there are to draw.
@@ -102,6 +101,10 @@ def write_report(
     together), `ConfigError` (a study file with an unknown key) and `OutputError`.
     """
     options = options or ReportSection.of()
+    own = (scores_dir / name for name in ("validation", "predictions"))
+    prediction = prediction or next(filter(Path.is_dir, own), None)
+    if compare is None and (scores_dir / "compare" / "scores.json").is_file():
+        compare = scores_dir / "compare"
     tables = read_tables(scores_dir, identifiers=options.identifiers)
     study = read_study(Path(options.study) if options.study else None)
     models = [("this program", tables)]
@@ -117,7 +120,8 @@ def write_report(
         *(charts.reliability_chart, charts.load_chart),
     )
     annex = [outlines] if outlines and outlines is not second else []
-    annex += [c for make in makers if (c := make(tables))] + charts.training_charts(history)
+    annex += [c for make in makers if (c := make(tables))]
+    annex += charts.training_charts(scores_dir / "metrics.csv")
     title = study.get("title") or "What the program finds, and what it misses"
     values: dict[str, Any] = {
         "title": title,

@@ -18,6 +18,11 @@ from tests.evaluation.hand_cases import prediction_of
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
 GEOMETRY = Geometry.from_spacing(SHAPE, SPACING)
+ABOUT = {
+    "channel_names": {"0": "T1"},
+    "labels": {"background": 0, "lesion": 1},
+    "file_ending": ".nii.gz",
+}
 
 
 def write_mask(path, array, geometry=GEOMETRY):
@@ -31,6 +36,12 @@ def lesions(n, found=None):
     for i in range(n) if found is None else found:
         mask[2:4, 1 + 4 * i : 4 + 4 * i, 2 + (found is not None) : 6 + (found is not None)] = 1
     return mask
+
+
+def write_image(path, seed=0, geometry=GEOMETRY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).normal(100, 10, geometry.shape).astype(np.float32)
+    write_volume(path, Volume(image[None], geometry))
 
 
 def rows(path):
@@ -51,29 +62,21 @@ def folders(tmp_path):
     return reference, prediction, tmp_path / "out"
 
 
-def test_bare_masks_of_another_program(folders):
-    scores = evaluate(*folders, replicates=20).scores
+def test_bare_masks_of_another_program_and_tables_that_agree(folders):
+    scores, out = evaluate(*folders, replicates=20).scores, folders[2]
     assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
     assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
     assert scores["lesion_recall"]["value"] == 0.6
     assert scores["froc"]["recall"] is scores["cpm"]["value"] is None
     assert scores["evaluated_on"] == "unknown"  # nobody stated it
-    assert json.loads((folders[2] / "scores.json").read_text()) == scores
-
-
-def test_tables_agree_with_the_scores(folders):
-    scores = evaluate(*folders, replicates=5).scores
-    out = folders[2]
+    assert json.loads((out / "scores.json").read_text()) == scores
     cases, found, candidates = (
         rows(out / f"{name}.csv") for name in ("cases", "lesions", "candidates")
     )
-    assert [row["case"] for row in cases] == ["a", "b", "c"]
-    assert sum(int(row["n_detected"]) for row in cases) == scores["n_true_positive"]
-    assert sum(row["detected"] == "true" for row in found) == scores["n_true_positive"]
-    outcomes = [row["outcome"] for row in candidates]
-    assert outcomes.count("false_positive") == scores["n_false_positive"]
-    assert candidates[0]["score"] == ""
-    assert cases[2]["dice"] == ""
+    assert [row["n_detected"] for row in cases] == ["2", "1", "0"]
+    assert sum(row["detected"] == "true" for row in found) == 3
+    assert [row["outcome"] for row in candidates].count("false_positive") == 1
+    assert candidates[0]["score"] == cases[2]["dice"] == ""
     assert float(cases[0]["reference_ml"]) == pytest.approx(2 * 24 * 3 / 1000)
 
 
@@ -102,17 +105,18 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("point", "message"),
+    ("setting", "value"),
     [
-        ("fp_per_case:1", "fp_per_case:1"),
-        ("sensitivity:0.9", "sensitivity:0.9"),
-        ("score:1.5", "score:<0 to 1>"),
+        ("operating_point", "fp_per_case:1"),
+        ("operating_point", "score:1.5"),
+        ("preset", "luna"),
+        ("groups", "(two"),
     ],
 )
-def test_an_operating_point_that_no_file_states_is_refused(folders, point, message):
-    with pytest.raises(ConfigError, match=message):
-        evaluate(*folders, operating_point=point)
-    assert not folders[2].exists()
+def test_a_setting_that_cannot_be_is_refused(folders, setting, value):
+    with pytest.raises(ConfigError, match=setting if setting != "operating_point" else "score"):
+        evaluate(*folders, **{setting: value})
+    assert not (folders[2] / "scores.json").exists()
 
 
 def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, caplog):
@@ -149,8 +153,6 @@ def test_groups_by_pattern(folders):
     assert evaluate(*folders, groups="[abc]", replicates=5).scores["n_groups"] == 3
     with pytest.raises(DatasetError, match="groups"):
         evaluate(*folders, groups="two")
-    with pytest.raises(ConfigError, match="groups"):
-        evaluate(*folders, groups="(two")
 
 
 def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
@@ -163,25 +165,13 @@ def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
     assert (beside / "scores.json").is_file()
 
 
-def test_an_unknown_preset_is_refused(folders):
-    with pytest.raises(ConfigError, match="luna16"):
-        evaluate(*folders, preset="luna")
-
-
 def test_a_dataset_folder_as_reference(folders):
     root = folders[0].parent / "dataset"
     for name in "abc":
-        image = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
-        (root / "imagesTr").mkdir(parents=True, exist_ok=True)
-        write_volume(root / "imagesTr" / f"{name}_0000.nii.gz", Volume(image[None], GEOMETRY))
+        write_image(root / "imagesTr" / f"{name}_0000.nii.gz")
         write_mask(root / "labelsTr" / f"{name}.nii.gz", lesions("cab".index(name)))
-    about = {
-        "channel_names": {"0": "T1"},
-        "labels": {"background": 0, "metastasis": 1},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-    }
-    (root / "dataset.json").write_text(json.dumps(about))
+    labels = {"background": 0, "metastasis": 1}
+    (root / "dataset.json").write_text(json.dumps({**ABOUT, "labels": labels}))
     scores = evaluate(root, folders[1], folders[2], replicates=5).scores
     assert list(scores["per_label"]) == ["metastasis"]
     assert scores["n_lesions"] == 3
@@ -198,13 +188,11 @@ def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
     by_zone = {g["value"]: g for g in scores["subgroups"] if g["by"] == "zone"}
     counts = {name: (g["n_lesions"], g["n_detected"]) for name, g in by_zone.items()}
     assert counts == {"front": (2, 1), "back": (3, 2)}
-    false = {name: g["false_positives_per_case"]["value"] for name, g in by_zone.items()}
-    assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
+    assert by_zone["front"]["false_positives_per_case"]["value"] == pytest.approx(1 / 3)
+    assert by_zone["back"]["false_positives_per_case"]["value"] == 0.0
     assert (by_zone["front"]["n_cases"], by_zone["front"]["dice"]) == (3, None)
-    assert sum(n for n, _ in counts.values()) == scores["n_lesions"]
-    tables = {name: rows(folders[2] / f"{name}.csv") for name in ("lesions", "candidates")}
-    assert [r["zone"] for r in tables["lesions"]] == ["front", "back", "front", "back", "back"]
-    assert {r["zone"] for r in tables["candidates"]} == {"front", "back"}
+    zones_of = [row["zone"] for row in rows(folders[2] / "lesions.csv")]
+    assert zones_of == ["front", "back", "front", "back", "back"]
 
 
 # --- tables and grids ---
@@ -219,12 +207,6 @@ def shifted(fine, coarse):
         ::-1
     ]
     return Geometry(fine.shape, affine)
-
-
-def write_image(path, seed=0, geometry=GEOMETRY):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.random.default_rng(seed).normal(100, 10, geometry.shape).astype(np.float32)
-    write_volume(path, Volume(image[None], geometry))
 
 
 def manifest(folders, extra="site"):
@@ -251,41 +233,32 @@ def test_subgroups_by_a_column_of_the_manifest(folders):
 def test_subgroups_by_a_table_beside_bare_folders(folders, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
-    found = evaluate(*folders, columns=table, subgroups=["scanner"], replicates=5).scores[
-        "subgroups"
-    ]
-    assert [(row["value"], row["n_cases"]) for row in found] == [
-        ("new", 1),
-        ("old", 1),
-        ("not stated", 1),
-    ]
+    how = {"columns": table, "replicates": 5}
+    found = evaluate(*folders, subgroups=["scanner"], **how).scores["subgroups"]
+    counts = {row["value"]: row["n_cases"] for row in found}
+    assert counts == {"new": 1, "old": 1, "not stated": 1}
     with pytest.raises(ConfigError, match="site"):
-        evaluate(*folders, columns=table, subgroups=["site"])
+        evaluate(*folders, subgroups=["site"], **how)
     table.write_text("name,site\na,x\n")
     with pytest.raises(DatasetError, match="case"):
-        evaluate(*folders, columns=table)
+        evaluate(*folders, **how)
 
 
 def finer(mask):
     return mask.repeat(3, 0).repeat(2, 1).repeat(2, 2)
 
 
-def test_another_grid_is_refused_with_both_shown(folders):
+def test_another_grid_is_refused_or_resampled(folders, caplog):
+    before = evaluate(*folders, replicates=5).scores
     write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), shifted(FINE, GEOMETRY))
     with pytest.raises(GeometryError) as error:
         evaluate(*folders)
-    for part in ("(30, 24, 28)", "(10, 12, 14)", "0.5", "3.0", "a.nii.gz", "resample=true"):
+    for part in ("(30, 24, 28)", "(10, 12, 14)", "a.nii.gz", "resample=true"):
         assert part in str(error.value)
-
-
-def test_another_grid_is_resampled_when_asked_for(folders, caplog):
-    before = evaluate(*folders, replicates=5).scores
-    write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), shifted(FINE, GEOMETRY))
     with caplog.at_level(logging.WARNING):
         after = evaluate(*folders, resample=True, replicates=5).scores
     assert "reference: a" in caplog.text
-    assert after["n_true_positive"] == before["n_true_positive"]
-    assert after["dice"] == before["dice"]
+    assert (after["n_true_positive"], after["dice"]) == (before["n_true_positive"], before["dice"])
 
 
 def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
@@ -307,10 +280,10 @@ def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
 def test_rasters_of_another_size_show_the_same_field(tmp_path):
     reference = np.zeros((12, 16), np.uint8)
     reference[2:6, 4:8] = 1
-    write_mask(tmp_path / "reference" / "a.png", reference, Geometry.from_spacing((12, 16), (1, 1)))
-    double = reference.repeat(2, 0).repeat(2, 1)
-    write_mask(tmp_path / "prediction" / "a.png", double, Geometry.from_spacing((24, 32), (1, 1)))
     paths = [tmp_path / name for name in ("reference", "prediction", "out")]
+    double = reference.repeat(2, 0).repeat(2, 1)
+    for path, mask in zip(paths, (reference, double), strict=False):
+        write_mask(path / "a.png", mask, Geometry.from_spacing(mask.shape, (1, 1)))
     with pytest.raises(GeometryError, match="grid"):
         evaluate(*paths)
     assert evaluate(*paths, resample=True, replicates=5).scores["dice"]["mean"] == 1.0
@@ -424,12 +397,10 @@ def judged(roles, predicted, evaluated_on=None):
         ("cd", None, "cd"),  # only the test part was predicted
         ("c", None, "cd"),  # d is missed: some of its role were predicted
         ("a", None, "ab"),
-        ("ac", None, "abcd"),
         ("", None, "abcd"),  # nothing in common: the caller says so
         ("abcd", "test", "cd"),
         ("ab", "test", "cd"),  # asked for, so missed
         ("abcd", "train", "ab"),
-        ("cd", "validation", "ab"),
         ("cd", "external", "cd"),  # where the scans come from, not which of them
         ("abcd", "external", "abcd"),
     ],
@@ -444,42 +415,28 @@ def test_a_role_that_no_case_has_is_refused():
         of_role(cases({"a": "train", "b": "test"}), "ab", "validation")
 
 
-@pytest.fixture
-def raw(tmp_path):
-    """nnU-Net raw: a and b to train on, c and d to test on, a lesion each."""
+def test_predictions_of_the_test_part_alone(tmp_path, caplog):
+    """Of nnU-Net raw, training cases are no misses, unless they are asked for."""
     root = tmp_path / "raw"
-    image = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
     for name, role in ROLES.items():
         part = "Ts" if role else "Tr"
-        (root / f"images{part}").mkdir(parents=True, exist_ok=True)
-        write_volume(root / f"images{part}" / f"{name}_0000.nii.gz", Volume(image[None], GEOMETRY))
+        write_image(root / f"images{part}" / f"{name}_0000.nii.gz")
         write_mask(root / f"labels{part}" / f"{name}.nii.gz", lesions(1))
-    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}}
-    (root / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
-    return root
-
-
-def test_predictions_of_the_test_part_alone(raw, tmp_path, caplog):
-    """Training cases are no misses, unless they are asked for."""
+    (root / "dataset.json").write_text(json.dumps(ABOUT))
     for name in "cd":
         write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(1, [0]))
-    where = (raw, tmp_path / "found", tmp_path / "out")
-    with caplog.at_level(logging.INFO):
-        scores = evaluate(*where, replicates=5).scores
-    assert (scores["n_cases"], scores["n_missed"]) == (2, 0)
-    assert scores["missing_predictions"] == []
-    assert scores["evaluated_on"] == "test"  # imagesTs and labelsTs say so
-    assert "left out" in caplog.text.lower()
+
+    def missing(**settings):
+        scores = evaluate(root, tmp_path / "found", tmp_path / "out", replicates=5, **settings)
+        return "".join(scores.scores["missing_predictions"]), scores.scores["evaluated_on"]
+
+    assert missing() == ("", "test")  # imagesTs and labelsTs say so
     write_mask(tmp_path / "found" / "a.nii.gz", lesions(1, [0]))
-    mixed = evaluate(*where, replicates=5).scores
-    assert (mixed["missing_predictions"], mixed["evaluated_on"]) == (["b"], "unknown")
+    assert missing() == ("b", "unknown")
     caplog.clear()
-    scores = evaluate(*where, evaluated_on="test", replicates=5).scores
-    assert (scores["n_cases"], scores["evaluated_on"]) == (2, "test")
-    assert "without a reference" not in caplog.text  # a has one, and is not judged
-    assert evaluate(*where, evaluated_on="train", replicates=5).scores["missing_predictions"] == [
-        "b"
-    ]
+    assert missing(evaluated_on="test") == ("", "test")
+    assert "without a reference" not in caplog.text  # a has one, and is not scored
+    assert missing(evaluated_on="train") == ("b", "train")
 
 
 def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path):

@@ -10,9 +10,9 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
+from lesionseg.io.layouts.manifest import read_visits
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.follow import read_visits
 from lesionseg.plan.plan import Plan
 from tests.commands import follow
 from tests.inference.networks import Bright

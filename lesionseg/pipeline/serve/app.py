@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from mimetypes import guess_type
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -34,7 +35,6 @@ from lesionseg.report.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Answer:
             zipped = base64.b64encode(content).decode()
             return JSONResponse({"view": self.view, "zip": zipped}, headers=headers)
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
-        kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
+        kind = guess_type(name)[0] or "application/octet-stream"
         return Response(content, media_type=kind, headers=headers)
 
 
@@ -131,18 +131,16 @@ def make_app(predictor: Predictor, cfg: ServeConfig) -> FastAPI:
         with TemporaryDirectory(dir=home.name, ignore_cleanup_errors=True) as scan:
             if not await store_form(request, "file", Path(scan), max_bytes):
                 raise ContentError("No file was sent; send a form with the scan as `file`.")
-            return (await predicted(request, Path(scan), with_view=result == "view")).response(
-                result
-            )
+            found = await predicted(request, Path(scan), with_view=result == "view")
+            return found.response(result)
 
     @app.post("/example")
     async def example(request: Request, result: Result = "all") -> Response:
         queue.check_room()
         with TemporaryDirectory(dir=home.name, ignore_cleanup_errors=True) as scan:
             await asyncio.to_thread(write_example, Path(scan), plan)
-            return (await predicted(request, Path(scan), with_view=result == "view")).response(
-                result
-            )
+            found = await predicted(request, Path(scan), with_view=result == "view")
+            return found.response(result)
 
     return app
 

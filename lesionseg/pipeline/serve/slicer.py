@@ -5,14 +5,13 @@ may send it to `/datastore/`, which is always empty to whoever lists it.
 """
 
 import json
-import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
 
 from lesionseg import __version__
 from lesionseg.pipeline.serve.uploads import Sessions, store_form
@@ -21,7 +20,6 @@ MODEL = "lesionseg"
 _ABOUT = "lesionseg: for research use only, no medical device"
 _SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
 _EMPTY = {"total": 0, "completed": 0, "label_tags": {}}
-Output = Literal["image", "json", "all"]
 
 
 def slicer_router(
@@ -70,13 +68,13 @@ def slicer_router(
         sessions.remove(key)
         return {"name": key}
 
-    @router.post("/infer/{model}", response_class=Response)
+    @router.post("/infer/{model}")
     async def infer(
-        request: Request, model: str, image: str = "", session_id: str = "", output: Output = "all"
+        request: Request, model: str, image: str = "", session_id: str = ""
     ) -> Response:
         if model != MODEL:
             raise HTTPException(404, f"There is no such model; there is {MODEL}.")
-        with tempfile.TemporaryDirectory() as scan:
+        with TemporaryDirectory() as scan:
             folder = Path(scan)
             if not await store_form(request, "file", folder, max_bytes):
                 folder = sessions.get(session_id or image)
@@ -88,21 +86,19 @@ def slicer_router(
             suffix = suffix if suffix in _SUFFIXES and dims == 3 else None
             found = await predicted(request, folder, suffix=suffix)
         counts = {"n_candidates": found.n_candidates, "n_accepted": found.n_accepted}
-        params = {"label_names": labels, **counts}
-        if output == "json":
-            return JSONResponse(params)
-        name, mask = found.file("mask")
-        if output == "image":
-            return Response(mask, media_type="application/octet-stream")
-        boundary, binary = uuid.uuid4().hex, "application/octet-stream"
-        body = b""
-        for field, kind, content in (
-            ('name="params"', "application/json", json.dumps(params).encode()),
-            (f'name="image"; filename="{name}"', binary, mask),
-        ):
-            head = f"Content-Disposition: form-data; {field}\r\nContent-Type: {kind}"
-            body += f"--{boundary}\r\n{head}\r\n\r\n".encode() + content + b"\r\n"
-        body += f"--{boundary}--\r\n".encode()
-        return Response(body, media_type=f"multipart/form-data; boundary={boundary}")
+        about = json.dumps({"label_names": labels, **counts}).encode()
+        (name, mask), boundary = found.file("mask"), uuid.uuid4().hex
+        body = b"".join(
+            f"--{boundary}\r\nContent-Disposition: form-data; {field}\r\n".encode()
+            + f"Content-Type: {kind}\r\n\r\n".encode()
+            + content
+            + b"\r\n"
+            for field, kind, content in (
+                ('name="params"', "application/json", about),
+                (f'name="image"; filename="{name}"', "application/octet-stream", mask),
+            )
+        )
+        end = f"--{boundary}--\r\n".encode()
+        return Response(body + end, media_type=f"multipart/form-data; boundary={boundary}")
 
     return router
