@@ -29,7 +29,7 @@ SPLITS = "splits.json"
 FREE = ("debug", "logger", "report", "run_dir", "data.cache_dir", "trainer.workers")
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
-_SHOWN = 5  # cases of each kind of change that the message names
+_SHOWN = 5  # changed cases that the message names
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:
@@ -94,20 +94,17 @@ def check_cases(run: Path, splits: Splits) -> None:
     if not (has_config(run) and path.is_file()):
         return
     before, now = roles_in(path), splits.roles
-    kinds: dict[str, list[str]] = {"added": [], "removed": [], "moved": []}
-    for case in sorted({*before, *now}):
-        old, new = before.get(case), now.get(case)
-        if old != new and _DEVELOPMENT & {old, new}:
-            kind = "moved" if old and new else "removed" if old else "added"
-            kinds[kind].append(f"{case} ({' → '.join(filter(None, (old, new)))})")
-    changes = []
-    for kind, cases in kinds.items():
-        rest = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-        changes += [f"{kind}: {', '.join(cases[:_SHOWN])}{rest}"] if cases else []
+    changes = [
+        f"{case} ({before.get(case, 'new')} → {now.get(case, 'gone')})"
+        for case in sorted({*before, *now})
+        if before.get(case) != now.get(case) and _DEVELOPMENT & {before.get(case), now.get(case)}
+    ]
     if changes:
+        rest = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise DatasetError(
-            f"{path}: this run began with other cases: {'; '.join(changes)}. Name another run_dir= "
-            "to train on the data as they are now, or bring back the cases as they were to resume."
+            f"{path}: this run began with other cases: {', '.join(changes[:_SHOWN])}{rest}. Name "
+            "another run_dir= to train on the data as they are now, or bring back the cases as "
+            "they were to resume."
         )
 
 

@@ -81,26 +81,34 @@ def change(**parts: Any) -> Change:
 
 SHIFTED = np.diag([1.0, 1.0, 2.0, 1.0]) + np.eye(4, k=3) * 2
 FLIPPED = np.diag([-1.0, 1.0, 2.0, 1.0])
-PLANTED: list[tuple[str, Change, set[str]]] = [
-    ("Miller_nan", change(image={(1, 2, 3): np.nan}), {"not_finite"}),
-    (
-        "two_faults",
+PLANTED: dict[str, tuple[Change, set[str]]] = {
+    "Miller_nan": (change(image={(1, 2, 3): np.nan}), {"not_finite"}),
+    "two_faults": (
         change(image={(1, 2, 3): np.inf}, mask={(0, 0, 0): 7}),
         {"not_finite", "labels"},
     ),
-    (
-        "shifted",
-        change(mask_affine=SHIFTED),
-        {"geometry"},
-    ),
-    ("other_shape", change(mask=np.zeros((3, 3, 3), np.uint8)), {"geometry"}),
-    ("fraction", change(mask={(0, 0, 0): 0.5}), {"labels"}),
-    ("empty", change(mask={...: 0}), {"lesion_free"}),
-    ("constant", change(image={...: 5}), {"constant"}),
-    ("coarse", change(affine=np.diag([1.0, 1.0, 9.0, 1.0])), {"spacing"}),
-    ("flipped", change(affine=FLIPPED), {"orientation"}),
-    ("unoriented", change(affine=FLIPPED, codes=0), {"unoriented"}),
-]
+    "shifted": (change(mask_affine=SHIFTED), {"geometry"}),
+    "other_shape": (change(mask=np.zeros((3, 3, 3), np.uint8)), {"geometry"}),
+    "fraction": (change(mask={(0, 0, 0): 0.5}), {"labels"}),
+    "empty": (change(mask={...: 0}), {"lesion_free"}),
+    "constant": (change(image={...: 5}), {"constant"}),
+    "coarse": (change(affine=np.diag([1.0, 1.0, 9.0, 1.0])), {"spacing"}),
+    "flipped": (change(affine=FLIPPED), {"orientation"}),
+    "unoriented": (change(affine=FLIPPED, codes=0), {"unoriented"}),
+}
+# more: what the list or its files say wrongly, and what only shows beside the others
+FOUND = {
+    **{name: expected for name, (_, expected) in PLANTED.items()},
+    "missing": {"unreadable"},
+    "truncated": {"unreadable"},
+    "misrole": {"listed"},
+    "fine2": {"listed"},
+    "fine0": {"duplicate", "same_patient"},
+    "copy": {"duplicate", "same_patient"},
+    "visit1": {"same_patient", "burned_in"},
+    "visit2": {"same_patient"},
+    "shot": {"burned_in", "unreadable"},
+}
 # what is wrong with the middle slice of five, kind of the finding and a word of its text
 PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
     "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "geometry", "duplicates"),
@@ -113,7 +121,7 @@ PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("broken")
     rows = {f"fine{i}": write_case(root, f"fine{i}") for i in range(6)}
-    rows |= {name: write_case(root, name, change) for name, change, _ in PLANTED}
+    rows |= {name: write_case(root, name, change) for name, (change, _) in PLANTED.items()}
     rows["truncated"] = write_case(root, "truncated")
     file = root / "truncated_image.nii"
     file.write_bytes(file.read_bytes()[:500])
@@ -145,11 +153,9 @@ def kinds(checked: CheckOutcome, case: str) -> set[str]:
     return {f.kind for f in checked.findings if f.case == case}
 
 
-@pytest.mark.parametrize(("case", "change", "expected"), PLANTED, ids=[p[0] for p in PLANTED])
-def test_a_planted_fault_is_found(
-    checked: CheckOutcome, case: str, change: Change, expected: set[str]
-) -> None:
-    assert kinds(checked, case) >= expected
+@pytest.mark.parametrize("case", FOUND)
+def test_a_planted_fault_is_found(checked: CheckOutcome, case: str) -> None:
+    assert kinds(checked, case) >= FOUND[case]
 
 
 @pytest.mark.parametrize("case", PLANTED_DICOM)
@@ -159,19 +165,9 @@ def test_a_planted_fault_of_a_series_is_found(checked: CheckOutcome, case: str) 
     assert (found.kind, word in found.named) == (kind, True)
 
 
-def test_what_the_list_says_wrongly_is_found(checked: CheckOutcome) -> None:
-    assert kinds(checked, "missing") == kinds(checked, "truncated") == {"unreadable"}
-    assert kinds(checked, "misrole") >= {"listed"}
-    assert kinds(checked, "fine2") == {"listed"}
+def test_an_entry_without_a_case_and_healthy_cases(checked: CheckOutcome) -> None:
     assert any("line 29: the case" in f.named for f in checked.findings if not f.case)
     assert "1 entry of the list" in checked.page.read_text()
-
-
-def test_the_same_image_patient_and_burned_in_letters_are_found(checked: CheckOutcome) -> None:
-    assert kinds(checked, "fine0") == kinds(checked, "copy") == {"duplicate", "same_patient"}
-    assert kinds(checked, "visit1") >= {"same_patient", "burned_in"}
-    assert kinds(checked, "visit2") >= {"same_patient"}
-    assert kinds(checked, "shot") >= {"burned_in", "unreadable"}
     assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
     assert checked.exit_status == 1
     assert "14 cannot be used" in checked.summary()[-3]
@@ -192,13 +188,10 @@ def test_the_command_names_nobody_unless_asked_to(
     out = tmp_path / "out"
     command = [f"data.root={broken}", "check=true", f"run_dir={out}"]
     assert run("prepare", command) == 1
-    seen = capsys.readouterr()
-    assert str(out / "dataset_report.html") in seen.out
+    seen = "".join(capsys.readouterr())
+    assert str(out / "dataset_report.html") in seen
     assert (out / "dataset_report.html").is_file()
-    assert "identifiers=true" in seen.out
-    for secret in SECRETS:
-        assert secret not in seen.out
-        assert secret not in seen.err
+    assert not [secret for secret in SECRETS if secret in seen]
     named = "\n".join(replace(checked, identifiers=True).summary())
     assert "Miller_nan_image.nii" in named
     assert "Otto_gap" in named

@@ -197,14 +197,12 @@ def _run_monai(folder: Path, images: Path, output: Path, overlap: float = 0.5) -
 
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
-    # lesionseg keeps probabilities as float16 between its steps; MONAI lifts its Gaussian weight to
-    # at least 1e-3, and lays the last tiles elsewhere
+    # ours are kept as float16 between the steps, and MONAI lays the last tiles elsewhere
     [
         (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
-        (SAR, (24, 32, 48), 0.5, 0.03, 1e-3),
         (LPS, (20, 40, 20), 0.5, 0.05, 2e-3),
     ],
-    ids=["the very same tiles", "overlapping tiles", "turned and of another spacing"],
+    ids=["the very same tiles", "turned and of another spacing"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_monai_runs_the_exported_folder_to_our_probabilities(

@@ -1,4 +1,4 @@
-"""`follow` on small files: what is written, what is judged, what is refused."""
+"""`follow` on small files: what is written, what is scored, what is refused."""
 
 from pathlib import Path
 
@@ -50,8 +50,10 @@ def run(root: Path, **settings: object) -> list[dict[str, str]]:
     return read_csv(out / "changes.csv")
 
 
-def test_changes_pairs_and_rule_are_written(visits: Path) -> None:
+def test_changes_pairs_and_rule_are_written(visits: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(visits / "after", "c", mask())
     outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert "one visit only: c" in caplog.text
     rows = read_csv(visits / "out" / "changes.csv")
     assert [(r["case"], r["state"], r["lesion_before_1"], r["lesion_after_1"]) for r in rows] == [
         ("a", "new", "", "2"),
@@ -70,15 +72,7 @@ def test_changes_pairs_and_rule_are_written(visits: Path) -> None:
     assert "99% of stable lesions" in page
 
 
-def test_cases_without_a_counterpart_are_named(
-    visits: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write(visits / "after", "c", mask())
-    run(visits)
-    assert "one visit only: c" in caplog.text
-
-
-def test_new_lesions_are_judged_against_a_reference_of_change(visits: Path) -> None:
+def test_new_lesions_are_scored_against_a_reference_of_change(visits: Path) -> None:
     run(visits, reference=visits / "reference")
     scores = read_json(visits / "out" / "scores.json")
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)

@@ -115,9 +115,7 @@ def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_p
     [
         {},
         {"visits": "v.csv"},
-        {"visits": "v.csv", "bundle": "b", "predictions": "p"},
         {"before": "b", "after": "a", "visits": "v.csv", "predictions": "p"},
-        {"before": "b", "after": "a", "bundle": "x"},
         {"before": "b"},
     ],
 )

@@ -40,17 +40,6 @@ def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path: Path) ->
     assert kept(run)[4:] == [kept(run)[0], "Again."]
 
 
-def test_a_wrong_setting_leaves_no_file(tmp_path: Path) -> None:
-    def fail() -> None:
-        with run_log(tmp_path / "run"):
-            log.info("Plan")
-            raise DatasetError("Bad.")
-
-    with pytest.raises(DatasetError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("error", "last"),
     [
@@ -59,16 +48,18 @@ def test_a_wrong_setting_leaves_no_file(tmp_path: Path) -> None:
         (ValueError("odd"), "ValueError: odd"),
     ],
 )
-def test_an_error_ends_the_log_and_leaves_no_handler(
+def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(
     tmp_path: Path, error: BaseException, last: str
 ) -> None:
-    save_config(tmp_path, {})
+    save_config(tmp_path / "begun", {})
     before = list(logging.getLogger().handlers)
-    with pytest.raises(type(error)), run_log(tmp_path):
-        raise error
+    for run in ("begun", "new"):
+        with pytest.raises(type(error)), run_log(tmp_path / run):
+            raise error
     assert logging.getLogger().handlers == before
     log.info("After.")
-    assert (tmp_path / LOG).read_text(encoding="utf-8").rstrip().endswith(last)
+    assert (tmp_path / "begun" / LOG).read_text(encoding="utf-8").rstrip().endswith(last)
+    assert not (tmp_path / "new").exists()
 
 
 def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(

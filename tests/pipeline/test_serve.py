@@ -12,6 +12,8 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,19 +177,9 @@ def test_slicer_sends_a_volume_and_asks_by_the_key_it_got(
     assert len(kept(temporary)) == 1
 
 
-class Asking:
-    """A request whose client leaves when told to."""
-
-    def __init__(self) -> None:
-        self.has_left = False
-
-    async def is_disconnected(self) -> bool:
-        return self.has_left
-
-
 @pytest.mark.parametrize(("seconds", "status"), [(60.0, 499), (0.3, 503)])
 def test_nobody_waiting_ends_the_work(seconds: float, status: int) -> None:
-    queue, request = uploads.InferenceQueue(1, seconds), Asking()
+    queue, has_left = uploads.InferenceQueue(1, seconds), False
     begun, ended = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -199,13 +191,18 @@ def test_nobody_waiting_ends_the_work(seconds: float, status: int) -> None:
         finally:
             ended.set()
 
+    async def is_disconnected() -> bool:
+        return has_left
+
     async def leave() -> int:
-        asked = asyncio.create_task(queue.run(request, work))  # type: ignore[arg-type]
+        nonlocal has_left
+        request: Any = SimpleNamespace(is_disconnected=is_disconnected)
+        asked = asyncio.create_task(queue.run(request, work))
         await asyncio.to_thread(begun.wait)
         with pytest.raises(HTTPException) as full:
             queue.check_room()
         assert full.value.status_code == 503
-        request.has_left = status == 499
+        has_left = status == 499
         with pytest.raises(HTTPException) as error:
             await asked
         return error.value.status_code
