@@ -221,7 +221,8 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
         for trial in study.get_trials(deepcopy=False)
         if {"alpha", "gamma"} <= trial.params.keys()  # it has begun
     ]
-    objective = f"lesion recall at {cfg.tune.fp_per_case:g} false positives per case"
+    noun = "false positive" if cfg.tune.fp_per_case == 1 else "false positives"
+    objective = f"lesion recall at {cfg.tune.fp_per_case:g} {noun} per case"
     search = TuningSearch(
         cfg.tune.alpha, cfg.tune.gamma, tuple(trials), objective, "Search for α and γ"
     )

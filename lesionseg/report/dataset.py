@@ -119,8 +119,8 @@ def write_dataset_report(
     """Write the page to `path`, whole or not at all; `unit` is that of sizes."""
     diameters = [d for look in looks.values() for d in look.diameters]
     free = sum(f.kind == "lesion_free" for f in findings)
-    free_cases = f"{count(free, 'case')} without a lesion" if free else "every case has one"
-    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}; {free_cases}."
+    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}"
+    summary += f"; {count(free, 'case')} without any." if free else "."
     if unlisted := sum(not f.case for f in findings):
         entries = count(unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."

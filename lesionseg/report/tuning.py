@@ -74,7 +74,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the pairs and the table as one page that needs no network."""
     figure, axes = new_figure(6, 4.4)
     done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
-    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90)
+    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90, vmin=0)
     if len(done):
         figure.colorbar(dots, label=search.objective)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)

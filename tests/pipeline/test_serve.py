@@ -93,6 +93,7 @@ def test_a_scan_gives_its_mask_and_nothing_stays(
     assert "Doe" not in found.text
     view = client.post("/predict?result=view", files=files).json()
     assert set(view["view"]["volumes"]) == {"image", "candidates"}
+    assert view["view"]["picture"].startswith("data:image/jpeg;base64,")
     assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(view["zip"])))
     assert not kept(temporary)
 

@@ -30,7 +30,8 @@ from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, Sessions, store_form
 from lesionseg.plan.plan import Plan
 from lesionseg.report import viewer
-from lesionseg.report.images import Scene
+from lesionseg.report.images import Scene, candidate_ids
+from lesionseg.report.pictures import draw_overview
 from lesionseg.report.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]
@@ -169,7 +170,12 @@ def answer(
             written = {path.name: path.read_bytes() for path in paths}
         accepted = sum(c.accepted for c in prediction.candidates)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
-        view = viewer.viewer_data(scene) if with_view else None
+        view = None
+        if with_view:
+            below = frozenset(c.id for c in prediction.candidates if not c.accepted)
+            mask = candidate_ids(prediction, below) > 0
+            picture = draw_overview(scene.image, scene.geometry, mask)
+            view = {**viewer.viewer_data(scene), "picture": picture}
         return Answer(written, len(prediction.candidates), accepted, view)
     except LesionsegError as error:
         text = str(error)
