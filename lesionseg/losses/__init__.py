@@ -5,13 +5,9 @@ The functions are the losses themselves, the modules what training is configured
 
 from lesionseg.losses.base import (
     CustomLoss,
-    LossTerms,
     PositiveAverage,
     VoxelLoss,
-    count_positives,
     make_loss,
-    mask_unannotated,
-    region_target,
 )
 from lesionseg.losses.detection import AnchorTargets, DetectionLoss
 from lesionseg.losses.dice import (
@@ -33,16 +29,12 @@ __all__ = [
     "DiceFocalLoss",
     "FocalLoss",
     "LesionBalancedLoss",
-    "LossTerms",
     "PositiveAverage",
     "VoxelLoss",
-    "count_positives",
     "dice_loss",
     "make_loss",
-    "mask_unannotated",
     "nearest_lesions",
     "posterior_logits",
-    "region_target",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
 ]

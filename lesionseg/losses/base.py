@@ -26,20 +26,18 @@ class VoxelLoss(nn.Module, ABC):
     `[B, *spatial]` (0 background, k = class k; for a sigmoid also 0/1 of the logits' shape, where
     classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
     terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
-    name, each already weighted: the loss is their sum. A `forward` that also
-    takes `nearest` `[B, *spatial]` gets the id of each voxel's nearest lesion (`nearest_lesions`).
+    name, each already weighted: the loss is their sum. A `forward` that also takes
+    `nearest` `[B, *spatial]` gets the id of each voxel's nearest lesion (`nearest_lesions`).
+    `link`: (α, γ) by which `posterior_logits` corrects the scores; None for no correction.
     """
+
+    link: tuple[Alpha, float] | None = None
 
     def __init__(self, activation: str = "sigmoid") -> None:
         super().__init__()
         if activation not in ("sigmoid", "softmax"):
             raise ConfigError(f"activation={activation!r} must be sigmoid or softmax.")
         self.activation = activation
-
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """(α, γ) by which `posterior_logits` corrects the scores; None for no correction."""
-        return None
 
     @abstractmethod
     def forward(
@@ -62,19 +60,11 @@ def region_target(
 def mask_unannotated(
     logits: Float[Tensor, "b c *spatial"], unannotated: Bool[Tensor, "b k"], activation: str
 ) -> Float[Tensor, "b c *spatial"]:
-    """The logits of what the reference tells apart; `unannotated` has the others' classes per tile.
+    """fp32 logits of what is told apart; the classes `unannotated` in a tile become background.
 
-    Their lesions count as background in the labels. Any loss of the result is the marginal loss of
-    Shi et al. 2021 (Marginal loss and exclusion loss for partially supervised multi-organ
-    segmentation, Medical Image Analysis 70): with a softmax, classes exclude each other and
-
-        p'_0 = p_0 + sum of p_u over unannotated u,    p'_u = 0,    p'_k = p_k of all others,
-
-    so that background may be of any class that nobody looked for. With a sigmoid, p'_u = 0 is a
-    constant: its gradient is 0, and its loss too, to thirteen digits. fp32, of the logits' shape.
-
-    >>> mask_unannotated(torch.zeros(1, 2, 1), torch.tensor([[False, True]]), "sigmoid").tolist()
-    [[[0.0], [-30.0]]]
+    Any loss of the result is the marginal loss of Shi et al. 2021 (Medical Image Analysis 70). With
+    a softmax p'_0 = p_0 + sum of p_u over unannotated u, and p'_u = 0: background may be of any
+    class that nobody looked for. With a sigmoid p'_u = 0 is a constant without gradient.
     """
     logits = logits.float()
     unknown = unannotated.view(*unannotated.shape, *(1,) * (logits.ndim - 2))
@@ -100,15 +90,12 @@ class PositiveAverage(nn.Module):
     """Exponential moving average of the positives of the whole batch, never below `expected`.
 
     One noisy count is poison: a lesion-free 96³ tile at p = ½ divided by 1 is a loss of 10⁵.
-    `expected` (positives per batch, from the fingerprint's lesion fraction, at least 1) is the
-    first value and the floor; several numbers make as many averages. `update` takes the count over
-    all tiles and processes of an optimiser step, as detectron2's RetinaNet does.
+    `expected` (per batch, at least 1) is the first value and the floor; several numbers make as
+    many averages. `update` takes the count of a step over all processes, as in detectron2.
 
     >>> average = PositiveAverage(expected=100, momentum=0.9)
     >>> average.update(torch.tensor(1100.0)).item()
     200.0
-    >>> average.update(torch.tensor(0.0)).item()
-    180.0
     """
 
     average: Tensor

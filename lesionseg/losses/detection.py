@@ -37,14 +37,11 @@ class AnchorTargets:
 class DetectionLoss(nn.Module):
     """Scores over *all* valid anchors, boxes over positive ones, both divided by the positives.
 
-    Scores: focal loss (Lin et al. 2017). Boxes: 1 − GIoU (Rezatofighi et al. 2019,
-    arXiv 1902.09630) + ½ · smooth L1 of the offsets (Girshick 2015, equation 3, β = 1/9). A batch
-    without a lesion has a box term of 0 that is still attached to the network, so that no
-    parameter goes unused.
-
-    `alpha`, `gamma`: of the focal loss. `hard_negatives`: cross-entropy over the positives and the
-    worst background anchors in its place, as nnDetection and MONAI do, for comparison. Raises
-    `ConfigError`.
+    Scores: focal loss (Lin et al. 2017) with `alpha` and `gamma`; with `hard_negatives`
+    cross-entropy of the positives and the worst background anchors, as in nnDetection and MONAI.
+    Boxes: 1 − GIoU (Rezatofighi et al. 2019, arXiv 1902.09630) + ½ · smooth L1 of the offsets
+    (Girshick 2015, equation 3, β = 1/9); 0 without a lesion, but attached to the network, so that
+    no parameter goes unused. Raises `ConfigError`.
     """
 
     def __init__(
@@ -53,11 +50,7 @@ class DetectionLoss(nn.Module):
         super().__init__()
         check_settings(alpha, gamma)
         self.alpha, self.gamma, self.hard_negatives = alpha, gamma, hard_negatives
-
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """(α, γ) by which `posterior_logits` corrects the scores; None unless they are focal's."""
-        return None if self.hard_negatives else (self.alpha, self.gamma)
+        self.link = None if hard_negatives else (alpha, gamma)  # as in `VoxelLoss`
 
     def forward(
         self,
@@ -83,7 +76,6 @@ class DetectionLoss(nn.Module):
         attached = 0 * box_deltas.float().sum()
         normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
         if self.hard_negatives:
-            # cross-entropy of the positives and of the worst background anchors of the batch
             x, labels = class_logits.float().flatten(0, 1), targets.labels.flatten()
             truth = lesion_target(labels, x).to(x.dtype)
             loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)

@@ -18,6 +18,8 @@ from lesionseg.losses.focal import (
     softmax_focal_loss,
 )
 
+FOCAL = {"sigmoid": sigmoid_focal_loss, "softmax": softmax_focal_loss}
+
 
 def dice_loss(
     logits: Logits,
@@ -73,17 +75,12 @@ class FocalLoss(VoxelLoss):
             raise ConfigError("loss.reduction=none: a training loss must be one number.")
         check_settings(alpha, gamma, reduction)  # here, not at the first step of a training
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
-
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """α and γ for independent classes; exclusive ones are not corrected."""
-        return (self.alpha, self.gamma) if self.activation == "sigmoid" else None
+        self.link = (alpha, gamma) if activation == "sigmoid" else None  # of independent classes
 
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
-        loss = function(
+        loss = FOCAL[self.activation](
             logits,
             labels,
             alpha=self.alpha,

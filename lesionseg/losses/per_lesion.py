@@ -1,5 +1,7 @@
 """Each lesion counts alike, whether it has 20 voxels or 20 000."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Integer
@@ -8,13 +10,8 @@ from torch import Tensor
 
 from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
-from lesionseg.losses.dice import DiceFocalLoss, lesion_probabilities
-from lesionseg.losses.focal import (
-    Alpha,
-    Normaliser,
-    sigmoid_focal_loss,
-    softmax_focal_loss,
-)
+from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities
+from lesionseg.losses.focal import Alpha, Normaliser
 
 
 class LesionBalancedLoss(DiceFocalLoss):
@@ -26,16 +23,8 @@ class LesionBalancedLoss(DiceFocalLoss):
     those of CC-DiceCE (arXiv 2511.17146); all lesions together are one weighted sum.
 
     Terms: `dice`, `focal`, `lesion_dice`, `lesion_focal`; the last two are 0 without lesions.
-    `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`.
-
-    Args:
-        alpha: as in `DiceFocalLoss`, and so are the others.
-        gamma: see there.
-        activation: see there.
-        focal_weight: factor of `focal` and of `lesion_focal`.
-        dice_weight: factor of `dice` and of `lesion_dice`.
-        lesion_weight: factor of `lesion_dice` and `lesion_focal`.
-        smooth: voxels added above and below Dice's fraction line.
+    Settings as of `DiceFocalLoss`, for the lesions' terms too; these also have the factor
+    `lesion_weight`. `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`.
     """
 
     def __init__(
@@ -65,15 +54,12 @@ class LesionBalancedLoss(DiceFocalLoss):
     ) -> LossTerms:
         """The terms; raises `GeometryError` without `nearest`."""
         spatial = (logits.shape[0], *logits.shape[2:])
-        seen = None if nearest is None else tuple(nearest.shape)
-        if nearest is None or seen != spatial:
-            raise GeometryError(f"Nearest lesions of shape {spatial} are needed, not {seen}.")
+        if nearest is None or nearest.shape != spatial:
+            raise GeometryError(f"This loss needs the nearest lesions, of shape {spatial}.")
         terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
-        function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
-        focal = function(
-            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
-        )
+        how: Any = {"alpha": self.alpha, "gamma": self.gamma, "reduction": "none", "valid": valid}
+        focal = FOCAL[self.activation](logits, labels, **how)
         focal = focal.view(len(focal), -1, *p.shape[2:]).sum(1, keepdim=True)  # over the classes
         # one row per tile and lesion id; row 0 of a tile is what has no lesion
         width = int(nearest.max()) + 1 if nearest.numel() else 1

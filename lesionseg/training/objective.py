@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.losses import (
-    AnchorTargets,
-    DetectionLoss,
-    count_positives,
-    make_loss,
-    mask_unannotated,
-    nearest_lesions,
-    region_target,
-)
+from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss, nearest_lesions
+from lesionseg.losses.base import count_positives, mask_unannotated, region_target
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
 from lesionseg.ops.boxes import lesion_table, split_box

@@ -14,11 +14,9 @@ from lesionseg.losses import (
     FocalLoss,
     LesionBalancedLoss,
     VoxelLoss,
-    count_positives,
-    mask_unannotated,
     nearest_lesions,
-    region_target,
 )
+from lesionseg.losses.base import count_positives, mask_unannotated, region_target
 
 SHAPE = (2, 6, 7, 8)
 LOSSES: dict[str, Callable[..., VoxelLoss]] = {

@@ -2,7 +2,8 @@
 
 import torch
 
-from lesionseg.losses import PositiveAverage, count_positives
+from lesionseg.losses import PositiveAverage
+from lesionseg.losses.base import count_positives
 
 
 def test_counts_valid_lesion_voxels() -> None:
