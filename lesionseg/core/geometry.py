@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,18 @@ class Geometry:
     def spacing_mm(self) -> tuple[float, ...]:
         """Distance between neighbouring voxels along each array axis, in millimetres."""
         return tuple(np.linalg.norm(self.affine[: self.dims, : self.dims], axis=0).tolist())
+
+    @property
+    def canonical_order(self) -> tuple[int, ...]:
+        """Which array axes run along S, A and R, as nearly as they do; a raster's stay.
+
+        >>> Geometry((2, 3, 4), np.eye(4)).canonical_order  # array axes: R, A, S
+        (2, 1, 0)
+        """
+        if self.dims != 3:
+            return tuple(range(self.dims))
+        along = np.abs(self.affine[:3, :3]) / np.asarray(self.spacing_mm)
+        return max(permutations(range(3)), key=lambda p: along[(2, 1, 0), p].sum())
 
     @property
     def size_unit(self) -> str:

@@ -17,7 +17,7 @@ from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.io.cases import read_case
 from lesionseg.io.files import write_text
-from lesionseg.plan.fingerprint import CaseFacts, facts_of, voxels_per_case
+from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
 
 Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
@@ -35,7 +35,8 @@ def read_records(
     the path of the first image; a file's path, size and time of change stand for its content.
     """
     # a power of two: a few cases more do not ask for another sample of all the others
-    voxels = 1 << (voxels_per_case(len(dataset.cases)).bit_length() - 1)
+    voxels = max(64, min(SAMPLED, MOST_SAMPLED // max(len(dataset.cases), 1)))
+    voxels = 1 << (voxels.bit_length() - 1)
     names = {f.name for f in fields(dataset)} - _IRRELEVANT
     reading = {name: getattr(dataset, name) for name in sorted(names)}
     known, new = _read(folder), dict[str, Any]()

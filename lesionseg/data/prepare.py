@@ -24,7 +24,6 @@ from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_area, resample_linear, resample_nearest
-from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.plan.plan import Normalisation, Plan
 
 logger = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ def to_canonical(volume: Volume) -> Volume:
         return volume
     geometry = volume.geometry
     cosines = geometry.affine[:3, :3] / geometry.spacing_mm
-    axes = canonical_order(geometry)
+    axes = geometry.canonical_order
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     signs = [1 if cosines[2 - new, old] > 0 else -1 for new, old in enumerate(axes)]

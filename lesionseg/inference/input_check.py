@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from lesionseg.core import Geometry, InputCheckResult
 from lesionseg.data.cache import CachedCase
-from lesionseg.plan.fingerprint import Fingerprint, canonical_order
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 
 Statistics = Mapping[str, float]
@@ -150,8 +150,11 @@ def check_scan(
     asked; the warning names them.
     """
     given = [c for c in range(len(image)) if c not in missing]
-    names, lacking = [plan.channel_names[c] for c in given], plan.names_of(missing)
-    order, score, warning = canonical_order(file), None, ""
+    names, lacking = (
+        [plan.channel_names[c] for c in given],
+        tuple(plan.channel_names[c] for c in missing),
+    )
+    order, score, warning = file.canonical_order, None, ""
     empty = [n for c, n in zip(given, names, strict=True) if not np.ptp(image[c])]
     if empty:
         warning = f"Channel {empty[0]} is empty: all its voxels are equal."

@@ -13,7 +13,6 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.pipeline.log import bar, typed
-from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset import (
     MEANING,
     PIXELS,
@@ -123,7 +122,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         look,
         shape=image.geometry.shape,
         spacing_mm=tuple(
-            round(image.geometry.spacing_mm[a], 6) for a in canonical_order(image.geometry)
+            round(image.geometry.spacing_mm[a], 6) for a in image.geometry.canonical_order
         ),
         diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
         ranges=tuple(_range(channel) for channel in image.array),

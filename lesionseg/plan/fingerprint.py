@@ -3,23 +3,21 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
-from lesionseg.core import Case, Dataset, Geometry, Reference
+from lesionseg.core import Case, Dataset, Reference
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plan import Millimetres, Modality, Share, read_record
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
-FINGERPRINT_VERSION: Final = 1
-SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
-MOST_SAMPLED = 2**22  # ... and of all cases together, per channel
+# voxels looked at per case and kind, evenly spaced, and per channel of all cases: memory is bounded
+SAMPLED, MOST_SAMPLED = 8192, 2**22
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
 NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
 
@@ -70,7 +68,7 @@ class Fingerprint:
     lesion_voxels: tuple[int, ...]
     lesion_fraction: Share
     extents_mm: tuple[tuple[FiniteFloat, ...], ...] = ()
-    schema_version: Literal[1] = FINGERPRINT_VERSION
+    schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
         """The fingerprint as JSON, with the counts spelled out for readers."""
@@ -113,7 +111,7 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
     its intensities are those of all its voxels.
     """
     array, geometry = case.image.array, case.image.geometry
-    order = canonical_order(geometry)
+    order = geometry.canonical_order
     lesions, covered = lesions_of(reference), lesion_mask(reference)
     start, stop = np.split(lesions.boxes, 2, axis=1)
     sides = np.maximum(stop - start, 1)
@@ -136,15 +134,6 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
     )
 
 
-def voxels_per_case(n_cases: int) -> int:
-    """How many voxels of each case are looked at, so that all cases together fit into memory.
-
-    >>> voxels_per_case(100), voxels_per_case(10_000)
-    (8192, 419)
-    """
-    return max(64, min(SAMPLED, MOST_SAMPLED // max(n_cases, 1)))
-
-
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     """The fingerprint of labelled cases. Raises `DatasetError` for none."""
     if not facts:
@@ -163,18 +152,6 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
         lesion_fraction=sum(n.lesion_mm for n in facts) / scanned if scanned > 0 else 0.0,
         extents_mm=tuple(side for n in facts for side in n.extents_mm),
     )
-
-
-def canonical_order(geometry: Geometry) -> tuple[int, ...]:
-    """Which array axes run along S, A and R, as nearly as they do; a raster's stay as they are.
-
-    >>> canonical_order(Geometry((2, 3, 4), np.diag([1.0, 1.0, 1.0, 1.0])))  # array axes: R, A, S
-    (2, 1, 0)
-    """
-    if geometry.dims != 3:
-        return tuple(range(geometry.dims))
-    along = np.abs(geometry.affine[:3, :3]) / np.asarray(geometry.spacing_mm)
-    return max(permutations(range(3)), key=lambda p: along[(2, 1, 0), p].sum())
 
 
 def _sampled(values: NDArray[Any], most: int) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
 # Heads of a detector on a GPU: at least so many channels, so many convolutions (Lin et al. 2017)
 HEAD_WIDTH, HEAD_DEPTH = 128, 4
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
-_BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
+_PLAIN = ("unet", "retinanet", "retina_unet")
 
 
 def network_spec(model: ModelConfig) -> dict[str, Any]:
@@ -199,7 +199,10 @@ def _architecture(
         raise ConfigError(
             f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
         )
-    shape = rules.widened(shape, tile, allowed)
+    # as wide as the budget allows at batch 2, once the tile is as large as it gets
+    wide = [tuple(int(factor * f) for f in shape.features) for factor in allowed.wider]
+    wider = [replace(shape, features=features) for features in wide]
+    shape = [shape, *(each for each in wider if allowed.fits(each, tile, 2))][-1]
     shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
     if chosen.layout == "nnunet":  # all levels but the two coarsest
         shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
@@ -211,7 +214,7 @@ def _architecture(
 
 def backbone_kind(architecture: str) -> str:
     """Networks of one kind share their backbone; a user's own network is a kind of its own."""
-    return _BACKBONES.get(architecture, architecture)
+    return "plain" if architecture in _PLAIN else architecture
 
 
 def check_compatible(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
@@ -16,7 +16,6 @@ from lesionseg.ops.anchors import AnchorLevel
 
 T = TypeVar("T")
 
-PLAN_VERSION: Final = 1
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
@@ -225,7 +224,7 @@ class Plan:
     compressed: bool = False
     raster_mm: Millimetres | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
-    schema_version: Literal[1] = PLAN_VERSION
+    schema_version: Literal[1] = 1
 
     @property
     def has_boxes(self) -> bool:
@@ -264,14 +263,12 @@ class Plan:
             return UNION
         return dict(zip(self.label_values, self.label_names, strict=True))
 
-    def names_of(self, channels: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.channel_names[c] for c in channels)
-
     def check_missing(self, missing: Sequence[int]) -> None:
         """Raise `DatasetError` for a scan without these channels, unless it may lack that one."""
         if len(missing) > self.may_lack:
+            names = ", ".join(self.channel_names[c] for c in missing)
             raise DatasetError(
-                f"The scan has no {', '.join(self.names_of(missing))}. This model may lack "
+                f"The scan has no {names}. This model may lack "
                 f"{'one channel' if self.may_lack else 'none'}: train with data.channel_dropout."
             )
 

@@ -17,7 +17,6 @@ from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, tota
 
 T = TypeVar("T")
 
-ANISOTROPIC = 3.0  # ratio of coarsest to finest spacing from which a set counts as anisotropic
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
 PRIOR_RANGE = (1e-6, 0.2)
@@ -90,12 +89,8 @@ def spacing(
 
 
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
-    """Whether the coarsest spacing is over three times the finest (nnU-Net).
-
-    >>> is_anisotropic((5.0, 0.8, 0.8)), is_anisotropic((2.0, 1.0, 1.0))
-    (True, False)
-    """
-    return max(spacing_mm) > ANISOTROPIC * min(spacing_mm)
+    """Whether the coarsest spacing is over three times the finest (nnU-Net)."""
+    return max(spacing_mm) > 3 * min(spacing_mm)
 
 
 def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisation]:
@@ -179,9 +174,33 @@ class DeviceBudget:
     def network(
         self, tile: Sequence[int], spacing_mm: Sequence[float], exact: bool = False
     ) -> Architecture:
-        """The network that a tile is planned with."""
-        features = self.base_features, self.widest
-        return network_shape(tile, spacing_mm, *features, name=self.architecture, exact=exact)
+        """Stages, strides, kernels and features for a tile (nnU-Net).
+
+        An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest
+        axis that can be halved; an axis over twice as coarse as the finest has kernels of 1, so
+        that it is mixed only once the others have caught up. Features double from stage to stage.
+        `exact`: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+        """
+        size, mm = np.array(tile, dtype=float), np.array(spacing_mm, dtype=float)
+        strides: list[tuple[int, ...]] = []
+        kernels, stride = [], np.ones(len(size), dtype=int)
+        while not strides or stride.max() > 1:
+            size, mm = size / stride, mm * stride
+            strides.append(tuple(stride.tolist()))
+            kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
+            able = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
+            stride = np.where(able & (mm < 2 * mm.min(initial=inf, where=able)), 2, 1)
+        n, residual = len(strides), self.architecture == "residual_unet"
+        blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
+        return Architecture(
+            name=self.architecture,
+            features=tuple(min(self.base_features * 2**i, self.widest) for i in range(n)),
+            strides=tuple(strides),
+            kernels=tuple(kernels),
+            blocks=1 if residual else 2,
+            n_supervised=min(max(n - 2, 1), 3),
+            encoder_blocks=blocks if residual else (),
+        )
 
 
 def budget(
@@ -247,44 +266,6 @@ def multiplications(
         macs += voxels * per_voxel
         before = width
     return _BACKWARD * batch_size * macs
-
-
-def network_shape(
-    tile_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    base_features: int,
-    widest: int,
-    *,
-    name: str = "unet",
-    exact: bool = False,
-) -> Architecture:
-    """Stages, strides, kernels and features for a tile (nnU-Net).
-
-    An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest axis
-    that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
-    mixed only once the others have caught up. Features double from stage to stage. `exact`: only
-    halvings that the tile's own numbers allow, for a tile somebody has chosen.
-    """
-    size, mm = np.array(tile_shape, dtype=float), np.array(spacing_mm, dtype=float)
-    strides: list[tuple[int, ...]] = []
-    kernels, stride = [], np.ones(len(size), dtype=int)
-    while not strides or stride.max() > 1:
-        size, mm = size / stride, mm * stride
-        strides.append(tuple(stride.tolist()))
-        kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
-        able = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
-        stride = np.where(able & (mm < 2 * mm.min(initial=inf, where=able)), 2, 1)
-    n, residual = len(strides), name == "residual_unet"
-    blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
-    return Architecture(
-        name=name,
-        features=tuple(min(base_features * 2**i, widest) for i in range(n)),
-        strides=tuple(strides),
-        kernels=tuple(kernels),
-        blocks=1 if residual else 2,
-        n_supervised=min(max(n - 2, 1), 3),
-        encoder_blocks=blocks if residual else (),
-    )
 
 
 def tile_shape(
@@ -365,13 +346,6 @@ def for_small_tiles(
     if largest <= SMALL_TILE or not crowded or np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
-
-
-def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> Architecture:
-    """The network as wide as the budget allows at batch 2, once the tile is as large as it gets."""
-    wide = [tuple(int(factor * f) for f in shape.features) for factor in allowed.wider]
-    wider = [replace(shape, features=features) for features in wide]
-    return [shape, *(each for each in wider if allowed.fits(each, tile, 2))][-1]
 
 
 def batch_size(

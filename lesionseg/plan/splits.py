@@ -52,16 +52,14 @@ def make_splits(
 ) -> Splits:
     """Give every labelled case a role; `counts`: the number of lesions of each.
 
-    Roles the dataset states are kept; test and external cases are never drawn. Validation is, in
-    this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold),
-    nothing where `validation_fraction` is 0, the dataset's own validation role, its lowest fold,
-    or drawn: whole groups, `validation_fraction` of them and at least one, spread evenly over the
-    groups sorted by their number of lesions. With `fold` it is that fold: of the file, of the
-    dataset, or of `n_folds` dealt out from all groups by lesion count and then by `sizes` (a
-    typical lesion diameter a case). With a single group it is drawn by case (`group_safe` False,
-    with a warning); with a single case it is empty. Raises `DatasetError` when `given` does not fit
-    the dataset and for a fold that is not there, `ConfigError` when `given` or `fold` has
-    validation cases and the fraction is 0.
+    Stated test and external roles stay. Validation is, in this order: the file `given` (our
+    splits.json, or nnU-Net's splits_final.json, first fold), nothing where `validation_fraction` is
+    0, the dataset's own validation role, its lowest fold, or drawn: whole groups, that fraction of
+    them and at least one, evenly over the groups by their number of lesions. With `fold` it is that
+    fold: of the file, of the dataset, or of `n_folds` dealt out by lesions and then by `sizes` (a
+    typical diameter a case). A single group is drawn by case (`group_safe` False, with a warning),
+    a single case not at all. Raises `DatasetError` when `given` does not fit and for a fold that is
+    not there, `ConfigError` when `given` or `fold` contradicts a fraction of 0.
     """
     stated, development = _stated(dataset, counts)
     rng = np.random.default_rng(seed)
@@ -154,8 +152,7 @@ def _folds(
             folds.setdefault(case.fold, set()).add(case.case)
     if folds:
         return dict(sorted(folds.items())), "the dataset"
-    units = _units(development)
-    weight = _by_counts(units, counts, rng)
+    units, weight = _units(development, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
     rest = list(weight)[len(free) :]
@@ -210,22 +207,18 @@ def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
     return merged
 
 
-def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
-    if len({c.group or c.case for c in pool}) < 2:
-        return {c.case: [c.case] for c in pool}
+def _units(
+    pool: Sequence[CaseFiles], counts: Mapping[str, int], rng: np.random.Generator
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Cases that stay together, and the lesions of each such unit, fewest first, ties at random."""
+    one_group = len({c.group or c.case for c in pool}) < 2
     units: dict[str, list[str]] = {}
     for case in pool:
-        units.setdefault(case.group or case.case, []).append(case.case)
-    return units
-
-
-def _by_counts(
-    units: Mapping[str, Sequence[str]], counts: Mapping[str, int], rng: np.random.Generator
-) -> dict[str, int]:
-    weight = {name: sum(counts[case] for case in units[name]) for name in sorted(units)}
-    names = list(weight)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    return {name: weight[name] for name in sorted(shuffled, key=lambda name: weight[name])}
+        units.setdefault(case.case if one_group else case.group or case.case, []).append(case.case)
+    names = sorted(units)
+    weight = {name: sum(counts[case] for case in units[name]) for name in names}
+    shuffled = (names[i] for i in rng.permutation(len(names)))
+    return units, {name: weight[name] for name in sorted(shuffled, key=weight.__getitem__)}
 
 
 def _draw(
@@ -239,8 +232,7 @@ def _draw(
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "a single labelled case: no validation"
-    units = _units(pool)
-    weight = _by_counts(units, counts, rng)
+    units, weight = _units(pool, counts, rng)
     ordered, n = list(weight), min(max(round(fraction * len(weight)), 1), len(weight) - 1)
     held = [ordered[int(rng.choice(b))] for b in np.array_split(np.arange(len(ordered)), n)]
     with_lesions = [name for name in ordered if weight[name] > 0]

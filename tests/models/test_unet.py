@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models import UNet, build_network, prior_bias
 from lesionseg.models.blocks import InstanceNorm, ResidualBlock
-from lesionseg.plan.rules import multiplications, network_shape
+from lesionseg.plan.rules import budget, multiplications
 from tests.models.plans import plan_of
 
 RESIDUAL = {"blocks": 1, "encoder_blocks": (1, 3, 2)}
@@ -166,7 +166,8 @@ def test_a_block_that_learnt_nothing_passes_its_input_on():
 
 
 def test_nnunets_table_of_blocks_is_planned():
-    shape = network_shape((128,) * 3, (1.0,) * 3, 32, 320, name="residual_unet")
+    allowed = replace(budget("cuda", 9.0, lambda *_: 0.0).value, architecture="residual_unet")
+    shape = allowed.network((128,) * 3, (1.0,) * 3)
     assert shape.features == (32, 64, 128, 256, 320, 320)
     assert shape.encoder_blocks == (1, 3, 4, 6, 6, 6)
     assert shape.blocks == 1

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Case, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import DatasetError
-from lesionseg.plan.fingerprint import Fingerprint, canonical_order
+from lesionseg.plan.fingerprint import Fingerprint
 from tests.plan.conftest import take_fingerprint
 
 
@@ -62,7 +62,7 @@ def test_canonical_order_of_an_oblique_volume():
         [-2 * np.cos(tilt), 3 * np.sin(tilt), 0.0],
         [2 * np.sin(tilt), 3 * np.cos(tilt), 0.0],
     ]
-    assert canonical_order(Geometry((4, 5, 6), affine)) == (1, 0, 2)
+    assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)
 
 
 @pytest.mark.parametrize(

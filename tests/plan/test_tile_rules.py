@@ -12,7 +12,6 @@ from lesionseg.plan.rules import (
     budget,
     for_small_tiles,
     multiplications,
-    network_shape,
     tile_shape,
 )
 
@@ -28,7 +27,7 @@ SHAPES = [(51, 51, 51), (96, 112, 96), (20, 512, 512), (7, 300, 300), (181, 217,
 
 
 def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
-    shape = network_shape((64, 64, 64), (1, 1, 1), 16, 128)
+    shape = CPU.network((64, 64, 64), (1, 1, 1))
     assert shape.strides == ((1, 1, 1),) + ((2, 2, 2),) * 4
     assert shape.kernels == ((3, 3, 3),) * 5
     assert shape.features == (16, 32, 64, 128, 128)
@@ -37,28 +36,28 @@ def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
 
 
 def test_a_coarse_axis_waits_until_the_others_have_caught_up():
-    shape = network_shape((16, 128, 128), (5.0, 1.0, 1.0), 32, 320)
+    shape = GPU.network((16, 128, 128), (5.0, 1.0, 1.0))
     assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert shape.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
     assert total_stride(shape)[0] == 4
 
 
 def test_two_axes_and_a_single_slice():
-    assert total_stride(network_shape((320, 320), (1, 1), 16, 128)) == (64, 64)
-    flat = network_shape((1, 64, 64), (5, 1, 1), 16, 128)
+    assert total_stride(CPU.network((320, 320), (1, 1))) == (64, 64)
+    flat = CPU.network((1, 64, 64), (5, 1, 1))
     assert total_stride(flat)[0] == 1
     assert all(kernel[0] == 1 for kernel in flat.kernels)
 
 
 def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
     cube = (64, 64, 64)
-    small, large = (network_shape(cube, (1, 1, 1), *widths) for widths in ((16, 128), (32, 320)))
+    small, large = (device.network(cube, (1, 1, 1)) for device in (CPU, GPU))
     assert batch_size(small, cube, CPU, 1e9).value == 2
     assert batch_size(large, cube, GPU, 1e5).value == 2
     assert batch_size(large, cube, replace(GPU, capped=False), 1e5).value == GPU.batch
     assert batch_size(large, cube, GPU, 1e9).value == GPU.batch
     flat = (320, 320)
-    assert batch_size(network_shape(flat, (1, 1), 16, 128), flat, CPU, 1e5).value == 4
+    assert batch_size(CPU.network(flat, (1, 1)), flat, CPU, 1e5).value == 4
 
 
 def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more():
@@ -66,7 +65,7 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
     spent = for_small_tiles(CPU, median, (1.5,) * 3, n_voxels, [200] * 356)
     tile = tile_shape(median, (1.5,) * 3, spent)
     assert (tile.value, "several lesions" in tile.reason) == ((32, 32, 32), True)
-    shape = network_shape(tile.value, (1.5,) * 3, 16, 128)
+    shape = CPU.network(tile.value, (1.5,) * 3)
     assert batch_size(shape, tile.value, spent, n_voxels).value == 16
     assert 2 * prod(tile_shape(median, (1.5,) * 3, CPU).value) == 16 * 32**3
 
