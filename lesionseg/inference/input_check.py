@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from lesionseg.core import Geometry, InputCheckResult
 from lesionseg.data.cache import CachedCase
+from lesionseg.errors import DatasetError
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 
@@ -135,6 +136,16 @@ def image_statistics(
 
 def _axes(dims: int) -> tuple[str, ...]:
     return ("S", "A", "R") if dims == 3 else ("the columns", "the rows")
+
+
+def check_missing(plan: Plan, missing: Sequence[int]) -> None:
+    """Raise `DatasetError` for a scan without these channels, unless it may lack that one."""
+    if len(missing) > plan.may_lack:
+        names = ", ".join(plan.channel_names[c] for c in missing)
+        raise DatasetError(
+            f"The scan has no {names}. This model may lack "
+            f"{'one channel' if plan.may_lack else 'none'}: train with data.channel_dropout."
+        )
 
 
 def check_scan(

@@ -21,7 +21,7 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
-from lesionseg.inference.input_check import InputCheck, check_scan
+from lesionseg.inference.input_check import InputCheck, check_missing, check_scan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import read_image
@@ -183,7 +183,7 @@ class Predictor:
                 f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "
                 "Name them <case>_0000, <case>_0001, … by channel."
             )
-        plan.check_missing(files.missing)
+        check_missing(plan, files.missing)
         if plan.dims == 2 and "pixel_mm" not in files.columns:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
@@ -204,7 +204,7 @@ class Predictor:
         infinity, and `DatasetError` for channels that the plan cannot do without.
         """
         plan = self.plan
-        plan.check_missing(volume.missing)
+        check_missing(plan, volume.missing)
         seen = (volume.array.shape[0], volume.geometry.dims)
         if seen != (len(plan.channel_names), plan.dims):
             raise ContentError(

@@ -48,11 +48,7 @@ class VoxelLoss(nn.Module, ABC):
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Whether each voxel belongs to each region, a set of labels: regions may overlap.
-
-    >>> region_target(torch.tensor([[0, 1, 2]]), [(1, 2), (2,)]).int().tolist()
-    [[[0, 1, 1], [0, 0, 1]]]
-    """
+    """Whether each voxel belongs to each region, a set of labels: regions may overlap."""
     parts = [torch.isin(labels, torch.tensor(list(r), device=labels.device)) for r in regions]
     return torch.stack(parts, dim=1)
 
@@ -150,9 +146,8 @@ class CustomLoss(VoxelLoss):
 def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     """The loss of voxels that a configuration names: ours as it is, another's in a `CustomLoss`.
 
-    Its constructor is told the plan's activation by what it has for it: `sigmoid`, `softmax`,
-    `use_softmax`, `activation`. Raises `ConfigError` for what is no loss and for an argument that
-    its class does not take, naming the nearest.
+    Its constructor is told the plan's activation as `sigmoid`, `softmax`, `use_softmax` or
+    `activation`. Raises `ConfigError` for what is no loss and for arguments it does not take.
     """
     given, softmax = cfg.plain(), activation == "softmax"
     make = named(given.pop(TARGET), "loss")

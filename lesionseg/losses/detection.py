@@ -22,11 +22,10 @@ NEGATIVES = 3  # background anchors per positive in hard-negative mining, at lea
 
 @dataclass(frozen=True, eq=False)
 class AnchorTargets:
-    """What the anchors of a batch are to find; B tiles of n anchors each.
+    """What n anchors in each of B tiles are to find.
 
-    `labels` `[B, n]` int64: 0 background, k for the plan's k-th label. `valid` `[B, n]`: False
-    where an anchor teaches nothing. `boxes` `[p, 2·dims]` float32: the lesion of each positive
-    anchor, in the order of `labels > 0`.
+    `labels`: 0 background, k for the plan's k-th label. `valid`: False where an anchor teaches
+    nothing. `boxes`: the lesion of each positive anchor, in the order of `labels > 0`.
     """
 
     labels: Int64[Tensor, "b n"]
@@ -61,10 +60,7 @@ class DetectionLoss(nn.Module):
         *,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """The terms `anchors` and `boxes`, fp32 scalars; their sum is the loss.
-
-        `normaliser`: by default the positives, at least 1. No anchor gives 0.
-        """
+        """The fp32 terms `anchors` and `boxes`; `normaliser`: by default the positives, or 1."""
         positive = targets.labels > 0
         place = positive.flatten().nonzero()[:, 0]
         of_lesions = anchors[place % max(len(anchors), 1)].float()

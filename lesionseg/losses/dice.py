@@ -32,10 +32,9 @@ def dice_loss(
 ) -> Float[Tensor, ""]:
     """1 − (2·Σ p·y + s) / (Σ p + Σ y + s), summed over the batch, then the mean over classes.
 
-    `labels`: a label map, or 0/1 of the probabilities' shape. `per_tile`: summed over each tile,
-    then the mean over tiles and classes. Milletari et al. 2016 with sums instead of squares.
-    Summing over the batch and `smooth` (in voxels) keep the loss of a lesion-free batch within
-    [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
+    `labels`: a label map, or 0/1 of the probabilities' shape. `per_tile`: the mean over tiles, too.
+    Milletari et al. 2016 with sums instead of squares. `smooth` (in voxels) keeps the loss of a
+    lesion-free batch within [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
     axes = (*([] if per_tile else [0]), *range(2, p.ndim))
@@ -122,15 +121,8 @@ class DiceFocalLoss(VoxelLoss):
     With a softmax, α ½, γ 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5 it is nnU-Net's
     loss plus 1; `per_tile` is what its plans call a `batch_dice` of false.
 
-    Args:
-        alpha: of the focal loss: the weight of lesions, 0 to 1, or one per class; None for none.
-        gamma: of the focal loss: 0 is cross-entropy.
-        reduction: of the focal loss, see `sigmoid_focal_loss`.
-        activation: `sigmoid` or `softmax`.
-        focal_weight: factor of the term `focal`.
-        dice_weight: factor of the term `dice`.
-        smooth: voxels added above and below Dice's fraction line, so that empty tiles have a value.
-        per_tile: one Dice for each tile and their mean, in place of one for the batch.
+    `alpha`, `gamma`, `reduction`: of the focal loss. `smooth`, `per_tile`: of `dice_loss`.
+    `focal_weight`, `dice_weight`: factors of the terms.
     """
 
     def __init__(

@@ -44,9 +44,8 @@ def sigmoid_focal_loss(
 ) -> Float[Tensor, "..."]:
     """Focal loss of K independent lesion classes; background has no logit of its own.
 
-    Computed and returned in fp32 (fp64 for fp64 logits); value and gradient are finite for logits
-    up to 1e4 in fp32, bf16 and fp16. Empty input gives 0. Reduced losses of single precision
-    differentiate once, and keep 4 bytes per logit for it.
+    In fp32 (fp64 for fp64 logits); value and gradient are finite for logits up to 1e4 in any type.
+    Empty input gives 0. Reduced losses differentiate once, and keep 4 bytes per logit for it.
 
     Args:
         logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
@@ -63,7 +62,6 @@ def sigmoid_focal_loss(
     Raises `ConfigError` (settings), `GeometryError` (shapes), `ContentError` (dtypes, and labels
     outside 0..K; values are looked at on the CPU only, since a GPU would have to be waited for).
 
-    >>> import torch
     >>> logits = torch.zeros(1, 1, 2)  # p = ½ everywhere
     >>> loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1]]), reduction="none")
     >>> [round(value, 5) for value in loss.flatten().tolist()]  # 0.75·¼·log 2, 0.25·¼·log 2
@@ -127,16 +125,10 @@ def softmax_focal_loss(
     x = logits if logits.dtype == torch.float64 else logits.float()
     if len(weights) == 2:  # the softmax of two classes is the sigmoid of their difference
         total = sum(weights)
-        loss = total * sigmoid_focal_loss(
-            x[:, 1:] - x[:, :1],
-            target,
-            alpha=weights[1] / total if total else 0,
-            gamma=gamma,
-            reduction=reduction,
-            valid=keep,
-            normaliser=normaliser,
-        )
-        return loss[:, 0] if reduction == "none" else loss
+        how: Any = {"gamma": gamma, "reduction": reduction, "normaliser": normaliser}
+        share = weights[1] / total if total else 0
+        loss = sigmoid_focal_loss(x[:, 1:] - x[:, :1], target, alpha=share, valid=keep, **how)
+        return total * (loss[:, 0] if reduction == "none" else loss)
     _check_labels(target, keep, len(weights) - 1)
     if keep is not None:
         x, target = x.masked_fill(~keep.unsqueeze(1), 0), target.masked_fill(~keep, 0)
@@ -147,10 +139,7 @@ def softmax_focal_loss(
 
 
 class _SummedFocal(torch.autograd.Function):
-    """The sum of the loss; the gradient in the same walk.
-
-    Every block is computed as if it were background, then the few lesion elements anew.
-    """
+    """The sum and, in the same walk, its gradient: a block as if background, then lesions anew."""
 
     @staticmethod
     def forward(
@@ -239,7 +228,6 @@ def posterior_logits(
     ranking changes. `alpha`: one number or one per class; None is ½. γ = 0 and α = ½ change
     nothing. fp32; finite for finite logits.
 
-    >>> import torch
     >>> half = torch.zeros(1, 1, 1)
     >>> round(float(posterior_logits(half, alpha=0.25, gamma=2.0).sigmoid()), 6)
     0.75
@@ -301,10 +289,9 @@ def check_shapes(
     if len(shape) < 2 or shape[1] < least:
         raise GeometryError(f"Logits of shape {shape} need [B, K, …] with K ≥ {least}.")
     spatial = (shape[0], *shape[2:])
-    if target.shape == spatial:
-        if target.is_floating_point():
-            raise ContentError(f"A label map must hold integers, not {target.dtype}.")
-    elif exclusive or target.shape != shape:
+    if target.shape == spatial and target.is_floating_point():
+        raise ContentError(f"A label map must hold integers, not {target.dtype}.")
+    if target.shape != spatial and (exclusive or target.shape != shape):
         raise GeometryError(
             f"A target of shape {tuple(target.shape)} does not fit logits {shape}. "
             f"Give labels {spatial} (0 background, k = class k)."

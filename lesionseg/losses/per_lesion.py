@@ -17,10 +17,9 @@ from lesionseg.losses.focal import Alpha, Normaliser
 class LesionBalancedLoss(DiceFocalLoss):
     """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
 
-    A lesion's cell is the voxels of its tile that are nearer to it than to any other lesion. In it,
-    Dice is that of the lesion alone, and the focal loss is divided by the lesion's own voxels. So a
-    small lesion weighs as much as a large one, and lesions that touch are not cut. The cells are
-    those of CC-DiceCE (arXiv 2511.17146); all lesions together are one weighted sum.
+    A lesion's cell is the voxels of its tile that are nearer to it than to any other lesion (as in
+    CC-DiceCE, arXiv 2511.17146). In it, Dice is that of the lesion alone, and the focal loss is
+    divided by the lesion's own voxels: a small lesion weighs as much as a large one.
 
     Terms: `dice`, `focal`, `lesion_dice`, `lesion_focal`; the last two are 0 without lesions.
     Settings as of `DiceFocalLoss`, for the lesions' terms too; these also have the factor

@@ -92,7 +92,7 @@ def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     """`k` box sizes, by volume, that maximise the weighted mean IoU with the best of them.
 
     They start evenly spaced in the logarithm of volume; then one side at a time is stretched or
-    shrunk by smaller and smaller steps, and what helps stays. Deterministic.
+    shrunk by smaller and smaller steps, and what helps stays.
     """
     logs = np.log(sides.prod(axis=1))
     edges = np.interp(np.linspace(0.02, 0.98, k), np.linspace(0, 1, len(logs)), np.sort(logs))

@@ -107,8 +107,7 @@ class CaseFacts:
 def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
     """What the fingerprint needs of a case, with at most `most` voxels in either sample.
 
-    Lesions are those of `lesions_of`: a bare box is as large as the ellipsoid inscribed in it, and
-    its intensities are those of all its voxels.
+    Lesions are those of `lesions_of`; intensities of a bare box are those of all its voxels.
     """
     array, geometry = case.image.array, case.image.geometry
     order = geometry.canonical_order

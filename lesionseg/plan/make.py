@@ -49,12 +49,11 @@ def make_plan(
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
-    The same input gives the same plan. `memory_gb`: of the device, in 10⁹ bytes; `device`: torch's
-    name. `before`: the plan of the network whose weights training starts from; grid, normalisation
-    and backbone are its own, the tile too unless it is chosen. `step_memory`: 10⁹ bytes that a
-    training step of a plan takes. `pyramid`: the stages of a backbone that is not ours, or whose
-    weights are not. Raises `ConfigError` for overrides that do not fit the dataset or `before`, and
-    for a GPU without `step_memory`.
+    `memory_gb`: of the device, in 10⁹ bytes; `device`: torch's name. `before`: the plan of the
+    network whose weights training starts from; grid, normalisation and backbone are its own, the
+    tile too unless it is chosen. `step_memory`: 10⁹ bytes that a training step of a plan takes.
+    `pyramid`: the stages of a backbone that is not ours, or whose weights are not. Raises
+    `ConfigError` for overrides that do not fit, and for a GPU without `step_memory`.
     """
     chosen = asked = overrides or ModelConfig.of()
     if before is not None:
@@ -220,10 +219,7 @@ def backbone_kind(architecture: str) -> str:
 def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
-    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
-
-    Channels that are called otherwise are warned of.
-    """
+    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for."""
     theirs, shape = before.channel_names, before.architecture
     for what, has, wanted in (
         ("number of axes", before.dims, fingerprint.dims),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
-from lesionseg.errors import BundleError, DatasetError, LesionsegError
+from lesionseg.errors import BundleError, LesionsegError
 from lesionseg.ops.anchors import AnchorLevel
 
 T = TypeVar("T")
@@ -105,14 +105,12 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 class CandidateRule:
     """How probabilities become candidates: local peaks, and the voxels around that are as likely.
 
-    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`: a sure
-    candidate ends where its voxels are no longer likely, a faint one keeps to its peak. Peaks under
-    `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the `max_candidates`
-    highest, and peaks that are only the shoulder of a higher candidate: whose region touches it and
-    whose peak is below `prominence` times the highest probability there. Peaks below `join` times
-    the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
-    diameter (`candidates.postprocess`; a `join` of 1 joins none).
-    `source`: whether candidates come from the voxels, from a detector's boxes or from both.
+    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`. Dropped are
+    peaks under `floor`, candidates of fewer than `min_voxels`, all but the `max_candidates` best,
+    and shoulders of a higher candidate: whose region touches it and whose peak is below
+    `prominence` times the highest probability there. Peaks below `join` times the pass to a higher
+    one are one candidate with it, if either is at least `join_mm` in equivalent diameter (a `join`
+    of 1 joins none). `source`: the voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
@@ -132,12 +130,10 @@ class AnchorPlan:
 
     `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
-    two heads that all levels share. `prior`: the share of anchors that are expected to be positive
-    at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
-    undoes (`losses.focal`); None where there is none to undo. `merge_iou`: of boxes that overlap by
-    more the highest alone is kept. `mean_iou` and `small_recall` say how well the sizes fit the
-    training lesions: mean IoU with the best one, and the share of the smallest tenth with
-    IoU ≥ 0.5, both sharing their centre; None without a lesion.
+    two heads that all levels share. `prior`: the share of anchors expected to be positive at the
+    start. `alpha`, `gamma`: as in `FocalLink`, of the scores. `merge_iou`: of boxes that overlap by
+    more the highest alone is kept. `mean_iou`, `small_recall`: how well the sizes fit the training
+    lesions (mean IoU with the best one, share of the smallest tenth with IoU ≥ 0.5); None without.
     """
 
     stages: tuple[Annotated[int, Field(ge=0, le=31)], ...]
@@ -188,15 +184,13 @@ class Plan:
     `label_values[k]` is the mask value and `label_names[k]` the name of network channel k.
     `regions[k]`, where there are any, are the mask values of which channel k is taught, and
     `label_values[k]` is the one painted for it, later channels over earlier ones.
-    `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
-    `link`: None where the network's outputs are taken as they are. `anchors`: of a detector, else
-    None. `calibration`: from score to chance, None where it was not fitted. `voxel_calibration`:
-    what a voxel's probability is worth, put right before candidates are found; None takes it as it
-    is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
-    of a prepared image (`lesionseg.data.transforms`). `may_lack`: a scan may lack any one channel.
-    `compressed`: whether log-odds beyond 8 are compressed (`inference.probabilities`).
-    `raster_mm`: the pixel size taken for radiographs that state none, the median of the training
-    images'; None: `spacing_mm`. `reasons` explains each decision in one sentence.
+    `lesion_fraction` is the share of lesion voxels (the prior π). `link`: None where outputs are
+    taken as they are. `anchors`: of a detector. `calibration`: from score to chance;
+    `voxel_calibration`: of a voxel's probability, before candidates are found. `n_members`:
+    networks whose probabilities are averaged. `prepare_extra`: further transforms of a prepared
+    image (`data.transforms`). `may_lack`: a scan may lack any one channel. `compressed`: whether
+    log-odds beyond 8 are compressed (`inference.probabilities`). `raster_mm`: the pixel size of
+    radiographs that state none (None: `spacing_mm`). `reasons`: a sentence for each decision.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
@@ -262,15 +256,6 @@ class Plan:
         if self.regions:
             return UNION
         return dict(zip(self.label_values, self.label_names, strict=True))
-
-    def check_missing(self, missing: Sequence[int]) -> None:
-        """Raise `DatasetError` for a scan without these channels, unless it may lack that one."""
-        if len(missing) > self.may_lack:
-            names = ", ".join(self.channel_names[c] for c in missing)
-            raise DatasetError(
-                f"The scan has no {names}. This model may lack "
-                f"{'one channel' if self.may_lack else 'none'}: train with data.channel_dropout."
-            )
 
     def with_(self, **changes: Any) -> "Plan":
         return replace(self, **changes)

@@ -19,9 +19,7 @@ T = TypeVar("T")
 
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
-PRIOR_RANGE = (1e-6, 0.2)
-# channel names by which nnU-Net chooses a normalisation, whatever their case, and ours; CT below.
-# Its scaling of each image to 0..1 is the same line as ours by range, but for the outermost voxels
+# channel names by which nnU-Net chooses a normalisation, and ours of the same effect; CT below
 NAMED_SCALES: Mapping[str, Normalisation] = {
     "nonorm": Normalisation("dataset"),
     "zscore": Normalisation("zscore"),
@@ -60,11 +58,10 @@ def spacing(
 ) -> Decision[tuple[float, ...]]:
     """The grid to train on: the median spacing of each axis (nnU-Net).
 
-    Where the coarsest axis is over three times the finest it takes the 10th percentile (nnU-Net).
-    An axis on which the smallest 5 % of lesions would be under 3 voxels across takes the 10th
-    percentile too, if that is finer; what stays unresolved is said. No lesion: the median alone.
-    On a processor the axes finer than twice the finest are halved in resolution, once, when every
-    lesion is over 20 voxels across on them: it keeps 10.
+    An axis over three times as coarse as the finest takes the 10th percentile (nnU-Net); so does
+    one on which the smallest 5 % of lesions would be under 3 voxels across, if that is finer. On a
+    processor the axes finer than twice the finest are halved in resolution, once, when every lesion
+    is over 20 voxels across on them.
     """
     table = np.asarray(spacings_mm, dtype=float)
     spacing, fine = np.median(table, axis=0), np.percentile(table, 10, axis=0)
@@ -99,8 +96,7 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     CT has absolute units: one scale for all cases, clipped to the 0.5 and 99.5 percentiles of the
     lesions (nnU-Net) *and* of the body, so that the lung around a nodule keeps its texture; mean
     and spread are those of lesions and body in equal parts. Radiographs: each image's own range.
-    MRI has arbitrary units: each case's z-score. A name by which nnU-Net chooses goes before all
-    of this.
+    MRI: each case's z-score. A name by which nnU-Net chooses goes before all of this.
     """
     name = channel.name.strip().casefold()
     if name in NAMED_SCALES:
@@ -125,10 +121,9 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
 def prior(lesion_fraction: float) -> Decision[float]:
     """The prior π of the last layer's bias: the share of lesion voxels (Lin et al. 2017, 3.3).
 
-    Kept within 10⁻⁶ and 0.2: a bias beyond that starts the network where gradients vanish, or
-    where it takes lesions for the rule.
+    Kept within 10⁻⁶ and 0.2: beyond gradients vanish, or lesions are taken for the rule.
     """
-    low, high = PRIOR_RANGE
+    low, high = 1e-6, 0.2
     value = min(max(lesion_fraction, low), high)
     kept = "" if value == lesion_fraction else f", kept within {low:g} and {high:g}"
     return Decision(value, f"{lesion_fraction:.2e} of the scanned volume is lesion{kept}")
@@ -214,9 +209,8 @@ def budget(
     """What a training step may take on a device with `memory_gb` of memory.
 
     A processor: 16 to 128 features and about 1.4 s a step on two cores at 65·10⁹ fp32
-    multiplications a second (0.72 s for the forward pass of 96³ voxels with 16 to 160 features);
-    its memory suffices for that. A GPU: nnU-Net's 32 to 320 features, and nine tenths of the memory
-    by `step_gb`, without which it is a `ConfigError`.
+    multiplications a second, for which any memory suffices. A GPU: nnU-Net's 32 to 320 features,
+    and nine tenths of the memory by `step_gb`, without which it is a `ConfigError`.
     """
     if not device.startswith("cuda"):
         found = DeviceBudget(
@@ -334,10 +328,8 @@ def for_small_tiles(
     """The same budget for small tiles, where the largest would hold several lesions.
 
     Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
-    the same cost. Not where one lesion of ten fills an eighth of a small tile or more (not
-    measured), nor on a GPU, whose trainings are long enough to see them all (not measured).
-
-    `n_voxels` and `lesion_voxels`: of the whole dataset and of each lesion, on the plan's grid.
+    the same cost. Not (not measured) where one lesion of ten fills an eighth of a small tile, nor
+    on a GPU. `n_voxels`, `lesion_voxels`: of the dataset and of each lesion, on the plan's grid.
     """
     if not allowed.small_tiles:
         return allowed

@@ -1,11 +1,10 @@
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
-from lesionseg.errors import BundleError, DatasetError
+from lesionseg.errors import BundleError
 from lesionseg.plan.plan import AnchorPlan, FocalLink, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
@@ -90,18 +89,3 @@ def test_m2_a_value_out_of_range_is_named_by_its_key(
 def test_m2_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match=r"plan\.json"):
         Plan.from_json(text)
-
-
-def test_a_scan_may_lack_one_channel_or_none(plan: Plan) -> None:
-    plan = replace(plan, **_three_channels(plan), may_lack=True)
-    assert Plan.from_json(plan.to_json()) == plan
-    for missing in ((), (0,), (2,)):
-        plan.check_missing(missing)
-    with pytest.raises(DatasetError, match=r"no C0, C2.*may lack one channel.*channel_dropout"):
-        plan.check_missing((0, 2))
-    with pytest.raises(DatasetError, match=r"no C1.*may lack none"):
-        replace(plan, may_lack=False).check_missing((1,))
-
-
-def _three_channels(plan: Plan) -> dict[str, Any]:
-    return {"channel_names": ("C0", "C1", "C2"), "normalisation": plan.normalisation[:1] * 3}
