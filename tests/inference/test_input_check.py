@@ -13,6 +13,7 @@ from lesionseg.inference.input_check import (
     image_statistics,
     make_input_check,
 )
+from lesionseg.plan.plan import Plan
 
 SHAPE, GRID = (20, 24, 28), Geometry.from_spacing((20, 24, 28), (1.0, 1.0, 1.0))
 
