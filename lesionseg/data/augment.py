@@ -309,16 +309,18 @@ def _recoloured(image: Tensor, change: Intensity) -> Tensor:
     if change.gamma is None:
         return image
     # each channel to a power between its extremes, with its mean and deviation restored
-    axes = tuple(range(1, image.ndim))
-    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
-    std, mean = torch.std_mean(image, axes, correction=0, keepdim=True)
-    curved = image.sub_(low).div_((high - low).clamp_min(1e-7))
+    flat = image.flatten(1)
+    low, high = torch.aminmax(flat, dim=1, keepdim=True)
+    mean = flat.mean(1, keepdim=True)
+    std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)  # times a constant
+    curved = flat.sub_(low).div_((high - low).clamp_min(1e-7))
     if len(change.gamma) == 1:  # a number takes less time than a tensor
         curved.pow_(change.gamma[0])
     else:
-        curved.pow_(torch.tensor(change.gamma).reshape(-1, *ones))
-    own_std, own_mean = torch.std_mean(curved, axes, correction=0, keepdim=True)
-    return curved.sub_(own_mean).mul_(std / own_std.clamp_min(1e-7)).add_(mean)
+        curved.pow_(torch.tensor(change.gamma).reshape(-1, 1))
+    curved.sub_(curved.mean(1, keepdim=True))
+    own_std = torch.linalg.vector_norm(curved, dim=1, keepdim=True)
+    return curved.mul_(std / own_std.clamp_min(1e-7)).add_(mean).view(image.shape)
 
 
 def rotation_by(angles: NDArray[np.float64]) -> NDArray[np.float64]:
