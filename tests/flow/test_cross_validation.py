@@ -127,8 +127,3 @@ def test_folds_as_submitted_jobs_are_gathered_afterwards(
         ours = (raw.parent / "submitted" / name).read_bytes()
         assert ours == (cv_run / name).read_bytes()
     assert (raw.parent / "submitted" / "oof" / "scores.json").is_file()
-
-
-def test_a_word_is_no_fold(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", [f"data.root={raw}", "data.fold=every"]) == 2
-    assert "data.fold" in capsys.readouterr().err

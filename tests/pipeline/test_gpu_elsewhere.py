@@ -3,7 +3,6 @@
 import pytest
 
 from lesionseg.config import DataConfig, TrainConfig
-from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset import take_survey
 from lesionseg.pipeline.prepare import plan_run
@@ -26,10 +25,3 @@ def test_a_card_is_planned_for_by_its_memory(survey, tmp_path, monkeypatch, name
     assert "by prediction" in plan.reasons["memory"]
     assert plan.architecture.features[0] >= 32
     assert (plan.anchors is not None) == (name == "retinanet")
-
-
-def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    cfg = TrainConfig.of(trainer={"accelerator": "gpu"})
-    with pytest.raises(ConfigError, match=r"trainer\.accelerator"):
-        plan_run(survey, cfg, tmp_path)

@@ -15,7 +15,6 @@ from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.train import check_losses
 from lesionseg.plan.plan import AnchorPlan, Plan
-from lesionseg.training.processes import require_device
 
 
 @pytest.mark.parametrize(
@@ -73,16 +72,6 @@ def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
     prepared = [path for path in (tmp_path / "cache").glob("*") if path.name != "facts"]
     assert not prepared
     assert run("train", [*command, right]) == 0
-
-
-def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    require_device("auto")
-    require_device("cpu")
-    with pytest.raises(ConfigError, match=r"trainer\.accelerator.*accelerator=auto"):
-        require_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    require_device("gpu")
 
 
 def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(

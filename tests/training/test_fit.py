@@ -210,18 +210,6 @@ def test_ten_such_steps_in_a_row_end_training(train, squares):
         train(max_steps=50, tiles=squares(bad=range(4, 100)))
 
 
-def test_losses_that_ask_for_the_nearest_lesion_are_given_it(train):
-    class Nearest(FocalLoss):
-        seen = ()
-
-        def forward(self, logits, labels, *, valid=None, normaliser=None, nearest=None):
-            Nearest.seen = (*Nearest.seen, tuple(nearest.shape))
-            return super().forward(logits, labels, valid=valid, normaliser=normaliser)
-
-    train(max_steps=1, loss=Nearest())
-    assert Nearest.seen == ((2, 16, 16), (2, 8, 8))
-
-
 def test_the_divisor_is_the_moving_average_of_positives(train, make_plan, tmp_path):
     class Divisors(FocalLoss):
         seen = ()

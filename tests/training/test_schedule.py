@@ -43,27 +43,20 @@ def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
 
 
 @pytest.mark.parametrize(
-    ("progress", "rate"),
+    ("name", "progress", "rate"),
     [
-        (0.0, 0.02),  # a hundredth of the peak rather than nothing
-        (0.025, 1.0),
-        (0.05, 2.0),
-        (0.525, 1.0),  # half of what follows the warm-up
-        (0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
-        (1.0, 0.0),
-        (1.3, 0.0),
+        ("adamw", 0.0, 0.02),  # a hundredth of the peak rather than nothing
+        ("adamw", 0.025, 1.0),
+        ("adamw", 0.525, 1.0),  # half of what follows the warm-up
+        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
+        ("adamw", 1.3, 0.0),
+        ("sgd", 0.0, 2.0),
+        ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
+        ("sgd", 1.0, 0.0),
     ],
 )
-def test_cosine_rises_linearly_then_falls_to_nothing(progress, rate):
-    settings = OptimConfig.of(lr=2.0)
-    assert learning_rate(progress, settings) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(
-    ("progress", "rate"), [(0.0, 1.0), (0.5, 0.5358867), (0.9, 0.1258925), (1.0, 0.0)]
-)
-def test_poly_falls_with_the_power_of_nine_tenths(progress, rate):
-    settings = OptimConfig.of(lr=1.0, name="sgd")
+def test_cosine_rises_linearly_then_falls_and_poly_falls(name, progress, rate):
+    settings = OptimConfig.of(lr=2.0, name=name)
     assert learning_rate(progress, settings) == pytest.approx(rate)
 
 
