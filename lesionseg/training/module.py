@@ -60,7 +60,7 @@ class LesionModule(pl.LightningModule):
         self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
         self._began, self._next_validation = time.monotonic(), inf
         self.recent: list[Tensor] = []  # what the steps since the last row came to
-        self._counts, self._average = torch.tensor(0.0), self.normalisers.average
+        self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
 
     @property
@@ -119,7 +119,7 @@ class LesionModule(pl.LightningModule):
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
         """By the mean of the batches accumulated so far, as the loss is; a step moves it once."""
         n_before = batch_idx % self.trainer.accumulate_grad_batches
-        if n_before == 0:
+        if n_before == 0 or self._counts is None:
             self._counts, self._average = counts * 0, self.normalisers.average.clone()
         self._counts = self._counts + counts
         self.normalisers.average.copy_(self._average)
