@@ -16,7 +16,7 @@ from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.results import MOST_SEGMENTS, ResultOrigin, write_dicom_results
 from lesionseg.io.volumes import read_geometry
-from tests.io.dicom_files import CT, DX, LPS, enhanced, place, save, write_series
+from tests.io.dicom_files import CT, DX, LPS, enhanced, lps, place, save, write_series
 
 hd = pytest.importorskip("highdicom")
 
@@ -129,7 +129,9 @@ def test_every_voxel_lies_where_the_scan_has_it(name: str, tmp_path: Path) -> No
 
 
 def test_patient_study_and_source_are_the_scans(tmp_path: Path) -> None:
-    scan = series(tmp_path, GRIDS["oblique"])
+    uneven = {"ImagePositionPatient": lps(GRIDS["oblique"], (3.04, 0, 0))}  # a bit, as scanners do
+    changes = {z: PATIENT | (uneven if z == 3 else {}) for z in range(5)}
+    scan = write_series(tmp_path, GRIDS["oblique"], changes)
     prediction = predict(read_geometry(scan), lesions())
     files = [dcmread(f) for f in scan.iterdir()]
     for path in written(tmp_path, prediction, scan):

@@ -260,6 +260,7 @@ class _Results:
         )
         lesion, kind = self.lesion_codes()
         images, pixels = self._on_frames(values, number_of)
+        used = {id(image) for image in images}
         dataset = hd.seg.Segmentation(
             source_images=images,
             pixel_array=pixels,
@@ -281,7 +282,7 @@ class _Results:
             content_label="LESIONS",
             content_description=RESEARCH_ONLY,
             series_description="lesionseg: lesions (research use only)",
-            further_source_images=self.headers[len(images) :] or None,
+            further_source_images=[h for h in self.headers if id(h) not in used] or None,
             **self.stated("SEG", 1),
         )
         uid = self.uid("dimensions", self.origin.key)  # the library draws a random one
@@ -292,14 +293,23 @@ class _Results:
     def _on_frames(
         self, values: NDArray[Any], number_of: NDArray[np.uint8]
     ) -> tuple[Sequence[Any], Any]:
+        """Source images, and segment numbers frame for frame, where those may lie a bit uneven.
+
+        Of several enhanced files it is a volume with its own place: the library takes one of them.
+        """
         if not self.slices:
             return self.headers, number_of[values]
+        planes = np.flatnonzero(number_of[values].any(axis=(1, 2))).tolist()
+        if all(frame is None for _, frame in self.slices):
+            return [self.headers[z] for z in planes], number_of[values[planes]]
+        if len(self.headers) == 1:
+            return self.headers, number_of[values[np.argsort([f or 0 for _, f in self.slices])]]
         affine = LPS_TO_RAS @ self.prediction.geometry.affine
+        affine[:, 3] += affine[:, 0] * planes[0]
         place = str(self.headers[0].FrameOfReferenceUID)
-        numbers = number_of[values]
+        numbers = number_of[values[planes[0] : planes[-1] + 1]]
         volume = self.hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
-        is_enhanced = self.slices[0][1] is not None  # of such files one may be named
-        return self.headers[:1] if is_enhanced else self.headers, volume
+        return self.headers[:1], volume
 
     def report(
         self,
