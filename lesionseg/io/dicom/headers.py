@@ -144,13 +144,14 @@ def stored_pixels(path: Path) -> NDArray[Any]:
 
     Raises `ReadError` for damaged pixels and where no decoder is installed.
     """
-    syntax = _syntax(read_header(path))
-    packed = syntax is not None and syntax.is_compressed
-    return in_worker(_decoded, path) if packed else _decoded(path)
-
-
-def _decoded(path: Path) -> NDArray[Any]:
     header = read_header(path, pixels=True)
+    syntax = _syntax(header)
+    packed = syntax is not None and syntax.is_compressed
+    return in_worker(_decoded, path) if packed else _decoded(path, header)
+
+
+def _decoded(path: Path, header: "Header | None" = None) -> NDArray[Any]:
+    header = read_header(path, pixels=True) if header is None else header
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
         return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))

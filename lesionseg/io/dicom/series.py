@@ -99,8 +99,7 @@ def read_dicom(path: Path) -> Volume:
     """
     from pydicom.pixels.processing import apply_modality_lut
 
-    radiograph = radiograph_file(path)
-    if radiograph is not None:
+    if (radiograph := radiograph_file(path)) is not None:
         return read_radiograph(radiograph)
     slices, geometry = read_stack(path)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
@@ -114,8 +113,7 @@ def read_dicom(path: Path) -> Volume:
 
 
 def read_dicom_geometry(path: Path) -> Geometry:
-    radiograph = radiograph_file(path)
-    if radiograph is not None:
+    if (radiograph := radiograph_file(path)) is not None:
         return radiograph_geometry(radiograph, read_header(radiograph))
     return read_stack(path)[1]
 
@@ -224,7 +222,7 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
         one, two = slices[n], slices[n + 1]
         raise GeometryError(
             f"{path}: {one.name} and {two.name} lie at the same place: duplicates, or two times or "
-            "acquisitions. Keep one of the two files, or sort them into a folder each."
+            "acquisitions. Sort them into a folder each."
         )
     if len(slices) == 1:
         logger.warning("%s: the scan is a single slice; its thickness is used as spacing.", path)

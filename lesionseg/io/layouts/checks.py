@@ -73,8 +73,7 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         have = ", ".join(file.name for file in files.images)
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}) but "
-            f"{have}. Add the file (split a 4-D one into <case>_0000, <case>_0001, …), or where "
-            "scans lack one train with data.channel_dropout=0.3."
+            f"{have}. Add it (split a 4-D one into <case>_0000, …) or set data.channel_dropout=0.3."
         )
 
 
@@ -82,11 +81,12 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Iterator[Problem]:
     """Ids that name no files or several cases and, unless `lenient`, files that are not there."""
     seen: set[str] = set()
     for files in dataset.cases:
-        case, fault = files.case, case_id_fault(files.case)
+        case = files.case
         if case in seen:
-            text = f"the case {case!r} is listed more than once; suffixes do not count."
-            yield Problem(case, text)
-        elif fault:
+            yield Problem(
+                case, f"the case {case!r} is listed more than once; suffixes do not count."
+            )
+        elif fault := case_id_fault(case):
             text = f"{files.images[0]}: the case id {case!r} cannot be a file name: it {fault}."
             yield Problem(case, text)
         seen.add(case)

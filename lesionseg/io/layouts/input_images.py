@@ -34,10 +34,7 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     if source.suffix.lower() == ".csv" and source.is_file():
         return read_scan_list(source, channels)
     if not (names := _named_files(source)):
-        raise DatasetError(
-            f"{source}: no image found. Name a folder, one file, or a pattern such as "
-            f"'scans/*.nii.gz', of files ending in {', '.join(SUFFIXES)}."
-        )
+        raise DatasetError(f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}.")
     matches = {file: _CHANNEL.fullmatch(stem) for file, stem in names.items()}
     firsts = {f.parent / m[1] for f, m in matches.items() if m and m[2] == "0000"}
     cases: dict[Path, dict[int, Path]] = {}

@@ -52,8 +52,8 @@ def read_nnunet(root: Path) -> Dataset:
             text = f"the mask of {case!r} in {root / f'labels{part}'} has no image."
             problems.append(Problem(case, text))
         for case in sorted(set(images) - set(references)) if part == "Tr" else ():
-            text = f"the training image {case!r} has no mask in {root / 'labelsTr'}; a lesion-free "
-            problems.append(Problem(case, text + "one needs a mask of zeros."))
+            text = "has no mask in labelsTr; a lesion-free one needs a mask of zeros."
+            problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
         cases += [
             CaseFiles(
                 case,
