@@ -23,15 +23,9 @@ def test_development_scores_are_called_optimistic(plan):
 
 
 def test_points_decisions_and_provenance_are_listed(plan):
-    point = OperatingPoint(
-        "fp_per_case:1",
-        0.412,
-        "out-of-fold",
-        lesion_recall=0.8,
-        false_positives_per_case=0.9,
-        lesion_recall_ci95=(0.7, 0.9),
-        expected_false_positives_per_case=1.05,
-    )
+    numbers = {"lesion_recall": 0.8, "lesion_recall_ci95": (0.7, 0.9)}
+    numbers |= {"false_positives_per_case": 0.9, "expected_false_positives_per_case": 1.05}
+    point = OperatingPoint("fp_per_case:1", 0.412, "out-of-fold", **numbers)
     fit = Calibration("platt", -1.0, 2.0, fitted_on="out-of-fold", n_true=40, n_false=90)
     reasons = {"spacing_mm": "the median spacing of the cases"}
     full = plan.with_(operating_points=(point,), calibration=fit, n_members=5, reasons=reasons)
