@@ -18,7 +18,6 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.errors import GeometryError
 from lesionseg.ops.compiled import compiler
 
 
@@ -27,19 +26,12 @@ class Warp:
     """Where the voxels of an output of `shape` come from: matrix · (index, 1) + bend[index].
 
     `matrix` `[dims, dims + 1]` and `bend` `[dims, *shape]` float32 (None: straight) are in voxels
-    of the source, axes in array order. Raises `GeometryError` when they do not fit together.
+    of the source, axes in array order.
     """
 
     matrix: NDArray[np.float64]
     shape: tuple[int, ...]
     bend: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        dims = len(self.shape)
-        bent = None if self.bend is None else tuple(self.bend.shape)
-        if self.matrix.shape != (dims, dims + 1) or bent not in (None, (dims, *self.shape)):
-            seen = self.matrix.shape, bent
-            raise GeometryError(f"A warp {seen} does not fit its output {self.shape}.")
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:

@@ -68,17 +68,11 @@ def test_an_item_is_the_tile_that_the_sampler_chose(cases, plan):
 
 def test_types_are_those_promised(dataset):
     item = dataset[0]
-    assert {key: tensor.dtype for key, tensor in item.items()} == {
-        "image": torch.float32,
-        "label": torch.uint8,
-        "instances": torch.int32,
-        "valid": torch.bool,
-    }
-    assert {key: len(tensor) for key, tensor in item.items() if tensor.shape[1:] == TILE} == {
-        "image": 2,
-        "label": 1,
-        "instances": 1,
-        "valid": 1,
+    assert {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in item.items()} == {
+        "image": ((2, *TILE), torch.float32),
+        "label": ((1, *TILE), torch.uint8),
+        "instances": ((1, *TILE), torch.int32),
+        "valid": ((1, *TILE), torch.bool),
     }
     assert isinstance(dataset, Dataset)
     assert isinstance(item["image"], MetaTensor)

@@ -162,8 +162,6 @@ def test_masks_move_with_the_label():
     assert with_masks(bias) == bias
 
 
-# --- prepare.extra -------------------------------------------------------------------------------
-
 SMOOTH = spec("GaussianSmoothd", sigma=1.0)
 
 
@@ -227,9 +225,6 @@ def test_a_bundle_may_name_transforms_of_monai_without_expressions():
     require_trusted([SMOOTH, spec("MedianSmoothd", radius=[1, 1, 1])], "plan.json")
     with pytest.raises(BundleError, match=r"\$import os"):
         require_trusted([{**SMOOTH, "sigma": "$import os"}], "plan.json")
-
-
-# --- pieces for loops of one's own ---------------------------------------------------------------
 
 
 def test_the_five_lines_of_the_documentation_train(tmp_path, plan):

@@ -18,12 +18,7 @@ from lesionseg.losses import (
     softmax_focal_loss,
 )
 
-ALL = [
-    FocalLoss,
-    CrossEntropyLoss,
-    DiceFocalLoss,
-    DiceCrossEntropyLoss,
-]
+ALL = [FocalLoss, CrossEntropyLoss, DiceFocalLoss, DiceCrossEntropyLoss]
 
 
 def batch(n_channels: int, lesion: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,16 +108,9 @@ def test_nnunets_loss_is_within_ours(per_tile: bool) -> None:
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)
     labels[0, 3:9] = 1
-    ours = DiceFocalLoss(
-        0.5,
-        0.0,
-        reduction="mean",
-        activation="softmax",
-        focal_weight=2.0,
-        smooth=1e-5,
-        per_tile=per_tile,
-    )
-    same = DiceCrossEntropyLoss(activation="softmax", smooth=1e-5, per_tile=per_tile)
+    how = {"activation": "softmax", "smooth": 1e-5, "per_tile": per_tile}
+    ours = DiceFocalLoss(0.5, 0.0, reduction="mean", focal_weight=2.0, **how)
+    same = DiceCrossEntropyLoss(**how)
     for loss in (ours, same):
         total = float(sum(loss(logits, labels).values()))
         assert total - 1 == pytest.approx(nnunet_by_loops(logits, labels, per_tile), abs=1e-6)

@@ -5,12 +5,11 @@ from math import log
 
 import pytest
 import torch
-from jaxtyping import jaxtyped
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models import UNet, build_network, prior_bias
+from lesionseg.models import build_network, prior_bias
 from lesionseg.models.blocks import InstanceNorm, ResidualBlock
 from lesionseg.plan.rules import budget, multiplications
 from tests.models.plans import plan_of
@@ -137,14 +136,6 @@ def test_a_network_fits_one_tile_by_heart(noise):
         optimiser.step()
     assert loss.item() < 0.005
     assert torch.equal(network.eval()(image)[0] > 0, target > 0.5)
-
-
-def test_shape_annotations_hold(noise):
-    forward = jaxtyped(typechecker=pytest.importorskip("beartype").beartype)(UNet.forward)
-    assert len(forward(build_network(plan_of()), torch.randn(1, 1, 8, 8, generator=noise))) == 3
-
-
-# --- nnU-Net's layout, and residual blocks -------------------------------------------------------
 
 
 def test_nnunets_layout_begins_without_a_prior_and_every_block_as_its_way_past():
