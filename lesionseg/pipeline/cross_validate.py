@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
+from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_json, write_json
@@ -30,7 +31,7 @@ from lesionseg.pipeline.run_dir import (
     provenance,
 )
 from lesionseg.pipeline.score import labelled, score_folds, score_role
-from lesionseg.pipeline.select import mean_calibration, unselected
+from lesionseg.pipeline.select import unselected
 from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, train_once
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan

@@ -36,6 +36,7 @@ from lesionseg.evaluation.curves import Pool, froc
 from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_scores
+from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.volumes import predict_volumes
@@ -50,12 +51,7 @@ from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.select import (
-    VOXELS,
-    LevelCounts,
-    select,
-    select_voxel_calibration,
-)
+from lesionseg.pipeline.select import VOXELS, select
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)

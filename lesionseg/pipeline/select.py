@@ -1,24 +1,13 @@
-"""What is selected on development predictions: operating points and calibration.
-
-Also what the voxels' probabilities are worth: a network trained on Dice or on few patients may be
-far too sure, or not nearly sure enough. Then candidates end at the wrong level, and faint lesions
-fall below the floor. A straight line in the logit (Platt 1999) puts that right and changes no
-ranking of voxels.
-"""
+"""What is selected on development predictions: operating points and calibration."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lesionseg.core import Calibration, OperatingPoint, Reference
-from lesionseg.core.prediction import logit
+from lesionseg.core import Calibration, OperatingPoint
 from lesionseg.errors import ContentError, count
 from lesionseg.evaluation import CaseResult, choose
-from lesionseg.evaluation.calibration import fit_calibration, fit_logistic
-from lesionseg.inference.decision import OnSlab, Slab
+from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.plan.plan import Plan
 
 # every bundle stores a score for these
@@ -29,8 +18,6 @@ POINTS = (
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 VOXELS = "voxel calibration"
 CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
-MIN_GAIN = 0.02  # in mean Dice, for a calibration of voxels
-_LEVELS = np.linspace(-12, 12, 481)  # logits at which voxels are counted, the nearest each
 _N_FOLDS = 5
 
 
@@ -130,96 +117,4 @@ def _sentence(point: OperatingPoint) -> str:
         f"{words} On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
         f"{point.false_positives_per_case:.2f} false positives per scan. On new patients, expect "
         f"{point.expected_false_positives_per_case:.2f}{interval}."
-    )
-
-
-# --- calibration of voxels -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class LevelCounts:
-    """How many voxels of one case have a probability near each level, and how many are lesion."""
-
-    group: str
-    voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
-    lesion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
-
-    def counter(self, reference: Reference, plan: Plan) -> OnSlab:
-        """Counts the probabilities that a decision is shown; voxels to be ignored do not count."""
-        values = plan.regions or tuple((value,) for value in plan.label_values)
-        labels, ignore = reference.labels, reference.ignore
-
-        def count(channel: int, row: int, slab: Slab) -> None:
-            if labels is None or plan.label_values[channel] in reference.unannotated:
-                return
-            rows = slice(row, row + len(slab))
-            kept = ... if ignore is None else ~ignore[rows]
-            self.add(slab[kept], np.isin(labels[rows], values[channel])[kept])
-
-        return count
-
-    def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
-        """Count voxels of one shape: their probabilities, and whether they are lesion."""
-        place = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
-        place = place.clip(0, len(_LEVELS) - 1).ravel()
-        self.voxels[:] += np.bincount(place, minlength=len(_LEVELS))
-        self.lesion[:] += np.bincount(place[lesion.ravel()], minlength=len(_LEVELS))
-
-    def dice(self, level: float) -> float:
-        """Dice of all voxels from a logit on; NaN without a lesion."""
-        above, n_lesion = level <= _LEVELS, self.lesion.sum()
-        total = self.voxels[above].sum() + n_lesion
-        return float(2 * self.lesion[above].sum() / total) if n_lesion else float("nan")
-
-
-def select_voxel_calibration(
-    counts: Sequence[LevelCounts], extent: float, chosen_on: str
-) -> tuple[Calibration | None, str]:
-    """The calibration of voxels by these cases, None where it gains too little, and why.
-
-    The gain is in mean Dice of all voxels from `extent` on, where a sure candidate ends: each fold
-    of whole groups by the fit of the others; with one group by its own fit. It must be `MIN_GAIN`
-    at least.
-    """
-    level = float(logit(extent))
-    groups = sorted({case.group for case in counts if case.lesion.any()})
-    fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
-    gains = []
-    for number in sorted(set(fold.values())):
-        rest = [case for case in counts if fold.get(case.group) != number]
-        fit = _fit_voxels(rest if len(groups) > 1 else counts)
-        held_out = (case for case in counts if fold.get(case.group) == number)
-        moved = (level - fit.intercept) / fit.slope
-        gains += [case.dice(moved) - case.dice(level) for case in held_out if fit.slope > 0]
-    gain = float(np.nanmean(gains)) if gains else 0.0
-    if gain < MIN_GAIN:
-        return None, f"skipped, it would change Dice by {gain:+.3f}."
-    fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
-    line = f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit"
-    return fit, f"{line}, which changes Dice by {gain:+.3f}."
-
-
-def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
-    """A straight line in the logit of all voxels; the identity without one of both kinds."""
-    voxels = np.sum([case.voxels for case in counts], axis=0)
-    lesion = np.sum([case.lesion for case in counts], axis=0)
-    n_true, n_false = int(lesion.sum()), int(voxels.sum() - lesion.sum())
-    a, b = 0.0, 1.0
-    if n_true and n_false:
-        weights = voxels / voxels.sum()
-        a, b = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)[0].tolist()
-    return Calibration("platt", a, b, n_true=n_true, n_false=n_false)
-
-
-def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
-    """One for the mean of several networks, of which each has its own or none (as it is)."""
-    known, every = [f for f in fits if f], [f or Calibration("platt") for f in fits]
-    if not known:
-        return None
-    return replace(
-        known[0],
-        intercept=float(np.mean([fit.intercept for fit in every])),
-        slope=float(np.mean([fit.slope for fit in every])),
-        n_true=sum(fit.n_true for fit in every),
-        n_false=sum(fit.n_false for fit in every),
     )
