@@ -163,12 +163,10 @@ class FocalStatistics(pl.Callback):
             return
         module.log_dict(self.latest)
         self._rows.append(self.latest)
-        if trainer.is_global_zero and len(self._rows) == STRETCH:
-            self._warn(trainer.global_step, module.progress)
-
-    def _warn(self, step: int, progress: float) -> None:
-        """By the mean of each number; one that is not there is NaN, and holds nowhere."""
-        means = pd.DataFrame(list(self._rows)).mean()
+        if not trainer.is_global_zero or len(self._rows) < STRETCH:
+            return
+        # a number that is not there is NaN, and holds nowhere
+        means, progress = pd.DataFrame(list(self._rows)).mean(), module.progress
         hard, lesion, p = (means.get(name, np.nan) for name in NAMES)
         warnings = {}
         if hard > HARD_LIMIT:
@@ -189,7 +187,7 @@ class FocalStatistics(pl.Callback):
             )
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
-            log.warning("Step %d: %s", step, warnings[name])
+            log.warning("Step %d: %s", trainer.global_step, warnings[name])
 
 
 class Previews(pl.Callback):

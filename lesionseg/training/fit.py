@@ -179,9 +179,8 @@ def make_trainer(
     ours.append(LastCheckpoint(filename="last", train_time_interval=CHECKPOINT_EVERY, **files))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = settings.devices
-    if isinstance(devices, tuple):
-        devices = list(devices)
-    elif environment is not None and devices == "auto":
+    devices = list(devices) if isinstance(devices, tuple) else devices
+    if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
     half = "16-mixed" if device.type == "cuda" else "32-true"
     if fast_dtype(device) == torch.bfloat16:  # where convolutions are faster in it

@@ -1,4 +1,4 @@
-"""Does a training step of the plan fit the device? By a formula for the plan, then by trying."""
+"""Does a training step of the plan fit the device? By trying; for the formula see `models`."""
 
 import logging
 from collections.abc import Callable
@@ -26,15 +26,15 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     `reasons` say so. At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not
     enough.
     """
-    smaller: Plan | None = plan
+    smaller = plan
     for _ in range(MAX_STEPS_DOWN + 1):
-        if smaller is None:
-            break
         try:
             take_steps(smaller)
         except torch.OutOfMemoryError:
             log.warning("Out of memory at %s.", _size(smaller))
-            smaller = step_down(smaller)
+            if (below := step_down(smaller)) is None:
+                break
+            smaller = below
             continue
         reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
         names = ("tile_shape", "batch_size")

@@ -22,7 +22,6 @@ from lesionseg.training.processes import broadcast_from_rank_zero
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-HOUR = 60.0  # minutes
 # nnU-Net's 1000 epochs of 250 steps, and the voxels of such a step by number of axes
 NNUNET_STEPS, NNUNET_VOXELS = 250_000, {3: 2 * 128**3, 2: 12 * 512**2}
 LONG = 30.0  # minutes from which validations choose the weights
@@ -31,8 +30,6 @@ BATCHES = {3: 2, 2: 4}  # that a learning rate is stated for, by number of axes
 WARMUP = 0.05  # share of the training, of AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step at rate 0 would be a step for nothing
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
-BETAS = (0.9, 0.95)  # AdamW's
-MOMENTUM = 0.99  # SGD's (Nesterov), as nnU-Net's
 # recall at one false positive a case plus Dice: what weights are kept by
 SCORE = "validation_score"
 
@@ -203,7 +200,7 @@ class LesionModule(pl.LightningModule):
 def make_optimiser(
     network: nn.Module, settings: OptimConfig, *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
+    """AdamW, or SGD with nnU-Net's Nesterov momentum, over the weights of `network` that learn.
 
     Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head towards
     0 regularises nothing. All but the heads learn at `backbone_lr_scale`.
@@ -222,16 +219,15 @@ def make_optimiser(
         for (is_fast, spared), weights in sorted(groups.items(), key=lambda item: item[0])
     ]
     if settings.name == "adamw":
-        return torch.optim.AdamW(parts, lr=settings.lr, betas=BETAS, fused=fused)
-    return torch.optim.SGD(parts, lr=settings.lr, momentum=MOMENTUM, nesterov=True, fused=fused)
+        return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
+    return torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
 
 
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
     """The settings with limits in place of what is open, and minutes in place of `auto`.
 
-    Without `max_minutes` and `max_steps`: an hour on a processor; on a GPU as many voxels as
-    nnU-Net sees in its 250 000 steps of 2 × 128³, in at most so many steps. Validation: six times
-    in a training of more than half an hour, every 20 minutes of such a number of steps, else never.
+    Without them: an hour on a processor; on a GPU as many voxels as nnU-Net sees, in at most as
+    many steps. Validation: six times in over half an hour, every 20 minutes of steps, or never.
     """
     minutes, steps, every = settings.max_minutes, settings.max_steps, None
     if minutes is None and steps is None:
@@ -239,7 +235,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
             seen = NNUNET_VOXELS[plan.dims] / (plan.batch_size * prod(plan.tile_shape))
             steps, every = round(NNUNET_STEPS * min(seen, 1.0)), VALIDATION_MINUTES
         else:
-            minutes = HOUR
+            minutes = 60.0
     if minutes and minutes > LONG:
         every = minutes / N_VALIDATIONS
     if settings.validate_every_minutes != "auto":

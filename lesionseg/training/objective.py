@@ -40,10 +40,7 @@ class LevelTargets:
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
-        """The targets of a batch; invalid voxels carry no label.
-
-        `regions` are sets of labels, as `Plan.label_regions` has them; none: each label is a class.
-        """
+        """The targets of a batch; invalid voxels carry no label. `regions`: the plan's."""
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
         instances = batch["instances"].masked_fill(~valid, 0)
@@ -84,8 +81,7 @@ class Objective:
         self.takes_nearest = bool(self.strides) and "nearest" in signature(loss.forward).parameters
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """Positives that `n_tiles` tiles are expected to have: of a level what the plan's lesion
-        fraction makes of its voxels."""
+        """Positives of `n_tiles` tiles: of a level what the lesion fraction makes of its voxels."""
         lesion = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
         anchors = (POSITIVES_A_TILE * n_tiles,) if self.plan.has_boxes else ()
         return (*anchors, *(lesion / prod(stride) for stride in self.strides))
@@ -137,9 +133,9 @@ class Objective:
                 )
                 normalisers = normalisers[1:]
             voxels = self._voxels(output)
-            levels = zip(
-                level_weights(len(voxels)), voxels, targets.levels, normalisers, strict=False
-            )
+            # 1, ½, ¼ … scaled to a sum of 1, finest first (Isensee et al. 2021)
+            weights = [0.5**k / (2 - 2 * 0.5 ** len(voxels)) for k in range(len(voxels))]
+            levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
                 extra = {"nearest": level.nearest} if self.takes_nearest else {}
                 terms: Terms = self.loss(
@@ -215,8 +211,7 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
 
 
 def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """Targets on a grid `stride` times coarser: the voxel in the middle of each block, as nnU-Net
-    teaches; of an even number the one after the middle. A small lesion may be lost."""
+    """nnU-Net's coarse targets: the voxel in, or after, the middle of each block."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
     nearest = None if targets.nearest is None else targets.nearest[places]
     masks = targets.labels[places], targets.instances[places], targets.valid[places]
@@ -244,13 +239,3 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
         return architecture.levels
     ones = (1,) * len(architecture.strides[0])  # heads undo a space-to-depth stem
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
-
-
-def level_weights(n_levels: int) -> tuple[float, ...]:
-    """1, ½, ¼ … scaled to a sum of 1, finest first (Isensee et al. 2021).
-
-    >>> level_weights(2)
-    (0.6666666666666666, 0.3333333333333333)
-    """
-    weights = [0.5**level for level in range(n_levels)]
-    return tuple(w / sum(weights) for w in weights)

@@ -39,8 +39,7 @@ def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
     """Lightning's environment of the launcher; None where this process was started alone.
 
     Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
-    launcher started other processes than the settings say: a run resumed by more would learn
-    otherwise.
+    launcher started other processes than the settings say.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment

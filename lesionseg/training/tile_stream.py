@@ -60,10 +60,9 @@ def read_batches(
 ) -> Iterator[Batch]:
     """The batches of these `step_tiles`, read by MONAI's loader; `workers` read ahead.
 
-    A plain iterator and no loader itself: the trainer would take a loader apart and put it together
-    again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
-    any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
-    not), for any number from 0 on and the same each time.
+    No loader itself: the trainer would take it apart and could not keep the order of tiles when it
+    restarts in mid-epoch. `tiles`: a `TileDataset`, or any that gives `image`, `labels`,
+    `instances` and `valid` as `to_batch` does, for any number from 0 on and the same each time.
     """
     ours = isinstance(tiles, TileDataset)
     yield from DataLoader(
