@@ -106,22 +106,6 @@ def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
         predictor(image)
 
 
-def test_two_axes_work_alike(image, plan):
-    flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.5, 0.5))
-    predictor = predictor_of(Bright(), flat, settings=InferenceConfig.of(flips=True))
-    grid = Geometry.from_spacing(image[12].shape, (0.5, 0.5))
-    prediction = predictor.predict_volume(Volume(image[None, 12], grid), "x")
-    assert prediction.mask().shape == image[12].shape
-    assert all(c.volume_ml is None for c in prediction.candidates)
-
-
-def test_probabilities_lie_on_the_files_grid(volume, plan):
-    two = replace(plan, label_values=(1, 2), label_names=("a", "b"), spacing_mm=(2.0, 2.0, 2.0))
-    found = predictor_of(Bright(n_labels=2), two).probabilities(volume)
-    assert (found.shape, found.dtype) == ((2, *SHAPE), np.float32)
-    assert 0 <= found.min() <= found.max() <= 1
-
-
 def test_the_operating_point_decides_what_is_accepted(volume, plan):
     fit = Calibration("platt", intercept=-2.0, slope=1.0)
     pointed = plan.with_(operating_points=(OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
@@ -152,8 +136,12 @@ def test_rasters_without_a_pixel_size_have_that_of_the_training(
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
     image = rng.integers(0, 255, (1, 40, 30)).astype(np.uint8)
     write_volume(tmp_path / "x.png", Volume(image, Geometry.from_spacing((40, 30), (1, 1))))
-    found = predictor_of(Bright(), replace(flat, raster_mm=trained_at))(tmp_path / "x.png")
+    settings = InferenceConfig.of(flips=True)
+    predictor = predictor_of(Bright(), replace(flat, raster_mm=trained_at), settings=settings)
+    found = predictor(tmp_path / "x.png")
     assert found.geometry.spacing_mm == (taken, taken)
+    assert found.mask().shape == (40, 30)
+    assert {c.volume_ml for c in found.candidates} == {None}
 
 
 def test_several_channels_come_as_several_files(volume, plan, tmp_path):
@@ -169,10 +157,12 @@ def test_several_channels_come_as_several_files(volume, plan, tmp_path):
 
 
 def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
-    raw = predictor_of(Bright(level=6.0), plan, settings=EXACT)
+    plan = replace(plan, label_values=(1, 2), label_names=("a", "b"), spacing_mm=(2.0, 2.0, 2.0))
+    raw = predictor_of(Bright(level=6.0, n_labels=2), plan, settings=EXACT)
     fit = Calibration("platt", 3.0, 0.5)
     right = raw.with_plan(plan.with_(voxel_calibration=fit))
     p, q = raw.probabilities(volume), right.probabilities(volume)
+    assert (p.shape, p.dtype) == ((2, *SHAPE), np.float32)  # on the file's grid
     some = p > 1e-5
     np.testing.assert_allclose(q[some], fit.probability(p[some]), atol=1e-5)
     assert (q[p == 0] == 0).all()
