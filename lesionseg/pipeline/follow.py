@@ -113,14 +113,15 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     pairs: dict[str, FilePair] = {
         pair[1].case: pair for visits in timelines for pair in pairwise(visits)
     }
-    masks = find_masks(Path(cfg.reference)) if cfg.reference is not None else {}
-    missing = [case for case in pairs if case not in masks]
-    if cfg.reference is not None and len(missing) == len(pairs):
-        raise DatasetError(
-            f"{cfg.reference}: no reference of change has the name of a pair, such as {missing[0]}."
-        )
-    if cfg.reference is not None and missing:
-        _log.warning("These have no reference of change: %s", ", ".join(missing))
+    masks: Mapping[str, Path] = {}
+    if cfg.reference is not None:
+        masks = find_masks(Path(cfg.reference))
+        missing = [case for case in pairs if case not in masks]
+        if len(missing) == len(pairs):
+            named = f"no reference of change has the name of a pair, such as {missing[0]}"
+            raise DatasetError(f"{cfg.reference}: {named}.")
+        if missing:
+            _log.warning("These have no reference of change: %s", ", ".join(missing))
     if cfg.dicom_output and any(a.image and is_dicom_image(a.image) for _, a in pairs.values()):
         require_highdicom()  # before anything is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Volume
-from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate import of_role, open_references
@@ -155,7 +155,7 @@ def test_groups_by_pattern(folders):
         evaluate(*folders, groups="two")
 
 
-def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
+def test_a_second_reader_is_scored_alike_and_compared(folders):
     scores = evaluate(*folders, compare=folders[0], replicates=5).scores
     recall = scores["comparison"]["lesion_recall"]
     assert (recall["one"], recall["other"]) == (0.6, 1.0)
@@ -302,24 +302,14 @@ def write_boxes(folder, case, boxes):
     (folder / f"{case}_candidates.json").write_text(json.dumps({"candidates": entries}))
 
 
-def test_candidates_without_masks_are_judged_by_their_boxes(folders, tmp_path):
+def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     found = [(0.9, (2, 1, 2, 4, 4, 6)), (0.2, (7, 7, 7, 9, 9, 9))]
     write_boxes(tmp_path / "boxes", "a", found)
-    with pytest.raises(DatasetError):
-        evaluate(folders[0], tmp_path / "nothing", folders[2])
     scores = evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5).scores
     assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 1)
     assert scores["missing_predictions"] == ["b", "c"]
     assert [row["dice"] for row in rows(folders[2] / "cases.csv")] == ["", "0.0", ""]
     assert "boxes have no voxels" in str(scores["dice"]) or scores["dice"]["n"] == 1
-
-
-@pytest.mark.parametrize("score", [1.5, None, "high"])
-def test_scores_outside_0_to_1_are_refused_and_the_file_named(folders, tmp_path, score):
-    write_boxes(tmp_path / "boxes", "a", [(score, (2, 1, 2, 4, 4, 6))])
-    with pytest.raises(ContentError, match="a_candidates"):
-        evaluate(folders[0], tmp_path / "boxes", folders[2])
-    assert not folders[2].exists()
 
 
 @pytest.mark.parametrize("which", [0, 1])

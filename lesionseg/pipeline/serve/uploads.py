@@ -13,6 +13,7 @@ from typing import BinaryIO, TypeVar
 from anyio import CancelScope, CapacityLimiter, move_on_after, to_thread
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.volumes import case_suffix, is_image_file
@@ -32,17 +33,14 @@ async def store_form(request: Request, field: str, folder: Path, max_bytes: int)
     Status 400 where the form cannot be read. FastAPI's own parameters would take 1000 files.
     """
     try:
-        form = await request.form(max_files=MAX_FILES)
-    except (ValueError, LookupError) as error:  # of the multipart parser, and of encodings
+        async with request.form(max_files=MAX_FILES) as form:
+            files = [f for f in form.getlist(field) if isinstance(f, UploadFile)]
+            if files:
+                pairs = [(f.filename or "scan.nii.gz", f.file) for f in files]
+                await asyncio.to_thread(store, pairs, folder, max_bytes)
+            return bool(files)
+    except (ClientDisconnect, ValueError, LookupError) as error:  # the parser's, and of encodings
         raise HTTPException(400, "The form cannot be read.") from error
-    try:
-        files = [f for f in form.getlist(field) if isinstance(f, UploadFile)]
-        if files:
-            pairs = [(f.filename or "scan.nii.gz", f.file) for f in files]
-            await asyncio.to_thread(store, pairs, folder, max_bytes)
-        return bool(files)
-    finally:
-        await form.close()
 
 
 def store(files: Sequence[tuple[str, BinaryIO]], folder: Path, max_bytes: int) -> None:
