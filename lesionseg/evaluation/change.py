@@ -3,8 +3,10 @@
 Sizes are measured on each visit's own grid; which lesions belong together is decided on one grid.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +15,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
-from lesionseg.core import Geometry, Lesions, Prediction
+from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
-from lesionseg.errors import GeometryError
+from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.cases import describe_grid
 from lesionseg.evaluation.matching import overlap_table
 from lesionseg.evaluation.regrid import onto_grid
@@ -195,6 +197,39 @@ def compare_visits(
         for c in changes
     ]
     return VisitPair(moved, after, placed, changes)
+
+
+def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
+    """The visits of each patient, the earliest first; `table` named them.
+
+    `group` is the patient, the column `visit` a number or a date (2024-05-31 or 20240531). Raises
+    `DatasetError` where no patient has two visits, and for visits without an order.
+    """
+    patients: dict[str, list[CaseFiles]] = {}
+    for files in scans:
+        patients.setdefault(files.group, []).append(files)
+    if all(len(visits) < 2 for visits in patients.values()):
+        raise DatasetError(
+            f"{table}: no patient has two visits. The column group names the patient of each."
+        )
+    for group, visits in patients.items():
+        texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
+        times = {case: _time(text) for case, text in texts.items()}
+        kinds = {type(time) for time in times.values()}
+        if len(visits) > 1 and (len(kinds) > 1 or len({*times.values(), None}) <= len(visits)):
+            raise DatasetError(
+                f"{table}: the visits of {group} have no order ({', '.join(texts.values())}). Give "
+                "each its own number, or date as 2024-05-31, in the column visit."
+            )
+        visits.sort(key=lambda files: times[files.case] or 0)
+    return list(patients.values())
+
+
+def _time(text: str) -> Any:
+    """A date as text, a number as such, and None for what is neither."""
+    if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
+        return text.replace("-", "")
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 def _share_space(one: Geometry, other: Geometry) -> bool:

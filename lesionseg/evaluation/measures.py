@@ -1,19 +1,23 @@
-"""The extent of lesions on their grid, and the surfaces of two masks.
+"""The extent of lesions on their grid, the surfaces of two masks, and how much was accepted.
 
 Surface Dice and HD95 are by area (Nikolov et al. 2018, arXiv 1809.04430): surface elements lie on
 the corners of the voxel grid; their areas are MONAI's table. Cost and memory follow the boxes
 around the masks, at a byte a voxel.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist, squareform
+
+from lesionseg.core import Candidate
 
 NEAR_RESOLUTION_VOXELS = 8
 # Spacings read from float32 headers must not push an element over the tolerance.
@@ -129,3 +133,28 @@ def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
 
     areas, kernel = get_code_to_measure_table(spacing)
     return areas.numpy().astype(np.float64), kernel[0, 0].numpy().astype(np.uint8)
+
+
+def counts_of(
+    candidates: Sequence[Candidate], labels: Mapping[int, str], zones: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Number and volume of the accepted candidates by label and zone, and `volume_ml` of all.
+
+    What is named and empty has 0. Volumes are left out altogether where one of them is not known.
+    """
+    accepted = [c for c in candidates if c.accepted]
+    with_volume = all(c.volume_ml is not None for c in accepted)
+    kinds = {
+        "": (labels.values(), [labels.get(c.label, str(c.label)) for c in accepted]),
+        "zone_": (zones, [c.zone for c in accepted]),
+    }
+    total = round(sum(c.volume_ml or 0.0 for c in accepted), 6)
+    counts: dict[str, Any] = {"volume_ml": total if with_volume else None}
+    for prefix, (names, places) in kinds.items():
+        for name in dict.fromkeys([*names, *filter(None, places)]):
+            here = [c for c, place in zip(accepted, places, strict=True) if place == name]
+            column = re.sub(r"[^\w.-]+", "_", name)
+            counts[f"{prefix}count_{column}"] = len(here)
+            if with_volume:
+                counts[f"{prefix}ml_{column}"] = round(sum(c.volume_ml or 0.0 for c in here), 6)
+    return counts

@@ -7,17 +7,20 @@ would pretend that one was asked for.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from lesionseg.errors import ConfigError
+from lesionseg.core import CaseFiles
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic, sigmoid
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_LESION, Draws, Weights, bootstrap, proportion
+from lesionseg.io.files import read_csv
 
 N_QUANTILES = 4
 MAX_VALUES = 20
@@ -27,6 +30,27 @@ N_CURVE_POINTS = 25
 _RIDGE = 1 / 2.5**2
 
 Columns = Mapping[str, Mapping[str, str]]  # what a table says of each case, by column
+
+
+def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
+    """What the dataset, and a CSV file with a column `case`, say of each case.
+
+    Raises `DatasetError` for a table without that column, or with none of the cases.
+    """
+    columns = {files.case: dict(files.columns) for files in cases}
+    if table is None:
+        return columns
+    rows = read_csv(table)
+    if not any(row.get("case") in columns for row in rows):
+        names = ", ".join(rows[0]) if rows else "none"
+        raise DatasetError(
+            f"{table}: no row names a case, such as {next(iter(columns), '')}, in a column 'case' "
+            f"(its columns: {names})."
+        )
+    for row in rows:
+        if row["case"] in columns:
+            columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
+    return columns
 
 
 def recall_by_size(

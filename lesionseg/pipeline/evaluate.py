@@ -18,7 +18,7 @@ from lesionseg.errors import DatasetError
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.evaluation.subgroups import Columns
+from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
@@ -188,24 +188,3 @@ def _check_names(
         _log.warning("All lesions of these count as missed: %s", ", ".join(missing))
     if extra:
         _log.warning("Predictions without a reference are left out: %s", ", ".join(extra))
-
-
-def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
-    """What the dataset, and a CSV file with a column `case`, say of each case.
-
-    Raises `DatasetError` for a table without that column, or with none of the cases.
-    """
-    columns = {files.case: dict(files.columns) for files in cases}
-    if table is None:
-        return columns
-    rows = read_csv(table)
-    if not any(row.get("case") in columns for row in rows):
-        names = ", ".join(rows[0]) if rows else "none"
-        raise DatasetError(
-            f"{table}: no row names a case, such as {next(iter(columns), '')}, in a column 'case' "
-            f"(its columns: {names})."
-        )
-    for row in rows:
-        if row["case"] in columns:
-            columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
-    return columns

@@ -15,13 +15,20 @@ from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import CaseFiles, OperatingPoint, Prediction, Reference
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, count
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
-from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair, compare_visits
+from lesionseg.evaluation.change import (
+    STATES,
+    ChangeRule,
+    LesionChange,
+    VisitPair,
+    compare_visits,
+    order_visits,
+)
 from lesionseg.evaluation.tables import write_rows, write_scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.files import locks, write_csv
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.layouts.manifest import read_visits
+from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,
@@ -94,7 +101,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         images = cfg.before_images, cfg.after_images
         timelines = visits_of_folders(Path(cfg.before), Path(cfg.after), *images)
     else:  # as the settings have it: visits with either a bundle or predictions
-        table = read_visits(Path(str(cfg.visits)))
+        table = Path(str(cfg.visits))
+        patients = order_visits(read_scan_list(table), table)
         predictions = Path(cfg.predictions or folder / "predictions")
         if cfg.bundle is not None:
             from lesionseg.pipeline.predict import predict  # here: masks alone need no network
@@ -109,7 +117,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             failed = [row for row in outcome.rows if row["status"] == "failed"]
             for row in failed:
                 _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])
-        timelines = visits_of_table(table, predictions)
+        timelines = visits_of_table(patients, predictions)
     pairs: dict[str, FilePair] = {
         pair[1].case: pair for visits in timelines for pair in pairwise(visits)
     }

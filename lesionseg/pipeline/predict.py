@@ -17,6 +17,7 @@ from lesionseg import __version__
 from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor, PreparedScan
@@ -45,7 +46,6 @@ from lesionseg.pipeline.predict_tables import (
     PredictOutcome,
     Row,
     begun_row,
-    counts_of,
 )
 from lesionseg.plan.plan import Plan
 

@@ -3,13 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lesionseg.core import Candidate, CaseFiles
+from lesionseg.core import CaseFiles
 from lesionseg.errors import count
 from lesionseg.io.files import HALF, printable_id, read_csv, write_csv
 from lesionseg.io.remote import upload
@@ -75,31 +75,6 @@ def begun_row(files: CaseFiles) -> Row:
     """The row of a case of which nothing is known but what the input says of it."""
     named = {"case": printable_id(files.case), "group": files.group}
     return {**COLUMNS, **named, "visit": files.columns.get("visit", "")}
-
-
-def counts_of(
-    candidates: Sequence[Candidate], labels: Mapping[int, str], zones: Iterable[str] = ()
-) -> Row:
-    """Number and volume of the accepted candidates by label and zone, and `volume_ml` of all.
-
-    What is named and empty has 0. Volumes are left out altogether where one of them is not known.
-    """
-    accepted = [c for c in candidates if c.accepted]
-    with_volume = all(c.volume_ml is not None for c in accepted)
-    kinds = {
-        "": (labels.values(), [labels.get(c.label, str(c.label)) for c in accepted]),
-        "zone_": (zones, [c.zone for c in accepted]),
-    }
-    total = round(sum(c.volume_ml or 0.0 for c in accepted), 6)
-    counts: Row = {"volume_ml": total if with_volume else None}
-    for prefix, (names, places) in kinds.items():
-        for name in dict.fromkeys([*names, *filter(None, places)]):
-            here = [c for c, place in zip(accepted, places, strict=True) if place == name]
-            column = re.sub(r"[^\w.-]+", "_", name)
-            counts[f"{prefix}count_{column}"] = len(here)
-            if with_volume:
-                counts[f"{prefix}ml_{column}"] = round(sum(c.volume_ml or 0.0 for c in here), 6)
-    return counts
 
 
 class PredictionTable:

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation.change import order_visits
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
-from lesionseg.io.layouts.manifest import read_visits
+from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.plan.plan import Plan
@@ -46,6 +47,10 @@ def visits(tmp_path: Path) -> Path:
     write_volume(tmp_path / "masks" / "once.nii.gz", Volume(mask[None], GRID))
     lines = [f"{name},{name}.nii.gz,P1,{when}" for name, (when, _) in VISITS.items()]
     return table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
+
+
+def ordered(path: Path) -> list[list[CaseFiles]]:
+    return order_visits(read_scan_list(path), path)
 
 
 def states(out: Path) -> list[tuple[str, str]]:
@@ -93,7 +98,7 @@ def _bright(_: object) -> Bright:
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
 def test_dates_and_numbers_are_ordered(times: tuple[str, ...], tmp_path: Path) -> None:
     lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
-    (timeline,) = read_visits(table(tmp_path, *lines))
+    (timeline,) = ordered(table(tmp_path, *lines))
     assert [files.case for files in timeline] == ["c", "b", "a"]
 
 
@@ -107,7 +112,7 @@ def test_dates_and_numbers_are_ordered(times: tuple[str, ...], tmp_path: Path) -
 )
 def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=words):
-        read_visits(table(tmp_path, *lines))
+        ordered(table(tmp_path, *lines))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import torch
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
+from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict_tables import TABLE, PredictOutcome, counts_of
+from lesionseg.pipeline.predict_tables import TABLE, PredictOutcome
 from lesionseg.plan.plan import Plan
 from tests.commands import predict
 from tests.inference.networks import Bright

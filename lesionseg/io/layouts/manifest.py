@@ -1,10 +1,8 @@
 """A dataset as a table: `manifest.csv`, one row per case, next to or above its files."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
@@ -61,39 +59,6 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
             cases[files.case] = replace(files, group=files.group or files.case)
     problems.raise_all(path)
     return [cases[case] for case in sorted(cases)]
-
-
-def read_visits(table: Path) -> list[list[CaseFiles]]:
-    """The visits of each patient by a table `case, image, group, visit`, the earliest first.
-
-    `group` is the patient, `visit` a number or a date (2024-05-31 or 20240531). Raises
-    `DatasetError` where no patient has two visits, and for visits without an order.
-    """
-    patients: dict[str, list[CaseFiles]] = {}
-    for files in read_scan_list(table):
-        patients.setdefault(files.group, []).append(files)
-    if all(len(visits) < 2 for visits in patients.values()):
-        raise DatasetError(
-            f"{table}: no patient has two visits. The column group names the patient of each."
-        )
-    for group, visits in patients.items():
-        texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
-        times = {case: _time(text) for case, text in texts.items()}
-        kinds = {type(time) for time in times.values()}
-        if len(visits) > 1 and (len(kinds) > 1 or len({*times.values(), None}) <= len(visits)):
-            raise DatasetError(
-                f"{table}: the visits of {group} have no order ({', '.join(texts.values())}). Give "
-                "each its own number, or date as 2024-05-31, in the column visit."
-            )
-        visits.sort(key=lambda files: times[files.case] or 0)
-    return list(patients.values())
-
-
-def _time(text: str) -> Any:
-    """A date as text, a number as such, and None for what is neither."""
-    if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
-        return text.replace("-", "")
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 def _table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
