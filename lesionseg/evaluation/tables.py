@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lesionseg.errors import format_score
 from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
 from lesionseg.io.files import write_csv, write_json
 
@@ -78,6 +79,8 @@ def scores_table(by_role: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             for key in keys.split("."):
                 value = value.get(key) if isinstance(value, Mapping) else None
             text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
+            if isinstance(value, float) and keys == "operating_point.score":
+                text = format_score(value)
             cells.append("–" if value is None else text)
         table.append([name, *cells])
     return table

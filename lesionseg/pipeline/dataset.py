@@ -58,6 +58,13 @@ class Survey:
         """The cases of one role, in the dataset's order."""
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
+    def is_group_safe(self, role: str) -> bool:
+        """Whether no patient of the role was trained on, nor selected on unless to validate."""
+        if role in ("train", "validation"):
+            return self.splits.group_safe
+        seen = {c.group for r in ("train", "validation") for c in self.of_role(r)}
+        return not seen & {c.group for c in self.of_role(role)}
+
 
 def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:
     """Read every case and divide the dataset; all folds: as the first one.

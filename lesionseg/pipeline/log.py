@@ -12,7 +12,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from lesionseg import __version__
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, count
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
         if share > said and seconds > _LONG_SECONDS and first < done < total:
             said = share
             left = seconds * (total - done) / (done - first)
-            text = f"{left / 60:.0f} minutes" if left > 100 else f"{left:.0f} seconds"
+            text = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
             seen = item if total == 1 else f"{done:g} of {total}"
             log.info("%s: %s (%.0f %%), %s left.", what, seen, 100 * done / total, text)
 

@@ -290,17 +290,13 @@ def _score(
 ) -> Scores:
     results = [match.result(point) for match in matches]
     labels, role = survey.dataset.lesion_labels, results[0].role
-    safe = survey.splits.group_safe
-    if role not in ("train", "validation"):  # its patients may be others than those split in two
-        seen = {c.group for r in ("train", "validation") for c in survey.of_role(r)}
-        safe = not seen & {c.group for c in survey.of_role(role)}
     scores = summarise(
         results,
         find_preset(cfg.preset),
         evaluated_on=role,
         operating_point=point,
         labels=labels,
-        split_is_group_safe=safe,
+        split_is_group_safe=survey.is_group_safe(role),
         seed=cfg.seed,
         provenance=origin,
         columns={files.case: files.columns for files in survey.dataset.cases},

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from lesionseg.core import Calibration, OperatingPoint
-from lesionseg.errors import ContentError, count
+from lesionseg.errors import ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.plan.plan import Plan
@@ -108,7 +108,8 @@ def _sentence(point: OperatingPoint) -> str:
     kind, _, asked = point.name.partition(":")
     n = "false positive" if float(asked) == 1 else "false positives"
     aims = {"fp_per_case": f"aim: {asked} {n} per scan", "score": "given by hand"}
-    words = f"Threshold {point.score:.3g} ({aims.get(kind, f'aim: sensitivity {asked}')})."
+    aim = aims.get(kind, f"aim: sensitivity {asked}")
+    words = f"Threshold {format_score(point.score)} ({aim})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return words
     ends = point.false_positives_per_case_ci95

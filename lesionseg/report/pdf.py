@@ -106,7 +106,7 @@ def _draw_cards(
         axes.imshow(np.asarray(image))
         axes.set_anchor("NW")
         axes.set_axis_off()
-        words = "\n".join(wrap(f"{card.size} · {card.case}. {card.words}", 44)[:3])
+        words = "\n".join(wrap(f"{card.size} · {card.case}: {card.words}", 44)[:3])
         page.text(left, bottom - 0.006, words, fontsize=7.5, va="top")
 
 

@@ -1,6 +1,7 @@
 """What a survey needs of a dataset, and simulated datasets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.phantoms import SETTINGS, simulate_once
+from lesionseg.phantoms import SETTINGS, simulate_once, write_mri_phantoms
 from lesionseg.pipeline.dataset import may_lack, take_survey
 
 
@@ -79,3 +80,20 @@ def test_a_dataset_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (root / "0").exists()
     with pytest.raises(ConfigError):
         simulate_once(root, {"kind": "mri", "n_cases": 3})
+
+
+@pytest.mark.parametrize("tested", ["other", "same"])
+def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path: Path, tested: str) -> None:
+    small = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
+    write_mri_phantoms(tmp_path / "raw", 4, seed=0, n_test=2, **small)
+    survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
+    cases = tuple(
+        replace(c, group=tested if c.role == "test" else "same") for c in survey.dataset.cases
+    )
+    survey = replace(
+        survey,
+        dataset=replace(survey.dataset, cases=cases),
+        splits=replace(survey.splits, group_safe=False),  # one patient to train and validate on
+    )
+    assert not survey.is_group_safe("validation")
+    assert survey.is_group_safe("test") == (tested == "other")

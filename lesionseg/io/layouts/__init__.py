@@ -105,6 +105,9 @@ def read_dataset(
         one_of("data.convention", convention, known)
     name = convention or recognised(root)
     if name is None:
+        if inner := [d.name for d in sorted(root.iterdir()) if d.is_dir() and recognised(d)]:
+            named = ", ".join(inner[:9])
+            raise DatasetError(f"{root} is no dataset, but holds some: {named}. Name one of them.")
         expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
         advice = "Write a manifest.csv with the columns case, image and reference."
         raise DatasetError(f"{root} has no known dataset layout ({expected}). {advice}")

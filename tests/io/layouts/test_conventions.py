@@ -25,6 +25,12 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path: Path) -> None:
     assert all(convention.looks_for in str(caught.value) for convention in CONVENTIONS)
 
 
+def test_a_folder_of_datasets_names_them(nnunet_folder: Folder) -> None:
+    root = nnunet_folder()
+    with pytest.raises(DatasetError, match=f"holds some: .*{root.name}"):
+        read_dataset(root.parent)
+
+
 def test_a_convention_may_be_named(nnunet_folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
     root = nnunet_folder()
     with caplog.at_level(logging.INFO):
