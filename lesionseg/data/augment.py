@@ -310,7 +310,7 @@ def _recoloured(image: Tensor, change: Intensity) -> Tensor:
         return image
     # each channel to a power between its extremes, with its mean and deviation restored
     flat = image.flatten(1)
-    low, high = torch.aminmax(flat, dim=1, keepdim=True)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     mean = flat.mean(1, keepdim=True)
     std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)  # times a constant
     curved = flat.sub_(low).div_((high - low).clamp_min(1e-7))

@@ -52,10 +52,10 @@ def warp_nearest(
     _nearest_places(shape, *_padded(warp), places)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
-        if mask.dtype == torch.bool and mask.all():
+        source = mask.contiguous().numpy().reshape(-1)
+        if mask.dtype == torch.bool and source.all():
             out.copy_(torch.from_numpy(places.reshape(warp.shape)) >= 0)
-        elif mask.any():
-            source = mask.contiguous().numpy().reshape(-1)
+        elif source.any():  # by numpy: torch takes as long as for the gather
             _take(source, places.reshape(-1), out.numpy().reshape(-1))
     return warped
 
