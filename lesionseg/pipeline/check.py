@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.io.inspection import inspect_case
-from lesionseg.ops.components import lesion_mask, lesions_of
+from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.log import bar, typed
 from lesionseg.report.dataset import (
     MEANING,
@@ -19,14 +19,12 @@ from lesionseg.report.dataset import (
     CaseLook,
     Finding,
     findings_lines,
+    look_at,
     write_dataset_report,
 )
-from lesionseg.report.pictures import draw_overview
 
 SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
 SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincidence
-_SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
-_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # of a radiograph
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     ]
     if found.burned_in:
         flaws.append(Finding(case_id, "burned_in", "warning"))
-    taken = ", ".join(files.columns[name].lower() for name in _TAKEN if files.columns.get(name))
-    look = CaseLook(pseudonym, files.role or "", taken=taken)
+    look = look_at(pseudonym, files, found.case)
     if found.case is None:
         return _Trace(files, look, tuple(flaws), found.patient)
     image, reference = found.case.image, found.case.reference
@@ -118,16 +115,6 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     ):
         if applies:
             flaws.append(Finding(case_id, kind, severity))
-    look = replace(
-        look,
-        shape=image.geometry.shape,
-        spacing_mm=tuple(
-            round(image.geometry.spacing_mm[a], 6) for a in image.geometry.canonical_order
-        ),
-        diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
-        ranges=tuple(_range(channel) for channel in image.array),
-        picture=draw_overview(image.array[0], image.geometry, lesions),
-    )
     telling = lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS
     return _Trace(
         files,
@@ -212,15 +199,6 @@ def _axes(geometry: Geometry) -> str:
     directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
     rows = np.abs(directions).argmax(axis=0)
     return "".join(("LR", "PA", "IS")[r][int(directions[r, a] > 0)] for a, r in enumerate(rows))
-
-
-def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
-    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
-    flat = channel.reshape(-1)
-    sample = flat[:: max(1, flat.size // _SAMPLED)]
-    above = sample[sample > sample.min()]
-    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
-    return float(low), float(middle), float(high)
 
 
 def _digest(array: NDArray[np.generic]) -> str:

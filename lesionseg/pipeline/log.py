@@ -115,16 +115,17 @@ def run_log(run: Path) -> Iterator[Callable[[str], None]]:
     What is printed stays as it is. An error that ends the run is the log's last line.
     """
     root, ours = logging.getLogger(), logging.getLogger("lesionseg")
-    handler, level, bare = RunLog(run), ours.level, not root.handlers
+    handler, level = RunLog(run), ours.level
+    handlers: list[logging.Handler] = [handler]
+    if not root.handlers and logging.lastResort:  # nobody set logging up: warnings are printed
+        handlers.append(logging.lastResort)
+        ours.setLevel(logging.INFO)
 
     def note(text: str) -> None:
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
-    root.addHandler(handler)
-    printed = logging.lastResort if bare else None  # nobody set logging up: warnings are printed
-    if printed is not None:
-        root.addHandler(printed)
-        ours.setLevel(logging.INFO)
+    for each in handlers:
+        root.addHandler(each)
     note(f"lesionseg {__version__} begins or goes on.")
     try:
         yield note
@@ -133,11 +134,9 @@ def run_log(run: Path) -> Iterator[Callable[[str], None]]:
         note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
         raise
     finally:
-        root.removeHandler(handler)
-        if printed is not None:
-            root.removeHandler(printed)
+        for each in handlers:
+            root.removeHandler(each)
         ours.setLevel(level)
-        target = handler.target
+        if handler.target is not None:
+            handler.target.close()
         handler.close()
-        if target is not None:
-            target.close()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg import __version__
-from lesionseg.config import PredictConfig
+from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.measures import counts_of
@@ -114,7 +114,7 @@ def predict(
 
 
 def make_predictor(
-    cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
+    cfg: PredictConfig | ServeConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
     """The predictor that the settings ask for."""
     return Predictor(
@@ -122,7 +122,7 @@ def make_predictor(
         settings=cfg.inference,
         device=cfg.device,
         operating_point=cfg.operating_point,
-        raster_mm=cfg.raster_mm,
+        raster_mm=cfg.raster_mm if isinstance(cfg, PredictConfig) else None,
         architectures=architectures,
         trust=cfg.trust,
     )

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
+from lesionseg.core import Case, CaseFiles
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
+from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.report.charts import FOUND, Chart, new_figure
+from lesionseg.report.pictures import draw_overview
 from lesionseg.report.rendering import render
 
 # kind of finding: what it means to whoever reads the page
@@ -39,6 +43,8 @@ SEVERITY: Mapping[str, str] = {
     "note": "for information",
 }
 PIXELS = "pixels"
+_SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
+_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # of a radiograph
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,34 @@ class CaseLook:
     ranges: tuple[tuple[float, float, float], ...] = ()
     picture: str = ""
     taken: str = ""
+
+
+def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
+    """What the page shows of a case under a name that tells nobody; None: it cannot be read."""
+    taken = ", ".join(files.columns[key].lower() for key in _TAKEN if files.columns.get(key))
+    if case is None:
+        return CaseLook(name, files.role or "", taken=taken)
+    image, grid, reference = case.image, case.image.geometry, case.reference
+    lesions = None if reference is None else lesion_mask(reference)
+    return CaseLook(
+        name,
+        files.role or "",
+        shape=grid.shape,
+        spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
+        diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
+        ranges=tuple(_range(channel) for channel in image.array),
+        picture=draw_overview(image.array[0], grid, lesions),
+        taken=taken,
+    )
+
+
+def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
+    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
+    flat = channel.reshape(-1)
+    sample = flat[:: max(1, flat.size // _SAMPLED)]
+    above = sample[sample > sample.min()]
+    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
+    return float(low), float(middle), float(high)
 
 
 def findings_lines(

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.inference.predictor import Predictor
+from lesionseg.pipeline.predict import make_predictor
 
 logger = logging.getLogger(__name__)
 STOP_SECONDS = 3
@@ -30,13 +30,7 @@ def serve(cfg: ServeConfig) -> None:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
     from lesionseg.pipeline.serve.app import make_app
 
-    predictor = Predictor(
-        cfg.bundle,
-        device=cfg.device,
-        operating_point=cfg.operating_point,
-        settings=cfg.inference,
-        trust=cfg.trust,
-    )
+    predictor = make_predictor(cfg)
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
     if cfg.host not in _THIS_MACHINE:
         logger.warning("Other machines reach this server: put a proxy with a password before it.")
