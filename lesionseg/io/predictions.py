@@ -165,7 +165,7 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
         by_case[case][kind] = file
     if not by_case:
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
-        raise DatasetError(f"{folder}: none of <case>.*, {names} is there.")
+        raise DatasetError(f"{folder}: no files are there. Name them <case>.*, or {names}.")
     return dict(sorted(by_case.items()))
 
 
