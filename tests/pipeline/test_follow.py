@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, Prediction, Volume
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from tests.commands import follow
+from tests.evaluation.hand_cases import prediction_of
 
 SHAPE = (16, 24, 24)
 GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
@@ -95,15 +96,11 @@ def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits: Path
 
 def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits: Path) -> None:
     """The old lesion was below the operating point before: it is not new now."""
-    for visit, boxes, accepted in (("p", [OLD], [False]), ("q", [OLD, NEW], [True, True])):
-        instances = np.zeros(SHAPE, dtype=np.int32)
-        candidates = []
-        for number, (box, yes) in enumerate(zip(boxes, accepted, strict=True), start=1):
-            where = np.argwhere(mask(box))
-            instances[tuple(where.T)] = number
-            one = Candidate.from_voxels(number, 1, 1 - number / 4, where, GRID)
-            candidates.append(Candidate(**{**vars(one), "accepted": yes}))
-        write_prediction(visits / visit, Prediction("a", GRID, tuple(candidates), instances))
+    one = mask(OLD).astype(np.int32)
+    both = one + mask(NEW, value=2)
+    for visit, drawn, scores, least in (("p", one, [0.75], 0.9), ("q", both, [0.75, 0.5], 0.0)):
+        found = prediction_of(drawn, scores, GRID, accepted_from=least, case="a")
+        write_prediction(visits / visit, found)
     follow(visits / "p", visits / "q", visits / "out")
     rows = read_csv(visits / "out" / "changes.csv")
     assert [(r["state"], r["score"]) for r in rows] == [("new", "0.5"), ("stable", "")]
@@ -159,23 +156,23 @@ def test_a_poor_registration_is_refused(tmp_path: Path) -> None:
 
 def test_bad_input_is_refused_by_name(visits: Path) -> None:
     write(visits / "others", "z", mask())
-    with pytest.raises(DatasetError, match=r"with a, b.*with z.*no case in common"):
-        follow(visits / "before", visits / "others", visits / "out")
     write(visits / "two", "a", mask(OLD, value=2))
-    with pytest.raises(ContentError, match=r"different labels: before \[1\], after \[2\]"):
-        follow(visits / "before", visits / "two", visits / "out")
     far = Geometry(SHAPE, GRID.affine + np.array([[0, 0, 0, 900], *[[0] * 4] * 3]))
     write(visits / "far", "a", mask(OLD), far)
-    with pytest.raises(GeometryError, match="share no space"):
-        follow(visits / "before", visits / "far", visits / "out")
-    with pytest.raises(ConfigError, match="register"):
-        run(visits, register="affine")
-    with pytest.raises(ConfigError, match="or neither"):
-        run(visits, before_images=visits / "before")
-    with pytest.raises(DatasetError, match="no scan to register with"):
-        run(visits, register="rigid")
-    with pytest.raises(ConfigError, match="names no pair: c"):
-        run(visits, stable=["c"])
-    with pytest.raises(DatasetError, match="reference of change"):
-        run(visits, reference=visits / "others")
+    for folder, error, words in (
+        ("others", DatasetError, r"with a, b.*with z.*no case in common"),
+        ("two", ContentError, r"different labels: before \[1\], after \[2\]"),
+        ("far", GeometryError, "share no space"),
+    ):
+        with pytest.raises(error, match=words):
+            follow(visits / "before", visits / folder, visits / "out")
+    for settings, error, words in (
+        ({"register": "affine"}, ConfigError, "register"),
+        ({"before_images": visits / "before"}, ConfigError, "or neither"),
+        ({"register": "rigid"}, DatasetError, "no scan to register with"),
+        ({"stable": ["c"]}, ConfigError, "names no pair: c"),
+        ({"reference": visits / "others"}, DatasetError, "reference of change"),
+    ):
+        with pytest.raises(error, match=words):
+            run(visits, **settings)
     assert not (visits / "out").exists()
