@@ -72,11 +72,6 @@ def test_a_setting_that_a_loss_does_not_take_names_the_nearest() -> None:
         make_loss(cfg.loss, "sigmoid")
 
 
-def test_every_file_opens_with_what_it_is_for() -> None:
-    for path in sorted(conf_dir().rglob("*.yaml")):
-        assert path.read_text(encoding="utf-8").startswith("# "), path
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_python_has_the_defaults_of_the_command_line(command: str) -> None:
     given = dict(part.split("=") for part in REQUIRED[command] if "." not in part)

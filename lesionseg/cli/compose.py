@@ -33,15 +33,11 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """As plain data, in which `???` is still to be given."""
     return composed(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
-    """The overrides as Hydra takes them: texts quoted, keys and options known.
-
-    Raises `ConfigError` for a key or an option that is not there, naming the nearest.
-    """
+    """As Hydra takes them: texts quoted, keys and options known, else an error with the nearest."""
     for path in (a for a in argv if "=" not in a and a[:1] != "~"):
         raise ConfigError(f"{path!r} is no setting. Write {_meant(command)}={path}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
@@ -130,10 +126,7 @@ def _meant(command: str, flag: str = "") -> str | None:
 
 
 def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
-    """The flags by their long names, and the overrides without them.
-
-    `--config-dir DIR` becomes `hydra.searchpath`, `-i` and `-o` the `input` and `output` of
-    `predict`. Raises `ConfigError` for a flag that is not known or lacks its value.
+    """The flags by their long names, and the overrides, those of `KEYS` among them.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
@@ -167,8 +160,6 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
 def quoted(argument: str, keys: Iterable[str]) -> str:
     """Quote the value of a key of text, so that spaces, `=`, commas and brackets pass Hydra.
 
-    Several bundles are a list of paths.
-
     >>> quoted("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
     >>> quoted("bundle=[runs/a b, runs/c]", ["bundle"])
@@ -185,12 +176,9 @@ def quoted(argument: str, keys: Iterable[str]) -> str:
 
 
 def _in_quotes(value: str) -> str:
-    """A text between single quotes, unless it stands between quotes already.
-
-    Hydra reads a backslash as itself unless a quote follows the run of backslashes.
-    """
     if value[:1] in ("'", '"') and value[:1] == value[-1:]:
         return value
+    # Hydra reads a backslash as itself unless a quote follows the run of backslashes
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"'{escaped}'"
 

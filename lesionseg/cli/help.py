@@ -8,12 +8,10 @@ from lesionseg.config import conf_dir
 
 
 def summary(command: str) -> str:
-    """What a command does, from the first line of its file."""
     return first_comment(conf_dir() / f"{command}.yaml").partition(" does: ")[2]
 
 
 def examples(command: str) -> list[str]:
-    """What may be typed behind a command, from the same comment."""
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
