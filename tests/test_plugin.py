@@ -52,8 +52,3 @@ def test_its_layout_is_read_and_its_experiment_composed(
         "experiment=short",
         "--cfg",
     )
-
-
-def test_without_it_neither_is_known() -> None:
-    plain = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert "There is no experiment=short" in said(plain, "train", "experiment=short", "--cfg")
