@@ -158,7 +158,8 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
             *(plan.architecture.name, plan.batch_size, tile, mm),
             *(training_device(cfg.trainer.accelerator), run / LOG),
         )
-        log.info("Results: %s; the same command with run_dir=%s resumes.", run, run)
+        if not cfg.run_dir:  # its name holds the time: another run each
+            log.info("Results go to %s; run_dir=%s resumes it.", run, run)
         return plan
 
     return broadcast_from_rank_zero(first)

@@ -19,7 +19,6 @@ from lesionseg.models import build_network
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
 
-LIGHTNING = "pytorch_lightning"
 SGD = {"name": "sgd", "lr": 0.01}
 
 
