@@ -75,7 +75,7 @@ def cell(tool, found, **more):
     ]
     cases = [{**who, "dice": 0.1 * i} for i, who in enumerate(patients)]
     numbers = {"steps": 7, "dice_half": 0.5, "dice_accepted": 0.4, "recall": 0.3}
-    numbers |= {"dice_best": 0.6, "panoptic_quality": 0.2, "matched_lesion_dice": None}
+    numbers |= {"dice_best": 0.6, "panoptic_quality": 0.2}
     froc = {"fp_per_case": [0.5, 1.0, 2.0, 4.0], "recall": [0.1, 0.2, 0.3, 0.4]}
     kept = {"tool": tool, "average_precision": None, "froc": froc, "lesions": lesions}
     return {**numbers, **kept, "cases": cases, "false_positives": [], **more}
