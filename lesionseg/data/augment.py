@@ -37,8 +37,6 @@ ELASTIC_VOXELS, ELASTIC_SPACING = 4.0, 24.0
 # most that is added or taken away, the factor 1 ± contrast. Blur in voxels.
 NOISE_STD, BRIGHTNESS, CONTRAST = 0.15, 0.2, 0.25
 GAMMA, BLUR_SIGMA, LOW_RESOLUTION = (0.7, 1.5), (0.4, 1.0), (0.5, 1.0)
-# whether each channel has a gamma and a low resolution of its own, as in nnU-Net
-PER_CHANNEL = False
 _TRUNCATE = 4.0  # standard deviations of a blur
 
 
@@ -111,16 +109,15 @@ class Intensity:
     `coarse`: share of the voxels kept along each axis before the image is made up to size again.
     `blur`: standard deviation in voxels along each axis. `contrast`, `brightness`: factor and
     summand of each channel. `noise`: standard deviation of what is added, from `seed`.
-    `gamma`: power of the image scaled to 0 … 1; mean and standard deviation stay. `coarse` and
-    `gamma` have one number for all channels or one for each.
+    `gamma`: power of the image scaled to 0 … 1; mean and standard deviation stay.
     """
 
-    coarse: tuple[float, ...] | None = None
+    coarse: float = 1.0
     blur: tuple[float, ...] | None = None
     contrast: tuple[float, ...] | None = None
     brightness: tuple[float, ...] | None = None
     noise: float = 0.0
-    gamma: tuple[float, ...] | None = None
+    gamma: float = 1.0
     seed: int = 0
 
 
@@ -237,14 +234,17 @@ class Augmentation:
 
     def _intensity(self, draw: Draw) -> Intensity:
         n_channels, p = len(self.plan.channel_names), self.settings.intensity_probability
-        n = n_channels if PER_CHANNEL else 1
+
+        def one(limits: Sequence[float], none: float) -> float:
+            return (draw.numbers(p, limits, 1) or (none,))[0]
+
         return Intensity(
-            coarse=draw.numbers(p, LOW_RESOLUTION, n),
+            coarse=one(LOW_RESOLUTION, 1.0),
             blur=draw.numbers(p, BLUR_SIGMA, self.plan.dims),
             contrast=draw.numbers(p, (1 - CONTRAST, 1 + CONTRAST), n_channels),
             brightness=draw.numbers(p, (-BRIGHTNESS, BRIGHTNESS), n_channels),
-            noise=(draw.numbers(p, (0, NOISE_STD), 1) or (0.0,))[0],
-            gamma=None if self.plan.modality == "ct" else draw.numbers(p, GAMMA, n),
+            noise=one((0, NOISE_STD), 0.0),
+            gamma=1.0 if self.plan.modality == "ct" else one(GAMMA, 1.0),
             seed=draw.seed(),
         )
 
@@ -262,35 +262,24 @@ def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTen
         masks = warp_nearest(masks, movement.warp(shape, shape))
     elif movement.flips:
         masks = [mask.flip(movement.flips) for mask in masks]
-    coarse = change.intensity.coarse or (1.0,)
-    parts = torch.split(piece["image"], 1) if len(coarse) > 1 else [piece["image"]]
-    read = [
-        _moved(part, movement, share, change.intensity.blur, shape)
-        for part, share in zip(parts, coarse, strict=True)
-    ]
-    image = _recoloured(torch.cat(read) if len(read) > 1 else read[0], change.intensity)
+    image = _moved(piece["image"], movement, change.intensity, shape)
+    image = _recoloured(image, change.intensity)
     for channel in change.missing:
         image[channel] = 0
     return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 
-def _moved(
-    image: Tensor,
-    movement: Movement,
-    coarse: float,
-    blur: tuple[float, ...] | None,
-    shape: tuple[int, ...],
-) -> Tensor:
+def _moved(image: Tensor, movement: Movement, change: Intensity, shape: tuple[int, ...]) -> Tensor:
     """The image `[C, *shape]` float32, in memory of its own, at its resolution and sharpness."""
-    wanted = tuple(max(1, round(n * coarse)) for n in shape)
+    wanted = tuple(max(1, round(n * change.coarse)) for n in shape)
     if movement.linear is not None or wanted != shape:
         image = warp_linear(image, movement.warp(shape, wanted))
     elif movement.flips:
         image = image.flip([1 + axis for axis in movement.flips]).float()
     else:
         image = image.to(torch.float32, copy=True)
-    if blur is not None or wanted != shape:
-        sides = zip(shape, wanted, blur or (0.0,) * len(shape), strict=True)
+    if change.blur is not None or wanted != shape:
+        sides = zip(shape, wanted, change.blur or (0.0,) * len(shape), strict=True)
         matrices = [_gaussian(n, sigma) @ _stretch(n, m) for n, m, sigma in sides]
         image = along_axes(image, [torch.from_numpy(m.astype(np.float32)) for m in matrices])
     return image
@@ -306,7 +295,7 @@ def _recoloured(image: Tensor, change: Intensity) -> Tensor:
     if change.noise:
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(change.seed))
         image = image.add_(noise, alpha=change.noise)
-    if change.gamma is None:
+    if change.gamma == 1:
         return image
     # each channel to a power between its extremes, with its mean and deviation restored
     flat = image.flatten(1)
@@ -314,10 +303,7 @@ def _recoloured(image: Tensor, change: Intensity) -> Tensor:
     mean = flat.mean(1, keepdim=True)
     std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)  # times a constant
     curved = flat.sub_(low).div_((high - low).clamp_min(1e-7))
-    if len(change.gamma) == 1:  # a number takes less time than a tensor
-        curved.pow_(change.gamma[0])
-    else:
-        curved.pow_(torch.tensor(change.gamma).reshape(-1, 1))
+    curved.pow_(change.gamma)
     curved.sub_(curved.mean(1, keepdim=True))
     own_std = torch.linalg.vector_norm(curved, dim=1, keepdim=True)
     return curved.mul_(std / own_std.clamp_min(1e-7)).add_(mean).view(image.shape)
