@@ -20,7 +20,6 @@ Role = Literal["train", "validation", "test", "external"]
 UNKNOWN_ROLE = "unknown"
 # what a lesion is called whose voxels may hold several mask values
 UNION: Mapping[int, str] = {1: "lesion"}
-_LISTED = ("case", "group", "role", "fold")
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
@@ -172,9 +171,11 @@ class Dataset:
         entries = []
         for case in self.cases:
             images = [str(path) for path in case.images]
-            stated: dict[str, Any] = {name: getattr(case, name) for name in _LISTED}
-            stated["image"] = images[0] if len(images) == 1 else images
-            stated["label"] = case.reference and str(case.reference)
+            stated: dict[str, Any] = {
+                **{name: getattr(case, name) for name in ("case", "group", "role", "fold")},
+                "image": images[0] if len(images) == 1 else images,
+                "label": case.reference and str(case.reference),
+            }
             entries.append({name: value for name, value in stated.items() if value is not None})
         return entries
 

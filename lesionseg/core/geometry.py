@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,7 @@ class Geometry:
         """Largest distance between the same corner of the two grids; infinite if shapes differ."""
         if self.shape != other.shape:
             return float("inf")
-        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
-        corners = corners.reshape(-1, self.dims)
+        corners = list(product(*[(0, n - 1) for n in self.shape]))
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:

@@ -21,8 +21,6 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float6
 
     >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
     10.0
-    >>> float(np.round(equivalent_diameter_mm(np.pi * 5**2, 2), 6))
-    10.0
     """
     volume = np.asarray(volume_mm, dtype=np.float64)
     return np.asarray(2 * (volume / _UNIT_BALL[dims]) ** (1 / dims))
@@ -109,12 +107,10 @@ class Lesions:
         if boxes is not None:
             sides[:] = boxes
         voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
-        masked = np.flatnonzero(counts)
+        centres, masked = box_centres_mm(sides, geometry), np.flatnonzero(counts)
         if len(masked):
             sides[masked, : geometry.dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
             sides[masked, geometry.dims :] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
-        centres = box_centres_mm(sides, geometry)
-        if len(masked):
             sums = np.add.reduceat(voxels, first[masked], axis=0)
             centres[masked] = geometry.to_mm(sums / counts[masked, None])
         diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
@@ -140,8 +136,8 @@ class Lesions:
     @cached_property
     def sizes_vox(self) -> NDArray[np.int64]:
         """Size of each row in voxels, of a bare box that of the inscribed ellipsoid; at least 1."""
-        radii = self.diameters_mm / 2
-        balls = _UNIT_BALL[self.geometry.dims] * radii**self.geometry.dims
+        dims = self.geometry.dims
+        balls = _UNIT_BALL[dims] * (self.diameters_mm / 2) ** dims
         return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
 
     @property
@@ -152,10 +148,6 @@ class Lesions:
     def voxels_of(self, row: int) -> NDArray[np.int64]:
         """Array indices `[v, dims]` of one row's voxels, in C order."""
         return self.voxels[self.first[row] : self.first[row + 1]]
-
-    def voxels_where(self, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Array indices `[v, dims]` of the voxels of the chosen rows."""
-        return self.voxels[np.repeat(rows, self.n_voxels)]
 
     def volume_ml(self, row: int) -> float | None:
         """Volume in ml; None in 2-D and for a bare box."""
@@ -187,24 +179,22 @@ class Zones:
 
         Of equals the smaller value; of a bare box its centre counts. Empty without any zone.
         """
-        places = (lesions.geometry.to_mm(lesions.voxels_of(row)) for row in range(len(lesions)))
-        middles = (lesions.centres_mm[[row]] for row in range(len(lesions)))
-        return [self._zone(p if len(p) else m) for p, m in zip(places, middles, strict=True)]
-
-    def _zone(self, points_mm: NDArray[np.float64]) -> str:
-        index = np.rint(self.geometry.to_index(points_mm)).astype(np.int64)
-        inside = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
-        values = self.values[tuple(index[inside].T)]
-        values = values[values > 0]
-        tree, surface = self._surface
-        if not len(values) and tree is not None:
-            distances, rows = tree.query(points_mm)
-            values = surface[rows[[distances.argmin()]]]
-        if not len(values):
-            return ""
-        distinct, counts = np.unique(values, return_counts=True)
-        value = int(distinct[counts.argmax()])
-        return self.names.get(value, str(value))
+        names = []
+        for row, centre in enumerate(lesions.centres_mm):
+            points = lesions.geometry.to_mm(lesions.voxels_of(row))
+            points = points if len(points) else centre[np.newaxis]
+            index = np.rint(self.geometry.to_index(points)).astype(np.int64)
+            inside = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
+            values = self.values[tuple(index[inside].T)]
+            values = values[values > 0]
+            tree, surface = self._surface
+            if not len(values) and tree is not None:
+                distances, nearest = tree.query(points)
+                values = surface[nearest[[distances.argmin()]]]
+            distinct, counts = np.unique(values, return_counts=True)
+            value = int(distinct[counts.argmax()]) if len(values) else 0
+            names.append(self.names.get(value, str(value)) if value else "")
+        return names
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:

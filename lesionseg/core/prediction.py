@@ -11,8 +11,6 @@ from pydantic import Field
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
 
-CalibrationKind = Literal["platt"]
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -25,7 +23,7 @@ class Calibration:
     [0.25, 0.5]
     """
 
-    kind: CalibrationKind
+    kind: Literal["platt"]
     intercept: float = 0.0
     slope: float = 1.0
     fitted_on: str | None = None
@@ -34,8 +32,7 @@ class Calibration:
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """The chance of being a lesion of each score in [0, 1]."""
-        x = logit(scores)
-        return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * x, -500, 500)))
+        return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * logit(scores), -500, 500)))
 
 
 def logit(p: ArrayLike) -> NDArray[np.float64]:

@@ -347,7 +347,7 @@ class MatchedCase:
         if surface:
             surfaces = surface_scores(
                 lesions.voxels.astype(np.int64),
-                candidates.voxels_where(accepted).astype(np.int64),
+                candidates.voxels[np.repeat(accepted, candidates.n_voxels)].astype(np.int64),
                 lesions.geometry.spacing_mm,
                 self.preset.surface_tolerance_mm,
             )

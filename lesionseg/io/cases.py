@@ -94,10 +94,7 @@ def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
 
 
 def read_instances(path: Path, raster_mm: float | None = None) -> Reference:
-    """An instance mask on its own grid: its ids made consecutive in ascending order, all label 1.
-
-    Raises `ContentError` for values that cannot be ids.
-    """
+    """An instance mask on its own grid: ids made consecutive in ascending order, all label 1."""
     reference = read_mask(path, raster_mm)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
@@ -141,8 +138,10 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         reference = read_dicom_reference(path, geometry, {**dataset.labels, **left_out})
         reference = _with_labels(path, reference, dataset)
     else:
-        has_ids = "instances" in files.annotations
-        reference = (read_instances if has_ids else read_mask)(path, mask_mm(files, geometry))
+        has_ids, mm = "instances" in files.annotations, geometry.spacing_mm
+        square = geometry.dims == 2 and np.ptp(mm) < TOLERANCE_MM / max(geometry.shape)
+        read = read_instances if has_ids else read_mask
+        reference = read(path, mm[0] if square else files.pixel_mm)  # a raster states none
         check_grid(path, reference.geometry, files.images[0], geometry)
         reference = replace(reference, geometry=geometry)
         reference = reference if has_ids else _with_labels(path, reference, dataset)
@@ -175,12 +174,6 @@ def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Referenc
         return reference
     lesions = lesion_instances(binary)
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
-
-
-def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
-    """Pixel size of a mask that states none: that of its image, if its pixels are squares."""
-    square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
-    return image.spacing_mm[0] if square else files.pixel_mm
 
 
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:

@@ -250,9 +250,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         lock.release()
 
 
-def locks(
-    key: str,
-) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+def locks(key: str) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
     """Decorate a command: it holds the lock of the folder that `key` of its settings names."""
 
     def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:

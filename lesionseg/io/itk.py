@@ -19,10 +19,7 @@ _MOST_HEADER_BYTES = 2**20  # Slicer's headers of many segments are a few 100 kB
 
 
 def read_itk(path: Path) -> Volume:
-    """Read a volume `[1, *spatial]` in the file's own dtype; two-axis files give two axes.
-
-    Runs in the worker. Raises `ReadError` for truncated, damaged, colour and 4-D files.
-    """
+    """Read a volume `[1, *spatial]` in the file's own dtype; two-axis files give two axes."""
     import SimpleITK as sitk
 
     with reading(path):

@@ -25,8 +25,7 @@ _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the header's bytes
 def read_nifti(path: Path) -> Volume:
     """Read a volume `[1, *spatial]` in the file's own dtype; scaled files give float32.
 
-    A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D. Raises
-    `ReadError` for truncated, damaged, colour and 4-D files.
+    A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D.
     """
     with reading(path), _opened(path) as stream:
         image = _parse(path, stream)

@@ -192,53 +192,47 @@ def read_prediction(
     if grid is None:
         raise ReadError(f"{files.candidates}: boxes alone have no grid. Give the scan as well.")
     if files.candidates is None:
-        return _unscored(files, grid, binary)
-    stated = _read_candidates(files.candidates, files.case, grid)
-    instances, present = None, set[int]()
-    if files.instances is not None:
-        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
-        present = set(present_values(instances)) - {0}
-        unknown = sorted(present - {c.id for c in stated.candidates})
-        if unknown:
-            raise ContentError(f"{files.instances}: ids {unknown[:10]} are not in the candidates.")
-    values = files.regions or (files.mask if binary else None)  # of all, else of accepted ones
-    return replace(
-        stated,
-        candidates=tuple(replace(c, has_mask=c.id in present) for c in stated.candidates),
-        instances=instances,
-        values=None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
-    )
-
-
-def _read_candidates(path: Path, case: str, geometry: Geometry) -> Prediction:
-    """A case's candidates on a grid, without masks; by descending score, then id."""
-    content = read_json(path)
+        marked = np.zeros(grid.shape, dtype=np.uint8)
+        if files.mask is not None:
+            marked = np.asarray(read_mask(files.mask).labels)
+        labels = (marked > 0).astype(np.uint8) if binary else marked
+        cut = None if files.instances is None else read_instances(files.instances).instances
+        regions = marked.astype(np.uint8) if binary and files.mask else None
+        return replace(unscored_prediction(files.case, grid, labels, cut), values=regions)
+    path, content = files.candidates, read_json(files.candidates)
     point = content.get("operating_point") if isinstance(content, dict) else None
     if isinstance(point, dict) and "name" not in point:
         content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
     try:
         stated = _Content.model_validate(content)
         kept, removed = (
-            tuple(entry.candidate(place, geometry) for place, entry in enumerate(entries, start=1))
+            [entry.candidate(place, grid) for place, entry in enumerate(entries, start=1)]
             for entries in (stated.candidates, stated.removed)
         )
     except ValidationError as error:
         raise ContentError(f"{path}: {misfits(error, content)[:300]}.") from error
     except ValueError as error:
         raise ContentError(f"{path}: {error}.") from error
-    if len({candidate.id for candidate in kept}) < len(kept):
+    ids = {candidate.id for candidate in kept}
+    if len(ids) < len(kept):
         raise ContentError(f"{path}: two candidates have the same id.")
-    ranked = tuple(sorted(kept, key=lambda c: (-c.score, c.id)))
-    point, threshold = stated.operating_point, stated.voxel_threshold
-    prediction = Prediction(case, geometry, ranked, None, threshold, point, stated.scored)
-    return replace(prediction, removed=removed, input=stated.input_check)
-
-
-def _unscored(files: PredictionFiles, grid: Geometry, binary: bool) -> Prediction:
-    marked = np.zeros(grid.shape, dtype=np.uint8)
-    if files.mask is not None:
-        marked = np.asarray(read_mask(files.mask).labels)
-    values = marked.astype(np.uint8) if binary and files.mask else None
-    labels = (marked > 0).astype(np.uint8) if binary else marked
-    ids = None if files.instances is None else read_instances(files.instances).instances
-    return replace(unscored_prediction(files.case, grid, labels, ids), values=values)
+    instances, present = None, set[int]()
+    if files.instances is not None:
+        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
+        present = set(present_values(instances)) - {0}
+        if unknown := sorted(present - ids):
+            raise ContentError(f"{files.instances}: ids {unknown[:10]} are not in the candidates.")
+    values = files.regions or (files.mask if binary else None)  # of all, else of accepted ones
+    ranked = sorted(kept, key=lambda c: (-c.score, c.id))
+    return Prediction(
+        files.case,
+        grid,
+        tuple(replace(c, has_mask=c.id in present) for c in ranked),
+        instances,
+        stated.voxel_threshold,
+        stated.operating_point,
+        stated.scored,
+        None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
+        tuple(removed),
+        stated.input_check,
+    )

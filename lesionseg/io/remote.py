@@ -75,10 +75,7 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
 
 
 def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
-    """Copy files of `copy`, which `download` gave for `place`, to the store; of a path, nothing.
-
-    Raises `OutputError`.
-    """
+    """Copy files of `copy`, which `download` gave for `place`, to the store; of a path, nothing."""
     if not is_url(place):
         return
     system, root = _open(place)

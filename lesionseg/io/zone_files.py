@@ -16,7 +16,6 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_json
 from lesionseg.io.predictions import find_masks
-from lesionseg.io.volumes import read_geometry
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class ZoneFolder:
         path = self.masks.get(case)
         if path is None:
             return None
-        labels = read_mask(path).labels
-        return Zones(np.asarray(labels), read_geometry(path), self.names)
+        mask = read_mask(path)
+        return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:
         """Warn of cases without a mask; raise `DatasetError` when there are only such."""

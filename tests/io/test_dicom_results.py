@@ -222,7 +222,7 @@ def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path: Path) -
     assert not report.get_planar_roi_measurement_groups()
     (group,) = report.get_image_measurement_groups()
     assert measured(group) == {"Number of accepted candidates": 0}
-    assert "No candidate was accepted" in comments(sr)
+    assert "0 of 3 candidates were accepted" in comments(sr)
 
 
 def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path: Path) -> None:

@@ -101,7 +101,6 @@ def image_header(file: Path) -> "Header | None":
 
 
 def is_xray(header: "Header") -> bool:
-    """Whether it is a projection radiograph: CR, DX, mammogram or intra-oral."""
     return _XRAY.fullmatch(str(header.get("SOPClassUID", ""))) is not None
 
 
@@ -111,10 +110,7 @@ def is_secondary_capture(header: "Header") -> bool:
 
 
 def unfit(header: "Header") -> str:
-    """Why an image is never read: localiser, secondary capture, colour, frames without a place.
-
-    Empty for all others.
-    """
+    """Why an image is never read: localiser, screen shot, colour, frames without a place."""
     n_frames = int(header.get("NumberOfFrames", None) or 1)
     if is_secondary_capture(header):
         return "a secondary capture (a screen shot), not a scan. Leave it out."
@@ -134,28 +130,21 @@ def check_scan(path: Path, header: "Header") -> None:
     frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
     n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
     n_bits = int(header.Rows) * int(header.Columns) * n_frames * int(header.get("BitsAllocated", 8))
-    syntax = _syntax(header)
+    syntax = header.file_meta.get("TransferSyntaxUID")
     packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
     check_size(path, n_bits // 8, compressed=packed)
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:
-    """The pixels of a file `[frame, y, x]` as stored; compressed ones are decoded in the worker.
-
-    Raises `ReadError` for damaged pixels and where no decoder is installed.
-    """
+    """The pixels of a file `[frame, y, x]` as stored; compressed ones are decoded in the worker."""
     header = read_header(path, pixels=True)
-    syntax = _syntax(header)
+    syntax = header.file_meta.get("TransferSyntaxUID")
     packed = syntax is not None and syntax.is_compressed
     return in_worker(_decoded, path) if packed else _decoded(path, header)
 
 
 def _decoded(path: Path, header: "Header | None" = None) -> NDArray[Any]:
-    header = read_header(path, pixels=True) if header is None else header
+    header = header or read_header(path, pixels=True)
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
         return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
-
-
-def _syntax(header: "Header") -> Any:
-    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None

@@ -32,10 +32,7 @@ _LEAST_SHOWN = 0.01  # of the pixels: a padding that leaves less is stated wrong
 
 
 def radiograph_file(path: Path) -> Path | None:
-    """The file when `path` is one radiograph or a folder with just that; None for all else.
-
-    Raises `ReadError` for a folder with more images.
-    """
+    """The file when `path` is one radiograph or a folder with just that; None for all else."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     images = ((f, h) for f in files if is_dicom(f) and (h := image_header(f)) is not None)
     file, header = next(images, (path, None))

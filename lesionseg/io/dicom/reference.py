@@ -1,6 +1,6 @@
 """DICOM references: segmentation objects (SEG) and contours (RTSTRUCT), on the image's grid."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from lesionseg.ops.components import fill_polygon
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
+Drawn = dict[int, NDArray[np.bool_]]  # voxels by the number of a segment or contour set
 _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference may lie
 
 
@@ -47,37 +48,30 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
                 f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
                 f"{', '.join(sorted(map(str, names.values()))[:10])}. Name it in labels.json."
             )
-        draw = _segments if modality == "SEG" else _contours
-        drawn = draw(path, header, geometry, [n for n in values if values[n]])
+        drawn = {n: np.zeros(geometry.shape, dtype=bool) for n in values if values[n]}
+        draw = _draw_segments if modality == "SEG" else _draw_contours
+        draw(path, header, geometry, drawn)
         marked = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
         for number, inside in drawn.items():
             marked[inside] = values[number]
     return Reference(geometry, labels=marked)
 
 
-def _segments(
-    path: Path, header: "Header", geometry: Geometry, wanted: Collection[int]
-) -> dict[int, NDArray[np.bool_]]:
+def _draw_segments(path: Path, header: "Header", geometry: Geometry, drawn: Drawn) -> None:
     check_scan(path, header)
     fractional = str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL"
     least = int(header.get("MaximumFractionalValue", 255)) / 2 if fractional else 0.5
-    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in wanted}
     for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
         number = int(frame.elements.ReferencedSegmentNumber)
-        if number in inside:
+        if number in drawn:
             points = np.argwhere(pixels >= least) @ frame.axes_mm + frame.position
             index = _on_grid(path, geometry.to_index(points @ LPS_TO_RAS[:3, :3]), geometry)
-            inside[number][tuple(index.T)] = True
-    return inside
+            drawn[number][tuple(index.T)] = True
 
 
-def _contours(
-    path: Path, header: "Header", geometry: Geometry, wanted: Collection[int]
-) -> dict[int, NDArray[np.bool_]]:
-    """What the closed polygons of each wanted contour set enclose, in the order of the file."""
-    inside = {n: np.zeros(geometry.shape, dtype=bool) for n in wanted}
+def _draw_contours(path: Path, header: "Header", geometry: Geometry, drawn: Drawn) -> None:
     for roi in header.get("ROIContourSequence", None) or ():
-        if int(roi.ReferencedROINumber) not in inside:
+        if (inside := drawn.get(int(roi.ReferencedROINumber))) is None:
             continue
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
@@ -89,9 +83,7 @@ def _contours(
             if np.ptp(slices):
                 raise GeometryError(f"{path}: a contour does not lie in one of the image's slices.")
             # a hole is a second contour within the first: inside both is outside
-            drawn = fill_polygon(index[:, 1:], geometry.shape[1:])
-            inside[int(roi.ReferencedROINumber)][slices[0]] ^= drawn
-    return inside
+            inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
 
 
 def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:

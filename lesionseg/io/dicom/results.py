@@ -42,10 +42,7 @@ _OWN_CODES = "99LESIONSEG"  # for what the standard has no word for
 
 @dataclass(frozen=True)
 class ResultOrigin:
-    """What made a result.
-
-    `version`: lesionseg's; `bundle`: the model's digest; `key`: changes with scan and settings.
-    """
+    """lesionseg's version, the model's digest and a key that changes with scan and settings."""
 
     version: str
     bundle: str
@@ -331,11 +328,9 @@ class _Results:
                 "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=name),
             }
 
-        group = (
-            sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-            if self.slices
-            else sr.PlanarROIMeasurementsAndQualitativeEvaluations
-        )
+        group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
+        if self.slices:
+            group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
         change = code("change", _OWN_CODES, "Change since the earlier visit")
         groups = []
         for candidate in self.accepted:
@@ -368,10 +363,15 @@ class _Results:
             procedure_reported=code("363679005", "SCT", "Imaging procedure"),
             imaging_measurements=groups,
         )[0]
+        point, check = self.prediction.operating_point, self.prediction.input
+        n = len(self.prediction.candidates)
+        summary = f"{len(self.accepted)} of {n} candidates were accepted"
+        rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
+        warning = f" Warning: {check.warning}" if check and check.warning else ""
         content.ContentSequence.append(
             sr.TextContentItem(
                 name=code("121106", "DCM", "Comment"),
-                value=f"{RESEARCH_ONLY} {self._summary()} {remark}".strip(),
+                value=f"{RESEARCH_ONLY} {summary}{rule}.{warning} {remark}".strip(),
                 relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
         )
@@ -441,12 +441,3 @@ class _Results:
             image = sr.SourceImageForRegion.from_source_image(headers[index], frames)
             regions.append(sr.ImageRegion("POLYLINE", np.array(corners), image))
         return {"referenced_regions": regions} if self.slices else {"referenced_region": regions[0]}
-
-    def _summary(self) -> str:
-        point, check = self.prediction.operating_point, self.prediction.input
-        n, n_accepted = len(self.prediction.candidates), len(self.accepted)
-        rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
-        warning = f" Warning: {check.warning}" if check and check.warning else ""
-        if not n_accepted:
-            return f"No candidate was accepted{rule}; there were {n}.{warning}"
-        return f"{n_accepted} of {n} candidates were accepted{rule}.{warning}"

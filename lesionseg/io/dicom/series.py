@@ -239,10 +239,9 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             )
         drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
         if drift.max() > _DRIFT_PIXELS:
-            angle = np.degrees(np.arccos(min(whole @ normal / np.linalg.norm(whole), 1.0)))
             raise GeometryError(
-                f"{path}: the gantry was tilted by {angle:.1f} degrees. Convert the series with "
-                "dcm2niix, which straightens it, and use its NIfTI file."
+                f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
+                "straightens it, and use its NIfTI file."
             )
     affine = np.eye(4)
     affine[:3, 0] = step

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from lesionseg.core import UNION, CaseFiles, Dataset
+from lesionseg.core import UNION, Dataset
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, count, one_of
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
@@ -53,12 +53,7 @@ def _holds(name: str) -> Callable[[Path], object]:
 CONVENTIONS = (
     Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
     Convention("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
-    Convention(
-        "nnunet",
-        "dataset.json, imagesTr/, labelsTr/",
-        _holds("dataset.json"),
-        read_nnunet,
-    ),
+    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _holds("dataset.json"), read_nnunet),
     Convention("coco", f"{ANNOTATIONS} and images/", _holds(ANNOTATIONS), read_coco),
     Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )
@@ -123,8 +118,14 @@ def read_dataset(
         looked_for = known[name].looks_for
         raise DatasetError(f"{root}: no labelled case; the layout {name} has {looked_for}.")
     single = [*{case.case: case for case in reversed(dataset.cases)}.values()][::-1]
-    cases = tuple(map(_with_radiograph_columns, assign_groups(single, group)))
-    dataset = replace(dataset, cases=cases, problems=tuple(problems))
+    cases = [*assign_groups(single, group)]
+    for place, case in enumerate(cases):  # reading a case says what is wrong with it
+        with suppress(LesionsegError, OSError):
+            path = case.images[0]
+            file = None if path.name.lower().endswith(NOT_DICOM) else radiograph_file(path)
+            if file is not None:
+                cases[place] = replace(case, columns={**radiograph_columns(file), **case.columns})
+    dataset = replace(dataset, cases=tuple(cases), problems=tuple(problems))
     held_out = {c.group for c in cases if c.role in ("test", "external")}
     if shared := held_out & {c.group for c in cases if c.role not in ("test", "external")}:
         text = "Training and test cases share %s, so test scores will be too good."
@@ -141,13 +142,3 @@ def read_dataset(
             f"{partly[0].case!r} only {';'.join(partly[0].annotated)}."
         )
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
-
-
-def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """The case with what its first image says of itself, where that is a radiograph in DICOM."""
-    with suppress(LesionsegError, OSError):  # reading the case says what is wrong with it
-        path = case.images[0]
-        file = None if path.name.lower().endswith(NOT_DICOM) else radiograph_file(path)
-        if file is not None:
-            return replace(case, columns={**radiograph_columns(file), **case.columns})
-    return case

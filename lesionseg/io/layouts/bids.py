@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Geometry
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.layouts.checks import Problems
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
@@ -56,7 +56,9 @@ def read_bids(root: Path) -> Dataset:
         shared = set.intersection(*(set(files) for files in images.values()))
         everything = {name for files in images.values() for name in files}
         grid = read_geometry(masks[first])
-        channels = [name for name in sorted(shared) if _fits(own[name], grid)]
+        for name in sorted(shared):
+            with suppress(LesionsegError):
+                channels += [name] if read_geometry(own[name]).matches(grid) else []
         if not channels:
             raise DatasetError(
                 f"{root}: no kind of image ({', '.join(sorted(everything))}) is there in every "
@@ -84,9 +86,3 @@ def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
         if images:
             return images
     return {}
-
-
-def _fits(image: Path, grid: Geometry) -> bool:
-    with suppress(LesionsegError):
-        return read_geometry(image).matches(grid)
-    return False

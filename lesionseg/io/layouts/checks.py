@@ -83,9 +83,8 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Iterator[Problem]:
     for files in dataset.cases:
         case = files.case
         if case in seen:
-            yield Problem(
-                case, f"the case {case!r} is listed more than once; suffixes do not count."
-            )
+            text = f"the case {case!r} is listed more than once; suffixes do not count."
+            yield Problem(case, text)
         elif fault := case_id_fault(case):
             text = f"{files.images[0]}: the case id {case!r} cannot be a file name: it {fault}."
             yield Problem(case, text)

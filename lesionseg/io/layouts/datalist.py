@@ -18,12 +18,8 @@ from lesionseg.io.layouts.checks import Count, Number, Problems, validated
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.volumes import strip_suffix
 
-_ROLES: tuple[tuple[str, Role | None], ...] = (
-    ("training", None),
-    ("validation", "validation"),
-    ("test", "test"),
-    ("testing", "test"),
-)
+_LISTS = ("training", "validation", "test", "testing")
+_ROLES: tuple[Role | None, ...] = (None, "validation", "test", "test")
 Class = Annotated[int, Field(ge=0, lt=255)]  # as many as a mask of bytes holds
 
 
@@ -63,7 +59,7 @@ def read_datalist(root: Path) -> Dataset:
         if key in content:
             raise DatasetError(f"{path}: {key} is not read; write cccwhd in LPS mm, or xyxy.")
     cases, problems = list[CaseFiles](), Problems()
-    for key, role in _ROLES:
+    for key, role in zip(_LISTS, _ROLES, strict=True):
         entries = content.get(key)
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and "label" in entry:

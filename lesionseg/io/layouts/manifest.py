@@ -35,11 +35,29 @@ def read_manifest(root: Path) -> Dataset:
     path = root / MANIFEST
     rows, images = _table(path)
     labels, ignore = read_labels(root)
-    cases, problems = list[CaseFiles](), Problems()
+    cases, problems, names = list[CaseFiles](), Problems(), list(labels.values())
     for line, row in enumerate(rows, start=2):
         with problems.of(row["case"], f"{path}: line {line}"):
-            cases.append(_case(root, row, images))  # stays, so that its files are checked, too
-            cases[-1] = _with_reference(cases[-1], root, row, list(labels.values()))
+            files = _case(root, row, images)
+            cases.append(files)  # stays where the rest is wrong: its files are checked, too
+            mask, instances = row.get("reference", ""), row.get("instances", "")
+            stated = validated(_Stated, {k: row[k] for k in ("role", "fold") if row.get(k)})
+            given = {n.strip() for n in row.get("annotated", "").split(";") if n.strip()}
+            for name in sorted(given):
+                one_of("annotated", name, names)
+            if mask and instances:
+                raise DatasetError("a row has either a reference or instances, not both.")
+            if instances and given and names[0] not in given:
+                what = f"lesions of an instance mask are {names[0]!r}, not annotated here."
+                raise DatasetError(what)
+            cases[-1] = replace(
+                files,
+                reference=root / (mask or instances) if mask or instances else None,
+                role=stated.role,
+                fold=stated.fold,
+                annotations={"instances": None} if instances else {},
+                annotated=() if given == {*names} else tuple(n for n in names if n in given),
+            )
     every = (root.name, root, "manifest", 3, images, labels, tuple(cases))
     return Dataset(*every, ignore_label=ignore, problems=tuple(problems))
 
@@ -84,28 +102,6 @@ def _case(
         group=row.get("group", ""),
         columns={k: v for k, v in row.items() if k not in _OWN_COLUMNS and k not in images},
         missing=tuple(place for place, name in enumerate(images[:channels]) if not row[name]),
-    )
-
-
-def _with_reference(
-    files: CaseFiles, root: Path, row: Mapping[str, str], names: Sequence[str]
-) -> CaseFiles:
-    reference, instances = row.get("reference", ""), row.get("instances", "")
-    stated = validated(_Stated, {k: row[k] for k in ("role", "fold") if row.get(k)})
-    given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
-    for name in sorted(given):
-        one_of("annotated", name, names)
-    if reference and instances:
-        raise DatasetError("a row has either a reference or instances, not both.")
-    if instances and given and names[0] not in given:
-        raise DatasetError(f"lesions of an instance mask are {names[0]!r}, not annotated here.")
-    return replace(
-        files,
-        reference=root / (reference or instances) if reference or instances else None,
-        role=stated.role,
-        fold=stated.fold,
-        annotations={"instances": None} if instances else {},
-        annotated=() if given == set(names) else tuple(name for name in names if name in given),
     )
 
 

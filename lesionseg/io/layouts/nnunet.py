@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem, Role
+from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Problems, missing_channels, validated
@@ -18,7 +18,6 @@ from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
 
 
 class _Facts(BaseModel):
@@ -45,7 +44,7 @@ def read_nnunet(root: Path) -> Dataset:
     numbered = not training or any(map(_CHANNEL.fullmatch, training))
     folds = _folds(root / "splits_final.json")
     cases: list[CaseFiles] = []
-    for part, role in _PARTS:
+    for part in ("Tr", "Ts"):
         images = _by_case(root / f"images{part}", numbered, problems)
         references = _by_case(root / f"labels{part}", False, problems)
         for case in sorted(set(references) - set(images)):
@@ -59,25 +58,16 @@ def read_nnunet(root: Path) -> Dataset:
                 case,
                 tuple(file for _, file in sorted(images[case].items())),
                 reference=references[case][0],
-                role=role,
-                fold=folds.get(case) if role is None else None,
+                role="test" if part == "Ts" else None,
+                fold=folds.get(case) if part == "Tr" else None,
                 missing=missing_channels(images[case], len(names)),
             )
             for case in sorted(set(images) & set(references))
         ]
-    return Dataset(
-        name=str(content.get("name") or root.name),
-        root=root,
-        convention="nnunet" if numbered else "msd",
-        dims=3,
-        channel_names=names,
-        labels=labels,
-        cases=tuple(cases),
-        ignore_label=ignore,
-        incomplete_reference=facts.incomplete_reference,
-        regions=regions,
-        problems=tuple(problems),
-    )
+    name, convention = str(content.get("name") or root.name), "nnunet" if numbered else "msd"
+    every = (name, root, convention, 3, names, labels, tuple(cases), ignore)
+    is_incomplete = facts.incomplete_reference
+    return Dataset(*every, is_incomplete, regions=regions, problems=tuple(problems))
 
 
 def _folds(path: Path) -> dict[str, int]:
