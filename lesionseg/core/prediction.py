@@ -70,35 +70,24 @@ class Candidate:
         cls, id: int, label: int, score: float, voxels: NDArray[np.int64], geometry: Geometry
     ) -> "Candidate":
         """The candidate of the array indices `voxels` `[v, dims]`, at least one, of `geometry`."""
+        low, high = voxels.min(axis=0).astype(float), voxels.max(axis=0) + 1.0
+        centre = geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0]
         volume_mm = len(voxels) * geometry.voxel_size
-        return cls(
-            id=id,
-            label=label,
-            score=score,
-            start_vox=tuple(voxels.min(axis=0).astype(float).tolist()),
-            stop_vox=tuple((voxels.max(axis=0) + 1).astype(float).tolist()),
-            centre_mm=tuple(geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0].tolist()),
-            diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
-            volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
-        )
+        diameter = float(equivalent_diameter_mm(volume_mm, geometry.dims))
+        volume_ml = volume_mm / 1000 if geometry.dims == 3 else None
+        box = tuple(low.tolist()), tuple(high.tolist())
+        return cls(id, label, score, *box, tuple(centre.tolist()), diameter, volume_ml)
 
     @classmethod
     def from_box(
         cls, id: int, label: int, score: float, box: Sequence[float], geometry: Geometry
     ) -> "Candidate":
         """The candidate of a bare box (starts, stops): the ellipsoid inscribed in it."""
-        boxes = np.asarray([box], dtype=np.float64)
-        return cls(
-            id=id,
-            label=label,
-            score=score,
-            start_vox=tuple(box[: geometry.dims]),
-            stop_vox=tuple(box[geometry.dims :]),
-            centre_mm=tuple(box_centres_mm(boxes, geometry)[0].tolist()),
-            diameter_mm=float(box_diameters_mm(boxes, geometry)[0]),
-            volume_ml=None,
-            has_mask=False,
-        )
+        boxes, dims = np.asarray([box], dtype=np.float64), geometry.dims
+        centre = tuple(box_centres_mm(boxes, geometry)[0].tolist())
+        diameter, start, stop = box_diameters_mm(boxes, geometry)[0], box[:dims], box[dims:]
+        shown = (tuple(start), tuple(stop), centre, float(diameter))
+        return cls(id, label, score, *shown, volume_ml=None, has_mask=False)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ _LOSSY = (".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: an EPS called .png would go to Ghostscript
 _ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
-_ON_ITS_SIDE = range(5, 9)
 
 
 def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool = False) -> Volume:
@@ -23,8 +22,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
 
     Runs in the worker. Rasters know no millimetres: a pixel is `raster_mm` wide, 1 mm when not
     given. Opacity is dropped; a picture whose colours are equal is grey. `as_labels` reads a mask:
-    palette indices are kept, colour and JPEG are errors, since both would invent values. Raises
-    `ReadError`.
+    palette indices are kept, colour and JPEG are errors, since both would invent values.
     """
     if as_labels and path.suffix.lower() in _LOSSY:
         raise ReadError(f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG.")
@@ -32,7 +30,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         read = _tiff_pixels if path.suffix.lower() in _TIFF else _pil_pixels
         pixels, turn = read(path, raster_mm, as_labels)
         if turn in range(2, 9):  # as viewers show it, and as masks and boxes were drawn on it
-            pixels = pixels.swapaxes(0, 1) if turn in _ON_ITS_SIDE else pixels
+            pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
             rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
             columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
             pixels = pixels[rows, columns]

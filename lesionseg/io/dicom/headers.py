@@ -5,7 +5,7 @@ import re
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zlib import MAX_WBITS, decompressobj
 
 import numpy as np
@@ -15,8 +15,9 @@ from lesionseg.errors import ReadError, pip_install
 from lesionseg.io.limits import check_size, in_worker, reading
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset as Header
+    from pydicom.dataset import Dataset
 
+Header: TypeAlias = "Dataset"
 # DICOM's axes run to the patient's left and back, those of the affines here to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SUFFIXES = (".dcm", ".dicom", ".ima")

@@ -6,13 +6,13 @@ applied once.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import (
+    Header,
     check_scan,
     image_header,
     is_dicom,
@@ -21,9 +21,6 @@ from lesionseg.io.dicom.headers import (
     stored_pixels,
 )
 from lesionseg.io.limits import check_grid, reading
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset as Header
 
 logger = logging.getLogger(__name__)
 

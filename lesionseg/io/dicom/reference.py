@@ -2,20 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
-from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
+from lesionseg.io.dicom.headers import LPS_TO_RAS, Header, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import reading
 from lesionseg.ops.components import fill_polygon
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset as Header
 
 Drawn = dict[int, NDArray[np.bool_]]  # voxels by the number of a segment or contour set
 _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference may lie

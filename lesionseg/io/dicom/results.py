@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
-from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
+from lesionseg.io.dicom.headers import LPS_TO_RAS, Header, read_header
 from lesionseg.io.dicom.radiograph import radiograph_file
 from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.components import present_values
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset as Header
 
 # what the names of a case's results end in
 SEGMENTATION, REPORT = "_seg.dcm", "_sr.dcm"
@@ -350,12 +347,9 @@ class _Results:
             none = sr.Measurement(name, 0, code("1", "UCUM", "no units"))
             empty = sr.MeasurementsAndQualitativeEvaluations
             groups = [empty(**common("accepted candidates"), measurements=[none])]
+        names = {"name": "lesionseg", "manufacturer_name": "lesionseg", "model_name": "lesionseg"}
         device = sr.DeviceObserverIdentifyingAttributes(
-            uid=_made_up_uid("device", origin.bundle),
-            name="lesionseg",
-            manufacturer_name="lesionseg",
-            model_name="lesionseg",
-            serial_number=origin.bundle,
+            uid=_made_up_uid("device", origin.bundle), serial_number=origin.bundle, **names
         )
         observer = sr.ObserverContext(code("121007", "DCM", "Device"), device)
         content = sr.MeasurementReport(
@@ -368,13 +362,9 @@ class _Results:
         summary = f"{len(self.accepted)} of {n} candidates were accepted"
         rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
         warning = f" Warning: {check.warning}" if check and check.warning else ""
-        content.ContentSequence.append(
-            sr.TextContentItem(
-                name=code("121106", "DCM", "Comment"),
-                value=f"{RESEARCH_ONLY} {summary}{rule}.{warning} {remark}".strip(),
-                relationship_type=sr.RelationshipTypeValues.CONTAINS,
-            )
-        )
+        text = f"{RESEARCH_ONLY} {summary}{rule}.{warning} {remark}".strip()
+        comment, contains = code("121106", "DCM", "Comment"), sr.RelationshipTypeValues.CONTAINS
+        content.ContentSequence.append(sr.TextContentItem(comment, text, contains))
         own_codes = self.hd.coding_schemes.CodingSchemeIdentificationItem(
             designator=_OWN_CODES, name="lesionseg", version=origin.version
         )
@@ -423,11 +413,8 @@ class _Results:
                 return {"referenced_segment": segment}
             # of a radiograph the frames are its segments in their order
             image = sr.SourceImageForSegmentation.from_source_image(headers[0])
-            return {
-                "referenced_segment": sr.ReferencedSegmentationFrame(
-                    *written, frame_number=number, segment_number=number, source_image=image
-                )
-            }
+            frame = sr.ReferencedSegmentationFrame(*written, number, number, source_image=image)
+            return {"referenced_segment": frame}
         # columns and rows from the corner of the first pixel
         shape = self.prediction.geometry.shape[-2:]
         start, stop = (np.clip(v[-2:], 0, shape) for v in (candidate.start_vox, candidate.stop_vox))

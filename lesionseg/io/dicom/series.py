@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from lesionseg.errors import GeometryError, ReadError, count
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     SUFFIXES,
+    Header,
     check_scan,
     image_header,
     is_xray,
@@ -29,9 +29,6 @@ from lesionseg.io.dicom.headers import (
 )
 from lesionseg.io.dicom.radiograph import radiograph_file, radiograph_geometry, read_radiograph
 from lesionseg.io.limits import check_grid, reading
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset as Header
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +132,10 @@ def series_headers(path: Path) -> dict[Path, "Header"]:
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
     for file in [path] if path.is_file() else sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            header = image_header(file)
-            if header is None:
-                logger.info("%s is left out: it is not a DICOM image.", file)
-            else:
-                headers[file] = header
+        if (header := image_header(file)) is not None:
+            headers[file] = header
+        else:
+            logger.info("%s is left out: it is not a DICOM image.", file)
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))

@@ -77,28 +77,26 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         )
 
 
-def find_problems(dataset: Dataset, *, lenient: bool) -> Iterator[Problem]:
+def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
     """Ids that name no files or several cases and, unless `lenient`, files that are not there."""
-    seen: set[str] = set()
+    problems, seen = Problems(), set[str]()
     for files in dataset.cases:
-        case = files.case
-        if case in seen:
-            text = f"the case {case!r} is listed more than once; suffixes do not count."
-            yield Problem(case, text)
-        elif fault := case_id_fault(case):
-            text = f"{files.images[0]}: the case id {case!r} cannot be a file name: it {fault}."
-            yield Problem(case, text)
-        seen.add(case)
+        case, first = files.case, files.images[0]
+        with problems.of(case, first):
+            if case in seen:
+                raise DatasetError(f"{case!r} is listed more than once; suffixes do not count.")
+            seen.add(case)
+            if fault := case_id_fault(case):
+                raise DatasetError(f"the case id {case!r} cannot be a file name: it {fault}.")
         if lenient:
             continue
-        try:
+        with problems.of(case, first):
             check_channels(files, dataset)
-        except DatasetError as error:
-            yield Problem(case, str(error))
         for file in (*files.images, *((files.reference,) if files.reference else ())):
             is_there = split_series(file) is not None
             with suppress(OSError, ValueError):  # the latter where no file can have the name
                 is_there = is_there or file.is_dir() or file.stat().st_size > 0
             if not is_there:
                 text = "does not exist or is empty. Paths in tables are relative to the table."
-                yield Problem(case, f"{file} of case {case!r} {text}")
+                problems.append(Problem(case, f"{file} of case {case!r} {text}"))
+    return problems
