@@ -189,9 +189,7 @@ def plain_text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def check_case_id(
-    case: str, where: Path | None, error: type[LesionsegError] = DatasetError
-) -> None:
+def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:
     """Raise `error` unless the id can be a part of file names; `where` is what it comes from."""
     if fault := case_id_fault(case):
         raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")

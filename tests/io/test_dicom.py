@@ -312,23 +312,13 @@ def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path: Path) -
 
 
 MAGNIFIED = "at the detector, divided by the magnification"
+IMAGER, FACTOR = {"ImagerPixelSpacing": [0.2, 0.2]}, "EstimatedRadiographicMagnificationFactor"
+DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
 SIZES: list[tuple[dict[str, Any], float, str]] = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
-    ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.2, 0.2]}, 0.2, "at the detector"),
-    (
-        {"ImagerPixelSpacing": [0.2, 0.2], "EstimatedRadiographicMagnificationFactor": 1.25},
-        0.16,
-        MAGNIFIED,
-    ),
-    (
-        {
-            "ImagerPixelSpacing": [0.2, 0.2],
-            "DistanceSourceToDetector": 1800,
-            "DistanceSourceToPatient": 1500,
-        },
-        0.2 / 1.2,
-        MAGNIFIED,
-    ),
+    ({"PixelSpacing": [0.1, 0.1], **IMAGER}, 0.2, "at the detector"),
+    ({**IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
+    ({**IMAGER, **DISTANCES}, 0.2 / 1.2, MAGNIFIED),
     ({"PixelSpacing": [0.1, 0.1]}, 0.1, "at the detector"),
     ({"PixelSpacing": [-1, 1]}, 1.0, "unknown"),
     ({}, 1.0, "unknown"),

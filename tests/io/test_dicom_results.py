@@ -16,7 +16,7 @@ from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.results import MOST_SEGMENTS, ResultOrigin, write_dicom_results
 from lesionseg.io.volumes import read_geometry
-from tests.io.dicom_files import CT, DX, LPS, enhanced, lps, place, save, write_series
+from tests.io.dicom_files import DX, LPS, enhanced, lps, save, write_series
 
 hd = pytest.importorskip("highdicom")
 
@@ -73,17 +73,10 @@ def predict(geometry: Geometry, ids: np.ndarray | None, **changes: Any) -> Predi
     made = []
     for number, label, score, accepted in found:
         inside = np.argwhere((lesions() if geometry.dims == 3 else flat()) == number)
-        if not len(inside):
-            continue
-        made.append(
-            Candidate(
-                number, label, score,
-                tuple(inside.min(0).astype(float)), tuple(inside.max(0) + 1.0),
-                tuple(geometry.to_mm([inside.mean(0)])[0]),
-                1.5 * number, 0.25 * number if geometry.dims == 3 else None,
-                ids is not None, accepted, probability=score / 2,
-            )
-        )  # fmt: skip
+        one = Candidate.from_voxels(number, label, score, inside, geometry)
+        ml = 0.25 * number if geometry.dims == 3 else None
+        sizes = {"diameter_mm": 1.5 * number, "volume_ml": ml, "probability": score / 2}
+        made.append(replace(one, has_mask=ids is not None, accepted=accepted, **sizes))
     values = {"candidates": tuple(made), "instances": ids, "operating_point": POINT}
     return Prediction("A", geometry, **{**values, **changes})
 
@@ -233,10 +226,8 @@ def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path: Path) -> None:
     assert not seg.exists()
     groups = hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
     assert len(groups) == 2
-    position = {
-        f.SOPInstanceUID: np.array(f.ImagePositionPatient, float)
-        for f in map(dcmread, scan.iterdir())
-    }
+    files = [dcmread(file) for file in scan.iterdir()]
+    position = {f.SOPInstanceUID: np.array(f.ImagePositionPatient, float) for f in files}
     for group, candidate in zip(groups, prediction.candidates, strict=False):
         regions = group.roi
         slices = range(int(candidate.start_vox[0]), int(candidate.stop_vox[0]))
@@ -290,19 +281,12 @@ def test_a_radiograph_has_its_segments_and_regions_on_the_image(
 
 
 def test_very_many_candidates_are_one_segment_a_label(tmp_path: Path) -> None:
-    grid = grid_of(3, -2, -1)
-    grid = Geometry((5, 12, 12), grid.affine)
-    folder = tmp_path / "scan"
-    for z in range(5):
-        pixels = np.zeros((12, 12), np.int16)
-        elements = {**PATIENT, "Modality": "CT", **place(grid, z)}
-        save(folder / f"{z}.dcm", pixels, CT, **elements)
-    ids = np.zeros((5, 12, 12), np.int32)
-    ids[0] = np.arange(1, 145).reshape(12, 12)
+    folder = series(tmp_path, GRIDS["axial"])
+    ids = np.arange(1, 121, dtype=np.int32).reshape(5, 4, 6)
     assert ids.max() > MOST_SEGMENTS
     made = tuple(
         Candidate(n, 1 + n % 2, 0.5, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 1.0, 0.1)
-        for n in range(1, 145)
+        for n in range(1, 121)
     )
     prediction = Prediction("A", read_geometry(folder), made, instances=ids)
     seg, _ = written(tmp_path, prediction, folder)

@@ -228,8 +228,7 @@ class _Results:
     def segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
         """A binary SEG, and the segment of each candidate; None and none without voxels.
 
-        Candidates have no segments where labels do: because they are regions, or candidates too
-        many.
+        Candidates have none where labels do: because these are regions, or candidates too many.
         """
         hd = self.hd
         values: NDArray[Any] | None = self.prediction.instances

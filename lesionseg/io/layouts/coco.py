@@ -119,9 +119,7 @@ def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -
     )
 
 
-def read_coco_reference(
-    files: CaseFiles, geometry: Geometry, merged_values: Sequence[int] = ()
-) -> Reference:
+def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Sequence[int]) -> Reference:
     """Reference of a COCO case on its image's `geometry`; zeros where it is lesion-free.
 
     Instances come from the mask file when every annotation has a `mask_label`, else from polygons
@@ -136,7 +134,7 @@ def read_coco_reference(
     boxes, crowd_boxes = (
         clipped_boxes([le.box for le in each], shape, f"case {case}") for each in (lesions, crowds)
     )
-    labels = np.array([1 if le.label in merged_values else le.label for le in lesions], np.int64)
+    labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     ignore = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, crowd_boxes, strict=True):
         drawn = bool(crowd.segmentation)

@@ -66,8 +66,7 @@ def read_nnunet(root: Path) -> Dataset:
         ]
     name, convention = str(content.get("name") or root.name), "nnunet" if numbered else "msd"
     every = (name, root, convention, 3, names, labels, tuple(cases), ignore)
-    is_incomplete = facts.incomplete_reference
-    return Dataset(*every, is_incomplete, regions=regions, problems=tuple(problems))
+    return Dataset(*every, facts.incomplete_reference, regions=regions, problems=tuple(problems))
 
 
 def _folds(path: Path) -> dict[str, int]:

@@ -67,9 +67,6 @@ def test_labels_beside_it_name_the_values(manifest: Manifest) -> None:
     assert list(dataset.labels.items()) == [(2, "scar"), (3, "cyst")]
     with pytest.raises(ContentError, match=r"m\.nii\.gz: the values \[1\]"):
         reference_of(dataset)
-
-
-def test_a_value_beside_it_is_ignored(manifest: Manifest) -> None:
     dataset = read_dataset(manifest(ONE, '{"1": "ignore", "2": "scar"}'))
     assert (dict(dataset.labels), dataset.ignore_label) == ({2: "scar"}, 1)
     reference = reference_of(dataset)
@@ -94,6 +91,7 @@ def test_unclear_labels_are_an_error(manifest: Manifest, labels: str) -> None:
         ("case,image,fold\nA,scans/a.nii.gz,x\n", "line 2: fold"),
         ("case,image\nA,scans/a.nii.gz\nA,scans/b.nii.gz\n", "'A' is listed more than once"),
         ("case,image\n../A,scans/a.nii.gz\n", "cannot be a file name"),
+        ("case,image\na\u202eb,scans/a.nii.gz\n", r"'a\\u202eb' cannot be a file name"),
         ("case,image,reference,instances\nA,scans/a.nii.gz,a,b\n", "not both"),
     ],
 )
