@@ -83,7 +83,6 @@ def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[N
 
 
 def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:
-    """The same of a TIFF of one page."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:

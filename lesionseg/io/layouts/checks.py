@@ -1,5 +1,6 @@
 """What the readers of all layouts share, and what is asked of every case."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
 
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # how nnU-Net names a case's files
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)

@@ -1,6 +1,5 @@
 """Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import takewhile
@@ -11,11 +10,10 @@ from lesionseg.errors import DatasetError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, group_files, split_series
-from lesionseg.io.layouts.checks import missing_channels
+from lesionseg.io.layouts.checks import CHANNEL, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
 _OWN_OUTPUT = ("_mask", "_instances")
 _PATTERN = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
@@ -35,7 +33,7 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
         return read_scan_list(source, channels)
     if not (names := _named_files(source)):
         raise DatasetError(f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}.")
-    matches = {file: _CHANNEL.fullmatch(stem) for file, stem in names.items()}
+    matches = {file: CHANNEL.fullmatch(stem) for file, stem in names.items()}
     firsts = {f.parent / m[1] for f, m in matches.items() if m and m[2] == "0000"}
     cases: dict[Path, dict[int, Path]] = {}
     for file, stem in names.items():

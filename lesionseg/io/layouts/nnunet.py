@@ -4,7 +4,6 @@ Layouts: nnU-Net documentation/dataset_format.md, region_based_training.md and i
 medicaldecathlon.com.
 """
 
-import re
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, Field
@@ -12,12 +11,10 @@ from pydantic import AliasChoices, BaseModel, Field
 from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Problems, missing_channels, validated
+from lesionseg.io.layouts.checks import CHANNEL, Count, Problems, missing_channels, validated
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import is_image_file, strip_suffix
-
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 class _Facts(BaseModel):
@@ -41,7 +38,7 @@ def read_nnunet(root: Path) -> Dataset:
         raise DatasetError(f"{path}: the channels {facts.channel_names} are not 0, 1, ….")
     labels, ignore, regions = _labels(facts, path)
     training = list(map(strip_suffix, _image_files(root / "imagesTr")))
-    numbered = not training or any(map(_CHANNEL.fullmatch, training))
+    numbered = not training or any(map(CHANNEL.fullmatch, training))
     folds = _folds(root / "splits_final.json")
     cases: list[CaseFiles] = []
     for part in ("Tr", "Ts"):
@@ -92,7 +89,7 @@ def _by_case(folder: Path, numbered: bool, problems: Problems) -> dict[str, dict
     cases: dict[str, dict[int, Path]] = {}
     for file in _image_files(folder):
         stem = strip_suffix(file)
-        match = _CHANNEL.fullmatch(stem) if numbered else None
+        match = CHANNEL.fullmatch(stem) if numbered else None
         case, number = (match[1], int(match[2])) if match else (stem, 0)
         with problems.of(case, file):
             if numbered and match is None and file.suffix.lower() not in RASTERS:
