@@ -293,7 +293,7 @@ def read_cached_case(folder: Path) -> CachedCase:
         raise ReadError(
             f"{path}: no case, or a damaged one ({error!r}). Prepare it again."
         ) from error
-    # each array is mapped once: a file may be cut short or of another shape
+    # mapping an array reads its header alone: a file may be cut short or of another shape
     wanted = {"image": (cached.channels, *cached.shape)}
     wanted |= dict.fromkeys(("labels", "instances"), cached.shape)
     for name, shape in (wanted | {"valid": cached.shape} if cached.has_valid else wanted).items():
@@ -405,6 +405,7 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
+    """The case at `entry` if it is whole and of files with this `source_hash`; else None."""
     try:
         cached = read_cached_case(entry)
     except ReadError:

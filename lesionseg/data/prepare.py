@@ -438,6 +438,7 @@ def _restore_lost(
 
 
 def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+    """The nearest free voxel within one step of `centre`; where all are taken, the one at it."""
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)
     around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))

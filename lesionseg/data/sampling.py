@@ -70,7 +70,7 @@ class TileSampler:
         self._weights = np.ones(len(self._groups))
         self._weights = capped(self._weights, self._groups, PATIENT_CAP)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
-        self._reach = lru_cache(maxsize=256)(self._reach_of)
+        self._bounds = lru_cache(maxsize=256)(self._bounds_of)
 
     def __len__(self) -> int:
         return self.n_tiles
@@ -119,8 +119,8 @@ class TileSampler:
             case = rng.below(len(self.cases))
             start = self._anywhere(case, rng)
             # first − tile < start < stop along every axis, as one comparison
-            reach = np.array((*start, *(-s for s in start)))
-            meets_lesion = (self._reach(case) < reach).all(axis=1).any()
+            signed = np.array((*start, *(-s for s in start)))
+            meets_lesion = (self._bounds(case) < signed).all(axis=1).any()
             if not meets_lesion and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
@@ -133,8 +133,8 @@ class TileSampler:
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
-    def _reach_of(self, case: int) -> NDArray[np.int64]:
-        """Where tiles that meet the lesions begin: the last place before, and minus the end."""
+    def _bounds_of(self, case: int) -> NDArray[np.int64]:
+        """`[lesions, 2·dims]`: a tile meets a lesion if (start, −start) exceeds all of its row."""
         boxes, dims = self._tables[case].boxes, len(self.tile_shape)
         return np.concatenate([boxes[:, :dims] - self.tile_shape, -boxes[:, dims:]], axis=1)
 

@@ -102,12 +102,12 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return TileSampler(self.cases, shape, self.sampling, n_tiles=self.n_tiles, seed=self.seed)
 
     @cached_property
-    def _changes(self) -> Augmentation | None:
+    def _augmenter(self) -> Augmentation | None:
         return build_augmentation(self.augmentation, self.plan) if self.augmentation else None
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only: the sampler's tables do not travel to other processes."""
-        return {k: v for k, v in vars(self).items() if k not in ("sampler", "_changes")}
+        return {k: v for k, v in vars(self).items() if k not in ("sampler", "_augmenter")}
 
     def set_random_state(self, *_args: object, **_kwargs: object) -> None:
         """Nothing: MONAI's loaders would seed here, but a tile depends on its number alone."""
@@ -167,7 +167,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     def change(self, number: int) -> Change:
         """How the tile is changed."""
         key = self.seed, *divmod(number, self.n_tiles)
-        change = self._changes.draw(tile_generator(*key, 2)) if self._changes else NO_CHANGE
+        change = self._augmenter.draw(tile_generator(*key, 2)) if self._augmenter else NO_CHANGE
         if self.channel_dropout:
             draw = Draw(tile_generator(*key, 4))
             if draw.happens(self.channel_dropout):

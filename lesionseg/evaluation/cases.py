@@ -522,7 +522,7 @@ def evaluate_case(
 
 
 def describe_grid(geometry: Geometry) -> str:
-    """Shape, spacing and place of a grid, for messages."""
+    """Shape and spacing (array order) and place (RAS: x, y, z) of a grid, for messages."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
     spacing = tuple(round(s, 4) for s in geometry.spacing_mm)
     return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"

@@ -174,7 +174,7 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
 
 
 def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> float:
-    """How much wider groups make a proportion vary than independent lesions would; 1 for none.
+    """Variance of a proportion of grouped lesions over that of independent ones; 1 without lesions.
 
     `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
     at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not

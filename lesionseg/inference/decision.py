@@ -44,10 +44,10 @@ class Inferred:
     valid: NDArray[np.bool_] | None = None
 
     def slabs(self, label: int, plan: Plan, on_slab: OnSlab | None = None) -> Iterator[Slab]:
-        """Probabilities `[rows, *file[1:]]` of the plan's label there, on the file's grid."""
+        """Probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid."""
         grids, row = (self.plan_geometry, self.file_geometry), 0
         for slab in restore_slabs(self.store.values[label], *grids, decode=self.store.decode):
-            self.store.release()
+            self.store.release()  # of a store on disk, what was read leaves the memory
             if plan.voxel_calibration is not None:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
                 slab = calibrated_voxels(p, plan.voxel_calibration).numpy()

@@ -240,6 +240,7 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
 
 @contextmanager
 def _torch_quiet() -> Iterator[None]:
+    """Hide torch's warnings on exporting: no user could act on them."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -44,6 +44,7 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def _sigmoid(logits: Tensor, plan: Plan) -> Tensor:
+    """Probabilities; beyond p = 0.9997 they keep their order where the plan compresses them."""
     return (compress_log_odds(logits) if plan.compressed else logits).sigmoid()
 
 

@@ -207,7 +207,7 @@ def _by_axes(
     places: Sequence[NDArray[np.float64]],
     takes: Sequence[_Take],
 ) -> Tensor:
-    """Read `array` where `places[j]` are the input coordinates along output axis j."""
+    """Read `array` axis by axis: output axis j is input axis `source[j]`, at `places[j]`."""
     piece = array.permute(0, *(1 + axis for axis in source))
     for axis, (places_there, take) in enumerate(zip(places, takes, strict=True), start=1):
         piece = take(piece, axis, places_there)

@@ -112,14 +112,14 @@ def _interpolate(
     bend: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Fill `out` `[C, Z, Y, X]` by interpolating `image` `[C, Z, Y, X]`, both contiguous."""
+    """Fill `out` by interpolating `image` where a `Warp` says; contiguous `[C, Z, Y, X]` both."""
     channels = image.reshape(image.shape[0], -1)
     n_out = out.shape[3]
     place = np.empty(n_out, np.uint32)
     row = np.empty(n_out, np.float32)
     share = np.empty((3, n_out), np.float32)
     inside = np.empty(n_out, np.float32)
-    # from one voxel to the next along an axis; nowhere to go along an axis of one voxel
+    # elements from one voxel to the next along an axis; 0 where an axis has only one voxel
     pitch = (image.shape[2] * image.shape[3], image.shape[3], 1)
     dz = _U(pitch[0] if image.shape[1] > 1 else 0)
     dy = _U(pitch[1] if image.shape[2] > 1 else 0)

@@ -140,7 +140,10 @@ def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
 def _draft(
     facts: Fingerprint, dataset: Dataset, device: str, chosen: ModelConfig, before: Plan | None
 ) -> Plan:
-    """All of the plan that no tile, network or batch decides, with the reasons for it."""
+    """All of the plan that no tile, network or batch decides, with the reasons for it.
+
+    `before`: the plan of the bundle that training starts from; None: from scratch.
+    """
     for name in ("spacing_mm", "tile_shape"):
         value = getattr(chosen, name)
         if value is not None and len(value) != facts.dims:
@@ -174,8 +177,8 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        compressed=True,
-        # of a radiograph that states none: those to come are resampled as the training's were
+        compressed=True,  # voxels near p = 1 keep their order
+        # a radiograph without a pixel size is taken to have the training's median
         raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={

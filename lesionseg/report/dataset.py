@@ -126,7 +126,7 @@ def findings_lines(
         if finding.others:
             text += f" Also: {', '.join(map(name, finding.others))}."
         if identifiers and finding.named:
-            text = finding.named
+            text = finding.named  # says the same, and of whom
         if finding.severity == "note":
             notes.setdefault(text, []).append(name(finding.case))
         else:
@@ -135,12 +135,12 @@ def findings_lines(
         lines.append(f"- note, {count(len(cases), 'case')} ({_first(cases, 5)}): {text}")
     if lines and not identifiers:
         lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
-    bad, odd = (
+    n_errors, n_warnings = (
         len({f.case for f in findings if f.severity == severity})
         for severity in ("error", "warning")
     )
-    read, need = count(len(names), "case"), "needs" if odd == 1 else "need"
-    return [*lines, f"{read} read, {bad} cannot be used, {odd} {need} a look."]
+    read, need = count(len(names), "case"), "needs" if n_warnings == 1 else "need"
+    return [*lines, f"{read} read, {n_errors} cannot be used, {n_warnings} {need} a look."]
 
 
 def write_dataset_report(
