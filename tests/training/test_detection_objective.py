@@ -1,5 +1,7 @@
 """What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,3 +131,22 @@ def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor() -> None:
     assert of_anchors.tolist()[0] == [True, False]
     assert bool(of_anchors[1].any())
     assert output.segmentation[0].grad.flatten(2).any(2).tolist()[0] == [True, False]
+
+
+class _Empty:
+    """Tiles of noise without any lesion."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        labels = torch.zeros((16, 16), dtype=torch.uint8)
+        noise = torch.randn((1, 16, 16), generator=torch.Generator().manual_seed(number))
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        return {"image": noise, "labels": labels, "instances": labels.int(), "valid": valid}
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+def test_tiles_without_any_lesion_train_without_nan(name: str, train: Any) -> None:
+    """No step is skipped, no weight is lost."""
+    plan = _plan(name)
+    result = train(plan=plan, tiles=_Empty(), max_steps=8)
+    assert (result.steps, result.skipped) == (8, 0)
+    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())

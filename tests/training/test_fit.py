@@ -19,6 +19,7 @@ from lesionseg.models import build_network
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
 
+LIGHTNING = "pytorch_lightning"
 SGD = {"name": "sgd", "lr": 0.01}
 
 
@@ -237,8 +238,21 @@ def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
         assert p.is_contiguous()
 
 
-def test_an_option_that_the_trainer_does_not_know_is_named(train):
-    assert train(max_steps=1, lightning={"profiler": "simple"}).steps == 1
+def test_callbacks_loggers_and_options_of_the_users_own(train, tmp_path):
+    class Enough(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            trainer.should_stop = trainer.global_step >= 3
+
+    result = train(
+        max_steps=50,
+        plugs=[Enough()],
+        callbacks=[{"_target_": f"{LIGHTNING}.callbacks.DeviceStatsMonitor", "cpu_stats": False}],
+        logger=[{"_target_": f"{LIGHTNING}.loggers.CSVLogger", "name": "own", "version": ""}],
+        lightning={"profiler": "simple"},
+        log_every_n_steps=1,
+    )
+    assert result.steps == 3
+    assert (tmp_path / "run" / "own" / "metrics.csv").is_file()
     with pytest.raises(ConfigError, match=r"trainer\.lightning.*profilers"):
         train(max_steps=99, lightning={"profilers": 1})
 

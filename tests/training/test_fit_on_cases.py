@@ -1,5 +1,6 @@
 """The stream of tiles from prepared cases, and a training on it."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,15 @@ def cases(tmp_path, rng):
 
 def stream(cases, plan, seed=0):
     return TileDataset(cases, plan, None, AugmentConfig.of(), n_tiles=6, seed=seed)
+
+
+def test_a_tile_is_the_same_in_any_order_and_process(cases, plan):
+    tiles = stream(cases, plan)
+    forwards = [tiles[i]["image"] for i in range(15)]
+    elsewhere = pickle.loads(pickle.dumps(tiles))
+    backwards = [elsewhere[i]["image"] for i in reversed(range(15))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert not torch.equal(forwards[0], stream(cases, plan, seed=1)[0]["image"])
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):
