@@ -438,9 +438,7 @@ def named(target: str, key: str) -> Any:
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{key}._target_={target}: there is no such class or function ({error})."
-        ) from error
+        raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:

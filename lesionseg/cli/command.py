@@ -13,13 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from lesionseg import __version__
-from lesionseg.cli.compose import (
-    compose,
-    compose_plain,
-    key_of,
-    override_list,
-    read_flags,
-)
+from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
 from lesionseg.config import COMMANDS, Command, conf_dir, read
 from lesionseg.errors import ConfigError, LesionsegError, nearest, pip_install

@@ -12,9 +12,6 @@ from lesionseg.plan.rules import Decision
 
 N_SHAPES = 3  # anchors a cell and level
 MOST_LEVELS = 4
-# Which of the next coarser level's sizes a level has besides its own, 0 the smallest; None: none.
-# The coarsest level has one more step of its own sizes then, as all levels have as many
-SHARED_SIZE: int | None = None
 SMALL_SHARE = 10  # percent: the smallest tenth counts as much as all lesions together
 WELL_COVERED = 0.5  # IoU
 _CELLS_ACROSS = 1.5  # cells of the finest level across the smallest tenth
@@ -68,12 +65,8 @@ def _anchors(
     stages: tuple[int, ...], shapes: Extents, architecture: Architecture, **fit: float
 ) -> AnchorPlan:
     """The heads get the backbone's own channels at their finest level, within 16 and 128."""
-    levels = np.split(shapes, len(stages))
-    if SHARED_SIZE is not None:
-        beyond = levels[-1][-1:] ** 2 / levels[-1][-2:-1]
-        shared = [level[SHARED_SIZE : SHARED_SIZE + 1] for level in levels[1:]] + [beyond]
-        levels = [np.concatenate(pair) for pair in zip(levels, shared, strict=True)]
-    sizes = [tuple(map(tuple, level.round(2).tolist())) for level in levels]
+    levels = np.split(shapes.round(2), len(stages))
+    sizes = [tuple(map(tuple, level.tolist())) for level in levels]
     width = min(max(architecture.features[stages[0]], 16), 128)
     rounded = {name: round(value, 4) for name, value in fit.items()}
     return AnchorPlan(stages, tuple(sizes), width=width, **rounded)  # type: ignore[arg-type]

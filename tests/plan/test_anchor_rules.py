@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lesionseg.plan import anchors
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 
@@ -42,16 +41,6 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     assert all(len(sizes) == found.n_shapes for sizes in found.sizes)
     volumes = [np.prod(size) for sizes in found.sizes for size in sizes]
     assert volumes == sorted(volumes)  # the smallest at the finest level
-
-
-def test_neighbouring_levels_can_share_sizes(monkeypatch) -> None:
-    extents = np.random.default_rng(2).integers(3, 40, (60, 3)).tolist()
-    alone = _fitted(extents).sizes
-    monkeypatch.setattr(anchors, "SHARED_SIZE", 0)
-    shared = _fitted(extents).sizes
-    assert [level[:3] for level in shared] == list(alone)
-    assert [level[3] for level in shared[:-1]] == [level[0] for level in alone[1:]]
-    assert np.prod(shared[-1][3]) > np.prod(shared[-1][2])
 
 
 def test_the_fit_follows_the_axes() -> None:
