@@ -1,4 +1,4 @@
-"""A stranger installs lesionseg: the lock agrees with itself, and every command named works."""
+"""Somebody installs lesionseg: the lock agrees with itself, and every command named works."""
 
 import re
 import tomllib

@@ -12,9 +12,9 @@ from lesionseg.errors import ConfigError, ReadError
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
+def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
     """One lesion found and one missed on each of two cases, by masks."""
-    folder = tmp_path_factory.mktemp("judged")
+    folder = tmp_path_factory.mktemp("scored")
     for case in ("a", "b"):
         truth = np.zeros((24, 24, 24), np.uint8)
         truth[2:8, 2:8, 2:8] = truth[15:19, 15:19, 15:19] = 1
@@ -27,17 +27,17 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
     return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
 
 
-def test_scores_tables_and_the_page_of_an_evaluation(judged: lesionseg.Run, tmp_path: Path) -> None:
-    assert judged.scores["lesion_recall"]["value"] == 0.5
-    assert judged.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
-    assert list(judged.to_pandas("cases")["case"]) == ["a", "b"]
-    assert "<td>lesion recall</td><td>0.500</td>" in judged._repr_html_()
-    assert judged.plot().axes
-    assert judged.report(tmp_path, report__pdf=False).is_file()
+def test_scores_tables_and_the_page_of_an_evaluation(scored: lesionseg.Run, tmp_path: Path) -> None:
+    assert scored.scores["lesion_recall"]["value"] == 0.5
+    assert scored.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
+    assert list(scored.to_pandas("cases")["case"]) == ["a", "b"]
+    assert "<td>lesion recall</td><td>0.500</td>" in scored._repr_html_()
+    assert scored.plot().axes
+    assert scored.report(tmp_path, report__pdf=False).is_file()
 
 
-def test_ids_stay_text_and_boxes_are_numbers(judged: lesionseg.Run, tmp_path: Path) -> None:
-    table = (judged.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
+def test_ids_stay_text_and_boxes_are_numbers(scored: lesionseg.Run, tmp_path: Path) -> None:
+    table = (scored.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
     (tmp_path / "lesions.csv").write_text(table.replace("\na,", "\n'=b,"))
     frame = lesionseg.Run(tmp_path).to_pandas("lesions")
     assert frame["case"].tolist() == ["007", "=b", "b", "b"]
@@ -45,9 +45,9 @@ def test_ids_stay_text_and_boxes_are_numbers(judged: lesionseg.Run, tmp_path: Pa
     assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
 
 
-def test_what_is_not_there_is_named(judged: lesionseg.Run, tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(scored: lesionseg.Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the table"):
-        judged.to_pandas("lesion")
+        scored.to_pandas("lesion")
     with pytest.raises(ReadError, match="no such table"):
         lesionseg.Run(tmp_path).to_pandas("cases")
     with pytest.raises(ConfigError, match="Did you mean 'preset'"):

@@ -56,9 +56,9 @@ def test_radiographs_with_boxes_alone_are_detected_and_judged(tmp_path: Path) ->
     where = [f"bundle={tmp_path / 'run'}", f"input={raw / 'images'}", f"output={tmp_path / 'out'}"]
     assert run("predict", where) == 0
     assert not list((tmp_path / "out").glob("*_mask*"))
-    judged = [f"reference={raw}", f"prediction={tmp_path / 'out'}", f"output={tmp_path / 'judged'}"]
-    assert run("evaluate", [*judged, "replicates=10"]) == 0
-    found = json.loads((tmp_path / "judged" / "scores.json").read_text())
+    scored = [f"reference={raw}", f"prediction={tmp_path / 'out'}", f"output={tmp_path / 'scored'}"]
+    assert run("evaluate", [*scored, "replicates=10"]) == 0
+    found = json.loads((tmp_path / "scored" / "scores.json").read_text())
     assert found["n_cases"] == 4
     assert found["dice"]["mean"] is None
 

@@ -81,8 +81,8 @@ def test_predict_evaluate_and_report_follow(mri_run: Path, tmp_path: Path) -> No
     mask = nib.load(next((tmp_path / "p q").glob("*_mask.nii.gz")))
     assert mask.shape == scan.shape
     assert np.abs(mask.affine - scan.affine).max() <= 1e-5
-    judged = [f"reference={raw / 'labelsTs'}", f"prediction={tmp_path / 'p q'}"]
-    assert run("evaluate", [*judged, f"output={tmp_path / 's'}", "replicates=50"]) == 0
+    scored = [f"reference={raw / 'labelsTs'}", f"prediction={tmp_path / 'p q'}"]
+    assert run("evaluate", [*scored, f"output={tmp_path / 's'}", "replicates=50"]) == 0
     ours = json.loads((mri_run / "test" / "scores.json").read_text())
     again = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert again["dice"]["mean"] == pytest.approx(ours["dice"]["mean"])

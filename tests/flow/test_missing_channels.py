@@ -1,4 +1,4 @@
-"""Scans without a channel: a network trained to do without, judged so, and what it says of them."""
+"""Scans without a channel: a network trained to do without, scored so, and what it says of them."""
 
 import csv
 import json

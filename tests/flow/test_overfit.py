@@ -14,7 +14,7 @@ from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
     ("dims", "model"), [(2, "retinanet"), (3, "retinanet"), (3, "retina_unet")]
 )
 def test_four_cases_are_learnt_by_heart(dims: int, model: str, tmp_path: Path) -> None:
-    """Every lesion above every false mark, one case without lesions: average precision is 1."""
+    """Every lesion above every false positive, one case without lesions: average precision is 1."""
     raw, tile = tmp_path / "raw", [48, 48, 48] if dims == 3 else [128, 128]
     if dims == 3:
         write_mri_phantoms(
@@ -49,8 +49,8 @@ def test_four_cases_are_learnt_by_heart(dims: int, model: str, tmp_path: Path) -
     images = raw / ("imagesTr" if dims == 3 else "images")
     where = [f"bundle={tmp_path / 'run'}", f"input={images}", f"output={tmp_path / 'found'}"]
     assert run("predict", where) == 0
-    judged = [f"reference={raw}", f"prediction={tmp_path / 'found'}", f"output={tmp_path / 's'}"]
-    assert run("evaluate", [*judged, "replicates=20"]) == 0
+    scored = [f"reference={raw}", f"prediction={tmp_path / 'found'}", f"output={tmp_path / 's'}"]
+    assert run("evaluate", [*scored, "replicates=20"]) == 0
     scores = json.loads((tmp_path / "s" / "scores.json").read_text())
     assert scores["n_lesions"] > 5
     assert scores["average_precision"]["value"] == pytest.approx(1.0)

@@ -99,12 +99,12 @@ def test_the_mask_holds_the_files_values(trained: Path, raw: Path, tmp_path: Pat
     truth = read_volume(raw / "labelsTs" / "case4.nii.gz").array[0]
     mask = np.where(truth == 3, 0, mask)
     core = 2 * ((mask == 2) & (truth == 2)).sum() / ((mask == 2).sum() + (truth == 2).sum())
-    # the same files judged again, and then the bare mask as another program's
+    # the same files scored again, and then the bare mask as another program's
     ours = json.loads((trained / "test" / "scores.json").read_text())
     assert ours["per_label"]["core"]["dice"]["mean"] == pytest.approx(core)
     for name in ("all", "bare"):
-        judged = [f"reference={raw}", f"prediction={output}", f"output={tmp_path / name}"]
-        assert run("evaluate", [*judged, "replicates=20"]) == 0
+        scored = [f"reference={raw}", f"prediction={output}", f"output={tmp_path / name}"]
+        assert run("evaluate", [*scored, "replicates=20"]) == 0
         scores = json.loads((tmp_path / name / "scores.json").read_text())
         assert scores["per_label"]["core"]["n_cases"] == scores["n_cases"]
         assert scores["n_lesions"] == scores["n_cases"]

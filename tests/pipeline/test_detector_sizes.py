@@ -17,7 +17,7 @@ from tests.io.dicom_files import DX, save
 
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    """Two radiographs, each with a square that is found; judged into a folder."""
+    """Two radiographs, each with a square that is found; scored into a folder."""
     flat, rows = Geometry.from_spacing((40, 30), (1, 1)), ["case,image,reference"]
     for number in range(2):
         pixels = np.full((40, 30), 500, np.uint16)

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions, as folds would have written them, gathered and judged."""
+"""Out-of-fold predictions, as folds would have written them, gathered and scored."""
 
 import json
 import re

@@ -16,7 +16,7 @@ FOUND = "11.22..3. 11.22...."
 MISSED = "11.....2. 11......."
 
 
-def judged(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
+def scored(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
     case = HandCase(name, "", REFERENCE, drawn, scores, 0, 0, 0)
     return evaluate_case(
         make_reference(case),
@@ -32,7 +32,7 @@ def judged(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
 def results() -> list[CaseResult]:
     """Twelve patients; the specks score as high as the lesions."""
     rng = np.random.default_rng(0)
-    return [judged(f"c{i:02d}", FOUND, tuple(rng.uniform(0.3, 0.9, 3))) for i in range(12)]
+    return [scored(f"c{i:02d}", FOUND, tuple(rng.uniform(0.3, 0.9, 3))) for i in range(12)]
 
 
 FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
@@ -94,7 +94,7 @@ def test_few_patients_are_named_with_what_they_cannot_hold(
 def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
     chosen,
 ) -> None:
-    few = [judged(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
+    few = [scored(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
     choice = chosen(few, "sensitivity:0.9")
     assert choice.operating_points[0].name == "fp_per_case:1"
     assert "only 6 of 12 lesions (0.5) are found" in choice.reasons["operating point"]

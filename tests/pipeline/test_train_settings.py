@@ -82,7 +82,7 @@ def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
     assert run("train", command) == 0
     begun = tmp_path / "run" / "config.yaml"
     begun.write_text(begun.read_text().replace("accelerator: auto", "accelerator: gpu"))
-    assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only judged again
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only scored again
     shutil.rmtree(tmp_path / "run" / "bundle")
     assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
     assert "finds no GPU" in capsys.readouterr().err
