@@ -28,18 +28,8 @@ Write = Callable[..., Path]
 def _candidate(
     number: int, geometry: Geometry, index: tuple[int, ...], **changes: Any
 ) -> Candidate:
-    one = Candidate(
-        id=number,
-        label=2,
-        score=1 / (1 + number),
-        start_vox=tuple(float(i) for i in index),
-        stop_vox=tuple(float(i + 1) for i in index),
-        centre_mm=tuple(float(v) for v in geometry.to_mm([index])[0]),
-        diameter_mm=1.5,
-        volume_ml=0.25 if geometry.dims == 3 else None,
-        probability=0.125,
-    )
-    return replace(one, **changes)
+    one = Candidate.from_voxels(number, 2, 1 / (1 + number), np.array([index]), geometry)
+    return replace(one, **{"diameter_mm": 1.5, "probability": 0.125, **changes})
 
 
 def _prediction(geometry: Geometry) -> Prediction:
@@ -215,25 +205,22 @@ def test_candidates_that_make_no_sense_are_an_error(
         _read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "error", "match"),
-    [
-        ("[]", ContentError, "the content"),
-        ('{"candidates": [3]}', ContentError, r"candidates\[0\]: 3"),
-        ('{"candidates": [], "removed": "all"}', ContentError, "removed"),
-        ('{"candidates": [], "input_check": {"warning": 3}}', ContentError, "warning"),
-        ('{"schema_version": 9, "candidates": []}', ContentError, "schema_version: 9"),
-        ('{"candidates": [], "operating_point": {}}', ContentError, "operating_point.score"),
-        ('{"candidates": [], "voxel_threshold": "x"}', ContentError, "voxel_threshold"),
-        ('{"candidates": [{"score": NaN}]}', ReadError, "NaN is not JSON"),
-        ("{", ReadError, "cannot be read as JSON"),
-    ],
+NO_CANDIDATES = (
+    *("{", "[]", '{"candidates": [3]}', '{"candidates": [{"score": NaN}]}'),
+    '{"candidates": [], "removed": "all"}',
+    '{"candidates": [], "input_check": {"warning": 3}}',
+    '{"candidates": [], "schema_version": 9}',
+    '{"candidates": [], "operating_point": {}}',
+    '{"candidates": [], "voxel_threshold": "x"}',
 )
+
+
+@pytest.mark.parametrize("text", NO_CANDIDATES)
 def test_files_that_are_no_candidates_are_an_error(
-    tmp_path: Path, oblique: Geometry, text: str, error: type[Exception], match: str
+    tmp_path: Path, oblique: Geometry, text: str
 ) -> None:
     (tmp_path / "A_candidates.json").write_text(text)
-    with pytest.raises(error, match=match):
+    with pytest.raises((ContentError, ReadError), match=r"A_candidates\.json"):
         _read(tmp_path, oblique)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from lesionseg.core import UNION, Dataset
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, count, one_of
-from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.checks import Problems, find_problems
@@ -23,11 +22,10 @@ from lesionseg.io.layouts.coco import ANNOTATIONS, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
-from lesionseg.io.volumes import SUFFIXES, read_geometry
+from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 logger = logging.getLogger(__name__)
 
-NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
 ENTRY_POINTS = "lesionseg.layouts"
 
 
@@ -121,8 +119,7 @@ def read_dataset(
     cases = [*assign_groups(single, group)]
     for place, case in enumerate(cases):  # reading a case says what is wrong with it
         with suppress(LesionsegError, OSError):
-            path = case.images[0]
-            file = None if path.name.lower().endswith(NOT_DICOM) else radiograph_file(path)
+            file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
             if file is not None:
                 cases[place] = replace(case, columns={**radiograph_columns(file), **case.columns})
     dataset = replace(dataset, cases=tuple(cases), problems=tuple(problems))

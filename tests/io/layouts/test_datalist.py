@@ -91,26 +91,21 @@ def test_boxes_on_a_picture_are_pixels(tmp_path: Path) -> None:
     assert boxes.tolist() == [[2, 1, 4, 5]]
 
 
-@pytest.mark.parametrize(
-    ("entry", "facts", "error"),
-    [
-        ({"box": [[1, 2, 3]], "label": [0]}, {}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5, 6]], "label": []}, {}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5, 6]], "label": "m.nii"}, {}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5, 6]], "label": [-1]}, {}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5, 6]], "label": [10**9]}, {}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5, 6]], "label": [0]}, {"box_mode": "xyxy"}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5]], "label": [0]}, {}, ContentError),
-        ({"box": [[900, 0, 0, 5, 5, 5]], "label": [0]}, {}, ContentError),
-    ],
-)
+UNCLEAR: list[tuple[dict[str, Any], type[Exception]]] = [
+    *(({"label": label}, DatasetError) for label in ([], "m.nii", [-1], [10**9])),
+    ({"box": [[1, 2, 3]]}, DatasetError),
+    ({"box_mode": "xyxy"}, DatasetError),
+    ({"box": [[1, 2, 3, 4, 5]]}, ContentError),
+    ({"box": [[900, 0, 0, 5, 5, 5]]}, ContentError),
+]
+
+
+@pytest.mark.parametrize(("change", "error"), UNCLEAR)
 def test_unclear_boxes_are_an_error(
-    tmp_path: Path,
-    grid: Geometry,
-    entry: dict[str, Any],
-    facts: dict[str, Any],
-    error: type[Exception],
+    tmp_path: Path, grid: Geometry, change: dict[str, Any], error: type[Exception]
 ) -> None:
+    entry = {"box": [[1, 2, 3, 4, 5, 6]], "label": [0], **change}
+    facts = {"box_mode": entry.pop("box_mode")} if "box_mode" in entry else {}
     datalist(tmp_path, grid, entry, **facts)
     with pytest.raises(error):
         reference_of(tmp_path)
