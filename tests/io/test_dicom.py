@@ -121,14 +121,13 @@ def test_slices_twice_apart_or_missing(series: Series, grid: Geometry) -> None:
 
 
 def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series: Series, grid: Geometry) -> None:
-    for drift, is_tilted in ((0.12, False), (0.13, True)):  # rows a slice: half a row over all five
-        changes = {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
-        folder = series(changes)
-        if is_tilted:
-            with pytest.raises(GeometryError, match="dcm2niix"):
-                read_volume(folder)
-        else:
-            assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    less, more = (  # rows a slice: half a row over all five
+        {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
+        for drift in (0.12, 0.13)
+    )
+    assert read_volume(series(less)).array.shape == (1, 5, 4, 6)
+    with pytest.raises(GeometryError, match="dcm2niix"):
+        read_volume(series(more))
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])

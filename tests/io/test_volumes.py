@@ -14,11 +14,7 @@ from PIL import Image
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_image
-from lesionseg.io.volumes import (
-    read_geometry,
-    read_volume,
-    write_volume,
-)
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 Write = Callable[..., Path]
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -73,13 +69,10 @@ def test_number_types_are_kept_or_widened(tmp_path: Path, oblique: Geometry, suf
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
 def test_what_a_format_does_not_hold_is_not_written(tmp_path: Path, name: str) -> None:
-    volume = Volume(np.zeros((1, 3, 4), np.float32), PLANE)
-    if name.startswith("two"):
-        volume = Volume(np.zeros((2, 3, 4), np.uint8), PLANE)
-    if name.startswith("long"):
-        volume = Volume(np.full((1, 3, 4), 2**40), PLANE)
+    held = {"t": np.zeros((2, 3, 4), np.uint8), "l": np.full((1, 3, 4), 2**40)}
+    array = held.get(name[0], np.zeros((1, 3, 4), np.float32))
     with pytest.raises(OutputError, match=name):
-        write_volume(tmp_path / name, volume)
+        write_volume(tmp_path / name, Volume(array, PLANE))
     assert not list(tmp_path.iterdir())
 
 
@@ -253,11 +246,8 @@ def test_truncated_and_flipped_voxels_are_noticed(tmp_path: Path, suffix: str) -
     whole = path.read_bytes()
     flipped = whole[:-60] + bytes([whole[-60] ^ 0xFF]) + whole[-59:]
     has_checksum = suffix in (".nii.gz", ".png", ".nrrd")
-    for content in (
-        whole[: len(whole) // 2],
-        whole[: int(0.98 * len(whole))],
-        *([flipped] if has_checksum else []),
-    ):
+    cut = [whole[: int(share * len(whole))] for share in (0.5, 0.98)]
+    for content in [*cut, flipped] if has_checksum else cut:
         path.write_bytes(content)
         with pytest.raises(ReadError, match="cut"):
             read_volume(path)

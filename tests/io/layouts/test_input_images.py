@@ -82,18 +82,9 @@ def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path: Path) -> None:
     assert second.images == (tmp_path / "more/b.nii", tmp_path / "c.nii")
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        "image\nb.nii",
-        "case,image\n,b.nii",
-        "case,image\nb,",
-        "case,image\na,b\na,c\n",
-        "case,image\n../a,b.nii\n",
-    ],
-)
+@pytest.mark.parametrize("rows", ["b,", "a,b\na,c\n", "../a,b.nii\n"])
 def test_a_table_without_cases_of_their_own_is_an_error(tmp_path: Path, rows: str) -> None:
-    (tmp_path / "list.csv").write_text(rows)
+    (tmp_path / "list.csv").write_text(f"case,image\n{rows}")
     with pytest.raises(DatasetError, match=r"list\.csv"):
         find_images(tmp_path / "list.csv", 1)
 
