@@ -51,6 +51,7 @@ COMMANDS = {
     "before_images={0}/visits/before_images after_images={0}/visits/after_images register=rigid "
     "reference={0}/visits/new",
     "report": "scores={0}/evaluate/calm/out images={0}/raw/imagesTr output=out",
+    "export": "bundle={0}/train/calm/run/bundle output=out",
     "tune": f"data.root={{0}}/raw run_dir=run tune.n_trials=2 {SMALL}",
 }
 
