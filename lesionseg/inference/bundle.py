@@ -191,8 +191,8 @@ def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLES):
+        start = file.read(9)  # safetensors: a header's length, which may begin like a pickle, and {
+    if start.startswith(_PICKLES) and start[8:] != b"{":
         raise BundleError(
             f"{path}: a pickle, which could run any code; it was not opened. "
             "Save the weights by safetensors.torch.save_file."

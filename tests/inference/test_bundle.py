@@ -81,6 +81,16 @@ def test_a_pickle_in_place_of_safetensors_stays_unopened(folder, write, monkeypa
     assert not Path("sprung").exists()
 
 
+def test_weights_whose_header_s_length_begins_like_a_pickle_are_read(folder, plan):
+    tensors, path = build_network(plan).state_dict(), folder / "weights.safetensors"
+    for n in range(0, 256, 8):  # headers are padded to 8 bytes
+        save_file(tensors, path, metadata={"note": "x" * n})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert read_bundle(folder).plan == plan
+
+
 def test_tensors_that_do_not_fit_are_named(folder, plan):
     tensors = {name: t.clone() for name, t in build_network(plan).state_dict().items()}
     names = sorted(tensors)
