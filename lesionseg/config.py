@@ -409,16 +409,22 @@ def composed(
 ) -> dict[str, Any]:
     """What Hydra makes of a command's files and overrides; raises `ConfigError`."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        with _HYDRA, initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose(command, overrides=list(overrides))
-            plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+    with _HYDRA:
+        outer = GlobalHydra.instance().hydra  # of the job of a multirun, or of a user's own program
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                cfg = compose(command, overrides=list(overrides))
+                plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        finally:
+            GlobalHydra.instance().hydra = outer
     return dict(plain)
 
 
@@ -442,10 +448,7 @@ def named(target: str, key: str) -> Any:
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:
-    """The object of a `_target_` and its arguments, which may be such objects themselves.
-
-    Raises `ConfigError` naming `key` where it cannot be imported or made.
-    """
+    """The object of a `_target_` and its arguments; raises `ConfigError` naming `key`."""
 
     def made(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -464,10 +467,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
-    """Every key, `section.key` for those of a section, and whether it holds text.
-
-    A path or other free text needs no quotes on the command line.
-    """
+    """Every key, `section.key` for those of a section, and whether it holds text."""
     for name, field in kind.model_fields.items():
         key, inner = f"{prefix}{field.alias or name}", field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

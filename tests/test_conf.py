@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from lesionseg.cli import COMMANDS, compose, conf_dir
 from lesionseg.cli.compose import compose_plain, groups
@@ -105,3 +107,10 @@ WRONG = {
 def test_a_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{section}.{next(iter(wrong))}"):
         TrainConfig.of(**{section: wrong})
+
+
+def test_settings_are_composed_within_a_program_that_uses_hydra_itself(tmp_path: Path) -> None:
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose("train", ["data.root=x", "seed=5", "loss.gamma=1.5"]).seed == 5
+        assert GlobalHydra.instance().hydra is outer
