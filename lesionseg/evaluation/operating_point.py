@@ -55,8 +55,8 @@ def choose(
     `ContentError` for candidates without scores and for a sensitivity without lesions or out of
     reach, naming the range that can be reached.
     """
-    wishes = {"fp_per_case": fp_per_case, "sensitivity": sensitivity, "score": score}
-    given = {name: value for name, value in wishes.items() if value is not None}
+    kinds = {"fp_per_case": fp_per_case, "sensitivity": sensitivity, "score": score}
+    given = {kind: value for kind, value in kinds.items() if value is not None}
     if len(given) > 1:
         raise ConfigError(f"An operating point holds one of {', '.join(given)}.")
     if not results or not all(r.scored for r in results):

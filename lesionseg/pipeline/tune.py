@@ -194,7 +194,7 @@ def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
             constant_liar=True,  # keeps away from what other processes are at
             n_startup_trials=N_STARTUP,
         ),
-        # the first validation ends no trial: it is before the weights' average has settled
+        # the first validation ends no trial: the averaged weights lag behind then
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
         if cfg.tune.prune
         else optuna.pruners.NopPruner(),
