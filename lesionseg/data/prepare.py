@@ -438,13 +438,13 @@ def _restore_lost(
 
 
 def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
-    """The nearest free voxel within one step of `centre`; where all are taken, the one at it."""
+    """The nearest free voxel within one step of `centre`, else of a lesion that keeps others."""
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)
     around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
     around = around.clip(0, limit)
     distance = np.square(around - centre).sum(axis=1)
-    for voxel in around[np.argsort(distance, kind="stable")]:
-        if moved[tuple(voxel)] == 0:
-            return tuple(int(v) for v in voxel)
-    return tuple(int(v) for v in middle)
+    nearest = [tuple(voxel) for voxel in around[np.argsort(distance, kind="stable")].tolist()]
+    free = (voxel for voxel in nearest if moved[voxel] == 0)
+    shared = (voxel for voxel in nearest if (moved == moved[voxel]).sum() > 1)
+    return next(itertools.chain(free, shared), nearest[0])

@@ -6,6 +6,7 @@ import torch
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.prepare import (
+    _free_voxel,
     normalise,
     plan_geometry,
     prepare_case,
@@ -362,3 +363,12 @@ def test_values_are_scaled_by_hand(scheme, values, expected):
     array = np.array([[values], [values]], np.float32)
     normalise(array, (scheme, Normalisation("dataset")))
     np.testing.assert_allclose(array, [[expected], [values]])
+
+
+def test_a_lesion_that_resampling_lost_takes_no_other_s_only_voxel() -> None:
+    moved = np.full((3, 3), 1, np.int32)
+    moved[1, 1] = 2  # at the centre, and all that lesion 2 has
+    place = _free_voxel(moved, np.array([1.0, 1.0]))
+    assert moved[place] == 1
+    moved[0, 0] = 0
+    assert _free_voxel(moved, np.array([1.0, 1.0])) == (0, 0)
