@@ -21,6 +21,7 @@ def _imported_by(statement: str) -> set[str]:
             "import lesionseg.io",
             {"SimpleITK", "nibabel", "PIL", "tifffile", "pycocotools", "torch"},
         ),
+        ("from lesionseg.data import TileGrid", {"torch", "monai"}),
         ("import lesionseg.losses", {"numba", "pytorch_lightning", "monai"}),
         ("import lesionseg.inference.predictor", {"SimpleITK", "pytorch_lightning", "hydra"}),
         ("import lesionseg.evaluation", {"monai", "pytorch_lightning", "SimpleITK"}),

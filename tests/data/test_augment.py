@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -7,76 +6,62 @@ import torch
 
 from lesionseg.config import AugmentConfig
 from lesionseg.data import augment
-from lesionseg.data.augment import (
-    Change,
-    Intensity,
-    Movement,
-    apply,
-    build_augmentation,
-    tile_generator,
-)
+from lesionseg.data.augment import Change, Intensity, Movement, apply, build_augmentation
+from lesionseg.data.augment import tile_generator as generator
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
 
-OFF = {"flip_axes": [], "spatial_probability": 0.0, "intensity_probability": 0.0}
 FIXED = ("flip_probability", "scale", "shear", "elastic_share")
 
 
 @pytest.fixture
-def settings(monkeypatch):
-    """Settings, and what is fixed of the augmentation set for this test."""
+def built(plan, monkeypatch):
+    """The augmentation of these settings; what is no setting is changed for this test."""
 
-    def make(**chosen):
+    def make(plan=plan, spatial_probability=0, intensity_probability=0, **chosen):
         for name in chosen.keys() & FIXED:
             monkeypatch.setattr(augment, name.upper(), chosen.pop(name))
-        return AugmentConfig.of(**chosen)
+        chosen["spatial_probability"] = spatial_probability
+        chosen["intensity_probability"] = intensity_probability
+        return build_augmentation(AugmentConfig.of(**chosen), plan)
 
     return make
 
 
-def make_tile(shape=(16, 20, 24), channels=1):
+def make_tile(shape=(16, 20, 24)):
+    """A bright lesion in the middle, its id beyond 16 bits, and a dark one in the corner."""
     instances = np.zeros(shape, np.int32)
-    inner = tuple(slice(n // 4, 3 * n // 4) for n in shape)
-    instances[inner] = 70001
+    instances[tuple(slice(n // 4, 3 * n // 4) for n in shape)] = 70001
     instances[tuple(slice(0, 3) for _ in shape)] = 2
     labels = np.select([instances == 70001, instances == 2], [2, 1]).astype(np.uint8)
-    image = np.repeat((instances > 2)[None].astype(np.float32), channels, axis=0)
     return {
-        "image": torch.from_numpy(image),
+        "image": torch.from_numpy((instances > 2)[None].astype(np.float32)),
         "labels": torch.from_numpy(labels),
         "instances": torch.from_numpy(instances),
         "valid": torch.ones(shape, dtype=torch.bool),
     }
 
 
-def surroundings(tile, movement):
-    """What the movement reads of a tile in the middle of nothing."""
-    shape = tile["labels"].shape
-    source = movement.source(shape)
-    starts, sizes = [a for a, _ in source], [b - a for a, b in source]
-    return {key: torch.from_numpy(read_tile(t.numpy(), starts, sizes)) for key, t in tile.items()}
-
-
-def augmented(augmentation, tile, generator):
+def augmented(augmentation, tile, seed=0):
     """A tile in the middle of nothing, changed."""
-    change = augmentation.draw(generator)
-    return apply(surroundings(tile, change.movement), change, tuple(tile["labels"].shape))
+    change, shape = augmentation.draw(generator(seed)), tuple(tile["labels"].shape)
+    starts, stops = np.transpose(change.movement.source(shape))
+    piece = {
+        k: torch.from_numpy(read_tile(t.numpy(), starts, stops - starts)) for k, t in tile.items()
+    }
+    return apply(piece, change, shape)
 
 
-@pytest.fixture
-def draw():
-    return tile_generator(0)
-
-
-@pytest.fixture
-def plan2d(plan):
-    return plan.with_(dims=2, spacing_mm=(0.2, 0.2), modality="xray", tile_shape=(32, 32))
-
-
-def test_shapes_dtypes_and_plain_tensors_stay(draw, plan, settings):
-    tile = make_tile()
-    changes = build_augmentation(settings(spatial_probability=1, intensity_probability=1), plan)
-    changed = augmented(changes, tile, draw)
+def test_image_and_masks_move_together_in_their_types_and_plain_tensors(built):
+    changes, tile = built(spatial_probability=1, scale=0.1), make_tile()
+    for seed in range(5):
+        changed = augmented(changes, tile, seed)
+        lesion = changed["instances"] == 70001
+        assert (lesion == (changed["image"][0] > 0.5)).float().mean() > 0.98
+        assert set(changed["instances"].unique().tolist()) <= {0, 2, 70001}
+        assert torch.equal(lesion, changed["labels"] == 2)
+        assert torch.equal(changed["instances"] == 2, changed["labels"] == 1)
+    changed = augmented(built(spatial_probability=1, intensity_probability=1), tile)
     assert changed.keys() == tile.keys()
     for key, tensor in changed.items():
         assert type(tensor) is torch.Tensor
@@ -86,75 +71,51 @@ def test_shapes_dtypes_and_plain_tensors_stay(draw, plan, settings):
     assert not torch.equal(changed["image"], tile["image"])
 
 
-def test_image_and_masks_move_together(draw, plan, settings):
-    chosen = settings(spatial_probability=1, intensity_probability=0, scale=0.1)
-    changes = build_augmentation(chosen, plan)
-    for _ in range(5):
-        changed = augmented(changes, make_tile(), draw)
-        lesion = changed["instances"] == 70001
-        assert (lesion == (changed["image"][0] > 0.5)).float().mean() > 0.98
-        assert set(changed["instances"].unique().tolist()) <= {0, 2, 70001}
-        assert torch.equal(lesion, changed["labels"] == 2)
-        assert torch.equal(changed["instances"] == 2, changed["labels"] == 1)
-
-
-def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan, settings):
-    chosen = settings(
-        spatial_probability=1, rotate_degrees=40, intensity_probability=0, flip_probability=0
-    )
+def test_what_comes_from_outside_is_zero_and_not_valid(built):
     tile = make_tile()
     tile["image"] += 5
-    changed = augmented(build_augmentation(chosen, plan), tile, draw)
-    assert not changed["valid"].all()
-    deep = ~changed["valid"] & (changed["image"][0] == 0)
-    assert deep.any()
+    changes = built(spatial_probability=1, rotate_degrees=40, flip_probability=0)
+    changed = augmented(changes, tile)
+    assert (~changed["valid"] & (changed["image"][0] == 0)).any()
     assert changed["image"][0][changed["valid"]].min() > 0.5
 
 
-def test_thick_slices_are_turned_only_in_their_plane(draw, plan, settings):
-    thick = plan.with_(spacing_mm=(5.0, 1.0, 1.0))
-    chosen = settings(
-        spatial_probability=1, rotate_degrees=30, flip_probability=0, shear=0.1, elastic_share=1
-    )
-    tile = make_tile()
+def test_thick_slices_are_turned_only_in_their_plane(built, plan):
+    tile, chosen = make_tile(), {"rotate_degrees": 30, "flip_probability": 0, "elastic_share": 1}
     tile["instances"][:] = torch.arange(16).view(16, 1, 1)
-    changed = augmented(build_augmentation(chosen, thick), tile, draw)["instances"]
-    for z in range(16):
-        assert set(changed[z].unique().tolist()) <= {0, z}
-    turned = augmented(build_augmentation(chosen, plan), tile, draw)["instances"]
-    assert any(len(turned[z].unique()) > 2 for z in range(16))
+    for spacing, is_thick in (((5.0, 1.0, 1.0), True), ((1.0, 1.0, 1.0), False)):
+        changes = built(plan.with_(spacing_mm=spacing), spatial_probability=1, **chosen)
+        changed = augmented(changes, tile)["instances"]
+        mixed = [not set(changed[z].unique().tolist()) <= {0, z} for z in range(16)]
+        assert any(mixed) != is_thick
 
 
-def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d, settings):
+def test_xrays_are_not_flipped_and_given_axes_are(built, plan):
+    flat = plan.with_(dims=2, spacing_mm=(0.2, 0.2), modality="xray", tile_shape=(32, 32))
     tile = make_tile((32, 32))
-    always = {**OFF, "flip_axes": None, "flip_probability": 1.0}
-    assert build_augmentation(settings(**always), plan2d) is None
-    flipped = augmented(
-        build_augmentation(settings(**{**always, "flip_axes": [1]}), plan2d), tile, draw
-    )
+    assert built(flat, flip_probability=1.0) is None
+    flipped = augmented(built(flat, flip_axes=[1], flip_probability=1.0), tile)
     assert torch.equal(flipped["labels"], tile["labels"].flip(1))
     assert torch.equal(flipped["image"], tile["image"].flip(2))
     with pytest.raises(ConfigError, match="flip_axes"):
-        build_augmentation(settings(flip_axes=(2,)), plan2d)
+        built(flat, flip_axes=(2,))
 
 
-def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw, plan, settings):
+def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(built):
     tile = make_tile()
-    assert build_augmentation(settings(**OFF), plan) is None
+    assert built(flip_axes=[]) is None
     tile["image"].zero_()
-    draw = tile_generator(0)
-    changed = augmented(build_augmentation(settings(intensity_probability=1), plan), tile, draw)
+    changed = augmented(built(intensity_probability=1), tile)
     assert torch.isfinite(changed["image"]).all()
 
 
 @pytest.fixture
-def movements(settings):
+def movements(built):
     """The first `n` movements of tiles."""
 
     def draw(plan, n=20, **chosen):
-        chosen = settings(spatial_probability=1, intensity_probability=0, **chosen)
-        changes = build_augmentation(chosen, plan)
-        return [changes.draw(tile_generator(i)).movement for i in range(n)]
+        changes = built(plan, spatial_probability=1, **chosen)
+        return [changes.draw(generator(i)).movement for i in range(n)]
 
     return draw
 
@@ -182,10 +143,9 @@ def test_masks_are_read_where_the_matrix_says(plan, movements):
 
 
 def test_a_turn_is_a_turn_in_millimetres(plan, movements):
-    squeezed = plan.with_(spacing_mm=(2.0, 1.0, 1.5))
+    spacing = np.array((2.0, 1.0, 1.5))
     fixed = {"scale": 0, "shear": 0, "elastic_share": 0, "flip_probability": 0}
-    for movement in movements(squeezed, 5, **fixed):
-        spacing = np.array(squeezed.spacing_mm)
+    for movement in movements(plan.with_(spacing_mm=tuple(spacing)), 5, **fixed):
         turn = movement.linear * spacing[:, None] / spacing
         np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(turn) == pytest.approx(1)
@@ -194,23 +154,17 @@ def test_a_turn_is_a_turn_in_millimetres(plan, movements):
 
 
 def test_a_bend_is_smooth_bounded_and_does_not_fold(plan, movements):
-    fixed = {"scale": 0, "shear": 0, "rotate_degrees": 0, "flip_probability": 0}
     big = plan.with_(tile_shape=(40, 48, 56))
-    bends = [m.bend for m in movements(big, 6, elastic_share=1, **fixed)]
-    grid = [np.arange(n, dtype=float) for n in big.tile_shape]
-    for bend in bends:
-        field = bend.at(grid)
+    for movement in movements(big, 6, elastic_share=1):
+        field = movement.bend.at([np.arange(n, dtype=float) for n in big.tile_shape])
         assert 0.2 < field.abs().max() <= 4
-        for axis, other in itertools.product(range(3), range(3)):
-            slope = field[axis].diff(dim=other)
-            assert slope.abs().max() < 1  # no voxel overtakes its neighbour
+        # no voxel overtakes its neighbour
+        assert max(field[a].diff(dim=b).abs().max() for a in range(3) for b in range(3)) < 1
 
 
-def intensity(image, shape=None, **change):
+def intensity(image, **change):
     tile = {"image": torch.as_tensor(image, dtype=torch.float32)}
-    return apply(
-        tile, Change(Movement(), Intensity(**change)), shape or tuple(tile["image"].shape[1:])
-    )["image"]
+    return apply(tile, Change(Movement(), Intensity(**change)), tile["image"].shape[1:])["image"]
 
 
 def test_a_coarse_tile_keeps_lines_and_loses_detail(rng):

@@ -4,13 +4,11 @@ import json
 import os
 import shutil
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Dataset
-from lesionseg.data.facts import FACTS_FILE, Record, read_records
+from lesionseg.data.facts import FACTS_FILE, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
@@ -20,18 +18,18 @@ from lesionseg.plan.fingerprint import facts_of
 OLD = 1_600_000_000
 
 
-def quiet(case: str, done: int, total: int) -> None: ...
+def quiet(case, done, total): ...
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("facts") / "data"
     write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
     return root
 
 
 @pytest.fixture
-def dataset(made: Path, tmp_path: Path) -> Dataset:
+def dataset(made, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(made, root)
     for file in root.rglob("*"):
@@ -39,23 +37,20 @@ def dataset(made: Path, tmp_path: Path) -> Dataset:
     return read_dataset(root)
 
 
-def kept(dataset: Dataset, folder: Path) -> dict[str, object]:
+def kept(dataset, folder):
     """The entries of facts.json by case, as objects that differ when a case was read again."""
     entries = json.loads((folder / FACTS_FILE).read_text())
     return {c.case: entries[str(c.images[0])] for c in dataset.cases if str(c.images[0]) in entries}
 
 
-def same(one: Record, other: Record) -> bool:
-    assert one[0] is not None
-    assert other[0] is not None
+def same(one, other):
     pairs = zip(asdict(one[0]).values(), asdict(other[0]).values(), strict=True)
     return one[1] == other[1] and all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_records_are_remembered_until_a_file_changes(dataset: Dataset, tmp_path: Path) -> None:
+def test_records_are_remembered_until_a_file_changes(dataset, tmp_path):
     first = read_records(dataset, tmp_path / "facts", quiet)
     case = read_case(dataset.cases[0], dataset)
-    assert case.reference is not None
     record = first[case.case]
     assert same(record, (facts_of(case, case.reference), record[1]))
     for files in dataset.cases:  # other voxels of the same size and time: nobody looks at them
@@ -71,9 +66,7 @@ def test_records_are_remembered_until_a_file_changes(dataset: Dataset, tmp_path:
         read_records(dataset, tmp_path / "facts", quiet)
 
 
-def test_a_file_of_this_second_and_another_reading_are_not_relied_on(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, tmp_path):
     dataset.cases[0].images[0].touch()
     read_records(dataset, tmp_path / "facts", quiet)
     assert set(kept(dataset, tmp_path / "facts")) == {c.case for c in dataset.cases[1:]}
@@ -83,9 +76,7 @@ def test_a_file_of_this_second_and_another_reading_are_not_relied_on(
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]"])
-def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
-    dataset: Dataset, tmp_path: Path, text: str
-) -> None:
+def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(dataset, tmp_path, text):
     (tmp_path / "facts").mkdir()
     (tmp_path / "facts" / FACTS_FILE).write_text(text)
     first = read_records(dataset, tmp_path / "facts", quiet)
@@ -95,8 +86,8 @@ def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
     assert len(kept(dataset, tmp_path / "facts")) == 3
 
 
-def test_an_interrupted_start_keeps_what_it_read(dataset: Dataset, tmp_path: Path) -> None:
-    def interrupt(case: str, done: int, total: int) -> None:
+def test_an_interrupted_start_keeps_what_it_read(dataset, tmp_path):
+    def interrupt(case, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

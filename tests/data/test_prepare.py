@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.prepare import (
@@ -22,7 +23,8 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 SHAPE = (11, 14, 17)
 
 
-def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,), dims=3):
+def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,)):
+    dims = len(spacing_mm)
     return Plan(
         dims=dims,
         modality="mri",
@@ -38,15 +40,30 @@ def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,),
     )
 
 
-def oblique(shape=SHAPE, spacing=(1.0, 1.0, 1.0), degrees=20.0, origin=(-31.0, 12.5, 40.0)):
+def straight(shape, spacing=1.0):
+    return Geometry.from_spacing(shape, (spacing,) * len(shape))
+
+
+def centres(geometry):
+    """Millimetres of all voxels `[n, dims]`."""
+    return geometry.to_mm(np.indices(geometry.shape).reshape(geometry.dims, -1).T)
+
+
+def oblique(shape=SHAPE, spacing=(1.0, 1.0, 1.0), degrees=20.0):
     """Axes near (+S, +A, +R), turned about two patient axes."""
-    a, b = np.deg2rad([degrees, -0.6 * degrees])
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    turn = Rotation.from_euler("xz", (-0.6 * degrees, degrees), degrees=True).as_matrix()
     affine = np.eye(4)
-    affine[:3, :3] = about_z @ about_x @ np.fliplr(np.eye(3)) @ np.diag(spacing)
-    affine[:3, 3] = origin
+    affine[:3, :3] = turn @ np.fliplr(np.eye(3)) @ np.diag(spacing)
+    affine[:3, 3] = (-31.0, 12.5, 40.0)
     return Geometry(shape, affine)
+
+
+def drawn(labels, plan, geometry=None, **settings):
+    """The reference of a label map on the plan's grid, and that grid."""
+    geometry = geometry or straight(labels.shape)
+    grid = plan_geometry(geometry, plan)
+    reference = Reference(geometry, labels=labels, **settings)
+    return prepare_reference(reference, grid, plan, where="case7"), grid
 
 
 def turned(volume, axes, flips):
@@ -63,7 +80,6 @@ def turned(volume, axes, flips):
 
 
 ORIENTATIONS = {
-    "SAR": ((0, 1, 2), (0, 0, 0)),
     "RAS": ((2, 1, 0), (0, 0, 0)),
     "LPS": ((2, 1, 0), (1, 1, 0)),
     "PIR": ((1, 0, 2), (1, 1, 0)),
@@ -77,34 +93,31 @@ ORIENTATIONS = {
 def test_any_orientation_of_the_same_voxels_gives_the_same_array(rng, name, degrees):
     truth = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), oblique(degrees=degrees))
     stored = turned(truth, *ORIENTATIONS[name])
-    prepared = prepare_image(stored, make_plan())
-    np.testing.assert_array_equal(prepared.array, truth.array)
-    assert prepared.geometry.matches(truth.geometry, 1e-6)
-    resampled = prepare_image(stored, make_plan((1.5, 0.8, 1.2)))
-    expected = prepare_image(truth, make_plan((1.5, 0.8, 1.2)))
-    np.testing.assert_allclose(resampled.array, expected.array, atol=1e-4)
-    assert resampled.geometry.matches(expected.geometry, 1e-6)
+    for spacing, atol in (((1.0, 1.0, 1.0), 0), ((1.5, 0.8, 1.2), 1e-4)):
+        prepared, expected = (prepare_image(v, make_plan(spacing)) for v in (stored, truth))
+        np.testing.assert_allclose(prepared.array, expected.array, atol=atol, rtol=0)
+        assert prepared.geometry.matches(expected.geometry, 1e-6)
+    np.testing.assert_array_equal(prepare_image(stored, make_plan()).array, truth.array)
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 0.7, 1.0), (0.5, 1.3, 2.0), (3.0, 3.0, 3.0)])
 def test_the_returned_affine_maps_indices_to_the_millimetres_they_were_read_at(spacing):
     geometry = oblique(spacing=(1.7, 0.9, 1.1))
-    mm = geometry.to_mm(np.stack(np.indices(SHAPE), -1).reshape(-1, 3))
-    for axis in range(3):
-        ramp = mm[:, axis].reshape(1, *SHAPE).astype(np.float32)
-        prepared = prepare_image(Volume(ramp, geometry), make_plan(spacing))
-        assert prepared.geometry.spacing_mm == pytest.approx(spacing)
-        index = np.stack(np.indices(prepared.geometry.shape), -1)
-        # the outer half voxel repeats the edge, so look at what lies between file voxel centres
-        place = geometry.to_index(prepared.geometry.to_mm(index.reshape(-1, 3)))
-        # a coarser voxel is the mean over its extent, which has to lie inside as well
-        reach = np.maximum(np.array(spacing) / geometry.spacing_mm, 1) / 2 - 0.5
-        inside = ((place >= reach) & (place <= np.array(SHAPE) - 1 - reach)).all(axis=1)
-        assert inside.mean() > 0.3
-        expected = prepared.geometry.to_mm(index.reshape(-1, 3))[:, axis]
-        # the mean over a part of a file voxel is its value, not that at the part's middle
-        atol = 0.05 * max(geometry.spacing_mm) if (reach > 0).any() else 1e-3
-        np.testing.assert_allclose(prepared.array.reshape(-1)[inside], expected[inside], atol=atol)
+    ramps = centres(geometry).T.reshape(3, *SHAPE).astype(np.float32)
+    plan = make_plan(spacing, (Normalisation("dataset"),) * 3).with_(channel_names=("x", "y", "z"))
+    prepared = prepare_image(Volume(ramps, geometry), plan)
+    assert prepared.geometry.spacing_mm == pytest.approx(spacing)
+    # the outer half voxel repeats the edge, so look at what lies between file voxel centres
+    expected = centres(prepared.geometry)
+    place = geometry.to_index(expected)
+    # a coarser voxel is the mean over its extent, which has to lie inside as well
+    reach = np.maximum(np.array(spacing) / geometry.spacing_mm, 1) / 2 - 0.5
+    inside = ((place >= reach) & (place <= np.array(SHAPE) - 1 - reach)).all(axis=1)
+    assert inside.mean() > 0.3
+    # the mean over a part of a file voxel is its value, not that at the part's middle
+    atol = 0.05 * max(geometry.spacing_mm) if (reach > 0).any() else 1e-3
+    found = prepared.array.reshape(3, -1).T
+    np.testing.assert_allclose(found[inside], expected[inside], atol=atol)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
@@ -126,16 +139,13 @@ def test_a_shear_is_straightened_whatever_the_spacing(spacing):
 
 def test_a_raster_is_not_turned_and_its_pixels_keep_their_place():
     geometry = Geometry((20, 30), np.array([[0, 0.5, 3.0], [-0.4, 0, 9.0], [0, 0, 1]]))
-    y, x = np.indices((20, 30))
-    ramp = geometry.to_mm(np.stack([y, x], -1).reshape(-1, 2))[:, 1].reshape(1, 20, 30)
-    same = prepare_image(Volume(ramp.astype(np.float32), geometry), make_plan((0.4, 0.5), dims=2))
-    np.testing.assert_array_equal(same.array, ramp.astype(np.float32))
-    coarse = prepare_image(Volume(ramp.astype(np.float32), geometry), make_plan((1, 1), dims=2))
+    ramp = centres(geometry)[:, 1].reshape(1, 20, 30).astype(np.float32)
+    volume = Volume(ramp, geometry)
+    np.testing.assert_array_equal(prepare_image(volume, make_plan((0.4, 0.5))).array, volume.array)
+    coarse = prepare_image(volume, make_plan((1.0, 1.0)))
     assert coarse.geometry.shape == (8, 15)  # 8 x 15 mm, as before
-    index = np.stack(np.indices((8, 15)), -1).reshape(-1, 2)
-    np.testing.assert_allclose(
-        coarse.array[0].reshape(-1), coarse.geometry.to_mm(index)[:, 1], atol=0.05 * 0.4
-    )
+    expected = centres(coarse.geometry)[:, 1]
+    np.testing.assert_allclose(coarse.array.reshape(-1), expected, atol=0.05 * 0.4)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", ">i2", ">f4", "float64", "bool"])
@@ -151,16 +161,12 @@ def test_every_voxel_type_of_files_is_taken(rng, dtype, spacing):
     assert prepare_reference(labels, prepared.geometry, plan).labels.max() == 1
 
 
-def test_the_wrong_number_of_channels_is_refused():
-    volume = Volume(np.zeros((2, *SHAPE), np.float32), Geometry.from_spacing(SHAPE, (1, 1, 1)))
+def test_the_wrong_number_of_channels_and_a_grid_beyond_all_memory_are_an_error():
     with pytest.raises(ContentError, match="2 channels"):
-        prepare_image(volume, make_plan())
-
-
-def test_h3_a_small_image_of_huge_voxels_asks_for_no_memory_on_the_plans_grid():
-    """8 KB of voxels, 100 mm wide, would be 1600³ voxels of 1 mm: 16 GB."""
-    volume = Volume(np.zeros((1, 16, 16, 16)), oblique((16, 16, 16), (100.0,) * 3, degrees=0.0))
-    with pytest.raises(GeometryError, match=r"a: would have 1600 × 1600.*plan's grid"):
+        prepare_image(Volume(np.zeros((2, *SHAPE), np.float32), straight(SHAPE)), make_plan())
+    # 8 KB of voxels, 100 mm wide, would be 1600³ voxels of 1 mm: 16 GB
+    volume = Volume(np.zeros((1, 16, 16, 16)), straight((16, 16, 16), 100.0))
+    with pytest.raises(GeometryError, match=r"a: would have 1600 × 1600"):
         prepare_image(volume, make_plan(), where="a")
 
 
@@ -168,31 +174,34 @@ def test_labels_become_channels_and_touching_labels_stay_two_lesions():
     labels = np.zeros(SHAPE, np.uint8)
     labels[2:4, 2:4, 2:4] = 7
     labels[4:6, 2:4, 2:4] = 3
-    geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
-    prepared = prepare_reference(
-        Reference(geometry, labels=labels), geometry, make_plan(label_values=(3, 7))
-    )
+    plan = make_plan(label_values=(3, 7))
+    prepared, _ = drawn(labels, plan)
     assert prepared.instance_labels == (2, 1)
     np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
     assert prepared.valid is None
+    empty, _ = drawn(np.zeros(SHAPE, np.uint8), plan)
+    assert empty.instance_labels == ()
+    assert not empty.labels.any()
+    with pytest.raises(ContentError, match="case7"):
+        drawn(np.full(SHAPE, 9, np.uint8), plan)
 
 
 def test_a_lesion_smaller_than_a_voxel_keeps_one_at_its_centre():
-    shape = (30, 30, 30)
-    labels = np.zeros(shape, np.uint8)
     small = [(4, 4, 4), (16, 22, 28), (1, 1, 1), (1, 1, 4)]
-    for voxel in small:
-        labels[voxel] = 1
-    geometry = Geometry.from_spacing(shape, (1, 1, 1))
-    plan = make_plan((3.0, 3.0, 3.0))
-    grid = prepare_image(Volume(labels[None].astype(np.float32), geometry), plan).geometry
-    prepared = prepare_reference(Reference(geometry, labels=labels), grid, plan)
+    labels = np.zeros((30, 30, 30), np.uint8)
+    labels[tuple(np.transpose(small))] = 1
+    prepared, grid = drawn(labels, make_plan((3.0, 3.0, 3.0)))
     assert len(prepared.instance_labels) == 4
     assert np.bincount(prepared.instances.ravel())[1:].min() == 1
     for number in range(1, 5):
         (voxel,) = np.argwhere(prepared.instances == number)
-        distances = np.linalg.norm(grid.to_mm([voxel]) - geometry.to_mm(small), axis=1)
-        assert distances.min() <= 3.0
+        away = grid.to_mm([voxel]) - straight(labels.shape).to_mm(small)
+        assert np.linalg.norm(away, axis=1).min() <= 3.0
+    moved = np.full((3, 3), 1, np.int32)  # a lost lesion takes no other's only voxel
+    moved[1, 1] = 2  # at the centre, and all that lesion 2 has
+    assert moved[_free_voxel(moved, np.array([1.0, 1.0]))] == 1
+    moved[0, 0] = 0
+    assert _free_voxel(moved, np.array([1.0, 1.0])) == (0, 0)
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 0.4, 1.0), (3.0, 1.0, 0.5)])
@@ -201,9 +210,7 @@ def test_a_voxel_is_lesion_where_lesions_cover_half_of_it(spacing):
     labels = np.zeros((24, 24, 24), np.uint8)
     labels[3:9, 4:12, 2:9] = labels[13:20, 12:21, 11:20] = 1
     geometry = oblique(labels.shape, degrees=0.0)
-    plan = make_plan(spacing)
-    grid = plan_geometry(geometry, plan)
-    prepared = prepare_reference(Reference(geometry, labels=labels), grid, plan)
+    prepared, grid = drawn(labels, make_plan(spacing), geometry)
     parts = (np.arange(10) + 0.5) / 10 - 0.5
     samples = np.array(list(itertools.product(parts, repeat=3)))
     index = np.stack(np.indices(grid.shape), -1).reshape(-1, 3)
@@ -220,11 +227,7 @@ def test_a_lesion_that_the_image_cannot_show_does_not_teach():
     labels = np.zeros((32, 32, 32), np.uint8)
     labels[5, 5, 5] = 1  # a sixty-fourth of a voxel of 4 mm
     labels[16:18, 16:18, 16:19] = 1  # 12 of 64
-    geometry = Geometry.from_spacing(labels.shape, (1, 1, 1))
-    plan = make_plan((4.0, 4.0, 4.0))
-    grid = plan_geometry(geometry, plan)
-    prepared = prepare_reference(Reference(geometry, labels=labels), grid, plan)
-    assert prepared.valid is not None
+    prepared, _ = drawn(labels, make_plan((4.0, 4.0, 4.0)))
     np.testing.assert_array_equal(prepared.valid, prepared.instances != 1)
     assert (prepared.instances == 2).sum() == 1
 
@@ -245,65 +248,38 @@ def test_reference_and_image_move_together_through_an_oblique_turn(rng):
 
 
 def test_what_is_ignored_holds_no_lesion():
-    labels = np.zeros((6, 8), np.uint8)
+    labels, ignore = np.zeros((6, 8), np.uint8), np.zeros((6, 8), bool)
     labels[1:3, 1:7] = 1
-    ignore = np.zeros_like(labels, dtype=bool)
     ignore[:, 4:] = True
-    geometry = Geometry.from_spacing(labels.shape, (1, 1))
-    box = np.array([[1, 1, 3, 7]], np.float32)
-    for reference in (
-        Reference(geometry, labels=labels, ignore=ignore),
-        Reference(geometry, boxes=box, box_labels=(1,), ignore=ignore),
-    ):
-        prepared = prepare_reference(reference, geometry, make_plan((1, 1), dims=2))
+    boxes = {"boxes": np.array([[1, 1, 3, 7]], np.float32), "box_labels": (1,)}
+    for marked in ({"labels": labels}, boxes):
+        reference = Reference(straight((6, 8)), ignore=ignore, **marked)
+        prepared = prepare_reference(reference, straight((6, 8)), make_plan((1.0, 1.0)))
         assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
         np.testing.assert_array_equal(prepared.valid, ~ignore)
 
 
-def _regions_plan(spacing):
-    return make_plan(spacing, dims=2).with_(
-        label_values=(1, 9), label_names=("whole", "core"), regions=((1, 4, 9), (9,))
-    )
-
-
 def test_a_lesion_of_several_mask_values_is_one():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
-    geometry = Geometry.from_spacing(labels.shape, (1, 1))
-    binary = lesion_instances((labels > 0).astype(np.uint8))
-    reference = Reference(
-        geometry, labels=labels, instances=binary.instances, instance_labels=binary.labels
+    plan = make_plan((1.0, 1.0)).with_(
+        label_values=(1, 9), label_names=("whole", "core"), regions=((1, 4, 9), (9,))
     )
-    prepared = prepare_reference(reference, geometry, _regions_plan((1, 1)))
+    found = lesion_instances((labels > 0).astype(np.uint8))
+    lesions = {"instances": found.instances, "instance_labels": found.labels}
+    prepared, _ = drawn(labels, plan, **lesions)
     assert prepared.labels.tolist() == [[0, 1, 2, 0, 0], [0, 3, 3, 0, 2]]
     assert prepared.instance_labels == (1, 1)
     assert prepared.instances.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 2]]
-    with pytest.raises(ContentError, match=r"\[4\], which are not among"):
-        prepare_reference(reference, geometry, _regions_plan((1, 1)).with_(regions=((1, 9), (9,))))
+    with pytest.raises(ContentError, match=r"\[4\]"):
+        drawn(labels, plan.with_(regions=((1, 9), (9,))), **lesions)
 
 
 def test_boxes_without_masks_are_filled_the_small_one_on_top():
-    geometry = Geometry.from_spacing((10, 12), (1, 1))
-    boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)
+    geometry, boxes = straight((10, 12)), np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)
     reference = Reference(geometry, boxes=boxes, box_labels=(1, 1))
-    prepared = prepare_reference(reference, geometry, make_plan((1, 1), dims=2))
+    prepared = prepare_reference(reference, geometry, make_plan((1.0, 1.0)))
     assert np.bincount(prepared.instances.ravel()).tolist() == [120 - 64, 4, 60]
     assert prepared.instances[2, 3] == 1
-
-
-def test_a_lesion_free_reference_is_zeros_and_an_unknown_label_is_refused():
-    geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
-    empty = prepare_reference(
-        Reference(geometry, labels=np.zeros(SHAPE, np.uint8)), geometry, make_plan()
-    )
-    assert empty.instance_labels == ()
-    assert not empty.labels.any()
-    with pytest.raises(ContentError, match="case7"):
-        prepare_reference(
-            Reference(geometry, labels=np.full(SHAPE, 9, np.uint8)),
-            geometry,
-            make_plan(),
-            where="case7",
-        )
 
 
 @pytest.mark.parametrize(
@@ -344,7 +320,7 @@ def test_range_cuts_the_tails_and_gives_mean_0_and_variance_1(rng):
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "range"])
-@pytest.mark.parametrize("value", [0.0, 7.3, -1e6])
+@pytest.mark.parametrize("value", [0.0, -1e6])
 def test_a_constant_channel_becomes_zero(scheme, value):
     array = np.full((1, 9, 9, 9), value, np.float32)
     normalise(array, (Normalisation(scheme),))
@@ -363,12 +339,3 @@ def test_values_are_scaled_by_hand(scheme, values, expected):
     array = np.array([[values], [values]], np.float32)
     normalise(array, (scheme, Normalisation("dataset")))
     np.testing.assert_allclose(array, [[expected], [values]])
-
-
-def test_a_lesion_that_resampling_lost_takes_no_other_s_only_voxel() -> None:
-    moved = np.full((3, 3), 1, np.int32)
-    moved[1, 1] = 2  # at the centre, and all that lesion 2 has
-    place = _free_voxel(moved, np.array([1.0, 1.0]))
-    assert moved[place] == 1
-    moved[0, 0] = 0
-    assert _free_voxel(moved, np.array([1.0, 1.0])) == (0, 0)

@@ -11,7 +11,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Geometry
 from tests.flow.test_end_to_end import SMALL
-from tests.io.dicom_files import CT, contours, place, save, segmentation
+from tests.io.dicom_files import CT, contours, lps, place, save, segmentation
 
 pytestmark = pytest.mark.slow
 

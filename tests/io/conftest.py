@@ -1,39 +1,31 @@
 """Small volumes and dataset folders, written with the formats' own libraries or by hand."""
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
-from lesionseg.core import Geometry
-from tests.io.dicom_files import write_series
-
-TURN = Rotation.from_euler("xz", (20, -35), degrees=True).as_matrix()
-
-
-def placed(shape: tuple[int, ...], axes: np.ndarray) -> Geometry:
-    affine = np.eye(4)
-    affine[:3, :3] = axes
-    affine[:3, 3] = (12.5, -40.25, 7.75)
-    return Geometry(shape, affine)
+from tests.io.dicom_files import grid_of, write_series
 
 
 @pytest.fixture
-def oblique() -> Geometry:
+def oblique():
     """An asymmetric grid, turned about two axes, with three different spacings."""
-    return placed((3, 4, 5), TURN @ np.diag([0.7, 1.1, 3.3])[:, ::-1])
+    return grid_of("SAR", (3.3, 1.1, 0.7), (20, 0, -35), (3, 4, 5))
 
 
 @pytest.fixture
-def write_nifti() -> Callable[..., Path]:
+def grid():
+    """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
+    return grid_of("SAR", angles=(20, 0, -35))
+
+
+@pytest.fixture
+def write_nifti():
     """Write a file array (x, y, z) by nibabel, identity affine unless one is given."""
 
-    def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    def write(path, array, affine=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
         return path
@@ -42,11 +34,12 @@ def write_nifti() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[..., Path]:
+def nnunet_folder(tmp_path, write_nifti):
     """Write an nnU-Net raw folder of two training cases of two channels; facts may be changed."""
 
-    def write(cases: tuple[str, ...] = ("A", "B"), channels: int = 2, **facts: object) -> Path:
+    def write(cases=("A", "B"), channels=2, **facts):
         root = tmp_path / "Dataset001_toy"
+        root.mkdir(exist_ok=True)
         for case in cases:
             for channel in range(channels):
                 image = np.full((5, 4, 3), channel, np.int16)
@@ -68,17 +61,10 @@ def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[
 
 
 @pytest.fixture
-def grid() -> Geometry:
-    """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
-    normal = np.cross(TURN[:, 0], TURN[:, 1])
-    return placed((5, 4, 6), np.stack([normal * 3.0, TURN[:, 1] * 0.75, TURN[:, 0] * 0.5], axis=1))
-
-
-@pytest.fixture
-def series(tmp_path: Path, grid: Geometry) -> Callable[..., Path]:
+def series(tmp_path, grid):
     """Write a CT series in shuffled file order; `changes` by slice replace elements."""
 
-    def write(changes: Mapping[int, Mapping[str, Any]] | None = None, folder: str = "scan") -> Path:
+    def write(changes=None, folder="scan"):
         return write_series(tmp_path, grid, changes, folder)
 
     return write

@@ -1,13 +1,10 @@
-"""DICOM files for tests, each element written by hand with pydicom."""
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+"""Grids, and DICOM files on them, each element written by hand with pydicom."""
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from scipy.spatial.transform import Rotation
 
 from lesionseg.core import Geometry
 
@@ -21,14 +18,29 @@ SERIES, STUDY = "1.2.3.4", "1.2.3"
 LPS = np.array([-1.0, -1.0, 1.0])
 
 
-def item(**elements: Any) -> Dataset:
+def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):
+    """A grid whose array axes run along the patient's, such as "SPL", then turned about x, y, z."""
+    along = dict(zip("RASLPI", [*np.eye(3), *-np.eye(3)], strict=True))
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = turn @ np.transpose([along[a] for a in axes]) * spacing
+    affine[:3, 3] = (12.5, -40.25, 7.75)
+    return Geometry(shape, affine)
+
+
+def item(**elements):
     made = Dataset()
     for name, value in elements.items():
         setattr(made, name, value)
     return made
 
 
-def save(path: Path, pixels: np.ndarray | None, sop_class: str, **elements: Any) -> Path:
+def one(**elements):
+    """A sequence of one item."""
+    return Sequence([item(**elements)])
+
+
+def save(path, pixels, sop_class, **elements):
     """Write a DICOM file with 16-bit pixels and the elements given; None leaves one out."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -47,20 +59,19 @@ def save(path: Path, pixels: np.ndarray | None, sop_class: str, **elements: Any)
         header.PixelRepresentation = int(pixels.dtype == np.int16)
         header.PixelData = pixels.tobytes()
     for name, value in elements.items():
+        setattr(header, name, value)
         if value is None:
-            header.pop(name, None)
-        else:
-            setattr(header, name, value)
+            delattr(header, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, enforce_file_format=True)
     return path
 
 
-def lps(geometry: Geometry, index: tuple[float, ...]) -> list[float]:
+def lps(geometry, index):
     return [float(v) for v in geometry.to_mm([index])[0] * LPS]
 
 
-def place(geometry: Geometry, z: int) -> dict[str, Any]:
+def place(geometry, z):
     """Position, orientation and pixel size of slice z of a grid whose axis 0 is the normal."""
     spacing = geometry.spacing_mm
     across, down = ((geometry.affine[:3, a] * LPS / spacing[a]).tolist() for a in (2, 1))
@@ -71,32 +82,11 @@ def place(geometry: Geometry, z: int) -> dict[str, Any]:
     }
 
 
-def voxels() -> np.ndarray:
+def voxels():
     return np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)
 
 
-def enhanced(path: Path, grid: Geometry) -> Path:
-    """An enhanced MR file whose frames are stored from the last slice to the first."""
-    order = range(grid.shape[0])[::-1]
-    frames = [
-        item(
-            PlanePositionSequence=one(ImagePositionPatient=place(grid, z)["ImagePositionPatient"]),
-            PixelValueTransformationSequence=one(
-                RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US"
-            ),
-        )
-        for z in order
-    ]
-    groups = {"PerFrameFunctionalGroupsSequence": Sequence(frames), **shared(grid)}
-    return save(path, voxels()[list(order)], ENHANCED_MR, Modality="MR", **groups)
-
-
-def one(**elements: Any) -> Sequence:
-    """A sequence of one item."""
-    return Sequence([item(**elements)])
-
-
-def shared(grid: Geometry) -> dict[str, Any]:
+def shared(grid):
     """What all frames on a grid have in common."""
     where = place(grid, 0)
     orientation = one(ImageOrientationPatient=where["ImageOrientationPatient"])
@@ -105,34 +95,38 @@ def shared(grid: Geometry) -> dict[str, Any]:
     return {"SharedFunctionalGroupsSequence": groups}
 
 
-def segmentation(path: Path, grid: Geometry, masks: Mapping[str, np.ndarray]) -> Path:
+def frame(grid, z, **sequences):
+    """What a frame has of its own."""
+    position = one(ImagePositionPatient=place(grid, z)["ImagePositionPatient"])
+    return item(PlanePositionSequence=position, **sequences)
+
+
+def enhanced(path, grid):
+    """An enhanced MR file whose frames are stored from the last slice to the first."""
+    frames = Sequence()
+    for z in range(grid.shape[0])[::-1]:
+        rescaled = one(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")
+        frames.append(frame(grid, z, PixelValueTransformationSequence=rescaled))
+    groups = {"PerFrameFunctionalGroupsSequence": frames, **shared(grid)}
+    return save(path, voxels()[::-1], ENHANCED_MR, Modality="MR", **groups)
+
+
+def segmentation(path, grid, masks):
     """A SEG file with a frame for every slice that holds something, 8 bits fractional."""
-    frames, pixels = [], []
+    frames, pixels = Sequence(), []
     for number, mask in enumerate(masks.values(), start=1):
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
             pixels.append(mask[z].astype(np.uint16) * 255)
-            position = place(grid, int(z))["ImagePositionPatient"]
-            frames.append(
-                item(
-                    PlanePositionSequence=one(ImagePositionPatient=position),
-                    SegmentIdentificationSequence=one(ReferencedSegmentNumber=number),
-                )
-            )
+            identified = one(ReferencedSegmentNumber=number)
+            frames.append(frame(grid, int(z), SegmentIdentificationSequence=identified))
     named = [item(SegmentNumber=i, SegmentLabel=name) for i, name in enumerate(masks, start=1)]
-    return save(
-        path,
-        np.stack(pixels),
-        SEG,
-        Modality="SEG",
-        SegmentationType="FRACTIONAL",
-        MaximumFractionalValue=255,
-        SegmentSequence=Sequence(named),
-        PerFrameFunctionalGroupsSequence=Sequence(frames),
-        **shared(grid),
-    )
+    kind = {"SegmentationType": "FRACTIONAL", "MaximumFractionalValue": 255}
+    groups = {"PerFrameFunctionalGroupsSequence": frames, **shared(grid)}
+    segments = {"Modality": "SEG", "SegmentSequence": Sequence(named)}
+    return save(path, np.stack(pixels), SEG, **segments, **kind, **groups)
 
 
-def contours(path: Path, grid: Geometry, *drawn: tuple[float, Any], name: str = "Lesion") -> Path:
+def contours(path, grid, *drawn, name="Lesion"):
     """An RTSTRUCT file with one contour set of polygons, each slice z and corners (y, x)."""
     polygons = [
         item(
@@ -147,14 +141,14 @@ def contours(path: Path, grid: Geometry, *drawn: tuple[float, Any], name: str = 
     return save(path, None, RTSTRUCT, Modality="RTSTRUCT", **more)
 
 
-def manifest(root: Path, image: str, reference: str, labels: str | None = None) -> Path:
+def manifest(root, image, reference, labels=None):
     (root / "manifest.csv").write_text(f"case,image,reference\nA,{image},{reference}\n")
     if labels:
         (root / "labels.json").write_text(labels)
     return root
 
 
-def blob(*where: tuple[int, int, int]) -> np.ndarray:
+def blob(*where):
     mask = np.zeros((5, 4, 6), dtype=bool)
     for index in where:
         mask[index] = True
@@ -162,11 +156,11 @@ def blob(*where: tuple[int, int, int]) -> np.ndarray:
 
 
 def write_series(
-    root: Path,
-    grid: Geometry,
-    changes: Mapping[int, Mapping[str, Any]] | None = None,
-    folder: str = "scan",
-) -> Path:
+    root,
+    grid,
+    changes=None,
+    folder="scan",
+):
     """Write a CT series in shuffled file order; `changes` by slice replace elements."""
     for z, name in enumerate(("d", "a", "c", "e", "b")):
         elements = {

@@ -2,9 +2,6 @@
 
 import io
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,15 +42,8 @@ from tests.io.dicom_files import (
     voxels,
 )
 
-Series = Callable[..., Path]
 
-
-# series
-
-
-def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(
-    series: Series, grid: Geometry
-) -> None:
+def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series, grid):
     volume = read_volume(series())
     expected = voxels() * np.arange(1, 6)[:, None, None] - 1000.0
     np.testing.assert_array_equal(volume.array[0], expected)
@@ -61,7 +51,7 @@ def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(
     assert read_geometry(series()).distance_mm(grid) < 1e-6
 
 
-def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
+def test_an_independent_reader_sees_the_same_scan(series):
     folder = series({z: {"RescaleSlope": 2} for z in range(5)})
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -73,43 +63,38 @@ def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
         np.testing.assert_allclose(volume.geometry.to_mm([index])[0], theirs, atol=1e-6)
 
 
-def test_enhanced_files_are_read_through_their_per_frame_groups(
-    tmp_path: Path, grid: Geometry
-) -> None:
+def test_enhanced_files_are_read_through_their_per_frame_groups(tmp_path, grid):
     volume = read_volume(enhanced(tmp_path / "mr.dcm", grid))
     np.testing.assert_array_equal(volume.array[0], voxels() * np.arange(1, 6)[:, None, None])
     assert volume.geometry.distance_mm(grid) < 1e-6
 
 
-UNFIT: list[tuple[dict[str, Any], type[LesionsegError], str]] = [
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, r"c\.dcm: a localiser"),
-    ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, r"c\.dcm: a secondary capture"),
-    ({"EchoTime": 80.0}, GeometryError, r"c\.dcm.*echo time"),
-    ({"DiffusionBValue": 1000.0}, GeometryError, r"c\.dcm.*b-value"),
-    ({"ImagePositionPatient": None}, ReadError, r"c\.dcm: ImagePositionPatient"),
-    ({"PixelSpacing": [-1, 1]}, ReadError, r"c\.dcm: PixelSpacing"),
-    ({"SeriesInstanceUID": "1.2.3.5"}, GeometryError, r"c\.dcm.*series"),
-    ({"PixelSpacing": [0.75, 0.6]}, GeometryError, r"c\.dcm.*pixel size"),
-    ({"Rows": 3, "PixelData": b"\0" * 36}, GeometryError, r"c\.dcm.*number of pixels"),
+UNFIT = [
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, "localiser"),
+    ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, "secondary capture"),
+    ({"EchoTime": 80.0}, GeometryError, "echo time"),
+    ({"DiffusionBValue": 1000.0}, GeometryError, "b-value"),
+    ({"ImagePositionPatient": None}, ReadError, "ImagePositionPatient"),
+    ({"PixelSpacing": [-1, 1]}, ReadError, "PixelSpacing"),
+    ({"SeriesInstanceUID": "1.2.3.5"}, GeometryError, "series"),
+    ({"PixelSpacing": [0.75, 0.6]}, GeometryError, "pixel size"),
+    ({"Rows": 3, "PixelData": b"\0" * 36}, GeometryError, "number of pixels"),
     ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, GeometryError, "direction"),
-    ({"SamplesPerPixel": 3}, ReadError, r"c\.dcm: in colour"),
-    ({"NumberOfFrames": 2}, ReadError, r"c\.dcm: 2 frames"),
-    ({"Rows": 60000, "Columns": 60000}, ReadError, r"c\.dcm: .*claims more voxels"),
+    ({"SamplesPerPixel": 3}, ReadError, "in colour"),
+    ({"NumberOfFrames": 2}, ReadError, "2 frames"),
+    ({"Rows": 60000, "Columns": 60000}, ReadError, "claims more voxels"),
 ]
 
 
 @pytest.mark.parametrize(("change", "error", "named"), UNFIT, ids=[next(iter(r[0])) for r in UNFIT])
-def test_what_is_no_slice_of_one_volume_is_named(
-    series: Series, change: dict[str, Any], error: type[LesionsegError], named: str
-) -> None:
-    with pytest.raises(error, match=named):
+def test_what_is_no_slice_of_one_volume_is_named(series, change, error, named):
+    with pytest.raises(error, match=rf"c\.dcm.*{named}"):
         read_volume(series({2: change}))
 
 
-def test_slices_twice_apart_or_missing(series: Series, grid: Geometry) -> None:
-    at_one = place(grid, 1)
+def test_slices_twice_apart_or_missing(series, grid):
     with pytest.raises(GeometryError, match="duplicates"):
-        read_volume(series({2: at_one}))
+        read_volume(series({2: place(grid, 1)}))
     read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
     with pytest.raises(GeometryError, match="not evenly spaced"):  # by over 5 %
         read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.06, 0, 0))}}))
@@ -120,7 +105,7 @@ def test_slices_twice_apart_or_missing(series: Series, grid: Geometry) -> None:
     assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
 
 
-def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series: Series, grid: Geometry) -> None:
+def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series, grid):
     less, more = (  # rows a slice: half a row over all five
         {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
         for drift in (0.12, 0.13)
@@ -131,7 +116,7 @@ def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series: Series, grid: G
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
-def test_a_last_slice_cut_anywhere_is_named(series: Series, bare: bool) -> None:
+def test_a_last_slice_cut_anywhere_is_named(series, bare):
     """However much of it was copied, the scan is not read as one of four slices."""
     folder = series()
     for file in list(folder.iterdir()) if bare else ():
@@ -147,48 +132,33 @@ def test_a_last_slice_cut_anywhere_is_named(series: Series, bare: bool) -> None:
         assert [c.images for c in find_images(folder, 1)] == [(folder,)]  # told by reading it
 
 
-def test_a_damaged_element_is_an_error_wherever_it_is_asked_for(series: Series) -> None:
-    file = next(series().glob("d.dcm"))
-    content = bytearray(file.read_bytes())
-    at = content.index(b"\x08\x00\x16\x00UI") + 4  # SOPClassUID, of no known representation
-    content[at : at + 2] = b"U\x13"
-    file.write_bytes(content)
+def test_a_damaged_element_is_an_error_wherever_it_is_asked_for(series):
+    file = series() / "d.dcm"
+    content = file.read_bytes()  # SOPClassUID, of no known representation
+    file.write_bytes(content.replace(b"\x08\x00\x16\x00UI", b"\x08\x00\x16\x00U\x13"))
     for read in (read_volume, read_geometry):
-        with pytest.raises(ReadError, match=r"d\.dcm: cannot be read"):
+        with pytest.raises(ReadError, match=r"d\.dcm"):
             read(file)
 
 
-# folders of a study
-
-
-def scout(folder: Path) -> Path:
-    kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3.77"}
-    pixels = np.ones((4, 6), np.uint16)
-    return save(folder / "scout.dcm", pixels, CT, Modality="CT", SeriesNumber=1, **kind)
-
-
-def test_what_is_no_scan_is_left_out(series: Series, tmp_path: Path) -> None:
-    folder = series()
-    for name, kind in {
-        "report.dcm": "1.2.840.10008.5.1.4.1.1.88.11",
-        "plan.dcm": "1.2.840.10008.5.1.4.1.1.481.5",
-        "state.dcm": "1.2.840.10008.5.1.4.1.1.11.1",
-        "vendor.dcm": "1.3.12.2.1107.5.9.1",
-    }.items():
-        save(folder / name, None, kind, Modality="OT")
+def test_what_is_no_scan_is_left_out(series, tmp_path):
+    folder, other = series(), tmp_path / "other"
+    for kind in ("1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.481.5", "1.3.12.2.1107"):
+        save(folder / f"{kind}.dcm", None, kind, Modality="OT")  # a report, a plan, a vendor's own
     (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (folder / "README").write_text("Scan of a phantom.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    scout(folder)
+    kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3.77"}
+    for place_of in (folder, other):
+        save(place_of / "scout.dcm", np.ones((4, 6), np.uint16), CT, Modality="CT", **kind)
     (found,) = find_images(folder, 1)
     assert found.case == "scan"
     assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
-    scout(tmp_path / "other")
     with pytest.raises(DatasetError):
-        find_images(tmp_path / "other", 1)
+        find_images(other, 1)
 
 
-def test_each_series_of_a_flat_folder_is_a_case(series: Series, tmp_path: Path) -> None:
+def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     folder = series({z: {"SeriesNumber": 4} for z in range(5)})
     for file in list(folder.iterdir()):
         file.rename(file.with_name(f"first_{file.name}"))
@@ -205,10 +175,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series: Series, tmp_path: Path) 
         read_volume(folder / "series=8")
 
 
-# compressed
-
-
-def test_a_series_in_rle_or_deflated_is_the_same_scan(series: Series) -> None:
+def test_a_series_in_rle_or_deflated_is_the_same_scan(series):
     for syntax in (RLELossless, DeflatedExplicitVRLittleEndian):
         folder = series()
         plain = read_volume(folder)
@@ -223,31 +190,25 @@ def test_a_series_in_rle_or_deflated_is_the_same_scan(series: Series) -> None:
         assert packed.geometry.matches(plain.geometry)
 
 
-def in_jpeg(path: Path, content: bytes, syntax: str) -> Path:
-    """A radiograph of 16 x 24 pixels whose pixels are `content`."""
-    save(path, np.zeros((16, 24), np.uint16), DX, Modality="DX")
-    header = dcmread(path)
-    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
-    header.PixelData = encapsulate([content])
-    header["PixelData"].VR = "OB"
-    header.file_meta.TransferSyntaxUID = syntax
-    header.save_as(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("syntax", "kind", "off"), [(JPEGBaseline8Bit, "jpeg", 6), (JPEG2000Lossless, "jpeg2000", 0)]
 )
-def test_jpeg_is_decoded_by_pillow(tmp_path: Path, syntax: str, kind: str, off: int) -> None:
+def test_jpeg_is_decoded_by_pillow(tmp_path, syntax, kind, off):
     y, x = np.mgrid[:16, :24]
     smooth, stream = (5 * y + 4 * x).astype(np.uint8), io.BytesIO()
     options = {"irreversible": False, "no_jp2": True} if off == 0 else {"quality": 95}
     Image.fromarray(smooth).save(stream, kind, **options)
-    path = in_jpeg(tmp_path / "a.dcm", stream.getvalue(), syntax)
+    bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    path = save(tmp_path / "a.dcm", smooth.astype(np.uint16), DX, Modality="DX", **bits)
+    header = dcmread(path)
+    header.PixelData = encapsulate([stream.getvalue()])
+    header["PixelData"].VR = "OB"
+    header.file_meta.TransferSyntaxUID = syntax
+    header.save_as(path)
     assert np.abs(read_volume(path).array[0] - smooth).max() <= off
 
 
-def test_a_deflate_bomb_is_an_error(tmp_path: Path) -> None:
+def test_a_deflate_bomb_is_an_error(tmp_path):
     path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), CT)
     header = dcmread(path)
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -262,17 +223,15 @@ def test_a_deflate_bomb_is_an_error(tmp_path: Path) -> None:
         read_volume(path)
 
 
-# radiographs
-
 PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)
 
 
-def xray(path: Path, **elements: Any) -> Path:
+def xray(path, **elements):
     return save(path, PIXELS, DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
 
 
 @pytest.mark.parametrize("shape", [None, "INVERSE"])
-def test_bright_is_dense(tmp_path: Path, shape: str | None) -> None:
+def test_bright_is_dense(tmp_path, shape):
     volume = read_volume(xray(tmp_path / "a.dcm"))
     np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
     inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
@@ -280,7 +239,7 @@ def test_bright_is_dense(tmp_path: Path, shape: str | None) -> None:
     np.testing.assert_array_equal(seen, 500.0 - PIXELS)
 
 
-def test_values_of_interest_are_applied_once(tmp_path: Path) -> None:
+def test_values_of_interest_are_applied_once(tmp_path):
     seen = read_volume(xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
     assert seen.min() == seen[0, 0] == seen[0, 1] == 0
     assert seen.max() == seen[1, 1] == seen[1, 2] == 4095
@@ -292,28 +251,26 @@ def test_values_of_interest_are_applied_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(path).array[0], 2.0 * PIXELS)
 
 
-def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path: Path) -> None:
-    path = xray(tmp_path / "a.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=150)
-    volume = read_volume(path)
+def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path):
+    padding = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 150}
+    volume = read_volume(xray(tmp_path / "a.dcm", **padding))
     np.testing.assert_array_equal(volume.array[0], [[200, 200, 200], [300, 400, 500]])
     np.testing.assert_array_equal(volume.valid, [[0, 0, 1], [1, 1, 1]])
-    mask = np.zeros((1, 2, 3), np.uint8)
-    mask[0, 0, 1] = mask[0, 1, 2] = 1
+    mask = np.array([[[0, 1, 0], [0, 0, 1]]], np.uint8)
     write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
-    (tmp_path / "manifest.csv").write_text("case,image,reference\nA,a.dcm,m.png\n")
-    dataset = read_dataset(tmp_path)
+    dataset = read_dataset(manifest(tmp_path, "a.dcm", "m.png"))
     case = read_case(dataset.cases[0], dataset)
     again = read_reference(dataset.cases[0], dataset, case.image.geometry)
     for reference in (case.reference, again):
         np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
-    everything = xray(tmp_path / "b.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=500)
+    everything = xray(tmp_path / "b.dcm", **(padding | {"PixelPaddingRangeLimit": 500}))
     assert read_volume(everything).valid is None
 
 
 MAGNIFIED = "at the detector, divided by the magnification"
 IMAGER, FACTOR = {"ImagerPixelSpacing": [0.2, 0.2]}, "EstimatedRadiographicMagnificationFactor"
 DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
-SIZES: list[tuple[dict[str, Any], float, str]] = [
+SIZES = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
     ({"PixelSpacing": [0.1, 0.1], **IMAGER}, 0.2, "at the detector"),
     ({**IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
@@ -325,9 +282,7 @@ SIZES: list[tuple[dict[str, Any], float, str]] = [
 
 
 @pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
-def test_the_pixel_size_is_trusted_only_when_calibrated(
-    tmp_path: Path, elements: dict[str, Any], mm: float, source: str
-) -> None:
+def test_the_pixel_size_is_trusted_only_when_calibrated(tmp_path, elements, mm, source):
     path = xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
     assert pixel_size(read_header(path))[1] == source
@@ -337,7 +292,7 @@ def test_the_pixel_size_is_trusted_only_when_calibrated(
     assert radiograph_columns(path) == {**columns, "pixel_size_source": source}
 
 
-def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_of_several_radiographs_is_no_image(tmp_path):
     xray(tmp_path / "a.dcm")
     assert read_volume(tmp_path).geometry.dims == 2
     xray(tmp_path / "b.dcm")
@@ -346,39 +301,32 @@ def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-# references
-
-
-def marked(root: Path, reference: str, labels: str | None = None) -> tuple[Any, Any]:
+def marked(root, reference, labels=None):
     dataset = read_dataset(manifest(root, "scan", reference, labels))
     found = read_case(dataset.cases[0], dataset).reference
     return found.labels, found.ignore
 
 
-def test_a_segmentation_object_is_read_as_label_values(
-    series: Series, grid: Geometry, tmp_path: Path
-) -> None:
+def test_a_segmentation_object_is_read_as_label_values(series, grid, tmp_path):
     series()
+    path = tmp_path / "seg.dcm"
     masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
-    segmentation(tmp_path / "seg.dcm", grid, {**masks, "Ignore": blob((2, 2, 2))})
+    segmentation(path, grid, {**masks, "Ignore": blob((2, 2, 2))})
     labels, ignore = marked(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
     np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
     np.testing.assert_array_equal(ignore, blob((2, 2, 2)))
-    segmentation(tmp_path / "seg.dcm", grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
+    segmentation(path, grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
     with pytest.raises(LesionsegError, match=r"seg\.dcm: no segment or contour set is called"):
         marked(tmp_path, "seg.dcm")
     affine = grid.affine.copy()
     affine[:3, 3] += 1.0
-    segmentation(tmp_path / "seg.dcm", Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
-    with pytest.raises(GeometryError, match=r"seg\.dcm: .*not drawn on the image's grid"):
+    segmentation(path, Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
+    with pytest.raises(GeometryError, match=r"seg\.dcm"):
         marked(tmp_path, "seg.dcm")
 
 
-def test_contours_are_filled_and_inner_ones_are_holes(
-    series: Series, grid: Geometry, tmp_path: Path
-) -> None:
+def test_contours_are_filled_and_inner_ones_are_holes(series, grid, tmp_path):
     series()
-
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
     inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
     contours(tmp_path / "rt.dcm", grid, outer, inner)
@@ -386,6 +334,6 @@ def test_contours_are_filled_and_inner_ones_are_holes(
     expected[2, :, :5] = 1
     expected[2, 1:3, 1:3] = 0
     np.testing.assert_array_equal(marked(tmp_path, "rt.dcm")[0], expected)
-    contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
+    contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))  # between two slices
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
         marked(tmp_path, "rt.dcm")

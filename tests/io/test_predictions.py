@@ -1,10 +1,7 @@
 """Predictions on disk: ours come back, others' are understood, broken ones refused."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,65 +19,60 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import write_volume
 
-Write = Callable[..., Path]
+FIELDS = "candidates", "case", "voxel_threshold", "operating_point", "scored", "removed", "input"
 
 
-def _candidate(
-    number: int, geometry: Geometry, index: tuple[int, ...], **changes: Any
-) -> Candidate:
+def _candidate(number, geometry, index, **changes):
     one = Candidate.from_voxels(number, 2, 1 / (1 + number), np.array([index]), geometry)
     return replace(one, **{"diameter_mm": 1.5, "probability": 0.125, **changes})
 
 
-def _prediction(geometry: Geometry) -> Prediction:
+def _prediction(geometry, **changes):
     """Candidate 1 accepted at the first voxel, candidate 2 not, at the last."""
-    instances = np.zeros(geometry.shape, np.int32)
+    instances, first = np.zeros(geometry.shape, np.int32), (0,) * geometry.dims
     last = tuple(n - 1 for n in geometry.shape)
-    instances[(0,) * geometry.dims], instances[last] = 1, 2
-    return Prediction(
-        case="A",
-        geometry=geometry,
-        candidates=(
-            _candidate(1, geometry, (0,) * geometry.dims),
-            _candidate(2, geometry, last, accepted=False, probability=None),
-        ),
-        instances=instances,
-        voxel_threshold=0.4,
-        operating_point=OperatingPoint("fp_per_case:1", 0.4, "validation", 0.75, 1.0),
-    )
+    instances[first], instances[last] = 1, 2
+    second = _candidate(2, geometry, last, accepted=False, probability=None)
+    point = OperatingPoint("fp_per_case:1", 0.4, "validation", 0.75, 1.0)
+    candidates = (_candidate(1, geometry, first), second)
+    made = Prediction("A", geometry, candidates, instances, 0.4, operating_point=point)
+    return replace(made, **changes)
 
 
-def _read(folder: Path, geometry: Geometry | None = None) -> Prediction:
+def _read(folder, geometry=None):
     return read_prediction(find_predictions(folder)["A"], geometry=geometry)
 
 
-def _same(a: Prediction, b: Prediction) -> None:
-    np.testing.assert_array_equal(a.instances, b.instances)
-    assert a.geometry.matches(b.geometry, 1e-4)
-    names = "candidates case voxel_threshold operating_point scored removed input"
-    for name in names.split():
-        assert getattr(a, name) == getattr(b, name)
+def _comes_back(folder, prediction, geometry=None, **settings):
+    write_prediction(folder, prediction, **settings)
+    again = _read(folder, geometry)
+    np.testing.assert_array_equal(again.instances, prediction.instances)
+    assert again.geometry.matches(prediction.geometry, 1e-4)
+    for name in FIELDS:
+        assert getattr(again, name) == getattr(prediction, name)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_a_volume_comes_back(tmp_path: Path, oblique: Geometry, suffix: str) -> None:
-    prediction = _prediction(oblique)
-    write_prediction(tmp_path, prediction, suffix=suffix)
+def test_a_volume_comes_back(tmp_path, oblique, suffix):
+    _comes_back(tmp_path, _prediction(oblique), suffix=suffix)
     names = {"A_candidates.json", f"A_instances{suffix}", f"A_mask{suffix}"}
     assert {f.name for f in tmp_path.iterdir()} == names
-    _same(_read(tmp_path), prediction)
+    gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
+    said = InputCheckResult(2.5, "Another grid.", ("T1",))
+    _comes_back(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
+    empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
+    _comes_back(tmp_path, empty, suffix=suffix)
 
 
-def test_a_raster_comes_back_as_png(tmp_path: Path) -> None:
-    prediction = _prediction(Geometry.from_spacing((6, 9), (0.2, 0.2)))
-    write_prediction(tmp_path, prediction)
+def test_a_raster_comes_back_as_png(tmp_path):
+    plane = Geometry.from_spacing((6, 9), (0.2, 0.2))
+    _comes_back(tmp_path, _prediction(plane), plane)
     assert (tmp_path / "A_mask.png").is_file()
     with Image.open(tmp_path / "A_instances.png") as image:
         assert image.mode == "I;16"
-    _same(_read(tmp_path, prediction.geometry), prediction)
 
 
-def test_the_files_hold_what_is_promised(tmp_path: Path, oblique: Geometry) -> None:
+def test_the_files_hold_what_is_promised(tmp_path, oblique):
     write_prediction(tmp_path, _prediction(oblique))
     content = json.loads((tmp_path / "A_candidates.json").read_text())
     keys = "schema_version case size_unit voxel_threshold operating_point candidates"
@@ -94,29 +86,16 @@ def test_the_files_hold_what_is_promised(tmp_path: Path, oblique: Geometry) -> N
     assert mask[0, 0, 0] == 2
 
 
-def test_a_prediction_of_nothing_what_was_removed_and_said_of_the_scan_come_back(
-    tmp_path: Path, oblique: Geometry
-) -> None:
-    empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
-    gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
-    said = InputCheckResult(2.5, "Another grid.", ("T1",))
-    for prediction in (empty, replace(_prediction(oblique), removed=(gone,), input=said)):
-        write_prediction(tmp_path, prediction)
-        _same(_read(tmp_path), prediction)
-
-
-def test_more_ids_than_16_bits(tmp_path: Path) -> None:
+def test_more_ids_than_16_bits(tmp_path):
     geometry = Geometry.from_spacing((1, 1, 2), (1, 1, 1))
-    instances = np.array([[[0, 70000]]], np.int32)
     candidates = (_candidate(70000, geometry, (0, 0, 1)),)
-    write_prediction(tmp_path, Prediction("A", geometry, candidates, instances))
+    _comes_back(tmp_path, Prediction("A", geometry, candidates, np.array([[[0, 70000]]], np.int32)))
     assert nibabel.load(tmp_path / "A_instances.nii.gz").get_data_dtype() == np.int32
-    np.testing.assert_array_equal(_read(tmp_path).instances, instances)
 
 
-def test_boxes_alone_write_no_mask_and_need_a_grid(tmp_path: Path, oblique: Geometry) -> None:
+def test_boxes_alone_write_no_mask_and_need_a_grid(tmp_path, oblique):
     candidates = (_candidate(1, oblique, (0, 0, 0), has_mask=False),)
-    boxes = replace(_prediction(oblique), instances=None, candidates=candidates)
+    boxes = _prediction(oblique, instances=None, candidates=candidates)
     write_prediction(tmp_path, boxes)
     assert [f.name for f in tmp_path.iterdir()] == ["A_candidates.json"]
     back = _read(tmp_path, oblique)
@@ -126,16 +105,16 @@ def test_boxes_alone_write_no_mask_and_need_a_grid(tmp_path: Path, oblique: Geom
         _read(tmp_path)
 
 
-def test_what_cannot_be_written_is_an_error(tmp_path: Path, oblique: Geometry) -> None:
+def test_what_cannot_be_written_is_an_error(tmp_path, oblique):
     broken = _candidate(1, oblique, (0, 0, 0), score=float("nan"))
     with pytest.raises(OutputError, match=r"A_candidates\.json"):
         write_prediction(tmp_path, Prediction("A", oblique, (broken,), None))
     with pytest.raises(OutputError, match="file name"):
-        write_prediction(tmp_path, replace(_prediction(oblique), case="../A"))
+        write_prediction(tmp_path, _prediction(oblique, case="../A"))
 
 
 @pytest.mark.parametrize("name", ["A_mask.nii.gz", "A.nii.gz"])
-def test_bare_masks_give_unscored_candidates(tmp_path: Path, oblique: Geometry, name: str) -> None:
+def test_bare_masks_give_unscored_candidates(tmp_path, oblique, name):
     """Two voxels that touch at a corner are one candidate, another label is another."""
     mask = np.zeros((1, 3, 4, 5), np.uint8)
     mask[0, 0, 0, 0] = mask[0, 1, 1, 1] = 1
@@ -157,7 +136,7 @@ def test_bare_masks_give_unscored_candidates(tmp_path: Path, oblique: Geometry, 
     assert _read(tmp_path).candidates == ()
 
 
-def test_instances_without_candidates_keep_their_cut(tmp_path: Path, write_nifti: Write) -> None:
+def test_instances_without_candidates_keep_their_cut(tmp_path, write_nifti):
     """Two instances that touch stay two; ids become consecutive, labels come from the mask."""
     ids = np.zeros((5, 4, 3), np.int32)
     ids[0, 0, 0], ids[1, 0, 0] = 12, 5
@@ -169,7 +148,7 @@ def test_instances_without_candidates_keep_their_cut(tmp_path: Path, write_nifti
     assert [c.label for c in _read(tmp_path).candidates] == [3, 1]
 
 
-def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path: Path) -> None:
+def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path):
     geometry = Geometry.from_spacing((10, 10, 10), (3, 2, 1))
     boxes = [
         {"score": 0.2, "start_vox": [0, 0, 0], "stop_vox": [1, 1, 1]},
@@ -185,48 +164,34 @@ def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path: Path) -> 
     assert prediction.scored
 
 
-WRONG: list[dict[str, Any]] = [
+WRONG = [
     *({"score": score} for score in (1.5, None, True)),
     *({"start_vox": [0, 0]}, {"stop_vox": [0, 1, 1]}, {"stop_vox": "1 1 1"}, {"centre_mm": [0]}),
     *({"id": 0}, {"label": 0.5}, {"diameter_mm": "big"}, {"id": 2}),
 ]
-
-
-@pytest.mark.parametrize("change", WRONG, ids=str)
-def test_candidates_that_make_no_sense_are_an_error(
-    tmp_path: Path, oblique: Geometry, change: dict[str, Any]
-) -> None:
-    write_prediction(tmp_path, _prediction(oblique))
-    path = tmp_path / "A_candidates.json"
-    content = json.loads(path.read_text())
-    content["candidates"][0].update(change)
-    path.write_text(json.dumps(content))
-    with pytest.raises(ContentError, match=rf"A_candidates\.json.*{next(iter(change))}"):
-        _read(tmp_path)
-
-
-NO_CANDIDATES = (
+BEGIN = '{"candidates": []'
+NO_CANDIDATES = [
     *("{", "[]", '{"candidates": [3]}', '{"candidates": [{"score": NaN}]}'),
-    '{"candidates": [], "removed": "all"}',
-    '{"candidates": [], "input_check": {"warning": 3}}',
-    '{"candidates": [], "schema_version": 9}',
-    '{"candidates": [], "operating_point": {}}',
-    '{"candidates": [], "voxel_threshold": "x"}',
-)
+    *(BEGIN + ', "removed": "all"}', BEGIN + ', "input_check": {"warning": 3}}'),
+    *(BEGIN + ', "schema_version": 9}', BEGIN + ', "operating_point": {}}'),
+    BEGIN + ', "voxel_threshold": "x"}',
+]
 
 
-@pytest.mark.parametrize("text", NO_CANDIDATES)
-def test_files_that_are_no_candidates_are_an_error(
-    tmp_path: Path, oblique: Geometry, text: str
-) -> None:
-    (tmp_path / "A_candidates.json").write_text(text)
-    with pytest.raises((ContentError, ReadError), match=r"A_candidates\.json"):
+@pytest.mark.parametrize("change", [*WRONG, *NO_CANDIDATES], ids=str)
+def test_candidates_that_make_no_sense_are_an_error(tmp_path, oblique, change):
+    write_prediction(tmp_path, _prediction(oblique))
+    path, named = tmp_path / "A_candidates.json", ""
+    if isinstance(change, dict):
+        content, (named,) = json.loads(path.read_text()), change
+        content["candidates"][0].update(change)
+        change = json.dumps(content)
+    path.write_text(change)
+    with pytest.raises((ContentError, ReadError), match=rf"A_candidates\.json.*{named}"):
         _read(tmp_path, oblique)
 
 
-def test_files_that_do_not_fit_together_are_an_error(
-    tmp_path: Path, oblique: Geometry, write_nifti: Write
-) -> None:
+def test_files_that_do_not_fit_together_are_an_error(tmp_path, oblique, write_nifti):
     write_prediction(tmp_path, _prediction(oblique))
     moved = oblique.affine.copy()
     moved[0, 3] += 2
@@ -242,14 +207,10 @@ def test_files_that_do_not_fit_together_are_an_error(
         _read(tmp_path)
 
 
-def _touch(folder: Path, names: str) -> None:
-    for name in names.split():
-        (folder / name).write_bytes(b"x")
-
-
-def test_finding_sorts_files_into_cases(tmp_path: Path) -> None:
-    _touch(tmp_path, "B_mask.png A_mask.nii.gz A_instances.nii.gz A_candidates.json C.nrrd")
-    _touch(tmp_path, "D_candidates.json predictions.csv scores.json dataset.json .E.nii a_seg.dcm")
+def test_finding_sorts_files_into_cases(tmp_path):
+    ours = "B_mask.png A_mask.nii.gz A_instances.nii.gz A_candidates.json C.nrrd D_candidates.json"
+    for name in (*ours.split(), "predictions.csv", "dataset.json", ".E.nii", "a_seg.dcm"):
+        (tmp_path / name).touch()
     found = find_predictions(tmp_path)
     assert list(found) == ["A", "B", "C", "D"]
     names = ("mask.nii.gz", "instances.nii.gz", "candidates.json")
@@ -261,13 +222,12 @@ def test_finding_sorts_files_into_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_doubles_emptiness_and_absence_are_an_error(
-    tmp_path: Path, find: Callable[[Path], object]
-) -> None:
+def test_doubles_emptiness_and_absence_are_an_error(tmp_path, find):
     for folder in (tmp_path / "gone", tmp_path):
         with pytest.raises(DatasetError):
             find(folder)
-    _touch(tmp_path, "A_mask.nii.gz A.nii.gz")
+    for name in ("A_mask.nii.gz", "A.nii.gz"):
+        (tmp_path / name).touch()
     with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
         find(tmp_path)
     (tmp_path / "A.nii.gz").rename(tmp_path / "a\nb_mask.nii.gz")

@@ -1,7 +1,5 @@
 """Folders at a URL: downloaded once, followed when they change, results uploaded."""
 
-from pathlib import Path
-
 import pytest
 
 from lesionseg.errors import ConfigError, ReadError
@@ -10,12 +8,12 @@ from lesionseg.io.remote import download, upload
 fsspec = pytest.importorskip("fsspec")
 
 
-def files(folder: Path) -> dict[str, str]:
+def files(folder):
     found = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
 
 
-def test_a_folder_is_downloaded_and_followed(tmp_path: Path) -> None:
+def test_a_folder_is_downloaded_and_followed(tmp_path):
     store = fsspec.filesystem("memory")
     store.pipe({"/set/a.nii": b"one", "/set/deep/b.csv": b"two"})
     copy = download("memory://set", str(tmp_path))
@@ -30,7 +28,7 @@ def test_a_folder_is_downloaded_and_followed(tmp_path: Path) -> None:
     assert download(str(copy)) == copy  # a path is no URL
 
 
-def test_results_are_uploaded(tmp_path: Path) -> None:
+def test_results_are_uploaded(tmp_path):
     copy = download("memory://results", str(tmp_path), new=True)
     assert files(copy) == {}
     (copy / "deep").mkdir()
@@ -42,7 +40,7 @@ def test_results_are_uploaded(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ReadError, match="memory://nothing"):
         download("memory://nothing", str(tmp_path))
     with pytest.raises(ConfigError, match="nosuch://x"):

@@ -1,8 +1,6 @@
 """Volumes of every format: voxels, numbers and places come back; damaged files are named."""
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,22 +14,21 @@ from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_image
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
-Write = Callable[..., Path]
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 PLANE = Geometry.from_spacing((3, 4), (1, 1))
 
 
-def ramp(geometry: Geometry, dtype: str = "int16") -> Volume:
-    n = int(np.prod(geometry.shape))
-    return Volume(np.arange(n).astype(dtype).reshape(1, *geometry.shape), geometry)
+def ramp(geometry, dtype="int16"):
+    shape = (1, *geometry.shape)
+    return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
 @pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 def test_every_orientation_comes_back_and_lies_where_simpleitk_sees_it(
-    tmp_path: Path, oblique: Geometry, suffix: str, axes: tuple[int, ...]
-) -> None:
+    tmp_path, oblique, suffix, axes
+):
     affine = oblique.affine.copy()
     affine[:3, :3] = affine[:3, axes] * (-1, 1, -1)
     volume = ramp(Geometry((3, 4, 5), affine))
@@ -47,20 +44,20 @@ def test_every_orientation_comes_back_and_lies_where_simpleitk_sees_it(
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nhdr"])
-def test_files_of_simpleitk_are_read_where_it_wrote_them(tmp_path: Path, suffix: str) -> None:
+def test_files_of_simpleitk_are_read_where_it_wrote_them(tmp_path, suffix):
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     image.SetSpacing((0.5, 0.75, 3))
     image.SetOrigin((10, -20, 30))
-    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), suffix == ".mhd")
-    volume = read_volume(tmp_path / f"a{suffix}")
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(image, str(path), suffix == ".mhd")
+    volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 1, 1]]), [[-10.5, 19.25, 33]])
-    n_files = 2 if suffix in (".mhd", ".nhdr") else 1
-    assert len(content_files(tmp_path / f"a{suffix}")) == n_files
+    assert len(content_files(path)) == (2 if suffix in (".mhd", ".nhdr") else 1)
 
 
 @pytest.mark.parametrize("suffix", VOLUMES)
-def test_number_types_are_kept_or_widened(tmp_path: Path, oblique: Geometry, suffix: str) -> None:
+def test_number_types_are_kept_or_widened(tmp_path, oblique, suffix):
     kept = {t: t for t in ("uint8", "int16", "uint16", "int32", "float32", "float64")}
     for dtype, stored in {**kept, "bool": "uint8", "float16": "float32", "int64": "int32"}.items():
         write_volume(tmp_path / f"a{suffix}", ramp(oblique, dtype))
@@ -68,7 +65,7 @@ def test_number_types_are_kept_or_widened(tmp_path: Path, oblique: Geometry, suf
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
-def test_what_a_format_does_not_hold_is_not_written(tmp_path: Path, name: str) -> None:
+def test_what_a_format_does_not_hold_is_not_written(tmp_path, name):
     held = {"t": np.zeros((2, 3, 4), np.uint8), "l": np.full((1, 3, 4), 2**40)}
     array = held.get(name[0], np.zeros((1, 3, 4), np.float32))
     with pytest.raises(OutputError, match=name):
@@ -76,33 +73,26 @@ def test_what_a_format_does_not_hold_is_not_written(tmp_path: Path, name: str) -
     assert not list(tmp_path.iterdir())
 
 
-# NIfTI
-
-
-def test_nifti_scaled_by_its_header_gives_float32(tmp_path: Path) -> None:
-    image = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
-    image.header.set_slope_inter(0.5, -10)
-    nibabel.save(image, tmp_path / "a.nii.gz")
-    volume = read_volume(tmp_path / "a.nii.gz")
-    assert volume.array.dtype == np.float32
-    np.testing.assert_array_equal(volume.array[0].T, np.arange(8).reshape(2, 2, 2) * 0.5 - 10)
-
-
-def test_nifti_big_endian_version_2_and_units(tmp_path: Path) -> None:
-    array = np.arange(24).reshape(2, 3, 4)
+def test_nifti_big_endian_version_2_units_and_scaling(tmp_path):
+    array, path = np.arange(24).reshape(2, 3, 4), tmp_path / "a.nii"
     header = nibabel.Nifti2Image(array.astype(np.int16), np.eye(4)).header
     header.set_xyzt_units("micron")
     affine = np.diag([1000.0, 2000, 3000, 1])
-    image = nibabel.Nifti2Image(array.astype(">i2"), affine, header.as_byteswapped(">"))
-    image.to_filename(tmp_path / "a.nii")
-    volume = read_volume(tmp_path / "a.nii")
-    (tmp_path / "a.nii").unlink()  # the array outlives its file
+    nibabel.Nifti2Image(array.astype(">i2"), affine, header.as_byteswapped(">")).to_filename(path)
+    volume = read_volume(path)
+    path.unlink()  # the array outlives its file
     assert volume.array.dtype.isnative
     np.testing.assert_array_equal(volume.array[0].T, array)
     assert volume.geometry.spacing_mm == (3, 2, 1)
+    scaled = nibabel.Nifti1Image(array.astype(np.int16), np.eye(4))
+    scaled.header.set_slope_inter(0.5, -10)
+    nibabel.save(scaled, path)
+    volume = read_volume(path)
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array[0].T, array * 0.5 - 10)
 
 
-def test_nifti_of_two_axes(tmp_path: Path, write_nifti: Write) -> None:
+def test_nifti_of_two_axes(tmp_path, write_nifti):
     affine = np.diag([-0.5, 2.0, 1, 1])
     affine[:2, 3] = (7, 8)
     array = np.arange(20, dtype=np.uint8).reshape(5, 4)
@@ -120,26 +110,22 @@ def test_nifti_of_two_axes(tmp_path: Path, write_nifti: Write) -> None:
         assert read_volume(path).array.shape == axes
 
 
-def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(
-    tmp_path: Path, oblique: Geometry
-) -> None:
-    write_volume(tmp_path / "scan.nii.gz", ramp(oblique))
-    scan = nibabel.load(tmp_path / "scan.nii.gz")
+def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(tmp_path, oblique):
+    path = tmp_path / "scan.nii.gz"
+    write_volume(path, ramp(oblique))
+    scan = nibabel.load(path)
     scan.set_sform(scan.affine, code=4)
     scan.set_qform(None, code=0)
-    nibabel.save(scan, tmp_path / "scan.nii.gz")
-    write_volume(tmp_path / "mask.nii.gz", ramp(oblique, "uint8"), like=tmp_path / "scan.nii.gz")
+    nibabel.save(scan, path)
+    write_volume(tmp_path / "mask.nii.gz", ramp(oblique, "uint8"), like=path)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
 
 
-# pictures
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_pictures_come_back(tmp_path: Path, name: str, dtype: str) -> None:
+def test_pictures_come_back(tmp_path, name, dtype):
     write_volume(tmp_path / name, Volume(GREY.astype(dtype)[np.newaxis] * 1, PLANE))
     volume = read_volume(tmp_path / name, raster_mm=0.2)
     assert volume.array.dtype == dtype
@@ -150,37 +136,36 @@ def test_pictures_come_back(tmp_path: Path, name: str, dtype: str) -> None:
 
 
 COLOUR = np.stack([GREY, GREY.T.reshape(3, 4), 255 - GREY], axis=-1)
+PLANES = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "planes.tif", "wide.tif", "rgba.png"])
-def test_a_colour_picture_has_three_channels(tmp_path: Path, name: str) -> None:
-    picture = COLOUR.astype(np.uint16) * 256 if name == "wide.tif" else COLOUR
+def test_a_colour_picture_has_three_channels(tmp_path, name):
+    path, expected = tmp_path / name, PLANES
     if name == "planes.tif":
-        planes = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
-        tifffile.imwrite(tmp_path / name, planes, photometric="rgb", planarconfig="separate")
-    elif name.endswith(".tif"):
-        tifffile.imwrite(tmp_path / name, picture, photometric="rgb")
+        tifffile.imwrite(path, PLANES, photometric="rgb", planarconfig="separate")
+    elif name == "wide.tif":
+        expected = PLANES.astype(np.uint16) * 256
+        tifffile.imwrite(path, np.moveaxis(expected, 0, -1), photometric="rgb")
     else:
-        mode = "RGBA" if name == "rgba.png" else "RGB"
-        Image.fromarray(COLOUR).convert(mode).save(tmp_path / name)
-    volume = read_volume(tmp_path / name)
-    np.testing.assert_array_equal(volume.array, np.moveaxis(picture, -1, 0))
-    assert volume.geometry.shape == read_geometry(tmp_path / name).shape == (3, 4)
+        Image.fromarray(COLOUR).convert("RGBA" if name == "rgba.png" else "RGB").save(path)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, expected)
+    assert volume.geometry.shape == read_geometry(path).shape == (3, 4)
     with pytest.raises(ReadError, match="mask in colour"):
-        read_volume(tmp_path / name, as_labels=True)
+        read_volume(path, as_labels=True)
 
 
-def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path: Path) -> None:
+def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     Image.fromarray(GREY).convert("RGBA").save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_volume(tmp_path / "grey.png").array, GREY[np.newaxis])
 
-    def read(name: str, *channels: str) -> np.ndarray:
+    def read(name, *channels):
         dataset = Dataset("x", tmp_path, "nnunet", 2, channels, {1: "lesion"}, ())
-        files = CaseFiles("a", images=(tmp_path / name,), reference=None, group="a")
-        return np.asarray(read_image(files, dataset).array)
+        return read_image(CaseFiles("a", (tmp_path / name,)), dataset).array
 
-    np.testing.assert_array_equal(read("a.png", "R", "G", "B"), np.moveaxis(COLOUR, -1, 0))
+    np.testing.assert_array_equal(read("a.png", "R", "G", "B"), PLANES)
     np.testing.assert_array_equal(read("grey.png", "R", "G", "B"), np.stack([GREY] * 3))
     luma = np.rint(COLOUR @ [0.299, 0.587, 0.114])
     np.testing.assert_array_equal(read("a.png", "photo"), luma[np.newaxis])
@@ -188,30 +173,32 @@ def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path: Path)
         read("a.png", "R", "G")
 
 
-def test_palettes_bits_and_white_as_zero(tmp_path: Path) -> None:
+def test_palettes_bits_white_as_zero_and_pages(tmp_path):
+    path = tmp_path / "a.png"
     image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8))
     image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
-    image.save(tmp_path / "a.png")
-    assert read_volume(tmp_path / "a.png").array.tolist() == [[[0, 128], [255, 255]]]
-    assert read_volume(tmp_path / "a.png", as_labels=True).array.tolist() == [[[0, 1], [2, 2]]]
-    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
-    assert read_volume(tmp_path / "bits.png", as_labels=True).array.tolist() == [[[1, 0]]]
-    tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="miniswhite")
-    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[0], 255 - GREY)
-    Image.fromarray(GREY).save(tmp_path / "lzw.tif", compression="tiff_lzw")
-    np.testing.assert_array_equal(read_volume(tmp_path / "lzw.tif").array[0], GREY)
-    tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
-    with pytest.raises(ReadError, match=r"two\.tif: 2 pages"):
-        read_volume(tmp_path / "two.tif")
+    image.save(path)
+    assert read_volume(path).array.tolist() == [[[0, 128], [255, 255]]]
+    assert read_volume(path, as_labels=True).array.tolist() == [[[0, 1], [2, 2]]]
+    Image.fromarray(np.array([[True, False]])).save(path)
+    assert read_volume(path, as_labels=True).array.tolist() == [[[1, 0]]]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_volume(path).array[0], 255 - GREY)
+    Image.fromarray(GREY).save(path, compression="tiff_lzw")
+    np.testing.assert_array_equal(read_volume(path).array[0], GREY)
+    tifffile.imwrite(path, np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
+    with pytest.raises(ReadError, match=r"a\.tif: 2 pages"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
-def test_a_stated_rotation_is_followed(tmp_path: Path, suffix: str, turn: int) -> None:
+def test_a_stated_rotation_is_followed(tmp_path, suffix, turn):
     picture = np.zeros((16, 24), np.uint8)  # bright at the upper left, dim at the upper right
     picture[:8, :8], picture[:8, 16:] = 200, 100
-    stored, path = picture, tmp_path / f"a{suffix}"
-    stored = stored[:, ::-1] if turn in (2, 3, 6, 7) else stored
+    path = tmp_path / f"a{suffix}"
+    stored = picture[:, ::-1] if turn in (2, 3, 6, 7) else picture
     stored = stored[::-1] if turn in (3, 4, 7, 8) else stored
     stored = np.ascontiguousarray(stored.T if turn > 4 else stored)
     if suffix == ".tif":
@@ -225,12 +212,9 @@ def test_a_stated_rotation_is_followed(tmp_path: Path, suffix: str, turn: int) -
     assert read_geometry(path).matches(volume.geometry)
 
 
-# damage
-
-
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".mhd", ".png", ".jpg", ".bmp", ".tif", ".xyz"])
 @pytest.mark.parametrize("content", [b"", b"no image at all, but some text " * 40])
-def test_what_is_no_image_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_what_is_no_image_is_named(tmp_path, suffix, content):
     (tmp_path / f"bad{suffix}").write_bytes(content)
     for read in (read_volume, read_geometry):
         for name in (f"bad{suffix}", f"gone{suffix}"):
@@ -239,7 +223,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, suffix: str, content: bytes) 
 
 
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".tif"])
-def test_truncated_and_flipped_voxels_are_noticed(tmp_path: Path, suffix: str) -> None:
+def test_truncated_and_flipped_voxels_are_noticed(tmp_path, suffix):
     path = tmp_path / f"cut{suffix}"
     noise = np.random.default_rng(0).integers(0, 255, (1, 30, 31)).astype(np.uint8)
     write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))

@@ -1,7 +1,6 @@
 """Tables of zone names as other programs write them, and folders that are refused."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,19 +23,19 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_gives_the_same_names(name: str, tmp_path: Path) -> None:
+def test_every_table_gives_the_same_names(name, tmp_path):
     (tmp_path / name).write_text(TABLES[name])
     assert read_zone_names(tmp_path / name) == EXPECTED
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.csv", "what,ever\n"), ("a.json", "[1, 2]")])
-def test_a_table_without_names_is_refused(name: str, text: str, tmp_path: Path) -> None:
+def test_a_table_without_names_is_refused(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(ContentError, match=name):
         read_zone_names(tmp_path / name)
 
 
-def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_is_read_by_case(tmp_path, caplog):
     values = np.full((1, 4, 4, 4), 17, np.uint8)
     write_volume(tmp_path / "a.nii.gz", Volume(values, Geometry.from_spacing((4, 4, 4), (1, 1, 1))))
     (tmp_path / "names.csv").write_text(TABLES["a.csv"])

@@ -1,44 +1,33 @@
 """COCO folders: boxes, polygons, RLE, instance masks, and what can be wrong there."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lesionseg.core import Case, Reference
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 
-Folder = Callable[..., Path]
 SQUARE = [[2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0]]  # x 2 to 5, y 1 to 4
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path):
     """Write image `a.png` of 8 by 10 (height, width) with the given annotations."""
 
-    def write(
-        annotations: list[dict[str, Any]] | None = None,
-        mask: np.ndarray | None = None,
-        facts: dict[str, Any] | None = None,
-        **image: Any,
-    ) -> Path:
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray(np.zeros((8, 10), np.uint8)).save(tmp_path / "images" / "a.png")
-        entry = {"id": 7, "file_name": "a.png", "width": 10, "height": 8, **image}
-        if mask is not None:
-            Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / "a.png")
-            entry["mask_file"] = "a.png"
+    def write(annotations=(), mask=None, facts=None, **image):
+        for part, array in {"images": np.zeros((8, 10)), "masks": mask}.items():
+            (tmp_path / part).mkdir(exist_ok=True)
+            if array is not None:
+                Image.fromarray(array.astype(np.uint8)).save(tmp_path / part / "a.png")
+        masked = {} if mask is None else {"mask_file": "a.png"}
+        entry = {"id": 7, "file_name": "a.png", "width": 10, "height": 8, **masked, **image}
         content = {
             "images": [entry],
-            "annotations": [{"image_id": 7, "category_id": 20, **a} for a in annotations or []],
+            "annotations": [{"image_id": 7, "category_id": 20, **a} for a in annotations],
             "categories": [{"id": 30, "name": "mass"}, {"id": 20, "name": "nodule"}],
             **(facts or {}),
         }
@@ -48,18 +37,18 @@ def folder(tmp_path: Path) -> Folder:
     return write
 
 
-def _case(root: Path, *, merge_labels: bool = False) -> Case:
-    dataset = read_dataset(root, merge_labels=merge_labels)
+def _case(root, **settings):
+    dataset = read_dataset(root, **settings)
     return read_case(dataset.cases[0], dataset)
 
 
-def _drawn(root: Path, *, merge_labels: bool = False) -> tuple[Reference, np.ndarray, np.ndarray]:
+def _drawn(root, **settings):
     """The reference, its instances and its labels."""
-    reference = _case(root, merge_labels=merge_labels).reference
+    reference = _case(root, **settings).reference
     return reference, reference.instances, reference.labels
 
 
-def test_an_image_says_patient_pixel_role_and_more(folder: Folder) -> None:
+def test_an_image_says_patient_pixel_role_and_more(folder):
     dataset = read_dataset(folder())
     assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
     assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]  # by category id
@@ -76,7 +65,7 @@ def test_an_image_says_patient_pixel_role_and_more(folder: Folder) -> None:
     assert read_case(files, dataset).image.geometry.spacing_mm == (0.2, 0.2)
 
 
-def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder: Folder) -> None:
+def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder):
     root = folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
     reference, instances, labels = _drawn(root)
     assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [0, 0, 2, 1]]
@@ -90,7 +79,7 @@ def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder: Folder) -> None:
     assert (reference.instance_labels, reference.boxes.shape) == ((), (0, 4))
 
 
-def test_a_polygon_is_drawn(folder: Folder) -> None:
+def test_a_polygon_is_drawn(folder):
     polygon = [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE, "category_id": 30}]
     expected = np.zeros((8, 10))
     expected[1:4, 2:5] = 1
@@ -106,19 +95,17 @@ def test_a_polygon_is_drawn(folder: Folder) -> None:
     assert np.argwhere(instances).tolist() == [[2, 3]]
 
 
-@pytest.mark.parametrize("kind", ["compressed", "counts"])
-def test_rle_is_drawn(folder: Folder, kind: str) -> None:
+def test_rle_is_drawn(folder):
     mask = np.zeros((8, 10), np.uint8)
     mask[2:4, 6:9] = 1
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    counts = [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]  # runs down the columns
-    text = rle["counts"].decode() if kind == "compressed" else counts
-    drawing = {"size": [8, 10], "counts": text}
-    _, instances, _ = _drawn(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
-    np.testing.assert_array_equal(instances, mask)
+    rle = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    for counts in (rle, [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]):  # runs down the columns
+        drawing = {"size": [8, 10], "counts": counts}
+        _, instances, _ = _drawn(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
+        np.testing.assert_array_equal(instances, mask)
 
 
-def test_where_polygons_overlap_the_smaller_keeps_the_pixel(folder: Folder) -> None:
+def test_where_polygons_overlap_the_smaller_keeps_the_pixel(folder):
     big = [[0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]]
     small = {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}
     root = folder([small, {"bbox": [0, 0, 8, 8], "segmentation": big}])
@@ -132,34 +119,23 @@ TWO = np.zeros((8, 10), np.uint8)
 TWO[1:3, 1:3], TWO[5, 5] = 9, 4
 
 
-def test_an_instance_mask_goes_before_polygons(folder: Folder) -> None:
-    annotations = [
-        {"bbox": [5, 5, 1, 1], "mask_label": 4, "segmentation": SQUARE},
-        {"bbox": [1, 1, 2, 2], "mask_label": 9, "segmentation": SQUARE, "category_id": 30},
-    ]
-    reference, instances, labels = _drawn(folder(annotations, TWO))
+def test_an_instance_mask_goes_before_polygons(folder, caplog):
+    nodule = {"bbox": [5, 5, 1, 1], "mask_label": 4, "segmentation": SQUARE}
+    mass = {"bbox": [1, 1, 2, 2], "mask_label": 9, "segmentation": SQUARE, "category_id": 30}
+    reference, instances, labels = _drawn(folder([nodule, mass], TWO))
     assert instances.dtype == np.int32
     assert (instances[5, 5], instances[1, 1]) == (1, 2)
     assert (labels[5, 5], labels[1, 1]) == (1, 2)
     assert reference.instance_labels == reference.box_labels == (1, 2)
-
-
-def test_a_finding_under_two_names_is_left_out_once_and_said(
-    folder: Folder, caplog: pytest.LogCaptureFixture
-) -> None:
-    annotations = [
-        {"bbox": [1, 1, 2, 2], "mask_label": 8},
-        {"bbox": [1, 1, 2, 2], "mask_label": 9, "category_id": 30},
-        {"bbox": [5, 5, 1, 1], "mask_label": 4},
-    ]
-    reference, instances, _ = _drawn(folder(annotations, TWO))
+    # a finding under two names is left out once
+    reference, instances, _ = _drawn(folder([{**mass, "mask_label": 8}, mass, nodule], TWO))
     assert "1 lesion left out" in caplog.text
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
     assert (instances[1, 1], instances[5, 5]) == (1, 2)
 
 
-def test_crowds_are_ignored_but_for_lesions_within(folder: Folder) -> None:
+def test_crowds_are_ignored_but_for_lesions_within(folder):
     crowds = [
         {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "iscrowd": 1},
         {"bbox": [8, 6, 1.5, 2], "iscrowd": 1},
@@ -191,44 +167,43 @@ def test_crowds_are_ignored_but_for_lesions_within(folder: Folder) -> None:
         ({"segmentation": {"size": [8, 10]}}, "cannot be drawn"),
     ],
 )
-def test_annotations_that_fit_nothing_are_an_error(
-    folder: Folder, annotation: dict[str, Any], match: str
-) -> None:
+def test_annotations_that_fit_nothing_are_an_error(folder, annotation, match):
     with pytest.raises((DatasetError, ReadError, ContentError), match=match):
         _case(folder([{"bbox": [2, 1, 3, 3], **annotation}]))
 
 
 @pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
-def test_a_mask_and_annotations_that_do_not_fit_are_an_error(
-    folder: Folder, labels: tuple[int, ...]
-) -> None:
+def test_a_mask_and_annotations_that_do_not_fit_are_an_error(folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, TWO))
 
 
-def test_files_of_another_size_and_none_are_an_error(folder: Folder) -> None:
-    with pytest.raises(GeometryError, match=r"masks.a\.png is .*, its image"):
-        _case(folder([{"bbox": [1, 1, 2, 2], "mask_label": 1}], np.ones((4, 4))))
-    with pytest.raises(GeometryError, match=r"a\.png .*annotations say"):
-        _case(folder(width=20))
-    with pytest.raises(DatasetError, match=r"gone\.png"):
-        read_dataset(folder(file_name="gone.png"))
-    twice = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
-    with pytest.raises(DatasetError, match="'a' is listed more than once"):
-        read_dataset(folder(facts={"images": twice}))
+LESION = [{"bbox": [1, 1, 2, 2], "mask_label": 1}]
+TWICE = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("wrong", "match"),
     [
-        "{",
-        '{"images": [], "annotations": [], "categories": []}',
-        '{"images": [1], "annotations": [], "categories": [{"id": 1}]}',
-        '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}]}',
+        ({"width": 20}, r"a\.png .*annotations say"),
+        ({"file_name": "gone.png"}, r"gone\.png"),
+        ({"facts": {"images": TWICE}}, "'a' is listed more than once"),
+        ({"facts": {"images": []}}, r"annotations\.json"),
+        ({"facts": {"images": [1]}}, r"annotations\.json"),
+        ({"facts": {"images": [{"id": 1}]}}, r"annotations\.json"),
+        (
+            {"mask": np.ones((4, 4)), "annotations": [{"bbox": [1, 1, 2, 2], "mask_label": 1}]},
+            "its image",
+        ),
     ],
 )
-def test_a_file_that_is_no_coco_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "annotations.json").write_text(text)
-    with pytest.raises((DatasetError, ReadError), match=r"annotations\.json"):
+def test_images_that_do_not_fit_are_an_error(folder, wrong, match):
+    with pytest.raises((DatasetError, GeometryError), match=match):
+        _case(folder(**wrong))
+
+
+def test_what_is_no_json_is_an_error(tmp_path):
+    (tmp_path / "annotations.json").write_text("{")
+    with pytest.raises(ReadError, match=r"annotations\.json"):
         read_dataset(tmp_path)

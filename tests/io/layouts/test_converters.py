@@ -2,34 +2,30 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Reference, Volume, equivalent_diameter_mm
+from lesionseg.core import Volume, equivalent_diameter_mm
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import lesions_of
+from tests.io.dicom_files import grid_of
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
 import luna16_to_manifest
 import nndetection_to_manifest
 
 
-def references(root: Path) -> dict[str, Reference]:
+def references(root):
     dataset = read_dataset(root)
-    found = {files.case: read_case(files, dataset).reference for files in dataset.cases}
-    return {case: reference for case, reference in found.items() if reference is not None}
+    return {files.case: read_case(files, dataset).reference for files in dataset.cases}
 
 
-def test_luna16_nodules_are_balls_and_excluded_findings_are_ignored(tmp_path: Path) -> None:
-    affine = np.eye(4)
-    affine[:3, :3] = np.fliplr(np.diag([-1.0, -1.0, 2.0]))
-    affine[:3, 3] = (30, 40, -50)
-    geometry = Geometry((20, 40, 40), affine)
+def test_luna16_nodules_are_balls_and_excluded_findings_are_ignored(tmp_path):
+    geometry = grid_of("SPL", (2.0, 1.0, 1.0), shape=(20, 40, 40))
     for fold, uid in enumerate(("1.3.6.1", "1.3.6.2")):
         array = np.full((1, *geometry.shape), fold, np.int16)
         write_volume(tmp_path / f"subset{fold}" / f"{uid}.mha", Volume(array, geometry))
@@ -50,9 +46,7 @@ def test_luna16_nodules_are_balls_and_excluded_findings_are_ignored(tmp_path: Pa
 
 
 @pytest.mark.parametrize("classes", [["nodule"], ["benign", "malignant"]])
-def test_nndetection_instances_get_their_classes(
-    tmp_path: Path, write_nifti: Callable[..., Path], classes: list[str]
-) -> None:
+def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes):
     mask = np.zeros((5, 4, 3), np.uint8)
     mask[1, 2, 0], mask[4, 0, 2] = 1, 7
     home = tmp_path / "raw_splitted"

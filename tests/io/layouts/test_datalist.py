@@ -1,26 +1,22 @@
 """MONAI datalists of masks, and of boxes."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Reference, Volume
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
+from tests.io.dicom_files import grid_of
 
 # starts and stops in array order (z, y, x), half-open
 BOX = (2.0, 3.0, 4.0, 5.0, 5.0, 10.0)
 
 
-def test_a_datalist_gives_channels_folds_and_roles(
-    tmp_path: Path, write_nifti: Callable[..., Path]
-) -> None:
+def test_a_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
     names = [f"scans/{case}_{channel}.nii.gz" for case in "ab" for channel in ("t1", "t2")]
     for name in (*names, "masks/a.nii.gz", "masks/b.nii.gz"):
         write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
@@ -34,78 +30,66 @@ def test_a_datalist_gives_channels_folds_and_roles(
     assert cases == [("a_t1", None, 0), ("b_t1", "test", 1)]
     case = read_case(dataset.cases[0], dataset)
     assert case.image.array.shape == (2, 3, 4, 5)
-    assert case.reference is not None
     (tmp_path / "masks" / "a.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"masks/a\.nii\.gz"):
         read_dataset(tmp_path)
 
 
-@pytest.fixture
-def grid() -> Geometry:
-    """Axes along -S, +P, +L (as in the array), three spacings, off the origin."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.fliplr(np.diag([-0.5, -0.8, -2.0]))
-    affine[:3, 3] = (30, -20, 50)
-    return Geometry((8, 10, 12), affine)
+GRID = grid_of("IPL", (2.0, 0.8, 0.5), shape=(8, 10, 12))
 
 
-def written(grid: Geometry) -> list[float]:
+def written():
     """`BOX` as MONAI's tutorial writes it, centre and size in LPS, computed the long way round."""
-    start, stop = np.array(BOX[:3]), np.array(BOX[3:])
-    ends = grid.to_mm([start - 0.5, stop - 0.5]) * (-1, -1, 1)
+    ends = GRID.to_mm([np.array(BOX[:3]) - 0.5, np.array(BOX[3:]) - 0.5]) * (-1, -1, 1)
     low, high = ends.min(axis=0), ends.max(axis=0)
-    return [float(v) for v in (*((low + high) / 2), *(high - low))]
+    return [*((low + high) / 2).tolist(), *(high - low).tolist()]
 
 
-def datalist(root: Path, grid: Geometry, entry: dict[str, Any], **facts: Any) -> Path:
-    write_volume(root / "a.nii.gz", Volume(np.ones((1, *grid.shape), np.int16), grid))
+def datalist(root, entry, **facts):
+    write_volume(root / "a.nii.gz", Volume(np.ones((1, *GRID.shape), np.int16), GRID))
     entries = [{"image": "a.nii.gz", **entry}]
     (root / "datalist.json").write_text(json.dumps({"training": entries, **facts}))
     return root
 
 
-def reference_of(root: Path) -> Reference:
+def reference_of(root):
     dataset = read_dataset(root)
     return read_case(dataset.cases[0], dataset).reference
 
 
-def test_boxes_are_centres_and_sizes_in_lps(tmp_path: Path, grid: Geometry) -> None:
-    entry = {"box": [written(grid)] * 2, "label": [0, 1]}
-    reference = reference_of(datalist(tmp_path, grid, entry))
+def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
+    reference = reference_of(datalist(tmp_path, {"box": [written()] * 2, "label": [0, 1]}))
     np.testing.assert_allclose(reference.boxes, [BOX, BOX], atol=1e-4)
     assert reference.box_labels == (1, 2)
     assert reference.labels is None
     assert read_dataset(tmp_path).labels == {1: "class 1", 2: "class 2"}
     (tmp_path / "labels.json").write_text('{"1": "nodule", "2": "mass"}')
     assert read_dataset(tmp_path).labels == {1: "nodule", 2: "mass"}
-    lesion_free = reference_of(datalist(tmp_path, grid, {"box": [], "label": []}))
+    lesion_free = reference_of(datalist(tmp_path, {"box": [], "label": []}))
     assert not lesion_free.labels.any()
 
 
-def test_boxes_on_a_picture_are_pixels(tmp_path: Path) -> None:
+def test_boxes_on_a_picture_are_pixels(tmp_path):
     flat = Geometry.from_spacing((6, 9), (1, 1))
     write_volume(tmp_path / "a.png", Volume(np.zeros((1, 6, 9), np.uint8), flat))
     content = {"training": [{"image": "a.png", "box": [[1, 2, 5, 4]], "label": [0]}]}
     (tmp_path / "list.json").write_text(json.dumps(content))
-    boxes = reference_of(tmp_path).boxes
-    assert boxes.tolist() == [[2, 1, 4, 5]]
+    assert reference_of(tmp_path).boxes.tolist() == [[2, 1, 4, 5]]
 
 
-UNCLEAR: list[tuple[dict[str, Any], type[Exception]]] = [
-    *(({"label": label}, DatasetError) for label in ([], "m.nii", [-1], [10**9])),
-    ({"box": [[1, 2, 3]]}, DatasetError),
-    ({"box_mode": "xyxy"}, DatasetError),
-    ({"box": [[1, 2, 3, 4, 5]]}, ContentError),
-    ({"box": [[900, 0, 0, 5, 5, 5]]}, ContentError),
-]
-
-
-@pytest.mark.parametrize(("change", "error"), UNCLEAR)
-def test_unclear_boxes_are_an_error(
-    tmp_path: Path, grid: Geometry, change: dict[str, Any], error: type[Exception]
-) -> None:
-    entry = {"box": [[1, 2, 3, 4, 5, 6]], "label": [0], **change}
-    facts = {"box_mode": entry.pop("box_mode")} if "box_mode" in entry else {}
-    datalist(tmp_path, grid, entry, **facts)
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        *(({"label": label}, DatasetError) for label in ([], "m.nii", [-1], [10**9])),
+        ({"box": [[1, 2, 3]]}, DatasetError),
+        ({"box": [[1, 2, 3, 4, 5]]}, ContentError),
+        ({"box": [[900, 0, 0, 5, 5, 5]]}, ContentError),
+    ],
+)
+def test_unclear_boxes_are_an_error(tmp_path, change, error):
+    datalist(tmp_path, {"box": [[1, 2, 3, 4, 5, 6]], "label": [0], **change})
     with pytest.raises(error):
+        reference_of(tmp_path)
+    datalist(tmp_path, {"box": [written()], "label": [0]}, box_mode="xyxy")
+    with pytest.raises(DatasetError):
         reference_of(tmp_path)
