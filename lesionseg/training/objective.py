@@ -237,5 +237,5 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     """
     if architecture.levels:
         return architecture.levels
-    ones = (1,) * len(architecture.strides[0])  # heads undo a space-to-depth stem
+    ones = (1,) * len(architecture.strides[0])  # heads undo a first stride of a backbone
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
