@@ -1,10 +1,18 @@
 """Commands with the settings that a test names; the others are those of `conf/`."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from lesionseg.config import COMMANDS
+
+
+def python(*arguments: Any, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own; its exit status and what it said."""
+    how = {"capture_output": True, "text": True, "check": False, **how}
+    return subprocess.run([sys.executable, *map(str, arguments)], **how)
 
 
 def _command(name: str, *keys: str) -> Callable[..., Any]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Plan
+from tests.models.plans import plan_of
 
 
 @pytest.fixture
@@ -32,21 +33,8 @@ def toy_case(rng: np.random.Generator) -> Case:
 @pytest.fixture
 def plan() -> Plan:
     """A 3-D plan of two stages, small enough for a test."""
-    return Plan(
-        dims=3,
-        modality="mri",
-        channel_names=("T1",),
-        label_values=(1,),
-        label_names=("lesion",),
-        spacing_mm=(1.0, 1.0, 1.0),
-        normalisation=(Normalisation("zscore"),),
-        tile_shape=(16, 16, 16),
-        batch_size=2,
-        architecture=Architecture(
-            "unet", (4, 8), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), 1, 2
-        ),
-        lesion_fraction=0.01,
-    )
+    strides = ((1, 1, 1), (2, 2, 2))
+    return plan_of(dims=3, strides=strides, table={"blocks": 1}, channel_names=("T1",))
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from lesionseg.config import TrainConfig, keys
+
 ROOT = Path(__file__).parents[1]
 ROWS = re.findall(
     r"^\| `(\w+)`.*\| ([\d ]+) \|$", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M
@@ -25,3 +27,5 @@ def test_every_package_keeps_to_its_budget() -> None:
     assert not over
     assert lines("lesionseg/**/*.py") <= 28_000
     assert len(list((ROOT / "lesionseg").glob("**/*.py"))) <= 160
+    assert len(list((ROOT / "conf").glob("**/*.yaml"))) <= 35
+    assert len([key for key, _ in keys(TrainConfig) if not key.endswith("_target_")]) <= 65

@@ -1,19 +1,21 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from runpy import run_path
 from typing import Any
 
 import pytest
+import yaml
 
 from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import groups
 from lesionseg.cli.help import examples
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.io.limits import FileLimits, limits, set_limits
+from tests.commands import python
 
+Capture = pytest.CaptureFixture[str]
 REQUIRED = {
     "train": ["data.root=x"],
     "prepare": ["data.root=x"],
@@ -44,17 +46,16 @@ def test_patterns_arrive_as_they_were_typed(text: str) -> None:
     assert composed("prepare", f"data.group={text}").data.group == text
 
 
-def test_several_bundles_are_a_list_of_paths() -> None:
-    given = ["input=i", "output=o"]
-    assert compose("predict", ["bundle=[a b, it's=[1]]", *given]).bundle == ("a b", "it's=[1]")
-    assert compose("predict", ["bundle=a,b [1]", *given]).bundle == ("a,b [1]",)
-
-
-@pytest.mark.parametrize(
-    ("command", "example"), [(c, example) for c in COMMANDS for example in examples(c)]
-)
-def test_every_example_of_the_help_composes(command: str, example: str) -> None:
-    compose(command, shlex.split(example))
+def test_values_of_several_kinds_pass() -> None:
+    assert composed("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
+    assert composed("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
+    assert composed("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)
+    assert composed("train", "trainer.devices=[0,2]").trainer.devices == (0, 2)
+    lightning = composed("train", "trainer.lightning.profiler=simple").trainer.lightning
+    assert lightning == {"profiler": "simple"}
+    own = composed("train", "loss=custom", "loss._target_=my.Loss", "loss.power=3").loss
+    assert own.plain() == {"_target_": "my.Loss", "power": 3}
+    assert composed("train", "model.tile_shape=[8,8]").plain()["model"]["tile_shape"] == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,12 @@ def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> N
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("loss.gamma=two", "loss.gamma: two, .* valid number"),
-        ("loss.alpha=1.5", "loss.alpha: 1.5, .* less than or equal to 1"),
-        ("seed=x", "seed: x, .* valid integer"),
-        ("report.pdf=perhaps", "report.pdf: perhaps, .* valid boolean"),
+        ("loss.gamma=two", "loss.gamma: two"),
+        ("loss.alpha=1.5", "loss.alpha: 1.5"),
+        ("seed=x", "seed: x"),
+        ("report.pdf=perhaps", "report.pdf: perhaps"),
         ("trainer.precision=fp8", "trainer.precision: fp8, .*'bf16-mixed'"),
-        ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0, .* greater than or equal to 1"),
+        ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
         ("run_dir=runs/${data.nothing}", "data.nothing"),
     ],
 )
@@ -92,36 +93,38 @@ def test_a_value_of_the_wrong_kind_or_range_is_an_error(override: str, expected:
         composed("train", override)
 
 
-def test_values_of_several_kinds_pass() -> None:
-    assert composed("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)
-    assert composed("train", "trainer.devices=[0,2]").trainer.devices == (0, 2)
-    assert composed("train", "trainer.lightning.profiler=simple").trainer.lightning == {
-        "profiler": "simple"
-    }
-    own = composed("train", "loss=custom", "loss._target_=my.Loss", "loss.power=3").loss
-    assert own.plain() == {"_target_": "my.Loss", "power": 3}
-    assert composed("train", "model.tile_shape=[8,8]").plain()["model"]["tile_shape"] == [8, 8]
-
-
-@pytest.mark.parametrize("argument", ["model", "=3", "loss.gamma=[1", "--fast", "--config-dir"])
-def test_what_is_no_override_is_an_error(argument: str) -> None:
-    assert run("train", ["data.root=x", argument]) == 2
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["own"], "Write data.root=own"),
+        (["--data", "own"], "Write data.root=own"),
+        (["--max-minutes=5"], "Write trainer.max_minutes=5"),
+        *((["data.root=x", wrong], "") for wrong in ("model", "=3", "loss.gamma=[1", "--fast")),
+        (["--config-dir"], ""),
+        (["--config-dir", "absent"], ""),
+        (["-m", "data.root=x", "los=focal"], ""),
+    ],
+)
+def test_what_is_no_override_is_an_error(argv: list[str], meant: str, capsys: Capture) -> None:
+    assert run("train", argv) == 2
+    assert meant in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_setting_is_named_and_help_lists_examples_groups_and_options(
-    command: str, capsys: pytest.CaptureFixture[str], repository: Path
+    command: str, capsys: Capture, repository: Path
 ) -> None:
     script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
     assert f'run("{command}"' in script
     if command != "follow":
         assert run(command, []) == 2
         assert REQUIRED[command][0].partition("=")[0] in capsys.readouterr().err
+    for example in examples(command):
+        compose(command, shlex.split(example))
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
     assert f"  lesionseg {command} {examples(command)[0]}" in page
     for group, options in groups(command).items():
-        assert f"Group {group} " in page
         assert all(f"  {group}={option} " in page for option in options)
 
 
@@ -131,8 +134,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys; from lesionseg.cli import run; run('train', ['--help']); "
         "print({'torch', 'hydra', 'monai', 'numba'} & set(sys.modules))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.rstrip().endswith("set()")
+    assert python("-c", code).stdout.rstrip().endswith("set()")
 
 
 def test_the_page_of_settings_is_what_the_files_say(repository: Path) -> None:
@@ -140,24 +142,21 @@ def test_the_page_of_settings_is_what_the_files_say(repository: Path) -> None:
     assert (repository / "docs" / "settings.md").read_text(encoding="utf-8") == page
 
 
-def test_cfg_prints_the_settings_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    import yaml
+def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:
+    def printed(command: str, *argv: str) -> Any:
+        assert run(command, [*argv]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
 
-    assert run("train", ["data.root=a, b", "loss.gamma=3", "--cfg"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["data"]["root"], printed["loss"]["gamma"]) == ("a, b", 3)
-    assert run("train", ["-c", "job"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["data"]["root"] == "???"
-    assert run("predict", ["-i", "a b", "-o=c", "--cfg"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["input"], printed["output"]) == ("a b", "c")
+    found = printed("train", "data.root=a, b", "loss.gamma=3", "--cfg")
+    assert (found["data"]["root"], found["loss"]["gamma"]) == ("a, b", 3)
+    assert printed("train", "-c", "job")["data"]["root"] == "???"
+    found = printed("predict", "-i", "a b", "-o=c", "--cfg")
+    assert (found["input"], found["output"]) == ("a b", "c")
 
 
 def test_an_error_is_one_sentence_and_a_traceback_with_debug(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
-    from lesionseg.errors import LesionsegError
-
     nowhere = f"scores={tmp_path / 'nowhere'}"
     assert run("report", [nowhere, "output=o"]) == 1
     assert "nowhere" in (printed := capsys.readouterr().err)
@@ -166,19 +165,18 @@ def test_an_error_is_one_sentence_and_a_traceback_with_debug(
         run("report", [nowhere, "output=o", "debug=true"])
 
 
-def test_ctrl_c_and_sigterm_leave_with_130(tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_leave_with_130() -> None:
     code = (
-        "import os, signal, sys; import lesionseg.cli.command as c; "
+        "import signal, sys; import lesionseg.cli.command as c; "
         "c.recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
         "sys.exit(c.run('train', ['data.root=x']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr == "Stopped.\n"
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
 
 
 def test_jobs_of_a_multirun_do_not_share_a_run_directory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folders = list[str]()
@@ -196,12 +194,9 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
     assert "fold_${data.fold}" in capsys.readouterr().err
-    assert run("train", ["-m", "data.root=x", "los=focal"]) == 2
 
 
-def test_an_experiment_of_the_users_own_folder_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_experiment_of_the_users_own_folder_is_found(tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\n# short\ntrainer: {max_minutes: 7}\n")
@@ -210,30 +205,12 @@ def test_an_experiment_of_the_users_own_folder_is_found(
     assert "max_minutes: 7" in capsys.readouterr().out
     assert run("train", [f"--config-dir={folder.parent}", "experiment=min"]) == 2
     assert "Did you mean 'mine'?" in capsys.readouterr().err
-    assert run("train", ["--config-dir", "absent"]) == 2
 
 
 def test_the_largest_file_is_a_setting(tmp_path: Path) -> None:
-    from lesionseg.io.limits import FileLimits, limits, set_limits
-
     try:
         nowhere = ["reference=/nowhere", "prediction=/nowhere", f"output={tmp_path}"]
         assert run("evaluate", [*nowhere, "max_voxels=1000"]) == 1
         assert limits() == FileLimits(max_voxels=1000)
     finally:
         set_limits(FileLimits())
-
-
-@pytest.mark.parametrize(
-    ("argv", "meant"),
-    [
-        (["own"], "data.root=own"),
-        (["--data", "own"], "data.root=own"),
-        (["--max-minutes=5"], "trainer.max_minutes=5"),
-    ],
-)
-def test_what_other_programs_take_is_answered_with_the_setting(
-    argv: list[str], meant: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("train", argv) == 2
-    assert f"Write {meant}" in capsys.readouterr().err

@@ -1,8 +1,6 @@
 """On Windows and macOS: what Linux alone has is asked for by nobody, or has a substitute."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,9 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
+from tests.commands import python
+
+WINDOWS = {**os.environ, "USERNAME": "user"}  # which it always has
 
 # as if this Python had been built without them; torch asks for some where it is built for Linux
 WITHOUT = """
@@ -48,32 +49,16 @@ assert (peak_memory_mb(), physical_bytes()) == (0, 8 * 2**30)
 """
 
 
-def _run(code: str, folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT + code],
-        cwd=folder,
-        env={**os.environ, "USERNAME": "user"},  # Windows always has one
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_every_module_is_imported_without_what_linux_has() -> None:
+    done = python("-W", "ignore", "-c", WITHOUT + IMPORTS, env=WINDOWS)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_module_is_imported_without_what_linux_has(tmp_path: Path) -> None:
-    _run(IMPORTS, tmp_path)
-
-
-def test_help_is_said_in_an_encoding_that_lacks_its_signs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lesionseg", "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"},  # a pipe on Windows
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"? and ?" in done.stdout
+def test_help_is_said_in_an_encoding_that_lacks_its_signs() -> None:
+    pipe = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}  # on Windows
+    done = python("-m", "lesionseg", "--help", env=pipe, encoding="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? and ?" in done.stdout
 
 
 @pytest.mark.slow
@@ -87,6 +72,7 @@ def test_predict_and_evaluate_work_without_what_linux_has(
     labels = np.asarray(reference.labels)[np.newaxis]
     write_volume(tmp_path / "scans" / "toy.nii.gz", toy_case.image)
     write_volume(tmp_path / "masks" / "toy.nii.gz", Volume(labels, geometry))
-    _run(COMMANDS, tmp_path)
+    done = python("-W", "ignore", "-c", WITHOUT + COMMANDS, cwd=tmp_path, env=WINDOWS)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "scores" / "scores.json").is_file()
     assert (tmp_path / "out" / "toy_mask.nii.gz").is_file()

@@ -1,13 +1,14 @@
 """The example package, installed beside lesionseg: its layout and its experiment are found."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from shutil import copytree
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from tests.commands import python
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,16 +18,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a process that sees the package, which this one does not."""
     place = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "plugin"
-    subprocess.run(["cp", "-r", ROOT / "examples" / "plugin", source], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--no-index", "--target", place, source], check=True)
+    copytree(ROOT / "examples" / "plugin", source)
+    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    assert python(*pip, "--target", place, source).returncode == 0
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
-
-
-def said(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "lesionseg", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    return done.stdout + done.stderr
 
 
 def test_its_layout_is_read_and_its_experiment_composed(
@@ -40,15 +35,9 @@ def test_its_layout_is_read_and_its_experiment_composed(
         mask[8:12, 8:12, 8:12] = 1
         for name, array in (("scan", scan), ("lesions", mask)):
             nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
-    root = f"data.root={tmp_path / 'data'}"
-    assert "layout pairs: 4 cases" in said(
-        environment, "prepare", root, "check=true", f"run_dir={tmp_path / 'check'}"
-    )
-    assert "max_minutes: 5" in said(
-        environment,
-        "train",
-        "--config-dir",
-        "pkg://lesionseg_example.conf",
-        "experiment=short",
-        "--cfg",
-    )
+    root, run_dir = f"data.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'check'}"
+    done = python("-m", "lesionseg", "prepare", root, "check=true", run_dir, env=environment)
+    assert "layout pairs: 4 cases" in done.stdout + done.stderr
+    experiment = ("--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg")
+    done = python("-m", "lesionseg", "train", *experiment, env=environment)
+    assert "max_minutes: 5" in done.stdout

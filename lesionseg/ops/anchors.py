@@ -100,23 +100,21 @@ def assign_atss(
     levels: Sequence[AnchorLevel],
     anchors: Float[Tensor, "n two_d"],
     boxes: Float[Tensor, "m two_d"],
-    *,
-    n_nearest: int = N_NEAREST,
 ) -> Int64[Tensor, " n"]:
     """Adaptive training sample selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
 
-    Candidates of a lesion are the anchors at the `n_nearest` cells of each level around its centre;
+    Candidates of a lesion are the anchors at the `N_NEAREST` cells of each level around its centre;
     those whose IoU reaches mean + standard deviation of the candidates' IoUs are positive. Their
     centre need not lie inside the lesion: none would for a lesion of two voxels. An anchor wanted
     twice goes to the higher IoU. A lesion left without any takes its best candidate, unless that is
-    another's only one. Memory grows with `m · n_nearest^dims`, not with the anchors. No lesion
+    another's only one. Memory grows with `m · N_NEAREST^dims`, not with the anchors. No lesion
     gives background throughout.
     """
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     centres, first, numbers = split_box(boxes.float())[0], 0, []
     for level in levels:
-        cells = nearest_cells(level, centres, n_nearest)
+        cells = nearest_cells(level, centres, N_NEAREST)
         shapes = torch.arange(len(level.sizes), device=boxes.device)
         numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
         first += level.n_anchors

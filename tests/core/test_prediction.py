@@ -12,9 +12,5 @@ def test_mask_holds_labels_of_accepted_candidates_only() -> None:
     candidates = (_candidate(1, 2, True), _candidate(2, 1, False), _candidate(3, 1, True))
     prediction = Prediction("a", geometry, candidates, np.array([[0, 1, 2, 3]], np.int32))
     assert prediction.mask().tolist() == [[0, 2, 0, 1]]
-
-
-def test_mask_of_nothing_is_empty() -> None:
-    geometry = Geometry.from_spacing((1, 4), (1, 1))
-    assert not Prediction("a", geometry, (), None).mask().any()
-    assert not Prediction("a", geometry, (), np.zeros((1, 4), np.int32)).mask().any()
+    for instances in (None, np.zeros((1, 4), np.int32)):
+        assert not Prediction("a", geometry, (), instances).mask().any()

@@ -20,6 +20,7 @@ KNOWN = {key for kind in COMMANDS.values() for key, _ in keys(kind)}
 KNOWN |= {group for command in COMMANDS for group in groups(command)}
 KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background"}  # and Python's
 ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -40,29 +41,26 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem
-)
-def test_every_command_is_one_that_lesionseg_takes(page: Path) -> None:
+def without_blocks(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+@EACH_PAGE
+def test_every_command_and_setting_is_one_that_lesionseg_takes(page: Path) -> None:
     for name, overrides in commands(page):
         compose(name, overrides)
+    for word in re.findall(r"`([^`\n ]+)`", without_blocks(page)):
+        if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN, "loss.")):
+            assert typed[1] in KNOWN, word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@EACH_PAGE
 def test_every_target_of_make_and_every_script_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
     for script in re.findall(r"(?:^|`)python ([\w/]+\.py)", text, re.MULTILINE):
         assert (ROOT / script).is_file(), script
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_setting_in_the_text_is_one_of_some_command(page: Path) -> None:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    for word in re.findall(r"`([^`\n ]+)`", text):
-        if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN, "loss.")):
-            assert typed[1] in KNOWN, word
 
 
 def test_every_function_on_the_way_of_a_case_is_where_the_page_says() -> None:
@@ -81,18 +79,13 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
 
 
-def anchors(page: Path) -> set[str]:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    return {slug(line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@EACH_PAGE
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", text):
+    for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", without_blocks(page)):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
         if target.startswith("http") or name.endswith(".ipynb"):  # made from the page
             continue
         assert file.is_file(), target
-        assert not anchor or anchor in anchors(file), target
+        headings = re.findall(r"^#+ (.*)$", without_blocks(file), re.MULTILINE) if anchor else ()
+        assert not anchor or anchor in map(slug, headings), target

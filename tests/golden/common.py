@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lesionseg.cli import run
+
 HERE = Path(__file__).parent
 
 
@@ -70,6 +72,4 @@ def gist(array, n=5):
 
 def command(name, **settings):
     """Run a command of the command line; its exit status."""
-    from lesionseg.cli import run
-
     return run(name, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])

@@ -4,27 +4,23 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from lesionseg.inference import bundle
+from lesionseg.models.build import build_network
+from tests.models.plans import plan_of
+
 SPACING = (3.0, 1.1, 0.9)  # of the phantoms, (z, y, x)
 SHAPE = (14, 30, 36)
 
 
 def plan_and_network():
     """A plan of two stages, and its network."""
-    from lesionseg.models.build import build_network
-    from lesionseg.plan.plan import Architecture, Normalisation, Plan
-
-    stages = ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (3, 3, 3))
-    plan = Plan(
+    plan = plan_of(
         dims=3,
-        modality="mri",
+        strides=((1, 1, 1), (1, 2, 2)),
+        table={"kernels": ((1, 3, 3), (3, 3, 3)), "blocks": 1},
         channel_names=("T1",),
-        label_values=(1,),
-        label_names=("lesion",),
         spacing_mm=(3.0, 1.0, 1.0),
-        normalisation=(Normalisation("zscore"),),
         tile_shape=(8, 16, 16),
-        batch_size=2,
-        architecture=Architecture("unet", (4, 8), *stages, 1, 2),
         lesion_fraction=0.02,
     )
     return plan, seeded(build_network(plan))
@@ -47,10 +43,8 @@ def seeded(network):
 
 
 def write_bundle(folder):
-    from lesionseg.inference.bundle import write_bundle
-
     plan, network = plan_and_network()
-    write_bundle(folder, network, plan, "A model card.")
+    bundle.write_bundle(folder, network, plan, "A model card.")
     return folder
 
 

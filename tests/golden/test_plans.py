@@ -1,9 +1,14 @@
 """Plans of fixed fingerprints, for processors and GPUs."""
 
 import random
+from dataclasses import astuple
 from math import prod
 from pathlib import Path
 
+from lesionseg.config import ModelConfig
+from lesionseg.core import Dataset
+from lesionseg.plan import Fingerprint, make_plan
+from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from tests.golden.common import check
 
 DATASETS = {  # modality, channels, shape, spacing (mm), diameters (mm), cases
@@ -21,11 +26,6 @@ DEVICES = {"cpu": ("cpu", 16), "11 GB": ("cuda:0", 11), "80 GB": ("cuda:0", 80)}
 
 def plan_of(name, device, memory_gb, **chosen):
     """The one place that knows how a plan is made."""
-    from lesionseg.config import ModelConfig
-    from lesionseg.core import CaseFiles, Dataset
-    from lesionseg.plan import Fingerprint, make_plan
-    from lesionseg.plan.fingerprint import ChannelStatistics, Spread
-
     facts = facts_of(name)
     names = tuple(f"channel{i}" for i in range(facts.pop("n_channels")))
     modality = facts["modality"]
@@ -34,12 +34,8 @@ def plan_of(name, device, memory_gb, **chosen):
         channels=tuple(ChannelStatistics(n, modality == "ct", body, lesion, 0.7) for n in names),
         **facts,
     )
-    cases = tuple(
-        CaseFiles(f"c{i}", (Path(f"c{i}.nii.gz"),), group=f"g{i}")
-        for i in range(len(facts["shapes"]))
-    )
     labels = {1: "lesion"}
-    dataset = Dataset(name, Path("toy"), "nnunet", facts["dims"], names, labels, cases)
+    dataset = Dataset(name, Path("toy"), "nnunet", facts["dims"], names, labels, ())
     return make_plan(
         fingerprint,
         dataset,
@@ -82,50 +78,37 @@ def facts_of(name):
 
 def decided(plan):
     shape, rule = plan.architecture, plan.candidate_rule
-    found = {
-        "spacing_mm": plan.spacing_mm,
-        "tile_shape": plan.tile_shape,
-        "batch_size": plan.batch_size,
-        "features": shape.features,
-        "strides": shape.strides,
-        "kernels": shape.kernels,
-        "lesion_fraction": plan.lesion_fraction,
-        "normalisation": [[n.scheme, n.lower, n.upper, n.mean, n.std] for n in plan.normalisation],
-        "floor": rule.floor,
-    }
+    keys = ("spacing_mm", "tile_shape", "batch_size", "lesion_fraction")
+    found = {key: getattr(plan, key) for key in keys}
+    found |= {key: getattr(shape, key) for key in ("features", "strides", "kernels")}
+    found["normalisation"] = [[*astuple(scale)] for scale in plan.normalisation]
+    found["floor"] = rule.floor
     if plan.anchors is not None:
         found["anchors"] = {"stages": plan.anchors.stages, "sizes": plan.anchors.sizes}
     return found
 
 
+def on_every_device(names, **chosen):
+    return {
+        f"{name}, {device}": decided(plan_of(name, *of, **chosen))
+        for name in names
+        for device, of in DEVICES.items()
+    }
+
+
 def test_plans_of_segmenting_networks():
-    check(
-        "plans",
-        {
-            f"{name}, {device}": decided(plan_of(name, *of))
-            for name in DATASETS
-            for device, of in DEVICES.items()
-        },
-    )
+    check("plans", on_every_device(DATASETS))
 
 
 def test_plans_of_detectors():
     names = ("x-ray", "thick-slice MRI", "isotropic CT", "small lesions")
-    check(
-        "plans_detectors",
-        {
-            f"{name}, {device}": decided(plan_of(name, *of, architecture="retina_unet"))
-            for name in names
-            for device, of in DEVICES.items()
-        },
-    )
+    check("plans_detectors", on_every_device(names, architecture="retina_unet"))
 
 
 def test_plans_with_choices():
     choices = {"spacing_mm": (2.0, 1.5, 1.5), "tile_shape": (48, 64, 64), "base_features": 8}
     found = {
         key: decided(plan_of("isotropic CT", "cpu", 16, **{key: value}))
-        for key, value in choices.items()
+        for key, value in (choices | {"batch_size": 3}).items()
     }
-    found["batch_size"] = decided(plan_of("isotropic CT", "cpu", 16, batch_size=3))
     check("plans_choices", found)

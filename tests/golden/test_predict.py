@@ -7,11 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import FileDataset, FileMetaDataset
 
+from lesionseg.config import InferenceConfig
+from lesionseg.core import Geometry, Volume
+from lesionseg.inference.predictor import Predictor
 from tests.golden.common import check, command, gist
 from tests.golden.small_network import (
-    SHAPE,
     SPACING,
     oblique_affine,
     phantom,
@@ -19,16 +20,14 @@ from tests.golden.small_network import (
     write_bundle,
     write_nifti,
 )
+from tests.io.dicom_files import save
 
+MR = "1.2.840.10008.5.1.4.1.1.4"
 POINT = "score:0.5"
 
 
 def probabilities_of(image, affine, **settings):
     """Probabilities `[z, y, x]` of an image `[z, y, x]` on its own grid."""
-    from lesionseg.config import InferenceConfig
-    from lesionseg.core import Geometry, Volume
-    from lesionseg.inference.predictor import Predictor
-
     plan, network = plan_and_network()
     how = InferenceConfig.of(precision="fp32", **settings)
     backwards = np.eye(4)
@@ -54,6 +53,11 @@ def described(folder, case):
         "voxels of candidates": np.bincount(np.asarray(ids.dataobj).ravel())[1:],
         "candidates": [[c[key] for key in keys] for c in candidates[:12]],
     }
+
+
+def predict(bundle, scans, output):
+    how = {"operating_point": POINT, "device": "cpu", "inference__precision": "fp32"}
+    return command("predict", bundle=bundle, input=scans, output=output, **how)
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +90,7 @@ def test_files_good_and_damaged(bundle, tmp_path):
     broken = phantom(3)
     broken[3, 4, 5:9] = np.nan
     write_nifti(scans / "nan.nii.gz", broken)
-    status = command(
-        "predict",
-        bundle=bundle,
-        input=scans,
-        output=output,
-        operating_point=POINT,
-        device="cpu",
-        inference__precision="fp32",
-    )
+    status = predict(bundle, scans, output)
     found = {
         "exit status": status,
         "status": {row["case"]: row["status"] for row in table(output / "predictions.csv")},
@@ -108,32 +104,18 @@ def test_files_good_and_damaged(bundle, tmp_path):
 def test_dicom_segmentation(bundle, tmp_path):
     """Voxels per segment, by pydicom alone, and the same when it is read as a reference."""
     write_series(tmp_path / "scan", phantom(1))
-    status = command(
-        "predict",
-        bundle=bundle,
-        input=tmp_path / "scan",
-        output=tmp_path / "output",
-        operating_point=POINT,
-        device="cpu",
-        inference__precision="fp32",
-    )
-    assert status == 0
-    (path,) = (f for f in (tmp_path / "output").rglob("*.dcm") if dcmread(f).Modality == "SEG")
-    (case,) = (row["case"] for row in table(tmp_path / "output" / "predictions.csv"))
+    output, scores = tmp_path / "output", tmp_path / "scores"
+    assert predict(bundle, tmp_path / "scan", output) == 0
+    (path,) = (f for f in output.rglob("*.dcm") if dcmread(f).Modality == "SEG")
+    (case,) = (row["case"] for row in table(output / "predictions.csv"))
     (tmp_path / "manifest.csv").write_text(
         f"case,image,reference\n{case},scan,{path.relative_to(tmp_path)}\n"
     )
-    status = command(
-        "evaluate",
-        reference=tmp_path,
-        prediction=tmp_path / "output",
-        output=tmp_path / "scores",
-    )
-    assert status == 0
-    (row,) = table(tmp_path / "scores" / "cases.csv")
+    assert command("evaluate", reference=tmp_path, prediction=output, output=scores) == 0
+    (row,) = table(scores / "cases.csv")
     found = {
         "voxels": segments(path),
-        "files": described(tmp_path / "output", case),
+        "files": described(output, case),
         "as reference": {key: float(row[key]) for key in ("dice", "n_lesions", "reference_ml")},
     }
     check("dicom_segmentation", found, rtol=1e-4, atol=1e-5)
@@ -159,46 +141,20 @@ def segments(path):
 
 def write_series(folder, image):
     """An MR series of an image `[z, y, x]`, axial."""
-    folder.mkdir()
+    empty = ("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber")
+    elements = {
+        "FrameOfReferenceUID": "1.2.3.9",
+        "Modality": "MR",
+        "PatientID": "P1",
+        "PatientName": "Phantom",
+        "StudyDate": "20240131",
+        "StudyTime": "101112",
+        **dict.fromkeys((*empty, "ReferringPhysicianName"), ""),
+        "SeriesNumber": 1,
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": list(SPACING[1:]),
+        "SliceThickness": SPACING[0],
+    }
     for z, pixels in enumerate(image.round().astype(np.uint16)):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{z + 1}"
-        path = folder / f"{z:02d}.dcm"
-        made = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-        elements = {
-            "SOPClassUID": meta.MediaStorageSOPClassUID,
-            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-            "StudyInstanceUID": "1.2.3",
-            "SeriesInstanceUID": "1.2.3.4",
-            "FrameOfReferenceUID": "1.2.3.9",
-            "Modality": "MR",
-            "PatientID": "P1",
-            "PatientName": "Phantom",
-            "PatientBirthDate": "",
-            "PatientSex": "",
-            "StudyID": "1",
-            "StudyDate": "20240131",
-            "StudyTime": "101112",
-            "AccessionNumber": "",
-            "ReferringPhysicianName": "",
-            "SeriesNumber": 1,
-            "InstanceNumber": z + 1,
-            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-            "ImagePositionPatient": [-12.0, 7.5, 3.0 * z],
-            "PixelSpacing": list(SPACING[1:]),
-            "SliceThickness": SPACING[0],
-            "Rows": SHAPE[1],
-            "Columns": SHAPE[2],
-            "SamplesPerPixel": 1,
-            "PhotometricInterpretation": "MONOCHROME2",
-            "BitsAllocated": 16,
-            "BitsStored": 16,
-            "HighBit": 15,
-            "PixelRepresentation": 0,
-            "PixelData": pixels.tobytes(),
-        }
-        for key, value in elements.items():
-            setattr(made, key, value)
-        made.save_as(path, enforce_file_format=True)
+        where = {"InstanceNumber": z + 1, "ImagePositionPatient": [-12.0, 7.5, 3.0 * z]}
+        save(folder / f"{z:02d}.dcm", pixels, MR, **elements, **where)

@@ -7,17 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import lesionseg
 from tests.evaluation.hand_cases import HAND_CASES, draw
 from tests.golden.common import check
 
 POINT = 0.4  # of the random cases
-
-
-def evaluate(reference, prediction, output, preset):
-    """The one call of the library."""
-    import lesionseg
-
-    lesionseg.evaluate(reference, prediction, output, preset=preset)
+MEASURES = ("dice", "surface_dice", "hd95_mm")
 
 
 def hand_cases():
@@ -79,18 +74,9 @@ def write(folder, cases, point=None):
         found = []
         for i, score in enumerate(scores, 1):
             places = np.argwhere(drawn == i)
-            box = places.min(0).tolist(), (places.max(0) + 1).tolist()
-            found.append(
-                {
-                    "id": i,
-                    "label": int(label_of[i]),
-                    "score": score,
-                    "start_vox": box[0],
-                    "stop_vox": box[1],
-                    "has_mask": True,
-                    "accepted": i in accepted,
-                }
-            )
+            box = {"start_vox": places.min(0).tolist(), "stop_vox": (places.max(0) + 1).tolist()}
+            told = {"id": i, "label": int(label_of[i]), "score": score, "has_mask": True}
+            found.append(told | box | {"accepted": i in accepted})
         content = {"schema_version": 1, "case": case, "voxel_threshold": 0.5, "candidates": found}
         content["operating_point"] = None if point is None else {"score": point}
         (prediction / f"{case}_candidates.json").write_text(json.dumps(content))
@@ -115,9 +101,8 @@ def values_of(output):
     pooled = {key: scores[key] for key in keys if key.startswith("n_")}
     numbers = (*keys, "lesion_recall", "panoptic_quality")
     pooled |= {key: scores[key]["value"] for key in numbers if key not in pooled}
-    pooled["dice"] = [scores["dice"][key] for key in ("mean", "median")]
-    pooled["surface_dice"] = [scores["surface_dice"][key] for key in ("mean", "median")]
-    pooled["hd95_mm"] = [scores["hd95_mm"][key] for key in ("mean", "median")]
+    for measure in MEASURES:
+        pooled[measure] = [scores[measure][key] for key in ("mean", "median")]
     pooled["recall_by_size"] = [
         [row[key] for key in ("from_mm", "to_mm", "n", "detected", "recall")]
         for row in scores["recall_by_size"]
@@ -126,7 +111,7 @@ def values_of(output):
     return {
         "pooled": pooled,
         "cases": {
-            row["case"]: [number(row[key]) for key in ("dice", "surface_dice", "hd95_mm")]
+            row["case"]: [number(row[key]) for key in MEASURES]
             for row in rows(output / "cases.csv")
         },
         "lesions": {  # found at the operating point, the score from which on it is, mm
@@ -160,5 +145,5 @@ def number(text):
 def test_scores(kind, preset, tmp_path):
     cases, point = (hand_cases(), None) if kind == "hand" else (random_cases(), POINT)
     reference, prediction = write(tmp_path, cases, point)
-    evaluate(reference, prediction, tmp_path / "scores", preset)
+    lesionseg.evaluate(reference, prediction, tmp_path / "scores", preset=preset)
     check(f"scores_{kind}_{preset}", values_of(tmp_path / "scores"))

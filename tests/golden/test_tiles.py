@@ -1,10 +1,14 @@
 """Tiles of a fixed seed: where they lie, and what they hold once they are changed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from lesionseg.config import AugmentConfig, SamplingConfig
+from lesionseg.data import TileDataset, fill_cache, open_dataset
 from tests.golden.common import check, gist
-from tests.golden.small_network import phantom, write_nifti
+from tests.golden.small_network import phantom, plan_and_network, write_nifti
 
 N_TILES, TILE = 24, (8, 16, 16)
 AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
@@ -19,39 +23,9 @@ CHANGES = {  # None: not at all
 }
 
 
-def tile_sets(root, cache):
-    """Prepared cases and, by name, a sequence of tiles with `image`, `label` and `instances`."""
-    from dataclasses import replace
-
-    from lesionseg.config import AugmentConfig, SamplingConfig
-    from lesionseg.data import TileDataset, fill_cache, open_dataset
-    from tests.golden.small_network import plan_and_network
-
-    dataset, plan = open_dataset(root), plan_and_network()[0]
-    plan = replace(plan, tile_shape=TILE, spacing_mm=(3.0, 1.0, 1.0))
-    cases = fill_cache(dataset, dataset.cases, plan, cache)
-    sets = {
-        name: TileDataset(
-            cases,
-            plan,
-            SamplingConfig.of(lesion_share=0.5),
-            None if settings is None else AugmentConfig.of(**settings),
-            n_tiles=N_TILES,
-            seed=5,
-        )
-        for name, settings in CHANGES.items()
-    }
-    return cases, sets
-
-
-def starts_of(tiles, numbers):
-    """Case and first voxel of tiles."""
-    choices = [tiles.sampler.choose(*divmod(i, N_TILES)) for i in numbers]
-    return [[choice.case, *choice.start, choice.kind] for choice in choices]
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """Prepared cases and, by name, a sequence of tiles."""
     root = tmp_path_factory.mktemp("golden") / "data"
     root.mkdir()
     lines = ["case,image,reference,group"]
@@ -62,7 +36,14 @@ def made(tmp_path_factory):
         write_nifti(root / f"label{seed}.nii.gz", labels, AFFINE)
         lines.append(f"c{seed},image{seed}.nii.gz,label{seed}.nii.gz,g{seed}")
     (root / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return tile_sets(root, root.parent / "cache")
+    dataset, plan = open_dataset(root), replace(plan_and_network()[0], tile_shape=TILE)
+    cases = fill_cache(dataset, dataset.cases, plan, root.parent / "cache")
+    sampling, how = SamplingConfig.of(lesion_share=0.5), {"n_tiles": N_TILES, "seed": 5}
+    sets = {}
+    for name, settings in CHANGES.items():
+        changes = None if settings is None else AugmentConfig.of(**settings)
+        sets[name] = TileDataset(cases, plan, sampling, changes, **how)
+    return cases, sets
 
 
 def boxes(instances):
@@ -90,7 +71,9 @@ def test_prepared_cases(made):
 
 
 def test_where_tiles_lie(made):
-    check("tiles_starts", {"tiles": starts_of(made[1]["none"], range(3 * N_TILES))})
+    sampler = made[1]["none"].sampler
+    choices = [sampler.choose(*divmod(i, N_TILES)) for i in range(3 * N_TILES)]
+    check("tiles_starts", {"tiles": [[c.case, *c.start, c.kind] for c in choices]})
 
 
 @pytest.mark.parametrize("name", CHANGES)

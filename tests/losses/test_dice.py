@@ -1,11 +1,21 @@
-"""Soft Dice loss by hand."""
+"""Dice by hand, and losses with named terms: what each term is."""
 
 import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from lesionseg.losses import dice_loss
+from lesionseg.errors import ConfigError
+from lesionseg.losses import (
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    FocalLoss,
+    dice_loss,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
 
 
 def test_hand_value() -> None:
@@ -26,8 +36,65 @@ def test_classes_count_alike_and_the_batch_is_summed() -> None:
 def test_lesion_free_tiles_push_probabilities_down() -> None:
     logits = torch.full((1, 1, 4, 4), -2.0, requires_grad=True)
     loss = dice_loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8))
-    loss.backward()
     p = 1 / (1 + math.exp(2))
     assert loss.item() == pytest.approx(1 - 1 / (16 * p + 1), rel=1e-5)
-    assert logits.grad is not None
-    assert (logits.grad > 0).all()
+    assert (torch.autograd.grad(loss, logits)[0] > 0).all()
+
+
+def test_terms_are_those_of_the_functions() -> None:
+    logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
+    labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
+    labels[0, 1:3, 1:3, 1:4], labels[1, 4:, 5:, 6:] = 1, 2
+    settings = {"focal_weight": 3, "dice_weight": 2}
+    terms = DiceFocalLoss(0.75, 2.0, **settings)(logits[:, 1:], labels, normaliser=9)
+    focal = sigmoid_focal_loss(logits[:, 1:], labels, alpha=0.75, normaliser=9)
+    expected = {"dice": 2 * dice_loss(logits[:, 1:], labels), "focal": 3 * focal}
+    torch.testing.assert_close(terms, expected)
+    terms = FocalLoss(activation="softmax")(logits, labels)
+    torch.testing.assert_close(terms, {"focal": softmax_focal_loss(logits, labels)})
+    one, bits = logits[:, :1], (labels > 0).float()
+    terms = CrossEntropyLoss(lesion_weight=5)(one, labels.clamp_max(1), normaliser=3.0)
+    weight = torch.tensor(5.0)
+    expected = F.binary_cross_entropy_with_logits(one[:, 0], bits, pos_weight=weight)
+    torch.testing.assert_close(terms, {"cross_entropy": expected})
+    terms = DiceCrossEntropyLoss(activation="softmax")(logits, labels)
+    assert list(terms) == ["dice", "cross_entropy"]
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
+
+
+def test_refuses_what_is_no_training_loss() -> None:
+    for make, wrong in (
+        (FocalLoss, {"activation": "relu"}),
+        (FocalLoss, {"reduction": "none"}),
+        (CrossEntropyLoss, {"lesion_weight": 0}),
+    ):
+        with pytest.raises(ConfigError):
+            make(**wrong)
+
+
+def nnunet_by_loops(logits: torch.Tensor, labels: torch.Tensor, per_tile: bool) -> float:
+    """Mean cross-entropy of every voxel, minus Dice of lesions with 1e-5 added above and below."""
+    p = logits.double().softmax(1)
+    entropy, sums = 0.0, [[0.0, 0.0, 0.0] for _ in labels]
+    for b, one in enumerate(labels.tolist()):
+        for i, label in enumerate(one):
+            entropy -= math.log(float(p[b, label, i])) / labels.numel()
+            sums[b][0] += float(p[b, 1, i]) * label
+            sums[b][1] += float(p[b, 1, i])
+            sums[b][2] += label
+    groups = sums if per_tile else [[sum(column) for column in zip(*sums, strict=True)]]
+    dice = [(2 * hit + 1e-5) / (predicted + present + 1e-5) for hit, predicted, present in groups]
+    return entropy - sum(dice) / len(dice)
+
+
+@pytest.mark.parametrize("per_tile", [False, True])
+def test_nnunets_loss_is_within_ours(per_tile: bool) -> None:
+    """Ours is larger by 1; the second tile has no lesion, where `per_tile` matters most."""
+    logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(2, 40, dtype=torch.uint8)
+    labels[0, 3:9] = 1
+    how = {"activation": "softmax", "smooth": 1e-5, "per_tile": per_tile}
+    ours = DiceFocalLoss(0.5, 0.0, reduction="mean", focal_weight=2.0, **how)
+    for loss in (ours, DiceCrossEntropyLoss(**how)):
+        total = float(sum(loss(logits, labels).values()))
+        assert total - 1 == pytest.approx(nnunet_by_loops(logits, labels, per_tile), abs=1e-6)

@@ -1,29 +1,28 @@
+"""Boxes: overlap by counting and by hand, offsets from anchors, the table of a tile's lesions."""
+
 import numpy as np
 import pytest
 import torch
 
 from lesionseg.ops import box_iou
-from lesionseg.ops.boxes import decode_boxes, encode_boxes, lesion_table, paired_giou
+from lesionseg.ops.boxes import decode_boxes, encode_boxes, is_degenerate, lesion_table, paired_giou
 
 
-def random_boxes(rng, n, dims):
+def random_boxes(rng, n, dims, least=0):
     start = rng.integers(0, 10, (n, dims))
-    return np.concatenate([start, start + rng.integers(0, 8, (n, dims))], axis=1)
+    return torch.tensor(np.hstack([start, start + rng.integers(least, 8, (n, dims))])).float()
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_iou_equals_counting_voxels(dims):
-    rng = np.random.default_rng(0)
-    a, b = random_boxes(rng, 6, dims), random_boxes(rng, 5, dims)
-    found = box_iou(torch.tensor(a).float(), torch.tensor(b).float())
+def test_iou_equals_counting_voxels(rng, dims):
+    boxes = random_boxes(rng, 11, dims)
+    grids = np.zeros((11, *(20,) * dims), bool)
+    for grid, box in zip(grids, boxes.int().tolist(), strict=True):
+        grid[tuple(map(slice, box[:dims], box[dims:]))] = True
+    found = box_iou(boxes[:6], boxes[6:])
     for i, j in np.ndindex(6, 5):
-        grids = []
-        for box in (a[i], b[j]):
-            grid = np.zeros((20,) * dims, dtype=bool)
-            grid[tuple(slice(s, e) for s, e in zip(box[:dims], box[dims:], strict=True))] = True
-            grids.append(grid)
-        union = (grids[0] | grids[1]).sum()
-        expected = (grids[0] & grids[1]).sum() / union if union else 0.0
+        a, b = grids[i], grids[6 + j]
+        expected = (a & b).sum() / max((a | b).sum(), 1)
         assert found[i, j].item() == pytest.approx(expected)
 
 
@@ -33,27 +32,12 @@ def test_giou_by_hand() -> None:
     # equal: 1; corner to corner: 0 - 8/16; half shared: 2/6 - 0
     expected = torch.tensor([1.0, -0.5, 1 / 3])
     torch.testing.assert_close(paired_giou(box.repeat(3, 1), others), expected)
-
-
-def test_giou_of_boxes_without_volume_is_finite_and_no_boxes_give_none() -> None:
-    point = torch.zeros((1, 6), requires_grad=True)
-    value = paired_giou(point, torch.zeros((1, 6)))
-    value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
-    assert bool(torch.isfinite(value).all())
-    assert point.grad is not None
-    assert bool(torch.isfinite(point.grad).all())
     assert paired_giou(torch.zeros((0, 4)), torch.zeros((0, 4))).shape == (0,)
 
 
-def _boxes(dims: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.rand((50, dims), generator=generator) * 40 - 4
-    return torch.cat([start, start + 0.5 + torch.rand((50, dims), generator=generator) * 9], 1)
-
-
 @pytest.mark.parametrize("dims", [2, 3])
-def test_decoding_undoes_encoding(dims: int) -> None:
-    boxes, anchors = _boxes(dims, 0), _boxes(dims, 1)
+def test_decoding_undoes_encoding(rng, dims: int) -> None:
+    boxes, anchors = (random_boxes(rng, 50, dims, least=1) for _ in range(2))
     back = decode_boxes(encode_boxes(boxes, anchors), anchors)
     torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-4)
 
@@ -93,8 +77,12 @@ def test_huge_wild_and_flat_boxes_stay_finite() -> None:
     huge = torch.tensor([[0.0, 0, 0, 500, 500, 500]], dtype=torch.float16)
     assert box_iou(huge, huge).item() == 1.0
     anchor = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
-    for found in (
-        decode_boxes(torch.full((1, 4), 1e4), anchor),
-        encode_boxes(torch.zeros((1, 4)), anchor),
-    ):
-        assert bool(torch.isfinite(found).all())
+    wild, flat = torch.full((1, 4), 1e4), torch.zeros((1, 4), requires_grad=True)
+    overlap = paired_giou(flat, torch.zeros((1, 4)))
+    overlap.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+    found = (decode_boxes(wild, anchor), encode_boxes(torch.zeros((1, 4)), anchor))
+    for values in (*found, overlap, flat.grad):
+        assert values is not None
+        assert bool(torch.isfinite(values).all())
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 1], [0, 2, 1, 1], [0, 0, 1, torch.nan]])
+    assert is_degenerate(boxes).tolist() == [False, True, True, True]

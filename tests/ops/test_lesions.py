@@ -5,13 +5,19 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
 from lesionseg.errors import ContentError
-from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of
+from lesionseg.ops.components import (
+    candidates_of,
+    lesion_mask,
+    lesions_of,
+    unscored_prediction,
+)
 
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 
 
 def text(*rows: str) -> np.ndarray:
-    """A label map of one digit per pixel."""
+    """A label map of one digit per pixel; rows of 0 follow."""
+    rows += ("000000",) * (4 - len(rows))
     return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)
 
 
@@ -48,11 +54,9 @@ def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
     assert (lesions.drawn() > 0).tolist() == lesion_mask(reference).tolist()
 
 
-@pytest.mark.parametrize(
-    ("dims", "spacing", "size"), [(2, (1.0, 1.0), 78.54), (3, (1.0, 1.0, 1.0), 523.6)]
-)
-def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, spacing, size):
-    geometry = Geometry.from_spacing((30,) * dims, spacing)
+@pytest.mark.parametrize(("dims", "size"), [(2, 78.54), (3, 523.6)])
+def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, size):
+    geometry = Geometry.from_spacing((30,) * dims, (1.0,) * dims)
     box = np.array([[5] * dims + [15] * dims], dtype=np.float32)
     reference = Reference(geometry, boxes=box, box_labels=(2,))
     lesions = lesions_of(reference)
@@ -75,7 +79,7 @@ def test_anisotropic_boxes_and_their_pixels():
 
 
 def test_a_listed_lesion_without_voxels_has_its_box():
-    instances = text("330000", "000000", "000000", "000000")
+    instances = text("330000")
     boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 4, 6]], dtype=np.float32)
     reference = Reference(PLANE, instances=instances, instance_labels=(1, 2, 1), boxes=boxes)
     lesions = lesions_of(reference)
@@ -104,21 +108,32 @@ def test_lesion_free_gives_no_rows(reference):
 
 
 def test_an_instance_that_is_not_listed_is_refused():
-    instances = text("120000", "000000", "000000", "000000")
+    instances = text("120000")
     with pytest.raises(ContentError, match=r"not listed.*\[2\]"):
         lesions_of(Reference(PLANE, instances=instances, instance_labels=(1,)))
 
 
 def test_candidates_are_lesions_in_the_order_of_the_prediction():
-    instances = text("220000", "000000", "000000", "000000")
+    instances = text("220000")
     drawn = Candidate.from_voxels(2, 1, 0.9, np.argwhere(instances), PLANE)
     box = Candidate.from_box(1, 3, 0.4, (0.0, 2.0, 4.0, 4.0), PLANE)
     prediction = Prediction("a", PLANE, (drawn, box), instances)
     lesions = candidates_of(prediction)
-    assert lesions.ids.tolist() == [2, 1]
-    assert lesions.labels.tolist() == [1, 3]
+    assert (lesions.ids.tolist(), lesions.labels.tolist()) == ([2, 1], [1, 3])
     assert lesions.masked.tolist() == [True, False]
     for row, candidate in enumerate(prediction.candidates):
         assert lesions.diameters_mm[row] == pytest.approx(candidate.diameter_mm)
         assert tuple(lesions.centres_mm[row]) == candidate.centre_mm
         assert tuple(lesions.boxes[row]) == candidate.start_vox + candidate.stop_vox
+
+
+@pytest.mark.parametrize("instances", [None, text("220100", "000003")])
+def test_masks_alone_make_a_candidate_per_component_or_per_instance(instances):
+    labels = text("550400")
+    found = unscored_prediction("a", PLANE, labels, instances)
+    assert not found.scored
+    seen = {c.id: (c.label, c.score, c.start_vox) for c in found.candidates}
+    if instances is None:
+        assert seen == {1: (5, 1.0, (0, 0)), 2: (4, 1.0, (0, 3))}
+    else:  # the third has no label
+        assert seen == {1: (4, 1.0, (0, 3)), 2: (5, 1.0, (0, 0)), 3: (1, 1.0, (1, 5))}

@@ -1,3 +1,5 @@
+"""Resampling against flips, scipy, sums over fine samples, and by hand."""
+
 import itertools
 
 import numpy as np
@@ -7,6 +9,7 @@ from scipy import ndimage
 
 from lesionseg.errors import GeometryError
 from lesionseg.ops import resample_linear, resample_nearest
+from lesionseg.ops.resample import resample_area
 
 SHAPE = (5, 6, 7)
 
@@ -15,14 +18,19 @@ def image(shape=SHAPE, channels=2, seed=0):
     return torch.rand(channels, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def flip_and_permute(shape, order, flips):
-    """Matrix from output to input index where output axis j runs along input axis order[j]."""
-    matrix = np.zeros((len(shape) + 1,) * 2)
-    matrix[-1, -1] = 1
-    for j, axis in enumerate(order):
-        matrix[axis, j] = -1 if flips[j] else 1
-        matrix[axis, -1] = shape[axis] - 1 if flips[j] else 0
+def affine(linear, shift):
+    """The matrix from output to input index: a matrix, or the diagonal of one, and a shift."""
+    linear = np.asarray(linear, float)
+    matrix = np.eye(len(shift) + 1)
+    matrix[:-1, :-1] = linear if linear.ndim == 2 else np.diag(linear)
+    matrix[:-1, -1] = shift
     return matrix
+
+
+def turn(angle, dims=2, scale=1.0):
+    linear = np.eye(dims)
+    linear[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return scale * linear
 
 
 @pytest.mark.parametrize("resample", [resample_linear, resample_nearest])
@@ -30,28 +38,27 @@ def flip_and_permute(shape, order, flips):
 def test_flips_and_permutations_are_exact(resample, slab):
     array = image()
     for order in itertools.permutations(range(3)):
-        for flips in itertools.product([False, True], repeat=3):
-            matrix = flip_and_permute(SHAPE, order, flips)
+        for flips in itertools.product([1, -1], repeat=3):
+            # output axis j runs along input axis order[j]
+            linear, shift = np.zeros((3, 3)), np.zeros(3)
+            linear[list(order), range(3)] = flips
+            shift[list(order)] = [(flips[j] < 0) * (SHAPE[order[j]] - 1) for j in range(3)]
             expected = array.permute(0, *(1 + a for a in order)).flip(
-                [1 + j for j in range(3) if flips[j]]
+                [1 + j for j in range(3) if flips[j] < 0]
             )
-            found = resample(array, matrix, expected.shape[1:], slab=slab)
+            found = resample(array, affine(linear, shift), expected.shape[1:], slab=slab)
             assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (6, 7, 8)])
 def test_a_zoom_equals_scipy(shape):
     dims = len(shape)
-    scale, shift = np.array([0.6, 0.8, 0.9])[:dims], np.array([0.2, 0.9, 0.0])[:dims]
-    out_shape = (8, 6, 5)[:dims]
-    matrix = np.eye(dims + 1)
-    matrix[:dims, :dims] = np.diag(scale)
-    matrix[:dims, -1] = shift
+    scale, shift, out_shape = (0.6, 0.8, 0.9)[:dims], (0.2, 0.9, 0.0)[:dims], (8, 6, 5)[:dims]
     array = image(shape, channels=1)
     expected = ndimage.affine_transform(
-        array[0].numpy().astype(float), np.diag(scale), shift, out_shape, order=1, mode="nearest"
+        array[0].numpy().astype(float), scale, shift, out_shape, order=1, mode="nearest"
     )
-    found = resample_linear(array, matrix, out_shape, slab=3)[0].numpy()
+    found = resample_linear(array, affine(scale, shift), out_shape, slab=3)[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -59,31 +66,27 @@ def test_a_zoom_equals_scipy(shape):
 @pytest.mark.parametrize("slab", [1, 32])
 def test_a_coarser_voxel_is_the_mean_over_its_extent(ratio, slab):
     """Against 1000 samples of every output voxel, the input constant within its voxels."""
-    array = image((23, 6), channels=1)
-    matrix = np.diag([ratio, 1.0, 1.0])
-    matrix[0, -1] = ratio / 2 - 0.5 + 0.2
-    n = int(22 / ratio)
+    array, n, shift = image((23, 6), channels=1), int(22 / ratio), ratio / 2 - 0.3
+    matrix = affine([ratio, 1.0], [shift, 0.0])
     found = resample_linear(array, matrix, (n, 6), slab=slab, average=True)[0].numpy()
-    fine = (np.arange(n)[:, None] * ratio + matrix[0, -1]) + ratio * (
-        (np.arange(1000) + 0.5) / 1000 - 0.5
-    )
-    rows = np.floor(fine + 0.5).astype(int)
-    keep = rows <= 22
-    expected = [array[0].numpy()[r[k]].mean(axis=0) for r, k in zip(rows, keep, strict=True)]
+    fine = np.arange(n)[:, None] + (np.arange(1000) + 0.5) / 1000 - 0.5
+    rows = np.floor(fine * ratio + shift + 0.5).astype(int)
+    expected = [array[0].numpy()[r[r <= 22]].mean(axis=0) for r in rows]
     np.testing.assert_allclose(found, expected, atol=2e-2)
 
 
 def test_where_axes_mix_a_coarser_voxel_is_a_mean_too():
-    turn = np.eye(3)
-    turn[:2, :2] = 2 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
-    turn[:2, -1] = 30 - turn[:2, :2] @ [5.5, 5.5]
+    linear = turn(0.3, scale=2)
+    matrix = affine(linear, 30 - linear @ [5.5, 5.5])
     noise = torch.randn(1, 60, 60, generator=torch.Generator().manual_seed(0))
-    assert resample_linear(noise, turn, (12, 12), average=True).std() < 0.6
+    assert resample_linear(noise, matrix, (12, 12), average=True).std() < 0.6
+    share = resample_area((noise > 0).float(), matrix, (12, 12))
+    assert share.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert share.std() < 0.3  # of 4 voxels or so each
 
 
 def test_outside_of_a_coarser_grid_is_nothing():
-    far = np.diag([2.0, 1.0])
-    far[0, -1] = 50
+    far = affine([2.0], [50])
     assert resample_linear(torch.ones(1, 4), far, (3,), average=True).tolist() == [[0, 0, 0]]
 
 
@@ -91,10 +94,7 @@ def test_outside_of_a_coarser_grid_is_nothing():
 @pytest.mark.parametrize("slab", [2, 32])
 def test_a_rotation_equals_scipy(dims, slab):
     shape = (12, 11, 10)[:dims]
-    angle = 0.3
-    matrix = np.eye(dims + 1)
-    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    matrix[:2, -1] = [3.0, -1.0]
+    matrix = affine(turn(0.3, dims), [3.0, -1.0, 0.0][:dims])
     array = image(shape, channels=1)
     expected = ndimage.affine_transform(
         array[0].numpy().astype(float), matrix, output_shape=shape, order=1, mode="nearest"
@@ -112,9 +112,8 @@ def test_a_rotation_equals_scipy(dims, slab):
 
 
 def test_the_half_voxel_rim_holds_the_edge_value_and_outside_is_zero():
-    array = torch.tensor([[1.0, 2.0, 3.0]])[:, :, None].expand(1, 3, 1)
-    matrix = np.array([[0.25, 0, -1.0], [0, 1, 0], [0, 0, 1]])
-    found = resample_linear(array, matrix, (18, 1))[0, :, 0]
+    array = torch.tensor([[1.0, 2.0, 3.0]])
+    found = resample_linear(array, affine([0.25], [-1.0]), (18,))[0]
     at = 0.25 * np.arange(18) - 1
     expected = np.where((at >= -0.5) & (at <= 2.5), np.clip(at, 0, 2) + 1, 0)
     np.testing.assert_allclose(found.numpy(), expected)
@@ -122,8 +121,7 @@ def test_the_half_voxel_rim_holds_the_edge_value_and_outside_is_zero():
 
 def test_nearest_keeps_the_dtype_and_large_ids():
     array = torch.tensor([[[0, 40_000_001], [7, 0]]], dtype=torch.int32)
-    matrix = np.diag([0.5, 0.5, 1.0]) + np.array([[0, 0, -0.25], [0, 0, -0.25], [0, 0, 0]])
-    found = resample_nearest(array, matrix, (4, 4))
+    found = resample_nearest(array, affine([0.5, 0.5], [-0.25, -0.25]), (4, 4))
     assert found.dtype == torch.int32
     assert torch.equal(found[0], array[0].repeat_interleave(2, 0).repeat_interleave(2, 1))
 

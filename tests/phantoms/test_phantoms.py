@@ -98,7 +98,7 @@ def test_radiographs_in_coco_s_form(tmp_path):
     assert "SIMULATED" in told["info"]["description"]
     first, second = told["images"]
     assert first["patient"] != second["patient"]
-    assert (first["height"], first["width"], first["pixel_mm"]) == (96, 80, 3.0)
+    assert [first[key] for key in ("height", "width", "pixel_mm")] == [96, 80, 3.0]
     image, mask = (read_volume(tmp_path / p / first["file_name"]) for p in ("images", "masks"))
     assert image.array.shape == mask.array.shape == (1, 96, 80)
     assert 2000 < image.array.max() <= 4095
@@ -130,10 +130,14 @@ def test_visits_are_written_in_five_folders(tmp_path):
     assert sorted(p.parent.name for p in tmp_path.rglob("*.nii.gz")) == folders
 
 
-def test_refuses_impossible_numbers(tmp_path):
-    with pytest.raises(ConfigError, match="n_test=3"):
-        write_mri_phantoms(tmp_path, 2, seed=0, n_test=3)
-    with pytest.raises(ConfigError, match="n_lesions"):
-        write_mri_phantoms(tmp_path, 2, seed=0, n_lesions=(5, 2))
-    with pytest.raises(ConfigError, match="shape"):
-        write_ct_phantoms(tmp_path, 2, seed=0, shape=(32, 32))
+@pytest.mark.parametrize(
+    ("write", "wrong"),
+    [
+        (write_mri_phantoms, {"n_test": 3}),
+        (write_mri_phantoms, {"n_lesions": (5, 2)}),
+        (write_ct_phantoms, {"shape": (32, 32)}),
+    ],
+)
+def test_refuses_impossible_numbers(write, wrong, tmp_path):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        write(tmp_path, 2, seed=0, **wrong)

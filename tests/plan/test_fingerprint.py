@@ -24,6 +24,12 @@ def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
     assert found.shapes == ((10, 12, 14),) * 3
     assert found.spacings_mm == ((2.0, 1.0, 1.0),) * 3
     assert found.modality == "mri"
+    (channel,) = found.channels
+    assert channel.lesion is not None
+    assert (channel.lesion.mean, channel.lesion.std) == (300, 0)
+    assert channel.body.mean == pytest.approx(150, abs=3)
+    assert channel.body.lower == pytest.approx(100, abs=2)
+    assert channel.nonzero_share == 1
 
 
 def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
@@ -38,30 +44,10 @@ def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
     assert found.lesion_fraction == pytest.approx(8 / (3 * 5 * 12 * 14))
 
 
-def test_intensities_of_lesions_and_body(dataset: Dataset, cases: list[Case]):
-    (channel,) = take_fingerprint(dataset, cases).channels
-    assert channel.lesion is not None
-    assert (channel.lesion.mean, channel.lesion.std) == (300, 0)
-    assert channel.body.mean == pytest.approx(150, abs=3)
-    assert channel.body.lower == pytest.approx(100, abs=2)
-    assert channel.nonzero_share == 1
-
-
-def test_a_dataset_without_any_lesion_has_no_lesion_statistics(dataset: Dataset, cases: list[Case]):
-    found = take_fingerprint(dataset, cases[1:])
-    assert found.channels[0].lesion is None
-    assert (found.lesions_per_case, found.lesion_fraction) == ((0, 0), 0)
-    assert Fingerprint.from_json(found.to_json()) == found
-
-
 def test_canonical_order_of_an_oblique_volume():
-    tilt = np.deg2rad(20)
+    s, c = np.sin(np.deg2rad(20)), np.cos(np.deg2rad(20))
     affine = np.eye(4)
-    affine[:3, :3] = [  # array axes: A-P, S-I tilted, R-L
-        [0.0, 0.0, 1.0],
-        [-2 * np.cos(tilt), 3 * np.sin(tilt), 0.0],
-        [2 * np.sin(tilt), 3 * np.cos(tilt), 0.0],
-    ]
+    affine[:3, :3] = [[0, 0, 1], [-2 * c, 3 * s, 0], [2 * s, 3 * c, 0]]  # A-P, S-I tilted, R-L
     assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)
 
 
@@ -81,24 +67,24 @@ def test_ct_is_known_by_name_or_by_its_values(
         assert found.channels[0].body.lower > -950  # air is left out
 
 
-def test_two_axes_are_a_radiograph(dataset: Dataset):
-    geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
-    labels = np.zeros(geometry.shape, dtype=np.uint8)
-    labels[3:7, 3:7] = 1
+def radiograph(dataset: Dataset, pixel_mm: float, **reference) -> Fingerprint:
+    geometry = Geometry.from_spacing((20, 30), (pixel_mm, pixel_mm))
     image = Volume(np.ones((1, 20, 30), np.float32), geometry)
-    found = take_fingerprint(
-        replace(dataset, dims=2), [Case("a", image, Reference(geometry, labels))]
-    )
+    case = Case("a", image, Reference(geometry, **reference))
+    return take_fingerprint(replace(dataset, dims=2), [case])
+
+
+def test_two_axes_are_a_radiograph(dataset: Dataset):
+    labels = np.zeros((20, 30), dtype=np.uint8)
+    labels[3:7, 3:7] = 1
+    found = radiograph(dataset, 0.5, labels=labels)
     assert found.modality == "xray"
     assert found.diameters_mm[0] == pytest.approx(2 * np.sqrt(4 / np.pi), rel=1e-4)
 
 
 def test_boxes_alone_are_filled_and_as_large_as_the_ellipses_in_them(dataset: Dataset):
-    geometry = Geometry.from_spacing((20, 30), (1.0, 1.0))
     boxes = np.array([[2, 3, 6, 8], [10, 10, 12, 12]], dtype=np.float32)
-    image = Volume(np.ones((1, 20, 30), np.float32), geometry)
-    case = Case("a", image, Reference(geometry, boxes=boxes, box_labels=(1, 1)))
-    found = take_fingerprint(replace(dataset, dims=2), [case])
+    found = radiograph(dataset, 1.0, boxes=boxes, box_labels=(1, 1))
     assert found.diameters_mm == pytest.approx((np.sqrt(20), 2), abs=1e-4)
     assert found.lesion_voxels == (16, 3)  # π/4 of 20 and of 4
     assert found.lesion_fraction == pytest.approx(24 / 600)
@@ -112,8 +98,12 @@ def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset,
 
 
 def test_json_round_trip_and_refusal(dataset: Dataset, cases: list[Case]):
+    free = take_fingerprint(dataset, cases[1:])
+    assert free.channels[0].lesion is None
+    assert (free.lesions_per_case, free.lesion_fraction) == ((0, 0), 0)
     found = take_fingerprint(dataset, cases)
-    assert Fingerprint.from_json(found.to_json()) == found
+    for one in (found, free):
+        assert Fingerprint.from_json(one.to_json()) == one
     for text in ("{}", "[]", "nonsense", found.to_json().replace('_version": 1', '_version": 9')):
         with pytest.raises(DatasetError, match=r"a\.json"):
             Fingerprint.from_json(text, where="a.json")

@@ -32,7 +32,7 @@ ONES = dict.fromkeys(TEN, 1)
 def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset):
     groups = {f"c{i:02d}": f"patient{i // 3}" for i in range(30)}
     counts = {case: i for i, case in enumerate(groups)}
-    backwards, drawn = dict(reversed(list(groups.items()))), set()
+    backwards, drawn = dict(reversed(groups.items())), set()
     for seed in range(8):
         splits = make_splits(build(dataset, groups), counts, seed=seed)
         held = of_role(splits, "validation")
@@ -116,23 +116,27 @@ def test_one_case_trains_and_two_leave_one_for_each_side(dataset: Dataset):
     assert sorted(splits.roles.values()) == ["train", "validation"]
 
 
+def write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
 def test_a_fold_and_no_validation_contradict_each_other(dataset: Dataset, tmp_path: Path):
-    path = tmp_path / "splits.json"
-    path.write_text(json.dumps({"roles": dict.fromkeys(TEN, "train") | {"c1": "validation"}}))
+    roles = dict.fromkeys(TEN, "train") | {"c1": "validation"}
+    path = write(tmp_path / "splits.json", {"roles": roles})
     for asked in ({"fold": 1}, {"given": path}):
         with pytest.raises(ConfigError, match="contradicts"):
             make_splits(build(dataset, TEN), ONES, validation_fraction=0, **asked)
 
 
 def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
-    data, final, own = build(dataset, TEN), tmp_path / "splits_final.json", tmp_path / "splits.json"
-    sides = [{"c1", "c7"}, {"c2"}]
+    data, sides = build(dataset, TEN), [{"c1", "c7"}, {"c2"}]
     folds = [{"train": sorted(set(TEN) - held), "val": sorted(held)} for held in sides]
-    final.write_text(json.dumps(folds))
+    final = write(tmp_path / "splits_final.json", folds)
     assert of_role(make_splits(data, ONES, given=final, fold=1), "validation") == sides[1]
     first = make_splits(data, ONES, given=final)
     assert of_role(first, "validation") == sides[0]
-    own.write_text(first.to_json())
+    own = write(tmp_path / "splits.json", json.loads(first.to_json()))
     assert make_splits(data, ONES, given=own).roles == first.roles
     with pytest.raises(DatasetError, match=r"data\.fold=2"):
         make_splits(data, ONES, given=final, fold=2)
@@ -141,15 +145,14 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
 @pytest.mark.parametrize(
     ("fold", "words"),
     [
-        ({"train": [*TEN, "ghost"], "val": []}, "no reference here"),
-        ({"train": ["c1", "c2"], "val": ["c3"]}, "leaves out"),
-        ({"train": list(TEN), "val": []}, "test cases"),
-        ({"val": []}, "no split"),
+        ({"train": [*TEN, "ghost"], "val": []}, "ghost"),
+        ({"train": ["c1", "c2"], "val": ["c3"]}, "c4"),  # is left out
+        ({"train": list(TEN), "val": []}, "c0"),  # is a test case
+        ({"val": []}, "train"),
     ],
 )
 def test_a_given_split_must_fit(dataset: Dataset, tmp_path: Path, fold: dict, words: str):
-    path = tmp_path / "given.json"
-    path.write_text(json.dumps([fold]))
+    path = write(tmp_path / "given.json", [fold])
     with pytest.raises(DatasetError, match=rf"given\.json.*{words}"):
         make_splits(build(dataset, TEN, role={"c0": "test"}), ONES, given=path)
 
@@ -187,18 +190,17 @@ def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
 
 
 def test_the_folds_there_are(dataset: Dataset, tmp_path: Path):
-    few, given = dict(list(TEN.items())[:2]), tmp_path / "folds.json"
+    data, few = build(dataset, TEN), build(dataset, dict(list(TEN.items())[:2]))
     own = build(dataset, TEN, fold={case: 3 + i % 2 for i, case in enumerate(TEN)})
-    assert fold_numbers(build(dataset, TEN), ONES, n_folds=3) == (0, 1, 2)
-    assert fold_numbers(build(dataset, few), dict.fromkeys(few, 1)) == (0, 1)
+    given = write(tmp_path / "folds.json", [{"train": [], "val": []}] * 4)
+    assert fold_numbers(data, ONES, n_folds=3) == (0, 1, 2)
+    assert fold_numbers(few, ONES) == (0, 1)
     assert fold_numbers(own, ONES) == (3, 4)
-    given.write_text(json.dumps([{"train": [], "val": []}] * 4))
     assert fold_numbers(own, ONES, given=given) == (0, 1, 2, 3)
-    for data, cases, fold in ((build(dataset, TEN), ONES, 5), (build(dataset, few), few, 2)):
+    for cases, fold in ((data, 5), (few, 2)):
         with pytest.raises(DatasetError, match=rf"data\.fold={fold}"):
-            make_splits(data, dict.fromkeys(cases, 1), fold=fold)
+            make_splits(cases, ONES, fold=fold)
     with pytest.raises(DatasetError, match="at least two folds"):
         fold_numbers(build(dataset, {"a": "g"}), {"a": 1})
-    given.write_text(json.dumps({"roles": {}}))
     with pytest.raises(DatasetError, match="single split"):
-        fold_numbers(own, ONES, given=given)
+        fold_numbers(own, ONES, given=write(given, {"roles": {}}))

@@ -23,7 +23,14 @@ def step_gb(shape, tile, batch):
 
 CPU = budget("cpu", 16.0).value
 GPU = budget("cuda", 9.0, step_gb).value
-SHAPES = [(51, 51, 51), (96, 112, 96), (20, 512, 512), (7, 300, 300), (181, 217, 181), (3, 9, 40)]
+CUBE = (160, 160, 160)
+
+
+def small(allowed, median, lesions, mm=1.0, n_cases=1):
+    """The budget of a dataset of cases of one shape, with lesions of these voxels."""
+    spacing = (mm,) * len(median)
+    spent = for_small_tiles(allowed, median, spacing, n_cases * prod(median), lesions)
+    return spent, tile_shape(median, spacing, spent).value
 
 
 def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
@@ -33,6 +40,7 @@ def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
     assert shape.features == (16, 32, 64, 128, 128)
     assert shape.n_supervised == 3
     assert total_stride(shape) == (16, 16, 16)
+    assert total_stride(CPU.network((320, 320), (1, 1))) == (64, 64)
 
 
 def test_a_coarse_axis_waits_until_the_others_have_caught_up():
@@ -40,38 +48,34 @@ def test_a_coarse_axis_waits_until_the_others_have_caught_up():
     assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert shape.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
     assert total_stride(shape)[0] == 4
-
-
-def test_two_axes_and_a_single_slice():
-    assert total_stride(CPU.network((320, 320), (1, 1))) == (64, 64)
-    flat = CPU.network((1, 64, 64), (5, 1, 1))
-    assert total_stride(flat)[0] == 1
-    assert all(kernel[0] == 1 for kernel in flat.kernels)
+    slice_ = CPU.network((1, 64, 64), (5, 1, 1))
+    assert total_stride(slice_)[0] == 1
+    assert all(kernel[0] == 1 for kernel in slice_.kernels)
 
 
 def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
-    cube = (64, 64, 64)
-    small, large = (device.network(cube, (1, 1, 1)) for device in (CPU, GPU))
-    assert batch_size(small, cube, CPU, 1e9).value == 2
-    assert batch_size(large, cube, GPU, 1e5).value == 2
-    assert batch_size(large, cube, replace(GPU, capped=False), 1e5).value == GPU.batch
-    assert batch_size(large, cube, GPU, 1e9).value == GPU.batch
-    flat = (320, 320)
-    assert batch_size(CPU.network(flat, (1, 1)), flat, CPU, 1e5).value == 4
+    for allowed, tile, n_voxels, expected in (
+        (CPU, (64, 64, 64), 1e9, 2),
+        (GPU, (64, 64, 64), 1e5, 2),
+        (replace(GPU, capped=False), (64, 64, 64), 1e5, GPU.batch),
+        (GPU, (64, 64, 64), 1e9, GPU.batch),
+        (CPU, (320, 320), 1e5, 4),
+    ):
+        shape = allowed.network(tile, (1,) * len(tile))
+        assert batch_size(shape, tile, allowed, n_voxels).value == expected
 
 
 def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more():
-    median, n_voxels = (96, 112, 96), 16 * 96 * 112 * 96  # 5.6 lesions to a tile of 64³
-    spent = for_small_tiles(CPU, median, (1.5,) * 3, n_voxels, [200] * 356)
-    tile = tile_shape(median, (1.5,) * 3, spent)
-    assert (tile.value, "several lesions" in tile.reason) == ((32, 32, 32), True)
-    shape = CPU.network(tile.value, (1.5,) * 3)
-    assert batch_size(shape, tile.value, spent, n_voxels).value == 16
+    median = (96, 112, 96)  # 5.6 lesions to a tile of 64³
+    spent, tile = small(CPU, median, [200] * 356, mm=1.5, n_cases=16)
+    assert tile == (32, 32, 32)
+    shape = CPU.network(tile, (1.5,) * 3)
+    assert batch_size(shape, tile, spent, 16 * prod(median)).value == 16
     assert 2 * prod(tile_shape(median, (1.5,) * 3, CPU).value) == 16 * 32**3
 
 
 @pytest.mark.parametrize(
-    ("median", "lesions", "small"),
+    ("median", "lesions", "is_small"),
     [
         ((128, 128, 256), 23, False),  # sixteen tiles of 64³
         ((128, 128, 256), 24, True),
@@ -79,25 +83,23 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
         ((50, 50, 50), 2, True),
     ],
 )
-def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(median, lesions: int, small: bool):
-    spent = for_small_tiles(CPU, median, (1.0,) * 3, prod(median), [100] * lesions)
-    assert (tile_shape(median, (1.0,) * 3, spent).value == (32, 32, 32)) is small
+def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(median, lesions, is_small: bool):
+    assert (small(CPU, median, [100] * lesions)[1] == (32, 32, 32)) is is_small
 
 
 @pytest.mark.parametrize(
     ("allowed", "median", "lesions"),
     [
-        (GPU, (160, 160, 160), [9] * 200),  # long trainings: not measured
-        (CPU, (160, 160, 160), [9] * 4),  # the tile holds less than one
-        (CPU, (160, 160, 160), [9] * 150 + [4096] * 50),  # some would fill it
+        (GPU, CUBE, [9] * 200),  # long trainings: not measured
+        (CPU, CUBE, [9] * 4),  # the tile holds less than one
+        (CPU, CUBE, [9] * 150 + [4096] * 50),  # some would fill it
         (CPU, (24, 24, 24), [9] * 50),  # as small as a tile gets
         (CPU, (1024, 1024), [9] * 50),
-        (CPU, (160, 160, 160), []),
+        (CPU, CUBE, []),
     ],
 )
 def test_other_tiles_stay_as_large_as_the_device_allows(allowed, median, lesions):
-    spent = for_small_tiles(allowed, median, (1.0,) * len(median), prod(median), lesions)
-    assert spent is allowed
+    assert small(allowed, median, lesions)[0] is allowed
 
 
 def test_cost_of_one_stage_by_hand():

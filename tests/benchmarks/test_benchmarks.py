@@ -1,13 +1,17 @@
-"""The table all benchmarks print, and the pure parts of the training benchmark."""
+"""What all benchmarks print, and the pure parts of three of them."""
 
 import json
 import sys
+import time
 
+import numpy as np
 import pytest
 
-from benchmarks import bench_training as bench
+from benchmarks import bench_training
 from benchmarks.common import table
 from benchmarks.peers import training_work as work
+from benchmarks.robustness import interval_coverage
+from tests.commands import python
 
 
 def test_ends_with_one_line_of_json(capsys):
@@ -20,6 +24,17 @@ def test_ends_with_one_line_of_json(capsys):
     versions = table.versions("numpy", "no-such-package")
     assert {"python", "torch", "numpy"} <= set(versions)
     assert "no-such-package" not in versions
+
+
+@pytest.mark.bench
+def test_the_focal_loss_keeps_its_claim(repository):
+    command, begin = ["benchmarks/bench_focal.py", "--quick", "--device", "cpu"], time.monotonic()
+    result = json.loads(python(*command, cwd=repository).stdout.splitlines()[-1])
+    assert time.monotonic() - begin < 45
+    rows = {row["what"]: row for row in result["rows"] if row["peer"] == "monai"}
+    speed, memory = (rows[f"focal_2x1x96{what}"] for what in ("", "_memory"))
+    assert min(speed["ratio"], memory["ratio"]) > 4
+    assert memory["ours"] <= 8
 
 
 def test_laps_count_what_comes_after_the_warm_up(monkeypatch):
@@ -41,5 +56,11 @@ def test_a_job_travels_as_json_and_what_cannot_run_is_skipped_with_its_reason(tm
     job, skipped = work.Job("step", str(tmp_path), precision="32-true"), {}
     assert work.Job(**json.loads(json.dumps(job.to_json()))) == job
     command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
-    assert bench.run(command, job, skipped, "train_step") is None
+    assert bench_training.run(command, job, skipped, "train_step") is None
     assert skipped == {"train_step": "no such thing"}
+
+
+def test_a_score_chosen_for_a_rate_keeps_to_it():
+    pool = interval_coverage.draw_pool(40, np.random.default_rng(0))
+    score = interval_coverage.allowing(pool, 0.5)
+    assert (pool.false_score >= score).sum() <= 20 < (pool.false_score >= score - 0.5).sum()
