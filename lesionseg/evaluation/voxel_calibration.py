@@ -81,8 +81,8 @@ def select_voxel_calibration(
     if gain < MIN_GAIN:
         return None, f"skipped, it would change Dice by {gain:+.3f}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
-    line = f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit"
-    return fit, f"{line}, which changes Dice by {gain:+.3f}."
+    half = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
+    return fit, f"{half}, which changes Dice by {gain:+.3f}."
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:

@@ -58,8 +58,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     A case without prediction counts as missed lesions; a prediction without reference is named in a
     warning. Of a dataset that states roles those of `cfg.evaluated_on` alone are evaluated; None:
     cases of a role of which nothing was predicted are left out, and the role is the one that the
-    dataset states of all the others, else `unknown`. A second model's tables (`cfg.compare`) go
-    into `output/compare`. `progress` is called with case, number done and total, in place of a bar.
+    dataset states of all the others, else `unknown`. A role without a case gives empty tables and
+    a warning. A second model's tables (`cfg.compare`) go into `output/compare`. `progress` is
+    called with case, number done and total, in place of a bar.
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
@@ -70,6 +71,12 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     dataset, labelled = open_references(Path(cfg.reference))
     predictions = find_predictions(folder)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)
+    if not chosen:
+        there = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
+        _log.warning(
+            "No case of the reference has the role %s; there is %s. The scores are empty.",
+            *(cfg.evaluated_on, there),
+        )
     stated = {c.role for c in chosen}
     role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
     cases = assign_groups(chosen, cfg.groups, setting="groups")
@@ -105,7 +112,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         subgroups=cfg.subgroups,
         **sums,
     )
-    if others is not None:
+    if others is not None and cases:
         second = [match.result() for match in match_cases(cases, others, preset, **how)]
         scores["comparison"] = compare_models(
             results,
@@ -148,7 +155,7 @@ def of_role(
 
     Nothing is left out where the cases state no role. A case that states none counts as one to
     train or validate on. `external` says where the scans come from: it chooses only among cases
-    some of which state it. Raises `DatasetError` when no case has the role that is asked for.
+    some of which state it. Empty when no case has the role that is asked for.
     """
     stated = {c.role for c in cases}
     if stated == {None}:
@@ -160,12 +167,7 @@ def of_role(
         roles = {evaluated_on} | ({None} if evaluated_on in UNSTATED else set())
         hint = "of other roles"
     chosen = [c for c in cases if c.role in roles]
-    if not chosen:
-        names = " or ".join(sorted(role or UNSTATED[0] for role in stated))
-        raise DatasetError(
-            f"evaluated_on: no case of the reference has the role {evaluated_on}; there is {names}."
-        )
-    if len(chosen) < len(cases):
+    if 0 < len(chosen) < len(cases):
         _log.info("Left out: %d cases %s.", len(cases) - len(chosen), hint)
     return chosen
 
@@ -179,7 +181,7 @@ def _check_names(
     """Warn of cases and predictions without a counterpart; `DatasetError` when no two match."""
     missing = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})
-    if len(missing) == len(cases):
+    if cases and len(missing) == len(cases):
         raise DatasetError(
             f"{folder}: no prediction has the name of a reference, such as {missing[0]} "
             f"(there are {', '.join(extra[:3]) or 'none'}). Name them <case>_mask.* or <case>.*."

@@ -37,7 +37,7 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
-from lesionseg.pipeline.log import Advance, aligned, bar
+from lesionseg.pipeline.log import Advance, aligned, bar, typed
 from lesionseg.report.follow import draw_changes, write_change_report, write_follow_page
 from lesionseg.report.pictures import Card
 
@@ -84,7 +84,10 @@ class FollowOutcome:
         ]
         lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
-        return [*lines, table, f"Open:    {self.output / 'follow.html'}"]
+        lines += [table, f"Open:    {self.output / 'follow.html'}"]
+        if (self.output / "scores.json").is_file():  # a reference of change was given
+            lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
+        return lines
 
 
 @locks("output")

@@ -7,7 +7,7 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.log import bar, say
+from lesionseg.pipeline.log import bar, say, typed
 from lesionseg.report.write import write_report
 
 
@@ -31,6 +31,14 @@ def report(cfg: ReportConfig) -> Path:
     with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:
         page = write_report(scores, Path(cfg.output), options=cfg.report, progress=advance, **given)
     say(f"Open:    {page}")
+    if (false := page.parent / "adjudicate.csv").is_file():
+        then = {
+            "reference": "MASKS",
+            "prediction": "FOUND",
+            "output": scores,
+            "adjudication": false,
+        }
+        say(f"Next:    fill in the answers, then {typed('evaluate', **then)}")
     return page
 
 

@@ -74,9 +74,10 @@ def select(
             with suppress(ContentError):  # too few candidates elsewhere
                 rest = [r for r in results if five[r.case] != number]
                 fits[number] = fit_calibration(rest)
+        half, high = fit.probability([0.5, 0.9])
         why = (
-            f"fitted on {fit.n_true} true and {fit.n_false} false candidates ({chosen_on}): "
-            f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score."
+            f"a candidate with score 0.5 is a lesion with probability {half:.2f}, one with score "
+            f"0.9 with {high:.2f} ({fit.n_true} true and {fit.n_false} false candidates)."
         )
     except ContentError as error:
         why = f"skipped. {error}"

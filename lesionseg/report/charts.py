@@ -52,7 +52,7 @@ class Chart:
         return text[text.index("<svg") :]
 
 
-def new_figure(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Axes]:
+def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
     """An empty figure in the report's style."""
     with rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -14,7 +14,7 @@ from lesionseg.io.files import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.report.charts import FOUND, Chart, new_figure
 from lesionseg.report.pictures import draw_overview
-from lesionseg.report.rendering import render
+from lesionseg.report.rendering import Tile, render
 
 # kind of finding: what it means to whoever reads the page
 MEANING: Mapping[str, str] = {
@@ -165,9 +165,24 @@ def write_dataset_report(
             if names := [look.name for case, look in looks.items() if case in own]:
                 row = {"": words, "what": meaning, "cases": len(names)}
                 table.append({**row, "which": _first(names, 20)})
+    bad, look = (len({f.case for f in findings if f.severity == s}) for s in ("error", "warning"))
+    headline = f"{bad} of {len(looks)} cases cannot be used" if bad else "Every case can be used"
+    headline += f", {look} {'needs' if look == 1 else 'need'} a look." if look else "."
+    sizes = "no lesion is marked"
+    if diameters:
+        low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
+        sizes = f"of {low} to {high} {unit}, half of them under {middle}"
+    tiles = [
+        Tile(str(len(looks)), f"cases, {free or 'none'} of them without a lesion"),
+        Tile(str(len(diameters)), f"lesions {sizes}" if diameters else sizes, not diameters),
+        Tile(str(bad), "cannot be used", bad > 0),
+        Tile(str(look), "need a look", look > 0),
+    ]
     html = render(
         "dataset.html.j2",
         summary=summary,
+        headline=headline,
+        tiles=tiles,
         findings=table,
         looks=[*looks.values()],
         unit=unit,

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
-from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_linear
+from lesionseg.report.charts import ACCENT, FOUND, INK, MISSED, OTHER, Chart, new_figure
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
-from lesionseg.report.rendering import render
+from lesionseg.report.rendering import Tile, render
 
 MAX_PICTURES = 40  # the largest changes; the tables hold every one
 SENTENCES: Mapping[str, str] = {
@@ -136,9 +136,15 @@ def write_follow_page(
         for state, sentence in SENTENCES.items()
         if any(change.state == state for change, _ in ordered)
     ]
+    words = {"new": "new", "enlarged": "larger", "shrunk": "smaller", "gone": "gone"}
     html = render(
         "follow.html.j2",
-        headline=f"{count(len(names), 'pair')}: {summary or 'no change'}.",
+        headline=f"{summary.capitalize() or 'No change'}.",
+        tiles=[
+            Tile(str(counts[state]), f"{word} lesions", counts[state] > 0 and k < 2)
+            for k, (state, word) in enumerate(words.items())
+        ],
+        charts=[c for c in [_chart(changes)] if c],
         rule=rule,
         point=point,
         sections=sections,
@@ -147,6 +153,24 @@ def write_follow_page(
     )
     write_text(path, html)
     return path
+
+
+def _chart(changes: Sequence[LesionChange]) -> Chart | None:
+    """Each lesion's diameter at both visits; None without any."""
+    if not changes:
+        return None
+    figure, axes = new_figure()
+    looks = {"stable": (MISSED, INK), "gone": (FOUND, FOUND), "shrunk": (FOUND, FOUND)}
+    for change in changes:
+        fill, edge = looks.get(change.state, (ACCENT, ACCENT))
+        at = change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0
+        axes.plot(*at, "o", color=fill if change.accepted else MISSED, mec=edge, markersize=6)
+    top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([0, top], [0, top], color=OTHER, linewidth=1, zorder=0)
+    axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
+    axes.set(xlabel="diameter at the earlier visit, mm", ylabel="at the later visit, mm")
+    caption = "Orange: new or larger. Blue: gone or smaller. Grey: no change that counts."
+    return Chart("Every lesion, earlier and later", caption, figure)
 
 
 def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:

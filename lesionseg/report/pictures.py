@@ -62,7 +62,11 @@ def draw_cutout(
     left. 2-D: the whole image with a frame, and the cut-out; the cut-out alone for one plane.
     """
     order, flips = display_axes(scene.geometry)
-    spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
+    spacing, unit = (
+        np.array([scene.geometry.spacing_mm[a] for a in order]),
+        scene.geometry.size_unit,
+    )
+    unit = unit.split(",")[0].split(" ")[0]
     image, reference, accepted, below = (
         None if a is None else np.flip(a.transpose(order), flips)
         for a in (scene.image, scene.reference, scene.accepted, scene.below)
@@ -77,10 +81,11 @@ def draw_cutout(
     if image.ndim == 2:
         least = MIN_SHARE_2D * float((np.array(image.shape) * spacing).max())
     side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
+    side = min(side, max(1.3 * extent, float((np.array(image.shape) * spacing).max())))
     masks = (reference, accepted, None if below is None else below > 0)
     if image.ndim == 2:
         figure, panels = _panels(min(planes, 2))
-        _crop(panels[-1], image, masks, spacing, middle, side)
+        _crop(panels[-1], image, masks, spacing, middle, side, unit)
         if planes == 1:
             return figure
         limits = np.percentile(image, (1, 99.5))
@@ -97,7 +102,7 @@ def draw_cutout(
         cut[axis] = middle[axis]
         plane = tuple(None if m is None else m[tuple(cut)] for m in masks)
         place = [middle[k] for k in rest]
-        _crop(axes, image[tuple(cut)], plane, spacing[rest], place, side)
+        _crop(axes, image[tuple(cut)], plane, spacing[rest], place, side, unit)
         for letter, spot in zip(EDGES[axis], ((0.02, 0.5), (0.5, 0.93)), strict=True):
             axes.text(*spot, letter, color="white", fontsize=7, transform=axes.transAxes)
     return figure
@@ -141,6 +146,7 @@ def _crop(
     spacing: NDArray[Any],
     middle: Sequence[int],
     side: float,
+    unit: str,
 ) -> None:
     half = np.ceil(side / 2 / spacing).astype(int)
     window = tuple(
@@ -154,6 +160,8 @@ def _crop(
     axes.set_xlim(y - side / 2, y + side / 2)
     mm = 10 if side < 100 else 50  # a scale bar
     axes.plot([y + 0.44 * side - mm, y + 0.44 * side], [x + 0.45 * side] * 2, color="white", lw=1.5)
+    at = (y + 0.44 * side, x + 0.43 * side)
+    axes.text(*at, f"{mm} {unit}", color="white", fontsize=7, ha="right", va="bottom")
 
 
 def _show(

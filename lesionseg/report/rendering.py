@@ -1,6 +1,7 @@
 """Templates filled with numbers: words stand in the templates, these filters print numbers."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,15 @@ from lesionseg import __version__
 from lesionseg.errors import count
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of a first screen; `weak` where little stands behind it or it needs attention."""
+
+    value: str
+    words: str
+    weak: bool = False
 
 
 def is_number(value: Any) -> bool:

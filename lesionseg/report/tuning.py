@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lesionseg.io.files import write_text
-from lesionseg.report.charts import Chart, new_figure
+from lesionseg.report.charts import ACCENT, OTHER, Chart, new_figure
 from lesionseg.report.rendering import render
 
 State = Literal["complete", "pruned", "running", "failed"]
@@ -74,15 +74,27 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the pairs and the table as one page that needs no network."""
     figure, axes = new_figure(6, 4.4)
     done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
-    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90, vmin=0)
+    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90, clip_on=False, zorder=3)
     if len(done):
         figure.colorbar(dots, label=search.objective)
+    stopped = [(t.alpha, t.gamma) for t in search.trials if t.state == "pruned"]
+    axes.plot(*np.array(stopped).reshape(-1, 2).T, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     caption = "Each dot is a training to its end; colour: what is searched for."
+    if stopped:
+        caption += " Crosses: stopped early."
+    headline = "No trial has found a lesion yet."
+    if (steady := steadiest(search)) is not None and steady.value:
+        ring = {"mfc": "none", "mec": ACCENT, "mew": 2, "markersize": 15}
+        axes.plot(steady.alpha, steady.gamma, "o", clip_on=False, **ring)
+        caption += " Ring: the pair to take."
+        headline = f"Take α = {steady.alpha:.3f} and γ = {steady.gamma:.2f}: "
+        headline += f"{steady.scores.get('recall', 0.0):.2f} {search.objective}."
     header, *rows = table(search)
     html = render(
         "tuning.html.j2",
         search=search,
+        headline=headline,
         chart_of_pairs=Chart("The pairs", caption, figure),
         rows=[dict(zip(header, row, strict=True)) for row in rows],
     )

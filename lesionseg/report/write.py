@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
 from lesionseg.report.pictures import Card, data_uri, draw_cutout
-from lesionseg.report.rendering import percent, rate, render
+from lesionseg.report.rendering import Tile, percent, rate, render
 from lesionseg.report.tables import SMALL_MM, Tables, number, read_tables
 
 log = logging.getLogger(__name__)
@@ -59,15 +58,6 @@ QUESTIONS: Mapping[str, str] = {
     "contact": "Contact",
     "remarks": "Remarks",
 }
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number of the first screen; `weak` where few patients stand behind it or much is missed."""
-
-    value: str
-    words: str
-    weak: bool = False
 
 
 def write_report(
@@ -232,7 +222,7 @@ def headline(tables: Tables) -> str:
     n_cases, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
     scans = count(n_cases, "scan")
     if not n_cases:
-        return "No scan was evaluated."
+        return "No scan was evaluated: this page says nothing about the program."
     alarms = f"without a false alarm on {scans}"
     if false:
         alarms = f"with {rate(false / n_cases)} false alarms per scan"
@@ -255,19 +245,23 @@ def headline(tables: Tables) -> str:
 
 
 def tiles(tables: Tables) -> list[Tile]:
-    """The four numbers of the first screen."""
-    found = []
+    """The four numbers of the first screen; dashes without a scan."""
+    found, n = list[Tile](), len(tables.cases)
     for small in (False, True):
         own = tables.size_class(small)
         hits, sign = int(own["detected"].sum()), "<" if small else "≥"
         size = f"lesions {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
         if not len(own):
-            found.append(Tile("none", f"{size} in these scans"))
+            found.append(
+                Tile("none", f"{size} in these scans") if n else Tile("–", f"{size} found")
+            )
             continue
         share = hits / len(own)
         words = f"{size} found ({percent(share)})"
         found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
-    n, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
+    if not n:
+        return [*found, Tile("–", "false alarms per scan"), Tile("–", "patients")]
+    false = int(tables.scores.get("n_false_positive") or 0)
     if false:
         value, interval = number(tables.scores, "false_positives_per_case")
         shown = f"false alarms per scan ({false} on {count(n, 'scan')})"
@@ -275,8 +269,9 @@ def tiles(tables: Tables) -> list[Tile]:
             shown += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
         found.append(Tile(rate(value), shown, (value or 0) > 2))
     else:
-        could = f"so few scans could hide {rate(3 / n)} per scan" if n else "no scan"
-        found.append(Tile(f"0 on {count(n, 'scan')}", f"false alarms; {could}", n < 20))
+        scans = count(n, "scan")
+        could = f"false alarms; {scans} could hide {rate(3 / n)} per scan"
+        found.append(Tile(f"0 on {scans}", could, n < 20))
     ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     well = tables.cases["group"].nunique() - ill
     who = "patient" if tables.patients_stated else "scan"
@@ -358,10 +353,10 @@ def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def case_rows(tables: Tables) -> list[dict[str, Any]]:
-    """A row per scan."""
+    """A row per scan, those of a patient together."""
     columns = {
-        "case": "scan",
         "group": "patient",
+        "case": "scan",
         "n_lesions": "lesions",
         "n_detected": "found",
         "n_false_positive": "false alarms",
@@ -371,19 +366,24 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
         "warning": "warning",
     }
     kept = {old: new for old, new in columns.items() if old in tables.cases}
-    if not tables.patients_stated:
-        kept.pop("group", None)
     if "warning" in kept and (tables.cases["warning"] == "").all():
         kept.pop("warning")
+    cases = tables.cases
+    if tables.patients_stated:  # a patient's scans together
+        order = {group: n for n, group in enumerate(cases["group"].unique())}
+        cases = cases.sort_values("group", key=lambda group: group.map(order), kind="stable")
+    else:
+        kept.pop("group", None)
     rows: list[dict[str, Any]] = (
-        tables.cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
+        cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
     )
     return rows
 
 
 def slider(tables: Tables) -> dict[str, Any] | None:
     """What the threshold slider moves over; None without scores, or where there is too much."""
-    if tables.threshold is None or len(tables.lesions) + len(tables.false_scores) > MOST_MOVED:
+    n_moved = len(tables.lesions) + len(tables.false_scores)
+    if tables.threshold is None or not 0 < n_moved <= MOST_MOVED:
         return None
     sizes = [b for b in tables.scores.get("recall_by_size") or () if b["n"]]
     found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)

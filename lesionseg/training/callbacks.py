@@ -108,8 +108,8 @@ class Progress(pl.Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # a GPU would wait at every step
             newest = float(trainer.logged_metrics["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
-        text = f"step {trainer.global_step}, loss {self.loss:.3g}"
-        self._advance(text, min(module.progress, 1.0), 1)
+        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"  # none is logged yet
+        self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
         self._open.close()

@@ -358,9 +358,19 @@ def test_the_roles_asked_for_or_predicted(predicted, evaluated_on, expected):
     assert chosen(dict.fromkeys("abcd"), predicted, evaluated_on) == "abcd"  # none is stated
 
 
-def test_a_role_that_no_case_has_is_refused():
-    with pytest.raises(DatasetError, match="test or train"):
-        chosen({"a": "train", "b": "test"}, "ab", "validation")
+def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
+    folders, tmp_path, caplog
+):
+    table = manifest(folders, "role") / "manifest.csv"
+    table.write_text(table.read_text().replace(",N", ",train").replace(",S", ",test"))
+    how = {"evaluated_on": "validation", "compare": folders[1]}
+    outcome = evaluate(table.parent, *folders[1:], **how)
+    assert outcome.scores["n_cases"] == 0
+    assert "there is test and train" in caplog.text
+    page = write_report(folders[2], tmp_path / "page", images=table.parent).read_text()
+    assert "No scan was evaluated" in page
+    assert page.count("<b>–</b>") == 4
+    assert (tmp_path / "page/report.pdf").is_file()
 
 
 def test_predictions_of_the_test_part_alone(tmp_path, caplog):
