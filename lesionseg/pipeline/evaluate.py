@@ -74,7 +74,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if not chosen:
         there = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
         _log.warning(
-            "No case of the reference has the role %s; there is %s. The scores are empty.",
+            "No case of the reference has the role %s (it has %s). The scores are empty.",
             *(cfg.evaluated_on, there),
         )
     stated = {c.role for c in chosen}

@@ -150,14 +150,16 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         )
 
     words = f"as set: {found} of {len(first.lesions)} found,\n{_alarms(false, cases)}"
-    low = here[1] < 0.3  # no room below
-    label(words, here, 7 if low else -29, fontweight="bold")
+    low, up = here[1] < 0.3, 9  # no room below
     if looser is not None:
         spot = (looser[2] / cases, looser[1] / len(first.lesions))
+        up += round(160 * (spot[1] - here[1]))  # clear of the other's dot
+    label(words, here, up if low else -29, fontweight="bold")
+    if looser is not None:
         axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
         loose = f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan"
         near = low and spot[0] - here[0] < 0.45 * right
-        label(loose, spot, 36 if near else 8)  # clear of the other's words
+        label(loose, spot, 40 if near else 8)  # clear of the other's words
     axes.set_xlim(-0.02 * right, right)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
-from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, State, VisitPair
 from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
@@ -136,13 +136,18 @@ def write_follow_page(
         for state, sentence in SENTENCES.items()
         if any(change.state == state for change, _ in ordered)
     ]
-    words = {"new": "new", "enlarged": "larger", "shrunk": "smaller", "gone": "gone"}
+    shown: dict[State, str] = {
+        "new": "new",
+        "enlarged": "larger",
+        "shrunk": "smaller",
+        "gone": "gone",
+    }
     html = render(
         "follow.html.j2",
         headline=f"{summary.capitalize() or 'No change'}.",
         tiles=[
             Tile(str(counts[state]), f"{word} lesions", counts[state] > 0 and k < 2)
-            for k, (state, word) in enumerate(words.items())
+            for k, (state, word) in enumerate(shown.items())
         ],
         charts=[c for c in [_chart(changes)] if c],
         rule=rule,

@@ -85,8 +85,8 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
         caption += " Crosses: stopped early."
     headline = "No trial has found a lesion yet."
     if (steady := steadiest(search)) is not None and steady.value:
-        ring = {"mfc": "none", "mec": ACCENT, "mew": 2, "markersize": 15}
-        axes.plot(steady.alpha, steady.gamma, "o", clip_on=False, **ring)
+        at = ([steady.alpha], [steady.gamma])
+        axes.plot(*at, "o", mfc="none", mec=ACCENT, mew=2, markersize=15, clip_on=False)
         caption += " Ring: the pair to take."
         headline = f"Take α = {steady.alpha:.3f} and γ = {steady.gamma:.2f}: "
         headline += f"{steady.scores.get('recall', 0.0):.2f} {search.objective}."

@@ -366,7 +366,7 @@ def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
     how = {"evaluated_on": "validation", "compare": folders[1]}
     outcome = evaluate(table.parent, *folders[1:], **how)
     assert outcome.scores["n_cases"] == 0
-    assert "there is test and train" in caplog.text
+    assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=table.parent).read_text()
     assert "No scan was evaluated" in page
     assert page.count("<b>–</b>") == 4
