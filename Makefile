@@ -12,7 +12,9 @@ demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brai
 test: setup check  ## style, types, import rules and all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-setup: $(VENV)/.installed  ## the developers' environment alone, from requirements.lock
+setup: $(VENV)/.installed  ## the developers' environment, from requirements.lock, and the viewer where npm is
+	@test -f $(NIIVUE)/niivue.umd.js || { command -v npm >/dev/null && $(MAKE) --silent viewer; } || \
+	  echo "No viewer of scans yet, as npm is missing or failed; once it works: make viewer"
 
 $(VENV)/.installed: requirements.lock $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet -r requirements.lock
