@@ -20,6 +20,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import write_volume
 from lesionseg.report.images import Scene, candidate_ids
+from lesionseg.report.pictures import draw_overview
 from lesionseg.report.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
@@ -59,10 +60,11 @@ def viewer_page(title: str, scene: Scene) -> str:
     return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=viewer_data(scene))
 
 
-def viewer_data(scene: Scene) -> dict[str, Any]:
+def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     """What the script of `viewer_parts.html.j2` shows; without a prediction it lists nothing.
 
-    `volumes` are `.nii.gz` in base64, every `step`-th voxel of each axis; `flat`: of two axes.
+    `volumes` are `.nii.gz` in base64, every `step`-th voxel of each axis; `flat`: of two axes;
+    `picture`: one slice with what is accepted, for a page without NiiVue.
     """
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
     layers: dict[str, NDArray[Any]] = {"image": _grey(scene.image)}
@@ -75,7 +77,7 @@ def viewer_data(scene: Scene) -> dict[str, Any]:
     threshold = min((c.score for c in candidates if c.accepted), default=0.0)
     if given is not None and given.operating_point is not None:
         threshold = given.operating_point.score
-    return {
+    data = {
         "volumes": {name: _base64(array, scene.geometry, step) for name, array in layers.items()},
         "candidates": [
             {
@@ -90,6 +92,11 @@ def viewer_data(scene: Scene) -> dict[str, Any]:
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
+    if with_picture and given is not None:
+        below = frozenset(c.id for c in candidates if not c.accepted)
+        accepted = candidate_ids(given, below) > 0
+        data["picture"] = draw_overview(scene.image, scene.geometry, accepted)
+    return data
 
 
 def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
