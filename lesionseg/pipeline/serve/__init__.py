@@ -6,14 +6,14 @@ was sent and the queue. Encryption, passwords and slow connections are a proxy's
 
 import logging
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.pipeline.predict import make_predictor
 
 logger = logging.getLogger(__name__)
-STOP_SECONDS = 3
-_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(cfg: ServeConfig) -> None:
@@ -23,27 +23,26 @@ def serve(cfg: ServeConfig) -> None:
     Raises `ConfigError` without the extra `serve`, `BundleError` for an unusable bundle.
     """
     try:
-        import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn
+
+        from lesionseg.pipeline.serve.app import make_app
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
-    from lesionseg.pipeline.serve.app import make_app
-
     predictor = make_predictor(cfg)
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
-    if cfg.host not in _THIS_MACHINE:
+    if cfg.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("Other machines reach this server: put a proxy with a password before it.")
     # what clients send must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), TemporaryDirectory(ignore_cleanup_errors=True) as home:
         uvicorn.run(
-            make_app(predictor, cfg),
+            make_app(predictor, cfg, Path(home).resolve()),
             host=cfg.host,
             port=cfg.port,
             ws="none",
             access_log=False,
             log_level="error",
             server_header=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_graceful_shutdown=3,
         )
