@@ -254,9 +254,12 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
         pair = f"α = {trial.alpha:.3f}, γ = {trial.gamma:.2f}"
         return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
 
+    lead = f"Best: {words(best)}. Best together with its neighbours, and the one to take: "
+    lead = f"{lead}{words(steady)}."
+    if steady is best:
+        lead = f"Best, also together with its neighbours: {words(best)}."
     return [
-        f"Best: {words(best)}. Best together with its neighbours, and the one to take: "
-        f"{words(steady)}.",
+        lead,
         f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "
         f"at most {facts['budget']} a trial. Pairs whose intervals overlap cannot be told apart, "
         "and the best of many noisy trials looks better than it is. These are development data: "

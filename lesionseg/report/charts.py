@@ -267,8 +267,8 @@ def load_chart(tables: Tables) -> Chart | None:
     axes.plot(both.mean(axis=1), difference, "o", color=FOUND)
     for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
-    axes.set(xlabel="mean of both volumes, ml", ylabel="predicted − reference, ml")
-    caption = f"Mean difference {mean:+.2g} ml; dashed: limits of agreement, ±{limits:.2g} ml."
+    axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
+    caption = f"Predicted minus marked: {mean:+.2g} ml on average; dashed: limits of agreement, ±{limits:.2g} ml."
     return Chart("Lesion load", caption, figure)
 
 

@@ -83,7 +83,8 @@ class CaseLook:
 
 def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     """What the page shows of a case under a name that tells nobody; None: it cannot be read."""
-    taken = ", ".join(files.columns[key].lower() for key in _TAKEN if files.columns.get(key))
+    stated = (files.columns[key] for key in _TAKEN if files.columns.get(key))
+    taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)  # PA, L
     if case is None:
         return CaseLook(name, files.role or "", taken=taken)
     image, grid, reference = case.image, case.image.geometry, case.reference

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
-from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, State, VisitPair
+from lesionseg.errors import count
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
@@ -125,30 +126,27 @@ def write_follow_page(
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
+    stable = sum(c.state == "stable" for c in changes)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
-    def extent(pair: tuple[LesionChange, Card]) -> float:
-        return max(pair[0].diameter_before_mm or 0.0, pair[0].diameter_after_mm or 0.0)
+    def extent(change: LesionChange) -> float:
+        return max(change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0)
 
-    ordered = sorted(cards, key=extent, reverse=True)[:MAX_PICTURES]
+    ordered = sorted(cards, key=lambda pair: extent(pair[0]), reverse=True)[:MAX_PICTURES]
     sections = [
         (state.capitalize(), sentence, [card for change, card in ordered if change.state == state])
         for state, sentence in SENTENCES.items()
         if any(change.state == state for change, _ in ordered)
     ]
-    shown: dict[State, str] = {
-        "new": "new",
-        "enlarged": "larger",
-        "shrunk": "smaller",
-        "gone": "gone",
-    }
+    tiles = []
+    for k, state in enumerate(("new", "enlarged", "shrunk", "gone")):
+        sizes = [extent(change) for change in accepted if change.state == state]
+        words = f"{state}, up to {max(sizes):.1f} mm" if sizes else state
+        tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     html = render(
         "follow.html.j2",
-        headline=f"{summary.capitalize() or 'No change'}.",
-        tiles=[
-            Tile(str(counts[state]), f"{word} lesions", counts[state] > 0 and k < 2)
-            for k, (state, word) in enumerate(shown.items())
-        ],
+        headline=f"{summary.capitalize() or 'No change'}; {count(stable, 'lesion')} stable.",
+        tiles=tiles,
         charts=[c for c in [_chart(changes)] if c],
         rule=rule,
         point=point,
@@ -173,6 +171,8 @@ def _chart(changes: Sequence[LesionChange]) -> Chart | None:
     top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([0, top], [0, top], color=OTHER, linewidth=1, zorder=0)
     axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="diameter at the earlier visit, mm", ylabel="at the later visit, mm")
     caption = "Orange: new or larger. Blue: gone or smaller. Grey: no change that counts."
     return Chart("Every lesion, earlier and later", caption, figure)

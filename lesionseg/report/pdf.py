@@ -41,7 +41,7 @@ def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
         for at in range(0, len(missed), PER_PAGE):
             page = _Page()
             page.text(EDGE, 0.5, "Missed lesions, largest first", 13, weight="bold")
-            _draw_cards(page, missed[at:][:PER_PAGE])
+            _draw_cards(page, missed[at:][:PER_PAGE], 0.85)
             pdf.savefig(page.figure)
         for page in _number_pages(values):
             pdf.savefig(page.figure)
@@ -99,7 +99,7 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
         page.text(x, y, chart.title, 11, weight="bold")
         page.image(x, y + 0.24, *CHART, _pixels(chart.figure))
         page.text(x, y + 0.28 + CHART[1], chart.caption, 7.5, 96, color=SOFT)
-    y = 5.6
+    y = 5.6 if values["charts"] else 2.3
     if top := values["pictures"]["top"]:
         words = (
             "The largest lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
@@ -115,16 +115,20 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
             colour, style = looks[name]
             page.line(9.4, y + 0.3 + 0.2 * k, 0.3, color=colour, linestyle=style, linewidth=2)
             page.text(9.78, y + 0.23 + 0.2 * k, words, 8)
+    elif false := values["pictures"]["false"]:
+        title = "The highest rated false alarms" if values["n_false"] > 1 else "The false alarm"
+        page.text(EDGE, y, title, 11, weight="bold")
+        _draw_cards(page, false[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
     page.text(EDGE, 7.72, "Limits. " + values["limits"], 9, 165)
     return page.figure
 
 
-def _draw_cards(page: _Page, cards: Sequence[Card]) -> None:
+def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
     """Cards of up to three planes, with their words below."""
     for k, card in enumerate(cards):
         row, column = divmod(k, COLUMNS)
-        x, y = EDGE + column * (3 * SIDE + 0.12), 0.85 + row * (SIDE + 0.55)
+        x, y = EDGE + column * (3 * SIDE + 0.12), top + row * (SIDE + 0.55)
         page.image(x, y, 3 * SIDE, SIDE, _picture(card))
         page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 8, 62)
 

@@ -60,23 +60,27 @@ class TuningSearch:
 def table(search: TuningSearch) -> list[list[str]]:
     """A header and one row per trial, in the order of trials; what there is none of is a dash."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
-    header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds", "note"]
-    rows = []
+    header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds"]
+    rows, noted = list[list[str]](), any(trial.note for trial in search.trials)
     for trial in search.trials:
         scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
-        rows.append([str(trial.number), *pair, *scores, trial.state, seconds, trial.note])
-    return [header, *rows]
+        note = [trial.note] if noted else []
+        rows.append([str(trial.number), *pair, *scores, trial.state, seconds, *note])
+    return [[*header, "note"] if noted else header, *rows]
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the pairs and the table as one page that needs no network."""
     figure, axes = new_figure(6, 4.4)
     done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
-    dots = axes.scatter(done[:, 0], done[:, 1], c=done[:, 2], s=90, clip_on=False, zorder=3)
-    if len(done):
-        figure.colorbar(dots, label=search.objective)
+    dots = axes.scatter(
+        done[:, 0], done[:, 1], c=done[:, 2], s=90, vmin=0, vmax=1, clip_on=False, zorder=3
+    )
+    figure.colorbar(dots, label=search.objective)
+    for alpha, gamma, value in done:
+        axes.annotate(f"{value:.2f}", (alpha, gamma), (8, 4), textcoords="offset points", size=8)
     stopped = [(t.alpha, t.gamma) for t in search.trials if t.state == "pruned"]
     axes.plot(*np.array(stopped).reshape(-1, 2).T, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)

@@ -162,8 +162,9 @@ def read_study(path: Path | None) -> dict[str, str]:
 
 def tags(tables: Tables) -> list[tuple[str, str]]:
     """What changes how the page is to be read, with one sentence each."""
-    role = tables.scores.get("evaluated_on")
-    found = []
+    role, found = tables.scores.get("evaluated_on"), list[tuple[str, str]]()
+    if not len(tables.cases):  # nothing to be read
+        return found
     if tables.simulated:
         words = "made by a program: these figures say nothing about patients"
         found.append(("Simulated scans", words))
@@ -348,7 +349,8 @@ def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             continue
         shown = "–" if value is None else f"{value:.4g}"
         more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else (reason or "")
-        found.append((key.replace("_", " "), shown, more))
+        name = key.removeprefix("n_").replace("_", " ")
+        found.append((f"number: {name}" if key.startswith("n_") else name, shown, more))
     return found
 
 
