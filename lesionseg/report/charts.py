@@ -268,7 +268,7 @@ def load_chart(tables: Tables) -> Chart | None:
     for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
     axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
-    caption = f"Predicted minus marked: on average {mean:+.2g} ml, limits of agreement ±{limits:.2g}."
+    caption = f"Predicted minus marked: mean {mean:+.2g} ml, limits of agreement ±{limits:.2g}."
     return Chart("Lesion load", caption, figure)
 
 
