@@ -1,10 +1,9 @@
-"""Draw docs/figures/report.png and lesions.png from the demo's report, for the README.
+"""Draw docs/figures/report.png and lesions.png from the demo's report.
 
 python docs/figures/make_report_pictures.py [runs/demo_mri/test/report.html]
 
-report.png is the first screen; lesions.png the first two lesions found, lesions missed and false
-positives of the report's gallery. Needs Chromium, and the run that `make demo` leaves. The scans
-are simulated.
+report.png is the first screen; lesions.png shows two lesions found, two missed and two false
+positives. Needs Chromium, and the run that `make demo` leaves. The scans are simulated.
 """
 
 import shutil
@@ -18,44 +17,38 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 COLOURS = 128
 
-# Of the report's gallery the axial slices of two cards of each kind stay, in three columns, with
-# words that can be read at half the width.
+# The axial slices, the left third of a picture, of two cards of each kind: words that can be read
+# at half the width.
 LESIONS = """
 <style>
 body { width: 900px; max-width: none; margin: 0; padding: 14px; font-size: 22px; line-height: 1.3; }
-body > p { max-width: none; margin: 0 0 8px; }
-.legend { gap: 0 1.4rem; margin-bottom: 10px; }
 .columns { display: grid; grid-template-columns: repeat(3, 1fr); gap: 14px; }
-.columns h2 { margin: 0; font-size: 25px; }
-.columns p { margin: 2px 0 8px; }
-.view svg { max-height: none; }
-.view figcaption { display: none; }
-path.reference, path.accepted, path.below { stroke-width: 3; }
+.columns h2 { margin: 6px 0; font-size: 25px; } .columns p { margin: 2px 0 8px; }
+.view { overflow: hidden; } .view img { width: 300%; display: block; } .key { font-size: 20px; }
+.key div { display: inline-block; margin-right: 30px; }
 </style>
 <script>
-const make = (tag, text, ...inside) => {
+const make = (tag, ...inside) => {
   const made = document.createElement(tag);
-  made.append(text, ...inside);
+  made.append(...inside);
   return made;
 };
-const kinds = [...document.querySelectorAll("#gallery .cards")].map(cards => [...cards.children]);
-const names = ["Missed", "False positive", "Found"];
-const columns = make("div", ""), legend = make("div", "");
+const columns = make("div"), key = document.querySelector(".key");
 document.head.append(document.querySelector("body > style"));
 columns.className = "columns";
-legend.className = "legend";
-legend.append(...[...document.querySelectorAll("#gallery .legend > span")].slice(0, 2));
-for (const kind of [2, 0, 1]) {
-  const column = columns.appendChild(make("div", make("h2", names[kind])));
-  for (const card of kinds[kind].slice(0, 2)) {
-    const said = card.querySelector(".caption").textContent;
-    const size = said.match(/diameter ([\\d.]+.mm)/)[1], score = said.match(/score ([\\d.]+)/);
-    const words = score ? `, score ${kind === 0 ? "only " : ""}${score[1]}` : "";
-    column.append(card.querySelector(".view"), make("p", size + words));
+key.lastElementChild.remove();
+const names = [["found", "Found"], ["missed", "Missed"], ["false", "False positive"]];
+for (const [kind, name] of names) {
+  const column = columns.appendChild(make("div", make("h2", name)));
+  const cards = [...document.querySelectorAll(`#${kind} figure`)];
+  if (kind === "found") cards.reverse();
+  for (const card of cards.slice(0, 2)) {
+    const view = make("div", card.querySelector("img"));
+    view.className = "view";
+    column.append(view, make("p", card.querySelector("b").textContent));
   }
 }
-document.body.replaceChildren(
-  make("p", "Simulated brain MRI, axial cut-outs, 64 mm wide"), legend, columns);
+document.body.replaceChildren(make("div", "Simulated brain MRI, axial cut-outs"), key, columns);
 </script>
 """
 
@@ -63,7 +56,8 @@ document.body.replaceChildren(
 def main(page: Path) -> None:
     """Draw the page's first screen and its pictures, in few colours."""
     html = page.read_text(encoding="utf-8")
-    _draw(html, "report.png", (900, 1180))
+    _draw(html, "report.png", (1160, 800))
+    html = html.replace(' loading="lazy"', "")
     _draw(html.replace("</body>", LESIONS + "</body>"), "lesions.png", (900, 772))
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from lesionseg.report.rendering import rate
@@ -146,20 +147,23 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
             (9 if is_left else -9, down),
             textcoords="offset points",
             ha="left" if is_left else "right",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
             **look,
         )
 
     words = f"as set: {found} of {len(first.lesions)} found,\n{_alarms(false, cases)}"
-    low, up = here[1] < 0.3, 9  # no room below
+    low, lift = here[1] < 0.22, 9  # no room below
     if looser is not None:
         spot = (looser[2] / cases, looser[1] / len(first.lesions))
-        up += round(160 * (spot[1] - here[1]))  # clear of the other's dot
-    label(words, here, up if low else -29, fontweight="bold")
-    if looser is not None:
         axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
         loose = f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan"
-        near = low and spot[0] - here[0] < 0.45 * right
-        label(loose, spot, 40 if near else 8)  # clear of the other's words
+        rise = spot[1] - here[1]
+        if low and rise < 0.25 and spot[0] - here[0] < 0.45 * right:  # clear of each other
+            lift += round(160 * rise)
+            label(loose, spot, 40)
+        else:
+            label(loose, spot, 8)
+    label(words, here, lift if low else -29, fontweight="bold")
     axes.set_xlim(-0.02 * right, right)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -167,7 +171,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("false alarms per scan")
     if len(models) > 1:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     chosen_on = (first.scores.get("operating_point") or {}).get("chosen_on")
     caption = "Orange: the setting used"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."

@@ -81,13 +81,13 @@ class _Page:
 
 
 def _first_page(values: Mapping[str, Any]) -> Figure:
-    page, y = _Page(), 0.3
+    page, y = _Page(), 0.22
     page.text(WIDTH - EDGE, y, f"{values['role']}research use only", 8, ha="right", color=SOFT)
     for name, words in values["tags"]:
-        page.text(EDGE, y, f"{name.upper()}: {words}", 8, weight="bold", backgroundcolor="#ffdf6b")
+        page.text(EDGE, y, f"{name.upper()}: {words}", 7, weight="bold", backgroundcolor="#ffdf6b")
         y += 0.2
     page.text(EDGE, max(y, 0.48), values["headline"], 17, 78, weight="bold")
-    y, width = 1.2, (WIDTH - 2 * EDGE - 0.45) / 4
+    y, width = 1.26, (WIDTH - 2 * EDGE - 0.45) / 4
     for k, tile in enumerate(values["tiles"]):
         x = EDGE + k * (width + 0.15)
         page.box(x, y, width, 0.78, WASH)
