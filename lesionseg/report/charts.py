@@ -189,7 +189,7 @@ def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
     allowed = max(2 * false, len(tables.cases))
     scores = np.unique(tables.lesions["detected_at"].dropna())
     better = [(float(s), *tables.at(s)) for s in scores if s < tables.threshold]
-    better = [one for one in better if one[2] <= allowed and one[1] > found]
+    better = [one for one in better if false < one[2] <= allowed and one[1] > found]
     return max(better, key=lambda one: (one[1], -one[2])) if better else None
 
 

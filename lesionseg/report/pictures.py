@@ -186,9 +186,11 @@ def _show(
     for mask, (colour, style) in zip(masks, looks, strict=True):
         if mask is None or not mask.any():
             continue
+        fine = max(1, min(5, 500 // max(mask.shape)))  # so that outlines follow the voxels' edges
         padded = np.pad(mask.astype(np.float32), 1)  # an outline at the border is closed, too
-        y = (np.arange(-1, image.shape[0] + 1) + 0.5) * spacing[0]
-        x = (np.arange(-1, image.shape[1] + 1) + 0.5) * spacing[1]
+        padded = padded.repeat(fine, 0).repeat(fine, 1)
+        down, across = ((np.arange(n) + 0.5) / fine - 1 for n in padded.shape)
+        y, x = down * spacing[0], across * spacing[1]
         axes.contour(x, y, padded, levels=[0.5], colors=colour, linestyles=style, linewidths=1.1)
     axes.set_aspect("equal")
     axes.set_xlim(0, width)
