@@ -306,24 +306,16 @@ def about(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
     scores, point = tables.scores, tables.scores.get("operating_point") or {}
     made = scores.get("provenance") or {}
     lines = [(QUESTIONS[key], text) for key, text in study.items() if key != "title"]
-    lines.append(("Scans", role_words(str(scores.get("evaluated_on") or "unknown"))))
-    lines.append(
-        (
-            "Lesions",
-            "put in by the program that made the scans"
-            if tables.simulated
-            else "as marked in the reference; it may be incomplete",
-        )
-    )
-    lines.append(
-        (
-            "Counts as found",
-            "markings cover at least 10 % of the lesion; a marking of "
-            "which less than 10 % lies in lesions is a false alarm"
-            if scores.get("preset") == "lesionseg"
-            else f"by the rule {scores.get('preset')}",
-        )
-    )
+    by = "put in by the program that made the scans" if tables.simulated else ""
+    rule = "markings cover at least 10 % of the lesion; a marking of which less than 10 % lies in "
+    rule = f"{rule}lesions is a false alarm"
+    if scores.get("preset") != "lesionseg":
+        rule = f"by the rule {scores.get('preset')}"
+    lines += [
+        ("Scans", role_words(str(scores.get("evaluated_on") or "unknown"))),
+        ("Lesions", by or "as marked in the reference; it may be incomplete"),
+        ("Counts as found", rule),
+    ]
     if tables.threshold is not None:
         how = f"markings rated {format_score(tables.threshold)} or higher are shown"
         if point.get("chosen_on"):
