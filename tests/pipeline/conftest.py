@@ -1,18 +1,15 @@
 """What the commands are tested with."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
+def bundle(tmp_path, plan):
     """A bundle whose network marks what is two standard deviations brighter than the rest."""
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Bright(), mine, "")
@@ -20,7 +17,7 @@ def bundle(tmp_path: Path, plan: Plan) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster():
     """Ray on this machine, with room for two workers."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -14,7 +13,7 @@ from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.check import CheckOutcome, check_dataset
+from lesionseg.pipeline.check import check_dataset
 from tests.io.dicom_files import CT, DX, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
@@ -23,10 +22,10 @@ SECRETS = ("Miller", "Otto", "4711", "fine0", "visit1", "truncated_image", "misr
 Change = Callable[[dict[str, Any]], None]
 
 
-def write_case(root: Path, name: str, change: Change | None = None) -> tuple[str, str]:
+def write_case(root, name, change=None):
     """A healthy case with one lesion of 8 voxels, changed by `change`; its manifest entries."""
     rng = np.random.default_rng(sum(name.encode()))
-    parts: dict[str, Any] = {
+    parts = {
         "image": rng.normal(100, 10, SHAPE).astype(np.float32),
         "mask": np.zeros(SHAPE, np.float32),
         "affine": np.diag([1.0, 1.0, 2.0, 1.0]),
@@ -47,9 +46,7 @@ def write_case(root: Path, name: str, change: Change | None = None) -> tuple[str
     return f"{name}_image.nii", f"{name}_mask.nii"
 
 
-def write_dicom(
-    root: Path, name: str, odd: dict[str, Any] | None = None, n: int = 3, **elements: Any
-) -> tuple[str, str]:
+def write_dicom(root, name, odd=None, n=3, **elements):
     """A DICOM series of n slices and an empty mask beside it; `odd` changes the middle slice."""
     rng = np.random.default_rng(sum(name.encode()))
     grid = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
@@ -65,10 +62,10 @@ def write_dicom(
     return name, f"{name}_mask.nii"
 
 
-def change(**parts: Any) -> Change:
+def change(**parts):
     """Parts replaced, or with `image` and `mask` by index: {(x, y, z): value}."""
 
-    def apply(case: dict[str, Any]) -> None:
+    def apply(case):
         for name, value in parts.items():
             if isinstance(value, dict):
                 for place, voxel in value.items():
@@ -81,7 +78,7 @@ def change(**parts: Any) -> Change:
 
 SHIFTED = np.diag([1.0, 1.0, 2.0, 1.0]) + np.eye(4, k=3) * 2
 FLIPPED = np.diag([-1.0, 1.0, 2.0, 1.0])
-PLANTED: dict[str, tuple[Change, set[str]]] = {
+PLANTED = {
     "Miller_nan": (change(image={(1, 2, 3): np.nan}), {"not_finite"}),
     "two_faults": (
         change(image={(1, 2, 3): np.inf}, mask={(0, 0, 0): 7}),
@@ -110,7 +107,7 @@ FOUND = {
     "shot": {"burned_in", "unreadable"},
 }
 # what is wrong with the middle slice of five, kind of the finding and a word of its text
-PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
+PLANTED_DICOM = {
     "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "geometry", "duplicates"),
     "Otto_gap": ({"ImagePositionPatient": [0, 0, 4.2]}, "geometry", "not evenly spaced"),
     "Otto_scout": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "unreadable", "localiser"),
@@ -118,7 +115,7 @@ PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def broken(tmp_path_factory):
     root = tmp_path_factory.mktemp("broken")
     rows = {f"fine{i}": write_case(root, f"fine{i}") for i in range(6)}
     rows |= {name: write_case(root, name, change) for name, (change, _) in PLANTED.items()}
@@ -144,28 +141,28 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checked(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> CheckOutcome:
+def checked(broken, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "dataset_report.html"
     return check_dataset(read_dataset(broken, lenient=True), page)
 
 
-def kinds(checked: CheckOutcome, case: str) -> set[str]:
+def kinds(checked, case):
     return {f.kind for f in checked.findings if f.case == case}
 
 
 @pytest.mark.parametrize("case", FOUND)
-def test_a_planted_fault_is_found(checked: CheckOutcome, case: str) -> None:
+def test_a_planted_fault_is_found(checked, case):
     assert kinds(checked, case) >= FOUND[case]
 
 
 @pytest.mark.parametrize("case", PLANTED_DICOM)
-def test_a_planted_fault_of_a_series_is_found(checked: CheckOutcome, case: str) -> None:
+def test_a_planted_fault_of_a_series_is_found(checked, case):
     _, kind, word = PLANTED_DICOM[case]
     (found,) = (f for f in checked.findings if f.case == case and f.severity == "error")
     assert (found.kind, word in found.named) == (kind, True)
 
 
-def test_an_entry_without_a_case_and_healthy_cases(checked: CheckOutcome) -> None:
+def test_an_entry_without_a_case_and_healthy_cases(checked):
     assert any("line 29: the case" in f.named for f in checked.findings if not f.case)
     assert "1 entry of the list" in checked.page.read_text()
     assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
@@ -173,7 +170,7 @@ def test_an_entry_without_a_case_and_healthy_cases(checked: CheckOutcome) -> Non
     assert "14 cannot be used" in checked.summary()[-3]
 
 
-def test_the_page_shows_every_case_and_names_nobody(checked: CheckOutcome, broken: Path) -> None:
+def test_the_page_shows_every_case_and_names_nobody(checked, broken):
     page = checked.page.read_text()
     printed = "\n".join(checked.summary())
     for secret in (*SECRETS, str(broken)):
@@ -182,9 +179,7 @@ def test_the_page_shows_every_case_and_names_nobody(checked: CheckOutcome, broke
     assert page.count("data:image/jpeg") == 15  # every case that can be read
 
 
-def test_the_command_names_nobody_unless_asked_to(
-    broken: Path, checked: CheckOutcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_names_nobody_unless_asked_to(broken, checked, tmp_path, capsys):
     out = tmp_path / "out"
     command = [f"data.root={broken}", "check=true", f"run_dir={out}"]
     assert run("prepare", command) == 1
@@ -197,7 +192,7 @@ def test_the_command_names_nobody_unless_asked_to(
     assert "Otto_gap" in named
 
 
-def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
+def test_a_leak_into_the_test_role_is_found(tmp_path):
     root = tmp_path / "leak"
     for part in ("Tr", "Ts"):
         (root / f"images{part}").mkdir(parents=True)
@@ -213,7 +208,7 @@ def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
     assert found.exit_status == 0
 
 
-def test_of_radiographs_it_says_how_they_were_taken_and_what_is_hidden(tmp_path: Path) -> None:
+def test_of_radiographs_it_says_how_they_were_taken_and_what_is_hidden(tmp_path):
     rows = ["case,image,reference"]
     for number, intent in enumerate(("FOR PRESENTATION", "FOR PROCESSING")):
         pixels = np.random.default_rng(number).integers(1, 900, (40, 30)).astype(np.uint16)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +14,14 @@ from lesionseg.phantoms import SETTINGS, simulate_once, write_mri_phantoms
 from lesionseg.pipeline.dataset import may_lack, take_survey
 
 
-def test_a_scan_may_lack_a_channel_where_training_leaves_some_out() -> None:
+def test_a_scan_may_lack_a_channel_where_training_leaves_some_out():
     some, none = DataConfig.of(channel_dropout=0.3), DataConfig.of()
     assert [may_lack(data, ("FLAIR", "T1")) for data in (none, some)] == [False, True]
     with pytest.raises(ConfigError):
         may_lack(some, ("FLAIR",))
 
 
-def boxed(root: Path, box: tuple[int, int, int, int] = (8, 10, 9, 8)) -> Path:
+def boxed(root, box=(8, 10, 9, 8)):
     """Four radiographs of 32 by 32 as COCO boxes, one of them lesion-free."""
     (root / "images").mkdir(parents=True)
     images, boxes = [], []
@@ -36,16 +35,14 @@ def boxed(root: Path, box: tuple[int, int, int, int] = (8, 10, 9, 8)) -> Path:
 
 
 @pytest.mark.parametrize("model", ["unet", "retina_unet"])
-def test_boxes_alone_teach_no_voxels(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_boxes_alone_teach_no_voxels(model, tmp_path, capsys):
     root, folder = boxed(tmp_path / "raw"), tmp_path / "run"
     assert run("train", [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
     assert "3 references without a mask (case 1: 1 box)" in capsys.readouterr().err
     assert not folder.exists()
 
 
-def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_path: Path) -> None:
+def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_path):
     data = DataConfig.of(root=boxed(tmp_path / "raw", box=(40, 40, 5, 5)))
     with pytest.raises(DatasetError, match=r"3 cases cannot be used") as error:
         take_survey(data, seed=0)
@@ -59,7 +56,7 @@ def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_pat
         take_survey(data, seed=0)
 
 
-def write(folder: Path, n_cases: int, *, progress: object) -> None:
+def write(folder, n_cases, *, progress):
     folder.mkdir()
     if not n_cases:
         raise KeyboardInterrupt
@@ -67,7 +64,7 @@ def write(folder: Path, n_cases: int, *, progress: object) -> None:
         (folder / str(done)).touch()
 
 
-def test_a_dataset_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
     monkeypatch.setattr("lesionseg.phantoms.write_mri_phantoms", write)
     root = tmp_path / "new" / "set"
     with pytest.raises(KeyboardInterrupt):
@@ -83,7 +80,7 @@ def test_a_dataset_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("tested", ["other", "same"])
-def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path: Path, tested: str) -> None:
+def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path, tested):
     small = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
     write_mri_phantoms(tmp_path / "raw", 4, seed=0, n_test=2, **small)
     survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from tests.io.dicom_files import DX, save
 
 
 @pytest.fixture
-def scores(tmp_path: Path) -> Path:
+def scores(tmp_path):
     """Two radiographs, each with a square that is found; scored into a folder."""
     flat, rows = Geometry.from_spacing((40, 30), (1, 1)), ["case,image,reference"]
     for number in range(2):
@@ -35,7 +34,7 @@ def scores(tmp_path: Path) -> Path:
     return tmp_path / "scores"
 
 
-def test_scores_say_it_and_padding_is_not_judged(scores: Path) -> None:
+def test_scores_say_it_and_padding_is_not_judged(scores):
     told = json.loads((scores / "scores.json").read_text())
     assert told["size_unit"] == "mm at the detector"
     assert (told["n_true_positive"], told["n_false_positive"]) == (2, 0)
@@ -43,12 +42,12 @@ def test_scores_say_it_and_padding_is_not_judged(scores: Path) -> None:
         assert [row["n_ignored"] for row in csv.DictReader(stream)] == ["1", "1"]
 
 
-def test_the_report_says_it(scores: Path, tmp_path: Path) -> None:
+def test_the_report_says_it(scores, tmp_path):
     write_report(scores, tmp_path / "report")
     assert "at the detector" in (tmp_path / "report" / "report.html").read_text()
 
 
-def test_the_candidates_say_it(scores: Path, tmp_path: Path) -> None:
+def test_the_candidates_say_it(scores, tmp_path):
     files = find_predictions(tmp_path / "predicted")["x0"]
     geometry = read_geometry(tmp_path / "data" / "x0.dcm")
     prediction = read_prediction(files, geometry=geometry)

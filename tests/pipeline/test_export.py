@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Volume
@@ -24,7 +22,7 @@ from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.plan.plan import Activation, AnchorPlan, FocalLink, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, FocalLink, Normalisation
 from tests.commands import export
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -33,7 +31,7 @@ SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
 LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
 
 
-def _plan(plan: Plan, dims: int, n_channels: int, activation: Activation) -> Plan:
+def _plan(plan, dims, n_channels, activation):
     """A plan of two labels taught by a focal loss."""
     strides, kernels = ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2
     ways = Normalisation("zscore"), Normalisation("dataset", -50.0, 180.0, 60.0, 30.0)
@@ -53,17 +51,17 @@ def _plan(plan: Plan, dims: int, n_channels: int, activation: Activation) -> Pla
     )
 
 
-def _lively(plan: Plan) -> nn.Module:
+def _lively(plan):
     """A U-Net whose logits spread widely, as a trained one's do."""
     network = build_network(plan)
     with torch.no_grad():
-        for parameter in network.heads.parameters():  # type: ignore[union-attr, operator]
+        for parameter in network.heads.parameters():
             parameter.mul_(150.0 if parameter.ndim > 1 else 0.2)
     return network.eval()
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
+def bundle(tmp_path, plan):
     two = _plan(plan, 3, 2, "sigmoid")
     write_bundle(tmp_path / "run" / "bundle", _lively(two), two, "# the card\n")
     return tmp_path / "run"
@@ -72,8 +70,8 @@ def bundle(tmp_path: Path, plan: Plan) -> Path:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
-    tmp_path: Path, plan: Plan, dims: int, activation: Activation, rng: np.random.Generator
-) -> None:
+    tmp_path, plan, dims, activation, rng
+):
     two = _plan(plan, dims, 1, activation)
     network = _lively(two)
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle((network,), two)))
@@ -88,7 +86,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
             np.testing.assert_allclose(probabilities, own, atol=2e-5)
 
 
-def _detector(plan: Plan, dims: int, name: str) -> Plan:
+def _detector(plan, dims, name):
     """A plan of two labels for a detector of two levels, of boxes taught by a focal loss."""
     sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
     anchors = AnchorPlan((0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0)
@@ -97,9 +95,7 @@ def _detector(plan: Plan, dims: int, name: str) -> Plan:
 
 
 @pytest.mark.parametrize(("name", "dims"), [("retinanet", 2), ("retina_unet", 3)])
-def test_onnx_gives_the_scores_and_boxes_of_a_detector(
-    tmp_path: Path, plan: Plan, dims: int, name: str, rng: np.random.Generator
-) -> None:
+def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, name, rng):
     planned = _detector(plan, dims, name)
     network = build_network(planned).eval()
     write_bundle(tmp_path / "bundle", network, planned, "")
@@ -133,18 +129,18 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(
 class Certain(nn.Module):
     """Logits from −48 to 48: a long training is as certain as that."""
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image):
         logits = 16 * image.clamp(-3, 3)
         return [torch.cat([logits, -logits], 1)]
 
 
-def test_certain_networks_give_numbers_as_onnx_too(tmp_path: Path, plan: Plan) -> None:
+def test_certain_networks_give_numbers_as_onnx_too(tmp_path, plan):
     certain = Bundle((Certain(),), _plan(plan, 3, 1, "sigmoid"))
     run = write_onnx(tmp_path / "model.onnx", trace(certain))
     assert largest_difference(certain, run) < 1e-5
 
 
-def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle: Path, tmp_path: Path) -> None:
+def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle, tmp_path):
     import onnx
 
     assert export(bundle, tmp_path / "out") < 1e-4
@@ -159,7 +155,7 @@ def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle: Path, tmp_path
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
 
 
-def _scan(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _scan(rng, shape):
     """Smooth noise with two bright spots in air."""
     image = rng.normal(100, 8, shape).astype(np.float32)
     image[(slice(4, 8), slice(6, 11), slice(20, 25))[-len(shape) :]] += 80
@@ -168,7 +164,7 @@ def _scan(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float3
     return image
 
 
-def _run_monai(folder: Path, images: Path, output: Path, overlap: float = 0.5) -> None:
+def _run_monai(folder, images, output, overlap=0.5):
     """Run the exported folder as `python -m monai.bundle run` does."""
     from monai.bundle import run
 
@@ -187,24 +183,13 @@ def _run_monai(folder: Path, images: Path, output: Path, overlap: float = 0.5) -
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
     # ours are kept as float16 between the steps, and MONAI lays the last tiles elsewhere
-    [
-        (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
-        (LPS, (20, 40, 20), 0.5, 0.05, 2e-3),
-    ],
+    [(SAR, (32, 32, 48), 0.0, 3e-4, 5e-5), (LPS, (20, 40, 20), 0.5, 0.05, 2e-3)],
     ids=["the very same tiles", "turned and of another spacing"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_monai_runs_the_exported_folder_to_our_probabilities(
-    bundle: Path,
-    tmp_path: Path,
-    rng: np.random.Generator,
-    affine: NDArray[np.float64],
-    shape: tuple[int, ...],
-    overlap: float,
-    largest: float,
-    mean: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    bundle, tmp_path, rng, affine, shape, overlap, largest, mean, monkeypatch
+):
     geometry = Geometry(shape, affine)
     files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
     for file in files:
@@ -232,9 +217,7 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_monai_runs_a_network_for_radiographs(
-    plan: Plan, tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_monai_runs_a_network_for_radiographs(plan, tmp_path, rng):
     flat = _plan(plan, 2, 1, "softmax")
     write_bundle(tmp_path / "bundle", _lively(flat), flat, "")
     image = np.clip(_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
@@ -253,7 +236,7 @@ def test_monai_runs_a_network_for_radiographs(
     assert (mask == labels).mean() > 0.999
 
 
-def test_regions_are_painted_later_over_earlier_ones(plan: Plan) -> None:
+def test_regions_are_painted_later_over_earlier_ones(plan):
     two = replace(_plan(plan, 3, 1, "sigmoid"), regions=((1, 4), (4,)))
     steps = inference_config(two)["postprocessing"]["transforms"]
     (text,) = (step["func"] for step in steps if step["_target_"] == "Lambdad")
@@ -262,11 +245,11 @@ def test_regions_are_painted_later_over_earlier_ones(plan: Plan) -> None:
     assert paint(probabilities).flatten().tolist() == [4, 1, 0, 4]
 
 
-def test_an_ensemble_is_exported_as_its_mean(plan: Plan, tmp_path: Path) -> None:
+def test_an_ensemble_is_exported_as_its_mean(plan, tmp_path):
     two = _plan(plan, 2, 1, "sigmoid")
     members = [_lively(two), _lively(two)]
     with torch.no_grad():
-        members[1].encoder.stages[0][0].conv.weight.mul_(-1)  # type: ignore[index, union-attr]
+        members[1].encoder.stages[0][0].conv.weight.mul_(-1)
     write_bundle(tmp_path / "bundle", members, two, "")
     export(tmp_path / "bundle", tmp_path / "out")
     run = write_onnx(tmp_path / "one.onnx", trace(Bundle((members[0],), two)))
@@ -275,15 +258,13 @@ def test_an_ensemble_is_exported_as_its_mean(plan: Plan, tmp_path: Path) -> None
 
 
 class _Unexportable(nn.Module):
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image):
         if float(image.sum()) > 0:
             return [image]
         return [-image]
 
 
-def test_what_cannot_be_exported_or_computes_something_else_is_an_error(
-    plan: Plan, bundle: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_exported_or_computes_something_else_is_an_error(plan, bundle, tmp_path):
     boxes = _detector(plan, 2, "retinanet")  # MONAI's layout and an ensemble have no place for them
     detector = build_network(boxes)
     for made in (Bundle((_Unexportable(),), plan), Bundle((detector, detector), boxes)):

@@ -1,10 +1,7 @@
 """`follow` on small files: what is written, what is scored, what is refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
@@ -20,14 +17,14 @@ GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
 Box = tuple[int, int, int, int]  # first z, y, x, and the side in voxels
 
 
-def mask(*boxes: Box, value: int = 1) -> NDArray[np.uint8]:
+def mask(*boxes, value=1):
     array = np.zeros(SHAPE, dtype=np.uint8)
     for z, y, x, side in boxes:
         array[z : z + side, y : y + side, x : x + side] = value
     return array
 
 
-def write(folder: Path, name: str, array: NDArray[np.uint8], geometry: Geometry = GRID) -> None:
+def write(folder, name, array, geometry=GRID):
     write_volume(folder / f"{name}.nii.gz", Volume(array[None], geometry))
 
 
@@ -35,7 +32,7 @@ OLD, NEW = (2, 2, 2, 5), (9, 12, 12, 4)
 
 
 @pytest.fixture
-def visits(tmp_path: Path) -> Path:
+def visits(tmp_path):
     """Two patients: one with a new lesion, one without any lesion at all."""
     write(tmp_path / "before", "a", mask(OLD))
     write(tmp_path / "after", "a_mask", mask(OLD, NEW))
@@ -45,13 +42,13 @@ def visits(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, **settings: object) -> list[dict[str, str]]:
+def run(root, **settings):
     out = root / "out"
     follow(root / "before", root / "after", out, **settings)
     return read_csv(out / "changes.csv")
 
 
-def test_changes_pairs_and_rule_are_written(visits: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_pairs_and_rule_are_written(visits, caplog):
     write(visits / "after", "c", mask())
     outcome = follow(visits / "before", visits / "after", visits / "out")
     assert "one visit only: c" in caplog.text
@@ -73,14 +70,14 @@ def test_changes_pairs_and_rule_are_written(visits: Path, caplog: pytest.LogCapt
     assert "99% of stable lesions" in page
 
 
-def test_new_lesions_are_scored_against_a_reference_of_change(visits: Path) -> None:
+def test_new_lesions_are_scored_against_a_reference_of_change(visits):
     run(visits, reference=visits / "reference")
     scores = read_json(visits / "out" / "scores.json")
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
     assert scores["lesion_recall"]["value"] == 1.0
 
 
-def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits: Path) -> None:
+def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits):
     """Six stable pairs with a small false new lesion each, and none may stay."""
     stable = [f"s{n}" for n in range(6)]
     for name in stable:
@@ -94,7 +91,7 @@ def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits: Path
     assert {r["accepted"] for r in rows if r["state"] == "new"} == {"true"}
 
 
-def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits: Path) -> None:
+def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits):
     """The old lesion was below the operating point before: it is not new now."""
     one = mask(OLD).astype(np.int32)
     both = one + mask(NEW, value=2)
@@ -106,7 +103,7 @@ def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits: Path
     assert [(r["state"], r["score"]) for r in rows] == [("new", "0.5"), ("stable", "")]
 
 
-def test_another_grid_in_the_same_space_is_followed_by_its_header(visits: Path) -> None:
+def test_another_grid_in_the_same_space_is_followed_by_its_header(visits):
     """The later scan has voxels of half the size and begins elsewhere."""
     fine = np.repeat(np.repeat(np.repeat(mask(OLD), 2, 0), 2, 1), 2, 2)[2:]
     affine = GRID.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
@@ -118,7 +115,7 @@ def test_another_grid_in_the_same_space_is_followed_by_its_header(visits: Path) 
     assert float(row["volume_after_ml"]) == pytest.approx(float(row["volume_before_ml"]))
 
 
-def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path: Path) -> None:
+def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path):
     """The earlier scan's header is moved by 15 mm: by headers alone nothing would match."""
     settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2))
     write_visit_phantoms(tmp_path, 1, settings, seed=4)
@@ -141,7 +138,7 @@ def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path: P
     assert "simulated_000" in (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
 
 
-def test_a_poor_registration_is_refused(tmp_path: Path) -> None:
+def test_a_poor_registration_is_refused(tmp_path):
     """A head before, a small block after."""
     settings = VisitSettings(shape=(16, 32, 32), spacing_mm=(2, 2, 2))
     write_visit_phantoms(tmp_path, 1, settings)
@@ -154,7 +151,7 @@ def test_a_poor_registration_is_refused(tmp_path: Path) -> None:
         run(tmp_path, register="rigid", **images)
 
 
-def test_bad_input_is_refused_by_name(visits: Path) -> None:
+def test_bad_input_is_refused_by_name(visits):
     write(visits / "others", "z", mask())
     write(visits / "two", "a", mask(OLD, value=2))
     far = Geometry(SHAPE, GRID.affine + np.array([[0, 0, 0, 900], *[[0] * 4] * 3]))

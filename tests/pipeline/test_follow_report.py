@@ -1,7 +1,5 @@
 """Changes as a DICOM structured report in the later visit's study."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from tests.io.test_dicom_results import GRIDS, series
 hd = pytest.importorskip("highdicom")
 
 
-def mask(*boxes: tuple[slice, ...]) -> np.ndarray:
+def mask(*boxes):
     array = np.zeros((1, 5, 4, 6), np.uint8)
     for box in boxes:
         array[0][box] = 1
@@ -25,7 +23,7 @@ NEW = (slice(3, 5), slice(1, 4), slice(3, 6))
 
 
 @pytest.fixture
-def visits(tmp_path: Path) -> Path:
+def visits(tmp_path):
     """A lesion that stays, one that goes, one that comes; both visits are DICOM series."""
     for visit, boxes in {"before": (OLD, GONE), "after": (OLD, NEW)}.items():
         scan = series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
@@ -35,14 +33,14 @@ def visits(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, **settings: object) -> Path:
+def run(root, **settings):
     images = {f"{visit}_images": root / f"{visit}_images" for visit in ("before", "after")}
     given = {**images, **settings}
     follow(root / "before", root / "after", root / "out", **given)
     return root / "out" / "scan_sr.dcm"
 
 
-def test_states_and_both_volumes_stand_in_the_report(visits: Path) -> None:
+def test_states_and_both_volumes_stand_in_the_report(visits):
     report = hd.sr.srread(run(visits))
     groups = report.content.get_volumetric_roi_measurement_groups()
     named = [item for g in groups for item in g.get_qualitative_evaluations()]

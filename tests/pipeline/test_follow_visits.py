@@ -1,12 +1,11 @@
 """Patients' visits by a table: their order, what is predicted first, what is refused."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.change import order_visits
 from lesionseg.inference.bundle import write_bundle
@@ -14,7 +13,6 @@ from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.plan.plan import Plan
 from tests.commands import follow
 from tests.inference.networks import Bright
 
@@ -28,13 +26,13 @@ VISITS = {
 }
 
 
-def table(root: Path, *lines: str) -> Path:
+def table(root, *lines):
     (root / "visits.csv").write_text("\n".join(["case,image,group,visit", *lines]))
     return root / "visits.csv"
 
 
 @pytest.fixture
-def visits(tmp_path: Path) -> Path:
+def visits(tmp_path):
     """A patient at three times, the last one with a new lesion, and one seen once."""
     rng = np.random.default_rng(0)
     for name, (_, boxes) in VISITS.items():
@@ -49,17 +47,15 @@ def visits(tmp_path: Path) -> Path:
     return table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
 
 
-def ordered(path: Path) -> list[list[CaseFiles]]:
+def ordered(path):
     return order_visits(read_scan_list(path), path)
 
 
-def states(out: Path) -> list[tuple[str, str]]:
+def states(out):
     return [(row["case"], row["state"]) for row in read_csv(out / "changes.csv")]
 
 
-def test_each_visit_is_compared_with_the_one_before(
-    visits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_visit_is_compared_with_the_one_before(visits, tmp_path, caplog):
     outcome = follow(None, None, tmp_path / "out", visits=visits, predictions=tmp_path / "masks")
     assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
     assert states(tmp_path / "out") == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
@@ -71,9 +67,7 @@ def test_each_visit_is_compared_with_the_one_before(
     assert "no other visit: once" in caplog.text
 
 
-def test_a_bundle_predicts_the_visits_first(
-    visits: Path, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_predicts_the_visits_first(visits, tmp_path, plan, monkeypatch):
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Bright(), mine, "")
     made = predict_module.make_predictor
@@ -91,12 +85,12 @@ def test_a_bundle_predicts_the_visits_first(
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
 
 
-def _bright(_: object) -> Bright:
+def _bright(_):
     return Bright()
 
 
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
-def test_dates_and_numbers_are_ordered(times: tuple[str, ...], tmp_path: Path) -> None:
+def test_dates_and_numbers_are_ordered(times, tmp_path):
     lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
     (timeline,) = ordered(table(tmp_path, *lines))
     assert [files.case for files in timeline] == ["c", "b", "a"]
@@ -110,7 +104,7 @@ def test_dates_and_numbers_are_ordered(times: tuple[str, ...], tmp_path: Path) -
         (["a,a.nii,P,1", "b,b.nii,Q,2"], "no patient has two visits"),
     ],
 )
-def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_path: Path) -> None:
+def test_a_table_without_an_order_is_refused(lines, words, tmp_path):
     with pytest.raises(DatasetError, match=words):
         ordered(table(tmp_path, *lines))
 
@@ -124,13 +118,13 @@ def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_p
         {"before": "b"},
     ],
 )
-def test_what_is_to_be_followed_must_be_clear(given: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_to_be_followed_must_be_clear(given, tmp_path):
     folders = {"before": None, "after": None, **given}
     with pytest.raises(ConfigError, match="give before= and after="):
         follow(output=tmp_path / "out", **folders)
 
 
-def test_predictions_of_no_pair_are_refused(visits: Path, tmp_path: Path) -> None:
+def test_predictions_of_no_pair_are_refused(visits, tmp_path):
     for name in ("m6", "m12"):
         (tmp_path / "masks" / f"{name}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="predictions of two visits"):

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +15,17 @@ log = logging.getLogger("lesionseg.test")
 
 
 @pytest.fixture(autouse=True)
-def as_the_command_line_sets_it(caplog: pytest.LogCaptureFixture) -> None:
+def as_the_command_line_sets_it(caplog):
     caplog.set_level(logging.INFO, "lesionseg")
 
 
-def kept(run: Path) -> list[str]:
+def kept(run):
     """The lines of a log without date and time."""
     lines = (run / LOG).read_text(encoding="utf-8").splitlines()
     return [line.split(" ", 2)[2] for line in lines]
 
 
-def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path: Path) -> None:
+def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path):
     run = tmp_path / "run"
     with run_log(run) as note:
         log.info("Plan, spacing: %s", "1 mm")
@@ -48,9 +47,7 @@ def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path: Path) ->
         (ValueError("odd"), "ValueError: odd"),
     ],
 )
-def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(
-    tmp_path: Path, error: BaseException, last: str
-) -> None:
+def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(tmp_path, error, last):
     save_config(tmp_path / "begun", {})
     before = list(logging.getLogger().handlers)
     for run in ("begun", "new"):
@@ -62,9 +59,7 @@ def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(
     assert not (tmp_path / "new").exists()
 
 
-def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(
-    tmp_path: Path,
-) -> None:
+def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
     script = (
         "import logging, pathlib, sys\n"
         "from lesionseg.pipeline.run_dir import save_config\n"
@@ -80,9 +75,7 @@ def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(
     assert {"a plan", "a warning"} <= set(kept(tmp_path))
 
 
-def test_without_a_terminal_a_long_step_says_every_twentieth_how_far_it_is(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_terminal_a_long_step_says_every_twentieth_how_far_it_is(caplog, monkeypatch):
     seconds = iter(range(0, 1000, 4))
     monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
     with bar("Reading") as advance:

@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
@@ -21,8 +19,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict_tables import TABLE, PredictOutcome
-from lesionseg.plan.plan import Plan
+from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import Bright
 
@@ -31,7 +28,7 @@ MINE = {"mine": lambda _: Bright()}
 
 
 @pytest.fixture
-def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
+def scans(tmp_path, rng):
     """Three scans stored in three ways, two of them one level down."""
     folder = tmp_path / "scans with = and, [x]"
     image = rng.normal(100, 3, SHAPE).astype(np.float32)
@@ -46,15 +43,15 @@ def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
     return folder
 
 
-def run(bundle: Path, source: Path | str, output: Path, **options: object) -> PredictOutcome:
+def run(bundle, source, output, **options):
     return predict(bundle, source, output, architectures=MINE, **options)
 
 
-def statuses(outcome: PredictOutcome) -> dict[str, str]:
+def statuses(outcome):
     return {row["case"]: row["status"] for row in outcome.rows}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """Every result by name, unpacked; the table has times in it."""
     return {
         f.name: gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes()
@@ -63,9 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
-    bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans, tmp_path):
     out = tmp_path / "out"
     outcome = run(bundle, scans, out, save_probabilities=True)
     assert outcome.exit_status == 0
@@ -77,7 +72,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
         assert mask.geometry.shape == SHAPE
         prediction = read_prediction(find_predictions(out)[case])
         assert [c.id for c in prediction.candidates] == [1, 2]
-        np.testing.assert_array_equal(mask.array[0] > 0, prediction.instances > 0)  # type: ignore[operator]
+        np.testing.assert_array_equal(mask.array[0] > 0, prediction.instances > 0)
         with np.load(out / f"{case}_probabilities.npz") as file:
             p = file["probabilities"]
         assert (p.dtype, p.shape) == (np.float16, (1, *SHAPE))
@@ -92,10 +87,10 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
     assert (row["count_lesion"], row["n_accepted"]) == ("2", "2")
 
 
-def test_amounts_by_label_and_zone_count_what_is_accepted() -> None:
+def test_amounts_by_label_and_zone_count_what_is_accepted():
     from lesionseg.core import Candidate
 
-    def candidate(label: int, ml: float | None, zone: str = "", accepted: bool = True) -> Candidate:
+    def candidate(label, ml, zone="", accepted=True):
         box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
         return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
 
@@ -115,9 +110,7 @@ def test_amounts_by_label_and_zone_count_what_is_accepted() -> None:
     assert counts_of([], {1: "a"}) == {"volume_ml": 0.0, "count_a": 0, "ml_a": 0.0}
 
 
-def test_started_again_it_leaves_out_what_is_unchanged(
-    bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_started_again_it_leaves_out_what_is_unchanged(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
     before = contents(out)
@@ -129,7 +122,7 @@ def test_started_again_it_leaves_out_what_is_unchanged(
     assert statuses(again) == dict.fromkeys("abc", "done")
 
 
-def test_faults_are_rows_and_leave_no_files(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_faults_are_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
     whole = (scans / "a.nii.gz").read_bytes()
@@ -151,9 +144,7 @@ def test_faults_are_rows_and_leave_no_files(bundle: Path, scans: Path, tmp_path:
     ("source", "output", "error"),
     [("none", "out", DatasetError), (".", ".", ConfigError), (".", "file", ConfigError)],
 )
-def test_input_and_output_that_cannot_be(
-    bundle: Path, tmp_path: Path, scans: Path, source: str, output: str, error: type[Exception]
-) -> None:
+def test_input_and_output_that_cannot_be(bundle, tmp_path, scans, source, output, error):
     (tmp_path / "file").write_text("")
     with pytest.raises(error):
         run(bundle, tmp_path / source, tmp_path / output)
@@ -161,9 +152,7 @@ def test_input_and_output_that_cannot_be(
         run(tmp_path / "empty", scans, tmp_path / "out")
 
 
-def test_shards_share_the_cases_and_a_last_call_joins_their_tables(
-    bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_shards_share_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
     shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
     assert [list(statuses(share)) for share in shares] == [["a", "c"], ["b"]]
@@ -172,9 +161,7 @@ def test_shards_share_the_cases_and_a_last_call_joins_their_tables(
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == ["a", "b", "c"]
 
 
-def test_little_memory_changes_no_result_and_files_are_private(
-    bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_little_memory_changes_no_result_and_files_are_private(bundle, scans, tmp_path):
     run(bundle, scans, tmp_path / "plenty", names="nnunet")
     little = {"names": "nnunet", "inference": {"max_memory_gb": 1e-6}}
     run(bundle, scans, tmp_path / "little", **little)
@@ -183,7 +170,7 @@ def test_little_memory_changes_no_result_and_files_are_private(
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
 
 
-def test_regions_are_painted_and_zones_named(plan: Plan, scans: Path, tmp_path: Path) -> None:
+def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     regions = replace(
         plan,
         architecture=replace(plan.architecture, name="mine"),
@@ -222,9 +209,7 @@ predict(sys.argv[1], sys.argv[2], sys.argv[3], architectures={"mine": lambda _: 
 """
 
 
-def test_killed_and_started_again_it_writes_the_same_files(
-    bundle: Path, scans: Path, tmp_path: Path, repository: Path
-) -> None:
+def test_killed_and_started_again_it_writes_the_same_files(bundle, scans, tmp_path, repository):
     run(bundle, scans, tmp_path / "whole")
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(bundle), str(scans), str(out)]
@@ -244,9 +229,7 @@ def test_killed_and_started_again_it_writes_the_same_files(
 
 
 @pytest.mark.slow
-def test_a_cluster_writes_what_this_machine_does(
-    cluster: None, bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_a_cluster_writes_what_this_machine_does(cluster, bundle, scans, tmp_path):
     (scans / "bad.nii.gz").write_text("no image")
     here = run(bundle, scans, tmp_path / "here")
     there = run(bundle, scans, tmp_path / "there", engine="ray", device="cpu")
@@ -255,13 +238,11 @@ def test_a_cluster_writes_what_this_machine_does(
 
 
 @pytest.mark.slow
-def test_a_case_that_kills_its_workers_fails_alone(
-    cluster: None, bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_a_case_that_kills_its_workers_fails_alone(cluster, bundle, scans, tmp_path):
     here = os.getpid()
 
     class Dying(Bright):
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def forward(self, image):
             if float(image.max()) > 25 and os.getpid() != here:
                 os._exit(1)
             return super().forward(image)

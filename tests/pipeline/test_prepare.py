@@ -1,23 +1,16 @@
 """How many cases `prepare` takes at a time."""
 
-from pathlib import Path
-from typing import Any
-
-import pytest
-
 from lesionseg.config import PrepareConfig
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline import prepare as module
 from lesionseg.pipeline.prepare import prepare
 
 
-def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(tmp_path, monkeypatch):
     taken = list[int]()
     fill = module.fill_cache
 
-    def spied(*args: Any, workers: int, **others: Any) -> Any:
+    def spied(*args, workers, **others):
         taken.append(workers)
         return fill(*args, workers=workers, **others)
 

@@ -1,25 +1,22 @@
 """A run directory belongs to one configuration and its development cases."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.core import Role
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_cases, check_config, default_run_dir, save_config
 from lesionseg.plan.splits import Splits
 
-BEGAN: dict[str, Role] = {"a": "train", "b": "train", "c": "validation", "t": "test"}
+BEGAN = {"a": "train", "b": "train", "c": "validation", "t": "test"}
 
 
-def config(**changes: Any) -> dict[str, Any]:
+def config(**changes):
     """A configuration with some keys (`section__key`) set."""
-    plain: dict[str, Any] = {"command": "train", "seed": 0, "run_dir": "a", "debug": False}
+    plain = {"command": "train", "seed": 0, "run_dir": "a", "debug": False}
     plain |= {"loss": {"gamma": 2.0}, "data": {"root": "r", "cache_dir": None}}
     plain |= {"trainer": {"max_steps": 5, "workers": 0}, "report": {"pdf": True}}
     for key, value in changes.items():
@@ -28,7 +25,7 @@ def config(**changes: Any) -> dict[str, Any]:
     return plain
 
 
-def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path: Path) -> None:
+def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path):
     check_config(tmp_path / "run", config())
     assert not (tmp_path / "run").exists()
     save_config(tmp_path / "run", config())
@@ -45,17 +42,13 @@ def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path: Path) ->
         ({"command": "prepare", "seed": 1}, "belongs to train"),
     ],
 )
-def test_another_configuration_is_an_error_that_names_the_difference(
-    tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
+def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, change, named):
     save_config(tmp_path, config())
     with pytest.raises(ConfigError, match=named):
         check_config(tmp_path, config(**change))
 
 
-def test_a_file_or_a_folder_in_use_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
     with locked_folder(tmp_path / "run"):
         assert run("train", [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]) == 1
     assert "another process is writing into this folder" in capsys.readouterr().err
@@ -65,16 +58,16 @@ def test_a_file_or_a_folder_in_use_is_an_error(
         save_config(tmp_path / "run", config())
 
 
-def test_the_default_name_holds_dataset_and_model() -> None:
+def test_the_default_name_holds_dataset_and_model():
     assert default_run_dir("some/My data", "unet").name.startswith("My-data_unet_")
 
 
-def splits(roles: dict[str, Role]) -> Splits:
+def splits(roles):
     return Splits(roles, True, 0, "")
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
+def begun(tmp_path):
     save_config(tmp_path, {"seed": 0})
     (tmp_path / "splits.json").write_text(splits(BEGAN).to_json())
     return tmp_path
@@ -90,12 +83,12 @@ def begun(tmp_path: Path) -> Path:
         (BEGAN | {f"n{i}": "train" for i in range(8)}, r"n4 \(new → train\) and 3 more"),
     ],
 )
-def test_changed_development_cases_are_named(begun: Path, now: dict[str, Role], said: str) -> None:
+def test_changed_development_cases_are_named(begun, now, said):
     with pytest.raises(DatasetError, match=said):
         check_cases(begun, splits(now))
 
 
-def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun: Path) -> None:
+def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun):
     check_cases(begun, splits(dict(reversed(BEGAN.items()))))
     check_cases(begun, splits({**BEGAN, "t": "external", "t2": "test"}))
     (begun / "splits.json").write_text('{"roles": {"a": "judge"}}')
@@ -105,7 +98,7 @@ def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun: Pat
     check_cases(begun, splits({"x": "train"}))
 
 
-def test_of_folds_the_first_is_compared(begun: Path) -> None:
+def test_of_folds_the_first_is_compared(begun):
     folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
     (begun / "splits.json").write_text(json.dumps(folds))
     check_cases(begun, splits(BEGAN))
@@ -114,9 +107,7 @@ def test_of_folds_the_first_is_compared(begun: Path) -> None:
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])
-def test_a_finished_training_is_not_scored_on_cases_that_taught_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fold: str
-) -> None:
+def test_a_finished_training_is_not_scored_on_cases_that_taught_it(tmp_path, capsys, fold):
     small = "max_minutes=null max_steps=1 workers=0 accelerator=cpu"
     same = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", f"data.fold={fold}"]
     same += [f"trainer.{setting}" for setting in small.split()] + ["data.n_folds=2"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from lesionseg.pipeline.dataset import Survey, divided, folds_of, take_survey
+from lesionseg.pipeline.dataset import divided, folds_of, take_survey
 from lesionseg.pipeline.prepare import plan_run
 from lesionseg.pipeline.score import (
     labelled,
@@ -35,10 +34,10 @@ CFG = TrainConfig.of()
 class Reader:
     """Stands in for a fold's predictor: marks the reference's lesions, and single voxels."""
 
-    def __init__(self, found: Survey, rng: np.random.Generator) -> None:
+    def __init__(self, found, rng):
         self.found, self.rng = found, rng
 
-    def predict_volume(self, volume, case: str) -> Prediction:  # type: ignore[no-untyped-def]
+    def predict_volume(self, volume, case):
         files = next(c for c in self.found.dataset.cases if c.case == case)
         reference = read_case(files, self.found.dataset).reference
         instances = lesion_instances(reference.labels).instances.copy()
@@ -59,7 +58,7 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     """A run directory with what three folds predicted of their validation cases."""
     folder = tmp_path_factory.mktemp("run")
     raw = folder / "raw"
@@ -74,15 +73,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def folds_in(run: Path) -> tuple[Survey, dict[int, Survey]]:
+def folds_in(run):
     data = DataConfig.of(root=run / "raw", fold="all", n_folds=3)
     found = take_survey(data, 0)
     return found, {k: divided(found, data, 0, k) for k in folds_of(found, data)}
 
 
-def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
-    run: Path, plan: Plan
-) -> None:
+def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(run, plan):
     found, folds = folds_in(run)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
     choice, scores = score_folds(found, folds, run, plan, CFG, {})
@@ -110,24 +107,22 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
 # --- whole volumes while a network is trained ---
 
 
-def config(tile: tuple[int, ...]) -> TrainConfig:
+def config(tile):
     return TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
 
 
 class Brightness(nn.Module):
     """Takes what is bright for a lesion."""
 
-    def __init__(self, shift: float) -> None:
+    def __init__(self, shift):
         super().__init__()
         self.shift = shift
 
-    def forward(self, image):  # type: ignore[no-untyped-def]
+    def forward(self, image):
         return [2 * image - self.shift]
 
 
-def test_networks_are_scored_on_whole_radiographs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     write_xray_phantoms(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
@@ -135,7 +130,7 @@ def test_networks_are_scored_on_whole_radiographs(
     plan = plan_run(found, config((64, 64)), tmp_path / "run")
     cases = labelled(found, "validation")
 
-    def scores(network: nn.Module) -> dict[str, float]:
+    def scores(network):
         given = found, cases[:1], plan, InferenceConfig.of(), PRESETS["lesionseg"]
         return validation_scores(match_volumes(network, *given))
 
@@ -152,13 +147,11 @@ def test_networks_are_scored_on_whole_radiographs(
 class Unsure(nn.Module):
     """Takes what is bright for a lesion, but hardly believes it."""
 
-    def forward(self, image):  # type: ignore[no-untyped-def]
+    def forward(self, image):
         return [4 * image - 22.0]
 
 
-def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(
-    tmp_path: Path,
-) -> None:
+def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp_path):
     write_mri_phantoms(
         tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
     )

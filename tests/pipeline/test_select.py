@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
+from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.pipeline.select import POINTS, select, unselected
-from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
 
 # two lesions of four pixels, of which the second may be missed; a speck that is none
@@ -16,7 +15,7 @@ FOUND = "11.22..3. 11.22...."
 MISSED = "11.....2. 11......."
 
 
-def scored(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
+def scored(name, drawn, scores):
     case = HandCase(name, "", REFERENCE, drawn, scores, 0, 0, 0)
     return evaluate_case(
         make_reference(case),
@@ -29,7 +28,7 @@ def scored(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
 
 
 @pytest.fixture
-def results() -> list[CaseResult]:
+def results():
     """Twelve patients; the specks score as high as the lesions."""
     rng = np.random.default_rng(0)
     return [scored(f"c{i:02d}", FOUND, tuple(rng.uniform(0.3, 0.9, 3))) for i in range(12)]
@@ -39,18 +38,16 @@ FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
 
 
 @pytest.fixture
-def chosen(plan: Plan):  # type: ignore[no-untyped-def]
+def chosen(plan):
     """The plan with what is selected on validation cases."""
 
-    def of(results: list[CaseResult], point: str = "fp_per_case:1", sure: float | None = None):  # type: ignore[no-untyped-def]
+    def of(results, point="fp_per_case:1", sure=None):
         return select(results, plan, point, sure, chosen_on="validation")[0]
 
     return of
 
 
-def test_points_say_what_they_were_chosen_on_and_what_to_expect(
-    results: list[CaseResult], plan: Plan
-) -> None:
+def test_points_say_what_they_were_chosen_on_and_what_to_expect(results, plan):
     out_of_fold = {"chosen_on": "out-of-fold", "fold_of": FOLD_OF}
     choice, _ = select(results, plan, "fp_per_case:3", None, **out_of_fold)
     first = choice.operating_points[0]
@@ -64,16 +61,14 @@ def test_points_say_what_they_were_chosen_on_and_what_to_expect(
     assert f"On new patients, expect {expected:.2f}" in choice.reasons["operating point"]
 
 
-def test_the_one_that_was_asked_for_accepts(results: list[CaseResult], chosen) -> None:
+def test_the_one_that_was_asked_for_accepts(results, chosen):
     assert chosen(results, "sensitivity:0.8").operating_points[0].name == "sensitivity:0.8"
     by_hand = chosen(results, "score:0.4").operating_points
     assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(POINTS))
     assert by_hand[0].false_positives_per_case is not None
 
 
-def test_few_patients_are_named_with_what_they_cannot_hold(
-    results: list[CaseResult], chosen
-) -> None:
+def test_few_patients_are_named_with_what_they_cannot_hold(results, chosen):
     some, few = chosen(results[:4], "fp_per_case:0.5", 0.9), chosen(results[:2], "fp_per_case:0.4")
     said = "only 4 patients, too few to guarantee 0.5 false positives"
     assert said in some.reasons["operating point"]
@@ -91,18 +86,14 @@ def test_few_patients_are_named_with_what_they_cannot_hold(
     assert "(95 % interval" in expected.reasons["operating point"]
 
 
-def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
-    chosen,
-) -> None:
+def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(chosen):
     few = [scored(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
     choice = chosen(few, "sensitivity:0.9")
     assert choice.operating_points[0].name == "fp_per_case:1"
     assert "only 6 of 12 lesions (0.5) are found" in choice.reasons["operating point"]
 
 
-def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
-    results: list[CaseResult], plan: Plan, chosen
-) -> None:
+def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, plan, chosen):
     out_of_fold = {"chosen_on": "out-of-fold", "fold_of": FOLD_OF}
     choice, fits = select(results, plan, "fp_per_case:1", None, **out_of_fold)
     assert choice.calibration is not None
@@ -114,7 +105,7 @@ def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
     assert "there are 12 and 6" in none.reasons["calibration"]
 
 
-def test_a_plan_forgets_what_was_chosen(plan: Plan, results: list[CaseResult]) -> None:
+def test_a_plan_forgets_what_was_chosen(plan, results):
     planned = plan.with_(reasons={"spacing": "as measured"})
     complete, _ = select(results, planned, "fp_per_case:1", None, chosen_on="validation")
     assert "24 true and 12 false" in complete.reasons["calibration"]

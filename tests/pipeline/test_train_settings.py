@@ -3,8 +3,6 @@
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +12,13 @@ from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.train import check_losses
-from lesionseg.plan.plan import AnchorPlan, Plan
+from lesionseg.plan.plan import AnchorPlan
 
 
 @pytest.mark.parametrize(
     ("activation", "alpha"), [("sigmoid", [0.2, 0.4]), ("softmax", [0.1, 0.2, 0.4])]
 )
-def test_one_alpha_a_class_fits(plan: Plan, activation: str, alpha: Any) -> None:
+def test_one_alpha_a_class_fits(plan, activation, alpha):
     plan = plan.with_(label_values=(1, 2), label_names=("a", "b"), activation=activation)
     for right, numbers in ((True, alpha), (False, [0.2])):
         loss = {"alpha": numbers, "_target_": "lesionseg.losses.FocalLoss"}
@@ -29,10 +27,10 @@ def test_one_alpha_a_class_fits(plan: Plan, activation: str, alpha: Any) -> None
             check_losses(plan, cfg)
 
 
-def test_anchors_take_an_alpha_a_label(plan: Plan) -> None:
+def test_anchors_take_an_alpha_a_label(plan):
     anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)
     shape = replace(plan.architecture, name="retina_unet")
-    two: dict[str, Any] = {"label_values": (1, 2), "label_names": ("a", "b")}
+    two = {"label_values": (1, 2), "label_names": ("a", "b")}
     plan = plan.with_(**two, architecture=shape, anchors=anchors)
     for right, numbers in ((True, [0.2, 0.4]), (False, [0.1, 0.2, 0.4])):
         cfg = TrainConfig.of(detection={"alpha": numbers})
@@ -40,7 +38,7 @@ def test_anchors_take_an_alpha_a_label(plan: Plan) -> None:
             check_losses(plan, cfg)
 
 
-def small_training(folder: Path) -> list[str]:
+def small_training(folder):
     """The command of a training of one step, of radiographs that are drawn for it."""
     write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
     command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}"]
@@ -58,13 +56,8 @@ def small_training(folder: Path) -> list[str]:
     ],
 )
 def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    wrong: str,
-    right: str,
-    named: str,
-) -> None:
+    tmp_path, capsys, monkeypatch, wrong, right, named
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
     assert run("train", [*command, wrong]) == 2
@@ -75,8 +68,8 @@ def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
 
 
 def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
     assert run("train", command) == 0

@@ -1,15 +1,13 @@
 """The search for α and γ: it goes on, and a trial is worth its recall."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.tune import TuningSearch, tune, tuned_groups
+from lesionseg.pipeline.tune import tune, tuned_groups
 
 SMALL = [
     *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
@@ -19,20 +17,18 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "radiographs"
     write_xray_phantoms(folder, 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)
     return folder
 
 
-def search(root: Path, folder: Path, *more: str) -> TuningSearch:
-    cfg: Any = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
+def search(root, folder, *more):
+    cfg = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
     return tune(cfg)
 
 
-def test_a_search_leaves_table_page_and_journal_and_goes_on(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_search_leaves_table_page_and_journal_and_goes_on(root, tmp_path, capsys):
     folder = tmp_path / "run"
     typed = [f"data.root={root}", f"run_dir={folder}", *SMALL, "tune.n_trials=2"]
     assert run("tune", typed) == 0
@@ -54,9 +50,9 @@ def test_a_search_leaves_table_page_and_journal_and_goes_on(
 
 
 def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diverges(*_: Any, **__: Any) -> Any:
+    root, tmp_path, monkeypatch
+):
+    def diverges(*_, **__):
         raise TrainingError("The loss is no number.")
 
     monkeypatch.setattr("lesionseg.pipeline.tune.train_network", diverges)
@@ -74,8 +70,8 @@ def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
         (["model=retina_unet", "detection.hard_negatives=true"], ("loss",)),
     ],
 )
-def test_the_pair_is_that_of_voxels_anchors_or_both(more: list[str], groups: tuple[str]) -> None:
-    cfg: Any = compose("tune", ["data.root=x", *more])
+def test_the_pair_is_that_of_voxels_anchors_or_both(more, groups):
+    cfg = compose("tune", ["data.root=x", *more])
     assert tuned_groups(cfg) == groups
 
 
@@ -86,7 +82,7 @@ def test_the_pair_is_that_of_voxels_anchors_or_both(more: list[str], groups: tup
         (["model=retinanet", "detection.hard_negatives=true"], "hard_negatives"),
     ],
 )
-def test_what_has_no_pair_is_an_error(more: list[str], named: str) -> None:
-    cfg: Any = compose("tune", ["data.root=x", *more])
+def test_what_has_no_pair_is_an_error(more, named):
+    cfg = compose("tune", ["data.root=x", *more])
     with pytest.raises(ConfigError, match=named):
         tuned_groups(cfg)
