@@ -17,6 +17,8 @@ from lesionseg.ops.components import mask_boxes
 
 @dataclass(frozen=True)
 class HandCase:
+    """`sides`: lesions found and false positives by side criterion; `n_true`: true candidates."""
+
     name: str
     sentence: str
     reference: str
@@ -25,14 +27,13 @@ class HandCase:
     tp: int = 0
     fp: int = 0
     fn: int = 0
-    ignored: int = 0
     dice: float | None = None
     detected_at: tuple[float | None, ...] = ()
-    lesion_labels: tuple[int, ...] = ()
+    n_true: int | None = None  # None: as many as lesions found
+    ignored: int = 0
     candidate_labels: tuple[int, ...] = ()
     accepted_from: float = 0.0
-    sides: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: found, false positives
-    n_true: int | None = None  # true candidates, where they are not as many as lesions found
+    sides: dict[str, tuple[int, int]] = field(default_factory=dict)
     by_pairs: dict[str, object] = field(default_factory=dict)
 
 
@@ -46,26 +47,24 @@ def draw(text, spacing_mm=None):
 
 def make_reference(case, spacing_mm=None):
     ids, geometry = draw(case.reference, spacing_mm)
-    labels = case.lesion_labels or (1,) * int(ids.max())
-    values = np.array([0, *labels])[ids]
-    return Reference(geometry, labels=values, instances=ids, instance_labels=labels)
+    labels = (1,) * int(ids.max())
+    return Reference(geometry, labels=(ids > 0) * 1, instances=ids, instance_labels=labels)
 
 
 def make_prediction(case, spacing_mm=None):
     ids, geometry = draw(case.prediction, spacing_mm)
-    how = case.candidate_labels, case.accepted_from, case.name
-    return prediction_of(ids, case.scores, geometry, *how)
+    given = case.candidate_labels, case.accepted_from, case.name
+    return prediction_of(ids, case.scores, geometry, *given)
 
 
 def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case", **more):
-    dims, candidates = instances.ndim, []
-    rows = zip(
-        scores, labels or (1,) * len(scores), mask_boxes(instances, len(scores)), strict=True
-    )
+    """Candidates of the given instances, by falling score."""
+    dims, n, candidates = instances.ndim, len(scores), []
+    rows = zip(scores, labels or (1,) * n, mask_boxes(instances, n).tolist(), strict=True)
     for number, (score, label, box) in enumerate(rows, start=1):
-        ends = tuple(box[:dims].tolist()), tuple(box[dims:].tolist())
-        given = {"accepted": score >= accepted_from}
-        candidates.append(Candidate(number, label, score, *ends, (0.0,) * dims, 1.0, None, **given))
+        place = tuple(box[:dims]), tuple(box[dims:]), (0.0,) * dims
+        is_in = score >= accepted_from
+        candidates.append(Candidate(number, label, score, *place, 1.0, None, accepted=is_in))
     ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
     return Prediction(case, geometry, ranked, instances, **more)
 
@@ -79,77 +78,67 @@ def evaluated(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
 
 HAND_CASES = (
     HandCase("perfect", "A candidate equal to the only lesion finds it.",
-        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,),
-        tp=1, fp=0, fn=0, dice=1.0, detected_at=(0.9,),
+        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,),
         sides={"any_overlap": (1, 0), "iou50": (1, 0), "centre_distance": (1, 0)}),
     HandCase("nothing", "A lesion-free case without candidates has neither hits nor misses.",
-        ".... ....", ".... ....", (), tp=0, fp=0, fn=0, dice=None),
+        ".... ....", ".... ....", ()),
     HandCase("false_alarm", "A candidate in a lesion-free case is false, and Dice undefined.",
-        ".... ....", "11.. ....", (0.4,), tp=0, fp=1, fn=0, dice=None,
+        ".... ....", "11.. ....", (0.4,), fp=1,
         sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)}),
     HandCase("missed", "A lesion without candidate is missed and its case counts Dice 0.",
-        ".... .11.", ".... ....", (), tp=0, fp=0, fn=1, dice=0.0, detected_at=(None,)),
+        ".... .11.", ".... ....", (), 0, 0, 1, 0.0, (None,)),
     HandCase("elsewhere", "A candidate beside the lesion is false and the lesion is missed.",
-        "11..... .......", "....111 .......", (0.8,), tp=0, fp=1, fn=1, dice=0.0,
-        detected_at=(None,)),
+        "11..... .......", "....111 .......", (0.8,), 0, 1, 1, 0.0, (None,)),
     HandCase("exactly_a_tenth", "IoU 1/10 suffices.",
-        "1......... ..........", "1111111111 ..........", (0.5,), tp=1, fp=0, fn=0, dice=2 / 11,
-        detected_at=(0.5,), sides={"any_overlap": (1, 0), "iou50": (0, 1)}),
+        "1......... ..........", "1111111111 ..........", (0.5,), 1, 0, 0, 2 / 11, (0.5,),
+        sides={"any_overlap": (1, 0), "iou50": (0, 1)}),
     HandCase("under_a_tenth", "IoU 1/11 is a false positive that touches a lesion.",
-        "1.......... ...........", "11111111111 ...........", (0.5,), tp=0, fp=1, fn=1,
-        dice=2 / 12, detected_at=(None,),
+        "1.......... ...........", "11111111111 ...........", (0.5,), 0, 1, 1, 2 / 12, (None,),
         sides={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)}),
     HandCase("split", "Two candidates on one lesion are both true, and find it once.",
-        "111111 ......", "111122 ......", (0.6, 0.9), tp=1, fp=0, fn=0, dice=1.0,
-        detected_at=(0.9,), sides={"any_overlap": (1, 0), "iou10": (1, 0)}, n_true=2,
-        by_pairs={"n_true": 1, "ignored": 1}),
+        "111111 ......", "111122 ......", (0.6, 0.9), 1, 0, 0, 1.0, (0.9,), n_true=2,
+        sides={"any_overlap": (1, 0), "iou10": (1, 0)}, by_pairs={"n_true": 1, "ignored": 1}),
     HandCase("merge", "One candidate over two lesions finds both; by pairs one of them is missed.",
-        "111.22 ......", "111111 ......", (0.7,), tp=2, fp=0, fn=0, dice=10 / 11,
-        detected_at=(0.7, 0.7), sides={"any_overlap": (2, 0), "iou10": (1, 0)}, n_true=1,
+        "111.22 ......", "111111 ......", (0.7,), 2, 0, 0, 10 / 11, (0.7, 0.7), n_true=1,
+        sides={"any_overlap": (2, 0), "iou10": (1, 0)},
         by_pairs={"tp": 1, "fn": 1, "detected_at": (0.7, None)}),
     HandCase("stolen",
         "Candidate 1 fits lesion 1 best, but lesion 1 is all that candidate 2 can find: by pairs, "
         "along an augmenting path, both lesions are found.",
-        "111122.. ........", "21111... ........", (0.9, 0.5), tp=2, fp=0, fn=0, dice=10 / 11,
-        detected_at=(0.9, 0.9), by_pairs={"detected_at": (0.9, 0.5)}),
+        "111122.. ........", "21111... ........", (0.9, 0.5), 2, 0, 0, 10 / 11, (0.9, 0.9),
+        by_pairs={"detected_at": (0.9, 0.5)}),
     HandCase("tie", "Candidates of the same score enter together, whatever their ids.",
-        "111222 ......", "222111 ......", (0.5, 0.5), tp=2, fp=0, fn=0, dice=1.0,
-        detected_at=(0.5, 0.5)),
+        "111222 ......", "222111 ......", (0.5, 0.5), 2, 0, 0, 1.0, (0.5, 0.5)),
     HandCase("below_the_point", "A candidate under the point finds the lesion only below it.",
-        ".11. .11.", ".11. .11.", (0.3,), tp=0, fp=0, fn=1, dice=0.0, detected_at=(0.3,),
-        accepted_from=0.5),
+        ".11. .11.", ".11. .11.", (0.3,), 0, 0, 1, 0.0, (0.3,), accepted_from=0.5),
     HandCase("late_better_fit",
         "By pairs the better candidate takes over later; the lesion stays found from the first.",
-        "1111 ....", "12.. 12..", (0.9, 0.4), tp=1, fp=0, fn=0, dice=4 / 8,
-        detected_at=(0.9,), n_true=2, by_pairs={"n_true": 1, "ignored": 1}),
+        "1111 ....", "12.. 12..", (0.9, 0.4), 1, 0, 0, 4 / 8, (0.9,), n_true=2,
+        by_pairs={"n_true": 1, "ignored": 1}),
     HandCase("fragments", "Candidates within a lesion, a twentieth of it each, find it together.",
-        "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), tp=1, fp=0, fn=0,
-        dice=4 / 22, detected_at=(0.4,), n_true=2,
-        sides={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
+        "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), 1, 0, 0, 4 / 22, (0.4,),
+        n_true=2, sides={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
         by_pairs={"tp": 0, "fp": 2, "fn": 1, "detected_at": (None,)}),
     HandCase("contained", "A candidate in a lesion is true, but a twentieth of it finds nothing.",
-        "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), tp=0, fp=0, fn=1,
-        dice=2 / 21, detected_at=(None,), n_true=1, sides={"iou10": (0, 1)},
-        by_pairs={"fp": 1}),
+        "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), 0, 0, 1, 2 / 21, (None,),
+        n_true=1, sides={"iou10": (0, 1)}, by_pairs={"fp": 1}),
     HandCase("umbrella", "One candidate over five lesions finds them all; by pairs it is false.",
-        "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), tp=5, fp=0, fn=0,
-        dice=10 / 18, detected_at=(0.6,) * 5, n_true=1,
-        sides={"any_overlap": (5, 0), "iou10": (0, 1)},
+        "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), 5, 0, 0, 10 / 18,
+        (0.6,) * 5, n_true=1, sides={"any_overlap": (5, 0), "iou10": (0, 1)},
         by_pairs={"tp": 0, "fp": 1, "fn": 5, "detected_at": (None,) * 5}),
     HandCase("unsupported", "What lies under a tenth in lesions finds none, whatever it covers.",
-        "11111........ 11111........", "....111111111 ..........111", (0.6,), tp=0, fp=1, fn=1,
-        dice=2 / 22, detected_at=(None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)}),
+        "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
+        (None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)}),
     HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",
-        ".11. .11.", ".11. .11.", (0.9,), tp=1, fp=0, fn=0, dice=1.0, detected_at=(0.9,),
-        lesion_labels=(1,), candidate_labels=(2,),
+        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,), candidate_labels=(2,),
         sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)},
         by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)}),
     HandCase("three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
-        "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), tp=1, fp=0, fn=0, dice=16 / 20,
-        detected_at=(0.8,), sides={"any_overlap": (1, 0), "iou50": (1, 0)}),
+        "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), 1, 0, 0, 16 / 20, (0.8,),
+        sides={"any_overlap": (1, 0), "iou50": (1, 0)}),
     HandCase("two_of_three",
         "Three lesions, two candidates: at most two are found, with the largest summed IoU.",
-        "11.22.33 ........", "11122... ........", (0.6, 0.8), tp=2, fp=0, fn=1, dice=2 * 4 / 11,
-        detected_at=(0.6, 0.8, None)),
+        "11.22.33 ........", "11122... ........", (0.6, 0.8), 2, 0, 1, 2 * 4 / 11,
+        (0.6, 0.8, None)),
 )  # fmt: skip
 CASES = {case.name: case for case in HAND_CASES}

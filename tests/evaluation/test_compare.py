@@ -20,7 +20,6 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
     found = compare(same, same, replicates=200)["lesion_recall"]
     assert (found["one"], found["difference"], found["p_value"]) == (0.5, 0.0, 1.0)
     assert found["ci95"] is None
-
     one = model(["perfect"] * 15 + ["missed"])
     other = model(["missed"] * 12 + ["perfect"] * 4)
     found = compare(one, other, replicates=500)["lesion_recall"]
@@ -36,13 +35,12 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
 def scored(seed, shift, n_false=1, n_groups=40):
     """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
     rng = np.random.default_rng(seed)
-    base, wrong = evaluated("perfect"), evaluated("false_alarm").candidates[0]
-    wrong, results = replace(wrong, outcome_any="false_positive"), []
+    base, wrong, results = evaluated("perfect"), evaluated("false_alarm").candidates[0], []
     for i in range(n_groups):
         lesion = replace(base.lesions[0], detected_at=float(rng.normal(shift)))
         false = tuple(replace(wrong, score=float(rng.normal())) for _ in range(n_false))
-        parts = {"lesions": (lesion,), "candidates": false}
-        results.append(replace(base, case=f"c{i}", group=f"g{i}", **parts))
+        named = {"case": f"c{i}", "group": f"g{i}"}
+        results.append(replace(base, lesions=(lesion,), candidates=false, **named))
     return results
 
 
@@ -94,11 +92,9 @@ def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
     results = [evaluated("elsewhere"), evaluated("perfect")]
     found = adjudicate(results, read_answers(rows, "adjudicate.csv"))
     assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
-    assert found["by_reference"]["lesion_recall"]["value"] == 0.5
-    assert found["by_reference"]["n_false_positive"] == 1
-    assert found["adjudicated"]["lesion_recall"]["value"] == pytest.approx(2 / 3)
-    assert found["adjudicated"]["n_false_positive"] == 0
-    assert found["adjudicated"]["lesion_precision"]["value"] == 1.0
+    names = "lesion_recall", "lesion_precision", "false_positives_per_case"
+    for key, numbers in (("by_reference", (0.5, 0.5, 0.5)), ("adjudicated", (2 / 3, 1.0, 0.0))):
+        assert [found[key][name]["value"] for name in names] == pytest.approx(numbers)
 
 
 @pytest.mark.parametrize("row", [{**ROW, "answer": "maybe"}, {"answer": "lesion"}])

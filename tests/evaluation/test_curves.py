@@ -53,12 +53,11 @@ def test_a_weight_counts_a_group_as_often(seed):
 
 def test_froc_by_hand():
     # 8 cases, lesions found at .9 .8 .5 and never; false positives at .85 and .6
-    pool = Pool(
-        ("a",), np.zeros(4, int), np.array([0.9, 0.8, 0.5, NEVER]), np.zeros(2, int),
-        np.array([0.6, 0.85]), np.zeros(8, int), np.zeros(8), np.ones(8, bool), np.ones(8),
-    )  # fmt: skip
-    one = np.ones((1, 1))
-    assert froc(pool, (0.1, 0.125, 0.25, 8))(one).tolist() == [[0.25, 0.5, 0.75, 0.75]]
+    lesions, false = np.array([0.9, 0.8, 0.5, NEVER]), np.array([0.6, 0.85])
+    cases = np.zeros(8, int), np.zeros(8), np.ones(8, bool), np.ones(8)
+    pool = Pool(("a",), np.zeros(4, int), lesions, np.zeros(2, int), false, *cases)
+    found = froc(pool, (0.1, 0.125, 0.25, 8))(np.ones((1, 1)))
+    assert found.tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
 def test_nothing_found_is_zero_and_without_lesions_curves_are_undefined():

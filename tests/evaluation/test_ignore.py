@@ -26,16 +26,14 @@ def reference(ignored=True, lesion=True):
 
 def prediction(*boxes, masks=True):
     """Rectangles of falling score."""
-    instances = np.zeros(SHAPE, np.int32)
+    instances, rows = np.zeros(SHAPE, np.int32), []
     for number, (top, left, bottom, right) in enumerate(boxes, start=1):
         instances[top:bottom, left:right] = number
-    found = prediction_of(instances, [1 - i / 10 for i in range(1, len(boxes) + 1)], GEOMETRY)
-    middles = [np.add(c.start_vox, c.stop_vox) / 2 - 0.5 for c in found.candidates]
-    rows = tuple(
-        replace(c, has_mask=masks, centre_mm=tuple(GEOMETRY.to_mm([at])[0].tolist()))
-        for c, at in zip(found.candidates, middles, strict=True)
-    )
-    return Prediction("a", GEOMETRY, rows, instances if masks else None)
+    scores = np.linspace(0.9, 0.5, len(boxes)).tolist()
+    for c in prediction_of(instances, scores, GEOMETRY).candidates:
+        middle = GEOMETRY.to_mm([np.add(c.start_vox, c.stop_vox) / 2 - 0.5])[0]
+        rows.append(replace(c, has_mask=masks, centre_mm=tuple(middle.tolist())))
+    return Prediction("a", GEOMETRY, tuple(rows), instances if masks else None)
 
 
 def evaluated(truth, *boxes, preset=PRESET, **options):
@@ -70,9 +68,7 @@ def test_only_the_part_of_a_candidate_that_counts_is_scored():
     assert found.dice == pytest.approx(2 * 20 / (20 + 20 + 3 * 2))
     less = evaluated(reference(), HIT, (8, 10, 11, 16))
     assert less.candidates[1].outcome == "false_positive"
-
-
-def test_a_lesion_free_case_called_only_where_it_is_ignored_is_clean():
+    # a lesion-free case called only where it is ignored is clean
     found = evaluated(reference(lesion=False), INSIDE)
     assert found.case_score == 0.0
     assert scores(found)["specificity"]["value"] == 1.0

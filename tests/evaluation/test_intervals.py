@@ -1,24 +1,16 @@
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.intervals import (
-    bootstrap,
-    design_effect,
-    draw_groups,
-    effective_groups,
-    few_groups_factor,
-    proportion,
-    rate,
-    ratio,
-)
+from lesionseg.evaluation import intervals
+from lesionseg.evaluation.intervals import design_effect, proportion, rate, ratio
 
 NONE, ONES = "there is nothing", np.ones(6)
 
 
 def interval(statistic, n_groups, replicates=400, support=None, items=6, seed=1):
-    draws = draw_groups(n_groups, replicates, np.random.default_rng(seed))
+    draws = intervals.draw_groups(n_groups, replicates, np.random.default_rng(seed))
     support = np.ones(n_groups) if support is None else support
-    return bootstrap(statistic, draws, support, NONE, items)[0]
+    return intervals.bootstrap(statistic, draws, support, NONE, items)[0]
 
 
 def test_replicates_in_chunks_are_the_same():
@@ -37,9 +29,9 @@ def test_why_there_is_no_interval():
 
 
 def test_a_group_with_most_of_the_lesions_counts_for_few():
-    uneven = np.array([19.0, 1, 1, 1, 1, 1])
-    assert effective_groups(uneven) == pytest.approx(24**2 / (19**2 + 5))
-    assert few_groups_factor(effective_groups(uneven)) > few_groups_factor(6)
+    n = intervals.effective_groups(np.array([19.0, 1, 1, 1, 1, 1]))
+    assert n == pytest.approx(24**2 / (19**2 + 5))
+    assert intervals.few_groups_factor(n) > intervals.few_groups_factor(6)
 
 
 def test_the_design_effect_is_that_of_leaving_a_group_out():
@@ -61,9 +53,7 @@ def test_equal_numbers_are_not_certain_and_a_mean_is_within_its_interval():
     values = np.array([0.8, 0.7, 0.9, 0.75, 0.85, 0.8])
     low, high = proportion(values, ONES, NONE, least_deff=0.0).ci95
     assert 0.7 < low < 0.8 < high < 0.9
-
-
-def test_a_rate_of_nothing_has_an_upper_end():
+    # a rate of nothing has an upper end
     low, high = rate(np.zeros(50), np.ones(50), NONE).ci95
     assert low == 0
     assert 0.07 < high < 0.09

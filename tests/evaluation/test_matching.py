@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS
+from lesionseg.evaluation import PRESETS, matching
 from lesionseg.evaluation.criteria import INSTANCES
-from lesionseg.evaluation.matching import (
-    NEVER,
-    Links,
-    assign,
-    detection_scores,
-    match,
-    overlap_table,
-)
+from lesionseg.evaluation.matching import NEVER, Links, match
 from lesionseg.ops.components import candidates_of, lesions_of, mask_boxes
 from tests.evaluation.hand_cases import evaluated, prediction_of
 
@@ -155,13 +148,13 @@ def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
     candidate, lesion = np.nonzero(weight)
     links = Links(INSTANCES, 5, 4, candidate, lesion, weight[candidate, lesion])
     scores = rng.integers(1, 5, 5) / 5  # with ties
-    found_at = detection_scores(links, scores)
+    found_at = matching.detection_scores(links, scores)
     for threshold in np.unique(scores):
         present = scores >= threshold
         n_best, sum_best = best_by_trying(weight[present])
         found = found_at >= threshold
         assert found.sum() == n_best
-        candidate_of = assign(links, found, present=present)
+        candidate_of = matching.assign(links, found, present=present)
         matched = candidate_of >= 0
         assert round(weight[candidate_of[matched], np.flatnonzero(matched)].sum(), 6) == sum_best
         assert len(set(candidate_of[matched])) == matched.sum()
@@ -177,7 +170,7 @@ def test_table_equals_counting_each_pair(seed):
     a, labels, b, given, scores = random_case(seed)
     lesions = lesions_of(Reference(grid(a), instances=a, instance_labels=labels))
     candidates = candidates_of(prediction_of(b, scores, grid(a), given), None)
-    table = overlap_table(candidates, lesions)
+    table = matching.overlap_table(candidates, lesions)
     found = {
         (int(candidates.ids[c]), int(lesions.ids[k])): (int(v), float(i))
         for c, k, v, i in zip(table.candidate, table.lesion, table.voxels, table.iou, strict=True)
@@ -189,14 +182,3 @@ def test_table_equals_counting_each_pair(seed):
                 union = int((candidate | lesion).sum())
                 expected[i, k] = (shared, pytest.approx(shared / union))
     assert found == expected
-
-
-def test_without_a_mask_boxes_are_compared():
-    drawn = np.zeros((20, 20), dtype=np.int32)
-    drawn[0:10, 0:5] = 1
-    boxes = np.array([[0, 0, 10, 10], [12, 12, 14, 14]], dtype=np.float32)
-    lesions = lesions_of(Reference(grid(drawn), boxes=boxes, box_labels=(1, 1)))
-    table = overlap_table(candidates_of(prediction_of(drawn, (0.9,), grid(drawn)), None), lesions)
-    assert (table.iou.tolist(), table.voxels.tolist()) == ([0.5], [0])
-    assert lesions.diameters_mm.tolist() == [10.0, 2.0]
-    np.testing.assert_allclose(lesions.centres_mm[0], [4.5, 4.5])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import CaseFiles, Geometry
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.boxes import BoxCollector
@@ -19,11 +19,12 @@ from lesionseg.inference.export import inference_config, largest_difference, tra
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.window import SlidingWindow
-from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.plan.plan import AnchorPlan, FocalLink, Normalisation
 from tests.commands import export
+from tests.pipeline.cases import write_array
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
@@ -106,11 +107,11 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, nam
     tiles = rng.normal(size=(3, 1, *planned.tile_shape)).astype(np.float32)
     with torch.no_grad():
         output = network(torch.from_numpy(tiles))
+    grid = TileGrid(planned.tile_shape, planned.tile_shape, 0.0)
     for i, (scores, boxes) in enumerate(zip(*session.run(names, {"image": tiles}), strict=True)):
         assert list(scores.shape) == note["boxes"]["scores"]["shape"][1:]
-        collector = BoxCollector(TileGrid(planned.tile_shape, planned.tile_shape, 0.0), planned)
-        row = slice(i, i + 1)
-        tile = DetectorOutput(output.class_logits[row], output.box_deltas[row])
+        collector = BoxCollector(grid, planned)
+        tile = DetectorOutput(output.class_logits[i : i + 1], output.box_deltas[i : i + 1])
         collector.add(tile, [0], ())
         own = collector.finish()
         best = np.unravel_index(scores.argmax(), scores.shape)
@@ -180,6 +181,17 @@ def _run_monai(folder, images, output, overlap=0.5):
     )
 
 
+def _probabilities(bundle, *files, **settings):
+    settings = InferenceConfig.of(precision="fp32", **settings)
+    predictor = Predictor(bundle, device="cpu", settings=settings)
+    return predictor.probabilities(predictor.read(CaseFiles("a", files)))
+
+
+def _painted(probabilities):
+    best = np.array([1, 4])[probabilities.argmax(0)]
+    return np.where(probabilities.max(0) >= 0.5, best, 0)
+
+
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
     # ours are kept as float16 between the steps, and MONAI lays the last tiles elsewhere
@@ -193,16 +205,14 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
     geometry = Geometry(shape, affine)
     files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
     for file in files:
-        write_volume(file, Volume(_scan(rng, shape)[None], geometry))
+        write_array(file, _scan(rng, shape), geometry)
     export(bundle, tmp_path / "monai", format="monai")
     assert (tmp_path / "monai/docs/README.md").read_text() == "# the card\n"
     assert "lesionseg." not in (tmp_path / "monai/configs/inference.json").read_text()
     _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out", overlap)
     # MONAI's layout has no place for our mask of the body: air is computed like all else
     monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
-    settings = InferenceConfig.of(overlap=overlap, precision="fp32")
-    predictor = Predictor(bundle, device="cpu", settings=settings)
-    own = predictor.probabilities(predictor.read(CaseFiles("a", tuple(files))))
+    own = _probabilities(bundle, *files, overlap=overlap)
     image = nibabel.load(tmp_path / "out" / "a_0000_prob.nii.gz")
     found = np.asarray(image.dataobj).transpose(3, 2, 1, 0)
     assert own.std() > 0.05
@@ -212,8 +222,7 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
     assert difference.mean() < mean
     mask = read_volume(tmp_path / "out" / "a_0000_mask.nii.gz")
     np.testing.assert_allclose(mask.geometry.affine, affine, atol=1e-4)
-    labels = np.where(found.max(0) >= 0.5, np.array([1, 4])[found.argmax(0)], 0)
-    np.testing.assert_array_equal(mask.array[0], labels)
+    np.testing.assert_array_equal(mask.array[0], _painted(found))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -221,17 +230,11 @@ def test_monai_runs_a_network_for_radiographs(plan, tmp_path, rng):
     flat = _plan(plan, 2, 1, "softmax")
     write_bundle(tmp_path / "bundle", _lively(flat), flat, "")
     image = np.clip(_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
-    write_volume(
-        tmp_path / "images" / "x.png", Volume(image[None], Geometry.from_spacing((32, 48), (1, 1)))
-    )
+    write_array(tmp_path / "images" / "x.png", image)
     export(tmp_path / "bundle", tmp_path / "monai", format="monai")
     _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out")
-    predictor = Predictor(
-        tmp_path / "bundle", device="cpu", settings=InferenceConfig.of(precision="fp32")
-    )
-    own = predictor.probabilities(predictor.read(CaseFiles("x", (tmp_path / "images/x.png",))))
+    labels = _painted(_probabilities(tmp_path / "bundle", tmp_path / "images" / "x.png"))
     mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]
-    labels = np.where(own.max(0) >= 0.5, np.array([1, 4])[own.argmax(0)], 0)
     assert 0 < (labels > 0).mean() < 1
     assert (mask == labels).mean() > 0.999
 
@@ -259,9 +262,7 @@ def test_an_ensemble_is_exported_as_its_mean(plan, tmp_path):
 
 class _Unexportable(nn.Module):
     def forward(self, image):
-        if float(image.sum()) > 0:
-            return [image]
-        return [-image]
+        return [image if float(image.sum()) > 0 else -image]
 
 
 def test_what_cannot_be_exported_or_computes_something_else_is_an_error(plan, bundle, tmp_path):

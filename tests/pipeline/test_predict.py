@@ -1,7 +1,6 @@
 """`predict`: files in their own geometry, one row each, faults apart, resumed after a kill."""
 
 import gzip
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
@@ -22,6 +21,7 @@ from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import Bright
+from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 18, 20)
 MINE = {"mine": lambda _: Bright()}
@@ -32,14 +32,13 @@ def scans(tmp_path, rng):
     """Three scans stored in three ways, two of them one level down."""
     folder = tmp_path / "scans with = and, [x]"
     image = rng.normal(100, 3, SHAPE).astype(np.float32)
-    image[3:6, 4:8, 5:9] += 60
-    image[8:11, 10:14, 12:17] += 80
+    image += 70 * boxes(SHAPE, (3, 4, 5, 3), (8, 10, 12, 4))
     for name, affine in {
         "a.nii.gz": np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1]]),
         "more/b.mha": np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 5], [0, 0, 0, 1]]),
         "more/c.nii": np.array([[0.8, 0, 0, 0], [0, -0.8, 0, 0], [0, 0, 1.7, 0], [0, 0, 0, 1]]),
     }.items():
-        write_volume(folder / name, Volume(image[None], Geometry(SHAPE, affine)))
+        write_array(folder / name, image, Geometry(SHAPE, affine))
     return folder
 
 
@@ -81,15 +80,12 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
     assert "3 cases: 3 predicted" in outcome.summary()[0]
     assert f"prediction={out}" in outcome.summary()[-1]
     row = read_csv(out / "predictions.csv")[0]
-    listed = json.loads((out / "a_candidates.json").read_text())["candidates"]
-    volume = sum(c["volume_ml"] for c in listed if c["accepted"])
+    volume = sum(c.volume_ml for c in read_prediction(find_predictions(out)["a"]).candidates)
     assert float(row["volume_ml"]) == pytest.approx(volume, abs=1e-5)
     assert (row["count_lesion"], row["n_accepted"]) == ("2", "2")
 
 
 def test_amounts_by_label_and_zone_count_what_is_accepted():
-    from lesionseg.core import Candidate
-
     def candidate(label, ml, zone="", accepted=True):
         box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
         return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
@@ -179,20 +175,12 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
         regions=((1, 2), (2,)),
     )
     write_bundle(tmp_path / "bundle", Bright(n_labels=2), regions, "")
-    zones = np.ones(SHAPE, np.uint8)
+    zones, scan = np.ones(SHAPE, np.uint8), scans / "a.nii.gz"
     zones[:, 9:] = 2
-    for path in (p for p in scans.rglob("*.n*")):
-        volume = Volume(zones[None], read_volume(path).geometry)
-        write_volume(tmp_path / "zones" / f"{path.name.partition('.')[0]}.nii.gz", volume)
+    write_array(tmp_path / "zones" / "a.nii.gz", zones, read_volume(scan).geometry)
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,back\n")
-    both = {"mine": lambda _: Bright(n_labels=2)}
-    outcome = predict(
-        tmp_path / "bundle",
-        scans / "a.nii.gz",
-        tmp_path / "out",
-        architectures=both,
-        zones=tmp_path / "zones",
-    )
+    how = {"architectures": {"mine": lambda _: Bright(n_labels=2)}, "zones": tmp_path / "zones"}
+    outcome = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
     assert outcome.rows[0]["zone_count_front"] == outcome.rows[0]["zone_count_back"] == 1
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
 

@@ -7,9 +7,9 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
-from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_cases, check_config, default_run_dir, save_config
 from lesionseg.plan.splits import Splits
+from tests.pipeline.cases import small_training
 
 BEGAN = {"a": "train", "b": "train", "c": "validation", "t": "test"}
 
@@ -62,14 +62,14 @@ def test_the_default_name_holds_dataset_and_model():
     assert default_run_dir("some/My data", "unet").name.startswith("My-data_unet_")
 
 
-def splits(roles):
-    return Splits(roles, True, 0, "")
+def check(run, roles):
+    check_cases(run, Splits(roles, True, 0, ""))
 
 
 @pytest.fixture
 def begun(tmp_path):
     save_config(tmp_path, {"seed": 0})
-    (tmp_path / "splits.json").write_text(splits(BEGAN).to_json())
+    (tmp_path / "splits.json").write_text(Splits(BEGAN, True, 0, "").to_json())
     return tmp_path
 
 
@@ -85,39 +85,31 @@ def begun(tmp_path):
 )
 def test_changed_development_cases_are_named(begun, now, said):
     with pytest.raises(DatasetError, match=said):
-        check_cases(begun, splits(now))
+        check(begun, now)
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
+    (begun / "splits.json").write_text(json.dumps(folds))  # of folds the first is compared
+    check(begun, BEGAN)
+    with pytest.raises(DatasetError, match=said):
+        check(begun, now)
 
 
 def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun):
-    check_cases(begun, splits(dict(reversed(BEGAN.items()))))
-    check_cases(begun, splits({**BEGAN, "t": "external", "t2": "test"}))
+    check(begun, dict(reversed(BEGAN.items())))
+    check(begun, {**BEGAN, "t": "external", "t2": "test"})
     (begun / "splits.json").write_text('{"roles": {"a": "judge"}}')
     with pytest.raises(DatasetError, match=r"splits\.json"):
-        check_cases(begun, splits(BEGAN))
+        check(begun, BEGAN)
     (begun / "config.yaml").unlink()
-    check_cases(begun, splits({"x": "train"}))
-
-
-def test_of_folds_the_first_is_compared(begun):
-    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-    (begun / "splits.json").write_text(json.dumps(folds))
-    check_cases(begun, splits(BEGAN))
-    with pytest.raises(DatasetError, match=r"d \(new"):
-        check_cases(begun, splits(BEGAN | {"d": "train"}))
+    check(begun, {"x": "train"})
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])
 def test_a_finished_training_is_not_scored_on_cases_that_taught_it(tmp_path, capsys, fold):
-    small = "max_minutes=null max_steps=1 workers=0 accelerator=cpu"
-    same = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", f"data.fold={fold}"]
-    same += [f"trainer.{setting}" for setting in small.split()] + ["data.n_folds=2"]
-    same += ["model.base_features=4", "model.tile_shape=[32,32]", "model.batch_size=1"]
-    same += ["report.pdf=false"]
-    write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
+    more = f"data.fold={fold}", "data.n_folds=2", "trainer.accelerator=cpu"
+    same, splits = small_training(tmp_path, *more, n_cases=4), tmp_path / "run" / "splits.json"
     assert run("train", same) == 0
-    before = (tmp_path / "run" / "splits.json").read_bytes()
+    before = splits.read_bytes()
     assert run("train", same) == 0
-    write_xray_phantoms(tmp_path / "raw", 5, seed=0, shape=(48, 48), pixel_mm=8.0)
-    assert run("train", same) == 1
+    assert run("train", small_training(tmp_path, *more, n_cases=5)) == 1
     assert "(new → " in capsys.readouterr().err
-    assert (tmp_path / "run" / "splits.json").read_bytes() == before
+    assert splits.read_bytes() == before

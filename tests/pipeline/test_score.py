@@ -8,7 +8,6 @@ import pytest
 from torch import nn
 
 from lesionseg.config import DataConfig, InferenceConfig, TrainConfig
-from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
@@ -27,60 +26,33 @@ from lesionseg.pipeline.score import (
 )
 from lesionseg.pipeline.select import unselected
 from lesionseg.plan.plan import Plan
+from tests.evaluation.hand_cases import prediction_of
 
 CFG = TrainConfig.of()
 
 
-class Reader:
-    """Stands in for a fold's predictor: marks the reference's lesions, and single voxels."""
-
-    def __init__(self, found, rng):
-        self.found, self.rng = found, rng
-
-    def predict_volume(self, volume, case):
-        files = next(c for c in self.found.dataset.cases if c.case == case)
-        reference = read_case(files, self.found.dataset).reference
-        instances = lesion_instances(reference.labels).instances.copy()
-        n_lesions = int(instances.max())
-        empty = np.argwhere(instances == 0)
-        for k, voxel in enumerate(self.rng.permutation(empty)[:6], start=1):
-            instances[tuple(voxel)] = n_lesions + k
-        scores = np.r_[self.rng.uniform(0.4, 0.95, n_lesions), self.rng.uniform(0.05, 0.6, 6)]
-        candidates = [
-            Candidate(
-                i, 1, float(s), (0.0,) * 3, (1.0,) * 3, (0.0,) * 3, 9.0 if i <= n_lesions else 1.0,
-                None,
-            )
-            for i, s in enumerate(scores, start=1)
-        ]  # fmt: skip
-        ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
-        return Prediction(case, volume.geometry, ranked, instances)
+def predicted(files, dataset, rng):
+    """The reference's lesions of a case, and six single voxels that score lower."""
+    case = read_case(files, dataset)
+    instances = lesion_instances(case.reference.labels).instances.copy()
+    n_lesions = int(instances.max())
+    for k, voxel in enumerate(rng.permutation(np.argwhere(instances == 0))[:6], start=1):
+        instances[tuple(voxel)] = n_lesions + k
+    scores = np.r_[rng.uniform(0.4, 0.95, n_lesions), rng.uniform(0.05, 0.6, 6)].tolist()
+    return prediction_of(instances, scores, case.image.geometry, case=files.case)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, plan, rng):
     """A run directory with what three folds predicted of their validation cases."""
-    folder = tmp_path_factory.mktemp("run")
-    raw = folder / "raw"
-    write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
-    found, folds = folds_in(folder)
-    reader = Reader(found, np.random.default_rng(0))
+    run = tmp_path / "run"
+    write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
+    data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
+    found = take_survey(data, 0)
+    folds = {k: divided(found, data, 0, k) for k in folds_of(found, data)}
     for number, fold in folds.items():
         for files in labelled(fold, "validation"):
-            image = read_case(files, found.dataset).image
-            prediction = reader.predict_volume(image, files.case)
-            write_prediction(folder / f"fold_{number}" / "validation", prediction)
-    return folder
-
-
-def folds_in(run):
-    data = DataConfig.of(root=run / "raw", fold="all", n_folds=3)
-    found = take_survey(data, 0)
-    return found, {k: divided(found, data, 0, k) for k in folds_of(found, data)}
-
-
-def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(run, plan):
-    found, folds = folds_in(run)
+            prediction = predicted(files, found.dataset, rng)
+            write_prediction(run / f"fold_{number}" / "validation", prediction)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
     choice, scores = score_folds(found, folds, run, plan, CFG, {})
     first = choice.operating_points[0]
@@ -104,61 +76,49 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(run, plan)
         score_folds(found, {0: folds[0], 1: folds[0]}, run, plan, CFG, {})
 
 
-# --- whole volumes while a network is trained ---
-
-
-def config(tile):
-    return TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
+# --- whole volumes ---
 
 
 class Brightness(nn.Module):
-    """Takes what is bright for a lesion."""
+    """Takes what is bright for a lesion: the logit is `gain` times the image, less `shift`."""
 
-    def __init__(self, shift):
+    def __init__(self, gain, shift):
         super().__init__()
-        self.shift = shift
+        self.gain, self.shift = gain, shift
 
     def forward(self, image):
-        return [2 * image - self.shift]
+        return [self.gain * image - self.shift]
+
+
+def planned(found, tile, run):
+    cfg = TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
+    return plan_run(found, cfg, run)
 
 
 def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
-    write_xray_phantoms(
-        tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
-    )
+    drawn = {"shape": (64, 64), "pixel_mm": 4.0, "lesion_free_share": 0.0}
+    write_xray_phantoms(tmp_path / "raw", 6, seed=3, **drawn)
     found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    plan = plan_run(found, config((64, 64)), tmp_path / "run")
-    cases = labelled(found, "validation")
+    plan, cases = planned(found, (64, 64), tmp_path / "run"), labelled(found, "validation")
 
-    def scores(network):
+    def scores(shift):
         given = found, cases[:1], plan, InferenceConfig.of(), PRESETS["lesionseg"]
-        return validation_scores(match_volumes(network, *given))
+        return validation_scores(match_volumes(Brightness(2, shift), *given))
 
-    seen = scores(Brightness(3.0))
+    seen = scores(3.0)
     assert set(seen) == {"recall_1fp", "dice"}
     assert all(0 <= value <= 1 for value in seen.values())
-    assert scores(Brightness(999.0)) == {"recall_1fp": 0.0, "dice": 0.0}
+    assert scores(999.0) == {"recall_1fp": 0.0, "dice": 0.0}
     assert "detects nothing on 1 validation case" in caplog.text
 
 
-# --- voxels calibrated ---
-
-
-class Unsure(nn.Module):
-    """Takes what is bright for a lesion, but hardly believes it."""
-
-    def forward(self, image):
-        return [4 * image - 22.0]
-
-
 def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp_path):
-    write_mri_phantoms(
-        tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
-    )
+    drawn = {"shape": (24, 28, 24), "spacing_mm": (6.0,) * 3, "contrast": 3.0}
+    write_mri_phantoms(tmp_path / "raw", 6, seed=0, **drawn)
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
-    plan = plan_run(found, config((24, 32, 24)), tmp_path / "run")
-    predictor = Predictor.from_network(Unsure(), plan)
-    complete, scores = score_validation(predictor, found, tmp_path / "run", CFG, {})
+    plan = planned(found, (24, 32, 24), tmp_path / "run")
+    unsure = Predictor.from_network(Brightness(4, 22.0), plan)  # hardly believes what it sees
+    complete, scores = score_validation(unsure, found, tmp_path / "run", CFG, {})
     fit = complete.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1

@@ -10,9 +10,9 @@ import torch
 from lesionseg.cli import run
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.train import check_losses
 from lesionseg.plan.plan import AnchorPlan
+from tests.pipeline.cases import small_training
 
 
 @pytest.mark.parametrize(
@@ -38,33 +38,20 @@ def test_anchors_take_an_alpha_a_label(plan):
             check_losses(plan, cfg)
 
 
-def small_training(folder):
-    """The command of a training of one step, of radiographs that are drawn for it."""
-    write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
-    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}"]
-    command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
-    command += ["report.pdf=false"]
-    return [*command, "model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "right", "named"),
-    [
-        ("loss.alpha=[0.2,0.3]", "loss.alpha=[0.2]", "alpha has 2 numbers"),
-        ("trainer.accelerator=gpu", "trainer.accelerator=auto", "trainer.accelerator"),
-        ("trainer.accelerator=gpuu", "trainer.accelerator=cpu", "trainer.accelerator"),
-    ],
-)
 def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
-    tmp_path, capsys, monkeypatch, wrong, right, named
+    tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
-    assert run("train", [*command, wrong]) == 2
-    assert named in capsys.readouterr().err
-    prepared = [path for path in (tmp_path / "cache").glob("*") if path.name != "facts"]
-    assert not prepared
-    assert run("train", [*command, right]) == 0
+    for key, wrong in (
+        ("loss.alpha", "[0.2,0.3]"),
+        ("trainer.accelerator", "gpu"),
+        ("trainer.accelerator", "gpuu"),
+    ):
+        assert run("train", [*command, f"{key}={wrong}"]) == 2
+        assert key.rpartition(".")[2] in capsys.readouterr().err
+        assert not [p for p in (tmp_path / "cache").glob("*") if p.name != "facts"]
+    assert run("train", [*command, "loss.alpha=[0.2]", "trainer.accelerator=cpu"]) == 0
 
 
 def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,21 +10,13 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.config import ReportSection
-from lesionseg.core import Geometry, OperatingPoint, Volume
+from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import write_volume
-from lesionseg.report.tables import number, read_tables, wilson
-from lesionseg.report.write import (
-    headline,
-    read_study,
-    tags,
-    tiles,
-    why_missed,
-    write_adjudication,
-    write_report,
-)
+from lesionseg.report.tables import number, read_tables
+from lesionseg.report.write import headline, read_study, tiles, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
+from tests.pipeline.cases import write_array, write_scan
 
 GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 
@@ -33,10 +24,8 @@ GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Four scans: two large lesions each, the small one missed, one false positive; one is free."""
-    root, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
-    point = OperatingPoint("score:0.5", 0.5, "validation")
+    root, point = tmp_path_factory.mktemp("study"), OperatingPoint("score:0.5", 0.5, "validation")
     for k, case in enumerate(f"P{k}_$x$" for k in range(4)):
-        image = rng.normal(100, 10, GRID.shape).astype(np.float32)
         truth, found, scores = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.int32), []
         if k < 3:
             truth[3:6, 4:10, 4:10] = truth[8:9, 20:22, 20:22] = 1
@@ -45,9 +34,8 @@ def study(tmp_path_factory):
         if k != 1:
             scores.append(0.6)
             found[10:12, 4:7, 25:28] = len(scores)
-        for folder, array in (("scans", image + 50 * truth), ("masks", truth)):
-            (root / folder).mkdir(exist_ok=True)
-            write_volume(root / folder / f"{case}.nii.gz", Volume(array[None], GRID))
+        write_scan(root / "scans" / f"{case}.nii.gz", GRID, seed=k)
+        write_array(root / "masks" / f"{case}.nii.gz", truth, GRID)
         prediction = prediction_of(found, scores, GRID, case=case, operating_point=point)
         write_prediction(root / "found", prediction)
     places = [f"reference={root}/masks", f"prediction={root}/found", f"output={root}/scores"]
@@ -68,11 +56,8 @@ def test_first_screen_says_what_is_found_and_missed(study, page):
     found = "Finds all 3 lesions of 5 mm or more, none of 3 smaller ones"
     assert words == f"{found}, with 0.75 false alarms per scan."
     assert [tile.value for tile in tiles(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
-    assert tags(tables) == []
     assert "test scans, not used in training" in page
-    parts = ("<h1>", words, "The smaller", "Lesions found against", "The largest", "Limits.")
-    places = [page.index(part, page.index("<h1>")) for part in parts]
-    assert places == sorted(places)
+    assert words in page
 
 
 def test_pictures_are_there_and_names_are_not(study, page):
@@ -91,10 +76,8 @@ def test_names_on_request_and_no_pictures_without_images(study, tmp_path):
     options = ReportSection.of(identifiers=True, pdf=False, study=tmp_path / "study.yaml")
     page = write_report(study / "scores", tmp_path, options=options).read_text(encoding="utf-8")
     assert "P0_$x$" in page
-    for absent in ("<b>Ours</b>", "data:image/jpeg"):
-        assert absent not in page
-    for absent in ("pseudonyms.csv", "report.pdf"):
-        assert not (tmp_path / absent).exists()
+    assert not [absent for absent in ("<b>Ours</b>", "data:image/jpeg") if absent in page]
+    assert not [*tmp_path.glob("pseudonyms.csv"), *tmp_path.glob("*.pdf")]
 
 
 def test_an_answer_stays_with_its_false_positive(study, tmp_path):
@@ -120,15 +103,6 @@ def test_a_new_number_appears_by_itself(study, tmp_path):
         assert text in page
 
 
-def test_why_a_lesion_was_missed():
-    known, at = SimpleNamespace(threshold=0.92), {"detected_at": 0.89}
-    below = why_missed({"why_missed": "below_operating_point", **at}, known)
-    assert below == "seen, but rated just below the limit (0.89; limit 0.92)"
-    touched = {"why_missed": "overlap_too_small", "detected_at": np.nan}
-    assert why_missed(touched, known) == "touched, too little covered"
-    assert why_missed({"why_missed": "no_response"}, known) == "not seen at all"
-
-
 def test_tables_that_do_not_fit_are_named(study, tmp_path):
     with pytest.raises(ReadError, match=r"scores\.json"):
         read_tables(tmp_path)
@@ -141,12 +115,8 @@ def test_tables_that_do_not_fit_are_named(study, tmp_path):
     path.unlink()
     with pytest.raises(ReadError, match=r"lesions\.csv"):
         read_tables(tmp_path)
-
-
-def test_words_for_numbers():
     assert number({"a": {"mean": 1.0, "ci95": None}}, "a") == (1.0, None)
     assert number({"a": 2.0}, "a") == (2.0, None)
-    assert wilson(0, 8) == pytest.approx((0, 0.324), abs=1e-3)
 
 
 def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path):

@@ -1,0 +1,36 @@
+"""Small masks, scans and commands that several recipes are tested with."""
+
+import numpy as np
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.io.volumes import write_volume
+from lesionseg.phantoms import write_xray_phantoms
+
+
+def boxes(shape, *places, value=1):
+    """A mask `[z, y, x]` of cubes, each given by its first voxel and its side."""
+    mask = np.zeros(shape, np.uint8)
+    for *first, side in places:
+        mask[tuple(slice(a, a + side) for a in first)] = value
+    return mask
+
+
+def write_array(path, array, geometry=None):
+    """An array as an image file; without a geometry its voxels are of 1 mm."""
+    grid = geometry or Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
+    write_volume(path, Volume(array[None], grid))
+
+
+def write_scan(path, geometry, seed=0):
+    noise = np.random.default_rng(seed).normal(100, 10, geometry.shape)
+    write_array(path, noise.astype(np.float32), geometry)
+
+
+def small_training(folder, *more, n_cases=3):
+    """The command of a training of one step, of radiographs that are drawn for it."""
+    write_xray_phantoms(folder / "raw", n_cases, seed=0, shape=(48, 48), pixel_mm=8.0)
+    small = "max_minutes=null max_steps=1 workers=0"
+    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", "report.pdf=false"]
+    command += [f"trainer.{setting}" for setting in small.split()]
+    command += ["model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
+    return [*command, *more]
