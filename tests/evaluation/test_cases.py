@@ -49,9 +49,7 @@ def test_a_missing_prediction_counts_as_missed_lesions():
     [
         ("perfect", "lesionseg", [""]),
         ("missed", "lesionseg", ["no_response"]),
-        ("elsewhere", "lesionseg", ["no_response"]),
         ("under_a_tenth", "lesionseg", ["overlap_too_small"]),
-        ("contained", "lesionseg", ["overlap_too_small"]),
         ("unsupported", "lesionseg", ["overlap_too_small"]),
         ("below_the_point", "lesionseg", ["below_operating_point"]),
         ("merge", "instances", ["", "merged"]),

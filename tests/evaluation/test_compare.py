@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.evaluation.adjudication import adjudicate, read_answers
+from lesionseg.evaluation.adjudication import read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, froc
 from tests.evaluation.hand_cases import evaluated
@@ -46,7 +46,7 @@ def scored(seed, shift, n_false=1, n_groups=40):
 
 def test_models_are_compared_at_equal_false_positives():
     one, other = scored(0, 2.0), scored(1, 0.0)
-    found = compare(one, other, replicates=300)
+    found = compare(one, other, replicates=100)
     for rate in (0.5, 1, 2):
         row = found[f"recall_at_{rate:g}"]
         alone = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
@@ -62,10 +62,10 @@ def test_models_are_compared_at_equal_false_positives():
 
 def test_a_margin_makes_the_whole_interval_decide():
     one, other = scored(0, 1.0, 3), scored(1, 1.0, 3)
-    low, high = compare(one, other, replicates=300)["recall_at_1"]["ci95"]
+    low, high = compare(one, other, replicates=100)["recall_at_1"]["ci95"]
     assert low < 0 < high
     for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False), (None, None)):
-        found = compare(one, other, margin=margin, replicates=300)
+        found = compare(one, other, margin=margin, replicates=100)
         assert found["recall_at_1"]["not_inferior"] is shown
 
 
@@ -79,25 +79,7 @@ def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_a
         compare(one, other[:-1])
 
 
-BOX = {"start_z": "", "start_y": "0", "start_x": "4", "stop_z": "", "stop_y": "1", "stop_x": "7"}
-ROW = {"case": "elsewhere", "candidate": "1", **{f"{name}_vox": cell for name, cell in BOX.items()}}
-
-
-def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
-    rows = [
-        {**ROW, "answer": "Lesion"},
-        {**ROW, "case": "perfect", "answer": "lesion"},  # no false positive: stale
-        {**ROW, "candidate": "7", "answer": ""},
-    ]
-    results = [evaluated("elsewhere"), evaluated("perfect")]
-    found = adjudicate(results, read_answers(rows, "adjudicate.csv"))
-    assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
-    names = "lesion_recall", "lesion_precision", "false_positives_per_case"
-    for key, numbers in (("by_reference", (0.5, 0.5, 0.5)), ("adjudicated", (2 / 3, 1.0, 0.0))):
-        assert [found[key][name]["value"] for name in names] == pytest.approx(numbers)
-
-
-@pytest.mark.parametrize("row", [{**ROW, "answer": "maybe"}, {"answer": "lesion"}])
+@pytest.mark.parametrize("row", [{"answer": "maybe"}, {"answer": "lesion"}])
 def test_a_row_that_says_nothing_is_an_error_with_its_line(row):
     with pytest.raises(ContentError, match="line 2"):
         read_answers([row], "adjudicate.csv")

@@ -30,14 +30,11 @@ def random_pool(seed, n_groups=6, n_cases=9, n_lesions=20, n_false=30):
 
 def repeat(pool, weights):
     """The pool in which each group stands as often as its weight says."""
-    kinds = {"detected_at": "lesion_group", "false_score": "false_group"}
-    items = {
-        field: np.repeat(values, weights[getattr(pool, group)].astype(int))
-        for field, values in vars(pool).items()
-        if isinstance(values, np.ndarray)
-        for group in [field if field.endswith("group") else kinds.get(field, "case_group")]
-    }
-    return replace(pool, **items)
+    case = "case_group", "case_score", "case_positive", "case_share"
+    of_kind = ("lesion_group", "detected_at"), ("false_group", "false_score"), case
+    times = {kind: weights[getattr(pool, kind[0])].astype(int) for kind in of_kind}
+    fields = {name: np.repeat(getattr(pool, name), n) for kind, n in times.items() for name in kind}
+    return replace(pool, **fields)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, matching
+from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.criteria import INSTANCES
-from lesionseg.evaluation.matching import NEVER, Links, match
-from lesionseg.ops.components import candidates_of, lesions_of, mask_boxes
+from lesionseg.evaluation.matching import NEVER, Links, assign, detection_scores, match
+from lesionseg.ops.components import mask_boxes
 from tests.evaluation.hand_cases import evaluated, prediction_of
 
 PRESET = PRESETS["lesionseg"]
@@ -58,11 +58,6 @@ def grid(array):
     return Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
 
 
-def link(reference, labels, drawn, given, scores):
-    truth = Reference(grid(reference), instances=reference, instance_labels=labels)
-    return match(truth, prediction_of(drawn, scores, grid(drawn), given), PRESET.criterion)
-
-
 def check(links, lesions, candidates, scores):
     """Matched at every threshold as the naive reference has it, and never worse further down."""
     supported, found_at = naive(lesions, candidates, scores)
@@ -84,17 +79,26 @@ def check(links, lesions, candidates, scores):
 @pytest.mark.parametrize("block", range(10))
 def test_equal_to_a_naive_reference_at_every_threshold(block):
     for seed in range(60 * block, 60 * (block + 1)):
-        case = random_case(seed)
-        check(link(*case), masks_of(case[0]), masks_of(case[2]), case[-1])
+        reference, labels, drawn, given, scores = random_case(seed)
+        truth = Reference(grid(reference), instances=reference, instance_labels=labels)
+        found = match(truth, prediction_of(drawn, scores, grid(drawn), given), PRESET.criterion)
+        lesions, candidates, pairs = masks_of(reference), masks_of(drawn), found.overlaps
+        check(found, lesions, candidates, scores)
+        a, b = (np.reshape(m, (len(m), reference.size)).astype(int) for m in (candidates, lesions))
+        shared, table = a @ b.T, np.zeros((2, len(a), len(b)))
+        iou = shared / (a.sum(1)[:, None] + b.sum(1) - shared)
+        ids = found.candidates.ids[pairs.candidate], found.lesions.ids[pairs.lesion]
+        table[:, ids[0] - 1, ids[1] - 1] = pairs.voxels, pairs.iou
+        np.testing.assert_allclose(
+            table, [shared, shared / (a.sum(1)[:, None] + b.sum(1) - shared)]
+        )
 
 
-def filled(shape, boxes):
-    found = []
-    for box in boxes:
-        mask = np.zeros(shape, bool)
-        mask[tuple(slice(int(a), int(b)) for a, b in zip(*np.split(box, 2), strict=True))] = True
-        found.append(mask)
-    return found
+def filled(instances):
+    """The box of each instance as a mask."""
+    index, boxes = np.indices(instances.shape).T, mask_boxes(instances, int(instances.max()))
+    starts, stops = np.split(boxes, 2, axis=1)
+    return [((index >= a) & (index < b)).all(-1).T for a, b in zip(starts, stops, strict=True)]
 
 
 @pytest.mark.parametrize("bare", ["both", "reference", "prediction"])
@@ -113,8 +117,7 @@ def test_boxes_take_the_place_of_voxels(bare):
         if bare != "reference":
             rows = tuple(replace(c, has_mask=False) for c in given.candidates)
             given = Prediction("a", geometry, rows, None)
-        solid = [filled(geometry.shape, mask_boxes(x, int(x.max()))) for x in (reference, drawn)]
-        check(match(truth, given, PRESET.criterion), *solid, scores)
+        check(match(truth, given, PRESET.criterion), filled(reference), filled(drawn), scores)
 
 
 def test_lesions_that_several_candidates_share_and_that_share_one_are_marked():
@@ -148,37 +151,15 @@ def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
     candidate, lesion = np.nonzero(weight)
     links = Links(INSTANCES, 5, 4, candidate, lesion, weight[candidate, lesion])
     scores = rng.integers(1, 5, 5) / 5  # with ties
-    found_at = matching.detection_scores(links, scores)
+    found_at = detection_scores(links, scores)
     for threshold in np.unique(scores):
         present = scores >= threshold
         n_best, sum_best = best_by_trying(weight[present])
         found = found_at >= threshold
         assert found.sum() == n_best
-        candidate_of = matching.assign(links, found, present=present)
+        candidate_of = assign(links, found, present=present)
         matched = candidate_of >= 0
         assert round(weight[candidate_of[matched], np.flatnonzero(matched)].sum(), 6) == sum_best
         assert len(set(candidate_of[matched])) == matched.sum()
         # the match of largest IoU finds the very lesions that the curve counts
         np.testing.assert_array_equal(matched, found)
-
-
-# --- overlap ---
-
-
-@pytest.mark.parametrize("seed", range(0, 12, 2))
-def test_table_equals_counting_each_pair(seed):
-    a, labels, b, given, scores = random_case(seed)
-    lesions = lesions_of(Reference(grid(a), instances=a, instance_labels=labels))
-    candidates = candidates_of(prediction_of(b, scores, grid(a), given), None)
-    table = matching.overlap_table(candidates, lesions)
-    found = {
-        (int(candidates.ids[c]), int(lesions.ids[k])): (int(v), float(i))
-        for c, k, v, i in zip(table.candidate, table.lesion, table.voxels, table.iou, strict=True)
-    }
-    expected = {}
-    for i, candidate in enumerate(masks_of(b), 1):
-        for k, lesion in enumerate(masks_of(a), 1):
-            if shared := int((candidate & lesion).sum()):
-                union = int((candidate | lesion).sum())
-                expected[i, k] = (shared, pytest.approx(shared / union))
-    assert found == expected

@@ -9,16 +9,13 @@ from lesionseg.evaluation.measures import measure_extent as measure
 from lesionseg.evaluation.measures import surface_scores
 
 
-def test_a_box_and_a_single_voxel_by_hand():
-    voxels = np.argwhere(np.ones((3, 2, 6), dtype=bool))
-    found = measure(voxels, (4.0, 1.0, 1.0))
+def test_a_box_by_hand():
+    found = measure(np.argwhere(np.ones((3, 2, 6), dtype=bool)), (4.0, 1.0, 1.0))
     diagonal = np.hypot(1, 5)
     # edge to edge along the diagonal of centres: a pixel's width in that direction is added
     assert found.long_axis_mm == pytest.approx(diagonal + (1 + 5) / diagonal)
     assert (found.slices, found.near_resolution) == (3, False)
-    found = measure(np.array([[3, 4, 5]]), (2.0, 1.0, 0.5))
-    assert (found.slices, found.long_axis_mm, found.short_axis_mm) == (1, 1.0, 0.5)
-    assert found.near_resolution
+    assert measure(np.array([[3, 4, 5]]), (2.0, 1.0, 0.5)).near_resolution
 
 
 @pytest.mark.parametrize("seed", range(30))

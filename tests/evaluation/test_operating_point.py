@@ -120,7 +120,7 @@ def patients(template, n, variance, rng):
 @pytest.mark.parametrize(("n", "asked"), [(4, 2.0), (10, 1.0), (30, 0.5)])
 def test_new_patients_have_the_rate_asked_for_on_average(template, n, asked, variance):
     rng = np.random.default_rng(0)
-    sets = (patients(template, n, variance, rng) for _ in range(1600 if n == 4 else 600))
+    sets = (patients(template, n, variance, rng) for _ in range(1600 if n == 4 else 400))
     points = [choose(some, fp_per_case=asked) for some in sets]
     true = MEAN * np.array([1 - min(p.score, 1.0) for p in points])
     expected = np.array([p.expected_false_positives_per_case for p in points])

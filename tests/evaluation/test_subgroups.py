@@ -35,11 +35,8 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
     assert [len(members) for members in groups.values()] == [3, 2, 3, 3, 1]
     assert (next(iter(groups)), list(groups)[-1]) == ("20 to 22.5", "not stated")
     assert list(divide_by(CASES, TABLE, "sex")) == ["not stated"]
-
-
-def test_columns_that_are_not_there_or_do_not_divide_are_an_error():
-    with pytest.raises(ConfigError, match="sight"):
-        summarise(many(2), columns=TABLE, subgroups=["sight"])
+    with pytest.raises(ConfigError, match="sight"):  # not there
+        divide_by(CASES, TABLE, "sight")
     crowd = [f"case{i}" for i in range(30)]
     with pytest.raises(ConfigError):
         divide_by(crowd, {c: {"id": c} for c in crowd}, "id")

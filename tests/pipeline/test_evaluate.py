@@ -151,11 +151,10 @@ def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
     by_zone = {g["value"]: g for g in scores["subgroups"] if g["by"] == "zone"}
     counts = {name: (g["n_lesions"], g["n_detected"]) for name, g in by_zone.items()}
     assert counts == {"front": (2, 1), "back": (3, 2)}
-    assert by_zone["front"]["false_positives_per_case"]["value"] == pytest.approx(1 / 3)
-    assert by_zone["back"]["false_positives_per_case"]["value"] == 0.0
+    false = {name: g["false_positives_per_case"]["value"] for name, g in by_zone.items()}
+    assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
     assert (by_zone["front"]["n_cases"], by_zone["front"]["dice"]) == (3, None)
-    expected = ["front", "back", "front", "back", "back"]
-    assert columns(folders[2], "lesions", "zone") == expected
+    assert columns(folders[2], "lesions", "zone") == ["front", "back", "front", "back", "back"]
 
 
 def manifest(folders, column, cells):
@@ -254,15 +253,20 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
 
 
 def test_answers_survive_the_walk_through_the_report(folders, tmp_path):
-    before = scores_of(*folders)
+    scores_of(*folders)
     write_report(folders[2], tmp_path / "report", options=ReportSection.of(pdf=False))
     path = tmp_path / "report" / "adjudicate.csv"
     (row,) = read_csv(path)
-    write_csv(path, [{**row, "answer": "Lesion"}], list(row))
+    rows = [{**row, "answer": "Lesion"}, {**row, "answer": "lesion", "case": "a"}]
+    write_csv(path, [*rows, {**row, "candidate": "7"}], list(row))  # of a it is no false positive
     after = scores_of(*folders, adjudication=path)["adjudication"]
-    assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 0, 0)
-    assert after["adjudicated"]["n_false_positive"] == 0
-    assert after["adjudicated"]["n_lesions"] == before["n_lesions"] + 1
+    assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 1, 0)
+    names = "lesion_recall", "lesion_precision", "false_positives_per_case"
+    for key, numbers in (
+        ("by_reference", (3 / 5, 3 / 4, 1 / 3)),
+        ("adjudicated", (4 / 6, 1.0, 0.0)),
+    ):
+        assert [after[key][name]["value"] for name in names] == pytest.approx(numbers)
 
 
 # --- roles and layouts ---
@@ -337,8 +341,6 @@ def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path)
     write_scan(root / place / f"{name}_FLAIR.nii.gz", GEOMETRY)
     masks = root / "derivatives" / "lesions" / place
     write_mask(masks / f"{name}_label-lesion_mask.nii.gz", lesions(2))
-    write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(2, [0]))
-    scores = scores_of(root, tmp_path / "found", tmp_path / "out")
-    assert (scores["n_lesions"], scores["n_true_positive"]) == (2, 1)
-    assert scores["provenance"]["convention"] == "bids"
+    dataset, (case,) = open_references(root)
+    assert (dataset.convention, case.case) == ("bids", name)
     assert open_references(masks)[0] is None

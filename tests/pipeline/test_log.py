@@ -55,14 +55,12 @@ def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(tmp_path, er
 
 def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
     script = (
-        "import logging, pathlib, sys\n"
-        "from lesionseg.pipeline.run_dir import save_config\n"
-        "from lesionseg.pipeline.log import run_log\n"
-        "run = pathlib.Path(sys.argv[1]); save_config(run, {})\n"
-        "with run_log(run):\n"
+        "import logging, pathlib, sys; from lesionseg.pipeline.log import run_log\n"
+        "with run_log(pathlib.Path(sys.argv[1])):\n"
         "    logging.getLogger('lesionseg.x').info('a plan')\n"
         "    logging.getLogger('lesionseg.x').warning('a warning')\n"
     )
+    save_config(tmp_path, {})
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "a warning\n"

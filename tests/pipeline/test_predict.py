@@ -91,17 +91,10 @@ def test_amounts_by_label_and_zone_count_what_is_accepted():
         return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
 
     some = [candidate(1, 0.5, "left lobe"), candidate(2, 0.25), candidate(2, 1.0, accepted=False)]
-    assert counts_of(some, {1: "a", 2: "b"}, ["right"]) == {
-        "volume_ml": 0.75,
-        "count_a": 1,
-        "ml_a": 0.5,
-        "count_b": 1,
-        "ml_b": 0.25,
-        "zone_count_right": 0,
-        "zone_ml_right": 0.0,
-        "zone_count_left_lobe": 1,
-        "zone_ml_left_lobe": 0.5,
-    }
+    found = counts_of(some, {1: "a", 2: "b"}, ["right"])
+    counts = {"count_a": 1, "count_b": 1, "zone_count_right": 0, "zone_count_left_lobe": 1}
+    amounts = {"ml_a": 0.5, "ml_b": 0.25, "zone_ml_right": 0.0, "zone_ml_left_lobe": 0.5}
+    assert found == {"volume_ml": 0.75, **counts, **amounts}
     assert counts_of([candidate(1, None)], {1: "a"})["volume_ml"] is None
     assert counts_of([], {1: "a"}) == {"volume_ml": 0.0, "count_a": 0, "ml_a": 0.0}
 
