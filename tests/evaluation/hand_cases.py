@@ -6,7 +6,8 @@ In a drawing a digit is an instance id, a dot is background; rows are separated 
 by bars. Candidates have the given scores and, unless said otherwise, label 1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 
@@ -74,6 +75,24 @@ def evaluated(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
     hand = CASES[hand] if isinstance(hand, str) else hand
     truth, found = make_reference(hand, spacing_mm), make_prediction(hand, spacing_mm)
     return evaluate_case(truth, found, PRESETS[preset], case=case or hand.name, **options)
+
+
+@cache
+def templates():
+    """A result, its lesion and its candidate, and a false positive."""
+    base, (wrong,) = evaluated("perfect"), evaluated("false_alarm").candidates
+    return base, *base.lesions, *base.candidates, wrong
+
+
+def result(case, detected_at=(), false=(), **changes):
+    """A case of lesions found from these scores on (None: never), and of false positives."""
+    base, lesion, hit, wrong = templates()
+    found = [at for at in detected_at if at is not None]
+    lesions = [replace(lesion, detected_at=at, detected=at is not None) for at in detected_at]
+    candidates = [replace(hit, score=score) for score in found]
+    candidates += [replace(wrong, score=score) for score in false]
+    rows = {"lesions": tuple(lesions), "candidates": tuple(candidates), "role": "validation"}
+    return replace(base, **{"case": case, "group": case, **rows, **changes})
 
 
 HAND_CASES = (

@@ -1,21 +1,16 @@
 """Calibrations: fitted on some folds and tested on the others, and described."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.calibration import describe_calibration, fit_calibration, fit_logistic
-from tests.evaluation.hand_cases import HandCase, evaluated
+from tests.evaluation.hand_cases import result
 
 
 def candidates(p, true):
     """One result whose candidates have these scores and outcomes."""
-    template = evaluated(HandCase("x", "", "11... .....", "11.22 .....", (0.9, 0.5)))
-    hit, miss = template.candidates
-    rows = tuple(replace(hit if t else miss, score=float(s)) for s, t in zip(p, true, strict=True))
-    return [replace(template, candidates=rows)]
+    return [result("x", p[true].tolist(), p[~true].tolist())]
 
 
 def test_scores_that_are_probabilities_are_called_calibrated():

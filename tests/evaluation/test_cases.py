@@ -37,13 +37,6 @@ def test_hand_case(preset, case):
         assert sum(getattr(x, name) for x in found.lesions) == n_found
 
 
-def test_a_missing_prediction_counts_as_missed_lesions():
-    found = evaluate_case(make_reference(CASES["perfect"]), None, PRESET, case="a", group="g")
-    assert (found.status, found.n_detected, len(found.lesions)) == ("missing", 0, 1)
-    assert (found.dice, found.surface_dice, found.hd95_mm) == (0.0, 0.0, None)
-    assert found.lesions[0].why_missed == "case_failed"
-
-
 @pytest.mark.parametrize(
     ("name", "preset", "reasons"),
     [

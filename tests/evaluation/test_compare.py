@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, froc
-from tests.evaluation.hand_cases import evaluated
+from tests.evaluation.hand_cases import evaluated, result
 
 
 def model(names):
@@ -35,13 +34,8 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
 def scored(seed, shift, n_false=1, n_groups=40):
     """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
     rng = np.random.default_rng(seed)
-    base, wrong, results = evaluated("perfect"), evaluated("false_alarm").candidates[0], []
-    for i in range(n_groups):
-        lesion = replace(base.lesions[0], detected_at=float(rng.normal(shift)))
-        false = tuple(replace(wrong, score=float(rng.normal())) for _ in range(n_false))
-        named = {"case": f"c{i}", "group": f"g{i}"}
-        results.append(replace(base, lesions=(lesion,), candidates=false, **named))
-    return results
+    scores = ((rng.normal(shift, size=1), rng.normal(size=n_false)) for _ in range(n_groups))
+    return [result(f"c{i}", at.tolist(), false.tolist()) for i, (at, false) in enumerate(scores)]
 
 
 def test_models_are_compared_at_equal_false_positives():

@@ -1,67 +1,48 @@
 """Curves by hand, of nothing, and of resampled groups."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
-from lesionseg.evaluation.matching import NEVER
+from tests.evaluation.hand_cases import result
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def random_pool(seed, n_groups=6, n_cases=9, n_lesions=20, n_false=30):
-    rng = np.random.default_rng(seed)
-    detected_at = rng.integers(1, 10, n_lesions) / 10
-    detected_at[rng.random(n_lesions) < 0.3] = NEVER
-    return Pool(
-        tuple("abcdefgh"[:n_groups]),
-        rng.integers(0, n_groups, n_lesions),
-        detected_at,
-        rng.integers(0, n_groups, n_false),
-        rng.integers(1, 10, n_false) / 10,
-        np.sort(np.r_[np.arange(n_groups), rng.integers(0, n_groups, n_cases - n_groups)]),
-        rng.integers(0, 10, n_cases) / 10,
-        rng.random(n_cases) < 0.5,
-        rng.integers(1, 3, n_cases) / 2,
-    )
-
-
-def repeat(pool, weights):
-    """The pool in which each group stands as often as its weight says."""
-    case = "case_group", "case_score", "case_positive", "case_share"
-    of_kind = ("lesion_group", "detected_at"), ("false_group", "false_score"), case
-    times = {kind: weights[getattr(pool, kind[0])].astype(int) for kind in of_kind}
-    fields = {name: np.repeat(getattr(pool, name), n) for kind, n in times.items() for name in kind}
-    return replace(pool, **fields)
+def random_results(rng):
+    """Nine cases of six patients, some of them annotated by half; scores tie."""
+    results = []
+    for i in range(9):
+        at = [None if rng.random() < 0.3 else rng.integers(1, 10) / 10 for _ in range(i % 4)]
+        false = rng.integers(1, 10, rng.integers(0, 6)) / 10
+        more = {"annotated": {1: True, 2: bool(i % 3)}, "case_score": rng.integers(0, 10) / 10}
+        results.append(result(f"c{i}", at, false.tolist(), group=f"{i % 6}", **more))
+    return results
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_weight_counts_a_group_as_often(seed):
     """That the plain curves are right is seen in test_naive_scorer.py."""
-    pool, rng = random_pool(seed), np.random.default_rng(seed)
-    weights, one = rng.multinomial(6, np.full(6, 1 / 6), 5).astype(float), np.ones((1, 6))
+    rng = np.random.default_rng(seed)
+    results, one = random_results(rng), np.ones((1, 6))
+    pool, weights = Pool.of(results), rng.multinomial(6, np.full(6, 1 / 6), 5)
     for curve in (lambda p: froc(p, RATES), average_precision, case_auroc):
-        again = [curve(repeat(pool, w))(one)[0] for w in weights]
-        np.testing.assert_allclose(curve(pool)(weights), again)
+        for found, often in zip(curve(pool)(weights.astype(float)), weights, strict=True):
+            again = Pool.of([r for r in results for _ in range(often[int(r.group)])])
+            alone = curve(again)(np.ones((1, len(again.groups))))[0]
+            np.testing.assert_allclose(found, alone)
     np.testing.assert_allclose(cpm(pool, RATES)(one)[:, 0], froc(pool, RATES)(one).mean(1))
 
 
 def test_froc_by_hand():
-    # 8 cases, lesions found at .9 .8 .5 and never; false positives at .85 and .6
-    lesions, false = np.array([0.9, 0.8, 0.5, NEVER]), np.array([0.6, 0.85])
-    cases = np.zeros(8, int), np.zeros(8), np.ones(8, bool), np.ones(8)
-    pool = Pool(("a",), np.zeros(4, int), lesions, np.zeros(2, int), false, *cases)
-    found = froc(pool, (0.1, 0.125, 0.25, 8))(np.ones((1, 1)))
+    cases = [result("a", [0.9, 0.8, 0.5, None], [0.6, 0.85]), *(result(f"{i}") for i in range(7))]
+    found = froc(Pool.of(cases), (0.1, 0.125, 0.25, 8))(np.ones((1, 8)))
     assert found.tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
 def test_nothing_found_is_zero_and_without_lesions_curves_are_undefined():
-    one, pool = np.ones((1, 6)), random_pool(0, n_false=0)
-    never = replace(pool, detected_at=np.full(20, NEVER))
+    one, never, free = np.ones((1, 1)), Pool.of([result("a", [None])]), Pool.of([result("a")])
     assert not froc(never, RATES)(one).any()
     assert average_precision(never)(one).item() == 0
-    free = random_pool(0, n_lesions=0)
     assert np.isnan(froc(free, RATES)(one)).all()
     assert np.isnan(average_precision(free)(one)).all()

@@ -7,7 +7,7 @@ import pytest
 from lesionseg.core import Geometry, OperatingPoint, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation import summarise as summary
-from tests.evaluation.hand_cases import evaluated, prediction_of
+from tests.evaluation.hand_cases import evaluated, prediction_of, result, templates
 
 # the contract's
 KEYS = """
@@ -105,9 +105,7 @@ def test_panoptic_quality_by_hand():
 
 def test_lesion_load_by_hand():
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
-    base = evaluated("perfect")
-    volumes = ({"group": f"{x}", "reference_ml": x, "predicted_ml": y} for x, y in loads)
-    results = [replace(base, case=pair["group"], **pair) for pair in volumes]
+    results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
     load, errors = summarise(results)["lesion_load"], np.array([y - x for x, y in loads])
     limit = errors.mean() + 1.96 * errors.std(ddof=1)
     assert load["volume_ml"]["upper_limit"]["value"] == pytest.approx(limit, rel=1e-4)
@@ -116,13 +114,13 @@ def test_lesion_load_by_hand():
 
 def test_the_size_curve_has_intervals_that_hold_the_truth():
     """40 patients with 12 lesions of 1 to 20 mm, found the likelier the larger; 50 % at 4 mm."""
-    rng, base, results = np.random.default_rng(0), evaluated("perfect"), []
-    for case in map(str, range(40)):
+    rng, (_, like, *_), results = np.random.default_rng(0), templates(), []
+    for case in range(40):
         sizes = np.exp(rng.uniform(0, np.log(20), 12))
         found = rng.random(12) < 1 / (1 + np.exp(-3 * np.log(sizes / 4)))
-        rows, like = zip(sizes.tolist(), found.tolist(), strict=True), base.lesions[0]
+        rows = zip(sizes.tolist(), found.tolist(), strict=True)
         lesions = tuple(replace(like, diameter_mm=mm, detected=hit) for mm, hit in rows)
-        results.append(replace(base, case=case, group=case, lesions=lesions))
+        results.append(result(f"{case}", lesions=lesions))
     curve = summarise(results, 300)["size_curve"]
     low, high = curve["d50_mm"]["ci95"]
     assert low < 4 < high

@@ -150,16 +150,9 @@ def test_the_command_names_nobody_unless_asked_to(broken, checked, tmp_path, cap
 
 
 def test_a_leak_into_the_test_role_is_found(tmp_path):
-    root = tmp_path / "leak"
-    for part in ("Tr", "Ts"):
-        (root / f"images{part}").mkdir(parents=True)
-        (root / f"labels{part}").mkdir()
-        write_case(root, "x")
-        (root / "x_image.nii").rename(root / f"images{part}" / f"case{part}_0000.nii")
-        (root / "x_mask.nii").rename(root / f"labels{part}" / f"case{part}.nii")
-    (root / "dataset.json").write_text(
-        '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}}'
-    )
-    found = check_dataset(read_dataset(root), tmp_path / "page.html")
-    assert kinds(found, "caseTr") == {"duplicate", "same_patient", "leak"}
+    rows = [",".join([name, *write_case(tmp_path, name)]) for name in ("ab", "ba")]  # alike
+    table = ["case,image,reference,role", f"{rows[0]},train", f"{rows[1]},test"]
+    (tmp_path / "manifest.csv").write_text("\n".join(table))
+    found = check_dataset(read_dataset(tmp_path), tmp_path / "page.html")
+    assert kinds(found, "ab") == {"duplicate", "same_patient", "leak"}
     assert found.exit_status == 0

@@ -130,7 +130,8 @@ def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplo
     assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
     assert "stranger" in caplog.text
     assert (scores["missing_predictions"], scores["n_missed"]) == (["b"], 3)
-    assert columns(folders[2], "cases", "status") == ["ok", "missing", "ok"]
+    names = "status", "dice", "surface_dice", "hd95_mm"
+    assert columns(folders[2], "cases", *names)[1] == ("missing", "0.0", "0.0", "")
     assert columns(folders[2], "lesions", "why_missed") == ["", "", *["case_failed"] * 3]
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lesionseg.config import DataConfig, ModelConfig, PrepareConfig, TrainConfig
+from lesionseg.config import DataConfig, ModelConfig, TrainConfig
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline import prepare as module
 from lesionseg.pipeline.dataset import take_survey
-from lesionseg.pipeline.prepare import checkpoint_stages, plan_run, prepare, start_from
+from lesionseg.pipeline.prepare import checkpoint_stages, plan_run, start_from
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,14 @@ def test_a_card_is_planned_for_by_its_memory(raw, tmp_path, monkeypatch, name):
     assert (plan.anchors is not None) == (name == "retinanet")
 
 
-def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(raw, tmp_path, monkeypatch):
-    taken, fill = [], module.fill_cache
-
-    def spied(*args, workers, **others):
-        taken.append(workers)
-        return fill(*args, workers=workers, **others)
-
-    monkeypatch.setattr(module, "fill_cache", spied)
-    monkeypatch.setattr(module, "cores", lambda: 64)
-    monkeypatch.setattr(module, "needed_bytes", lambda *_: 100)
+def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(raw, plan, tmp_path, monkeypatch):
+    taken, data = [], DataConfig.of(root=raw)
+    spy = {"fill_cache": lambda *_, workers, **__: taken.append(workers)}
+    for name, stub in (spy | {"cores": lambda: 64, "needed_bytes": lambda *_: 100}).items():
+        monkeypatch.setattr(module, name, stub)
     for n_bytes in (300, 99):
         monkeypatch.setattr(module, "default_budget", lambda n=n_bytes: n)
-        data, folder = {"root": str(raw)}, tmp_path / str(n_bytes) / "run"
-        model = {"tile_shape": (32, 32), "base_features": 4}
-        trainer = {"accelerator": "cpu"}
-        prepare(PrepareConfig.of(data=data, trainer=trainer, model=model, run_dir=folder))
+        module.prepare_cases(take_survey(data, seed=0), plan, data, tmp_path)
     assert taken == [3, 1]
 
 

@@ -5,28 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.pipeline.select import POINTS, select, unselected
-from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
+from tests.evaluation.hand_cases import result
 
-# two lesions of four pixels, of which the second may be missed; a speck that is none
-REFERENCE = "11.22.... 11.22...."
-FOUND = "11.22..3. 11.22...."
-MISSED = "11.....2. 11......."
 OUT_OF_FOLD = {"chosen_on": "out-of-fold", "fold_of": {f"c{i:02d}": i % 3 for i in range(12)}}
-
-
-def scored(name, drawn, scores):
-    case, named = HandCase(name, "", REFERENCE, drawn, scores), {"case": name, "group": name}
-    truth, found, preset = make_reference(case), make_prediction(case), PRESETS["lesionseg"]
-    return evaluate_case(truth, found, preset, role="validation", **named)
 
 
 @pytest.fixture
 def results():
-    """Twelve patients; the specks score as high as the lesions."""
-    rng = np.random.default_rng(0)
-    return [scored(f"c{i:02d}", FOUND, tuple(rng.uniform(0.3, 0.9, 3))) for i in range(12)]
+    """Twelve patients of two lesions and a speck, which scores as high."""
+    scores = np.random.default_rng(0).uniform(0.3, 0.9, (12, 3)).tolist()
+    return [result(f"c{i:02d}", row[:2], row[2:]) for i, row in enumerate(scores)]
 
 
 @pytest.fixture
@@ -57,7 +46,7 @@ def test_the_one_that_was_asked_for_accepts(results, chosen):
     by_hand = chosen(results, "score:0.4").operating_points
     assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(POINTS))
     assert by_hand[0].false_positives_per_case is not None
-    few = [scored(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
+    few = [result(f"c{i}", [0.9, None], [0.4]) for i in range(6)]
     choice = chosen(few, "sensitivity:0.9")  # out of reach
     assert choice.operating_points[0].name == "fp_per_case:1"
     assert "6 of 12 lesions (0.5)" in choice.reasons["operating point"]
