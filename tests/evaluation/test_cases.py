@@ -56,22 +56,19 @@ def test_why_a_lesion_was_missed(name, preset, reasons):
         assert [lesion.why_missed for lesion in found.lesions] == reasons
 
 
-def small(score, start, label=1):
-    stop = tuple(s + 1.0 for s in start)
-    return Candidate(1, label, score, start, stop, (0.0, 0.0), 1.0, None, False, accepted=False)
-
-
 @pytest.mark.parametrize(
-    ("removed", "why"),
+    ("score", "row", "label", "why"),
     [
-        (small(0.7, (1.0, 1.0)), "removed_by_size"),
-        (small(0.7, (0.0, 1.0)), "no_response"),  # beside the lesion
-        (small(0.4, (1.0, 1.0)), "no_response"),  # would not have been accepted
-        (small(0.7, (1.0, 1.0), label=2), "no_response"),
+        (0.7, 1, 1, "removed_by_size"),
+        (0.7, 0, 1, "no_response"),  # beside the lesion
+        (0.4, 1, 1, "no_response"),  # would not have been accepted
+        (0.7, 1, 2, "no_response"),
     ],
 )
-def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(removed, why):
+def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(score, row, label, why):
     hand, point = CASES["missed"], OperatingPoint("score:0.5", 0.5)
+    place = (row, 1), (row + 1, 2), (0.0, 0.0)
+    removed = Candidate(1, label, score, *place, 1.0, None, False, accepted=False)
     given = replace(make_prediction(hand), removed=(removed,), operating_point=point)
     result = evaluate_case(make_reference(hand), given, PRESET, case="a")
     assert [x.why_missed for x in result.lesions] == [why]

@@ -96,14 +96,11 @@ def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
     assert few["ci95"] is None is not enough["ci95"]
 
 
-def test_panoptic_quality_by_hand():
+def test_panoptic_quality_and_lesion_load_by_hand():
     # IoU 1/10 in one case, 1 in the other, a lesion missed in the third
     names = ("exactly_a_tenth", "perfect", "missed", "false_alarm")
     scores = summarise([evaluated(name) for name in names])
     assert scores["panoptic_quality"]["value"] == pytest.approx(1.1 / (2 + 0.5 + 0.5))
-
-
-def test_lesion_load_by_hand():
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
     load, errors = summarise(results)["lesion_load"], np.array([y - x for x, y in loads])

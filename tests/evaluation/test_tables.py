@@ -26,9 +26,6 @@ def test_a_line_for_each_result(tmp_path):
     assert (first["label"], first["detected"], first["volume_ml"]) == ("metastasis", "true", "")
     assert [first[f"start_{axis}_vox"] for axis in "zyx"] == ["", "1.0", "1.0"]
     assert [first[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", ""]
-
-
-def test_no_result_gives_headers(tmp_path):
     assert tables(tmp_path, []) == [[], [], []]
     assert (tmp_path / "lesions.csv").read_text().startswith("case,group,lesion,label,diameter_mm")
 

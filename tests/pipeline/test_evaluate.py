@@ -52,7 +52,7 @@ def columns(folder, table, *names):
     return [row[names[0]] if len(names) == 1 else tuple(row[n] for n in names) for row in rows]
 
 
-def test_bare_masks_of_another_program_and_tables_that_agree(folders):
+def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
     scores, out = scores_of(*folders), folders[2]
     assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
     assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
@@ -65,6 +65,9 @@ def test_bare_masks_of_another_program_and_tables_that_agree(folders):
     assert columns(out, "candidates", "outcome").count("false_positive") == 1
     assert columns(out, "candidates", "score")[0] == columns(out, "cases", "dice")[2] == ""
     assert float(columns(out, "cases", "reference_ml")[0]) == pytest.approx(2 * 24 * 3 / 1000)
+    point = scores_of(*folders, operating_point="score:0.9")["operating_point"]
+    assert "all their candidates stay accepted: a, b, c" in caplog.text  # they have no scores
+    assert point["score"] is None is not point["reason"]
 
 
 def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
@@ -113,13 +116,6 @@ def test_folders_that_are_empty_or_have_nothing_in_common_are_refused(folders, w
     with pytest.raises(DatasetError):
         evaluate(*folders)
     assert not folders[2].exists()
-
-
-def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, caplog):
-    scores = scores_of(*folders, operating_point="score:0.9")
-    assert "all their candidates stay accepted: a, b, c" in caplog.text
-    assert scores["operating_point"]["score"] is None
-    assert scores["operating_point"]["reason"]
 
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
@@ -333,7 +329,6 @@ def test_predictions_of_the_test_part_alone(tmp_path):
     assert missing() == ("", "test")  # imagesTs and labelsTs say so
     write_mask(tmp_path / "found" / "a.nii.gz", lesions(1, [0]))
     assert missing() == ("b", "unknown")
-    assert missing(evaluated_on="test") == ("", "test")
     assert missing(evaluated_on="train") == ("b", "train")
 
 

@@ -46,10 +46,9 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     outcome = follow(visits / "before", visits / "after", visits / "out")
     assert "one visit only: c" in caplog.text
     rows = read_csv(visits / "out" / "changes.csv")
-    assert [(r["case"], r["state"], r["lesion_before_1"], r["lesion_after_1"]) for r in rows] == [
-        ("a", "new", "", "2"),
-        ("a", "stable", "1", "1"),
-    ]
+    names = "case", "state", "lesion_before_1", "lesion_after_1"
+    found = [tuple(row[name] for name in names) for row in rows]
+    assert found == [("a", "new", "", "2"), ("a", "stable", "1", "1")]
     assert float(rows[0]["volume_after_ml"]) == pytest.approx(64 * 2 / 1000)
     pairs = read_csv(visits / "out" / "pairs.csv")
     assert [(p["case"], p["new"]) for p in pairs] == [("a", "1"), ("b", "0")]

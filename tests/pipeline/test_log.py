@@ -1,4 +1,4 @@
-"""What a run says is kept in its directory; a long step says how far it is."""
+"""What a run says is kept in its directory."""
 
 import logging
 import subprocess
@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from lesionseg.errors import DatasetError
-from lesionseg.pipeline import log as module
-from lesionseg.pipeline.log import LOG, bar, run_log
+from lesionseg.pipeline.log import LOG, run_log
 from lesionseg.pipeline.run_dir import save_config
 
 log = logging.getLogger("lesionseg.test")
@@ -65,13 +64,3 @@ def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(t
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "a warning\n"
     assert {"a plan", "a warning"} <= set(kept(tmp_path))
-
-
-def test_without_a_terminal_a_long_step_says_every_twentieth_how_far_it_is(caplog, monkeypatch):
-    seconds = iter(range(0, 1000, 4))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
-    with bar("Reading") as advance:
-        for done in range(1, 101):
-            advance("case", done, 100)
-    assert len(caplog.messages) == 19
-    assert caplog.messages[1] == "Reading: 10 of 100 (10 %), 7 minutes left."

@@ -7,7 +7,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.run_dir import check_cases, check_config, default_run_dir, save_config
+from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
 from lesionseg.plan.splits import Splits
 from tests.pipeline.cases import small_training
 
@@ -56,10 +56,6 @@ def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="is a file"):
         save_config(tmp_path / "run", config())
-
-
-def test_the_default_name_holds_dataset_and_model():
-    assert default_run_dir("some/My data", "unet").name.startswith("My-data_unet_")
 
 
 def check(run, roles):

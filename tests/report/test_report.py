@@ -1,6 +1,5 @@
 """The page of an evaluation: its words, its charts, its pictures, and what it hides."""
 
-import json
 import re
 import shutil
 
@@ -87,17 +86,6 @@ def test_an_answer_stays_with_its_false_positive(study, tmp_path):
     write_adjudication(path, tables)
     again = pd.read_csv(path, dtype=str)
     assert again["answer"].fillna("").tolist() == ["", "lesion", ""]
-
-
-def test_a_new_number_appears_by_itself(study, tmp_path):
-    shutil.copytree(study / "scores", tmp_path / "scores")
-    scores = json.loads((study / "scores/scores.json").read_text())
-    scores |= {"lesion_f2": {"value": 0.123, "ci95": [0.1, 0.2]}, "evaluated_on": "unknown"}
-    (tmp_path / "scores/scores.json").write_text(json.dumps(scores))
-    options = ReportSection.of(pdf=False)
-    page = write_report(tmp_path / "scores", tmp_path / "page", options=options).read_text()
-    for text in ("lesion f2", "0.1 to 0.2", "Role unknown"):
-        assert text in page
 
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):
