@@ -95,15 +95,15 @@ def result(case, detected_at=(), false=(), **changes):
     return replace(base, **{"case": case, "group": case, **rows, **changes})
 
 
+SIDES = "any_overlap", "iou50", "centre_distance"
+FOUND, FALSE = dict.fromkeys(SIDES, (1, 0)), dict.fromkeys(SIDES, (0, 1))
 HAND_CASES = (
     HandCase("perfect", "A candidate equal to the only lesion finds it.",
-        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,),
-        sides={"any_overlap": (1, 0), "iou50": (1, 0), "centre_distance": (1, 0)}),
+        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,), sides=FOUND),
     HandCase("nothing", "A lesion-free case without candidates has neither hits nor misses.",
         ".... ....", ".... ....", ()),
     HandCase("false_alarm", "A candidate in a lesion-free case is false, and Dice undefined.",
-        ".... ....", "11.. ....", (0.4,), fp=1,
-        sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)}),
+        ".... ....", "11.. ....", (0.4,), fp=1, sides=FALSE),
     HandCase("missed", "A lesion without candidate is missed and its case counts Dice 0.",
         ".... .11.", ".... ....", (), 0, 0, 1, 0.0, (None,)),
     HandCase("elsewhere", "A candidate beside the lesion is false and the lesion is missed.",
@@ -149,8 +149,7 @@ HAND_CASES = (
         "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
         (None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)}),
     HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",
-        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,), candidate_labels=(2,),
-        sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)},
+        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,), candidate_labels=(2,), sides=FALSE,
         by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)}),
     HandCase("three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
         "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), 1, 0, 0, 16 / 20, (0.8,),

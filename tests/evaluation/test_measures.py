@@ -52,13 +52,17 @@ def blob(seed, shape):
     return mask
 
 
-def test_a_shift_by_hand():
+def test_shifted_equal_and_empty_masks_by_hand():
     a, b = np.zeros((9, 8), bool), np.zeros((9, 8), bool)
     a[2, 2:6] = b[5, 2:6] = True
     masks = np.argwhere(a), np.argwhere(b), (2.5, 1.0)
     assert surface_scores(*masks, 7.5) == (1.0, 7.5)
     assert surface_scores(*masks, 5.0)[0] == pytest.approx(0.5)
     assert surface_scores(*masks, 4.9)[0] == 0.0
+    some, none = np.argwhere(blob(3, (6, 7, 8))), np.zeros((0, 3), dtype=np.int64)
+    assert surface_scores(some, some, (2.0, 1.0, 1.0), 0.0) == (1.0, 0.0)
+    assert surface_scores(some, none, (1.0, 1.0, 1.0), 1.0) is None
+    assert surface_scores(none, some, (1.0, 1.0, 1.0), 1.0) is None
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI in itself
@@ -80,10 +84,3 @@ def test_equal_to_monai_on_padded_masks(seed, spacing):
         share = np.cumsum(area.numpy()[order]) / float(area.sum())
         farthest.append(distance.numpy()[order][np.searchsorted(share, 0.95)])
     assert hd95 == pytest.approx(max(farthest), rel=1e-5)
-
-
-def test_equal_and_empty_masks():
-    some, none = np.argwhere(blob(3, (6, 7, 8))), np.zeros((0, 3), dtype=np.int64)
-    assert surface_scores(some, some, (2.0, 1.0, 1.0), 0.0) == (1.0, 0.0)
-    assert surface_scores(some, none, (1.0, 1.0, 1.0), 1.0) is None
-    assert surface_scores(none, some, (1.0, 1.0, 1.0), 1.0) is None

@@ -55,10 +55,7 @@ def write_dicom(root, name, odd=None, n=3, **elements):
 FLIPPED = np.diag([-1.0, 1.0, 2.0, 1.0])
 PLANTED = {
     "Miller_nan": ({"image": ((1, 2, 3), np.nan)}, {"not_finite"}),
-    "two_faults": (
-        {"image": ((1, 2, 3), np.inf), "mask": ((0, 0, 0), 7)},
-        {"not_finite", "labels"},
-    ),
+    "both": ({"image": ((1, 2, 3), np.inf), "mask": ((0, 0, 0), 7)}, {"not_finite", "labels"}),
     "shifted": ({"mask_affine": PLAIN + np.eye(4, k=3) * 2}, {"geometry"}),
     "other_shape": ({"rows": 3}, {"geometry"}),
     "fraction": ({"mask": ((0, 0, 0), 0.5)}, {"labels"}),

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from lesionseg.cli import run
 from lesionseg.errors import ConfigError, DatasetError, OutputError
@@ -12,40 +13,35 @@ from lesionseg.plan.splits import Splits
 from tests.pipeline.cases import small_training
 
 BEGAN = {"a": "train", "b": "train", "c": "validation", "t": "test"}
+CONFIG = """command=train seed=0 run_dir=a debug=false loss.gamma=2.0 data.root=r data.cache_dir=null
+    trainer.max_steps=5 trainer.workers=0 report.pdf=true"""
 
 
-def config(**changes):
-    """A configuration with some keys (`section__key`) set."""
-    plain = {"command": "train", "seed": 0, "run_dir": "a", "debug": False}
-    plain |= {"loss": {"gamma": 2.0}, "data": {"root": "r", "cache_dir": None}}
-    plain |= {"trainer": {"max_steps": 5, "workers": 0}, "report": {"pdf": True}}
-    for key, value in changes.items():
-        section, _, name = key.rpartition("__")
-        (plain[section] if section else plain)[name] = value
-    return plain
+def config(*changes):
+    return OmegaConf.to_container(OmegaConf.from_dotlist([*CONFIG.split(), *changes]))
 
 
 def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path):
     check_config(tmp_path / "run", config())
     assert not (tmp_path / "run").exists()
     save_config(tmp_path / "run", config())
-    free = {"data__cache_dir": "c", "trainer__workers": 4, "report__pdf": False}
-    check_config(tmp_path / "run", config(run_dir="b", debug=True, **free))
+    free = "run_dir=b", "debug=true", "data.cache_dir=c", "trainer.workers=4", "report.pdf=false"
+    check_config(tmp_path / "run", config(*free))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"data__root": "s"}, r"data\.root: r → s"),
-        ({"trainer__max_steps": 6}, r"trainer\.max_steps: 5 → 6"),
-        ({"loss__gamma": 5.0, "seed": 1}, r"loss\.gamma: 2\.0 → 5\.0; seed: 0 → 1"),
-        ({"command": "prepare", "seed": 1}, "belongs to train"),
+        ("data.root=s", r"data\.root: r → s"),
+        ("trainer.max_steps=6", r"trainer\.max_steps: 5 → 6"),
+        ("loss.gamma=5.0 seed=1", r"loss\.gamma: 2\.0 → 5\.0; seed: 0 → 1"),
+        ("command=prepare seed=1", "belongs to train"),
     ],
 )
 def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, change, named):
     save_config(tmp_path, config())
     with pytest.raises(ConfigError, match=named):
-        check_config(tmp_path, config(**change))
+        check_config(tmp_path, config(*change.split()))
 
 
 def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
