@@ -13,8 +13,8 @@ from lesionseg.plan.splits import Splits
 from tests.pipeline.cases import small_training
 
 BEGAN = {"a": "train", "b": "train", "c": "validation", "t": "test"}
-CONFIG = """command=train seed=0 run_dir=a debug=false loss.gamma=2.0 data.root=r data.cache_dir=null
-    trainer.max_steps=5 trainer.workers=0 report.pdf=true"""
+CONFIG = """seed=0 run_dir=a debug=false loss.gamma=2.0 data.root=r data.cache_dir=null
+    command=train trainer.max_steps=5 trainer.workers=0 report.pdf=true"""
 
 
 def config(*changes):
