@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -18,28 +17,26 @@ from lesionseg.plan.fingerprint import facts_of
 OLD = 1_600_000_000
 
 
-def quiet(case, done, total): ...
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("facts") / "data"
-    write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
-    return root
-
-
 @pytest.fixture
-def dataset(made, tmp_path):
+def dataset(tmp_path):
     root = tmp_path / "data"
-    shutil.copytree(made, root)
+    write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
     for file in root.rglob("*"):
         os.utime(file, (OLD, OLD))
     return read_dataset(root)
 
 
+@pytest.fixture
+def read(dataset, tmp_path):
+    def records(dataset=dataset, progress=lambda *_: None):
+        return read_records(dataset, tmp_path / "facts", progress)
+
+    return records
+
+
 def kept(dataset, folder):
     """The entries of facts.json by case, as objects that differ when a case was read again."""
-    entries = json.loads((folder / FACTS_FILE).read_text())
+    entries = json.loads((folder / "facts" / FACTS_FILE).read_text())
     return {c.case: entries[str(c.images[0])] for c in dataset.cases if str(c.images[0]) in entries}
 
 
@@ -48,48 +45,49 @@ def same(one, other):
     return one[1] == other[1] and all(np.array_equal(a, b) for a, b in pairs)
 
 
-def test_records_are_remembered_until_a_file_changes(dataset, tmp_path):
-    first = read_records(dataset, tmp_path / "facts", quiet)
-    case = read_case(dataset.cases[0], dataset)
+def test_records_are_remembered_until_a_file_changes(dataset, read):
+    first, case = read(), read_case(dataset.cases[0], dataset)
     record = first[case.case]
     assert same(record, (facts_of(case, case.reference), record[1]))
     for files in dataset.cases:  # other voxels of the same size and time: nobody looks at them
         state = files.images[0].stat()
         files.images[0].write_bytes(b"\0" * state.st_size)
         os.utime(files.images[0], (OLD, OLD))
-    again = read_records(dataset, tmp_path / "facts", quiet)
+    again = read()
     assert all(same(record, again[case]) for case, record in first.items())
     files, _, bad = dataset.cases
     bad.images[0].write_bytes(b"no scan")
     os.utime(files.images[0], (OLD + 1, OLD + 1))
     with pytest.raises(DatasetError, match="2 cases cannot be used"):
-        read_records(dataset, tmp_path / "facts", quiet)
+        read()
 
 
-def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, tmp_path):
+def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, read, tmp_path):
     dataset.cases[0].images[0].touch()
-    read_records(dataset, tmp_path / "facts", quiet)
-    assert set(kept(dataset, tmp_path / "facts")) == {c.case for c in dataset.cases[1:]}
-    before = kept(dataset, tmp_path / "facts")
-    read_records(replace(dataset, merged_values=(1, 2)), tmp_path / "facts", quiet)
-    assert all(kept(dataset, tmp_path / "facts")[case] != entry for case, entry in before.items())
+    read()
+    before = kept(dataset, tmp_path)
+    assert set(before) == {c.case for c in dataset.cases[1:]}
+    read(replace(dataset, merged_values=(1, 2)))
+    assert all(kept(dataset, tmp_path)[case] != entry for case, entry in before.items())
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]"])
-def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(dataset, tmp_path, text):
+def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
+    dataset, read, tmp_path, text
+):
     (tmp_path / "facts").mkdir()
     (tmp_path / "facts" / FACTS_FILE).write_text(text)
-    first = read_records(dataset, tmp_path / "facts", quiet)
+    first = read()
     (tmp_path / "file").write_text("a file")
-    second = read_records(dataset, tmp_path / "file", quiet)
+    second = read_records(dataset, tmp_path / "file", lambda *_: None)
     assert all(same(record, second[case]) for case, record in first.items())
-    assert len(kept(dataset, tmp_path / "facts")) == 3
+    assert len(kept(dataset, tmp_path)) == 3
 
 
-def test_an_interrupted_start_keeps_what_it_read(dataset, tmp_path):
+def test_an_interrupted_start_keeps_what_it_read(dataset, read, tmp_path):
     def interrupt(case, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_records(dataset, tmp_path / "facts", interrupt)
-    assert dataset.cases[0].case in kept(dataset, tmp_path / "facts")
+        read(progress=interrupt)
+    assert dataset.cases[0].case in kept(dataset, tmp_path)

@@ -16,6 +16,7 @@ SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SERIES, STUDY = "1.2.3.4", "1.2.3"
 LPS = np.array([-1.0, -1.0, 1.0])
+VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)  # of series and enhanced files
 
 
 def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):
@@ -82,62 +83,51 @@ def place(geometry, z):
     }
 
 
-def voxels():
-    return np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)
-
-
-def shared(grid):
-    """What all frames on a grid have in common."""
-    where = place(grid, 0)
+def framed(path, grid, frames, sop_class, **elements):
+    """A file of frames, each with its slice, pixels and sequences of its own."""
+    where, own = place(grid, 0), Sequence()
     orientation = one(ImageOrientationPatient=where["ImageOrientationPatient"])
     measures = one(PixelSpacing=where["PixelSpacing"], SliceThickness=9)
-    groups = one(PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures)
-    return {"SharedFunctionalGroupsSequence": groups}
-
-
-def frame(grid, z, **sequences):
-    """What a frame has of its own."""
-    position = one(ImagePositionPatient=place(grid, z)["ImagePositionPatient"])
-    return item(PlanePositionSequence=position, **sequences)
+    elements["SharedFunctionalGroupsSequence"] = one(
+        PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures
+    )
+    for z, _, sequences in frames:
+        position = one(ImagePositionPatient=place(grid, int(z))["ImagePositionPatient"])
+        own.append(item(PlanePositionSequence=position, **sequences))
+    elements["PerFrameFunctionalGroupsSequence"] = own
+    return save(path, np.stack([pixels for _, pixels, _ in frames]), sop_class, **elements)
 
 
 def enhanced(path, grid):
     """An enhanced MR file whose frames are stored from the last slice to the first."""
-    frames = Sequence()
+    frames = []
     for z in range(grid.shape[0])[::-1]:
         rescaled = one(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")
-        frames.append(frame(grid, z, PixelValueTransformationSequence=rescaled))
-    groups = {"PerFrameFunctionalGroupsSequence": frames, **shared(grid)}
-    return save(path, voxels()[::-1], ENHANCED_MR, Modality="MR", **groups)
+        frames.append((z, VOXELS[z], {"PixelValueTransformationSequence": rescaled}))
+    return framed(path, grid, frames, ENHANCED_MR, Modality="MR")
 
 
 def segmentation(path, grid, masks):
     """A SEG file with a frame for every slice that holds something, 8 bits fractional."""
-    frames, pixels = Sequence(), []
-    for number, mask in enumerate(masks.values(), start=1):
+    frames, named = [], Sequence()
+    for number, (name, mask) in enumerate(masks.items(), start=1):
+        named.append(item(SegmentNumber=number, SegmentLabel=name))
+        own = {"SegmentIdentificationSequence": one(ReferencedSegmentNumber=number)}
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
-            pixels.append(mask[z].astype(np.uint16) * 255)
-            identified = one(ReferencedSegmentNumber=number)
-            frames.append(frame(grid, int(z), SegmentIdentificationSequence=identified))
-    named = [item(SegmentNumber=i, SegmentLabel=name) for i, name in enumerate(masks, start=1)]
-    kind = {"SegmentationType": "FRACTIONAL", "MaximumFractionalValue": 255}
-    groups = {"PerFrameFunctionalGroupsSequence": frames, **shared(grid)}
-    segments = {"Modality": "SEG", "SegmentSequence": Sequence(named)}
-    return save(path, np.stack(pixels), SEG, **segments, **kind, **groups)
+            frames.append((z, mask[z].astype(np.uint16) * 255, own))
+    kind = {"SegmentationType": "FRACTIONAL", "MaximumFractionalValue": 255, "Modality": "SEG"}
+    return framed(path, grid, frames, SEG, SegmentSequence=named, **kind)
 
 
 def contours(path, grid, *drawn, name="Lesion"):
     """An RTSTRUCT file with one contour set of polygons, each slice z and corners (y, x)."""
-    polygons = [
-        item(
-            ContourGeometricType="CLOSED_PLANAR",
-            ContourData=[v for y, x in corners for v in lps(grid, (z, y, x))],
-        )
-        for z, corners in drawn
-    ]
-    roi = item(ReferencedROINumber=7, ContourSequence=Sequence(polygons))
-    named = Sequence([item(ROINumber=7, ROIName=name)])
-    more = {"StructureSetROISequence": named, "ROIContourSequence": Sequence([roi])}
+    polygons = Sequence()
+    for z, corners in drawn:
+        points = [v for y, x in corners for v in lps(grid, (z, y, x))]
+        polygons.append(item(ContourGeometricType="CLOSED_PLANAR", ContourData=points))
+    roi = one(ReferencedROINumber=7, ContourSequence=polygons)
+    named = one(ROINumber=7, ROIName=name)
+    more = {"StructureSetROISequence": named, "ROIContourSequence": roi}
     return save(path, None, RTSTRUCT, Modality="RTSTRUCT", **more)
 
 
@@ -150,17 +140,11 @@ def manifest(root, image, reference, labels=None):
 
 def blob(*where):
     mask = np.zeros((5, 4, 6), dtype=bool)
-    for index in where:
-        mask[index] = True
+    mask[tuple(np.transpose(where))] = True
     return mask
 
 
-def write_series(
-    root,
-    grid,
-    changes=None,
-    folder="scan",
-):
+def write_series(root, grid, changes=None, folder="scan"):
     """Write a CT series in shuffled file order; `changes` by slice replace elements."""
     for z, name in enumerate(("d", "a", "c", "e", "b")):
         elements = {
@@ -172,5 +156,5 @@ def write_series(
             **place(grid, z),
             **(changes or {}).get(z, {}),
         }
-        save(root / folder / f"{name}.dcm", voxels()[z], CT, **elements)
+        save(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
     return root / folder

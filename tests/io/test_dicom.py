@@ -8,15 +8,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 from pydicom import Dataset as Elements
-from pydicom import dcmread
+from pydicom import dcmread, uid
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    RLELossless,
-)
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
@@ -26,26 +20,13 @@ from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
-from tests.io.dicom_files import (
-    CT,
-    DX,
-    LPS,
-    SECONDARY_CAPTURE,
-    blob,
-    contours,
-    enhanced,
-    lps,
-    manifest,
-    place,
-    save,
-    segmentation,
-    voxels,
-)
+from tests.io import dicom_files as dicom
+from tests.io.dicom_files import LPS, VOXELS, blob, lps, place, save
 
 
 def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series, grid):
     volume = read_volume(series())
-    expected = voxels() * np.arange(1, 6)[:, None, None] - 1000.0
+    expected = VOXELS * np.arange(1, 6)[:, None, None] - 1000.0
     np.testing.assert_array_equal(volume.array[0], expected)
     assert volume.geometry.distance_mm(grid) < 1e-6  # 3 mm by position, not 5 by thickness
     assert read_geometry(series()).distance_mm(grid) < 1e-6
@@ -64,14 +45,14 @@ def test_an_independent_reader_sees_the_same_scan(series):
 
 
 def test_enhanced_files_are_read_through_their_per_frame_groups(tmp_path, grid):
-    volume = read_volume(enhanced(tmp_path / "mr.dcm", grid))
-    np.testing.assert_array_equal(volume.array[0], voxels() * np.arange(1, 6)[:, None, None])
+    volume = read_volume(dicom.enhanced(tmp_path / "mr.dcm", grid))
+    np.testing.assert_array_equal(volume.array[0], VOXELS * np.arange(1, 6)[:, None, None])
     assert volume.geometry.distance_mm(grid) < 1e-6
 
 
 UNFIT = [
     ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, "localiser"),
-    ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, "secondary capture"),
+    ({"SOPClassUID": dicom.SECONDARY_CAPTURE}, ReadError, "secondary capture"),
     ({"EchoTime": 80.0}, GeometryError, "echo time"),
     ({"DiffusionBValue": 1000.0}, GeometryError, "b-value"),
     ({"ImagePositionPatient": None}, ReadError, "ImagePositionPatient"),
@@ -150,7 +131,7 @@ def test_what_is_no_scan_is_left_out(series, tmp_path):
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
     kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3.77"}
     for place_of in (folder, other):
-        save(place_of / "scout.dcm", np.ones((4, 6), np.uint16), CT, Modality="CT", **kind)
+        save(place_of / "scout.dcm", np.ones((4, 6), np.uint16), dicom.CT, Modality="CT", **kind)
     (found,) = find_images(folder, 1)
     assert found.case == "scan"
     assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
@@ -167,7 +148,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     found = {c.case: c.images[0] for c in find_images(folder, 1)}
     assert set(found) == {"scan_4", "scan_7"}
     assert found["scan_7"] == folder / "series=7"
-    np.testing.assert_array_equal(read_volume(found["scan_7"]).array[0], voxels() - 1000.0)
+    np.testing.assert_array_equal(read_volume(found["scan_7"]).array[0], VOXELS - 1000.0)
     (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
     dataset = read_dataset(tmp_path)
     assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
@@ -176,12 +157,12 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
 
 
 def test_a_series_in_rle_or_deflated_is_the_same_scan(series):
-    for syntax in (RLELossless, DeflatedExplicitVRLittleEndian):
+    for syntax in (uid.RLELossless, uid.DeflatedExplicitVRLittleEndian):
         folder = series()
         plain = read_volume(folder)
         for file in folder.iterdir():
             header = dcmread(file)
-            if syntax == RLELossless:
+            if syntax == uid.RLELossless:
                 header.compress(syntax)
             header.file_meta.TransferSyntaxUID = syntax
             header.save_as(file, enforce_file_format=True)
@@ -191,7 +172,8 @@ def test_a_series_in_rle_or_deflated_is_the_same_scan(series):
 
 
 @pytest.mark.parametrize(
-    ("syntax", "kind", "off"), [(JPEGBaseline8Bit, "jpeg", 6), (JPEG2000Lossless, "jpeg2000", 0)]
+    ("syntax", "kind", "off"),
+    [(uid.JPEGBaseline8Bit, "jpeg", 6), (uid.JPEG2000Lossless, "jpeg2000", 0)],
 )
 def test_jpeg_is_decoded_by_pillow(tmp_path, syntax, kind, off):
     y, x = np.mgrid[:16, :24]
@@ -199,7 +181,7 @@ def test_jpeg_is_decoded_by_pillow(tmp_path, syntax, kind, off):
     options = {"irreversible": False, "no_jp2": True} if off == 0 else {"quality": 95}
     Image.fromarray(smooth).save(stream, kind, **options)
     bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    path = save(tmp_path / "a.dcm", smooth.astype(np.uint16), DX, Modality="DX", **bits)
+    path = save(tmp_path / "a.dcm", smooth.astype(np.uint16), dicom.DX, Modality="DX", **bits)
     header = dcmread(path)
     header.PixelData = encapsulate([stream.getvalue()])
     header["PixelData"].VR = "OB"
@@ -209,9 +191,9 @@ def test_jpeg_is_decoded_by_pillow(tmp_path, syntax, kind, off):
 
 
 def test_a_deflate_bomb_is_an_error(tmp_path):
-    path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), CT)
+    path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), dicom.CT)
     header = dcmread(path)
-    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     header.save_as(path, enforce_file_format=True)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
@@ -227,16 +209,16 @@ PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)
 
 
 def xray(path, **elements):
-    return save(path, PIXELS, DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
+    return save(path, PIXELS, dicom.DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
 
 
-@pytest.mark.parametrize("shape", [None, "INVERSE"])
-def test_bright_is_dense(tmp_path, shape):
+def test_bright_is_dense(tmp_path):
     volume = read_volume(xray(tmp_path / "a.dcm"))
     np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
-    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
-    seen = read_volume(xray(tmp_path / "b.dcm", **inverted)).array[0]
-    np.testing.assert_array_equal(seen, 500.0 - PIXELS)
+    for shape in (None, "INVERSE"):
+        inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
+        seen = read_volume(xray(tmp_path / "b.dcm", **inverted)).array[0]
+        np.testing.assert_array_equal(seen, 500.0 - PIXELS)
 
 
 def test_values_of_interest_are_applied_once(tmp_path):
@@ -258,7 +240,7 @@ def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path):
     np.testing.assert_array_equal(volume.valid, [[0, 0, 1], [1, 1, 1]])
     mask = np.array([[[0, 1, 0], [0, 0, 1]]], np.uint8)
     write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
-    dataset = read_dataset(manifest(tmp_path, "a.dcm", "m.png"))
+    dataset = read_dataset(dicom.manifest(tmp_path, "a.dcm", "m.png"))
     case = read_case(dataset.cases[0], dataset)
     again = read_reference(dataset.cases[0], dataset, case.image.geometry)
     for reference in (case.reference, again):
@@ -302,7 +284,7 @@ def test_a_folder_of_several_radiographs_is_no_image(tmp_path):
 
 
 def marked(root, reference, labels=None):
-    dataset = read_dataset(manifest(root, "scan", reference, labels))
+    dataset = read_dataset(dicom.manifest(root, "scan", reference, labels))
     found = read_case(dataset.cases[0], dataset).reference
     return found.labels, found.ignore
 
@@ -310,17 +292,21 @@ def marked(root, reference, labels=None):
 def test_a_segmentation_object_is_read_as_label_values(series, grid, tmp_path):
     series()
     path = tmp_path / "seg.dcm"
-    masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
-    segmentation(path, grid, {**masks, "Ignore": blob((2, 2, 2))})
+    masks = {
+        "Lung": blob((0, 0, 0)),
+        "LESION": blob((1, 2, 3), (3, 1, 0)),
+        "cyst": blob((4, 3, 5)),
+    }
+    dicom.segmentation(path, grid, {**masks, "Ignore": blob((2, 2, 2))})
     labels, ignore = marked(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
     np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
     np.testing.assert_array_equal(ignore, blob((2, 2, 2)))
-    segmentation(path, grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
+    dicom.segmentation(path, grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
     with pytest.raises(LesionsegError, match=r"seg\.dcm: no segment or contour set is called"):
         marked(tmp_path, "seg.dcm")
     affine = grid.affine.copy()
     affine[:3, 3] += 1.0
-    segmentation(path, Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
+    dicom.segmentation(path, Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
     with pytest.raises(GeometryError, match=r"seg\.dcm"):
         marked(tmp_path, "seg.dcm")
 
@@ -329,11 +315,11 @@ def test_contours_are_filled_and_inner_ones_are_holes(series, grid, tmp_path):
     series()
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
     inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
-    contours(tmp_path / "rt.dcm", grid, outer, inner)
+    dicom.contours(tmp_path / "rt.dcm", grid, outer, inner)
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
     expected[2, 1:3, 1:3] = 0
     np.testing.assert_array_equal(marked(tmp_path, "rt.dcm")[0], expected)
-    contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))  # between two slices
+    dicom.contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))  # between two slices
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
         marked(tmp_path, "rt.dcm")

@@ -1,6 +1,7 @@
 """Volumes of every format: voxels, numbers and places come back; damaged files are named."""
 
 import itertools
+import re
 
 import nibabel
 import numpy as np
@@ -24,27 +25,29 @@ def ramp(geometry, dtype="int16"):
     return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
+def comes_back(path, volume, **settings):
+    write_volume(path, volume)
+    again = read_volume(path, **settings)
+    np.testing.assert_array_equal(again.array, volume.array)
+    assert read_geometry(path, **settings).matches(again.geometry)
+    return again
+
+
 @pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_every_orientation_comes_back_and_lies_where_simpleitk_sees_it(
-    tmp_path, oblique, suffix, axes
-):
-    affine = oblique.affine.copy()
+def test_every_orientation_comes_back_where_simpleitk_sees_it(tmp_path, oblique, suffix, axes):
+    affine, path = oblique.affine.copy(), tmp_path / f"a{suffix}"
     affine[:3, :3] = affine[:3, axes] * (-1, 1, -1)
     volume = ramp(Geometry((3, 4, 5), affine))
-    write_volume(tmp_path / f"a{suffix}", volume)
-    again = read_volume(tmp_path / f"a{suffix}")
-    np.testing.assert_array_equal(again.array, volume.array)
-    assert again.geometry.distance_mm(volume.geometry) < 1e-4
-    assert read_geometry(tmp_path / f"a{suffix}").matches(again.geometry)
-    image = sitk.ReadImage(str(tmp_path / f"a{suffix}"))
+    assert comes_back(path, volume).geometry.distance_mm(volume.geometry) < 1e-4
+    image = sitk.ReadImage(str(path))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.array[0])
     theirs = np.array(image.TransformIndexToPhysicalPoint((4, 3, 2))) * (-1, -1, 1)  # x, y, z
     np.testing.assert_allclose(theirs, volume.geometry.to_mm([[2, 3, 4]])[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nhdr"])
-def test_files_of_simpleitk_are_read_where_it_wrote_them(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_header_is_read_with_the_voxels_beside_it(tmp_path, suffix):
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     image.SetSpacing((0.5, 0.75, 3))
     image.SetOrigin((10, -20, 30))
@@ -53,15 +56,14 @@ def test_files_of_simpleitk_are_read_where_it_wrote_them(tmp_path, suffix):
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 1, 1]]), [[-10.5, 19.25, 33]])
-    assert len(content_files(path)) == (2 if suffix in (".mhd", ".nhdr") else 1)
+    assert len(content_files(path)) == 2
 
 
 @pytest.mark.parametrize("suffix", VOLUMES)
 def test_number_types_are_kept_or_widened(tmp_path, oblique, suffix):
     kept = {t: t for t in ("uint8", "int16", "uint16", "int32", "float32", "float64")}
     for dtype, stored in {**kept, "bool": "uint8", "float16": "float32", "int64": "int32"}.items():
-        write_volume(tmp_path / f"a{suffix}", ramp(oblique, dtype))
-        assert read_volume(tmp_path / f"a{suffix}").array.dtype == stored
+        assert comes_back(tmp_path / f"a{suffix}", ramp(oblique, dtype)).array.dtype == stored
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
@@ -99,8 +101,8 @@ def test_nifti_of_two_axes(tmp_path, write_nifti):
     volume = read_volume(write_nifti(tmp_path / "a.nii.gz", array, affine))
     np.testing.assert_array_equal(volume.array[0].T, array)
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 2]]), [[6, 10]])
-    write_volume(tmp_path / "b.nii.gz", volume)
-    assert read_volume(tmp_path / "b.nii.gz").geometry.matches(volume.geometry, 1e-5)
+    again = comes_back(tmp_path / "b.nii.gz", volume)
+    assert again.geometry.matches(volume.geometry, 1e-5)
     for shape in ((5, 4, 3, 2), (7,)):
         path = write_nifti(tmp_path / "many.nii", np.zeros(shape, np.uint8))
         with pytest.raises(ReadError, match=r"many\.nii"):
@@ -126,12 +128,10 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(tmp_path, obli
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_pictures_come_back(tmp_path, name, dtype):
-    write_volume(tmp_path / name, Volume(GREY.astype(dtype)[np.newaxis] * 1, PLANE))
-    volume = read_volume(tmp_path / name, raster_mm=0.2)
+    picture = Volume(GREY.astype(dtype)[np.newaxis], PLANE)
+    volume = comes_back(tmp_path / name, picture, raster_mm=0.2)
     assert volume.array.dtype == dtype
-    np.testing.assert_array_equal(volume.array[0], GREY)
     assert volume.geometry.spacing_mm == (0.2, 0.2)
-    assert read_geometry(tmp_path / name, raster_mm=0.2).matches(volume.geometry, 0)
     np.testing.assert_allclose(volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]])  # rows run down
 
 
@@ -213,25 +213,26 @@ def test_a_stated_rotation_is_followed(tmp_path, suffix, turn):
 
 
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".mhd", ".png", ".jpg", ".bmp", ".tif", ".xyz"])
-@pytest.mark.parametrize("content", [b"", b"no image at all, but some text " * 40])
-def test_what_is_no_image_is_named(tmp_path, suffix, content):
-    (tmp_path / f"bad{suffix}").write_bytes(content)
-    for read in (read_volume, read_geometry):
-        for name in (f"bad{suffix}", f"gone{suffix}"):
-            with pytest.raises(ReadError, match=name.replace(".", r"\.")):
-                read(tmp_path / name)
+def test_what_is_no_image_is_named(tmp_path, suffix):
+    path = tmp_path / f"bad{suffix}"
+    for content in (None, b"", b"no image at all, but some text " * 40):
+        if content is not None:
+            path.write_bytes(content)
+        for read in (read_volume, read_geometry):
+            with pytest.raises(ReadError, match=re.escape(path.name)):
+                read(path)
 
 
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".tif"])
-def test_truncated_and_flipped_voxels_are_noticed(tmp_path, suffix):
+def test_truncated_and_flipped_voxels_are_noticed(tmp_path, suffix, rng):
     path = tmp_path / f"cut{suffix}"
-    noise = np.random.default_rng(0).integers(0, 255, (1, 30, 31)).astype(np.uint8)
+    noise = rng.integers(0, 255, (1, 30, 31)).astype(np.uint8)
     write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))
     whole = path.read_bytes()
-    flipped = whole[:-60] + bytes([whole[-60] ^ 0xFF]) + whole[-59:]
-    has_checksum = suffix in (".nii.gz", ".png", ".nrrd")
-    cut = [whole[: int(share * len(whole))] for share in (0.5, 0.98)]
-    for content in [*cut, flipped] if has_checksum else cut:
+    damaged = [whole[: len(whole) // 2], whole[: int(0.98 * len(whole))]]
+    if suffix in (".nii.gz", ".png", ".nrrd"):  # with a checksum
+        damaged.append(whole[:-60] + bytes([whole[-60] ^ 0xFF]) + whole[-59:])
+    for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ReadError, match="cut"):
             read_volume(path)
