@@ -1,6 +1,7 @@
 """Small volumes and dataset folders, written with the formats' own libraries or by hand."""
 
 import json
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -63,8 +64,4 @@ def nnunet_folder(tmp_path, write_nifti):
 @pytest.fixture
 def series(tmp_path, grid):
     """Write a CT series in shuffled file order; `changes` by slice replace elements."""
-
-    def write(changes=None, folder="scan"):
-        return write_series(tmp_path, grid, changes, folder)
-
-    return write
+    return partial(write_series, tmp_path, grid)

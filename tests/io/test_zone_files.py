@@ -28,9 +28,9 @@ def test_every_table_gives_the_same_names(name, tmp_path):
     assert read_zone_names(tmp_path / name) == EXPECTED
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.csv", "what,ever\n"), ("a.json", "[1, 2]")])
-def test_a_table_without_names_is_refused(name, text, tmp_path):
-    (tmp_path / name).write_text(text)
+@pytest.mark.parametrize("name", ["a.csv", "c.json"])
+def test_a_table_without_names_is_an_error(name, tmp_path):
+    (tmp_path / name).write_text("[1, 2]")
     with pytest.raises(ContentError, match=name):
         read_zone_names(tmp_path / name)
 

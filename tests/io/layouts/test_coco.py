@@ -150,26 +150,35 @@ def test_crowds_are_ignored_but_for_lesions_within(folder):
         assert not within.ignore[1:4, 2:5].any()
 
 
-@pytest.mark.parametrize(
-    ("annotation", "match"),
-    [
-        ({"bbox": [2, 1, 3]}, "bbox"),
-        ({"bbox": [2, 1, 0, 4], "id": 5}, "annotation 5: bbox"),
-        ({"bbox": [2, 1, float("nan"), 4]}, "NaN is not JSON"),
-        ({"category_id": 99}, "99 is not listed"),
-        ({"image_id": None}, "not listed"),
-        ({"bbox": [50, 50, 3, 3]}, "case a: the box"),
-        ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
-        ({"segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
-        ({"segmentation": [["a"] * 6]}, "cannot be drawn"),
-        ({"segmentation": [[1e9] * 6]}, "cannot be drawn"),
-        ({"segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
-        ({"segmentation": {"size": [8, 10]}}, "cannot be drawn"),
-    ],
-)
-def test_annotations_that_fit_nothing_are_an_error(folder, annotation, match):
-    with pytest.raises((DatasetError, ReadError, ContentError), match=match):
-        _case(folder([{"bbox": [2, 1, 3, 3], **annotation}]))
+LESION = {"bbox": [2, 1, 3, 3]}
+ANNOTATIONS = [
+    ({"bbox": [2, 1, 3]}, "bbox"),
+    ({"bbox": [2, 1, 0, 4], "id": 5}, "annotation 5: bbox"),
+    ({"bbox": [2, 1, float("nan"), 4]}, "NaN is not JSON"),
+    ({"category_id": 99}, "99 is not listed"),
+    ({"image_id": None}, "not listed"),
+    ({"bbox": [50, 50, 3, 3]}, "case a: the box"),
+    ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
+    *(({"segmentation": [p]}, "cannot be drawn") for p in ([1.0, 2.0], ["a"] * 6, [1e9] * 6)),
+    ({"segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
+    ({"segmentation": {"size": [8, 10]}}, "cannot be drawn"),
+]
+IMAGES = [[], [1], [{"id": 1}]]
+TWICE = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
+WRONG = [
+    *(({"annotations": [{**LESION, **change}]}, match) for change, match in ANNOTATIONS),
+    ({"width": 20}, r"a\.png .*annotations say"),
+    ({"file_name": "gone.png"}, r"gone\.png"),
+    ({"facts": {"images": TWICE}}, "'a' is listed more than once"),
+    *(({"facts": {"images": images}}, r"annotations\.json") for images in IMAGES),
+    ({"mask": np.ones((4, 4)), "annotations": [{**LESION, "mask_label": 1}]}, "its image"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "match"), WRONG)
+def test_what_fits_nothing_is_an_error(folder, wrong, match):
+    with pytest.raises((DatasetError, ReadError, ContentError, GeometryError), match=match):
+        _case(folder(**wrong))
 
 
 @pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
@@ -177,30 +186,6 @@ def test_a_mask_and_annotations_that_do_not_fit_are_an_error(folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, TWO))
-
-
-LESION = [{"bbox": [1, 1, 2, 2], "mask_label": 1}]
-TWICE = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "match"),
-    [
-        ({"width": 20}, r"a\.png .*annotations say"),
-        ({"file_name": "gone.png"}, r"gone\.png"),
-        ({"facts": {"images": TWICE}}, "'a' is listed more than once"),
-        ({"facts": {"images": []}}, r"annotations\.json"),
-        ({"facts": {"images": [1]}}, r"annotations\.json"),
-        ({"facts": {"images": [{"id": 1}]}}, r"annotations\.json"),
-        (
-            {"mask": np.ones((4, 4)), "annotations": [{"bbox": [1, 1, 2, 2], "mask_label": 1}]},
-            "its image",
-        ),
-    ],
-)
-def test_images_that_do_not_fit_are_an_error(folder, wrong, match):
-    with pytest.raises((DatasetError, GeometryError), match=match):
-        _case(folder(**wrong))
 
 
 def test_what_is_no_json_is_an_error(tmp_path):
