@@ -1,13 +1,11 @@
 """What all benchmarks print, and the pure parts of three of them."""
 
 import json
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from benchmarks import bench_training
 from benchmarks.common import table
 from benchmarks.peers import training_work as work
 from benchmarks.robustness import interval_coverage
@@ -50,14 +48,6 @@ def test_laps_count_what_comes_after_the_warm_up(monkeypatch):
     assert result["step_ms"] == 2500  # 2 s and 3 s
     assert result["tile_s"] == 7 / 4  # from 9 s to 16 s, two tiles a step
     assert result["outside"] == pytest.approx(2 / 7)
-
-
-def test_a_job_travels_as_json_and_what_cannot_run_is_skipped_with_its_reason(tmp_path):
-    job, skipped = work.Job("step", str(tmp_path), precision="32-true"), {}
-    assert work.Job(**json.loads(json.dumps(job.to_json()))) == job
-    command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
-    assert bench_training.run(command, job, skipped, "train_step") is None
-    assert skipped == {"train_step": "no such thing"}
 
 
 def test_a_score_chosen_for_a_rate_keeps_to_it():

@@ -3,6 +3,7 @@
 `GOLDEN_WRITE=1 pytest tests/golden` writes them anew; only a change of a definition calls for that.
 """
 
+import csv
 import json
 import math
 import os
@@ -68,6 +69,20 @@ def gist(array, n=5):
     at = np.linspace(0, max(len(flat) - 1, 0), min(n, len(flat))).astype(int)
     by_place = flat @ np.cos(np.arange(len(flat)))
     return [flat.sum(), np.linalg.norm(flat), by_place, *flat[at]]
+
+
+def table(path):
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(text, empty=None):
+    """The number that a cell holds, or its text."""
+    try:
+        return float(text) if text else empty
+    except ValueError:
+        return text
 
 
 def command(name, **settings):

@@ -1,6 +1,5 @@
 """What a small network makes of oblique files, damaged files and a DICOM series."""
 
-import csv
 import json
 
 import nibabel as nib
@@ -11,7 +10,7 @@ from pydicom import dcmread
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
-from tests.golden.common import check, command, gist
+from tests.golden.common import check, command, gist, table
 from tests.golden.small_network import (
     SPACING,
     oblique_affine,
@@ -34,11 +33,6 @@ def probabilities_of(image, affine, **settings):
     backwards[:3, :3] = np.eye(3)[::-1]  # of the array's index
     volume = Volume(image[None], Geometry(image.shape, affine @ backwards))
     return Predictor.from_network(network, plan, settings=how).probabilities(volume)[0]
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def described(folder, case):

@@ -1,15 +1,16 @@
 """Scores of cases drawn by hand and at random, from files to tables."""
 
-import csv
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 import lesionseg
-from tests.evaluation.hand_cases import HAND_CASES, draw
-from tests.golden.common import check
+from lesionseg.core import Geometry, OperatingPoint
+from lesionseg.io.predictions import write_prediction
+from tests.evaluation.hand_cases import HAND_CASES, draw, prediction_of
+from tests.golden.common import check, number, table
+from tests.golden.small_network import write_nifti
 
 POINT = 0.4  # of the random cases
 MEASURES = ("dice", "surface_dice", "hd95_mm")
@@ -60,33 +61,19 @@ def renumbered(ids):
 def write(folder, cases, point=None):
     """The reference with its manifest, and the prediction's three files of each case."""
     reference, prediction = folder / "reference", folder / "prediction"
-    reference.mkdir()
-    prediction.mkdir()
+    for path in (reference, prediction):
+        path.mkdir()
     lines = ["case,image,instances,group"]
+    chosen = None if point is None else OperatingPoint(f"score:{point}", point)
     for case, group, lesions, drawn, scores, labels, start, spacing in cases:
         lines.append(f"{case},{case}.nii.gz,{case}.nii.gz,{group}")
-        save(reference / f"{case}.nii.gz", lesions, spacing)
-        save(prediction / f"{case}_instances.nii.gz", drawn, spacing)
-        accepted = [i for i, score in enumerate(scores, 1) if score >= start]
-        label_of = np.array([0, *(labels or (1,) * len(scores))])
-        shown = np.where(np.isin(drawn, accepted), label_of[drawn], 0)
-        save(prediction / f"{case}_mask.nii.gz", shown, spacing)
-        found = []
-        for i, score in enumerate(scores, 1):
-            places = np.argwhere(drawn == i)
-            box = {"start_vox": places.min(0).tolist(), "stop_vox": (places.max(0) + 1).tolist()}
-            told = {"id": i, "label": int(label_of[i]), "score": score, "has_mask": True}
-            found.append(told | box | {"accepted": i in accepted})
-        content = {"schema_version": 1, "case": case, "voxel_threshold": 0.5, "candidates": found}
-        content["operating_point"] = None if point is None else {"score": point}
-        (prediction / f"{case}_candidates.json").write_text(json.dumps(content))
+        affine = np.diag([*spacing[::-1], 1.0])
+        write_nifti(reference / f"{case}.nii.gz", lesions.astype(np.uint8), affine)
+        geometry = Geometry.from_spacing(drawn.shape, spacing)
+        given = drawn, scores, geometry, labels, start, case
+        write_prediction(prediction, prediction_of(*given, operating_point=chosen))
     (reference / "manifest.csv").write_text("\n".join(lines) + "\n")
     return reference, prediction
-
-
-def save(path, array, spacing):
-    affine = np.diag([*spacing[::-1], 1.0])
-    nib.save(nib.Nifti1Image(array.T.astype(np.uint8), affine), path)
 
 
 def values_of(output):
@@ -112,32 +99,23 @@ def values_of(output):
         "pooled": pooled,
         "cases": {
             row["case"]: [number(row[key]) for key in MEASURES]
-            for row in rows(output / "cases.csv")
+            for row in table(output / "cases.csv")
         },
         "lesions": {  # found at the operating point, the score from which on it is, mm
             f"{row['case']} {row['lesion']}": [
                 row["detected"].lower() in ("1", "true"),
                 *(number(row[key]) for key in ("detected_at", "diameter_mm")),
             ]
-            for row in rows(output / "lesions.csv")
+            for row in table(output / "lesions.csv")
         },
         "candidates": {  # accepted, and what it is if all are
             f"{row['case']} {row['candidate']}": [
                 row["accepted"].lower() in ("1", "true"),
                 row["outcome_any"],
             ]
-            for row in rows(output / "candidates.csv")
+            for row in table(output / "candidates.csv")
         },
     }
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def number(text):
-    return float(text) if text else None
 
 
 @pytest.mark.parametrize("preset", ["lesionseg", "instances"])

@@ -110,15 +110,14 @@ def test_agrees_with_monai(alpha: float | None, gamma: float) -> None:
     """MONAI's sigmoid without a background logit, and its softmax with one, mean over all."""
     from monai.losses import FocalLoss
 
-    x, y = torch.randn(2, 3, 8, 7, 6), torch.randint(0, 4, (2, 8, 7, 6))
-    one_hot = F.one_hot(y, 4).movedim(-1, 1)[:, 1:]
-    theirs = FocalLoss(gamma=gamma, alpha=alpha)(x, one_hot)
-    ours = sigmoid_focal_loss(x, y, gamma=gamma, alpha=alpha, reduction="mean")
+    x, y = torch.randn(2, 4, 8, 7, 6), torch.randint(0, 4, (2, 8, 7, 6))
+    one_hot, how = F.one_hot(y, 4).movedim(-1, 1), {"gamma": gamma, "alpha": alpha}
+    theirs = FocalLoss(**how)(x[:, 1:], one_hot[:, 1:])
+    ours = sigmoid_focal_loss(x[:, 1:], y, reduction="mean", **how)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
-    x = torch.randn(2, 4, 8, 7, 6)
-    theirs = FocalLoss(gamma=gamma, alpha=alpha, to_onehot_y=True, use_softmax=True)(x, y[:, None])
     # theirs is a mean over the classes as well, of which all but the truth are 0
-    ours = softmax_focal_loss(x, y, gamma=gamma, alpha=alpha, reduction="mean") / 4
+    theirs = 4 * FocalLoss(use_softmax=True, **how)(x, one_hot)
+    ours = softmax_focal_loss(x, y, reduction="mean", **how)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
@@ -209,62 +208,43 @@ def test_label_map_and_target_per_logit_mean_the_same() -> None:
 # --- what is refused ---
 
 LOGITS, LABELS = torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64)
-
-
-@BOTH
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"reduction": "average"},
-        {"gamma": -1.0},
-        {"gamma": float("nan")},
-        {"alpha": 1.5},
-        {"alpha": -0.1},
-        {"alpha": [0.1, 0.2, 0.3, 0.4, 0.5]},
-        {"normaliser": 0.0},
-        {"normaliser": 5.0, "reduction": "mean"},
-    ],
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"reduction": "average"},
+    *({"gamma": wrong} for wrong in (-1.0, math.nan)),
+    *({"alpha": wrong} for wrong in (1.5, -0.1, [0.1, 0.2, 0.3, 0.4, 0.5])),
+    {"normaliser": 0.0},
+    {"normaliser": 5.0, "reduction": "mean"},
 )
-def test_settings_without_meaning(function: Any, setting: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        function(LOGITS, LABELS, **setting)
 
 
 @BOTH
-@pytest.mark.parametrize("shape", [(2, 5), (1, 4), (2, 4, 1), (2, 2, 4), ()])
-def test_a_target_or_a_mask_of_another_shape(function: Any, shape: tuple[int, ...]) -> None:
-    with pytest.raises(GeometryError):
-        function(LOGITS, torch.zeros(shape, dtype=torch.int64))
-    with pytest.raises(GeometryError):
-        function(LOGITS, LABELS, valid=torch.ones(shape))
-
-
-@BOTH
-@pytest.mark.parametrize("value", [-1, 4, 255])
-def test_labels_that_are_no_class(function: Any, value: int) -> None:
-    labels = LABELS.clone()
-    labels[0, 1] = value
-    with pytest.raises(ContentError):
-        function(LOGITS, labels)
-
-
 @pytest.mark.parametrize(
-    ("function", "logits", "labels", "error"),
+    ("error", "wrong"),
     [
+        *((ConfigError, wrong) for wrong in SETTINGS),
         *(
-            (sigmoid_focal_loss, LOGITS, torch.full((2, 3, 4), value), ContentError)
-            for value in (-0.1, 0.5, 1.1, float("nan"), 2)
+            (GeometryError, {key: torch.zeros(shape, dtype=torch.int64)})
+            for shape in ((2, 5), (1, 4), (2, 4, 1), (2, 2, 4), ())
+            for key in ("target", "valid")
         ),
-        (sigmoid_focal_loss, LOGITS, LABELS.float(), ContentError),
-        (softmax_focal_loss, LOGITS.long(), LABELS, ContentError),
-        (softmax_focal_loss, LOGITS[:, :1], LABELS, GeometryError),
-        (softmax_focal_loss, LOGITS, LOGITS, GeometryError),
-        (sigmoid_focal_loss, torch.zeros(4), torch.zeros(4), GeometryError),
+        *((ContentError, {"target": torch.full((2, 4), no_class)}) for no_class in (-1, 4, 255)),
+        (ContentError, {"target": LABELS.float()}),
+        (ContentError, {"logits": LOGITS.long()}),
+        (GeometryError, {"logits": torch.zeros(4), "target": torch.zeros(4)}),
     ],
 )
-def test_targets_and_logits_of_the_wrong_kind(function, logits, labels, error) -> None:
+def test_what_is_refused_by_both(function: Any, error: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(error):
-        function(logits, labels)
+        function(**{"logits": LOGITS, "target": LABELS, **wrong})
+
+
+def test_what_is_refused_by_one() -> None:
+    for value in (-0.1, 0.5, 1.1, math.nan, 2):
+        with pytest.raises(ContentError):
+            sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), value))
+    for logits, target in ((LOGITS[:, :1], LABELS), (LOGITS, LOGITS)):
+        with pytest.raises(GeometryError):
+            softmax_focal_loss(logits, target)
 
 
 # --- from scores back to chances ---

@@ -62,12 +62,8 @@ def test_without_lesions_their_terms_are_nothing() -> None:
     assert terms["lesion_dice"] == terms["lesion_focal"] == 0
     (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
     assert torch.isfinite(gradient).all()
-
-
-def test_nearest_lesions_are_needed() -> None:
-    logits, labels, _ = two_lesions()
     with pytest.raises(GeometryError):
-        LesionBalancedLoss()(logits, labels)
+        LesionBalancedLoss()(logits, nothing)
 
 
 def test_nearest_lesions_against_all_distances() -> None:

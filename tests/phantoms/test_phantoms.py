@@ -111,7 +111,7 @@ def test_radiographs_in_coco_s_form(tmp_path):
         assert here[y : y + height, x : x + width].sum() == here.sum() == annotation["area"]
 
 
-def test_two_visits_differ_by_what_is_said_to_change():
+def test_two_visits_differ_by_what_is_said_to_change(tmp_path):
     settings = VisitSettings(n_lesions=(3, 0, 0, 0, 4), diameter_mm=(4, 7))
     scans, masks = simulate_visits(np.random.default_rng(0), settings)
     np.testing.assert_array_equal(masks["after"] - masks["before"], masks["new"])
@@ -122,9 +122,6 @@ def test_two_visits_differ_by_what_is_said_to_change():
         changed = replace(settings, n_lesions=fates, diameter_mm=(9, 10))
         _, masks = simulate_visits(np.random.default_rng(1), changed)
         assert masks["after"].sum() / masks["before"].sum() == pytest.approx(factor, rel=0.1)
-
-
-def test_visits_are_written_in_five_folders(tmp_path):
     write_visit_phantoms(tmp_path, 1, VisitSettings(shape=(24, 24, 24)))
     folders = ["after", "after_images", "before", "before_images", "new"]
     assert sorted(p.parent.name for p in tmp_path.rglob("*.nii.gz")) == folders

@@ -121,14 +121,6 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_a_fold_and_no_validation_contradict_each_other(dataset: Dataset, tmp_path: Path):
-    roles = dict.fromkeys(TEN, "train") | {"c1": "validation"}
-    path = write(tmp_path / "splits.json", {"roles": roles})
-    for asked in ({"fold": 1}, {"given": path}):
-        with pytest.raises(ConfigError, match="contradicts"):
-            make_splits(build(dataset, TEN), ONES, validation_fraction=0, **asked)
-
-
 def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
     data, sides = build(dataset, TEN), [{"c1", "c7"}, {"c2"}]
     folds = [{"train": sorted(set(TEN) - held), "val": sorted(held)} for held in sides]
@@ -140,6 +132,9 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
     assert make_splits(data, ONES, given=own).roles == first.roles
     with pytest.raises(DatasetError, match=r"data\.fold=2"):
         make_splits(data, ONES, given=final, fold=2)
+    for asked in ({"fold": 1}, {"given": own}):
+        with pytest.raises(ConfigError, match="contradicts"):
+            make_splits(data, ONES, validation_fraction=0, **asked)
 
 
 @pytest.mark.parametrize(

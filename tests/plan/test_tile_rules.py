@@ -75,31 +75,22 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
 
 
 @pytest.mark.parametrize(
-    ("median", "lesions", "is_small"),
+    ("allowed", "median", "lesions", "is_small"),
     [
-        ((128, 128, 256), 23, False),  # sixteen tiles of 64³
-        ((128, 128, 256), 24, True),
-        ((50, 50, 50), 1, False),  # a tile of 56³ holds no more than there is
-        ((50, 50, 50), 2, True),
+        (CPU, (128, 128, 256), [100] * 23, False),  # sixteen tiles of 64³
+        (CPU, (128, 128, 256), [100] * 24, True),
+        (CPU, (50, 50, 50), [100], False),  # a tile of 56³ holds no more than there is
+        (CPU, (50, 50, 50), [100] * 2, True),
+        (CPU, CUBE, [9] * 150 + [4096] * 50, False),  # some would fill it
+        (CPU, (24, 24, 24), [9] * 50, False),  # as small as a tile gets
+        (GPU, CUBE, [9] * 200, False),  # long trainings: not measured
+        (CPU, (1024, 1024), [9] * 50, False),
+        (CPU, CUBE, [], False),
     ],
 )
-def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(median, lesions, is_small: bool):
-    assert (small(CPU, median, [100] * lesions)[1] == (32, 32, 32)) is is_small
-
-
-@pytest.mark.parametrize(
-    ("allowed", "median", "lesions"),
-    [
-        (GPU, CUBE, [9] * 200),  # long trainings: not measured
-        (CPU, CUBE, [9] * 4),  # the tile holds less than one
-        (CPU, CUBE, [9] * 150 + [4096] * 50),  # some would fill it
-        (CPU, (24, 24, 24), [9] * 50),  # as small as a tile gets
-        (CPU, (1024, 1024), [9] * 50),
-        (CPU, CUBE, []),
-    ],
-)
-def test_other_tiles_stay_as_large_as_the_device_allows(allowed, median, lesions):
-    assert small(allowed, median, lesions)[0] is allowed
+def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(allowed, median, lesions, is_small):
+    spent, tile = small(allowed, median, lesions)
+    assert (spent is not allowed) == (tile == (32, 32, 32)) == is_small
 
 
 def test_cost_of_one_stage_by_hand():
