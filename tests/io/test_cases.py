@@ -69,7 +69,7 @@ def test_mask_values_that_are_no_labels_are_an_error(dataset, write_nifti, value
         read_case(dataset.cases[0], dataset)
 
 
-def test_missing_channels_and_other_axes_are_an_error(dataset):
+def test_missing_channels_other_axes_and_unclear_pixel_sizes_are_an_error(dataset):
     files = replace(dataset.cases[0], images=dataset.cases[0].images[:1])
     with pytest.raises(DatasetError, match=r"'A' does not have one file per channel.*A_0000"):
         read_case(files, dataset)
@@ -77,16 +77,12 @@ def test_missing_channels_and_other_axes_are_an_error(dataset):
     files = CaseFiles("A", (dataset.root / "A.png",))
     with pytest.raises(GeometryError, match="3 axes"):
         read_image(files, replace(dataset, channel_names=("T1",)))
-
-
-def test_a_pixel_size_may_stand_in_a_column(dataset):
-    path = dataset.root / "A.png"
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(path)
+    files = replace(files, columns={"pixel_mm": "0.5"})
     flat = replace(dataset, dims=2, channel_names=("image",))
-    case = read_case(CaseFiles("A", (path,), path, columns={"pixel_mm": "0.5"}), flat)
+    case = read_case(replace(files, reference=files.images[0]), flat)
     assert case.image.geometry.spacing_mm == (0.5, 0.5)
     with pytest.raises(DatasetError, match="pixel_mm of 'A'"):
-        read_case(CaseFiles("A", (path,), columns={"pixel_mm": "half"}), flat)
+        read_image(replace(files, columns={"pixel_mm": "half"}), flat)
 
 
 def test_a_mask_of_any_storage_type(tmp_path, write_nifti):

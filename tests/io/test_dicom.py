@@ -24,12 +24,15 @@ from tests.io import dicom_files as dicom
 from tests.io.dicom_files import LPS, VOXELS, blob, lps, place, save
 
 
-def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series, grid):
+def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series, grid, tmp_path):
     volume = read_volume(series())
     expected = VOXELS * np.arange(1, 6)[:, None, None] - 1000.0
     np.testing.assert_array_equal(volume.array[0], expected)
     assert volume.geometry.distance_mm(grid) < 1e-6  # 3 mm by position, not 5 by thickness
     assert read_geometry(series()).distance_mm(grid) < 1e-6
+    volume = read_volume(dicom.enhanced(tmp_path / "mr.dcm", grid))  # through per-frame groups
+    np.testing.assert_array_equal(volume.array[0], expected + 1000)
+    assert volume.geometry.distance_mm(grid) < 1e-6
 
 
 def test_an_independent_reader_sees_the_same_scan(series):
@@ -42,12 +45,6 @@ def test_an_independent_reader_sees_the_same_scan(series):
     for index in ((0, 0, 0), (4, 3, 5), (1, 2, 0)):
         theirs = np.array(image.TransformIndexToPhysicalPoint(index[::-1])) * LPS
         np.testing.assert_allclose(volume.geometry.to_mm([index])[0], theirs, atol=1e-6)
-
-
-def test_enhanced_files_are_read_through_their_per_frame_groups(tmp_path, grid):
-    volume = read_volume(dicom.enhanced(tmp_path / "mr.dcm", grid))
-    np.testing.assert_array_equal(volume.array[0], VOXELS * np.arange(1, 6)[:, None, None])
-    assert volume.geometry.distance_mm(grid) < 1e-6
 
 
 UNFIT = [
@@ -212,16 +209,13 @@ def xray(path, **elements):
     return save(path, PIXELS, dicom.DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
 
 
-def test_bright_is_dense(tmp_path):
+def test_bright_is_dense_and_values_of_interest_are_applied_once(tmp_path):
     volume = read_volume(xray(tmp_path / "a.dcm"))
     np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
     for shape in (None, "INVERSE"):
         inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
         seen = read_volume(xray(tmp_path / "b.dcm", **inverted)).array[0]
         np.testing.assert_array_equal(seen, 500.0 - PIXELS)
-
-
-def test_values_of_interest_are_applied_once(tmp_path):
     seen = read_volume(xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
     assert seen.min() == seen[0, 0] == seen[0, 1] == 0
     assert seen.max() == seen[1, 1] == seen[1, 2] == 4095

@@ -53,19 +53,16 @@ def test_private_files_are_their_user_s_alone(tmp_path):
     assert modes == {"mine": 0o700, "pseudonyms.csv": 0o600}
 
 
-def test_json_comes_back(tmp_path):
+def test_json_comes_back_and_does_not_hold_everything(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
     assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
     path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")  # with a byte order mark
     assert read_json(path) == {"ä": 1}
-
-
-@pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), object()])
-def test_json_does_not_hold_everything(tmp_path, value):
-    with pytest.raises(OutputError, match=r"a\.json"):
-        write_json(tmp_path / "a.json", {"x": value})
-    assert list(tmp_path.iterdir()) == []
+    for value in (float("nan"), np.float32("inf"), object()):
+        with pytest.raises(OutputError, match=r"b\.json"):
+            write_json(tmp_path / "b.json", {"x": value})
+    assert list(tmp_path.iterdir()) == [path]
 
 
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -85,16 +85,13 @@ def test_the_files_hold_what_is_promised(tmp_path, oblique):
     assert nibabel.load(tmp_path / "A_instances.nii.gz").get_data_dtype() == np.int32
 
 
-def test_boxes_alone_write_no_mask_and_need_a_grid(tmp_path, oblique):
+def test_boxes_alone_need_a_grid_and_what_no_file_holds_is_an_error(tmp_path, oblique):
     candidates = (_candidate(1, oblique, (0, 0, 0), has_mask=False),)
     boxes = _prediction(oblique, instances=None, candidates=candidates)
     _comes_back(tmp_path, boxes, oblique)
     assert [f.name for f in tmp_path.iterdir()] == ["A_candidates.json"]
     with pytest.raises(ReadError, match=r"A_candidates\.json"):
         _read(tmp_path)
-
-
-def test_what_cannot_be_written_is_an_error(tmp_path, oblique):
     broken = _candidate(1, oblique, (0, 0, 0), score=float("nan"))
     with pytest.raises(OutputError, match=r"A_candidates\.json"):
         write_prediction(tmp_path, _prediction(oblique, instances=None, candidates=(broken,)))
