@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,10 +29,7 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def read(dataset, tmp_path):
-    def records(dataset=dataset, progress=lambda *_: None):
-        return read_records(dataset, tmp_path / "facts", progress)
-
-    return records
+    return partial(read_records, dataset, tmp_path / "facts", lambda *_: None)
 
 
 def kept(dataset, folder):
@@ -67,7 +65,7 @@ def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, re
     read()
     before = kept(dataset, tmp_path)
     assert set(before) == {c.case for c in dataset.cases[1:]}
-    read(replace(dataset, merged_values=(1, 2)))
+    read_records(replace(dataset, merged_values=(1, 2)), tmp_path / "facts", lambda *_: None)
     assert all(kept(dataset, tmp_path)[case] != entry for case, entry in before.items())
 
 
@@ -84,10 +82,10 @@ def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
     assert len(kept(dataset, tmp_path)) == 3
 
 
-def test_an_interrupted_start_keeps_what_it_read(dataset, read, tmp_path):
+def test_an_interrupted_start_keeps_what_it_read(dataset, tmp_path):
     def interrupt(case, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read(progress=interrupt)
+        read_records(dataset, tmp_path / "facts", interrupt)
     assert dataset.cases[0].case in kept(dataset, tmp_path)

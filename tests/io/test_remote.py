@@ -28,19 +28,15 @@ def test_a_folder_is_downloaded_and_followed(tmp_path):
     assert download(str(copy)) == copy  # a path is no URL
 
 
-def test_results_are_uploaded(tmp_path):
+def test_results_are_uploaded_and_what_is_not_there_is_named(tmp_path):
     copy = download("memory://results", str(tmp_path), new=True)
     assert files(copy) == {}
     (copy / "deep").mkdir()
     (copy / "deep" / "a_mask.nii.gz").write_text("mask")
     upload([copy / "deep" / "a_mask.nii.gz"], copy, "memory://results")
     assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
-    assert files(download("memory://results", str(tmp_path / "other"))) == {
-        "deep/a_mask.nii.gz": "mask"
-    }
-
-
-def test_what_is_not_there_is_named(tmp_path):
+    again = download("memory://results", str(tmp_path / "other"))
+    assert files(again) == {"deep/a_mask.nii.gz": "mask"}
     with pytest.raises(ReadError, match="memory://nothing"):
         download("memory://nothing", str(tmp_path))
     with pytest.raises(ConfigError, match="nosuch://x"):

@@ -1,6 +1,5 @@
 """Recognising a dataset folder, and what holds for all conventions."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +24,11 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path, nnunet_folder):
         read_dataset(root.parent)
 
 
-def test_a_convention_may_be_named(nnunet_folder, caplog):
-    root = nnunet_folder()
-    with caplog.at_level(logging.INFO):
-        assert read_dataset(root, convention="nnunet").convention == "nnunet"
-    assert "layout nnunet: 2 cases of 2 patients" in caplog.text
+def test_a_convention_may_be_named_and_a_group_on_both_sides_is_warned_about(nnunet_folder, caplog):
+    root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
+    assert read_dataset(root, convention="nnunet").convention == "nnunet"
     with pytest.raises(ConfigError, match=r"data\.convention"):
         read_dataset(root, convention="bidz")
-
-
-def test_a_group_on_both_sides_is_warned_about(nnunet_folder, caplog):
-    root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
     for part in ("images", "labels"):
         (root / f"{part}Ts").mkdir()
         file = next((root / f"{part}Tr").glob("P1R*"))
@@ -49,8 +42,7 @@ def test_merged_labels_are_one_and_read_as_one(nnunet_folder):
     dataset = read_dataset(root, merge_labels=True)
     assert (dataset.labels, dataset.merged_values) == ({1: "lesion"}, (1, 2))
     assert dataset.ignore_label == 3
-    reference = read_case(dataset.cases[0], dataset).reference
-    assert reference.labels.sum() == 1
+    assert read_case(dataset.cases[0], dataset).reference.labels.sum() == 1
 
 
 @pytest.mark.parametrize(

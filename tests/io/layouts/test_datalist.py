@@ -22,8 +22,8 @@ def test_a_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
         write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
     first = {"image": names[:2], "label": "masks/a.nii.gz", "fold": 0}
     second = {"image": names[2:], "label": "masks/b.nii.gz", "fold": 1}
-    text = json.dumps({"training": [first], "testing": [second]})
-    (tmp_path / "datalist.json").write_text(text)
+    content = {"training": [first], "testing": [second]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
     dataset = read_dataset(tmp_path)
     assert dataset.convention == "datalist"
     cases = [(c.case, c.role, c.fold) for c in dataset.cases]
@@ -67,13 +67,10 @@ def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
     assert read_dataset(tmp_path).labels == {1: "nodule", 2: "mass"}
     lesion_free = reference_of(datalist(tmp_path, {"box": [], "label": []}))
     assert not lesion_free.labels.any()
-
-
-def test_boxes_on_a_picture_are_pixels(tmp_path):
-    flat = Geometry.from_spacing((6, 9), (1, 1))
+    flat = Geometry.from_spacing((6, 9), (1, 1))  # boxes on a picture are pixels
     write_volume(tmp_path / "a.png", Volume(np.zeros((1, 6, 9), np.uint8), flat))
     content = {"training": [{"image": "a.png", "box": [[1, 2, 5, 4]], "label": [0]}]}
-    (tmp_path / "list.json").write_text(json.dumps(content))
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
     assert reference_of(tmp_path).boxes.tolist() == [[2, 1, 4, 5]]
 
 

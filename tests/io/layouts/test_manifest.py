@@ -1,6 +1,9 @@
-"""Datasets as a table of cases."""
+"""Datasets as a table of cases, and one that a converter of `examples/` writes."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ import pytest
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.ops.components import lesions_of
+
+sys.path.append(str(Path(__file__).parents[3] / "examples"))
+import nndetection_to_manifest
 
 
 @pytest.fixture
@@ -136,3 +143,23 @@ def test_instance_masks_between_semicolons(manifest, write_nifti):
     reference = reference_of(dataset)
     assert reference.instance_labels == (1, 1)
     assert (reference.instances[0, 2, 1], reference.instances[2, 0, 4]) == (1, 2)
+
+
+@pytest.mark.parametrize("classes", [["nodule"], ["benign", "malignant"]])
+def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes):
+    mask = np.zeros((5, 4, 3), np.uint8)
+    mask[1, 2, 0], mask[4, 0, 2] = 1, 7
+    home = tmp_path / "raw_splitted"
+    write_nifti(home / "imagesTr" / "c1_0000.nii.gz", np.ones(mask.shape, np.int16))
+    write_nifti(home / "labelsTr" / "c1.nii.gz", mask)
+    instances = {"1": len(classes) - 1, "7": 0}
+    (home / "labelsTr" / "c1.json").write_text(json.dumps({"instances": instances}))
+    labels = {str(i): name for i, name in enumerate(classes)}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "dim": 3}))
+    nndetection_to_manifest.convert(tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert dataset.labels == dict(enumerate(classes, start=1))
+    found = reference_of(dataset)
+    assert found.labels[0, 2, 1] == len(classes)
+    assert found.labels[2, 0, 4] == 1
+    assert len(lesions_of(found)) == 2
