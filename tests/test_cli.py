@@ -33,20 +33,19 @@ def composed(command: str, *argv: str) -> Any:
     return compose(command, [*REQUIRED[command], *argv])
 
 
-@pytest.mark.parametrize("path", ["a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é"])
-def test_paths_arrive_as_they_were_typed(path: str) -> None:
-    cfg = composed("train", f"data.root={path}", f"run_dir={path}", f"report.study={path}")
-    assert (cfg.data.root, cfg.run_dir, cfg.report.study) == (path, path, path)
-    assert compose("train", ["data.root=x", "run_dir='a b'"]).run_dir == "a b"
+PATHS = ("a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é")
 
 
-@pytest.mark.parametrize("text", ["(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)", "it's"])
-def test_patterns_arrive_as_they_were_typed(text: str) -> None:
+@pytest.mark.parametrize("text", [*PATHS, "(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)"])
+def test_paths_and_patterns_arrive_as_they_were_typed(text: str) -> None:
+    cfg = composed("train", f"data.root={text}", f"run_dir={text}", f"report.study={text}")
+    assert (cfg.data.root, cfg.run_dir, cfg.report.study) == (text, text, text)
     assert composed("evaluate", f"groups={text}").groups == text
     assert composed("prepare", f"data.group={text}").data.group == text
 
 
 def test_values_of_several_kinds_pass() -> None:
+    assert composed("train", "run_dir='a b'").run_dir == "a b"
     assert composed("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
     assert composed("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
     assert composed("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)

@@ -60,12 +60,6 @@ def test_what_no_command_has_is_an_error_in_an_experiment_too(tmp_path: Path) ->
         compose("train", ["data.root=x", place, "experiment=a"])
 
 
-def test_a_setting_that_a_loss_does_not_take_names_the_nearest() -> None:
-    cfg: Any = compose("train", ["data.root=x", "+loss.focal_weigth=3"])
-    with pytest.raises(ConfigError, match=r"'focal_weigth'.*'focal_weight'"):
-        make_loss(cfg.loss, "sigmoid")
-
-
 def test_a_section_takes_what_is_named_and_checks_it() -> None:
     cfg = TrainConfig.of(trainer={"max_steps": 3}, seed=4, inference=InferenceConfig.of(flips=True))
     assert (cfg.trainer.max_steps, cfg.trainer.devices, cfg.seed) == (3, 1, 4)

@@ -1,7 +1,7 @@
 """The commands as functions: the words of the command line, and results that show themselves."""
 
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +21,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
         seen = truth.copy()
         seen[12:] = 0
         for name, array in (("truth", truth), ("masks", seen)):
-            path = folder / name / f"{case}.nii.gz"
-            path.parent.mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+            (folder / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name / f"{case}.nii.gz")
     return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
 
 
@@ -55,16 +54,11 @@ def test_what_is_not_there_is_named(scored: lesionseg.Run, tmp_path: Path) -> No
 
 
 def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def outcome(_: str, cfg: Any) -> Any:
-        asked.append(cfg)
-        return Path("runs/a")
-
-    monkeypatch.setattr("lesionseg.api.recipe", outcome)
+    recipe = Mock(return_value=Path("runs/a"))
+    monkeypatch.setattr("lesionseg.api.recipe", recipe)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
     run = lesionseg.train("my data", loss="focal", **settings)
     assert run.folder == Path("runs/a")
-    (cfg,) = asked
+    (_, cfg), _ = recipe.call_args
     assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
     assert list(cfg.model.tile_shape) == [32, 32, 32]

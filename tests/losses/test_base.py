@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import LossConfig
-from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.errors import ConfigError
 from lesionseg.losses import (
     CrossEntropyLoss,
     CustomLoss,
@@ -118,12 +118,6 @@ def test_regions_of_one_label_each_are_the_labels(name: str) -> None:
     torch.testing.assert_close(by_region, by_label)
 
 
-def test_a_softmax_takes_no_regions() -> None:
-    logits, labels, _ = scene(3)
-    with pytest.raises(GeometryError):
-        FocalLoss(activation="softmax")(logits, region_target(labels, [(1,), (1, 2), (2,)]))
-
-
 @EVERY
 def test_a_class_that_a_tile_does_not_annotate_has_no_gradient_and_costs_nothing(name: str) -> None:
     """Class 2 of the second tile: its logits may be anything, and the first tile's still learns."""
@@ -223,3 +217,5 @@ def test_what_cannot_be_a_loss_is_refused(target: str, settings: dict[str, Any])
     logits, labels, _ = scene(2)
     with pytest.raises(ConfigError):
         made(target, **settings)(logits, labels)
+    with pytest.raises(ConfigError, match=r"'gama'.*'gamma'"):
+        made("lesionseg.losses.FocalLoss", gama=2)

@@ -5,12 +5,7 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
 from lesionseg.errors import ContentError
-from lesionseg.ops.components import (
-    candidates_of,
-    lesion_mask,
-    lesions_of,
-    unscored_prediction,
-)
+from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of, unscored_prediction
 
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 

@@ -21,6 +21,11 @@ def build(dataset: Dataset, groups: Mapping[str, str], **own: Mapping[str, objec
     return replace(dataset, cases=cases)
 
 
+def numbered(n: int, together: int = 1) -> dict[str, str]:
+    """As many cases, and the group of each."""
+    return {f"c{i:02d}": f"g{i // together}" for i in range(n)}
+
+
 def of_role(splits: Splits, role: Role) -> set[str]:
     return {case for case, r in splits.roles.items() if r == role}
 
@@ -30,9 +35,9 @@ ONES = dict.fromkeys(TEN, 1)
 
 
 def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset):
-    groups = {f"c{i:02d}": f"patient{i // 3}" for i in range(30)}
+    groups, drawn = numbered(30, together=3), set()
     counts = {case: i for i, case in enumerate(groups)}
-    backwards, drawn = dict(reversed(groups.items())), set()
+    backwards = dict(reversed(groups.items()))
     for seed in range(8):
         splits = make_splits(build(dataset, groups), counts, seed=seed)
         held = of_role(splits, "validation")
@@ -46,7 +51,7 @@ def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset
 
 
 def test_validation_draws_from_few_to_many_lesions(dataset: Dataset):
-    cases = {f"c{i:02d}": f"g{i}" for i in range(40)}
+    cases = numbered(40)
     counts = {case: 0 if i < 10 else i for i, case in enumerate(cases)}
     for seed in range(5):
         splits = make_splits(build(dataset, cases), counts, validation_fraction=0.2, seed=seed)
@@ -161,7 +166,7 @@ def test_json_round_trip(dataset: Dataset):
 
 
 def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
-    groups = {f"c{i:02d}": f"g{i // 2}" for i in range(30)}
+    groups = numbered(30, together=2)
     built, counts = build(dataset, groups), {c: int(c[1:]) % 7 for c in groups}
     held = [of_role(make_splits(built, counts, fold=k, seed=2), "validation") for k in range(5)]
     assert sum(len(h) for h in held) == 30
@@ -172,7 +177,7 @@ def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
 
 
 def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
-    cases = {f"c{i:02d}": f"g{i}" for i in range(40)}
+    cases = numbered(40)
     counts = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
     for k in range(5):
