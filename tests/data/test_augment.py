@@ -139,15 +139,6 @@ def test_a_turn_is_a_turn_in_millimetres(plan, movements):
         assert np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)) <= largest
 
 
-def test_a_bend_is_smooth_bounded_and_does_not_fold(plan, movements):
-    big = plan.with_(tile_shape=(40, 48, 56))
-    for movement in movements(big, 6, elastic_share=1):
-        field = movement.bend.at([np.arange(n, dtype=float) for n in big.tile_shape])
-        assert 0.2 < field.abs().max() <= 4
-        # no voxel overtakes its neighbour
-        assert max(field[a].diff(dim=b).abs().max() for a in range(3) for b in range(3)) < 1
-
-
 def intensity(image, **change):
     tile = {"image": torch.as_tensor(image, dtype=torch.float32)}
     return apply(tile, Change(Movement(), Intensity(**change)), tile["image"].shape[1:])["image"]
@@ -172,12 +163,3 @@ def test_contrast_brightness_and_noise_are_one_line(rng):
     assert float((noisy - torch.from_numpy(image).float()).std()) == pytest.approx(0.3, rel=0.05)
     assert torch.equal(noisy, intensity(image, noise=0.3, seed=1))
     assert not torch.equal(noisy, intensity(image, noise=0.3, seed=2))
-
-
-def test_gamma_keeps_order_mean_and_deviation(rng):
-    image = rng.gamma(2, size=(1, 50, 50))
-    changed = intensity(image, gamma=0.7)[0]
-    assert float(changed.mean()) == pytest.approx(image.mean(), abs=1e-4)
-    assert float(changed.std(correction=0)) == pytest.approx(image.std(), rel=1e-4)
-    order = np.argsort(image.ravel())
-    assert (changed.ravel()[torch.from_numpy(order)].diff() >= -1e-5).all()

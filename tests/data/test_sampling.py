@@ -96,14 +96,6 @@ def test_no_group_exceeds_its_cap_and_those_below_keep_their_proportions(rng, mo
         assert np.ptp(factor[groups == group]) < 1e-12
 
 
-def test_the_lesion_comes_to_lie_all_over_the_inner_tile():
-    case = make_case("a", [((50, 50, 50), 1)], shape=(100, 100, 100))
-    sampler = sampler_of([case], 400, lesion_share=1)
-    places = np.array([50 - np.array(c.start) for c in choices(sampler)])
-    assert (places.min(axis=0) == 1).all()
-    assert (places.max(axis=0) == 6).all()
-
-
 def test_a_volume_smaller_than_the_tile_sits_in_its_middle():
     case = make_case("a", [((2, 3, 4), 1)], shape=(5, 20, 8))
     sampler = sampler_of([case], 10)

@@ -70,7 +70,7 @@ def test_what_is_no_slice_of_one_volume_is_named(series, change, error, named):
         read_volume(series({2: change}))
 
 
-def test_slices_twice_apart_or_missing(series, grid):
+def test_slices_twice_apart_or_missing_or_of_a_tilted_gantry(series, grid):
     with pytest.raises(GeometryError, match="duplicates"):
         read_volume(series({2: place(grid, 1)}))
     read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
@@ -81,9 +81,6 @@ def test_slices_twice_apart_or_missing(series, grid):
     with pytest.raises(GeometryError, match="not evenly spaced"):
         read_volume(folder)
     assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
-
-
-def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series, grid):
     less, more = (  # rows a slice: half a row over all five
         {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
         for drift in (0.12, 0.13)

@@ -53,7 +53,7 @@ def _comes_back(folder, prediction, geometry=None, **settings):
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_a_volume_comes_back(tmp_path, oblique, suffix):
+def test_a_volume_comes_back_and_a_raster_as_png(tmp_path, oblique, suffix):
     _comes_back(tmp_path, _prediction(oblique), suffix=suffix)
     names = {"A_candidates.json", f"A_instances{suffix}", f"A_mask{suffix}"}
     assert {f.name for f in tmp_path.iterdir()} == names
@@ -62,13 +62,10 @@ def test_a_volume_comes_back(tmp_path, oblique, suffix):
     _comes_back(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
     _comes_back(tmp_path, empty, suffix=suffix)
-
-
-def test_a_raster_comes_back_as_png(tmp_path):
     plane = Geometry.from_spacing((6, 9), (0.2, 0.2))
-    _comes_back(tmp_path, _prediction(plane), plane)
-    assert (tmp_path / "A_mask.png").is_file()
-    with Image.open(tmp_path / "A_instances.png") as image:
+    _comes_back(tmp_path / "flat", _prediction(plane), plane, suffix=suffix)
+    assert (tmp_path / "flat" / "A_mask.png").is_file()
+    with Image.open(tmp_path / "flat" / "A_instances.png") as image:
         assert image.mode == "I;16"
 
 

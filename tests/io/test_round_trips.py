@@ -75,14 +75,8 @@ def manifest(root, ending):
     write_manifest(root, f"a{ending}", f"m{ending}")
 
 
-def bids(root, ending):
-    write_as(root / "sub-1" / "anat" / f"sub-1_FLAIR{ending}", IMAGE)
-    folder = root / "derivatives" / "lesions" / "sub-1" / "anat"
-    write_as(folder / f"sub-1_label-lesion_mask{ending}", MASK)
-
-
 TABLE = [(layout, ending) for layout in (nnunet, manifest, datalist) for ending in PICTURES]
-TABLE += [(f, ending) for f in (nnunet, msd, manifest, datalist, bids) for ending in VOLUMES]
+TABLE += [(f, ending) for f in (nnunet, msd, manifest, datalist) for ending in VOLUMES]
 
 
 @pytest.mark.parametrize(("layout", "ending"), TABLE, ids=[f"{f.__name__}{e}" for f, e in TABLE])
