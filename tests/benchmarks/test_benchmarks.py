@@ -1,4 +1,4 @@
-"""What all benchmarks print, and the pure parts of three of them."""
+"""What all benchmarks print, and the claims of two of them."""
 
 import json
 import time
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from benchmarks.common import table
-from benchmarks.peers import training_work as work
 from benchmarks.robustness import interval_coverage
 from tests.commands import python
 
@@ -33,21 +32,6 @@ def test_the_focal_loss_keeps_its_claim(repository):
     speed, memory = (rows[f"focal_2x1x96{what}"] for what in ("", "_memory"))
     assert min(speed["ratio"], memory["ratio"]) > 4
     assert memory["ours"] <= 8
-
-
-def test_laps_count_what_comes_after_the_warm_up(monkeypatch):
-    now = iter([0.0, 9.0, 10.0, 12.0, 13.0, 16.0])
-    monkeypatch.setattr(work.time, "perf_counter", lambda: next(now))
-    laps = work.Laps(work.Job("step", "", size="tiny", warm_up=1, steps=2))
-    ends = []
-    for _ in range(3):
-        laps.begin()
-        ends.append(laps.end())
-    assert ends == [False, False, True]
-    result = laps.result()
-    assert result["step_ms"] == 2500  # 2 s and 3 s
-    assert result["tile_s"] == 7 / 4  # from 9 s to 16 s, two tiles a step
-    assert result["outside"] == pytest.approx(2 / 7)
 
 
 def test_a_score_chosen_for_a_rate_keeps_to_it():

@@ -42,3 +42,10 @@ def test_what_does_not_fit_is_an_error(affine: np.ndarray, oblique: Geometry) ->
         Geometry((2, 2, 2), affine)
     with pytest.raises(GeometryError):
         Volume(np.zeros((1, 4, 5, 7)), oblique)
+
+
+def test_canonical_order_of_an_oblique_volume():
+    s, c = np.sin(np.deg2rad(20)), np.cos(np.deg2rad(20))
+    affine = np.eye(4)
+    affine[:3, :3] = [[0, 0, 1], [-2 * c, 3 * s, 0], [2 * s, 3 * c, 0]]  # A-P, S-I tilted, R-L
+    assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)

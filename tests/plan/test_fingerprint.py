@@ -44,13 +44,6 @@ def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
     assert found.lesion_fraction == pytest.approx(8 / (3 * 5 * 12 * 14))
 
 
-def test_canonical_order_of_an_oblique_volume():
-    s, c = np.sin(np.deg2rad(20)), np.cos(np.deg2rad(20))
-    affine = np.eye(4)
-    affine[:3, :3] = [[0, 0, 1], [-2 * c, 3 * s, 0], [2 * s, 3 * c, 0]]  # A-P, S-I tilted, R-L
-    assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)
-
-
 @pytest.mark.parametrize(
     ("name", "values", "is_ct"),
     [("CT", 0.0, True), ("ct", 0.0, True), ("image", -1000.0, True), ("T1", 0.0, False)],
