@@ -2,21 +2,17 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.prepare import (
-    _free_voxel,
     normalise,
     plan_geometry,
     prepare_case,
     prepare_image,
     prepare_reference,
-    read_linear,
 )
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.components import lesion_instances
-from lesionseg.ops.resample import resample_linear
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from tests.io.dicom_files import grid_of
 
@@ -192,11 +188,6 @@ def test_a_lesion_smaller_than_a_voxel_keeps_one_and_teaches_only_where_it_shows
     prepared, _ = drawn(labels, make_plan((4.0, 4.0, 4.0)))
     np.testing.assert_array_equal(prepared.valid, prepared.instances != 1)
     assert (prepared.instances == 2).sum() == 1
-    moved = np.full((3, 3), 1, np.int32)  # a lost lesion takes no other's only voxel
-    moved[1, 1] = 2  # at the centre, and all that lesion 2 has
-    assert moved[_free_voxel(moved, np.array([1.0, 1.0]))] == 1
-    moved[0, 0] = 0
-    assert _free_voxel(moved, np.array([1.0, 1.0])) == (0, 0)
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 0.4, 1.0), (3.0, 1.0, 0.5)])
@@ -277,18 +268,6 @@ def test_a_missing_channel_is_the_mean_of_its_scale(scheme, spacing, rng):
     assert not lacking.array[1].any()
     np.testing.assert_array_equal(lacking.array[0], whole.array[0])
     np.testing.assert_array_equal(lacking.present, lacking.array[:1])
-
-
-@pytest.mark.parametrize("ratio", [0.7, 2.0, 3.7, 5.0])
-def test_slabs_of_a_coarser_grid_are_what_one_reading_gives(rng, ratio):
-    """Axes that do not mix, and more rows than one slab has."""
-    array = rng.random((1, 100, 6)).astype(np.float32)
-    step = np.diag([ratio, 1.0, 1.0])
-    step[0, -1] = ratio / 2 - 0.5
-    shape = (int(100 / ratio), 6)
-    found = read_linear(Volume(array, Geometry((100, 6), np.eye(3))), Geometry(shape, step)).array
-    expected = resample_linear(torch.from_numpy(array), step, shape, average=True).numpy()
-    np.testing.assert_allclose(found[:, 1:-1], expected[:, 1:-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "range"])

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor
 
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Volume
@@ -63,34 +63,6 @@ def test_an_item_is_the_tile_that_the_sampler_chose_in_the_types_promised(cases,
     assert dtypes == {"image": torch.float32, **masks}
     assert isinstance(dataset, Dataset)
     assert all(isinstance(item[key], MetaTensor) for key in ("image", "label"))
-
-
-def batches(dataset, epoch, workers=0):
-    """The batches of an epoch of nine tiles, an incomplete last one left out."""
-    loader = DataLoader(
-        dataset,
-        batch_size=2,
-        sampler=range(9 * epoch, 9 * epoch + 9),
-        num_workers=workers,
-        drop_last=True,
-        multiprocessing_context="fork" if workers else None,
-    )
-    return [{key: tensor.clone() for key, tensor in batch.items()} for batch in loader]
-
-
-def same(first, second):
-    return all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
-
-
-def test_batches_are_the_same_for_any_number_of_workers_and_follow_the_epoch(tiles):
-    dataset, epochs = tiles(AugmentConfig.of()), []
-    for epoch in (0, 1):
-        epochs.append(batches(dataset, epoch))
-        assert same(epochs[-1], batches(dataset, epoch, workers=2))
-    assert len(epochs[0]) == 4
-    assert epochs[0][0]["image"].shape == (2, 2, *TILE)
-    assert not same(*epochs)
-    assert same(epochs[0], batches(dataset, 0, workers=2))
 
 
 @pytest.mark.parametrize("augmentation", [None, AugmentConfig.of()])

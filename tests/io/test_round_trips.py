@@ -110,15 +110,11 @@ def test_a_jpeg_is_an_image_and_no_mask(tmp_path):
 SETS = [
     ("mri/ms_cs", "nnunet", 4, 0, 2, 122),
     ("mri/ms_flair_mini", "nnunet", 4, 2, 2, 122),
-    ("mri/ms_change", "nnunet", 3, 0, 3, 110),
     ("mri/sts_mr", "nnunet", 16, 4, 16, 16),
     ("ct/lung_nodule_cubes", "nnunet", 104, 15, 104, 104),
     ("xray/lidc_drr", "coco", 230, 0, 228, 572),
     ("xray/nih_nodule_mass", "coco", 136, 0, 121, 96),
     ("xray/chestxdet_nih", "coco", 28, 0, 27, None),
-    ("xray/mini_mias", "coco", 108, 0, 85, 89),
-    ("xray/small/chestxdet_nih", "coco", 26, 0, 24, None),
-    ("xray/small/nih_nodule_mass", "coco", 26, 0, 25, 20),
 ]
 
 

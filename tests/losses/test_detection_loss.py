@@ -55,12 +55,3 @@ def test_mining_keeps_the_worst_background_only() -> None:
     terms = loss(logits, torch.zeros(1, 5, 4), torch.cat([ANCHORS, ANCHORS[:1]]), targets)
     (gradient,) = torch.autograd.grad(terms["anchors"], logits)
     assert (gradient[0, :, 0] != 0).tolist() == [True, True, True, True, False]
-
-
-def test_labels_have_logits_of_their_own() -> None:
-    logits = torch.zeros(1, 4, 2, requires_grad=True)
-    terms = DetectionLoss()(
-        logits, torch.zeros(1, 4, 4), ANCHORS, _targets([[2, 0, 0, 0]], ANCHORS[[0]])
-    )
-    (gradient,) = torch.autograd.grad(terms["anchors"], logits)
-    assert gradient[0, 0, 1] < 0 < gradient[0, 0, 0]

@@ -13,8 +13,6 @@ from lesionseg.losses import (
     DiceFocalLoss,
     FocalLoss,
     dice_loss,
-    sigmoid_focal_loss,
-    softmax_focal_loss,
 )
 
 
@@ -41,17 +39,10 @@ def test_lesion_free_tiles_push_probabilities_down() -> None:
     assert (torch.autograd.grad(loss, logits)[0] > 0).all()
 
 
-def test_terms_are_those_of_the_functions() -> None:
+def test_cross_entropies_are_torch_s() -> None:
     logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
     labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
     labels[0, 1:3, 1:3, 1:4], labels[1, 4:, 5:, 6:] = 1, 2
-    settings = {"focal_weight": 3, "dice_weight": 2}
-    terms = DiceFocalLoss(0.75, 2.0, **settings)(logits[:, 1:], labels, normaliser=9)
-    focal = sigmoid_focal_loss(logits[:, 1:], labels, alpha=0.75, normaliser=9)
-    expected = {"dice": 2 * dice_loss(logits[:, 1:], labels), "focal": 3 * focal}
-    torch.testing.assert_close(terms, expected)
-    terms = FocalLoss(activation="softmax")(logits, labels)
-    torch.testing.assert_close(terms, {"focal": softmax_focal_loss(logits, labels)})
     one, bits = logits[:, :1], (labels > 0).float()
     terms = CrossEntropyLoss(lesion_weight=5)(one, labels.clamp_max(1), normaliser=3.0)
     weight = torch.tensor(5.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
+from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of, unscored_prediction
 
@@ -14,13 +14,6 @@ def text(*rows: str) -> np.ndarray:
     """A label map of one digit per pixel; rows of 0 follow."""
     rows += ("000000",) * (4 - len(rows))
     return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_diameter_of_a_drawn_ball(dims):
-    axes = np.ogrid[tuple(slice(-12, 13) for _ in range(dims))]
-    n_voxels = (sum(a**2 for a in axes) <= 100).sum()
-    assert float(equivalent_diameter_mm(n_voxels, dims)) == pytest.approx(20, rel=0.02)
 
 
 def test_components_of_a_label_map():

@@ -100,14 +100,6 @@ def test_a_zoom_and_a_rotation_equal_scipy(dims, slab, kind):
     np.testing.assert_array_equal(nearest, voxels[tuple(np.moveaxis(place, -1, 0))] * inside)
 
 
-def test_the_half_voxel_rim_holds_the_edge_value_and_outside_is_zero():
-    array = torch.tensor([[1.0, 2.0, 3.0]])
-    found = resample_linear(array, affine([0.25], [-1.0]), (18,))[0]
-    at = 0.25 * np.arange(18) - 1
-    expected = np.where((at >= -0.5) & (at <= 2.5), np.clip(at, 0, 2) + 1, 0)
-    np.testing.assert_allclose(found.numpy(), expected)
-
-
 def test_nearest_keeps_the_dtype_and_large_ids():
     array = torch.tensor([[[0, 40_000_001], [7, 0]]], dtype=torch.int32)
     found = resample_nearest(array, affine([0.5, 0.5], [-0.25, -0.25]), (4, 4))

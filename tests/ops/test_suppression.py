@@ -70,14 +70,6 @@ def test_wrong_shapes_are_refused_and_groups_of_nothing_keep_nothing():
         weighted_box_clustering(torch.zeros((2, 4)), torch.zeros(3), 0.5)
 
 
-def test_missing_predictions_damp_the_score() -> None:
-    box = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(2, 1)
-    scores = torch.tensor([0.8, 0.4])
-    found = weighted_box_clustering(box, scores, 0.5, expected=torch.tensor([4.0, 4.0]))
-    assert found.scores.tolist() == pytest.approx([1.2 / 4])
-    assert found.size.tolist() == [2]
-
-
 def test_boxes_are_averaged_by_weight_overlap_and_score() -> None:
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 2.0, 4.0, 6.0]])  # IoU 1/3
     found = weighted_box_clustering(

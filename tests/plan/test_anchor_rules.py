@@ -40,19 +40,7 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     assert volumes == sorted(volumes)  # the smallest at the finest level
 
 
-def test_the_fit_follows_the_axes() -> None:
-    found = fitted([[1, 8, 8]] * 30)
-    assert all(z < y for level in found.sizes for z, y, _ in level)
-
-
 def test_no_lesion_gets_cubes_that_grow_with_the_stride() -> None:
     found = fitted([])
     assert [sizes[0] for sizes in found.sizes] == [(4 * 2.0**i,) * 3 for i in range(4)]
     assert found.mean_iou is None
-
-
-def test_levels_lie_on_the_tile_by_their_strides() -> None:
-    found = AnchorPlan(stages=(1, 2), sizes=(((3.0, 3.0),), ((6.0, 6.0),)))
-    fine, coarse = found.levels(architecture(2).strides, (32, 16))
-    assert (fine.shape, fine.stride) == ((16, 8), (2, 2))
-    assert (coarse.shape, coarse.n_anchors) == ((8, 4), 32)

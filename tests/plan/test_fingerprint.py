@@ -60,25 +60,16 @@ def test_ct_is_known_by_name_or_by_its_values(
         assert found.channels[0].body.lower > -950  # air is left out
 
 
-def radiograph(dataset: Dataset, pixel_mm: float, **reference) -> Fingerprint:
-    geometry = Geometry.from_spacing((20, 30), (pixel_mm, pixel_mm))
-    image = Volume(np.ones((1, 20, 30), np.float32), geometry)
-    case = Case("a", image, Reference(geometry, **reference))
-    return take_fingerprint(replace(dataset, dims=2), [case])
-
-
-def test_two_axes_are_a_radiograph(dataset: Dataset):
-    labels = np.zeros((20, 30), dtype=np.uint8)
-    labels[3:7, 3:7] = 1
-    found = radiograph(dataset, 0.5, labels=labels)
-    assert found.modality == "xray"
-    assert found.diameters_mm[0] == pytest.approx(2 * np.sqrt(4 / np.pi), rel=1e-4)
-
-
-def test_boxes_alone_are_filled_and_as_large_as_the_ellipses_in_them(dataset: Dataset):
+def test_two_axes_are_a_radiograph_whose_boxes_are_as_large_as_the_ellipses_in_them(
+    dataset: Dataset,
+):
+    geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
     boxes = np.array([[2, 3, 6, 8], [10, 10, 12, 12]], dtype=np.float32)
-    found = radiograph(dataset, 1.0, boxes=boxes, box_labels=(1, 1))
-    assert found.diameters_mm == pytest.approx((np.sqrt(20), 2), abs=1e-4)
+    image = Volume(np.ones((1, 20, 30), np.float32), geometry)
+    case = Case("a", image, Reference(geometry, boxes=boxes, box_labels=(1, 1)))
+    found = take_fingerprint(replace(dataset, dims=2), [case])
+    assert found.modality == "xray"
+    assert found.diameters_mm == pytest.approx((np.sqrt(20) / 2, 1), abs=1e-4)
     assert found.lesion_voxels == (16, 3)  # π/4 of 20 and of 4
     assert found.lesion_fraction == pytest.approx(24 / 600)
 

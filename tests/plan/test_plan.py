@@ -60,12 +60,10 @@ def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> 
         ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
         ("modality", "xxx", "modality is xxx.*'mri', 'ct' or 'xray'"),
         ("n_members", 10**9, "n_members is 1000000000"),
-        ("n_members", -5, "n_members is -5"),
         ("architecture.blocks", 10**7, r"architecture\.blocks is 10000000"),
         ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma is"),
         ("dims", "many", "dims is many"),
         ("channel_names", "T1", "channel_names is T1"),
-        ("architecture", [], r"architecture is \[\]"),
     ],
 )
 def test_a_value_out_of_range_is_named_by_its_key(

@@ -124,16 +124,6 @@ def small(allowed, median, lesions, mm=1.0, n_cases=1):
     return spent, tile_shape(median, spacing, spent).value
 
 
-def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
-    shape = CPU.network((64, 64, 64), (1, 1, 1))
-    assert shape.strides == ((1, 1, 1),) + ((2, 2, 2),) * 4
-    assert shape.kernels == ((3, 3, 3),) * 5
-    assert shape.features == (16, 32, 64, 128, 128)
-    assert shape.n_supervised == 3
-    assert total_stride(shape) == (16, 16, 16)
-    assert total_stride(CPU.network((320, 320), (1, 1))) == (64, 64)
-
-
 def test_a_coarse_axis_waits_until_the_others_have_caught_up():
     shape = GPU.network((16, 128, 128), (5.0, 1.0, 1.0))
     assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))

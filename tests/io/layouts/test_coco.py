@@ -186,9 +186,3 @@ def test_a_mask_and_annotations_that_do_not_fit_are_an_error(folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, TWO))
-
-
-def test_what_is_no_json_is_an_error(tmp_path):
-    (tmp_path / "annotations.json").write_text("{")
-    with pytest.raises(ReadError, match=r"annotations\.json"):
-        read_dataset(tmp_path)

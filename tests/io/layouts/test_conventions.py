@@ -8,7 +8,6 @@ import pytest
 from lesionseg.core import CaseFiles
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import CONVENTIONS, read_dataset
 
 
@@ -35,14 +34,6 @@ def test_a_convention_may_be_named_and_a_group_on_both_sides_is_warned_about(nnu
         file.rename(root / f"{part}Ts" / file.name)
     assert {c.group for c in read_dataset(root).cases} == {"P1"}
     assert "1 patient" in caplog.text
-
-
-def test_merged_labels_are_one_and_read_as_one(nnunet_folder):
-    root = nnunet_folder(labels={"background": 0, "other": 2, "lesion": 1, "ignore": 3})
-    dataset = read_dataset(root, merge_labels=True)
-    assert (dataset.labels, dataset.merged_values) == ({1: "lesion"}, (1, 2))
-    assert dataset.ignore_label == 3
-    assert read_case(dataset.cases[0], dataset).reference.labels.sum() == 1
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_lists_of_values_are_regions(nnunet_folder):
     assert dataset.ignore_label == 4
     merged = read_dataset(root, merge_labels=True)
     assert (merged.regions, merged.merged_values) == ((), (1, 2, 3))
+    assert (merged.labels, merged.ignore_label) == ({1: "lesion"}, 4)
+    assert read_case(merged.cases[0], merged).reference.labels.sum() == 1
 
 
 def test_decathlon_of_one_channel_is_read(nnunet_folder, write_nifti):
