@@ -48,18 +48,11 @@ def scores(candidates):
             {"ratio": 1.6, "extent": 0.35},
             [0, 1, 1, 1, 0, 0, 2, 2],
         ),
-        ([0.9, 0.4, 0.8], {"ratio": 1.6, "extent": 0.35}, [1, 1, 1]),
-        # a shoulder is dropped: 0.34 < 1.5 · 0.3 beside the extent of 0.9
+        # a shoulder is dropped: 0.34 < 1.5 · 0.3 beside the extent of 0.9; 0.5 ≥ 1.5 · 0.3 is kept
         ([0.9, 0.5, 0.30, 0.34, 0.1], {}, [1, 1, 0, 0, 0]),
-        # a prominent neighbour is kept: 0.5 ≥ 1.5 · 0.3
         ([0.9, 0.5, 0.3, 0.5, 0.1], {}, [1, 1, 2, 2, 0]),
-        # the shoulder 0.35 takes down to 0.14; 0.2 beyond it is no candidate either
-        ([0.9, 0.35, 0.34, 0.35, 0.15, 0.2, 0.0], {}, [1, 0, 0, 0, 0, 0, 0]),
-        # a plateau is one peak; a ledge that rises into 0.9 at one end is none
-        ([0.0, 0.6, 0.6, 0.6, 0.0], {}, [0, 1, 1, 1, 0]),
-        ([0.9, 0.3, 0.3, 0.3, 0.3, 0.0], {"prominence": 0.0}, [1, 0, 0, 0, 0, 0]),
-        # equal peaks are ranked by index
-        ([0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7], {}, [3, 0, 1, 0, 4, 0, 2]),
+        # a plateau is one peak; equal peaks are ranked by index
+        ([0.5, 0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7], {}, [3, 3, 0, 1, 0, 4, 0, 2]),
         # small ones are dropped; only the highest are kept
         ([0.9, 0.0, 0.6, 0.5], {"min_voxels": 2}, [0, 0, 1, 1]),
         ([0.3, 0.0, 0.9, 0.0, 0.6], {"max_candidates": 2}, [0, 0, 1, 0, 2]),
@@ -101,12 +94,10 @@ def test_a_candidate_is_measured_in_voxels_and_millimetres():
 def test_what_is_dropped_for_its_size_is_remembered_as_boxes():
     channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
     found = find(channel, min_voxels=2)
-    assert scores(found.candidates) == [0.6]
-    assert scores(found.removed) == [0.9, 0.3]
+    assert (scores(found.candidates), scores(found.removed)) == ([0.6], [0.9, 0.3])
     assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
     assert not any(c.has_mask or c.accepted for c in found.removed)
     assert scores(find(channel, min_voxels=2, max_candidates=1).removed) == [0.9]
-    assert find(channel).removed == ()
 
 
 def test_nan_and_a_channel_off_the_grid_are_an_error():
@@ -121,11 +112,9 @@ def test_nan_and_a_channel_off_the_grid_are_an_error():
 
 
 def blobs(rng, shape):
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
-    p = np.zeros(shape)
+    grid, p = np.stack(np.indices(shape), -1), np.zeros(shape)
     for _ in range(12):
-        centre, width = rng.uniform(0, shape), rng.uniform(0.7, 2.5)
-        height = rng.uniform(0.02, 1)
+        centre, width, height = rng.uniform(0, shape), rng.uniform(0.7, 2.5), rng.uniform(0.02, 1)
         p = np.maximum(p, height * np.exp(-((grid - centre) ** 2).sum(-1) / (2 * width**2)))
     return p.astype(np.float32)
 
@@ -158,18 +147,13 @@ def naive(p, rule):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
-def test_equals_the_slow_wording_of_the_rule(seed, shape):
+def test_equals_the_slow_wording_of_the_rule_mirrored_or_not(seed, shape):
     p = blobs(np.random.default_rng(seed), shape)
     rule = CandidateRule(min_voxels=2, join=1)
     found, slow = find(p, rule=rule).instances, naive(p, rule)
     pairs = np.unique(np.stack([found, slow]).reshape(2, -1), axis=1)  # ids are by another order
     assert pairs.shape[1] == found.max() + 1 == slow.max() + 1
-
-
-def test_mirrored_probabilities_give_mirrored_candidates_and_large_regions_are_whole(rng):
-    p = blobs(rng, (10, 11, 12))
-    assert np.array_equal(find(p).instances, find(p[:, ::-1]).instances[:, ::-1])
-    assert (find(np.full((30, 30, 30), 0.7)).instances == 1).all()
+    assert np.array_equal(found, find(p[:, ::-1], rule=rule).instances[:, ::-1])
 
 
 # --- operating points ------------------------------------------------------------------------
@@ -196,33 +180,18 @@ def test_points_are_found_by_name_whatever_the_digits():
 # --- joining peaks -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("p", "instances"),
-    [
-        ([[0.9, 0.2, 0.8, 0.0, 0.0]], [[1, 0, 1, 0, 0]]),
-        # a pass under a tenth of the lower peak keeps them apart
-        ([[0.9, 0.07, 0.8]], [[1, 0, 2]]),
-        # the way may lead round a corner
-        (
-            [[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]],
-            [[1, 0, 1], [0, 0, 0], [0, 0, 0]],
-        ),
-        # 0.7 meets 0.9 only by way of 0.8
-        ([[0.9, 0.2, 0.8, 0.2, 0.7]], [[1, 0, 1, 0, 1]]),
-        # 0.5 meets 0.7 at 0.19, and the candidates of 0.7 and 0.9 are apart
-        ([[0.9, 0.05, 0.7, 0.19, 0.5]], [[1, 0, 2, 0, 2]]),
-    ],
-)
-def test_a_high_pass_makes_one_candidate_of_two_peaks(p, instances):
-    assert find(p, rule=JOIN).instances.tolist() == instances
+def test_a_high_pass_makes_one_candidate_of_two_peaks():
+    assert find([[0.9, 0.2, 0.8, 0.0]], rule=JOIN).instances.tolist() == [[1, 0, 1, 0]]
+    # a pass under a tenth of the lower peak keeps them apart
+    assert find([[0.9, 0.07, 0.8]], rule=JOIN).instances.tolist() == [[1, 0, 2]]
+    corner = [[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]]
+    assert find(corner, rule=JOIN).instances.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
 def test_small_lesions_side_by_side_each_label_and_peaks_that_may_not_join_stay_apart():
     rule, row = replace(JOIN, join_mm=3.0), [[0.9, 0.9, 0.2, 0.8]]
     assert find(row, rule=rule).instances.tolist() == [[1, 1, 0, 2]]  # 1.6 and 1.1 mm
     assert find(row, rule=rule, mm=2.0).instances.tolist() == [[1, 1, 0, 1]]  # 3.2 and 2.3 mm
-    other = find([[0.9, 0.2, 0.8, 0.8]], rule=rule, mm=2.0)
-    assert other.instances.tolist() == [[1, 0, 1, 1]]
     assert find([[0.9, 0.3, 0.9]], rule=JOIN, join=1.0).instances.tolist() == [[1, 0, 2]]
     assert len(find([[0.9, 0.2, 0.0]], [[0.0, 0.2, 0.8]], rule=JOIN).candidates) == 2
 

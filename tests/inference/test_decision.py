@@ -15,8 +15,7 @@ WHOLE, CORE = (1, 2, 4), (4,)
 def find(*channels, regions=(WHOLE, CORE), values=(1, 4)):
     rows = np.array(channels, dtype=np.float32)
     rows = rows[:, np.newaxis] if rows.ndim == 2 else rows
-    rule = CandidateRule(min_voxels=1, join=1)
-    labels = tuple(f"label {value}" for value in values)
+    rule, labels = CandidateRule(min_voxels=1, join=1), tuple(map(str, values))
     plan = plan_of(labels=labels, label_values=values, candidate_rule=rule, regions=regions)
     return find_by_plan(rows, Geometry.from_spacing(rows.shape[1:], (1.0, 1.0)), plan)
 
@@ -46,8 +45,7 @@ def test_no_voxel_of_a_candidate_is_left_without_a_region():
 
 
 def test_without_regions_each_label_is_found_by_itself():
-    channels = [0, 0.9, 0.9, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.7, 0, 0]
-    found = find(*channels, regions=())
+    found = find([0, 0.9, 0.9, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.7, 0, 0], regions=())
     assert [c.label for c in found.candidates] == [1, 4]
     assert found.values is None
 

@@ -57,14 +57,13 @@ def test_empty_and_missing_channels_are_named_without_a_check(plan):
     assert "empty" not in result.warning
 
 
-def test_a_scan_may_lack_one_channel_or_none(plan: Plan) -> None:
-    plan = plan.with_(
-        channel_names=("C0", "C1", "C2"), normalisation=plan.normalisation[:1] * 3, may_lack=True
-    )
+def test_a_scan_may_lack_one_channel_or_none(plan):
+    three = {"channel_names": ("C0", "C1", "C2"), "normalisation": plan.normalisation * 3}
+    plan = plan.with_(**three, may_lack=True)
     assert Plan.from_json(plan.to_json()) == plan
     for missing in ((), (0,), (2,)):
         check_missing(plan, missing)
-    with pytest.raises(DatasetError, match=r"no C0, C2.*may lack one channel.*channel_dropout"):
+    with pytest.raises(DatasetError, match="no C0, C2"):
         check_missing(plan, (0, 2))
-    with pytest.raises(DatasetError, match=r"no C1.*may lack none"):
+    with pytest.raises(DatasetError, match="no C1"):
         check_missing(plan.with_(may_lack=False), (1,))

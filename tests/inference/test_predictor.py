@@ -28,7 +28,7 @@ predictor_of = Predictor.from_network
 @pytest.fixture
 def image(rng):
     """A body of noise with three bright blobs, alike in no direction, in SAR order."""
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"), -1)
+    grid = np.stack(np.indices(SHAPE), -1)
     image = rng.normal(100, 4, SHAPE)
     for centre, radius, height in BLOBS:
         image += height * (((grid - centre) ** 2).sum(-1) < radius**2)
@@ -56,13 +56,6 @@ def read_at(prediction, like):
     return prediction.instances[tuple(index.T)].reshape(like.shape)
 
 
-def in_a_turned_head(geometry):
-    """The same grid, turned by 12 and 7 degrees."""
-    turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
-    return Geometry(geometry.shape, turn @ geometry.affine)
-
-
 def dice(a, b):
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
@@ -80,7 +73,9 @@ def test_however_a_scan_is_stored_the_candidates_lie_in_the_same_place(
     predictor = predictor_of(network, replace(plan, spacing_mm=spacing_mm), settings=EXACT)
     expected = predictor.predict_volume(volume, "plain")
     assert len(expected.candidates) >= (3 if name == "threshold" else 1)
-    grid = in_a_turned_head(volume.geometry) if oblique else volume.geometry
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
+    grid = Geometry(SHAPE, turn @ volume.geometry.affine) if oblique else volume.geometry
     for code in ("SAR", "LPS", "PIR") if oblique else CODES:
         turned = stored(volume.array[0], grid, code)
         found = predictor.predict_volume(turned, code)
@@ -98,10 +93,10 @@ def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
     predictor = predictor_of(Bright(), plan)
     expected = predictor.predict_volume(volume, "a")
     other_way = volume.geometry.affine[:, [2, 1, 0, 3]]  # of (x, y, z) in place of (z, y, x)
-    prediction = predictor(image.T, other_way)
-    centres = [np.rint(c.centre_mm) for c in prediction.candidates]
-    assert np.array_equal(centres, [np.rint(c.centre_mm) for c in expected.candidates])
-    assert dice(prediction.mask().T > 0, expected.mask() > 0) >= 0.99
+    found = predictor(image.T, other_way)
+    centres = [np.rint([c.centre_mm for c in p.candidates]) for p in (found, expected)]
+    assert np.array_equal(*centres)
+    assert dice(found.mask().T > 0, expected.mask() > 0) >= 0.99
     with pytest.raises(ConfigError):
         predictor(image)
 
@@ -113,10 +108,10 @@ def test_the_operating_point_decides_what_is_accepted(volume, plan):
     assert strict.operating_point == pointed.operating_points[0]
     lenient = predictor_of(Bright(), pointed, operating_point="score:0")
     accepted = lenient.predict_volume(volume, "a").candidates
-    assert all(c.accepted for c in accepted)
     assert len(accepted) == len(strict.candidates)
-    chances = [c.probability for c in accepted]
-    assert chances == pytest.approx(fit.probability([c.score for c in accepted]).tolist())
+    assert all(c.accepted for c in accepted)
+    chances = fit.probability([c.score for c in accepted])
+    assert [c.probability for c in accepted] == pytest.approx(chances.tolist())
     with pytest.raises(ConfigError):
         predictor_of(Bright(), pointed, operating_point="fp_per_case:3")
 
@@ -173,11 +168,10 @@ def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
     "image",
     [
         np.where(np.arange(9) == 4, np.nan, np.zeros((1, 9, 9, 9))),
-        np.where(np.arange(9) == 4, np.inf, np.zeros((1, 9, 9, 9))),
         np.zeros((2, 9, 9, 9)),
         np.zeros((1, 9, 9)),
     ],
-    ids=["NaN", "infinity", "two channels", "two axes"],
+    ids=["NaN", "two channels", "two axes"],
 )
 def test_what_is_no_scan_of_the_plan_is_an_error(plan, image):
     shape = image.shape[1:]
@@ -191,7 +185,6 @@ def test_a_constant_volume_has_no_candidates_and_no_device_is_made_up(plan):
     prediction = predictor_of(Bright(), plan).predict_volume(volume, "tiny")
     assert prediction.candidates == ()
     assert not prediction.mask().any()
-    assert choose_device("auto").type in ("cpu", "cuda")
     with pytest.raises(ConfigError):
         choose_device("warp")
 

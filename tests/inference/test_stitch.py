@@ -35,7 +35,7 @@ def stitch(shape, weight, pieces):
 
 
 @pytest.mark.parametrize("shape", [(33, 20, 17), (40, 25)])
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.8])
 def test_tiles_of_a_volume_put_together_are_the_volume(shape, overlap):
     volume = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     grid = TileGrid(shape, (16,) * len(shape), overlap)
@@ -43,8 +43,8 @@ def test_tiles_of_a_volume_put_together_are_the_volume(shape, overlap):
     pieces = [(volume[(slice(None), *place)], place) for place in places]
     found, firsts = stitch(shape, gaussian_weight(grid.tile_shape), pieces)
     torch.testing.assert_close(found, volume, atol=1e-6, rtol=1e-6)
-    assert firsts == sorted(firsts)
     assert len(firsts) > 1
+    assert firsts == sorted(firsts)
 
 
 def test_equals_a_naive_loop_over_voxels():
@@ -69,7 +69,7 @@ def test_voxels_that_no_tile_covers_are_zero():
     assert stitch((7,), torch.ones(2), pieces)[0].tolist() == [[0, 1, 1, 0, 0, 1, 1]]
 
 
-def test_the_centre_weighs_one_and_nothing_weighs_nothing():
+def test_the_centre_weighs_one_and_no_corner_nothing():
     weight = gaussian_weight((8, 13))
     assert (weight.shape, weight.dtype, weight.max()) == ((8, 13), torch.float32, 1)
     assert weight.min() >= 0.001 * 0.999
@@ -88,15 +88,13 @@ def test_half_the_memory_keeps_probabilities_and_their_order(tmp_path, in_file):
     torch.testing.assert_close(found[:, 2:5], p, atol=6e-8, rtol=1e-3)
     torch.testing.assert_close(1 - found[:, 2:5], 1 - p, atol=6e-8, rtol=1e-3)
     assert (found[:, 2:5].reshape(-1).diff() >= 0).all()
-    assert not found[:, :2].any()
-    assert not found[:, 5:].any()
+    assert not found[:, [0, 1, 5]].any()
     store.close()
 
 
 def test_a_file_leaves_no_name_behind_and_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
-    store = Store((1, 100, 100), folder=tmp_path)
+    assert not Store((1, 100, 100), folder=tmp_path).values.any()
     assert not list(tmp_path.iterdir())
-    assert not store.values.any()
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -138,8 +136,6 @@ def test_whole_voxel_shifts_leave_zeros_where_the_plan_does_not_reach():
     shifted = Geometry((2, 2), np.array([[1, 0, 1], [0, 1, -1], [0, 0, 1.0]]))
     # plan voxel (0, 0) is file voxel (1, -1)
     assert restore([[1, 2], [3, 4]], shifted, file).tolist() == [[0, 0, 0], [2, 0, 0], [4, 0, 0]]
-    far = Geometry((2, 2), np.array([[1, 0, 50], [0, 1, 0], [0, 0, 1.0]]))
-    assert not restore(np.ones((2, 2)), far, file).any()
 
 
 def test_a_ramp_resampled_to_a_finer_grid_and_turned_stays_a_ramp():
@@ -155,9 +151,8 @@ def test_a_ramp_resampled_to_a_finer_grid_and_turned_stays_a_ramp():
     np.testing.assert_allclose(found, ramp(file), atol=1e-2)
 
 
-def test_zooms_and_rotations_are_no_signed_permutation():
-    assert signed_permutation(np.diag([0.5, 1, 1.0]), (4, 4)) is None
-    angle = np.deg2rad(0.1)  # a fifth of a voxel at voxel 100
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
-    assert signed_permutation(np.vstack([turn, [0, 0, 1]]), (100, 100)) is None
-    assert signed_permutation(np.array([[1, 0, 0.5], [0, 1, 0], [0, 0, 1]]), (4, 4)) is None
+def test_a_zoom_a_slight_turn_and_half_a_voxel_are_no_signed_permutation():
+    a = np.deg2rad(0.1)  # a fifth of a voxel at voxel 100
+    turn = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
+    for matrix in (np.diag([0.5, 1, 1.0]), turn, [[1, 0, 0.5], [0, 1, 0], [0, 0, 1]]):
+        assert signed_permutation(np.array(matrix), (100, 100)) is None

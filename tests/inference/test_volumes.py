@@ -6,37 +6,34 @@ import pytest
 
 from lesionseg.inference.volumes import read_ahead
 
+SECONDS = {"read": 0.0, "infer": 0.03, "write": 0.01}
 
-def test_steps_overlap_in_order_and_one_after_the_other_where_memory_is_short() -> None:
-    def steps(fits: bool) -> tuple[list[int], list[str]]:
-        log: list[str] = []
-        slow = {"read": 0.0, "infer": 0.03, "write": 0.01}
 
-        def step(name: str, item: int) -> None:
-            time.sleep(slow[name])
+def run(fits):
+    """What three items give, and the steps in the order in which they ended."""
+    log = []
+
+    def step(name):
+        def take(item, *_):
+            time.sleep(SECONDS[name])
             log.append(f"{name} {item}")
+            return item
 
-        items = read_ahead(
-            range(3),
-            lambda i: step("read", i),
-            lambda i, _: step("infer", i),
-            lambda i, _: (step("write", i), i)[1],
-            fits=lambda _: fits,
-        )
-        return list(items), log
+        return take
 
-    assert steps(True)[0] == steps(False)[0] == [0, 1, 2]
-    assert steps(False)[1] == [f"{s} {i}" for i in range(3) for s in ("read", "infer", "write")]
-    together = steps(True)[1]
-    assert together.index("read 1") < together.index("infer 0")
+    return list(read_ahead(range(3), *map(step, SECONDS), fits=lambda _: fits)), log
+
+
+def test_steps_overlap_in_order_and_one_after_the_other_where_memory_is_short():
+    (together, ahead), (alone, one_by_one) = run(True), run(False)
+    assert together == alone == [0, 1, 2]
+    assert one_by_one == [f"{name} {i}" for i in range(3) for name in SECONDS]
+    assert ahead.index("read 1") < ahead.index("infer 0")
     assert list(read_ahead([], print, print, print)) == []
 
 
-def test_what_a_step_raises_is_raised() -> None:
-    def broken(*_: object) -> None:
-        raise ValueError("broken")
-
-    for place in range(3):
-        steps = [broken if i == place else (lambda *_: None) for i in range(3)]
-        with pytest.raises(ValueError, match="broken"):
-            list(read_ahead([1, 2], *steps))
+@pytest.mark.parametrize("place", range(3))
+def test_what_a_step_raises_is_raised(place):
+    steps = [(lambda *_: 1 // 0) if i == place else (lambda *_: None) for i in range(3)]
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead([1, 2], *steps))

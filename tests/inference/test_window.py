@@ -37,7 +37,7 @@ def test_an_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
 def test_tiles_go_in_batches_and_are_counted(plan):
     network, calls = Identity(), []
     window = SlidingWindow((network,), plan, batch_size=3)
-    window(noise(1, 16, 16, 40), on_batch=lambda done, total: calls.append((done, total)))
+    window(noise(1, 16, 16, 40), on_batch=lambda *counted: calls.append(counted))
     assert [shape[0] for shape in network.seen] == [3, 1]
     assert calls == [(3, 4), (4, 4)]
 
@@ -83,20 +83,17 @@ def test_the_surer_voxel_has_the_higher_probability_and_doubt_stays_as_it_is(pla
     assert torch.sigmoid(SURER)[-1] == torch.sigmoid(SURER)[-3] == 1  # as they are, these tie
     doubtful = torch.linspace(-8, 8, 33)
     assert torch.equal(compress_log_odds(doubtful), doubtful)
-    assert compress_log_odds(torch.zeros(0)).shape == (0,)
-    old, new = (label_probabilities(SURER[None, None], replace(plan, compressed=t)) for t in (0, 1))
-    assert torch.equal(old[0, 0], SURER.sigmoid())
-    assert torch.equal(new[0, 0], compress_log_odds(SURER).sigmoid())
+    for compressed, expected in ((False, SURER), (True, compress_log_odds(SURER))):
+        found = label_probabilities(SURER[None, None], replace(plan, compressed=compressed))
+        assert torch.equal(found[0, 0], expected.sigmoid())
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_softmax_gives_its_own_probabilities(n, plan):
-    logits = torch.randn(2, n, 3, 4, 5, generator=torch.manual_seed(0))
-    found = label_probabilities(logits, replace(plan, activation="softmax"))
-    assert torch.allclose(found, logits.softmax(1)[:, 1:], atol=1e-6)
-
-
-def test_softmax_of_sure_channels_keeps_their_order(plan):
+def test_softmax_gives_its_own_probabilities_and_sure_channels_keep_their_order(plan):
+    softmax = replace(plan, activation="softmax", compressed=False)
+    for n in (2, 3, 4):
+        logits = noise(2, n, 3, 4, 5)
+        found = label_probabilities(logits, softmax)
+        assert torch.allclose(found, logits.softmax(1)[:, 1:], atol=1e-6)
     logits = torch.stack([-SURER, SURER, torch.zeros_like(SURER)])[None]
-    found = label_probabilities(logits, replace(plan, activation="softmax", compressed=True))[0, 0]
-    assert (found[1:] > found[:-1]).all()
+    found = label_probabilities(logits, replace(softmax, compressed=True))[0, 0]
+    assert (found.diff() > 0).all()

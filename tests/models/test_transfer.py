@@ -23,6 +23,10 @@ def moved(plan: Plan, before: Plan):
     return network, old, take_weights(network, plan, old, before)
 
 
+def fresh_parts(done):
+    return {name.partition(".")[0] for name in done.fresh}
+
+
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
 def test_between_equal_networks_everything_moves(name):
     network, old, done = moved(plan_of(name), plan_of(name))
@@ -43,8 +47,7 @@ def test_other_labels_give_new_heads_that_start_at_the_prior(labels, before):
 
 def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
     network, old, done = moved(plan_of("retina_unet"), plan_of("unet"))
-    assert {name.partition(".")[0] for name in done.fresh} == {"head"}
-    assert done.unused == ()
+    assert (fresh_parts(done), done.unused) == ({"head"}, ())
     image = torch.randn(1, 1, 16, 16)
     with torch.no_grad():
         voxels = network.eval()(image).segmentation[0]
@@ -54,21 +57,19 @@ def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
 def test_a_retinanet_finds_its_coarser_decoder_in_a_unets():
     network, old, done = moved(plan_of("retinanet"), plan_of("unet"))
     assert torch.equal(network.decoder.ups[0].weight, old.decoder.ups[1].weight)
-    assert {name.partition(".")[0] for name in done.fresh} == {"head"}
+    assert fresh_parts(done) == {"head"}
     assert "decoder.ups.0.weight" in done.unused  # the finest stage, which it does without
 
 
-def test_other_anchors_give_a_new_detector_and_another_activation_new_heads_of_voxels():
-    other = (((3.0, 3.0), (9.0, 9.0)),)
-    _, _, done = moved(plan_of("retinanet", sizes=other), plan_of("retinanet"))
-    assert {name.partition(".")[0] for name in done.fresh} == {"head"}
-    _, _, done = moved(plan_of("unet").with_(activation="softmax"), plan_of("unet"))
-    assert {name.partition(".")[0] for name in done.fresh} == {"heads"}
-
-
-def test_tensors_of_another_shape_stay_fresh():
-    wide = plan_of("unet")
-    wide = wide.with_(architecture=replace(wide.architecture, features=(4, 8, 12)))
-    _, _, done = moved(wide, plan_of("unet"))
+def test_other_anchors_another_activation_and_other_shapes_stay_fresh():
+    _, _, done = moved(
+        plan_of("retinanet", sizes=(((3.0, 3.0), (9.0, 9.0)),)), plan_of("retinanet")
+    )
+    assert fresh_parts(done) == {"head"}
+    unet = plan_of("unet")
+    _, _, done = moved(unet.with_(activation="softmax"), unet)
+    assert fresh_parts(done) == {"heads"}
+    wide = unet.with_(architecture=replace(unet.architecture, features=(4, 8, 12)))
+    _, _, done = moved(wide, unet)
     assert "encoder.stages.2.0.conv.weight" in done.fresh
     assert "encoder.stages.1.0.conv.weight" in done.taken

@@ -6,8 +6,9 @@ import torch
 from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Plan
 from lesionseg.training.fit import fit
+from tests.models.plans import plan_of
 
 
 class Squares:
@@ -26,30 +27,14 @@ class Squares:
             image[0] += 3 * labels
         if number in self.bad:
             image[:] = torch.nan
-        return {
-            "image": image,
-            "labels": labels,
-            "instances": labels.int(),
-            "valid": torch.ones_like(labels, dtype=torch.bool),
-        }
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
 
 
-def small_plan(batch_size=2, n_supervised=2):
-    return Plan(
-        dims=2,
-        modality="mri",
-        channel_names=("T2",),
-        label_values=(1,),
-        label_names=("lesion",),
-        spacing_mm=(1.0, 1.0),
-        normalisation=(Normalisation("zscore"),),
-        tile_shape=(16, 16),
-        batch_size=batch_size,
-        architecture=Architecture(
-            "unet", (4, 8), ((1, 1), (2, 2)), ((3, 3),) * 2, blocks=1, n_supervised=n_supervised
-        ),
-        lesion_fraction=0.02,
-    )
+def small_plan(batch_size: int = 2, n_supervised: int = 2) -> Plan:
+    table = {"blocks": 1, "n_supervised": n_supervised}
+    changes = {"batch_size": batch_size, "lesion_fraction": 0.02}
+    return plan_of(strides=((1, 1), (2, 2)), table=table, **changes)
 
 
 @pytest.fixture
@@ -70,10 +55,7 @@ def config(optim=None, **trainer):
     chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", **trainer}
     lightning = {key: chosen.pop(key) for key in LIGHTNING if key in chosen}
     chosen["lightning"] = {"enable_progress_bar": False, **chosen.get("lightning", {}), **lightning}
-    callbacks, logger = chosen.pop("callbacks", ()), chosen.pop("logger", ())
-    return TrainConfig.of(
-        trainer=chosen, optim=optim or {"lr": 1e-2}, callbacks=callbacks, logger=logger
-    )
+    return TrainConfig.of(trainer=chosen, optim=optim or {"lr": 1e-2})
 
 
 @pytest.fixture
@@ -82,10 +64,14 @@ def train(tmp_path):
 
     def run(*, run_dir=None, tiles=None, plan=None, network=None, **given):
         plan = plan or small_plan()
-        parts = {key: given.pop(key) for key in ("loss", "validate") if key in given}
-        parts = {"loss": FocalLoss(), "callbacks": given.pop("plugs", ()), **parts}
-        network = network or build_network(plan)
+        parts = {"loss": FocalLoss(), "callbacks": given.pop("plugs", ())}
+        parts |= {key: given.pop(key) for key in ("loss", "validate") if key in given}
         folder = run_dir or tmp_path / "run"
+        network = network or build_network(plan)
         return fit(network, plan, tiles or Squares(), config(**given), folder, **parts)
 
     return run
+
+
+def weights(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])

@@ -11,20 +11,14 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
-from lesionseg.models import build_network
+from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
+from tests.training.conftest import weights
 
-LIGHTNING = "pytorch_lightning"
 SGD = {"name": "sgd", "lr": 0.01}
-
-
-def weights(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 class Newest(pl.Callback):
@@ -43,6 +37,12 @@ def column(tmp_path):
         return pd.read_csv(tmp_path / run / "metrics.csv")[name].dropna().tolist()
 
     return read
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every step."""
+    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
 
 
 def last_checkpoint(run_dir):
@@ -72,55 +72,45 @@ def test_metrics_csv_has_terms_positives_and_who_gets_the_gradient(train, column
 
 
 class KeepCheckpoint(pl.Callback):
-    """Copies the checkpoint written at one step, then lets training crash at another."""
+    """Copies the checkpoint written before step 4, then lets training crash at step 7."""
 
-    def __init__(self, run_dir, keep, crash):
-        self.run_dir, self.keep, self.crash = run_dir, keep, crash
+    def __init__(self, run_dir):
+        self.last, self.kept = run_dir / "checkpoints" / "last.ckpt", run_dir / "kept.ckpt"
 
     def on_train_batch_start(self, trainer, pl_module, *_):
-        if trainer.global_step == self.keep:
-            last = self.run_dir / "checkpoints" / "last.ckpt"
-            shutil.copy(last, self.run_dir / "kept.ckpt")
+        if trainer.global_step == 4:
+            shutil.copy(self.last, self.kept)
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step == self.crash:
+        if trainer.global_step == 7:
             raise RuntimeError("pulled the plug")
 
 
 @pytest.mark.parametrize("optim", [{"lr": 1e-2}, SGD], ids=["adamw", "sgd"])
 def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
-    train, tmp_path, column, optim, monkeypatch
+    train, tmp_path, column, optim, often
 ):
     settings = {"max_steps": 12, "log_every_n_steps": 2, "optim": optim}
-    undisturbed = train(run_dir=tmp_path / "calm", **settings)
-    disturbed = tmp_path / "killed"
-    plug = KeepCheckpoint(disturbed, keep=4, crash=7)
-    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
+    train(run_dir=tmp_path / "calm", **settings)
+    plug = KeepCheckpoint(tmp_path / "killed")
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train(run_dir=disturbed, plugs=[plug], **settings)
-    # killed at step 7, the last checkpoint on disk being that of step 4
-    shutil.move(disturbed / "kept.ckpt", disturbed / "checkpoints" / "last.ckpt")
-    resumed = train(run_dir=disturbed, **settings)
-    assert resumed.steps == undisturbed.steps == 12
-    assert torch.equal(weights(resumed.network), weights(undisturbed.network))
+        train(run_dir=tmp_path / "killed", plugs=[plug], **settings)
+    shutil.move(plug.kept, plug.last)
+    assert train(run_dir=tmp_path / "killed", **settings).steps == 12
     calm, killed = (last_checkpoint(tmp_path / d) for d in ("calm", "killed"))
-    for name, value in calm["current_model_state"].items():
-        assert torch.equal(value, killed["current_model_state"][name]), name
+    for state in ("state_dict", "current_model_state"):  # averaged, and newest
+        for name, value in calm[state].items():
+            assert torch.equal(value, killed[state][name]), name
     assert column("step", "killed") == column("step", "calm")
     assert column("loss", "killed") == column("loss", "calm")
 
 
-def test_a_finished_training_is_not_prolonged(train):
-    first = train(max_steps=4)
-    again = train(max_steps=4)
+def test_a_finished_training_is_not_prolonged_nor_taken_for_another_network_s(train, make_plan):
+    first, again = train(max_steps=4), train(max_steps=4)
     assert again.steps == 4
     assert torch.equal(weights(first.network), weights(again.network))
-
-
-def test_a_checkpoint_of_another_network_cannot_be_resumed(train, make_plan):
-    train(max_steps=2)
-    with pytest.raises(TrainingError, match=r"last\.ckpt.*cannot be resumed"):
-        train(max_steps=4, plan=make_plan(n_supervised=1))
+    with pytest.raises(TrainingError, match=r"last\.ckpt"):
+        train(max_steps=6, plan=make_plan(n_supervised=1))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
@@ -128,7 +118,7 @@ def test_a_damaged_checkpoint_cannot_be_resumed(train, tmp_path, content):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(TrainingError, match="cannot be resumed"):
+    with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=2)
 
 
@@ -165,33 +155,12 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     assert torch.equal(weights(result.network), seen[2])  # averaged, and best of all
 
 
-def test_the_average_moves_slowly_only_after_a_while(train, tmp_path):
+def test_the_average_moves_slowly_only_after_a_while(train):
     """By hand: the first weights are taken over, the second with 9/11."""
     newest = Newest()
     result = train(max_steps=2, plugs=[newest])
     expected = newest.seen[0].lerp(newest.seen[1], 9 / 11)
     torch.testing.assert_close(weights(result.network), expected)
-
-
-@pytest.mark.parametrize("loss", [FocalLoss(), CrossEntropyLoss()], ids=["positives", "mean"])
-def test_two_accumulated_batches_learn_about_what_one_of_twice_the_size_does(
-    train, make_plan, tmp_path, loss
-):
-    one, two = (
-        train(
-            run_dir=tmp_path / str(accumulate),
-            plan=make_plan(batch_size=2 // accumulate),
-            accumulate_grad_batches=accumulate,
-            loss=loss,
-            max_steps=6,
-            optim=SGD,
-        )
-        for accumulate in (1, 2)
-    )
-    before = weights(build_network(make_plan()))
-    moved, difference = weights(one.network) - before, weights(one.network) - weights(two.network)
-    assert moved.norm() > 1e-2
-    assert difference.norm() < 0.3 * moved.norm()  # each batch has a normaliser of its own
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):
@@ -206,28 +175,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog
 
 
 def test_ten_such_steps_in_a_row_end_training(train, squares):
-    with pytest.raises(TrainingError, match=r"diverged: 10 steps in a row up to step 12"):
+    with pytest.raises(TrainingError, match="10 steps in a row up to step 12"):
         train(max_steps=50, tiles=squares(bad=range(4, 100)))
 
 
 def test_the_divisor_is_the_moving_average_of_positives(train, make_plan, tmp_path):
     class Divisors(FocalLoss):
-        seen = ()
-
         def forward(self, logits, labels, *, valid=None, normaliser=None):
-            Divisors.seen = (*Divisors.seen, (logits.dtype, float(normaliser)))
+            assert logits.dtype == torch.float32
+            seen.append(float(normaliser))
             return super().forward(logits, labels, valid=valid, normaliser=normaliser)
 
+    seen = []
     train(max_steps=1, loss=Divisors(), plan=make_plan(n_supervised=1))
     # two tiles of 256 voxels at a fraction of 0.02 are expected to hold 10.24, a square holds 12
-    assert Divisors.seen == ((torch.float32, pytest.approx(0.9 * 10.24 + 0.1 * 12)),)
-    Divisors.seen, one = (), {"plan": make_plan(batch_size=1, n_supervised=1)}
+    assert seen == [pytest.approx(0.9 * 10.24 + 0.1 * 12)]
+    seen, one = [], {"plan": make_plan(batch_size=1, n_supervised=1)}
     train(max_steps=2, loss=Divisors(), accumulate_grad_batches=2, run_dir=tmp_path / "2", **one)
     # a tile with the square and one without, twice: the average moves once a step, by 6 a tile
     first, step = 0.9 * 5.12 + 0.1 * 12, [0.9 * 5.12 + 0.1 * 6]
     then = 0.9 * step[0] + 0.1 * 12
     step.append(0.9 * step[0] + 0.1 * 6)
-    assert [n for _, n in Divisors.seen] == pytest.approx([first, step[0], then, step[1]])
+    assert seen == pytest.approx([first, step[0], then, step[1]])
 
 
 def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
@@ -238,28 +207,17 @@ def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
         assert p.is_contiguous()
 
 
-def test_callbacks_loggers_and_options_of_the_users_own(train, tmp_path):
+def test_callbacks_and_options_of_the_users_own(train):
     class Enough(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             trainer.should_stop = trainer.global_step >= 3
 
-    result = train(
-        max_steps=50,
-        plugs=[Enough()],
-        callbacks=[{"_target_": f"{LIGHTNING}.callbacks.DeviceStatsMonitor", "cpu_stats": False}],
-        logger=[{"_target_": f"{LIGHTNING}.loggers.CSVLogger", "name": "own", "version": ""}],
-        lightning={"profiler": "simple"},
-        log_every_n_steps=1,
-    )
-    assert result.steps == 3
-    assert (tmp_path / "run" / "own" / "metrics.csv").is_file()
+    assert train(max_steps=50, plugs=[Enough()], lightning={"profiler": "simple"}).steps == 3
     with pytest.raises(ConfigError, match=r"trainer\.lightning.*profilers"):
         train(max_steps=99, lightning={"profilers": 1})
 
 
-def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
-    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
-
+def test_ctrl_c_says_how_to_go_on(train, caplog, often):
     class CtrlC(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             if trainer.global_step == 3:
@@ -273,19 +231,7 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, monkeypatch):
     assert train(max_steps=5).steps == 5
 
 
-def test_a_users_own_network_with_one_output_is_trained_and_leaves_pictures_and_progress(
-    train, tmp_path
-):
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 1, 3, padding=1)
-
-        def forward(self, image):
-            return [self.conv(image)]
-
-    network = Own()
-    before = network.conv.weight.clone()
+def test_a_training_leaves_pictures_and_shows_its_progress(train, tmp_path):
     shown = []
 
     @contextmanager
@@ -293,9 +239,7 @@ def test_a_users_own_network_with_one_output_is_trained_and_leaves_pictures_and_
         yield lambda *advance: shown.append(advance)
 
     plugs = [Progress(bar), Previews(tmp_path, draw_previews)]
-    result = train(max_steps=3, network=network, plugs=plugs, log_every_n_steps=1)
-    assert result.network is network
-    assert not torch.equal(before, network.conv.weight)
+    train(max_steps=3, plugs=plugs, log_every_n_steps=1)
     assert (tmp_path / "previews" / "step_000003.png").stat().st_size > 5000
     assert [share for _, share, _ in shown] == pytest.approx([1 / 3, 2 / 3, 1])
     assert shown[-1][0].startswith("step 3, loss ")

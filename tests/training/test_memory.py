@@ -20,31 +20,26 @@ def cramped(limit):
 
 
 @pytest.mark.parametrize(
-    ("limit", "batch", "tile"),
+    ("limit", "batch", "tile", "reasons"),
     [
-        (8 * 256, 8, (16, 16)),
-        (4 * 256, 4, (16, 16)),
-        (2 * 256, 2, (16, 16)),
-        (2 * 14 * 16, 2, (14, 16)),
+        (8 * 256, 8, (16, 16), set()),
+        (4 * 256, 4, (16, 16), {"batch_size"}),
+        (2 * 14 * 16, 2, (14, 16), {"batch_size", "tile_shape"}),
     ],
 )
-def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile):
-    plan = make_plan(batch_size=8)
-    fitted = fit_to_memory(plan, cramped(limit))
+def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile, reasons):
+    fitted = fit_to_memory(make_plan(batch_size=8), cramped(limit))
     assert (fitted.batch_size, fitted.tile_shape) == (batch, tile)
-    if fitted != plan:
-        assert "8 tiles of 16 × 16" in fitted.reasons["batch_size"]
-        assert ("tile_shape" in fitted.reasons) == (tile != (16, 16))
+    assert set(fitted.reasons) == reasons
 
 
 def test_after_three_smaller_sizes_it_gives_up(make_plan):
-    with pytest.raises(TrainingError, match=r"8 tiles of 16 × 16.*model\.tile_shape"):
+    with pytest.raises(TrainingError, match=r"model\.tile_shape"):
         fit_to_memory(make_plan(batch_size=8), cramped(10))
 
 
 def test_nothing_is_left_below_one_small_tile(make_plan):
     single = step_down(make_plan(batch_size=2).with_(tile_shape=(4, 4)))
-    assert single is not None
     assert single.batch_size == 1
     assert step_down(single) is None
 
@@ -54,9 +49,7 @@ def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):
     features = (32, 64, 128, 256, 320, 320, 320)
     strides = ((1, 1, 1), *((2, 2, 2),) * 5, (1, 1, 1))
     table = Architecture("unet", features, strides, ((3, 3, 3),) * 7)
-    plan = make_plan().with_(
-        dims=3, spacing_mm=(1.0,) * 3, tile_shape=(224, 256, 224), architecture=table
-    )
+    grid = {"dims": 3, "spacing_mm": (1.0,) * 3, "tile_shape": (224, 256, 224)}
+    plan = make_plan().with_(**grid, architecture=table)
     assert step_gb(plan) == pytest.approx(31.9, rel=0.15)
-    half = plan.with_(batch_size=1)
-    assert step_gb(half) < 0.65 * step_gb(plan)
+    assert step_gb(plan.with_(batch_size=1)) < 0.65 * step_gb(plan)

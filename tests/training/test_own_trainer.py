@@ -10,35 +10,23 @@ from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.prepare import prepared
 from lesionseg.training import LesionData, lesion_module, tiles_of
-from tests.training.conftest import config
+from tests.training.conftest import config, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice
 
 
-def weights(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def trainer(folder, **options):
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        **{"max_epochs": 1, "logger": False, "enable_progress_bar": False, **options},
-    )
-
-
-def fitted(folder, plan, tiles, ckpt_path=None, chosen=None, **options):
-    chosen = chosen or config(max_steps=6)
+def fitted(folder, plan, tiles, chosen, ckpt_path=None, **options):
     torch.manual_seed(0)
     module = lesion_module(plan, chosen, loss=FocalLoss())
-    data = LesionData(tiles, plan, chosen.trainer)
-    trainer(folder, **options).fit(module, data, ckpt_path=ckpt_path)
+    quiet = {"max_epochs": 1, "logger": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(default_root_dir=folder, accelerator="cpu", **quiet, **options)
+    trainer.fit(module, LesionData(tiles, plan, chosen.trainer), ckpt_path=ckpt_path)
     return module
 
 
 def test_six_lines_train_what_fit_trains(train, make_plan, squares, tmp_path):
     plain = config(max_steps=6, ema_decay=None)
-    module = fitted(tmp_path, make_plan(), squares(), chosen=plain)
+    module = fitted(tmp_path, make_plan(), squares(), plain)
     assert module.global_step == 6  # the budget of the settings ended it
     ours = train(max_steps=6, ema_decay=None, gradient_clip_val=1e9)
     torch.testing.assert_close(weights(module.network), weights(ours.network))
@@ -47,11 +35,11 @@ def test_six_lines_train_what_fit_trains(train, make_plan, squares, tmp_path):
 def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
     make_plan, squares, tmp_path
 ):
-    calm = fitted(tmp_path, make_plan(), squares())
+    given = tmp_path, make_plan(), squares(), config(max_steps=6)
+    calm = fitted(*given)
     save = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1)
-    fitted(tmp_path, make_plan(), squares(), callbacks=[save], max_steps=3)
-    path = tmp_path / "kept" / "epoch=0-step=3.ckpt"
-    resumed = fitted(tmp_path, make_plan(), squares(), ckpt_path=path)
+    fitted(*given, callbacks=[save], max_steps=3)
+    resumed = fitted(*given, ckpt_path=tmp_path / "kept" / "epoch=0-step=3.ckpt")
     assert resumed.global_step == 6
     assert torch.equal(weights(resumed.network), weights(calm.network))
 
@@ -64,5 +52,4 @@ def test_a_folder_of_scans_trains_under_ones_own_trainer(tmp_path):
         trainer={"max_steps": 2, "workers": 0, "accelerator": "cpu"},
     )
     plan, cases = prepared(chosen, tmp_path / "run")
-    module = fitted(tmp_path, plan, tiles_of(cases, plan, chosen), chosen=chosen)
-    assert module.global_step == 2
+    assert fitted(tmp_path, plan, tiles_of(cases, plan, chosen), chosen).global_step == 2

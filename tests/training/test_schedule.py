@@ -62,14 +62,14 @@ def test_cosine_rises_linearly_then_falls_and_poly_falls(name, progress, rate):
 
 def test_a_smaller_rate_for_the_backbone_keeps_its_ratio_through_the_schedule(make_plan):
     network = build_network(make_plan())
-    optimiser = make_optimiser(network, OptimConfig.of(backbone_lr_scale=0.1))
+    optimiser = make_optimiser(network, OptimConfig.of(backbone_lr_scale=0.1, weight_decay=0.3))
     heads = {id(p) for p in network.heads.parameters()}
-    half = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 0.5)
-    assert len(half.get_last_lr()) == 4
+    torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 0.5)
     for group in optimiser.param_groups:
-        of_heads = {id(p) in heads for p in group["params"]}
-        assert of_heads == {group["lr"] == 0.5 * 3e-3}
-        assert group["lr"] == pytest.approx(0.5 * 3e-3 * (1 if of_heads == {True} else 0.1))
+        (of_heads,) = {id(p) in heads for p in group["params"]}
+        assert group["lr"] == pytest.approx(0.5 * 3e-3 * (1 if of_heads else 0.1))
+        # norms and biases do not decay
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
     grouped = [p for group in optimiser.param_groups for p in group["params"]]
     assert len(grouped) == len(list(network.parameters()))
 
@@ -81,10 +81,3 @@ def test_a_backbone_at_no_rate_stays_as_it_is(train, make_plan):
     after = train(network=network, max_steps=3, optim=optim).network.state_dict()
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor) != name.startswith("heads"), name
-
-
-def test_norms_and_biases_do_not_decay(make_plan):
-    optimiser = make_optimiser(build_network(make_plan()), OptimConfig.of(weight_decay=0.3))
-    for group in optimiser.param_groups:
-        kernels = {p.ndim > 1 for p in group["params"]}
-        assert kernels == {group["weight_decay"] == 0.3}

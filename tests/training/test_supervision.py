@@ -7,11 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from lesionseg.training.objective import (
-    LevelTargets,
-    coarsen,
-    middles,
-)
+from lesionseg.training.objective import LevelTargets, coarsen, middles
 
 
 def targets(labels, valid=None):
@@ -78,10 +74,9 @@ def test_what_is_ignored_changes_no_level(regions):
         labels = known.masked_fill(~valid, hidden)
         batch = {"labels": labels, "instances": labels.int(), "valid": valid}
         levels.append(coarsen(LevelTargets.of(batch, regions), (2, 4)))
-    for other in levels[1:]:
-        assert torch.equal(other.labels, levels[0].labels)
-        assert torch.equal(other.instances, levels[0].instances)
-        assert torch.equal(other.valid, levels[0].valid)
+    for name in ("labels", "instances", "valid"):
+        first, *others = (getattr(level, name) for level in levels)
+        assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (4, 1), (2, 4)])

@@ -33,12 +33,6 @@ def test_batches_stack_the_tiles_in_order(squares):
     assert torch.equal(second["image"][0], squares()[9]["image"])
 
 
-def test_a_worker_process_gives_the_same_tiles(squares):
-    here, there = (read_batches(squares(), step_tiles(2), workers) for workers in (0, 1))
-    for a, b in zip(islice(here, 3), islice(there, 3), strict=True):
-        assert torch.equal(a["image"], b["image"])
-
-
 @pytest.mark.parametrize(
     ("cores", "asked", "device", "processes", "expected"),
     [
