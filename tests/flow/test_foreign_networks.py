@@ -1,24 +1,27 @@
-"""Networks and losses of others through the public commands: train, predict, export."""
+"""Networks, losses and transforms of others through the public commands: train, predict, export."""
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import monai.losses
-import monai.metrics
-import monai.transforms
 import pytest
 import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
+from monai.transforms import MapTransform
 
 from lesionseg.cli import run
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
-from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from tests.flow.test_end_to_end import SMALL
+from lesionseg.models import build_network
+from lesionseg.phantoms import write_mri_phantoms
+from tests.flow.cases import TILE, plan_of, predict, train
 
+STEPS = "trainer.max_steps=2"
 TEN_LINES = "tests.models.test_foreign_network.TenLines"
+MINE = f"model=custom model.network._target_={TEN_LINES} {TILE}"
+SEGRESNET = (
+    "model=custom model.network._target_=monai.networks.nets.SegResNet"
+    f" model.network.init_filters=8 {TILE}"
+)
 SWIN = (
     "model=custom model.network._target_=monai.networks.nets.SwinUNETR"
     " model.network.feature_size=12 model.network.depths=[1,1,1,1]"
@@ -32,135 +35,106 @@ SWIN_BACKBONE = (
 )
 
 
-class ResNetMaps(nn.Module):
-    """Torchvision's ResNet-18 as a backbone: maps of 1/4, 1/8 and 1/16 of the tile."""
+class Steps(pl.Callback):
+    """Writes down each step."""
 
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        from torchvision.models import resnet18
-        from torchvision.models.feature_extraction import create_feature_extractor
-
-        network = resnet18()
-        network.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-        self.maps = create_feature_extractor(network, ["layer1", "layer2", "layer3"])
-
-    def forward(self, image: Tensor) -> Any:
-        return self.maps(image)
-
-
-class Scored(pl.Callback):
-    """Writes MONAI's Dice of the network on one tile after each step."""
-
-    def __init__(self, file: str) -> None:
+    def __init__(self, file):
         self.file = Path(file)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        metric = monai.metrics.DiceMetric()
-        with torch.no_grad():
-            (logits, *_) = pl_module.network(torch.zeros(1, 1, 16, 16, 16))
-        metric(y_pred=(logits > 0).float(), y=torch.ones_like(logits))
+    def on_train_batch_end(self, trainer, *_):
         with self.file.open("a") as stream:
-            stream.write(f"{metric.aggregate().item()}\n")
+            stream.write(f"{trainer.global_step}\n")
 
 
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("foreign") / "raw"
-    write_mri_phantoms(folder, 4, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
-    return folder
+class Recorded(MapTransform):
+    """Writes down each call, and leaves everything as it was."""
+
+    def __init__(self, keys, file):
+        super().__init__(keys)
+        self.file = Path(file)
+
+    def __call__(self, data):
+        with self.file.open("a") as stream:
+            stream.write(",".join(f"{key} {data[key].ndim}" for key in self.keys) + "\n")
+        return data
 
 
-def trained(raw: Path, folder: Path, *overrides: str) -> Path:
-    given = [f"data.root={raw}", f"run_dir={folder}", *SMALL, "trainer.max_steps=2", *overrides]
-    assert run("train", given) == 0
-    return folder
+RECORDED = f"_target_: {__name__}.Recorded"
 
 
-def predicted(bundle: Path, raw: Path, output: Path, *overrides: str) -> int:
-    scan = sorted((raw / "imagesTr").glob("*_0000.nii.gz"))[0]
-    return run("predict", [f"bundle={bundle}", f"input={scan}", f"output={output}", *overrides])
+def lines(file):
+    return file.read_text().splitlines()
 
 
-def test_a_network_loss_transform_metric_callback_and_logger_of_others_are_called(
-    raw: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    calls: Counter[str] = Counter()
+@pytest.fixture(scope="session")
+def raw(once):
+    grid = {"shape": (24, 28, 24), "spacing_mm": (5.0, 5.0, 5.0)}
+    return once("foreign", lambda folder: write_mri_phantoms(folder, 4, seed=0, **grid))
+
+
+def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
+    raw, tmp_path, monkeypatch, capsys
+):
+    calls = Counter()
 
     class Counted(monai.losses.DiceFocalLoss):
-        def forward(self, *given: Any) -> Any:
+        def forward(self, *given):
             calls["loss"] += 1
             return super().forward(*given)
 
-    class Shifted(monai.transforms.RandShiftIntensityd):
-        def __call__(self, *given: Any) -> Any:
-            calls["transform"] += 1
-            return super().__call__(*given)
-
     monkeypatch.setattr(monai.losses, "DiceFocalLoss", Counted)
-    monkeypatch.setattr(monai.transforms, "RandShiftIntensityd", Shifted)
-    logs, scored = tmp_path / "logs", tmp_path / "scored"
-    logger = f"_target_: pytorch_lightning.loggers.CSVLogger, save_dir: '{logs}', version: ''"
-    bundle = trained(
+    tiles, images, steps, logs = (tmp_path / n for n in ("tiles", "images", "steps", "logs"))
+    shift = "{_target_: monai.transforms.RandShiftIntensityd, keys: image, offsets: 1}"
+    logger = "_target_: pytorch_lightning.loggers.CSVLogger, version: ''"
+    run_dir = train(
         raw,
         tmp_path / "run",
-        "model=custom",
-        f"model.network._target_={TEN_LINES}",
+        *MINE.split(),
         "model.network.width=6",
-        "model.tile_shape=[16,16,16]",
         "loss=custom",
         "loss._target_=monai.losses.DiceFocalLoss",
         "loss.lambda_focal=2",
-        "augment.extra=[{_target_: monai.transforms.RandShiftIntensityd, keys: image, offsets: 1}]",
-        f"callbacks=[{{_target_: {__name__}.Scored, file: '{scored}'}}]",
-        f"logger=[{{{logger}}}]",
+        f"augment.extra=[{shift},{{{RECORDED}, keys: [image, label], file: '{tiles}'}}]",
+        f"prepare.extra=[{{{RECORDED}, keys: [image], file: '{images}'}}]",
+        f"callbacks=[{{_target_: {__name__}.Steps, file: '{steps}'}}]",
+        f"logger=[{{{logger}, save_dir: '{logs}'}}]",
+        STEPS,
+        "trainer.workers=1",
     )
     assert calls["loss"] > 2  # the check before, and two steps
-    assert calls["transform"] >= 4  # two tiles a step
-    assert len(scored.read_text().split()) == 2  # MONAI's metric, by a callback of one's own
+    assert len(lines(tiles)) >= 4  # two tiles a step
+    assert set(lines(tiles)) == {"image 4,label 4,instances 4,valid 4"}
+    assert len(lines(images)) >= 4  # each case, to train or to validate
+    assert lines(steps) == ["1", "2"]
     (told,) = logs.rglob("metrics.csv")
     assert read_csv(told)
-    plan = json.loads((bundle / "bundle" / "plan.json").read_text(encoding="utf-8"))
+    plan = plan_of(run_dir / "bundle")
     assert plan["architecture"]["network"] == {"_target_": TEN_LINES, "width": 6}
-    assert predicted(bundle, raw, tmp_path / "refused") == 1
-    assert f"{TEN_LINES} would be imported" in capsys.readouterr().err
-    assert not (tmp_path / "refused").exists()
-    assert predicted(bundle, raw, tmp_path / "masks", "trust=true") == 0
-    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}"]) == 1
+    assert not predict(run_dir, raw / "imagesTr", tmp_path / "masks", status=1)
+    assert TEN_LINES in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
+    assert run("export", [f"bundle={run_dir}", f"output={tmp_path / 'onnx'}"]) == 1
+    predict(run_dir, raw / "imagesTr", tmp_path / "masks", "trust=true")
+
+
+def test_transforms_of_another_s_bundle_are_called_only_with_trust(raw, plan, tmp_path, capsys):
+    bundle, calls = tmp_path / "bundle", tmp_path / "calls"
+    spec = {"_target_": f"{__name__}.Recorded", "keys": ["image"], "file": str(calls)}
+    write_bundle(bundle, build_network(plan), plan.with_(prepare_extra=(spec,)), "")
+    predict(bundle, raw / "imagesTr", tmp_path / "out", status=1)
+    assert spec["_target_"] in capsys.readouterr().err
+    assert not calls.exists()
+    predict(bundle, raw / "imagesTr", tmp_path / "out", "trust=true")
+    assert lines(calls) == ["image 4"] * 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model",
-    [
-        f"model=custom model.network._target_={TEN_LINES} model.tile_shape=[16,16,16]",
-        "model=custom model.network._target_=monai.networks.nets.SegResNet"
-        " model.network.init_filters=8 model.tile_shape=[16,16,16]",
-        SWIN,
-        SWIN_BACKBONE,
-    ],
-)
-def test_monai_s_networks_train_predict_and_export(raw: Path, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("model", [MINE, SEGRESNET, SWIN, SWIN_BACKBONE])
+def test_others_networks_train_predict_and_export(raw, tmp_path, model):
     if "swin" in model:
         pytest.importorskip("einops")
-    bundle = trained(raw, tmp_path / "run", *model.split())
-    assert (bundle / "report.html").is_file()
-    trust = [] if "_target_" not in model else ["trust=true"]
-    assert predicted(bundle, raw, tmp_path / "masks", *trust) == 0
-    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", *trust]) == 0
-
-
-@pytest.mark.slow
-def test_a_backbone_of_torchvision_trains_predicts_and_is_exported(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision")
-    raw = tmp_path / "raw"
-    write_xray_phantoms(raw, 6, seed=0, shape=(128, 128), pixel_mm=2.8)
-    backbone = f"model.backbone._target_={__name__}.ResNetMaps"
-    bundle = trained(raw, tmp_path / "run", "model=retinanet", backbone, "model.tile_shape=[64,64]")
-    assert (bundle / "report.html").is_file()
-    output = tmp_path / "out"
-    scans = [f"bundle={bundle}", f"input={raw / 'images'}", f"output={output}", "trust=true"]
-    assert run("predict", scans) == 0
-    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", "trust=true"]) == 0
+    run_dir = train(raw, tmp_path / "run", *model.split(), STEPS)
+    assert (run_dir / "report.html").is_file()
+    scan = raw / "imagesTr" / "SIM_000_0000.nii.gz"
+    predict(run_dir, scan, tmp_path / "masks", "trust=true")
+    assert run("export", [f"bundle={run_dir}", f"output={tmp_path / 'onnx'}", "trust=true"]) == 0

@@ -4,7 +4,6 @@ Nodes are launchers on this machine, which talk over its loopback and share `run
 """
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -18,29 +17,19 @@ from safetensors.torch import load_file
 
 from lesionseg.io.files import read_csv
 from lesionseg.phantoms import write_mri_phantoms
+from tests.flow.cases import SMALL, TILE
 
 pytestmark = pytest.mark.slow  # fifteen processes that import torch
 
-ROOT = Path(__file__).parents[2]
-MODULE = [sys.executable, "-m"]
-TRAIN = shlex.split("""lesionseg train optim=sgd optim.lr=0.05 model.batch_size=1
-    model.base_features=4
-    model.tile_shape=[16,16,16] trainer.max_steps=8
-    trainer.workers=0
-    trainer.precision=32-true trainer.accelerator=cpu report.pdf=false
-    """)
-LOOPBACK = {
-    "GLOO_SOCKET_IFNAME": "lo",
-    "OMP_NUM_THREADS": "1",
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-}
-NODES = ["trainer.devices=2", "trainer.lightning.num_nodes=2"]
+TRAIN = ["lesionseg", "train", *SMALL, TILE, "model.batch_size=1", "trainer.max_steps=8"]
+TRAIN += ["optim=sgd", "optim.lr=0.05", "trainer.accelerator=cpu"]
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class DieOnce(pl.Callback):
     """Kills the last process after some steps, unless the file says that it has."""
 
-    def __init__(self, file: str, step: int) -> None:
+    def __init__(self, file, step):
         self.file, self.step = Path(file), step
 
     def on_train_batch_end(self, trainer, pl_module, *_):
@@ -50,80 +39,74 @@ class DieOnce(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nodes") / "raw"
-    write_mri_phantoms(folder, 4, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(raw):
-    """One node of as many processes."""
-    run = raw.parent / "one"
-    launcher = shlex.split("torch.distributed.run --standalone --nproc-per-node 4 -m")
-    command = [*MODULE, *launcher, *TRAIN, *settings(raw, run), "trainer.devices=4"]
-    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **LOOPBACK})
-    assert ended.returncode == 0
-    return run
-
-
-def settings(raw, run):
-    return [f"data.root={raw}", f"run_dir={run}"]
-
-
-def on_two_nodes(raw, run, *more):
-    """Each node with a cache of its own; what the launchers and their processes said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        at = f"127.0.0.1:{free.getsockname()[1]}"
-    launcher = shlex.split(
-        "torch.distributed.run --nnodes 2 --nproc-per-node 2 --max-restarts 2 "
-        f"--rdzv-backend c10d --local-addr 127.0.0.1 --rdzv-endpoint {at} -m"
+def start(launcher, folder, run, *more):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *launcher.split(), "-m", *TRAIN]
+    return subprocess.Popen(
+        [*torchrun, f"data.root={folder / 'raw'}", f"run_dir={run}", *more],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **LOOPBACK, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    command = [*MODULE, *launcher, *TRAIN, *settings(raw, run), *NODES, *more]
-    nodes = [
-        subprocess.Popen(
-            [*command, f"data.cache_dir={run.parent / f'{run.name}_cache_{node}'}"],
-            cwd=ROOT,
-            env={**os.environ, **LOOPBACK},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in range(2)
-    ]
+
+
+def ended(*nodes):
+    """What the launchers and their processes said."""
     said = [node.communicate(timeout=600)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+    assert [node.returncode for node in nodes] == [0] * len(nodes), "\n".join(said)
     return said
 
 
-def curve(run):
-    rows = [row for row in read_csv(run / "metrics.csv") if row["loss"]]
-    return [float(row[name]) for row in rows for name in ("loss", "loss_dice", "loss_focal")]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, and what one node of as many processes learns from it."""
+    folder = tmp_path_factory.mktemp("nodes")
+    grid = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
+    write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
+    one = "--standalone --nproc-per-node 4"
+    ended(start(one, folder, folder / "one", "trainer.devices=4"))
+    return folder
 
 
-def weights(run):
-    tensors = load_file(run / "bundle" / "weights.safetensors")
-    return torch.cat([tensor.flatten() for _, tensor in sorted(tensors.items())])
+def on_two_nodes(folder, run, *more):
+    """Each node with a cache of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at = f"127.0.0.1:{free.getsockname()[1]}"
+    launcher = "--nnodes 2 --nproc-per-node 2 --max-restarts 2 --rdzv-backend c10d "
+    launcher += f"--local-addr 127.0.0.1 --rdzv-endpoint {at}"
+    two = ["trainer.devices=2", "trainer.lightning.num_nodes=2", *more]
+    caches = [f"data.cache_dir={folder}/{run.name}_cache_{node}" for node in range(2)]
+    return ended(*(start(launcher, folder, run, *two, cache) for cache in caches))
 
 
-def test_two_nodes_learn_what_one_node_learns(raw, one):
-    run = raw.parent / "calm"
-    said = on_two_nodes(raw, run)
-    assert curve(one)[-3] < curve(one)[0]
-    assert curve(run) == pytest.approx(curve(one), rel=1e-5)
-    torch.testing.assert_close(weights(run), weights(one), rtol=1e-5, atol=1e-6)
-    caches = (raw.parent / f"calm_cache_{node}" for node in range(2))
+def check_learnt_the_same(run, other):
+    curves, weights = [], []
+    for folder in (run, other):
+        rows = [row for row in read_csv(folder / "metrics.csv") if row["loss"]]
+        curves.append(
+            [float(r[name]) for r in rows for name in ("loss", "loss_dice", "loss_focal")]
+        )
+        tensors = load_file(folder / "bundle" / "weights.safetensors")
+        weights.append(torch.cat([tensor.flatten() for _, tensor in sorted(tensors.items())]))
+    assert curves[1][-3] < curves[1][0]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_two_nodes_learn_what_one_node_learns(folder):
+    said = on_two_nodes(folder, folder / "calm")
+    check_learnt_the_same(folder / "calm", folder / "one")
+    caches = (folder / f"calm_cache_{node}" for node in range(2))
     assert [len(list(cache.glob("*/*/*/case.json"))) for cache in caches] == [2, 2]
     assert sum(text.count("Finished in") for text in said) == 1  # the first process speaks
 
 
-def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(raw, one):
-    run, file = raw.parent / "killed", raw.parent / "died"
+def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(folder):
+    run, file = folder / "killed", folder / "died"
     die = f"{{_target_: tests.flow.test_several_nodes.DieOnce, file: {file}, step: 4}}"
-    on_two_nodes(raw, run, f"callbacks=[{die}]")
+    on_two_nodes(folder, run, f"callbacks=[{die}]")
     assert file.exists()
     assert "Resuming" in (run / "train.log").read_text()
-    assert curve(run) == pytest.approx(curve(one), rel=1e-5)
-    torch.testing.assert_close(weights(run), weights(one), rtol=1e-5, atol=1e-6)
+    check_learnt_the_same(run, folder / "one")

@@ -44,12 +44,6 @@ def test_no_voxel_of_a_candidate_is_left_without_a_region():
     np.testing.assert_array_equal(found.values > 0, found.instances > 0)
 
 
-def test_without_regions_each_label_is_found_by_itself():
-    found = find([0, 0.9, 0.9, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.7, 0, 0], regions=())
-    assert [c.label for c in found.candidates] == [1, 4]
-    assert found.values is None
-
-
 def test_nothing_gives_no_candidate_and_a_missing_channel_is_an_error():
     found = find([0.0] * 8, [0.0] * 8)
     assert found.candidates == ()

@@ -6,11 +6,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
-import lesionseg
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError
-from lesionseg.inference.bundle import Bundle, write_bundle
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import choose_device
 from lesionseg.io.volumes import write_volume
@@ -22,6 +21,7 @@ SPACING_MM = (1.0, 1.0, 1.0)
 EXACT = InferenceConfig.of(precision="fp32")
 CODES = ("SAR", "SAL", "SPL", "IPL", "RAS", "LPS", "PIR", "ASL", "RSA")
 BLOBS = (((6, 8, 7), 3.2, 90), ((15, 18, 9), 4.4, 110), ((12, 9, 23), 2.4, 75))
+EMPTY = np.zeros((1, 9, 9, 9), np.float32)
 predictor_of = Predictor.from_network
 
 
@@ -116,14 +116,6 @@ def test_the_operating_point_decides_what_is_accepted(volume, plan):
         predictor_of(Bright(), pointed, operating_point="fp_per_case:3")
 
 
-def test_a_bundle_and_a_path_are_all_it_takes(volume, plan, tmp_path):
-    write_bundle(tmp_path / "run" / "bundle", build_network(plan), plan, "")
-    write_volume(tmp_path / "scan_0000.nii.gz", volume)
-    prediction = lesionseg.Predictor(tmp_path / "run")(tmp_path / "scan_0000.nii.gz")
-    assert prediction.case == "scan"
-    assert prediction.geometry.matches(volume.geometry)
-
-
 @pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
 def test_rasters_without_a_pixel_size_have_that_of_the_training(
     rng, plan, tmp_path, trained_at, taken
@@ -164,20 +156,12 @@ def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
     assert (raw.probabilities(volume) == p).all()  # the first one follows its own plan
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.where(np.arange(9) == 4, np.nan, np.zeros((1, 9, 9, 9))),
-        np.zeros((2, 9, 9, 9)),
-        np.zeros((1, 9, 9)),
-    ],
-    ids=["NaN", "two channels", "two axes"],
-)
+@pytest.mark.parametrize("image", [np.where(EMPTY == 0, np.nan, 1), EMPTY.repeat(2, 0), EMPTY[0]])
 def test_what_is_no_scan_of_the_plan_is_an_error(plan, image):
-    shape = image.shape[1:]
-    volume = Volume(image.astype(np.float32), Geometry.from_spacing(shape, (1.0,) * len(shape)))
+    """NaN, two channels, two axes."""
+    geometry = Geometry.from_spacing(image.shape[1:], (1.0,) * (image.ndim - 1))
     with pytest.raises(ContentError):
-        predictor_of(Bright(), plan).predict_volume(volume, "case-7")
+        predictor_of(Bright(), plan).predict_volume(Volume(image, geometry), "case-7")
 
 
 def test_a_constant_volume_has_no_candidates_and_no_device_is_made_up(plan):

@@ -38,11 +38,11 @@ class Halves(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(2, wide, 1)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
         if image.shape[2] % 16:
             raise ValueError("sides must be multiples of 16")
         logits = self.conv(image)
-        return nn.functional.avg_pool3d(logits, 2), logits
+        return {"half": nn.functional.avg_pool3d(logits, 2), "whole": logits}
 
 
 def plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:

@@ -17,7 +17,6 @@ from lesionseg.training.module import batch_rate, learning_rate, make_optimiser,
         ("cuda", {"max_steps": 7}, None, 7, None),
         ("cpu", {"max_minutes": 90.0, "max_steps": 9}, 90.0, 9, 15.0),
         ("cpu", {"validate_every_minutes": None}, 60.0, None, None),
-        ("cpu", {"max_steps": 7, "validate_every_minutes": 3.0}, None, 7, 3.0),
     ],
 )
 def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, every):
@@ -29,13 +28,7 @@ def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, e
 
 @pytest.mark.parametrize(
     ("dims", "batch", "name", "factor"),
-    [
-        (3, 2, "adamw", 1),
-        (2, 4, "sgd", 1),
-        (3, 8, "adamw", 2),
-        (3, 8, "sgd", 4),
-        (2, 1, "adamw", 0.5),
-    ],
+    [(3, 2, "adamw", 1), (3, 8, "adamw", 2), (3, 8, "sgd", 4), (2, 1, "adamw", 0.5)],
 )
 def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
     plan = make_plan(batch_size=batch).with_(dims=dims)
@@ -50,9 +43,7 @@ def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
         ("adamw", 0.525, 1.0),  # half of what follows the warm-up
         ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
         ("adamw", 1.3, 0.0),
-        ("sgd", 0.0, 2.0),
         ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
-        ("sgd", 1.0, 0.0),
     ],
 )
 def test_cosine_rises_linearly_then_falls_and_poly_falls(name, progress, rate):
