@@ -1,9 +1,12 @@
-"""The library stays small: the table of docs/architecture.md, with a tenth of room."""
+"""The library stays small (docs/architecture.md's table, with a tenth of room) and starts fast."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from lesionseg.config import TrainConfig, keys
+from tests.commands import python
 
 ROOT = Path(__file__).parents[1]
 ROWS = re.findall(
@@ -29,3 +32,29 @@ def test_every_package_keeps_to_its_budget() -> None:
     assert len(list((ROOT / "lesionseg").glob("**/*.py"))) <= 160
     assert len(list((ROOT / "conf").glob("**/*.yaml"))) <= 35
     assert len([key for key, _ in keys(TrainConfig) if not key.endswith("_target_")]) <= 65
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import lesionseg", {"torch", "monai", "numpy", "SimpleITK", "hydra"}),
+        (
+            "from lesionseg.cli import run; run('train', ['--help'])",
+            {"torch", "monai", "SimpleITK", "hydra", "pytorch_lightning", "numba"},
+        ),
+        (
+            "import lesionseg.io",
+            {"SimpleITK", "nibabel", "PIL", "tifffile", "pycocotools", "torch"},
+        ),
+        ("from lesionseg.data import TileGrid", {"torch", "monai"}),
+        ("import lesionseg.ops.components", {"torch"}),
+        ("import lesionseg.losses", {"numba", "pytorch_lightning", "monai"}),
+        ("import lesionseg.inference.predictor", {"SimpleITK", "pytorch_lightning", "hydra"}),
+        ("import lesionseg.evaluation", {"monai", "pytorch_lightning", "SimpleITK"}),
+    ],
+)
+def test_import_stays_light(statement: str, heavy: set[str]) -> None:
+    done = python("-c", f"import sys; {statement}; print(*sys.modules)")
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "sys" in loaded
+    assert not loaded & heavy

@@ -3,12 +3,13 @@
 from pathlib import Path
 from unittest.mock import Mock
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 import lesionseg
 from lesionseg.errors import ConfigError, ReadError
+from tests.pipeline.cases import boxes, write_array
+
+SEEN, MISSED = (2, 2, 2, 6), (15, 15, 15, 4)
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
     """One lesion found and one missed on each of two cases, by masks."""
     folder = tmp_path_factory.mktemp("scored")
     for case in ("a", "b"):
-        truth = np.zeros((24, 24, 24), np.uint8)
-        truth[2:8, 2:8, 2:8] = truth[15:19, 15:19, 15:19] = 1
-        seen = truth.copy()
-        seen[12:] = 0
-        for name, array in (("truth", truth), ("masks", seen)):
-            (folder / name).mkdir(exist_ok=True)
-            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / name / f"{case}.nii.gz")
+        for name, places in (("truth", [SEEN, MISSED]), ("masks", [SEEN])):
+            write_array(folder / name / f"{case}.nii.gz", boxes((24, 24, 24), *places))
     return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
 
 

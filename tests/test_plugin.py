@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from shutil import copytree
 
-import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.commands import python
+from tests.pipeline.cases import boxes, write_array
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,12 +29,9 @@ def test_its_layout_is_read_and_its_experiment_composed(
 ) -> None:
     for number in range(4):
         folder = tmp_path / "data" / f"case_{number}"
-        folder.mkdir(parents=True)
         scan = rng.normal(100, 20, (24, 24, 24)).astype(np.float32)
-        mask = np.zeros(scan.shape, np.uint8)
-        mask[8:12, 8:12, 8:12] = 1
-        for name, array in (("scan", scan), ("lesions", mask)):
-            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+        write_array(folder / "scan.nii.gz", scan)
+        write_array(folder / "lesions.nii.gz", boxes(scan.shape, (8, 8, 8, 4)))
     root, run_dir = f"data.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'check'}"
     done = python("-m", "lesionseg", "prepare", root, "check=true", run_dir, env=environment)
     assert "layout pairs: 4 cases" in done.stdout + done.stderr

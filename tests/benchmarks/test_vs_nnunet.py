@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
-from benchmarks.learning.voxel_dice import voxel_dice
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.files import read_json
 from lesionseg.phantoms import write_mri_phantoms
@@ -52,23 +51,12 @@ def test_the_peer_gets_the_learning_cases_and_our_size(setting, tmp_path):
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
 
 
-def test_dice_of_voxels_at_one_half_and_at_its_best(setting):
-    (files,), folder, dataset = setting.scored, setting.options.output, setting.found.dataset
-    labels = versus.read_case(files, dataset).reference.labels
-    odds = np.where(labels > 0, -1.0, -2.0)[None]  # p = .27 and .12
-    np.save(folder / f"{files.case}.npy", odds.astype(np.float32))
-    found = voxel_dice(folder, setting.scored, dataset)
-    assert (found["dice_half"], found["dice_best"]) == (0, 1)
-    assert 0.12 < found["best_threshold"] < 0.27
-    assert voxel_dice(folder, (), dataset)["dice_best"] is None
-
-
 def cell(found):
     """A lesion of 4 mm in each of as many patients as there are answers."""
     lesions, cases = [], []
     for i, hit in enumerate(found):
-        who, at = {"case": f"c{i}", "group": f"P{i}"}, 0.9 if hit else None
-        lesions.append({**who, "diameter_mm": 4.0, "found": hit, "detected_at": at, "iou50": hit})
+        who = {"case": f"c{i}", "group": f"P{i}"}
+        lesions.append({**who, "diameter_mm": 4.0, "found": hit})
         cases.append({**who, "dice": 0.1 * i})
     return {"lesions": lesions, "cases": cases}
 
@@ -82,11 +70,3 @@ def test_the_interval_is_paired():
     assert 0 < better[1] < 0.5 < better[2]
     few = [cell([True] * 4)]
     assert table.paired_interval(few, few, found) is None
-
-
-def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive():
-    made = cell([True] * 8 + [False] * 8)  # 16 cases: two false positives are allowed
-    for false, n in (([0.99, 0.95], 8), ([0.99, 0.95, 0.9], 0)):
-        assert sum(v for _, v in table.outlined(made | {"false_positives": false})) == n
-    made["lesions"][0]["iou50"] = False
-    assert sum(v for _, v in table.outlined(made | {"false_positives": []})) == 7

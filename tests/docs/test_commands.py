@@ -1,8 +1,10 @@
 """README and docs: each command and setting shown exists, each link leads somewhere."""
 
+import os
 import re
 import shlex
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -10,6 +12,7 @@ from lesionseg.cli import COMMANDS, compose
 from lesionseg.cli.compose import OPEN, groups, read_flags
 from lesionseg.cli.help import examples
 from lesionseg.config import keys
+from tests.commands import python
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -63,16 +66,6 @@ def test_every_target_of_make_and_every_script_is_there(page: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
-def test_every_function_on_the_way_of_a_case_is_where_the_page_says() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    steps = re.findall(r"^ +([\w.]+) {2,}([\w/]+\.py)", text, re.MULTILINE)
-    assert len(steps) > 40
-    for names, file in steps:
-        code = (ROOT / "lesionseg" / file).read_text(encoding="utf-8")
-        for name in names.split("."):
-            assert re.search(rf"\b(?:def|class) {name}\b", code), (names, file)
-
-
 def slug(heading: str) -> str:
     """A heading's anchor, as GitHub and the site make it."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -89,3 +82,37 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert file.is_file(), target
         headings = re.findall(r"^#+ (.*)$", without_blocks(file), re.MULTILINE) if anchor else ()
         assert not anchor or anchor in map(slug, headings), target
+
+
+# --- `make docs`: the site builds without a warning, fetches nothing; its notebooks run ---
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
+
+
+def test_every_page_has_its_place_in_the_site():
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/-]+\.md$", config, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
+    pytest.importorskip("mkdocstrings")
+    build = ("-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path)
+    done = python(*build, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|<link[^>]*href)="https?:', page)
+    assert (tmp_path / "notebooks" / "quick_start.ipynb").is_file()
+    assert 'id="lesionseg.evaluate"' in (tmp_path / "api" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # a reader's own session is not this strict
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_the_cells_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, hook = {"__name__": "__main__"}, run_path(page.parent / "as_ipynb.py")
+    for number, (kind, source) in enumerate(hook["cells"](page.read_text(encoding="utf-8"))):
+        if kind == "code":
+            exec(compile(source, f"{page.name}, part {number}", "exec"), names)

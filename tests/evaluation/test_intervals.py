@@ -28,12 +28,6 @@ def test_why_there_is_no_interval():
     assert (nothing.value, nothing.reason) == (None, NONE)
 
 
-def test_a_group_with_most_of_the_lesions_counts_for_few():
-    n = intervals.effective_groups(np.array([19.0, 1, 1, 1, 1, 1]))
-    assert n == pytest.approx(24**2 / (19**2 + 5))
-    assert intervals.few_groups_factor(n) > intervals.few_groups_factor(6)
-
-
 def test_the_design_effect_is_that_of_leaving_a_group_out():
     hits, totals = np.array([3.0, 1.0, 4.0, 0.0]), np.array([4.0, 3.0, 4.0, 2.0])
     p = hits.sum() / totals.sum()

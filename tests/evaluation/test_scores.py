@@ -1,13 +1,25 @@
+import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, OperatingPoint, Reference
+from lesionseg.core import Geometry, InputCheckResult, OperatingPoint, Reference
+from lesionseg.errors import ConfigError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation import summarise as summary
-from tests.evaluation.hand_cases import evaluated, prediction_of, result, templates
+from lesionseg.evaluation.subgroups import divide_by
+from lesionseg.evaluation.tables import write_scores
+from tests.evaluation.hand_cases import (
+    HAND_CASES,
+    evaluated,
+    make_prediction,
+    make_reference,
+    prediction_of,
+    result,
+    templates,
+)
 
 # the contract's
 KEYS = """
@@ -127,3 +139,81 @@ def test_the_size_curve_has_intervals_that_hold_the_truth():
     assert curve["diameters_mm"][0] == pytest.approx(curve["observed_mm"][0])
     for value, (low, high) in zip(curve["recall"], curve["ci95"], strict=True):
         assert low <= value <= high
+
+
+def tables(folder, results, labels=None):
+    write_scores(folder, results, {}, labels)
+    return [
+        list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+        for name in ("cases", "lesions", "candidates")
+    ]
+
+
+def test_a_line_for_each_result(tmp_path):
+    results = [evaluated(c) for c in HAND_CASES]
+    cases, lesions, candidates = tables(tmp_path, results, {1: "metastasis"})
+    assert [row["case"] for row in cases] == [r.case for r in results]
+    assert len(lesions) == sum(len(r.lesions) for r in results)
+    assert len(candidates) == sum(len(r.candidates) for r in results)
+    assert sum(int(row["n_detected"]) for row in cases) == sum(r.n_detected for r in results)
+    first = lesions[0]
+    assert (first["label"], first["detected"], first["volume_ml"]) == ("metastasis", "true", "")
+    assert [first[f"start_{axis}_vox"] for axis in "zyx"] == ["", "1.0", "1.0"]
+    assert [first[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", ""]
+    assert tables(tmp_path, []) == [[], [], []]
+    assert (tmp_path / "lesions.csv").read_text().startswith("case,group,lesion,label,diameter_mm")
+
+
+def test_a_warning_of_the_scan_is_in_its_row(tmp_path):
+    hand, said = HAND_CASES[0], InputCheckResult(2.5, "Another grid.")
+    prediction = replace(make_prediction(hand), input=said)
+    result = evaluate_case(make_reference(hand), prediction, PRESETS["lesionseg"], case="=a")
+    (row,), *_ = tables(tmp_path, [result])
+    assert (row["warning"], row["input_score"]) == ("Another grid.", "2.5")
+    assert row["case"] == "'=a"  # no spreadsheet runs it
+
+
+CASES = [f"case{i}" for i in range(12)]
+TABLE = {
+    case: {"site": "AB"[i % 2], "age": str(20 + i), "id": case, "sex": "", "scanner": "one"}
+    for i, case in enumerate(CASES)
+}
+
+
+def test_every_dividing_column_gives_subgroups_with_the_numbers_of_their_cases_alone():
+    results = many()
+    found = summarise(results, columns=TABLE)["subgroups"]
+    assert {row["by"] for row in found} == {"site", "age"}
+    for row in summarise(results, columns=TABLE, subgroups=["site"])["subgroups"]:
+        own = [r for r in results if TABLE[r.case]["site"] == row["value"]]
+        alone = summarise(own)
+        assert row["n_cases"] == len(own) == 6
+        assert row["n_detected"] == alone["n_true_positive"]
+        for name in ("n_lesions", "lesion_recall", "false_positives_per_case"):
+            assert row[name] == alone[name]
+        assert row["dice"] == pytest.approx(alone["dice"]["mean"])
+
+
+def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
+    for name in ("site", "age", "sex", "id"):  # every case once
+        members = divide_by(CASES, TABLE, name).values()
+        assert sorted(case for own in members for case in own) == sorted(CASES)
+    groups = divide_by(CASES, {**TABLE, "case11": {"age": ""}}, "age")
+    assert [len(members) for members in groups.values()] == [3, 2, 3, 3, 1]
+    assert (next(iter(groups)), list(groups)[-1]) == ("20 to 22.5", "not stated")
+    assert list(divide_by(CASES, TABLE, "sex")) == ["not stated"]
+    with pytest.raises(ConfigError, match="sight"):  # not there
+        divide_by(CASES, TABLE, "sight")
+    crowd = [f"case{i}" for i in range(30)]
+    with pytest.raises(ConfigError):
+        divide_by(crowd, {c: {"id": c} for c in crowd}, "id")
+
+
+def test_thick_and_thin_slices_are_subgroups_without_any_table():
+    spacings = [1.0] * 6 + [5.0] * 6
+    results = [replace(r, slice_spacing_mm=mm) for r, mm in zip(many(), spacings, strict=True)]
+    found = summarise(results)["subgroups"]
+    assert [(row["by"], row["value"]) for row in found] == [("slice_spacing_mm", c) for c in "15"]
+    assert sum(row["n_lesions"] for row in found) == sum(len(r.lesions) for r in results)
+    stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
+    assert summarise(results, columns=stated)["subgroups"] == []  # what a table says goes first

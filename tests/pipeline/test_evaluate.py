@@ -9,7 +9,7 @@ from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.io.files import read_csv, write_csv
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.evaluate import of_role, open_references
+from lesionseg.pipeline.evaluate import of_role
 from lesionseg.report.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
@@ -306,37 +306,8 @@ def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
     assert "No scan was evaluated" in page
     assert page.count("<b>–</b>") == 4
     assert (tmp_path / "page/report.pdf").is_file()
-
-
-def test_predictions_of_the_test_part_alone(tmp_path):
-    """Of nnU-Net raw, training cases are no misses, unless they are asked for."""
-    root = tmp_path / "raw"
-    for name, role in ROLES.items():
-        part = "Ts" if role else "Tr"
-        write_scan(root / f"images{part}" / f"{name}_0000.nii.gz", GEOMETRY)
-        write_mask(root / f"labels{part}" / f"{name}.nii.gz", lesions(1))
-    labels = {"background": 0, "metastasis": 1}
-    about = {"channel_names": {"0": "T1"}, "labels": labels, "file_ending": ".nii.gz"}
-    (root / "dataset.json").write_text(json.dumps(about))
-
-    def missing(**settings):
-        scores = scores_of(root, tmp_path / "found", tmp_path / "out", **settings)
-        assert list(scores["per_label"]) == ["metastasis"]
-        return "".join(scores["missing_predictions"]), scores["evaluated_on"]
-
-    for name in "cd":
-        write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(1, [0]))
-    assert missing() == ("", "test")  # imagesTs and labelsTs say so
-    write_mask(tmp_path / "found" / "a.nii.gz", lesions(1, [0]))
-    assert missing() == ("b", "unknown")
-    assert missing(evaluated_on="train") == ("b", "train")
-
-
-def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path):
-    root, name, place = tmp_path / "bids", "sub-01_ses-a", "sub-01/ses-a/anat"
-    write_scan(root / place / f"{name}_FLAIR.nii.gz", GEOMETRY)
-    masks = root / "derivatives" / "lesions" / place
-    write_mask(masks / f"{name}_label-lesion_mask.nii.gz", lesions(2))
-    dataset, (case,) = open_references(root)
-    assert (dataset.convention, case.case) == ("bids", name)
-    assert open_references(masks)[0] is None
+    for name in "ac":
+        (folders[1] / f"{name}.nii.gz").unlink()
+    scores = scores_of(root, *folders[1:])  # only the test part was predicted: no misses
+    assert (scores["n_cases"], scores["evaluated_on"]) == (1, "test")
+    assert scores["missing_predictions"] == []

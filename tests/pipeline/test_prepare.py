@@ -1,20 +1,23 @@
-"""`prepare`: plans for a GPU elsewhere, cases at a time, and the weights a training begins with."""
+"""`prepare`: what is surveyed, plans for a GPU elsewhere, the weights a training begins with."""
 
+import json
 import logging
-import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from lesionseg.cli import run
 from lesionseg.config import DataConfig, ModelConfig, TrainConfig
-from lesionseg.errors import BundleError, ConfigError
+from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
-from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline import prepare as module
-from lesionseg.pipeline.dataset import take_survey
+from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
+from lesionseg.pipeline.dataset import may_lack, take_survey
 from lesionseg.pipeline.prepare import checkpoint_stages, plan_run, start_from
+from tests.models.test_nnunet_weights import PLAIN, plan_of, written
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +36,6 @@ def test_a_card_is_planned_for_by_its_memory(raw, tmp_path, monkeypatch, name):
     assert "24 GB" in plan.reasons["budget"]
     assert plan.architecture.features[0] >= 32
     assert (plan.anchors is not None) == (name == "retinanet")
-
-
-def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(raw, plan, tmp_path, monkeypatch):
-    taken, data = [], DataConfig.of(root=raw)
-    spy = {"fill_cache": lambda *_, workers, **__: taken.append(workers)}
-    for name, stub in (spy | {"cores": lambda: 64, "needed_bytes": lambda *_: 100}).items():
-        monkeypatch.setattr(module, name, stub)
-    for n_bytes in (300, 99):
-        monkeypatch.setattr(module, "default_budget", lambda n=n_bytes: n)
-        module.prepare_cases(take_survey(data, seed=0), plan, data, tmp_path)
-    assert taken == [3, 1]
 
 
 # --- weights of a bundle or of a checkpoint ---
@@ -69,26 +61,92 @@ def test_the_log_says_what_was_taken_and_what_is_new(planned, tmp_path, caplog):
         bundle_plan(str(tmp_path / "none"))
 
 
-def as_there(name):
-    """nnU-Net's name of a weight, of two stages with a convolution each."""
-    block = r"(encoder\.stages\.\d\.0|decoder\.stages\.0)(\.0)?\.(conv|norm)"
-    name = re.sub(block, r"\1.convs.0.\3", name)
-    name = name.replace("decoder.ups", "decoder.transpconvs")
-    return name.replace("heads.0.conv", "decoder.seg_layers.0")
-
-
-def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(planned, tmp_path, caplog):
-    old, network = build_network(planned, seed=1), build_network(planned, seed=2)
-    path = tmp_path / "checkpoint_final.pth"
-    weights = {as_there(name): tensor for name, tensor in old.state_dict().items()}
-    torch.save({"network_weights": weights}, path)
-    assert checkpoint_stages(ModelConfig.of(init_from=str(path)), 3) == planned.architecture
+def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(tmp_path, caplog):
+    path, old = written(tmp_path, PLAIN)
+    own = plan_of(PLAIN)
+    network, model = build_network(own, seed=2), ModelConfig.of(init_from=str(path))
+    assert checkpoint_stages(model, 3) == PLAIN
     with pytest.raises(ConfigError, match="spatial axes"):
-        checkpoint_stages(ModelConfig.of(init_from=str(path)), 2)
+        checkpoint_stages(model, 2)
     with caplog.at_level(logging.INFO, "lesionseg"):
-        start_from(str(path), network, planned)
-    every = len(old.state_dict())
-    assert f"checkpoint_final.pth: {every - 2} of {every} tensors taken" in caplog.text
+        start_from(str(path), network, own)
+    assert "tensors taken" in caplog.text
     for name, tensor in network.state_dict().items():
-        same = torch.equal(tensor, old.state_dict()[name])
-        assert same == (name != "heads.0.conv.weight"), name
+        assert torch.equal(tensor, old.state_dict()[name]) != name.startswith("heads"), name
+
+
+# --- what a survey needs of a dataset, and simulated datasets ---
+
+
+def test_training_leaves_out_no_only_channel():
+    with pytest.raises(ConfigError):
+        may_lack(DataConfig.of(channel_dropout=0.3), ("FLAIR",))
+
+
+def boxed(root, box=(8, 10, 9, 8)):
+    """Four radiographs of 32 by 32 as COCO boxes, one of them lesion-free."""
+    (root / "images").mkdir(parents=True)
+    images, boxes = [], []
+    for i in range(4):
+        Image.fromarray(np.full((32, 32), 90, np.uint8)).save(root / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 32, "height": 32})
+        boxes.append({"id": i, "image_id": i, "category_id": 1, "bbox": [*box]})
+    content = {"images": images, "annotations": boxes[1:], "categories": [{"id": 1, "name": "n"}]}
+    (root / "annotations.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("model", ["unet", "retina_unet"])
+def test_boxes_alone_teach_no_voxels(model, tmp_path, capsys):
+    root, folder = boxed(tmp_path / "raw"), tmp_path / "run"
+    assert run("train", [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
+    assert "3 references without a mask (case 1: 1 box)" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_path):
+    data = DataConfig.of(root=boxed(tmp_path / "raw", box=(40, 40, 5, 5)))
+    with pytest.raises(DatasetError, match=r"(?s)3 cases cannot be used(.*outside){3}"):
+        take_survey(data, seed=0)
+    table = tmp_path / "raw" / "annotations.json"
+    table.write_text(json.dumps({**json.loads(table.read_text()), "annotations": []}))
+    with pytest.raises(DatasetError, match="no lesion in 4 references"):
+        take_survey(data, seed=0)
+    (tmp_path / "raw" / "manifest.csv").write_text("case,image\na,images/0.png\n")
+    with pytest.raises(DatasetError, match=r"no reference to learn from \(1 case\)"):
+        take_survey(data, seed=0)
+
+
+def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
+    def write(folder, n_cases, *, progress):
+        folder.mkdir()
+        if not n_cases:
+            raise KeyboardInterrupt
+        (folder / "scan").touch()
+
+    monkeypatch.setattr("lesionseg.phantoms.write_mri_phantoms", write)
+    root = tmp_path / "new" / "set"
+    with pytest.raises(KeyboardInterrupt):
+        simulate_once(root, {"kind": "mri", "n_cases": 0})
+    assert list(root.parent.iterdir()) == []
+    simulate_once(root, {"kind": "mri", "n_cases": 2})
+    assert sorted(p.name for p in root.iterdir()) == ["scan", SETTINGS]
+    (root / "scan").unlink()
+    simulate_once(root, {"kind": "mri", "n_cases": 2})
+    assert not (root / "scan").exists()
+    with pytest.raises(ConfigError):
+        simulate_once(root, {"kind": "mri", "n_cases": 3})
+
+
+def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path):
+    write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
+    survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
+    first, *others = survey.dataset.cases
+    for tested in ("other", "same"):
+        cases = (replace(first, group=tested), *(replace(c, group="same") for c in others))
+        roles = survey.splits.roles | {first.case: "test"} | {c.case: "train" for c in others[1:]}
+        roles[others[0].case] = "validation"  # the one patient to train and validate on
+        given = replace(survey.splits, roles=roles, group_safe=False)
+        found = replace(survey, dataset=replace(survey.dataset, cases=cases), splits=given)
+        assert not found.is_group_safe("validation")
+        assert found.is_group_safe("test") == (tested == "other")

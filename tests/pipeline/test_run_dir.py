@@ -1,15 +1,24 @@
-"""A run directory belongs to one configuration and its development cases."""
+"""A run directory belongs to one configuration and its development cases, and keeps its log."""
 
 import json
+import logging
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lesionseg.cli import run
+from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
+from lesionseg.pipeline.log import LOG, run_log
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
+from lesionseg.pipeline.train import check_losses
+from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
+from tests.commands import python
 from tests.pipeline.cases import small_training
 
 BEGAN = {"a": "train", "b": "train", "c": "validation", "t": "test"}
@@ -105,3 +114,117 @@ def test_a_finished_training_is_not_scored_on_cases_that_taught_it(tmp_path, cap
     assert run("train", small_training(tmp_path, *more, n_cases=5)) == 1
     assert "(new → " in capsys.readouterr().err
     assert splits.read_bytes() == before
+
+
+# --- what a run says is kept in its directory ---
+
+log = logging.getLogger("lesionseg.test")
+
+
+@pytest.fixture
+def logged(caplog):
+    """As the command line sets it."""
+    caplog.set_level(logging.INFO, "lesionseg")
+
+
+def kept(run):
+    """The lines of a log without date and time."""
+    lines = (run / LOG).read_text(encoding="utf-8").splitlines()
+    return [line.split(" ", 2)[2] for line in lines]
+
+
+@pytest.mark.usefixtures("logged")
+def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path):
+    run = tmp_path / "run"
+    with run_log(run) as note:
+        log.info("Plan, spacing: %s", "1 mm")
+        assert not run.exists()
+        save_config(run, {})
+        log.warning("Later.")
+        note("Only here.")
+    assert kept(run)[1:] == ["Plan, spacing: 1 mm", "Later.", "Only here."]
+    with run_log(run):
+        log.info("Again.")
+    assert kept(run)[4:] == [kept(run)[0], "Again."]
+
+
+@pytest.mark.parametrize("error", [DatasetError("Bad."), KeyboardInterrupt(), ValueError("odd")])
+@pytest.mark.usefixtures("logged")
+def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(tmp_path, error):
+    save_config(tmp_path / "begun", {})
+    before = list(logging.getLogger().handlers)
+    for name in ("begun", "new"):
+        with pytest.raises(type(error)), run_log(tmp_path / name):
+            raise error
+    assert logging.getLogger().handlers == before
+    log.info("After.")
+    text = (tmp_path / "begun" / LOG).read_text(encoding="utf-8")
+    assert text.rstrip().endswith(f"{type(error).__name__}: {error}".rstrip())
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
+    script = (
+        "import logging, pathlib, sys; from lesionseg.pipeline.log import run_log\n"
+        "with run_log(pathlib.Path(sys.argv[1])):\n"
+        "    logging.getLogger('lesionseg.x').info('a plan')\n"
+        "    logging.getLogger('lesionseg.x').warning('a warning')\n"
+    )
+    save_config(tmp_path, {})
+    done = python("-c", script, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "a warning\n")
+    assert {"a plan", "a warning"} <= set(kept(tmp_path))
+
+
+# --- settings of a loss or a machine are named before a run belongs to them ---
+
+
+def fits(plan, **settings):
+    try:
+        check_losses(plan, TrainConfig.of(**settings))
+    except ConfigError as error:
+        return "alpha" not in str(error)
+    return True
+
+
+def test_one_alpha_a_class_of_voxels_and_a_label_of_anchors_fits(plan):
+    two = plan.with_(label_values=(1, 2), label_names=("a", "b"))
+    focal = {"_target_": "lesionseg.losses.FocalLoss"}
+    for activation, n in (("sigmoid", 2), ("softmax", 3)):
+        right, wrong = (LossConfig.model_validate(focal | {"alpha": [0.2] * k}) for k in (n, 1))
+        assert fits(two.with_(activation=activation), loss=right)
+        assert not fits(two.with_(activation=activation), loss=wrong)
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)
+    shape = replace(plan.architecture, name="retina_unet")
+    boxed = two.with_(architecture=shape, anchors=anchors)
+    assert [fits(boxed, detection={"alpha": [0.2] * n}) for n in (2, 3)] == [True, False]
+
+
+def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = small_training(tmp_path)
+    for key, wrong in (
+        ("loss.alpha", "[0.2,0.3]"),
+        ("trainer.accelerator", "gpu"),
+        ("trainer.accelerator", "gpuu"),
+    ):
+        assert run("train", [*command, f"{key}={wrong}"]) == 2
+        assert key.rpartition(".")[2] in capsys.readouterr().err
+        assert not [p for p in (tmp_path / "cache").glob("*") if p.name != "facts"]
+    assert run("train", [*command, "loss.alpha=[0.2]", "trainer.accelerator=cpu"]) == 0
+
+
+def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = small_training(tmp_path)
+    assert run("train", command) == 0
+    begun = tmp_path / "run" / "config.yaml"
+    begun.write_text(begun.read_text().replace("accelerator: auto", "accelerator: gpu"))
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only scored again
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
+    assert "finds no GPU" in capsys.readouterr().err
