@@ -9,7 +9,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.io.files import read_csv
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from tests.flow.cases import TILE, evaluate, plan_of, predict, scores_of, train
+from tests.flow.cases import TILE, evaluate, predict, scores_of, train
 
 STEPS = [TILE, "trainer.max_steps=20"]
 
@@ -95,13 +95,3 @@ def test_the_same_run_in_two_dimensions_on_a_coarser_grid(tmp_path):
     rows = predict(run_dir, raw / "images", output)
     assert len(list(output.glob("*_mask.png"))) == 6
     assert not [row for row in rows.values() if "grid" in row["warning"]]  # as large as in training
-
-
-def test_the_plan_is_the_same_each_time(tmp_path):
-    grid = {"shape": (24, 28, 24), "spacing_mm": (5.0, 5.0, 5.0)}
-    write_mri_phantoms(tmp_path / "raw", 4, seed=0, **grid)
-    plans = []
-    for _ in range(2):
-        assert run("prepare", [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}"]) == 0
-        plans.append(plan_of(tmp_path / "run"))
-    assert plans[0] == plans[1]

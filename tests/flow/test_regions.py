@@ -75,9 +75,3 @@ def test_the_mask_holds_the_files_values(folder, tmp_path):
         for file in output.glob("*_*"):
             if not file.name.endswith("_mask.nii.gz"):
                 file.unlink()
-
-
-def test_a_softmax_is_refused(folder, tmp_path, capsys):
-    softmax = "model.activation=softmax", "+loss.activation=softmax"
-    train(folder / "raw", tmp_path / "run", *SETTINGS, *softmax, status=2)
-    assert "regions overlap" in capsys.readouterr().err

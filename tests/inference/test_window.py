@@ -34,14 +34,6 @@ def test_an_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
     torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
-def test_tiles_go_in_batches_and_are_counted(plan):
-    network, calls = Identity(), []
-    window = SlidingWindow((network,), plan, batch_size=3)
-    window(noise(1, 16, 16, 40), on_batch=lambda *counted: calls.append(counted))
-    assert [shape[0] for shape in network.seen] == [3, 1]
-    assert calls == [(3, 4), (4, 4)]
-
-
 class _LooksRight(nn.Module):
     """Logit: the right neighbour's value, so that mirroring matters."""
 

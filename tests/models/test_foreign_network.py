@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, build_network, trusting
-from lesionseg.models.foreign import backbone_pyramid, probe_network
+from lesionseg.models.foreign import probe_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import supervised_strides
 from tests.models.plans import plan_of
@@ -120,13 +120,3 @@ def test_wrong_channels_are_refused_and_our_own_plans_left_alone() -> None:
         probe_network(plan(**target("Halves", wide=3)), by_hand=False)
     ours = plan("unet")
     assert probe_network(ours, by_hand=False) is ours
-
-
-def test_a_backbone_s_maps_are_the_stages_of_a_detector() -> None:
-    pytest.importorskip("einops")
-    spec = {"_target_": "monai.networks.nets.swin_unetr.SwinTransformer", "in_chans": 2}
-    spec |= {"embed_dim": 12, "window_size": (4, 4, 4), "patch_size": (2, 2, 2)}
-    spec |= {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
-    stages = backbone_pyramid("retinanet", spec, 3, 2)
-    assert stages.features == (12, 24, 48, 96, 192)
-    assert stages.strides == ((2, 2, 2),) * 5

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
@@ -50,8 +49,3 @@ def test_outputs_lie_at_their_anchors() -> None:
     assert image.grad is not None
     y, x = divmod(int(image.grad.abs().mean((0, 1)).argmax()), 16)
     assert max(abs(y + 0.5 - 11), abs(x + 0.5 - 7)) < 3
-
-
-def test_a_plan_without_anchors_is_refused() -> None:
-    with pytest.raises(ConfigError):
-        build_network(_plan().with_(anchors=None))

@@ -1,4 +1,4 @@
-"""U-Nets, plain and residual: shapes, first predictions, gradients, refusals."""
+"""U-Nets, plain and residual: shapes, seeds, first predictions, gradients, refusals."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models import build_network, prior_bias
+from lesionseg.models import build_network
 from lesionseg.models.blocks import ConvBlock, InstanceNorm, ResidualBlock
 from lesionseg.plan.rules import budget, multiplications
 from tests.models.plans import plan_of
@@ -57,17 +57,20 @@ def test_every_supervised_head_first_predicts_the_prior(name, labels, pi, activa
         assert p.mean().item() == pytest.approx(pi / len(labels), rel=0.1)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_a_prior_lies_between_0_and_1(fraction):
-    with pytest.raises(ConfigError):
-        prior_bias(fraction, 1, "sigmoid")
-
-
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 @pytest.mark.parametrize("shape", [(8, 10), (6, 8), (4, 4), (8, 8, 8)])
 def test_a_size_the_total_stride_does_not_divide_is_refused(name, shape):
     with pytest.raises(GeometryError):
         build_network(plan_of(name))(torch.zeros(1, 1, *shape))
+
+
+def test_the_seed_alone_decides_the_weights_and_the_global_random_state_stays():
+    before = torch.random.get_rng_state()
+    first, same, other = (build_network(plan_of(), seed=s).state_dict() for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
+    kernel = "encoder.stages.0.0.conv.weight"
+    assert not torch.equal(first[kernel], other[kernel])
 
 
 def test_logits_are_fp32_under_autocast():

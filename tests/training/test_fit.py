@@ -3,7 +3,6 @@
 import shutil
 import signal
 import time
-from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -14,8 +13,6 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.report.previews import draw_previews
-from lesionseg.training.callbacks import Previews, Progress
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -47,17 +44,6 @@ def often(monkeypatch):
 
 def last_checkpoint(run_dir):
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def test_the_loss_falls_and_the_lesion_is_found(train, squares, column):
-    result = train(max_steps=60, loss=DiceFocalLoss(), log_every_n_steps=10)
-    losses = column("loss")
-    assert losses[-1] < 0.6 * losses[0]
-    assert not result.network.training
-    tile = squares()[1000]
-    (logits,) = result.network(tile["image"][None])
-    p = logits.sigmoid()[0, 0]
-    assert p[tile["labels"] == 1].mean() > 5 * p[tile["labels"] == 0].mean()
 
 
 def test_metrics_csv_has_terms_positives_and_who_gets_the_gradient(train, column):
@@ -221,20 +207,6 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, often):
     assert signal.getsignal(signal.SIGINT) is handler  # the trainer leaves it ignored
     assert "Training stopped at step 3." in caplog.text
     assert train(max_steps=5).steps == 5
-
-
-def test_a_training_leaves_pictures_and_shows_its_progress(train, tmp_path):
-    shown = []
-
-    @contextmanager
-    def bar():
-        yield lambda *advance: shown.append(advance)
-
-    plugs = [Progress(bar), Previews(tmp_path, draw_previews)]
-    train(max_steps=3, plugs=plugs, log_every_n_steps=1)
-    assert (tmp_path / "previews" / "step_000003.png").stat().st_size > 5000
-    assert [share for _, share, _ in shown] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert shown[-1][0].startswith("step 3, loss ")
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):

@@ -6,7 +6,7 @@ import torch
 from lesionseg.errors import TrainingError
 from lesionseg.models.memory import step_gb
 from lesionseg.plan.plan import Architecture
-from lesionseg.training.memory import fit_to_memory, step_down
+from lesionseg.training.memory import fit_to_memory
 
 
 def cramped(limit):
@@ -33,15 +33,11 @@ def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile, reas
     assert set(fitted.reasons) == reasons
 
 
-def test_after_three_smaller_sizes_it_gives_up(make_plan):
+@pytest.mark.parametrize(("batch", "side"), [(8, 16), (2, 4)])
+def test_after_three_smaller_sizes_or_at_one_small_tile_it_gives_up(make_plan, batch, side):
+    plan = make_plan(batch_size=batch).with_(tile_shape=(side, side))
     with pytest.raises(TrainingError, match=r"model\.tile_shape"):
-        fit_to_memory(make_plan(batch_size=8), cramped(10))
-
-
-def test_nothing_is_left_below_one_small_tile(make_plan):
-    single = step_down(make_plan(batch_size=2).with_(tile_shape=(4, 4)))
-    assert single.batch_size == 1
-    assert step_down(single) is None
+        fit_to_memory(plan, cramped(10))
 
 
 def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):

@@ -5,11 +5,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
-from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.prepare import prepared
-from lesionseg.training import LesionData, lesion_module, tiles_of
+from lesionseg.training import LesionData, lesion_module
 from tests.training.conftest import config, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice
@@ -42,14 +39,3 @@ def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
     resumed = fitted(*given, ckpt_path=tmp_path / "kept" / "epoch=0-step=3.ckpt")
     assert resumed.global_step == 6
     assert torch.equal(weights(resumed.network), weights(calm.network))
-
-
-def test_a_folder_of_scans_trains_under_ones_own_trainer(tmp_path):
-    write_mri_phantoms(tmp_path / "raw", 3, seed=0, shape=(24, 24, 24), spacing_mm=(4.0, 4.0, 4.0))
-    chosen = TrainConfig.of(
-        data={"root": str(tmp_path / "raw")},
-        model={"base_features": 4, "batch_size": 2, "tile_shape": (16, 16, 16)},
-        trainer={"max_steps": 2, "workers": 0, "accelerator": "cpu"},
-    )
-    plan, cases = prepared(chosen, tmp_path / "run")
-    assert fitted(tmp_path, plan, tiles_of(cases, plan, chosen), chosen).global_step == 2

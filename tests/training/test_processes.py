@@ -1,14 +1,17 @@
-"""Who started this process: nobody, torchrun or srun; and what the first one does for all."""
+"""Who started this process; what the first one does for all; and what two learn together."""
 
 import os
 import socket
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import distributed
 
 from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     is_rank_zero,
@@ -109,3 +112,25 @@ def test_all_have_what_the_first_one_makes_and_fail_with_it():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_meet, (port,), nprocs=2)
+
+
+SGD = {"name": "sgd", "lr": 0.01}
+ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
+
+
+@pytest.mark.parametrize("name", ["unet", pytest.param("retinanet", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_plan, tmp_path, name):
+    plan = make_plan()
+    if name == "retinanet":
+        table = replace(plan.architecture, name=name)
+        plan = plan.with_(architecture=table, anchors=ANCHORS)
+    networks, curves = [], []
+    for n in (1, 2):
+        run, given = tmp_path / str(n), {"plan": plan.with_(batch_size=2 // n), "devices": n}
+        result = train(run_dir=run, **given, max_steps=8, optim=SGD, log_every_n_steps=1)
+        networks.append(weights(result.network))
+        curves.append(pd.read_csv(run / "metrics.csv")["loss"].dropna().tolist())
+    alone, together = curves
+    assert alone[-1] < alone[0]
+    assert together == pytest.approx(alone, rel=1e-3)
+    torch.testing.assert_close(*networks, rtol=1e-3, atol=1e-5)
