@@ -120,7 +120,8 @@ def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
 def test_transforms_of_another_s_bundle_are_called_only_with_trust(raw, plan, tmp_path, capsys):
     bundle, calls = tmp_path / "bundle", tmp_path / "calls"
     spec = {"_target_": f"{__name__}.Recorded", "keys": ["image"], "file": str(calls)}
-    write_bundle(bundle, build_network(plan), plan.with_(prepare_extra=(spec,)), "")
+    plan = plan.with_(prepare_extra=(spec,), spacing_mm=(5.0, 5.0, 5.0))
+    write_bundle(bundle, build_network(plan), plan, "")
     predict(bundle, raw / "imagesTr", tmp_path / "out", status=1)
     assert spec["_target_"] in capsys.readouterr().err
     assert not calls.exists()
