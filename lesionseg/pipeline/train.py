@@ -53,7 +53,7 @@ from lesionseg.pipeline.score import (
     validation_scores,
 )
 from lesionseg.pipeline.select import CHOSEN
-from lesionseg.plan.plan import FocalLink, Plan, sources_of
+from lesionseg.plan.plan import FocalCorrection, Plan, sources_of
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
@@ -255,7 +255,9 @@ def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     if link is None:
         return plan.with_(link=None)
     alpha, gamma = link
-    return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
+    return plan.with_(
+        link=FocalCorrection(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma)
+    )
 
 
 def check_losses(plan: Plan, cfg: TrainConfig) -> None:

@@ -131,9 +131,10 @@ class AnchorPlan:
     `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
     two heads that all levels share. `prior`: the share of anchors expected to be positive at the
-    start. `alpha`, `gamma`: as in `FocalLink`, of the scores. `merge_iou`: of boxes that overlap by
-    more the highest alone is kept. `mean_iou`, `small_recall`: how well the sizes fit the training
-    lesions (mean IoU with the best one, share of the smallest tenth with IoU ≥ 0.5); None without.
+    start. `alpha`, `gamma`: as in `FocalCorrection`, of the scores. `merge_iou`: of boxes that
+    overlap by more the highest alone is kept. `mean_iou`, `small_recall`: how well the sizes fit
+    the training lesions (mean IoU with the best one, share of the smallest tenth with IoU ≥ 0.5);
+    None without.
     """
 
     stages: tuple[Annotated[int, Field(ge=0, le=31)], ...]
@@ -167,7 +168,7 @@ class AnchorPlan:
 
 
 @dataclass(frozen=True)
-class FocalLink:
+class FocalCorrection:
     """α (one number or one a label) and γ of the focal loss that taught the network.
 
     Inference undoes them (`losses.focal`), so that its probabilities mean probabilities.
@@ -207,7 +208,7 @@ class Plan:
     activation: Activation = "sigmoid"
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
-    link: FocalLink | None = None
+    link: FocalCorrection | None = None
     anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
     voxel_calibration: Calibration | None = None

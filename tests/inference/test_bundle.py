@@ -99,9 +99,9 @@ def test_tensors_that_do_not_fit_are_named(folder, plan):
     tensors = {name: t.clone() for name, t in build_network(plan).state_dict().items()}
     missing, odd, endless = sorted(tensors)[:3]
     del tensors[missing]
-    tensors |= {"stranger": torch.zeros(1), odd: torch.zeros(7, 7)}
+    tensors |= {"unknown": torch.zeros(1), odd: torch.zeros(7, 7)}
     tensors[endless] = tensors[endless] * float("nan")
-    for names in ((endless,), (missing, odd, "stranger")):
+    for names in ((endless,), (missing, odd, "unknown")):
         save_file(tensors, folder / "weights.safetensors")
         with pytest.raises(BundleError) as caught:
             read_bundle(folder)

@@ -95,7 +95,7 @@ def test_wrappers_before_the_names_and_bare_weights_are_understood(tmp_path: Pat
     assert set(read_checkpoint(path)) == set(network.state_dict())
 
 
-class Stranger:
+class Foreign:
     """What a checkpoint must not make."""
 
 
@@ -108,8 +108,8 @@ def test_files_that_hold_no_weights_or_more_than_weights_are_refused(tmp_path: P
         path.write_bytes(content)
         with pytest.raises(BundleError):
             read_checkpoint(path)
-    path, _ = written(tmp_path, PLAIN, init_args=Stranger())
-    with pytest.raises(BundleError, match="Stranger"):
+    path, _ = written(tmp_path, PLAIN, init_args=Foreign())
+    with pytest.raises(BundleError, match="Foreign"):
         read_checkpoint(path)
 
 

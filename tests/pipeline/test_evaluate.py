@@ -120,11 +120,11 @@ def test_folders_that_are_empty_or_have_nothing_in_common_are_refused(folders, w
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
     (folders[1] / "b_mask.nii.gz").unlink()
-    write_mask(folders[1] / "stranger.nii.gz", lesions(1))
+    write_mask(folders[1] / "unknown.nii.gz", lesions(1))
     told = []
     scores = scores_of(*folders, progress=lambda *step: told.append(step))
     assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
-    assert "stranger" in caplog.text
+    assert "unknown" in caplog.text
     assert (scores["missing_predictions"], scores["n_missed"]) == (["b"], 3)
     names = "status", "dice", "surface_dice", "hd95_mm"
     assert columns(folders[2], "cases", *names)[1] == ("missing", "0.0", "0.0", "")

@@ -22,7 +22,7 @@ from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.volumes import read_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.plan.plan import AnchorPlan, FocalLink, Normalisation
+from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Normalisation
 from tests.commands import export
 from tests.pipeline.cases import write_array
 
@@ -48,7 +48,7 @@ def _plan(plan, dims, n_channels, activation):
         tile_shape=(16, 16, 24)[3 - dims :],
         architecture=replace(plan.architecture, strides=strides, kernels=kernels),
         activation=activation,
-        link=FocalLink((0.25, 0.5), 2.0) if activation == "sigmoid" else None,
+        link=FocalCorrection((0.25, 0.5), 2.0) if activation == "sigmoid" else None,
     )
 
 

@@ -97,7 +97,7 @@ def test_changed_development_cases_are_named(begun, now, said):
 def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun):
     check(begun, dict(reversed(BEGAN.items())))
     check(begun, {**BEGAN, "t": "external", "t2": "test"})
-    (begun / "splits.json").write_text('{"roles": {"a": "judge"}}')
+    (begun / "splits.json").write_text('{"roles": {"a": "exam"}}')
     with pytest.raises(DatasetError, match=r"splits\.json"):
         check(begun, BEGAN)
     (begun / "config.yaml").unlink()

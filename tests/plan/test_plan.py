@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
 from lesionseg.errors import BundleError
-from lesionseg.plan.plan import AnchorPlan, FocalLink, Plan
+from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 POINT = OperatingPoint(
@@ -20,7 +20,7 @@ def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
     full = plan.with_(
         operating_points=(POINT,),
         calibration=Calibration("platt", -1.0, 2.0, n_true=3),
-        link=FocalLink((0.25, 0.5), 2.0),
+        link=FocalCorrection((0.25, 0.5), 2.0),
         n_members=5,
         reasons={"spacing": "as measured"},
     )
