@@ -59,22 +59,10 @@ class ConvBlock(nn.Module):
         self.norm = InstanceNorm(out_channels)
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
-    def forward(
-        self, x: Float[Tensor, "b c *spatial"], skip: Float[Tensor, "b d *spatial"] | None = None
-    ) -> Float[Tensor, "b k *smaller"]:
-        """Features of the block; with `skip`, of both maps' channels, `x` first."""
-        if skip is None:
-            out = self.conv(x)
-        elif x.device.type == "cpu" and x.dtype == torch.float32:
-            # the sum of two convolutions: oneDNN's weight gradient of the joined one takes twice as
-            # long on processors without AVX-512 (64³, 32 to 16 channels: 386 ms for two of 94)
-            weights = torch.split(self.conv.weight, [x.shape[1], skip.shape[1]], dim=1)
-            convolve = functional.conv3d if x.dim() == 5 else functional.conv2d
-            out = convolve(x, weights[0], padding=self.conv.padding)
-            out = out + convolve(skip, weights[1], padding=self.conv.padding)
-        else:
-            out = self.conv(torch.cat([x, skip], dim=1))
-        return torch.as_tensor(self.activation(self.norm(out)))
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
+        """Features of the block."""
+        out: Tensor = self.activation(self.norm(self.conv(x)))
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -124,14 +112,6 @@ class Stage(nn.Sequential):
         for _ in range(n_blocks):
             self.append(block(dims, in_channels, out_channels, kernel=kernel, stride=stride))
             in_channels, stride = out_channels, (1,) * dims
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Features of the last block; the first takes `skip` too."""
-        first, *rest = self
-        x = first(x) if skip is None else first(x, skip)
-        for block in rest:
-            x = block(x)
-        return x
 
 
 def convolution(

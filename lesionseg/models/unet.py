@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ class Decoder(nn.Module):
         decoded = [x]
         steps = list(zip(self.ups, self.stages, pyramid[:-1], strict=True))
         for up, stage, skip in reversed(steps):
-            x = stage(up(x), skip)
+            x = stage(torch.cat([up(x), skip], dim=1))
             decoded.insert(0, x)
         return decoded
 
