@@ -71,7 +71,9 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        hint = " The same command resumes." if command in ("predict", "prepare", "tune") else ""
+        named = any(a.startswith("run_dir=") for a in argv)
+        resumes = named or command in ("predict", "prepare", "tune")
+        hint = " The same command resumes." if resumes else ""
         sys.stderr.write(f"Stopped.{hint}\n")
         return 130
 

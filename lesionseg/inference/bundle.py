@@ -153,6 +153,11 @@ def resolve_bundle(path: Path) -> Path:
         if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
             return folder
     names = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else ["no folder"]
+    if "config.yaml" in names:
+        raise BundleError(
+            f"{path}: its training has not finished. The same `train` command, with run_dir={path}, "
+            "goes on with it."
+        )
     raise BundleError(
         f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
         f"finished training, or one that holds {WEIGHTS} and {PLAN}."

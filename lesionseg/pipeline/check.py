@@ -29,11 +29,12 @@ SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincide
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """All findings, what each case is called on the page, and where the page lies."""
+    """All findings, what each case is called on the page, where it lies, and the dataset's root."""
 
     findings: tuple[Finding, ...]
     pseudonyms: Mapping[str, str]
     page: Path
+    root: str = "DIR"
     identifiers: bool = False
 
     @property
@@ -44,7 +45,7 @@ class CheckOutcome:
     def summary(self) -> list[str]:
         """A line a finding, totals, and where the page lies."""
         lines = findings_lines(self.findings, self.pseudonyms, identifiers=self.identifiers)
-        then = typed("train", **{"data.root": "DIR"})
+        then = typed("train", **{"data.root": self.root})
         return [*lines, f"Open:    {self.page}", f"Next:    {then}"]
 
 
@@ -66,10 +67,13 @@ class _Trace:
     unit: str = ""
 
 
-def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> CheckOutcome:
+def check_dataset(
+    dataset: Dataset, page: Path, *, root: str = "DIR", identifiers: bool = False
+) -> CheckOutcome:
     """Inspect every case, one after the other in memory, compare them, and write the page.
 
-    The page names nobody; with `identifiers` the summary that is printed does.
+    The page names nobody; with `identifiers` the summary that is printed does. `root`: where the
+    dataset lies, for the command that comes next.
     """
     traces = []
     with bar("Checking the dataset") as advance:
@@ -89,7 +93,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
     looks = {t.files.case: t.look for t in traces}
     write_dataset_report(page, looks, findings, dataset.channel_names, unit)
-    return CheckOutcome(tuple(findings), names, page, identifiers)
+    return CheckOutcome(tuple(findings), names, page, root, identifiers)
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:

@@ -80,13 +80,17 @@ class FollowOutcome:
         accepted = Counter(c.state for c in self.changes if c.accepted)
         rows = [
             (s, str(everyone[s]), str(accepted[s]), f"{accepted[s] / self.n_pairs:.2f}")
+            if s != "stable"
+            else (s, str(everyone[s]), "–", "–")
             for s in STATES
         ]
-        lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
+        lines = aligned([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
         if (self.output / "scores.json").is_file():  # a reference of change was given
             lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
+        else:
+            lines.append("Next:    add reference=MASKS, of the new lesions, to score what was found")
         return lines
 
 

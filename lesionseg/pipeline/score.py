@@ -274,6 +274,7 @@ def _predict(
         write_prediction(folder, prediction)
         return files.case
 
+    log.info("Predicting %s.", count(len(cases), f"{cases[0].role} case"))
     predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):

@@ -117,6 +117,6 @@ def _sentence(point: OperatingPoint) -> str:
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return (
         f"{words} On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
-        f"{point.false_positives_per_case:.2f} false positives per scan. On new patients, expect "
-        f"{point.expected_false_positives_per_case:.2f}{interval}."
+        f"{point.false_positives_per_case:.2f} false positives per scan. Expect "
+        f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
     )
