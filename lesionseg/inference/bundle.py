@@ -153,9 +153,9 @@ def resolve_bundle(path: Path) -> Path:
         if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
             return folder
     names = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else ["no folder"]
-    if "config.yaml" in names:
+    if (path / "config.yaml").is_file():
         raise BundleError(
-            f"{path}: its training has not finished. The same `train` command, with run_dir={path}, "
+            f"{path}: its training has not finished. The same `train` command with run_dir={path} "
             "goes on with it."
         )
     raise BundleError(

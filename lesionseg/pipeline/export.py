@@ -61,6 +61,6 @@ def export(
         written = CONFIG
         further = f"python -m monai.bundle run --bundle_root {folder} "
         further += f"--config_file {folder / written} --dataset_dir SCANS"
-    say(f"Wrote:   {folder / written} (its probabilities differ from those of the bundle by at most {difference:.2g})")
+    say(f"Wrote:   {folder / written} (probabilities within {difference:.2g} of the bundle's)")
     say(f"Next:    {further}")
     return difference

@@ -90,7 +90,9 @@ class FollowOutcome:
         if (self.output / "scores.json").is_file():  # a reference of change was given
             lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
         else:
-            lines.append("Next:    add reference=MASKS, of the new lesions, to score what was found")
+            lines.append(
+                "Next:    add reference=MASKS, of the new lesions, to score what was found"
+            )
         return lines
 
 
