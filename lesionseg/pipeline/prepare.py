@@ -65,8 +65,8 @@ def prepare(cfg: PrepareConfig) -> Plan | CheckOutcome:
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
         dataset = open_dataset(cfg.data, lenient=True)
-        named = {"root": cfg.data.root, "identifiers": cfg.identifiers}
-        return check_dataset(dataset, run / PAGE, **named)
+        page, root = run / PAGE, cfg.data.root
+        return check_dataset(dataset, page, root=root, identifiers=cfg.identifiers)
     config = config_of(cfg)
     check_config(run, config)
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
