@@ -71,10 +71,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        named = any(a.startswith("run_dir=") for a in argv)
-        resumes = named or command in ("predict", "prepare", "tune")
-        hint = " The same command resumes." if resumes else ""
-        sys.stderr.write(f"Stopped.{hint}\n")
+        resumes = command in ("predict", "prepare", "tune") or "run_dir=" in " ".join(argv)
+        sys.stderr.write("Stopped. The same command resumes.\n" if resumes else "Stopped.\n")
         return 130
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from lesionseg.config import TrainConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.errors import ConfigError, TrainingError, count
+from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
 from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.plan.plan import Plan
@@ -119,8 +119,7 @@ def fit(
         raise _unusable(last, str(error)) from error
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     steps, skipped, minutes = after["global_step"], after["skipped"], after["minutes"]
-    left_out = f", {count(skipped, 'step')} skipped" if skipped else ""
-    log.info("Trained %d steps in %.1f minutes%s.", steps, minutes, left_out)
+    log.info("Trained %d steps in %.1f minutes.", steps, minutes)  # skipped ones were said
     return FitResult(network.eval(), steps, skipped, minutes, device)
 
 
