@@ -117,6 +117,15 @@ def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
     predict(run_dir, raw / "imagesTr", tmp_path / "masks", "trust=true")
 
 
+def test_weights_and_biases_keeps_a_training_offline(raw, tmp_path):
+    pytest.importorskip("wandb")
+    logger = "_target_: pytorch_lightning.loggers.WandbLogger, offline: true"
+    chosen = f"logger=[{{{logger}, save_dir: '{tmp_path}'}}]"
+    train(raw, tmp_path / "run", *MINE.split(), chosen, STEPS)
+    (told,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert told.stat().st_size > 0
+
+
 def test_transforms_of_another_s_bundle_are_called_only_with_trust(raw, plan, tmp_path, capsys):
     bundle, calls = tmp_path / "bundle", tmp_path / "calls"
     spec = {"_target_": f"{__name__}.Recorded", "keys": ["image"], "file": str(calls)}
