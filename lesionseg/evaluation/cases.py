@@ -522,10 +522,11 @@ def evaluate_case(
 
 
 def describe_grid(geometry: Geometry) -> str:
-    """Shape and spacing (array order) and place (RAS: x, y, z) of a grid, for messages."""
+    """Shape, spacing and place (RAS) of a grid in the order of files, x first, for messages."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
-    spacing = tuple(round(s, 4) for s in geometry.spacing_mm)
-    return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
+    spacing = tuple(round(s, 4) for s in reversed(geometry.spacing_mm))
+    shape = tuple(reversed(geometry.shape))
+    return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
 
 def _place(instances: Lesions, row: int) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class _Page:
 
     def text(self, x: float, y: float, words: str, size: float, width: int = 0, **look: Any) -> int:
         """Write under `y`, wrapped at `width` letters; returns the number of lines."""
+        words = words.replace(" %", "\N{NO-BREAK SPACE}%")
         lines = wrap(words, width) if width else [words]
         for k, line in enumerate(lines):  # by the baseline, which is equal for all letters
             below = y + (1 + 1.35 * k) * size / 72
