@@ -26,7 +26,7 @@ MEANING: Mapping[str, str] = {
     "labels": "The reference holds values that are no labels, or does not fit its table.",
     "constant": "A channel has the same value everywhere.",
     "duplicate": "An image is there twice.",
-    "same_patient": "The same patient seems to be there under two groups: a split could cut them.",
+    "same_patient": "The same patient seems to be there under two names: a split could cut them.",
     "leak": "The same image or patient is in training and in the test role.",
     "spacing": "The voxel size is far from that of the other cases.",
     "orientation": "The patient lies otherwise than in most cases (turned when prepared).",
