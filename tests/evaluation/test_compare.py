@@ -68,7 +68,7 @@ def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_a
     assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
     found = compare(one[:6], other[:6])["lesion_recall"]
     assert (found["difference"], found["ci95"], found["p_value"]) == (1.0, None, None)
-    assert "5 groups" in found["reason"]
+    assert "5 patients" in found["reason"]
     with pytest.raises(DatasetError, match="case9"):
         compare(one, other[:-1])
 

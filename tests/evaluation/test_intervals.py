@@ -22,7 +22,7 @@ def test_why_there_is_no_interval():
     only_one = np.array([1.0, 0, 0, 0, 0, 0])
     assert "undefined" in interval(ratio(only_one, only_one), 6).reason
     assert "same number" in interval(ratio(0.7 * ONES, ONES), 6).reason
-    assert "5 groups" in interval(ratio(ONES[:4], ONES[:4]), 4).reason
+    assert "5 patients" in interval(ratio(ONES[:4], ONES[:4]), 4).reason
     assert interval(ratio(ONES, ONES), 6, replicates=0).ci95 is None
     nothing = interval(ratio(ONES, 0 * ONES), 6, support=0 * ONES)
     assert (nothing.value, nothing.reason) == (None, NONE)
