@@ -25,7 +25,7 @@ $(VENV)/.runtime: requirements-runtime.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup needs Python 3.11 or later; $(PYTHON) is %s.%s. Name another: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements-runtime.lock
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true  # on all cores, where pip takes one
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip takes one
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -92,7 +92,8 @@ def check_dataset(
     findings.sort(key=lambda f: order.get(f.case, -1))
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
     looks = {t.files.case: t.look for t in traces}
-    write_dataset_report(page, looks, findings, dataset.channel_names, unit)
+    name = Path(root).resolve().name
+    write_dataset_report(page, looks, findings, dataset.channel_names, unit, name)
     return CheckOutcome(tuple(findings), names, page, root, identifiers)
 
 

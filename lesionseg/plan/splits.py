@@ -97,8 +97,8 @@ def make_splits(
     if cut:
         other = " and ".join(sorted(of_group[cut[0]] - {"train"}))
         logger.warning(
-            "Patient %s is in both training and %s, so %s scores will be too good. Divide by "
-            "patient: data.splits=FILE, or another data.group.",
+            "Patient %s is in both training and %s, so %s scores will be too good. Add other "
+            "patients, or divide by patient (data.splits, data.group).",
             *(cut[0], other, other),
         )
     return Splits(roles, not cut, seed, note)

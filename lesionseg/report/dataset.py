@@ -33,7 +33,7 @@ MEANING: Mapping[str, str] = {
     "unoriented": "The file does not say how the patient lay: left and right may be swapped.",
     "burned_in": "Letters are burned into the pixels, says the file: perhaps the patient's name.",
     "detector": "Sizes are measured at the detector: things in the body look larger than they are.",
-    "remark": "The file's reader remarked on it.",
+    "remark": "The file's reader remarked on it; identifiers=true prints what.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
     "unlabelled": "There is no reference.",
 }
@@ -150,11 +150,13 @@ def write_dataset_report(
     findings: Sequence[Finding],
     channels: Sequence[str],
     unit: str,
+    name: str = "",
 ) -> None:
-    """Write the page to `path`, whole or not at all; `unit` is that of sizes."""
+    """Write the page of the dataset `name` to `path`, whole or not at all; `unit`: of sizes."""
     diameters = [d for look in looks.values() for d in look.diameters]
     free = sum(f.kind == "lesion_free" for f in findings)
-    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}"
+    summary = f"{name}: " if name else ""
+    summary += f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}"
     summary += f"; {count(free, 'case')} without any." if free else "."
     if unlisted := sum(not f.case for f in findings):
         entries = count(unlisted, "entry", "entries")
@@ -172,7 +174,7 @@ def write_dataset_report(
     sizes = "no lesion is marked"
     if diameters:
         low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
-        sizes = f"of {low} to {high} {unit}, half of them under {middle}"
+        sizes = f"of {low} to {high} {unit}, half of them under {middle} {unit}"
     tiles = [
         Tile(str(len(looks)), f"cases, {free or 'none'} of them without a lesion"),
         Tile(str(len(diameters)), f"lesions {sizes}" if diameters else sizes, not diameters),
@@ -187,6 +189,7 @@ def write_dataset_report(
         findings=table,
         looks=[*looks.values()],
         unit=unit,
+        flat=any(len(look.shape) == 2 for look in looks.values()),
         charts=_charts([*looks.values()], diameters, channels, unit),
     )
     write_text(path, html)
@@ -215,7 +218,7 @@ def _charts(
         axes.vlines(numbers, rows[:, 0], rows[:, 2], color=FOUND)
         axes.plot(numbers, rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="case", ylabel="value")
+        axes.set(xlabel="case", ylabel="intensity")
         caption = "From the 0.5 to the 99.5 percentile of each case; the ring is the median."
         charts.append(Chart(f"Intensities: {channel}", caption, figure))
     if readable and unit != PIXELS:
