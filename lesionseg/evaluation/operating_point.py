@@ -70,7 +70,8 @@ def choose(
     else:
         if not len(pool.observed) and not quiet:
             _log.warning(
-                "The model detected nothing on these cases, so the threshold of %g is used.",
+                "The model detected nothing on these cases, so the threshold of %g is used. "
+                "A longer training may help.",
                 UNINFORMED_SCORE,
             )
         seen = _allowing(pool, int(np.floor(asked * pool.n_cases + 1e-9)))

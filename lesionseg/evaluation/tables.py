@@ -69,7 +69,7 @@ def write_scores(
 def scores_table(by_role: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The most important numbers as text: a row each, a column per scores.json; none without one.
 
-    What is undefined is a dash.
+    What is undefined is a dash; what is so everywhere has no row.
     """
     table = [["", *by_role]] if by_role else []
     for name, keys in SHOWN.items() if by_role else ():
@@ -82,7 +82,8 @@ def scores_table(by_role: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             if isinstance(value, float) and keys == "operating_point.score":
                 text = format_score(value)
             cells.append("–" if value is None else text)
-        table.append([name, *cells])
+        if set(cells) != {"–"}:
+            table.append([name, *cells])
     return table
 
 

@@ -51,8 +51,8 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
 
     def say_advance(item: str, done: float, total: int) -> None:
         nonlocal began, first, said
-        if math.isnan(first):  # what is resumed begins in the middle
-            began, first = time.monotonic(), done
+        if math.isnan(first):  # what is resumed begins in the middle, the first of several here
+            began, first = (began, 0.0) if done == 1 < total else (time.monotonic(), done)
         seconds, share = time.monotonic() - began, int(_LINES * done / max(total, 1))
         if share > said and seconds > _LONG_SECONDS and first < done < total:
             said = share

@@ -33,12 +33,12 @@ def report(cfg: ReportConfig) -> Path:
     say(f"Open:    {page}")
     if (false := page.parent / "adjudicate.csv").is_file():
         then = {
-            "reference": "MASKS",
-            "prediction": "FOUND",
+            "reference": cfg.reference or "MASKS",
+            "prediction": cfg.prediction or "FOUND",
             "output": scores,
             "adjudication": false,
         }
-        say(f"Next:    fill in the answers, then {typed('evaluate', **then)}")
+        say(f"Next:    judge the false positives in {false}, then {typed('evaluate', **then)}")
     return page
 
 

@@ -153,11 +153,13 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
         # last: a wrong setting must not make the corrected one another's
         save_config(run, config_of(cfg))
         tile, mm = (" × ".join(f"{n:.3g}" for n in s) for s in (plan.tile_shape, plan.spacing_mm))
+        unknown = plan.dims == 2 and set(plan.spacing_mm) == {1.0}  # rasters state no size
+        size = f"{tile} pixels" if unknown else f"{tile} voxels of {mm} mm"
         is_fold = given is not None and cfg.data.fold != ALL_FOLDS  # one plan for all: said once
         log.log(
             logging.DEBUG if is_fold else logging.INFO,
-            "Plan: %s, %d tiles of %s voxels of %s mm per step, on %s; for the reasons see %s.",
-            *(plan.architecture.name, plan.batch_size, tile, mm),
+            "Plan: %s, %d tiles of %s per step, on %s; for the reasons see %s.",
+            *(plan.architecture.name, plan.batch_size, size),
             *(training_device(cfg.trainer.accelerator), run / LOG),
         )
         if not cfg.run_dir:  # its name holds the time: another run each
