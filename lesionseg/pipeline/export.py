@@ -61,6 +61,7 @@ def export(
         written = CONFIG
         further = f"python -m monai.bundle run --bundle_root {folder} "
         further += f"--config_file {folder / written} --dataset_dir SCANS"
-    say(f"Wrote:   {folder / written} (probabilities within {difference:.2g} of the bundle's)")
+    near = f"within {difference:.2g} of" if difference else "equal to"
+    say(f"Wrote:   {folder / written} (its probabilities are {near} the bundle's)")
     say(f"Next:    {further}")
     return difference

@@ -91,7 +91,8 @@ class FollowOutcome:
             lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
         else:
             lines.append(
-                "Next:    add reference=MASKS, of the new lesions, to score what was found"
+                "Next:    before_images= and after_images= add pictures; reference=, masks of the "
+                "new lesions, scores"
             )
         return lines
 

@@ -174,7 +174,7 @@ def _chart(changes: Sequence[LesionChange]) -> Chart | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="diameter at the earlier visit, mm", ylabel="at the later visit, mm")
-    caption = "Orange: new or larger. Blue: gone or smaller. Grey: no change that counts."
+    caption = "Orange: new, larger, merged or split. Blue: gone or smaller. Grey: no sure change."
     return Chart("Every lesion, earlier and later", caption, figure)
 
 
