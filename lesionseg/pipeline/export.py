@@ -60,7 +60,7 @@ def export(
         write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
         written = CONFIG
         further = f"python -m monai.bundle run --bundle_root {folder} "
-        further += f"--config_file {folder / written} --dataset_dir SCANS"
+        further += f"--config_file {folder / written} --dataset_dir SCANS  # to {folder / 'eval'}"
     near = f"within {difference:.2g} of" if difference else "equal to"
     say(f"Wrote:   {folder / written} (its probabilities are {near} the bundle's)")
     say(f"Next:    {further}")

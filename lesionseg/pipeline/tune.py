@@ -246,7 +246,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
 def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
     best, steady = search.best, steadiest(search)
     if best is None or steady is None or not best.value:
-        return ["No trial has found a lesion yet: give a trial more time."]
+        return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def words(trial: TuningTrial) -> str:
         recall, n = trial.scores.get("recall", 0.0), facts["n_lesions"]

@@ -86,7 +86,7 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
-        return render("serve.html.j2", viewer=has_viewer)
+        return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=labels)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
