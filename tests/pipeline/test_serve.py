@@ -36,6 +36,7 @@ from lesionseg.pipeline.serve import slicer
 from lesionseg.pipeline.serve.app import make_app
 from lesionseg.pipeline.serve.uploads import InferenceQueue
 from lesionseg.report import viewer
+from lesionseg.plan.plan import Plan
 from lesionseg.report.rendering import render
 
 SHAPE = (12, 18, 20)
@@ -102,10 +103,11 @@ def test_a_scan_gives_its_mask_and_nothing_stays(
     assert not kept(temporary)
 
 
-def test_the_page_offers_an_example(client: TestClient) -> None:
+def test_the_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:
     page = client.get("/").text
     assert "make viewer" in page
-    assert "niivue/niivue.umd.js" in render("serve.html.j2", viewer=True)
+    assert "looks for: lesion" in page
+    assert "niivue/niivue.umd.js" in render("serve.html.j2", viewer=True, plan=plan, labels=["a"])
     assert zipfile.is_zipfile(io.BytesIO(client.post("/example").content))
     assert client.get("/health").json()["labels"] == {"lesion": 1}
 
