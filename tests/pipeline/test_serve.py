@@ -35,8 +35,8 @@ from fastapi import HTTPException
 from lesionseg.pipeline.serve import slicer
 from lesionseg.pipeline.serve.app import make_app
 from lesionseg.pipeline.serve.uploads import InferenceQueue
-from lesionseg.report import viewer
 from lesionseg.plan.plan import Plan
+from lesionseg.report import viewer
 from lesionseg.report.rendering import render
 
 SHAPE = (12, 18, 20)
