@@ -60,14 +60,15 @@ class PredictOutcome:
         """How many cases were done, kept and failed and why, where results lie, what is next."""
         n = Counter(row["status"] for row in self.rows)
         accepted = count(sum(int(row["n_accepted"]) for row in self.rows), "candidate")
+        then = {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"}
+        some = n["done"] + n["kept"] > 0
         return [
             f"{count(len(self.rows), 'case')}: {n['done']} predicted, {n['kept']} kept from an "
             f"earlier run, {n['failed']} failed; {accepted} accepted.",
             *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
             *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
-            f"Wrote:   {self.folder / TABLE}, and masks and candidates beside it",
-            "Next:    "
-            + typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES"),
+            f"Wrote:   {self.folder / TABLE}{', and masks and candidates beside it' * some}",
+            *([f"Next:    {typed('evaluate', **then)}"] if some else []),
         ]
 
 

@@ -291,7 +291,7 @@ def limits(tables: Tables, study: Mapping[str, str]) -> str:
     if not tables.simulated and "reader" not in study:
         words += " Who marked the lesions is not stated."
     if "population" not in study and not tables.simulated:
-        words += " The author has not said who these patients are."
+        words += " Who these patients are is not stated."
     warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
     if warned:
         words += f" {count(warned, 'scan')} unlike the training scans."
@@ -341,8 +341,8 @@ def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             continue
         shown = "–" if value is None else f"{value:.4g}"
         more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else (reason or "")
-        name = key.removeprefix("n_").replace("_", " ")
-        found.append((f"number: {name}" if key.startswith("n_") else name, shown, more))
+        name = key.removeprefix("n_").replace("_", " ").replace("groups", "patients")
+        found.append((f"number of {name}" if key.startswith("n_") else name, shown, more))
     return found
 
 
@@ -359,7 +359,8 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
         "predicted_ml": "predicted, ml",
         "warning": "warning",
     }
-    kept = {old: new for old, new in columns.items() if old in tables.cases}
+    known = tables.cases.columns[tables.cases.notna().any()]  # radiographs have no volumes
+    kept = {old: new for old, new in columns.items() if old in known}
     if "warning" in kept and (tables.cases["warning"] == "").all():
         kept.pop("warning")
     cases = tables.cases
