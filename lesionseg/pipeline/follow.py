@@ -12,7 +12,7 @@ import numpy as np
 
 from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
-from lesionseg.core import CaseFiles, OperatingPoint, Prediction, Reference
+from lesionseg.core import CaseFiles, OperatingPoint, Prediction, Reference, joint_unit
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, count
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
 from lesionseg.evaluation.change import (
@@ -145,7 +145,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
     changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
-    cards = list[tuple[LesionChange, Card]]()
+    cards, units = list[tuple[LesionChange, Card]](), set[str]()
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             pair, alignment = open_pair(files, rule, cfg.register_)
@@ -156,6 +156,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
                 for c in pair.changes
             ]
             changes += decided
+            units.add(pair.after.geometry.size_unit)
             rows.append(_row(files, decided, alignment))
             if len(scans) == 2:
                 cards += draw_changes(pair, decided, names[case], scans)
@@ -178,7 +179,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         write_scores(folder, scored, summarise(scored, find_preset("lesionseg"), **how))
     write_rows(folder / "changes.csv", changes, LesionChange)
     write_csv(folder / "pairs.csv", rows, tuple(rows[0]))
-    write_follow_page(folder / "follow.html", changes, names, cards, rule, point)
+    write_follow_page(folder / "follow.html", changes, names, cards, rule, point, joint_unit(units))
     return FollowOutcome(tuple(changes), len(pairs), folder, len(failed))
 
 

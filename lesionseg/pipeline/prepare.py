@@ -111,7 +111,7 @@ def plan_run(survey: Survey, cfg: TrainConfig, run: Path, given: Plan | None = N
     """
     path = run / "plan.json"
     if given is None and has_config(run) and path.is_file():
-        log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
+        log.info("Resuming: the plan stays as this run first made it.")
         given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
     check_transforms(cfg)
     plan = given or _make_plan(survey, cfg)

@@ -38,7 +38,9 @@ def report(cfg: ReportConfig) -> Path:
             "output": scores,
             "adjudication": false,
         }
-        say(f"Next:    judge the false positives in {false}, then {typed('evaluate', **then)}")
+        say(
+            f"Next:    write lesion, no_lesion or unsure in {false}, then {typed('evaluate', **then)}"
+        )
     return page
 
 

@@ -116,7 +116,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             return 0.0
         finally:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search leaves numbers
-        log.info("Trial %d: α %.3f, γ %.2f: %.3f.", trial.number, alpha, gamma, values[-1])
+        log.info("Trial %d: α %.3f, γ %.2f: score %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
 
     facts = {

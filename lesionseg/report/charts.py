@@ -301,5 +301,5 @@ def training_charts(history: Path) -> list[Chart]:
             axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=name)
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=8)
-        charts.append(Chart(title, "As metrics.csv has it.", figure))
+        charts.append(Chart(title, "From metrics.csv.", figure))
     return charts

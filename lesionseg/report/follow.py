@@ -67,7 +67,8 @@ def draw_changes(
             axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
             axes.imshow(np.asarray(canvas.buffer_rgba()))
             axes.set_axis_off()
-        sizes = [f"{d:.1f} mm" for d in (change.diameter_before_mm, change.diameter_after_mm) if d]
+        sides_mm = change.diameter_before_mm, change.diameter_after_mm
+        sizes = [f"{d:.1f} {grid.size_unit}" for d in sides_mm if d]
         words: str = change.state
         if change.change_percent is not None:
             least = change.smallest_change_percent
@@ -119,10 +120,11 @@ def write_follow_page(
     cards: Iterable[tuple[LesionChange, Card]],
     rule: ChangeRule,
     point: OperatingPoint | None,
+    unit: str,
 ) -> Path:
     """Write the page to `path` and return it; `names` are the shown ones of all cases, in order.
 
-    `point` accepts new lesions; None: each of them counts.
+    `point` accepts new lesions; None: each of them counts. `unit`: of diameters.
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
@@ -141,24 +143,24 @@ def write_follow_page(
     tiles = []
     for k, state in enumerate(("new", "enlarged", "shrunk", "gone")):
         sizes = [extent(change) for change in accepted if change.state == state]
-        words = f"{state}, up to {max(sizes):.1f} mm" if sizes else state
+        words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     html = render(
         "follow.html.j2",
         headline=f"{summary.capitalize() or 'No change'}; {count(stable, 'lesion')} stable.",
         tiles=tiles,
-        charts=[c for c in [_chart(changes)] if c],
+        charts=[c for c in [_chart(changes, unit)] if c],
         rule=rule,
         point=point,
         sections=sections,
         pairs=[_pair(case, names[case], changes) for case in names],
-        changes=[_change(names[c.case], c) for c in accepted],
+        changes=[_change(names[c.case], c, unit) for c in accepted],
     )
     write_text(path, html)
     return path
 
 
-def _chart(changes: Sequence[LesionChange]) -> Chart | None:
+def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
     """Each lesion's diameter at both visits; None without any."""
     if not changes:
         return None
@@ -173,7 +175,7 @@ def _chart(changes: Sequence[LesionChange]) -> Chart | None:
     axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="diameter at the earlier visit, mm", ylabel="at the later visit, mm")
+    axes.set(xlabel=f"diameter at the earlier visit, {unit}", ylabel=f"at the later visit, {unit}")
     caption = "Orange: new, larger, merged or split. Blue: gone or smaller. Grey: no sure change."
     return Chart("Every lesion, earlier and later", caption, figure)
 
@@ -181,24 +183,26 @@ def _chart(changes: Sequence[LesionChange]) -> Chart | None:
 def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
     own = [c for c in changes if c.case == case]
     counts = Counter(c.state for c in own if c.accepted or c.state == "stable")
-    return {
-        "pair": name,
-        **{state: counts[state] for state in STATES},
-        "ml before": sum(c.volume_before_ml or 0.0 for c in own),
-        "ml after": sum(c.volume_after_ml or 0.0 for c in own),
-    }
+    before, after = [c.volume_before_ml for c in own], [c.volume_after_ml for c in own]
+    volumes = {"ml before": sum(filter(None, before)), "ml after": sum(filter(None, after))}
+    is_flat = not any(v is not None for v in before + after)
+    row = {"pair": name, **{state: counts[state] for state in STATES}}
+    return row | ({} if is_flat else volumes)
 
 
-def _change(name: str, change: LesionChange) -> dict[str, object]:
-    return {
+def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
+    row: dict[str, object] = {
         "pair": name,
         "change": change.state,
         "lesion before": " ".join(map(str, change.lesion_before)),
         "lesion after": " ".join(map(str, change.lesion_after)),
-        "mm before": change.diameter_before_mm,
-        "mm after": change.diameter_after_mm,
+        f"{unit} before": change.diameter_before_mm,
+        f"{unit} after": change.diameter_after_mm,
         "ml before": change.volume_before_ml,
         "ml after": change.volume_after_ml,
         "change, %": change.change_percent,
         "detectable from, %": change.smallest_change_percent,
     }
+    if change.volume_before_ml is None and change.volume_after_ml is None:
+        del row["ml before"], row["ml after"]
+    return row
