@@ -38,9 +38,8 @@ def report(cfg: ReportConfig) -> Path:
             "output": scores,
             "adjudication": false,
         }
-        say(
-            f"Next:    write lesion, no_lesion or unsure in {false}, then {typed('evaluate', **then)}"
-        )
+        words = f"write lesion, no_lesion or unsure in {false}"
+        say(f"Next:    {words}, then {typed('evaluate', **then)}")
     return page
 
 

@@ -186,8 +186,7 @@ def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, ob
     before, after = [c.volume_before_ml for c in own], [c.volume_after_ml for c in own]
     volumes = {"ml before": sum(filter(None, before)), "ml after": sum(filter(None, after))}
     is_flat = not any(v is not None for v in before + after)
-    row = {"pair": name, **{state: counts[state] for state in STATES}}
-    return row | ({} if is_flat else volumes)
+    return {"pair": name, **dict.fromkeys(STATES, 0), **counts, **({} if is_flat else volumes)}
 
 
 def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
