@@ -184,9 +184,10 @@ def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, ob
     own = [c for c in changes if c.case == case]
     counts = Counter(c.state for c in own if c.accepted or c.state == "stable")
     before, after = [c.volume_before_ml for c in own], [c.volume_after_ml for c in own]
-    volumes = {"ml before": sum(filter(None, before)), "ml after": sum(filter(None, after))}
-    is_flat = not any(v is not None for v in before + after)
-    return {"pair": name, **dict.fromkeys(STATES, 0), **counts, **({} if is_flat else volumes)}
+    row: dict[str, object] = {"pair": name, **{state: counts[state] for state in STATES}}
+    if any(v is not None for v in before + after):  # not in 2-D
+        row |= {"ml before": sum(filter(None, before)), "ml after": sum(filter(None, after))}
+    return row
 
 
 def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
