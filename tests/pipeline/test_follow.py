@@ -59,7 +59,7 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     assert {p["registered"] for p in pairs} == {"headers"}
     assert not (visits / "out" / "scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
-    assert "99% of stable lesions" in (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    assert "99 % of stable lesions" in (visits / "out" / "follow.html").read_text(encoding="utf-8")
     run(visits, reference=visits / "reference")
     scores = read_json(visits / "out" / "scores.json")
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
