@@ -6,7 +6,7 @@ The same network (nnU-Net's plain U-Net: features, strides, kernels, two blocks 
 supervision), tile, batch and scans for both, each measurement in a process of its own.
 
 `train_step`: median milliseconds of one step on a batch in memory, ours as `fit` takes it (loss,
-gradients, clipping, optimiser, averaged weights, callbacks), nnU-Net's `nnUNetTrainer.train_step`.
+gradients, clipping, optimiser, callbacks), nnU-Net's `nnUNetTrainer.train_step`.
 On a CPU nnU-Net computes in fp32 and ours in bf16 where the processor has it; `train_step_fp32` is
 ours in fp32 too. `train_tiles`: seconds a tile with each tool's own prepared files, sampler,
 augmentation and workers, from the end of the warm-up on. `train_memory`: the most that a training

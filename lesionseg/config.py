@@ -170,7 +170,6 @@ class TrainerConfig(Settings):
     compile: bool
     memory_gb: Above0 | None
     workers: Index | Literal["auto"]
-    ema_decay: Share | None
     validate_every_minutes: Above0 | Literal["auto"] | None
     lightning: dict[str, Any]
 

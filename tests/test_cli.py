@@ -263,7 +263,7 @@ def test_a_section_takes_what_is_named_and_checks_it() -> None:
 
 WRONG = {
     "trainer": [
-        *({"max_minutes": 0}, {"max_steps": 0}, {"ema_decay": 1.0}, {"workers": -1}),
+        *({"max_minutes": 0}, {"max_steps": 0}, {"workers": -1}),
         *({"accelerator": "gpuu"}, {"devices": []}, {"devices": [-1]}, {"devices": "cuda:1"}),
     ],
     "optim": [{"name": "lion"}, {"lr": 0.0}, {"lr": float("nan")}],

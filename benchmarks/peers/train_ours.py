@@ -5,7 +5,7 @@
 
 The first prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan, FOLDER/plan.
 JOB is a `training_work.Job` as JSON. The last line is JSON. Training goes through `fit`, the public
-way, with the configuration's own loss, optimiser, sampling, augmentation and averaged weights.
+way, with the configuration's own loss, optimiser, sampling and augmentation.
 """
 
 import json

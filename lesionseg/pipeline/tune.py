@@ -194,7 +194,7 @@ def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
             constant_liar=True,  # keeps away from what other processes are at
             n_startup_trials=N_STARTUP,
         ),
-        # the first validation ends no trial: the averaged weights lag behind then
+        # the first validation ends no trial: it says little of the last
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
         if cfg.tune.prune
         else optuna.pruners.NopPruner(),

@@ -1,4 +1,4 @@
-"""What happens beside the steps: averages, checkpoints, metrics.csv, focal statistics, pictures."""
+"""What happens beside the steps: checkpoints, metrics.csv, focal statistics, pictures."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
@@ -33,26 +33,6 @@ FOUND_FROM, FOUND_AFTER = 0.02, 0.25
 NAMES = ("grad_share/hard_background", "grad_share/lesion", "p/lesion")
 PREVIEW_MINUTES, PREVIEW_TILES = 10.0, 4
 LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
-
-
-class WarmAverage(WeightAveraging):
-    """Exponential moving average of the weights with decay min(`decay`, (1+n)/(10+n)).
-
-    Short trainings would otherwise end with an average full of their first, random weights. Buffers
-    follow the newest values, and a step that was left out changes nothing.
-    """
-
-    def __init__(self, decay: float, device: torch.device) -> None:
-        self.decay = decay
-        super().__init__(device=device, use_buffers=False, multi_avg_fn=self._move)
-
-    def _move(self, average: list[Tensor], newest: list[Tensor], _: Any) -> None:
-        share = max(9 / (10 + self._latest_update_step), 1 - self.decay)
-        torch._foreach_lerp_(average, newest, share)
-
-    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        if not module.skipped_in_a_row:
-            super().on_train_batch_end(trainer, module, *rest)
 
 
 class LastCheckpoint(ModelCheckpoint):

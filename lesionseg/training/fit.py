@@ -33,7 +33,6 @@ from lesionseg.training.callbacks import (
     FocalStatistics,
     History,
     LastCheckpoint,
-    WarmAverage,
 )
 from lesionseg.training.module import SCORE, LesionModule, resolve_budget
 from lesionseg.training.objective import make_objective
@@ -85,7 +84,7 @@ def fit(
     and passes on whatever reading tiles or `validate` raises.
 
     `network`: what `build_network(plan)` makes, or one's own with the same outputs. `validate`:
-    given the averaged network in eval mode, returns scores for metrics.csv. `loss`: of voxels, in
+    given the network in eval mode, returns scores for metrics.csv. `loss`: of voxels, in
     place of the configured one. `callbacks`: Lightning's, beside the configured ones.
     """
     last, best = (run_dir / CHECKPOINTS / f"{name}.ckpt" for name in ("last", "best"))
@@ -170,8 +169,6 @@ def make_trainer(
     settings, device = module.settings, torch.device(training_device(cfg.trainer.accelerator))
     environment = launched(settings)
     ours: list[pl.Callback] = [FocalStatistics()]
-    if settings.ema_decay is not None:
-        ours.append(WarmAverage(settings.ema_decay, device))
     ours += [*(build(spec, "callbacks") for spec in cfg.callbacks), *callbacks]
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}

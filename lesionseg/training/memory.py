@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from copy import deepcopy
 from math import prod
 
 import torch
@@ -51,7 +50,6 @@ def try_steps(plan: Plan, cfg: TrainConfig) -> None:
     device = torch.device("cuda")
     try:
         network = build_network(plan, architectures=TRUSTED).to(device).train()
-        averages = deepcopy(network) if cfg.trainer.ema_decay is not None else None
         objective, optimiser = make_objective(plan, cfg), make_optimiser(network, cfg.optim)
         batch = some_batch(plan, plan.batch_size, device)
         targets = objective.targets(batch)
@@ -63,7 +61,6 @@ def try_steps(plan: Plan, cfg: TrainConfig) -> None:
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        del averages
     finally:
         torch.cuda.empty_cache()
 

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.phantoms import write_xray_phantoms
 from tests.flow.cases import TILE, evaluate, plan_of, predict, scores_of, train, write, write_raw
 
-SETTINGS = ["trainer.max_steps=4", "trainer.ema_decay=null", "augment=none"]
+SETTINGS = ["trainer.max_steps=4", "augment=none"]
 SETTINGS += ["data.validation_fraction=0.34"]
 
 

@@ -14,7 +14,7 @@ import luna16_to_manifest
 sitk = pytest.importorskip("SimpleITK")
 
 SHAPE, SPACING, ORIGIN = (24, 32, 32), (1.25, 0.75, 0.75), (-190.0, -12.0, -12.0)  # z, y, x
-SETTINGS = ["experiment=luna16", "trainer.max_steps=40", "trainer.ema_decay=null", TILE]
+SETTINGS = ["experiment=luna16", "trainer.max_steps=40", TILE]
 SETTINGS += ["optim.lr=0.01", "augment=none"]
 
 

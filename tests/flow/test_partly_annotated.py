@@ -61,7 +61,7 @@ def test_a_training_on_cases_that_annotate_one_label_each(tmp_path, option):
     """The masks hold both, one of which was looked for."""
     places = {(4, 4, 4): LESION, (10, 10, 10): CYST}
     cases = {f"c{i}": ("lesion" if i % 2 else "cyst", places) for i in range(6)}
-    settings = TILE, "trainer.max_steps=6", "trainer.ema_decay=null", option
+    settings = TILE, "trainer.max_steps=6", option
     scores = scores_of(train(write_cases(tmp_path / "data", cases), tmp_path / "run", *settings))
     assert scores["n_lesions"] == scores["n_cases"]
     assert sum(part["n_cases"] for part in scores["per_label"].values()) == scores["n_cases"]

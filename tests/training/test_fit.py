@@ -84,9 +84,8 @@ def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
     shutil.move(plug.kept, plug.last)
     assert train(run_dir=tmp_path / "killed", **settings).steps == 12
     calm, killed = (last_checkpoint(tmp_path / d) for d in ("calm", "killed"))
-    for state in ("state_dict", "current_model_state"):  # averaged, and newest
-        for name, value in calm[state].items():
-            assert torch.equal(value, killed[state][name]), name
+    for name, value in calm["state_dict"].items():
+        assert torch.equal(value, killed["state_dict"][name]), name
     assert column("step", "killed") == column("step", "calm")
     assert column("loss", "killed") == column("loss", "calm")
 
@@ -135,15 +134,7 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     result = train(max_steps=6, validate=validate, **settings)
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
-    assert torch.equal(weights(result.network), seen[2])  # averaged, and best of all
-
-
-def test_the_average_moves_slowly_only_after_a_while(train):
-    """By hand: the first weights are taken over, the second with 9/11."""
-    newest = Newest()
-    result = train(max_steps=2, plugs=[newest])
-    expected = newest.seen[0].lerp(newest.seen[1], 9 / 11)
-    torch.testing.assert_close(weights(result.network), expected)
+    assert torch.equal(weights(result.network), seen[2])  # the best of all
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):

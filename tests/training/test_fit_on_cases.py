@@ -58,7 +58,7 @@ def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
     network = build_network(plan)
     before = [p.clone() for p in network.parameters()]
     unknown = [replace(case, unannotated=(1,)) for case in cases]
-    cfg = config(max_steps=2, ema_decay=None, optim={"weight_decay": 0.0})
+    cfg = config(max_steps=2, optim={"weight_decay": 0.0})
     fit(network, plan, tiles_of(unknown, plan, cfg), cfg, tmp_path / "run", loss=FocalLoss())
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 

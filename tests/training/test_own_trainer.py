@@ -22,10 +22,10 @@ def fitted(folder, plan, tiles, chosen, ckpt_path=None, **options):
 
 
 def test_six_lines_train_what_fit_trains(train, make_plan, squares, tmp_path):
-    plain = config(max_steps=6, ema_decay=None)
+    plain = config(max_steps=6)
     module = fitted(tmp_path, make_plan(), squares(), plain)
     assert module.global_step == 6  # the budget of the settings ended it
-    ours = train(max_steps=6, ema_decay=None, gradient_clip_val=1e9)
+    ours = train(max_steps=6, gradient_clip_val=1e9)
     torch.testing.assert_close(weights(module.network), weights(ours.network))
 
 
