@@ -103,7 +103,7 @@ def test_probabilities_that_are_right_are_left_alone():
     free = counted(np.full(9, 0.1), np.zeros(9, np.bool_))
     for cases in ([drawn(s) for s in range(3)], [free], []):
         fit, why = select_voxel_calibration(cases, 0.4, "validation")
-        assert (fit, why[:7]) == (None, "skipped")
+        assert (fit, why[:8]) == (None, "not used")
 
 
 def test_the_mean_of_several_networks_takes_those_without_a_fit_as_they_are():
