@@ -20,8 +20,6 @@ from lesionseg.errors import ConfigError
 
 # share of the tile, around its centre, in which a lesion's seed voxel may come to lie
 INNER_SHARE = 0.75
-# of a patient, in equal shares of the patients with lesions
-PATIENT_CAP = 4.0
 # draws for a background tile free of lesions before one with lesions is taken
 _BACKGROUND_DRAWS = 10
 # as many as ten draws of a case and a place in it need, in up to four dimensions
@@ -42,11 +40,10 @@ class TileSampler:
 
     round(`lesion_share` · n) of them hold a lesion; the others are background from any case, free
     of lesions where ten draws find such a place, around a voxel that teaches where some do not.
-    Within an epoch every lesion is chosen equally often, to within one, whatever its size; those of
-    one patient (group) fill at most `PATIENT_CAP` times an equal share, or one with 500 lesions
-    would outweigh 500 with one. A lesion's seed voxel lies anywhere in the inner three quarters of
-    the tile, which is then moved into the volume. Without a lesion all is background. The choice
-    depends on `seed` and the epoch alone. Raises `ConfigError` for no case.
+    Within an epoch every lesion is chosen equally often, to within one, whatever its size and
+    patient. A lesion's seed voxel lies anywhere in the inner three quarters of the tile, which is
+    then moved into the volume. Without a lesion all is background. The choice depends on `seed` and
+    the epoch alone. Raises `ConfigError` for no case.
     """
 
     def __init__(
@@ -67,8 +64,6 @@ class TileSampler:
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
-        self._weights = np.ones(len(self._groups))
-        self._weights = capped(self._weights, self._groups, PATIENT_CAP)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
         self._bounds = lru_cache(maxsize=256)(self._bounds_of)
 
@@ -78,11 +73,11 @@ class TileSampler:
     @property
     def mix(self) -> str:
         """What an epoch shows, in a sentence."""
-        sums = np.bincount(self._groups, weights=self._weights)
-        largest = sums.max() / sums.sum() if len(sums) else 0.0
+        lesions = np.bincount(self._groups)
+        largest = lesions.max() / lesions.sum() if len(lesions) else 0.0
         return (
             f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch contain a "
-            f"lesion ({len(self._weights)} lesions, {(sums > 0).sum()} patients; at most "
+            f"lesion ({lesions.sum()} lesions, {(lesions > 0).sum()} patients; at most "
             f"{largest:.0%} from one patient)."
         )
 
@@ -101,9 +96,9 @@ class TileSampler:
         """One number per tile: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
-        if len(self._weights):
+        if len(self._groups):
             n = round(self.settings.lesion_share * self.n_tiles)
-            table[:n] = systematic_sample(self._weights, n, rng)
+            table[:n] = evenly(len(self._groups), n, rng)
         return rng.permutation(table)
 
     def _around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
@@ -150,44 +145,12 @@ class _Numbers:
         return int(next(self._left) * n)
 
 
-def capped(
-    weights: NDArray[np.float64], groups: NDArray[np.int64], most: float
-) -> NDArray[np.float64]:
-    """`weights` `[n]`, lowered so that no group has over `most` times an equal share of the sum.
+def evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`n` of the numbers below `n_lesions`, each as often as any other to within one.
 
-    `groups` `[n]`: of each weight. Within a group proportions stay. An equal share is one of as
-    many groups as occur.
-
-    >>> capped(np.ones(10), np.array([0] * 8 + [1, 2]), 1.5).round(2).tolist()
-    [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 1.0, 1.0]
+    Equidistant points with one random offset on a shuffled order (Madow 1949).
     """
-    sums = np.bincount(groups, weights=weights)
-    share = most / max(int((sums > 0).sum()), 1)
-    is_capped = np.zeros(len(sums), dtype=np.bool_)
-    limit = np.inf
-    while (over := (sums > limit * (1 + 1e-12)) & ~is_capped).any() or limit == np.inf:
-        is_capped |= over
-        rest = 1 - share * is_capped.sum()
-        if rest <= 0:  # the cap holds all: equal shares
-            limit = float(sums[sums > 0].min(initial=np.inf))
-            break
-        limit = share * sums[~is_capped].sum() / rest
-    factor = np.minimum(1.0, limit / np.maximum(sums, 1e-300))
-    return np.asarray(weights * factor[groups], dtype=np.float64)
-
-
-def systematic_sample(
-    weights: NDArray[np.float64], n: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Choose n indices in proportion to `weights`, each within one of its exact share.
-
-    Equidistant points with one random offset on the cumulated weights of a shuffled order (Madow
-    1949). No weights or n = 0 give an empty array.
-    """
-    if n == 0 or len(weights) == 0:
-        return np.empty(0, dtype=np.int64)
-    order = rng.permutation(len(weights))
-    upper = np.cumsum(weights[order])
-    points = (np.arange(n) + rng.random()) / n * upper[-1]
-    place = np.searchsorted(upper, points, side="right")
-    return rng.permutation(order[np.minimum(place, len(order) - 1)])
+    order = rng.permutation(n_lesions)
+    points = (np.arange(n) + rng.random()) / n * n_lesions
+    place = np.minimum(points.astype(np.int64), n_lesions - 1)
+    return rng.permutation(order[place])
