@@ -79,7 +79,7 @@ def select_voxel_calibration(
         gains += [case.dice(moved) - case.dice(level) for case in held_out if fit.slope > 0]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
-        return None, f"not used; Dice would change by {gain:+.3f}, and must by {MIN_GAIN:+g}."
+        return None, f"not used; it changes Dice by {gain:+.3f}, and {MIN_GAIN:+g} is the least."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
     half = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
     return fit, f"{half}, which changes Dice by {gain:+.3f}."
