@@ -72,7 +72,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         resumes = command in ("predict", "prepare", "tune") or "run_dir=" in " ".join(argv)
-        sys.stderr.write("Stopped. The same command resumes.\n" if resumes else "Stopped.\n")
+        sys.stderr.write("Stopped. The same command goes on.\n" if resumes else "Stopped.\n")
         return 130
 
 
