@@ -51,7 +51,9 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
 
     def say_advance(item: str, done: float, total: int) -> None:
         nonlocal began, first, said
-        if math.isnan(first):  # what is resumed begins in the middle, the first of several here
+        if math.isnan(
+            first
+        ):  # resumed work begins in the middle; of new work the first item counts
             began, first = (began, 0.0) if done == 1 < total else (time.monotonic(), done)
         seconds, share = time.monotonic() - began, int(_LINES * done / max(total, 1))
         if share > said and seconds > _LONG_SECONDS and first < done < total:

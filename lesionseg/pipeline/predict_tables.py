@@ -61,14 +61,17 @@ class PredictOutcome:
         n = Counter(row["status"] for row in self.rows)
         accepted = count(sum(int(row["n_accepted"]) for row in self.rows), "candidate")
         then = {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"}
-        some = n["done"] + n["kept"] > 0
+        wrote, following = f"Wrote:   {self.folder / TABLE}", list[str]()
+        if n["done"] + n["kept"]:
+            wrote += ", and masks and candidates beside it"
+            following = [f"Next:    {typed('evaluate', **then)}"]
         return [
             f"{count(len(self.rows), 'case')}: {n['done']} predicted, {n['kept']} kept from an "
             f"earlier run, {n['failed']} failed; {accepted} accepted.",
             *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
             *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
-            f"Wrote:   {self.folder / TABLE}{', and masks and candidates beside it' * some}",
-            *([f"Next:    {typed('evaluate', **then)}"] if some else []),
+            wrote,
+            *following,
         ]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.tables import scores_table
@@ -153,8 +154,8 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
         # last: a wrong setting must not make the corrected one another's
         save_config(run, config_of(cfg))
         tile, mm = (" × ".join(f"{n:.3g}" for n in s) for s in (plan.tile_shape, plan.spacing_mm))
-        unknown = plan.dims == 2 and set(plan.spacing_mm) == {1.0}  # rasters state no size
-        size = f"{tile} pixels" if unknown else f"{tile} voxels of {mm} mm"
+        unit = Geometry.from_spacing(plan.tile_shape, plan.spacing_mm).size_unit
+        size = f"{tile} pixels" if unit == "px" else f"{tile} voxels of {mm} mm"
         is_fold = given is not None and cfg.data.fold != ALL_FOLDS  # one plan for all: said once
         log.log(
             logging.DEBUG if is_fold else logging.INFO,

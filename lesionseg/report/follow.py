@@ -67,8 +67,8 @@ def draw_changes(
             axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
             axes.imshow(np.asarray(canvas.buffer_rgba()))
             axes.set_axis_off()
-        sides_mm = change.diameter_before_mm, change.diameter_after_mm
-        sizes = [f"{d:.1f} {grid.size_unit}" for d in sides_mm if d]
+        diameters = change.diameter_before_mm, change.diameter_after_mm
+        sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
         words: str = change.state
         if change.change_percent is not None:
             least = change.smallest_change_percent
@@ -145,6 +145,11 @@ def write_follow_page(
         sizes = [extent(change) for change in accepted if change.state == state]
         words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
+    pairs = [_pair(case, names[case], changes) for case in names]
+    listed = [_change(names[c.case], c, unit) for c in accepted]
+    if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D has no volumes
+        for row in (*pairs, *listed):
+            del row["ml before"], row["ml after"]
     html = render(
         "follow.html.j2",
         headline=f"{summary.capitalize() or 'No change'}; {count(stable, 'lesion')} stable.",
@@ -153,8 +158,8 @@ def write_follow_page(
         rule=rule,
         point=point,
         sections=sections,
-        pairs=[_pair(case, names[case], changes) for case in names],
-        changes=[_change(names[c.case], c, unit) for c in accepted],
+        pairs=pairs,
+        changes=listed,
     )
     write_text(path, html)
     return path
@@ -183,15 +188,16 @@ def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
 def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
     own = [c for c in changes if c.case == case]
     counts = Counter(c.state for c in own if c.accepted or c.state == "stable")
-    before, after = [c.volume_before_ml for c in own], [c.volume_after_ml for c in own]
-    row: dict[str, object] = {"pair": name, **{state: counts[state] for state in STATES}}
-    if any(v is not None for v in before + after):  # not in 2-D
-        row |= {"ml before": sum(filter(None, before)), "ml after": sum(filter(None, after))}
-    return row
+    return {
+        "pair": name,
+        **{state: counts[state] for state in STATES},
+        "ml before": sum(c.volume_before_ml or 0.0 for c in own),
+        "ml after": sum(c.volume_after_ml or 0.0 for c in own),
+    }
 
 
 def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
-    row: dict[str, object] = {
+    return {
         "pair": name,
         "change": change.state,
         "lesion before": " ".join(map(str, change.lesion_before)),
@@ -203,6 +209,3 @@ def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
         "change, %": change.change_percent,
         "detectable from, %": change.smallest_change_percent,
     }
-    if change.volume_before_ml is None and change.volume_after_ml is None:
-        del row["ml before"], row["ml after"]
-    return row

@@ -140,10 +140,10 @@ def local_rank_zero_first(make: Callable[[], T]) -> T:
     """What each process makes, the first one of every node before the others there."""
     if not distributed.is_initialized():
         return make()
-    is_rank_zero = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
-    if not is_rank_zero:
+    comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
+    if not comes_first:
         distributed.barrier()
     made = make()
-    if is_rank_zero:
+    if comes_first:
         distributed.barrier()
     return made
