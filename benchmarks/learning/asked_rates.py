@@ -1,0 +1,77 @@
+"""Whether new cases keep the rate of false positives that was asked for.
+
+    python benchmarks/learning/asked_rates.py NAME=FOLDER ...
+
+Each folder is what `evaluate` wrote for cases that a model never saw, at `operating_point=score:0`.
+1 000 times, n of its cases choose the operating point and all others show the rate that it gives.
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from lesionseg.evaluation.operating_point import choose
+from lesionseg.io.files import read_csv
+
+REPEATS = 1000
+
+
+def read_cases(folder: Path) -> list[Any]:
+    """The evaluated cases of a folder, as far as a choice looks at them."""
+    lesions, candidates = defaultdict(list), defaultdict(list)
+    for row in read_csv(folder / "lesions.csv"):
+        at = float(row["detected_at"]) if row["detected_at"] else None
+        lesions[row["case"]].append(SimpleNamespace(detected_at=at))
+    for row in read_csv(folder / "candidates.csv"):
+        found = SimpleNamespace(score=float(row["score"]), outcome_any=row["outcome_any"])
+        candidates[row["case"]].append(found)
+    return [
+        SimpleNamespace(
+            group=row["group"],
+            role="",
+            scored=True,
+            lesions=lesions[row["case"]],
+            candidates=candidates[row["case"]],
+            is_lesion_free=not lesions[row["case"]],
+            case_score=float(row["case_score"]) if row["case_score"] else None,
+            annotated_share=1.0,
+        )
+        for row in read_csv(folder / "cases.csv")
+    ]
+
+
+def rates(cases: list[Any], n: int, asked: float) -> "np.typing.NDArray[np.float64]":
+    """False positives per new case `[REPEATS]` at scores chosen on `n` cases."""
+    rng, kept = np.random.default_rng(0), []
+    for _ in range(REPEATS):
+        order = rng.permutation(len(cases))
+        score = choose([cases[i] for i in order[:n]], fp_per_case=asked, quiet=True).score
+        false = [
+            sum(c.outcome_any == "false_positive" and c.score >= score for c in cases[i].candidates)
+            for i in order[n:]
+        ]
+        kept.append(float(np.mean(false)))
+    return np.array(kept)
+
+
+def main() -> None:
+    """Print a row per set, number of cases and rate asked for."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(["set", "cases", "chosen on", "asked", "mean rate", "share over twice asked"])
+    for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):
+        cases = read_cases(Path(folder))
+        for n in (2, 4, 10, 30):
+            for asked in (0.5, 1.0, 2.0):
+                if n <= len(cases) / 2:
+                    found = rates(cases, n, asked)
+                    over = (found > 2 * asked).mean()
+                    out.writerow([name, len(cases), n, asked, f"{found.mean():.2f}", f"{over:.3f}"])
+
+
+if __name__ == "__main__":
+    main()
