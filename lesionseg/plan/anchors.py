@@ -10,7 +10,7 @@ from lesionseg.ops.anchors import centred_iou
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 from lesionseg.plan.rules import Decision
 
-N_SHAPES = 3  # anchors a cell and level
+N_SHAPES = 3  # sizes a level has of its own; one more it shares with its neighbour
 MOST_LEVELS = 4
 SMALL_SHARE = 10  # percent: the smallest tenth counts as much as all lesions together
 WELL_COVERED = 0.5  # IoU
@@ -30,8 +30,10 @@ def fit_anchors(
     resolution, so that a lesion 3 voxels across is looked at from every second voxel; the coarsest
     is at most half as coarse as the largest lesion is long. Three sizes a level are the centres of
     clusters under 1 − IoU (after Redmon & Farhadi 2017, arXiv 1612.08242), where the smallest
-    tenth of lesions weighs as much as all together, smallest sizes to the finest level. No lesion:
-    cubes twice the stride and its thirds of an octave (Lin et al. 2017, arXiv 1708.02002).
+    tenth of lesions weighs as much as all together, smallest sizes to the finest level. A level
+    shares the smallest size of the next coarser one, the coarsest the largest of the next finer
+    one, so that no lesion falls between two levels. No lesion: cubes twice the stride and its
+    thirds of an octave (Lin et al. 2017, arXiv 1708.02002).
     """
     sides = np.maximum(np.asarray(extents, dtype=float), 1.0)
     strides = np.asarray(total_strides(architecture.strides), dtype=float)
@@ -52,8 +54,8 @@ def fit_anchors(
     found = _anchors(stages, shapes, architecture, mean_iou=iou, small_recall=recall)
     step = strides[stages[0]]
     reason = (
-        f"{len(stages)} levels from a stride of {' × '.join(f'{s:g}' for s in step)}, {N_SHAPES} "
-        f"sizes each; mean IoU of a lesion with its best anchor size {iou:.2f}, "
+        f"{len(stages)} levels from a stride of {' × '.join(f'{s:g}' for s in step)}, "
+        f"{found.n_shapes} sizes each; mean IoU of a lesion with its best anchor size {iou:.2f}, "
         f"{100 * recall:.0f} % of the smallest tenth at {WELL_COVERED:g} or more"
     )
     if (_CELLS_ACROSS * step > np.percentile(sides, SMALL_SHARE, axis=0)).any():
@@ -65,8 +67,9 @@ def _anchors(
     stages: tuple[int, ...], shapes: Extents, architecture: Architecture, **fit: float
 ) -> AnchorPlan:
     """The heads get the backbone's own channels at their finest level, within 16 and 128."""
-    levels = np.split(shapes.round(2), len(stages))
-    sizes = [tuple(map(tuple, level.tolist())) for level in levels]
+    each = min(N_SHAPES + 1, len(shapes))
+    ends = [min(N_SHAPES * level + each, len(shapes)) for level in range(len(stages))]
+    sizes = [tuple(map(tuple, shapes[end - each : end].round(2).tolist())) for end in ends]
     width = min(max(architecture.features[stages[0]], 16), 128)
     rounded = {name: round(value, 4) for name, value in fit.items()}
     return AnchorPlan(stages, tuple(sizes), width=width, **rounded)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Anchors fitted to lesions: what they reach, and what they never do."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -36,11 +38,16 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     assert (found.mean_iou or 0) > (shared / union).max(1).mean()
     assert (found.small_recall or 0) > 0.9
     assert all(len(sizes) == found.n_shapes for sizes in found.sizes)
-    volumes = [np.prod(size) for sizes in found.sizes for size in sizes]
-    assert volumes == sorted(volumes)  # the smallest at the finest level
+    volumes = [[np.prod(size) for size in sizes] for sizes in found.sizes]
+    assert volumes == sorted(map(sorted, volumes))  # the smallest at the finest level
+    for finer, coarser in pairwise(found.sizes):
+        assert set(finer) & set(coarser)  # no lesion falls between two levels
 
 
 def test_no_lesion_gets_cubes_that_grow_with_the_stride() -> None:
     found = fitted([])
-    assert [sizes[0] for sizes in found.sizes] == [(4 * 2.0**i,) * 3 for i in range(4)]
+    octaves = [(4 * 2.0**i,) * 3 for i in range(4)]
+    assert [found.sizes[i][0] for i in range(3)] == octaves[:3]
+    assert [found.sizes[i][3] for i in range(2)] == octaves[1:3]  # of the next level
+    assert found.sizes[3][1] == octaves[3]  # the coarsest has one of the level before
     assert found.mean_iou is None
