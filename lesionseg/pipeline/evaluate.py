@@ -22,7 +22,7 @@ from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
-from lesionseg.io.layouts import read_dataset, recognised
+from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import is_image_file
 from lesionseg.io.zone_files import find_zones
@@ -134,12 +134,15 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
 def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
     """The dataset that a folder holds (None for a folder of masks), and all labelled cases.
 
-    Masks named after BIDS that lie in the folder itself are a folder of masks. Raises
-    `DatasetError` where there is no reference.
+    Masks named after BIDS that lie in the folder itself are a folder of masks; one of a dataset's
+    own, as nnU-Net's `labelsTs`, is that part of it. Raises `DatasetError` where there is no
+    reference.
     """
     name = recognised(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
         masks = find_masks(folder)
+        if (dataset := read_dataset_of(masks.values())) is not None:
+            return dataset, list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
     dataset = read_dataset(folder, may_lack=True)
     labelled = [c for c in dataset.cases if c.is_labelled]

@@ -13,7 +13,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Refer
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_mask
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (
     find_masks,
@@ -75,6 +75,7 @@ class Sources:
         self._reference = None if reference is None else _find_dataset(reference)
         bare = reference if self._reference is None else None
         self._masks = {} if bare is None else find_masks(bare)
+        self._reference = self._reference or read_dataset_of(self._masks.values())
         self._predictions = {} if prediction is None else find_predictions(prediction)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:

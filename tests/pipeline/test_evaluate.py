@@ -7,7 +7,7 @@ import pytest
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
-from lesionseg.io.files import read_csv, write_csv
+from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate import of_role
 from lesionseg.report.write import write_report
@@ -68,6 +68,20 @@ def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
     point = scores_of(*folders, operating_point="score:0.9")["operating_point"]
     assert "all their candidates stay accepted: a, b, c" in caplog.text  # they have no scores
     assert point["score"] is None is not point["reason"]
+
+
+def test_a_folder_of_masks_of_a_dataset_keeps_what_the_dataset_states(folders, tmp_path):
+    reference, prediction, out = folders
+    labels = {"background": 0, "nodule": 1, "ignore": 7}
+    facts = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    write_json(tmp_path / "dataset.json", facts)
+    for name in "abc":
+        write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
+    write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))  # where something is found
+    assert scores_of(*folders)["n_lesions"] == 6  # nothing says that 7 is no lesion
+    scores = scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out)
+    assert (scores["evaluated_on"], scores["n_false_positive"]) == ("test", 0)
+    assert (scores["n_lesions"], scores["n_lesion_free_cases"]) == (5, 1)
 
 
 def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):

@@ -6,7 +6,7 @@ radiographs what each states). References that tables hold are drawn when a case
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -139,3 +139,18 @@ def read_dataset(
             f"{partly[0].case!r} only {';'.join(partly[0].annotated)}."
         )
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
+
+
+def read_dataset_of(masks: Collection[Path]) -> Dataset | None:
+    """The dataset one of whose folders holds these masks, as nnU-Net's `labelsTs`; None: no such.
+
+    Its cases are those of the masks, which otherwise would lose their labels' names, the value to
+    ignore, regions and roles.
+    """
+    files, roots = {*masks}, {mask.parent.parent for mask in masks}
+    with suppress(LesionsegError):  # what is no sound dataset holds masks like any other folder
+        if len(roots) == 1 and recognised(root := roots.pop()):
+            dataset = read_dataset(root, may_lack=True, lenient=True)
+            cases = tuple(c for c in dataset.cases if c.reference in files)
+            return replace(dataset, cases=cases) if len(cases) == len(files) else None
+    return None
