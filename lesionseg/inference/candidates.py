@@ -21,6 +21,7 @@ from lesionseg.plan.plan import CandidateRule
 Ints = NDArray[np.integer[Any]]
 
 TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
+PROMINENCE = 1.5  # a peak lower than this times where its region touches a higher one: a shoulder
 _FREE, _NO_PEAK = 0, -1
 _UNSEEN, _NO_REGION = -1, -1
 
@@ -101,7 +102,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     ends_at = (rule.ratio, np.float32(rule.extent))
-    limits = (*ends_at, rule.prominence, rule.min_voxels, rule.max_candidates)
+    limits = (*ends_at, PROMINENCE, rule.min_voxels, rule.max_candidates)
     taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, limits)
     spans = [np.sort(span) for span in np.split(taken, ends[:-1])] if len(ends) else []
     return [PeakRegion(sparse.index[span], p[span]) for span in spans]

@@ -107,10 +107,9 @@ class CandidateRule:
 
     A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`. Dropped are
     peaks under `floor`, candidates of fewer than `min_voxels`, all but the `max_candidates` best,
-    and shoulders of a higher candidate: whose region touches it and whose peak is below
-    `prominence` times the highest probability there. Peaks below `join` times the pass to a higher
-    one are one candidate with it, if either is at least `join_mm` in equivalent diameter (a `join`
-    of 1 joins none). `source`: the voxels, a detector's boxes or both.
+    and shoulders of a higher candidate. Peaks below `join` times the pass to a higher one are one
+    candidate with it, if either is at least `join_mm` in equivalent diameter (a `join` of 1 joins
+    none). `source`: the voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
@@ -118,7 +117,6 @@ class CandidateRule:
     floor: Share = 0.05
     min_voxels: Annotated[int, Field(ge=0, le=2**31)] = 2
     max_candidates: Annotated[int, Field(ge=1, le=2**31)] = 300
-    prominence: _Factor = 1.5
     join: _Factor = 20.0
     join_mm: _Factor = 10.0
     source: CandidateSource = "segmentation"
