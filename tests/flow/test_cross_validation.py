@@ -96,7 +96,7 @@ def test_a_fold_of_other_settings_is_refused_by_name(folder, tmp_path, capsys):
     train(folder / "raw", tmp_path / "cv", *ALL, "loss.gamma=3", status=2)
     printed = capsys.readouterr().err
     assert "fold_1" in printed
-    assert "loss.gamma: 0.0 → 3" in printed
+    assert "loss.gamma: 1.0 → 3" in printed
 
 
 @pytest.mark.slow

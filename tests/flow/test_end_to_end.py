@@ -55,7 +55,7 @@ def test_the_same_command_resumes_and_another_is_refused(folder, tmp_path, capsy
     train(folder / "raw", copy, *STEPS)
     assert (copy / "bundle" / "weights.safetensors").read_bytes() == weights
     train(folder / "raw", copy, *STEPS, "loss.gamma=3", status=2)
-    assert "loss.gamma: 0.0 → 3" in capsys.readouterr().err
+    assert "loss.gamma: 1.0 → 3" in capsys.readouterr().err
 
 
 def test_predict_evaluate_and_report_follow(folder, tmp_path):
