@@ -21,7 +21,7 @@ from lesionseg.plan.plan import CandidateRule
 Ints = NDArray[np.integer[Any]]
 
 TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
-PROMINENCE = 1.5  # a peak lower than this times where its region touches a higher one: a shoulder
+PROMINENCE = 1.5  # a peak below this times its contact with a higher region is a shoulder
 _FREE, _NO_PEAK = 0, -1
 _UNSEEN, _NO_REGION = -1, -1
 

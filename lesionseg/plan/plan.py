@@ -107,9 +107,9 @@ class CandidateRule:
 
     A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`. Dropped are
     peaks under `floor`, candidates of fewer than `min_voxels`, all but the `max_candidates` best,
-    and shoulders of a higher candidate. Peaks below `join` times the pass to a higher one are one
-    candidate with it, if either is at least `join_mm` in equivalent diameter (a `join` of 1 joins
-    none). `source`: the voxels, a detector's boxes or both.
+    and shoulders of a higher candidate (`inference.candidates.PROMINENCE`). Peaks below `join`
+    times the pass to a higher one are one candidate with it, if either is at least `join_mm` in
+    equivalent diameter (a `join` of 1 joins none). `source`: voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
