@@ -181,9 +181,9 @@ def train_once(
     if not (run / BUNDLE).exists():  # what is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
     cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
-    cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
     budget = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
-    log.info("Training ends after %s; learning rate %.2g.", budget_text(budget), cfg.optim.lr)
+    rate = batch_rate(cfg.optim, plan).lr
+    log.info("Training ends after %s; learning rate %.2g.", budget_text(budget), rate)
     validate, held_out = None, labelled(survey, "validation")
     if budget.validate_every_minutes is not None and held_out:
         # evenly spaced: files in order of name are often in order of site

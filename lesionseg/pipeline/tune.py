@@ -36,7 +36,7 @@ from lesionseg.report.tuning import (
     table,
     write_tuning_page,
 )
-from lesionseg.training.module import batch_rate, budget_text
+from lesionseg.training.module import budget_text
 from lesionseg.training.processes import require_device, training_device
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,6 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         )
     plan, device = begin(cfg, survey, run), training_device(cfg.trainer.accelerator)
     origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
-    cfg = cfg.model_copy(update={"optim": batch_rate(cfg.optim, plan)})
     prepared = prepare_cases(survey, plan, cfg.data, run)
     inference = cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
     preset = find_preset(cfg.preset)

@@ -5,7 +5,9 @@ import torch
 
 from lesionseg.config import OptimConfig, TrainerConfig
 from lesionseg.models import build_network
-from lesionseg.training.module import batch_rate, learning_rate, make_optimiser, resolve_budget
+from lesionseg.training import lesion_module
+from lesionseg.training.module import learning_rate, make_optimiser, resolve_budget
+from tests.training.conftest import config
 
 
 @pytest.mark.parametrize(
@@ -14,7 +16,6 @@ from lesionseg.training.module import batch_rate, learning_rate, make_optimiser,
         ("cpu", {}, 60.0, None, 10.0),
         ("cuda", {}, None, 125_000, 20.0),  # twice as many voxels a step as nnU-Net's
         ("cuda", {"max_minutes": 5.0}, 5.0, None, None),
-        ("cuda", {"max_steps": 7}, None, 7, None),
         ("cpu", {"max_minutes": 90.0, "max_steps": 9}, 90.0, 9, 15.0),
         ("cpu", {"validate_every_minutes": None}, 60.0, None, None),
     ],
@@ -30,9 +31,10 @@ def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, e
     ("dims", "batch", "name", "factor"),
     [(3, 2, "adamw", 1), (3, 8, "adamw", 2), (3, 8, "sgd", 4), (2, 1, "adamw", 0.5)],
 )
-def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
+def test_what_trains_has_the_rate_of_the_batch(make_plan, dims, batch, name, factor):
     plan = make_plan(batch_size=batch).with_(dims=dims)
-    assert batch_rate(OptimConfig.of(name=name, lr=1.0), plan).lr == factor
+    module = lesion_module(plan, config({"name": name, "lr": 1.0}), torch.nn.Identity())
+    assert module.optim.lr == factor
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,7 @@ def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
     [
         ("adamw", 0.0, 0.02),  # a hundredth of the peak rather than nothing
         ("adamw", 0.025, 1.0),
-        ("adamw", 0.525, 1.0),  # half of what follows the warm-up
-        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
+        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter of what follows the warm-up: (1 + cos π/4) / 2
         ("adamw", 1.3, 0.0),
         ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
     ],
