@@ -114,7 +114,6 @@ def test_all_have_what_the_first_one_makes_and_fail_with_it():
     torch.multiprocessing.spawn(_meet, (port,), nprocs=2)
 
 
-SGD = {"name": "sgd", "lr": 0.01}
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
 
 
@@ -127,7 +126,8 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
     networks, curves = [], []
     for n in (1, 2):
         run, given = tmp_path / str(n), {"plan": plan.with_(batch_size=2 // n), "devices": n}
-        result = train(run_dir=run, **given, max_steps=8, optim=SGD, log_every_n_steps=1)
+        sgd = {"name": "sgd", "lr": 0.02 * n}  # the rate follows a process' own batch
+        result = train(run_dir=run, **given, max_steps=8, optim=sgd, log_every_n_steps=1)
         networks.append(weights(result.network))
         curves.append(pd.read_csv(run / "metrics.csv")["loss"].dropna().tolist())
     alone, together = curves
