@@ -121,12 +121,11 @@ ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, de
 def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_plan, tmp_path, name):
     plan = make_plan()
     if name == "retinanet":
-        table = replace(plan.architecture, name=name)
-        plan = plan.with_(architecture=table, anchors=ANCHORS)
+        plan = plan.with_(architecture=replace(plan.architecture, name=name), anchors=ANCHORS)
     networks, curves = [], []
     for n in (1, 2):
         run, given = tmp_path / str(n), {"plan": plan.with_(batch_size=2 // n), "devices": n}
-        sgd = {"name": "sgd", "lr": 0.02 * n}  # the rate follows a process' own batch
+        sgd = {"name": "sgd", "lr": 0.02 * n}  # the rate follows a process's own batch
         result = train(run_dir=run, **given, max_steps=8, optim=sgd, log_every_n_steps=1)
         networks.append(weights(result.network))
         curves.append(pd.read_csv(run / "metrics.csv")["loss"].dropna().tolist())

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from lesionseg.config import OptimConfig, TrainerConfig
+from lesionseg.config import OptimConfig, TrainConfig, TrainerConfig
 from lesionseg.models import build_network
 from lesionseg.training import lesion_module
 from lesionseg.training.module import learning_rate, make_optimiser, resolve_budget
-from tests.training.conftest import config
 
 
 @pytest.mark.parametrize(
@@ -16,6 +15,7 @@ from tests.training.conftest import config
         ("cpu", {}, 60.0, None, 10.0),
         ("cuda", {}, None, 125_000, 20.0),  # twice as many voxels a step as nnU-Net's
         ("cuda", {"max_minutes": 5.0}, 5.0, None, None),
+        ("cuda", {"max_steps": 7}, None, 7, None),
         ("cpu", {"max_minutes": 90.0, "max_steps": 9}, 90.0, 9, 15.0),
         ("cpu", {"validate_every_minutes": None}, 60.0, None, None),
     ],
@@ -33,8 +33,8 @@ def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, e
 )
 def test_what_trains_has_the_rate_of_the_batch(make_plan, dims, batch, name, factor):
     plan = make_plan(batch_size=batch).with_(dims=dims)
-    module = lesion_module(plan, config({"name": name, "lr": 1.0}), torch.nn.Identity())
-    assert module.optim.lr == factor
+    cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
+    assert lesion_module(plan, cfg, torch.nn.Identity()).optim.lr == factor
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,8 @@ def test_what_trains_has_the_rate_of_the_batch(make_plan, dims, batch, name, fac
     [
         ("adamw", 0.0, 0.02),  # a hundredth of the peak rather than nothing
         ("adamw", 0.025, 1.0),
-        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter of what follows the warm-up: (1 + cos π/4) / 2
+        ("adamw", 0.525, 1.0),  # half of what follows the warm-up
+        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
         ("adamw", 1.3, 0.0),
         ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
     ],
