@@ -59,7 +59,7 @@ from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
-from lesionseg.training.module import batch_rate, budget_text, resolve_budget
+from lesionseg.training.module import budget_text, resolve_budget
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -182,8 +182,7 @@ def train_once(
         require_device(cfg.trainer.accelerator)
     cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
     budget = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
-    rate = batch_rate(cfg.optim, plan).lr
-    log.info("Training ends after %s; learning rate %.2g.", budget_text(budget), rate)
+    log.info("Training ends after %s.", budget_text(budget))
     validate, held_out = None, labelled(survey, "validation")
     if budget.validate_every_minutes is not None and held_out:
         # evenly spaced: files in order of name are often in order of site

@@ -34,7 +34,7 @@ from lesionseg.training.callbacks import (
     History,
     LastCheckpoint,
 )
-from lesionseg.training.module import SCORE, LesionModule, batch_rate, resolve_budget
+from lesionseg.training.module import SCORE, LesionModule, resolve_budget
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     PATIENCE,
@@ -155,7 +155,7 @@ def lesion_module(
     device = training_device(cfg.trainer.accelerator)
     network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
     settings = resolve_budget(cfg.trainer, plan, device)
-    return LesionModule(network, objective, plan, settings, batch_rate(cfg.optim, plan))
+    return LesionModule(network, objective, plan, settings, cfg.optim)
 
 
 def make_trainer(

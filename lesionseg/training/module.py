@@ -179,7 +179,10 @@ class LesionModule(pl.LightningModule):
         self.log(SCORE, score, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        optim, fused = self.optim, self.settings.precision != "16-mixed"
+        trainer, fused = self.trainer, self.settings.precision != "16-mixed"
+        n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        optim = batch_rate(self.optim, n_tiles, self.plan.dims)
+        log.info("Learning rate %.2g for %d tiles a step.", optim.lr, n_tiles)
         optimiser = make_optimiser(self.network, optim, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda _: learning_rate(self.progress, optim) / optim.lr
@@ -254,13 +257,16 @@ def budget_text(settings: TrainerConfig) -> str:
     return " or ".join(f"{value:g} {what}" for value, what in limits if value)
 
 
-def batch_rate(settings: OptimConfig, plan: Plan) -> OptimConfig:
-    """The settings with the rate that belongs to the plan's batch: linear for SGD, √ for AdamW.
+def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
+    """The settings with the rate for a step of `n_tiles` tiles: linear for SGD, √ for AdamW.
 
     Relative to 2 tiles in 3-D and 4 in 2-D (Goyal et al. 2017, arXiv 1706.02677; Malladi et al.
-    2022, arXiv 2205.10287).
+    2022, arXiv 2205.10287). The tiles of all processes and accumulated batches count.
+
+    >>> batch_rate(OptimConfig.of(lr=1.0), n_tiles=8, dims=3).lr
+    2.0
     """
-    times = plan.batch_size / BATCHES[plan.dims]
+    times = n_tiles / BATCHES[dims]
     factor = times if settings.name == "sgd" else sqrt(times)
     return settings.model_copy(update={"lr": settings.lr * factor})
 

@@ -283,11 +283,7 @@ def marked(root, reference, labels=None):
 def test_a_segmentation_object_is_read_as_label_values(series, grid, tmp_path):
     series()
     path = tmp_path / "seg.dcm"
-    masks = {
-        "Lung": blob((0, 0, 0)),
-        "LESION": blob((1, 2, 3), (3, 1, 0)),
-        "cyst": blob((4, 3, 5)),
-    }
+    masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
     dicom.segmentation(path, grid, {**masks, "Ignore": blob((2, 2, 2))})
     labels, ignore = marked(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
     np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])

@@ -123,10 +123,10 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
     if name == "retinanet":
         plan = plan.with_(architecture=replace(plan.architecture, name=name), anchors=ANCHORS)
     networks, curves = [], []
+    budget = {"max_steps": 8, "optim": {"name": "sgd", "lr": 0.02}, "log_every_n_steps": 1}
     for n in (1, 2):
         run, given = tmp_path / str(n), {"plan": plan.with_(batch_size=2 // n), "devices": n}
-        sgd = {"name": "sgd", "lr": 0.02 * n}  # the rate follows a process's own batch
-        result = train(run_dir=run, **given, max_steps=8, optim=sgd, log_every_n_steps=1)
+        result = train(run_dir=run, **given, **budget)
         networks.append(weights(result.network))
         curves.append(pd.read_csv(run / "metrics.csv")["loss"].dropna().tolist())
     alone, together = curves
