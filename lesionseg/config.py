@@ -33,6 +33,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
+POINT = r"^(fp_per_case:\d*\.?\d+|(sensitivity|score):(0?\.\d+|[01](\.0+)?))$"
 Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
@@ -234,7 +235,7 @@ class TrainConfig(Settings):
     callbacks: tuple[Spec, ...]
     logger: tuple[Spec, ...]
     preset: str
-    operating_point: Annotated[str, Field(pattern=r"^(fp_per_case|sensitivity|score):\d*\.?\d+$")]
+    operating_point: Annotated[str, Field(pattern=POINT)]
     rate_confidence: Confidence | None
     run_dir: Text | None
     seed: Index

@@ -143,9 +143,9 @@ class Dataset:
     ascending order of value. `regions`: what is learnt in place of the labels, in the order in
     which predicted masks are painted; empty where each label is learnt by itself. A lesion then is
     a component of all of them together, one lesion and not one a region. `convention` names how
-    the folder was read. `merged_values` are the mask values that all count as the one label 1,
-    when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is an
-    error. `problems`: what is wrong with single cases, in a dataset that was read to look for it.
+    the folder was read. `merged_values`: names of the mask values that all count as the one label
+    1, when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is
+    an error. `problems`: what is wrong with single cases, in a dataset read to look for it.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Dataset:
     cases: tuple[CaseFiles, ...]
     ignore_label: int | None = None
     incomplete_reference: bool = False
-    merged_values: tuple[int, ...] = ()
+    merged_values: Mapping[int, str] = field(default_factory=dict)
     regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False
     problems: tuple[Problem, ...] = ()

@@ -422,6 +422,7 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "spacing_mm": plan.spacing_mm,
         "normalisation": [asdict(n) for n in plan.normalisation],
         "label_values": plan.label_values,
+        "labels": [*dataset.labels.items(), *dataset.merged_values.items()],
         "regions": plan.regions,
         "ignore_label": dataset.ignore_label,
         "extra": plan.prepare_extra,
@@ -457,6 +458,6 @@ def source_hash(files: CaseFiles) -> str:
     for path in (part for image in named for part in content_files(image)):
         with reading(path), path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    facts = [files.annotations, files.group, *files.annotated, *files.missing]
+    facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_o
 
 Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
+_VERSION = 2  # of what is kept of a case, and how
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _IRRELEVANT = {"name", "cases", "problems", "incomplete_reference", "may_lack"}
 
@@ -44,7 +45,7 @@ def read_records(
     def state_of(files: CaseFiles) -> str | None:
         """What the facts come from: the case's entry, its files, and how they are read."""
         states = file_states((*files.images, *((files.reference,) if files.reference else ())))
-        content = vars(files), states, reading, voxels, [f.name for f in fields(CaseFacts)]
+        content = _VERSION, vars(files), states, reading, voxels
         text = json.dumps(content, sort_keys=True, default=str)
         return None if states is None else sha256(text.encode()).hexdigest()
 

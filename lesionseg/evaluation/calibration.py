@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from lesionseg.core import Calibration
 from lesionseg.core.prediction import logit
@@ -118,7 +119,7 @@ def fit_logistic(
     prior = ridge if width > 0 else 1.0
     beta = np.zeros((len(totals), 2))
     for _ in range(100):
-        p = sigmoid(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
+        p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
         left = true - totals * p
         slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
         w = totals * np.maximum(p * (1 - p), 1e-9)
@@ -131,8 +132,3 @@ def fit_logistic(
             break
     by_x = beta[:, 1] / width if width > 0 else np.zeros(len(beta))
     return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)
-
-
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(−x)), without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))

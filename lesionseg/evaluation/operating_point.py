@@ -49,11 +49,11 @@ def choose(
     positives per case on average or, with `confidence`, by which as many new cases have no more
     with that chance. Where even none seen is too many for that, the score allows none; where that
     score finds no lesion, the rate seen is the one asked for; `confidence` is then None.
-    `sensitivity`: the highest score that finds at least this share of the lesions. `score`: this
-    one. Where no case has a candidate there is nothing to choose by: the score is then
-    `UNINFORMED_SCORE`, with a warning unless `quiet`. Raises `ConfigError` when several are given,
-    `ContentError` for candidates without scores and for a sensitivity without lesions or out of
-    reach, naming the range that can be reached.
+    `sensitivity`: just above the next candidate after those that find at least this share of the
+    lesions. `score`: this one. Where no case has a candidate there is nothing to choose by: the
+    score is then `UNINFORMED_SCORE`, with a warning unless `quiet`. Raises `ConfigError` when
+    several are given, `ContentError` for candidates without scores and for a sensitivity without
+    lesions or out of reach, naming the range that can be reached.
     """
     kinds = {"fp_per_case": fp_per_case, "sensitivity": sensitivity, "score": score}
     given = {kind: value for kind, value in kinds.items() if value is not None}

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.special import expit
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic, sigmoid
+from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_LESION, Draws, Weights, bootstrap, proportion
@@ -102,11 +103,11 @@ def size_curve(
     def statistic(weights: Weights) -> NDArray[np.float64]:
         fits = fit_logistic(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
         intercept, slope = fits[:, :1], fits[:, 1:]
-        curve = sigmoid(intercept + slope * np.log(along))
+        curve = expit(intercept + slope * np.log(along))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             passed = np.exp((np.log([1.0, 9.0]) - intercept) / slope)
         # a curve that does not grow passes no share: all lesions are on one side of it
-        middle = sigmoid(intercept + slope * np.log(np.sqrt(low * high)))
+        middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
         never = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
         held = np.clip(np.where(slope > 0, passed, never), low, high)
         return np.concatenate([curve, held, fits], axis=1)

@@ -74,9 +74,11 @@ def select_voxel_calibration(
     for number in sorted(set(fold.values())):
         rest = [case for case in counts if fold.get(case.group) != number]
         fit = _fit_voxels(rest if len(groups) > 1 else counts)
+        if fit.slope <= 0:  # as where all voxels are less probable than the lowest level
+            continue
         held_out = (case for case in counts if fold.get(case.group) == number)
         moved = (level - fit.intercept) / fit.slope
-        gains += [case.dice(moved) - case.dice(level) for case in held_out if fit.slope > 0]
+        gains += [case.dice(moved) - case.dice(level) for case in held_out]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
         return None, f"not used; it changes Dice by {gain:+.3f}, and {MIN_GAIN:+g} is the least."

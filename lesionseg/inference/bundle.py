@@ -33,7 +33,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickle
 # what must be the same, for tiles and channels of an ensemble's members to lie on each other
 _SHARED = (
     *("dims", "modality", "channel_names", "label_values", "regions", "spacing_mm"),
-    *("normalisation", "prepare_extra", "tile_shape", "activation", "link"),
+    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors"),
 )
 
 

@@ -2,10 +2,10 @@
 
 The numbers: spacing and extent of the file's grid; per channel, percentiles of the normalised
 intensities and the mean difference of neighbouring voxels along each axis (thick slices that were
-interpolated, blur, noise). The bundle keeps the median of each number over the training scans and
-how far a scan may be from it: 5 scaled MADs, or a fifth more than the farthest training scan. A
-scan beyond is still predicted, with one sentence that says what is unlike the training. Mirrored
-scans and swapped channels of like contrast are not seen.
+interpolated, blur, noise). The bundle keeps the median of each number over the training scans (of
+grids, over validation scans too) and how far a scan may be from it: 5 scaled MADs, or a fifth more
+than the farthest of these. A scan beyond is still predicted, with one sentence that says what is
+unlike the training. Mirrored scans and swapped channels of like contrast are not seen.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -184,7 +184,7 @@ class Predictor:
                 "Name them <case>_0000, <case>_0001, … by channel."
             )
         check_missing(plan, files.missing)
-        if plan.dims == 2 and "pixel_mm" not in files.columns:
+        if plan.dims == 2 and files.pixel_mm is None:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
         what = plan.dims, plan.channel_names, plan.lesion_labels

@@ -60,20 +60,19 @@ def predict_volumes(
     use: Callable[[CaseFiles, Prediction], R],
     *,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
-    overwrite: bool = True,
 ) -> Generator[R]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
     `read` gives a case's volume, in a thread of its own; `use` is called in another. `on_slab`:
-    what is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory
-    may be used. What goes wrong with a case is raised here.
+    what is shown a case's probabilities (`decision.decide`). The volume's memory is
+    used again. What goes wrong with a case is raised here.
     """
     budget, sizes = default_budget(), {"": 0}
 
     def prepare(files: CaseFiles) -> PreparedScan:
         volume = read(files)
         sizes[files.case] = needed_bytes(volume.geometry, predictor.plan)
-        return predictor.prepare_volume(volume, files.case, overwrite=overwrite)
+        return predictor.prepare_volume(volume, files.case, overwrite=True)
 
     def decide(files: CaseFiles, inferred: Inferred) -> R:
         return use(files, predictor.decide(inferred, files.case, on_slab(files)))

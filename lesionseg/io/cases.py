@@ -18,7 +18,7 @@ from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
-from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.ops.components import lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def read_reference(
     geometry = geometry or read_geometry(files.images[0], raster_mm=files.pixel_mm)
     reference = _read_reference(files, dataset, geometry)
     for file in files.images if reference is not None and geometry.dims == 2 else ():
-        if is_dicom(file):
+        if is_dicom_image(file):
             reference = _ignoring(reference, read_volume(file).valid)
     return reference
 
@@ -135,14 +135,14 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         return None
     elif is_dicom(path):  # whose segments are found by name
         left_out = {} if dataset.ignore_label is None else {dataset.ignore_label: IGNORE}
-        reference = read_dicom_reference(path, geometry, {**dataset.labels, **left_out})
+        names = dataset.merged_values or dataset.labels
+        reference = read_dicom_reference(path, geometry, {**names, **left_out})
         reference = _with_labels(path, reference, dataset)
     else:
-        has_ids, mm = "instances" in files.annotations, geometry.spacing_mm
-        square = geometry.dims == 2 and np.ptp(mm) < TOLERANCE_MM / max(geometry.shape)
-        read = read_instances if has_ids else read_mask
-        reference = read(path, mm[0] if square else files.pixel_mm)  # a raster states none
-        check_grid(path, reference.geometry, files.images[0], geometry)
+        has_ids = "instances" in files.annotations
+        reference = (read_instances if has_ids else read_mask)(path, geometry.spacing_mm[0])
+        if not (is_raster(path) and reference.geometry.shape == geometry.shape):
+            check_grid(path, reference.geometry, files.images[0], geometry)
         reference = replace(reference, geometry=geometry)
         reference = reference if has_ids else _with_labels(path, reference, dataset)
     if files.annotated:

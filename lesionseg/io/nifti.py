@@ -79,10 +79,10 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         with reading(like), _opened(like) as stream:
             source = _parse(like, stream)
             same, scale = _geometry(like, source).matches(geometry), _mm_scale(source)
-        qform, sform = source.get_qform(coded=True), source.get_sform(coded=True)
-        if same and (qform[1] or sform[1]):
-            image.set_qform(scale @ qform[0] if qform[1] else None, code=int(qform[1]))
-            image.set_sform(scale @ sform[0] if sform[1] else None, code=int(sform[1]))
+        codes = [int(source.header[name]) for name in ("qform_code", "sform_code")]
+        if same and any(codes):
+            image.set_qform(scale @ _qform(source) if codes[0] else None, code=codes[0])
+            image.set_sform(scale @ source.get_sform() if codes[1] else None, code=codes[1])
     nibabel.save(image, path)
 
 
@@ -124,7 +124,7 @@ def _geometry(path: Path, image: Any) -> Geometry:
     if len(shape) == 3:
         geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
         if image.header["sform_code"] and image.header["qform_code"]:  # the place is stated twice
-            qform = _mm_scale(image) @ image.get_qform()
+            qform = _mm_scale(image) @ _qform(image)
             apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
             if apart > _SAME_PLACE_MM:
                 text = "%s: sform and qform lie %.1f mm apart; the sform is used."
@@ -134,6 +134,14 @@ def _geometry(path: Path, image: Any) -> Geometry:
     if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
         return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]))
     return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()))
+
+
+def _qform(image: Any) -> NDArray[np.float64]:
+    """The affine of the quaternion, or the image's own where rounding made it none."""
+    try:
+        return np.asarray(image.get_qform())
+    except ValueError:
+        return np.asarray(image.affine)
 
 
 def _mm_scale(image: Any) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError,
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
-from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
+from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import present_values, unscored_prediction
 
 _CANDIDATES = "_candidates.json"
@@ -174,8 +174,8 @@ def read_prediction(
 ) -> Prediction:
     """Read one predicted case.
 
-    `geometry` is the scan's: the masks must lie on it, rasters take their pixel size from it, and
-    candidates without masks cannot do without it. Of a candidate only `score`, `start_vox` and
+    `geometry` is the scan's: the masks must lie on it (a raster of its shape does), and candidates
+    without masks cannot do without it. Of a candidate only `score`, `start_vox` and
     `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
     rest as of `Candidate.from_box`. Masks without candidate file give candidates from their
     connected components (or instances) with score 1 and `scored=False`. `binary`: a mask's values
@@ -186,7 +186,7 @@ def read_prediction(
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
-        if grid is not None:
+        if grid is not None and not (is_raster(file) and own.shape == grid.shape):
             check_grid(file, own, source or Path("the scan"), grid)
         grid, source = grid or own, file
     if grid is None:

@@ -91,6 +91,8 @@ def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[
         page: Any = tiff.pages[0]
         _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
         check_size(path, page.nbytes)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not as_labels:
+            return _pil_pixels(path, raster_mm, as_labels)
         try:
             pixels = np.asarray(page.asarray())
         except ValueError:  # a compression that tifffile leaves to a further package, such as LZW

@@ -41,6 +41,11 @@ def is_image_file(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
+def is_raster(path: Path) -> bool:
+    """Whether the name is that of a format that states no position: PNG, JPEG, BMP or TIFF."""
+    return case_suffix(path).lower() in raster.SUFFIXES
+
+
 def is_dicom_image(path: Path) -> bool:
     """Whether it is a folder, or a DICOM file by suffix or first bytes."""
     if path.is_dir() or split_series(path) is not None:
@@ -57,9 +62,9 @@ def result_suffix(path: Path, dims: int) -> str:
     """
     suffix = case_suffix(path).lower()
     suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
-    if suffix in (*nifti.SUFFIXES, ".nrrd", ".mha"):
-        return suffix
-    return ".png" if dims == 2 else ".nii.gz"
+    if dims == 2:
+        return ".png"
+    return suffix if suffix in (*nifti.SUFFIXES, ".nrrd", ".mha") else ".nii.gz"
 
 
 def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool = False) -> Volume:

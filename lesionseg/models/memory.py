@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from lesionseg.models.build import build_network
+from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.plan.plan import Plan
 
 # 10⁹ bytes: of the driver and its libraries, and of what convolutions work in
@@ -25,9 +25,8 @@ def step_gb(plan: Plan) -> float:
     if shape.network and not plan.has_boxes:
         shape = replace(shape, name="unet", network={})
     with torch.device("meta"):
-        n_weights = sum(
-            p.numel() for p in build_network(plan.with_(architecture=shape)).parameters()
-        )
+        network = build_network(plan.with_(architecture=shape), architectures=TRUSTED)
+        n_weights = sum(p.numel() for p in network.parameters())
     first = 0 if plan.has_voxels or plan.anchors is None else plan.anchors.stages[0]
     voxel, per_stage = 0.0, 1.0
     for stage, (features, stride) in enumerate(zip(shape.features, shape.strides, strict=True)):

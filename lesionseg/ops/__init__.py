@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
-    from lesionseg.ops.clustering import weighted_box_clustering as weighted_box_clustering
     from lesionseg.ops.components import LesionInstances as LesionInstances
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
@@ -30,7 +29,6 @@ _HOMES = {
     "nms": "suppression",
     "resample_linear": "resample",
     "resample_nearest": "resample",
-    "weighted_box_clustering": "clustering",
 }
 __all__ = [*_HOMES]
 

@@ -39,7 +39,7 @@ from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero,
 
 log = logging.getLogger(__name__)
 
-_DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link")
+_DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link", "anchors")
 
 
 def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, dict[str, Scores]]:

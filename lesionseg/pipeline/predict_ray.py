@@ -54,7 +54,8 @@ def predict_on_ray(
         share = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
         inference = cfg.inference.model_copy(update={"max_memory_gb": share})
         bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)
-        cfg = cfg.model_copy(update={"bundle": bundles, "inference": inference})
+        zones = cfg.zones and str(Path(cfg.zones).resolve())
+        cfg = cfg.model_copy(update={"bundle": bundles, "inference": inference, "zones": zones})
         each = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
         each |= {"max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
         kind = ray.remote(**each)(_Actor)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import LossConfig, TrainConfig
-from lesionseg.core import Geometry
+from lesionseg.core import CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.tables import scores_table
@@ -187,12 +187,8 @@ def train_once(
     if budget.validate_every_minutes is not None and held_out:
         # evenly spaced: files in order of name are often in order of site
         places = np.linspace(0, len(held_out) - 1, min(VALIDATE_CASES, len(held_out)))
-        some, preset = [held_out[round(i)] for i in places], find_preset(cfg.preset)
-
-        def validate(network: nn.Module) -> Mapping[str, float]:
-            matches = match_volumes(network, survey, some, plan, cfg.inference, preset)
-            return validation_scores(matches)
-
+        some = [held_out[round(i)] for i in places]
+        validate = partial(_validate, survey=survey, cases=some, plan=plan, cfg=cfg)
     fitted = train_network(plan, cases, cfg, run, validate)
     if not is_rank_zero():
         return plan, {}
@@ -212,6 +208,14 @@ def train_once(
         tested = score_role(final, survey, run / "test", "test", cfg, origin)
         scores |= {"test": tested} if tested else {}
     return complete, scores
+
+
+def _validate(
+    network: nn.Module, survey: Survey, cases: Sequence[CaseFiles], plan: Plan, cfg: TrainConfig
+) -> Mapping[str, float]:
+    # not within `train_once`: processes that Lightning spawns receive it pickled
+    preset = find_preset(cfg.preset)
+    return validation_scores(match_volumes(network, survey, cases, plan, cfg.inference, preset))
 
 
 def train_network(

@@ -1,7 +1,7 @@
 """`tune`: α and γ of a focal loss, searched together by short trainings; Optuna proposes them.
 
 `run_dir/journal.log` is Optuna's storage: processes that are started with the same run_dir share
-the search, and the same command goes on with it. A trial that was killed begins again.
+the search, and the same command goes on with it. A trial that was killed does not count.
 """
 
 import logging
@@ -200,7 +200,9 @@ def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
     )
     first = getattr(cfg, group)
     if isinstance(first.alpha, float) and first.gamma is not None:
-        study.enqueue_trial({"alpha": first.alpha, "gamma": first.gamma}, skip_if_exists=True)
+        pair, failed = {"alpha": first.alpha, "gamma": first.gamma}, optuna.trial.TrialState.FAIL
+        states = {t.state for t in study.get_trials(deepcopy=False) if t.params == pair}
+        study.enqueue_trial(pair, skip_if_exists=states != {failed})  # as where Ctrl-C ended it
     return study
 
 

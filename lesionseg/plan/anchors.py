@@ -66,11 +66,11 @@ def fit_anchors(
 def _anchors(
     stages: tuple[int, ...], shapes: Extents, architecture: Architecture, **fit: float
 ) -> AnchorPlan:
-    """The heads get the backbone's own channels at their finest level, within 16 and 128."""
+    """The heads have the backbone's channels at their finest level: 16 to 128, in whole groups."""
     each = min(N_SHAPES + 1, len(shapes))
     ends = [min(N_SHAPES * level + each, len(shapes)) for level in range(len(stages))]
     sizes = [tuple(map(tuple, shapes[end - each : end].round(2).tolist())) for end in ends]
-    width = min(max(architecture.features[stages[0]], 16), 128)
+    width = min(max(-(-architecture.features[stages[0]] // 8) * 8, 16), 128)  # a norm has 8 groups
     rounded = {name: round(value, 4) for name, value in fit.items()}
     return AnchorPlan(stages, tuple(sizes), width=width, **rounded)  # type: ignore[arg-type]
 

@@ -154,8 +154,9 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
 
 
 def _sampled(values: NDArray[Any], most: int) -> NDArray[np.float32]:
-    step = -(-values.shape[1] // most) or 1
-    return np.array(values[:, step // 2 :: step], dtype=np.float32)
+    n = values.shape[1]  # a whole step could fall on one column of the image, its edge
+    places = np.linspace(0, max(n - 1, 0), min(n, most)).astype(int)
+    return np.array(values[:, places], dtype=np.float32)
 
 
 def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:

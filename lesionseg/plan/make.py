@@ -72,7 +72,7 @@ def make_plan(
             return Decision(before.anchors, FOLLOWED)
         extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
         found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
-        if on_gpu and before is None and found.value is not None:  # heads as the paper has them
+        if on_gpu and found.value is not None:  # heads as the paper has them
             width = max(found.value.width, HEAD_WIDTH)
             found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
         return found

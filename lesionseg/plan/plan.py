@@ -143,8 +143,8 @@ class AnchorPlan:
     alpha: Share | tuple[Share, ...] | None = None
     gamma: Gamma | None = None
     merge_iou: Share = 0.2
-    mean_iou: FiniteFloat | None = None
-    small_recall: FiniteFloat | None = None
+    mean_iou: FiniteFloat | None = field(default=None, compare=False)
+    small_recall: FiniteFloat | None = field(default=None, compare=False)
 
     @property
     def n_shapes(self) -> int:

@@ -180,6 +180,8 @@ def roles_in(path: Path, fold: int = 0) -> dict[str, Role]:
     raw = read_json(path)
     if isinstance(raw, list):
         _require_fold(fold, range(max(len(raw), 1)), path)
+    elif fold:
+        raise DatasetError(f"{path}: data.fold={fold}, but this file holds a single split.")
     try:
         if isinstance(raw, list):
             train: dict[str, Role] = dict.fromkeys(map(str, raw[fold]["train"]), "train")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
+from lesionseg.training.processes import is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,28 @@ LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt, written every few minutes and at the end."""
+    """checkpoints/last.ckpt, written every few seconds between steps, and at the end."""
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # tiles resume at a whole step
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """checkpoints/best.ckpt, whose score is still known after its run was moved or copied."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here = str(Path(str(self.dirpath)) / "best.ckpt")
+        moved: dict[str, Any] = {"dirpath": self.dirpath}  # Lightning forgets what lay elsewhere
+        if state_dict["best_k_models"]:
+            moved |= dict.fromkeys(("best_model_path", "kth_best_model_path"), here)
+            moved["best_k_models"] = {here: state_dict["best_model_score"]}
+        super().load_state_dict({**state_dict, **moved})
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -60,7 +79,7 @@ class History(CSVLogger):
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
         path = run_dir / "metrics.csv"
-        rows = pd.read_csv(path) if n_steps and path.is_file() else None
+        rows = pd.read_csv(path) if n_steps and path.is_file() and is_rank_zero() else None
         writer = self.experiment  # Lightning's begins with an empty file
         if rows is not None:
             rows[rows["step"] < n_steps].to_csv(path, index=False)
@@ -85,8 +104,9 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # a GPU would wait at every step
-            newest = float(trainer.logged_metrics["loss"])
+        logged = trainer.logged_metrics  # a GPU would wait at every step
+        if trainer.global_step % trainer.log_every_n_steps == 0 and "loss" in logged:
+            newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
         loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"  # none is logged yet
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)

@@ -16,7 +16,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import Dataset
@@ -30,6 +29,7 @@ from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import (
     AtomicCheckpoints,
+    BestCheckpoint,
     FocalStatistics,
     History,
     LastCheckpoint,
@@ -148,9 +148,11 @@ def lesion_module(
 ) -> LesionModule:
     """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
 
-    Raises `ConfigError` where loss and plan disagree.
+    Raises `ConfigError` where loss and plan disagree, or the loss has weights to learn.
     """
     objective = make_objective(plan, cfg, loss)
+    if any(weight.requires_grad for weight in objective.loss.parameters()):
+        raise ConfigError("loss: it has weights, which nothing would train; give it constants.")
     network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     device = training_device(cfg.trainer.accelerator)
     network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
@@ -172,7 +174,7 @@ def make_trainer(
     ours += [*(build(spec, "callbacks") for spec in cfg.callbacks), *callbacks]
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}
-    ours.append(ModelCheckpoint(filename="best", **best, **files))
+    ours.append(BestCheckpoint(filename="best", **best, **files))
     ours.append(LastCheckpoint(filename="last", train_time_interval=CHECKPOINT_EVERY, **files))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = settings.devices

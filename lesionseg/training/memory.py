@@ -53,10 +53,11 @@ def try_steps(plan: Plan, cfg: TrainConfig) -> None:
         objective, optimiser = make_objective(plan, cfg), make_optimiser(network, cfg.optim)
         batch = some_batch(plan, plan.batch_size, device)
         targets = objective.targets(batch)
-        half = cfg.trainer.precision != "32-true" and fast_dtype(device) != torch.float32
+        is_half = cfg.trainer.precision != "32-true"
+        half = torch.float16 if fast_dtype(device) == torch.float32 else torch.bfloat16
         for _ in range(2):
             optimiser.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(device.type, half, enabled=is_half):
                 output = network(batch["image"])
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from lesionseg.losses import PositiveAverage
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Objective
-from lesionseg.training.processes import broadcast_from_rank_zero
+from lesionseg.training.processes import broadcast_from_rank_zero, n_processes
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class LesionModule(pl.LightningModule):
         super().__init__()
         self.network, self.objective, self.plan = network, objective, plan
         self.settings, self.optim = settings, optim
+        self.loss = objective.loss  # registered, so that its buffers follow to the device
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
         self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
         self._began, self._next_validation = time.monotonic(), inf
@@ -103,7 +104,8 @@ class LesionModule(pl.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
         named["positives"] = counts[0]
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % every == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.recent = []
         self.recent.append(torch.stack([value.detach().float() for value in named.values()]))
         if self.is_logged:
@@ -159,27 +161,28 @@ class LesionModule(pl.LightningModule):
         if self.progress >= 1:
             self.trainer.should_stop = True
         # not Lightning's own interval of time: each process would go by its own clock
-        due = self.minutes >= self._next_validation
-        self.trainer.val_check_batch = 1 if due else inf
-        if due:
-            self._next_validation = self.minutes + float(self.settings.validate_every_minutes)  # type: ignore[arg-type]
+        self.trainer.val_check_batch = 1 if self.minutes >= self._next_validation else inf
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score whole volumes, on the first process; the others wait for it."""
 
-        def scores() -> dict[str, float]:
+        def scores() -> tuple[dict[str, float], float]:
             network = deepcopy(self.network).eval()
             with torch.autocast(self.device.type, enabled=False):
                 found: Mapping[str, float] = self.trainer.datamodule.validate(network)  # type: ignore[attr-defined]
-            return dict(found)
+            return dict(found), (time.monotonic() - self._began) / 60
 
-        found = broadcast_from_rank_zero(scores)
+        found, minutes = broadcast_from_rank_zero(scores)
+        every = self.settings.validate_every_minutes
+        # from the end of this one, so that however long it takes there is learning in between
+        self._next_validation = minutes + every if isinstance(every, int | float) else inf
         self.log_dict({f"validation_{name}": v for name, v in found.items()}, batch_size=1)
         score = sum(found.get(name, 0.0) for name in ("recall_1fp", "dice"))
         self.log(SCORE, score, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        trainer, fused = self.trainer, self.settings.precision != "16-mixed"
+        trainer = self.trainer
+        fused = trainer.precision != "16-mixed"  # else gradients would be clipped before unscaling
         n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optim = batch_rate(self.optim, n_tiles, self.plan.dims)
         log.info("Learning rate %.2g for %d tiles a step.", optim.lr, n_tiles)
@@ -235,8 +238,10 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     minutes, steps, every = settings.max_minutes, settings.max_steps, None
     if minutes is None and steps is None:
         if device.startswith("cuda"):
-            seen = NNUNET_VOXELS[plan.dims] / (plan.batch_size * prod(plan.tile_shape))
-            steps, every = round(NNUNET_STEPS * min(seen, 1.0)), VALIDATION_MINUTES
+            batches = int(settings.lightning.get("accumulate_grad_batches", 1))
+            n_tiles = plan.batch_size * batches * n_processes(settings)
+            share = NNUNET_VOXELS[plan.dims] / (n_tiles * prod(plan.tile_shape))
+            steps, every = round(NNUNET_STEPS * min(share, 1.0)), VALIDATION_MINUTES
         else:
             minutes = 60.0
     if minutes and minutes > LONG:

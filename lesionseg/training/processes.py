@@ -79,14 +79,14 @@ def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 @contextmanager
 def joined(trainer: TrainerConfig) -> Iterator[None]:
     """Connect this process with the others of its training, if any; only the first one logs."""
-    environment = launched(trainer)
+    environment, listed = launched(trainer), trainer.devices
+    local = environment.local_rank() if environment is not None else 0
+    on_gpu = training_device(trainer.accelerator) == "cuda"
+    if on_gpu:  # plans, tries and scores there too
+        torch.cuda.set_device(listed[local] if isinstance(listed, tuple) else local)
     if environment is None or distributed.is_initialized():
         yield
         return
-    on_gpu = training_device(trainer.accelerator) == "cuda"
-    if on_gpu:
-        local, listed = environment.local_rank(), trainer.devices
-        torch.cuda.set_device(listed[local] if isinstance(listed, tuple) else local)
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     distributed.init_process_group(

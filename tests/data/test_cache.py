@@ -111,7 +111,8 @@ def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, aske
     assert len(changed.lesions) == 2
     assert changed.folder == first.folder
     files = dataset.cases[0]
-    assert source_hash(files) != source_hash(replace(files, group="other"))
+    for change in ({"group": "other"}, {"columns": {"pixel_mm": "0.2"}}):
+        assert source_hash(files) != source_hash(replace(files, **change))
     with pytest.raises(ReadError, match="absent"):
         source_hash(replace(files, images=(path.with_name("absent.nii"),)))
     for other in (
@@ -122,6 +123,7 @@ def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, aske
     ):
         assert cache_key(dataset, other) != cache_key(dataset, plan)
     assert cache_key(dataset, plan.with_(batch_size=7)) == cache_key(dataset, plan)
+    assert cache_key(replace(dataset, labels={1: "node"}), plan) != cache_key(dataset, plan)
 
 
 def test_an_error_leaves_what_was_made_and_no_half_entry(fill, asked, dataset, plan, tmp_path):

@@ -101,7 +101,8 @@ def test_a_network_that_is_far_too_unsure_is_put_right():
 
 def test_probabilities_that_are_right_are_left_alone():
     free = counted(np.full(9, 0.1), np.zeros(9, np.bool_))
-    for cases in ([drawn(s) for s in range(3)], [free], []):
+    faint = counted(np.full(9, 5e-6), np.arange(9) < 1)  # all below the lowest level: no slope
+    for cases in ([drawn(s) for s in range(3)], [free], [faint], []):
         fit, why = select_voxel_calibration(cases, 0.4, "validation")
         assert (fit, why[:8]) == (None, "not used")
 

@@ -40,9 +40,17 @@ class DieOnce(pl.Callback):
 
 
 def start(launcher, folder, run, *more):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *launcher.split(), "-m", *TRAIN]
+    torchrun = ["-m", "torch.distributed.run", *launcher.split()] if launcher else []
     return subprocess.Popen(
-        [*torchrun, f"data.root={folder / 'raw'}", f"run_dir={run}", *more],
+        [
+            sys.executable,
+            *torchrun,
+            "-m",
+            *TRAIN,
+            f"data.root={folder / 'raw'}",
+            f"run_dir={run}",
+            *more,
+        ],
         cwd=Path(__file__).parents[2],
         env={**os.environ, **LOOPBACK, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -101,6 +109,12 @@ def test_two_nodes_learn_what_one_node_learns(folder):
     caches = (folder / f"calm_cache_{node}" for node in range(2))
     assert [len(list(cache.glob("*/*/*/case.json"))) for cache in caches] == [2, 2]
     assert sum(text.count("Finished in") for text in said) == 1  # the first process speaks
+
+
+def test_processes_that_lightning_starts_validate_too(folder):
+    run = folder / "spawned"
+    ended(start("", folder, run, "trainer.devices=2", "trainer.validate_every_minutes=0.001"))
+    assert any(row.get("validation_dice") for row in read_csv(run / "metrics.csv"))
 
 
 def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(folder):

@@ -18,6 +18,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.models.build import build_network
+from lesionseg.plan.plan import AnchorPlan
 from tests.inference.networks import Bright
 
 
@@ -135,7 +136,8 @@ def test_a_network_of_ones_own_is_passed_as_an_object_and_never_imported(tmp_pat
 def test_members_of_an_ensemble_share_grid_and_labels(plan):
     bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
     assert ensemble(bundles).plan.n_members == 2
-    other = Bundle((build_network(plan),), replace(plan, spacing_mm=(2.0, 2.0, 2.0)))
-    for wrong in ([*bundles, other], []):
-        with pytest.raises(BundleError):
-            ensemble(wrong)
+    for other in ({"spacing_mm": (2.0, 2.0, 2.0)}, {"anchors": AnchorPlan((1,), ())}):
+        with pytest.raises(BundleError, match=f"number 2 has another {next(iter(other))}"):
+            ensemble([bundles[0], replace(bundles[1], plan=replace(plan, **other))])
+    with pytest.raises(BundleError):
+        ensemble([])

@@ -7,7 +7,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import Calibration, Geometry, OperatingPoint, Volume
+from lesionseg.core import Calibration, CaseFiles, Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
@@ -127,6 +127,8 @@ def test_rasters_without_a_pixel_size_have_that_of_the_training(
     predictor = predictor_of(Bright(), replace(flat, raster_mm=trained_at), settings=settings)
     found = predictor(tmp_path / "x.png")
     assert found.geometry.spacing_mm == (taken, taken)
+    listed = CaseFiles("x", (tmp_path / "x.png",), columns={"pixel_mm": ""})  # an empty cell
+    assert predictor.read(listed).geometry.spacing_mm == (taken, taken)
     assert found.mask().shape == (40, 30)
     assert {c.volume_ml for c in found.candidates} == {None}
 

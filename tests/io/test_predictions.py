@@ -62,7 +62,8 @@ def test_a_volume_comes_back_and_a_raster_as_png(tmp_path, oblique, suffix):
     _comes_back(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
     _comes_back(tmp_path, empty, suffix=suffix)
-    plane = Geometry.from_spacing((6, 9), (0.2, 0.2))
+    # a PNG states none of this: a plane as ITK writes it, off the origin, of pixels not square
+    plane = Geometry((6, 9), np.array([[0, -0.2, 5], [-0.25, 0, 7], [0, 0, 1]]))
     _comes_back(tmp_path / "flat", _prediction(plane), plane, suffix=suffix)
     assert (tmp_path / "flat" / "A_mask.png").is_file()
     with Image.open(tmp_path / "flat" / "A_instances.png") as image:

@@ -183,6 +183,8 @@ def test_palettes_bits_white_as_zero_and_pages(tmp_path):
     Image.fromarray(np.array([[True, False]])).save(path)
     assert read_volume(path, as_labels=True).array.tolist() == [[[1, 0]]]
     path = tmp_path / "a.tif"
+    image.save(path)
+    assert read_volume(path).array[0].tolist() == [[0, 128], [255, 255]]
     tifffile.imwrite(path, GREY, photometric="miniswhite")
     np.testing.assert_array_equal(read_volume(path).array[0], 255 - GREY)
     Image.fromarray(GREY).save(path, compression="tiff_lzw")

@@ -1,10 +1,10 @@
-"""Suppression and weighted clustering of boxes: by hand and against plain loops."""
+"""Suppression of boxes: by hand and against plain loops."""
 
 import pytest
 import torch
 
 from lesionseg.errors import ContentError
-from lesionseg.ops import batched_nms, box_iou, nms, weighted_box_clustering
+from lesionseg.ops import batched_nms, box_iou, nms
 
 
 def naive_nms(boxes, scores, threshold):
@@ -66,31 +66,3 @@ def test_wrong_shapes_are_refused_and_groups_of_nothing_keep_nothing():
         nms(torch.zeros(3, 4), torch.zeros(2), 0.5)
     with pytest.raises(ContentError, match="one group for each box"):
         batched_nms(torch.zeros((2, 4)), torch.zeros(2), torch.zeros(1).long(), 0.5)
-    with pytest.raises(ContentError, match="do not fit"):
-        weighted_box_clustering(torch.zeros((2, 4)), torch.zeros(3), 0.5)
-
-
-def test_boxes_are_averaged_by_weight_overlap_and_score() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 2.0, 4.0, 6.0]])  # IoU 1/3
-    found = weighted_box_clustering(
-        boxes, torch.tensor([0.9, 0.6]), 0.2, weights=torch.tensor([1.0, 0.5])
-    )
-    near, far = 1.0 * 0.9, 0.5 / 3 * 0.6
-    assert found.boxes[0, 1].item() == pytest.approx(far * 2 / (near + far))
-    assert found.scores[0].item() == pytest.approx((near + far) / (1 + 0.5 / 3))
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_clusters_agree_with_a_plain_loop(dims: int) -> None:
-    boxes, scores = random_boxes(80, dims, seed=dims, spread=12.0)
-    found = weighted_box_clustering(boxes, scores, 0.3)
-    overlap, left, expected = box_iou(boxes, boxes), set(range(80)), []
-    for i in torch.argsort(scores, descending=True).tolist():
-        if i not in left:
-            continue
-        members = [j for j in sorted(left) if j == i or overlap[i, j] > 0.3]
-        left -= set(members)
-        factor = overlap[i, members]
-        expected.append(float((factor * scores[members]).sum() / factor.sum()))
-    assert found.scores.tolist() == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
-    assert int(found.size.sum()) == 80

@@ -1,5 +1,6 @@
 """Anchors fitted to lesions: what they reach, and what they never do."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,13 @@ def fitted(extents: object, dims: int = 3) -> AnchorPlan:
     found = fit_anchors(extents, architecture(dims)).value  # type: ignore[arg-type]
     assert found is not None
     return found
+
+
+def test_the_heads_channels_are_whole_groups_of_their_norm() -> None:
+    network = replace(architecture(3), features=(10, 20, 40, 80, 160))
+    found = fit_anchors([[5, 5, 5]], network).value
+    assert found is not None
+    assert found.width == 24
 
 
 @pytest.mark.parametrize("dims", [2, 3])

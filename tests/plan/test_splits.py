@@ -135,8 +135,9 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
     assert of_role(first, "validation") == sides[0]
     own = write(tmp_path / "splits.json", json.loads(first.to_json()))
     assert make_splits(data, ONES, given=own).roles == first.roles
-    with pytest.raises(DatasetError, match=r"data\.fold=2"):
-        make_splits(data, ONES, given=final, fold=2)
+    for path in (final, own):
+        with pytest.raises(DatasetError, match=r"data\.fold=2"):
+            make_splits(data, ONES, given=path, fold=2)
     for asked in ({"fold": 1}, {"given": own}):
         with pytest.raises(ConfigError, match="contradicts"):
             make_splits(data, ONES, validation_fraction=0, **asked)

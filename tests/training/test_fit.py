@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
+from lesionseg.training.callbacks import Progress
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -72,11 +74,12 @@ class KeepCheckpoint(pl.Callback):
             raise RuntimeError("pulled the plug")
 
 
-@pytest.mark.parametrize("optim", [{"lr": 1e-2}, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(("optim", "n"), [({"lr": 1e-2}, 1), (SGD, 1), (SGD, 3)])
 def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
-    train, tmp_path, column, optim, often
+    train, tmp_path, column, optim, n, often
 ):
     settings = {"max_steps": 12, "log_every_n_steps": 2, "optim": optim}
+    settings["accumulate_grad_batches"] = n
     train(run_dir=tmp_path / "calm", **settings)
     plug = KeepCheckpoint(tmp_path / "killed")
     with pytest.raises(RuntimeError, match="pulled the plug"):
@@ -135,6 +138,24 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
     assert torch.equal(weights(result.network), seen[2])  # the best of all
+
+
+def test_a_run_that_was_moved_still_knows_its_best_score(train, tmp_path):
+    dice = iter([0.8, 0.4])
+    settings = {"validate": lambda _: {"dice": next(dice)}, "validate_every_minutes": 99}
+    train(max_steps=1, run_dir=tmp_path / "here", **settings)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    train(max_steps=2, run_dir=tmp_path / "there", **settings)
+    best = torch.load(tmp_path / "there" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 1
+
+
+def test_the_bar_goes_on_while_batches_accumulate(train):
+    said = []
+    bar = Progress(lambda: nullcontext(lambda *words: said.append(words)))
+    train(max_steps=5, accumulate_grad_batches=2, plugs=[bar])
+    assert [share for _, share, _ in said] == [0, *np.repeat([0.2, 0.4, 0.6, 0.8], 2), 1]
+    assert "loss" in said[-1][0]
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):
@@ -203,3 +224,5 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, often):
 def test_loss_and_network_must_agree_on_the_activation(train):
     with pytest.raises(ConfigError, match=r"model\.activation=softmax"):
         train(max_steps=1, loss=FocalLoss(activation="softmax"))
+    with pytest.raises(ConfigError, match="has weights"):
+        train(max_steps=1, loss=torch.nn.PReLU())

@@ -16,6 +16,7 @@ from lesionseg.training.module import learning_rate, make_optimiser, resolve_bud
     [
         ("cpu", {}, 60.0, None, 10.0),
         ("cuda", {}, None, 125_000, 20.0),  # twice as many voxels a step as nnU-Net's
+        ("cuda", {"devices": 2, "lightning": {"accumulate_grad_batches": 4}}, None, 15_625, 20.0),
         ("cuda", {"max_minutes": 5.0}, 5.0, None, None),
         ("cuda", {"max_steps": 7}, None, 7, None),
         ("cpu", {"max_minutes": 90.0, "max_steps": 9}, 90.0, 9, 15.0),
@@ -37,7 +38,8 @@ def test_the_rate_is_that_of_all_tiles_of_a_step(make_plan, dims, batch, world, 
     plan = make_plan(batch_size=batch).with_(dims=dims)
     cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
     module = lesion_module(plan, cfg, torch.nn.PReLU())
-    module.trainer = SimpleNamespace(world_size=world, accumulate_grad_batches=1)
+    given = {"world_size": world, "accumulate_grad_batches": 1, "precision": "32-true"}
+    module.trainer = SimpleNamespace(**given)
     assert module.configure_optimizers()["optimizer"].param_groups[0]["initial_lr"] == factor
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lesionseg.core import UNION, Dataset
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import DatasetError, LesionsegError, count, one_of
+from lesionseg.errors import DatasetError, LesionsegError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.checks import Problems, find_problems
@@ -72,7 +72,6 @@ def read_dataset(
     root: Path,
     *,
     group: str | None = None,
-    convention: str | None = None,
     merge_labels: bool = False,
     may_lack: bool = False,
     lenient: bool = False,
@@ -86,7 +85,6 @@ def read_dataset(
     Args:
         root: the folder.
         group: a regular expression that finds the patient in a case id (see `assign_groups`).
-        convention: names the layout instead of recognising it.
         merge_labels: makes all labels one, `{1: "lesion"}`.
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
         lenient: leaves cases with faults in, and wrong entries in `Dataset.problems`.
@@ -94,9 +92,7 @@ def read_dataset(
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist.")
     known = {layout.name: layout for layout in conventions()}
-    if convention is not None:
-        one_of("data.convention", convention, known)
-    name = convention or recognised(root)
+    name = recognised(root)
     if name is None:
         if inner := [d.name for d in sorted(root.iterdir()) if d.is_dir() and recognised(d)]:
             named = ", ".join(inner[:9])
@@ -138,7 +134,7 @@ def read_dataset(
             f"{root}: data.merge_labels=true needs all labels annotated in every case, but in "
             f"{partly[0].case!r} only {';'.join(partly[0].annotated)}."
         )
-    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
+    return replace(dataset, labels=dict(UNION), merged_values=dataset.labels, regions=())
 
 
 def read_dataset_of(masks: Collection[Path]) -> Dataset | None:

@@ -15,7 +15,9 @@ from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
 
-_MASK = re.compile(r".*_label-(?:lesion|L)[A-Za-z0-9]*_(?:mask|dseg)", re.IGNORECASE)
+_MASK = re.compile(
+    r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
+)
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
 _NO_CHANNEL = ("mask", "dseg", "probseg", "boldref", "events")
 

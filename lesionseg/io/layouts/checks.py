@@ -70,8 +70,8 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     """Raise `DatasetError` unless the case has one file per channel that it may not lack."""
     names = dataset.channel_names
-    n_files = len(files.images) + (len(files.missing) if dataset.may_lack else 0)
-    if n_files != len(names) and not is_colour(files, len(names)):
+    n_files, lacks = len(files.images) + len(files.missing), files.missing and not dataset.may_lack
+    if (lacks or n_files != len(names)) and not is_colour(files, len(names)):
         have = ", ".join(file.name for file in files.images)
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}) but "

@@ -5,7 +5,7 @@ Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,7 +119,7 @@ def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -
     )
 
 
-def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Sequence[int]) -> Reference:
+def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
     """Reference of a COCO case on its image's `geometry`; zeros where it is lesion-free.
 
     Instances come from the mask file when every annotation has a `mask_label`, else from polygons

@@ -48,7 +48,8 @@ def test_channels_are_shared_and_on_the_masks_grid(bids, write_nifti, caplog):
 def test_images_beside_the_mask_go_first(tmp_path, write_nifti):
     place = tmp_path / "sub-1" / "anat"
     write_nifti(place / "sub-1_space-MNI_FLAIR.nii.gz", np.ones(SHAPE, np.int16))
-    write_nifti(place / "sub-1_space-MNI_label-lesion_mask.nii.gz", MASK)
+    write_nifti(place / "sub-1_space-MNI_label-L_desc-T1lesion_mask.nii.gz", MASK)
+    write_nifti(place / "sub-1_space-MNI_label-lung_mask.nii.gz", MASK)  # no lesion
     assert [c.case for c in read_dataset(tmp_path).cases] == ["sub-1"]
 
 

@@ -23,11 +23,8 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path, nnunet_folder):
         read_dataset(root.parent)
 
 
-def test_a_convention_may_be_named_and_a_group_on_both_sides_is_warned_about(nnunet_folder, caplog):
+def test_a_group_on_both_sides_is_warned_about(nnunet_folder, caplog):
     root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
-    assert read_dataset(root, convention="nnunet").convention == "nnunet"
-    with pytest.raises(ConfigError, match=r"data\.convention"):
-        read_dataset(root, convention="bidz")
     for part in ("images", "labels"):
         (root / f"{part}Ts").mkdir()
         file = next((root / f"{part}Tr").glob("P1R*"))

@@ -70,7 +70,7 @@ def test_lists_of_values_are_regions(nnunet_folder):
     assert dataset.lesion_labels == {1: "lesion"}
     assert dataset.ignore_label == 4
     merged = read_dataset(root, merge_labels=True)
-    assert (merged.regions, merged.merged_values) == ((), (1, 2, 3))
+    assert (merged.regions, merged.merged_values) == ((), dataset.labels)
     assert (merged.labels, merged.ignore_label) == ({1: "lesion"}, 4)
     assert read_case(merged.cases[0], merged).reference.labels.sum() == 1
 
@@ -133,6 +133,7 @@ def test_a_case_may_lack_a_channel_where_that_is_asked_for(nnunet_folder):
     ("before", "after", "match"),
     [
         ("imagesTr/B_0001.nii.gz", "imagesTr/B.nii.gz", r"B\.nii\.gz: no channel number"),
+        ("imagesTr/B_0000.nii.gz", "imagesTr/B_0002.nii.gz", "'B' does not have one file"),
         ("labelsTr/B.nii.gz", "B.nii.gz", "'B' has no mask.*mask of zeros"),
         ("labelsTr/B.nii.gz", "labelsTr/C.nii.gz", "'C' in .*labelsTr has no image"),
         ("labelsTr/B.nii.gz", "labelsTr/A.nrrd", r"A\.nii\.gz is the same case"),
