@@ -253,11 +253,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 
 
 def budget_text(settings: TrainerConfig) -> str:
-    """What ends a training whose budget is resolved.
-
-    >>> budget_text(TrainerConfig.of(max_minutes=5, max_steps=300))
-    '5 minutes or 300 steps'
-    """
+    """What ends a training whose budget is resolved: "5 minutes or 300 steps"."""
     limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
     return " or ".join(f"{value:g} {what}" for value, what in limits if value)
 
@@ -267,9 +263,6 @@ def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
 
     Relative to 2 tiles in 3-D and 4 in 2-D (Goyal et al. 2017, arXiv 1706.02677; Malladi et al.
     2022, arXiv 2205.10287). The tiles of all processes and accumulated batches count.
-
-    >>> batch_rate(OptimConfig.of(lr=1.0), n_tiles=8, dims=3).lr
-    2.0
     """
     times = n_tiles / BATCHES[dims]
     factor = times if settings.name == "sgd" else sqrt(times)
@@ -282,9 +275,6 @@ def learning_rate(progress: float, settings: OptimConfig) -> float:
     AdamW: linear warm-up from a hundredth of `lr`, then cosine `lr · (1 + cos πq) / 2` (Loshchilov
     and Hutter 2017, eq. 5), q being the share done of what follows the warm-up. SGD: poly
     `lr · (1 − progress)^0.9`.
-
-    >>> learning_rate(0.525, OptimConfig.of(lr=1.0)), learning_rate(1.2, OptimConfig.of(name="sgd"))
-    (0.5, 0.0)
     """
     progress = min(max(progress, 0.0), 1.0)
     if settings.name == "sgd":

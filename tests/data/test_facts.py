@@ -65,7 +65,8 @@ def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, re
     read()
     before = kept(dataset, tmp_path)
     assert set(before) == {c.case for c in dataset.cases[1:]}
-    read_records(replace(dataset, merged_values={1: "a", 2: "b"}), tmp_path / "facts", lambda *_: None)
+    merged = replace(dataset, merged_values={1: "a", 2: "b"})
+    read_records(merged, tmp_path / "facts", lambda *_: None)
     assert all(kept(dataset, tmp_path)[case] != entry for case, entry in before.items())
 
 
