@@ -65,7 +65,7 @@ def main() -> None:
     out.writerow(["set", "cases", "chosen on", "asked", "mean rate", "share over twice asked"])
     for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):
         cases = read_cases(Path(folder))
-        for n in (2, 4, 10, 30):
+        for n in (1, 2, 4, 10, 30):
             for asked in (0.5, 1.0, 2.0):
                 if n <= len(cases) / 2:
                     found = rates(cases, n, asked)

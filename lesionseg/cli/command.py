@@ -56,7 +56,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # 0.99 alone, both as fast (benchmarks/)
     try:
         flags, overrides = read_flags(argv, command)
-        if "--multirun" in flags:
+        if "--multirun" in flags and "--cfg" not in flags:
             return multirun(command, overrides)
         if "--cfg" not in flags:
             return finish(recipe(command, compose(command, overrides)))
@@ -66,7 +66,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
-        if any(a.replace(" ", "").lower() == "debug=true" for a in argv):
+        if any(a.replace(" ", "").lower() in ("debug=true", "debug=1", "debug=yes") for a in argv):
             raise
         sys.stderr.write(f"Error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1

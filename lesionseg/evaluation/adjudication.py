@@ -67,11 +67,18 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> dict
         if len(box := boxes.get((v.case, v.candidate), ())) == len(v.box_vox) > 0
         and all(abs(a - b) < 1e-3 for a, b in zip(box, v.box_vox, strict=True))
     ]
-    confirmed = Counter(v.case for v in fresh if v.word == LESION)
-    words = Counter(v.word for v in fresh)
+    word_of: dict[tuple[str, int], str] = {}
+    for v in fresh:
+        if word_of.setdefault((v.case, v.candidate), v.word) != v.word:
+            raise ContentError(
+                f"adjudication: two answers to candidate {v.candidate} of {v.case}, "
+                f"{word_of[v.case, v.candidate]} and {v.word}. Keep the one agreed on."
+            )
+    confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
+    words = Counter(word_of.values())
     return {
         **{f"n_{word}": words[word] for word in (LESION, NO_LESION_HERE, UNSURE)},
-        "n_open": len(boxes) - len({(v.case, v.candidate) for v in fresh}),
+        "n_open": len(boxes) - len(word_of),
         "n_stale": len(answers) - len(fresh),
         "by_reference": _numbers(results, {}),
         "adjudicated": _numbers(results, confirmed),

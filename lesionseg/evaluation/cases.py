@@ -269,7 +269,7 @@ class MatchedCase:
                     candidate=int(candidates.ids[by]) if by >= 0 else None,
                     iou=iou_of.get((by, row), 0.0) if by >= 0 else None,
                     **sides_of[row],
-                    why_missed="" if by >= 0 else self._why_missed(row, accepted, outcomes),
+                    why_missed="" if by >= 0 else self._why_missed(row, accepted, outcomes, point),
                     split=bool(split[row]),
                     merged=bool(merged[row]),
                     zone=self.zones[row],
@@ -356,7 +356,11 @@ class MatchedCase:
         return found
 
     def _why_missed(
-        self, row: int, accepted: NDArray[np.bool_], outcomes: Sequence[Outcome]
+        self,
+        row: int,
+        accepted: NDArray[np.bool_],
+        outcomes: Sequence[Outcome],
+        point: OperatingPoint | None,
     ) -> WhyMissed:
         """The first reason that holds, from the nearest miss to the farthest."""
         match, given = self.match, self.prediction
@@ -375,7 +379,7 @@ class MatchedCase:
         if (~same & accepted[candidate]).any():
             return "wrong_label"
         # something of its label that would have been accepted, but was dropped for its size
-        point, lesions = given.operating_point, match.lesions
+        point, lesions = point or given.operating_point, match.lesions
         least = point.score if point else float(match.scores[accepted].min(initial=1.0))
         voxels = lesions.voxels_of(row)
         for c in given.removed:

@@ -290,7 +290,7 @@ def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionC
         state = "new"
     elif not after.ids:
         state = "gone"
-    elif (n := after.n_whole(rule)) != (n_before := before.n_whole(rule)) or n > 1:
+    elif (n := after.n_whole(rule)) != (n_before := before.n_whole(rule)):
         state = "split" if n > n_before else "merged"
     elif abs(difference) <= smallest:
         state = "stable"

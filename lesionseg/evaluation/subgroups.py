@@ -150,7 +150,7 @@ def find_subgroups(
     is not there or has too many words.
     """
     cases = [r.case for r in results]
-    for name in _dividing(cases, columns) if by is None else by:
+    for name in _dividing(cases, columns, [r.group for r in results]) if by is None else by:
         for value, chosen in divide_by(cases, columns, name).items():
             yield Members(name, value, [r for r in results if r.case in chosen])
     items = (x for r in results for part in (r.lesions, r.candidates) for x in part)
@@ -172,6 +172,8 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
     Up to as many different numbers as quantiles are taken as words. An empty cell is "not stated".
     """
     known = sorted({column for case in cases for column in columns.get(case, {})})
+    if not cases:
+        return {}
     if name not in known:
         raise ConfigError(
             f"subgroups: no table has a column {name!r}; there are {known or 'none'}."
@@ -182,7 +184,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
         numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
         stated = numbers[~np.isnan(numbers)]
         edges = np.unique(np.quantile(stated, np.linspace(0, 1, N_QUANTILES + 1)))
-        ranges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges.tolist())]
+        ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
         place = np.searchsorted(edges[1:-1], numbers, side="right")  # [from, to), the last closed
         values = [
             v if v == NOT_STATED else ranges[i] for v, i in zip(values, place.tolist(), strict=True)
@@ -196,13 +198,15 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
     return {word: {c for c, v in zip(cases, values, strict=True) if v == word} for word in words}
 
 
-def _dividing(cases: Sequence[str], columns: Columns) -> list[str]:
-    """The columns that have several values, at most 20, and not one per case."""
+def _dividing(cases: Sequence[str], columns: Columns, groups: Sequence[str]) -> list[str]:
+    """The columns that have several values, at most 20, and not one per case or per patient."""
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
     for name in names:
         stated = set(_values(cases, columns, name)) - {NOT_STATED}
         few = len(stated) <= MAX_VALUES and len(stated) < len(cases)
+        pairs = {*zip(_values(cases, columns, name), groups, strict=True)}
+        few &= len(pairs) > len(dict(pairs))
         if len(stated) > 1 and (few or _is_numeric(stated)):
             found.append(name)
     return found

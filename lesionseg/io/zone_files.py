@@ -42,7 +42,7 @@ class ZoneFolder:
     def check(self, cases: Sequence[str]) -> None:
         """Warn of cases without a mask; raise `DatasetError` when there are only such."""
         missing = [case for case in cases if case not in self.masks]
-        if len(missing) == len(cases):
+        if missing and len(missing) == len(cases):
             raise DatasetError(
                 f"No zone mask ({', '.join(list(self.masks)[:3])}) has the name of a case "
                 f"({', '.join(missing[:3])}). Name the masks <case>.nii.gz."
@@ -59,11 +59,12 @@ def find_zones(folder: Path) -> ZoneFolder:
     dataset.json) or a colour table as FreeSurfer's, ITK-SNAP's and Slicer's. Raises `DatasetError`
     for a folder without masks or with several tables, `ContentError` for a table without names.
     """
+    masks = find_masks(folder)
     tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
         raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
-    return ZoneFolder(find_masks(folder), read_zone_names(tables[0]) if tables else {})
+    return ZoneFolder(masks, read_zone_names(tables[0]) if tables else {})
 
 
 def read_zone_names(path: Path) -> dict[int, str]:

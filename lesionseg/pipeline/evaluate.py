@@ -5,6 +5,7 @@ cases, lesions and candidates.
 """
 
 import logging
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import DatasetError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
@@ -65,6 +66,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     writes nothing.
     """
     point, preset = None, find_preset(cfg.preset)
+    if cfg.margin is not None and cfg.compare is None:
+        raise ConfigError("margin= needs compare=: it is one between two models.")
     if (name := cfg.operating_point) is not None:  # no bundle is here that knows others
         point = choose_operating_point((), str(name) if ":" in str(name) else f"score:{name}")
     output, folder = Path(cfg.output), Path(cfg.prediction)
@@ -124,6 +127,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         )
         beside = summarise(second, preset, provenance=made, **sums)
         write_scores(output / COMPARED, second, beside, labels)
+    else:
+        shutil.rmtree(output / COMPARED, ignore_errors=True)  # an earlier run's
     if answers is not None:
         scores["adjudication"] = adjudicate(results, answers)
     write_scores(output, results, scores, labels)

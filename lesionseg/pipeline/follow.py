@@ -107,6 +107,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     or `ContentError`.
     """
     rule, folder, failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), list[Any]()
+    if cfg.operating_point is not None and cfg.bundle is None:
+        raise ConfigError("operating_point= needs bundle=: it decides what is predicted.")
     if cfg.before is not None and cfg.after is not None:
         images = cfg.before_images, cfg.after_images
         timelines = visits_of_folders(Path(cfg.before), Path(cfg.after), *images)
@@ -161,7 +163,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             if len(scans) == 2:
                 cards += draw_changes(pair, decided, names[case], scans)
             if case in masks:
-                scored.append(_score(pair, read_mask(masks[case]), point))
+                group = files[1].group or case
+                scored.append(_score(pair, read_mask(masks[case]), point, group))
             if cfg.dicom_output and (image := files[1].image) and is_dicom_image(image):
                 write_change_report(folder / f"{case}{REPORT}", image, pair.after, decided)
             advance(case, done, len(pairs))
@@ -172,6 +175,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             f"The visits have different labels: before {sorted(first)}, after {sorted(second)}. "
             "Write both with the same values."
         )
+    (folder / "scores.json").unlink(missing_ok=True)  # an earlier run's
     if scored:
         made = {"lesionseg": __version__, "scored": "new lesions between two visits"}
         how: dict[str, Any] = {"replicates": cfg.replicates, "seed": cfg.seed, "provenance": made}
@@ -192,7 +196,8 @@ def stable_point(
         unknown = ", ".join(sorted(stable - {*pairs}))
         raise ConfigError(f"stable names no pair: {unknown or 'no case'}.")
     opened = (open_pair(pairs[case], rule, cfg.register_)[0] for case in sorted(stable))
-    results = [_score(pair, None, None) for pair in opened]
+    groups = (pairs[case][1].group or case for case in sorted(stable))
+    results = [_score(pair, None, None, group) for pair, group in zip(opened, groups, strict=True)]
     point = choose(results, fp_per_case=cfg.false_new_per_pair, quiet=True)
     scores = [c.score or 0.0 for result in results for c in result.candidates]
     # below all of them, all stay within the rate
@@ -291,13 +296,13 @@ def _read(files: PredictionFiles) -> Prediction:
 
 
 def _score(
-    pair: VisitPair, reference: Reference | None, point: OperatingPoint | None
+    pair: VisitPair, reference: Reference | None, point: OperatingPoint | None, group: str
 ) -> CaseResult:
-    """New lesions against a reference of change; None: a pair in which nothing is new."""
+    """New lesions of the patient `group` against a reference; None: a pair without new ones."""
     new, role = pair.new_lesions(), "unknown" if reference else "stable"
     marked = reference or Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
     preset = find_preset("lesionseg")
-    return match_case(marked, new, preset, case=new.case, group=new.case, role=role).result(point)
+    return match_case(marked, new, preset, case=new.case, group=group, role=role).result(point)
 
 
 def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def size_chart(tables: Tables) -> Chart | None:
             f" Dashed: 95 % interval as if lesions were independent; the true one is wider "
             f"(fewer than {FEW} {who}s)."
         )
-    falls = bins[0]["recall"] < bins[-1]["recall"]
+    recalls = [part["recall"] for part in bins]
+    falls = recalls == sorted(recalls) and recalls[0] < recalls[-1]
     title = "The smaller the lesion, the more are missed" if falls else "Lesions found, by size"
     return Chart(title, caption, figure)
 
@@ -121,7 +122,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
-    cases = max(len(first.cases), 1)
+    cases = first.n_scanned
     found, false = first.at(first.threshold)
     here = (false / cases, found / len(first.lesions))
     looser = looser_setting(first)
@@ -131,7 +132,8 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
         points = [tables.at(score) for score in scores]
         n = max(len(tables.lesions), 1)
-        x = [0.0, *(false / cases for _, false in points), len(tables.false_scores) / cases]
+        scans = tables.n_scanned
+        x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
         y = [0.0, *(found / n for found, _ in points)]
         y.append(y[-1])
         axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
@@ -190,14 +192,14 @@ def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
     if tables.threshold is None:
         return None
     found, false = tables.at(tables.threshold)
-    allowed = max(2 * false, len(tables.cases))
+    allowed = max(2 * false, round(tables.n_scanned))
     scores = np.unique(tables.lesions["detected_at"].dropna())
     better = [(float(s), *tables.at(s)) for s in scores if s < tables.threshold]
     better = [one for one in better if false < one[2] <= allowed and one[1] > found]
     return max(better, key=lambda one: (one[1], -one[2])) if better else None
 
 
-def _alarms(false: int, cases: int) -> str:
+def _alarms(false: int, cases: float) -> str:
     return "no false alarm" if not false else f"{rate(false / cases)} false alarms per scan"
 
 
@@ -243,7 +245,7 @@ def subgroup_chart(tables: Tables) -> Chart | None:
             axes.plot(interval, [y, y], color=INK, linewidth=1.2)
         axes.plot(value or 0.0, y, "o", color=FOUND)
     names = [f"{g['by']}: {g['value']} ({g['n_lesions']} lesions)" for g in groups[::-1]]
-    axes.set_yticks(range(len(groups)), names)
+    axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
     return Chart("Subgroups", "With 95 % intervals where there are five patients.", figure)

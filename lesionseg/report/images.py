@@ -98,7 +98,8 @@ class Sources:
         scene = Scene(found.image.present[0], geometry, _reference_mask(reference, geometry))
         if case not in self._predictions:
             return scene
-        prediction = read_prediction(self._predictions[case], geometry=geometry)
+        regions = any(data is not None and data.regions for data in (self._images, self._reference))
+        prediction = read_prediction(self._predictions[case], geometry=geometry, binary=regions)
         return replace(
             scene,
             accepted=_accepted_mask(prediction, accepted),

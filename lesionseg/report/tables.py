@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.io.files import read_json
+from lesionseg.io.files import plain_text, read_json
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
 _TEXT = (
@@ -46,6 +46,17 @@ class Tables:
     def simulated(self) -> bool:
         """Whether a program made the scans."""
         return bool((self.scores.get("provenance") or {}).get("simulated"))
+
+    @property
+    def n_scanned(self) -> float:
+        """Scans that rates are per: one whose labels are annotated in part counts by its share."""
+        shares = self.cases.get("annotated_share")
+        return max(float(len(self.cases) if shares is None else shares.fillna(1.0).sum()), 1e-9)
+
+    @property
+    def real_names(self) -> list[str]:
+        """The cases' own names, in order."""
+        return [self.names.get(case, case) for case in self.cases["case"]]
 
     @property
     def patients_stated(self) -> bool:
@@ -106,11 +117,12 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), na_values=[""])
+        how: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a case may be "NA"
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), **how)
     except (ValueError, pd.errors.ParserError) as error:
         raise ContentError(f"{path}: this table cannot be read ({error}).") from error
     for name in (name for name in _TEXT if name in table):
-        table[name] = table[name].fillna("")
+        table[name] = table[name].fillna("").map(plain_text)
     return table
 
 
@@ -126,7 +138,7 @@ def _with_pseudonyms(tables: Tables) -> Tables:
         )
 
     parts = (renamed(t) for t in (tables.cases, tables.lesions, tables.candidates))
-    names = {shown: real for real, shown in (groups | cases).items()}
+    names = {shown: real for one in (groups, cases) for real, shown in one.items()}
     cases_, lesions, candidates = parts
     return replace(tables, cases=cases_, lesions=lesions, candidates=candidates, names=names)
 

@@ -82,7 +82,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
         "candidates": [
             {
                 "id": c.id,
-                "score": round(c.score, 4),
+                "score": c.score,  # unrounded: some are at the threshold
                 "mm": _shown_mm(c.centre_mm, scene.geometry),
                 "size": round(c.diameter_mm, 1),
             }

@@ -10,8 +10,8 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import LesionsegError, count, format_score, one_of
-from lesionseg.io.files import private_files, read_yaml, write_csv, write_text
+from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
+from lesionseg.io.files import private_files, read_csv, read_yaml, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
@@ -29,7 +29,6 @@ LINES = {  # a mask of a scene: the class of its outline in style.css, and what 
     "below": ("b", "seen, but not marked"),
 }
 ANSWERS = ("answer", "reader", "comment")  # what a person fills in
-_SAME = ("case", "candidate", "start_z_vox", "start_y_vox", "start_x_vox")
 WHY = {  # a lesion was missed
     "no_response": "not seen at all",
     "below_operating_point": "seen, but rated below the limit",
@@ -100,6 +99,10 @@ def write_report(
     models = [("this program", tables)]
     if compare is not None:
         models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
+        if set(models[1][1].real_names) != set(tables.real_names):
+            raise ContentError(
+                f"{compare}: this is an evaluation of other cases. Evaluate both anew."
+            )
     pictures, lines = _pictures(tables, images, reference, prediction, output, options, progress)
     role = str(tables.scores.get("evaluated_on") or "unknown")
     outlines = charts.dice_chart(tables)
@@ -131,7 +134,6 @@ def write_report(
         "case_rows": case_rows(tables),
         "about": about(tables, study),
         "comparison": tables.scores.get("comparison"),
-        "unit": tables.unit,
     }
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.html", render("report.html.j2", **values))
@@ -226,7 +228,7 @@ def headline(tables: Tables) -> str:
         return "No scan was evaluated: this page says nothing about the program."
     alarms = f"without a false alarm on {scans}"
     if false:
-        alarms = f"with {rate(false / n_cases)} false alarms per scan"
+        alarms = f"with {rate(false / tables.n_scanned)} false alarms per scan"
     if not len(tables.lesions):
         called = int((tables.cases["n_false_positive"] > 0).sum())
         return f"{scans} without lesions: {called} with a false alarm, {n_cases - called} without."
@@ -271,7 +273,7 @@ def tiles(tables: Tables) -> list[Tile]:
         found.append(Tile(rate(value), shown, (value or 0) > 2))
     else:
         scans = count(n, "scan")
-        could = f"false alarms; {scans} could hide {rate(3 / n)} per scan"
+        could = f"false alarms; {scans} could hide {rate(3 / tables.n_scanned)} per scan"
         found.append(Tile(f"0 on {scans}", could, n < 20))
     ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     well = tables.cases["group"].nunique() - ill
@@ -384,7 +386,7 @@ def slider(tables: Tables) -> dict[str, Any] | None:
     found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)
     rows = found.where(found.notna(), None).to_numpy().tolist()
     return {
-        "cases": len(tables.cases),
+        "cases": tables.n_scanned,
         "start": tables.threshold,
         "lesions": rows,
         "false": tables.false_scores.tolist(),
@@ -393,27 +395,40 @@ def slider(tables: Tables) -> dict[str, Any] | None:
 
 
 def write_adjudication(path: Path, tables: Tables) -> int:
-    """Write one row per false positive, by descending score; answers filled in before are kept."""
+    """Write one row per false positive, by descending score; rows filled in before are kept.
+
+    However a spreadsheet has written their numbers, and also when they are no false positive now.
+    """
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     false = false.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
-    if path.is_file():
-        before = pd.read_csv(path, dtype=str).fillna("")
-        filled = before[(before[list(ANSWERS)] != "").any(axis=1)]
-        same = [name for name in _SAME if name in filled and name in false]
-        answers = filled.set_index([filled[c].astype(str) for c in same])[list(ANSWERS)]
-        keys = pd.MultiIndex.from_frame(false[same].astype(str))
-        for name in ANSWERS:
-            false[name] = [answers[name].get(key, "") for key in keys]
-    else:
-        false = false.assign(**dict.fromkeys(ANSWERS, ""))
     places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
-    columns = ("case", "candidate", "label", "score", "diameter_mm", *places)
-    columns = (*columns, "touches_lesion", *ANSWERS)
-    rows = false[list(columns)].astype(object).where(false[list(columns)].notna(), None)
-    if len(rows):
-        write_csv(path, rows.to_dict("records"), columns)
-    return len(rows)
+    columns = ["case", "candidate", "label", "score", "diameter_mm", *places, "touches_lesion"]
+    table = false[columns].astype(object).where(false[columns].notna(), None)
+    rows = [{**row, **dict.fromkeys(ANSWERS, "")} for row in table.to_dict("records")]
+    filled: dict[Any, list[Any]] = {}
+    try:
+        for row in read_csv(path) if path.is_file() else ():
+            if any(row[name] for name in ANSWERS):
+                filled.setdefault(_place(row), []).append(row)
+    except (KeyError, ValueError) as error:
+        why = f"this is no table of false positives as the report writes it ({error})"
+        raise ContentError(f"{path}: {why}. Move it away, or mend it.") from error
+    for row in rows:
+        if given := filled.get(_place(row)):
+            row.update({name: given[0][name] for name in ANSWERS})
+            del given[0]
+    rows += [row for more in filled.values() for row in more]
+    if rows:
+        with private_files():  # it holds the ids of cases
+            write_csv(path, rows, [*columns, *ANSWERS])
+    return len(false)
+
+
+def _place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
+    box = [round(float(value), 2) for value in ends if value not in (None, "")]
+    return str(row["case"]), int(float(row["candidate"])), *box
 
 
 def _pictures(

@@ -62,6 +62,8 @@ APART, JOINED = lesions((2, 2, 2, 4), (2, 2, 7, 4)), lesions((2, 2, 3, 8))
         (ONE, lesions((3, 3, 3, 3), labels=(2,)), ["new", "gone"]),
         (APART, JOINED, ["merged"]),
         (JOINED, APART, ["split"]),
+        # two and two, one of which touches both
+        (lesions((2, 2, 0, 8), (2, 2, 9, 8)), lesions((2, 2, 2, 8), (2, 2, 11, 8)), ["stable"]),
         (lesions(), lesions(), []),
         (ONE, lesions(), ["gone"]),
         (lesions(), ONE, ["new"]),

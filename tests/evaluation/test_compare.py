@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.evaluation.adjudication import read_answers
+from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
 from tests.evaluation.hand_cases import evaluated, result
@@ -77,6 +77,16 @@ def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_a
 def test_a_row_that_says_nothing_is_an_error_with_its_line(row):
     with pytest.raises(ContentError, match="line 2"):
         read_answers([row], "adjudicate.csv")
+
+
+def test_readers_who_disagree_are_an_error_and_two_who_agree_count_once():
+    cases = [result("c0", (), [0.8])]
+    (wrong,) = cases[0].candidates
+    place = "c0", wrong.candidate, (*wrong.start_vox, *wrong.stop_vox)
+    answers = [Answer(*place, word) for word in ("lesion", "lesion", "unsure")]
+    assert adjudicate(cases, answers[:2])["adjudicated"]["n_false_positive"] == 0
+    with pytest.raises(ContentError, match="two answers to candidate"):
+        adjudicate(cases, answers)
 
 
 # --- the curves: by hand, of nothing, and of resampled groups ---

@@ -9,7 +9,7 @@ from lesionseg.core import Geometry, InputCheckResult, OperatingPoint, Reference
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation import summarise as summary
-from lesionseg.evaluation.subgroups import divide_by
+from lesionseg.evaluation.subgroups import divide_by, find_subgroups
 from lesionseg.evaluation.tables import write_scores
 from tests.evaluation.hand_cases import (
     HAND_CASES,
@@ -202,6 +202,11 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
     assert [len(members) for members in groups.values()] == [3, 2, 3, 3, 1]
     assert (next(iter(groups)), list(groups)[-1]) == ("20 to 22.5", "not stated")
     assert list(divide_by(CASES, TABLE, "sex")) == ["not stated"]
+    dates = {case: {"visit": f"{20240101 + i}"} for i, case in enumerate(CASES)}
+    assert [*map(len, divide_by(CASES, dates, "visit").values())] == [3, 3, 3, 3]
+    patients = {case: {"subject": f"S{i // 2}"} for i, case in enumerate(CASES)}
+    results = [replace(r, group=patients[r.case]["subject"]) for r in many()]
+    assert not [one for one in find_subgroups(results, patients) if one.by == "subject"]
     with pytest.raises(ConfigError, match="sight"):  # not there
         divide_by(CASES, TABLE, "sight")
     crowd = [f"case{i}" for i in range(30)]

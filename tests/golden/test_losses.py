@@ -1,17 +1,9 @@
-"""Losses and their gradients on fixed logits."""
+"""Focal losses and their gradients on fixed logits."""
 
 import numpy as np
 import torch
 
-from lesionseg.losses import (
-    AnchorTargets,
-    CrossEntropyLoss,
-    DetectionLoss,
-    DiceCrossEntropyLoss,
-    DiceFocalLoss,
-    sigmoid_focal_loss,
-    softmax_focal_loss,
-)
+from lesionseg.losses import sigmoid_focal_loss, softmax_focal_loss
 from tests.golden.common import check, gist
 
 SHAPES = {"2d": (9, 8), "3d": (5, 6, 7)}
@@ -34,13 +26,11 @@ def inputs(shape, classes, seed=0, batch=2):
 
 
 def evaluated(loss, logits, *given, **settings):
-    """Value (or values) and gradient of the loss's sum, or of the sum of its terms."""
+    """Values, and the gradient of their sum."""
     logits = logits.detach().clone().requires_grad_()
     value = loss(logits, *given, **settings)
-    terms = {k: v.item() for k, v in value.items()} if isinstance(value, dict) else gist(value)
-    total = sum(value.values()) if isinstance(value, dict) else value.sum()
-    total.backward()
-    return {"value": terms, "gradient": gist(logits.grad)}
+    value.sum().backward()
+    return {"value": gist(value), "gradient": gist(logits.grad)}
 
 
 def focal_values(dtype):
@@ -83,51 +73,3 @@ def test_focal_loss():
 
 def test_focal_loss_of_bf16():
     check("losses_focal_bf16", focal_values(torch.bfloat16), rtol=1e-2, atol=1e-3)
-
-
-def test_losses_of_voxel_networks():
-    found = {}
-    for name, shape in SHAPES.items():
-        logits, labels, valid = inputs(shape, 1, seed=1)
-        both = torch.cat([-logits / 2, logits], 1)
-        for key, loss in {
-            "dice focal": DiceFocalLoss(),
-            "dice focal weighted": DiceFocalLoss(0.5, 1.0, focal_weight=3.0, dice_weight=0.5),
-            "dice cross-entropy": DiceCrossEntropyLoss(),
-            "cross-entropy": CrossEntropyLoss(),
-            "softmax dice focal": DiceFocalLoss(activation="softmax"),
-            "softmax dice cross-entropy": DiceCrossEntropyLoss(activation="softmax"),
-        }.items():
-            for what, more in (("", {}), (" valid", {"valid": valid, "normaliser": 20.0})):
-                x = both if "softmax" in key else logits
-                found[f"{name} {key}{what}"] = evaluated(loss, x, labels.clamp(max=1), **more)
-    check("losses_voxel", found, atol=1e-7)
-
-
-def test_detection_loss():
-    found = {}
-    for dims in (2, 3):
-        rng = np.random.default_rng(dims)
-        start, sides = (single(rng.uniform(*ends, (60, dims))) for ends in ((0, 40), (2, 20)))
-        anchors = torch.cat([start, start + sides], 1)
-        labels = torch.from_numpy((rng.random((2, 60)) < 0.1) * rng.integers(1, 3, (2, 60)))
-        valid = torch.from_numpy(rng.random((2, 60)) > 0.1) | (labels > 0)
-        positive = anchors[(labels > 0).nonzero()[:, 1]]
-        boxes = positive + single(rng.normal(0, 1, positive.shape))
-        logits, deltas = (
-            single(rng.normal(-2, 2, (2, 60, 2))),
-            rng.normal(0, 0.3, (2, 60, 2 * dims)),
-        )
-        every = torch.cat([logits, single(deltas)], 2)
-        for name, loss in {
-            "focal": DetectionLoss(),
-            "focal alpha gamma": DetectionLoss(alpha=0.4, gamma=1.0),
-            "hard negatives": DetectionLoss(hard_negatives=True),
-        }.items():
-            for key, there, of in (("", labels, boxes), (" no lesion", labels * 0, boxes[:0])):
-                targets = AnchorTargets(there, valid, of)
-                found[f"{dims}d {name}{key}"] = evaluated(
-                    lambda x, loss, *given: loss(x[..., :2], x[..., 2:], *given),
-                    *(every, loss, anchors, targets),
-                )
-    check("losses_detection", found, atol=1e-7)

@@ -41,6 +41,9 @@ def test_a_folder_is_read_by_case(tmp_path, caplog):
     assert "have no zone: b" in caplog.text
     with pytest.raises(DatasetError, match=r"No zone mask \(a\) has the name of a case"):
         folder.check(["b"])
+    folder.check([])
+    with pytest.raises(DatasetError, match="does not exist"):
+        find_zones(tmp_path / "typo")
     (tmp_path / "more.txt").write_text(TABLES["lut.txt"])
     with pytest.raises(DatasetError, match=r"several tables name.*names\.csv"):
         find_zones(tmp_path)

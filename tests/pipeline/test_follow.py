@@ -262,3 +262,5 @@ def test_what_is_to_be_followed_must_be_clear(tmp_path):
     for given in ({}, {"visits": "v.csv"}, {"before": "b"}, both):
         with pytest.raises(ConfigError, match="give before= and after="):
             follow(output=tmp_path / "out", **{"before": None, "after": None, **given})
+    with pytest.raises(ConfigError, match="needs bundle="):
+        follow("b", "a", tmp_path / "out", operating_point="score:0.9")

@@ -87,6 +87,12 @@ def test_a_scan_gives_its_mask_and_nothing_stays(
     answer = client.post("/predict", files=files)
     assert answer.status_code == 200
     assert answer.headers["content-disposition"] == 'attachment; filename="scan_mask.nii.gz"'
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:  # as a Mac makes it
+        zipped.writestr(f"scans/{NAME}", scan)
+        zipped.writestr(f"__MACOSX/scans/._{NAME}", b"\0")
+    again = client.post("/predict", files={"file": ("a.zip", buffer.getvalue())})
+    assert again.content == answer.content
     (tmp_path / "m.nii.gz").write_bytes(answer.content)
     np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
     found = client.post("/predict?result=all", files=files)

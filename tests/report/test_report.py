@@ -81,11 +81,26 @@ def test_an_answer_stays_with_its_false_positive(study, tmp_path):
     assert write_adjudication(path, tables) == 3
     rows = pd.read_csv(path, dtype=str)
     assert rows["case"].tolist() == ["P0_$x$", "P2_$x$", "P3_$x$"]
-    rows.loc[1, "answer"] = "lesion"
-    rows.to_csv(path, index=False)
+    answers = ["", "lesion", "", "unsure"]
+    gone = rows.iloc[[0]].assign(candidate="9")  # no false positive now
+    rows = pd.concat([rows, gone], ignore_index=True).assign(answer=answers)
+    rows["start_z_vox"] = rows["start_z_vox"].str.removesuffix(".0")  # as spreadsheets do
+    rows.to_csv(path, index=False, sep=";")
     write_adjudication(path, tables)
     again = pd.read_csv(path, dtype=str)
-    assert again["answer"].fillna("").tolist() == ["", "lesion", ""]
+    assert again["answer"].fillna("").tolist() == answers
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ContentError, match=r"adjudicate\.csv: this is no table"):
+        write_adjudication(path, tables)
+
+
+def test_another_model_s_evaluation_is_of_the_same_cases(study, tmp_path):
+    shutil.copytree(study / "scores", tmp_path / "other")
+    cases = tmp_path / "other" / "cases.csv"
+    cases.write_text(cases.read_text().replace("P0_", "Q0_"))
+    with pytest.raises(ContentError, match="evaluation of other cases"):
+        write_report(study / "scores", tmp_path / "page", compare=tmp_path / "other")
 
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):

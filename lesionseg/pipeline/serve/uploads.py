@@ -51,7 +51,7 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     try:
         if len(files) == 1 and names[0].suffix.lower() == ".zip":
             archive = zipfile.ZipFile(files[0].file)
-            members = [m for m in archive.infolist() if not m.is_dir()]
+            members = [m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m)]
             # zipfile gives no more of a file than the directory says
             if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
                 raise ContentError(f"A zip holds at most {MAX_FILES} files, {max_bytes >> 20} MB.")
@@ -70,6 +70,11 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
                 shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}.") from error
+
+
+def _is_hidden(member: zipfile.ZipInfo) -> bool:
+    """What a Mac adds to its zips."""
+    return any(part.startswith((".", "__MACOSX")) for part in Path(member.filename).parts)
 
 
 class InferenceQueue:
