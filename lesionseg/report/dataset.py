@@ -137,7 +137,7 @@ def findings_lines(
     if lines and not identifiers:
         lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
     n_errors, n_warnings = (
-        len({f.case for f in findings if f.case and f.severity == severity})
+        len({f.case for f in findings if f.severity == severity})
         for severity in ("error", "warning")
     )
     read, need = count(len(names), "case"), "needs" if n_warnings == 1 else "need"
