@@ -37,7 +37,15 @@ LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt, written every few seconds between steps, and at the end."""
+    """checkpoints/last.ckpt, written every few seconds between steps, and at the end.
+
+    As next.ckpt until metrics.csv has its step's row, which Lightning writes after it.
+    """
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        new = Path(str(self.dirpath)) / "next.ckpt"
+        if trainer.is_global_zero and new.is_file():
+            new.replace(new.with_name("last.ckpt"))
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -46,7 +54,8 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "next.ckpt")
+        self.on_train_batch_start(trainer)
 
 
 class BestCheckpoint(ModelCheckpoint):

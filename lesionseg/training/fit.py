@@ -91,8 +91,7 @@ def fit(
     module = lesion_module(plan, cfg, network, loss)
     settings, device = module.settings, training_device(cfg.trainer.accelerator)
     before = broadcast_from_rank_zero(partial(_read, last)) if last.is_file() else None
-    steps = before["global_step"] if before else 0
-    spent = before["minutes"] if before else 0.0
+    steps, spent = (before["global_step"], before["minutes"]) if before else (0, 0.0)
     if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
         data = LesionData(tiles, plan, settings, validate)
         try:
@@ -117,9 +116,9 @@ def fit(
     except RuntimeError as error:
         raise _unusable(last, str(error)) from error
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    steps, skipped, minutes = after["global_step"], after["skipped"], after["minutes"]
+    steps, minutes = after["global_step"], after["minutes"]
     log.info("Trained %d steps in %.1f minutes.", steps, minutes)  # skipped ones were said
-    return FitResult(network.eval(), steps, skipped, minutes, device)
+    return FitResult(network.eval(), steps, after["skipped"], minutes, device)
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
@@ -175,10 +174,9 @@ def make_trainer(
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}
     ours.append(BestCheckpoint(filename="best", **best, **files))
-    ours.append(LastCheckpoint(filename="last", train_time_interval=CHECKPOINT_EVERY, **files))
+    ours.append(LastCheckpoint(filename="next", train_time_interval=CHECKPOINT_EVERY, **files))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
-    devices: Any = settings.devices
-    devices = list(devices) if isinstance(devices, tuple) else devices
+    devices: Any = list(d) if isinstance(d := settings.devices, tuple) else d
     if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
     half = "16-mixed" if device.type == "cuda" else "32-true"
@@ -207,8 +205,7 @@ def make_trainer(
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
         **deepcopy(settings.lightning),
     }
-    if is_rank_zero():
-        (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (run_dir / CHECKPOINTS / "next.ckpt").unlink(missing_ok=True)  # of a training that was killed
     try:
         return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **chosen)
     except TypeError as error:

@@ -36,9 +36,8 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
             smaller = below
             continue
         reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
-        names = ("tile_shape", "batch_size")
-        changed = [name for name in names if getattr(smaller, name) != getattr(plan, name)]
-        return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(changed, reason)})
+        names = (n for n in ("tile_shape", "batch_size") if getattr(smaller, n) != getattr(plan, n))
+        return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
     raise TrainingError(
         f"A training step does not fit the device's memory, down from {_size(plan)}. Set "
         "model.tile_shape, model.batch_size or model.base_features smaller."

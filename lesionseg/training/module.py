@@ -30,8 +30,7 @@ BATCHES = {3: 2, 2: 4}  # that a learning rate is stated for, by number of axes
 WARMUP = 0.05  # share of the training, of AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step at rate 0 would be a step for nothing
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
-# recall at one false positive a case plus Dice: what weights are kept by
-SCORE = "validation_score"
+SCORE = "validation_score"  # what weights are kept by: recall at 1 false positive a case + Dice
 
 
 class LesionModule(pl.LightningModule):
@@ -177,8 +176,7 @@ class LesionModule(pl.LightningModule):
         # from the end of this one, so that however long it takes there is learning in between
         self._next_validation = minutes + every if isinstance(every, int | float) else inf
         self.log_dict({f"validation_{name}": v for name, v in found.items()}, batch_size=1)
-        score = sum(found.get(name, 0.0) for name in ("recall_1fp", "dice"))
-        self.log(SCORE, score, batch_size=1)
+        self.log(SCORE, sum(found.get(name, 0.0) for name in ("recall_1fp", "dice")), batch_size=1)
 
     def configure_optimizers(self) -> Any:
         trainer = self.trainer
@@ -193,10 +191,7 @@ class LesionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
-        checkpoint.update(state)
-        for logger in self.trainer.loggers:
-            logger.save()
+        checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.minutes, self.skipped = checkpoint["minutes"], checkpoint["skipped"]

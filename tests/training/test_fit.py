@@ -14,7 +14,7 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.training.callbacks import Progress
+from lesionseg.training.callbacks import History, Progress
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -99,6 +99,20 @@ def test_a_finished_training_is_not_prolonged_nor_taken_for_another_network_s(tr
     assert torch.equal(weights(first.network), weights(again.network))
     with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=6, plan=make_plan(n_supervised=1))
+
+
+def test_a_checkpoint_takes_its_place_after_its_row(train, tmp_path, often, monkeypatch):
+    class Watched(History):
+        def log_metrics(self, metrics, step):
+            if (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+                steps.append((step, last_checkpoint(tmp_path / "run")["global_step"]))
+            super().log_metrics(metrics, step)
+
+    monkeypatch.setattr("lesionseg.training.fit.History", Watched)
+    steps = []
+    train(max_steps=5, log_every_n_steps=1)
+    assert steps == [(1, 1), (2, 2), (3, 3), (4, 4)]  # row n is the one of step n + 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
