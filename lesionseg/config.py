@@ -5,6 +5,7 @@ and the overrides, and `read` checks the result; in Python `TrainConfig.of(seed=
 from the files. An unknown key is an error that names the nearest one.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from os import PathLike, fspath
@@ -33,10 +34,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-POINT = r"^(fp_per_case:\d*\.?\d+|(sensitivity|score):(0?\.\d+|[01](\.0+)?))$"
 Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
+_HYDRA = Lock()  # it keeps the one configuration at hand in a global
 
 
 def _named(spec: Arguments) -> Arguments:
@@ -45,9 +46,15 @@ def _named(spec: Arguments) -> Arguments:
     return spec
 
 
+def _point(text: str) -> str:
+    if not re.fullmatch(r"fp_per_case:\d*\.?\d+|(sensitivity|score):(0?\.\d+|[01](\.0+)?)", text):
+        raise ValueError("not like fp_per_case:1, sensitivity:0.9 or score:0.5")
+    return text
+
+
 Spec = Annotated[Arguments, AfterValidator(_named)]
-# several bundles are averaged
-Bundles = Annotated[
+Point = Annotated[str, AfterValidator(_point)]
+Bundles = Annotated[  # several are averaged
     tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str | PathLike) else v)
 ]
 
@@ -235,7 +242,7 @@ class TrainConfig(Settings):
     callbacks: tuple[Spec, ...]
     logger: tuple[Spec, ...]
     preset: str
-    operating_point: Annotated[str, Field(pattern=POINT)]
+    operating_point: Point
     rate_confidence: Confidence | None
     run_dir: Text | None
     seed: Index
@@ -389,8 +396,8 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
         for one in error.errors():
             if one["type"] == "extra_forbidden":
                 key = ".".join(map(str, one["loc"]))
-                near = nearest(key, (known for known, _ in keys(kind)))
-                raise ConfigError(f"There is no setting {key!r}.{near}") from None
+                near = f"{key!r}.{nearest(key, dict(keys(kind)))}"
+                raise ConfigError(f"There is no setting {near}") from None
         raise ConfigError(misfits(error, plain)) from None
 
 
@@ -398,9 +405,6 @@ def conf_dir() -> Path:
     """The configuration: within an installed package, else in the repository."""
     package = Path(__file__).resolve().parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-_HYDRA = Lock()  # it keeps the one configuration at hand in a global
 
 
 @cache

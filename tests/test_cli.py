@@ -82,6 +82,7 @@ def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> N
     [
         ("loss.gamma=two", "loss.gamma: two"),
         ("loss.alpha=1.5", "loss.alpha: 1.5"),
+        ("operating_point=sensitivity:2", "sensitivity:2, not like fp_per_case:1"),
         ("trainer.precision=fp8", "trainer.precision: fp8, .*'bf16-mixed'"),
         ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
         ("run_dir=runs/${data.nothing}", "data.nothing"),

@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("\n".join(f"  {name:<9} {summary(name)}" for name in COMMANDS))
         say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
-        near = nearest(arguments[0], COMMANDS)
-        sys.stderr.write(f"Unknown command {arguments[0]!r}.{near}\n")
+        sys.stderr.write(f"Unknown command {arguments[0]!r}.{nearest(arguments[0], COMMANDS)}\n")
         return 2
     return 0
 

@@ -54,8 +54,7 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     result = []
     for override in overrides:
         key = key_of(override)
-        is_open = key.startswith(OPEN)
-        is_open |= key.startswith("loss.") and chosen.get("loss") == "custom"
+        is_open = key.startswith((*OPEN, "loss.") if chosen.get("loss") == "custom" else OPEN)
         is_open |= override.startswith("+") and "." in key  # its section says whether it takes it
         if is_open:
             result.append("++" + override.lstrip("+"))
@@ -100,9 +99,8 @@ def _contents(path: Path) -> list[Any]:
 
 def _own_folders(overrides: Sequence[str]) -> list[Path]:
     """The folders of `hydra.searchpath`; raises `ConfigError` for one that does not exist."""
-    places = [o.partition("=")[2].strip("[]'\"") for o in overrides if key_of(o) == SEARCHPATH]
     folders = list[Path]()
-    for place in places:
+    for place in (o.partition("=")[2].strip("[]'\"") for o in overrides if key_of(o) == SEARCHPATH):
         scheme, _, name = place.rpartition("://")
         try:
             folders.append(Path(str(files(name))) if scheme == "pkg" else Path(name))

@@ -51,7 +51,7 @@ class _Entry(BaseModel):
     volume_ml: FiniteFloat | None = None
     has_mask: bool = False
     accepted: bool = True
-    probability: FiniteFloat | None = None
+    probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
     zone: str = ""
 
     def candidate(self, place: int, geometry: Geometry) -> Candidate:

@@ -307,12 +307,15 @@ def _score(
 
 def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> dict[str, Any]:
     states, (earlier, later) = Counter(c.state for c in changes), files
+    is_flat = bool(changes) and all(
+        c.volume_before_ml is c.volume_after_ml is None for c in changes
+    )
     return {
         "case": later.case,
         **{state: states[state] for state in STATES},
         "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
-        "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
-        "volume_after_ml": sum(c.volume_after_ml or 0.0 for c in changes),
+        "volume_before_ml": None if is_flat else sum(c.volume_before_ml or 0.0 for c in changes),
+        "volume_after_ml": None if is_flat else sum(c.volume_after_ml or 0.0 for c in changes),
         "registered": "rigid" if alignment else "headers",
         "mutual_information": alignment and alignment.mutual_information,
         "foreground_dice": alignment and alignment.foreground_dice,

@@ -14,6 +14,7 @@ from typing import Any
 from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
+from lesionseg.io.limits import FileLimits, set_limits
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.predict import make_predictor, predict_cases
@@ -99,6 +100,7 @@ class _Actor:
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
         os.umask(0o077)  # results are their user's alone
+        set_limits(FileLimits(max_voxels=cfg.max_voxels))
         self._given = cfg, make_predictor(cfg, architectures), output, known
 
     def predict(self, cases: Sequence[CaseFiles]) -> list[Row]:

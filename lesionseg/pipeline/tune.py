@@ -213,7 +213,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
             number=trial.number,
             alpha=trial.params["alpha"],
             gamma=trial.params["gamma"],
-            state=STATES.get(trial.state.name, "running"),
+            state=STATES.get(trial.state.name, "unfinished"),
             value=trial.value,
             scores=trial.user_attrs.get("scores", {}),
             seconds=None if trial.duration is None else trial.duration.total_seconds(),

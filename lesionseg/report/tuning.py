@@ -11,7 +11,7 @@ from lesionseg.io.files import write_text
 from lesionseg.report.charts import ACCENT, OTHER, Chart, new_figure
 from lesionseg.report.rendering import render
 
-State = Literal["complete", "pruned", "running", "failed"]
+State = Literal["complete", "pruned", "unfinished", "failed"]
 
 
 @dataclass(frozen=True)

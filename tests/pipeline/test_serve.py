@@ -207,11 +207,11 @@ def test_nobody_waiting_ends_the_work(seconds: float, leaves: bool) -> None:
     async def leave() -> int:
         nonlocal has_left
         request: Any = SimpleNamespace(is_disconnected=is_disconnected)
+        with queue.place(), pytest.raises(HTTPException) as full, queue.place():
+            pass  # one is there already, be it on its way only
+        assert full.value.status_code == 503
         asked = asyncio.create_task(queue.run(request, work))
         await asyncio.to_thread(begun.wait)
-        with pytest.raises(HTTPException) as full:
-            queue.check_room()
-        assert full.value.status_code == 503
         has_left = leaves
         with pytest.raises(HTTPException) as error:
             await asked

@@ -58,8 +58,7 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
             raise HTTPException(403, "Pages of other sites may not ask.")
 
     async def new_folder() -> AsyncIterator[Path]:
-        queue.check_room()
-        with TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
+        with queue.place(), TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     async def predicted(request: Request, folder: Path, result: Result) -> tuple[str, bytes]:

@@ -4,8 +4,8 @@ import asyncio
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,20 +82,24 @@ class InferenceQueue:
 
     def __init__(self, max_waiting: int, seconds: float) -> None:
         self._max_waiting, self._seconds = max_waiting, seconds
-        self._turn = CapacityLimiter(1)
+        self._turn, self._n_here = CapacityLimiter(1), 0
 
-    def check_room(self) -> None:
-        """Status 503 where too many scans wait."""
-        at_work = self._turn.statistics()
-        if at_work.tasks_waiting + at_work.borrowed_tokens >= self._max_waiting:
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Of a scan from its upload on; status 503 where too many are here."""
+        if self._n_here >= self._max_waiting:
             raise HTTPException(503, "Too many scans wait.", {"Retry-After": "10"})
+        self._n_here += 1
+        try:
+            yield
+        finally:
+            self._n_here -= 1
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
         """What `work` returns, in a thread; `anyio.from_thread.check_cancelled` should end it.
 
         It has ended when this does, whatever happens: the scan's folder is removed next.
         """
-        self.check_room()
         # a server that stops cancels the task
         with suppress(asyncio.CancelledError), move_on_after(self._seconds) as scope:
 
