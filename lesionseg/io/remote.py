@@ -75,15 +75,21 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
 
 
 def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
-    """Copy files of `copy`, which `download` gave for `place`, to the store; of a path, nothing."""
+    """Copy files of `copy`, which `download` gave for `place`, to the store; of a path, nothing.
+
+    A file that is no longer in `copy` is removed there.
+    """
     if not is_url(place):
         return
     system, root = _open(place)
     for path in paths:
         target = f"{root.rstrip('/')}/{path.relative_to(copy).as_posix()}"
         try:
-            system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(path), target)
+            if path.is_file():
+                system.makedirs(target.rpartition("/")[0], exist_ok=True)
+                system.put_file(str(path), target)
+            elif system.exists(target):
+                system.rm_file(target)
         except Exception as error:
             raise OutputError(f"{place}: {path.name} cannot be uploaded ({error!r}).") from error
 

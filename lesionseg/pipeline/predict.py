@@ -322,9 +322,11 @@ class CaseWork:
         return [self.output / f"{files.case}{ending}" for ending in endings]
 
     def _clear(self, files: CaseFiles) -> None:
+        gone = [path for path in self._paths(files) if path.is_file()]
         for path in self._paths(files):
             for file in (path, *self.output.glob(f".????????-{escape(path.name)}")):
                 file.unlink(missing_ok=True)
+        upload(gone, self.output, self.cfg.output)
 
 
 def _is_dicom(files: CaseFiles) -> bool:

@@ -37,6 +37,9 @@ def test_results_are_uploaded_and_what_is_not_there_is_named(tmp_path):
     assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
     again = download("memory://results", str(tmp_path / "other"))
     assert files(again) == {"deep/a_mask.nii.gz": "mask"}
+    (again / "deep" / "a_mask.nii.gz").unlink()
+    upload([again / "deep" / "a_mask.nii.gz"], again, "memory://results")
+    assert not fsspec.filesystem("memory").exists("/results/deep/a_mask.nii.gz")
     with pytest.raises(ReadError, match="memory://nothing"):
         download("memory://nothing", str(tmp_path))
     with pytest.raises(ConfigError, match="nosuch://x"):
