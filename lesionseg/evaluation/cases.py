@@ -155,13 +155,18 @@ class CaseResult:
 
     @property
     def annotated_share(self) -> float:
-        """Share of the labels that a reader looked for: as much of a scan it counts in rates."""
+        """As much of a scan it counts in rates: the share of the labels that a reader looked for.
+
+        0 without a prediction: what failed raises no false alarm.
+        """
+        if self.status == "missing":
+            return 0.0
         return sum(self.annotated.values()) / len(self.annotated) if self.annotated else 1.0
 
     @property
     def is_lesion_free(self) -> bool:
-        """Whether a reader looked for all labels and marked nothing."""
-        return not self.lesions and all(self.annotated.values())
+        """Whether a reader looked for all labels and marked nothing, and there is a prediction."""
+        return self.status == "ok" and not self.lesions and all(self.annotated.values())
 
     @property
     def n_detected(self) -> int:
@@ -174,11 +179,10 @@ class CaseResult:
 
     @property
     def false_positive_ml(self) -> float | None:
-        """Volume of the false positives; None in 2-D."""
-        if self.dims == 2:
-            return None
-        false = (c for c in self.candidates if c.outcome == "false_positive")
-        return sum((c.volume_ml or 0.0 for c in false), 0.0)
+        """Volume of the false positives; None in 2-D, and with one that is a bare box."""
+        false = [c.volume_ml for c in self.candidates if c.outcome == "false_positive"]
+        known = [volume for volume in false if volume is not None]
+        return None if self.dims == 2 or len(known) < len(false) else sum(known, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

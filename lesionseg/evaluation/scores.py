@@ -50,7 +50,7 @@ DEVELOPMENT_ROLES = ("train", "validation")
 NO_LESION_FREE_CASE = "there is no lesion-free case"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
 NOTHING_ACCEPTED = "no accepted candidate was counted"
-NO_VOLUME = "an image of two axes has no volume"
+NO_VOLUME = "an image of two axes, or a bare box, has no volume"
 UNSCORED = "the candidates have no scores, and a score is never invented"
 TOO_FEW_CASES_FOR_CPM = "fewer than 8 cases cannot show a rate of 1/8 per case"
 ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
@@ -192,14 +192,16 @@ class Summary:
 
     def numbers(self) -> dict[str, Any]:
         """Every number that has an interval."""
-        surface = self.mean([r.surface_dice for r in self.results])
+        drawn = [r.dice is not None for r in self.results if r.status == "ok" and r.lesions]
+        all_boxes = bool(drawn) and not any(drawn)  # beside which a failed case is no 0
+        surface = self.mean([None if all_boxes else r.surface_dice for r in self.results])
         n_undefined = sum(bool(r.lesions) and r.hd95_mm is None for r in self.results)
         distance = self.mean([r.hd95_mm for r in self.results], is_share=False)
         cpm = self.of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
         if cpm.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
             cpm = Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
         return {
-            "dice": self.mean([r.dice for r in self.results]),
+            "dice": self.mean([None if all_boxes else r.dice for r in self.results]),
             "surface_dice": {**surface, "tolerance_mm": self.preset.surface_tolerance_mm},
             "hd95_mm": {**distance, "n_undefined": n_undefined},
             **{name: self.ratio(name).to_json() for name in RATIOS},

@@ -5,7 +5,6 @@ cases, lesions and candidates.
 """
 
 import logging
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         beside = summarise(second, preset, provenance=made, **sums)
         write_scores(output / COMPARED, second, beside, labels)
     else:
-        shutil.rmtree(output / COMPARED, ignore_errors=True)  # an earlier run's
+        (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
     if answers is not None:
         scores["adjudication"] = adjudicate(results, answers)
     write_scores(output, results, scores, labels)

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from lesionseg.evaluation.intervals import wilson_interval
 from lesionseg.report.rendering import rate
-from lesionseg.report.tables import Tables, number, wilson
+from lesionseg.report.tables import Tables, number
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey
 FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
@@ -79,7 +80,7 @@ def size_chart(tables: Tables) -> Chart | None:
         axes.bar(x, part["recall"], color=FOUND, width=0.5)
         interval = part.get("ci95")
         narrow |= not interval
-        ends = interval or wilson(part["detected"], part["n"])
+        ends = interval or wilson_interval(part["detected"], part["n"])
         style = "-" if interval else (0, (3, 2))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if 1 < len(patients) <= MOST_RINGS:
@@ -130,6 +131,10 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
         scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
+        if tables.threshold is None:  # a reader's masks, say
+            alarms = int(tables.scores.get("n_false_positive") or 0) / tables.n_scanned
+            axes.plot(alarms, tables.lesions["detected"].mean(), "s", color=colour, label=name)
+            continue
         points = [tables.at(score) for score in scores]
         n = max(len(tables.lesions), 1)
         scans = tables.n_scanned
@@ -253,8 +258,8 @@ def subgroup_chart(tables: Tables) -> Chart | None:
 
 def reliability_chart(tables: Tables) -> Chart | None:
     """Share of true candidates against their stated probability."""
-    rows = (tables.scores.get("calibration") or {}).get("reliability") or ()
-    rows = [r for r in rows if r.get("n")]
+    found = tables.scores.get("calibration") or {}
+    rows, what = [r for r in found.get("reliability") or () if r.get("n")], found.get("of")
     if not rows:
         return None
     figure, axes = new_figure(4.2, 3.6)
@@ -262,8 +267,8 @@ def reliability_chart(tables: Tables) -> Chart | None:
     x, y = [r["mean_probability"] for r in rows], [r["true_share"] for r in rows]
     axes.scatter(x, y, s=[20 + 3 * min(r["n"], 60) for r in rows], color=FOUND, alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set(xlabel="stated probability", ylabel="share that was a lesion")
-    return Chart("Calibration", "On the line, probabilities mean what they say.", figure)
+    axes.set(xlabel=f"stated {what}", ylabel="share that was a lesion")
+    return Chart("Calibration", f"On the line, a {what} is the chance of a lesion.", figure)
 
 
 def load_chart(tables: Tables) -> Chart | None:

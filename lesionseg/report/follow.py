@@ -28,10 +28,10 @@ from lesionseg.report.rendering import Tile, render
 
 MAX_PICTURES = 40  # the largest changes; the tables hold every one
 SENTENCES: Mapping[str, str] = {
-    "new": "Nothing was there at the earlier visit.",
+    "new": "Nothing was marked there at the earlier visit.",
     "enlarged": "Larger by more than the smallest detectable change.",
     "shrunk": "Smaller by more than the smallest detectable change.",
-    "gone": "Nothing is there at the later visit.",
+    "gone": "Nothing is marked there at the later visit.",
     "merged": "Several lesions that became one.",
     "split": "One lesion that became several.",
 }
@@ -44,7 +44,7 @@ def draw_changes(
 
     `images`: the scans of both visits. `changes`: those of the pair, with what is accepted.
     """
-    accepted = [c for c in changes if c.accepted][:MAX_PICTURES]
+    accepted = sorted((c for c in changes if c.accepted), key=_extent, reverse=True)[:MAX_PICTURES]
     if not accepted:
         return []
     grid, masks = pair.after.geometry, (pair.before.mask() > 0, pair.after.mask() > 0)
@@ -130,11 +130,16 @@ def write_follow_page(
     counts = Counter(c.state for c in accepted)
     stable = sum(c.state == "stable" for c in changes)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-
-    def extent(change: LesionChange) -> float:
-        return max(change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0)
-
-    ordered = sorted(cards, key=lambda pair: extent(pair[0]), reverse=True)[:MAX_PICTURES]
+    least = 0.0 if point is None else point.score
+    thin = sum(
+        c.state in ("new", "gone")
+        and c.smallest_change_percent >= 100
+        and (c.score or 1.0) >= least
+        for c in changes
+    )
+    if thin:
+        summary += f"{', ' * bool(summary)}{thin} new or gone but too thin to be sure"
+    ordered = sorted(cards, key=lambda pair: _extent(pair[0]), reverse=True)[:MAX_PICTURES]
     sections = [
         (state.capitalize(), sentence, [card for change, card in ordered if change.state == state])
         for state, sentence in SENTENCES.items()
@@ -142,7 +147,7 @@ def write_follow_page(
     ]
     tiles = []
     for k, state in enumerate(("new", "enlarged", "shrunk", "gone")):
-        sizes = [extent(change) for change in accepted if change.state == state]
+        sizes = [_extent(change) for change in accepted if change.state == state]
         words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     pairs = [_pair(case, names[case], changes) for case in names]
@@ -152,7 +157,7 @@ def write_follow_page(
             del row["ml before"], row["ml after"]
     html = render(
         "follow.html.j2",
-        headline=f"{summary.capitalize() or 'No change'}; {count(stable, 'lesion')} stable.",
+        headline=f"{summary.capitalize() or 'No sure change'}; {count(stable, 'lesion')} stable.",
         tiles=tiles,
         charts=[c for c in [_chart(changes, unit)] if c],
         rule=rule,
@@ -163,6 +168,10 @@ def write_follow_page(
     )
     write_text(path, html)
     return path
+
+
+def _extent(change: LesionChange) -> float:
+    return max(change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0)
 
 
 def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:

@@ -99,7 +99,11 @@ class Sources:
         if case not in self._predictions:
             return scene
         regions = any(data is not None and data.regions for data in (self._images, self._reference))
-        prediction = read_prediction(self._predictions[case], geometry=geometry, binary=regions)
+        try:
+            prediction = read_prediction(self._predictions[case], geometry=geometry, binary=regions)
+        except GeometryError as error:  # evaluated by resample=true
+            _log.warning("The report shows %s without its prediction: %s", case, error)
+            return scene
         return replace(
             scene,
             accepted=_accepted_mask(prediction, accepted),

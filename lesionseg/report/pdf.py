@@ -102,9 +102,7 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
         page.text(x, y + 0.28 + CHART[1], chart.caption, 7.5, 96, color=SOFT)
     y = 5.6 if values["charts"] else 2.3
     if top := values["pictures"]["top"]:
-        words = (
-            "The largest lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
-        )
+        words = "Large lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
         for k, card in enumerate(top):
             x = EDGE + 2.97 * k

@@ -33,9 +33,10 @@ class Tables:
 
     @property
     def threshold(self) -> float | None:
-        """The score from which candidates are accepted; None for bare masks."""
+        """The score from which candidates are accepted; None where some case has no scores."""
         score = (self.scores.get("operating_point") or {}).get("score")
-        return None if score is None else float(score)
+        curve = (self.scores.get("froc") or {}).get("recall", ())
+        return None if score is None or (curve is None and len(self.lesions)) else float(score)
 
     @property
     def unit(self) -> str:
@@ -46,6 +47,11 @@ class Tables:
     def simulated(self) -> bool:
         """Whether a program made the scans."""
         return bool((self.scores.get("provenance") or {}).get("simulated"))
+
+    @property
+    def n_predicted(self) -> int:
+        """Scans that have a prediction."""
+        return int((self.cases["status"] != "missing").sum())
 
     @property
     def n_scanned(self) -> float:
@@ -141,10 +147,3 @@ def _with_pseudonyms(tables: Tables) -> Tables:
     names = {shown: real for one in (groups, cases) for real, shown in one.items()}
     cases_, lesions, candidates = parts
     return replace(tables, cases=cases_, lesions=lesions, candidates=candidates, names=names)
-
-
-def wilson(hits: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, lesions taken as independent (Wilson 1927)."""
-    z = 1.959964
-    centre, spread = hits + z * z / 2, z * np.sqrt(hits * (n - hits) / n + z * z / 4)
-    return float((centre - spread) / (n + z * z)), float((centre + spread) / (n + z * z))

@@ -175,6 +175,8 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
+    if what := (tables.scores.get("provenance") or {}).get("scored"):
+        found.append(("Follow-up", f"only {what} were scored"))
     if tables.scores.get("split_is_group_safe") is False:
         found.append(("Not independent", "the program learned from other scans of this patient"))
     return found
@@ -226,12 +228,13 @@ def headline(tables: Tables) -> str:
     scans = count(n_cases, "scan")
     if not n_cases:
         return "No scan was evaluated: this page says nothing about the program."
-    alarms = f"without a false alarm on {scans}"
+    alarms = f"without a false alarm on {count(tables.n_predicted, 'scan')}"
     if false:
         alarms = f"with {rate(false / tables.n_scanned)} false alarms per scan"
     if not len(tables.lesions):
         called = int((tables.cases["n_false_positive"] > 0).sum())
-        return f"{scans} without lesions: {called} with a false alarm, {n_cases - called} without."
+        calm = tables.n_predicted - called
+        return f"{scans} without lesions: {called} with a false alarm, {calm} without."
     short = tables.unit.split(",")[0].split(" ")[0]
     parts: list[str] = []
     for small in (False, True):
@@ -267,14 +270,15 @@ def tiles(tables: Tables) -> list[Tile]:
     false = int(tables.scores.get("n_false_positive") or 0)
     if false:
         value, interval = number(tables.scores, "false_positives_per_case")
-        shown = f"false alarms per scan ({false} on {count(n, 'scan')})"
+        shown = f"false alarms per scan ({false} on {count(tables.n_predicted, 'scan')})"
         if interval:
             shown += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
         found.append(Tile(rate(value), shown, (value or 0) > 2))
     else:
-        scans = count(n, "scan")
-        could = f"false alarms; {scans} could hide {rate(3 / tables.n_scanned)} per scan"
-        found.append(Tile(f"0 on {scans}", could, n < 20))
+        interval = number(tables.scores, "false_positives_per_case")[1]
+        hidden = interval[1] if interval else 3 / tables.cases["group"].nunique()
+        could = f"false alarms; up to {rate(hidden)} per scan could be hidden"
+        found.append(Tile(f"0 on {count(tables.n_predicted, 'scan')}", could, n < 20))
     ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     well = tables.cases["group"].nunique() - ill
     who = "patient" if tables.patients_stated else "scan"

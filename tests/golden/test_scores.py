@@ -1,4 +1,4 @@
-"""Scores of cases drawn by hand and at random, from files to tables."""
+"""Scores of cases drawn at random, from files to tables; hand values are in tests/evaluation."""
 
 import json
 
@@ -8,20 +8,12 @@ import pytest
 import lesionseg
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.io.predictions import write_prediction
-from tests.evaluation.hand_cases import HAND_CASES, draw, prediction_of
+from tests.evaluation.hand_cases import prediction_of
 from tests.golden.common import check, number, table
 from tests.golden.small_network import write_nifti
 
 POINT = 0.4  # of the random cases
 MEASURES = ("dice", "surface_dice", "hd95_mm")
-
-
-def hand_cases():
-    for case in HAND_CASES:
-        ids = (draw(text)[0] for text in (case.reference, case.prediction))
-        drawings = (array.reshape(-1, *array.shape[-2:]) for array in ids)  # of three axes
-        given = case.scores, case.candidate_labels, case.accepted_from
-        yield case.name, case.name, *drawings, *given, (1.0,) * 3
 
 
 def random_cases(n=40):
@@ -58,13 +50,13 @@ def renumbered(ids):
     return np.unique(np.append(ids.ravel(), 0), return_inverse=True)[1][:-1].reshape(ids.shape)
 
 
-def write(folder, cases, point=None):
+def write(folder, cases, point):
     """The reference with its manifest, and the prediction's three files of each case."""
     reference, prediction = folder / "reference", folder / "prediction"
     for path in (reference, prediction):
         path.mkdir()
     lines = ["case,image,instances,group"]
-    chosen = None if point is None else OperatingPoint(f"score:{point}", point)
+    chosen = OperatingPoint(f"score:{point}", point)
     for case, group, lesions, drawn, scores, labels, start, spacing in cases:
         lines.append(f"{case},{case}.nii.gz,{case}.nii.gz,{group}")
         affine = np.diag([*spacing[::-1], 1.0])
@@ -119,9 +111,7 @@ def values_of(output):
 
 
 @pytest.mark.parametrize("preset", ["lesionseg", "instances"])
-@pytest.mark.parametrize("kind", ["hand", "random"])
-def test_scores(kind, preset, tmp_path):
-    cases, point = (hand_cases(), None) if kind == "hand" else (random_cases(), POINT)
-    reference, prediction = write(tmp_path, cases, point)
+def test_scores(preset, tmp_path):
+    reference, prediction = write(tmp_path, random_cases(), POINT)
     lesionseg.evaluate(reference, prediction, tmp_path / "scores", preset=preset)
-    check(f"scores_{kind}_{preset}", values_of(tmp_path / "scores"))
+    check(f"scores_random_{preset}", values_of(tmp_path / "scores"))

@@ -149,7 +149,10 @@ def test_a_second_reader_is_scored_alike_and_compared(folders):
     recall = scores_of(*folders, compare=folders[0])["comparison"]["lesion_recall"]
     assert (recall["one"], recall["other"]) == (0.6, 1.0)
     assert set(columns(folders[2] / "compare", "lesions", "detected")) == {"true"}
-    assert (folders[2] / "compare" / "scores.json").is_file()
+    (folders[2] / "compare" / "own.txt").touch()
+    scores_of(*folders)
+    kept = {path.name for path in (folders[2] / "compare").iterdir()}
+    assert kept & {"own.txt", "scores.json"} == {"own.txt"}  # it may be anybody's folder
 
 
 def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
@@ -261,6 +264,8 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 1)
     assert scores["missing_predictions"] == ["b", "c"]
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
+    assert scores["dice"]["mean"] is scores["specificity"]["value"] is None  # boxes; none of c
+    assert scores["false_positives_per_case"]["value"] == 1.0
 
 
 def test_answers_survive_the_walk_through_the_report(folders, tmp_path):

@@ -65,6 +65,15 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
 
 
+def test_a_new_lesion_too_thin_to_be_sure_is_not_hidden(visits):
+    thin = np.zeros(SHAPE, dtype=np.uint8)
+    thin[5, 2:20, 2:20] = 1
+    write_array(visits / "after" / "b.nii.gz", thin, GRID)
+    run(visits)
+    page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page
+
+
 def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits):
     """Six stable pairs with a small false new lesion each, and none may stay."""
     stable = [f"s{n}" for n in range(6)]
