@@ -26,7 +26,6 @@ from os import PathLike
 from pathlib import Path
 from time import time_ns
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from filelock import FileLock
@@ -44,13 +43,12 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
 # a file that changed so shortly before may change again within one tick of its clock
 _SETTLED_NS = 2_000_000_000
-_LONGEST_NAME = 255  # bytes, of most disks
 _HALF_MAX = float(np.finfo(np.float16).max)
 # Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
 _HEADER = re.compile(
@@ -237,7 +235,9 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
     if reference.valid is not None:
         _save(folder, "valid", reference.valid)
         flat = np.flatnonzero(reference.valid & (reference.instances == 0))
-        places = flat[_evenly_spaced(len(flat), MAX_VALID_SEEDS)]
+        # by chance: equal steps through rows of a plane lie on its diagonals
+        at = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
+        places = flat[at.astype(np.int64)]
         valid_seeds = np.stack(np.unravel_index(places, geometry.shape), axis=1).tolist()
     inside = reference.instances > 0
     own = np.array((0, *reference.instance_labels), dtype=np.uint8)
@@ -373,11 +373,10 @@ def _find_or_make(
     source: Callable[[CaseFiles], str],
     files: CaseFiles,
 ) -> CachedCase:
-    folder = place / hashlib.sha256(files.case.encode()).hexdigest()[:2]
-    name = quote(files.case, safe=" ")
-    if len(name) > _LONGEST_NAME:
-        name = hashlib.sha256(files.case.encode()).hexdigest()
-    entry, wanted = folder / name, source(files)
+    # named by its content: what another training reads is never replaced
+    wanted = source(files)
+    name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
+    folder, entry = place / name[:2], place / name[:2] / name
     if (cached := _find(entry, wanted)) is not None:
         return cached
     try:
@@ -386,19 +385,16 @@ def _find_or_make(
             if (cached := _find(entry, wanted)) is not None:  # another process has made it
                 return cached
             if entry.exists():
-                logger.warning("The cached case %s is damaged or of other files.", files.case)
-            prepared, scratch, old = prepare(files), *(folder / f".{n}-{entry.name}" for n in "ab")
-            for leftover in (scratch, old):  # of a run that was killed
+                logger.warning("The cached case %s is damaged and made anew.", files.case)
+            prepared, scratch = prepare(files), folder / f".{name}"
+            for leftover in (scratch, entry):  # of a run that was killed, and what is damaged
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:
                 write_cached_case(scratch, prepared, wanted)
-                if entry.exists():
-                    entry.replace(old)
                 scratch.replace(entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
             return read_cached_case(entry)
     except OSError as error:
         raise OutputError(f"{place}: cannot write the cache ({error}).") from error

@@ -224,7 +224,8 @@ def printable_id(case: str) -> str:
 def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Keep other processes that ask for the same lock out of a folder, which is made if need be.
 
-    Who has `LOCK` removes the half-written files of killed processes. The system ends the lock with
+    Who has `LOCK` removes the half-written files of killed processes, but for those in inner
+    folders that have a lock of their own. The system ends the lock with
     the process, however that ends. Raises `OutputError` if another has it.
     """
     lock, is_new = FileLock(folder / name), not folder.exists()
@@ -237,8 +238,9 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     try:
         for depth in range(_DEPTH if name == LOCK else 0):
             for half in folder.glob("*/" * depth + HALF):
-                with suppress(OSError):
-                    half.unlink()
+                if not any((inner / LOCK).exists() for inner in half.parents[:depth]):
+                    with suppress(OSError):
+                        half.unlink()
         yield
     finally:
         with suppress(OSError):

@@ -1,6 +1,5 @@
 """Non-maximum suppression of boxes of any number of axes."""
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ContentError
+from lesionseg.ops.compiled import compiled
 
 
 def nms(
@@ -69,7 +69,7 @@ def batched_nms(
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)  # 10 000 boxes of 3-D: 15 to 40 ms
+@compiled  # 10 000 boxes of 3-D: 15 to 40 ms
 def _sweep(
     starts: NDArray[np.float32],
     stops: NDArray[np.float32],

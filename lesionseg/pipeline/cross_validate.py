@@ -10,16 +10,17 @@ run_dir/
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lesionseg.config import TrainConfig
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.files import locked_folder, read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
 from lesionseg.pipeline.prepare import config_of
@@ -64,6 +65,9 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
         given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
     plan = begin(cfg, survey, run, given)
     validated = {k: [c.case for c in labelled(fold, "validation")] for k, fold in folds.items()}
+    scored = {case for cases in validated.values() for case in cases}
+    if len(scored) < sum(map(len, validated.values())):
+        raise DatasetError(f"{cfg.data.splits}: a case validates in more than one fold.")
     if is_rank_zero():
         parts = (("train", "train"), ("val", "validation"))  # as nnU-Net's splits_final.json
         splits = [
@@ -71,7 +75,6 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
             for fold in folds.values()
         ]
         write_json(run / SPLITS, splits)
-        scored = {case for cases in validated.values() for case in cases}
         taught = [c.case for fold in folds.values() for c in labelled(fold, "train")]
         if never := [case for case in dict.fromkeys(taught) if case not in scored]:
             log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
@@ -80,7 +83,9 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
             log.info("Fold %d is finished and kept.", k)
             continue
         log.info("Fold %d of %d: %d cases validate.", k, len(folds), len(validated[k]))
-        train_once(configs[k], fold, begin(configs[k], fold, runs[k], plan), runs[k], test=False)
+        with locked_folder(runs[k]) if is_rank_zero() else nullcontext():
+            own = begin(configs[k], fold, runs[k], plan)
+            train_once(configs[k], fold, own, runs[k], test=False)
     return _gather(cfg, survey, folds, run) if is_rank_zero() else (plan, {})
 
 

@@ -99,8 +99,14 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         {case: counts[case] for case, found in known.items() if found.boxed},
         {case: source for case, (_, source) in records.items()},
     )
+    if not any(counts[case] for case in counts.keys() - held_out):
+        raise DatasetError(f"{data.root}: only test cases have lesions: none can be learned.")
     fold = folds_of(survey, data)[0] if data.fold == ALL_FOLDS else data.fold
     survey = divided(survey, data, seed, None if fold is None else int(fold))
+    tested = {c for c, role in survey.splits.roles.items() if role in ("test", "external")}
+    if not tested <= held_out:  # by data.splits
+        taken = [found for case, found in known.items() if case not in tested]
+        survey = replace(survey, fingerprint=fingerprint_of(dataset, taken))
     if not survey.of_role("validation") and data.validation_fraction > 0:
         raise DatasetError(
             f"{data.root}: no case is left to validate on ({len(survey.of_role('train'))} to train "

@@ -86,16 +86,6 @@ def prepare(cfg: PrepareConfig) -> Plan | CheckOutcome:
     return plan
 
 
-def prepared(cfg: TrainConfig, run: Path) -> tuple[Plan, list[CachedCase]]:
-    """A folder's plan and its prepared training cases, for a `pl.Trainer` of one's own.
-
-    Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
-    """
-    survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
-    plan = plan_run(survey, cfg, run)
-    return plan, prepare_cases(survey, plan, cfg.data, run)
-
-
 def config_of(cfg: TrainConfig) -> dict[str, Any]:
     """The configuration as a run directory keeps it; with more trials a search stays the same."""
     name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))

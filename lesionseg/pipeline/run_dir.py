@@ -124,7 +124,9 @@ def provenance(
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(here), *describe.split()]
+        # where there is none git would climb to another's repository
+        own = (here.parents[1] / ".git").resolve(strict=True)
+        command = ["git", "-C", str(own.parent), *describe.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         commit = done.stdout.strip()
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -221,15 +221,13 @@ def score_folds(
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
     Fold k left them in `run/fold_k/validation`, which stays as it is; all are written again, as
-    selected, to `run/oof/predictions`. Raises `DatasetError` for a case of several folds.
+    selected, to `run/oof/predictions`.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}
     for number, fold in folds.items():
         files_of = find_predictions(run / f"fold_{number}" / "validation")
         for case in (files.case for files in labelled(fold, "validation")):
-            if case in fold_of:
-                raise DatasetError(f"Case {case} validates in more than one fold.")
             fold_of[case], predictions[case] = number, files_of[case]
     roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
     everyone = replace(survey, splits=replace(survey.splits, roles=roles))

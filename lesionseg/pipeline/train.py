@@ -16,6 +16,7 @@ from torch import nn
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.core import CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
+from lesionseg.errors import ConfigError
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.tables import scores_table
 from lesionseg.inference.bundle import write_bundle
@@ -88,9 +89,10 @@ def train(cfg: TrainConfig) -> Path:
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
-    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
+    named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
         stack.enter_context(joined(cfg.trainer))  # with the processes that torchrun has started
+        run = broadcast_from_rank_zero(lambda: named)
         if is_rank_zero():
             check_config(run, config_of(cfg))
             stack.enter_context(locked_folder(run))
@@ -134,7 +136,7 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
         check_cases(run, survey.splits)
         require_masks(survey, cfg.model.architecture)
         has_voxels = "segmentation" in sources_of(cfg.model.architecture)
-        if not has_voxels and cfg.loss.target != LossConfig.of().target:
+        if not has_voxels and cfg.loss != LossConfig.of():
             log.warning(
                 "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s "
                 "and detection.gamma=%s.",
@@ -148,6 +150,11 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
             require_device(cfg.trainer.accelerator)
         plan = with_focal_correction(plan_run(survey, cfg, run, given), cfg)
         check_losses(plan, cfg)
+        if cfg.model.architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
+            raise ConfigError(
+                "optim.backbone_lr_scale: which weights of model=custom are its backbone is not "
+                "known. Leave it at 1."
+            )
         if is_new and training_device(cfg.trainer.accelerator) == "cuda":
             plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
         write_text(run / "plan.json", plan.to_json())

@@ -103,7 +103,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
             trial.report(values[-1], len(values))
             if trial.should_prune():
                 raise optuna.TrialPruned
-            return scores
+            return {**scores, "recall_1fp": values[-1]}  # by which the trial's weights are kept
 
         try:
             trained = train_network(plan, prepared, own, folder, validate=validate)
@@ -146,9 +146,13 @@ def tune(cfg: TuneConfig) -> TuningSearch:
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     """The settings whose `alpha` and `gamma` a trial changes: those of voxels, anchors or both.
 
-    Raises `ConfigError` where nothing that teaches the architecture has an α and a γ.
+    Raises `ConfigError` where nothing that teaches the architecture has an α and a γ, and for a
+    range whose ends are swapped.
     """
     sources, groups = sources_of(cfg.model.architecture), list[str]()
+    for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
+        if low > high:
+            raise ConfigError(f"tune.{name}=[{low:g},{high:g}]: give the lower bound first.")
     if "segmentation" in sources:
         takes = signature(named(cfg.loss.target, "loss")).parameters
         if not takes.keys() >= {"alpha", "gamma"}:
@@ -194,7 +198,7 @@ def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
             n_startup_trials=N_STARTUP,
         ),
         # the first validation ends no trial: it says little of the last
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
         if cfg.tune.prune
         else optuna.pruners.NopPruner(),
     )

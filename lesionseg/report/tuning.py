@@ -119,7 +119,7 @@ def steadiest(search: TuningSearch) -> TuningTrial | None:
     if not finished:
         return None
     at = np.array([[t.alpha, t.gamma] for t in finished])
-    span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
+    span = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)]) * BANDWIDTH
     weights = np.exp(-(((at[:, None] - at) / span) ** 2).sum(-1) / 2)
     values = np.array([t.value for t in finished], dtype=float)
     means = (weights @ values + values.mean()) / (weights.sum(-1) + 1)

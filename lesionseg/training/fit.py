@@ -90,7 +90,7 @@ def fit(
     last, best = (run_dir / CHECKPOINTS / f"{name}.ckpt" for name in ("last", "best"))
     module = lesion_module(plan, cfg, network, loss)
     settings, device = module.settings, training_device(cfg.trainer.accelerator)
-    before = broadcast_from_rank_zero(partial(_read, last)) if last.is_file() else None
+    before = broadcast_from_rank_zero(lambda: _read(last) if last.is_file() else None)
     steps, spent = (before["global_step"], before["minutes"]) if before else (0, 0.0)
     if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
         data = LesionData(tiles, plan, settings, validate)
@@ -107,9 +107,9 @@ def fit(
             if is_rank_zero():
                 log.warning("Training stopped at step %d. %s", module.global_step, how)
             raise
-    kept = after = broadcast_from_rank_zero(partial(_read, last))
+    after = broadcast_from_rank_zero(partial(_read, last))
+    kept = broadcast_from_rank_zero(lambda: _read(best) if best.is_file() else after)
     if best.is_file():
-        kept = broadcast_from_rank_zero(partial(_read, best))
         log.info("The weights of step %d scored best and are kept.", kept["global_step"])
     try:
         module.load_state_dict(kept["state_dict"])

@@ -99,6 +99,13 @@ def test_a_fold_of_other_settings_is_refused_by_name(folder, tmp_path, capsys):
     assert "loss.gamma: 1.0 → 3" in printed
 
 
+def test_folds_that_share_a_case_are_refused_at_once(folder, tmp_path, capsys):
+    folds = json.loads((folder / "cv" / "splits.json").read_text())
+    (tmp_path / "splits.json").write_text(json.dumps([folds[0], folds[0]]))
+    train(folder / "raw", tmp_path / "cv", *ALL, f"data.splits={tmp_path}/splits.json", status=1)
+    assert "validates in more than one fold" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_folds_as_submitted_jobs_are_gathered_afterwards(folder, tmp_path, monkeypatch):
     """By submitit on this machine, as on a cluster by SLURM."""

@@ -68,7 +68,7 @@ def focal_values(dtype):
 
 
 def test_focal_loss():
-    check("losses_focal", focal_values(torch.float32), atol=1e-7)
+    check("losses_focal", focal_values(torch.float32))  # sums that are 0 differ by processor
 
 
 def test_focal_loss_of_bf16():

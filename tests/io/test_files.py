@@ -160,7 +160,12 @@ def test_m3_a_locked_folder_is_closed_to_others_until_it_is_free(tmp_path):
 def test_m3_who_locks_a_folder_removes_what_killed_processes_left(tmp_path):
     halves = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
     kept = [tmp_path / ".hidden-file", tmp_path / "5f85e7d9-report.pdf"]
-    halves[1].parent.mkdir(parents=True)
+    kept += [
+        tmp_path / "fold_0" / LOCK,
+        tmp_path / "fold_0" / "test" / ".00000000-a.csv",
+    ]  # at work
+    for file in (halves[1], kept[3]):
+        file.parent.mkdir(parents=True)
     for file in [*halves, *kept]:
         file.touch()
     for name, left in ((".part", halves), (LOCK, [])):

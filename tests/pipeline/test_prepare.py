@@ -117,6 +117,16 @@ def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_pat
         take_survey(data, seed=0)
 
 
+def test_a_test_case_named_by_the_settings_leaves_no_trace_in_the_fingerprint(tmp_path):
+    write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
+    own, data = tmp_path / "splits.json", DataConfig.of(root=tmp_path / "raw")
+    before = take_survey(data, 0)
+    tested = before.dataset.cases[0].case
+    own.write_text(json.dumps({"roles": {**before.splits.roles, tested: "test"}}))
+    after = take_survey(data.model_copy(update={"splits": str(own)}), 0)
+    assert (len(before.fingerprint.shapes), len(after.fingerprint.shapes)) == (4, 3)
+
+
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
     def write(folder, n_cases, *, progress):
         folder.mkdir()
