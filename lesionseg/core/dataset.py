@@ -156,7 +156,6 @@ class Dataset:
     labels: Mapping[int, str]
     cases: tuple[CaseFiles, ...]
     ignore_label: int | None = None
-    incomplete_reference: bool = False
     merged_values: Mapping[int, str] = field(default_factory=dict)
     regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False

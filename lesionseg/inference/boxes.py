@@ -23,7 +23,7 @@ from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, decode_boxes, is_degenerate, split_box
 from lesionseg.ops.suppression import batched_nms
-from lesionseg.plan.plan import CandidateRule, Plan
+from lesionseg.plan.plan import Plan
 
 MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
 SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
@@ -144,13 +144,12 @@ def box_candidates(
     detections: Boxes,
     plan_geometry: Geometry,
     file_geometry: Geometry,
-    rule: CandidateRule,
     label_values: Sequence[int],
 ) -> tuple[Candidate, ...]:
     """Candidates without masks, by descending score, ids from 1.
 
     The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
-    lie outside the file, or are smaller than the rule allows, are left out.
+    lie outside the file, or have no side of half a voxel on average, are left out.
     """
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)

@@ -82,7 +82,7 @@ def decide(
     boxes = None
     if inferred.boxes is not None:
         grids = inferred.plan_geometry, geometry
-        boxes = box_candidates(inferred.boxes, *grids, rule, tuple(plan.lesion_labels))
+        boxes = box_candidates(inferred.boxes, *grids, tuple(plan.lesion_labels))
         if valid is not None:  # those with their middle on a voxel that shows something
             middles = [np.add(c.start_vox, c.stop_vox) / 2 for c in boxes]
             places = [np.floor(m).astype(int).clip(0, np.array(valid.shape) - 1) for m in middles]

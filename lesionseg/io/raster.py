@@ -72,7 +72,10 @@ def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[N
     with Image.open(path, formats=_FORMATS) as image:
         _geometry(path, (image.height, image.width), raster_mm)
         if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
-            check_size(path, image.width * image.height * len(image.getbands()))
+            bits = 1 if image.mode == "1" or ";1'" in str(image.tile) else 8
+            check_size(path, image.width * image.height * len(image.getbands()) * bits // 8)
+        if len(image.getbands()) > 1 and ";16" in str(image.tile):  # Pillow keeps half of each
+            raise ReadError(f"{path}: 16 bits for each of several channels. Save it in grey.")
         image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
         # no viewer turns a PNG
         turn = 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
@@ -90,7 +93,7 @@ def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[
             raise ReadError(f"{path}: {len(tiff.pages)} pages. Convert a stack to NIfTI or NRRD.")
         page: Any = tiff.pages[0]
         _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
-        check_size(path, page.nbytes)
+        check_size(path, page.nbytes // (8 if page.bitspersample == 1 else 1))
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not as_labels:
             return _pil_pixels(path, raster_mm, as_labels)
         try:

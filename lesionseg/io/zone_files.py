@@ -31,12 +31,12 @@ class ZoneFolder:
     masks: Mapping[str, Path]
     names: Mapping[int, str]
 
-    def read(self, case: str) -> Zones | None:
-        """The zones of a case; None where the folder has no mask of it."""
+    def read(self, case: str, pixel_mm: float | None = None) -> Zones | None:
+        """The zones of a case, `pixel_mm` of a picture; None where the folder has no mask of it."""
         path = self.masks.get(case)
         if path is None:
             return None
-        mask = read_mask(path)
+        mask = read_mask(path, raster_mm=pixel_mm)
         return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:

@@ -101,7 +101,6 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if dataset is not None:
         own = {"dataset": dataset.name, "convention": dataset.convention}
         own["simulated"] = "simulated" in dataset.name.lower()
-        own["incomplete_reference"] = dataset.incomplete_reference
     labels = dataset.lesion_labels if dataset else {}
     sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
     sums |= {"replicates": cfg.replicates, "seed": cfg.seed}

@@ -52,6 +52,7 @@ from lesionseg.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 _MASKS = ("_instances", "_regions")
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
 _OTHERS = ("_probabilities.npz", REPORT, SEGMENTATION)
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 
@@ -146,6 +147,8 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
 
     scans = find_images(source, len(plan.channel_names))
     cases = [files for files in scans if not any(map(is_result, files.images))]
+    if not source.is_dir() and len(cases) < len(scans):
+        raise ConfigError(f"output={output} holds scans of {source}. Name another folder.")
     if not cases:
         raise DatasetError(f"{source}: there is no scan to predict.")
     return cases
@@ -231,7 +234,7 @@ class CaseWork:
         if earlier.get("key") == row["key"] and earlier["status"] != "failed":
             has_masks = self.predictor.plan.candidate_rule.source != "detection"
             if all(path.is_file() for path in self._paths(files)[: 1 + has_masks]):
-                row.update(earlier, status="kept")
+                row.update({**earlier, "group": row["group"], "visit": row["visit"]}, status="kept")
                 return row
         self._clear(files)
         scan = self.predictor.prepare(files)
@@ -261,7 +264,8 @@ class CaseWork:
                 np.savez_compressed(path, probabilities=probabilities)
         else:
             prediction = self.predictor.decide(inferred, files.case)
-        zones = self.zones.read(files.case) if self.zones else None
+        mm = inferred.file_geometry.spacing_mm[0]
+        zones = self.zones.read(files.case, mm) if self.zones else None
         zone_names: list[str] = []
         if zones is not None:
             pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
@@ -307,6 +311,7 @@ class CaseWork:
         how = cfg.inference.model_copy(update={"max_memory_gb": None})
         choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output)
+        written += (self.zones and dict(self.zones.names),)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, states))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
 
@@ -322,10 +327,14 @@ class CaseWork:
         return [self.output / f"{files.case}{ending}" for ending in endings]
 
     def _clear(self, files: CaseFiles) -> None:
-        gone = [path for path in self._paths(files) if path.is_file()]
-        for path in self._paths(files):
-            for file in (path, *self.output.glob(f".????????-{escape(path.name)}")):
-                file.unlink(missing_ok=True)
+        paths = self._paths(files)
+        halves = [h for p in paths for h in self.output.glob(f".????????-{escape(p.name)}")]
+        if paths[0].is_file():  # an earlier run's masks may be of other suffixes
+            kinds = (files.case + kind for kind in ("_mask", *_MASKS))
+            paths += [self.output / (kind + suffix) for kind in kinds for suffix in _SUFFIXES]
+        gone = [path for path in dict.fromkeys(paths) if path.is_file()]
+        for file in (*gone, *halves):
+            file.unlink(missing_ok=True)
         upload(gone, self.output, self.cfg.output)
 
 

@@ -85,7 +85,7 @@ class PredictionTable:
     """`predictions.csv` in an output folder: the rows of earlier runs, and this run's.
 
     Each shard has a table of its own; `earlier` is the rows of all tables by case, of the same case
-    those of the youngest one, our own winning. What is written without shards is their union. The
+    those of the youngest one. What is written without shards is their union. The
     file is always whole. It is written with the first row that is `put`, then every few seconds,
     and by `close`; a run killed in between predicts again the cases whose rows it lost.
     """
@@ -96,7 +96,7 @@ class PredictionTable:
         for half in path.parent.glob(HALF[:-1] + path.name):  # of a run that was killed
             half.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
-        for table in sorted(tables, key=lambda file: (file == path, file.stat().st_mtime_ns)):
+        for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
             self.earlier |= {
                 row["case"]: row for row in read_csv(table) if row.keys() >= COLUMNS.keys()
             }

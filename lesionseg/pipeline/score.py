@@ -96,7 +96,7 @@ def match_cases(
                 group=files.group,
                 role=files.role or role,
                 regions=regions,
-                zones=zones.read(files.case) if zones else None,
+                zones=zones.read(files.case, reference.geometry.spacing_mm[0]) if zones else None,
             )
             advance(files.case, done, len(cases))
 

@@ -13,7 +13,7 @@ from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
-from lesionseg.plan.plan import AnchorPlan, CandidateRule
+from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
 
 STRIDES = ((1, 1), (2, 2))
@@ -128,7 +128,7 @@ def test_flips_and_axis_order_are_exact_as_for_a_mask():
 def test_boxes_become_candidates_without_masks():
     boxes = torch.tensor([[2.0, 3, 4, 4, 7, 8], [0, 0, 0, 0.1, 0.1, 0.1]])
     found = Boxes(boxes, torch.tensor([0.9, 0.8]), torch.tensor([2, 1]))
-    (candidate,) = box_candidates(found, GRID, GRID, CandidateRule(), (5, 7))
+    (candidate,) = box_candidates(found, GRID, GRID, (5, 7))
     assert (candidate.id, candidate.label, candidate.has_mask) == (1, 7, False)
     assert candidate.score == pytest.approx(0.9)
     assert candidate.centre_mm == pytest.approx((5.5, 4.5, 5.0))

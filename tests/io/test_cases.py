@@ -85,6 +85,11 @@ def test_missing_channels_other_axes_and_unclear_pixel_sizes_are_an_error(datase
         read_image(replace(files, columns={"pixel_mm": "half"}), flat)
 
 
+def test_a_large_mask_of_one_bit_a_pixel(tmp_path):
+    Image.fromarray(np.zeros((2048, 2048), bool)).save(tmp_path / "m.png")
+    assert not read_mask(tmp_path / "m.png").labels.any()
+
+
 def test_a_mask_of_any_storage_type(tmp_path, write_nifti):
     for dtype in ("float32", "float64", "int16", "int32", "uint16"):
         mask = np.zeros((5, 4, 3), dtype)

@@ -114,6 +114,7 @@ def test_started_again_it_leaves_out_what_is_unchanged(bundle, scans, tmp_path):
 def test_faults_are_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
+    (out / "a_mask.nrrd").touch()  # of an earlier run on another format
     whole = (scans / "a.nii.gz").read_bytes()
     (scans / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
     (scans / "flat.nii.gz").write_text("no image")
@@ -170,6 +171,9 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     outcome = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
     assert outcome.rows[0]["zone_count_front"] == outcome.rows[0]["zone_count_back"] == 1
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
+    (tmp_path / "zones" / "names.csv").write_text("1,front\n2,rear\n")
+    again = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
+    assert again.rows[0]["zone_count_rear"] == 1
 
 
 KILLED = """

@@ -30,11 +30,11 @@ with warnings.catch_warnings():
     from fastapi.testclient import TestClient
 
 from anyio.from_thread import check_cancelled
-from fastapi import HTTPException
+from fastapi import HTTPException, UploadFile
 
 from lesionseg.pipeline.serve import slicer
 from lesionseg.pipeline.serve.app import make_app
-from lesionseg.pipeline.serve.uploads import InferenceQueue
+from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.report import viewer
 from lesionseg.report.rendering import render
@@ -185,6 +185,12 @@ def test_a_scan_sent_by_its_name_is_predicted_once_and_is_nobody_elses(
     assert client.post(ask).status_code == 200
     assert client.post(ask).status_code == 404
     assert not kept(temporary)
+
+
+def test_channels_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ("P_0001.nii", "P_0000.nii")
+    store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)
+    assert (tmp_path / "scan_0000.nii").read_text() == "P_0000.nii"
 
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(60.0, True), (0.3, False)])

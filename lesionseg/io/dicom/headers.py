@@ -1,6 +1,7 @@
 """DICOM files: which are images that we read, their elements and their stored pixels."""
 
 import logging
+import os
 import re
 import warnings
 from io import BytesIO
@@ -45,6 +46,8 @@ def is_dicom(path: Path) -> bool:
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
+    if not os.access(path, os.R_OK):  # what may be a slice says so when it is read
+        return not path.suffix
     with path.open("rb") as stream:
         start = stream.read(_PREAMBLE)
     is_cut = len(start) < _PREAMBLE and not path.suffix.strip(".").isalpha()

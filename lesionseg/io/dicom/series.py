@@ -117,7 +117,7 @@ def read_dicom_geometry(path: Path) -> Geometry:
 
 def split_series(path: Path) -> tuple[Path, str] | None:
     """Folder, and number or UID, of a path that names a series within it; None for any other."""
-    if path.name.startswith(_PREFIX) and path.parent.is_dir():
+    if path.name.startswith(_PREFIX) and path.parent.is_dir() and not path.exists():
         return path.parent, path.name.removeprefix(_PREFIX)
     return None
 
@@ -174,9 +174,9 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
             fit.append((file, header, len(headers)))
     if not fit:
         return {**images, **damaged}
-    numbers = [_number(header) for _, header, _ in fit]
-    for (file, header, n_files), number in zip(fit, numbers, strict=True):
-        name = folder_name(file.parent)
+    numbers = [_number(next(iter(headers.values()))) for headers in series.values()]
+    for file, header, n_files in fit:
+        number, name = _number(header), folder_name(file.parent)
         if len(series) > 1:  # also beside series that are left out
             key = number if number and numbers.count(number) == 1 else _uid(header)
             images[file.parent / f"{_PREFIX}{key}"] = name if len(fit) == 1 else f"{name}_{key}"
@@ -258,7 +258,7 @@ def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
             elements = Dataset()
             elements.update(header)
             for sequence in (s for group in (*shared[:1], frame) for s in group):
-                if sequence.VR == "SQ" and sequence.value:
+                if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                     elements.update(sequence.value[0])
         yield DicomSlice(path, n if frames else None, elements)
 

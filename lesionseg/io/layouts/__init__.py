@@ -109,8 +109,7 @@ def read_dataset(
     if not lenient:
         problems.raise_all(root)
     if not dataset.cases:
-        looked_for = known[name].looks_for
-        raise DatasetError(f"{root}: no labelled case; the layout {name} has {looked_for}.")
+        raise DatasetError(f"{root}: no labelled case; {name} has {known[name].looks_for}.")
     single = [*{case.case: case for case in reversed(dataset.cases)}.values()][::-1]
     cases = [*assign_groups(single, group)]
     for place, case in enumerate(cases):  # reading a case says what is wrong with it

@@ -48,8 +48,7 @@ def read_bids(root: Path) -> Dataset:
             if case in masks:
                 raise DatasetError(f"{masks[case].name} is a second lesion mask of {case}.")
             masks[case] = file
-            found = _images(root, case, file)
-            if not found:
+            if not (found := _images(root, case, file)):
                 raise DatasetError(f"the session {case} has no image.")
             images[case] = found
     channels: list[str] = []

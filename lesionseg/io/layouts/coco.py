@@ -5,7 +5,7 @@ Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +68,6 @@ class _Content(BaseModel):
     images: Annotated[list[dict[str, Any]], Field(min_length=1)]
     annotations: list[dict[str, Any]]
     categories: Annotated[list[_Category], Field(min_length=1)]
-    info: Any = None
 
 
 def read_coco(root: Path) -> Dataset:
@@ -97,10 +96,8 @@ def read_coco(root: Path) -> Dataset:
         with problems.of(stems[number], path):
             cases.append(_case(root, stems[number], validated(_Image, record), lesions[number]))
     labels = {rank: c.name or str(c.id) for rank, c in enumerate(categories, start=1)}
-    info = content.info if isinstance(content.info, Mapping) else {}
     every = (root.name, root, "coco", 2, ("image",), labels, tuple(cases))
-    is_incomplete = bool(info.get("incomplete_reference"))
-    return Dataset(*every, incomplete_reference=is_incomplete, problems=tuple(problems))
+    return Dataset(*every, problems=tuple(problems))
 
 
 def _case(root: Path, case: str, image: _Image, lesions: Sequence[CocoLesion]) -> CaseFiles:

@@ -1,5 +1,6 @@
 """Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import takewhile
@@ -14,7 +15,7 @@ from lesionseg.io.layouts.checks import CHANNEL, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
-_OWN_OUTPUT = ("_mask", "_instances")
+_OWN_OUTPUT = ("_mask", "_instances", "_regions")
 _PATTERN = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 
@@ -72,13 +73,15 @@ def _named_files(source: Path) -> dict[Path, str]:
     else:
         raise DatasetError(f"{source}: the input does not exist.")
     entries = {*paths}
-    inside = {file for folder in entries if folder.is_dir() for file in folder.iterdir()}
+    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    inside = {file for folder in folders for file in folder.iterdir()}
     images: dict[Path, str] = {}
     dicom: dict[Path, list[Path]] = {}
     for file in sorted(entries | inside):
         name, stem = file.name.lower(), strip_suffix(file)
-        if is_image_file(file) and not name.endswith(DICOM):
-            if file in entries and file.is_file() and not stem.endswith(_OWN_OUTPUT):
+        if file.is_file() and is_image_file(file) and not name.endswith(DICOM):
+            # a link is entered, the folders in it are not: they may lead in a circle
+            if (file in entries or file.parent.is_symlink()) and not stem.endswith(_OWN_OUTPUT):
                 images[file] = stem
         elif is_dicom(file) and name != "dicomdir":
             dicom.setdefault(file.parent, []).append(file)

@@ -25,7 +25,6 @@ class _Facts(BaseModel):
     )
     labels: dict[str, Count | list[Count]] | dict[Count, str]
     regions_class_order: list[int] | None = None
-    incomplete_reference: bool = False
 
 
 def read_nnunet(root: Path) -> Dataset:
@@ -63,7 +62,7 @@ def read_nnunet(root: Path) -> Dataset:
         ]
     name, convention = str(content.get("name") or root.name), "nnunet" if numbered else "msd"
     every = (name, root, convention, 3, names, labels, tuple(cases), ignore)
-    return Dataset(*every, facts.incomplete_reference, regions=regions, problems=tuple(problems))
+    return Dataset(*every, regions=regions, problems=tuple(problems))
 
 
 def _folds(path: Path) -> dict[str, int]:

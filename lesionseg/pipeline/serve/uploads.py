@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
-from lesionseg.io.volumes import case_suffix, is_image_file
+from lesionseg.io.layouts.checks import CHANNEL
+from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 
 T = TypeVar("T")
 CASE = "scan"
@@ -42,7 +43,8 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
 def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     """Write one scan to `folder`: a file, one file per channel, a DICOM series, or a zip of these.
 
-    Of names only the suffix is used; files that are no images by their names are slices. Raises
+    Of names only the suffix is used, and the number of a channel; files of a zip come in the order
+    of their names. Files that are no images by their names may be slices. Raises
     `ReadError` for a zip that cannot be read, `ContentError` for one that holds more than
     `max_bytes`, and for no file.
     """
@@ -51,7 +53,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     try:
         if len(files) == 1 and names[0].suffix.lower() == ".zip":
             archive = zipfile.ZipFile(files[0].file)
-            members = [m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m)]
+            found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
+            members = sorted(found, key=lambda m: m.filename)  # channels are numbered
             # zipfile gives no more of a file than the directory says
             if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
                 raise ContentError(f"A zip holds at most {MAX_FILES} files, {max_bytes >> 20} MB.")
@@ -61,10 +64,14 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
             opens = [partial(archive.open, member) for member in members]
         if not names:
             raise ContentError("No file was sent; send a form with the scan as `file`.")
+        pairs = list(zip(names, opens, strict=True))
+        if all(CHANNEL.fullmatch(strip_suffix(name)) for name in names):
+            pairs.sort(key=lambda pair: pair[0])
         channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
-        for number, (name, opened) in enumerate(zip(names, opens, strict=True)):
+        for number, (name, opened) in enumerate(pairs):
             image = f"{CASE}_{number:04d}{case_suffix(name).lower()}"
-            path = folder / (image if channels else f"{CASE}/{number:05d}.dcm")
+            suffix = s if (s := name.suffix.lower()).strip(".").isalpha() else ""
+            path = folder / (image if channels else f"{CASE}/{number:05d}{suffix}")
             path.parent.mkdir(exist_ok=True)
             with opened() as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
@@ -73,8 +80,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
-    """What a Mac adds to its zips."""
-    return any(part.startswith((".", "__MACOSX")) for part in Path(member.filename).parts)
+    """What a Mac adds to its zips, and the index of a CD."""
+    return any(p.startswith((".", "__MACOSX", "DICOMDIR")) for p in Path(member.filename).parts)
 
 
 class InferenceQueue:

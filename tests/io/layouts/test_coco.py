@@ -52,13 +52,10 @@ def test_an_image_says_patient_pixel_role_and_more(folder):
     dataset = read_dataset(folder())
     assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
     assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]  # by category id
-    assert not dataset.incomplete_reference
     assert dataset.cases[0].columns == {"pixel_mm": ""}
     assert _case(dataset.root).image.geometry.spacing_mm == (1, 1)
-    info = {"info": {"incomplete_reference": True}}
-    root = folder(facts=info, patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")
+    root = folder(patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")
     dataset = read_dataset(root)
-    assert dataset.incomplete_reference
     files = dataset.cases[0]
     assert (files.case, files.group, files.role, files.fold) == ("a", "p9", "test", 2)
     assert files.columns == {"pixel_mm": "0.2", "view": "PA"}
