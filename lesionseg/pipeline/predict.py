@@ -310,8 +310,8 @@ class CaseWork:
         states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         how = cfg.inference.model_copy(update={"max_memory_gb": None})
         choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
-        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output)
-        written += (self.zones and dict(self.zones.names),)
+        zones = self.zones and dict(self.zones.names)
+        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, states))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
 
