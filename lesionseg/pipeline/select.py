@@ -1,11 +1,12 @@
 """What is selected on development predictions: operating points and calibration."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from lesionseg.core import Calibration, OperatingPoint
-from lesionseg.errors import ContentError, count, format_score
+from lesionseg.errors import ConfigError, ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.plan.plan import Plan
@@ -19,6 +20,14 @@ FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 VOXELS = "voxel calibration"
 CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
 _N_FOLDS = 5
+_POINT = r"fp_per_case:\d*\.?\d+|(sensitivity|score):(0?\.\d+|[01](\.0+)?)"
+
+
+def check_point(name: str) -> None:
+    """Raise `ConfigError` for what names no operating point."""
+    if not re.fullmatch(_POINT, name):
+        words = "write fp_per_case:1, sensitivity:0.9 or score:0.5, or another number"
+        raise ConfigError(f"operating_point={name}: {words}.")
 
 
 def unselected(plan: Plan) -> Plan:

@@ -54,7 +54,7 @@ from lesionseg.pipeline.score import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.select import CHOSEN
+from lesionseg.pipeline.select import CHOSEN, check_point
 from lesionseg.plan.plan import FocalCorrection, Plan, sources_of
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
@@ -89,6 +89,7 @@ def train(cfg: TrainConfig) -> Path:
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
+    check_point(cfg.operating_point)
     named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
         stack.enter_context(joined(cfg.trainer))  # with the processes that torchrun has started
