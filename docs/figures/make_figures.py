@@ -34,7 +34,7 @@ EASY = 0.1  # background that is given a lower probability than this is called e
 # The best α for each γ in table 1b of Lin et al. (arXiv 1708.02002)
 PAPER = ((0.0, 0.75), (0.5, 0.5), (1.0, 0.25), (2.0, 0.25), (5.0, 0.25))
 OURS, PEER = "ours, γ 1 (default), rate of train", "nnU-Net, cut plan"
-MACHINES = {"nodules_20_minutes": "Intel machine"}  # of the others: slower machine
+FASTER = ("nodules_20_minutes", "heads_20_minutes")
 COMPARED = (  # title, table, who teaches, column, label of the axis and its end
     ("LUNA nodules", "nodules_20_minutes", (None,), "accepted", "Dice, accepted", 1),
     ("simulated heads", "heads_20_minutes", (None,), "under 5 mm", "found < 5 mm, of 45", 45),
@@ -189,7 +189,7 @@ def comparison(onto: Figure) -> None:
     panels = onto.subplots(1, len(COMPARED))
     for axes, (title, table, teaches, column, label, top) in zip(panels, COMPARED, strict=True):
         for place, (tool, colour) in enumerate(((OURS, FOUND), (PEER, ACCENT))):
-            wanted = f"{tool}, {MACHINES.get(table, 'slower machine')}"
+            wanted = f"{tool}, {'Intel' if table in FASTER else 'slower'} machine"
             rows = [r for r in read_rows(table) if r["tool"] == wanted]
             values = [float(r[column].split()[0]) for r in rows if r.get("teaches") in teaches]
             axes.plot(place + 0.1 * (np.arange(len(values)) - 1), values, "o", color=colour)
