@@ -388,8 +388,8 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
         for one in error.errors():
             if one["type"] == "extra_forbidden":
                 key = ".".join(map(str, one["loc"]))
-                near = f"{key!r}.{nearest(key, dict(keys(kind)))}"
-                raise ConfigError(f"There is no setting {near}") from None
+                near = nearest(key, dict(keys(kind)))
+                raise ConfigError(f"There is no setting {key!r}.{near}") from None
         raise ConfigError(misfits(error, plain)) from None
 
 

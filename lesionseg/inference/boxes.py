@@ -149,7 +149,7 @@ def box_candidates(
     """Candidates without masks, by descending score, ids from 1.
 
     The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
-    lie outside the file, or have no side of half a voxel on average, are left out.
+    lie outside the file, or whose sides are less than half a voxel (geometric mean), are left out.
     """
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
