@@ -113,7 +113,7 @@ class CaseResult:
     `dice`, `surface_dice` and `hd95_mm` are None where docs/evaluation.md says so. `dice_by_label`
     is empty where there are no masks to compare. `sides`: lesions found and false positives under
     each side criterion. `pair_ious`: of each lesion found one to one, None without both masks, and
-    `n_unpaired`: false positives one to one: what panoptic quality is of. `splits`: lesions
+    `n_unpaired`: detections of no such pair: what panoptic quality is of. `splits`: lesions
     overlapped by several accepted candidates; `merges`: accepted candidates that overlap several
     lesions. `case_score`: the highest candidate's that is not ignored, 0 without one, None without
     scores. `scored`: whether candidates have scores. `unit`: what lengths are, "mm", "mm at the
@@ -250,7 +250,9 @@ class MatchedCase:
             for row in range(len(lesions))
         ]
         joint = self.preset.criterion.assignment == "jointly"
-        pairs_of, unpaired = sides[INSTANCES.name] if joint else (found_by, outcomes)
+        pairs_of = sides[INSTANCES.name][0] if joint else found_by
+        unpaired = accepted & ~match.ignored
+        unpaired[pairs_of[pairs_of >= 0]] = False
         pairs = match.overlaps
         ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
         iou_of: IoUs = dict(zip(ends, pairs.iou.tolist(), strict=True))
@@ -305,7 +307,7 @@ class MatchedCase:
                 for row, by in enumerate(pairs_of.tolist())
                 if by >= 0
             ),
-            n_unpaired=unpaired.count("false_positive"),
+            n_unpaired=int(unpaired.sum()),
             operating_point=point or given.operating_point,
             unit=lesions.geometry.size_unit,
             regions={

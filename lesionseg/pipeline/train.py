@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.config import DetectionConfig, LossConfig, TrainConfig
 from lesionseg.core import CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError
@@ -136,8 +136,8 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
     def first() -> Plan:
         check_cases(run, survey.splits)
         require_masks(survey, cfg.model.architecture)
-        has_voxels = "segmentation" in sources_of(cfg.model.architecture)
-        if not has_voxels and cfg.loss != LossConfig.of():
+        sources = sources_of(cfg.model.architecture)
+        if "segmentation" not in sources and cfg.loss != LossConfig.of():
             log.warning(
                 "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s "
                 "and detection.gamma=%s.",
@@ -145,6 +145,11 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
                 cfg.loss.target.rpartition(".")[2],
                 cfg.detection.alpha,
                 cfg.detection.gamma,
+            )
+        if "detection" not in sources and cfg.detection != DetectionConfig.of():
+            log.warning(
+                "model=%s has no anchors: detection.* is not used. Its voxels learn by loss.*.",
+                cfg.model.architecture,
             )
         is_new = given is None and not has_config(run)
         if is_new:

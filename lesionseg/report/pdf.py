@@ -55,8 +55,7 @@ class _Page:
 
     def text(self, x: float, y: float, words: str, size: float, width: int = 0, **look: Any) -> int:
         """Write under `y`, wrapped at `width` letters; returns the number of lines."""
-        words = words.replace(" %", "\N{NO-BREAK SPACE}%")
-        lines = wrap(words, width) if width else [words]
+        lines = _lines(words, width)
         for k, line in enumerate(lines):  # by the baseline, which is equal for all letters
             below = y + (1 + 1.35 * k) * size / 72
             self.figure.text(x / WIDTH, 1 - below / HEIGHT, line, fontsize=size, **look)
@@ -79,6 +78,11 @@ class _Page:
         axes.imshow(pixels)
         axes.set_anchor("NW")
         axes.set_axis_off()
+
+
+def _lines(words: str, width: int) -> list[str]:
+    words = words.replace(" %", "\N{NO-BREAK SPACE}%")
+    return wrap(words, width) if width else [words]
 
 
 def _first_page(values: Mapping[str, Any]) -> Figure:
@@ -133,14 +137,22 @@ def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
 
 
 def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
-    """What was tested on the left, all measures on the right and on as many pages as they need."""
+    """What was tested on the left, all measures on the right, on as many pages as they need."""
     page, middle, y = _Page(), WIDTH / 2, 0.85
+    pages = [page]
     page.text(EDGE, 0.5, "About this test", 13, weight="bold")
     for name, words in values["about"]:
-        page.text(EDGE, y, name, 8, weight="bold")
-        y += LINE * page.text(EDGE + 1.25, y, words, 8, 64) + 0.05
+        for k, line in enumerate(_lines(words, 64)):
+            if y > HEIGHT - 0.7:
+                page, y = _Page(), 0.85
+                pages.append(page)
+            if k == 0:
+                page.text(EDGE, y, name, 8, weight="bold")
+            page.text(EDGE + 1.25, y, line, 8)
+            y += LINE
+        y += 0.05
     page.text(middle, 0.5, "All measures", 13, weight="bold")
-    pages, x, y = [page], middle, 0.85
+    x, y = middle, 0.85
     for name, value, more in values["measures"]:
         if y > HEIGHT - 0.7:
             if x == middle:

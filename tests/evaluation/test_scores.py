@@ -109,10 +109,10 @@ def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
 
 
 def test_panoptic_quality_and_lesion_load_by_hand():
-    # IoU 1/10 in one case, 1 in the other, a lesion missed in the third
-    names = ("exactly_a_tenth", "perfect", "missed", "false_alarm")
+    # IoU 1/10, 1 and 4/6 of pairs; a lesion missed; a candidate without lesion, one without pair
+    names = ("exactly_a_tenth", "perfect", "split", "missed", "false_alarm")
     scores = summarise([evaluated(name) for name in names])
-    assert scores["panoptic_quality"]["value"] == pytest.approx(1.1 / (2 + 0.5 + 0.5))
+    assert scores["panoptic_quality"]["value"] == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
     load, errors = summarise(results)["lesion_load"], np.array([y - x for x, y in loads])
