@@ -86,8 +86,8 @@ class PredictionTable:
 
     Each shard has a table of its own; `earlier` is the rows of all tables by case, of the same case
     those of the youngest one. What is written without shards is their union. The file is always
-    whole. It is written with the first row that is `put`, then every few seconds,
-    and by `close`; a run killed in between predicts again the cases whose rows it lost.
+    whole. It is written with the first row that is `put`, then every few seconds, and by `close`;
+    a run killed in between predicts again the cases whose rows it lost.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
