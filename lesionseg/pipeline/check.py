@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.log import bar, typed
 from lesionseg.report.dataset import (
-    MEANING,
     PIXELS,
     CaseLook,
     Finding,
@@ -29,23 +28,33 @@ SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincide
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """All findings, what each case is called on the page, where it lies, and the dataset's root."""
+    """The findings of a check, and the page that shows them.
+
+    `pseudonyms`: the name of each case on the page. `root`: the dataset's folder, for the command
+    that comes next.
+    """
 
     findings: tuple[Finding, ...]
     pseudonyms: Mapping[str, str]
     page: Path
     root: str = "DIR"
-    identifiers: bool = False
+
+    @property
+    def can_train(self) -> bool:
+        """True if `train` can start with this dataset: no finding is an error."""
+        return all(f.severity != "error" for f in self.findings)
 
     @property
     def exit_status(self) -> int:
-        """1 when a case cannot be used."""
-        return int(any(f.severity == "error" for f in self.findings))
+        """1 if a case cannot be used."""
+        return 0 if self.can_train else 1
 
     def summary(self) -> list[str]:
-        """A line a finding, totals, and where the page lies."""
-        lines = findings_lines(self.findings, self.pseudonyms, identifiers=self.identifiers)
-        then = typed("train", **{"data.root": self.root})
+        """Return a line per finding, which names cases and files, totals, and the next step."""
+        lines = findings_lines(self.findings, self.pseudonyms)
+        root = {"data.root": self.root}
+        again = typed("prepare", check="true", **root)
+        then = typed("train", **root) if self.can_train else f"correct the errors, then {again}"
         return [*lines, f"Open:    {self.page}", f"Next:    {then}"]
 
 
@@ -72,8 +81,8 @@ def check_dataset(
 ) -> CheckOutcome:
     """Inspect every case, one after the other in memory, compare them, and write the page.
 
-    The page names nobody; with `identifiers` the summary that is printed does. `root`: where the
-    dataset lies, for the command that comes next.
+    The page contains numbers instead of names unless `identifiers`. `root`: the dataset's folder,
+    for the command that comes next.
     """
     traces = []
     with bar("Checking the dataset") as advance:
@@ -92,18 +101,25 @@ def check_dataset(
     findings.sort(key=lambda f: order.get(f.case, -1))
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
     looks = {t.files.case: t.look for t in traces}
-    name = Path(root).resolve().name
-    write_dataset_report(page, looks, findings, dataset.channel_names, unit, name)
-    return CheckOutcome(tuple(findings), names, page, root, identifiers)
+    if identifiers:
+        looks = {case: replace(look, name=case) for case, look in looks.items()}
+    write_dataset_report(
+        page,
+        looks,
+        findings,
+        dataset.channel_names,
+        unit,
+        Path(root).resolve().name,
+        identifiers=identifiers,
+    )
+    shown = {case: look.name for case, look in looks.items()}
+    return CheckOutcome(tuple(findings), shown, page, root)
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     found, case_id = inspect_case(files, dataset), files.case
     flaws = [Finding(case_id, kind, "error", named=str(e)) for kind, e in found.faults]
-    flaws += [
-        Finding(case_id, "remark", "note", named=f"{MEANING['remark']} {text}")
-        for text in found.remarks
-    ]
+    flaws += [Finding(case_id, "remark", "note", named=text) for text in found.remarks]
     if found.burned_in:
         flaws.append(Finding(case_id, "burned_in", "warning"))
     look = look_at(pseudonym, files, found.case)

@@ -33,7 +33,7 @@ MEANING: Mapping[str, str] = {
     "unoriented": "The file does not say how the patient lay: left and right may be swapped.",
     "burned_in": "Letters are burned into the pixels, says the file: perhaps the patient's name.",
     "detector": "Sizes are measured at the detector: things in the body look larger than they are.",
-    "remark": "The file's reader remarked on it; identifiers=true prints what.",
+    "remark": "Reading the file gave a warning.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
     "unlabelled": "There is no reference.",
 }
@@ -51,8 +51,8 @@ _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # o
 class Finding:
     """One problem of one case; `case` is "" for an entry of the list that is no case.
 
-    `kind`: see `MEANING`. `detail` names nobody, `named` may name files and patients; `others`:
-    cases that share the problem.
+    `kind`: see `MEANING`. `detail` contains no names. `named` is the whole sentence for the
+    terminal, which may name files and patients. `others`: cases that share the problem.
     """
 
     case: str
@@ -110,38 +110,44 @@ def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
-def findings_lines(
-    findings: Sequence[Finding], names: Mapping[str, str], *, identifiers: bool
-) -> list[str]:
-    """A line a finding and the totals; equal notes share a line.
+def describe(finding: Finding) -> str:
+    """Return what is wrong in one sentence, with the names of cases and files."""
+    text = finding.named or MEANING[finding.kind] + finding.detail
+    if finding.others:
+        text += f" Also: {', '.join(finding.others)}."
+    return text
 
-    `names`: what each case is called; with `identifiers` cases and files are named instead.
+
+def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> list[str]:
+    """Return one line per finding, with the names of cases and files, and a line of totals.
+
+    Equal notes share a line. `pages`: the name of each case on the page, which is printed beside
+    the case's own name so that a reader finds the picture.
     """
-
-    def name(case: str) -> str:
-        return case if identifiers and case else names.get(case, "the list of cases")
-
-    lines, notes = [], dict[str, list[str]]()
+    lines = list[str]()
+    notes = dict[str, list[str]]()
     for finding in findings:
-        text = MEANING[finding.kind] + finding.detail
-        if finding.others:
-            text += f" Also: {', '.join(map(name, finding.others))}."
-        if identifiers and finding.named:
-            text = finding.named  # says the same, and of whom
         if finding.severity == "note":
-            notes.setdefault(text, []).append(name(finding.case))
+            notes.setdefault(describe(finding), []).append(finding.case)
         else:
-            lines.append(f"- {finding.severity}, {name(finding.case)}: {text}")
+            shown = pages.get(finding.case, "")
+            place = f" ({shown})" if shown not in ("", finding.case) else ""
+            name = finding.case or "the list of cases"
+            lines.append(f"- {finding.severity}, {name}{place}: {describe(finding)}")
     for text, cases in notes.items():
         lines.append(f"- note, {count(len(cases), 'case')} ({_first(cases, 5)}): {text}")
-    if lines and not identifiers:
-        lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
-    n_errors, n_warnings = (
-        len({f.case for f in findings if f.severity == severity})
-        for severity in ("error", "warning")
-    )
-    read, need = count(len(names), "case"), "needs" if n_warnings == 1 else "need"
-    return [*lines, f"{read} read, {n_errors} cannot be used, {n_warnings} {need} a look."]
+    read = count(len(pages), "case")
+    n_warned = _count_cases(findings, "warning")
+    need = "needs" if n_warned == 1 else "need"
+    n_bad = _count_cases(findings, "error")
+    return [*lines, f"{read} read, {n_bad} cannot be used, {n_warned} {need} a look."]
+
+
+def _count_cases(findings: Sequence[Finding], severity: str) -> int:
+    """Return how many cases have a finding of this severity; a wrong entry counts as a case."""
+    own = [finding for finding in findings if finding.severity == severity]
+    entries = [finding for finding in own if finding.kind == "listed" and not finding.case]
+    return len({finding.case for finding in own} - {""}) + len(entries)
 
 
 def write_dataset_report(
@@ -151,25 +157,41 @@ def write_dataset_report(
     channels: Sequence[str],
     unit: str,
     name: str = "",
+    *,
+    identifiers: bool = False,
 ) -> None:
-    """Write the page of the dataset `name` to `path`, whole or not at all; `unit`: of sizes."""
+    """Write the page of the dataset `name` to `path`, whole or not at all.
+
+    `unit`: of sizes. `looks`: what the page shows of each case, by case id. With `identifiers` the
+    page also lists every finding with the names of cases and files.
+    """
     diameters = [d for look in looks.values() for d in look.diameters]
     free = sum(f.kind == "lesion_free" for f in findings)
     summary = f"{name}: " if name else ""
     summary += f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}"
     summary += f"; {count(free, 'case')} without any." if free else "."
-    if unlisted := sum(not f.case for f in findings):
+    if unlisted := sum(f.kind == "listed" and not f.case for f in findings):
         entries = count(unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."
     table = []
     for severity, words in SEVERITY.items():
         for kind, meaning in MEANING.items():
-            own = {f.case for f in findings if (f.kind, f.severity) == (kind, severity)}
+            own = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
             if names := [look.name for case, look in looks.items() if case in own]:
                 row = {"": words, "what": meaning, "cases": len(names)}
                 table.append({**row, "which": _first(names, 20)})
-    bad, look = (len({f.case for f in findings if f.severity == s}) for s in ("error", "warning"))
-    headline = f"{bad} of {len(looks)} cases cannot be used" if bad else "Every case can be used"
+            if "" in own:
+                row = {"": words, "what": meaning, "cases": own.count("")}
+                table.append({**row, "which": "not in the pictures below"})
+    named = [
+        {"case": finding.case or "the list of cases", "what": describe(finding)}
+        for finding in findings
+        if identifiers and finding.severity != "note"
+    ]
+    bad = _count_cases(findings, "error")
+    look = _count_cases(findings, "warning")
+    total = len(looks) + unlisted
+    headline = f"{bad} of {total} cases cannot be used" if bad else "Every case can be used"
     headline += f", {look} {'needs' if look == 1 else 'need'} a look." if look else "."
     sizes = "no lesion is marked"
     if diameters:
@@ -187,6 +209,8 @@ def write_dataset_report(
         headline=headline,
         tiles=tiles,
         findings=table,
+        named=named,
+        identifiers=identifiers,
         looks=[*looks.values()],
         unit=unit,
         flat=any(len(look.shape) == 2 for look in looks.values()),

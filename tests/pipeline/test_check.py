@@ -134,16 +134,33 @@ def test_every_planted_fault_is_found_and_healthy_cases_have_none(checked):
     assert page.count("data:image/jpeg") == 15  # every case that can be read
 
 
-def test_the_command_names_nobody_unless_asked_to(broken, checked, tmp_path, capsys):
+def test_the_terminal_names_cases_and_the_page_only_if_asked_to(broken, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run("prepare", [f"data.root={broken}", "check=true", f"run_dir={out}"]) == 1
-    printed, page = "".join(capsys.readouterr()), (out / "dataset_report.html").read_text()
+    words = [f"data.root={broken}", "check=true", f"run_dir={out}"]
+    assert run("prepare", words) == 1
+    printed, page = capsys.readouterr().out, (out / "dataset_report.html").read_text()
     assert str(out / "dataset_report.html") in printed
-    assert not [secret for secret in SECRETS if secret in printed + page]
+    for named in ("Miller_nan_image.nii", "Otto_gap", "line 29: the case"):
+        assert named in printed
+    assert not [secret for secret in SECRETS if secret in page]
     assert str(broken) not in page
-    named = "\n".join(replace(checked, identifiers=True).summary())
-    assert "Miller_nan_image.nii" in named
-    assert "Otto_gap" in named
+    assert run("prepare", [*words, "identifiers=true"]) == 1
+    page = (out / "dataset_report.html").read_text()
+    for named in ("Miller_nan_image.nii", "Otto_gap", "line 29: the case"):
+        assert named in page
+
+
+def test_a_finding_says_which_picture_of_the_page_belongs_to_it(checked):
+    (line,) = (line for line in checked.summary() if "Otto_gap" in line and "error" in line)
+    assert f"Otto_gap ({checked.pseudonyms['Otto_gap']}): " in line
+
+
+def test_training_comes_next_only_if_no_case_has_an_error(checked, broken):
+    assert checked.summary()[-1].startswith("Next:    correct the errors, then ")
+    warned = [f for f in checked.findings if f.severity != "error"]
+    (then,) = replace(checked, findings=tuple(warned)).summary()[-1:]
+    assert "check" not in then
+    assert "train data.root=" in then
 
 
 def test_a_leak_into_the_test_role_is_found(tmp_path):
