@@ -1,7 +1,9 @@
 """The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
 
 import logging
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,6 +14,7 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 from monai.data import DataLoader
+from monai.data.utils import worker_init_fn
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
@@ -73,9 +76,20 @@ def read_batches(
         multiprocessing_context=START_METHOD if workers else None,
         pin_memory=pin,
         collate_fn=partial(to_batch, nearest=nearest) if ours else default_collate,
+        worker_init_fn=begin_worker,
         # else MONAI would set back torch's own, which networks draw from
         generator=torch.Generator(),
     )
+
+
+def begin_worker(number: int) -> None:
+    """Seed a loader's worker as MONAI does, and let SIGTERM end it without an error.
+
+    A scheduler sends SIGTERM to the whole process group. torch reports a worker that dies of it as
+    a crash, with a traceback in the main process, which is about to end by the same signal.
+    """
+    worker_init_fn(number)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def to_batch(items: Sequence[TileItem], *, nearest: bool = False) -> Batch:

@@ -1,0 +1,68 @@
+"""SIGTERM to a whole process group, as schedulers send it, ends a command as Ctrl-C does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TRAINING = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import lesionseg.cli.command as c
+from lesionseg.training import fit
+from tests.training.conftest import Squares, config, small_plan
+from lesionseg.losses import DiceFocalLoss
+from lesionseg.models import build_network
+
+def train(*_):
+    fit.CHECKPOINT_EVERY = timedelta(0)
+    plan, cfg = small_plan(), config(max_steps=100000, workers=2)
+    fit.fit(build_network(plan), plan, Squares(), cfg, Path(sys.argv[1]), loss=DiceFocalLoss())
+
+c.recipe = train
+sys.exit(c.run("train", ["data.root=x", f"run_dir={sys.argv[1]}"]))
+"""
+
+DECODING = """
+import sys, threading, time
+from pathlib import Path
+import lesionseg.cli.command as c
+from lesionseg.io.limits import in_worker
+
+def decode(*_):
+    thread = threading.Thread(target=in_worker, args=(time.sleep, 3))
+    thread.start()
+    Path(sys.argv[1], "checkpoints").mkdir(parents=True)
+    Path(sys.argv[1], "checkpoints", "last.ckpt").touch()
+    try:
+        time.sleep(60)
+    finally:
+        thread.join()
+
+c.recipe = decode
+sys.exit(c.run("predict", ["bundle=x", "input=y", f"output={sys.argv[1]}"]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no process groups")
+@pytest.mark.parametrize("program", [TRAINING, DECODING], ids=["train", "predict"])
+def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", program, str(run_dir)]
+    process = subprocess.Popen(
+        command, cwd=repository, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (run_dir / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "killed by signal" not in said
+    assert said.splitlines()[-1] == "Stopped. The same command goes on."
