@@ -122,7 +122,7 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pipesize=2**20,  # voxels in larger pieces
-                # a signal to the whole group, as SIGTERM of a scheduler, is for the parent to answer
+                # a signal to the whole group, as a scheduler's SIGTERM, is for the parent to answer
                 process_group=0 if os.name == "posix" else None,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
