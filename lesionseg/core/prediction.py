@@ -139,7 +139,8 @@ class Prediction:
     `[*spatial]` holds the mask values of all candidates where they differ within one (regions);
     None: a candidate's voxels all hold its label. `removed`: what would be candidates but for
     their size, boxes without masks, with ids of their own; only to tell why a lesion was missed.
-    `input`: whether the scan is like the training scans; None for another program's.
+    `input`: whether the scan is like the training scans; None for another program's. `n_left_out`:
+    candidates (of a detector: anchors) of the lowest scores that a limit left out.
     """
 
     case: str
@@ -152,6 +153,17 @@ class Prediction:
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
     input: InputCheckResult | None = None
+    n_left_out: int = 0
+
+    @property
+    def left_out_note(self) -> str:
+        """A sentence about the candidates that the limit left out, "" if there are none."""
+        if not self.n_left_out:
+            return ""
+        return (
+            f"The limit on candidates was reached: the {self.n_left_out} of the lowest scores were "
+            "left out."
+        )
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
         """The prediction without the candidates of some labels."""

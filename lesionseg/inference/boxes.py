@@ -25,7 +25,8 @@ from lesionseg.ops.boxes import box_iou, decode_boxes, is_degenerate, split_box
 from lesionseg.ops.suppression import batched_nms
 from lesionseg.plan.plan import Plan
 
-MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
+MOST_ANCHORS = 10_000  # anchors of one view of a tile that NMS looks at, the highest first
+_ROWS = 512  # candidates whose IoU with all boxes is computed at once
 SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
 SAME_LESION_IN_A_TILE = 0.3  # NMS threshold (IoU) in one view; of all views: `AnchorPlan.merge_iou`
 
@@ -35,12 +36,14 @@ class Boxes:
     """Boxes of one case, by descending score, on the CPU.
 
     `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open; `scores` `[n]` in [0, 1];
-    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label.
+    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out`: anchors above the floor
+    that were not looked at, because a view of a tile had more than `MOST_ANCHORS`.
     """
 
     boxes: Float[Tensor, "n two_d"]
     scores: Float[Tensor, " n"]
     labels: Int64[Tensor, " n"]
+    n_left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -60,6 +63,7 @@ class BoxCollector:
         self._anchors, self._weight = grid_anchors(levels), gaussian_weight(plan.tile_shape)
         none = torch.zeros(0)
         self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long())]
+        self.n_left_out = 0
 
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
         """Take what the network says of a batch of tiles, seen mirrored along spatial `flipped`."""
@@ -77,12 +81,13 @@ class BoxCollector:
         flat = probabilities.flatten()
         above = torch.nonzero(flat >= self.plan.candidate_rule.floor)[:, 0]
         order = torch.argsort(flat[above], descending=True, stable=True)
-        above = above[order[: 4 * MOST_IN_A_TILE]]
+        self.n_left_out += max(len(above) - MOST_ANCHORS, 0)
+        above = above[order[:MOST_ANCHORS]]
         anchor, label = above // probabilities.shape[1], above % probabilities.shape[1] + 1
         boxes, scores = decode_boxes(deltas[anchor], self._anchors[anchor]), flat[above]
         sound = ~is_degenerate(boxes)
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
-        best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)[:MOST_IN_A_TILE]
+        best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)
         boxes = unflipped(boxes[best], flipped, self.plan.tile_shape)
         shape = torch.tensor(self._weight.shape, device=boxes.device)
         place = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
@@ -102,8 +107,8 @@ class BoxCollector:
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (boxes[best] - before).clamp(min=0).minimum(limit)
         keep = ~is_degenerate(inside) & (scores[best] >= self.plan.candidate_rule.floor)
-        keep = torch.nonzero(keep)[: self.plan.candidate_rule.max_candidates, 0]
-        return Boxes(inside[keep], scores[best][keep], labels[best][keep])
+        keep = torch.nonzero(keep)[:, 0]
+        return Boxes(inside[keep], scores[best][keep], labels[best][keep], self.n_left_out)
 
 
 def unflipped(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
@@ -198,15 +203,28 @@ def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
+    """Pair candidates of the voxels with boxes of their label, the largest IoU first.
+
+    Returns the row of the box for each row of `voxels` that has a partner. Ties go to the first
+    row of `voxels`, then of `boxes`.
+    """
     if not voxels or not boxes:
         return {}
-    tables = ([[*c.start_vox, *c.stop_vox] for c in side] for side in (voxels, boxes))
-    overlap = box_iou(*(torch.tensor(table) for table in tables)).numpy()
-    same = np.array([[v.label == b.label for b in boxes] for v in voxels])
-    overlap = np.where(same, overlap, 0)
+    voxel_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in voxels])
+    other_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in boxes])
+    voxel_labels = np.array([c.label for c in voxels])
+    other_labels = np.array([c.label for c in boxes])
+    pairs: list[tuple[float, int, int]] = []
+    for first in range(0, len(voxels), _ROWS):  # the whole table may be too large for the memory
+        rows = slice(first, first + _ROWS)
+        overlap = box_iou(voxel_boxes[rows], other_boxes).numpy()
+        overlap[voxel_labels[rows, None] != other_labels[None]] = 0
+        for i, j in np.argwhere(overlap >= SAME_LESION).tolist():
+            pairs.append((-float(overlap[i, j]), first + i, j))
     partner: dict[int, int] = {}
-    while overlap.max() >= SAME_LESION:
-        i, j = divmod(int(overlap.argmax()), len(boxes))
-        partner[i] = j
-        overlap[i], overlap[:, j] = 0, 0
+    taken: set[int] = set()
+    for _, i, j in sorted(pairs):
+        if i not in partner and j not in taken:
+            partner[i] = j
+            taken.add(j)
     return partner

@@ -1,8 +1,7 @@
-"""From probabilities to candidates: regions of peaks, joined where a high saddle connects them.
+"""Candidates from probabilities: the connected region around each peak.
 
-A large lesion of which the network is sure here and less sure there has many peaks. Cut apart, each
-piece but one would be a false positive, and none would show how large the lesion is. Only voxels
-that can belong to a candidate are held, not the volume: memory grows with what the network finds.
+Only voxels that can belong to a candidate are held in memory, not the volume. Memory therefore
+grows with what the network finds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, Prediction, equivalent_diameter_mm
+from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.ops.compiled import compiled, root_of
+from lesionseg.ops.compiled import compiled
+from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
 Ints = NDArray[np.integer[Any]]
 
 TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
 PROMINENCE = 1.5  # a peak below this times its contact with a higher region is a shoulder
-_FREE, _NO_PEAK = 0, -1
-_UNSEEN, _NO_REGION = -1, -1
+_FREE = 0
+_NO_PEAK = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +89,17 @@ def collect_sparse(
 
 
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
-    """The regions of one label, by descending peak, ties by index.
+    """Grow a region around each peak of one label.
 
     Each peak takes, highest first, the free voxels connected to it with p ≥ peak / ratio or
-    p ≥ extent. Regions that are shoulders are left out, but what they took stays taken. Of those
-    under `min_voxels` there are at most `max_candidates` as well.
+    p ≥ extent. A region that is a shoulder of a higher one is left out, but its voxels stay taken.
+
+    Args:
+        sparse: the voxels of one label.
+        rule: the plan's rule.
+
+    Returns:
+        The regions by descending peak, ties by index. Each one is connected.
     """
     p = sparse.probabilities
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
@@ -101,8 +107,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     state = np.zeros(len(p), dtype=np.int32)
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
-    ends_at = (rule.ratio, np.float32(rule.extent))
-    limits = (*ends_at, PROMINENCE, rule.min_voxels, rule.max_candidates)
+    limits = (rule.ratio, np.float32(rule.extent), PROMINENCE)
     taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, limits)
     spans = [np.sort(span) for span in np.split(taken, ends[:-1])] if len(ends) else []
     return [PeakRegion(sparse.index[span], p[span]) for span in spans]
@@ -172,21 +177,26 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 @compiled
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
-    """Positions of the kept regions one after the other, and where each region ends."""
-    ratio, extent, prominence, min_voxels, max_candidates = limits
+    """Return the positions of the kept regions one after the other, and where each region ends."""
+    ratio, extent, prominence = limits
     taken = np.empty(1024, dtype=np.int64)
-    ends = np.empty(2 * max_candidates, dtype=np.int64)
+    ends = np.empty(len(peaks), dtype=np.int64)
     places = np.empty(27, dtype=np.int64)
-    begin = n_kept = n_small = number = 0
+    begin = 0
+    n_kept = 0
+    number = 0
     for peak in peaks:
         if state[peak] != _FREE:
             continue
-        if n_kept - n_small == max_candidates:
-            break
         number += 1
-        bar, saddle = min(p[peak] / ratio, extent), -1.0
-        taken[begin], state[peak] = peak, number
-        here, end = begin, begin + 1
+        bar = min(p[peak] / ratio, extent)
+        saddle = -1.0
+        if begin == len(taken):
+            taken = np.concatenate((taken, np.empty_like(taken)))
+        taken[begin] = peak
+        state[peak] = number
+        here = begin
+        end = begin + 1
         while here < end:
             v = taken[here]
             here += 1
@@ -200,95 +210,11 @@ def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, l
                     end += 1
                 elif state[u] != _FREE and state[u] != number:
                     saddle = max(saddle, p[v])
-        shoulder = p[peak] < prominence * saddle
-        small = end - begin < min_voxels
-        if not shoulder and not (small and n_small == max_candidates):
-            n_small += small
+        if p[peak] >= prominence * saddle:
             ends[n_kept] = end
             n_kept += 1
             begin = end
     return taken[:begin], ends[:n_kept]
-
-
-def join_regions(
-    regions: Sequence[PeakRegion],
-    sparse: SparseProbabilities,
-    rule: CandidateRule,
-    voxel_size: float = 1.0,
-) -> list[PeakRegion]:
-    """The regions of one label, by descending peak, those joined that one lesion may well hold.
-
-    The saddle of a peak is the highest level from which a path leads to a higher peak and nowhere
-    falls below it (topographic prominence; ties go to the earlier region). A region whose peak is
-    less than `rule.join` times its saddle belongs to that higher peak's region, and so on up, if
-    the larger of both is `rule.join_mm` in equivalent diameter: small lesions side by side stay
-    apart. Voxels of the path belong to neither. Paths through voxels that `sparse` does not hold
-    are not seen. `voxel_size`: in mm³, of a slice in mm². `rule.join` of 1 or less joins nothing.
-
-    >>> p = np.array([[0.9, 0.3, 0.8, 0.05, 0.6]], np.float32)
-    >>> sparse = SparseProbabilities((1, 5), np.arange(5), p[0])
-    >>> apart = [PeakRegion(np.array([i]), p[0, [i]]) for i in (0, 2, 4)]
-    >>> joined = join_regions(apart, sparse, CandidateRule(join=10, join_mm=1))
-    >>> [r.voxels.tolist() for r in joined]
-    [[0, 2], [4]]
-    """
-    if rule.join <= 1 or len(regions) < 2:
-        return list(regions)
-    p, shape = sparse.probabilities, (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
-    region_at = np.full(len(p), _NO_REGION, dtype=np.int64)
-    region_at[np.searchsorted(sparse.index, [r.peak for r in regions])] = np.arange(len(regions))
-    order = np.argsort(-p, kind="stable")
-    # no lower saddle can join even the lowest peak
-    lowest = min(r.height for r in regions) / rule.join
-    order = order[: np.searchsorted(-p[order], -lowest, "right")]
-    starts = row_starts(sparse.index, shape)
-    higher, saddles = _flood(p, sparse.index, starts, shape, order, region_at)
-    dims, members = len(sparse.shape), [[region] for region in regions]
-
-    def is_large(part: Sequence[PeakRegion]) -> bool:
-        volume = voxel_size * sum(len(r.voxels) for r in part)
-        return bool(equivalent_diameter_mm(volume, dims) >= rule.join_mm)
-
-    for i, region in enumerate(regions):  # a higher one has found its place already
-        near = higher[i] != _NO_REGION and region.height < rule.join * saddles[i]
-        if near and (is_large(members[higher[i]]) or is_large([region])):
-            members[higher[i]].append(region)
-            members[i] = members[higher[i]]  # the same list: what joins one joins all
-    joined = []
-    for region, part in zip(regions, members, strict=True):
-        if part[0] is region:
-            voxels = np.concatenate([r.voxels for r in part])
-            order = np.argsort(voxels)
-            values = np.concatenate([r.probabilities for r in part])
-            joined.append(PeakRegion(voxels[order], values[order]))
-    return joined
-
-
-@compiled
-def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: Any) -> Any:
-    """Lower the water voxel by voxel: where two islands meet is the saddle of the lower one's peak.
-
-    `region_at` has the region whose peak a voxel is, and of an island's root its highest region.
-    """
-    n_regions = region_at.max() + 1
-    higher = np.full(n_regions, _NO_REGION, dtype=np.int64)
-    saddles = np.zeros(n_regions, dtype=np.float32)
-    root = np.full(len(p), _UNSEEN, dtype=np.int64)
-    places = np.empty(27, dtype=np.int64)
-    for v in order:
-        root[v] = v
-        for k in range(neighbours(index, starts, shape, v, places)):
-            if root[places[k]] == _UNSEEN:
-                continue
-            a, b = root_of(root, v), root_of(root, places[k])
-            if a == b:
-                continue
-            low, high = max(region_at[a], region_at[b]), min(region_at[a], region_at[b])
-            if high != _NO_REGION:  # both islands have a region; later ones are lower
-                higher[low], saddles[low] = high, p[v]
-                low = high
-            root[a], region_at[b] = b, low
-    return higher, saddles
 
 
 def find_candidates(
@@ -297,15 +223,31 @@ def find_candidates(
     rule: CandidateRule,
     label_values: Sequence[int],
     case: str = "",
+    keep_from: float = 1.0,
 ) -> Prediction:
-    """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
+    """Find the candidates in the probabilities of K labels by a `CandidateRule`.
 
-    The channels may come one by one from a generator, whole or as the voxels that matter
-    (`collect_sparse`). Voxels that share a face, an edge or a corner touch. A plateau is one peak;
-    ties go to the lower index. A voxel taken for two labels belongs to the higher probability. A
-    candidate's score is the mean of its eight highest probabilities; which are kept goes by the
-    highest voxel. Nothing above the floor gives no candidates. The cost grows with the voxels above
-    the floor. Raises `GeometryError` for a channel that does not fit, `ContentError` for NaN.
+    Voxels that share a face, an edge or a corner touch. A plateau is one peak; ties go to the lower
+    index. Each candidate is one connected object. A voxel that regions of two labels contain
+    belongs to the higher probability. The cost grows with the number of voxels above the floor.
+
+    Args:
+        probabilities: K channels `[*spatial]`. They may come one by one from a generator, whole or
+            as the voxels that matter (`collect_sparse`).
+        geometry: the grid of the channels.
+        rule: the plan's rule.
+        label_values: the mask value of each channel.
+        case: the case's id.
+        keep_from: every candidate of at least this score is kept. Candidates of lower scores are
+            kept by descending peak until there are `rule.candidate_limit`.
+
+    Returns:
+        The candidates by descending score, and `instances` `[*spatial]` with their ids. Without a
+        voxel above the floor there are none.
+
+    Raises:
+        GeometryError: if a channel does not fit the grid.
+        ContentError: if a probability is NaN.
 
     >>> rule = CandidateRule(min_voxels=1)
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)
@@ -323,47 +265,83 @@ def find_candidates(
         if not isinstance(channel, SparseProbabilities):
             channel = collect_sparse([channel], geometry.shape, rule)
         grown = grow_regions(channel, rule)
-        joined = join_regions(grown, channel, rule, geometry.voxel_size)
-        regions += joined
-        labels += [label] * len(joined)
-    sizes = np.array([len(r.voxels) for r in regions])
-    large = sizes >= rule.min_voxels
+        regions += grown
+        labels += [label] * len(grown)
+    large = np.array([len(region.voxels) >= rule.min_voxels for region in regions], dtype=np.bool_)
     if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
-        _divide(regions, np.flatnonzero(large), prod(geometry.shape))
+        regions, labels = _without_shared_voxels(regions, labels, large, geometry.shape)
+    kept = [i for i, region in enumerate(regions) if region.height >= rule.floor]
+    kept.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
+    drawn = [i for i in kept if len(regions[i].voxels) >= rule.min_voxels]
+    small = [i for i in kept if 0 < len(regions[i].voxels) < rule.min_voxels]
+    first = drawn[: rule.candidate_limit]
+    first += [i for i in drawn[rule.candidate_limit :] if regions[i].score >= keep_from]
+    first.sort(key=lambda i: -regions[i].score)
+    small = sorted(small[: rule.candidate_limit], key=lambda i: -regions[i].score)
 
-    def best(least: int, are_large: bool) -> list[Candidate]:
-        """Candidates of the highest regions, by descending score, then by height."""
-        some = [
-            i
-            for i, r in enumerate(regions)
-            if large[i] == are_large and len(r.voxels) >= least and r.height >= rule.floor
-        ]
-        some.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-        some = sorted(some[: rule.max_candidates], key=lambda i: -regions[i].score)
-        candidates = []
-        for number, i in enumerate(some, start=1):
-            if are_large:
-                instances.flat[regions[i].voxels] = number
-            voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
-            candidates.append(
-                Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
-            )
-        return candidates
+    def candidate(number: int, i: int) -> Candidate:
+        """Return region i as the candidate with this id."""
+        voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
+        return Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
 
     instances = np.zeros(geometry.shape, dtype=np.int32)
-    candidates = tuple(best(rule.min_voxels, True))
-    removed = tuple(replace(c, has_mask=False, accepted=False) for c in best(1, False))
-    return Prediction(case, geometry, candidates, instances, removed=removed)
+    candidates = []
+    for number, i in enumerate(first, start=1):
+        instances.flat[regions[i].voxels] = number
+        candidates.append(candidate(number, i))
+    removed = tuple(
+        replace(candidate(number, i), has_mask=False, accepted=False)
+        for number, i in enumerate(small, start=1)
+    )
+    return Prediction(
+        case,
+        geometry,
+        tuple(candidates),
+        instances,
+        removed=removed,
+        n_left_out=len(drawn) - len(first),
+    )
 
 
-def _divide(regions: list[PeakRegion], large: NDArray[np.intp], n_voxels: int) -> None:
-    """Give each voxel of several large regions to the highest probability, ties to the first."""
-    some = [regions[i] for i in large]
-    voxels = np.concatenate([r.voxels for r in some])
-    number = np.repeat(large, [len(r.voxels) for r in some])
-    order = np.lexsort((-number, np.concatenate([r.probabilities for r in some])))
-    owner = np.zeros(n_voxels, dtype=np.int32)
-    owner[voxels[order]] = number[order]  # of those of one voxel the last stays
-    for i, region in zip(large, some, strict=True):
-        won = owner[region.voxels] == i
-        regions[i] = PeakRegion(region.voxels[won], region.probabilities[won])
+def _without_shared_voxels(
+    regions: Sequence[PeakRegion],
+    labels: Sequence[int],
+    large: NDArray[np.bool_],
+    shape: tuple[int, ...],
+) -> tuple[list[PeakRegion], list[int]]:
+    """Give each voxel that several large regions contain to the one of the highest probability.
+
+    Ties go to the first region. A region that falls apart by its losses becomes a region for each
+    connected part, so that a candidate stays one object.
+    """
+    numbers = np.flatnonzero(large)
+    voxels = np.concatenate([regions[i].voxels for i in numbers])
+    probabilities = np.concatenate([regions[i].probabilities for i in numbers])
+    number = np.repeat(numbers, [len(regions[i].voxels) for i in numbers])
+    order = np.lexsort((-number, probabilities))
+    owner = np.full(prod(shape), -1, dtype=np.int32)
+    owner[voxels[order]] = number[order]  # the last assignment to a voxel stays
+    divided: list[PeakRegion] = []
+    of_label: list[int] = []
+    for i, region in enumerate(regions):
+        won = owner[region.voxels] == i if large[i] else np.ones(len(region.voxels), dtype=np.bool_)
+        rest = PeakRegion(region.voxels[won], region.probabilities[won])
+        parts = [region] if won.all() else _connected_parts(rest, shape)
+        divided += parts
+        of_label += [labels[i]] * len(parts)
+    return divided, of_label
+
+
+def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakRegion]:
+    """Return the connected parts of a region, in the order of their first voxels."""
+    if len(region.voxels) == 0:
+        return []
+    place = np.stack(np.unravel_index(region.voxels, shape))
+    place -= place.min(axis=1, keepdims=True)
+    box = np.zeros(place.max(axis=1) + 1, dtype=np.bool_)
+    box[tuple(place)] = True
+    part = label_components(box)[tuple(place)]
+    return [
+        PeakRegion(region.voxels[part == k], region.probabilities[part == k])
+        for k in range(1, part.max() + 1)
+    ]

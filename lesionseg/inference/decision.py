@@ -1,5 +1,6 @@
 """From what the networks said to a prediction: restored to the file's grid, found, accepted."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, 
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store, restore_slabs
 from lesionseg.plan.plan import Plan
+
+_log = logging.getLogger(__name__)
 
 Slab = NDArray[np.float32]
 # called with a label's place in the plan, the slab's first row, and the label's probabilities there
@@ -80,7 +83,9 @@ def decide(
     ]
     inferred.store.close()
     boxes = None
+    n_left_out = 0
     if inferred.boxes is not None:
+        n_left_out = inferred.boxes.n_left_out
         grids = inferred.plan_geometry, geometry
         boxes = box_candidates(inferred.boxes, *grids, tuple(plan.lesion_labels))
         if valid is not None:  # those with their middle on a voxel that shows something
@@ -89,10 +94,45 @@ def decide(
             boxes = tuple(c for c, at in zip(boxes, places, strict=True) if valid[tuple(at)])
     if boxes is not None and rule.source == "detection":
         prediction = Prediction(case, geometry, boxes, None)
+    elif boxes is not None:
+        # half of a score comes from the boxes, so that a candidate may rise to the threshold
+        keep_from = max(2 * point.score - 1, 0.0)
+        voxels = find_by_plan(channels, geometry, plan, case, keep_from=keep_from)
+        prediction = fuse(voxels, boxes)
     else:
-        prediction = find_by_plan(channels, geometry, plan, case)
-        prediction = prediction if boxes is None else fuse(prediction, boxes)
-    return replace(accept(prediction, point, plan.calibration), input=inferred.input)
+        prediction = find_by_plan(channels, geometry, plan, case, keep_from=point.score)
+    prediction = within_limit(prediction, rule.candidate_limit, point.score)
+    prediction = replace(
+        accept(prediction, point, plan.calibration),
+        input=inferred.input,
+        n_left_out=prediction.n_left_out + n_left_out,
+    )
+    if prediction.n_left_out:
+        _log.warning("Case %s: %s", case, prediction.left_out_note)
+    return prediction
+
+
+def within_limit(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
+    """Leave out candidates beyond the first `limit` whose scores are below `keep_from`.
+
+    Candidates have descending scores. The rest keep their ids and voxels.
+    """
+    kept = [
+        c for rank, c in enumerate(prediction.candidates) if rank < limit or c.score >= keep_from
+    ]
+    n_left_out = len(prediction.candidates) - len(kept)
+    if n_left_out == 0:
+        return prediction
+    instances = prediction.instances
+    if instances is not None:
+        inside = np.isin(instances, [c.id for c in kept])
+        instances = np.where(inside, instances, 0)
+    return replace(
+        prediction,
+        candidates=tuple(kept),
+        instances=instances,
+        n_left_out=prediction.n_left_out + n_left_out,
+    )
 
 
 def find_by_plan(
@@ -100,6 +140,7 @@ def find_by_plan(
     geometry: Geometry,
     plan: Plan,
     case: str = "",
+    keep_from: float = 1.0,
 ) -> Prediction:
     """The candidates in probabilities `[K, *spatial]` of the plan's channels.
 
@@ -107,11 +148,13 @@ def find_by_plan(
     values: `plan.label_values` of the regions present, later ones over earlier ones. Candidates are
     found in the highest probability over the regions. A voxel belongs to each region that has at
     least half of that: the region is then as likely as not, given that the voxel is lesion at all;
-    no voxel is left without one. Raises as `find_candidates`.
+    no voxel is left without one. `keep_from`, errors: see `find_candidates`.
     """
     rule = plan.candidate_rule
     if not plan.regions:
-        return find_candidates(probabilities, geometry, rule, plan.label_values, case)
+        return find_candidates(
+            probabilities, geometry, rule, plan.label_values, case, keep_from=keep_from
+        )
     channels = [
         c if isinstance(c, SparseProbabilities) else collect_sparse([c], geometry.shape, rule)
         for c in probabilities
@@ -119,7 +162,7 @@ def find_by_plan(
     if len(channels) != len(plan.regions):
         raise GeometryError(f"There are {len(channels)} channels for {len(plan.regions)} regions.")
     union = highest(channels)
-    found = find_candidates([union], geometry, rule, tuple(UNION), case)
+    found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
     inside = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
     for channel, value in zip(channels, plan.label_values, strict=True):

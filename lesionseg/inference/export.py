@@ -34,7 +34,7 @@ from torch.export import ExportedProgram
 
 from lesionseg import __version__
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.inference.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
+from lesionseg.inference.boxes import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
@@ -204,7 +204,7 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "dtype": "float32",
             "box": "starts, then stops, half-open, in voxels of the tile",
             "lowest_score": plan.candidate_rule.floor,
-            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
+            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most_anchors": MOST_ANCHORS},
             "one_lesion_in_all_tiles": {"iou": plan.anchors.merge_iou, "by": "nms"},
         }
     return note

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, misfits
@@ -75,6 +83,7 @@ class _Content(BaseModel):
     operating_point: OperatingPoint | None = None
     scored: bool = True
     input_check: InputCheckResult | None = None
+    n_left_out: NonNegativeInt = 0
 
 
 def write_prediction(
@@ -125,6 +134,8 @@ def write_prediction(
         content["input_check"] = asdict(prediction.input)
     if prediction.removed:
         content["removed"] = [stated(candidate) for candidate in prediction.removed]
+    if prediction.n_left_out:
+        content["n_left_out"] = prediction.n_left_out
     if not prediction.scored:  # the scores stand in for another program's missing ones
         content["scored"] = False
     write_json(folder / f"{case}{_CANDIDATES}", content)
@@ -235,4 +246,5 @@ def read_prediction(
         None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
         tuple(removed),
         stated.input_check,
+        stated.n_left_out,
     )

@@ -300,6 +300,8 @@ class CaseWork:
         if prediction.input:
             checked = prediction.input
             row |= {"warning": checked.warning, "input_score": checked.score}
+        if prediction.n_left_out:
+            row["warning"] = f"{row['warning']} {prediction.left_out_note}".strip()
         return row
 
     def _key(self, files: CaseFiles) -> str:

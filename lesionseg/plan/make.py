@@ -161,7 +161,7 @@ def _draft(
     else:
         scales = [rules.normalisation(c, facts.dims) for c in facts.channels]
     prior = rules.prior(facts.lesion_fraction)
-    candidates = rules.candidate_rule(facts.lesion_voxels, facts.lesions_per_case, prior.value)
+    candidates = rules.candidate_rule(facts.lesion_voxels, prior.value)
     xray_mm = [mm[0] for mm in facts.spacings_mm] if facts.dims == 2 else []
     return Plan(
         dims=facts.dims,

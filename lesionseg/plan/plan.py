@@ -28,7 +28,6 @@ Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 LabelValue = Annotated[int, Field(ge=1, le=255)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Gamma = Annotated[float, Field(ge=0, le=100)]
-_Factor = Annotated[float, Field(ge=0, le=1e9)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
 
 # what candidates of our own networks may come from, the default first
@@ -103,22 +102,20 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """How probabilities become candidates: local peaks, and the voxels around that are as likely.
+    """The rule by which probabilities become candidates.
 
-    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`. Dropped are
-    peaks under `floor`, candidates of fewer than `min_voxels`, all but the `max_candidates` best,
-    and shoulders of a higher candidate (`inference.candidates.PROMINENCE`). Peaks below `join`
-    times the pass to a higher one are one candidate with it, if either is at least `join_mm` in
-    equivalent diameter (a `join` of 1 joins none). `source`: voxels, a detector's boxes or both.
+    A candidate is a local peak with the connected voxels of p ≥ peak / `ratio` or p ≥ `extent`.
+    Peaks below `floor`, candidates of fewer than `min_voxels` and shoulders of a higher candidate
+    (`inference.candidates.PROMINENCE`) are dropped. Below the operating point a case keeps its
+    highest candidates until it has `candidate_limit`; above it there is no limit. `source`: voxels,
+    a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
     extent: Share = 0.35
     floor: Share = 0.05
     min_voxels: Annotated[int, Field(ge=0, le=2**31)] = 2
-    max_candidates: Annotated[int, Field(ge=1, le=2**31)] = 300
-    join: _Factor = 20.0
-    join_mm: _Factor = 10.0
+    candidate_limit: Annotated[int, Field(ge=1, le=2**31)] = 10_000
     source: CandidateSource = "segmentation"
 
 

@@ -129,22 +129,19 @@ def prior(lesion_fraction: float) -> Decision[float]:
     return Decision(value, f"{lesion_fraction:.2e} of the scanned volume is lesion{kept}")
 
 
-def candidate_rule(
-    lesion_voxels: Sequence[int], lesions_per_case: Sequence[int], prior_: float
-) -> Decision[CandidateRule]:
-    """How probabilities become candidates on the file's grid.
+def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[CandidateRule]:
+    """Decide how probabilities become candidates on the file's grid.
 
-    A candidate under a tenth of the smallest lesions (5th percentile) covers a tenth of none of
-    them, so it is dropped: 1 voxel is kept where lesions have up to 10, else 2 to 10 are asked for
-    (PI-CAI drops those of 10 and fewer). A peak no higher than the prior says nothing, so the
-    floor is at least π. Four times the most lesions of a case are kept, never under 300.
+    A candidate smaller than a tenth of the smallest lesions (5th percentile) covers a tenth of none
+    of them, so it is dropped. Single voxels are kept if the smallest lesions have up to 10 voxels;
+    otherwise 2 to 10 voxels are required (PI-CAI drops those of 10 and fewer). A peak no higher
+    than the prior says nothing, so the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     least = 1 if smallest <= 10 else int(min(max(smallest // 10, 2), 10))
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,
-        max_candidates=max(CandidateRule().max_candidates, 4 * max(lesions_per_case, default=0)),
     )
     reason = f"because 5 % of lesions have at most {count(round(smallest), 'voxel')}"
     return Decision(rule, f"the smallest detection kept has {count(least, 'voxel')}, {reason}")

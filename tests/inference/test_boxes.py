@@ -8,7 +8,15 @@ import torch
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
-from lesionseg.inference.boxes import BoxCollector, Boxes, box_candidates, fuse, restore_boxes
+from lesionseg.inference import boxes as boxes_module
+from lesionseg.inference.boxes import (
+    BoxCollector,
+    Boxes,
+    _partners,
+    box_candidates,
+    fuse,
+    restore_boxes,
+)
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
@@ -156,3 +164,56 @@ def test_what_both_heads_found_comes_first_and_keeps_its_mask():
     assert fuse(empty, []).candidates == ()
     (only,) = fuse(empty, [candidate(1, [0, 0, 1, 1], 0.8)]).candidates
     assert only.score == pytest.approx(0.4)
+
+
+def test_a_tile_with_many_lesions_gives_a_box_for_each():
+    plan = PLAN.with_(tile_shape=(128, 128))
+    anchors = grid_anchors(planned_anchors(plan).levels(STRIDES, plan.tile_shape))
+    logits = torch.full((1, len(anchors), 2), -20.0)
+    deltas = torch.zeros(1, len(anchors), 4)
+    centres = anchors.unflatten(1, (2, 2)).mean(dim=1)
+    logits[0, (centres % 8 == 5).all(dim=1), 0] = 2.0  # cells 8 pixels apart, boxes of 4
+    collector = BoxCollector(TileGrid((128, 128), plan.tile_shape), plan)
+    collector.add(DetectorOutput(logits, deltas), [0], ())
+    found = collector.finish()
+    assert len(found) == 16 * 16
+    assert found.n_left_out == 0
+
+
+def test_anchors_beyond_the_most_that_nms_looks_at_are_counted(monkeypatch):
+    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 2)
+    found = found_in(
+        seen(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1))
+    )
+    assert len(found) == 2
+    assert found.n_left_out == 1
+
+
+def test_partners_equal_a_search_of_the_whole_table(monkeypatch):
+    monkeypatch.setattr(boxes_module, "_ROWS", 3)
+    rng = np.random.default_rng(0)
+    geometry = Geometry.from_spacing((40, 40), (1.0, 1.0))
+
+    def candidates(n):
+        starts = rng.uniform(0, 30, (n, 2))
+        corners = np.concatenate([starts, starts + rng.uniform(2, 9, (n, 2))], axis=1)
+        return [
+            Candidate.from_box(i, int(rng.integers(1, 3)), 0.5, corner.tolist(), geometry)
+            for i, corner in enumerate(corners, start=1)
+        ]
+
+    voxels = candidates(20)
+    others = candidates(25)
+    tables = [
+        torch.tensor([[*c.start_vox, *c.stop_vox] for c in side]) for side in (voxels, others)
+    ]
+    overlap = box_iou(*tables).numpy()
+    overlap *= np.array([[v.label == o.label for o in others] for v in voxels])
+    expected = {}
+    while overlap.max() >= 0.1:
+        i, j = np.unravel_index(overlap.argmax(), overlap.shape)
+        expected[int(i)] = int(j)
+        overlap[i] = 0
+        overlap[:, j] = 0
+    assert len(expected) > 5
+    assert _partners(voxels, others) == expected

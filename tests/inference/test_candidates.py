@@ -5,20 +5,12 @@ import pytest
 
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, GeometryError
-from lesionseg.inference import candidates
-from lesionseg.inference.candidates import (
-    PROMINENCE,
-    collect_sparse,
-    find_candidates,
-    grow_regions,
-    join_regions,
-)
+from lesionseg.inference.candidates import PROMINENCE, find_candidates
 from lesionseg.inference.decision import accept, choose_operating_point
-from lesionseg.ops.components import label_components
+from lesionseg.ops.components import label_components, lesion_instances
 from lesionseg.plan.plan import CandidateRule
 
-RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=1)  # by the peak alone
-JOIN = replace(RULE, join=10.0, join_mm=0.0)
+RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1)  # by the peak alone
 
 
 def find(*channels, rule=RULE, mm=1.0, **changes):
@@ -55,9 +47,8 @@ def scores(candidates):
         ([0.9, 0.5, 0.3, 0.5, 0.1], {}, [1, 1, 2, 2, 0]),
         # a plateau is one peak; equal peaks are ranked by index
         ([0.5, 0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7], {}, [3, 3, 0, 1, 0, 4, 0, 2]),
-        # small ones are dropped; only the highest are kept
+        # small ones are dropped
         ([0.9, 0.0, 0.6, 0.5], {"min_voxels": 2}, [0, 0, 1, 1]),
-        ([0.3, 0.0, 0.9, 0.0, 0.6], {"max_candidates": 2}, [0, 0, 1, 0, 2]),
         ([0.01, 0.04], {}, [0, 0]),
     ],
 )
@@ -99,7 +90,7 @@ def test_what_is_dropped_for_its_size_is_remembered_as_boxes():
     assert (scores(found.candidates), scores(found.removed)) == ([0.6], [0.9, 0.3])
     assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
     assert not any(c.has_mask or c.accepted for c in found.removed)
-    assert scores(find(channel, min_voxels=2, max_candidates=1).removed) == [0.9]
+    assert scores(find(channel, min_voxels=2, candidate_limit=1).removed) == [0.9]
 
 
 def test_nan_and_a_channel_off_the_grid_are_an_error():
@@ -151,7 +142,7 @@ def naive(p, rule):
 @pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
 def test_equals_the_slow_wording_of_the_rule_mirrored_or_not(seed, shape):
     p = blobs(np.random.default_rng(seed), shape)
-    rule = CandidateRule(min_voxels=2, join=1)
+    rule = CandidateRule(min_voxels=2)
     found, slow = find(p, rule=rule).instances, naive(p, rule)
     pairs = np.unique(np.stack([found, slow]).reshape(2, -1), axis=1)  # ids are by another order
     assert pairs.shape[1] == found.max() + 1 == slow.max() + 1
@@ -179,55 +170,91 @@ def test_points_are_found_by_name_whatever_the_digits():
             choose_operating_point(points, name)
 
 
-# --- joining peaks -------------------------------------------------------------------------------
+# --- one candidate, one object -------------------------------------------------------------------
 
 
-def test_a_high_pass_makes_one_candidate_of_two_peaks():
-    assert find([[0.9, 0.2, 0.8, 0.0]], rule=JOIN).instances.tolist() == [[1, 0, 1, 0]]
-    # a pass under a tenth of the lower peak keeps them apart
-    assert find([[0.9, 0.07, 0.8]], rule=JOIN).instances.tolist() == [[1, 0, 2]]
-    corner = [[0.9, 0.0, 0.8], [0.3, 0.0, 0.3], [0.2, 0.3, 0.2]]
-    assert find(corner, rule=JOIN).instances.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+def test_peaks_that_no_drawn_voxel_connects_are_separate_candidates():
+    large = [[0.9] * 20 + [0.2] + [0.8] * 20]
+    assert find(large, ratio=1.6, extent=0.35).instances.tolist() == [[1] * 20 + [0] + [2] * 20]
 
 
-def test_small_lesions_side_by_side_each_label_and_peaks_that_may_not_join_stay_apart():
-    rule, row = replace(JOIN, join_mm=3.0), [[0.9, 0.9, 0.2, 0.8]]
-    assert find(row, rule=rule).instances.tolist() == [[1, 1, 0, 2]]  # 1.6 and 1.1 mm
-    assert find(row, rule=rule, mm=2.0).instances.tolist() == [[1, 1, 0, 1]]  # 3.2 and 2.3 mm
-    assert find([[0.9, 0.3, 0.9]], rule=JOIN, join=1.0).instances.tolist() == [[1, 0, 2]]
-    assert len(find([[0.9, 0.2, 0.0]], [[0.0, 0.2, 0.8]], rule=JOIN).candidates) == 2
+def test_a_region_cut_by_another_label_becomes_a_candidate_for_each_part():
+    found = find([[0.7, 0.6, 0.5, 0.6, 0.65]], [[0.0, 0.0, 0.9, 0.0, 0.0]])
+    assert found.instances.tolist() == [[2, 2, 1, 3, 3]]
+    assert [c.label for c in found.candidates] == [2, 1, 1]
 
 
-def pass_of(p, seed, others):
-    """The highest level at which `seed` lies in one part with another peak, and the first such."""
-    for level in sorted(set(p.ravel().tolist()), reverse=True):
-        parts = label_components(p >= level)
-        near = [k for k in others if parts.flat[k] and parts.flat[k] == parts.flat[seed]]
-        if near:
-            return level, near[0]
-    return 0.0, -1
+def probability_maps(rng, shape, n_labels):
+    """Smooth random maps with many peaks, levels and islands, one for each label."""
+    channels = []
+    for _ in range(n_labels):
+        p = rng.random(shape)
+        for axis in range(len(shape)):
+            p = (p + np.roll(p, 1, axis) + np.roll(p, -1, axis)) / 3
+        channels.append((((p - p.min()) / np.ptp(p)) ** rng.uniform(3, 6)).astype(np.float32))
+    return channels
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("shape", [(6, 7, 8), (14, 12)])
-def test_joining_equals_its_slow_wording(seed, shape, monkeypatch):
-    p = np.random.default_rng(seed).random(shape)
-    for axis in range(len(shape)):
-        p = (p + np.roll(p, 1, axis) + np.roll(p, -1, axis)) / 3
-    p = ((p - p.min()) / np.ptp(p)).astype(np.float32) ** 3
-    monkeypatch.setattr(candidates, "PROMINENCE", 0.0)  # shoulders stay
-    rule = replace(JOIN, ratio=1.2, join=2.0, floor=0.02)
-    above = collect_sparse([p], shape, replace(rule, ratio=1e6))
-    regions = grow_regions(above, rule)
-    peaks, group = [r.peak for r in regions], list(range(len(regions)))
-    for i, region in enumerate(regions):
-        level, higher = pass_of(p, region.peak, peaks[:i])
-        if higher >= 0 and region.height < rule.join * level:
-            group[i] = group[peaks.index(higher)]
-    expected = [
-        np.sort(np.concatenate([r.voxels for r, k in zip(regions, group, strict=True) if k == g]))
-        for g in sorted(set(group))
-    ]
-    joined = join_regions(regions, above, rule)
-    assert len(joined) < len(regions)
-    assert [r.voxels.tolist() for r in joined] == [v.tolist() for v in expected]
+def groups_that_touch(instances, ids, label_of):
+    """Count the accepted candidates, those of one label that touch as one."""
+    count = 0
+    for label in {label_of[i] for i in ids}:
+        of_label = [i for i in ids if label_of[i] == label]
+        count += int(label_components(np.isin(instances, of_label)).max())
+    return count
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(9, 14, 15), (40, 50)])
+@pytest.mark.parametrize("n_labels", [1, 2])
+def test_every_candidate_is_one_connected_object_of_the_mask(seed, shape, n_labels):
+    maps = probability_maps(np.random.default_rng(seed), shape, n_labels)
+    found = find(*maps, rule=CandidateRule(min_voxels=2))
+    assert len(found.candidates) > 3
+    for candidate in found.candidates:
+        own = found.instances == candidate.id
+        assert label_components(own).max() == 1
+        place = np.argwhere(own)
+        assert candidate.start_vox == tuple(place.min(axis=0))
+        assert candidate.stop_vox == tuple(place.max(axis=0) + 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(9, 14, 15), (40, 50)])
+@pytest.mark.parametrize("n_labels", [1, 2])
+def test_candidates_and_components_of_the_mask_agree_at_every_threshold(seed, shape, n_labels):
+    maps = probability_maps(np.random.default_rng(seed), shape, n_labels)
+    found = find(*maps, rule=CandidateRule(min_voxels=2))
+    label_of = {c.id: c.label for c in found.candidates}
+    for threshold in (0.1, 0.3, 0.5, 0.7):
+        drawn = accept(found, OperatingPoint(f"score:{threshold}", threshold))
+        ids = [c.id for c in drawn.candidates if c.accepted]
+        components = lesion_instances(drawn.mask())
+        assert len(components.labels) == groups_that_touch(found.instances, ids, label_of)
+
+
+def test_all_of_many_equal_spots_are_candidates():
+    p = np.zeros((96, 96, 96), np.float32)
+    spots = np.stack(np.meshgrid(*[np.arange(3, 93, 9)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    for z, y, x in spots:
+        p[z : z + 3, y : y + 3, x : x + 3] = 0.8
+    found = find(p, rule=CandidateRule())
+    assert len(found.candidates) == len(spots) == 1000
+    assert found.n_left_out == 0
+
+
+def test_the_limit_leaves_out_the_lowest_peaks_and_states_their_number():
+    row = [[0.3, 0.0, 0.9, 0.0, 0.6, 0.0, 0.5]]
+    found = find(row, candidate_limit=2)
+    assert found.instances.tolist() == [[0, 0, 1, 0, 2, 0, 0]]
+    assert found.n_left_out == 2
+    assert "2 of the lowest scores were left out" in found.left_out_note
+
+
+def test_the_limit_keeps_every_candidate_above_the_operating_point():
+    p = np.array([[[0.3, 0.0, 0.9, 0.0, 0.6, 0.0, 0.5]]], np.float32)
+    geometry = Geometry.from_spacing(p.shape[1:], (1.0, 1.0))
+    rule = replace(RULE, candidate_limit=1)
+    found = find_candidates(p, geometry, rule, (1,), keep_from=0.5)
+    assert scores(found.candidates) == [0.9, 0.6, 0.5]
+    assert found.n_left_out == 1

@@ -1,11 +1,11 @@
-"""Candidates of regions: one lesion, painted region by region."""
+"""Decisions on candidates: regions painted into one lesion, and the limit on candidates."""
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry
+from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.inference.decision import find_by_plan
+from lesionseg.inference.decision import find_by_plan, within_limit
 from lesionseg.plan.plan import CandidateRule
 from tests.models.plans import plan_of
 
@@ -15,7 +15,7 @@ WHOLE, CORE = (1, 2, 4), (4,)
 def find(*channels, regions=(WHOLE, CORE), values=(1, 4)):
     rows = np.array(channels, dtype=np.float32)
     rows = rows[:, np.newaxis] if rows.ndim == 2 else rows
-    rule, labels = CandidateRule(min_voxels=1, join=1), tuple(map(str, values))
+    rule, labels = CandidateRule(min_voxels=1), tuple(map(str, values))
     plan = plan_of(labels=labels, label_values=values, candidate_rule=rule, regions=regions)
     return find_by_plan(rows, Geometry.from_spacing(rows.shape[1:], (1.0, 1.0)), plan)
 
@@ -50,3 +50,16 @@ def test_nothing_gives_no_candidate_and_a_missing_channel_is_an_error():
     assert not found.values.any()
     with pytest.raises(GeometryError):
         find([0.0] * 8)
+
+
+def test_candidates_beyond_the_limit_are_kept_from_the_threshold_up():
+    geometry = Geometry.from_spacing((1, 6), (1.0, 1.0))
+    instances = np.array([[1, 0, 2, 0, 3, 3]], np.int32)
+    candidates = tuple(
+        Candidate.from_box(number, 1, score, (0, 0, 1, 1), geometry)
+        for number, score in ((1, 0.9), (2, 0.6), (3, 0.2))
+    )
+    kept = within_limit(Prediction("A", geometry, candidates, instances), 1, keep_from=0.5)
+    assert [c.id for c in kept.candidates] == [1, 2]
+    assert kept.instances.tolist() == [[1, 0, 2, 0, 0, 0]]
+    assert kept.n_left_out == 1

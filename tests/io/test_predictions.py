@@ -19,7 +19,16 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import write_volume
 
-FIELDS = "candidates", "case", "voxel_threshold", "operating_point", "scored", "removed", "input"
+FIELDS = (
+    "candidates",
+    "case",
+    "voxel_threshold",
+    "operating_point",
+    "scored",
+    "removed",
+    "input",
+    "n_left_out",
+)
 
 
 def _candidate(number, geometry, index, **changes):
@@ -50,6 +59,10 @@ def _comes_back(folder, prediction, geometry=None, **settings):
     assert again.geometry.matches(prediction.geometry, 1e-4)
     for name in FIELDS:
         assert getattr(again, name) == getattr(prediction, name)
+
+
+def test_the_number_of_candidates_left_out_comes_back(tmp_path, oblique):
+    _comes_back(tmp_path, _prediction(oblique, n_left_out=17))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
