@@ -77,6 +77,17 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     return f"{n} {noun if n == 1 else nouns or noun + 's'}"
 
 
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Join names for a message and count those that are left out.
+
+    >>> listed(["a", "b"]), listed("abcd", most=2)
+    ('a, b', 'a, b and 2 more')
+    """
+    known = [str(name) for name in names]
+    rest = len(known) - most
+    return ", ".join(known[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def format_score(score: float) -> str:
     """A score in two digits, in as many more as it takes to tell it from 0 and from 1.
 

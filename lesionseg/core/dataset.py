@@ -146,6 +146,8 @@ class Dataset:
     the folder was read. `merged_values`: names of the mask values that all count as the one label
     1, when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is
     an error. `problems`: what is wrong with single cases, in a dataset read to look for it.
+    `remarks`: what may be wrong with the folder or with single cases, but stops nothing.
+    `split_file`: a file in the folder that states who trains and who validates.
     """
 
     name: str
@@ -160,6 +162,8 @@ class Dataset:
     regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False
     problems: tuple[Problem, ...] = ()
+    remarks: tuple[Problem, ...] = ()
+    split_file: Path | None = None
 
     def datalist(self) -> list[dict[str, Any]]:
         """The cases as MONAI's loaders and `CacheDataset` take them, paths as strings.

@@ -23,7 +23,7 @@ Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
 _VERSION = 2  # of what is kept of a case, and how
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
-_IRRELEVANT = {"name", "cases", "problems", "may_lack"}
+_IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
 
 
 def read_records(

@@ -4,6 +4,7 @@ A temporary name in the same folder, then a rename: whoever is killed leaves the
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -98,16 +99,65 @@ def write_json(path: Path, obj: object) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; raises `ReadError` when it is missing or no JSON, NaN and infinity included."""
+def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False) -> Any:
+    """Read JSON. Raise `ReadError` if the file is missing or not JSON.
 
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON; what is undefined is null")
+    Args:
+        path: the file.
+        allow_nan: reads NaN and Infinity, which are not JSON but which other programs write, as
+            floats. The reader of a value then refuses it where a number is needed.
+        unique_keys: refuses an object that has a key twice, of which only the last would count.
+    """
 
+    def refuse(name: str) -> float:
+        if allow_nan:
+            return float(name)
+        raise ReadError(f"{path}: {name} is not JSON. Write null for what is undefined.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if unique_keys and len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ReadError(f"{path}: the key {twice!r} is there twice. Keep one.")
+        return content
+
+    text = _read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReadError(f"{path}: cannot be read as JSON: {error}.") from error
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        hint = " JSON has double quotes around names." if "'" in text else ""
+        raise ReadError(
+            f"{path}: this is not JSON from line {error.lineno}, column {error.colno} on.{hint}"
+        ) from error
+    except RecursionError as error:
+        raise ReadError(f"{path}: the JSON is nested too deeply.") from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise ReadError(f"{path}: the JSON holds a number that is too long.") from error
+
+
+def _read_text(path: Path) -> str:
+    """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
+
+    Raises `ReadError` if the file is missing or in another encoding, which no program can guess.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or "unknown reason").lower()
+        raise ReadError(f"{path}: cannot be read: {reason}.") from error
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ReadError(
+            f"{path}: the text is not UTF-8 (line {line}). Save it as UTF-8, in a spreadsheet as "
+            '"CSV UTF-8".'
+        ) from error
+    if "\0" in text:
+        raise ReadError(f"{path}: this is not text, or it is UTF-16. Save it as UTF-8.")
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -143,28 +193,55 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table as one dictionary per row; spaces around names and values are dropped.
+    """Read a table as one dictionary per row. Spaces around names and values are dropped.
 
-    Commas stand between the columns or, where the first line has none, semicolons or tabs.
-    Raises `ReadError` when the file is missing, no UTF-8, has no header or a row longer than it.
+    Columns are separated by commas, semicolons or tabs. Rows without any value are left out, as
+    are empty cells beyond the last column: spreadsheets write both. Raises `ReadError` if the file
+    is missing, is not text in UTF-8 or UTF-16, has no header, has two columns of one name, or has
+    a row that is longer than its header.
     """
-    rows = []
+    text = _read_text(path)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=_separator(text), skipinitialspace=True)
+    rows: list[dict[str, str]] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()  # spreadsheets write semicolons in much of Europe
-            separator = next((sign for sign in ",;\t" if sign in header), ",")
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
-            if not reader.fieldnames:
-                raise ReadError(f"{path}: the table has no first line of column names.")
-            for row in reader:
-                if None in row:
-                    what = f"line {reader.line_num} has more values than there are columns"
-                    raise ReadError(f"{path}: {what}. Put values with commas in double quotes.")
-                rows.append({k.strip(): plain_text((row[k] or "").strip()) for k in row})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ReadError(f"{path}: cannot be read as a table: {error}.") from error
+        names = [name.strip() for name in next(reader, [])]
+        if not any(names):
+            raise ReadError(f"{path}: the table has no first line of column names.")
+        for name in filter(None, names):
+            if names.count(name) > 1:
+                raise ReadError(f"{path}: two columns are called {name!r}. Rename or remove one.")
+        for cells in reader:
+            values = [plain_text(cell.strip()) for cell in cells]
+            if any(values[len(names) :]):
+                what = f"line {reader.line_num} has more values than there are columns"
+                raise ReadError(f"{path}: {what}. Put values with commas in double quotes.")
+            if any(values):
+                values += [""] * (len(names) - len(values))
+                rows.append(dict(zip(names, values, strict=False)))
+    except csv.Error as error:
+        what = f"a value in line {reader.line_num} is too long"
+        raise ReadError(f"{path}: {what}. Is a double quote left open?") from error
     return rows
+
+
+def _separator(text: str) -> str:
+    """Find the sign between the columns: the one that divides header and first rows alike.
+
+    A heading may hold the other signs: `case;image;age, years`.
+    """
+    lines = [line for line in text.splitlines()[:20] if line.strip()]
+    best = ","
+    most = (False, 1)
+    for sign in ",;\t":
+        widths: list[int] = []
+        with suppress(csv.Error):  # the reader of the whole table says what is wrong
+            widths += map(len, csv.reader(lines, delimiter=sign, skipinitialspace=True))
+        is_even = len(set(widths)) == 1
+        if widths and widths[0] > 1 and (is_even, widths[0]) > most:
+            best = sign
+            most = (is_even, widths[0])
+    return best
 
 
 def escape_formula(cell: Any) -> Any:

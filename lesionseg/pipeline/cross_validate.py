@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.config import TrainConfig
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
@@ -66,8 +66,6 @@ def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, d
     plan = begin(cfg, survey, run, given)
     validated = {k: [c.case for c in labelled(fold, "validation")] for k, fold in folds.items()}
     scored = {case for cases in validated.values() for case in cases}
-    if len(scored) < sum(map(len, validated.values())):
-        raise DatasetError(f"{cfg.data.splits}: a case validates in more than one fold.")
     if is_rank_zero():
         parts = (("train", "train"), ("val", "validation"))  # as nnU-Net's splits_final.json
         splits = [

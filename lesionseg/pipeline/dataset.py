@@ -1,5 +1,6 @@
 """What every command first learns about a dataset: its cases, lesions and roles."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,14 +10,17 @@ from statistics import median
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.facts import read_records
-from lesionseg.errors import ConfigError, DatasetError, count
+from lesionseg.errors import ConfigError, DatasetError, count, listed
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.remote import download
+from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import simulate_once
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
+
+log = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
 CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
@@ -67,11 +71,12 @@ class Survey:
 
 
 def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:
-    """Read every case and divide the dataset; all folds: as the first one.
+    """Read every case and divide the dataset. With all folds the roles are those of the first one.
 
-    A case of which `facts/facts.json` tells is not read again while its files are the same. The
-    fingerprint is taken from development cases only. Raises `DatasetError` naming every bad file,
-    an unlabelled dataset, one without a lesion, and one that leaves nothing to validate on.
+    A case whose facts are in `facts/facts.json` is not read again while its files are the same.
+    The fingerprint is taken from development cases only: not from test cases, and not from cases
+    that a split file leaves out. Raises `DatasetError` naming every bad file, an unlabelled
+    dataset, one without a lesion, and one that leaves nothing to validate on.
     """
     dataset = open_dataset(data)
     with bar("Reading the dataset") as advance:
@@ -103,10 +108,20 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         raise DatasetError(f"{data.root}: only test cases have lesions: none can be learned.")
     fold = folds_of(survey, data)[0] if data.fold == ALL_FOLDS else data.fold
     survey = divided(survey, data, seed, None if fold is None else int(fold))
-    tested = {c for c, role in survey.splits.roles.items() if role in ("test", "external")}
-    if not tested <= held_out:  # by data.splits
-        taken = [found for case, found in known.items() if case not in tested]
-        survey = replace(survey, fingerprint=fingerprint_of(dataset, taken))
+    development = _development(survey, data)
+    if left_out := [case for case in known if case not in development | _tested(survey)]:
+        file = data.splits or dataset.split_file
+        cases = count(len(left_out), "labelled case")
+        log.warning("%s leaves out %s, not used here: %s.", file, cases, listed(left_out))
+    if any(case not in development for case in known.keys() - held_out):  # by a split file
+        taken = [found for case, found in known.items() if case in development]
+        boxed = {case: n for case, n in survey.boxed.items() if case not in left_out}
+        survey = replace(survey, fingerprint=fingerprint_of(dataset, taken), boxed=boxed)
+    if not any(counts[files.case] for files in survey.of_role("train")):
+        raise DatasetError(
+            f"{data.root}: no training case has a lesion ({survey.splits.note}), so none can be "
+            "learned. Move cases with lesions into training."
+        )
     if not survey.of_role("validation") and data.validation_fraction > 0:
         raise DatasetError(
             f"{data.root}: no case is left to validate on ({len(survey.of_role('train'))} to train "
@@ -115,8 +130,24 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     return survey
 
 
+def _development(survey: Survey, data: DataConfig) -> set[str]:
+    """Return the cases that any fold to be trained uses for training or validation."""
+    roles = [survey.splits.roles]
+    file = data.splits or survey.dataset.split_file
+    if file is not None and data.fold == ALL_FOLDS:
+        roles += read_split_file(Path(file)).folds
+    return {case for own in roles for case, role in own.items() if role in ("train", "validation")}
+
+
+def _tested(survey: Survey) -> set[str]:
+    """Return the cases that test: by the dataset or by a split file."""
+    stated = {c.case for c in survey.dataset.cases if c.role in ("test", "external")}
+    given = {c for c, role in survey.splits.roles.items() if role in ("test", "external")}
+    return stated | given
+
+
 def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
-    """The same dataset with the roles of one fold, or of the split that the settings ask for."""
+    """Return the same survey with the roles of one fold, or of the split that the settings name."""
     splits = make_splits(
         survey.dataset,
         survey.counts,
@@ -131,7 +162,7 @@ def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Su
 
 
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
-    """The numbers of the folds that cross-validation goes through."""
+    """Return the numbers of the folds that cross-validation trains."""
     given = Path(data.splits) if data.splits else None
     return fold_numbers(survey.dataset, survey.counts, given=given, n_folds=data.n_folds)
 

@@ -21,7 +21,8 @@ from lesionseg.core import Dataset
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_yaml, write_text
-from lesionseg.plan.splits import Splits, roles_in
+from lesionseg.io.split_files import read_split_file
+from lesionseg.plan.splits import Splits
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
@@ -85,7 +86,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
 
 
 def check_cases(run: Path, splits: Splits) -> None:
-    """Raise `DatasetError` where a run began with other development cases or roles.
+    """Raise `DatasetError` if a run began with other development cases or roles.
 
     Its network would be scored on cases that taught it. Test and external cases may come and go.
     Of a cross-validation, `splits` are those of the first fold.
@@ -93,7 +94,8 @@ def check_cases(run: Path, splits: Splits) -> None:
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):
         return
-    before, now = roles_in(path), splits.roles
+    before = read_split_file(path).roles()
+    now = splits.roles
     changes = [
         f"{case} ({before.get(case, 'new')} → {now.get(case, 'gone')})"
         for case in sorted({*before, *now})

@@ -1,17 +1,16 @@
-"""Who trains, who validates, who tests: decided by group, balanced by lesions, repeatable."""
+"""Roles of cases, training, validation or test: by group, balanced by lesions, repeatable."""
 
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.files import read_json
+from lesionseg.errors import ConfigError, DatasetError, count, listed, nearest
+from lesionseg.io.split_files import SplitFile, read_split_file
 from lesionseg.plan.plan import read_record
 
 logger = logging.getLogger(__name__)
@@ -19,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Splits:
-    """The role of each labelled case, and of every test or external one.
+    """The role of each labelled case that takes part, and of every test or external one.
 
     `group_safe` is False when a group has cases on both sides of training. `note` says in one
     sentence how the roles came about.
@@ -50,25 +49,48 @@ def make_splits(
     n_folds: int = 5,
     sizes: Mapping[str, float] | None = None,
 ) -> Splits:
-    """Give every labelled case a role; `counts`: the number of lesions of each.
+    """Give the labelled cases their roles.
 
-    Stated test and external roles stay. Validation is, in this order: the file `given` (our
-    splits.json, or nnU-Net's splits_final.json, first fold), nothing where `validation_fraction` is
-    0, the dataset's own validation role, its lowest fold, or drawn: whole groups, that fraction of
-    them and at least one, evenly over the groups by their number of lesions. With `fold` it is that
-    fold: of the file, of the dataset, or of `n_folds` dealt out by lesions and then by `sizes` (a
-    typical diameter a case). A single group is drawn by case (`group_safe` False, with a warning),
-    a single case not at all. Raises `DatasetError` when `given` does not fit and for a fold that is
-    not there, `ConfigError` when `given` or `fold` contradicts a fraction of 0.
+    Stated test and external roles stay. Validation is, in this order: the split file `given`, or
+    the one that lies in the dataset's folder (of a list the first fold); nothing if
+    `validation_fraction` is 0; the dataset's own validation role; its lowest fold; or drawn: whole
+    groups, that fraction of them and at least one, evenly over the groups by their number of
+    lesions. With `fold` it is that fold: of the file, of the dataset, or of `n_folds` dealt out by
+    lesions and then by size. A split file is followed exactly: cases that it leaves out get no
+    role. A single group is drawn by case (`group_safe` False, with a warning), a single case is
+    not drawn.
+
+    Args:
+        dataset: the cases.
+        counts: the number of lesions of each labelled case.
+        validation_fraction: the share of the groups to draw.
+        seed: of the draw.
+        given: a split file that goes before the dataset's own.
+        fold: the number of the fold that validates.
+        n_folds: how many folds are dealt out if neither file nor dataset states folds.
+        sizes: a typical lesion diameter of each case.
+
+    Raises:
+        DatasetError: if a split file or the stated folds cannot be followed, or if the fold does
+            not exist.
+        ConfigError: if `given` or `fold` contradicts a fraction of 0.
     """
     stated, development = _stated(dataset, counts)
     rng = np.random.default_rng(seed)
     # the same with a stated validation taking part in training
     roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in stated.items()}
     held: set[str] = set()
-    if given is not None:
-        roles, note = _given(stated, given, fold or 0), f"as given in {given.name}"
-        note += "" if fold is None else f", fold {fold}"
+    file = given or dataset.split_file
+    if file is not None:
+        roles = _follow(read_split_file(file), dataset, stated, fold)
+        note = f"as given in {file.name}" + ("" if fold is None else f", fold {fold}")
+        if n_out := len(stated.keys() - roles.keys()):
+            note += f", which leaves out {count(n_out, 'labelled case')}"
+        if given is None and fold is None and validation_fraction <= 0:
+            roles = {c: "train" if r == "validation" else r for c, r in roles.items()}
+            text = "data.validation_fraction=0: the validation cases of %s train, too."
+            logger.warning(text, file)
+            note = f"no validation was asked for; cases as given in {file.name}"
     elif fold is not None:
         folds, how = _folds(development, counts, sizes or {}, n_folds, rng)
         _require_fold(fold, folds, dataset.root)
@@ -89,17 +111,13 @@ def make_splits(
         raise ConfigError(
             "data.validation_fraction=0 contradicts data.splits or data.fold: leave one out."
         )
-    of_group: dict[str, set[str]] = {}
-    for case in dataset.cases:
-        if case.case in roles:
-            of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
-    cut = [name for name, own in of_group.items() if {"train"} < own]
+    cut = _divided_groups(dataset, roles)
     if cut:
-        other = " and ".join(sorted(of_group[cut[0]] - {"train"}))
+        name, other = next(iter(cut.items()))
         logger.warning(
             "Patient %s is in both training and %s, so %s scores will be too good. Add other "
             "patients, or divide by patient (data.splits, data.group).",
-            *(cut[0], other, other),
+            *(name, other, other),
         )
     return Splits(roles, not cut, seed, note)
 
@@ -107,22 +125,37 @@ def make_splits(
 def fold_numbers(
     dataset: Dataset, counts: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
 ) -> tuple[int, ...]:
-    """The folds that `make_splits` can make, ascending: of the file, of the dataset, or dealt out.
+    """Return the folds that `make_splits` can make, ascending.
 
-    Raises `DatasetError` when `given` is one split rather than a list of folds, and when the
-    dataset has a single fold or a single labelled case: nothing would be left to train on.
+    They are those of the split file, of the dataset, or dealt out. Raises `DatasetError` if the
+    file holds one split instead of a list of folds, and if there is a single fold or a single
+    labelled case: nothing would be left to train on.
     """
-    if given is not None:
-        raw = read_json(given)
-        if not isinstance(raw, list):
-            raise DatasetError(f"{given}: a single split, not a list of folds.")
-        numbers = tuple(range(len(raw)))
+    path = given or dataset.split_file
+    if path is not None:
+        file = read_split_file(path)
+        if not file.is_list:
+            raise DatasetError(f"{path}: a single split, not a list of folds. Leave out data.fold.")
+        numbers = tuple(range(len(file.folds)))
     else:
         development = _stated(dataset, counts)[1]
         numbers = tuple(_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
     if len(numbers) < 2:
-        raise DatasetError(f"{dataset.root}: cross-validation needs at least two folds.")
+        raise DatasetError(f"{path or dataset.root}: cross-validation needs at least two folds.")
     return numbers
+
+
+def _divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
+    """Return each group that has cases in training and in other roles, with those roles."""
+    of_group: dict[str, set[str]] = {}
+    for case in dataset.cases:
+        if case.case in roles:
+            of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
+    return {
+        name: " and ".join(sorted(own - {"train"}))
+        for name, own in of_group.items()
+        if {"train"} < own
+    }
 
 
 def _stated(dataset: Dataset, counts: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
@@ -143,16 +176,13 @@ def _folds(
     n_folds: int,
     rng: np.random.Generator,
 ) -> tuple[dict[int, set[str]], str]:
-    """The cases of each fold, ascending, and whose folds: the dataset's, else dealt out.
+    """Return the cases of each fold, ascending, and whose folds they are.
 
-    Groups sorted by lesions in blocks, by size within, are dealt at random.
+    They are the dataset's. If it states none, groups are sorted by lesions in blocks, within a
+    block by size, and dealt at random.
     """
-    folds: dict[int, set[str]] = {}
-    for case in development:
-        if case.fold is not None:
-            folds.setdefault(case.fold, set()).add(case.case)
-    if folds:
-        return dict(sorted(folds.items())), "the dataset"
+    if folds := _stated_folds(development):
+        return folds, "the dataset"
     units, weight = _units(development, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
@@ -169,45 +199,85 @@ def _folds(
     return dict(enumerate(hand for hand in hands if hand)), how
 
 
+def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
+    """Return the cases of each fold that the dataset states, ascending; empty if it states none.
+
+    Cases without a fold train in every fold. Raises `DatasetError` if a patient has cases in two
+    folds.
+    """
+    folds: dict[int, set[str]] = {}
+    fold_of: dict[str, int] = {}
+    n_groups = len({case.group or case.case for case in development})
+    for case in development:
+        if case.fold is None:
+            continue
+        folds.setdefault(case.fold, set()).add(case.case)
+        first = fold_of.setdefault(case.group or case.case, case.fold)
+        if first != case.fold and n_groups > 1:
+            raise DatasetError(
+                f"The patient {case.group!r} has cases in the folds {first} and {case.fold}, such "
+                f"as {case.case!r}. Give all cases of a patient one fold. If every case is a "
+                "patient of its own, set data.group=.+"
+            )
+    return dict(sorted(folds.items()))
+
+
 def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
     if fold not in folds:
         known = ", ".join(map(str, folds))
         raise DatasetError(f"{where}: data.fold={fold} is not one of the folds {known}.")
 
 
-def roles_in(path: Path, fold: int = 0) -> dict[str, Role]:
-    """Roles of our own JSON, or of one fold of nnU-Net's list."""
-    raw = read_json(path)
-    if isinstance(raw, list):
-        _require_fold(fold, range(max(len(raw), 1)), path)
-    elif fold:
-        raise DatasetError(f"{path}: data.fold={fold}, but this file holds a single split.")
-    try:
-        if isinstance(raw, list):
-            train: dict[str, Role] = dict.fromkeys(map(str, raw[fold]["train"]), "train")
-            return {**train, **dict.fromkeys(map(str, raw[fold]["val"]), "validation")}
-        known: dict[str, Role] = {role: role for role in get_args(Role)}
-        return {str(case): known[role] for case, role in raw["roles"].items()}
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+def _follow(
+    file: SplitFile, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
+) -> dict[str, Role]:
+    """Return the roles of one fold of a split file, and those of test cases that it leaves out.
+
+    Labelled cases that it leaves out get no role. Raises `DatasetError` if it names cases without
+    a reference, trains or selects on test cases, trains on no case, or divides a patient.
+    """
+    where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
+    wanted = file.roles(fold)
+    _require_known(where, wanted, dataset, stated)
+    reserved = {case: role for case, role in stated.items() if role in ("test", "external")}
+    if moved := [case for case, role in reserved.items() if wanted.get(case, role) != role]:
         raise DatasetError(
-            f"{path}: no split ({error!r}). Write {{'roles': {{'case': 'train', …}}}} or "
-            "[{'train': […], 'val': […]}, …]."
-        ) from error
+            f"{where} uses {count(len(moved), 'test case')} of {dataset.root} otherwise: "
+            f"{listed(moved)}. Take them out of the file."
+        )
+    if "train" not in wanted.values():
+        raise DatasetError(f'{where} trains on no case. List cases in "train".')
+    roles = {**reserved, **wanted}
+    cut = _divided_groups(dataset, wanted)
+    n_groups = len({case.group or case.case for case in dataset.cases if case.case in wanted})
+    if cut and n_groups > 1 and not file.divides_patients:
+        name, other = next(iter(cut.items()))
+        own = [c.case for c in dataset.cases if (c.group or c.case) == name and c.case in wanted]
+        raise DatasetError(
+            f"{where} divides {count(len(cut), 'patient')}, such as {name!r}, between train and "
+            f"{other}: {listed(own)}. Give all cases of a patient one role. If every case is a "
+            "patient of its own, set data.group=.+"
+        )
+    return roles
 
 
-def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
-    """Roles of a file; it must name every labelled case, and may not train on a test case."""
-    wanted = roles_in(path, fold)
-    reserved = {c: r for c, r in roles.items() if r in ("test", "external")}
-    merged = {**reserved, **wanted}
-    for names, what in (
-        (set(wanted) - set(roles), "names cases that have no reference here"),
-        (set(roles) - set(merged), "leaves out labelled cases"),
-        ({c for c, r in reserved.items() if wanted.get(c, r) != r}, "trains on test cases"),
-    ):
-        if names:
-            raise DatasetError(f"{path}: {what}: {', '.join(sorted(names)[:5])}.")
-    return merged
+def _require_known(
+    where: str, wanted: Mapping[str, Role], dataset: Dataset, stated: Mapping[str, Role]
+) -> None:
+    """Raise `DatasetError` if a split names cases that have no reference in the dataset."""
+    unknown = [case for case in wanted if case not in stated]
+    if not unknown:
+        return
+    there = {case.case for case in dataset.cases}
+    if unlabelled := [case for case in unknown if case in there]:
+        raise DatasetError(
+            f"{where} names {count(len(unlabelled), 'case')} without a reference: "
+            f"{listed(unlabelled)}. Add the references, or take the cases out of the file."
+        )
+    raise DatasetError(
+        f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
+        f"{listed(unknown)}. Correct the ids.{nearest(unknown[0], sorted(stated))}"
+    )
 
 
 def _units(

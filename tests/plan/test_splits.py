@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, ReadError
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 
@@ -147,8 +147,10 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
     ("fold", "words"),
     [
         ({"train": [*TEN, "ghost"], "val": []}, "ghost"),
-        ({"train": ["c1", "c2"], "val": ["c3"]}, "c4"),  # is left out
-        ({"train": list(TEN), "val": []}, "c0"),  # is a test case
+        ({"train": ["c1", "c2"], "val": ["c03"]}, "c03.*Did you mean 'c3'"),
+        ({"train": ["c1", "c2"], "val": ["c3"], "test": ["c11"]}, "1 case that.*c11"),
+        ({"train": list(TEN), "val": []}, "1 test case.*c0"),
+        ({"train": [], "val": ["c1"]}, "trains on no case"),
         ({"val": []}, "train"),
     ],
 )
@@ -156,6 +158,75 @@ def test_a_given_split_must_fit(dataset: Dataset, tmp_path: Path, fold: dict, wo
     path = write(tmp_path / "given.json", [fold])
     with pytest.raises(DatasetError, match=rf"given\.json.*{words}"):
         make_splits(build(dataset, TEN, role={"c0": "test"}), ONES, given=path)
+
+
+def test_cases_that_a_split_file_leaves_out_get_no_role(dataset: Dataset, tmp_path: Path):
+    path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1", "c2"], "val": ["c4"]}])
+    expected = {"c0": "train", "c1": "train", "c2": "train", "c4": "validation"}
+    lying_there = replace(build(dataset, TEN), split_file=path)
+    for splits in (
+        make_splits(build(dataset, TEN), ONES, given=path),
+        make_splits(lying_there, ONES),
+        make_splits(lying_there, ONES, fold=0),
+    ):
+        assert splits.roles == expected
+        assert "leaves out 6 labelled cases" in splits.note
+    tested = replace(build(dataset, TEN, role={"c9": "test"}), split_file=path)
+    assert make_splits(tested, ONES).roles == {**expected, "c9": "test"}
+    own = write(tmp_path / "own.json", {"train": ["c0"], "val": ["c1"]})  # goes first
+    assert make_splits(lying_there, ONES, given=own).roles == {"c0": "train", "c1": "validation"}
+
+
+def test_without_validation_the_held_out_cases_stay_out(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1"], "val": ["c4"]}])
+    data = replace(build(dataset, TEN), split_file=path)
+    splits = make_splits(data, ONES, validation_fraction=0)
+    assert splits.roles == {"c0": "train", "c1": "train", "c4": "train"}
+    assert "the validation cases of" in caplog.text
+    with pytest.raises(ConfigError, match="contradicts"):
+        make_splits(data, ONES, validation_fraction=0, fold=0)
+
+
+def test_a_split_file_that_cannot_be_followed_is_never_replaced_by_a_draw(
+    dataset: Dataset, tmp_path: Path
+):
+    val = {"train": ["c0", "c1"], "val": ["c4"]}
+    path = write(tmp_path / "splits_final.json", [val, {**val, "train": ["c2"]}])
+    data = replace(build(dataset, TEN), split_file=path)
+    with pytest.raises(DatasetError, match="share 1 case: c4"):
+        make_splits(data, ONES)
+    with pytest.raises(DatasetError, match="share 1 case: c4"):
+        fold_numbers(data, ONES)
+    path.write_text("[")
+    with pytest.raises(ReadError, match="not JSON"):
+        make_splits(data, ONES)
+
+
+def test_an_unlabelled_case_in_a_split_file_is_named_as_such(dataset: Dataset, tmp_path: Path):
+    path = write(tmp_path / "s.json", {"train": ["c0"], "val": ["c1"]})
+    with pytest.raises(DatasetError, match="names 1 case without a reference: c1"):
+        make_splits(build(dataset, TEN), {"c0": 1}, given=path)
+
+
+def test_a_split_that_divides_a_patient_is_an_error(dataset: Dataset, tmp_path: Path):
+    groups = {"a1": "a", "a2": "a", "b1": "b", "c1": "c"}
+    data, ones = build(dataset, groups), dict.fromkeys(groups, 1)
+    path = write(tmp_path / "s.json", [{"train": ["a1", "b1"], "val": ["a2"]}])
+    match = r"such as 'a', between train and validation: a1, a2.*data\.group=\.\+"
+    with pytest.raises(DatasetError, match=match):
+        make_splits(data, ones, given=path)
+    alone = build(dataset, {case: case for case in groups})  # what data.group=.+ makes of it
+    assert make_splits(alone, ones, given=path).group_safe
+    roles = {"a1": "train", "b1": "train", "a2": "validation"}
+    own = write(tmp_path / "own.json", {"roles": roles, "group_safe": False})  # says so itself
+    assert not make_splits(data, ones, given=own).group_safe
+    one_patient = build(dataset, dict.fromkeys(groups, "a"))
+    assert not make_splits(one_patient, ones, given=path).group_safe
+    folds = build(dataset, groups, fold={"a1": 0, "a2": 1, "b1": 1, "c1": 0})
+    with pytest.raises(DatasetError, match="'a' has cases in the folds 0 and 1, such as 'a2'"):
+        make_splits(folds, ones)
 
 
 def test_json_round_trip(dataset: Dataset):
@@ -204,4 +275,4 @@ def test_the_folds_there_are(dataset: Dataset, tmp_path: Path):
     with pytest.raises(DatasetError, match="at least two folds"):
         fold_numbers(build(dataset, {"a": "g"}), {"a": 1})
     with pytest.raises(DatasetError, match="single split"):
-        fold_numbers(own, ONES, given=write(given, {"roles": {}}))
+        fold_numbers(own, ONES, given=write(given, {"roles": {"c0": "train"}}))

@@ -14,6 +14,7 @@ from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import CHANNEL, Count, Problems, missing_channels, validated
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.raster import SUFFIXES as RASTERS
+from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
 
@@ -38,7 +39,6 @@ def read_nnunet(root: Path) -> Dataset:
     labels, ignore, regions = _labels(facts, path)
     training = list(map(strip_suffix, _image_files(root / "imagesTr")))
     numbered = not training or any(map(CHANNEL.fullmatch, training))
-    folds = _folds(root / "splits_final.json")
     cases: list[CaseFiles] = []
     for part in ("Tr", "Ts"):
         images = _by_case(root / f"images{part}", numbered, problems)
@@ -55,25 +55,14 @@ def read_nnunet(root: Path) -> Dataset:
                 tuple(file for _, file in sorted(images[case].items())),
                 reference=references[case][0],
                 role="test" if part == "Ts" else None,
-                fold=folds.get(case) if part == "Tr" else None,
                 missing=missing_channels(images[case], len(names)),
             )
             for case in sorted(set(images) & set(references))
         ]
     name, convention = str(content.get("name") or root.name), "nnunet" if numbered else "msd"
     every = (name, root, convention, 3, names, labels, tuple(cases), ignore)
-    return Dataset(*every, regions=regions, problems=tuple(problems))
-
-
-def _folds(path: Path) -> dict[str, int]:
-    """Fold of each case: the split whose `val` list it stands in; none when a case is in two."""
-    splits = read_json(path) if path.is_file() else []
-    pairs = []
-    for k, split in enumerate(splits if isinstance(splits, list) else [None]):
-        if not isinstance(split, dict) or not isinstance(split.get("val"), list):
-            raise DatasetError(f"{path}: the splits are not a list of objects with lists 'val'.")
-        pairs += [(str(case), k) for case in split["val"]]
-    return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
+    given = next((root / n for n in (SPLITS_FINAL, PICKLED) if (root / n).is_file()), None)
+    return Dataset(*every, regions=regions, problems=tuple(problems), split_file=given)
 
 
 def _image_files(folder: Path) -> list[Path]:

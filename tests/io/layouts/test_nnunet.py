@@ -47,12 +47,12 @@ def test_labelled_test_scans_get_the_test_role(nnunet_folder, labelled):
     assert [(c.case, c.role) for c in read_dataset(root).cases] == expected
 
 
-def test_given_splits_become_folds(nnunet_folder):
+def test_a_split_file_in_the_folder_is_named(nnunet_folder):
     root = nnunet_folder()
-    splits = [{"train": ["A"], "val": ["B"]}, {"train": ["B"], "val": ["A"]}]
-    for given, folds in ((splits, [1, 0]), ([splits[0]] * 2, [None, None])):  # a case in two: none
-        (root / "splits_final.json").write_text(json.dumps(given))
-        assert [c.fold for c in read_dataset(root).cases] == folds
+    assert read_dataset(root).split_file is None
+    for name in ("splits_final.pkl", "splits_final.json"):  # the latter goes first
+        (root / name).write_text("read by whoever divides the cases")
+        assert read_dataset(root).split_file == root / name
 
 
 REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}

@@ -1,0 +1,136 @@
+"""Split files: who trains and who validates, as our `splits.json` and nnU-Net's list state it.
+
+Accepted are a list of folds (nnU-Net's `splits_final.json`), one such fold, and our own roles:
+
+    [{"train": ["P01", "P02"], "val": ["P03"]}, …]
+    {"train": ["P01", "P02"], "val": ["P03"]}
+    {"roles": {"P01": "train", "P03": "validation", "P04": "test"}}
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from lesionseg.core import Role
+from lesionseg.errors import DatasetError, count, listed, nearest
+from lesionseg.io.files import read_json
+
+SPLITS_FINAL = "splits_final.json"  # nnU-Net's name
+PICKLED = "splits_final.pkl"  # version 1 of nnU-Net
+_EXAMPLE = 'Write [{"train": ["P01", "P02"], "val": ["P03"]}] with the ids of your cases.'
+_EXAMPLE_ROLES = 'Write {"roles": {"P01": "train", "P02": "validation"}} with your cases.'
+_ROLE_OF: Mapping[str, Role] = {"train": "train", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """The content of a split file: the role of every named case, per fold.
+
+    `is_list` is False if the file holds a single split, which has no fold numbers.
+    `divides_patients` is True if the file itself states that it divides a patient.
+    """
+
+    path: Path
+    folds: tuple[Mapping[str, Role], ...]
+    is_list: bool
+    divides_patients: bool = False
+
+    def roles(self, fold: int | None = None) -> Mapping[str, Role]:
+        """Return the roles of one fold, by default of the first. Raise `DatasetError` if absent."""
+        if fold and not self.is_list:
+            raise DatasetError(
+                f"{self.path}: data.fold={fold}, but this file holds a single split. Leave out "
+                "data.fold."
+            )
+        if fold is not None and not 0 <= fold < len(self.folds):
+            raise DatasetError(
+                f"{self.path}: data.fold={fold} is not in the file, which holds "
+                f"{count(len(self.folds), 'fold')} (0 to {len(self.folds) - 1})."
+            )
+        return self.folds[fold or 0]
+
+
+def read_split_file(path: Path) -> SplitFile:
+    """Read a split file of any accepted form.
+
+    Raises `ReadError` if the file is missing or not JSON, and `DatasetError` if it does not state
+    one role per case: an unknown form, a case that is listed twice in a fold, or a case that
+    validates in two folds.
+    """
+    if path.suffix.lower() in (".pkl", ".pickle"):
+        raise DatasetError(
+            f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save that as JSON "
+            "and name it by data.splits=FILE."
+        )
+    content = read_json(path, unique_keys=True)
+    if isinstance(content, dict) and "roles" in content:
+        stated_unsafe = content.get("group_safe") is False
+        return SplitFile(path, (_own_roles(path, content["roles"]),), False, stated_unsafe)
+    if isinstance(content, dict) and {"train", "val"} & content.keys():
+        return SplitFile(path, (_fold_roles(path, "the split", content),), False)
+    if not isinstance(content, list):
+        raise DatasetError(f"{path}: this is not a split file. {_EXAMPLE}")
+    if not content:
+        raise DatasetError(f"{path}: the list of folds is empty. {_EXAMPLE}")
+    folds = tuple(_fold_roles(path, f"fold {k}", fold) for k, fold in enumerate(content))
+    _require_one_validation(path, folds)
+    return SplitFile(path, folds, True)
+
+
+def _own_roles(path: Path, roles: Any) -> dict[str, Role]:
+    """Check the object `roles` of our own file."""
+    if not isinstance(roles, dict) or not roles:
+        raise DatasetError(f'{path}: "roles" is not an object of cases and roles. {_EXAMPLE_ROLES}')
+    known: dict[str, Role] = {role: role for role in get_args(Role)}
+    for case, role in roles.items():
+        if not isinstance(role, str) or role not in known:
+            near = "validation" if role == "val" else str(role)
+            raise DatasetError(
+                f"{path}: the role of {case!r} is {json.dumps(role)[:40]}. A role is one of "
+                f"{', '.join(known)}.{nearest(near, known)}"
+            )
+    return {case: known[role] for case, role in roles.items()}
+
+
+def _fold_roles(path: Path, where: str, fold: Any) -> dict[str, Role]:
+    """Check one object of lists `train` and `val` (and perhaps `test`), and return its roles."""
+    if not isinstance(fold, dict):
+        raise DatasetError(f"{path}: {where} is not an object with two lists of cases. {_EXAMPLE}")
+    for key in ("train", "val"):
+        if key not in fold:
+            raise DatasetError(f'{path}: {where} has no list "{key}". {_EXAMPLE}')
+    if unknown := sorted(set(fold) - set(_ROLE_OF)):
+        raise DatasetError(
+            f'{path}: {where} has the unknown key "{unknown[0]}". Known keys are '
+            f"{', '.join(_ROLE_OF)}."
+        )
+    roles: dict[str, Role] = {}
+    for key, cases in fold.items():
+        if not isinstance(cases, list) or not all(isinstance(c, str | int) for c in cases):
+            raise DatasetError(f'{path}: "{key}" of {where} is not a list of case ids. {_EXAMPLE}')
+        for case in map(str, cases):
+            if case in roles:
+                before = next(k for k, role in _ROLE_OF.items() if role == roles[case])
+                both = f'twice in "{key}"' if before == key else f'in "{before}" and in "{key}"'
+                raise DatasetError(f"{path}: {where} has the case {case!r} {both}. Keep one.")
+            roles[case] = _ROLE_OF[key]
+    return roles
+
+
+def _require_one_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:
+    """Raise `DatasetError` if a case validates in two folds: the folds are then no partition."""
+    first: dict[str, int] = {}
+    twice: dict[str, tuple[int, int]] = {}
+    for k, roles in enumerate(folds):
+        for case, role in roles.items():
+            if role == "validation" and first.setdefault(case, k) != k:
+                twice.setdefault(case, (first[case], k))
+    if twice:
+        one, other = next(iter(twice.values()))
+        raise DatasetError(
+            f'{path}: the "val" lists of two folds share {count(len(twice), "case")}: '
+            f"{listed(twice)} (folds {one} and {other}). List each case in one of them, or save "
+            "the fold that you want in a file of its own and name it by data.splits=FILE."
+        )

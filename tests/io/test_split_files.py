@@ -1,0 +1,92 @@
+"""Split files: every accepted form gives its roles, every other one a sentence with the remedy."""
+
+import json
+import pickle
+
+import pytest
+
+from lesionseg.errors import DatasetError, ReadError
+from lesionseg.io.split_files import read_split_file
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="splits_final.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+ONE = {"train": ["a", "b"], "val": ["c"]}
+ROLES = {"a": "train", "b": "train", "c": "validation"}
+
+
+def test_every_accepted_form_gives_the_same_roles(write):
+    folds = [ONE, {"train": ["b", "c"], "val": ["a"]}]
+    for content in (folds, ONE, {"roles": ROLES}, {"roles": ROLES, "seed": 3, "group_safe": True}):
+        assert read_split_file(write(content)).roles() == ROLES
+    file = read_split_file(write(folds))
+    assert file.roles(1) == {"b": "train", "c": "train", "a": "validation"}
+    assert (file.is_list, len(file.folds), file.divides_patients) == (True, 2, False)
+    assert read_split_file(write({"roles": ROLES, "group_safe": False})).divides_patients
+    assert read_split_file(write([{**ONE, "test": ["d"]}])).roles()["d"] == "test"
+    assert read_split_file(write([{"train": [1, 2], "val": ["03"]}])).roles()["2"] == "train"
+
+
+WRONG = [
+    ([], "the list of folds is empty"),
+    ("x", "not JSON from line 1, column 1"),
+    ("[{'train': ['a'], 'val': ['b']}]", "double quotes around names"),
+    ('{"roles": {"a": "train", "a": "test"}}', "'a' is there twice"),
+    (3, "not a split file"),
+    ({"folds": []}, "not a split file"),
+    ({"roles": {}}, '"roles" is not an object'),
+    ({"roles": {"a": "val"}}, "'a' is \"val\".*Did you mean 'validation'"),
+    ({"roles": {"a": "trian"}}, "Did you mean 'train'"),
+    ({"roles": {"a": ["train"]}}, "A role is one of"),
+    ([ONE, ["a"]], "fold 1 is not an object"),
+    ([{"train": ["a"]}], 'fold 0 has no list "val"'),
+    ({"val": ["a"]}, 'the split has no list "train"'),
+    ([{**ONE, "valid": []}], 'unknown key "valid"'),
+    ([{"train": "a", "val": []}], '"train" of fold 0 is not a list of case ids'),
+    ([{"train": [["a"]], "val": []}], '"train" of fold 0 is not a list of case ids'),
+    ([{"train": ["a", "c"], "val": ["c"]}], """'c' in "train" and in "val". Keep one"""),
+    ([{"train": ["a", "a"], "val": ["c"]}], """'a' twice in "train". Keep one"""),
+    ([ONE, {"train": ["a", "b"], "val": ["c"]}], "1 case: c .folds 0 and 1.*data.splits=FILE"),
+]
+
+
+@pytest.mark.parametrize(("content", "match"), WRONG)
+def test_what_states_no_roles_is_an_error_with_a_remedy(write, content, match):
+    path = write(content)
+    with pytest.raises((DatasetError, ReadError), match=match) as caught:
+        read_split_file(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ")
+    assert not any(word in said for word in ("Error", "Traceback", "Expecting", "{'"))
+
+
+def test_the_example_in_a_message_is_a_split_file(write):
+    for wrong in ([], {"roles": {}}):
+        with pytest.raises(DatasetError) as caught:
+            read_split_file(write(wrong))
+        example = str(caught.value).split("Write ")[1].split(" with ")[0]
+        assert set(read_split_file(write(example)).roles().values()) == {"train", "validation"}
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "splits_final.pkl"
+    path.write_bytes(pickle.dumps([ONE]))
+    with pytest.raises(DatasetError, match="Save that as JSON"):
+        read_split_file(path)
+
+
+def test_a_fold_that_the_file_does_not_hold_is_an_error(write):
+    with pytest.raises(DatasetError, match=r"data\.fold=1 is not in the file, which holds 1 fold"):
+        read_split_file(write([ONE])).roles(1)
+    with pytest.raises(DatasetError, match=r"data\.fold=1, but this file holds a single split"):
+        read_split_file(write(ONE)).roles(1)
+    with pytest.raises(DatasetError, match=r"data\.fold=-1"):
+        read_split_file(write([ONE])).roles(-1)

@@ -1,0 +1,79 @@
+"""What is learnt of a dataset before a training: roles, and what the fingerprint is taken from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lesionseg.config import DataConfig
+from lesionseg.errors import DatasetError
+from lesionseg.pipeline.dataset import take_survey
+from tests.pipeline.cases import boxes, write_array
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """An nnU-Net folder of the cases P00 to P07, each with one lesion of side 2 + number."""
+
+    def write(splits=None):
+        root = tmp_path / "Dataset001_eight"
+        for k in range(8):
+            for part, name in (("imagesTr", f"P0{k}_0000"), ("labelsTr", f"P0{k}")):
+                (root / part).mkdir(parents=True, exist_ok=True)
+                mask = boxes((16, 16, 16), (2, 2, 2, 2 + k))
+                noise = np.random.default_rng(k).normal(100, 5, mask.shape).astype(np.float32)
+                write_array(root / part / f"{name}.nii.gz", mask if part == "labelsTr" else noise)
+        facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
+        (root / "dataset.json").write_text(json.dumps(facts))
+        if splits is not None:
+            (root / "splits_final.json").write_text(json.dumps(splits))
+        return root
+
+    return write
+
+
+HELD_OUT = [
+    {"train": ["P00", "P01", "P02", "P03"], "val": ["P04", "P05"]},
+    {"train": ["P04", "P05", "P02", "P03"], "val": ["P00", "P01"]},
+]
+
+
+@pytest.mark.parametrize("place", ["found", "named"])
+def test_cases_that_a_split_file_leaves_out_do_not_train(eight, tmp_path, caplog, place):
+    root, settings = eight(HELD_OUT), {}
+    if place == "named":
+        given = tmp_path / "mine.json"
+        (root / "splits_final.json").rename(given)
+        settings = {"splits": str(given)}
+    survey = take_survey(DataConfig.of(root=str(root), **settings), seed=0)
+    assert [c.case for c in survey.of_role("train")] == HELD_OUT[0]["train"]
+    assert [c.case for c in survey.of_role("validation")] == HELD_OUT[0]["val"]
+    assert "leaves out 2 labelled cases, not used here: P06, P07" in caplog.text
+    # nor are they in the fingerprint: the lesions of P06 and P07 are the largest
+    assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in range(6)]
+    second = take_survey(DataConfig.of(root=str(root), fold=1, **settings), seed=0)
+    assert [c.case for c in second.of_role("train")] == ["P02", "P03", "P04", "P05"]
+
+
+def test_a_cross_validation_plans_for_the_cases_of_all_folds(eight, caplog):
+    folds = [{"train": ["P00", "P01"], "val": ["P02"]}, {"train": ["P02", "P05"], "val": ["P00"]}]
+    survey = take_survey(DataConfig.of(root=str(eight(folds)), fold="all"), seed=0)
+    assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
+    assert "leaves out 4 labelled cases, not used here: P03, P04, P06, P07" in caplog.text
+
+
+WRONG = [
+    ([HELD_OUT[0], {"train": ["P00"], "val": ["P04"]}], "share 1 case: P04"),
+    ([{"train": ["P00", "P09"], "val": ["P04"]}, HELD_OUT[1]], "does not have: P09"),
+    ([{"train": ["P00", "P04"], "val": ["P04"]}], '\'P04\' in "train" and in "val"'),
+    ([{"val": ["P04"]}], 'no list "train"'),
+    ("nothing", "not a split file"),
+]
+
+
+@pytest.mark.parametrize(("splits", "match"), WRONG)
+def test_a_split_file_that_cannot_be_followed_stops_the_training(eight, splits, match):
+    root = eight(splits)
+    for settings in ({}, {"fold": 0}, {"fold": "all"}):
+        with pytest.raises(DatasetError, match=rf"splits_final\.json: .*{match}"):
+            take_survey(DataConfig.of(root=str(root), **settings), seed=0)
