@@ -238,6 +238,7 @@ class TrainConfig(Settings):
     rate_confidence: Confidence | None
     run_dir: Text | None
     seed: Index
+    private: bool
     debug: bool
 
 
@@ -257,7 +258,16 @@ class Command(Settings):
     debug: bool
 
 
-class PredictConfig(Command):
+class OutputCommand(Command):
+    """The settings that commands with an output folder have in common.
+
+    `private`: only the user can read the results, whatever the umask says.
+    """
+
+    private: bool
+
+
+class PredictConfig(OutputCommand):
     bundle: Bundles
     input: Text
     output: Text
@@ -281,7 +291,7 @@ class PredictConfig(Command):
         return self
 
 
-class EvaluateConfig(Command):
+class EvaluateConfig(OutputCommand):
     reference: Text
     prediction: Text
     output: Text
@@ -300,7 +310,7 @@ class EvaluateConfig(Command):
     seed: Index
 
 
-class FollowConfig(Command):
+class FollowConfig(OutputCommand):
     before: Text | None
     after: Text | None
     output: Text
@@ -333,7 +343,7 @@ class FollowConfig(Command):
         return self
 
 
-class ReportConfig(Command):
+class ReportConfig(OutputCommand):
     scores: Text
     output: Text
     images: Text | None
@@ -349,6 +359,7 @@ class ExportConfig(Settings):
     format: Literal["onnx", "monai"]
     opset: From1
     trust: bool
+    private: bool
     debug: bool
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
-from lesionseg.config import COMMANDS, Command, conf_dir, read
+from lesionseg.config import COMMANDS, Command, ServeConfig, conf_dir, read
 from lesionseg.errors import ConfigError, LesionsegError, nearest, pip_install
 from lesionseg.pipeline.log import say
 
@@ -76,12 +76,16 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
 
 def recipe(command: str, cfg: Any) -> Any:
-    """Call what a command stands for, with its settings; returns what it returns."""
+    """Call the function of a command with its settings; returns what it returns."""
+    from lesionseg.io.files import private_files
+
     if isinstance(cfg, Command):
         from lesionseg.io.limits import FileLimits, set_limits
 
         set_limits(FileLimits(max_voxels=cfg.max_voxels))
-    return getattr(import_module(f"lesionseg.pipeline.{command}"), command)(cfg)
+    is_private = isinstance(cfg, ServeConfig) or cfg.private  # uploads are always private
+    with private_files() if is_private else nullcontext():
+        return getattr(import_module(f"lesionseg.pipeline.{command}"), command)(cfg)
 
 
 def finish(outcome: Any) -> int:

@@ -381,7 +381,7 @@ def _find_or_make(
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock"), mode=0o666):
+        with FileLock(folder.with_suffix(".lock")):
             if (cached := _find(entry, wanted)) is not None:  # another process has made it
                 return cached
             if entry.exists():

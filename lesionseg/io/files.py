@@ -69,7 +69,10 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """What this process makes meanwhile is its user's alone: files 0600, folders 0700."""
+    """Give files made within mode 0600 and folders 0700: only their user can read them.
+
+    Otherwise files and folders follow the umask, as those of other programs do.
+    """
     before = os.umask(0o077)
     try:
         yield
@@ -305,7 +308,8 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     folders that have a lock of their own. The system ends the lock with
     the process, however that ends. Raises `OutputError` if another has it.
     """
-    lock, is_new = FileLock(folder / name), not folder.exists()
+    lock = FileLock(folder / name)
+    is_new = not folder.exists()
     with _output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -30,7 +30,7 @@ from lesionseg.io.dicom.results import (
     require_highdicom,
     write_dicom_results,
 )
-from lesionseg.io.files import atomic_path, check_case_id, locked_folder, private_files
+from lesionseg.io.files import atomic_path, check_case_id, locked_folder
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import MASK_ENDINGS, write_prediction
 from lesionseg.io.remote import download, upload
@@ -67,8 +67,8 @@ def predict(
 
     Writes mask, instances and candidates of each case to `cfg.output`, in the scan's own geometry
     and format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
-    stop the others. Started again, it leaves out what is done and unchanged. What is written is its
-    user's alone (files 0600, folders 0700). Input and output may be URLs.
+    stop the others. Started again, it leaves out what is done and unchanged. Files follow
+    the umask. Input and output may be URLs.
 
     Args:
         cfg: see conf/predict.yaml.
@@ -95,7 +95,6 @@ def predict(
         name = f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
     rows: list[Row] = []
     with (
-        private_files(),
         locked_folder(folder, f".{name}.lock"),
         closing(PredictionTable(folder / name, cfg.output)) as table,
         bar("Predicting", progress) as advance,

@@ -99,7 +99,8 @@ class _Actor:
         known: Mapping[str, Row],
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
-        os.umask(0o077)  # results are their user's alone
+        if cfg.private:  # the setting of the process that asked is not inherited by Ray's workers
+            os.umask(0o077)
         set_limits(FileLimits(max_voxels=cfg.max_voxels))
         self._given = cfg, make_predictor(cfg, architectures), output, known
 

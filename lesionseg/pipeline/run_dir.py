@@ -27,7 +27,7 @@ from lesionseg.plan.splits import Splits
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 # settings that do not change the result: a whole section, or one of its settings
-FREE = ("debug", "logger", "report", "run_dir", "data.cache_dir", "trainer.workers")
+FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
 _SHOWN = 5  # changed cases that the message names

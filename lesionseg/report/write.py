@@ -11,7 +11,7 @@ import pandas as pd
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
-from lesionseg.io.files import private_files, read_csv, read_yaml, write_csv, write_text
+from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.report import charts
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
@@ -139,9 +139,8 @@ def write_report(
     write_text(output / "report.html", render("report.html.j2", **values))
     write_adjudication(output / "adjudicate.csv", tables)
     if tables.names:
-        with private_files():  # who reads it knows the patients
-            rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
-            write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
+        rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
+        write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
     if options.pdf:
         write_pdf(output / "report.pdf", values)
     return output / "report.html"
@@ -424,8 +423,7 @@ def write_adjudication(path: Path, tables: Tables) -> int:
             del given[0]
     rows += [row for more in filled.values() for row in more]
     if rows:
-        with private_files():  # it holds the ids of cases
-            write_csv(path, rows, [*columns, *ANSWERS])
+        write_csv(path, rows, [*columns, *ANSWERS])
     return len(false)
 
 

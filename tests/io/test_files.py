@@ -1,6 +1,7 @@
 """Whole files or none, tables that come back, ids that name files, folders that one writes."""
 
 import json
+import os
 import sys
 from importlib import import_module
 from itertools import pairwise
@@ -46,11 +47,35 @@ def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         write_text(target / "a.txt", "x")
 
 
-def test_private_files_are_their_user_s_alone(tmp_path):
-    with private_files():
-        write_text(tmp_path / "mine" / "pseudonyms.csv", "x")
-    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    assert modes == {"mine": 0o700, "pseudonyms.csv": 0o600}
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_atomic_files_and_their_folders_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "open" / "a.txt", "x")
+        write_text(tmp_path / "open" / "a.txt", "replaced")
+        write_csv(tmp_path / "open" / "a.csv", [{"a": 1}], ["a"])
+        write_json(tmp_path / "open" / "a.json", {})
+        with locked_folder(tmp_path / "locked"):
+            lock = (tmp_path / "locked" / LOCK).stat().st_mode & 0o777
+            write_text(tmp_path / "locked" / "a.txt", "x")
+        with private_files():
+            write_text(tmp_path / "mine" / "pseudonyms.csv", "x")
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    file, folder = 0o666 & ~mask, 0o777 & ~mask
+    assert lock == file
+    assert modes == {
+        "open": folder,
+        "open/a.txt": file,
+        "open/a.csv": file,
+        "open/a.json": file,
+        "locked": folder,
+        "locked/a.txt": file,
+        "mine": 0o700,
+        "mine/pseudonyms.csv": 0o600,
+    }
 
 
 def test_json_comes_back_and_does_not_hold_everything(tmp_path):

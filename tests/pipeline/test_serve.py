@@ -5,6 +5,8 @@ import base64
 import email
 import io
 import json
+import os
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lesionseg.cli.command import recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
@@ -107,6 +110,28 @@ def test_a_scan_gives_its_mask_and_nothing_stays(
     assert view["picture"].startswith("data:image/jpeg;base64,")
     assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(view["zip"])))
     assert not kept(temporary)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+def test_uploads_are_private_whatever_the_umask(
+    bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = list[int]()
+
+    def served(*_: Any, **__: Any) -> None:
+        (home,) = temporary.iterdir()
+        (home / "scan.nii.gz").touch()
+        modes.extend(path.stat().st_mode & 0o777 for path in (home, home / "scan.nii.gz"))
+
+    monkeypatch.setattr("uvicorn.run", served)
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    before = os.umask(0)
+    try:
+        recipe("serve", ServeConfig.of(bundle=bundle))
+    finally:
+        os.umask(before)
+    assert modes == [0o700, 0o600]
 
 
 def test_the_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:

@@ -1,7 +1,9 @@
 """The page of an evaluation: its words, its charts, its pictures, and what it hides."""
 
+import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -86,10 +88,13 @@ def test_an_answer_stays_with_its_false_positive(study, tmp_path):
     rows = pd.concat([rows, gone], ignore_index=True).assign(answer=answers)
     rows["start_z_vox"] = rows["start_z_vox"].str.removesuffix(".0")  # as spreadsheets do
     rows.to_csv(path, index=False, sep=";")
+    before = os.umask(0o027)
     write_adjudication(path, tables)
+    os.umask(before)
+    if sys.platform != "win32":
+        assert path.stat().st_mode & 0o777 == 0o640
     again = pd.read_csv(path, dtype=str)
     assert again["answer"].fillna("").tolist() == answers
-    assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ContentError, match=r"adjudicate\.csv: this is no table"):
         write_adjudication(path, tables)
