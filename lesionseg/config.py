@@ -298,6 +298,9 @@ class EvaluateConfig(OutputCommand):
     preset: str
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
+    rate_confidence: Confidence | None
+    chosen_on: Text | None
+    chosen_on_reference: Text | None
     groups: str | None
     compare: Text | None
     margin: Confidence | None

@@ -21,7 +21,7 @@ from lesionseg.inference.boxes import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store, restore_slabs
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import CandidateRule, Plan
 
 _log = logging.getLogger(__name__)
 
@@ -150,22 +150,46 @@ def find_by_plan(
     least half of that: the region is then as likely as not, given that the voxel is lesion at all;
     no voxel is left without one. `keep_from`, errors: see `find_candidates`.
     """
-    rule = plan.candidate_rule
-    if not plan.regions:
+    return find_by_rule(
+        probabilities,
+        geometry,
+        plan.candidate_rule,
+        plan.label_values,
+        are_regions=bool(plan.regions),
+        case=case,
+        keep_from=keep_from,
+    )
+
+
+def find_by_rule(
+    probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
+    geometry: Geometry,
+    rule: CandidateRule,
+    label_values: Sequence[int],
+    *,
+    are_regions: bool,
+    case: str = "",
+    keep_from: float = 1.0,
+) -> Prediction:
+    """Find candidates as `find_by_plan` does, by a rule and the mask value of each channel.
+
+    `are_regions`: the channels are regions, and `label_values` are the values painted for them.
+    """
+    if not are_regions:
         return find_candidates(
-            probabilities, geometry, rule, plan.label_values, case, keep_from=keep_from
+            probabilities, geometry, rule, label_values, case, keep_from=keep_from
         )
     channels = [
         c if isinstance(c, SparseProbabilities) else collect_sparse([c], geometry.shape, rule)
         for c in probabilities
     ]
-    if len(channels) != len(plan.regions):
-        raise GeometryError(f"There are {len(channels)} channels for {len(plan.regions)} regions.")
+    if len(channels) != len(label_values):
+        raise GeometryError(f"There are {len(channels)} channels for {len(label_values)} regions.")
     union = highest(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
     inside = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
-    for channel, value in zip(channels, plan.label_values, strict=True):
+    for channel, value in zip(channels, label_values, strict=True):
         of_union = union.probabilities[np.searchsorted(union.index, channel.index)]
         belongs = (channel.probabilities >= of_union / 2) & inside.flat[channel.index]
         values.flat[channel.index[belongs]] = value

@@ -142,7 +142,9 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         has_ids = "instances" in files.annotations
         reference = (read_instances if has_ids else read_mask)(path, geometry.spacing_mm[0])
         if not (is_raster(path) and reference.geometry.shape == geometry.shape):
-            check_grid(path, reference.geometry, files.images[0], geometry)
+            check_grid(
+                path, reference.geometry, files.images[0] if files.images else path, geometry
+            )
         reference = replace(reference, geometry=geometry)
         reference = reference if has_ids else _with_labels(path, reference, dataset)
     if files.annotated:

@@ -26,24 +26,30 @@ from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError,
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
+from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import present_values, unscored_prediction
 
 _CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
+PROBABILITIES = "probabilities"
 MaskNames = Literal["lesionseg", "nnunet"]
 MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
 
 
 @dataclass(frozen=True)
 class PredictionFiles:
-    """The files of one predicted case; at least one of the first three is there."""
+    """The files of one predicted case; at least one of them exists.
+
+    `probabilities`: nnU-Net's `<case>.npz`, which belongs to `mask`.
+    """
 
     case: str
     mask: Path | None = None
     instances: Path | None = None
     candidates: Path | None = None
     regions: Path | None = None
+    probabilities: Path | None = None
 
 
 class _Entry(BaseModel):
@@ -144,11 +150,12 @@ def write_prediction(
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Find the predicted cases of a folder, by case id, sorted.
 
-    Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, and candidate files
-    alone. Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or
-    a case whose id cannot be one (`check_case_id`).
+    Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, nnU-Net's
+    probabilities `<case>.npz` and candidate files alone. Raises `DatasetError` if the folder is
+    missing, contains none, two masks of one case, or a case whose id cannot be one
+    (`check_case_id`).
     """
-    by_case = _files_by_case(folder, _KINDS)
+    by_case = _files_by_case(folder, (*_KINDS, PROBABILITIES))
     return {case: PredictionFiles(case, **files) for case, files in by_case.items()}
 
 
@@ -162,12 +169,8 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
         raise DatasetError(f"{folder}: the folder does not exist.")
     by_case: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.iterdir()):
-        case, _, kind = strip_suffix(file).rpartition("_")
-        if kind not in _KINDS:
-            case, kind = strip_suffix(file), "mask"
-        is_known = file.name.endswith(_CANDIDATES) if kind == "candidates" else is_image_file(file)
-        is_ours = file.name.endswith((SEGMENTATION, REPORT)) or file.name.startswith(".")
-        if kind not in kinds or not is_known or is_ours or not file.is_file():
+        case, kind = _case_and_kind(file)
+        if kind not in kinds or not file.is_file():
             continue
         if kind in by_case.setdefault(case, {}):
             other = by_case[case][kind].name
@@ -178,6 +181,24 @@ def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, 
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
         raise DatasetError(f"{folder}: no files are there. Name them <case>.*, or {names}.")
     return dict(sorted(by_case.items()))
+
+
+def _case_and_kind(file: Path) -> tuple[str, str]:
+    """Return a file's case id and kind by its name; the kind is empty for any other file.
+
+    Our own probabilities come with a candidate file, which has the scores: their kind is empty.
+    """
+    stem = strip_suffix(file)
+    case, _, kind = stem.rpartition("_")
+    if file.name.startswith(".") or file.name.endswith((SEGMENTATION, REPORT)):
+        return stem, ""
+    if file.name.endswith(NPZ):
+        return stem, "" if kind == PROBABILITIES else PROBABILITIES
+    if file.name.endswith(_CANDIDATES):
+        return case, "candidates"
+    if not is_image_file(file) or kind == "candidates":
+        return stem, ""
+    return (case, kind) if kind in _KINDS else (stem, "mask")
 
 
 def read_prediction(

@@ -12,7 +12,7 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import find_preset, summarise
@@ -20,13 +20,18 @@ from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.tables import scores_table, write_scores
-from lesionseg.inference.decision import choose_operating_point
 from lesionseg.io.files import locks, read_csv
-from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
-from lesionseg.io.predictions import find_masks, find_predictions
-from lesionseg.io.volumes import is_image_file
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zone_files import find_zones
+from lesionseg.pipeline.chosen_point import (
+    Decision,
+    decide_on_development,
+    decided,
+    wished_point,
+)
+from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, aligned, typed
+from lesionseg.pipeline.references import open_references, with_labels_of_outputs
 from lesionseg.pipeline.score import match_cases
 
 _log = logging.getLogger(__name__)
@@ -36,19 +41,28 @@ UNSTATED = ("train", "validation")  # what a case without a stated role may be
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """The scores, as they stand in `output/scores.json`."""
+    """The scores, as they stand in `output/scores.json`.
+
+    `kept`: the folder of masks and candidates that were found in nnU-Net's probabilities.
+    """
 
     scores: Mapping[str, Any]
     output: Path
     given: Mapping[str, str]
+    kept: Path | None = None
 
     def summary(self) -> list[str]:
         """The table of the most important numbers, and where the others are."""
-        return [
+        lines = [
             *aligned(scores_table({f"role {self.scores['evaluated_on']}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
-            f"Next:    {typed('report', scores=self.output, **self.given, output='REPORT')}",
         ]
+        if self.kept is not None:
+            lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
+        lines.append(
+            f"Next:    {typed('report', scores=self.output, **self.given, output='REPORT')}"
+        )
+        return lines
 
 
 @locks("output")
@@ -64,16 +78,19 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
-    point, preset = None, find_preset(cfg.preset)
+    preset = find_preset(cfg.preset)
     if cfg.margin is not None and cfg.compare is None:
         raise ConfigError("margin= needs compare=: it is one between two models.")
-    if (name := cfg.operating_point) is not None:  # no bundle is here that knows others
-        point = choose_operating_point((), str(name) if ":" in str(name) else f"score:{name}")
+    wish = wished_point(cfg)
     output, folder = Path(cfg.output), Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference))
     predictions = find_predictions(folder)
+    dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)
-    if not chosen:
+    if cfg.chosen_on is not None and not {c.case for c in chosen} & predictions.keys():
+        _log.warning("No prediction has a reference. Masks are written, but nothing is scored.")
+        chosen = []
+    elif not chosen:
         there = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
         _log.warning(
             "No case of the reference has the role %s (it has %s). The scores are empty.",
@@ -94,64 +111,74 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
 
+    decision = Decision()
+    if wish is not None and cfg.chosen_on is not None:
+        evaluated = {c.case: role for c in cases}
+        decision = decide_on_development(cfg, wish, preset, evaluated)
+    elif wish is not None:
+        decision = Decision(wish.as_given())
     how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
-    matches = match_cases(cases, predictions, preset, zones=zones, progress=progress, **how)
-    results = [match.result(point) for match in matches]
-    made, own = {"lesionseg": __version__}, dict[str, Any]()
-    if dataset is not None:
-        own = {"dataset": dataset.name, "convention": dataset.convention}
-        own["simulated"] = "simulated" in dataset.name.lower()
-    labels = dataset.lesion_labels if dataset else {}
-    sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
-    sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
-    scores = summarise(
-        results,
-        preset,
-        operating_point=point,
-        provenance=made | own,
-        columns=columns,
-        subgroups=cfg.subgroups,
-        **sums,
-    )
-    if others is not None and cases:
-        second = [match.result() for match in match_cases(cases, others, preset, **how)]
-        scores["comparison"] = compare_models(
-            results,
-            second,
-            fp_per_case=preset.fp_per_case,
-            margin=cfg.margin,
-            replicates=cfg.replicates,
-            seed=cfg.seed,
+    with KeptPredictions(output, predictions) as kept:
+        matches = list(
+            match_cases(
+                cases,
+                predictions,
+                preset,
+                zones=zones,
+                progress=progress,
+                keep=kept.keep,
+                **how,
+            )
         )
-        beside = summarise(second, preset, provenance=made, **sums)
-        write_scores(output / COMPARED, second, beside, labels)
-    else:
-        (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
-    if answers is not None:
-        scores["adjudication"] = adjudicate(results, answers)
-    write_scores(output, results, scores, labels)
-    given = {"images": "SCANS", "reference": cfg.reference, "prediction": cfg.prediction}
-    return EvaluateOutcome(scores, output, given)
+        if wish is not None and decision.point is None:
+            seen = [match.result(surface=False) for match in matches]
+            decision = Decision(wish.choose(seen, cfg.rate_confidence))
+        results = [match.result(decision.point) for match in decided(matches, decision)]
+        known = {c.case for c in labelled}
+        kept.keep_unlabelled([case for case in kept.cases if case not in known])
 
-
-def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
-    """The dataset that a folder holds (None for a folder of masks), and all labelled cases.
-
-    Masks named after BIDS that lie in the folder itself are a folder of masks; one of a dataset's
-    own, as nnU-Net's `labelsTs`, is that part of it. Raises `DatasetError` where there is no
-    reference.
-    """
-    name = recognised(folder)
-    if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
-        masks = find_masks(folder)
-        if (dataset := read_dataset_of(masks.values())) is not None:
-            return dataset, list(dataset.cases)
-        return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    dataset = read_dataset(folder, may_lack=True)
-    labelled = [c for c in dataset.cases if c.is_labelled]
-    if not labelled:
-        raise DatasetError(f"{folder}: no case has a reference to compare with.")
-    return dataset, labelled
+        made = {"lesionseg": __version__}
+        own = dict[str, Any]()
+        if dataset is not None:
+            own = {"dataset": dataset.name, "convention": dataset.convention}
+            own["simulated"] = "simulated" in dataset.name.lower()
+        labels = dataset.lesion_labels if dataset else {}
+        sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
+        sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
+        scores = summarise(
+            results,
+            preset,
+            operating_point=decision.point,
+            provenance=made | own,
+            columns=columns,
+            subgroups=cfg.subgroups,
+            **sums,
+        )
+        if others is not None and cases:
+            second = [match.result() for match in match_cases(cases, others, preset, **how)]
+            scores["comparison"] = compare_models(
+                results,
+                second,
+                fp_per_case=preset.fp_per_case,
+                margin=cfg.margin,
+                replicates=cfg.replicates,
+                seed=cfg.seed,
+            )
+            beside = summarise(second, preset, provenance=made, **sums)
+            write_scores(output / COMPARED, second, beside, labels)
+        else:
+            (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
+        if answers is not None:
+            scores["adjudication"] = adjudicate(results, answers)
+        write_scores(output, results, scores, labels)
+        written = kept.finish(decision)
+    pictured = written if kept.has_all_of(predictions) else None
+    given = {
+        "images": "SCANS",
+        "reference": cfg.reference,
+        "prediction": cfg.prediction if pictured is None else str(pictured),
+    }
+    return EvaluateOutcome(scores, output, given, written)
 
 
 def of_role(

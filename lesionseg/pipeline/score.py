@@ -38,13 +38,13 @@ from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.tables import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
+from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.volumes import predict_volumes
 from lesionseg.io.cases import read_case, read_image, read_mask, read_reference
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
-    read_prediction,
     write_prediction,
 )
 from lesionseg.io.volumes import read_geometry
@@ -74,12 +74,13 @@ def match_cases(
     zones: ZoneFolder | None = None,
     resample: bool = False,
     progress: Advance | None = None,
+    keep: Callable[[Prediction], None] | None = None,
 ) -> Iterator[MatchedCase]:
-    """Match each case with its prediction, if it has one; what was read is freed before the next.
+    """Match each case with its prediction, if it has one; each is freed before the next is read.
 
-    `progress` is called with case, number done and total, in place of a bar.
-    `dataset` is None for masks alone. `role`: of cases that state none. `resample`: see
-    `read_on_grid`.
+    `progress` is called with case, number done and total, instead of a bar. `dataset` is None for
+    masks alone. `role`: of cases that state none. `resample`: see `read_on_grid`. `keep` is called
+    with each prediction, as a file's id names it.
     """
     regions = dataset.regions if dataset else ()
     how = {"resample": resample, "binary": bool(regions)}
@@ -88,6 +89,8 @@ def match_cases(
             reference, prediction = open_reference(files, dataset), None
             if files.case in predictions:
                 prediction = read_on_grid(predictions[files.case], reference.geometry, **how)
+                if keep is not None:
+                    keep(replace(prediction, case=files.case))
             yield match_case(
                 reference,
                 prediction,
@@ -102,9 +105,15 @@ def match_cases(
 
 
 def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """The reference of a case on its image's grid, of which the header alone is read."""
+    """Read the reference of a case on its image's grid; of the image, only the header is read.
+
+    A case without an image has the grid of its mask.
+    """
     if dataset is not None:
-        reference = read_reference(files, dataset)
+        grid = None
+        if not files.images and files.reference is not None:
+            grid = read_geometry(files.reference, raster_mm=files.pixel_mm)
+        reference = read_reference(files, dataset, grid)
     else:
         path = files.reference
         reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
@@ -119,7 +128,7 @@ def read_on_grid(
     """Read a prediction on the grid of its reference.
 
     One on another grid is resampled when that is asked for, else a `GeometryError`. `binary`: as in
-    `read_prediction`.
+    `read_prediction`. nnU-Net's probabilities are on the grid of the mask beside them.
     """
     path = files.instances or files.mask
     own = None if path is None else read_geometry(path, raster_mm=1.0)
@@ -130,7 +139,7 @@ def read_on_grid(
         to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
         own = Geometry(own.shape, geometry.affine @ to_reference)
     if own is None or own.matches(geometry):
-        return read_prediction(files, geometry=geometry, binary=binary)
+        return open_prediction(files, geometry=geometry, binary=binary)
     if not resample:
         raise GeometryError(
             f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
@@ -138,7 +147,7 @@ def read_on_grid(
             "resample=true, or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
-    return onto_grid(replace(read_prediction(files, binary=binary), geometry=own), geometry)
+    return onto_grid(replace(open_prediction(files, binary=binary), geometry=own), geometry)
 
 
 # --- roles of a training -------------------------------------------------------------------------

@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Reference
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
+from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import (
-    find_masks,
-    find_predictions,
-    read_prediction,
-)
+from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import filled_boxes, lesion_mask
 
@@ -100,7 +97,7 @@ class Sources:
             return scene
         regions = any(data is not None and data.regions for data in (self._images, self._reference))
         try:
-            prediction = read_prediction(self._predictions[case], geometry=geometry, binary=regions)
+            prediction = open_prediction(self._predictions[case], geometry=geometry, binary=regions)
         except GeometryError as error:  # evaluated by resample=true
             _log.warning("The report shows %s without its prediction: %s", case, error)
             return scene

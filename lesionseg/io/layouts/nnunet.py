@@ -4,6 +4,8 @@ Layouts: nnU-Net documentation/dataset_format.md, region_based_training.md and i
 medicaldecathlon.com.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, Field
@@ -26,6 +28,21 @@ class _Facts(BaseModel):
     )
     labels: dict[str, Count | list[Count]] | dict[Count, str]
     regions_class_order: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Names of the lesions' mask values (ascending), the value to ignore, and regions."""
+
+    names: Mapping[int, str]
+    ignore: int | None
+    regions: tuple[LabelRegion, ...]
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """Read the labels of nnU-Net's `dataset.json`; raises `ReadError` or `DatasetError`."""
+    names, ignore, regions = _labels(validated(_Facts, read_json(path), path), path)
+    return LabelTable(names, ignore, regions)
 
 
 def read_nnunet(root: Path) -> Dataset:

@@ -1,0 +1,364 @@
+"""The folder that `nnUNetv2_predict --save_probabilities` writes: probabilities become candidates.
+
+`<case>.npz` has the probabilities and `<case>.nii.gz`, the mask, has the geometry. nnU-Net's
+readers may order the axes of an image otherwise than the file (`NibabelIOWithReorient`), so the
+axis order is the one in which the probabilities' own labels agree with the mask.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Prediction
+from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.inference.candidates import SparseProbabilities
+from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
+from lesionseg.inference.probabilities import SURE, compress_log_odds
+from lesionseg.io.cases import check_grid, read_mask
+from lesionseg.io.files import read_json
+from lesionseg.io.layouts.nnunet import LabelTable, read_label_table
+from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
+from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.volumes import is_raster
+from lesionseg.plan.plan import CandidateRule
+
+_log = logging.getLogger(__name__)
+
+# nnU-Net's own mask has a label where its probability is above one half. Candidates start at a low
+# probability, because networks that learn by Dice give values near 0 or 1 to most voxels. A single
+# voxel is a candidate, as it is an object of nnU-Net's mask.
+NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
+_LABELS = "dataset.json"
+_PLANS = "plans.json"
+_REORIENTING = "WithReorient"  # how the names of such readers end
+_LEVELS_UP = 3  # from fold_0/validation to the model folder
+# log-odds are computed above this; `compress_log_odds` changes those beyond p = 0.99966
+_HIGH = 0.999
+_ROUNDING = 1e-3
+_SUM_TOLERANCE = 0.02  # of probabilities that were saved as 16-bit numbers
+_SAME_ORDER = 0.9  # Dice of two label maps in the same axis order
+_SOME_ORDER = 0.5  # below, no order agrees
+
+
+@dataclass(frozen=True)
+class AxisOrder:
+    """The order of an array's axes compared with the mask's.
+
+    Mask axis `a` runs along array axis `axes[a]`, backwards if `flipped[a]`.
+    """
+
+    axes: tuple[int, ...]
+    flipped: tuple[bool, ...]
+
+    @classmethod
+    def same(cls, dims: int) -> "AxisOrder":
+        """Return the order of an array whose axes are the mask's."""
+        return cls(tuple(range(dims)), (False,) * dims)
+
+    def shape(self, array_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the array in the mask's axis order."""
+        return tuple(array_shape[axis] for axis in self.axes)
+
+    def flat_index(
+        self, index: NDArray[np.int64], array_shape: tuple[int, ...]
+    ) -> NDArray[np.int64]:
+        """Return the mask's flat indices of the array's flat indices `[n]`."""
+        if self == AxisOrder.same(len(array_shape)):
+            return index
+        places = np.unravel_index(index, array_shape)
+        moved = [
+            array_shape[axis] - 1 - places[axis] if is_flipped else places[axis]
+            for axis, is_flipped in zip(self.axes, self.flipped, strict=True)
+        ]
+        return np.asarray(np.ravel_multi_index(moved, self.shape(array_shape)), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Voxels:
+    """The voxels that may belong to a candidate: flat indices `[n]`, values `[K, n]` float32."""
+
+    index: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+def open_prediction(
+    files: PredictionFiles, *, geometry: Geometry | None = None, binary: bool = False
+) -> Prediction:
+    """Read a predicted case: by nnU-Net's probabilities if it has some, else as `read_prediction`.
+
+    Candidate files are read before probabilities: they have the candidates already. Arguments and
+    errors are those of `io.predictions.read_prediction`.
+    """
+    if files.probabilities is None or files.candidates is not None:
+        return read_prediction(files, geometry=geometry, binary=binary)
+    return read_probabilities(files, geometry=geometry)
+
+
+def read_probabilities(files: PredictionFiles, *, geometry: Geometry | None = None) -> Prediction:
+    """Find the candidates in nnU-Net's probabilities of one case, accepted from score 0.5.
+
+    Args:
+        files: with `probabilities`, and the `mask` that nnU-Net wrote beside them.
+        geometry: of the scan, on which the mask must lie; None: the mask's own.
+
+    Raises:
+        ReadError: for a file that is damaged, contains objects, or has no mask.
+        GeometryError: if mask and scan, or mask and probabilities, do not fit.
+        ContentError: for NaN, and for channels that are not those of the labels.
+    """
+    path = files.probabilities
+    if path is None or files.mask is None:
+        raise ReadError(
+            f"{path}: there is no mask {files.case}.* beside it, which has the geometry. Keep the "
+            "masks that nnUNetv2_predict writes beside its probabilities."
+        )
+    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
+    mask = read_mask(files.mask, raster_mm=pixel_mm)
+    grid = mask.geometry
+    if geometry is not None:
+        if not (is_raster(files.mask) and grid.shape == geometry.shape):
+            check_grid(files.mask, grid, Path("the scan"), geometry)
+        grid = geometry
+    file = open_probabilities(path)
+    table = find_label_table(path)
+    are_regions = table is not None and bool(table.regions)
+    values = _channel_values(file, table)
+    voxels = _collect(file, are_regions=are_regions)
+    painted = _painted(voxels, values, table if are_regions else None)
+    shape = _spatial_shape(file, grid.dims)
+    order = _axis_order(file, shape, voxels.index, painted, np.asarray(mask.labels), grid)
+    channels = _channels(voxels, order, shape, are_regions=are_regions)
+    found = find_by_rule(
+        channels,
+        grid,
+        NNUNET_RULE,
+        values,
+        are_regions=are_regions,
+        case=files.case,
+        keep_from=DEFAULT_POINT.score,
+    )
+    if found.n_left_out:
+        _log.warning("Case %s: %s", files.case, found.left_out_note)
+    return accept(found, DEFAULT_POINT)
+
+
+def find_label_table(path: Path) -> LabelTable | None:
+    """Read the labels that belong to a file of probabilities, from `dataset.json` in its folder.
+
+    nnU-Net writes this file into the output folder, and into the model folder above
+    `fold_0/validation`. Return None if there is none.
+    """
+    for folder in list(path.parents)[:_LEVELS_UP]:
+        if (folder / _LABELS).is_file():
+            return read_label_table(folder / _LABELS)
+    return None
+
+
+def _channel_values(file: ProbabilityFile, table: LabelTable | None) -> tuple[int, ...]:
+    """Return the mask values of the channels, the background's left out."""
+    n_channels = file.shape[0]
+    if table is None:
+        return tuple(range(1, n_channels))
+    if table.regions:
+        values, expected = tuple(r.painted for r in table.regions), len(table.regions)
+    else:
+        values, expected = tuple(sorted(table.names)), len(table.names) + 1
+    if n_channels != expected:
+        raise ContentError(
+            f"{file.path}: {n_channels} channels, but the labels of {_LABELS} need {expected}. Put "
+            f"the {_LABELS} of the model that predicted this case beside it."
+        )
+    return values
+
+
+def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
+    """Keep the voxels at which some label's probability may belong to a candidate.
+
+    The background comes first and is 1 minus all labels, so it tells which voxels to keep. Regions
+    have no background: each channel is read twice.
+    """
+    limit = np.float32(NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6))
+    n_row = prod(file.shape[2:])
+    found: list[NDArray[np.int64]] = []
+    for slab in file.slabs():
+        if slab.channel > 0 and not are_regions:
+            break
+        flat = slab.values.reshape(-1)
+        # NaN is found as well
+        here = ~(flat < limit) if are_regions else ~(flat > 1 - limit)
+        found.append(np.flatnonzero(here) + slab.first_row * n_row)
+    index = np.unique(np.concatenate(found))
+    values = np.empty((file.shape[0], len(index)), dtype=np.float32)
+    lowest, highest = np.float32(0), np.float32(1)
+    for slab in file.slabs():
+        lowest = np.fmin(lowest, slab.values.min())
+        highest = np.fmax(highest, slab.values.max())
+        start = slab.first_row * n_row
+        first, last = np.searchsorted(index, [start, start + slab.values.size])
+        values[slab.channel, first:last] = slab.values.reshape(-1)[index[first:last] - start]
+    if np.isnan(values).any():
+        raise ContentError(f"{file.path}: the probabilities contain NaN.")
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+        raise ContentError(
+            f"{file.path}: values from {lowest:.4g} to {highest:.4g} are no "
+            "probabilities. Save them with nnUNetv2_predict --save_probabilities."
+        )
+    if not are_regions and np.abs(values.sum(axis=0) - 1).max(initial=0) > _SUM_TOLERANCE:
+        raise ContentError(
+            f"{file.path}: the channels' probabilities do not sum to 1, as those of labels do. If "
+            f"the model has regions, put its {_LABELS} beside the file."
+        )
+    return _Voxels(index, values)
+
+
+def _painted(
+    voxels: _Voxels, values: Sequence[int], regions: LabelTable | None
+) -> NDArray[np.int64]:
+    """Return the mask value `[n]` that nnU-Net gives each voxel: the likeliest label, or regions.
+
+    Each region above one half is painted, later ones over earlier ones.
+    """
+    if regions is None:
+        value_of = np.array([0, *values], dtype=np.int64)
+        return np.asarray(value_of[voxels.values.argmax(axis=0)])
+    painted = np.zeros(len(voxels.index), dtype=np.int64)
+    for value, p in zip(values, voxels.values, strict=True):
+        painted[p > 0.5] = value
+    return painted
+
+
+def _spatial_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
+    """Return the array's spatial shape with `dims` axes; a picture's first axis of 1 is dropped."""
+    shape = file.shape[1:]
+    if len(shape) > dims and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) < dims:
+        shape = (1, *shape)
+    return shape
+
+
+def _axis_order(
+    file: ProbabilityFile,
+    shape: tuple[int, ...],
+    index: NDArray[np.int64],
+    painted: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    geometry: Geometry,
+) -> AxisOrder:
+    """Find the axis order in which the probabilities' labels agree with the mask.
+
+    The order of the reader that the plans name comes first, then the mask's own. Without a labelled
+    voxel in either, the first order that fits the shape is taken.
+    """
+    marked = painted > 0
+    index = index[marked]
+    painted = painted[marked]
+    n_mask = int(np.count_nonzero(labels))
+    if not (fitting := [o for o in _orders(file, geometry) if o.shape(shape) == labels.shape]):
+        raise GeometryError(
+            f"{file.path}: probabilities of shape {shape} do not fit the mask's shape "
+            f"{labels.shape} in any axis order. Predict this case again."
+        )
+    best, highest = fitting[0], -1.0
+    if not n_mask or not len(index):
+        return best
+    for order in fitting:
+        agreeing = np.count_nonzero(labels.flat[order.flat_index(index, shape)] == painted)
+        dice = 2 * agreeing / (len(index) + n_mask)
+        if dice > highest:
+            best, highest = order, dice
+        if highest >= _SAME_ORDER:
+            break
+    if highest < _SOME_ORDER:
+        expected = fitting[0]
+        if expected.shape(shape) == shape == labels.shape or len(fitting) == 1:
+            _log.warning(
+                "%s: its labels and the mask beside it agree by a Dice of only %.2f. The mask may "
+                "be post-processed; candidates come from the probabilities.",
+                *(file.path, highest),
+            )
+            return expected
+        raise ContentError(
+            f"{file.path}: its labels agree with the mask beside it in no axis order (Dice at most "
+            f"{highest:.2f}). Predict this case again with --save_probabilities."
+        )
+    return best
+
+
+def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
+    """Return every axis order of an array, the likeliest first."""
+    dims = geometry.dims
+    orders = [
+        AxisOrder(axes, flipped)
+        for axes in permutations(range(dims))
+        for flipped in product((False, True), repeat=dims)
+    ]
+    reoriented = _reoriented(geometry)
+    first = [AxisOrder.same(dims), reoriented]
+    if _reader(file.path).endswith(_REORIENTING):
+        first.reverse()
+    return list(dict.fromkeys([*first, *orders]))
+
+
+def _reoriented(geometry: Geometry) -> AxisOrder:
+    """Return the order of an array whose axes run along +S, +A, +R."""
+    if geometry.dims != 3:
+        return AxisOrder.same(geometry.dims)
+    along = geometry.canonical_order
+    axes = tuple(along.index(axis) for axis in range(3))
+    cosines = geometry.affine[:3, :3] / geometry.spacing_mm
+    flipped = tuple(bool(cosines[2 - along.index(axis), axis] < 0) for axis in range(3))
+    return AxisOrder(axes, flipped)
+
+
+def _reader(path: Path) -> str:
+    """Return the name of the image reader in nnU-Net's `plans.json`; empty if there is none."""
+    for folder in list(path.parents)[:_LEVELS_UP]:
+        if (folder / _PLANS).is_file():
+            content = read_json(folder / _PLANS)
+            return str(content.get("image_reader_writer")) if isinstance(content, dict) else ""
+    return ""
+
+
+def _channels(
+    voxels: _Voxels, order: AxisOrder, shape: tuple[int, ...], *, are_regions: bool
+) -> list[SparseProbabilities]:
+    """Return the probabilities of each label on the mask's grid."""
+    limit = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0)
+    index = order.flat_index(voxels.index, shape)
+    sequence = np.argsort(index, kind="stable")
+    channels = []
+    for channel in range(0 if are_regions else 1, len(voxels.values)):
+        p = voxels.values[channel].astype(np.float64)
+        rest = 1 - p
+        if not are_regions:
+            others = np.delete(voxels.values, channel, axis=0)
+            rest = others.sum(axis=0, dtype=np.float64)
+        kept = sequence[p[sequence] >= limit * (1 - 1e-6)]
+        ranked = rank_sure(p[kept], rest[kept])
+        channels.append(SparseProbabilities(order.shape(shape), index[kept], ranked))
+    return channels
+
+
+def rank_sure(p: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return probabilities `[n]` in which those above 0.99966 keep their rank.
+
+    float32 has no number between 1 − 6e-8 and 1, but it has many near 0: `rest` `[n]`, the
+    probability of everything else, still differs between voxels at which `p` is 1.
+
+    >>> [f"{x:.6f}" for x in rank_sure(np.array([0.5, 1, 1]), np.array([0.5, 1e-10, 1e-20]))]
+    ['0.500000', '0.999979', '0.999991']
+    """
+    ranked = p.copy()
+    high = p > _HIGH
+    odds = np.log(p[high]) - np.log(np.maximum(rest[high], 2.0**-149))
+    compressed = compress_log_odds(torch.from_numpy(odds)).sigmoid().numpy()
+    ranked[high] = np.where(odds > SURE, compressed, p[high])
+    return ranked.astype(np.float32)

@@ -1,0 +1,138 @@
+"""nnU-Net's probabilities: `<case>.npz` of `--save_probabilities`, read slab by slab.
+
+The archive has one array: `probabilities` `[K, z, y, x]` (nnU-Net v2) or `softmax` (v1). Header and
+voxels are read as plain bytes. Nothing is unpickled, and the file `<case>.pkl` is not opened.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from lesionseg.errors import ReadError
+from lesionseg.io.limits import check_size, limits, reading
+
+SUFFIX = ".npz"
+_NAMES = ("probabilities.npy", "softmax.npy")
+_MOST_CHANNELS = 256
+_SLAB_BYTES = 2**24
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class ProbabilitySlab:
+    """Consecutive rows of one channel: `values` `[rows, *spatial[1:]]` float32."""
+
+    channel: int
+    first_row: int
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityFile:
+    """An archive of probabilities whose header was read: `shape` is `[K, *spatial]`.
+
+    A 2-D picture, which nnU-Net stores as `[K, 1, y, x]`, keeps its axis of length 1.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    member: str
+    fortran_order: bool
+
+    def slabs(self) -> Iterator[ProbabilitySlab]:
+        """Yield all channels in order, each as slabs of rows in order.
+
+        Raises `ReadError` for a truncated or damaged archive.
+        """
+        with (
+            reading(self.path),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self.member) as stream,
+        ):
+            _read_header(self.path, stream)
+            if self.fortran_order:
+                yield from self._whole(stream)
+                return
+            row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
+            at_once = max(1, _SLAB_BYTES // max(row_bytes, 1))
+            for channel in range(self.shape[0]):
+                for first in range(0, self.shape[1], at_once):
+                    n_rows = min(at_once, self.shape[1] - first)
+                    values = self._read(stream, n_rows * row_bytes)
+                    shaped = values.reshape(n_rows, *self.shape[2:])
+                    yield ProbabilitySlab(channel, first, shaped)
+
+    def _whole(self, stream: IO[bytes]) -> Iterator[ProbabilitySlab]:
+        values = self._read(stream, prod(self.shape) * self.dtype.itemsize)
+        for channel, rows in enumerate(values.reshape(self.shape, order="F")):
+            yield ProbabilitySlab(channel, 0, rows)
+
+    def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
+        try:
+            read = stream.read(n_bytes)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ReadError(f"{self.path}: the archive is damaged ({error}). {_AGAIN}") from error
+        if len(read) < n_bytes:
+            raise ReadError(f"{self.path}: the file is truncated. {_AGAIN}")
+        return np.frombuffer(read, dtype=self.dtype).astype(np.float32)
+
+
+_AGAIN = "Copy it again, or write it again with nnUNetv2_predict --save_probabilities."
+
+
+def open_probabilities(path: Path) -> ProbabilityFile:
+    """Read the header of an archive of nnU-Net's probabilities.
+
+    Raises `ReadError` for a file that is no such archive, that contains objects instead of numbers,
+    or that claims more voxels than it can contain or than `max_voxels` allows.
+    """
+    with reading(path):
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            raise ReadError(f"{path}: this is no .npz archive. {_AGAIN}")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            member = next((name for name in _NAMES if name in names), None)
+            if member is None:
+                held = ", ".join(names[:5]) or "nothing"
+                raise ReadError(
+                    f"{path}: the archive contains {held}, but no array 'probabilities'. {_AGAIN}"
+                )
+            info = archive.getinfo(member)
+            with archive.open(info) as stream:
+                shape, fortran_order, dtype = _read_header(path, stream)
+                n_header = stream.tell()
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise ReadError(
+            f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
+            f"numbers; it was not opened. {_AGAIN}"
+        )
+    if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MOST_CHANNELS:
+        raise ReadError(f"{path}: the array has the shape {shape} instead of [K, z, y, x].")
+    if prod(shape[1:]) > limits().max_voxels:
+        raise ReadError(
+            f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
+            f"{limits().max_voxels} (max_voxels=)."
+        )
+    n_bytes = prod(shape) * dtype.itemsize
+    check_size(path, n_bytes)
+    if info.file_size != n_header + n_bytes:
+        raise ReadError(f"{path}: the array's size differs from its header. {_AGAIN}")
+    return ProbabilityFile(path, shape, dtype, member, fortran_order)
+
+
+def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Read shape, order and type of an array; the header is a literal that runs no code."""
+    version = npy.read_magic(stream)
+    if version not in _HEADERS:
+        raise ReadError(f"{path}: the array's format {version} is unknown. {_AGAIN}")
+    shape, fortran_order, dtype = _HEADERS[version](stream)
+    return shape, fortran_order, dtype

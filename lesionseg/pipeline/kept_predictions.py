@@ -1,0 +1,92 @@
+"""The masks and candidates that `evaluate` writes for nnU-Net's probabilities."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from lesionseg.core import Geometry, Prediction
+from lesionseg.inference.decision import accept
+from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.predictions import (
+    PredictionFiles,
+    find_predictions,
+    read_prediction,
+    write_prediction,
+)
+from lesionseg.io.volumes import result_suffix
+from lesionseg.pipeline.chosen_point import Decision
+
+FOLDER = "predictions"
+
+
+class KeptPredictions:
+    """Predictions found in nnU-Net's probabilities, gathered in a temporary folder until decided.
+
+    Use it as a context manager: without `finish` nothing is left in `output`.
+    """
+
+    def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
+        self.folder = output / FOLDER
+        self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
+        self._of = {case: files for case, files in predictions.items() if has_outputs(files)}
+        self._geometry: dict[str, Geometry] = {}
+
+    def __enter__(self) -> "KeptPredictions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases that have probabilities."""
+        return tuple(self._of)
+
+    def has_all_of(self, predictions: Mapping[str, PredictionFiles]) -> bool:
+        """Return True if every one of these predictions comes from probabilities."""
+        return set(self._of) == set(predictions)
+
+    def keep(self, prediction: Prediction) -> None:
+        """Write a case's candidates to the temporary folder, if they come from probabilities."""
+        files = self._of.get(prediction.case)
+        if files is None or files.mask is None:
+            return
+        self._geometry[prediction.case] = prediction.geometry
+        write_prediction(
+            self._temporary,
+            prediction,
+            suffix=result_suffix(files.mask, prediction.geometry.dims),
+            like=files.mask,
+        )
+
+    def keep_unlabelled(self, cases: Sequence[str]) -> None:
+        """Find the candidates of cases that no reference belongs to, and keep them as well."""
+        for case in cases:
+            self.keep(open_prediction(self._of[case]))
+
+    def finish(self, decision: Decision) -> Path | None:
+        """Accept the candidates of all kept cases and move the files to `output/predictions`.
+
+        Return that folder, or None if nothing was kept.
+        """
+        if not self._geometry:
+            return None
+        for case, files in find_predictions(self._temporary).items():
+            if decision.point is not None:
+                geometry = self._geometry[case]
+                prediction = replace(read_prediction(files, geometry=geometry), case=case)
+                accepted = accept(prediction, decision.point, decision.calibration)
+                like = self._of[case].mask
+                suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
+                write_prediction(self._temporary, accepted, suffix=suffix, like=like)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(self._temporary.iterdir()):
+            file.replace(self.folder / file.name)
+        return self.folder
+
+
+def has_outputs(files: PredictionFiles) -> bool:
+    """Return True if a case's candidates come from nnU-Net's probabilities."""
+    return files.probabilities is not None and files.candidates is None

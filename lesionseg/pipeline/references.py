@@ -1,0 +1,77 @@
+"""The references that `evaluate` compares with: a dataset's, or a folder of masks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.inference.nnunet.outputs import find_label_table
+from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
+from lesionseg.io.predictions import PredictionFiles, find_masks
+from lesionseg.io.volumes import is_image_file, read_geometry
+
+
+def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
+    """Return the dataset of a folder (None for a folder of masks), and all labelled cases.
+
+    Masks named after BIDS that lie in the folder itself are a folder of masks. A folder of masks
+    that belongs to a dataset, such as nnU-Net's `labelsTs`, is that part of the dataset. Raises
+    `DatasetError` if there is no reference.
+    """
+    name = recognised(folder)
+    if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
+        masks = find_masks(folder)
+        if (dataset := read_dataset_of(masks.values())) is not None:
+            return dataset, list(dataset.cases)
+        return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
+    dataset = read_dataset(folder, may_lack=True)
+    labelled = [c for c in dataset.cases if c.is_labelled]
+    if not labelled:
+        raise DatasetError(f"{folder}: no case has a reference to compare with.")
+    return dataset, labelled
+
+
+def all_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
+    """Return the references of a folder, and of the whole dataset that the folder belongs to.
+
+    So `labelsTs` of a dataset brings `labelsTr` as well. Raises as `open_references`.
+    """
+    dataset, labelled = open_references(folder)
+    if dataset is not None and dataset.root != folder:
+        try:
+            whole = read_dataset(dataset.root, may_lack=True)
+        except LesionsegError:
+            return dataset, labelled
+        return whole, [c for c in whole.cases if c.is_labelled]
+    return dataset, labelled
+
+
+def with_labels_of_outputs(
+    dataset: Dataset | None,
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
+) -> Dataset | None:
+    """Return the dataset, or for bare masks one with the labels of nnU-Net's probabilities.
+
+    The `dataset.json` beside the probabilities names labels, the value to ignore and regions, which
+    masks alone do not. None if there is no such file either.
+    """
+    if dataset is not None or not cases:
+        return dataset
+    outputs = (files.probabilities for files in predictions.values() if files.probabilities)
+    table = next(filter(None, map(find_label_table, outputs)), None)
+    if table is None:
+        return None
+    first = cases[0].reference or Path()
+    return Dataset(
+        name=first.parent.name,
+        root=first.parent,
+        convention="masks",
+        dims=read_geometry(first, raster_mm=1.0).dims,
+        channel_names=("image",),
+        labels=table.names,
+        cases=tuple(replace(case) for case in cases),
+        ignore_label=table.ignore,
+        regions=table.regions,
+    )

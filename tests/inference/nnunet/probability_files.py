@@ -1,0 +1,50 @@
+"""Folders as nnUNetv2_predict --save_probabilities writes them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.io.files import write_json
+from lesionseg.io.volumes import write_volume
+
+Array = NDArray[Any]
+
+
+def softmax_of(*labels: Array) -> Array:
+    """Probabilities `[1 + K, *spatial]` float32 with the background first."""
+    foreground = np.stack(labels).astype(np.float64)
+    return np.concatenate([1 - foreground.sum(axis=0, keepdims=True), foreground]).astype(
+        np.float32
+    )
+
+
+def blobs(shape: tuple[int, ...], *places: tuple[tuple[int, ...], int, float]) -> Array:
+    """Cubes of a probability, each given by first voxel, side and probability; 0.001 elsewhere."""
+    p = np.full(shape, 0.001)
+    for first, side, value in places:
+        p[tuple(slice(a, a + side) for a in first)] = value
+    return p
+
+
+def write_outputs(
+    folder: Path,
+    case: str,
+    probabilities: Array,
+    mask: Array,
+    geometry: Geometry | None = None,
+    suffix: str = ".nii.gz",
+) -> None:
+    """Write the archive and the mask of one case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = geometry or Geometry.from_spacing(mask.shape, (1.0,) * mask.ndim)
+    write_volume(folder / f"{case}{suffix}", Volume(mask[None].astype(np.uint8), grid))
+    np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
+
+
+def write_labels(folder: Path, labels: dict[str, Any], **more: Any) -> None:
+    """Write the `dataset.json` that nnU-Net copies into an output folder."""
+    facts = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", **more}
+    write_json(folder / "dataset.json", facts)

@@ -1,0 +1,179 @@
+"""Candidates from nnU-Net's probability files, in whatever axis order its reader had."""
+
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry
+from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.inference.candidates import find_candidates
+from lesionseg.inference.nnunet.outputs import (
+    NNUNET_RULE,
+    open_prediction,
+    rank_sure,
+    read_probabilities,
+)
+from lesionseg.io.files import write_json
+from lesionseg.io.predictions import find_predictions
+from tests.inference.nnunet.probability_files import (
+    Array,
+    blobs,
+    softmax_of,
+    write_labels,
+    write_outputs,
+)
+
+SHAPE = (9, 12, 15)
+LESIONS = blobs(SHAPE, ((1, 2, 3), 4, 0.9), ((6, 7, 8), 2, 0.3), ((1, 9, 1), 1, 0.02))
+
+
+def read(folder: Path, **how: Geometry) -> "object":
+    return open_prediction(find_predictions(folder)["a"], **how)
+
+
+def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
+    write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
+    found = read(tmp_path)
+    grid = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+    naive = find_candidates([LESIONS.astype(np.float32)], grid, NNUNET_RULE, (1,))
+    np.testing.assert_array_equal(found.instances, naive.instances)
+    np.testing.assert_allclose(
+        [c.score for c in found.candidates], [c.score for c in naive.candidates], atol=1e-6
+    )
+    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3]
+    assert [c.accepted for c in found.candidates] == [True, False]  # as nnU-Net's mask has it
+    np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
+    assert found.scored
+
+
+def test_a_candidate_file_beside_them_is_read_instead(tmp_path: Path) -> None:
+    write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
+    write_json(tmp_path / "a_candidates.json", {"candidates": []})
+    assert read(tmp_path).candidates == ()
+
+
+def oriented(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
+    """A grid whose array axes run along other axes of the patient."""
+    directions = np.fliplr(np.eye(3))[:, list(axes)] * np.where(flipped, -1.0, 1.0)
+    affine = np.eye(4)
+    affine[:3, :3] = directions * [3.0, 1.0, 0.5]
+    affine[:3, 3] = (5, -7, 11)
+    return Geometry(SHAPE, affine)
+
+
+def canonical(array: Array, axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Array:
+    """The array of a grid from `oriented` with its axes along +S, +A, +R."""
+    straight = array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
+    return straight.transpose(np.argsort(axes))
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("flipped", list(product((False, True), repeat=3))[::3])
+def test_probabilities_in_the_order_of_a_reorienting_reader(
+    tmp_path: Path, axes: tuple[int, ...], flipped: tuple[bool, ...]
+) -> None:
+    straight = canonical(LESIONS, axes, flipped)
+    write_outputs(
+        tmp_path, "a", softmax_of(straight), LESIONS > 0.5, oriented(axes, flipped), ".nii.gz"
+    )
+    found = read(tmp_path)
+    np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
+    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3]
+
+
+def test_the_plans_tell_the_order_if_nothing_is_found(tmp_path: Path) -> None:
+    axes, flipped = (1, 0, 2), (False, True, False)
+    faint = np.where(LESIONS > 0.5, 0.2, LESIONS)
+    straight = canonical(faint, axes, flipped)
+    write_json(tmp_path / "plans.json", {"image_reader_writer": "NibabelIOWithReorient"})
+    write_outputs(tmp_path, "a", softmax_of(straight), LESIONS > 2, oriented(axes, flipped))
+    found = read(tmp_path)
+    assert found.instances[1, 2, 3] == found.instances[4, 5, 6] > 0
+    assert found.instances[6, 7, 8] > 0
+
+
+def test_a_post_processed_mask_is_no_obstacle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = (LESIONS > 0.5) & (np.arange(SHAPE[0])[:, None, None] < 2)  # a quarter of it is left
+    write_outputs(tmp_path, "a", softmax_of(LESIONS), mask)
+    assert len(read(tmp_path).candidates) == 2
+    assert "post-processed" in caplog.text
+
+
+def test_several_labels_and_regions(tmp_path: Path) -> None:
+    core = blobs(SHAPE, ((2, 3, 4), 2, 0.6))
+    other = blobs(SHAPE, ((6, 7, 8), 2, 0.8))
+    mask = np.where(core > 0.5, 1, np.where(other > 0.5, 2, 0))
+    write_outputs(tmp_path / "labels", "a", softmax_of(core, other), mask)
+    write_labels(tmp_path / "labels", {"background": 0, "nodule": 1, "mass": 2})
+    found = read(tmp_path / "labels")
+    assert {(c.label, round(c.score, 2)) for c in found.candidates} == {(1, 0.6), (2, 0.8)}
+
+    whole = blobs(SHAPE, ((1, 2, 3), 4, 0.9))
+    painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
+    write_outputs(tmp_path / "regions", "a", np.stack([whole, core]).astype(np.float32), painted)
+    regions = {"background": 0, "whole": [1, 2], "core": 2}
+    write_labels(tmp_path / "regions", regions, regions_class_order=[1, 2])
+    found = read(tmp_path / "regions")
+    assert [c.label for c in found.candidates] == [1]
+    np.testing.assert_array_equal(found.mask(), painted)
+
+
+def test_a_picture_of_nnunet_has_an_axis_of_one(tmp_path: Path) -> None:
+    flat = LESIONS[2]
+    write_outputs(tmp_path, "a", softmax_of(flat)[:, None], flat > 0.5, suffix=".png")
+    found = read(tmp_path)
+    assert found.instances.shape == SHAPE[1:]
+    np.testing.assert_array_equal(found.mask(), flat > 0.5)
+
+
+def test_sure_voxels_keep_their_rank() -> None:
+    rest = np.array([1e-12, 1e-9, 1e-5, 1e-4, 4e-4, 0.2])
+    p = (1 - rest).astype(np.float32).astype(np.float64)
+    ranked = rank_sure(p, rest)
+    assert (np.diff(ranked) < 0).all()
+    assert p[0] == p[1] == 1
+    np.testing.assert_allclose(ranked, p, atol=1e-4)
+    np.testing.assert_array_equal(ranked[4:], p[4:].astype(np.float32))
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
+    files = find_predictions(tmp_path)["a"]
+    with pytest.raises(ReadError, match="no mask"):
+        read_probabilities(replace(files, mask=None))
+    with pytest.raises(GeometryError):
+        read(tmp_path, geometry=Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
+    write_labels(tmp_path, {"background": 0, "nodule": 1, "mass": 2})
+    with pytest.raises(ContentError, match=r"2 channels.*need 3"):
+        read(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    write_outputs(tmp_path, "a", softmax_of(LESIONS[:-1]), LESIONS > 0.5)
+    with pytest.raises(GeometryError, match="axis order"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.stack([LESIONS, LESIONS]), "sum to 1"),
+        (softmax_of(LESIONS) * 30, "no probabilities"),
+        (np.where(softmax_of(LESIONS) > 0.5, np.nan, 0.5), "NaN"),
+    ],
+)
+def test_what_is_no_probability_is_refused(tmp_path: Path, values: Array, words: str) -> None:
+    write_outputs(tmp_path, "a", values.astype(np.float32), LESIONS > 0.5)
+    with pytest.raises(ContentError, match=words):
+        read(tmp_path)
+
+
+def test_nothing_found_gives_no_candidates(tmp_path: Path) -> None:
+    nothing = np.zeros(SHAPE)
+    write_outputs(tmp_path, "a", softmax_of(nothing), nothing)
+    found = read(tmp_path)
+    assert found.candidates == ()
+    assert found.scored

@@ -1,0 +1,197 @@
+"""`evaluate` on nnU-Net's probabilities: FROC, thresholds, and the masks that they give."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lesionseg.config import ReportSection
+from lesionseg.errors import ConfigError, DatasetError, ReadError
+from lesionseg.io.cases import read_mask
+from lesionseg.io.files import read_csv, write_json
+from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.report.write import write_report
+from tests.commands import evaluate
+from tests.inference.nnunet.probability_files import (
+    blobs,
+    softmax_of,
+    write_labels,
+    write_outputs,
+)
+from tests.pipeline.cases import boxes, write_array
+
+SHAPE = (12, 24, 24)
+FIRST, SECOND, FALSE = (2, 2, 2), (2, 12, 12), (7, 2, 14)
+
+
+def case(folder: Path, name: str, lesions: float, false: float) -> None:
+    """A case of two lesions, found with a probability, and a false positive with another."""
+    p = blobs(SHAPE, (FIRST, 3, 0.97), (SECOND, 3, lesions), (FALSE, 3, false))
+    write_outputs(folder, name, softmax_of(p), p > 0.5)
+
+
+def truth(path: Path) -> None:
+    write_array(path, boxes(SHAPE, (*FIRST, 3), (*SECOND, 3)))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Six cases: a lesion at 0.3 in each, a false positive at 0.4 in half of them."""
+    for i in range(6):
+        truth(tmp_path / "labels" / f"P{i}.nii.gz")
+        case(tmp_path / "out", f"P{i}", lesions=0.3, false=0.4 if i % 2 else 0.1)
+    return tmp_path / "labels", tmp_path / "out", tmp_path / "scores"
+
+
+def scores_of(*paths: Path, **settings: Any) -> dict[str, Any]:
+    return evaluate(*paths, replicates=5, **settings).scores
+
+
+def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Path, Path]) -> None:
+    scores = scores_of(*folders)
+    assert scores["operating_point"]["score"] == 0.5
+    assert scores["lesion_recall"]["value"] == 0.5  # as its mask has it
+    assert scores["froc"]["recall"][-1] == 1.0  # below one half it finds the others, too
+    assert len(read_csv(folders[2] / "candidates.csv")) == 18
+    kept = find_predictions(folders[2] / "predictions")
+    assert sorted(kept) == [f"P{i}" for i in range(6)]
+    found = read_prediction(kept["P1"])
+    assert [round(c.score, 2) for c in found.candidates] == [0.97, 0.4, 0.3]
+    assert not list(folders[2].glob(".*"))
+
+
+def test_a_rate_gives_masks_and_candidates_at_its_threshold(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
+    point = outcome.scores["operating_point"]
+    assert outcome.scores["lesion_recall"]["value"] == 1.0
+    assert outcome.scores["false_positives_per_case"]["value"] <= 1
+    assert (point["name"], point["optimistic"]) == ("fp_per_case:1", True)  # chosen on these cases
+    assert outcome.kept == folders[2] / "predictions"
+    mask = read_mask(folders[2] / "predictions" / "P0_mask.nii.gz").labels
+    assert mask[SECOND] == 1
+    content = json.loads((folders[2] / "predictions" / "P0_candidates.json").read_text())
+    assert content["operating_point"]["name"] == "fp_per_case:1"
+    assert f"prediction={folders[2] / 'predictions'}" in outcome.summary()[-1]
+    again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
+    assert again["lesion_recall"]["value"] == 1.0
+
+
+def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]) -> None:
+    for file in folders[1].glob("*.npz"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="scores"):
+        scores_of(*folders, operating_point="fp_per_case:1")
+    assert not folders[2].exists()
+
+
+def test_an_unreadable_archive_leaves_nothing(folders: tuple[Path, Path, Path]) -> None:
+    (folders[1] / "P5.npz").write_bytes(b"no archive")
+    with pytest.raises(ReadError, match=r"P5\.npz"):
+        scores_of(*folders)
+    assert not folders[2].exists()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """An nnU-Net raw folder with a model folder of two folds, and predicted test cases."""
+    root = tmp_path / "Dataset001_X"
+    write_labels(root, {"background": 0, "lesion": 1})
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    write_labels(model, {"background": 0, "lesion": 1})
+    for i in range(6):
+        truth(root / "labelsTr" / f"P{i}.nii.gz")
+        write_array(root / "imagesTr" / f"P{i}_0000.nii.gz", np.ones(SHAPE, np.float32))
+        folder = model / f"fold_{i % 2}" / "validation"
+        case(folder, f"P{i}", lesions=0.3, false=0.4 if i < 2 else 0.2)
+    for i in (7, 8):
+        truth(root / "labelsTs" / f"P{i}.nii.gz")
+        write_array(root / "imagesTs" / f"P{i}_0000.nii.gz", np.ones(SHAPE, np.float32))
+        case(tmp_path / "out", f"P{i}", lesions=0.35, false=0.25)
+    return root
+
+
+@pytest.mark.parametrize("reference", [".", "labelsTs"])
+def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
+    dataset: Path, tmp_path: Path, reference: str
+) -> None:
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    scores = scores_of(
+        dataset / reference,
+        tmp_path / "out",
+        tmp_path / "scores",
+        chosen_on=model,
+        operating_point="fp_per_case:0.5",
+    )
+    point = scores["operating_point"]
+    assert (scores["evaluated_on"], scores["n_cases"]) == ("test", 2)
+    assert (point["chosen_on"], point["optimistic"]) == ("out-of-fold", False)
+    assert 0.2 < point["score"] < 0.4
+    assert point["expected_false_positives_per_case"] == pytest.approx(0.5, abs=0.01)
+    assert scores["lesion_recall"]["value"] == 1.0
+    page = write_report(
+        tmp_path / "scores",
+        tmp_path / "page",
+        images=dataset,
+        prediction=tmp_path / "scores" / "predictions",
+        options=ReportSection.of(pdf=False),
+    ).read_text()
+    assert "chosen on out-of-fold scans" in page
+
+
+def test_test_cases_without_a_reference_get_masks_at_the_threshold(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (dataset / "labelsTs").iterdir():
+        file.unlink()
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    scores = scores_of(dataset, tmp_path / "out", tmp_path / "scores", chosen_on=model)
+    assert scores["n_cases"] == 0
+    assert "nothing is scored" in caplog.text
+    kept = find_predictions(tmp_path / "scores" / "predictions")
+    point = read_prediction(kept["P7"]).operating_point
+    assert point is not None
+    assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
+
+
+def test_what_cannot_choose_a_threshold_is_refused(dataset: Path, tmp_path: Path) -> None:
+    paths = dataset, tmp_path / "out", tmp_path / "scores"
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    with pytest.raises(ConfigError, match="chosen_on"):
+        scores_of(*paths, chosen_on=model, operating_point="score:0.3")
+    with pytest.raises(ConfigError, match="chosen_on_reference"):
+        scores_of(*paths, chosen_on_reference=dataset)
+    (dataset / "labelsTs").rename(tmp_path / "masks")  # nothing tells where the training masks are
+    paths = tmp_path / "masks", *paths[1:]
+    with pytest.raises(DatasetError, match="chosen_on_reference"):
+        scores_of(*paths, chosen_on=model)
+    masks = dataset / "labelsTr"
+    assert scores_of(*paths, chosen_on=model, chosen_on_reference=masks)["n_cases"] == 2
+    (model / "fold_1").rename(model / "fold_all")
+    (model / "fold_0").rename(tmp_path / "gone")
+    with pytest.raises(DatasetError, match="fold_all"):
+        scores_of(*paths, chosen_on=model)
+
+
+def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) -> None:
+    whole = blobs(SHAPE, (FIRST, 4, 0.9))
+    core = blobs(SHAPE, ((3, 3, 3), 2, 0.8))
+    painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
+    write_outputs(tmp_path / "out", "a", np.stack([whole, core]).astype(np.float32), painted)
+    regions = {"background": 0, "whole": [1, 2], "core": 2}
+    write_labels(tmp_path / "out", regions, regions_class_order=[1, 2])
+    write_array(tmp_path / "labels" / "a.nii.gz", painted.astype(np.uint8))
+    scores = scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")
+    assert (scores["n_lesions"], scores["n_true_positive"], scores["dice"]["mean"]) == (1, 1, 1.0)
+    assert set(scores["per_label"]) == {"whole", "core"}
+
+
+def test_labels_beside_a_dataset_of_another_model_are_named(tmp_path: Path) -> None:
+    truth(tmp_path / "labels" / "P0.nii.gz")
+    case(tmp_path / "out", "P0", 0.3, 0.2)
+    write_json(tmp_path / "out" / "dataset.json", {"channel_names": {"0": "a"}, "labels": {}})
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
+        scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")
