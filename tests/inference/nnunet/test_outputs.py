@@ -43,8 +43,8 @@ def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         [c.score for c in found.candidates], [c.score for c in naive.candidates], atol=1e-6
     )
-    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3]
-    assert [c.accepted for c in found.candidates] == [True, False]  # as nnU-Net's mask has it
+    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3, 0.02]
+    assert [c.accepted for c in found.candidates] == [True, False, False]  # as nnU-Net's mask has it
     np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
     assert found.scored
 
@@ -81,7 +81,7 @@ def test_probabilities_in_the_order_of_a_reorienting_reader(
     )
     found = read(tmp_path)
     np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
-    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3]
+    assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3, 0.02]
 
 
 def test_the_plans_tell_the_order_if_nothing_is_found(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_post_processed_mask_is_no_obstacle(
 ) -> None:
     mask = (LESIONS > 0.5) & (np.arange(SHAPE[0])[:, None, None] < 2)  # a quarter of it is left
     write_outputs(tmp_path, "a", softmax_of(LESIONS), mask)
-    assert len(read(tmp_path).candidates) == 2
+    assert len(read(tmp_path).candidates) == 3
     assert "post-processed" in caplog.text
 
 
