@@ -44,7 +44,8 @@ def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
         [c.score for c in found.candidates], [c.score for c in naive.candidates], atol=1e-6
     )
     assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3, 0.02]
-    assert [c.accepted for c in found.candidates] == [True, False, False]  # as nnU-Net's mask has it
+    accepted = [c.accepted for c in found.candidates]
+    assert accepted == [True, False, False]  # as in nnU-Net's mask
     np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
     assert found.scored
 
