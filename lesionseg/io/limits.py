@@ -1,14 +1,16 @@
-"""What one file may cost: sizes checked before allocating, and native decoders in a worker process.
+"""Limits for one file: sizes checked before allocating, and native decoders in a worker process.
 
 A damaged file may crash such a library (ITK, Pillow, TIFF, DICOM's JPEGs, COCO's run lengths), fill
-the memory or never end. The worker reads it within limits of memory and time, and its death is that
-file's failure alone. It is no sandbox.
+the memory or never end. The worker reads it within limits of memory and processor time, and its
+death fails that file only. The worker is no sandbox.
 """
 
 import atexit
+import logging
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
-from time import monotonic
+from time import monotonic, process_time
 from typing import IO, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
@@ -29,7 +31,8 @@ T = TypeVar("T")
 # technical notes); rounded up, and small files are let through whatever they claim
 _MOST_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
-_BYTES_PER_SECOND = 2e6  # of a slow network disk, on top of the time that any file may take
+_BYTES_PER_SECOND = 2e6  # decoded by a slow processor, or read from a slow network disk
+_WALL_PER_PROCESSOR = 20  # a machine may be this busy before a decoder counts as blocked
 _LIBRARIES_BYTES = 2**30  # what decoders take beside the voxels
 _BYTES_PER_VOXEL = 16  # 64-bit numbers twice: as decoded, and in the order of the array
 _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
@@ -37,11 +40,12 @@ _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serv
 
 @dataclass(frozen=True)
 class FileLimits:
-    """What one file may cost.
+    """The limits of one file.
 
     `max_voxels`: of one channel, on the file's grid and on the plan's; no more than indices of 32
-    bits can count. `spacing_mm`: least and largest. `read_seconds`: of a native decoder, beside the
-    time to load the file from a slow disk.
+    bits can count. `spacing_mm`: least and largest. `read_seconds`: processor time of a native
+    decoder, beside a share for each byte of the file. Time in which the decoder waits for a
+    processor does not count, so that a busy machine fails no healthy file.
     """
 
     max_voxels: int = 2**31 - 1
@@ -99,15 +103,17 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # a parser fed with damaged bytes may raise anything at all
         words = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(
-            f"{path}: cannot be read ({words}). Check it in a viewer, or copy it again."
+            f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
+            "otherwise copy it again from its source."
         ) from error
 
 
 def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-    """What `read(*args, **settings)` returns or raises, run in this process's worker.
+    """Run `read(*args, **settings)` in this process's worker and return its result.
 
-    The first argument is the file, or what to call it. Raises `ReadError` when `read` crashes, or
-    takes more time or memory than `limits()` allow a file.
+    The first argument is the file, or a name for it. Errors and log messages of `read` appear in
+    this process. Raises `ReadError` if `read` crashes, or takes more processor time or memory than
+    `limits()` allow a file. A decoder that does nothing at all is ended after a far longer time.
     """
     global _process
     where, seconds = args[0], _limits.read_seconds
@@ -127,15 +133,21 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         jobs, replies = cast(IO[bytes], _process.stdin), cast(IO[bytes], _process.stdout)
-        timer, begin = Timer(seconds, _process.kill), monotonic()
+        patience = seconds * _WALL_PER_PROCESSOR
+        timer = Timer(patience, _process.kill)
+        begin = monotonic()
         timer.start()
         try:
-            pickle.dump((read, args, settings, _limits), jobs)
+            pickle.dump((read, args, settings, _limits, seconds), jobs)
             jobs.flush()
-            failed, value = pickle.load(replies)  # voxels go straight into their array
+            failed, value, said = pickle.load(replies)  # voxels go straight into their array
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            late = monotonic() - begin >= seconds
-            what = f"took longer than {seconds:.0f} s" if late else "crashed on it"
+            what = "crashed on it"
+            with suppress(subprocess.TimeoutExpired):
+                if _process.wait(timeout=1) == -getattr(signal, "SIGXCPU", 0):
+                    what = f"took longer than {seconds:.0f} s of processor time"
+            if monotonic() - begin >= patience:
+                what = f"did not answer for {patience:.0f} s"
             stop()
             raise ReadError(
                 f"{where}: the reader {what}. Write the file again in a viewer, or leave it out."
@@ -145,6 +157,8 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
             raise
         finally:
             timer.cancel()
+    for name, level, message in said:
+        logging.getLogger(name).log(level, "%s", message)
     if failed:
         raise value
     return value  # type: ignore[no-any-return]  # what `read` returns
@@ -173,32 +187,60 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def serve() -> None:
-    """The worker: jobs from standard input, replies to standard output, until it ends."""
-    import signal
+class _Said(logging.Handler):
+    """The warnings of one job, to be logged by the other process."""
 
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message; its arguments may not travel."""
+        self.messages.append((record.name, record.levelno, record.getMessage()))
+
+
+def serve() -> None:
+    """Run the worker: jobs from standard input, replies to standard output, until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print goes nowhere
+    said = _Said()
+    logging.getLogger("lesionseg").addHandler(said)
     with suppress(OSError):  # where memory runs out all the same, this process is ended first
         Path("/proc/self/oom_score_adj").write_text("1000")
     while True:
         try:
-            read, args, settings, file_limits = pickle.load(sys.stdin.buffer)
+            read, args, settings, file_limits, seconds = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         set_limits(file_limits)
-        with suppress(ImportError, OSError, ValueError):  # Linux alone
-            import resource
+        _limit_this_process(file_limits, seconds)
+        said.messages = []
+        try:
+            reply = (False, read(*args, **settings), said.messages)
+        except Exception as error:  # raised again by the other process
+            reply = (True, error, said.messages)
+        pickle.dump(reply, replies, protocol=5)
+        replies.flush()
 
-            page, space = resource.getpagesize(), resource.RLIMIT_AS
+
+def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
+    """Limit memory (Linux) and processor time (Linux and macOS) of the worker's next job."""
+    with suppress(ImportError):  # Windows
+        import resource
+
+        with suppress(OSError, ValueError):  # the memory of a crashed decoder holds patients' data
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError, ValueError):
+            most = math.ceil(process_time() + seconds)
+            resource.setrlimit(
+                resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1])
+            )
+        with suppress(OSError, ValueError):
+            page = resource.getpagesize()
             mapped = int(Path("/proc/self/statm").read_text().split()[0]) * page
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
             soft = mapped + min(allowed, os.sysconf("SC_PHYS_PAGES") * page)
-            resource.setrlimit(space, (soft, resource.getrlimit(space)[1]))
-        try:
-            reply = (False, read(*args, **settings))
-        except Exception as error:  # raised again by the other process
-            reply = (True, error)
-        pickle.dump(reply, replies, protocol=5)
-        replies.flush()
+            resource.setrlimit(
+                resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1])
+            )

@@ -1,5 +1,14 @@
-"""PNG, JPEG, BMP and TIFF of 8 or 16 bits: two spatial axes, three channels in colour."""
+"""PNG, JPEG, BMP and TIFF files: two spatial axes, one channel in grey, three in colour.
 
+Reading has two steps. A decoder returns the samples as the file stores them, and what the file says
+about their meaning (`_Stored`). One function then computes the values that a viewer shows, so that
+a picture's value does not depend on its format, compression or number of bits.
+"""
+
+import logging
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +19,84 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.limits import check_grid, check_size, reading
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_LOSSY = (".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: an EPS called .png would go to Ghostscript
 _ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
+_EXTRA_SAMPLES = 338  # tag of TIFF
+_REDUCED, _TRANSPARENCY_MASK = 1, 4  # bits of a TIFF page's type: a thumbnail, a mask of opacity
+_CCITT = (2, 3, 4, 32771)  # TIFF compressions of fax machines
+_JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
+# TIFF compressions with a known bound of their ratio: none, deflate (twice) and PackBits
+_BOUNDED = (1, 8, 32946, 32773)
+_BMP_HEADER_BYTES = 54
+_LABEL_GREYS = 64  # a palette whose greys are all below this is not made for the eye
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """The samples of a picture as its file stores them.
+
+    Args:
+        samples: `[y, x, n]`: 1 grey value or palette index, 3 colours, or 4 inks (CMYK).
+        bits: of each sample.
+        white_is_zero: the greatest grey value is shown black.
+        palette: `[k, 3]`, the colour of each index.
+        alpha: `[y, x]`, opacity.
+        opaque: the greatest value of `alpha`.
+        extra: `[y, x]`, a further sample whose meaning the file does not state.
+        is_lossy: the compression changes values.
+        turn: the orientation tag, 1 to 8.
+    """
+
+    samples: NDArray[Any]
+    bits: int
+    white_is_zero: bool = False
+    palette: NDArray[np.uint8] | None = None
+    alpha: NDArray[Any] | None = None
+    opaque: float = 255
+    extra: NDArray[Any] | None = None
+    is_lossy: bool = False
+    turn: int = 1
 
 
 def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool = False) -> Volume:
-    """Read an image `[1, y, x]`, or `[3, y, x]` in colour, in the file's dtype; y runs down.
+    """Read a picture `[1, y, x]`, or `[3, y, x]` in colour, with the values that a viewer shows.
 
-    Runs in the worker. Rasters know no millimetres: a pixel is `raster_mm` wide, 1 mm when not
-    given. Opacity is dropped; a picture whose colours are equal is grey. `as_labels` reads a mask:
-    palette indices are kept, colour and JPEG are errors, since both would invent values.
+    Runs in the worker. y runs down, and a stated orientation is followed. Samples keep their type;
+    grey values of fewer than 8 bits are spread over 0 to 255. White-is-zero values are mirrored:
+    `2**bits - 1 - v` if unsigned, `-1 - v` if signed, `1 - v` if floating point. Palettes and inks
+    become red, green and blue, and a picture with equal colours is grey. Opacity is ignored with a
+    warning.
+
+    A mask (`as_labels`) keeps its stored numbers instead of spreading them over 0 to 255, and a
+    palette gives the labels of `_palette_labels`. Colour, JPEG compression and partly transparent
+    labels are errors, because they would invent or hide values.
+
+    Args:
+        path: the file. Its content decides on the format, not its suffix.
+        raster_mm: width of a pixel; None means 1 mm, as pictures state no millimetres.
+        as_labels: reads a mask.
     """
-    if as_labels and path.suffix.lower() in _LOSSY:
-        raise ReadError(f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG.")
     with reading(path):
-        read = _tiff_pixels if path.suffix.lower() in _TIFF else _pil_pixels
-        pixels, turn = read(path, raster_mm, as_labels)
-        if turn in range(2, 9):  # as viewers show it, and as masks and boxes were drawn on it
-            pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
-            rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
-            columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
-            pixels = pixels[rows, columns]
-        pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-        pixels = pixels[..., : 3 if pixels.shape[-1] in (3, 4) else 1]
-        if all(np.array_equal(pixels[..., 0], pixels[..., c]) for c in range(pixels.shape[-1])):
-            pixels = pixels[..., :1]
-        elif as_labels:
-            raise ReadError(f"{path}: a mask in colour. Save it with one label value per pixel.")
-        array = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-        array = array.astype(np.uint8 if array.dtype == bool else array.dtype.newbyteorder("="))
+        stored = _decode(path, raster_mm)
+        if as_labels and stored.is_lossy:
+            raise ReadError(
+                f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG, from the "
+                "program that drew them."
+            )
+        values = _shown_labels(path, stored) if as_labels else _shown_values(path, stored)
+        values = _turned(values, stored.turn)
+        array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return Volume(array, _geometry(path, array.shape[1:], raster_mm))
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
+    """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type)."""
     if array.ndim != 2:
         raise OutputError(f"a raster has two axes, not shape {array.shape}")
     if path.suffix.lower() in _TIFF:
@@ -65,44 +116,341 @@ def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Ge
     return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
 
 
-def _pil_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:
-    """Pixels `[y, x]` or `[y, x, colours]` as stored, and the orientation tag (1 to 8)."""
+def _turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn a picture `[y, x, n]` upright, as viewers show it and as masks are drawn on it."""
+    if turn not in range(2, 9):
+        return values
+    if turn > 4:
+        values = values.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        values = values[::-1]
+    if turn in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
+
+
+def _shown_values(path: Path, stored: _Stored) -> NDArray[Any]:
+    """Compute the grey values or colours `[y, x, 1 or 3]` of an image."""
+    if stored.alpha is not None and (stored.alpha != stored.opaque).any():
+        logger.warning("%s: the picture is partly transparent. Its opacity is ignored.", path)
+    values = _plain_samples(stored)
+    if stored.palette is not None:
+        values = np.asarray(stored.palette[_indices(path, stored.samples, stored.palette)])
+    elif values.shape[-1] == 1 and stored.bits < 8:
+        most = 2**stored.bits - 1
+        values = ((values.astype(np.uint16) * 255 + most // 2) // most).astype(np.uint8)
+    return np.asarray(_grey_if_equal(values))
+
+
+def _shown_labels(path: Path, stored: _Stored) -> NDArray[Any]:
+    """Compute the label values `[y, x, 1]` of a mask; raise `ReadError` if they are ambiguous."""
+    if stored.palette is not None:
+        indices = _indices(path, stored.samples, stored.palette)
+        values = _palette_labels(path, indices, stored.palette)[indices][..., np.newaxis]
+    else:
+        values = _grey_if_equal(_plain_samples(stored))
+    if values.shape[-1] != 1:
+        raise ReadError(f"{path}: a mask in colour. Save it with one label value per pixel.")
+    _check_opacity(path, values[..., 0], stored)
+    return np.asarray(values)
+
+
+def _plain_samples(stored: _Stored) -> NDArray[Any]:
+    """Return grey values with 0 as black, or colours `[y, x, 3]`; palette indices stay."""
+    samples = stored.samples
+    if samples.dtype.kind == "b":
+        samples = samples.astype(np.uint8)
+    if samples.shape[-1] == 4:
+        return _from_inks(samples)
+    if not stored.white_is_zero:
+        return samples
+    if samples.dtype.kind == "f":
+        return np.asarray(1 - samples)
+    if samples.dtype.kind == "i":
+        return np.asarray(~samples)
+    return np.asarray((2**stored.bits - 1) - samples).astype(samples.dtype)
+
+
+def _from_inks(inks: NDArray[Any]) -> NDArray[Any]:
+    """Convert cyan, magenta, yellow and black `[y, x, 4]` to red, green and blue."""
+    most = float(np.iinfo(inks.dtype).max) if inks.dtype.kind == "u" else 1.0
+    light = (most - inks[..., :3]) * ((most - inks[..., 3:]) / most)
+    return (np.rint(light) if inks.dtype.kind == "u" else light).astype(inks.dtype)
+
+
+def _grey_if_equal(values: NDArray[Any]) -> NDArray[Any]:
+    """Keep one of three colours `[y, x, 3]` if they are equal in every pixel."""
+    first = values[..., :1]
+    is_grey = all(np.array_equal(first[..., 0], values[..., c]) for c in range(values.shape[-1]))
+    return first if is_grey else values
+
+
+def _indices(
+    path: Path, samples: NDArray[Any], palette: NDArray[np.uint8]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return palette indices `[y, x]`; raise `ReadError` if the palette does not have them all."""
+    indices = samples[..., 0]
+    if indices.size and int(indices.max()) >= len(palette):
+        raise ReadError(
+            f"{path}: the palette has {len(palette)} colours, but pixels name colour "
+            f"{indices.max()}. Save the picture without a palette."
+        )
+    return np.asarray(indices)
+
+
+def _palette_labels(
+    path: Path, indices: NDArray[Any], palette: NDArray[np.uint8]
+) -> NDArray[np.uint16]:
+    """Return the label `[k]` of each palette entry; raise `ReadError` if it is ambiguous.
+
+    - Colours: an index is its own label if index 0 is the darkest colour, as in the palettes of
+      segmentation tools (Pascal VOC: 0 is black).
+    - Two greys: black is 0 and white is 1, in whichever order the palette has them.
+    - More greys: an index is its own label if the greys ascend with it.
+    - Greys too dark for the eye (0, 1, 2, …) are themselves labels, so each must agree with its
+      rank or index.
+    """
+    used = np.unique(indices)
+    labels = np.arange(len(palette), dtype=np.uint16)
+    advice = "Save the mask without a palette, with one label value per pixel (0 is background)."
+    if (palette != palette[:, :1]).any():
+        light = palette.astype(np.int64) @ (299, 587, 114)
+        rivals = used[(used > 0) & (light[used] <= light[0])]
+        if rivals.size or light.min() < light[0]:
+            raise ReadError(
+                f"{path}: index 0 of the mask's palette is not its darkest colour, so that another "
+                f"index may be the background. {advice}"
+            )
+        return labels
+    greys = palette[:, 0].astype(np.uint16)
+    distinct, inverse = np.unique(greys, return_inverse=True)
+    ranks = inverse.reshape(-1).astype(np.uint16)
+    if np.array_equal(greys[used], used):
+        return labels
+    if distinct.max() < _LABEL_GREYS:
+        if np.array_equal(greys[used], ranks[used]):
+            return greys
+    elif len(distinct) == 2:
+        return ranks
+    elif (np.diff(greys[np.union1d(0, used)].astype(int)) > 0).all():
+        return labels
+    raise ReadError(
+        f"{path}: the greys of the mask's palette ({', '.join(map(str, greys[used][:8]))}) and its "
+        f"indices ({', '.join(map(str, used[:8]))}) do not agree, so that either may be the "
+        f"label. {advice}"
+    )
+
+
+def _check_opacity(path: Path, values: NDArray[Any], stored: _Stored) -> None:
+    """Raise `ReadError` if a mask's opacity may mean something that its values do not say."""
+    advice = "Save the mask without transparency, with one label value per pixel."
+    if stored.extra is not None and stored.extra.size and np.ptp(stored.extra):
+        raise ReadError(
+            f"{path}: the mask has a further value per pixel, and the file does not state its "
+            f"meaning. {advice}"
+        )
+    if stored.alpha is None:
+        return
+    n_hidden = int(np.count_nonzero(values[stored.alpha != stored.opaque]))
+    if n_hidden:
+        raise ReadError(f"{path}: {n_hidden} labelled pixels of the mask are transparent. {advice}")
+    if stored.alpha.size and np.ptp(stored.alpha) and not values.any():
+        raise ReadError(
+            f"{path}: the mask is drawn in its opacity: its values are all 0, and its transparency "
+            f"varies. {advice}"
+        )
+
+
+def _decode(path: Path, raster_mm: float | None) -> _Stored:
+    with path.open("rb") as stream:
+        start = stream.read(_BMP_HEADER_BYTES)
+    if start[:4] in _TIFF_STARTS:
+        return _decode_tiff(path, raster_mm)
+    if start[:2] == b"BM" and len(start) == _BMP_HEADER_BYTES:
+        version, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", start, 14)
+        if version >= 40 and bits in (1, 2, 4, 8) and not compression and min(width, abs(height)):
+            return _decode_palette_bmp(path, raster_mm)
+    return _decode_by_pillow(path, raster_mm)
+
+
+def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
+    """Decode an uncompressed BMP with a palette; Pillow takes 4 and 8 bits of greys for others."""
+    content = path.read_bytes()
+    (start,) = struct.unpack_from("<I", content, 10)
+    version, width, height, _, bits = struct.unpack_from("<IiiHH", content, 14)
+    (n_colours,) = struct.unpack_from("<I", content, 46)
+    n_colours = n_colours or 2**bits
+    _geometry(path, (abs(height), width), raster_mm)
+    stride = (width * bits + 31) // 32 * 4
+    if n_colours > 2**bits or len(content) < start + stride * abs(height):
+        raise ReadError(f"{path}: the file ends before its last pixel. Copy it again.")
+    table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + version).reshape(-1, 4)
+    rows = np.frombuffer(content, np.uint8, stride * abs(height), start).reshape(-1, stride)
+    places = np.arange(8 - bits, -1, -bits, dtype=np.uint8)  # of a byte's samples, first to last
+    indices = (rows[:, :, np.newaxis] >> places) & (2**bits - 1)
+    indices = indices.reshape(abs(height), -1)[:, :width, np.newaxis]
+    indices = indices[::-1] if height > 0 else indices
+    return _Stored(indices.astype(np.uint8), bits, palette=table[:, 2::-1])
+
+
+def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        page = _only_page(path, tiff)
+        _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
+        bits = page.bitspersample
+        if page.compression in _BOUNDED:
+            n_bits = page.imagelength * page.imagewidth * page.samplesperpixel * int(bits)
+            check_size(path, n_bits // 8, compressed=page.compression != 1)
+        kind = tifffile.PHOTOMETRIC
+        shown = page.photometric
+        if "PhotometricInterpretation" not in page.tags:  # as libtiff assumes it
+            shown = kind.RGB if page.samplesperpixel in (3, 4) else kind.MINISBLACK
+        n_colours = {
+            kind.MINISWHITE: 1,
+            kind.MINISBLACK: 1,
+            kind.MASK: 1,
+            kind.PALETTE: 1,
+            kind.RGB: 3,
+            kind.YCBCR: 3,  # in JPEG, whose decoder makes it red, green and blue
+            kind.SEPARATED: 4,
+        }.get(shown)
+        is_subsampled = shown == kind.YCBCR and page.compression not in _JPEG
+        if n_colours is None or is_subsampled or page.compression in _CCITT:
+            return _decode_by_pillow(path, raster_mm)
+        pixels = np.asarray(page.asarray())
+        if page.axes == "SYX":
+            pixels = np.moveaxis(pixels, 0, -1)
+        if pixels.dtype.kind not in "biuf":
+            raise ReadError(f"{path}: the pixels are not plain numbers ({pixels.dtype}).")
+        if pixels.ndim not in (2, 3) or page.imagedepth > 1:
+            raise ReadError(f"{path}: not one plane ({page.axes}). Save it as NIfTI or NRRD.")
+        pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+        stated = [int(e) for e in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
+        if pixels.shape[-1] == 3 and shown == kind.MINISBLACK:
+            n_colours = 3  # three grey channels in one page, as microscopes write them
+        further = pixels[..., n_colours:]
+        is_alpha = bool(stated) and stated[-1] in (1, 2)
+        if further.shape[-1] > 1 or (further.shape[-1] == 1 == n_colours and not is_alpha):
+            raise ReadError(
+                f"{path}: {pixels.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
+                "Save each channel as a file of its own: <case>_0000, <case>_0001, …"
+            )
+        extra = further[..., 0] if further.shape[-1] else None
+        return _Stored(
+            samples=pixels[..., :n_colours],
+            bits=int(bits),
+            white_is_zero=shown == kind.MINISWHITE,
+            palette=_tiff_palette(page) if shown == kind.PALETTE else None,
+            alpha=extra if is_alpha else None,
+            opaque=1.0 if pixels.dtype.kind == "f" else 2 ** int(bits) - 1,
+            extra=None if is_alpha else extra,
+            is_lossy=page.compression in _JPEG,
+            turn=int(page.tags.valueof(_ORIENTATION, 1)),
+        )
+
+
+def _only_page(path: Path, tiff: Any) -> Any:
+    """Return the one full page of a TIFF file, which may have thumbnails beside it."""
+    full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
+    pages = full or [*tiff.pages]
+    n_pages = len(pages)
+    if n_pages == 1 and pages[0].is_imagej:  # ImageJ's large stacks have one page and a count
+        n_pages = int((tiff.imagej_metadata or {}).get("images", 1))
+    elif n_pages == 1 and pages[0].is_shaped and tiff.series:
+        n_pages = tiff.series[0].size // max(int(np.prod(pages[0].shape)), 1)
+    if n_pages != 1:
+        raise ReadError(f"{path}: {n_pages} pages. Convert a stack to NIfTI or NRRD.")
+    return pages[0]
+
+
+def _tiff_palette(page: Any) -> NDArray[np.uint8]:
+    """Return the colours `[k, 3]` of a page; some programs write 8 bits in place of 16."""
+    colours = np.asarray(page.colormap).T
+    return (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+
+
+def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
         _geometry(path, (image.height, image.width), raster_mm)
-        if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
-            bits = 1 if image.mode == "1" or ";1'" in str(image.tile) else 8
-            check_size(path, image.width * image.height * len(image.getbands()) * bits // 8)
-        if len(image.getbands()) > 1 and ";16" in str(image.tile):  # Pillow keeps half of each
-            raise ReadError(f"{path}: 16 bits for each of several channels. Save it in grey.")
+        bands, raw = image.getbands(), _raw_mode(image)
+        bits = _bits(image.mode, raw)
+        is_lossy = image.format in ("JPEG", "MPO")
+        if image.format in ("PNG", "BMP"):  # the others shrink without a bound; Pillow has its own
+            wide = 16 if ";16" in raw else bits
+            check_size(path, image.width * image.height * len(bands) * wide // 8)
+        n_frames = getattr(image, "n_frames", 1)
+        if image.format == "PNG" and n_frames > 1:
+            raise ReadError(f"{path}: an animation of {n_frames} pictures. Save one of them.")
+        if len(bands) > 1 and ";16" in raw:  # Pillow keeps half of each sample
+            return _decode_wide_png(path)
         image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
         # no viewer turns a PNG
-        turn = 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
-        coded = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
-        if coded or (image.mode == "P" and not as_labels):
-            return np.asarray(image.convert("RGB")), turn
-        return np.asarray(image), turn
+        turn = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION) or 1)
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            samples = np.asarray(image.convert("RGB"))
+            return _Stored(samples, 8, is_lossy=is_lossy, turn=turn)
+        palette = _pillow_palette(image) if image.mode == "P" else None
+        samples = np.asarray(image)
+        samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
+        alpha = samples[..., -1] if bands[-1] in ("A", "a") else None
+        samples = samples[..., : 3 if len(bands) > 2 else 1]
+        if alpha is None:
+            alpha = _stated_transparency(samples, image.info.get("transparency"))
+        if bits in (2, 4) and palette is None:  # Pillow spreads them over 0 to 255
+            samples = samples // (255 // (2**bits - 1))
+        return _Stored(samples, bits, palette=palette, alpha=alpha, is_lossy=is_lossy, turn=turn)
 
 
-def _tiff_pixels(path: Path, raster_mm: float | None, as_labels: bool) -> tuple[NDArray[Any], Any]:
-    import tifffile
+def _pillow_palette(image: Any) -> NDArray[np.uint8]:
+    """Return the colours `[k, 3]` that the file states; Pillow may fill up the others."""
+    mode, colours = image.palette.getdata()
+    if mode not in ("RGB", "BGR", "BGRX", "RGBA"):
+        colours, mode = bytes(image.getpalette("RGB")), "RGB"
+    table = np.frombuffer(bytes(colours), np.uint8).reshape(-1, len(mode))[:, :3]
+    return np.asarray(table[:, ::-1] if mode.startswith("BGR") else table)
 
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.pages) != 1:
-            raise ReadError(f"{path}: {len(tiff.pages)} pages. Convert a stack to NIfTI or NRRD.")
-        page: Any = tiff.pages[0]
-        _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
-        check_size(path, page.nbytes // (8 if page.bitspersample == 1 else 1))
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not as_labels:
-            return _pil_pixels(path, raster_mm, as_labels)
-        try:
-            pixels = np.asarray(page.asarray())
-        except ValueError:  # a compression that tifffile leaves to a further package, such as LZW
-            return _pil_pixels(path, raster_mm, as_labels)
-        if page.axes == "SYX":
-            pixels = np.moveaxis(pixels, 0, -1)
-        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not as_labels
-        if inverted and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        return pixels, page.tags.valueof(_ORIENTATION)
+
+def _raw_mode(image: Any) -> str:
+    """Return how Pillow unpacks a picture, such as `L;4`: the number of bits is found there."""
+    for tile in image.tile:
+        arguments: Sequence[Any] = tile[3] if isinstance(tile[3], tuple | list) else (tile[3],)
+        if names := [argument for argument in arguments if isinstance(argument, str)]:
+            return names[0]
+    return ""
+
+
+def _bits(mode: str, raw: str) -> int:
+    if mode == "1":
+        return 1
+    if mode.startswith("I;16"):
+        return 16
+    if mode in ("I", "F"):
+        return 32
+    stated = raw.partition(";")[2][:1]
+    return int(stated) if mode in ("L", "P") and stated in ("1", "2", "4") else 8
+
+
+def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8] | None:
+    """Return the opacity `[y, x]` of a PNG that names transparent colours; None if it has none."""
+    if stated is None:
+        return None
+    if isinstance(stated, bytes):  # of each palette entry; those that are not listed are opaque
+        table = np.full(256, 255, np.uint8)
+        table[: len(stated)] = np.frombuffer(stated, np.uint8)
+        return np.asarray(table[samples[..., 0]])
+    return np.where((samples == np.array(stated)).all(axis=-1), 0, 255).astype(np.uint8)
+
+
+def _decode_wide_png(path: Path) -> _Stored:
+    """Decode a PNG of 16 bits for each of several channels."""
+    import imagecodecs
+
+    samples = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    has_alpha = samples.shape[-1] in (2, 4)
+    alpha = samples[..., -1] if has_alpha else None
+    colours = samples[..., : samples.shape[-1] - has_alpha]
+    return _Stored(colours, 16, alpha=alpha, opaque=2**16 - 1)

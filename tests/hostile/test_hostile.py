@@ -13,6 +13,7 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.limits import FileLimits, in_worker, limits, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
@@ -113,26 +114,58 @@ def crash(path):
     os.abort()
 
 
+def spin(path):
+    """Compute for ever."""
+    while True:
+        pass
+
+
 def hang(path):
     time.sleep(600)
+
+
+def nap(path):
+    time.sleep(2.5)
+    return 7
+
+
+def work(path, seconds):
+    """Take processor time."""
+    begin, n = time.process_time(), 0
+    while time.process_time() < begin + seconds:
+        n += 1
+    return n
 
 
 def grow(path):
     return np.ones((1000, 2**27))
 
 
-def test_the_worker_s_death_is_that_file_s_failure_alone(tmp_path, limited):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit of processor time")
+def test_the_worker_s_death_is_that_file_s_failure_alone(tmp_path, limited, monkeypatch):
     good, bad = tmp_path / "a.png", tmp_path / "bad.png"
     Image.new("L", (2, 2), 1).save(good)
-    limited(read_seconds=8.0, max_voxels=10**6)
+    limited(read_seconds=1.0, max_voxels=10**6)
     for misbehave, error, words in (
         (crash, ReadError, r"bad\.png: .*crashed"),
-        (hang, ReadError, r"bad\.png: .*longer than 8 s"),
+        (spin, ReadError, r"bad\.png: .*longer than 1 s of processor time"),
+        (hang, ReadError, r"bad\.png: .*did not answer for 3 s"),
         (grow, MemoryError, ".*"),
     ):
+        patience = io_limits._WALL_PER_PROCESSOR
+        monkeypatch.setattr(io_limits, "_WALL_PER_PROCESSOR", 3 if misbehave is hang else patience)
         with pytest.raises(error, match=words):
             in_worker(misbehave, bad)
+        monkeypatch.setattr(io_limits, "_WALL_PER_PROCESSOR", patience)
         assert read_volume(good).array.sum() == 4
+
+
+def test_waiting_for_a_processor_does_not_count(tmp_path, limited):
+    """A sleeping decoder stands for one on a busy machine; many files do not add up either."""
+    limited(read_seconds=1.0)
+    assert in_worker(nap, tmp_path / "slow.png") == 7
+    for _ in range(3):
+        assert in_worker(work, tmp_path / "a.png", 0.6) > 0
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])

@@ -1,0 +1,453 @@
+"""Pictures and masks mean what a viewer shows: photometry × depth × sign × compression × layout.
+
+Expected values come from the stored array by the rules of TIFF 6.0 and PNG (written out here), and
+from Pillow where Pillow reads the file at full depth.
+"""
+
+import logging
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.io.cases import read_mask
+from lesionseg.io.raster import read_raster
+from lesionseg.io.volumes import read_volume
+
+RNG = np.random.default_rng(5)
+COMPRESSIONS = (None, "deflate", "lzw", "packbits", "zstd")
+LAYOUTS = {
+    "strips": {"rowsperstrip": 5},
+    "tiles": {"tile": (16, 16)},
+    "bigtiff": {"bigtiff": True},
+    "big endian": {"byteorder": ">"},
+}
+DEPTHS = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
+
+
+def samples(dtype, *shape):
+    """Numbers over the whole range of a type; 0 to 1 for floating point."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return RNG.random(shape).astype(kind)
+    limits = np.iinfo(kind)
+    return RNG.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
+
+
+def mirrored(array):
+    """Grey values of which 0 is white, as values of which 0 is black."""
+    if array.dtype.kind == "f":
+        return (1 - array).astype(array.dtype)
+    limits = np.iinfo(array.dtype)
+    return (limits.max - (array.astype(object) - limits.min)).astype(array.dtype)
+
+
+def check(path, expected, **settings):
+    array = read_raster(path, **settings).array
+    np.testing.assert_array_equal(array, expected)
+    assert array.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", DEPTHS)
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_tiff(tmp_path, photometric, dtype, compression):
+    stored = samples(dtype, 21, 34)
+    expected = (mirrored(stored) if photometric == "miniswhite" else stored)[np.newaxis]
+    for layout, how in LAYOUTS.items():
+        path = tmp_path / f"{layout}.tif"
+        tifffile.imwrite(path, stored, photometric=photometric, compression=compression, **how)
+        check(path, expected)
+    if dtype == "uint8" and compression != "zstd":
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(image)[np.newaxis], expected)
+
+
+@pytest.mark.parametrize("compression", ["deflate", "lzw"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_predictors_change_nothing(tmp_path, dtype, compression):
+    stored = samples(dtype, 21, 34)
+    for predictor in (True, False):
+        path = tmp_path / "a.tif"
+        how = {"compression": compression, "predictor": predictor}
+        tifffile.imwrite(path, stored, photometric="miniswhite", **how)
+        check(path, mirrored(stored)[np.newaxis])
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_colour_tiff_with_and_without_opacity(tmp_path, dtype, compression):
+    stored = samples(dtype, 21, 34, 3)
+    expected, path = np.moveaxis(stored, -1, 0), tmp_path / "a.tif"
+    how = {"photometric": "rgb", "compression": compression}
+    for layout in LAYOUTS.values():
+        tifffile.imwrite(path, stored, **how, **layout)
+        check(path, expected)
+    tifffile.imwrite(path, np.ascontiguousarray(expected), planarconfig="separate", **how)
+    check(path, expected)
+    for meaning in ("unassalpha", "assocalpha", "unspecified"):
+        four = np.concatenate([stored, samples(dtype, 21, 34, 1)], axis=-1)
+        tifffile.imwrite(path, four, extrasamples=[meaning], **how)
+        check(path, expected)
+    grey = np.repeat(stored[..., :1], 3, axis=-1)
+    tifffile.imwrite(path, grey, **how)
+    check(path, expected[:1])
+    two = np.concatenate([stored[..., :1], samples(dtype, 21, 34, 1)], axis=-1)
+    how["photometric"] = "minisblack"
+    tifffile.imwrite(path, two, extrasamples=["unassalpha"], planarconfig="contig", **how)
+    check(path, expected[:1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("compression", [None, "lzw"])
+def test_inks_become_colours(tmp_path, dtype, compression):
+    stored, path = samples(dtype, 9, 11, 4), tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, photometric="separated", compression=compression)
+    most = np.iinfo(dtype).max
+    light = 1 - stored / most
+    expected = np.rint(most * light[..., :3] * light[..., 3:])
+    seen = np.moveaxis(read_raster(path).array, 0, -1)
+    assert np.abs(seen - expected).max() <= 1
+    if dtype == "uint8":
+        with Image.open(path) as image:
+            assert np.abs(seen.astype(int) - np.asarray(image.convert("RGB"))).max() <= 1
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize(
+    "compression",
+    [None, "tiff_ccitt", "group3", "group4", "packbits", "tiff_lzw", "tiff_adobe_deflate"],
+)
+@pytest.mark.parametrize("form", ["mask", "image"])
+def test_one_bit_tiff(tmp_path, form, compression, photometric):
+    shown, path = np.zeros((40, 70), bool), tmp_path / "a.tif"
+    shown[10:20, 30:42] = True
+    Image.fromarray(shown).save(path, compression=compression, tiffinfo={262: photometric})
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages[0].photometric == photometric
+    expected = shown.astype(np.uint8)[np.newaxis]
+    check(path, expected if form == "mask" else 255 * expected, as_labels=form == "mask")
+    Image.fromarray(np.zeros_like(shown)).save(
+        path, compression=compression, tiffinfo={262: photometric}
+    )
+    check(path, np.zeros_like(expected), as_labels=form == "mask")
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb", "ycbcr"])
+@pytest.mark.parametrize("layout", ["strips", "tiles"])
+def test_jpeg_in_tiff_is_an_image_but_no_mask(tmp_path, photometric, compression, layout):
+    y, x = np.mgrid[:32, :48]
+    smooth, path = (3 * y + 2 * x).astype(np.uint8), tmp_path / "a.tif"
+    expected = 255 - smooth[np.newaxis] if photometric == "miniswhite" else smooth[np.newaxis]
+    if photometric in ("rgb", "ycbcr"):
+        smooth = np.stack([smooth, smooth, 255 - smooth], axis=-1)
+        expected = np.moveaxis(smooth, -1, 0)
+    if photometric == "ycbcr" and compression != "jpeg":
+        Image.fromarray(smooth).convert("YCbCr").save(path, compression="tiff_lzw")
+    else:
+        form = {"rowsperstrip": 16} if layout == "strips" else {"tile": (16, 16)}
+        how = {"compression": compression, "photometric": photometric}
+        if compression == "jpeg":
+            how["compressionargs"] = {"level": 98}
+        if photometric == "ycbcr":
+            how["photometric"] = "rgb"  # JPEG turns it into YCbCr
+            how["compressionargs"]["outcolorspace"] = "ycbcr"
+        tifffile.imwrite(path, smooth, **how, **form)
+    assert np.abs(read_raster(path).array.astype(int) - expected).max() <= 8
+    if compression == "jpeg":
+        with pytest.raises(ReadError, match=r"a\.tif: a mask in JPEG"):
+            read_raster(path, as_labels=True)
+
+
+def png(path, bits, colour, rows, palette=None, transparent=None):
+    """Write a PNG by hand: rows of packed samples, as few programs can write them."""
+    height, width = len(rows), rows[0][1]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))]
+    if palette is not None:
+        chunks.append((b"PLTE", np.array(palette, np.uint8).tobytes()))
+    if transparent is not None:
+        chunks.append((b"tRNS", transparent))
+    chunks.append((b"IDAT", zlib.compress(b"".join(b"\0" + row for row, _ in rows))))
+    chunks.append((b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return path
+
+
+def rows_of(values, bits):
+    """Pack whole numbers `[y, x]` or `[y, x, n]` into rows of samples of so many bits."""
+    packed = []
+    for row in np.asarray(values):
+        if bits == 16:
+            packed.append((row.astype(">u2").tobytes(), len(row)))
+            continue
+        each = ((row.reshape(-1, 1) >> np.arange(bits)[::-1]) & 1).astype(np.uint8)
+        packed.append((np.packbits(each.reshape(-1)).tobytes(), len(row)))
+    return packed
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_png_of_every_depth(tmp_path, bits):
+    most = 2**bits - 1
+    stored = RNG.integers(0, most, (7, 13), endpoint=True)
+    path = png(tmp_path / "a.png", bits, 0, rows_of(stored, bits))
+    kind = np.uint16 if bits == 16 else np.uint8
+    spread = stored * 255 // most if bits < 8 else stored
+    check(path, spread.astype(kind)[np.newaxis])
+    check(path, stored.astype(kind)[np.newaxis], as_labels=True)
+    if bits < 16:
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(image.convert("L")), spread)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("form", ["png", "tif", "bmp"])
+def test_palettes_are_colours_in_images_and_indices_in_masks(tmp_path, form, bits):
+    n = min(2**bits, 16)
+    table = RNG.integers(60, 255, (n, 3), dtype=np.uint8)
+    table[0] = 0
+    stored = RNG.integers(0, n, (7, 13)).astype(np.uint8)
+    stored[0, :2] = 0, n - 1
+    path = tmp_path / f"a.{form}"
+    if form == "png":
+        png(path, bits, 3, rows_of(stored, bits), table)
+    else:
+        image = Image.frombytes("P", (13, 7), stored.tobytes())
+        image.putpalette(table.tobytes())
+        image.save(path)
+    check(path, np.moveaxis(table[stored], -1, 0))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), table[stored])
+    check(path, stored.astype(np.uint16)[np.newaxis], as_labels=True)
+
+
+@pytest.mark.parametrize("wide", [np.uint8, np.uint16])
+@pytest.mark.parametrize("colour", [2, 4, 6], ids=["rgb", "grey and opacity", "rgba"])
+def test_png_with_colour_or_opacity(tmp_path, caplog, colour, wide):
+    n, bits = {2: 3, 4: 2, 6: 4}[colour], 8 * np.dtype(wide).itemsize
+    stored = samples(wide, 7, 13, n)
+    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    n_colours = 1 if colour == 4 else 3
+    with caplog.at_level(logging.WARNING):
+        check(path, np.moveaxis(stored[..., :n_colours], -1, 0))
+    assert ("opacity is ignored" in caplog.text) == (colour != 2)
+    stored[..., :n_colours] = stored[..., :1]
+    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    check(path, np.moveaxis(stored[..., :1], -1, 0))  # equal colours are grey
+    stored[..., n_colours:] = np.iinfo(wide).max
+    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    check(path, np.moveaxis(stored[..., :1], -1, 0), as_labels=True)
+
+
+def test_a_warning_of_the_worker_reaches_the_log(tmp_path, caplog):
+    Image.new("LA", (5, 4), (7, 100)).save(tmp_path / "a.png")
+    read_volume(tmp_path / "a.png")
+    assert f"{tmp_path / 'a.png'}: the picture is partly transparent" in caplog.text
+
+
+BLACK, WHITE, GREY, RED, GREEN = (0,) * 3, (255,) * 3, (128,) * 3, (128, 0, 0), (0, 128, 0)
+VOC = [BLACK, RED, GREEN, (128, 128, 0), (0, 0, 128), *[(192, 128, 64)] * 250, (224, 224, 192)]
+RAMP = [(i, i, i) for i in range(256)]
+PALETTES = [
+    # name, palette, indices in the file, labels (None: ambiguous, an error)
+    ("Pascal VOC", VOC, [0, 1, 2, 4], [0, 1, 2, 4]),
+    ("Pascal VOC, border", VOC, [0, 1, 255], [0, 1, 255]),
+    ("Pascal VOC, no lesion", VOC, [0], [0]),
+    ("white, black", [WHITE, BLACK], [0, 1], [1, 0]),
+    ("white, black; black only", [WHITE, BLACK], [1], [0]),
+    ("white, black; white only", [WHITE, BLACK], [0], [1]),
+    ("white, black, filled up", [WHITE, *[BLACK] * 255], [0, 1], [1, 0]),
+    ("black, white", [BLACK, WHITE], [0, 1], [0, 1]),
+    ("dark, light", [(30,) * 3, (220,) * 3], [0, 1], [0, 1]),
+    ("light, dark", [(220,) * 3, (30,) * 3], [0, 1], [1, 0]),
+    ("light, dark, filled up", [(220,) * 3, (30,) * 3, *[BLACK] * 254], [0, 1], None),
+    ("three greys", [BLACK, GREY, WHITE], [0, 1, 2], [0, 1, 2]),
+    ("three greys, filled up", [BLACK, GREY, WHITE, *[BLACK] * 253], [0, 1, 2], [0, 1, 2]),
+    ("ramp", RAMP, [0, 1, 5, 255], [0, 1, 5, 255]),
+    ("labels as greys, in another order", [(1,) * 3, BLACK, (2,) * 3], [0, 1, 2], [1, 0, 2]),
+    ("labels as greys, with a gap", [BLACK, (2,) * 3, (5,) * 3], [0, 1, 2], None),
+    ("greys in another order", [BLACK, WHITE, GREY], [0, 1, 2], None),
+    ("descending greys", [WHITE, GREY, BLACK], [0, 1, 2], None),
+    ("red, black", [RED, BLACK], [0, 1], None),
+    ("red, black; red only", [RED, BLACK], [0], None),
+    ("white, red", [WHITE, RED], [0, 1], None),
+    ("a label as black as the background", [BLACK, RED, BLACK], [0, 1, 2], None),
+]
+
+
+@pytest.mark.parametrize(("name", "table", "stored", "labels"), PALETTES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize("form", ["png", "bmp", "tif", "lzw.tif"])
+def test_a_mask_with_a_palette_gives_its_labels_or_an_error(
+    tmp_path, form, name, table, stored, labels
+):
+    path, indices = tmp_path / f"m.{form}", np.array(stored, np.uint8)[np.newaxis].repeat(3, axis=0)
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
+    image.putpalette(np.array(table, np.uint8).tobytes())
+    image.save(path, **({"compression": "tiff_lzw"} if form == "lzw.tif" else {}))
+    if form.endswith("tif") and name == "light, dark":
+        labels = None  # a TIFF's palette is always filled up
+    if labels is None:
+        with pytest.raises(ReadError, match=r"m\..*palette"):
+            read_raster(path, as_labels=True)
+        return
+    expected = np.array(labels)[np.newaxis].repeat(3, axis=0)
+    np.testing.assert_array_equal(read_raster(path, as_labels=True).array[0], expected)
+    np.testing.assert_array_equal(read_mask(path).labels, expected)
+
+
+MARK = np.zeros((6, 8), np.uint8)
+MARK[2:4, 3:6] = 1
+CLEAR = np.where(MARK > 0, 255, 0).astype(np.uint8)
+OPAQUE = np.full_like(MARK, 255)
+SOFT = np.where(MARK > 0, 128, 0).astype(np.uint8)
+OPACITIES = [
+    # name, values, opacity, words of the error ("" for none)
+    ("opaque", MARK, OPAQUE, ""),
+    ("the background is transparent", MARK, CLEAR, ""),
+    ("a transparent margin", MARK, np.pad(OPAQUE[1:-1, 1:-1], 1), ""),
+    ("no lesion, all transparent", 0 * MARK, 0 * MARK, ""),
+    ("drawn in the opacity", 0 * MARK, CLEAR, "drawn in its opacity"),
+    ("drawn in a soft opacity", 0 * MARK, SOFT, "drawn in its opacity"),
+    ("white, drawn in the opacity", 0 * MARK + 1, CLEAR, "are transparent"),
+    ("hidden labels", MARK, 255 - CLEAR, "are transparent"),
+    ("half transparent labels", MARK, SOFT, "are transparent"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "opacity", "words"), OPACITIES, ids=[row[0] for row in OPACITIES]
+)
+@pytest.mark.parametrize(
+    "form", ["la.png", "rgba.png", "la.tif", "rgba.tif", "palette.png", "16.png"]
+)
+def test_the_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opacity, words):
+    path = tmp_path / form
+    both = np.stack([values, opacity], axis=-1)
+    four = np.stack([values] * 3 + [opacity], axis=-1)
+    if form == "16.png":
+        wide = np.stack([values.astype(np.uint16), opacity * np.uint16(257)], axis=-1)
+        png(path, 16, 4, rows_of(wide, 16))
+    elif form == "palette.png":
+        if len(np.unique(opacity[values == 0])) > 1 or len(np.unique(opacity[values == 1])) > 1:
+            return  # a palette entry has one opacity
+        of_entry = [int(opacity[values == v].max(initial=0)) for v in (0, 1)]
+        png(path, 8, 3, rows_of(values, 8), [BLACK, WHITE], bytes(of_entry))
+    elif form == "la.tif":
+        how = {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(path, both, extrasamples=["unassalpha"], **how)
+    elif form == "rgba.tif":
+        tifffile.imwrite(path, four, photometric="rgb", extrasamples=["assocalpha"])
+    else:
+        Image.fromarray(both if form == "la.png" else four).save(path)
+    if words:
+        with pytest.raises(ReadError, match=f"{form}.*{words}.*Save the mask without"):
+            read_raster(path, as_labels=True)
+    else:
+        np.testing.assert_array_equal(read_raster(path, as_labels=True).array[0], values)
+
+
+def test_a_transparent_colour_of_a_png_is_an_opacity(tmp_path):
+    for transparent, is_error in ((0, False), (1, True)):
+        path = png(tmp_path / "m.png", 8, 0, rows_of(MARK, 8), None, struct.pack(">H", transparent))
+        np.testing.assert_array_equal(read_raster(path).array[0], MARK)
+        if is_error:
+            with pytest.raises(ReadError, match="are transparent"):
+                read_raster(path, as_labels=True)
+        else:
+            check(path, MARK[np.newaxis], as_labels=True)
+
+
+def test_a_second_value_of_unknown_meaning_is_an_error(tmp_path):
+    path = tmp_path / "m.tif"
+    four = np.stack([MARK, MARK, MARK, CLEAR], axis=-1)
+    tifffile.imwrite(path, four, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(ReadError, match=r"m\.tif: the mask has a further value per pixel"):
+        read_raster(path, as_labels=True)
+    for n in (2, 4, 5):
+        many = np.stack([MARK] * n, axis=-1)
+        tifffile.imwrite(path, many, photometric="minisblack", planarconfig="contig")
+        with pytest.raises(ReadError, match=f"{n} values per pixel"):
+            read_raster(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("uint8", ""), ("int16", "-2 to -1"), ("float32", "")]
+)
+def test_white_is_zero_masks_keep_lesion_and_background_apart(tmp_path, dtype, words):
+    path = tmp_path / "m.tif"
+    stored = (1 - MARK).astype(dtype)  # as if they had one bit
+    tifffile.imwrite(path, stored, photometric="miniswhite")
+    if words:
+        with pytest.raises(LesionsegError, match=words):
+            read_mask(path)
+        return
+    labels = np.asarray(read_mask(path).labels)
+    if dtype == "uint8":  # 0 is shown white, and 1 a shade darker: 255 and 254 are no labels
+        np.testing.assert_array_equal(labels, 254 + MARK)
+        tifffile.imwrite(path, 255 - MARK, photometric="miniswhite")
+        labels = np.asarray(read_mask(path).labels)
+    np.testing.assert_array_equal(labels, MARK)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_bmp_of_few_bits_with_a_grey_palette(tmp_path, bits, upside_down):
+    n, path = 2**bits, tmp_path / "a.bmp"
+    stored = RNG.integers(0, n, (7, 13)).astype(np.uint8)
+    table = np.zeros((n, 4), np.uint8)
+    table[:, :3] = np.arange(n)[:, None] * (255 // (n - 1))
+    rows = b"".join(row + b"\0" * (-len(row) % 4) for row, _ in rows_of(stored[::-1], bits))
+    if upside_down:
+        rows = b"".join(row + b"\0" * (-len(row) % 4) for row, _ in rows_of(stored, bits))
+    start = 54 + table.size
+    info = (40, 13, -7 if upside_down else 7, 1, bits, 0, len(rows), 0, 0, n, 0)
+    head = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start)
+    path.write_bytes(head + struct.pack("<IiiHHIIiiII", *info) + table.tobytes() + rows)
+    check(path, stored[np.newaxis] * np.uint8(255 // (n - 1)))
+    np.testing.assert_array_equal(read_raster(path, as_labels=True).array[0], stored)
+    for cut in (30, start - 3, start + 5):
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ReadError, match=r"a\.bmp"):
+            read_raster(path)
+
+
+def test_thumbnails_do_not_count_as_pages_but_further_pictures_do(tmp_path):
+    path, stored = tmp_path / "a.tif", samples("uint8", 20, 30)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(stored[::4, ::4].copy(), subfiletype=1, metadata=None)
+        tiff.write(stored, metadata=None)
+        tiff.write(stored > 9, subfiletype=4, metadata=None)
+    check(path, stored[np.newaxis])
+    stack = samples("uint8", 3, 20, 30)
+    for how in ({}, {"imagej": True}, {"truncate": True}, {"compression": "lzw"}):
+        tifffile.imwrite(path, stack, photometric="minisblack", **how)
+        with pytest.raises(ReadError, match=r"a\.tif: 3 pages"):
+            read_raster(path)
+
+
+def test_the_content_decides_on_the_format_and_on_jpeg(tmp_path):
+    y, x = np.mgrid[:16, :24]
+    smooth = (5 * y + 4 * x).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.png", smooth, photometric="miniswhite")
+    check(tmp_path / "a.png", 255 - smooth[np.newaxis])
+    Image.fromarray(smooth).save(tmp_path / "b.tif", "png")
+    check(tmp_path / "b.tif", smooth[np.newaxis])
+    Image.fromarray(MARK).save(tmp_path / "c.png", "jpeg")
+    with pytest.raises(ReadError, match=r"c\.png: a mask in JPEG"):
+        read_raster(tmp_path / "c.png", as_labels=True)
+
+
+@pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "jpeg", "packbits", "zstd"])
+def test_a_blank_picture_is_not_taken_for_a_bomb(tmp_path, compression):
+    """Its file is far smaller than that of any picture with content."""
+    path = tmp_path / "a.tif"
+    blank = Image.new("1" if compression == "group4" else "L", (6000, 5000))
+    blank.save(path, compression=compression)
+    assert not read_raster(path).array.any()
