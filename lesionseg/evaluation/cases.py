@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import (
     UNION,
+    Candidate,
     Geometry,
     LabelRegion,
     Lesions,
@@ -22,6 +23,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.evaluation.criteria import INSTANCES, SIDE_CRITERIA, Preset
 from lesionseg.evaluation.matching import NEVER, Match, Outcome, match
 from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
+from lesionseg.evaluation.missed import Miss, Misses, WhyMissed
 from lesionseg.ops.components import lesion_instances
 
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
@@ -29,16 +31,6 @@ from lesionseg.ops.components import lesion_instances
 _GRID_TOLERANCE = 0.05
 REGION_LABEL = next(iter(UNION))
 IoUs = Mapping[tuple[int, int], float]  # of rows of a candidate and a lesion that overlap
-WhyMissed = Literal[
-    "",
-    "no_response",
-    "below_operating_point",
-    "overlap_too_small",
-    "merged",
-    "removed_by_size",
-    "wrong_label",
-    "case_failed",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +41,12 @@ class LesionResult:
     and `iou` are those of the match at the operating point. `detected_at` is the highest score at
     which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
     `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
-    `split`: several accepted candidates overlap it; `merged`: one of them overlaps another lesion
-    too. `zone`: the anatomical zone, empty where none was asked for.
+    `why_missed`: empty for a found lesion. `covered`: the share of the lesion that the accepted
+    candidates cover together or, if none of them touches it, all retained ones. Of a missed lesion,
+    `nearest_candidate`, `nearest_score` and `nearest_iou` belong to the candidate that
+    `why_missed` concerns, as in `Miss`. `split`: several accepted candidates overlap it; `merged`:
+    one of them overlaps another lesion too. `zone`: the anatomical zone, empty if the evaluation
+    has none.
     """
 
     lesion: int
@@ -77,6 +73,10 @@ class LesionResult:
     split: bool = False
     merged: bool = False
     zone: str = ""
+    covered: float = 0.0
+    nearest_candidate: int | None = None
+    nearest_score: float | None = None
+    nearest_iou: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class CandidateResult:
 
     `outcome` at the operating point; `outcome_any` when all retained candidates count (the FROC's
     view). `lesion` and `iou`: the lesion of its pair, else the one that it overlaps most.
-    `touches_lesion`: overlaps some lesion, of whatever label.
+    `touches_lesion`: overlaps some lesion, of whatever label. `in_lesions`: the share of the
+    candidate that is located in lesions.
     """
 
     candidate: int
@@ -104,6 +105,7 @@ class CandidateResult:
     touches_lesion: bool
     outcome_any: Outcome
     zone: str = ""
+    in_lesions: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +188,34 @@ class CaseResult:
 
 
 @dataclass(frozen=True, eq=False)
+class Unannotated:
+    """The candidates whose labels the reference does not annotate, matched with its lesions.
+
+    They count nowhere. They only explain why a lesion was missed.
+    """
+
+    candidates: tuple[Candidate, ...]
+    match: Match
+
+    def decide(self, by_id: Mapping[int, Candidate]) -> "Unannotated":
+        """Return the same with the flags of other candidates of the same ids."""
+        return replace(self, candidates=tuple(by_id[c.id] for c in self.candidates))
+
+    def accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
+        """Return the flags `[n]`: by the score of a point or, without one, as the files state."""
+        if point is not None:
+            return np.asarray(self.match.scores >= point.score)
+        return np.array([c.accepted for c in self.candidates], dtype=np.bool_)
+
+
+@dataclass(frozen=True, eq=False)
 class MatchedCase:
-    """A case whose candidates were matched with its lesions, once, whoever is accepted.
+    """A case whose candidates were matched with its lesions, once, whichever are accepted.
 
     It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
     the candidates alone. `zones` are the lesions'. `regions`: each region by itself. `annotated`:
-    as in `core.Reference`. The rest: see `match_case`.
+    as in `core.Reference`. `unannotated`: None if the reference annotates all labels. The rest:
+    see `match_case`.
     """
 
     prediction: Prediction
@@ -205,6 +229,7 @@ class MatchedCase:
     seconds: float
     zones: Sequence[str]
     annotated: Mapping[int, bool]
+    unannotated: "Unannotated | None" = None
 
     @property
     def geometry(self) -> Geometry:
@@ -225,7 +250,8 @@ class MatchedCase:
             operating_point=prediction.operating_point,
         )
         regions = {name: part.decide(prediction) for name, part in self.regions.items()}
-        return replace(self, prediction=decided, regions=regions)
+        unannotated = self.unannotated and self.unannotated.decide(by_id)
+        return replace(self, prediction=decided, regions=regions, unannotated=unannotated)
 
     def result(
         self, operating_point: OperatingPoint | None = None, *, surface: bool = True
@@ -262,9 +288,16 @@ class MatchedCase:
         merging = np.bincount(pairs.candidate[several], minlength=len(candidates)) > 1
         merged = np.zeros(len(lesions), dtype=np.bool_)
         merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
+        misses = self._misses(accepted, outcomes, point)
         rows = []
         for row, by in enumerate(found_by.tolist()):
             at = float(match.detected_at[row])
+            if by >= 0:
+                miss = Miss(WhyMissed.FOUND, float(misses.covered_by_accepted[row]))
+            elif self.status == "missing":
+                miss = Miss(WhyMissed.CASE_FAILED)
+            else:
+                miss = misses.explain(row)
             rows.append(
                 LesionResult(
                     lesion=int(lesions.ids[row]),
@@ -275,10 +308,14 @@ class MatchedCase:
                     candidate=int(candidates.ids[by]) if by >= 0 else None,
                     iou=iou_of.get((by, row), 0.0) if by >= 0 else None,
                     **sides_of[row],
-                    why_missed="" if by >= 0 else self._why_missed(row, accepted, outcomes, point),
+                    why_missed=miss.why,
                     split=bool(split[row]),
                     merged=bool(merged[row]),
                     zone=self.zones[row],
+                    covered=miss.covered,
+                    nearest_candidate=miss.candidate,
+                    nearest_score=miss.score if given.scored else None,
+                    nearest_iou=miss.iou,
                 )
             )
         return CaseResult(
@@ -288,7 +325,7 @@ class MatchedCase:
             status=self.status,
             dims=lesions.geometry.dims,
             lesions=tuple(rows),
-            candidates=self._candidates(accepted, found_by, outcomes, iou_of),
+            candidates=self._candidates(accepted, found_by, outcomes, iou_of, misses.in_lesions),
             **self._overlap(accepted, surface),
             reference_ml=_summed_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_summed_ml(candidates, accepted & ~match.lost),
@@ -361,38 +398,25 @@ class MatchedCase:
             found["surface_dice"], found["hd95_mm"] = surfaces or (0.0, None)
         return found
 
-    def _why_missed(
+    def _misses(
         self,
-        row: int,
         accepted: NDArray[np.bool_],
         outcomes: Sequence[Outcome],
         point: OperatingPoint | None,
-    ) -> WhyMissed:
-        """The first reason that holds, from the nearest miss to the farthest."""
-        match, given = self.match, self.prediction
-        if self.status == "missing":
-            return "case_failed"
-        here = match.overlaps.lesion == row
-        candidate, same = match.overlaps.candidate[here], match.comparable[here]
-        near = candidate[same & accepted[candidate]]
-        if match.detected_at[row] > NEVER and not len(near):
-            return "below_operating_point"
-        joint = self.preset.criterion.assignment == "jointly"
-        if not joint and any(outcomes[c] == "true_positive" for c in near):
-            return "merged"
-        if len(near):
-            return "overlap_too_small"
-        if (~same & accepted[candidate]).any():
-            return "wrong_label"
-        # something of its label that would have been accepted, but was dropped for its size
-        point, lesions = point or given.operating_point, match.lesions
-        least = point.score if point else float(match.scores[accepted].min(initial=1.0))
-        voxels = lesions.voxels_of(row)
-        for c in given.removed:
-            inside = ((voxels >= c.start_vox) & (voxels < c.stop_vox)).all(axis=1).any()
-            if inside and c.label == lesions.labels[row] and c.score >= least:
-                return "removed_by_size"
-        return "overlap_too_small" if same.any() else "no_response"
+    ) -> Misses:
+        """Return what explains the missed lesions when some candidates are accepted."""
+        match, limit = self.match, point or self.prediction.operating_point
+        least = limit.score if limit else float(match.scores[accepted].min(initial=1.0))
+        others = self.unannotated
+        return Misses(
+            match,
+            accepted,
+            np.array([outcome == "true_positive" for outcome in outcomes], dtype=np.bool_),
+            least,
+            self.prediction.removed,
+            others and others.match,
+            others and others.accepted(point),
+        )
 
     def _candidates(
         self,
@@ -400,6 +424,7 @@ class MatchedCase:
         found_by: NDArray[np.int64],
         outcomes: Sequence[Outcome],
         iou_of: IoUs,
+        in_lesions: NDArray[np.float64],
     ) -> tuple[CandidateResult, ...]:
         match, candidates, pairs = self.match, self.match.candidates, self.match.overlaps
         dims = candidates.geometry.dims
@@ -435,6 +460,7 @@ class MatchedCase:
                     touches_lesion=bool(touched[row]),
                     outcome_any=outcomes_any[row],
                     zone=given.zone,
+                    in_lesions=float(in_lesions[row]),
                 )
             )
         return tuple(rows)
@@ -468,6 +494,7 @@ def match_case(
         zones: anatomical zones, on any grid; None: lesions and candidates are in none.
     """
     begin = perf_counter()
+    unannotated = None
     if prediction is not None:
         if regions:
             prediction = _as_union(prediction)
@@ -478,6 +505,7 @@ def match_case(
                 f"reference {describe_grid(grid)}, {grid.distance_mm(other):.4g} mm off. "
                 "Resample it onto the reference's grid."
             )
+        unannotated = _unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
     empty = np.zeros(reference.geometry.shape, dtype=np.int32)
     given = prediction or Prediction(case, reference.geometry, (), empty)
@@ -509,7 +537,19 @@ def match_case(
         seconds=perf_counter() - begin,
         zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
         annotated=reference.annotated,
+        unannotated=unannotated,
     )
+
+
+def _unannotated(
+    prediction: Prediction, reference: Reference, preset: Preset
+) -> Unannotated | None:
+    """Match the candidates whose labels a reference does not annotate; None without any."""
+    labels = {candidate.label for candidate in prediction.candidates}
+    others = prediction.without_labels([x for x in labels if x not in reference.unannotated])
+    if not others.candidates:
+        return None
+    return Unannotated(others.candidates, match(reference, others, preset.criterion))
 
 
 def evaluate_case(

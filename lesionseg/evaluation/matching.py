@@ -35,7 +35,7 @@ from lesionseg.ops.components import candidates_of, lesions_of
 NEVER = -np.inf  # the score at which a lesion is found that no candidate finds
 # a candidate with a larger share in the ignored region is neither true nor false
 MOSTLY = 0.5
-_ROUNDING = 1e-9  # shares are sums of fractions
+ROUNDING = 1e-9  # shares are sums of fractions
 _KEEP_FOUND = 1e-9  # outweighs rounding, and no difference between IoUs that anybody would notice
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 Rows = NDArray[np.int64]
@@ -80,6 +80,19 @@ class Links(_Pairs):
     candidate: Rows
     lesion: Rows
     weight: Numbers
+    common: Numbers | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shares(_Pairs):
+    """The shares of a candidate and of a lesion that their overlap covers; all arrays `[pairs]`.
+
+    `common` `[pairs, 2·dims]` is the box of the overlap, 0 for pairs of two masks; None if all
+    pairs have masks.
+    """
+
+    of_candidate: Numbers
+    of_lesion: Numbers
     common: Numbers | None = None
 
 
@@ -211,20 +224,10 @@ def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps:
     """
     candidate, lesion, common = overlaps.candidate, overlaps.lesion, None
     if rule.measure == "coverage":
-        shared = overlaps.voxels.astype(np.float64)
-        of_candidate, of_lesion = (
-            x.n_voxels[row].astype(np.float64)
-            for x, row in ((candidates, candidate), (lesions, lesion))
-        )
-        bare = shared == 0
-        if bare.any():  # boxes take the place of voxels
-            common = _common(candidates.boxes[candidate], lesions.boxes[lesion]) * bare[:, None]
-            shared[bare] = _volumes(common[bare])
-            of_candidate[bare] = _volumes(candidates.boxes[candidate[bare]])
-            of_lesion[bare] = _volumes(lesions.boxes[lesion[bare]])
-        share = shared / of_candidate
-        supported = covered(candidate, len(candidates), share, common, rule.threshold)
-        enough, weight = supported[candidate], shared / of_lesion
+        shares = shares_of(candidates, lesions, overlaps)
+        common, weight = shares.common, shares.of_lesion
+        supported = covered(candidate, len(candidates), shares.of_candidate, common, rule.threshold)
+        enough = supported[candidate]
     elif rule.measure == "centre":
         apart = candidates.centres_mm[:, None] - lesions.centres_mm[None]
         distance = np.linalg.norm(apart, axis=-1)
@@ -237,6 +240,22 @@ def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps:
         weight = overlaps.iou
     sizes = len(candidates), len(lesions)
     return Links(rule, *sizes, candidate, lesion, weight, common).where(enough)
+
+
+def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
+    """Measure by voxels, or by boxes if one of the two has no mask, what a pair has in common."""
+    common = None
+    shared = pairs.voxels.astype(np.float64)
+    of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
+    of_lesion = lesions.n_voxels[pairs.lesion].astype(np.float64)
+    bare = shared == 0
+    if bare.any():
+        boxes = _common(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
+        common = boxes * bare[:, None]
+        shared[bare] = _volumes(common[bare])
+        of_candidate[bare] = _volumes(candidates.boxes[pairs.candidate[bare]])
+        of_lesion[bare] = _volumes(lesions.boxes[pairs.lesion[bare]])
+    return Shares(shared / of_candidate, shared / of_lesion, common)
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
@@ -360,16 +379,28 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     return both.where(np.lexsort((both.lesion, both.candidate)))
 
 
+def together(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -> Numbers:
+    """Return the share `[n_rows]` of each row that its pairs `[pairs]` cover together, at most 1.
+
+    Masks never overlap and add up. The union of overlapping boxes counts once.
+    """
+    total = np.bincount(row, share, minlength=n_rows)
+    if common is not None:
+        for one in np.flatnonzero(np.bincount(row, minlength=n_rows) > 1):
+            total[one] = _together(share[row == one], common[row == one])
+    return np.minimum(total, 1.0)
+
+
 def covered(row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float) -> Flags:
     """Of which rows `[n_rows]` their pairs `[pairs]` cover at least `enough` between them."""
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
         doubtful = np.flatnonzero(
-            (total >= enough - _ROUNDING) & (np.bincount(row, minlength=n_rows) > 1)
+            (total >= enough - ROUNDING) & (np.bincount(row, minlength=n_rows) > 1)
         )
         for one in doubtful:
             total[one] = _together(share[row == one], common[row == one])
-    reached: Flags = total >= enough - _ROUNDING
+    reached: Flags = total >= enough - ROUNDING
     return reached
 
 
@@ -381,7 +412,7 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enou
         first = order[:n]
         return _together(share[first], None if common is None else common[first])
 
-    n = bisect_left(range(1, len(order) + 1), enough - _ROUNDING, key=cover)
+    n = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=cover)
     return float(scores[order[n]]) if n < len(order) else NEVER
 
 

@@ -1,11 +1,11 @@
-"""One case: what is found, why a lesion was missed, its sizes; boxes alone, no prediction."""
+"""One case: what is found, its sizes; boxes alone, no prediction."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case
 from tests.evaluation.hand_cases import (
     CASES,
@@ -35,44 +35,6 @@ def test_hand_case(preset, case):
     for name, (n_found, n_false) in case.sides.items():
         assert found.sides[name] == (n_found, n_false)
         assert sum(getattr(x, name) for x in found.lesions) == n_found
-
-
-@pytest.mark.parametrize(
-    ("name", "preset", "reasons"),
-    [
-        ("perfect", "lesionseg", [""]),
-        ("missed", "lesionseg", ["no_response"]),
-        ("under_a_tenth", "lesionseg", ["overlap_too_small"]),
-        ("unsupported", "lesionseg", ["overlap_too_small"]),
-        ("below_the_point", "lesionseg", ["below_operating_point"]),
-        ("merge", "instances", ["", "merged"]),
-        ("wrong_label", "instances", ["wrong_label"]),
-    ],
-)
-def test_why_a_lesion_was_missed(name, preset, reasons):
-    assert [lesion.why_missed for lesion in evaluated(name, preset).lesions] == reasons
-    if name == "under_a_tenth":  # nor is it below the point where no score would cover enough
-        found = evaluated(name, preset, operating_point=OperatingPoint("", 1.0))
-        assert [lesion.why_missed for lesion in found.lesions] == reasons
-
-
-@pytest.mark.parametrize(
-    ("score", "row", "label", "why"),
-    [
-        (0.7, 1, 1, "removed_by_size"),
-        (0.7, 0, 1, "no_response"),  # beside the lesion
-        (0.4, 1, 1, "no_response"),  # would not have been accepted
-        (0.7, 1, 2, "no_response"),
-    ],
-)
-def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(score, row, label, why):
-    hand, point = CASES["missed"], OperatingPoint("score:0.5", 0.5)
-    place = (row, 1), (row + 1, 2), (0.0, 0.0)
-    removed = Candidate(1, label, score, *place, 1.0, None, False, accepted=False)
-    given = replace(make_prediction(hand), removed=(removed,), operating_point=point)
-    result = evaluate_case(make_reference(hand), given, PRESET, case="a")
-    assert [x.why_missed for x in result.lesions] == [why]
-    assert result.candidates == ()  # nothing else changes
 
 
 def test_the_operating_point_overrules_the_flags():

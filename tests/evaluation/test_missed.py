@@ -1,0 +1,247 @@
+"""Why a lesion was missed: one case for each way in which a rule can leave it out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.evaluation.missed import WhyMissed
+from tests.evaluation.hand_cases import CASES, HandCase, evaluated, make_reference, prediction_of
+
+POINT = OperatingPoint("score:0.5", 0.5)
+
+
+def case(reference, prediction, *scores, labels=()):
+    return HandCase("case", "", reference, prediction, scores, candidate_labels=labels)
+
+
+def missed(hand, preset="lesionseg", row=0, point=POINT):
+    return evaluated(hand, preset, operating_point=point).lesions[row]
+
+
+UNTOUCHED = case(".11. ....", ".... ....")
+BELOW = case(".11. .11.", ".11. .11.", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "hand", "row", "why"),
+    [
+        ("lesionseg", UNTOUCHED, 0, WhyMissed.NO_RESPONSE),
+        ("iou50", UNTOUCHED, 0, WhyMissed.NO_RESPONSE),
+        ("lesionseg", "elsewhere", 0, WhyMissed.NO_RESPONSE),
+        ("lesionseg", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
+        ("iou50", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
+        ("luna16", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
+        ("lesionseg", "contained", 0, WhyMissed.OVERLAP_TOO_SMALL),
+        ("lesionseg", "under_a_tenth", 0, WhyMissed.CANDIDATE_TOO_LARGE),
+        ("lesionseg", "unsupported", 0, WhyMissed.CANDIDATE_TOO_LARGE),
+        ("instances", "under_a_tenth", 0, WhyMissed.IOU_TOO_SMALL),
+        ("instances", "umbrella", 4, WhyMissed.IOU_TOO_SMALL),
+        ("iou50", "exactly_a_tenth", 0, WhyMissed.IOU_TOO_SMALL),
+        ("luna16", "under_a_tenth", 0, WhyMissed.CENTRE_TOO_FAR),
+        ("instances", "merge", 1, WhyMissed.MERGED),
+        ("instances", "two_of_three", 2, WhyMissed.NO_RESPONSE),
+        ("instances", "wrong_label", 0, WhyMissed.WRONG_LABEL),
+        ("luna16", "wrong_label", 0, WhyMissed.WRONG_LABEL),
+    ],
+)
+def test_each_way_to_miss_has_its_own_reason(preset, hand, row, why):
+    assert missed(hand, preset, row).why_missed == why
+
+
+def test_a_covered_lesion_in_a_huge_candidate_states_both_shares():
+    result = evaluated("under_a_tenth", operating_point=POINT)
+    (lesion,), (candidate,) = result.lesions, result.candidates
+    assert (lesion.covered, lesion.nearest_candidate, lesion.nearest_score) == (1.0, 1, 0.5)
+    assert candidate.in_lesions == pytest.approx(1 / 11)
+    assert candidate.outcome == "false_positive"
+
+
+def test_a_barely_touched_lesion_states_how_much_of_it_is_covered():
+    lesion = missed("contained")
+    assert lesion.covered == pytest.approx(1 / 20)
+    assert lesion.nearest_iou == pytest.approx(1 / 20)
+    assert evaluated("contained").candidates[0].in_lesions == 1.0
+
+
+def test_a_found_lesion_has_no_reason_and_states_its_cover():
+    lesion = evaluated("fragments").lesions[0]
+    assert (lesion.why_missed, lesion.nearest_candidate) == (WhyMissed.FOUND, None)
+    assert lesion.covered == pytest.approx(2 / 20)
+
+
+def test_a_huge_candidate_that_is_accepted_comes_before_a_fitting_one_that_is_not():
+    # candidate 1 covers half of the lesion and is far too large; candidate 2 would find it
+    hand = case("11...................", "12111111111111111111.", 0.9, 0.2)
+    lesion = missed(hand)
+    assert lesion.why_missed == WhyMissed.CANDIDATE_TOO_LARGE
+    assert lesion.nearest_candidate == 1
+
+
+def test_a_candidate_that_is_not_accepted_despite_its_score_is_not_called_below_the_point():
+    prediction = prediction_of(np.array([[0, 1], [0, 2]], np.int32), (0.9, 0.4), grid(2, 2))
+    first, second = prediction.candidates
+    flagged = replace(prediction, candidates=(replace(first, accepted=False), second))
+    lesions = evaluate(reference([[0, 1], [0, 2]], (1, 1)), flagged).lesions
+    assert [x.why_missed for x in lesions] == [WhyMissed.NOT_ACCEPTED, WhyMissed.FOUND]
+    assert lesions[0].nearest_score == 0.9
+
+
+@pytest.mark.parametrize(
+    ("hand", "preset", "row", "why"),
+    [
+        ("under_a_tenth", "lesionseg", 0, WhyMissed.CANDIDATE_TOO_LARGE),
+        ("contained", "lesionseg", 0, WhyMissed.OVERLAP_TOO_SMALL),
+        ("under_a_tenth", "instances", 0, WhyMissed.IOU_TOO_SMALL),
+        ("under_a_tenth", "luna16", 0, WhyMissed.CENTRE_TOO_FAR),
+        ("merge", "instances", 1, WhyMissed.MERGED),
+        ("wrong_label", "instances", 0, WhyMissed.WRONG_LABEL),
+    ],
+)
+def test_a_candidate_below_the_point_that_would_not_suffice_is_named_with_its_score(
+    hand, preset, row, why
+):
+    lesion = missed(hand, preset, row, OperatingPoint("score:0.99", 0.99))
+    assert lesion.why_missed == why
+    assert lesion.nearest_candidate == 1
+    assert lesion.nearest_score == CASES[hand].scores[0]
+
+
+def test_a_failed_case_is_the_reason_for_all_its_lesions():
+    result = evaluate_case(make_reference(CASES["merge"]), None, PRESETS["lesionseg"], case="a")
+    assert [x.why_missed for x in result.lesions] == [WhyMissed.CASE_FAILED] * 2
+
+
+@pytest.mark.parametrize(
+    ("score", "row", "label", "preset", "why"),
+    [
+        (0.7, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),
+        (0.7, 0, 1, "lesionseg", WhyMissed.NO_RESPONSE),  # next to the lesion
+        (0.4, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # states its score, which is low
+        (0.7, 1, 2, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # the rule takes all labels as one
+        (0.7, 1, 2, "instances", WhyMissed.NO_RESPONSE),
+    ],
+)
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(
+    score, row, label, preset, why, masked
+):
+    place = (row, 1), (row + 1, 2), (0.0, 0.0)
+    removed = Candidate(1, label, score, *place, 1.0, None, False, accepted=False)
+    marked = make_reference(CASES["missed"])
+    if not masked:
+        boxes = np.array([[1, 1, 2, 3]], dtype=np.float32)
+        marked = Reference(marked.geometry, boxes=boxes, box_labels=(1,))
+    empty = np.zeros(marked.geometry.shape, np.int32)
+    given = Prediction("a", marked.geometry, (), empty, removed=(removed,))
+    result = evaluate_case(marked, given, PRESETS[preset], case="a", operating_point=POINT)
+    (lesion,) = result.lesions
+    assert lesion.why_missed == why
+    assert lesion.nearest_score == (score if why == WhyMissed.REMOVED_BY_SIZE else None)
+    assert result.candidates == ()  # nothing else changes
+
+
+def test_a_lesion_marked_as_a_kind_that_the_reader_did_not_look_for_has_the_wrong_label():
+    found = prediction_of(np.array([[1, 1, 0, 0]], np.int32), (0.9,), grid(1, 4), (2,))
+    marked = replace(reference([[1, 1, 0, 0]], (1,)), annotated={1: True, 2: False})
+    result = evaluate(marked, found)
+    assert [x.why_missed for x in result.lesions] == [WhyMissed.WRONG_LABEL]
+    assert result.candidates == ()
+    faint = evaluate(marked, found, point=OperatingPoint("score:0.95", 0.95))
+    assert [x.why_missed for x in faint.lesions] == [WhyMissed.NO_RESPONSE]
+
+
+def test_boxes_take_the_place_of_voxels():
+    geometry = grid(20, 20)
+    boxes = np.array([[0, 0, 2, 2], [10, 10, 20, 20], [10, 0, 12, 2]], dtype=np.float32)
+    marked = Reference(geometry, boxes=boxes, box_labels=(1, 1, 1))
+    drawn = [(0, 0, 10, 10), (10, 10, 11, 15)]
+    rows = [Candidate.from_box(n, 1, 0.9, box, geometry) for n, box in enumerate(drawn, 1)]
+    lesions = evaluate(marked, Prediction("a", geometry, tuple(rows), None)).lesions
+    assert [x.why_missed for x in lesions] == [
+        WhyMissed.CANDIDATE_TOO_LARGE,
+        WhyMissed.OVERLAP_TOO_SMALL,
+        WhyMissed.NO_RESPONSE,
+    ]
+    assert [x.covered for x in lesions] == [1.0, 0.05, 0.0]
+
+
+def test_two_boxes_on_the_same_place_cover_it_once():
+    geometry = grid(1, 20)
+    marked = Reference(geometry, boxes=np.array([[0, 0, 1, 20]], np.float32), box_labels=(1,))
+    rows = [Candidate.from_box(n, 1, 0.9, (0, 0, 1, 1), geometry) for n in (1, 2)]
+    (lesion,) = evaluate(marked, Prediction("a", geometry, tuple(rows), None)).lesions
+    assert lesion.covered == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize("preset", ["lesionseg", "instances", "iou50", "luna16"])
+@pytest.mark.parametrize("seed", range(25))
+def test_on_random_cases_each_reason_is_true(seed, preset):
+    rng = np.random.default_rng(seed)
+    truth, found = random_instances(rng, 8), random_instances(rng, 6)
+    scores = tuple(rng.choice([0.2, 0.4, 0.6, 0.8], size=int(found.max())).tolist())
+    labels = tuple(rng.integers(1, 3, size=len(scores)).tolist())
+    marked = Reference(
+        grid(*truth.shape),
+        instances=truth,
+        instance_labels=tuple(rng.integers(1, 3, size=int(truth.max())).tolist()),
+    )
+    prediction = prediction_of(found, scores, grid(*truth.shape), labels)
+    result = evaluate(marked, prediction, preset, POINT)
+    threshold = PRESETS[preset].criterion.threshold
+    for lesion in result.lesions:
+        voxels = truth == lesion.lesion
+        covering = [c for c in result.candidates if (voxels & (found == c.candidate)).any()]
+        drawn = [c for c in covering if c.accepted] or covering
+        share = sum((voxels & (found == c.candidate)).sum() for c in drawn) / voxels.sum()
+        assert lesion.covered == pytest.approx(share)
+        near = next((c for c in covering if c.candidate == lesion.nearest_candidate), None)
+        why = lesion.why_missed
+        assert (why == WhyMissed.FOUND) == lesion.detected
+        if why == WhyMissed.NO_RESPONSE:
+            assert not covering
+        elif not covering and not lesion.detected:  # a centre may be near without a common voxel
+            assert (preset, why) == ("luna16", WhyMissed.BELOW_OPERATING_POINT)
+        if why == WhyMissed.BELOW_OPERATING_POINT:
+            assert lesion.detected_at < POINT.score
+        elif why == WhyMissed.OVERLAP_TOO_SMALL:
+            assert share < threshold
+        elif why == WhyMissed.CANDIDATE_TOO_LARGE:
+            assert share >= threshold
+            assert ((found == near.candidate) & (truth > 0)).sum() < threshold * (
+                found == near.candidate
+            ).sum()
+        elif why == WhyMissed.IOU_TOO_SMALL:
+            assert lesion.nearest_iou < threshold
+        elif why == WhyMissed.WRONG_LABEL:
+            assert near.label != lesion.label
+        elif why == WhyMissed.MERGED:
+            assert any(x.candidate == near.candidate for x in result.lesions) or not near.accepted
+        else:
+            assert why in (WhyMissed.FOUND, WhyMissed.NO_RESPONSE, WhyMissed.CENTRE_TOO_FAR)
+
+
+def grid(*shape):
+    return Geometry.from_spacing(shape, (1.0,) * len(shape))
+
+
+def reference(instances, labels):
+    ids = np.array(instances, dtype=np.int32)
+    return Reference(grid(*ids.shape), instances=ids, instance_labels=labels)
+
+
+def evaluate(marked, prediction, preset="lesionseg", point=None):
+    return evaluate_case(marked, prediction, PRESETS[preset], case="a", operating_point=point)
+
+
+def random_instances(rng, n):
+    """Rectangles of very different sizes, later ones on top; ids run from 1 without a gap."""
+    ids = np.zeros((24, 24), dtype=np.int32)
+    for number in range(1, n + 1):
+        size = rng.choice([1, 2, 4, 14], size=2)
+        start = rng.integers(0, 24 - size + 1)
+        ids[start[0] : start[0] + size[0], start[1] : start[1] + size[1]] = number
+    _, packed = np.unique(ids, return_inverse=True)
+    return packed.reshape(ids.shape).astype(np.int32)
