@@ -414,8 +414,8 @@ class MatchedCase:
             np.array([outcome == "true_positive" for outcome in outcomes], dtype=np.bool_),
             least,
             self.prediction.removed,
-            others and others.match,
-            others and others.accepted(point),
+            None if others is None else others.match,
+            None if others is None else others.accepted(point),
         )
 
     def _candidates(
