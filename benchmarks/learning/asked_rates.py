@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lesionseg.core import Aim
 from lesionseg.evaluation.operating_point import choose
 from lesionseg.io.files import read_csv
 
@@ -50,7 +51,7 @@ def rates(cases: list[Any], n: int, asked: float) -> "np.typing.NDArray[np.float
     rng, kept = np.random.default_rng(0), []
     for _ in range(REPEATS):
         order = rng.permutation(len(cases))
-        score = choose([cases[i] for i in order[:n]], fp_per_case=asked, quiet=True).score
+        score = choose([cases[i] for i in order[:n]], Aim("fp_per_case", asked), quiet=True).score
         false = [
             sum(c.outcome_any == "false_positive" and c.score >= score for c in cases[i].candidates)
             for i in order[n:]

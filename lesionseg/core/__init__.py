@@ -15,8 +15,9 @@ from lesionseg.core.geometry import joint_unit as joint_unit
 from lesionseg.core.lesions import Lesions as Lesions
 from lesionseg.core.lesions import Zones as Zones
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
+from lesionseg.core.operating_point import Aim as Aim
+from lesionseg.core.operating_point import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Calibration as Calibration
 from lesionseg.core.prediction import Candidate as Candidate
 from lesionseg.core.prediction import InputCheckResult as InputCheckResult
-from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction

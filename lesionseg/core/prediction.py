@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
+from lesionseg.core.operating_point import OperatingPoint
 
 
 @dataclass(frozen=True)
@@ -88,31 +89,6 @@ class Candidate:
         diameter, start, stop = box_diameters_mm(boxes, geometry)[0], box[:dims], box[dims:]
         shown = (tuple(start), tuple(stop), centre, float(diameter))
         return cls(id, label, score, *shown, volume_ml=None, has_mask=False)
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """The score from which a candidate is accepted, and what it was chosen for.
-
-    `name`: `fp_per_case:1`, `sensitivity:0.9` or `score:0.37`. `chosen_on`: the role of the cases
-    it was chosen on (`validation`, or `out-of-fold`), None for a score given by hand.
-    `lesion_recall` and `false_positives_per_case` are what those cases gave, with 95 % intervals
-    for patients like these. `expected_false_positives_per_case` is what the choice gives on average
-    on new cases. `attainable_recall` is the highest recall that any score gave. `confidence`: the
-    chance that as many new cases give no more false positives per case than the name says; None
-    where that was not asked for, or cannot be had.
-    """
-
-    name: str
-    score: float
-    chosen_on: str | None = None
-    lesion_recall: float | None = None
-    false_positives_per_case: float | None = None
-    lesion_recall_ci95: tuple[float, float] | None = None
-    false_positives_per_case_ci95: tuple[float, float] | None = None
-    expected_false_positives_per_case: float | None = None
-    attainable_recall: float | None = None
-    confidence: float | None = None
 
 
 @dataclass(frozen=True)

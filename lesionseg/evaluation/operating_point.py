@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betainc
 
-from lesionseg.core import OperatingPoint
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.core import Aim, OperatingPoint
+from lesionseg.errors import ContentError
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
@@ -29,80 +29,124 @@ from lesionseg.evaluation.matching import NEVER
 
 _log = logging.getLogger(__name__)
 
-# where no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
+DEFAULT_AIM = Aim("auto")
+LESIONS_PER_FALSE_POSITIVE = 10
+# if no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # above a score that is not accepted, so that rounding does not accept it
 
 
 def choose(
     results: Sequence[CaseResult],
+    aim: Aim = DEFAULT_AIM,
     *,
-    fp_per_case: float | None = None,
-    sensitivity: float | None = None,
-    score: float | None = None,
     confidence: float | None = None,
     quiet: bool = False,
 ) -> OperatingPoint:
     """Choose the operating point from evaluated cases that have scores.
 
-    `fp_per_case` (1 when nothing is given): the lowest score by which new cases have no more false
-    positives per case on average or, with `confidence`, by which as many new cases have no more
-    with that chance. Where even none seen is too many for that, the score allows none; where that
-    score finds no lesion, the rate seen is the one asked for; `confidence` is then None.
-    `sensitivity`: just above the next candidate after those that find at least this share of the
-    lesions. `score`: this one. Where no case has a candidate there is nothing to choose by: the
-    score is then `UNINFORMED_SCORE`, with a warning unless `quiet`. Raises `ConfigError` when
-    several are given, `ContentError` for candidates without scores and for a sensitivity without
-    lesions or out of reach, naming the range that can be reached.
+    - `fp_per_case`: the lowest score by which new cases have no more false positives per case on
+      average or, with `confidence`, by which as many new cases have no more with that chance. If
+      even zero false positives on these cases cannot promise that, the score allows none. If that
+      score finds no lesion, the rate on these cases is the one asked for. `confidence` of the
+      result is then None.
+    - `auto`: `fp_per_case` with the rate of `default_rate`.
+    - `best_f1`: the score with the highest lesion F1, the highest one of equals.
+    - `sensitivity`: just above the next candidate after those that find at least this share of the
+      lesions.
+    - `score`: this score.
+
+    Args:
+        results: the evaluated cases.
+        aim: what the score is chosen for.
+        confidence: see `fp_per_case`.
+        quiet: no warning if no case has a candidate. The score is then `UNINFORMED_SCORE`.
+
+    Returns:
+        The operating point, with its recall and rate on these cases. `auto` has the name of the
+        rate that it stands for.
+
+    Raises:
+        ContentError: if candidates have no scores, or if a sensitivity is out of reach or there is
+            no lesion.
     """
-    kinds = {"fp_per_case": fp_per_case, "sensitivity": sensitivity, "score": score}
-    given = {kind: value for kind, value in kinds.items() if value is not None}
-    if len(given) > 1:
-        raise ConfigError(f"An operating point holds one of {', '.join(given)}.")
     if not results or not all(r.scored for r in results):
         raise ContentError("An operating point needs cases whose candidates have scores.")
-    ((kind, asked),) = given.items() or [("fp_per_case", 1.0)]
-    pool, deff, held = Pool.of(results), 0.0, False
-    if kind == "score":
-        chosen = asked
-    elif kind == "sensitivity":
-        chosen = _for_sensitivity(pool, asked)
+    pool = Pool.of(results)
+    if aim.kind == "auto":
+        aim = Aim("fp_per_case", default_rate(len(pool.detected_at), pool.n_cases))
+    if not len(pool.observed) and aim.kind != "score" and not quiet:
+        _log.warning(
+            "The model detected nothing on these cases, so the threshold of %g is used. "
+            "A longer training may help.",
+            UNINFORMED_SCORE,
+        )
+    design_effect = 0.0
+    keeps_confidence = False
+    if aim.kind == "score":
+        chosen = aim.value
+    elif aim.kind == "sensitivity":
+        chosen = _for_sensitivity(pool, aim.value)
+    elif aim.kind == "best_f1":
+        chosen = _for_best_f1(pool)
     else:
-        if not len(pool.observed) and not quiet:
-            _log.warning(
-                "The model detected nothing on these cases, so the threshold of %g is used. "
-                "A longer training may help.",
-                UNINFORMED_SCORE,
-            )
-        seen = _allowing(pool, int(np.floor(asked * pool.n_cases + 1e-9)))
-        # patients differ most visibly where most of their false positives count
-        deff = count_design_effect(pool.false_by_group(seen), pool.cases_by_group)
-        most = most_false_positives(asked, pool.n_cases, deff, confidence, len(pool.groups))
-        chosen, held = _allowing(pool, max(most, 0)), most >= 0
+        seen = _allowing(pool, int(np.floor(aim.value * pool.n_cases + 1e-9)))
+        # patients differ most visibly if most of their false positives count
+        design_effect = count_design_effect(pool.false_by_group(seen), pool.cases_by_group)
+        most = most_false_positives(
+            aim.value, pool.n_cases, design_effect, confidence, len(pool.groups)
+        )
+        chosen = _allowing(pool, max(most, 0))
+        keeps_confidence = most >= 0
         if pool.n_detected(seen) and not pool.n_detected(chosen):
-            chosen, held = seen, False
+            chosen = seen
+            keeps_confidence = False
     false = pool.false_by_group(chosen)
-    lesions, hits = pool.lesions_by_group, pool.detected_at >= chosen
+    hits = pool.detected_at >= chosen
     found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
-    recall = proportion(found, lesions, NO_LESION)
+    recall = proportion(found, pool.lesions_by_group, NO_LESION)
     false_positives = rate(false, pool.cases_by_group, NO_CASE)
-    is_last = false.sum() == len(pool.false_score)  # no next one is known; ½ is Jeffreys' prior
+    # below all false positives no next one is known; ½ is Jeffreys' prior
+    is_last = false.sum() == len(pool.false_score)
+    expected = (false.sum() + (0.5 if is_last else design_effect)) / pool.n_cases
     reach = pool.detected_at > NEVER
     roles = sorted({r.role for r in results if r.role})
     return OperatingPoint(
-        name=f"{kind}:{asked:g}",
+        name=str(aim),
         score=float(chosen),
-        chosen_on=None if kind == "score" else "+".join(roles) or None,
+        chosen_on=None if aim.kind == "score" else "+".join(roles) or None,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
-        expected_false_positives_per_case=float(
-            (false.sum() + (0.5 if is_last else deff)) / pool.n_cases
-        ),
+        expected_false_positives_per_case=float(expected),
         attainable_recall=float(reach.mean()) if len(reach) else None,
-        confidence=confidence if held else None,
+        confidence=confidence if keeps_confidence else None,
+        lesion_f1=lesion_f1(int(hits.sum()), float(false.sum()), len(hits)),
     )
+
+
+def default_rate(n_lesions: int, n_cases: float) -> float:
+    """Return the default rate of false positives per case.
+
+    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more: with 60 lesions per
+    case, one false positive per case would leave most of them out.
+
+    >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
+    (1.0, 2.0)
+    """
+    per_case = n_lesions / n_cases / LESIONS_PER_FALSE_POSITIVE if n_cases else 0.0
+    return max(1.0, float(f"{per_case:.2g}"))
+
+
+def lesion_f1(n_found: int, n_false: float, n_lesions: int) -> float | None:
+    """Return F1 of lesions, 2·TP / (2·TP + FP + FN); None without lesions and false positives.
+
+    >>> lesion_f1(n_found=8, n_false=4, n_lesions=12)
+    0.6666666666666666
+    """
+    total = n_found + n_false + n_lesions
+    return 2 * n_found / total if total else None
 
 
 def most_false_positives(
@@ -153,6 +197,18 @@ def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
     score = found[wanted - 1]
     below = pool.observed[pool.observed < score]
     return _above(below[-1], pool) if len(below) else float(score)
+
+
+def _for_best_f1(pool: Pool) -> float:
+    """Return the highest observed score with the highest F1, `UNINFORMED_SCORE` without scores."""
+    if not len(pool.observed):
+        return UNINFORMED_SCORE
+    scores = pool.observed[::-1]
+    n_lesions = len(pool.detected_at)
+    found = np.array([pool.n_detected(score) for score in scores])
+    false = np.array([(pool.false_score >= score).sum() for score in scores])
+    f1 = 2 * found / (found + false + n_lesions)
+    return float(scores[int(f1.argmax())])
 
 
 def _above(score: float, pool: Pool) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.ops.compiled import compiled
+from lesionseg.ops.compiled import compiled, root_of
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
@@ -24,6 +24,7 @@ TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
 PROMINENCE = 1.5  # a peak below this times its contact with a higher region is a shoulder
 _FREE = 0
 _NO_PEAK = -1
+_NO_REGION = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +218,61 @@ def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, l
     return taken[:begin], ends[:n_kept]
 
 
+def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) -> list[PeakRegion]:
+    """Join the regions of one label that touch each other.
+
+    Touching regions are one object of the written mask, so they are one candidate.
+
+    Args:
+        regions: regions without a common voxel, by descending peak.
+        sparse: the voxels that they were grown in.
+
+    Returns:
+        The joined regions by descending peak. No two of them touch.
+
+    >>> p = np.array([0.9, 0.4, 0.0, 0.6], np.float32)
+    >>> sparse = SparseProbabilities((1, 4), np.arange(4), p)
+    >>> apart = [PeakRegion(np.array([i]), p[[i]]) for i in (0, 3, 1)]
+    >>> [region.voxels.tolist() for region in join_touching(apart, sparse)]
+    [[0, 1], [3]]
+    """
+    if len(regions) < 2:
+        return list(regions)
+    shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
+    voxels = np.concatenate([region.voxels for region in regions])
+    number = np.repeat(np.arange(len(regions)), [len(region.voxels) for region in regions])
+    region_at = np.full(len(sparse.index), _NO_REGION, dtype=np.int64)
+    region_at[np.searchsorted(sparse.index, voxels)] = number
+    parent = np.arange(len(regions), dtype=np.int64)
+    _unite_touching(sparse.index, row_starts(sparse.index, shape), shape, region_at, parent)
+    members: dict[int, list[PeakRegion]] = {}
+    for i, region in enumerate(regions):
+        members.setdefault(int(root_of(parent, i)), []).append(region)
+    joined = []
+    for parts in members.values():
+        together = np.concatenate([part.voxels for part in parts])
+        probabilities = np.concatenate([part.probabilities for part in parts])
+        order = np.argsort(together)
+        joined.append(PeakRegion(together[order], probabilities[order]))
+    return joined
+
+
+@compiled
+def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent: Any) -> None:
+    """Unite regions with neighbouring voxels in `parent`; the root of a set is its first region."""
+    places = np.empty(27, dtype=np.int64)
+    for v in range(len(index)):
+        if region_at[v] == _NO_REGION:
+            continue
+        for k in range(neighbours(index, starts, shape, v, places)):
+            other = region_at[places[k]]
+            if other == _NO_REGION or other == region_at[v]:
+                continue
+            a = root_of(parent, region_at[v])
+            b = root_of(parent, other)
+            parent[max(a, b)] = min(a, b)
+
+
 def find_candidates(
     probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
     geometry: Geometry,
@@ -227,8 +283,8 @@ def find_candidates(
 ) -> Prediction:
     """Find the candidates in the probabilities of K labels by a `CandidateRule`.
 
-    Voxels that share a face, an edge or a corner touch. A plateau is one peak; ties go to the lower
-    index. Each candidate is one connected object. A voxel that regions of two labels contain
+    Voxels that share a face, an edge or a corner touch. Each candidate is one connected object of
+    its label, and no two candidates of a label touch. A voxel that regions of two labels contain
     belongs to the higher probability. The cost grows with the number of voxels above the floor.
 
     Args:
@@ -264,9 +320,9 @@ def find_candidates(
             )
         if not isinstance(channel, SparseProbabilities):
             channel = collect_sparse([channel], geometry.shape, rule)
-        grown = grow_regions(channel, rule)
-        regions += grown
-        labels += [label] * len(grown)
+        joined = join_touching(grow_regions(channel, rule), channel)
+        regions += joined
+        labels += [label] * len(joined)
     large = np.array([len(region.voxels) >= rule.min_voxels for region in regions], dtype=np.bool_)
     if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
         regions, labels = _without_shared_voxels(regions, labels, large, geometry.shape)
@@ -314,7 +370,7 @@ def _without_shared_voxels(
     Ties go to the first region. A region that falls apart by its losses becomes a region for each
     connected part, so that a candidate stays one object.
     """
-    numbers = np.flatnonzero(large)
+    numbers = np.flatnonzero(large).tolist()
     voxels = np.concatenate([regions[i].voxels for i in numbers])
     probabilities = np.concatenate([regions[i].probabilities for i in numbers])
     number = np.repeat(numbers, [len(regions[i].voxels) for i in numbers])

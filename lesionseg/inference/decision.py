@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import (
     UNION,
+    Aim,
     Calibration,
     Geometry,
     InputCheckResult,
@@ -66,7 +67,7 @@ def decide(
     inferred: Inferred,
     case: str,
     plan: Plan,
-    accepted_by: str | None = None,
+    accepted_by: Aim | None = None,
     on_slab: OnSlab | None = None,
 ) -> Prediction:
     """The prediction of a case on its file's grid, by the plan's rules; what was inferred is freed.
@@ -213,29 +214,32 @@ def highest(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
 
 
 def choose_operating_point(
-    points: Sequence[OperatingPoint], name: str | None = None
+    points: Sequence[OperatingPoint], aim: Aim | None = None
 ) -> OperatingPoint:
-    """The operating point called `name` among a bundle's `points`.
+    """Return the operating point of this aim among a bundle's `points`.
 
-    `score:0.37` is any score in [0, 1]; `fp_per_case:1` and `sensitivity:0.9` must be among
-    `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
-    point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
+    Any score can be an aim; other aims must be among the points. None and `auto` are the first
+    point, or score 0.5 without points.
 
-    >>> choose_operating_point((), "score:0.37").score
+    Raises:
+        ConfigError: if there is no such point. The message names those there are.
+
+    >>> choose_operating_point((), Aim("score", 0.37)).score
     0.37
     """
-    if name is None:
+    if aim is None or aim.kind == "auto":
         return points[0] if points else DEFAULT_POINT
-    kind, value = _parse_point(name)
-    if kind == "score" and value is not None and 0 <= value <= 1:
-        return OperatingPoint(name, value)
-    known = [p for p in points if value is not None and _parse_point(p.name) == (kind, value)]
-    if known:
-        return known[0]
+    if aim.kind == "score":
+        return OperatingPoint(str(aim), aim.value)
+    for point in points:
+        if point.aim == aim:
+            return point
     reach = [p.attainable_recall for p in points if p.attainable_recall is not None]
-    attainable = f" (attainable: 0 to {reach[0]:.3g})" if kind == "sensitivity" and reach else ""
+    attainable = ""
+    if aim.kind == "sensitivity" and reach:
+        attainable = f" (attainable: 0 to {reach[0]:.3g})"
     raise ConfigError(
-        f"operating_point: there is no {name!r}{attainable}. "
+        f"operating_point={aim}: the bundle has none of this name{attainable}. "
         f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
     )
 
@@ -254,11 +258,3 @@ def accept(
         pairs = zip(candidates, chances, strict=True)
         candidates = tuple(replace(c, probability=p) for c, p in pairs)
     return replace(prediction, candidates=candidates, operating_point=point)
-
-
-def _parse_point(name: str) -> tuple[str, float | None]:
-    kind, _, value = str(name).partition(":")  # a bare number comes as one
-    try:
-        return kind.strip(), float(value)
-    except ValueError:
-        return name, None

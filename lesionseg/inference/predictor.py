@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.core import Aim, CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
@@ -64,7 +64,7 @@ class Predictor:
         settings: overlap of tiles, mirrored views, precision and memory; None: those of `conf/`.
         device: "auto", "cpu", "cuda", …; None is "auto" for a folder and where the network lies
             for a `Bundle`.
-        operating_point: accepts candidates; see `choose_operating_point`.
+        operating_point: accepts candidates, as `fp_per_case:1`; see `choose_operating_point`.
         raster_mm: pixel size in mm of images that state none (PNG); None is that of the training
             images.
         architectures: maps a name in the plan to the caller's own factory.
@@ -88,7 +88,9 @@ class Predictor:
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
         self.plan, self.settings = joint.plan, settings or InferenceConfig.of()
-        self.raster_mm, self._accepted_by, self._check = raster_mm, operating_point, joint.check
+        self.raster_mm = raster_mm
+        self._check = joint.check
+        self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
         # where a network in memory lies, and its layout, are its owner's: it may be in training
         place = None if device is None and in_memory else choose_device(device or "auto")

@@ -11,20 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Calibration, CaseFiles, Dataset, OperatingPoint
+from lesionseg.core import Aim, Calibration, CaseFiles, Dataset, OperatingPoint
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, count, format_score
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
 from lesionseg.evaluation.calibration import fit_calibration
-from lesionseg.inference.decision import accept, choose_operating_point
+from lesionseg.evaluation.operating_point import DEFAULT_AIM
+from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.pipeline.references import all_references
 from lesionseg.pipeline.score import OUT_OF_FOLD, match_cases
-from lesionseg.pipeline.select import check_point
 
 log = logging.getLogger(__name__)
 
-_DEFAULT = "fp_per_case:1"
 _VALIDATION = "validation"
 
 
@@ -39,58 +38,22 @@ class Decision:
     calibration: Calibration | None = None
 
 
-@dataclass(frozen=True)
-class PointWish:
-    """An operating point as typed: `score`, `fp_per_case` or `sensitivity`, and its number.
+def stated_aim(cfg: EvaluateConfig) -> Aim | None:
+    """Return the aim that the settings state; None: the operating point of the predictions.
 
-    `name`: all of it, such as `fp_per_case:1`.
-    """
+    A bare number is a score.
 
-    name: str
-    kind: str
-    value: float
-
-    @classmethod
-    def parse(cls, text: str | float) -> "PointWish":
-        """Read `fp_per_case:1`, `sensitivity:0.9`, `score:0.37` or a bare score."""
-        name = str(text) if ":" in str(text) else f"score:{text}"
-        if name.startswith("score:"):
-            return cls(name, "score", choose_operating_point((), name).score)
-        check_point(name)
-        kind, _, value = name.partition(":")
-        return cls(name, kind, float(value))
-
-    def as_given(self) -> OperatingPoint | None:
-        """Return the point of a score given by hand; None if the score has yet to be chosen."""
-        return OperatingPoint(self.name, self.value) if self.kind == "score" else None
-
-    def choose(
-        self, results: Sequence[CaseResult], confidence: float | None, chosen_on: str | None = None
-    ) -> OperatingPoint:
-        """Choose the score on evaluated cases; raises `ConfigError` if they do not allow it."""
-        try:
-            point = choose(
-                results,
-                fp_per_case=self.value if self.kind == "fp_per_case" else None,
-                sensitivity=self.value if self.kind == "sensitivity" else None,
-                confidence=confidence,
-            )
-        except ContentError as error:
-            raise ConfigError(f"operating_point={self.name}: {error}") from error
-        return point if chosen_on is None else replace(point, chosen_on=chosen_on)
-
-
-def wished_point(cfg: EvaluateConfig) -> PointWish | None:
-    """Return the operating point that the settings ask for; None: that of the predictions.
-
-    Raises `ConfigError` for a point that cannot be, and for settings that do not belong together.
+    Raises:
+        ConfigError: if there is no such aim, or if settings do not belong together.
     """
     given = cfg.operating_point
-    if given is None and cfg.chosen_on is None:
-        wish = None
-    else:
-        wish = PointWish.parse(_DEFAULT if given is None else given)
-    is_chosen = wish is not None and wish.kind != "score"
+    aim = None
+    if given is not None:
+        is_bare = str(given).replace(".", "", 1).isdigit()
+        aim = Aim.parse(f"score:{given}" if is_bare else given)
+    elif cfg.chosen_on is not None:
+        aim = DEFAULT_AIM
+    is_chosen = aim is not None and aim.kind != "score"
     if cfg.chosen_on is not None and not is_chosen:
         raise ConfigError(
             f"chosen_on= and operating_point={given}: a given score is not chosen on anything. "
@@ -100,11 +63,25 @@ def wished_point(cfg: EvaluateConfig) -> PointWish | None:
         raise ConfigError("chosen_on_reference= needs chosen_on=, a folder of predictions.")
     if cfg.rate_confidence is not None and not is_chosen:
         raise ConfigError("rate_confidence= needs operating_point=fp_per_case:1, or another rate.")
-    return wish
+    return aim
+
+
+def choose_point(
+    results: Sequence[CaseResult], aim: Aim, confidence: float | None
+) -> OperatingPoint:
+    """Choose the operating point on evaluated cases.
+
+    Raises:
+        ConfigError: if the cases do not allow it.
+    """
+    try:
+        return choose(results, aim, confidence=confidence)
+    except ContentError as error:
+        raise ConfigError(f"operating_point={aim}: {error}") from error
 
 
 def decide_on_development(
-    cfg: EvaluateConfig, wish: PointWish, preset: Preset, evaluated: Mapping[str, str]
+    cfg: EvaluateConfig, aim: Aim, preset: Preset, evaluated: Mapping[str, str]
 ) -> Decision:
     """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
 
@@ -131,7 +108,7 @@ def decide_on_development(
         )
         role = evaluated[shared[0]]
     results = development_results(cases, predictions, dataset, preset, cfg)
-    point = wish.choose(results, cfg.rate_confidence, chosen_on=role)
+    point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=role)
     calibration = None
     with suppress(ContentError):  # too few candidates
         calibration = fit_calibration(results, fitted_on=role)
@@ -139,7 +116,7 @@ def decide_on_development(
         "Threshold %s (%s): on these %d cases %.2f of the lesions and %.2f false positives per "
         "case; %.2f expected on new cases.",
         format_score(point.score),
-        wish.name,
+        point.name,
         len(cases),
         point.lesion_recall or 0.0,
         point.false_positives_per_case or 0.0,

@@ -12,7 +12,7 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import find_preset, summarise
@@ -25,9 +25,10 @@ from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
     Decision,
+    choose_point,
     decide_on_development,
     decided,
-    wished_point,
+    stated_aim,
 )
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, aligned, typed
@@ -81,7 +82,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     preset = find_preset(cfg.preset)
     if cfg.margin is not None and cfg.compare is None:
         raise ConfigError("margin= needs compare=: it is one between two models.")
-    wish = wished_point(cfg)
+    aim = stated_aim(cfg)
     output, folder = Path(cfg.output), Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference))
     predictions = find_predictions(folder)
@@ -112,11 +113,11 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
 
     decision = Decision()
-    if wish is not None and cfg.chosen_on is not None:
+    if aim is not None and cfg.chosen_on is not None:
         evaluated = {c.case: role for c in cases}
-        decision = decide_on_development(cfg, wish, preset, evaluated)
-    elif wish is not None:
-        decision = Decision(wish.as_given())
+        decision = decide_on_development(cfg, aim, preset, evaluated)
+    elif aim is not None and aim.kind == "score":
+        decision = Decision(OperatingPoint(str(aim), aim.value))
     how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
     with KeptPredictions(output, predictions) as kept:
         matches = list(
@@ -130,9 +131,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
                 **how,
             )
         )
-        if wish is not None and decision.point is None:
+        if aim is not None and decision.point is None:
             seen = [match.result(surface=False) for match in matches]
-            decision = Decision(wish.choose(seen, cfg.rate_confidence))
+            decision = Decision(choose_point(seen, aim, cfg.rate_confidence))
         results = [match.result(decision.point) for match in decided(matches, decision)]
         known = {c.case for c in labelled}
         kept.keep_unlabelled([case for case in kept.cases if case not in known])

@@ -12,7 +12,7 @@ import numpy as np
 
 from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
-from lesionseg.core import CaseFiles, OperatingPoint, Prediction, Reference, joint_unit
+from lesionseg.core import Aim, CaseFiles, OperatingPoint, Prediction, Reference, joint_unit
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, count
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
 from lesionseg.evaluation.change import (
@@ -198,7 +198,7 @@ def stable_point(
     opened = (open_pair(pairs[case], rule, cfg.register_)[0] for case in sorted(stable))
     groups = (pairs[case][1].group or case for case in sorted(stable))
     results = [_score(pair, None, None, group) for pair, group in zip(opened, groups, strict=True)]
-    point = choose(results, fp_per_case=cfg.false_new_per_pair, quiet=True)
+    point = choose(results, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
     scores = [c.score or 0.0 for result in results for c in result.candidates]
     # below all of them, all stay within the rate
     return replace(point, score=0.0) if point.score <= min(scores, default=1.0) else point

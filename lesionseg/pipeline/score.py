@@ -12,6 +12,7 @@ from torch import nn
 
 from lesionseg.config import InferenceConfig, TrainConfig
 from lesionseg.core import (
+    Aim,
     Case,
     CaseFiles,
     Dataset,
@@ -204,7 +205,7 @@ def score_predicted(
     complete, calibration_of = select(
         [match.result(surface=False) for match in matches],
         plan,
-        cfg.operating_point,
+        Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
         fold_of=fold_of,
@@ -359,7 +360,7 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     if not any(result.candidates for result in results):
         cases = count(len(results), "validation case")
         log.warning("The network detects nothing on %s.", cases)
-    point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
+    point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
     pool = Pool.of(results)
     scores = {"recall_1fp": value_of(froc(pool, [FP_PER_CASE]), len(pool.groups))[0] or 0.0}
     dice = [match.result(point, surface=False).dice for match in matches]

@@ -1,33 +1,31 @@
 """What is selected on development predictions: operating points and calibration."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from lesionseg.core import Calibration, OperatingPoint
-from lesionseg.errors import ConfigError, ContentError, count, format_score
+from lesionseg.core import Aim, Calibration, OperatingPoint
+from lesionseg.errors import ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
+from lesionseg.evaluation.operating_point import DEFAULT_AIM
 from lesionseg.plan.plan import Plan
 
 # every bundle stores a score for these
-POINTS = (
-    *("fp_per_case:1", "fp_per_case:0.5", "fp_per_case:2", "fp_per_case:4"),
-    *("sensitivity:0.8", "sensitivity:0.9"),
+AIMS = (
+    Aim("fp_per_case", 1),
+    Aim("fp_per_case", 0.5),
+    Aim("fp_per_case", 2),
+    Aim("fp_per_case", 4),
+    Aim("fp_per_case", 8),
+    Aim("sensitivity", 0.8),
+    Aim("sensitivity", 0.9),
+    Aim("best_f1"),
 )
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 VOXELS = "voxel calibration"
 CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
 _N_FOLDS = 5
-_POINT = r"fp_per_case:\d*\.?\d+|(sensitivity|score):(0?\.\d+|[01](\.0+)?)"
-
-
-def check_point(name: str) -> None:
-    """Raise `ConfigError` for what names no operating point."""
-    if not re.fullmatch(_POINT, name):
-        words = "write fp_per_case:1, sensitivity:0.9 or score:0.5, or another number"
-        raise ConfigError(f"operating_point={name}: {words}.")
 
 
 def unselected(plan: Plan) -> Plan:
@@ -44,7 +42,7 @@ def unselected(plan: Plan) -> Plan:
 def select(
     results: Sequence[CaseResult],
     plan: Plan,
-    operating_point: str,
+    aim: Aim,
     rate_confidence: float | None,
     *,
     chosen_on: str,
@@ -52,26 +50,38 @@ def select(
 ) -> tuple[Plan, dict[str, Calibration | None]]:
     """Select operating points and calibration on evaluated development cases.
 
-    Returns the plan with them, a sentence for each in its reasons, and, by case, the calibration in
-    whose fit the case had no part, which tests the final one; None where that could not be fitted.
-    `operating_point` accepts candidates, or `POINTS[0]` where it is out of reach.
-    `rate_confidence`: see `choose`. `fold_of`: the fold of each case; None deals groups into five.
+    Args:
+        results: the evaluated cases.
+        plan: the plan before the selection.
+        aim: the operating point that accepts candidates. If it is out of reach, `DEFAULT_AIM`.
+        rate_confidence: see `choose`.
+        chosen_on: the role of the cases, for the record.
+        fold_of: the fold of each case; None deals groups into five.
+
+    Returns:
+        The plan with the selection and a sentence for each part of it in its reasons. And by case
+        the calibration that was fitted without the case, which tests the final one; None if it
+        could not be fitted.
     """
-    points, words = dict[str, OperatingPoint](), ""
-    for name in (operating_point, *POINTS):
-        kind, _, value = name.partition(":")
-        wish = {kind.strip(): float(value), "confidence": rate_confidence}
+    points: dict[str, OperatingPoint] = {}
+    words = ""
+    try:
+        first = choose(results, aim, confidence=rate_confidence)
+    except ContentError as error:
+        if aim.kind != "sensitivity":
+            raise
+        words = f"{error} The default is used instead. "  # a run that has already trained goes on
+        first = choose(results, DEFAULT_AIM, confidence=rate_confidence)
+    points[first.name] = first
+    for further in AIMS:
         try:
-            point = choose(results, **wish, quiet=bool(points))
-        except ContentError as error:  # a run that has already trained goes on
-            if not points and not words and kind == "sensitivity":
-                words = f"{error} {POINTS[0]} is used instead. "
-            elif kind != "sensitivity":
-                raise
-            continue
-        role = chosen_on if point.chosen_on else None
-        points.setdefault(point.name, replace(point, chosen_on=role))
-    first = next(iter(points.values()))
+            point = choose(results, further, confidence=rate_confidence, quiet=True)
+        except ContentError:
+            continue  # this sensitivity is out of reach
+        points.setdefault(point.name, point)
+    for name, point in points.items():
+        points[name] = replace(point, chosen_on=chosen_on if point.chosen_on else None)
+    first = points[first.name]
     five = fold_of
     if five is None:
         groups = sorted({r.group for r in results})
@@ -90,42 +100,67 @@ def select(
         )
     except ContentError as error:
         why = f"skipped. {error}"
-    words += f"{_sentence(first)} {_doubt(first, results, rate_confidence)}"
+    words += f"{_sentence(first, points['best_f1'])} {_doubt(first, results, rate_confidence)}"
     reasons = {**plan.reasons, "operating point": words.strip(), "calibration": why}
     complete = plan.with_(operating_points=tuple(points.values()), calibration=fit, reasons=reasons)
     return complete, {case: fits.get(fold) for case, fold in five.items()}
 
 
-def _doubt(point: OperatingPoint, results: Sequence[CaseResult], sure: float | None) -> str:
-    """Why new patients may well have another rate; empty where nothing speaks for it."""
-    kind, _, asked = point.name.partition(":")
-    n_patients, held = len({r.group for r in results}), True
-    if kind == "fp_per_case":
+def _doubt(
+    point: OperatingPoint, results: Sequence[CaseResult], rate_confidence: float | None
+) -> str:
+    """Explain why the rate may differ for new patients.
+
+    Returns an empty string if there is no reason.
+    """
+    n_patients = len({r.group for r in results})
+    aim = point.aim
+    is_kept = True
+    if aim.kind == "fp_per_case":
         expected = point.expected_false_positives_per_case or 0.0
-        held = point.confidence is not None if sure else expected <= float(asked) + 1e-9
-    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and held):
+        is_kept = expected <= aim.value + 1e-9
+        if rate_confidence:
+            is_kept = point.confidence is not None
+    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and is_kept):
         return ""
     words = f"The threshold was chosen on only {count(n_patients, 'patient')}"
-    if not held:
-        words += (
-            f", too few to {'guarantee' if sure else 'expect'} {asked} false positives per scan"
-        )
+    if not is_kept:
+        verb = "guarantee" if rate_confidence else "expect"
+        words += f", too few to {verb} {aim.value:g} false positives per scan"
     remedy = " Use data.fold=all to choose it on all cases."
     return f"{words}.{'' if point.chosen_on == 'out-of-fold' else remedy}"
 
 
-def _sentence(point: OperatingPoint) -> str:
-    kind, _, asked = point.name.partition(":")
-    n = "false positive" if float(asked) == 1 else "false positives"
-    aims = {"fp_per_case": f"aim: {asked} {n} per scan", "score": "given by hand"}
-    aim = aims.get(kind, f"aim: sensitivity {asked}")
-    words = f"Threshold {format_score(point.score)} ({aim})."
+def describe_aim(aim: Aim) -> str:
+    """Return the aim in words."""
+    if aim.kind == "score":
+        return "given by hand"
+    if aim.kind == "sensitivity":
+        return f"aim: sensitivity {aim.value:g}"
+    if aim.kind == "best_f1":
+        return "aim: the best F1 of lesions"
+    noun = "false positive" if aim.value == 1 else "false positives"
+    return f"aim: {aim.value:g} {noun} per scan"
+
+
+def _sentence(point: OperatingPoint, best_f1: OperatingPoint) -> str:
+    """Describe the chosen operating point, and the one of the best F1 next to it."""
+    words = f"Threshold {format_score(point.score)} ({describe_aim(point.aim)})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return words
     ends = point.false_positives_per_case_ci95
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    return (
-        f"{words} On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
-        f"{point.false_positives_per_case:.2f} false positives per scan. Expect "
+    words += (
+        f" On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
+        f"{point.false_positives_per_case:.2f} false positives per scan, "
+        f"F1 {point.lesion_f1 or 0:.2f}. Expect "
         f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
     )
+    if best_f1.score != point.score:
+        words += (
+            f" The best F1 is {best_f1.lesion_f1 or 0:.2f} at threshold "
+            f"{format_score(best_f1.score)}: recall {best_f1.lesion_recall or 0:.2f}, "
+            f"{best_f1.false_positives_per_case:.2f} false positives per scan "
+            "(operating_point=best_f1)."
+        )
+    return words

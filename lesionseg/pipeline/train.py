@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import DetectionConfig, LossConfig, TrainConfig
-from lesionseg.core import CaseFiles, Geometry
+from lesionseg.core import Aim, CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import find_preset
@@ -54,7 +54,7 @@ from lesionseg.pipeline.score import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.select import CHOSEN, check_point
+from lesionseg.pipeline.select import CHOSEN
 from lesionseg.plan.plan import FocalCorrection, Plan, sources_of
 from lesionseg.report.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
@@ -89,7 +89,7 @@ def train(cfg: TrainConfig) -> Path:
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
-    check_point(cfg.operating_point)
+    Aim.parse(cfg.operating_point)  # a wrong one is an error before anything is read
     named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
         stack.enter_context(joined(cfg.trainer))  # with the processes that torchrun has started

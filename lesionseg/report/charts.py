@@ -171,10 +171,10 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         else:
             label(loose, spot, 8)
     label(words, here, lift if low else -29, fontweight="bold")
-    kind, _, aim = str((first.scores.get("operating_point") or {}).get("name")).partition(":")
-    if kind == "fp_per_case" and float(aim) < right:
-        axes.axvline(float(aim), color="#555555", linestyle=":", linewidth=1, zorder=1)
-        axes.text(float(aim), 0.02, f" aim: {rate(float(aim))}", color="#555555", fontsize=9)
+    aim = first.aim
+    if aim is not None and aim.kind == "fp_per_case" and aim.value < right:
+        axes.axvline(aim.value, color="#555555", linestyle=":", linewidth=1, zorder=1)
+        axes.text(aim.value, 0.02, f" aim: {rate(aim.value)}", color="#555555", fontsize=9)
     axes.set_xlim(-0.02 * right, right)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lesionseg.errors import ContentError, ReadError
+from lesionseg.core import Aim
+from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.files import plain_text, read_json
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
@@ -30,6 +31,15 @@ class Tables:
     lesions: pd.DataFrame
     candidates: pd.DataFrame
     names: Mapping[str, str]
+
+    @property
+    def aim(self) -> Aim | None:
+        """The aim of the operating point; None if the scores state no known one."""
+        name = (self.scores.get("operating_point") or {}).get("name")
+        try:
+            return None if name is None else Aim.parse(name)
+        except ConfigError:
+            return None
 
     @property
     def threshold(self) -> float | None:

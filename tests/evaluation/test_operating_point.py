@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import choose
-from lesionseg.evaluation.operating_point import most_false_positives
+from lesionseg.evaluation.operating_point import default_rate, most_false_positives
 from tests.evaluation.hand_cases import result
 
 
@@ -20,34 +21,35 @@ def results():
 @pytest.mark.parametrize(
     ("asked", "recall", "seen", "expected"),
     [
-        ({"fp_per_case": 0.0}, 1 / 3, 0.0, 0.5),
-        ({"fp_per_case": 0.5}, 1 / 3, 0.0, 0.5),
-        ({"fp_per_case": 1.0}, 2 / 3, 0.5, 1.0),
-        ({"fp_per_case": 1.5}, 2 / 3, 1.0, 1.5),
-        ({"fp_per_case": 8.0}, 1.0, 1.5, 1.75),  # there are no more: half of one is expected
-        ({"sensitivity": 1 / 3}, 1 / 3, 0.0, 0.0),  # the highest score of the sensitivity
-        ({"sensitivity": 2 / 3}, 2 / 3, 0.5, 0.5),
-        ({"sensitivity": 0.9}, 1.0, 1.5, 1.75),
-        ({"score": 0.45}, 2 / 3, 1.0, 1.0),
+        (Aim("fp_per_case", 0.0), 1 / 3, 0.0, 0.5),
+        (Aim("fp_per_case", 0.5), 1 / 3, 0.0, 0.5),
+        (Aim("fp_per_case", 1.0), 2 / 3, 0.5, 1.0),
+        (Aim("fp_per_case", 1.5), 2 / 3, 1.0, 1.5),
+        (Aim("fp_per_case", 8.0), 1.0, 1.5, 1.75),  # there are no more: half of one is expected
+        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.0),  # the highest score of the sensitivity
+        (Aim("sensitivity", 2 / 3), 2 / 3, 0.5, 0.5),
+        (Aim("sensitivity", 0.9), 1.0, 1.5, 1.75),
+        (Aim("score", 0.45), 2 / 3, 1.0, 1.0),
     ],
 )
 def test_what_is_asked_for_is_seen_or_expected_of_new_cases(results, asked, recall, seen, expected):
-    point, ((kind, value),) = choose(results, **asked), asked.items()
+    point = choose(results, asked)
     assert point.lesion_recall == pytest.approx(recall)
     assert point.false_positives_per_case == pytest.approx(seen)
     assert point.expected_false_positives_per_case == pytest.approx(expected)
-    assert point.name == f"{kind}:{value:g}"
-    assert point.chosen_on == (None if kind == "score" else "validation")
+    assert point.aim.kind == asked.kind
+    assert point.aim.value == pytest.approx(asked.value)
+    assert point.chosen_on == (None if asked.kind == "score" else "validation")
     assert (point.attainable_recall, point.lesion_recall_ci95) == (1.0, None)  # of two patients
 
 
 def test_the_score_lies_just_above_the_false_positive_that_is_one_too_many(results):
-    assert choose(results) == choose(results, fp_per_case=1)
+    assert choose(results) == choose(results, Aim("fp_per_case", 1))
     assert 0.5 < choose(results).score <= 0.5002
     crowded = [result("a", [0.50001], [0.5])]
-    assert 0.5 < choose(crowded, fp_per_case=0).score <= 0.50001
+    assert 0.5 < choose(crowded, Aim("fp_per_case", 0)).score <= 0.50001
     # false positives that outrank everything: a rate of 0 finds nothing, as does the rate seen
-    point = choose([result("a", [0.5], [1.0])], fp_per_case=0)
+    point = choose([result("a", [0.5], [1.0])], Aim("fp_per_case", 0))
     assert point.score > 1.0
     assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
 
@@ -58,21 +60,19 @@ def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
     assert "detected nothing" in caplog.text
 
 
-def test_what_cannot_be_chosen_is_an_error(results):
-    with pytest.raises(ConfigError):
-        choose(results, fp_per_case=1, sensitivity=0.9)
+def test_what_cannot_be_chosen_is_an_error():
     for bad in ([result("a", [1.0], scored=False)], []):
         with pytest.raises(ContentError):
             choose(bad)
     with pytest.raises(ContentError):
-        choose([result("a", [], [0.3])], sensitivity=0.5)
+        choose([result("a", [], [0.3])], Aim("sensitivity", 0.5))
     with pytest.raises(ContentError, match=r"1 of 2"):
-        choose([result("a", [0.7, None])], sensitivity=0.9)
+        choose([result("a", [0.7, None])], Aim("sensitivity", 0.9))
 
 
 def test_eight_patients_give_intervals(results):
     many = [replace(r, case=f"p{i}", group=f"p{i}") for i, r in enumerate(results * 4)]
-    point = choose(many, fp_per_case=0.8)
+    point = choose(many, Aim("fp_per_case", 0.8))
     low, high = point.false_positives_per_case_ci95
     assert 0 <= low < point.false_positives_per_case < high
     assert point.lesion_recall_ci95[0] < point.lesion_recall < point.lesion_recall_ci95[1]
@@ -99,7 +99,7 @@ def patients(n, variance, rng):
 def test_new_patients_have_the_rate_asked_for_on_average(n, asked, variance):
     rng = np.random.default_rng(0)
     sets = (patients(n, variance, rng) for _ in range(1600 if n == 4 else 400))
-    points = [choose(some, fp_per_case=asked) for some in sets]
+    points = [choose(some, Aim("fp_per_case", asked)) for some in sets]
     true = MEAN * np.array([1 - min(p.score, 1.0) for p in points])
     expected = np.array([p.expected_false_positives_per_case for p in points])
     assert true.mean() == pytest.approx(asked, rel=0.1)
@@ -113,7 +113,7 @@ def test_new_patients_have_the_rate_asked_for_on_average(n, asked, variance):
 def test_new_patients_keep_to_the_rate_in_nine_sets_of_ten(n, variance, asked, used):
     rng, kept, given = np.random.default_rng(0), [], []
     for _ in range(min(12000 // n, 400)):
-        point = choose(patients(n, variance, rng), fp_per_case=asked, confidence=0.9)
+        point = choose(patients(n, variance, rng), Aim("fp_per_case", asked), confidence=0.9)
         share = 1 - min(point.score, 1.0)
         kept.append(rng.poisson(share * rates(n, variance, rng)).sum() <= asked * n)
         given.append(share * MEAN / asked)
@@ -126,12 +126,12 @@ def test_too_few_cases_allow_no_false_positive_and_say_that_the_rate_is_not_held
     by_hand = {(1.0, 4): 0, (0.5, 6): 0, (0.5, 5): -1}
     assert {k: most_false_positives(*k, confidence=0.9) for k in by_hand} == by_hand
     few = patients(4, 0, np.random.default_rng(1))
-    point = choose(few, fp_per_case=0.5, confidence=0.9)
+    point = choose(few, Aim("fp_per_case", 0.5), confidence=0.9)
     assert (point.false_positives_per_case, point.confidence) == (0.0, None)
     assert point.lesion_recall == 1.0
     more = patients(30, 0, np.random.default_rng(1))
-    assert choose(more, fp_per_case=1.0, confidence=0.9).confidence == 0.9
-    rare = choose(few, fp_per_case=0.1)
+    assert choose(more, Aim("fp_per_case", 1.0), confidence=0.9).confidence == 0.9
+    rare = choose(few, Aim("fp_per_case", 0.1))
     assert rare.false_positives_per_case == 0.0
     assert rare.expected_false_positives_per_case >= 0.25
 
@@ -139,6 +139,89 @@ def test_too_few_cases_allow_no_false_positive_and_say_that_the_rate_is_not_held
 def test_a_score_that_finds_nothing_is_not_taken():
     few = [result(f"p{i}", [0.5], [0.9] * (i < 2)) for i in range(4)]
     for confidence in (None, 0.9):  # 2 of 4 are false; at none nothing is found
-        point = choose(few, fp_per_case=0.5, confidence=confidence)
+        point = choose(few, Aim("fp_per_case", 0.5), confidence=confidence)
         assert (point.lesion_recall, point.false_positives_per_case) == (1.0, 0.5)
         assert point.confidence is None
+
+
+# --- the default, and the best F1 -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_lesions", "n_cases", "rate"),
+    [(0, 4, 1.0), (40, 4, 1.0), (41, 4, 1.0), (80, 4, 2.0), (1013, 51, 2.0), (5, 0, 1.0)],
+)
+def test_the_default_rate_is_one_or_a_tenth_of_the_lesions(n_lesions, n_cases, rate):
+    assert default_rate(n_lesions, n_cases) == rate
+
+
+def test_the_default_serves_cases_with_many_lesions():
+    many = [result(f"c{i}", [0.9] * 30, [0.5] * 5) for i in range(4)]
+    assert choose(many).aim == Aim("fp_per_case", 3.0)
+    few = [result(f"c{i}", [0.9] * 3, [0.5] * 5) for i in range(4)]
+    assert choose(few).aim == Aim("fp_per_case", 1.0)
+
+
+def test_best_f1_equals_a_search_of_all_scores():
+    rng = np.random.default_rng(3)
+    results = [
+        result(f"c{i}", rng.uniform(0.2, 1, 5).tolist(), rng.uniform(0, 0.8, 9).tolist())
+        for i in range(4)
+    ]
+    point = choose(results, Aim("best_f1"))
+    best = 0.0
+    for score in np.linspace(0, 1, 2001):
+        found = sum(lesion.detected_at >= score for r in results for lesion in r.lesions)
+        false = sum(
+            c.outcome_any == "false_positive" and c.score >= score
+            for r in results
+            for c in r.candidates
+        )
+        best = max(best, 2 * found / (found + false + 20))
+    assert point.lesion_f1 == pytest.approx(best)
+    assert str(point.aim) == "best_f1"
+
+
+def test_best_f1_without_candidates_is_the_uninformed_score():
+    assert choose([result("a", [None])], Aim("best_f1"), quiet=True).score == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "aim"),
+    [
+        ("auto", Aim("auto")),
+        ("best_f1", Aim("best_f1")),
+        (" fp_per_case: 0.50", Aim("fp_per_case", 0.5)),
+        ("fp_per_case:2", Aim("fp_per_case", 2.0)),
+        ("sensitivity:.9", Aim("sensitivity", 0.9)),
+        ("score:0.37", Aim("score", 0.37)),
+    ],
+)
+def test_an_aim_is_read_and_written(text, aim):
+    assert Aim.parse(text) == aim
+    assert Aim.parse(str(aim)) == aim
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "dice",
+        "score",
+        "score:",
+        "score:1.5",
+        "score:nan",
+        "sensitivity:-1",
+        "fp_per_case:inf",
+        "auto:1",
+        "best_f1:0.5",
+    ],
+)
+def test_a_wrong_aim_is_an_error_that_says_how_to_write_one(text):
+    with pytest.raises(ConfigError, match=r"fp_per_case:1, sensitivity:0\.9"):
+        Aim.parse(text)
+
+
+def test_a_bare_number_is_taken_for_a_forgotten_score():
+    with pytest.raises(ConfigError, match=r"Did you mean score:0\.3\?"):
+        Aim.parse(0.3)

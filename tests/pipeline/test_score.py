@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from lesionseg.config import DataConfig, InferenceConfig, TrainConfig
+from lesionseg.core import Aim
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
@@ -23,7 +24,7 @@ from lesionseg.pipeline.score import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.select import POINTS, select, unselected
+from lesionseg.pipeline.select import AIMS, select, unselected
 from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import prediction_of, result
 
@@ -142,17 +143,17 @@ def results():
 def chosen(plan):
     """The plan with what is selected on validation cases."""
 
-    def of(results, point="fp_per_case:1", sure=None):
-        return select(results, plan, point, sure, chosen_on="validation")[0]
+    def of(results, aim="fp_per_case:1", confidence=None):
+        return select(results, plan, Aim.parse(aim), confidence, chosen_on="validation")[0]
 
     return of
 
 
 def test_points_say_what_they_were_chosen_on_and_what_to_expect(results, plan):
-    choice, _ = select(results, plan, "fp_per_case:3", None, **OUT_OF_FOLD)
+    choice, _ = select(results, plan, Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD)
     first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
-    assert [p.name for p in choice.operating_points[1:]] == list(POINTS)
+    assert [p.aim for p in choice.operating_points[1:]] == list(AIMS)
     assert 0.9 < choice.operating_points[1].expected_false_positives_per_case <= 1.0
     expected = 1.0 + 0.5 / len(results)  # all are accepted: half of one more is expected
     assert first.expected_false_positives_per_case == pytest.approx(expected)
@@ -162,7 +163,7 @@ def test_points_say_what_they_were_chosen_on_and_what_to_expect(results, plan):
 def test_the_one_that_was_asked_for_accepts(results, chosen):
     assert chosen(results, "sensitivity:0.8").operating_points[0].name == "sensitivity:0.8"
     by_hand = chosen(results, "score:0.4").operating_points
-    assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(POINTS))
+    assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(AIMS))
     assert by_hand[0].false_positives_per_case is not None
     few = [result(f"c{i}", [0.9, None], [0.4]) for i in range(6)]
     choice = chosen(few, "sensitivity:0.9")  # out of reach
@@ -179,7 +180,7 @@ def test_few_patients_are_named_with_what_they_cannot_hold(results, chosen):
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, plan, chosen):
     planned = plan.with_(reasons={"spacing": "as measured"})
-    complete, fits = select(results, planned, "fp_per_case:1", None, **OUT_OF_FOLD)
+    complete, fits = select(results, planned, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD)
     assert (complete.calibration.n_true, complete.calibration.n_false) == (24, 12)
     assert fits["c00"] is fits["c03"] is None  # 8 false ones elsewhere are too few
     assert chosen(results[:6]).calibration is None
