@@ -53,8 +53,8 @@ def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
     """
     if labels.ndim not in FULL_CONNECTIVITY:
         raise ContentError(f"A label map has two or three axes, not the shape {labels.shape}.")
-    array = np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("="))
-    # cc3d numbers in the order of first voxels, too
+    # cc3d refuses read-only arrays, such as Pillow's; it numbers in the order of first voxels, too
+    array = np.require(labels, dtype=labels.dtype.newbyteorder("="), requirements=["C", "W"])
     found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
     index = nonzero_voxels(found)
     _, first = np.unique(found.reshape(-1)[index], return_index=True)

@@ -85,3 +85,10 @@ def test_a_polygon_is_what_a_plain_loop_finds(rng) -> None:
     small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
     assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]  # the nearest pixel
     assert not fill_polygon(small + 20, (5, 5)).any()
+
+
+def test_a_read_only_array_has_the_same_components():
+    labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
+    expected = lesion_instances(labels).instances
+    labels.flags.writeable = False
+    assert np.array_equal(lesion_instances(labels).instances, expected)
