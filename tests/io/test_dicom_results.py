@@ -113,7 +113,7 @@ def test_patient_study_and_source_are_the_scans(tmp_path):
     assert {uids[2] for uids in seg.get_source_image_uids()} == files.keys()
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
     one, two = (seg.get_segment_description(n) for n in (1, 2))
-    assert [one.segment_label, two.segment_label] == ["lesion", "cyst"]
+    assert [one.segment_label, two.segment_label] == ["lesion 1", "cyst 2"]
     (made_by,) = one.SegmentationAlgorithmIdentificationSequence
     assert ORIGIN.bundle in made_by.AlgorithmParameters
     for frame in seg.PerFrameFunctionalGroupsSequence:  # each names the slice it was drawn on
@@ -152,9 +152,20 @@ def test_the_report_has_a_group_a_candidate_that_names_its_segment(tmp_path):
         (reference,) = segment.ReferencedSOPSequence
         assert reference.ReferencedSegmentNumber == number
         assert reference.ReferencedSOPInstanceUID == seg.SOPInstanceUID
-        assert group.tracking_uid == seg.get_segment_description(number).tracking_uid
+        described = seg.get_segment_description(number)
+        assert group.tracking_uid == described.tracking_uid
+        assert group.tracking_identifier == described.tracking_id == described.segment_label
     assert "not a medical device" in comments(sr)
     assert "2 of 3 candidates" in comments(sr)
+
+
+def test_a_segment_of_a_long_label_keeps_its_number(tmp_path):
+    scan = series(tmp_path, GRIDS["axial"])
+    names, seg = {1: "l" * 64, 2: "cyst"}, tmp_path / "A_seg.dcm"
+    paths = {"report": tmp_path / "A_sr.dcm", "segmentation": seg}
+    assert write_dicom_results(scan, predict(scan), ORIGIN, names, **paths)
+    labels = [s.SegmentLabel for s in dcmread(seg).SegmentSequence]
+    assert labels == ["l" * 62 + " 1", "cyst 2"]
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):

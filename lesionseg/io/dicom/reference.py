@@ -1,5 +1,6 @@
 """DICOM references: segmentation objects (SEG) and contours (RTSTRUCT), on the image's grid."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,9 +21,10 @@ _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference 
 def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
     """Read a SEG or RTSTRUCT file as label values on the image's `geometry`.
 
-    Segments and contour sets called as one of `labels` (in either case) get its value, others are
-    left out; a single one with a single label needs no name. Of two that overlap the later one
-    holds the voxel. Raises `ContentError` when no name fits, `GeometryError` for another grid.
+    Segments and contour sets that have the name of one of `labels`, in upper or lower case and
+    with or without a number ("lesion 7"), get its value. The others are left out. A single one with
+    a single label needs no name. If two overlap, the later one holds the voxel. Raises
+    `ContentError` if no name fits, `GeometryError` for another grid.
     """
     header = read_header(path)
     modality = str(header.get("Modality", ""))
@@ -35,8 +37,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
             names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
         else:
             names = {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
-        by_name = {name.strip().lower(): value for value, name in labels.items()}
-        values = {n: by_name.get(str(name).strip().lower(), 0) for n, name in names.items()}
+        values = {number: _label_of(str(name), labels) for number, name in names.items()}
         if not any(values.values()) and len(names) == len(labels) == 1:
             values = dict(zip(names, labels, strict=True))
         if names and not any(values.values()):
@@ -51,6 +52,17 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         for number, inside in drawn.items():
             marked[inside] = values[number]
     return Reference(geometry, labels=marked)
+
+
+def _label_of(name: str, labels: Mapping[int, str]) -> int:
+    """Return the label that a segment is named after; 0 if none.
+
+    >>> _label_of("Lesion 7", {2: "lesion"}), _label_of("grade 2", {1: "grade", 3: "grade 2"})
+    (2, 3)
+    """
+    by_name = {text.strip().lower(): value for value, text in labels.items()}
+    whole = name.strip().lower()
+    return by_name.get(whole) or by_name.get(re.sub(r"[\s_]+\d+$", "", whole), 0)
 
 
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, drawn: Drawn) -> None:

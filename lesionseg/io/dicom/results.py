@@ -73,12 +73,13 @@ def write_dicom_results(
 ) -> bool:
     """Write a `report` and, where a path is given, a `segmentation`; False where that is empty.
 
-    The segmentation holds the accepted candidates that have voxels, each a segment called by its
-    label; beyond 100 of them, and where labels are regions, a mask value is a segment. The report
-    has a group for every accepted candidate with score, probability, volume and diameter as far as
-    they are known; it refers to the segment or, without one, to the box on every slice. Without an
-    accepted candidate it says so. Patient, study and date are those of `scan`, a series' folder or
-    a file; UIDs follow from it and `origin`.
+    The segmentation holds the accepted candidates that have voxels. Each is a segment with the name
+    that the report tracks it by, such as "lesion 7": its label and id. Beyond 100 of them, and if
+    labels are regions, each mask value is a segment, named by its label. The report has a group for
+    every accepted candidate with score, probability, volume and diameter as far as they are known.
+    It refers to the segment or, without one, to the box on every slice. Without an accepted
+    candidate it says so. Patient, study and date are those of `scan`, a series' folder or a file.
+    UIDs follow from it and `origin`.
 
     `labels`: names of candidates' labels; `mask_labels`: of mask values, where these are others;
     `since`: by candidate's id what became of the lesion since an earlier visit, and its volume then
@@ -204,7 +205,10 @@ class _Results:
         return code("52988006", "SCT", "Lesion"), kind
 
     def tracking(self, candidate: Candidate) -> str:
-        return f"{_name(self.labels, candidate.label)} {candidate.id}"
+        """Return the name of a candidate in both objects: its label and its id."""
+        number = f" {candidate.id}"
+        name = _name(self.labels, candidate.label)
+        return name[: _LONGEST - len(number)].rstrip() + number
 
     def stated(self, kind: str, nth: int) -> dict[str, Any]:
         """What every object states; the date is the study's."""
@@ -236,14 +240,14 @@ class _Results:
         drawn = [candidate for candidate in self.accepted if candidate.id in present]
         if values is None or not drawn:
             return None, {}
-        segments = [(c.id, _name(mask_labels, c.label), self.tracking(c)) for c in drawn]
+        segments = [(c.id, self.tracking(c)) for c in drawn]
         by_label = len(drawn) > MOST_SEGMENTS or self.prediction.values is not None
         if by_label:
             values = self.prediction.mask()
             shown = ((value, _name(mask_labels, value)) for value in present_values(values))
-            segments = [(value, name, name) for value, name in sorted(shown) if value]
+            segments = [(value, name) for value, name in sorted(shown) if value]
         number_of = np.zeros(int(values.max()) + 1, np.uint8)  # of a value its segment; 0: in none
-        number_of[[value for value, *_ in segments]] = np.arange(len(segments)) + 1
+        number_of[[value for value, _ in segments]] = np.arange(len(segments)) + 1
         algorithm = hd.AlgorithmIdentificationSequence(
             name="lesionseg",
             family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
@@ -266,11 +270,11 @@ class _Results:
                     segmented_property_category=kind,
                     algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                     algorithm_identification=algorithm,
-                    tracking_id=tracking,
-                    tracking_uid=self.uid("tracking", self.origin.key, tracking),
+                    tracking_id=name,
+                    tracking_uid=self.uid("tracking", self.origin.key, name),
                     display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
                 )
-                for n, (_, name, tracking) in enumerate(segments, start=1)
+                for n, (_, name) in enumerate(segments, start=1)
             ],
             content_label="LESIONS",
             content_description=RESEARCH_ONLY,
