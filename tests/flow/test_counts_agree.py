@@ -55,8 +55,8 @@ def test_of_an_undertrained_network_in_three_dimensions(tmp_path, once, threshol
 
 
 def test_of_an_undertrained_network_on_radiographs(tmp_path):
-    write_xray_phantoms(tmp_path / "raw", 6, seed=0, shape=(96, 96), pixel_mm=4.0)
-    tile = "model.tile_shape=[32,32]"
+    write_xray_phantoms(tmp_path / "raw", 6, seed=0, shape=(160, 160), pixel_mm=2.5)
+    tile = "model.tile_shape=[64,64]"
     run_dir = train(
         tmp_path / "raw", tmp_path / "run", tile, "trainer.max_steps=40", "optim.lr=0.02"
     )
