@@ -5,7 +5,9 @@ and the overrides, and `read` checks the result; in Python `TrainConfig.of(seed=
 from the files. An unknown key is an error that names the nearest one.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from enum import Enum, auto
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
@@ -51,6 +53,27 @@ Bundles = Annotated[  # several are averaged
 ]
 
 
+class PathKind(Enum):
+    """What a setting's path must be; `cli.paths` checks it before the command begins.
+
+    SCANS: a folder, a file or a pattern. EXISTING: a file or a folder. OUTPUT: need not exist.
+    """
+
+    DATASET = auto()
+    FOLDER = auto()
+    FILE = auto()
+    SCANS = auto()
+    BUNDLE = auto()
+    EXISTING = auto()
+    SCORES = auto()
+    OUTPUT = auto()
+
+
+FolderPath = Annotated[Text | None, PathKind.FOLDER]
+FilePath = Annotated[Text | None, PathKind.FILE]
+OutputPath = Annotated[Text, PathKind.OUTPUT]
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, and without keys that nobody declared."""
 
@@ -76,13 +99,13 @@ class Settings(BaseModel):
 
 
 class DataConfig(Settings):
-    root: Text
+    root: Annotated[Text, PathKind.DATASET]
     group: str | None
     merge_labels: bool
     validation_fraction: Share
     fold: Index | Literal["all"] | None
     n_folds: Annotated[int, Field(ge=2)]
-    splits: Text | None
+    splits: FilePath
     channel_dropout: Share
     cache_dir: Text | None
     phantoms: Arguments | None = None
@@ -102,7 +125,7 @@ class ModelConfig(Settings):
     tile_shape: tuple[From1, ...] | None
     batch_size: From1 | None
     base_features: From1 | None
-    init_from: Text | None
+    init_from: Annotated[Text | None, PathKind.EXISTING]
     layout: Literal["lesionseg", "nnunet"] | None = None
     network: Arguments | None = None
     backbone: Arguments | None = None
@@ -205,7 +228,7 @@ class InferenceConfig(Settings):
 
 
 class ReportSection(Settings):
-    study: Text | None
+    study: FilePath
     identifiers: bool
     pdf: bool
     viewer: bool
@@ -236,7 +259,7 @@ class TrainConfig(Settings):
     preset: str
     operating_point: str
     rate_confidence: Confidence | None
-    run_dir: Text | None
+    run_dir: Annotated[Text | None, PathKind.OUTPUT]
     seed: Index
     private: bool
     debug: bool
@@ -268,16 +291,16 @@ class OutputCommand(Command):
 
 
 class PredictConfig(OutputCommand):
-    bundle: Bundles
-    input: Text
-    output: Text
+    bundle: Annotated[Bundles, PathKind.BUNDLE]
+    input: Annotated[Text, PathKind.SCANS]
+    output: OutputPath
     inference: InferenceConfig
     operating_point: str | None
     raster_mm: Above0 | None
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
     dicom_output: bool
-    zones: Text | None
+    zones: FolderPath
     device: str
     trust: bool
     engine: Literal["local", "ray"]
@@ -292,9 +315,9 @@ class PredictConfig(OutputCommand):
 
 
 class EvaluateConfig(OutputCommand):
-    reference: Text
-    prediction: Text
-    output: Text
+    reference: Annotated[Text, PathKind.FOLDER]
+    prediction: Annotated[Text, PathKind.FOLDER]
+    output: OutputPath
     preset: str
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
@@ -302,11 +325,11 @@ class EvaluateConfig(OutputCommand):
     chosen_on: Text | None
     chosen_on_reference: Text | None
     groups: str | None
-    compare: Text | None
+    compare: FolderPath
     margin: Confidence | None
-    adjudication: Text | None
-    columns: Text | None
-    zones: Text | None
+    adjudication: FilePath
+    columns: FilePath
+    zones: FolderPath
     subgroups: tuple[str, ...] | None
     resample: bool
     replicates: Index
@@ -314,17 +337,17 @@ class EvaluateConfig(OutputCommand):
 
 
 class FollowConfig(OutputCommand):
-    before: Text | None
-    after: Text | None
-    output: Text
-    visits: Text | None
-    bundle: Bundles | None
-    predictions: Text | None
+    before: FolderPath
+    after: FolderPath
+    output: OutputPath
+    visits: FilePath
+    bundle: Annotated[Bundles | None, PathKind.BUNDLE]
+    predictions: FolderPath
     operating_point: str | None
-    before_images: Text | None
-    after_images: Text | None
+    before_images: FolderPath
+    after_images: FolderPath
     register_: Literal["auto", "headers", "rigid"] = Field(alias="register")
-    reference: Text | None
+    reference: FolderPath
     stable: str | tuple[str, ...] | None
     false_new_per_pair: From0
     overlap: Annotated[float, Field(gt=0, le=1)]
@@ -347,18 +370,18 @@ class FollowConfig(OutputCommand):
 
 
 class ReportConfig(OutputCommand):
-    scores: Text
-    output: Text
-    images: Text | None
-    reference: Text | None
-    prediction: Text | None
-    compare: Text | None
+    scores: Annotated[Text, PathKind.SCORES]
+    output: OutputPath
+    images: Annotated[Text | None, PathKind.EXISTING]
+    reference: FolderPath
+    prediction: FolderPath
+    compare: Annotated[Text | None, PathKind.SCORES]
     report: ReportSection
 
 
 class ExportConfig(Settings):
-    bundle: Bundles
-    output: Text
+    bundle: Annotated[Bundles, PathKind.BUNDLE]
+    output: OutputPath
     format: Literal["onnx", "monai"]
     opset: From1
     trust: bool
@@ -367,7 +390,7 @@ class ExportConfig(Settings):
 
 
 class ServeConfig(Command):
-    bundle: Bundles
+    bundle: Annotated[Bundles, PathKind.BUNDLE]
     inference: InferenceConfig
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
@@ -405,6 +428,15 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
                 near = nearest(key, dict(keys(kind)))
                 raise ConfigError(f"There is no setting {key!r}.{near}") from None
         raise ConfigError(misfits(error, plain)) from None
+
+
+def is_url(place: str) -> bool:
+    """Return True for a URL, False for a path.
+
+    >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
+    (True, False, False)
+    """
+    return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
 
 
 def conf_dir() -> Path:

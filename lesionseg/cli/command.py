@@ -77,8 +77,10 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
 def recipe(command: str, cfg: Any) -> Any:
     """Call the function of a command with its settings; returns what it returns."""
+    from lesionseg.cli.paths import check_paths
     from lesionseg.io.files import private_files
 
+    check_paths(cfg)
     if isinstance(cfg, Command):
         from lesionseg.io.limits import FileLimits, set_limits
 

@@ -9,7 +9,6 @@ from lesionseg.inference.bundle import (
     Bundle,
     bundle_digest,
     read_bundle,
-    resolve_bundle,
     write_bundle,
 )
 from lesionseg.inference.candidates import find_candidates
@@ -17,6 +16,7 @@ from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import SlidingWindow, choose_device
+from lesionseg.io.bundle_folder import resolve_bundle
 
 __all__ = [
     "Bundle",

@@ -24,10 +24,10 @@ from torch import nn
 
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
+from lesionseg.io.bundle_folder import CARD, PLAN, WEIGHTS, resolve_bundle
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
-WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
 _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
 # what must be the same, for tiles and channels of an ensemble's members to lie on each other
@@ -142,26 +142,6 @@ def ensemble(
     may_lack = all(member.plan.may_lack for member in members)
     plan = first.plan.with_(n_members=len(networks), may_lack=may_lack)
     return replace(first, networks=networks, plan=plan)
-
-
-def resolve_bundle(path: Path) -> Path:
-    """The bundle folder meant by `path`: the folder itself, or `bundle` inside a run's folder.
-
-    Raises `BundleError` when neither holds weights and plan.
-    """
-    for folder in (path, path / "bundle"):
-        if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
-            return folder
-    names = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else ["no folder"]
-    if (path / "config.yaml").is_file():
-        raise BundleError(
-            f"{path}: its training has not finished. The same `train` command with run_dir={path} "
-            "goes on with it."
-        )
-    raise BundleError(
-        f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
-        f"finished training, or one that holds {WEIGHTS} and {PLAN}."
-    )
 
 
 def bundle_plan(bundle: str | Path) -> Plan:

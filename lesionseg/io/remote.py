@@ -7,7 +7,6 @@ region come from the store's own settings: `~/.config/fsspec/*.json`, variables 
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -15,20 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
 # what stores call the number or date that changes with a file's content, the best first
 _KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
-
-
-def is_url(place: str) -> bool:
-    """Whether it is a URL and no path.
-
-    >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
-    (True, False, False)
-    """
-    return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
 
 
 def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:

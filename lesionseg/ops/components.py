@@ -7,7 +7,6 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionseg.core import Candidate, Geometry, Lesions, Prediction, Reference
 from lesionseg.core.lesions import box_slices
@@ -111,6 +110,8 @@ def mask_boxes(instances: NDArray[np.integer[Any]], n: int) -> NDArray[np.float3
     """
     dims, boxes = instances.ndim, np.zeros((n, 2 * instances.ndim), dtype=np.float32)
     array = np.where((instances > 0) & (instances <= n), instances, 0).astype(np.int32)
+    from scipy import ndimage  # here: it takes half a second to import
+
     for box, found in zip(boxes, ndimage.find_objects(array, n), strict=False):
         if found is not None:
             box[:dims], box[dims:] = [s.start for s in found], [s.stop for s in found]

@@ -6,7 +6,7 @@ from pathlib import Path
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
+from lesionseg.inference.bundle import bundle_digest, ensemble
 from lesionseg.inference.export import (
     CONFIG,
     METADATA,

@@ -1,0 +1,121 @@
+"""Mistyped paths: reported for every command and key, before heavy packages are imported."""
+
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.config import COMMANDS, PathKind, Settings
+from tests.commands import python
+
+MASKS = {"reference": "masks", "prediction": "masks", "output": "out"}
+VISITS = {"before": "masks", "after": "masks", "output": "out"}
+GIVEN = {
+    "train": {"data.root": "data", "run_dir": "run"},
+    "prepare": {"data.root": "data", "run_dir": "run"},
+    "tune": {"data.root": "data", "run_dir": "run"},
+    "predict": {"bundle": "model", "input": "masks", "output": "out"},
+    "evaluate": MASKS,
+    "follow": VISITS,
+    "report": {"scores": "scores", "output": "out"},
+    "export": {"bundle": "model", "output": "out"},
+    "serve": {"bundle": "model"},
+}
+
+
+def path_keys(kind=Settings, prefix=""):
+    """Return every key of a path in a command's settings, and what the path must be."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= path_keys(field.annotation, f"{prefix}{name}.")
+        for mark in field.metadata:
+            if isinstance(mark, PathKind):
+                found[f"{prefix}{name}"] = mark
+    return found
+
+
+KEYS = [(command, key) for command in COMMANDS for key in path_keys(COMMANDS[command])]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A current folder with a data folder, a bundle, masks, scores and a file."""
+    for name in ("data/manifest.csv", "model/weights.safetensors", "model/plan.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("masks/a.nii.gz", "scores/scores.json", "table.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(command, **changed):
+    return [f"{key}={value}" for key, value in {**GIVEN[command], **changed}.items()]
+
+
+def test_all_paths_of_the_settings_are_known():
+    assert {(c, k) for c, k in KEYS if c in ("train", "predict")} >= {
+        ("train", "data.root"),
+        ("train", "data.splits"),
+        ("train", "model.init_from"),
+        ("train", "report.study"),
+        ("train", "run_dir"),
+        ("predict", "bundle"),
+        ("predict", "input"),
+        ("predict", "output"),
+        ("predict", "zones"),
+    }
+
+
+@pytest.mark.parametrize(("command", "key"), KEYS)
+def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
+    changed = {}
+    wrong = "masls" if key != "data.root" else "dada"
+    if path_keys(COMMANDS[command])[key] is PathKind.OUTPUT:  # may be missing, but not a file
+        wrong = "table.csv"
+    if command == "follow" and key in ("visits", "bundle", "predictions"):
+        changed = {"before": "null", "after": "null", "visits": "table.csv"}
+        changed |= {"predictions" if key == "visits" else key: "masks"}
+    assert run(command, typed(command, **changed | {key: wrong})) == 1
+    printed = capsys.readouterr().err
+    assert f"{key}={wrong}" in printed
+    near = {"masls": "masks", "dada": "data", "table.csv": "Name"}[wrong]
+    assert near in printed
+    assert not (place / "run").exists()
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "wrong", "said"),
+    [
+        ("train", "data.root", "empty", "no known dataset layout"),
+        ("train", "data.root", "table.csv", "is a file"),
+        ("train", "data.root", "masks", "no known dataset layout"),
+        ("train", "data.root", ".", "Name one of them"),
+        ("train", "data.root", "gone/deep/data", "gone does not"),
+        ("predict", "input", "empty", "the folder is empty"),
+        ("predict", "input", "masks/*.png", "no file has such a name"),
+        ("predict", "bundle", "masks", "no bundle"),
+        ("predict", "bundle", "[model,masls]", "bundle=masls"),
+        ("evaluate", "prediction", "empty", "the folder is empty"),
+        ("evaluate", "adjudication", "masks", "Name a file"),
+        ("report", "scores", "masks", "Run evaluate first"),
+    ],
+)
+def test_a_path_to_something_else_is_named(command, key, wrong, said, place, capsys):
+    (place / "empty").mkdir()
+    assert run(command, typed(command, **{key: wrong})) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_no_heavy_package_is_imported_before_paths_are_checked(place):
+    keys = ["train data.root", "train data.splits", "predict bundle", "predict input"]
+    keys += ["evaluate prediction", "follow before", "report scores", "export bundle"]
+    named = [each.split() for each in [*keys, "serve bundle"]]
+    calls = [(command, typed(command, **{key: "dada"})) for command, key in named]
+    (place / "dada").mkdir()
+    code = f"from lesionseg.cli import run; import sys; print([run(*c) for c in {calls!r}])"
+    done = python("-c", f"{code}; print(*sys.modules)")
+    statuses, loaded = done.stdout.splitlines()[-2:]
+    assert statuses == str([1] * len(calls))
+    assert not {"torch", "monai", "SimpleITK", "pytorch_lightning", "numba"} & {*loaded.split()}
