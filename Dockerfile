@@ -14,7 +14,7 @@ RUN python -m venv /opt/lesionseg \
         --index-url https://download.pytorch.org/whl/cpu; \
     fi \
  && /opt/lesionseg/bin/pip install --no-cache-dir -r requirements-runtime.lock \
-      fastapi uvicorn python-multipart pydicom highdicom
+      fastapi uvicorn python-multipart pydicom highdicom python-gdcm
 COPY pyproject.toml README.md LICENSE ./
 COPY lesionseg lesionseg
 COPY conf conf

@@ -245,7 +245,18 @@ IMAGER, FACTOR = {"ImagerPixelSpacing": [0.2, 0.2]}, "EstimatedRadiographicMagni
 DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
 SIZES = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
-    ({"PixelSpacing": [0.1, 0.1], **IMAGER}, 0.2, "at the detector"),
+    ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "calibrated"),  # as it differs
+    ({"PixelSpacing": [0.2, 0.2], **IMAGER}, 0.2, "at the detector"),
+    ({"PixelSpacing": [0.20001, 0.2], **IMAGER}, 0.2, "at the detector"),
+    ({"PixelSpacing": [0.16, 0.16], **IMAGER, FACTOR: 1.1}, 0.16, "calibrated"),
+    ({"PixelSpacing": [0.2, 0.2], **IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
+    ({"PixelSpacing": [0.1, 0.1], "NominalScannedPixelSpacing": [0.2, 0.2]}, 0.1, "calibrated"),
+    ({"NominalScannedPixelSpacing": [0.2, 0.2]}, 0.2, "at the detector"),
+    ({**IMAGER, FACTOR: ""}, 0.2, "at the detector"),
+    ({**IMAGER, FACTOR: 0}, 0.2, "at the detector"),
+    ({**IMAGER, **DISTANCES, "DistanceSourceToPatient": 0}, 0.2, "at the detector"),
+    ({**IMAGER, "PixelSpacing": ""}, 0.2, "at the detector"),
+    ({**IMAGER, "PixelSpacing": [0, 0]}, 0.2, "at the detector"),
     ({**IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
     ({**IMAGER, **DISTANCES}, 0.2 / 1.2, MAGNIFIED),
     ({"PixelSpacing": [0.1, 0.1]}, 0.1, "at the detector"),
@@ -255,7 +266,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
-def test_the_pixel_size_is_trusted_only_when_calibrated(tmp_path, elements, mm, source):
+def test_the_pixel_size_is_the_corrected_one_or_that_of_the_detector(
+    tmp_path, elements, mm, source
+):
     path = xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
     assert pixel_size(read_header(path))[1] == source

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
-from lesionseg.io.dicom.headers import LPS_TO_RAS, Header, check_scan, read_header, stored_pixels
+from lesionseg.io.dicom.elements import Header
+from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import reading
 from lesionseg.ops.components import fill_polygon

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
-from lesionseg.io.dicom.headers import LPS_TO_RAS, Header, read_header
+from lesionseg.io.dicom.elements import Header
+from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.radiograph import radiograph_file
 from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path

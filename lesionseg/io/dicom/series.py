@@ -16,18 +16,24 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError, ReadError, count
+from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     SUFFIXES,
-    Header,
     check_scan,
     image_header,
-    is_xray,
+    is_dicom,
+    is_radiograph,
     read_header,
     stored_pixels,
     unfit,
 )
-from lesionseg.io.dicom.radiograph import radiograph_file, radiograph_geometry, read_radiograph
+from lesionseg.io.dicom.radiograph import (
+    radiograph_file,
+    radiograph_geometry,
+    read_radiograph,
+    rescaled,
+)
 from lesionseg.io.limits import check_grid, reading
 
 logger = logging.getLogger(__name__)
@@ -36,6 +42,16 @@ _PREFIX = "series="
 _ECHO = ("EffectiveEchoTime", "EchoTime")  # of an enhanced frame, of a classic file
 _UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
 _SAME_PLACE_MM = 1e-2
+_LEAST_LENGTH = 1e-6  # of a direction
+_NO_PLACE_ADVICE = (
+    "The file does not state where its slice is located in the patient. Export the series again "
+    "as CT or MR images, or leave the file out."
+)
+# files beside slices that nobody takes for one
+_NOTES = {
+    *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini"),
+    *(".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha"),
+}
 _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
 
 
@@ -67,20 +83,26 @@ class DicomSlice:
     def directions(self) -> NDArray[np.float64]:
         """Unit vectors along rows and columns `[2, 3]`."""
         rows = self._numbers("ImageOrientationPatient", 6).reshape(2, 3)
-        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if lengths.min() < _LEAST_LENGTH:
+            raise ReadError(f"{self.path}: ImageOrientationPatient is 0. {_NO_PLACE_ADVICE}")
+        return np.asarray(rows / lengths)
 
     @cached_property
     def pixel_mm(self) -> NDArray[np.float64]:
         """Down, across."""
-        return self._numbers("PixelSpacing", 2)
+        values = self._numbers("PixelSpacing", 2)
+        if values.min() <= 0:
+            raise ReadError(f"{self.path}: PixelSpacing is {values.tolist()}. {_NO_PLACE_ADVICE}")
+        return values
 
     def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
-        with reading(self.path):
-            value = self.elements.get(name)
-            values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
-        if len(values) != n or (name == "PixelSpacing" and values.min() <= 0):
-            raise ReadError(f"{self.path}: {name} is {values.tolist()}, expected {n} numbers.")
-        return values
+        values = numbers(self.elements, name)
+        if len(values) != n:
+            stated = value_of(self.elements, name)
+            seen = "missing" if stated is None else f"{stated!s:.60}, expected {n} numbers"
+            raise ReadError(f"{self.path}: {name} is {seen}. {_NO_PLACE_ADVICE}")
+        return np.asarray(values)
 
     @property
     def axes_mm(self) -> NDArray[np.float64]:
@@ -91,21 +113,23 @@ class DicomSlice:
 def read_dicom(path: Path) -> Volume:
     """Read a series' folder or one file as a volume `[1, *spatial]` float32.
 
-    Slices are sorted by their position along the normal and rescaled each by its own slope;
-    distances come from positions, never from the thickness.
+    Slices are sorted by their position along the normal and rescaled each by its own slope.
+    Distances come from positions, never from the thickness. Files of the folder that are no DICOM
+    images are left out with a warning.
     """
-    from pydicom.pixels.processing import apply_modality_lut
-
     if (radiograph := radiograph_file(path)) is not None:
         return read_radiograph(radiograph)
-    slices, geometry = read_stack(path)
+    remarks = Remarks(path)
+    slices, geometry = read_stack(path, remarks)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
     file, pixels = Path(), np.empty(0)
     for z, piece in enumerate(slices):
         if piece.path != file:
             file, pixels = piece.path, stored_pixels(piece.path)
         with reading(file):
-            values[0, z] = apply_modality_lut(pixels[piece.frame or 0], piece.elements)
+            frame = pixels[piece.frame or 0]
+            values[0, z] = rescaled(frame, piece.elements, remarks, file)
+    remarks.log()
     return Volume(values, geometry)
 
 
@@ -127,13 +151,18 @@ def folder_name(folder: Path) -> str:
     return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
-def series_headers(path: Path) -> dict[Path, "Header"]:
-    """Headers of the images that a file, a folder or a series in it holds, by file."""
+def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
+    """Return the headers of the images in a file, a folder or a series of it, by file.
+
+    Files of the folder that are no DICOM images, and might be slices, are noted in `remarks`.
+    """
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
     for file in [path] if path.is_file() else sorted(folder.iterdir()):
         if (header := image_header(file)) is not None:
             headers[file] = header
+        elif remarks is not None and _might_be_a_slice(file):
+            remarks.add(f"{file.name} is not a DICOM image and is left out")
         else:
             logger.info("%s is left out: it is not a DICOM image.", file)
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
@@ -141,6 +170,13 @@ def series_headers(path: Path) -> dict[Path, "Header"]:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
         raise ReadError(f"{path}: there is no DICOM image{known and f', only {known}'}.")
     return wanted
+
+
+def _might_be_a_slice(file: Path) -> bool:
+    """Return True for a file whose name does not say that it is something else."""
+    if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+        return False
+    return not is_dicom(file) and file.suffix.lower() not in _NOTES
 
 
 def group_files(files: Sequence[Path]) -> dict[Path, str]:
@@ -161,7 +197,7 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
             continue
         if header is None:
             logger.info("%s is left out: it is not a DICOM image.", file)
-        elif is_xray(header):
+        elif is_radiograph(header):
             images[file] = _stem(file)
         else:
             series[_uid(header)][file] = header
@@ -187,10 +223,13 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
     return images
 
 
-def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
-    """The slices of a folder's series, or of one file, in ascending order; and their grid."""
+def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
+    """Return the slices of a folder's series, or of one file, in ascending order; and their grid.
+
+    What is left out or replaced is noted in `remarks`.
+    """
     slices: list[DicomSlice] = []
-    for file, header in series_headers(path).items():
+    for file, header in series_headers(path, remarks).items():
         with reading(file):
             check_scan(file, header)
             slices += read_slices(file, header)
@@ -201,8 +240,8 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
             "number of pixels": piece.shape == first.shape,
             "series": _uid(piece.elements) == _uid(first.elements),
-            "echo time": len({p.elements.get(_ECHO[p.frame is None]) for p in (piece, first)}) == 1,
-            "b-value": len({p.elements.get("DiffusionBValue") for p in (piece, first)}) == 1,
+            "echo time": _same_number(piece, first, _ECHO[piece.frame is None]),
+            "b-value": _same_number(piece, first, "DiffusionBValue"),
         }
         if not all(same.values()):
             what = ", ".join(what for what, is_same in same.items() if not is_same)
@@ -220,8 +259,11 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             "acquisitions. Sort them into a folder each."
         )
     if len(slices) == 1:
-        logger.warning("%s: the scan is a single slice; its thickness is used as spacing.", path)
-        step = normal * float(first.elements.get("SliceThickness") or 1)
+        thickness = number(first.elements, "SliceThickness") or 0.0
+        stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
+        if remarks is not None:
+            remarks.add(f"the scan is a single slice; {stated} is used as spacing")
+        step = normal * (thickness if thickness > 0 else 1.0)
     else:
         usual, whole = np.median(steps, axis=0), places[-1] - places[0]
         distance, step = float(np.linalg.norm(usual)), whole / len(steps)
@@ -267,9 +309,13 @@ def _stem(file: Path) -> str:
     return file.stem if file.suffix.lower() in SUFFIXES else file.name
 
 
+def _same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:
+    return numbers(one.elements, name) == numbers(other.elements, name)
+
+
 def _number(header: "Header") -> str:
-    return str(header.get("SeriesNumber", None) or "")
+    return text(header, "SeriesNumber")
 
 
 def _uid(header: "Header") -> str:
-    return str(header.get("SeriesInstanceUID", ""))
+    return text(header, "SeriesInstanceUID")

@@ -1,0 +1,85 @@
+"""Optional DICOM elements, which vendors leave empty or fill with values that make no sense."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from lesionseg.errors import count
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+
+Header: TypeAlias = "Dataset"
+
+
+@dataclass
+class Remarks:
+    """The elements that a reader ignored in the files of one image, logged once for each kind."""
+
+    path: Path
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, text: str, file: Path | None = None) -> None:
+        """Note what is ignored, and in which of the image's files."""
+        self.files.setdefault(text, []).append("" if file is None else file.name)
+
+    def log(self) -> None:
+        """Write one warning for each kind of remark, with the number of files and the first."""
+        for text, files in self.files.items():
+            where = f" in {count(len(files), 'file')}, the first {files[0]}" if files[0] else ""
+            logger.warning("%s: %s%s.", self.path, text, where)
+        self.files.clear()
+
+
+def value_of(header: "Header", name: str) -> Any:
+    """Return an element's value; None if it is absent, empty or not of its type."""
+    try:
+        value = header.get(name)
+    except Exception:  # pydicom converts a value when it is asked for
+        return None
+    is_empty = value is None or (hasattr(value, "__len__") and len(value) == 0)
+    return None if is_empty else value
+
+
+def numbers(header: "Header", name: str) -> list[float]:
+    """Return an element's values as numbers; an empty list if one of them is no finite number."""
+    value = value_of(header, name)
+    if value is None:
+        return []
+    try:
+        values = [float(v) for v in np.ravel(value)]
+    except (TypeError, ValueError):
+        return []
+    return values if all(map(math.isfinite, values)) else []
+
+
+def number(header: "Header", name: str, default: float | None = None) -> float | None:
+    """Return an element's first value as a finite number, or `default`."""
+    return next(iter(numbers(header, name)), default)
+
+
+def whole_number(header: "Header", name: str, default: int) -> int:
+    """Return an element's first value as a whole number, or `default`."""
+    value = number(header, name)
+    return default if value is None else int(value)
+
+
+def text(header: "Header", name: str) -> str:
+    """Return an element's value as text without spaces around it; "" if it has none."""
+    value = value_of(header, name)
+    return "" if value is None else str(value).strip()
+
+
+def texts(header: "Header", name: str) -> list[str]:
+    """Return an element's values in capitals; a single value gives a list of one."""
+    value = value_of(header, name)
+    if value is None:
+        return []
+    values = [value] if isinstance(value, str) else value
+    return [str(v).strip().upper() for v in np.ravel(values)]
