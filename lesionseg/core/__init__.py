@@ -8,6 +8,7 @@ from lesionseg.core.dataset import Dataset as Dataset
 from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.dataset import Reference as Reference
+from lesionseg.core.dataset import Remark as Remark
 from lesionseg.core.dataset import Role as Role
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume

@@ -1,6 +1,7 @@
 """A dataset and its cases: each one visit of one patient, on disk and in memory."""
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,13 +57,19 @@ class CaseFiles:
     def pixel_mm(self) -> float | None:
         """Pixel size of its rasters, from the column of that name; None when unknown.
 
-        Raises `DatasetError` where it is no number.
+        Raises `DatasetError` if it is no positive number.
         """
         text = self.columns.get("pixel_mm", "")
         try:
-            return float(text) if text else None
-        except ValueError as error:
-            raise DatasetError(f"pixel_mm of {self.case!r} is no number: {text}.") from error
+            size = float(text) if text else None
+        except ValueError:
+            size = math.nan
+        if size is not None and not 0 < size < math.inf:
+            raise DatasetError(
+                f"pixel_mm of {self.case!r} is {text}. Write the width of a pixel in millimetres, "
+                "such as 0.143, or leave it empty."
+            )
+        return size
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +83,7 @@ class Reference:
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
     neither teach nor score; None for none. `annotated`: whether a reader looked for each label, by
     its value; empty: for all. Of the others nothing is marked here, and background may be of them.
+    `given_boxes` `[n, 2·dims]`: boxes as a table states them, before they were cut to the image.
     """
 
     geometry: Geometry
@@ -86,6 +94,7 @@ class Reference:
     box_labels: tuple[int, ...] = ()
     ignore: NDArray[np.bool_] | None = None
     annotated: Mapping[int, bool] = field(default_factory=dict)
+    given_boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("labels", "instances", "ignore"):
@@ -135,6 +144,19 @@ class Problem(NamedTuple):
     message: str
 
 
+class Remark(NamedTuple):
+    """Something in a dataset's folder or tables that may be wrong, but stops nothing.
+
+    `kind` is one of the findings of `prepare check=true`. `case` is "" if the remark is about the
+    whole dataset. `is_note` is True if nothing needs to be done.
+    """
+
+    kind: str
+    message: str
+    case: str = ""
+    is_note: bool = False
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What a data folder holds, whatever convention it follows.
@@ -162,7 +184,7 @@ class Dataset:
     regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False
     problems: tuple[Problem, ...] = ()
-    remarks: tuple[Problem, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     split_file: Path | None = None
 
     def datalist(self) -> list[dict[str, Any]]:

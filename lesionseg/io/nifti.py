@@ -63,8 +63,8 @@ def states_orientation(path: Path) -> bool:
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write `array` `[*spatial]`, in millimetres, sform and qform alike, codes 1 (scanner).
 
-    Where `like` is a NIfTI file on the same grid, its very matrices and codes are taken, so that
-    viewers overlay the two exactly.
+    If `like` is a NIfTI file on the same grid, its own matrices, codes and unit of length are
+    taken, so that viewers overlay the two exactly, those that ignore the unit included.
     """
     import nibabel
 
@@ -78,20 +78,43 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with reading(like), _opened(like) as stream:
             source = _parse(like, stream)
-            same, scale = _geometry(like, source).matches(geometry), _mm_scale(source)
-        codes = [int(source.header[name]) for name in ("qform_code", "sform_code")]
-        if same and any(codes):
-            image.set_qform(scale @ _qform(source) if codes[0] else None, code=codes[0])
-            image.set_sform(scale @ source.get_sform() if codes[1] else None, code=codes[1])
+            is_same = _geometry(like, source).matches(geometry)
+        if is_same:
+            _take_place(image, source, affine)
     nibabel.save(image, path)
 
 
+def _take_place(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
+    """Give an image the matrices, form codes and unit of `source`; `affine` is in millimetres."""
+    unit = _unit(source)
+    if unit in _MM_PER_UNIT:
+        image.header.set_xyzt_units(unit)
+    q_code = int(source.header["qform_code"])
+    s_code = int(source.header["sform_code"])
+    if q_code or s_code:
+        image.set_qform(_qform(source) if q_code else None, code=q_code)
+        image.set_sform(source.get_sform() if s_code else None, code=s_code)
+        if not q_code:  # else the voxel sizes of the header are those of the qform
+            sizes = np.linalg.norm(source.get_sform()[:3, :3], axis=0)
+            image.header.set_zooms(sizes[: len(image.shape)])
+    else:
+        in_unit = np.linalg.inv(_mm_scale(source)) @ affine
+        image.set_sform(in_unit, code=1)
+        image.set_qform(in_unit, code=1)
+
+
 def _opened(path: Path) -> Any:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    """Open a file, through gzip if it is compressed, whatever its suffix says."""
+    return gzip.open(path) if _is_gzip(path) else path.open("rb")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
 def _parse(path: Path, stream: BinaryIO) -> Any:
-    """Header and unread voxels, once the header's claim is believable."""
+    """Read header and unread voxels, once the header's claim is believable."""
     import nibabel
 
     start = stream.read(4)
@@ -108,8 +131,8 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     if min(image.shape, default=0) < 1:
         raise ReadError(f"{path}: the header names no voxels (shape {tuple(image.shape)}).")
     n_voxels = math.prod(int(n) for n in image.shape)
-    compressed = path.name.lower().endswith(".gz")
-    check_size(path, n_voxels * image.get_data_dtype().itemsize, compressed=compressed)
+    n_bytes = n_voxels * image.get_data_dtype().itemsize
+    check_size(path, n_bytes, compressed=_is_gzip(path))
     return image
 
 
@@ -144,6 +167,11 @@ def _qform(image: Any) -> NDArray[np.float64]:
         return np.asarray(image.affine)
 
 
+def _unit(image: Any) -> int:
+    """Return the code of the unit of length: 1 metres, 2 millimetres, 3 micrometres, 0 unknown."""
+    return int(image.header["xyzt_units"]) & 7
+
+
 def _mm_scale(image: Any) -> NDArray[np.float64]:
-    factor = _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    factor = _MM_PER_UNIT.get(_unit(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])

@@ -95,6 +95,10 @@ def check_dataset(
         Finding(p.case if p.case in names else "", "listed", "error", named=p.message)
         for p in dataset.problems
     ]
+    findings += [
+        Finding(r.case, r.kind, "note" if r.is_note else "warning", named=r.message)
+        for r in dataset.remarks
+    ]
     findings += [finding for trace in traces for finding in trace.findings]
     findings += _compare(traces)
     order = {case: i for i, case in enumerate(names)}

@@ -19,6 +19,13 @@ from lesionseg.report.rendering import Tile, render
 # kind of finding: what it means to whoever reads the page
 MEANING: Mapping[str, str] = {
     "listed": "The dataset's list has a wrong entry for a case.",
+    "listed_otherwise": "The dataset's list states other cases than its folders contain.",
+    "unread": "A folder contains files of formats that are not read.",
+    "left_out": "Files beside the cases are left out.",
+    "file_ending": "No file has the ending that the dataset states.",
+    "names": "File names could be understood in two ways.",
+    "columns": "The table has a column without a meaning, whose name is nearly one with a meaning.",
+    "folds": "Some cases have no fold: they train in every fold.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing or too many.",
     "geometry": "Files of the case do not lie on one grid, or slices are missing.",
@@ -135,7 +142,8 @@ def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> lis
             name = finding.case or "the list of cases"
             lines.append(f"- {finding.severity}, {name}{place}: {describe(finding)}")
     for text, cases in notes.items():
-        lines.append(f"- note, {count(len(cases), 'case')} ({_first(cases, 5)}): {text}")
+        of = f", {count(len(cases), 'case')} ({_first(cases, 5)})" if any(cases) else ""
+        lines.append(f"- note{of}: {text}")
     read = count(len(pages), "case")
     n_warned = _count_cases(findings, "warning")
     need = "needs" if n_warned == 1 else "need"

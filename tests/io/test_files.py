@@ -214,3 +214,42 @@ def test_m3_two_commands_never_write_into_one_folder(name, tmp_path, monkeypatch
     cfg = config.COMMANDS[name].of(**SETTINGS[name])
     with locked_folder(Path("out")), pytest.raises(OutputError, match="another process"):
         command(cfg)
+
+
+TABLES = [
+    ("case;image;age, years\nA;a.nii;3\n", {"case": "A", "image": "a.nii", "age, years": "3"}),
+    (
+        "case,image,labels\nA,a.nii,scar;cyst\n",
+        {"case": "A", "image": "a.nii", "labels": "scar;cyst"},
+    ),
+    ("case;image;ml\nA;a.nii;0,5\n", {"case": "A", "image": "a.nii", "ml": "0,5"}),
+    ("case;a, b\nA;1\n", {"case": "A", "a, b": "1"}),
+    ("case,image\nA,a.nii\n,,\n", {"case": "A", "image": "a.nii"}),
+    ("case,image\n,\nA,a.nii,,,\n\n", {"case": "A", "image": "a.nii"}),
+    ("case\timage\rA\ta.nii\r", {"case": "A", "image": "a.nii"}),
+    ('case,image\nA,"a,b.nii"\n', {"case": "A", "image": "a,b.nii"}),
+]
+
+
+@pytest.mark.parametrize(("text", "row"), TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_spreadsheets_are_read(tmp_path, text, row, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode(encoding))
+    assert read_csv(path) == [row]
+
+
+WRONG_TABLES = [
+    ("case,image\nJürgen,a.nii\n".encode("latin-1"), 'not UTF-8 .line 2.*"CSV UTF-8"'),
+    ("case,image\n".encode("utf-16-le"), "UTF-16. Save it as UTF-8"),
+    (b"case,image,image\nA,a,b\n", "two columns are called 'image'"),
+    (b"case,image\nA,a,b\n", "line 2 has more values"),
+    (b'case,image\nA,"a\n' + b"b" * 200_000, "Is a double quote left open"),
+]
+
+
+@pytest.mark.parametrize(("content", "match"), WRONG_TABLES, ids=range(len(WRONG_TABLES)))
+def test_a_table_that_cannot_be_read_says_what_to_do(tmp_path, content, match):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ReadError, match=match):
+        read_csv(tmp_path / "a.csv")

@@ -1,5 +1,6 @@
 """Volumes of every format: voxels, numbers and places come back; damaged files are named."""
 
+import gzip
 import itertools
 import re
 
@@ -13,6 +14,7 @@ from PIL import Image
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_image
+from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -123,6 +125,44 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(tmp_path, obli
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)])
+@pytest.mark.parametrize("codes", [(1, 1), (0, 2), (2, 0), (0, 0)])
+def test_a_mask_goes_back_in_the_scan_s_unit_of_length(tmp_path, unit, mm, codes):
+    per_unit = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
+    affine = per_unit @ np.array([[-1.5, 0, 0, 9], [0, 2, 0, -8], [0, 0, 3, 7], [0, 0, 0, 1]])
+    scan = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), affine)
+    scan.header.set_xyzt_units(unit)
+    scan.set_sform(affine, codes[0])
+    scan.set_qform(affine, codes[1])
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    geometry = read_geometry(tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(geometry.spacing_mm, (3, 2, 1.5), rtol=1e-5)
+    path = tmp_path / "mask.nii.gz"
+    write_volume(path, Volume(np.ones((1, 3, 4, 5), np.uint8), geometry), tmp_path / "scan.nii.gz")
+    mask, scan = nibabel.load(path), nibabel.load(tmp_path / "scan.nii.gz")
+    assert mask.header.get_xyzt_units()[0] == unit
+    np.testing.assert_allclose(mask.affine, scan.affine, rtol=1e-5)
+    np.testing.assert_allclose(mask.header.get_zooms(), scan.header.get_zooms(), rtol=1e-5)
+    assert read_geometry(path).matches(geometry, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_is_read_whether_compressed_or_not_whatever_its_suffix(tmp_path, write_nifti, name):
+    array = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+    path = write_nifti(tmp_path / name, array)
+    content = path.read_bytes()
+    is_compressed = name.endswith(".gz")
+    path.write_bytes(gzip.decompress(content) if is_compressed else gzip.compress(content))
+    np.testing.assert_array_equal(read_volume(path).array[0].T, array)
+    assert read_geometry(path).shape == (3, 4, 5)
+    assert states_orientation(path)
+    write_volume(tmp_path / "mask.nii.gz", read_volume(path), like=path)
+    np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii.gz").array[0].T, array)
+    path.write_bytes(gzip.compress(content)[:40])
+    with pytest.raises(ReadError, match=name):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])

@@ -1,5 +1,6 @@
 """A deliberately broken dataset: every planted fault is found, and the page names nobody."""
 
+import json
 from dataclasses import replace
 
 import nibabel
@@ -170,3 +171,37 @@ def test_a_leak_into_the_test_role_is_found(tmp_path):
     found = check_dataset(read_dataset(tmp_path), tmp_path / "page.html")
     assert kinds(found, "ab") == {"duplicate", "same_patient", "leak"}
     assert found.exit_status == 0
+
+
+def write_nnunet(root, images, masks, **facts):
+    """An nnU-Net folder of one channel; files by their stems, all of one healthy case."""
+    root.mkdir()
+    image, mask = write_case(root, "ab")
+    for part, names, source in (("imagesTr", images, image), ("labelsTr", masks, mask)):
+        (root / part).mkdir()
+        for name in names:
+            (root / part / f"{name}.nii").write_bytes((root / source).read_bytes())
+    facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}, **facts}
+    (root / "dataset.json").write_text(json.dumps(facts))
+    return root
+
+
+def test_a_dataset_without_a_whole_case_has_its_faults_on_a_page(tmp_path, capsys):
+    root = write_nnunet(tmp_path / "data", ["A_0000", "B_0000"], ["A-0", "B-0"])
+    (root / "imagesTr" / "C.rar").write_text("x")
+    assert run("prepare", [f"data.root={root}", "check=true", f"run_dir={tmp_path / 'out'}"]) == 1
+    printed = capsys.readouterr().out
+    for words in ("'A-0' in", "'B-0' in", "'A' has no mask", "'B' has no mask", "no labelled case"):
+        assert words in printed
+    assert "warning, the list of cases" in printed
+    assert "C.rar" in printed
+    assert "train.py" not in printed
+    assert (tmp_path / "out" / "dataset_report.html").is_file()
+
+
+def test_ids_of_four_digits_are_checked_and_the_guess_is_said(tmp_path):
+    names = ["lesion_0001", "lesion_0002"]
+    dataset = read_dataset(write_nnunet(tmp_path / "data", names, names), lenient=True)
+    checked = check_dataset(dataset, tmp_path / "page.html")
+    assert checked.exit_status == 0
+    assert any("- note: " in line and "lesion_0001, for" in line for line in checked.summary())

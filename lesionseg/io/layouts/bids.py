@@ -3,17 +3,15 @@
 Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a subject's session.
 """
 
-import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset
-from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.core import CaseFiles, Dataset, Remark
+from lesionseg.errors import DatasetError, LesionsegError, count, listed
 from lesionseg.io.layouts.checks import Problems
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
-
-logger = logging.getLogger(__name__)
 
 _MASK = re.compile(
     r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
@@ -32,7 +30,7 @@ def read_bids(root: Path) -> Dataset:
     """Read a BIDS folder: label 1 is the lesion, channels are the suffixes all sessions share.
 
     Images are those beside the mask, else those of the raw session; of these the ones on the mask's
-    grid, which is looked up in the first session.
+    grid, which is looked up in the first session. Sessions without a mask are named in a remark.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -40,8 +38,7 @@ def read_bids(root: Path) -> Dataset:
     for file in sorted(root.rglob("sub-*_label-*")):
         if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
             continue
-        match = _SESSION.fullmatch(strip_suffix(file))
-        case = "_".join(part for part in match.groups() if part) if match else ""
+        case = _session_of(file)
         with problems.of(case, file):
             if not case:
                 raise DatasetError("it is not named after a subject.")
@@ -52,28 +49,65 @@ def read_bids(root: Path) -> Dataset:
                 raise DatasetError(f"the session {case} has no image.")
             images[case] = found
     channels: list[str] = []
-    if images:
-        first, own = next(iter(images.items()))
-        shared = set.intersection(*(set(files) for files in images.values()))
-        everything = {name for files in images.values() for name in files}
-        grid = read_geometry(masks[first])
-        for name in sorted(shared):
-            with suppress(LesionsegError):
-                channels += [name] if read_geometry(own[name]).matches(grid) else []
-        if not channels:
-            raise DatasetError(
-                f"{root}: no kind of image ({', '.join(sorted(everything))}) is there in every "
-                "session and on the grid of its mask. Resample the images onto the masks' grid."
-            )
-        if left_out := sorted(everything - set(channels)):
-            text = "Not in every session, or not on the mask's grid: %s are left out."
-            logger.warning(text, ", ".join(left_out))
+    remarks: list[Remark] = []
+    with problems.of("", root):
+        channels = _channels(root, images, masks, remarks) if images else []
     cases = tuple(
         CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
         for case, files in images.items()
+        if channels
     )
-    every = (root.name, root, "bids", 3, tuple(channels), {1: "lesion"}, cases)
-    return Dataset(*every, problems=tuple(problems))
+    without = sorted({_session_of(f) for f in root.glob("sub-*/**/sub-*") if is_image_file(f)})
+    if without := [case for case in without if case and case not in masks]:
+        text = f"{root}: {count(len(without), 'session')} without a lesion mask, left out: "
+        advice = "A lesion-free session needs a mask of zeros."
+        remarks.append(Remark("left_out", f"{text}{listed(without)}. {advice}"))
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="bids",
+        dims=3,
+        channel_names=tuple(channels),
+        labels={1: "lesion"},
+        cases=cases,
+        problems=tuple(problems),
+        remarks=tuple(remarks),
+    )
+
+
+def _session_of(file: Path) -> str:
+    """Return subject and session of a file's name, as a case id; "" if it names no subject."""
+    match = _SESSION.fullmatch(strip_suffix(file))
+    return "_".join(part for part in match.groups() if part) if match else ""
+
+
+def _channels(
+    root: Path,
+    images: Mapping[str, Mapping[str, Path]],
+    masks: Mapping[str, Path],
+    remarks: list[Remark],
+) -> list[str]:
+    """Return the kinds of image that every session has and that lie on the mask's grid.
+
+    Raises `DatasetError` if there is none, `ReadError` if the first session's mask is damaged.
+    """
+    first, own = next(iter(images.items()))
+    shared = set.intersection(*(set(files) for files in images.values()))
+    everything = {name for files in images.values() for name in files}
+    grid = read_geometry(masks[first])
+    channels: list[str] = []
+    for name in sorted(shared):
+        with suppress(LesionsegError):
+            channels += [name] if read_geometry(own[name]).matches(grid) else []
+    if not channels:
+        raise DatasetError(
+            f"no kind of image ({', '.join(sorted(everything))}) is there in every session and on "
+            "the grid of its mask. Resample the images onto the masks' grid."
+        )
+    if left_out := sorted(everything - set(channels)):
+        text = f"{root}: not in every session, or not on the mask's grid, and so left out: "
+        remarks.append(Remark("left_out", f"{text}{', '.join(left_out)}."))
+    return channels
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:

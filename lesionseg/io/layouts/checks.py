@@ -8,17 +8,24 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from lesionseg.core import CaseFiles, Dataset, Problem
-from lesionseg.errors import DatasetError, LesionsegError, misfits
+from lesionseg.core import CaseFiles, Dataset, Problem, Remark
+from lesionseg.errors import DatasetError, LesionsegError, count, listed, misfits
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
+from lesionseg.io.volumes import SUFFIXES, strip_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # how nnU-Net names a case's files
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
 _MOST_SHOWN = 100
+# what lies beside images and holds none
+_BESIDE_IMAGES = (
+    *(".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".log"),
+    *(".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".xlsx", ".docx"),
+)
+_VOXELS = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")  # of a header
 
 
 class Problems(list[Problem]):
@@ -52,6 +59,16 @@ def validated(model: type[M], entry: Any, path: Path | None = None) -> M:
         raise DatasetError(f"{where}{misfits(error, entry)[:300]}.") from error
 
 
+def path_id(path: Path) -> str:
+    """Make a case id of a relative path: folders and name, without suffix and first channel.
+
+    >>> path_id(Path("p1/view.1.png")), path_id(Path("../p2/t1_0000.nii.gz"))
+    ('p1_view.1', 'p2_t1')
+    """
+    folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
+    return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
+
+
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Whether a case is one picture whose red, green and blue are the dataset's three channels."""
     return not files.missing and _may_be_colour(files.images, n_channels)
@@ -79,6 +96,39 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         )
 
 
+def unread_files(folder: Path, *, folders: bool = True) -> list[Remark]:
+    """Name the files (and `folders`) in a folder of images that are not read, in one remark.
+
+    Hidden files and texts beside images are passed over, as are voxels that belong to a header.
+    """
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    with_voxels = any(path.suffix.lower() in (".mhd", ".nhdr") for path in entries)
+    usual = _BESIDE_IMAGES + (_VOXELS if with_voxels else ())
+    unread = [
+        path
+        for path in entries
+        if not path.name.lower().endswith((*SUFFIXES, *usual)) and path.suffix and path.is_file()
+    ]
+    unread += [path for path in entries if folders and path.is_dir()]
+    if not unread:
+        return []
+    kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
+    files = count(len(unread), "entry", "entries")
+    text = f"{folder}: {files} of formats that are not read here ({', '.join(kinds)}): "
+    text += f"{listed(path.name for path in unread)}. Convert images to one of "
+    return [Remark("unread", f"{text}{', '.join(SUFFIXES)}.")]
+
+
+def fold_remarks(dataset: Dataset) -> list[Remark]:
+    """Name the cases that state no fold where others do, in one remark."""
+    open_cases = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
+    without = [case.case for case in open_cases if case.fold is None]
+    if len(without) == len(open_cases) or not without:
+        return []
+    text = f"{count(len(without), 'case')} without a fold, so that they train in every fold: "
+    return [Remark("folds", f"{dataset.root}: {text}{listed(without)}.")]
+
+
 def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
     """Ids that name no files or several cases and, unless `lenient`, files that are not there."""
     problems, seen = Problems(), set[str]()
@@ -86,7 +136,8 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
         case, first = files.case, files.images[0]
         with problems.of(case, first):
             if case in seen:
-                raise DatasetError(f"{case!r} is listed more than once; suffixes do not count.")
+                text = "Suffixes do not count, and folders are joined by _. Rename one file."
+                raise DatasetError(f"{case!r} is listed more than once. {text}")
             seen.add(case)
             if fault := case_id_fault(case):
                 raise DatasetError(f"the case id {case!r} cannot be a file name: it {fault}.")

@@ -1,18 +1,30 @@
 """A dataset as a table: `manifest.csv`, one row per case, next to or above its files."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import CaseFiles, Dataset, Remark, Role
 from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validated
 
 MANIFEST, LABELS, IGNORE = "manifest.csv", "labels.json", "ignore"
 _OWN_COLUMNS = {"case", "reference", "instances", "group", "role", "fold"}
+_KNOWN_COLUMNS = (*sorted(_OWN_COLUMNS), "image", "annotated", "pixel_mm")
+# what others call our columns, in small letters without spaces and lines
+_MEANT = {
+    "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
+    "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
+    "group": "patient patientid subject subjectid participant participantid pid",
+    "role": "split set subset partition",
+    "fold": "folds cvfold kfold",
+    "pixel_mm": "pixelspacing pixelsize spacing spacingmm",
+}
 
 
 class _Stated(BaseModel):
@@ -58,8 +70,33 @@ def read_manifest(root: Path) -> Dataset:
                 annotations={"instances": None} if instances else {},
                 annotated=() if given == {*names} else tuple(n for n in names if n in given),
             )
-    every = (root.name, root, "manifest", 3, images, labels, tuple(cases))
-    return Dataset(*every, ignore_label=ignore, problems=tuple(problems))
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="manifest",
+        dims=3,
+        channel_names=images,
+        labels=labels,
+        cases=tuple(cases),
+        ignore_label=ignore,
+        problems=tuple(problems),
+        remarks=tuple(_column_remarks(path, rows[0])),
+    )
+
+
+def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
+    """Remark on columns whose name is nearly that of a column that has a meaning here."""
+    there = {*columns}
+    remarks: list[Remark] = []
+    for column in sorted(there - {*_KNOWN_COLUMNS, ""}):
+        plain = re.sub(r"[\s_-]", "", column).lower()
+        meant = [name for name, words in _MEANT.items() if plain in words.split()]
+        meant += get_close_matches(column.lower(), _KNOWN_COLUMNS, n=1, cutoff=0.8)
+        has_masks = bool({"reference", "instances"} & there)
+        if meant and meant[0] not in there and not (meant[0] == "reference" and has_masks):
+            text = f"{path}: the column {column!r} has no meaning here, it only makes subgroups."
+            remarks.append(Remark("columns", f"{text} Did you mean {meant[0]!r}? Then rename it."))
+    return remarks
 
 
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
@@ -108,7 +145,7 @@ def _case(
 def read_labels(root: Path) -> tuple[dict[int, str], int | None]:
     """Label names by value from `labels.json`, else 1 the lesion, and the value to ignore."""
     path = root / LABELS
-    content = read_json(path) if path.is_file() else {"1": "lesion"}
+    content = read_json(path, allow_nan=True) if path.is_file() else {"1": "lesion"}
     named = dict(sorted(validated(_Labels, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}

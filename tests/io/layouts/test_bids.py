@@ -57,3 +57,22 @@ def test_two_masks_of_a_session_are_an_error(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a"):
         read_dataset(bids)
+
+
+def test_sessions_without_a_mask_are_named(bids):
+    folder = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
+    (folder / "sub-02_ses-a_label-lesion_mask.nii.gz").unlink()
+    dataset = read_dataset(bids)
+    assert [c.case for c in dataset.cases] == list(SESSIONS[:2])
+    (remark,) = dataset.remarks
+    assert "1 session without a lesion mask, left out: sub-02_ses-a." in remark.message
+
+
+def test_a_check_lists_all_faults_beside_a_damaged_first_mask(bids, write_nifti):
+    write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
+    first = next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*"))
+    first.write_bytes(b"damaged")
+    said = "\n".join(p.message for p in read_dataset(bids, lenient=True).problems)
+    assert "second lesion mask" in said
+    assert "not a NIfTI image" in said
+    assert "no labelled case" in said

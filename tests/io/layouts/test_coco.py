@@ -151,7 +151,7 @@ LESION = {"bbox": [2, 1, 3, 3]}
 ANNOTATIONS = [
     ({"bbox": [2, 1, 3]}, "bbox"),
     ({"bbox": [2, 1, 0, 4], "id": 5}, "annotation 5: bbox"),
-    ({"bbox": [2, 1, float("nan"), 4]}, "NaN is not JSON"),
+    ({"bbox": [2, 1, float("nan"), 4]}, "annotation None: bbox.2.: nan"),
     ({"category_id": 99}, "99 is not listed"),
     ({"image_id": None}, "not listed"),
     ({"bbox": [50, 50, 3, 3]}, "case a: the box"),
@@ -183,3 +183,110 @@ def test_a_mask_and_annotations_that_do_not_fit_are_an_error(folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, TWO))
+
+
+# --- layouts that others write ---
+
+
+def write_coco(path, names, categories=((1, "nodule"),), boxes=((20, 30, 9, 9),), folder=None):
+    """A COCO file of images of 96 by 96, each with the boxes, and the images in `folder`."""
+    for name in names:
+        place = (folder or path.parent / "images") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((96, 96), np.uint8)).save(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"id": k, "file_name": name, "width": 96, "height": 96} for k, name in enumerate(names)
+    ]
+    annotations = [
+        {"id": k, "image_id": k, "category_id": categories[0][0], "bbox": box}
+        for k in range(len(names))
+        for box in boxes
+    ]
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+    path.write_text(json.dumps(content))
+    return path.parent
+
+
+def roles(dataset):
+    return [(case.case, case.role) for case in dataset.cases]
+
+
+def test_equal_names_in_folders_are_cases_of_their_own(tmp_path):
+    names = ("p1/view1.png", "p2/view1.png", "images/p3/view1.png", "p1/view1.v2.png")
+    dataset = read_dataset(write_coco(tmp_path / "annotations.json", names[:2]))
+    assert [c.case for c in dataset.cases] == ["p1_view1", "p2_view1"]
+    for case, name in zip(dataset.cases, names, strict=False):
+        assert case.images == (tmp_path / "images" / name,)
+        assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
+    root = write_coco(tmp_path / "b" / "annotations.json", names, folder=tmp_path / "b")
+    ids = [c.case for c in read_dataset(root).cases]
+    assert ids == ["p1_view1", "p2_view1", "p3_view1", "p1_view1.v2"]
+
+
+def test_coco_s_own_files_give_roles_by_their_part(tmp_path):
+    train = tmp_path / "annotations" / "instances_train2017.json"
+    write_coco(train, ("a.png", "b.png"), folder=tmp_path / "train2017")
+    (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
+    dataset = read_dataset(tmp_path)
+    assert roles(dataset) == [("a", None), ("b", None)]  # one part is no division
+    assert dataset.cases[0].images[0] == tmp_path / "train2017" / "a.png"
+    val = tmp_path / "annotations" / "instances_val2017.json"
+    write_coco(val, ("c.png",), folder=tmp_path / "images" / "val2017")
+    dataset = read_dataset(tmp_path)
+    assert roles(dataset) == [("a", "train"), ("b", "train"), ("c", "validation")]
+    assert read_case(dataset.cases[2], dataset).image.geometry.shape == (96, 96)
+    write_coco(val, ("c.png",), ((1, "mass"),), folder=tmp_path / "images" / "val2017")
+    with pytest.raises(DatasetError, match="category 1 is 'mass' here, but 'nodule' before"):
+        read_dataset(tmp_path)
+
+
+def test_roboflow_s_folders_give_roles(tmp_path):
+    for part, role in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        folder = tmp_path / part
+        write_coco(folder / "_annotations.coco.json", (f"{role}.png",), folder=folder)
+    dataset = read_dataset(tmp_path)
+    assert roles(dataset) == [(r, r) for r in ("train", "validation", "test")]
+    alone = write_coco(tmp_path / "x" / "_annotations.coco.json", ("a.png",), folder=tmp_path / "x")
+    assert roles(read_dataset(alone)) == [("a", None)]
+
+
+def test_drawings_without_a_box_have_that_of_what_is_drawn(folder):
+    reference, instances, _ = _drawn(folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}]))
+    assert reference.given_boxes.tolist() == [[1, 2, 4, 5]] * 2
+    assert reference.boxes.tolist() == [[1, 2, 4, 5]]  # the second hides the first
+    assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
+    mask = np.zeros((8, 10), np.uint8)
+    mask[2:4, 6:9] = 1
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    drawing = {"size": [8, 10], "counts": counts}
+    for box in ({}, {"bbox": []}):
+        reference, instances, _ = _drawn(folder([{"segmentation": drawing, **box}]))
+        assert reference.boxes.tolist() == [[2, 6, 4, 9]]
+        np.testing.assert_array_equal(instances > 0, mask)
+    wrong = {"size": [8, 10], "counts": [80]}
+    for segmentation, match in ((wrong, "empty"), ([[1, 2, 3]], "cannot be drawn")):
+        with pytest.raises(ContentError, match=match):
+            _case(folder([{"segmentation": segmentation}]))
+    with pytest.raises(DatasetError, match="Write a bbox or a segmentation"):
+        _case(folder([{"id": 3}]))
+
+
+def test_nan_where_no_number_is_needed_does_not_matter(folder):
+    root = folder([{"bbox": [2, 1, 3, 3], "area": float("nan")}], score=float("nan"))
+    assert _case(root).reference.boxes.tolist() == [[1, 2, 4, 5]]
+    with pytest.raises(DatasetError, match="pixel_mm of 'a' is nan"):
+        _case(folder(pixel_mm=float("nan")))
+
+
+def test_images_that_no_entry_lists_are_named(folder, caplog):
+    root = folder()
+    for name in ("b.png", "c.png", "d.dcm.bz2"):
+        (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())
+    said = [remark.message for remark in read_dataset(root).remarks]
+    assert any("2 images beside the listed ones, left out: b.png, c.png." in text for text in said)
+    assert any("(.bz2): d.dcm.bz2" in text for text in said)

@@ -90,3 +90,39 @@ def test_unclear_boxes_are_an_error(tmp_path, change, error):
     datalist(tmp_path, {"box": [written()], "label": [0]}, box_mode="xyxy")
     with pytest.raises(DatasetError):
         reference_of(tmp_path)
+
+
+def write_list(root, **lists):
+    (root / "datalist.json").write_text(json.dumps(lists))
+    return root
+
+
+def test_equal_names_in_folders_are_cases_of_their_own(tmp_path, write_nifti):
+    names = ("p1/t1.nii.gz", "p2/t1.nii.gz", "p3/t2_0000.nii.gz")
+    for name in names:
+        write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
+    entries = [{"image": name, "label": name} for name in names]
+    dataset = read_dataset(write_list(tmp_path, training=entries))
+    assert [c.case for c in dataset.cases] == ["p1_t1", "p2_t1", "t2"]
+    absolute = [{"image": str(tmp_path / name), "label": name} for name in names]
+    dataset = read_dataset(write_list(tmp_path, training=absolute))
+    assert [c.case for c in dataset.cases] == ["p1_t1", "p2_t1", "t2"]
+
+
+def test_entries_without_a_label_are_unlabelled_and_odd_ones_are_named(tmp_path, write_nifti):
+    for name in "abcd":
+        write_nifti(tmp_path / f"{name}.nii.gz", np.ones((5, 4, 3), np.uint8))
+    labelled = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    root = write_list(tmp_path, training=[labelled, {"image": "c.nii.gz"}], test=["d.nii.gz"])
+    dataset = read_dataset(root)
+    assert [(c.case, c.is_labelled) for c in dataset.cases] == [("a", True), ("c", False)]
+    write_list(tmp_path, training=[labelled, "c.nii.gz", {"label": "b.nii.gz"}], validation={})
+    said = [problem.message for problem in read_dataset(root, lenient=True).problems]
+    assert len(said) == 3
+    assert all(any(w in s for s in said) for w in ("training[1]", "training[2]", "'validation'"))
+
+
+def test_a_damaged_list_is_named(tmp_path):
+    (tmp_path / "datalist.json").write_text('{"training": [{"image": "a.nii",}]}')
+    with pytest.raises(DatasetError, match=r"datalist\.json: this is not JSON from line 1"):
+        read_dataset(tmp_path)

@@ -163,3 +163,43 @@ def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes)
     assert found.labels[0, 2, 1] == len(classes)
     assert found.labels[2, 0, 4] == 1
     assert len(lesions_of(found)) == 2
+
+
+COLUMNS = [
+    ("mask", "reference"),
+    ("Label", "reference"),
+    ("ground truth", "reference"),
+    ("refrence", "reference"),
+    ("patient_id", "group"),
+    ("split", "role"),
+    ("pixel spacing", "pixel_mm"),
+]
+
+
+@pytest.mark.parametrize(("column", "meant"), COLUMNS)
+def test_a_column_that_may_mean_another_is_named(manifest, column, meant):
+    dataset = read_dataset(manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
+    (remark,) = dataset.remarks
+    assert f"the column {column!r} has no meaning here" in remark.message
+    assert f"Did you mean {meant!r}?" in remark.message
+
+
+def test_columns_for_subgroups_are_not_remarked_on(manifest):
+    text = "case,image,reference,label,scanner,age,sex\nA,a.nii,m.nii,x,y,1,f\n"
+    assert read_dataset(manifest(text)).remarks == ()
+
+
+def test_cases_without_a_fold_are_named_where_others_have_one(manifest):
+    text = (
+        "case,image,reference,fold,role\nA,a.nii,m.nii,0,\nB,b.nii,m.nii,,\nC,b.nii,m.nii,,test\n"
+    )
+    (remark,) = read_dataset(manifest(text)).remarks
+    assert "1 case without a fold, so that they train in every fold: B" in remark.message
+
+
+@pytest.mark.parametrize("size", ["nan", "0", "-1", "inf", "0,14"])
+def test_a_pixel_size_that_is_none_is_an_error_with_an_example(manifest, size):
+    root = manifest(f'case,image,reference,pixel_mm\nA,a.nii,m.nii,"{size}"\n')
+    dataset = read_dataset(root)
+    with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):
+        read_case(dataset.cases[0], dataset)

@@ -169,3 +169,130 @@ def test_a_picture_in_colour_is_a_case_of_three_channels(nnunet_folder, name):
     Image.fromarray(np.zeros((6, 7), np.uint8)).save(root / "labelsTr" / "a.png")
     for cases in (read_dataset(root).cases, find_images(root / "imagesTr", 3)):
         assert [(c.case, len(c.images), c.missing) for c in cases] == [("a", 1, ())]
+
+
+# --- names and stray files ---
+
+
+def rename(root, **new):
+    """Rename the files of a part, `images` or `labels`, by their stems."""
+    for part, names in new.items():
+        for before, after in names.items():
+            file = root / f"{part}Tr" / f"{before}.nii.gz"
+            file.rename(file.with_name(f"{after}.nii.gz"))
+
+
+FOUR_DIGITS = {"A_0000": "lesion_0000", "B_0000": "lesion_0001"}
+
+
+def test_ids_that_end_in_four_digits_are_understood_by_the_names_of_the_masks(nnunet_folder):
+    root = nnunet_folder(channels=1)
+    rename(root, images=FOUR_DIGITS, labels={"A": "lesion_0000", "B": "lesion_0001"})
+    dataset = read_dataset(root)
+    assert [case.case for case in dataset.cases] == ["lesion_0000", "lesion_0001"]
+    assert [case.images[0].name for case in dataset.cases] == [
+        "lesion_0000.nii.gz",
+        "lesion_0001.nii.gz",
+    ]
+    (remark,) = dataset.remarks
+    assert "lesion_0000, for example, belong to the case id" in remark.message
+
+
+def test_masks_that_have_a_channel_number_too_are_those_of_the_case(nnunet_folder):
+    for channels in (1, 2):
+        root = nnunet_folder(channels=channels)
+        rename(root, labels={"A": "A_0000", "B": "B_0000"})
+        dataset = read_dataset(root)
+        assert [(c.case, c.reference.name) for c in dataset.cases] == [
+            ("A", "A_0000.nii.gz"),
+            ("B", "B_0000.nii.gz"),
+        ]
+        assert all(len(case.images) == channels for case in dataset.cases)
+        assert "the masks end in _0000" in dataset.remarks[0].message
+        rename(root, labels={"A_0000": "A", "B_0000": "B"})
+
+
+def test_an_id_that_was_taken_for_a_channel_is_said_to_be_so(nnunet_folder):
+    root = nnunet_folder(("A", "B", "C"), channels=1)
+    rename(root, images={"B_0000": "B_0001"}, labels={"B": "B_0001"})
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(root)
+    said = str(caught.value)
+    assert "B_0001.nii.gz: the last four digits, 0001, were taken for a channel" in said
+    assert "call the image B_0001_0000.nii.gz" in said
+    assert said.count("\n") == 0  # and nothing else is wrong
+
+
+def test_a_check_lists_every_fault_where_no_case_is_left(nnunet_folder):
+    root = nnunet_folder(channels=1)
+    rename(root, labels={"A": "other1", "B": "other2"})
+    dataset = read_dataset(root, lenient=True)
+    said = [problem.message for problem in dataset.problems]
+    for words in ("'other1' in", "'other2' in", "image 'A' has no mask", "no labelled case"):
+        assert any(words in message for message in said)
+    assert dataset.cases == ()
+
+
+@pytest.mark.parametrize("pattern", ["(", "x(.)"])
+def test_a_check_lists_a_wrong_group_beside_the_other_faults(nnunet_folder, pattern):
+    root = nnunet_folder()
+    (root / "labelsTr" / "B.nii.gz").unlink()
+    said = [p.message for p in read_dataset(root, group=pattern, lenient=True).problems]
+    assert any("'B' has no mask" in message for message in said)
+    assert any("data.group=" in message for message in said)
+
+
+def test_previews_beside_volumes_do_not_matter(nnunet_folder):
+    root = nnunet_folder()
+    for name in ("imagesTr/A_0000.png", "imagesTr/overview.jpg", "labelsTr/A.png"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name)
+    dataset = read_dataset(root)
+    assert [case.case for case in dataset.cases] == ["A", "B"]
+    assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
+    said = " ".join(remark.message for remark in dataset.remarks)
+    assert "2 files beside those that end in .nii.gz" in said
+    assert "A_0000.png, overview.jpg" in said
+    other = nnunet_folder(file_ending=".nrrd")  # a wrong one is said, and stops nothing
+    for file in other.rglob("*.[jp][pn]g"):
+        file.unlink()
+    dataset = read_dataset(other)
+    assert len(dataset.cases) == 2
+    assert "no file ends in .nrrd" in dataset.remarks[0].message
+
+
+def test_files_of_unknown_formats_are_counted_and_named(nnunet_folder, caplog):
+    root = nnunet_folder()
+    for name in ("C_0000.hdr", "C_0000.img", "D_0000.rar", "notes.txt", "A.json", ".hidden"):
+        (root / "imagesTr" / name).write_text("x")
+    (root / "imagesTr" / "patient7").mkdir()
+    read_dataset(root)
+    expected = "4 entries of formats that are not read here (.hdr, .img, .rar, folders): "
+    assert expected + "C_0000.hdr, C_0000.img, D_0000.rar, patient7." in caplog.text
+
+
+def test_the_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monkeypatch):
+    root = nnunet_folder(channels=1)
+    monkeypatch.setenv("SCANS", str(root / "imagesTr"))
+    listed = {
+        "first": {"images": ["imagesTr/A_0000.nii.gz"], "label": "labelsTr/A.nii.gz"},
+        "second": {"images": ["$SCANS/B_0000.nii.gz"], "label": str(root / "labelsTr/B.nii.gz")},
+    }
+    facts = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": listed}))
+    dataset = read_dataset(root)
+    assert [case.case for case in dataset.cases] == ["first", "second"]
+    assert read_case(dataset.cases[1], dataset).reference.labels.sum() == 1
+    listed["first"]["images"] = ["imagesTr/gone.nii.gz"]
+    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": listed}))
+    with pytest.raises(DatasetError, match=r"gone\.nii\.gz of case 'first'"):
+        read_dataset(root)
+
+
+def test_other_numbers_than_dataset_json_states_are_said(nnunet_folder):
+    root = nnunet_folder(numTraining=5)
+    assert "numTraining 5, but 2 training cases" in read_dataset(root).remarks[0].message
+    entries = [{"image": "./imagesTr/A.nii.gz", "label": "./labelsTr/A.nii.gz"}]
+    said = read_dataset(nnunet_folder(training=entries)).remarks[0].message
+    assert "leaves out 1 case of imagesTr: B" in said
+    root = nnunet_folder(spacing=float("nan"))  # as Python's json writes it
+    assert len(read_dataset(root).cases) == 2
