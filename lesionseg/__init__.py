@@ -6,17 +6,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lesionseg.api import Run as Run
     from lesionseg.api import evaluate as evaluate
+    from lesionseg.api import follow as follow
     from lesionseg.api import predict as predict
+    from lesionseg.api import prepare as prepare
     from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
 __version__ = "1.0.0"
-__all__ = ["Predictor", "Run", "__version__", "evaluate", "predict", "train"]
+__all__ = [
+    "Predictor",
+    "Run",
+    "__version__",
+    "evaluate",
+    "follow",
+    "predict",
+    "prepare",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is heavy only when it is asked for."""
+    """Import a public name when it is first used: the packages behind it are heavy."""
     if name not in __all__:
         raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
     home = "inference.predictor" if name == "Predictor" else "api"
     return getattr(import_module(f"lesionseg.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not imported yet."""
+    return sorted(__all__)

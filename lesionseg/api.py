@@ -4,6 +4,7 @@ run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
 run.scores["lesion_recall"]["value"], run.to_pandas("lesions"), run.plot()
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from os import PathLike
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionseg.cli.command import recipe
 from lesionseg.cli.compose import compose
+from lesionseg.config import settings_of
 from lesionseg.errors import ConfigError, ReadError, one_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from lesionseg.inference.predictor import Predictor
+    from lesionseg.pipeline.check import CheckOutcome
+    from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
 TABLES = ("cases", "lesions", "candidates", "metrics")
@@ -27,9 +31,24 @@ _TEXT = ("case", "group", "label", "role", "status", "message", "why_missed")
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that `train` or `evaluate` wrote. In a notebook it shows its scores."""
+    """A folder of results of `train` or `evaluate`. In a notebook it shows its scores."""
 
     folder: Path
+
+    def __init__(self, folder: StrPath) -> None:
+        object.__setattr__(self, "folder", Path(folder))
+
+    @property
+    def test(self) -> "Run":
+        """The results on the test cases.
+
+        Raises:
+            ReadError: if the run has none.
+        """
+        folder = self.folder / "test"
+        if not (folder / "scores.json").is_file():
+            raise ReadError(f"{self.folder}: the run has no test cases.")
+        return Run(folder)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -75,19 +94,34 @@ class Run:
         return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
 
 
+def prepare(root: StrPath, **settings: Any) -> "Plan | CheckOutcome":
+    """Plan and cache the cases of a folder, as `lesionseg prepare data.root=root` does.
+
+    Returns the plan, or with `check=True` the findings. For the settings and errors see `train`.
+    """
+    done: Plan | CheckOutcome = _call("prepare", {"data.root": root, **settings})
+    return done
+
+
 def train(root: StrPath, **settings: Any) -> Run:
     """Train on a folder of scans, as `lesionseg train data.root=root` does.
 
-    `settings` are overrides: `loss="focal"`, and `trainer__max_minutes=5` for
-    `trainer.max_minutes=5`. Raises `ConfigError` naming the nearest key, and as the command does.
+    Args:
+        root: the dataset's folder.
+        settings: as on the command line: `loss="focal"`, and `trainer__max_minutes=5` for
+            `trainer.max_minutes=5`. `lesionseg train --help` lists all of them.
+
+    Raises:
+        ConfigError: if a key or value is wrong; the message names the nearest key.
+        LesionsegError: as the command.
     """
     return Run(_call("train", {"data.root": root, **settings}))
 
 
 def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> "DataFrame":
-    """Predict scans into a folder, as `lesionseg predict` does; returns a row per case.
+    """Predict scans into a folder, as `lesionseg predict` does.
 
-    Its `status` is done, kept or failed, as in `predictions.csv`.
+    Returns a row per case, as in `predictions.csv`.
     """
     _call("predict", {"bundle": bundle, "input": input, "output": output, **settings})
     return _table(Path(output) / "predictions.csv")
@@ -98,16 +132,28 @@ def evaluate(reference: StrPath, prediction: StrPath, output: StrPath, **setting
     _call(
         "evaluate", {"reference": reference, "prediction": prediction, "output": output} | settings
     )
-    return Run(Path(output))
+    return Run(output)
 
 
-def _call(command: str, settings: dict[str, Any]) -> Any:
-    typed = [f"{key.replace('__', '.')}={_typed(value)}" for key, value in settings.items()]
-    return recipe(command, compose(command, typed))
+def follow(before: StrPath, after: StrPath, output: StrPath, **settings: Any) -> "DataFrame":
+    """Compare the lesions of two visits, as `lesionseg follow` does.
+
+    Returns a row per lesion, as in `changes.csv`.
+    """
+    _call("follow", {"before": before, "after": after, "output": output} | settings)
+    return _table(Path(output) / "changes.csv")
+
+
+def _call(command: str, settings: Mapping[str, Any]) -> Any:
+    """Run a command with settings given in Python. Returns what the command returns."""
+    values = {key.replace("__", "."): value for key, value in settings.items()}
+    if "experiment" in values:  # a file of overrides in Hydra's own language
+        return recipe(command, compose(command, [f"{k}={_typed(v)}" for k, v in values.items()]))
+    return recipe(command, settings_of(command, values))
 
 
 def _typed(value: Any) -> str:
-    """A value as it would be typed behind `key=`.
+    """Return a value as it would be typed after `key=`.
 
     >>> _typed([0.5, None, True]), _typed("focal")
     ('[0.5,null,true]', 'focal')

@@ -1,19 +1,19 @@
 """The settings of every command: their types and ranges. Defaults and meanings stand in `conf/`.
 
 A key is in one model here and in one YAML file there. On the command line Hydra composes the files
-and the overrides, and `read` checks the result; in Python `TrainConfig.of(seed=1)` takes the rest
-from the files. An unknown key is an error that names the nearest one.
+and the overrides (`cli.compose`), and `read` checks the result. In Python `TrainConfig.of(seed=1)`
+reads the remaining values from the same files, without Hydra. An unknown key is an error that names
+the nearest one.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from pkgutil import resolve_name
-from threading import Lock
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -38,7 +38,6 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
-_HYDRA = Lock()  # it keeps the one configuration at hand in a global
 
 
 def _named(spec: Arguments) -> Arguments:
@@ -86,7 +85,7 @@ class Settings(BaseModel):
         >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
         9
         """
-        plain = _defaults(cls)
+        plain = dict(_defaults(cls))
         for key, value in chosen.items():  # a section's dictionary changes some of its keys
             if isinstance(value, dict) and isinstance(plain.get(key), dict):
                 value = {**plain[key], **value}
@@ -445,40 +444,126 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Read the default settings of a command from the files in `conf/`.
+
+    The `defaults:` list of a file may contain other commands, groups and `_self_`, as Hydra reads
+    them. Experiments, interpolations and further folders need Hydra (`cli.compose`).
+
+    Args:
+        command: the name of the command.
+        choices: files of groups that replace the default ones, such as `{"loss": "focal"}`.
+
+    Returns:
+        The settings as plain data. A required one is `"???"`.
+
+    Raises:
+        ConfigError: if a group has no such file. The message names the files it has.
+    """
+    own = _load(conf_dir() / f"{command}.yaml")
+    merged: dict[str, Any] = {}
+    for entry in own.pop("defaults", ["_self_"]):
+        if entry == "_self_":
+            merged = _merged(merged, own)
+        elif isinstance(entry, str):
+            merged = _merged(merged, defaults(entry, choices))
+        else:
+            for group, default in entry.items():
+                choice = choices.get(group, default)
+                if choice is not None:
+                    merged = _merged(merged, {group: _group(group, choice)})
+    return merged
+
+
+def _group(group: str, choice: str) -> dict[str, Any]:
+    """Read a file of a group."""
+    path = conf_dir() / group / f"{choice}.yaml"
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if choice not in known:
+        hint = f"{nearest(choice, known)} There are {', '.join(known)}."
+        raise ConfigError(f"There is no {group}={choice}.{hint}")
+    return _load(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Read a YAML file as plain data."""
+    import yaml
+
+    return dict(yaml.safe_load(path.read_text("utf-8")) or {})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the values of `above`, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged
+
+
+def groups_of(command: str) -> list[str]:
+    """Return the names of the groups in the `defaults:` lists of a command."""
+    found: list[str] = []
+    for entry in _load(conf_dir() / f"{command}.yaml").get("defaults", ()):
+        if isinstance(entry, Mapping):
+            found += [str(group) for group in entry]
+        elif entry != "_self_":
+            found += groups_of(entry)
+    return found
+
+
 @cache
-def composed(
-    command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
-) -> dict[str, Any]:
-    """What Hydra makes of a command's files and overrides; raises `ConfigError`."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    with _HYDRA:
-        outer = GlobalHydra.instance().hydra  # of the job of a multirun, or of a user's own program
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                cfg = compose(command, overrides=list(overrides))
-                plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(str(error).splitlines()[0]) from error
-        finally:
-            GlobalHydra.instance().hydra = outer
-    return dict(plain)
-
-
-def _defaults(kind: type[Settings]) -> dict[str, Any]:
-    """The defaults of a command, or of a section in the first command that has it."""
+def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
+    """Return the defaults of a command, or of a section in the first command that has it."""
     for command, whole in COMMANDS.items():
         if whole is kind:
-            return dict(composed(command))
+            return MappingProxyType(defaults(command))
         for name, field in whole.model_fields.items():
             if field.annotation is kind:
-                return dict(composed(command)[name])
+                return MappingProxyType(dict(defaults(command)[name]))
     raise ConfigError(f"{kind.__name__} is no section of a command.")
+
+
+def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
+    """Return the checked settings of a command from Python values, without Hydra.
+
+    Args:
+        command: the name of the command.
+        values: by dotted key (`{"trainer.max_steps": 9}`) or by group (`{"loss": "focal"}`); the
+            remaining settings have their defaults.
+
+    Raises:
+        ConfigError: if a key is unknown (the message names the nearest), required and missing, or
+            has a wrong value.
+    """
+    choices = {group: values[group] for group in groups_of(command) if group in values}
+    plain = defaults(command, choices)
+    for key, value in values.items():
+        if key not in choices:
+            plain = _merged(plain, _nested(key.split("."), value))
+    kind = COMMANDS[command]
+    known = dict(keys(kind))
+    missing = [key for key in known if _value(plain, key) == "???"]
+    if missing:
+        raise ConfigError(f"{command}: give {' '.join(f'{key}=…' for key in missing)}.")
+    return read(kind, plain)
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return the value as the innermost one of nested sections."""
+    for name in reversed(path):
+        value = {name: value}
+    return dict(value)
+
+
+def _value(plain: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, None if there is none."""
+    value: Any = plain
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def named(target: str, key: str) -> Any:

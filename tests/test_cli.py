@@ -102,7 +102,7 @@ def test_a_value_of_the_wrong_kind_or_range_is_an_error(override: str, expected:
         (["--config-dir"], ""),
         (["--config-dir", "absent"], ""),
         (["-m", "data.root=x", "los=focal"], ""),
-        (["data.root=x", "operating_point=sensitivity:2"], "write fp_per_case:1"),
+        (["data.root=x", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
     ],
 )
 def test_what_is_no_override_is_an_error(argv: list[str], meant: str, capsys: Capture) -> None:

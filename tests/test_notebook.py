@@ -1,14 +1,45 @@
 """The commands as functions: the words of the command line, and results that show themselves."""
 
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 import lesionseg
+from lesionseg.cli.compose import composed
+from lesionseg.config import COMMANDS, defaults, groups_of, settings_of
 from lesionseg.errors import ConfigError, ReadError
+from tests.commands import python
 from tests.pipeline.cases import boxes, write_array
 
+WITHOUT_HYDRA = """
+import sys
+from pathlib import Path
+import lesionseg
+from lesionseg.config import InferenceConfig, TrainConfig
+from lesionseg.data import TileDataset
+from lesionseg.inference import SlidingWindow
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.models.build import build_network
+from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.plan import make_plan
+from lesionseg.report import write_report
+folder = Path(sys.argv[1])
+grid = {"shape": (24, 24, 24), "spacing_mm": (4.0, 4.0, 4.0)}
+write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
+labels = folder / "raw" / "labelsTs"
+lesionseg.evaluate(labels, labels, folder / "scores", replicates=5)
+plan = lesionseg.prepare(folder / "raw", run_dir=folder / "run", model__base_features=4)
+network = build_network(plan)
+write_bundle(folder / "bundle", network, plan, "card")
+scan = next((folder / "raw" / "imagesTs").iterdir())
+lesionseg.Predictor(folder / "bundle")(scan)
+InferenceConfig.of()
+TrainConfig.of(data={"root": "raw"})
+lesionseg.Run(folder / "scores").report(folder / "page", report__pdf=False)
+print("hydra", "hydra" in sys.modules)
+"""
 SEEN, MISSED = (2, 2, 2, 6), (15, 15, 15, 4)
 
 
@@ -58,3 +89,46 @@ def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPat
     (_, cfg), _ = recipe.call_args
     assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
     assert list(cfg.model.tile_shape) == [32, 32, 32]
+
+
+def test_a_run_takes_text_and_has_its_test_scores(scored: lesionseg.Run, tmp_path: Path) -> None:
+    assert lesionseg.Run(str(scored.folder)) == scored
+    with pytest.raises(ReadError, match="no test cases"):
+        _ = scored.test
+    shutil.copytree(scored.folder, tmp_path / "run" / "test")
+    assert lesionseg.Run(str(tmp_path / "run")).test.scores == scored.scores
+
+
+def test_public_names_are_listed() -> None:
+    assert {"Predictor", "Run", "evaluate", "follow", "predict", "prepare", "train"} <= set(
+        dir(lesionseg)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trainer.max_stepz": 1}, "Did you mean 'trainer.max_steps'"),
+        ({"loss": "focall"}, "Did you mean 'focal'"),
+        ({"trainer.max_steps": "many"}, "trainer.max_steps"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lesionseg.train("data", **values)
+    with pytest.raises(ConfigError, match=r"give data\.root=…"):
+        settings_of("train", {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_equal_what_hydra_composes(command: str) -> None:
+    by_hydra = composed(command)
+    by_hydra.pop("experiment", None)  # a group without a choice
+    assert defaults(command) == by_hydra
+    assert set(groups_of(command)) - {"experiment"} <= set(by_hydra)
+
+
+def test_library_classes_and_prediction_do_not_import_hydra(tmp_path: Path) -> None:
+    done = python("-c", WITHOUT_HYDRA, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "hydra False"

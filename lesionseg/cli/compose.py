@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, composed, conf_dir, keys, read
+from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read
 from lesionseg.errors import ConfigError, nearest
 from lesionseg.pipeline.log import typed
 
 SEARCHPATH = "hydra.searchpath"
+_HYDRA = Lock()
 # what these take is for the class that they name
 OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
 # flags by their short names; those of KEYS become an override with the value behind them
@@ -18,6 +21,37 @@ FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help
 FLAGS |= {"-i": "--input", "-o": "--output"}
 LISTS = ("bundle", "stable", "subgroups", "hosts")  # whose items may be texts
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
+
+
+@cache
+def composed(
+    command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
+) -> dict[str, Any]:
+    """Compose a command's files and overrides by Hydra.
+
+    Hydra keeps the configuration in a global. It is left as it was found.
+
+    Raises:
+        ConfigError: if Hydra refuses a file or an override.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _HYDRA:
+        outer = GlobalHydra.instance().hydra  # of the job of a multirun, or of a user's own program
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                cfg = compose(command, overrides=list(overrides))
+                plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        finally:
+            GlobalHydra.instance().hydra = outer
+    return dict(plain)
 
 
 def compose(command: str, argv: Sequence[str]) -> Settings:
