@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.errors import GeometryError
 
+_LEAST_DETERMINANT = 1e-9  # of the axes' directions, whatever the spacing
+
 
 def joint_unit(units: Iterable[str]) -> str:
     """What sizes of several grids are called; "px" only where no pixel size is known of any.
@@ -45,7 +47,9 @@ class Geometry:
         object.__setattr__(self, "affine", affine)
         if affine.shape != (self.dims + 1, self.dims + 1):
             raise GeometryError(f"An affine of {affine.shape} does not fit {self.dims} axes.")
-        if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine)) < 1e-12:
+        lengths = np.linalg.norm(affine[:-1, :-1], axis=0)
+        is_flat = not np.all(np.isfinite(affine)) or lengths.min(initial=1) <= 0
+        if is_flat or abs(np.linalg.det(affine[:-1, :-1] / lengths)) < _LEAST_DETERMINANT:
             raise GeometryError(f"The affine cannot be inverted: {affine.tolist()}.")
 
     @classmethod

@@ -39,6 +39,8 @@ _SLAB_ROWS = 8
 _SLAB_VOXELS = 1 << 18
 # percentiles of larger arrays are taken from evenly spaced voxels: sorting copies what it sorts
 _MAX_SORTED = 1 << 22
+# a scan that has no more voxels along any axis of the plan's grid shows nothing there
+_LEAST_VOXELS = 2
 # unsigned integers that torch cannot flip, pad or index
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
@@ -124,6 +126,14 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
         if not overwrite and np.may_share_memory(array, volume.array):
             array = array.copy()
         return Volume(array, geometry)
+    most = max(view.geometry.shape)
+    if max(geometry.shape) <= _LEAST_VOXELS < most:
+        spacing = " × ".join(f"{mm:.3g}" for mm in view.geometry.spacing_mm)
+        raise GeometryError(
+            f"{where or 'image'}: with voxels of {spacing} mm, the whole scan is only "
+            f"{max(geometry.shape)} of the plan's voxels large. Correct the spacing or its unit in "
+            "the file's header, or take a model that was trained on such scans."
+        )
     # a small file with large voxels must not ask for more memory than any machine has
     if math.prod(geometry.shape) > limits().max_voxels:
         sizes = " × ".join(map(str, geometry.shape))

@@ -31,6 +31,7 @@ T = TypeVar("T")
 # technical notes); rounded up, and small files are let through whatever they claim
 _MOST_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
+_MICROSCOPIC_MM = 0.02  # voxels of no clinical scanner
 _BYTES_PER_SECOND = 2e6  # decoded by a slow processor, or read from a slow network disk
 _WALL_PER_PROCESSOR = 20  # a machine may be this busy before a decoder counts as blocked
 _LIBRARIES_BYTES = 2**30  # what decoders take beside the voxels
@@ -43,13 +44,15 @@ class FileLimits:
     """The limits of one file.
 
     `max_voxels`: of one channel, on the file's grid and on the plan's; no more than indices of 32
-    bits can count. `spacing_mm`: least and largest. `read_seconds`: processor time of a native
-    decoder, beside a share for each byte of the file. Time in which the decoder waits for a
-    processor does not count, so that a busy machine fails no healthy file.
+    bits can count. `spacing_mm`: least and largest. `extent_mm`: of the longest side, least and
+    largest. `read_seconds`: processor time of a native decoder, beside a share for each byte of the
+    file. Time in which the decoder waits for a processor does not count, so that a busy machine
+    fails no healthy file.
     """
 
     max_voxels: int = 2**31 - 1
     spacing_mm: tuple[float, float] = (1e-3, 100.0)
+    extent_mm: tuple[float, float] = (1.0, 1e4)
     read_seconds: float = 60.0
 
 
@@ -73,19 +76,39 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     size = path.stat().st_size
     if n_bytes > (size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size):
         what = f"claims more voxels ({n_bytes} bytes) than the file can hold ({size} bytes)"
-        raise ReadError(f"{path}: the header {what}. It is damaged: copy it again.")
+        raise ReadError(
+            f"{path}: the header {what}. It is damaged or cut short: copy it again from its source."
+        )
 
 
-def check_grid(path: Path, geometry: Geometry) -> Geometry:
-    """The very geometry; raises `ReadError` for too many voxels and for an impossible spacing."""
-    n_voxels, (low, high) = math.prod(geometry.shape), _limits.spacing_mm
+def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
+    """Return the same geometry; raise `ReadError` if its size cannot be that of a scan.
+
+    That is: too many voxels, a spacing outside the limits, or voxels of a microscope on a grid that
+    covers less than a millimetre, as a wrong unit gives them. Pictures that state no pixel size
+    have no extent. `unit` is the header's, if it is not millimetres: the message names it.
+    """
+    n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
         most = f"at most {_limits.max_voxels} (max_voxels=)"
         raise ReadError(f"{path}: the image has too many voxels: {n_voxels}, {most}.")
+    spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
+    stated = f" The header gives lengths in {unit}." if unit else ""
+    advice = f"{stated} Correct the spacing or its unit in the header."
+    low, high = _limits.spacing_mm
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
-        spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
-        what = f"an impossible voxel size {spacing} mm, expected {low:g} to {high:g} mm"
-        raise ReadError(f"{path}: the header states {what}. Correct the spacing or its unit.")
+        raise ReadError(
+            f"{path}: impossible voxel size: the spacing {spacing} mm is outside {low:g}–{high:g} "
+            f"mm.{advice}"
+        )
+    extent = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
+    least, largest = _limits.extent_mm
+    is_tiny = extent < least and max(geometry.spacing_mm) < _MICROSCOPIC_MM
+    if geometry.size_unit != "px" and (is_tiny or extent > largest):
+        raise ReadError(
+            f"{path}: impossible extent: the longest side is {extent:.3g} mm with the spacing "
+            f"{spacing} mm, expected {least:g}–{largest:g} mm.{advice}"
+        )
     return geometry
 
 

@@ -16,6 +16,7 @@ from lesionseg.io.limits import check_grid, check_size, reading
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii")
+_UNITS = {1: "metres", 3: "micrometres"}  # by the header's code
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
 _MOST_OFFSET = 2**26  # header and extensions; what else there may be behind the voxels
 _SAME_PLACE_MM = 1.0
@@ -120,7 +121,10 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     start = stream.read(4)
     name = _KINDS.get(int.from_bytes(start, "little")) or _KINDS.get(int.from_bytes(start, "big"))
     if name is None:
-        raise ReadError(f"{path}: this is not a NIfTI image (first bytes {start!r}).")
+        raise ReadError(
+            f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "
+            "source, or give it the suffix of its format."
+        )
     kind = getattr(nibabel, name)
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     offset = float(kind.header_class(block, check=False)["vox_offset"])
@@ -144,8 +148,9 @@ def _geometry(path: Path, image: Any) -> Geometry:
         advice = "Split a 4-D file into one per channel: <case>_0000, <case>_0001, …"
         raise ReadError(f"{path}: shape {shape}, expected two or three axes. {advice}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
+    unit = _UNITS.get(_unit(image), "")
     if len(shape) == 3:
-        geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
+        geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]), unit)
         if image.header["sform_code"] and image.header["qform_code"]:  # the place is stated twice
             qform = _mm_scale(image) @ _qform(image)
             apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
@@ -155,8 +160,8 @@ def _geometry(path: Path, image: Any) -> Geometry:
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
     if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
-        return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]))
-    return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()))
+        return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]), unit)
+    return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
 
 
 def _qform(image: Any) -> NDArray[np.float64]:

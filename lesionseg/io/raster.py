@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.limits import check_grid, check_size, reading
+from lesionseg.io.limits import check_grid, check_size, limits, reading
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,12 @@ def write_raster(path: Path, array: NDArray[Any]) -> None:
 
 def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
     mm = 1.0 if raster_mm is None else float(raster_mm)
+    low, high = limits().spacing_mm
+    if not low <= mm <= high:
+        raise ReadError(
+            f"{path}: the pixel size {mm:g} mm is outside {low:g}–{high:g} mm. Correct pixel_mm in "
+            "the dataset's table."
+        )
     return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
 
 

@@ -155,6 +155,16 @@ def test_the_wrong_number_of_channels_and_a_grid_beyond_all_memory_are_an_error(
         prepare_image(volume, make_plan(), where="a")
 
 
+@pytest.mark.parametrize(("spacing", "is_error"), [(0.0015, True), (0.05, True), (0.3, False)])
+def test_a_scan_that_shrinks_to_a_voxel_or_two_is_an_error(spacing, is_error):
+    volume = Volume(np.zeros((1, 30, 40, 40), np.float32), straight((30, 40, 40), spacing))
+    if is_error:
+        with pytest.raises(GeometryError, match=r"case7: with voxels of .*Correct the spacing"):
+            prepare_image(volume, make_plan(), where="case7")
+    else:
+        assert prepare_image(volume, make_plan()).array.shape == (1, 9, 12, 12)
+
+
 def test_labels_become_channels_and_touching_labels_stay_two_lesions():
     labels = np.zeros(SHAPE, np.uint8)
     labels[2:4, 2:4, 2:4] = 7

@@ -9,14 +9,17 @@ import zlib
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
-from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.limits import FileLimits, in_worker, limits, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from tests.io.dicom_files import CT
+from tests.io.dicom_files import save as save_dicom
 
 SECRET = "root:x:0:0"
 MHA = """ObjectType = Image
@@ -244,3 +247,67 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, rng, damage):
         path.write_bytes(DAMAGES[damage](whole, rng))
         with pytest.raises(LesionsegError, match=damage):
             read_image(CaseFiles("a", (path,)), dataset)
+
+
+def scan_of(path, shape, spacing_mm, unit="mm"):
+    """Write a scan whose header gives lengths as numbers of this unit."""
+    if path.suffix == ".dcm":  # a folder
+        pixels = np.zeros(shape[1:], np.int16)
+        for z in range(shape[0]):
+            place = [0, 0, z * spacing_mm[0]]
+            where = {"ImagePositionPatient": place, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            save_dicom(path / f"{z}.dcm", pixels, CT, PixelSpacing=list(spacing_mm[1:]), **where)
+        return path
+    if path.name.endswith((".nii", ".nii.gz")):
+        image = nibabel.Nifti1Image(
+            np.zeros(shape[::-1], np.int16), np.diag([*spacing_mm[::-1], 1])
+        )
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, path)
+        return path
+    image = sitk.GetImageFromArray(np.zeros(shape, np.int16))
+    image.SetSpacing([float(mm) for mm in spacing_mm[::-1]])
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+SENSELESS = [
+    # spacing in the header, unit, words of the error ("" for none)
+    ((1.5, 1.5, 1.5), "micron", "micrometres"),  # 0.0015 mm, 0.06 mm in all
+    ((5, 0.5, 0.5), "micron", "micrometres"),
+    ((1, 1, 1), "meter", "metres"),
+    ((0.09, 0.5, 0.5), "meter", "metres"),
+    ((999, 1, 1), "mm", "outside 0.001–100 mm"),
+    ((0.0005, 1, 1), "mm", "outside 0.001–100 mm"),
+    ((0.001, 0.001, 0.001), "mm", "longest side is 0.04 mm"),  # in metres
+    ((1500, 1500, 1500), "micron", ""),
+    ((0.0015, 0.0015, 0.0015), "meter", ""),
+    ((0.05, 0.05, 0.05), "mm", ""),  # ex vivo
+    ((100, 100, 100), "mm", ""),
+]
+
+
+@pytest.mark.parametrize(("spacing_mm", "unit", "words"), SENSELESS, ids=str)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha", "a.dcm"])
+def test_a_spacing_or_an_extent_of_no_scan_is_an_error(tmp_path, name, spacing_mm, unit, words):
+    if unit != "mm" and name != "a.nii.gz":
+        return  # the other formats have millimetres alone
+    if name == "a.dcm" and spacing_mm[0] < 0.001:
+        # slices so near are duplicates
+        with pytest.raises(GeometryError, match="duplicates"):
+            read_volume(scan_of(tmp_path / name, (20, 40, 30), spacing_mm, unit))
+        return
+    path = scan_of(tmp_path / name, (20, 40, 30), spacing_mm, unit)
+    if words:
+        check_error(path, words, "Correct the spacing or its unit")
+    else:
+        assert read_volume(path).array.shape == (1, 20, 40, 30)
+
+
+@pytest.mark.parametrize("mm", [0.0, -1.0, float("nan"), 1e-4, 101.0, 1e-9])
+def test_a_pixel_size_of_no_picture_is_an_error(tmp_path, mm):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ReadError, match=r"a\.png: the pixel size .*Correct pixel_mm"):
+        read_volume(tmp_path / "a.png", raster_mm=mm)
+    Image.new("L", (12000, 2)).save(tmp_path / "b.png")  # of no stated size: 12 m would be too much
+    assert read_volume(tmp_path / "b.png").array.shape == (1, 2, 12000)

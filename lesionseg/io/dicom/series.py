@@ -248,6 +248,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             raise GeometryError(
                 f"{path}: {piece.name} and {first.name} differ in their {what}. Sort them apart."
             )
+    check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
     places = np.stack([piece.position for piece in slices])
