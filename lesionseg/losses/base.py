@@ -27,7 +27,8 @@ class VoxelLoss(nn.Module, ABC):
     classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
     terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
     name, each already weighted: the loss is their sum. A `forward` that also takes
-    `nearest` `[B, *spatial]` gets the id of each voxel's nearest lesion (`nearest_lesions`).
+    `nearest` `[B, *spatial]` gets the number of each voxel's nearest lesion: 1, 2, … within its
+    tile, 0 in a tile without a lesion (`nearest_lesions`).
     `link`: (α, γ) by which `posterior_logits` corrects the scores; None for no correction.
     """
 
@@ -48,8 +49,13 @@ class VoxelLoss(nn.Module, ABC):
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Whether each voxel belongs to each region, a set of labels: regions may overlap."""
-    parts = [torch.isin(labels, torch.tensor(list(r), device=labels.device)) for r in regions]
+    """Return whether each voxel belongs to each region, a set of labels: regions may overlap."""
+    parts = []
+    for region in regions:
+        inside = torch.zeros_like(labels, dtype=torch.bool)
+        for label in region:  # a list of them would be a copy that a GPU waits for
+            inside |= labels == label
+        parts.append(inside)
     return torch.stack(parts, dim=1)
 
 

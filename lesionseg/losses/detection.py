@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,15 +22,18 @@ NEGATIVES = 3  # background anchors per positive in hard-negative mining, at lea
 
 @dataclass(frozen=True, eq=False)
 class AnchorTargets:
-    """What n anchors in each of B tiles are to find.
+    """The targets of n anchors in each of B tiles.
 
-    `labels`: 0 background, k for the plan's k-th label. `valid`: False where an anchor teaches
-    nothing. `boxes`: the lesion of each positive anchor, in the order of `labels > 0`.
+    `labels`: 0 background, k for the plan's k-th label. `valid`: False for an anchor that teaches
+    nothing; an anchor with a label is valid. `boxes`: the lesion of each positive anchor, in the
+    order of `labels > 0`. `places`: the positions of the positive anchors in `labels.flatten()`,
+    so that the host need not wait for a GPU to count them.
     """
 
-    labels: Int64[Tensor, "b n"]
+    labels: Integer[Tensor, "b n"]
     valid: Bool[Tensor, "b n"]
     boxes: Float[Tensor, "p two_d"]
+    places: Int64[Tensor, " p"]
 
 
 class DetectionLoss(nn.Module):
@@ -61,8 +64,7 @@ class DetectionLoss(nn.Module):
         normaliser: Normaliser = None,
     ) -> LossTerms:
         """The fp32 terms `anchors` and `boxes`; `normaliser`: by default the positives, or 1."""
-        positive = targets.labels > 0
-        place = positive.flatten().nonzero()[:, 0]
+        positive, place = targets.labels > 0, targets.places
         of_lesions = anchors[place % max(len(anchors), 1)].float()
         deltas = box_deltas.flatten(0, 1).index_select(0, place).float()
         overlap = 1 - paired_giou(decode_boxes(deltas, of_lesions), targets.boxes.float())
@@ -75,11 +77,11 @@ class DetectionLoss(nn.Module):
             x, labels = class_logits.float().flatten(0, 1), targets.labels.flatten()
             truth = lesion_target(labels, x).to(x.dtype)
             loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
-            kept, lesion = targets.valid.flatten(), positive.flatten()
-            n = NEGATIVES * max(int((lesion & kept).sum()), len(targets.labels))
-            background = loss[kept & ~lesion]
+            n = NEGATIVES * max(len(place), len(targets.labels))
+            left_out = positive.flatten() | ~targets.valid.flatten()
+            background = loss.masked_fill(left_out, 0)  # it is never below 0
             hardest = background.topk(min(n, len(background))).values
-            scores = loss[lesion & kept].sum() + hardest.sum() + 0 * x.sum()
+            scores = loss.index_select(0, place).sum() + hardest.sum() + 0 * x.sum()
         else:
             scores = sigmoid_focal_loss(
                 class_logits.float().transpose(1, 2),

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.ops.constants import constant
 
 Reduction = Literal["none", "mean", "sum", "per_positive"]
 Alpha = float | Sequence[float] | None
@@ -80,8 +81,9 @@ def sigmoid_focal_loss(
         # zero where left out: a NaN there must reach neither value nor gradient
         x = logits if keep is None else logits.masked_fill(~keep, 0)
         x = x if double else x.float()
-        by_class = (x.new_tensor(w).view(-1, *[1] * (x.ndim - 2)) for w in (positive, negative))
-        weight = torch.where(lesion, *by_class)
+        shape = (-1, *[1] * (x.ndim - 2))
+        of_lesion = constant(positive, x).view(shape)
+        weight = torch.where(lesion, of_lesion, constant(negative, x).view(shape))
         loss: Any = weight * _formula(torch.where(lesion, -x, x), gamma)
     else:
         alike = len({*positive}) == 1
@@ -134,12 +136,12 @@ def softmax_focal_loss(
         x, target = x.masked_fill(~keep.unsqueeze(1), 0), target.masked_fill(~keep, 0)
     index = target.long().unsqueeze(1)
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
-    loss = _formula(others - x.gather(1, index)[:, 0], gamma) * x.new_tensor(weights)[index[:, 0]]
+    loss = _formula(others - x.gather(1, index)[:, 0], gamma) * constant(weights, x)[index[:, 0]]
     return _reduced(loss, target > 0, keep, reduction, normaliser)
 
 
 class _SummedFocal(torch.autograd.Function):
-    """The sum and, in the same walk, its gradient: a block as if background, then lesions anew."""
+    """Compute the sum and its gradient in one pass over the elements, in blocks on a CPU."""
 
     @staticmethod
     def forward(
@@ -153,28 +155,16 @@ class _SummedFocal(torch.autograd.Function):
     ) -> Tensor:
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         total = gradient.new_zeros(())
-        size = BLOCK if logits.device.type == "cpu" else max(logits.numel(), 1)
+        on_cpu = logits.device.type == "cpu"
+        size = BLOCK if on_cpu else max(logits.numel(), 1)
         blocks = [torch.split(t.reshape(-1), size) for t in (logits, lesion, gradient)]
         masks = [None] * len(blocks[0]) if keep is None else torch.split(keep.reshape(-1), size)
+        add_block = _sparse_block if on_cpu else _dense_block
         for x, is_lesion, out, mask in zip(*blocks, masks, strict=True):
             x = x.float()
             if mask is not None:  # a NaN that is left out must reach neither value nor gradient
                 x, is_lesion = x.masked_fill(~mask, 0), is_lesion & mask
-            # the few lesion elements; torch takes as long for them as for two sigmoids
-            on_cpu = x.device.type == "cpu"
-            place = (
-                torch.from_numpy(np.flatnonzero(is_lesion)) if on_cpu else is_lesion.nonzero()[:, 0]
-            )
-            error, loss = torch.sigmoid(x), F.softplus(x)
-            weight = (error**gamma).mul_(negative)
-            weight = weight if mask is None else weight.mul_(mask)
-            weight.index_fill_(0, place, 0)
-            torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
-            total += torch.dot(weight, loss)
-            error, loss = torch.sigmoid(-x[place]), F.softplus(-x[place])
-            weight = positive * error**gamma
-            out[place] = -weight * (gamma * (1 - error) * loss + error)
-            total += torch.dot(weight, loss)
+            total += add_block(x, is_lesion, mask, positive, negative, gamma, out)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return total
@@ -184,6 +174,51 @@ class _SummedFocal(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype), None, None, None, None, None
+
+
+def _sparse_block(
+    x: Tensor,
+    is_lesion: Tensor,
+    mask: Tensor | None,
+    positive: float,
+    negative: float,
+    gamma: float,
+    out: Tensor,
+) -> Tensor:
+    """Return the loss of a block on a CPU, and write its gradient to `out`.
+
+    All elements are first treated as background. The few lesion elements are then overwritten.
+    """
+    place = torch.from_numpy(np.flatnonzero(is_lesion))  # torch takes as long as for two sigmoids
+    error, loss = torch.sigmoid(x), F.softplus(x)
+    weight = (error**gamma).mul_(negative)
+    weight = weight if mask is None else weight.mul_(mask)
+    weight.index_fill_(0, place, 0)
+    torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
+    total = torch.dot(weight, loss)
+    error, loss = torch.sigmoid(-x[place]), F.softplus(-x[place])
+    weight = positive * error**gamma
+    out[place] = -weight * (gamma * (1 - error) * loss + error)
+    return total + torch.dot(weight, loss)
+
+
+def _dense_block(
+    x: Tensor,
+    is_lesion: Tensor,
+    mask: Tensor | None,
+    positive: float,
+    negative: float,
+    gamma: float,
+    out: Tensor,
+) -> Tensor:
+    """Do the same on a GPU, for which the host would wait to learn where the lesions are."""
+    z = torch.where(is_lesion, -x, x)
+    error, loss = torch.sigmoid(z), F.softplus(z)
+    weight = (error**gamma).mul_(torch.where(is_lesion, positive, negative))
+    weight = weight if mask is None else weight.mul_(mask)
+    torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
+    torch.where(is_lesion, -out, out, out=out)
+    return torch.dot(weight, loss)
 
 
 def _formula(error_logit: Tensor, gamma: float) -> Tensor:
@@ -237,7 +272,7 @@ def posterior_logits(
     log_p, log_q = -F.softplus(-logits), -F.softplus(logits)
     each = _per_class(0.5 if alpha is None else alpha, logits.shape[1])
     odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in each]
-    prior = torch.tensor(odds, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
+    prior = constant(odds, logits).view(-1, *[1] * (logits.ndim - 2))
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
 
 

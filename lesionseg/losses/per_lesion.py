@@ -23,7 +23,8 @@ class LesionBalancedLoss(DiceFocalLoss):
 
     Terms: `dice`, `focal`, `lesion_dice`, `lesion_focal`; the last two are 0 without lesions.
     Settings as of `DiceFocalLoss`, for the lesions' terms too; these also have the factor
-    `lesion_weight`. `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`.
+    `lesion_weight`. `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`. If it is
+    uint8, a GPU is not waited for.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         focal = FOCAL[self.activation](logits, labels, **how)
         focal = focal.view(len(focal), -1, *p.shape[2:]).sum(1, keepdim=True)  # over the classes
         # one row per tile and lesion id; row 0 of a tile is what has no lesion
-        width = int(nearest.max()) + 1 if nearest.numel() else 1
+        width = _width(nearest)
         tiles = torch.arange(len(nearest), device=nearest.device).view(-1, *[1] * (p.ndim - 2))
         rows = (nearest.long() + width * tiles).flatten()
 
@@ -82,6 +83,13 @@ class LesionBalancedLoss(DiceFocalLoss):
             "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,
             "lesion_focal": self.lesion_weight * self.focal_weight * focal_term,
         }
+
+
+def _width(nearest: Integer[Tensor, "b *spatial"]) -> int:
+    """Return a number above all ids; by their dtype alone if that is small, without waiting."""
+    if nearest.dtype == torch.uint8:
+        return 256
+    return int(nearest.max()) + 1 if nearest.numel() else 1
 
 
 def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:

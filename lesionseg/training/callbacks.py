@@ -168,7 +168,10 @@ class FocalStatistics(pl.Callback):
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        if not self.latest or module.skipped_in_a_row:
+        if not self.latest:
+            return
+        module.count_skipped()
+        if module.skipped_in_a_row:
             return
         module.log_dict(self.latest)
         self._rows.append(self.latest)

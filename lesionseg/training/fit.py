@@ -27,6 +27,7 @@ from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
 from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.plan.plan import Plan
+from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
     AtomicCheckpoints,
     BestCheckpoint,
@@ -44,7 +45,7 @@ from lesionseg.training.processes import (
     n_processes,
     training_device,
 )
-from lesionseg.training.tile_stream import Batch, LesionData, Validate
+from lesionseg.training.tile_stream import LesionData, Validate
 
 log = logging.getLogger(__name__)
 

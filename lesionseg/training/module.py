@@ -16,6 +16,7 @@ from lesionseg.errors import TrainingError
 from lesionseg.losses import PositiveAverage
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
+from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import broadcast_from_rank_zero, n_processes
 
@@ -38,7 +39,8 @@ class LesionModule(pl.LightningModule):
 
     A batch holds `plan.batch_size` tiles. Terms reduced per positive are divided by a moving
     average of the positives of a step's batches over all processes, which average gradients: hence
-    the normaliser over their number. A step whose gradient is not finite leaves the weights.
+    the normaliser over their number. A step whose gradient is not finite leaves the weights; it is
+    counted one step later, since a GPU would have to be waited for.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class LesionModule(pl.LightningModule):
         self.recent: list[Tensor] = []  # what the steps since the last row came to
         self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
+        self._unread: tuple[int, HostCopy] | None = None  # a step, whether its gradient was finite
 
     @property
     def progress(self) -> float:
@@ -129,22 +132,31 @@ class LesionModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, or leave the step out where the gradient is not finite.
+        """Clip, or have the optimiser leave the step out if the gradient is not finite.
 
-        By one norm for both; Lightning's own clipping refuses fused optimisers in half precision.
+        One norm serves both. Lightning's own clipping refuses fused optimisers in half precision.
         """
+        self.count_skipped()
         weights = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        if torch.isfinite(norm):
-            self.skipped_in_a_row = 0
-            if gradient_clip_algorithm == "value":
-                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            elif gradient_clip_val:
-                nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        is_finite = torch.isfinite(norm)
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        if optimizer.defaults.get("fused"):  # without, Lightning's scaler leaves the step out
+            optimizer.found_inf = (~is_finite).float()
+        self._unread = self.global_step + 1, HostCopy(is_finite)
+
+    def count_skipped(self) -> None:
+        """Count the last step if it was left out; raise `TrainingError` after ten in a row."""
+        if self._unread is None:
             return
-        optimizer.zero_grad()
+        (step, copy), self._unread = self._unread, None
+        if copy.read().item():
+            self.skipped_in_a_row = 0
+            return
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        step = self.global_step + 1
         log.warning("Step %d skipped: its gradient is not finite (%d so far).", step, self.skipped)
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
@@ -191,6 +203,7 @@ class LesionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.count_skipped()
         checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,7 +234,12 @@ def make_optimiser(
     ]
     if settings.name == "adamw":
         return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
-    return torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
+    sgd = torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
+    # torch leaves it to the first step, which would not fill it if its gradient is not finite
+    for group in sgd.param_groups:
+        for weight in group["params"]:
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
 
 
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:

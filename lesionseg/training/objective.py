@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from inspect import signature
 from math import prod
 from typing import Any, Self
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss, nearest_lesions
+from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss
 from lesionseg.losses.base import count_positives, mask_unannotated, region_target
-from lesionseg.models.retinanet import planned_anchors
-from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
-from lesionseg.ops.boxes import lesion_table, split_box
 from lesionseg.plan.plan import Architecture, Plan, total_strides
+from lesionseg.training.batch_targets import AnchorGrid, BatchTargets, anchor_targets
 
 Terms = dict[str, Tensor]
 POSITIVES_A_TILE = 4.0  # anchors: what a lesion of a few voxels gets by ATSS
@@ -72,13 +69,17 @@ class Objective:
     `loss` teaches voxels on every supervised level, `detection` anchors, as far as the plan's
     network has them. Terms are fp32 scalars by name, each already weighted: the loss is their sum.
     The anchors and each level have a normaliser; `expected` and the targets' `counts()` have their
-    order. `takes_nearest`: whether a batch should have `nearest`, else made of its instances.
+    order. `batch_targets`: what a worker should add to a batch, otherwise `targets` does.
     """
 
     def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
         self.plan, self.loss, self.detection = plan, loss, detection
         self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
-        self.takes_nearest = bool(self.strides) and "nearest" in signature(loss.forward).parameters
+        takes_nearest = "nearest" in signature(loss.forward).parameters
+        self.batch_targets = BatchTargets(
+            nearest=bool(self.strides) and takes_nearest,
+            anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
+        )
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
         """Positives of `n_tiles` tiles: of a level what the lesion fraction makes of its voxels."""
@@ -87,49 +88,27 @@ class Objective:
         return (*anchors, *(lesion / prod(stride) for stride in self.strides))
 
     def targets(self, batch: Mapping[str, Tensor]) -> Targets:
-        anchors = self._anchor_targets(LevelTargets.of(batch)) if self.plan.has_boxes else None
+        """Return the targets of a batch. A GPU waits if the batch has none of `batch_targets`."""
+        batch = self.batch_targets(dict(batch))
+        anchors = anchor_targets(batch) if self.plan.has_boxes else None
         if not self.strides:
             return Targets(anchors, ())
         finest = LevelTargets.of(batch, self.plan.label_regions)
-        if self.takes_nearest and finest.nearest is None:
-            finest = replace(finest, nearest=nearest_lesions(finest.instances))
         smaller = middles if self.plan.architecture.layout == "nnunet" else coarsen
         return Targets(anchors, tuple(smaller(finest, stride) for stride in self.strides))
-
-    def _anchor_targets(self, finest: LevelTargets) -> AnchorTargets:
-        """Each tile's lesions assigned to its anchors; boxes are those of the moved instances.
-
-        An anchor whose centre lies where the reference is to be ignored, or outside the volume,
-        teaches nothing unless it is a lesion's.
-        """
-        levels, anchors = self._anchors(finest.valid.device)
-        labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
-        table = lesion_table(finest.instances, labels)
-        rows = torch.stack([assign_atss(levels, anchors, boxes) for boxes in table.boxes])
-        places = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-        centres = split_box(anchors)[0].floor().long().unbind(1)
-        for centre, n in zip(centres, finest.valid.shape[1:], strict=True):
-            places = places * n + centre.clamp(0, n - 1)
-        hidden = ~finest.valid.flatten(1)[:, places]
-        rows = torch.where(hidden & (rows == BACKGROUND), IGNORED, rows)
-        found = torch.where(rows >= 0, table.labels.gather(1, rows.clamp(min=0)), 0)
-        tile, anchor = (found > 0).nonzero(as_tuple=True)
-        return AnchorTargets(found, rows != IGNORED, table.boxes[tile, rows[tile, anchor]])
-
-    def _anchors(self, device: torch.device) -> tuple[tuple[AnchorLevel, ...], Tensor]:
-        strides, tile = self.plan.architecture.strides, self.plan.tile_shape
-        levels = planned_anchors(self.plan).levels(strides, tile)
-        return levels, _grid(levels, device)
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
         """The terms of the anchors, then those of the voxels, summed over the levels; in fp32."""
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
-                _, anchors = self._anchors(output.class_logits.device)
-                logits, deltas = output.class_logits.float(), output.box_deltas.float()
+                grid = self.batch_targets.anchors or AnchorGrid.of(self.plan)
                 total |= self.detection(
-                    logits, deltas, anchors, targets.anchors, normaliser=normalisers[0]
+                    output.class_logits.float(),
+                    output.box_deltas.float(),
+                    grid.boxes(output.class_logits.device),
+                    targets.anchors,
+                    normaliser=normalisers[0],
                 )
                 normalisers = normalisers[1:]
             voxels = self._voxels(output)
@@ -137,7 +116,7 @@ class Objective:
             weights = [0.5**k / (2 - 2 * 0.5 ** len(voxels)) for k in range(len(voxels))]
             levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
-                extra = {"nearest": level.nearest} if self.takes_nearest else {}
+                extra = {"nearest": level.nearest} if self.batch_targets.nearest else {}
                 terms: Terms = self.loss(
                     logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **extra
                 )
@@ -166,11 +145,6 @@ class Objective:
             return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
         finest = targets.levels[0]
         return self._voxels(output)[0], 1, finest.labels, finest.valid
-
-
-@lru_cache(maxsize=4)
-def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
-    return grid_anchors(levels, device=device)
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:

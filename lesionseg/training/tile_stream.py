@@ -22,13 +22,13 @@ from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
-from lesionseg.losses import nearest_lesions
 from lesionseg.plan.plan import Plan
+from lesionseg.training.batch_targets import Batch, BatchTargets
 from lesionseg.training.module import LesionModule
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Tensor]
+Join = Callable[[Sequence[TileItem]], Batch]
 Validate = Callable[[nn.Module], Mapping[str, float]]
 SHARED_MEMORY = "/dev/shm"
 AHEAD, MOST_WORKERS = 2, 8  # steps that each worker reads ahead; a GPU is fed by as many
@@ -59,15 +59,16 @@ def read_batches(
     workers: int,
     *,
     pin: bool = False,
-    nearest: bool = False,
+    add_targets: BatchTargets | None = None,
 ) -> Iterator[Batch]:
-    """The batches of these `step_tiles`, read by MONAI's loader; `workers` read ahead.
+    """Yield the batches of these `step_tiles`, read by MONAI's loader; `workers` read ahead.
 
     No loader itself: the trainer would take it apart and could not keep the order of tiles when it
     restarts in mid-epoch. `tiles`: a `TileDataset`, or any that gives `image`, `labels`,
     `instances` and `valid` as `to_batch` does, for any number from 0 on and the same each time.
+    `add_targets`: of the objective; a worker has more time for them than a step.
     """
-    ours = isinstance(tiles, TileDataset)
+    join: Join = to_batch if isinstance(tiles, TileDataset) else default_collate
     yield from DataLoader(
         tiles,
         batch_sampler=steps,
@@ -75,7 +76,7 @@ def read_batches(
         prefetch_factor=AHEAD if workers else None,
         multiprocessing_context=START_METHOD if workers else None,
         pin_memory=pin,
-        collate_fn=partial(to_batch, nearest=nearest) if ours else default_collate,
+        collate_fn=partial(_collate, join=join, add_targets=add_targets or BatchTargets()),
         worker_init_fn=begin_worker,
         # else MONAI would set back torch's own, which networks draw from
         generator=torch.Generator(),
@@ -92,11 +93,8 @@ def begin_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
-def to_batch(items: Sequence[TileItem], *, nearest: bool = False) -> Batch:
-    """Items of a `TileDataset` as plain tensors, masks `[B, *tile]`: steps need no MetaTensor.
-
-    `nearest`: also the nearest lesion of each voxel, which a worker has more time for than a step.
-    """
+def to_batch(items: Sequence[TileItem]) -> Batch:
+    """Join items of a `TileDataset` as plain tensors, masks `[B, *tile]`: no MetaTensor."""
 
     def plain(item: TileItem) -> Batch:
         masks = {"labels": item["label"], "instances": item["instances"], "valid": item["valid"]}
@@ -105,9 +103,11 @@ def to_batch(items: Sequence[TileItem], *, nearest: bool = False) -> Batch:
         return {name: torch.Tensor.as_subclass(x, Tensor) for name, x in batch.items()}
 
     batch: Batch = default_collate([plain(item) for item in items])
-    if nearest:
-        batch["nearest"] = nearest_lesions(batch["instances"].masked_fill(~batch["valid"], 0))
     return batch
+
+
+def _collate(items: Sequence[TileItem], join: Join, add_targets: BatchTargets) -> Batch:
+    return add_targets(join(items))
 
 
 class LesionData(pl.LightningDataModule):
@@ -134,17 +134,24 @@ class LesionData(pl.LightningDataModule):
         device, n = trainer.strategy.root_device.type, trainer.num_devices
         first = trainer.global_step * trainer.accumulate_grad_batches
         steps = step_tiles(self.plan.batch_size, first, trainer.global_rank, trainer.world_size)
-        workers = loader_workers(self.settings.workers, self.plan, device, n)
-        nearest = cast(LesionModule, trainer.lightning_module).objective.takes_nearest
-        return read_batches(self.tiles, steps, workers, pin=device == "cuda", nearest=nearest)
+        targets = cast(LesionModule, trainer.lightning_module).objective.batch_targets
+        workers = loader_workers(self.settings.workers, self.plan, device, n, targets)
+        pin = device == "cuda"
+        return read_batches(self.tiles, steps, workers, pin=pin, add_targets=targets)
 
     def val_dataloader(self) -> list[int]:
         """One item, which stands for all volumes."""
         return [] if self.validate is None else [0]
 
 
-def loader_workers(asked: int | str, plan: Plan, device: str, n_processes: int = 1) -> int:
-    """Processes that make tiles for each of those that train on this machine.
+def loader_workers(
+    asked: int | str,
+    plan: Plan,
+    device: str,
+    n_processes: int = 1,
+    targets: BatchTargets | None = None,
+) -> int:
+    """Return how many processes make tiles for each of those that train on this machine.
 
     `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU one. Fewer,
     with a warning, where their batches do not fit the shared memory: full, it kills them silently.
@@ -157,7 +164,9 @@ def loader_workers(asked: int | str, plan: Plan, device: str, n_processes: int =
     except OSError:  # other systems have no such folder
         return workers
     # a tile as a worker hands it over: an image in fp32, two masks and two maps of ids
-    tile_bytes = prod(plan.tile_shape) * (4 * len(plan.channel_names) + 10)
+    n_voxels = prod(plan.tile_shape)
+    tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
+    tile_bytes += (targets or BatchTargets()).tile_bytes(n_voxels)
     room = free // ((AHEAD + 1) * plan.batch_size * tile_bytes * n_processes)
     if room < workers:
         log.warning(

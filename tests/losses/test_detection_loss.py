@@ -11,7 +11,8 @@ ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]
 
 def _targets(labels: list[list[int]], boxes: Tensor) -> AnchorTargets:
     table = torch.tensor(labels)
-    return AnchorTargets(table.clamp(min=0), table >= 0, boxes)
+    places = (table > 0).flatten().nonzero()[:, 0]
+    return AnchorTargets(table.clamp(min=0), table >= 0, boxes, places)
 
 
 def test_focal_runs_over_all_valid_anchors_and_is_divided_by_the_positives() -> None:

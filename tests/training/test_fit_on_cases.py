@@ -14,6 +14,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.io.files import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
+from lesionseg.training.batch_targets import BatchTargets
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.tile_stream import to_batch
 from tests.training.conftest import config
@@ -66,9 +67,9 @@ def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
 def test_workers_hand_nearest_lesions_to_a_loss_that_asks_for_them(cases, plan, tmp_path):
     cfg = config(max_steps=5, workers=1)
     tiles, run = tiles_of(cases, plan, cfg), tmp_path / "run"
-    batch = to_batch([tiles[0], tiles[1]], nearest=True)
+    batch = BatchTargets(nearest=True)(to_batch([tiles[0], tiles[1]]))
     known = batch["instances"].masked_fill(~batch["valid"], 0)
-    assert torch.equal(batch["nearest"], nearest_lesions(known))
+    assert torch.equal(batch["nearest"].int(), nearest_lesions(known))
     result = fit(build_network(plan), plan, tiles, cfg, run, loss=LesionBalancedLoss())
     assert (result.steps, result.skipped, result.device) == (5, 0, "cpu")
     (row,) = read_csv(run / "metrics.csv")

@@ -1,0 +1,24 @@
+"""Small tensors of constants that a GPU receives once."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return a tensor of these numbers with the dtype and device of `like`. Do not change it.
+
+    On a GPU the same tensor is returned each time, because every copy from the host waits until all
+    queued work is done.
+    """
+    if like.device.type == "cpu" or torch.compiler.is_compiling():
+        return like.new_tensor(values)
+    return _kept(tuple(values), like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a training may use what a prediction has made
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -1,0 +1,143 @@
+"""Targets that a worker of the loader makes on the CPU, because a GPU would wait for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from lesionseg.losses import AnchorTargets, nearest_lesions
+from lesionseg.models.retinanet import planned_anchors
+from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
+from lesionseg.ops.boxes import lesion_table, split_box
+from lesionseg.plan.plan import Plan
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BatchTargets:
+    """Adds to a batch the targets that its lesions have to be searched for.
+
+    `nearest`: the loss asks for `nearest` `[B, *tile]`, the nearest lesion of each voxel; instances
+    are then `renumbered`. `anchors`: the network is a detector, and gets `anchor_labels` and
+    `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`, the fields of
+    `AnchorTargets`.
+    """
+
+    nearest: bool = False
+    anchors: "AnchorGrid | None" = None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the batch with the targets that it does not have yet."""
+        lacks_nearest = self.nearest and "nearest" not in batch
+        lacks_anchors = self.anchors is not None and "anchor_labels" not in batch
+        if not lacks_nearest and not lacks_anchors:
+            return batch
+        valid = batch["valid"].bool()
+        instances = batch["instances"].masked_fill(~valid, 0)
+        made = dict(batch)
+        if lacks_nearest:
+            made["instances"] = instances = renumbered(instances)
+            made["nearest"] = nearest_lesions(instances).to(instances.dtype)
+        if lacks_anchors and self.anchors is not None:
+            labels = batch["labels"].masked_fill(~valid, 0)
+            targets = self.anchors.targets(labels, instances, valid)
+            made["anchor_labels"] = targets.labels
+            made["anchor_valid"] = targets.valid
+            made["anchor_boxes"] = targets.boxes
+            made["anchor_places"] = targets.places
+        return made
+
+    def tile_bytes(self, n_voxels: int) -> int:
+        """Return about how many bytes are added to a tile of so many voxels."""
+        n_anchors = sum(level.n_anchors for level in self.anchors.levels) if self.anchors else 0
+        return n_voxels * self.nearest + 2 * n_anchors
+
+
+def renumbered(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
+    """Number each tile's lesions 1, 2, … in the order of their ids.
+
+    Returns uint8 if no tile has more than 255: four times less to move to a GPU, and a loss knows
+    an upper limit of the numbers without reading them.
+
+    >>> renumbered(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]])).tolist()
+    [[0, 2, 1, 2], [0, 0, 0, 1]]
+    """
+    tiles = []
+    for ids in instances:
+        is_there = torch.zeros(int(ids.max()) + 1, dtype=torch.int64, device=ids.device)
+        is_there[ids.flatten().long()] = 1
+        is_there[0] = 0
+        tiles.append((is_there.cumsum(0) * is_there)[ids.long()])
+    numbers = torch.stack(tiles)
+    return numbers.to(torch.uint8 if int(numbers.max()) < 256 else torch.int32)
+
+
+def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:
+    """Return the anchors' targets that `BatchTargets` added to a batch."""
+    return AnchorTargets(
+        labels=batch["anchor_labels"],
+        valid=batch["anchor_valid"],
+        boxes=batch["anchor_boxes"],
+        places=batch["anchor_places"],
+    )
+
+
+@dataclass(frozen=True)
+class AnchorGrid:
+    """The anchors of a tile, and how lesions are assigned to them.
+
+    `has_regions`: labels overlap, so that a lesion is one box of the only label 1.
+    """
+
+    levels: tuple[AnchorLevel, ...]
+    has_regions: bool
+
+    @classmethod
+    def of(cls, plan: Plan) -> "AnchorGrid":
+        """Return the grid of a detector's plan."""
+        levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
+        return cls(levels, bool(plan.regions))
+
+    def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
+        """Return all anchors, as `grid_anchors` does; computed once per device."""
+        return _grid(self.levels, device)
+
+    def targets(
+        self,
+        labels: Integer[Tensor, "b *tile"],
+        instances: Integer[Tensor, "b *tile"],
+        valid: Bool[Tensor, "b *tile"],
+    ) -> AnchorTargets:
+        """Assign each tile's lesions to its anchors; boxes are those of the moved instances.
+
+        An anchor whose centre is where `valid` is False, or outside the tile's volume, teaches
+        nothing unless a lesion is assigned to it. Labels and instances are 0 where not valid.
+        """
+        anchors = self.boxes(valid.device)
+        table = lesion_table(instances, labels.sign() if self.has_regions else labels)
+        rows = torch.stack([assign_atss(self.levels, anchors, boxes) for boxes in table.boxes])
+        places = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+        centres = split_box(anchors)[0].floor().long().unbind(1)
+        for centre, n in zip(centres, valid.shape[1:], strict=True):
+            places = places * n + centre.clamp(0, n - 1)
+        hidden = ~valid.flatten(1)[:, places]
+        rows = torch.where(hidden & (rows == BACKGROUND), IGNORED, rows)
+        found = torch.where(rows >= 0, table.labels.gather(1, rows.clamp(min=0)), 0)
+        positive = (found > 0).flatten().nonzero()[:, 0]
+        boxes = table.boxes[positive // max(len(anchors), 1), rows.flatten()[positive]]
+        small = labels.dtype == torch.uint8  # less to move to a GPU
+        return AnchorTargets(
+            labels=found.to(torch.uint8) if small else found,
+            valid=rows != IGNORED,
+            boxes=boxes,
+            places=positive,
+        )
+
+
+@lru_cache(maxsize=4)
+def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
+    return grid_anchors(levels, device=device)

@@ -1,0 +1,30 @@
+"""A small tensor's way from a GPU to the host without stopping either."""
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """A copy of a tensor that the host reads later.
+
+    On a GPU, `item()` and `cpu()` wait until all queued work is done. The GPU is then idle until
+    the host has queued more. This copy waits only for the work that was queued before it. On a CPU
+    it is a plain copy.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tensor.device.type != "cuda":
+            self._values = tensor.detach().clone()
+            return
+        self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._values.copy_(tensor.detach(), non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def read(self) -> Tensor:
+        """Return the values on the CPU, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return self._values

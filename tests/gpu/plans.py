@@ -1,0 +1,53 @@
+"""Plans of tiny networks in 3-D, their settings, and tiles with lesions, for a pretend card."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from lesionseg.config import TrainConfig, composed, read
+from lesionseg.plan.plan import AnchorPlan, CandidateRule, Plan
+from tests.models.plans import plan_of
+
+ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
+SIDE = 16
+
+
+def card_plan(name: str, **changes: Any) -> Plan:
+    """Return the plan of a network of three stages on tiles of 16³ voxels."""
+    table: dict[str, Any] = {"n_supervised": 2}
+    if name == "residual_unet":
+        table["blocks"] = 1
+        table["encoder_blocks"] = (1, 1, 1)
+    if name.startswith("retina"):
+        sizes = (((4.0,) * 3, (6.0,) * 3), ((10.0,) * 3, (14.0,) * 3))
+        source = "detection" if name == "retinanet" else "both"
+        rule = replace(CandidateRule(), source=source, floor=0.001)
+        anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
+        changes = {"anchors": anchors, "candidate_rule": rule, **changes}
+    return plan_of(name, 3, table=table, **{"tile_shape": (SIDE,) * 3, **changes})
+
+
+@cache
+def card_config(*overrides: str) -> TrainConfig:
+    """Return the settings of `train` for a card, with tiles made by the same process."""
+    always = ("data.root=unused", "trainer.accelerator=gpu", "trainer.workers=0")
+    return read(TrainConfig, composed("train", (*always, *overrides), resolve=True))
+
+
+class Cubes:
+    """Numbered tiles of noise; every second one has two bright cubes, the lesions."""
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        noise = torch.Generator().manual_seed(number)
+        image = torch.randn(1, SIDE, SIDE, SIDE, generator=noise)
+        instances = torch.zeros(SIDE, SIDE, SIDE, dtype=torch.int32)
+        if number % 2 == 0:
+            instances[2:5, 3:6, 4:8] = 1
+            instances[9:13, 8:12, 9:12] = 700
+        labels = (instances > 0).to(torch.uint8)
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        valid[:2] = False
+        image = image + 3 * labels
+        return {"image": image, "labels": labels, "instances": instances, "valid": valid}

@@ -1,0 +1,602 @@
+"""Pretend CUDA cards: tensors with real numbers in the CPU's memory that report a CUDA device.
+
+Inside `pretend_cards()` torch reports one or more cards, and a tensor on `cuda` is a `Card`:
+
+- An operation that mixes a card's tensor with the CPU's, or with another card's, raises
+  RuntimeError, as CUDA does. So do `numpy()`, and indexing a CPU tensor by a card's index.
+- Every operation for which the host would wait for the card is recorded with the line that asked.
+- A copy to the CPU with `non_blocking=True` arrives when something that comes after it is waited
+  for. Until then its destination holds NaN, or the opposite for integers and booleans.
+
+Not imitated: kernels, streams, pinned memory, NCCL, Triton, and autocast's own list for CUDA (the
+CPU's is used).
+"""
+
+import sys
+import types
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn.utils import clip_grad
+from torch.optim.optimizer import Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+NAME = "Pretend H100"
+ROOT = f"{Path(__file__).resolve().parents[2]}/"
+OURS = (f"{ROOT}lesionseg/", f"{ROOT}benchmarks/")
+
+# Operations whose result the host needs before it can go on
+WAITING = {
+    aten._local_scalar_dense: "item",
+    aten.nonzero: "nonzero",
+    aten.masked_select: "masked_select",
+    aten._unique2: "unique",
+    aten.unique_dim: "unique",
+    aten.unique_consecutive: "unique",
+    aten.bincount: "bincount",
+    aten.equal: "equal",
+    aten.is_nonzero: "bool",
+    aten.repeat_interleave: "repeat_interleave",
+}
+INDEXING = {aten.index, aten._unsafe_index}
+INDEXED_WRITES = {aten.index_put, aten.index_put_, aten._index_put_impl_}
+COPIES = {aten.copy_, aten._to_copy, aten.set_, aten.lift_fresh}
+# Elsewhere CUDA takes a CPU's number (a tensor without axes) beside a card's tensor
+REFUSES_NUMBERS = {
+    aten.cat,
+    aten.stack,
+    aten.gather,
+    aten.scatter,
+    aten.scatter_reduce_,
+    aten.index_select,
+    aten.index_add,
+    aten.index_add_,
+    aten.mm,
+    aten.bmm,
+    aten.convolution,
+}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """An operation for which the host waits: its kind, and the line of ours that asked."""
+
+    kind: str
+    place: str
+
+
+@dataclass
+class _Copy:
+    """A copy to the CPU that has not arrived."""
+
+    destination: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass
+class Cards:
+    """The pretend cards of one `pretend_cards()`, and all waits so far."""
+
+    memory: int
+    n_cards: int
+    bf16: bool
+    free: int
+    reserved: int
+    allocated: int
+    current: int = 0
+    waits: list[Wait] = field(default_factory=list)
+    ops_by_card: Counter[int] = field(default_factory=Counter)
+    _on_their_way: list[_Copy] = field(default_factory=list)
+
+    def wait(self, kind: str) -> None:
+        """Record a wait of the host. All copies have arrived after it."""
+        self.waits.append(Wait(kind, _place()))
+        self.arrive(len(self._on_their_way))
+
+    def send(self, destination: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy without waiting: `destination` holds wrong numbers until the copy has arrived."""
+        self._on_their_way.append(_Copy(destination, values.clone()))
+        if destination.is_floating_point():
+            destination.fill_(torch.nan)
+        else:
+            destination.copy_(values.logical_not() if destination.dtype == torch.bool else ~values)
+
+    def n_sent(self) -> int:
+        """Return the number of copies that have not arrived."""
+        return len(self._on_their_way)
+
+    def arrive(self, n: int) -> None:
+        """Let the first `n` copies arrive."""
+        for copy in self._on_their_way[:n]:
+            copy.destination.copy_(copy.values)
+        del self._on_their_way[:n]
+
+    def by_place(self) -> dict[str, int]:
+        """Count the waits by kind and line."""
+        return dict(Counter(f"{wait.kind} {wait.place}" for wait in self.waits))
+
+
+_active: list[Cards] = []
+
+
+def _cards() -> Cards:
+    if not _active:
+        raise RuntimeError("A card's tensor is used outside of pretend_cards().")
+    return _active[-1]
+
+
+def _place() -> str:
+    """Return the innermost line of the library or the benchmarks, else of a test."""
+    frame: types.FrameType | None = sys._getframe(2)
+    in_tests = "?"
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(OURS):
+            return f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
+        if in_tests == "?" and name.startswith(f"{ROOT}tests/") and name != __file__:
+            in_tests = f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return in_tests
+
+
+class _ToCpu(torch.autograd.Function):
+    """A copy to the CPU whose gradient goes back to the card."""
+
+    @staticmethod
+    def forward(ctx: Any, x: "Card") -> torch.Tensor:
+        ctx.index = x.index
+        return x.values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> "Card":
+        return Card(gradient, ctx.index)
+
+
+class Card(torch.Tensor):
+    """A tensor on card `index`; `values` holds its numbers.
+
+    To torch's own code it is a CPU tensor, since the autograd engine of a build without CUDA has no
+    queue for a card; Python sees a CUDA device.
+    """
+
+    values: torch.Tensor
+    index: int
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, index: int = 0, requires_grad: bool = False) -> "Card":
+        made: Card = torch.Tensor._make_wrapper_subclass(
+            cls,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            layout=values.layout,
+            device="cpu",
+            requires_grad=requires_grad,
+        )
+        return made
+
+    def __init__(self, values: torch.Tensor, index: int = 0, requires_grad: bool = False) -> None:
+        assert type(values) is torch.Tensor
+        self.values = values
+        self.index = index
+
+    device = property(lambda self: torch.device("cuda", self.index))  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+    def __tensor_flatten__(self) -> tuple[list[str], int]:
+        return ["values"], self.index
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, index: int, size: Any, stride: Any) -> "Card":
+        return Card(inner["values"], index)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Card({tuple(self.shape)}, {self.dtype}, cuda:{self.index})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            made: Any = Card(self.values.clone(), self.index)
+            if isinstance(self, torch.nn.Parameter):
+                made = torch.nn.Parameter(made, self.requires_grad)
+            memo[id(self)] = made
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Save the numbers, as a CPU tensor."""
+        _cards().wait("save")
+        return self.values.__reduce_ex__(protocol)
+
+    def get_device(self) -> int:
+        return self.index
+
+    def data_ptr(self) -> int:
+        return self.values.data_ptr()
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None, *_: Any, **__: Any) -> torch.Tensor:
+        return self if device is None else self.to(_card_device(device))
+
+    def pin_memory(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("cannot pin a tensor of a card: only dense CPU tensors can be pinned")
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"can't convert cuda:{self.index} device type tensor to numpy")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.numpy()
+
+    def tolist(self) -> Any:
+        _cards().wait("tolist")
+        return self.values.tolist()
+
+    def new_tensor(self, data: Any, **how: Any) -> torch.Tensor:
+        _cards().wait("copy to the card")
+        dtype = how.get("dtype") or self.dtype
+        return Card(torch.tensor(data, dtype=dtype), self.index)
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        options = dict(kwargs)
+        copy = options.pop("copy", False)
+        if args and isinstance(args[0], torch.Tensor):
+            device, dtype, non_blocking, layout = args[0].device, args[0].dtype, False, None
+        else:
+            device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **options)
+        if device is not None and device.type == "cpu":
+            return self._to_cpu(dtype, non_blocking)
+        if device is not None and device.type == "cuda" and _index(device) != self.index:
+            return Card(self.values.to(dtype=dtype or self.dtype, copy=True), _index(device))
+        more = {} if layout is None else {"memory_format": layout}
+        return torch.Tensor.to(self, dtype=dtype or self.dtype, copy=copy, **more)
+
+    def _to_cpu(self, dtype: torch.dtype | None, non_blocking: bool) -> torch.Tensor:
+        if non_blocking and not self.requires_grad:
+            converted = self.values.detach().to(dtype or self.dtype)
+            made = torch.empty_like(converted)
+            _cards().send(made, converted)
+            return made
+        if self.numel():
+            _cards().wait("copy to the CPU")
+        needs_gradient = self.requires_grad and torch.is_grad_enabled()
+        made = _ToCpu.apply(self) if needs_gradient else self.values.detach().clone()
+        return made if dtype is None else made.to(dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function; a CPU tensor's `to(like)` goes to the card of `like`."""
+        to_card = func is torch.Tensor.to and not isinstance(args[0], cls)
+        with torch._C.DisableTorchFunctionSubclass():
+            if to_card and isinstance(args[1], cls):
+                return torch.Tensor.to(args[0], args[1].device, args[1].dtype)
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _index(device: torch.device) -> int:
+    return _cards().current if device.index is None else device.index
+
+
+def _card_device(device: Any) -> Any:
+    """Return `cuda` with the number of the current card, which torch would ask a driver for."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return torch.device("cuda", device)
+    if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
+        return torch.device("cuda", _index(torch.device(device)))
+    return device
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run one operation of torch by CUDA's rules, on the numbers."""
+    packet = func.overloadpacket
+    tensors: list[torch.Tensor] = []
+    _list_tensors((*args, *kwargs.values()), tensors)
+    on_cards = [x for x in tensors if isinstance(x, Card)]
+    asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    # A CPU's options that arrive here with a card's tensor come from a formula of autograd's: a
+    # user's copy to the CPU goes by `Card.to`
+    onto_card = asked is not None and asked.type == "cuda"
+    if on_cards or onto_card:
+        index = on_cards[0].index if on_cards else _index(asked)  # type: ignore[arg-type]
+        _check_devices(func, packet, args, tensors, index)
+        _record(packet, args, kwargs, on_cards, index)
+        if asked is not None:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+    if packet is aten.copy_ and isinstance(args[1], Card) and not isinstance(args[0], Card):
+        return _copy_down(args[0], args[1], bool(kwargs.get("non_blocking")) or args[2:] == (True,))
+
+    def numbers(x: Any) -> Any:
+        return x.values if isinstance(x, Card) else x
+
+    plain = {key: _mapped(value, numbers) for key, value in kwargs.items()}
+    result = func(*(_mapped(value, numbers) for value in args), **plain)
+    if packet is aten._local_scalar_dense or not (on_cards or onto_card):
+        return result
+    changed = _changed_argument(func, args, kwargs)
+    if changed is not None:
+        return changed
+
+    def wrapped(x: Any) -> Any:
+        plain = isinstance(x, torch.Tensor) and not isinstance(x, Card)
+        return Card(x, index) if plain else x
+
+    return _mapped(result, wrapped)
+
+
+def _list_tensors(value: Any, found: list[torch.Tensor]) -> None:
+    """Append the tensors of nested lists and tuples; torch's own function is ten times slower."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _list_tensors(each, found)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to every entry of nested lists and tuples."""
+    if isinstance(value, list):
+        return [_mapped(each, function) for each in value]
+    if isinstance(value, tuple):
+        return tuple(_mapped(each, function) for each in value)
+    return function(value)
+
+
+def _check_devices(
+    func: Any, packet: Any, args: Any, tensors: Sequence[torch.Tensor], index: int
+) -> None:
+    """Raise RuntimeError if the operation mixes devices in a way that CUDA refuses."""
+    others = [x for x in tensors if not isinstance(x, Card) or x.index != index]
+    if packet in COPIES or not others:
+        return
+    if packet in INDEXING:  # a card's tensor takes a CPU's indices, but not the reverse
+        others = others if not isinstance(args[0], Card) else []
+    elif packet in INDEXED_WRITES:
+        indexed, _, values = args[:3]
+        others = [x for x in (indexed, values) if not isinstance(x, Card) and x.ndim]
+        if not isinstance(indexed, Card):
+            others = [indexed]
+    elif packet not in REFUSES_NUMBERS:
+        others = [x for x in others if x.ndim or isinstance(x, Card)]
+    if others:
+        seen = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device: {func} of {seen} at {_place()}"
+        )
+
+
+def _record(
+    packet: Any, args: Any, kwargs: dict[str, Any], on_cards: Sequence[Card], index: int
+) -> None:
+    """Record what the host waits for in this operation."""
+    cards = _cards()
+    cards.ops_by_card[index] += 1
+    if on_cards and packet in WAITING:
+        cards.wait(WAITING[packet])
+    if packet in INDEXING | INDEXED_WRITES:
+        for place in args[1]:
+            if place is None or not place.numel():
+                continue
+            if place.dtype in (torch.bool, torch.uint8):
+                cards.wait("boolean index")
+            elif not isinstance(place, Card):
+                cards.wait("copy to the card")
+    to_card = packet is aten._to_copy and not on_cards
+    to_card |= packet is aten.copy_ and not isinstance(args[1], Card)
+    n = args[packet is aten.copy_].numel() if to_card else 0
+    if n and not kwargs.get("non_blocking") and not (packet is aten.copy_ and args[2:] == (True,)):
+        cards.wait("copy to the card")
+
+
+def _copy_down(destination: torch.Tensor, source: Card, non_blocking: bool) -> torch.Tensor:
+    if non_blocking:
+        _cards().send(destination, source.values.to(destination.dtype).expand_as(destination))
+        return destination
+    if source.numel():
+        _cards().wait("copy to the CPU")
+    return destination.copy_(source.values)
+
+
+def _changed_argument(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Return the tensor that an operation changes in place and returns, if it does."""
+    schema = func._schema
+    alias = schema.returns[0].alias_info if len(schema.returns) else None
+    if not schema.is_mutable or alias is None or not alias.is_write:
+        return None
+    changed = kwargs.get("out", args[0] if args else None)
+    return changed if isinstance(changed, torch.Tensor) else None
+
+
+class _Dispatch(TorchDispatchMode):
+    """Catches the operations that make a card's tensor from none."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Devices(TorchFunctionMode):
+    """Names cards by number, and makes pinned memory of any other."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
+        if "device" in kwargs:
+            kwargs["device"] = _card_device(kwargs["device"])
+        if func is torch.Tensor.cuda:
+            device = _card_device(args[1] if len(args) > 1 else "cuda")
+            args, func = (args[0], device), torch.Tensor.to
+        if func is torch.Tensor.to:
+            args = (args[0], *(_card_device(a) if _names_device(a) else a for a in args[1:]))
+            if isinstance(args[0], Card):
+                return Card.to(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _names_device(value: Any) -> bool:
+    return isinstance(value, str | torch.device | int) and not isinstance(value, bool)
+
+
+class PretendEvent:
+    """A CUDA event. Waiting for it brings the copies that were sent before it was recorded."""
+
+    def __init__(self, **_: Any) -> None:
+        self._n_sent = 0
+
+    def record(self, *_: Any) -> None:
+        self._n_sent = _cards().n_sent()
+
+    def synchronize(self) -> None:
+        cards = _cards()
+        cards.waits.append(Wait("event", _place()))
+        cards.arrive(self._n_sent)
+
+    def elapsed_time(self, _: "PretendEvent") -> float:
+        return 1.0
+
+
+_Autocast = torch.autocast
+
+
+class _CpuAutocast(_Autocast):
+    """Autocast for a card, by the CPU's list of operations."""
+
+    def __init__(
+        self,
+        device_type: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
+    ) -> None:
+        dtype = dtype or torch.bfloat16
+        super().__init__("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+
+
+def _by_card(grouping: Callable[..., Any]) -> Callable[..., Any]:
+    """Let torch group a card's tensors under the card, not under the CPU."""
+
+    def grouped(tensors: Any, with_indices: bool = False) -> Any:
+        renamed = {}
+        for (device, dtype), value in grouping(tensors, with_indices).items():
+            first = next(x for column in value[0] for x in column if x is not None)
+            renamed[first.device if isinstance(first, Card) else device, dtype] = value
+        return renamed
+
+    return grouped
+
+
+def _torch_cuda(cards: Cards) -> dict[str, Callable[..., Any]]:
+    """Return the functions of `torch.cuda` that stand in while the cards are there."""
+
+    def set_device(device: Any) -> None:
+        cards.current = _card_device(device).index
+
+    def properties(device: Any = None) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            total_memory=cards.memory, name=NAME, major=9, minor=0, multi_processor_count=132
+        )
+
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_lazy_init": lambda: None,
+        "device_count": lambda: cards.n_cards,
+        "set_device": set_device,
+        "current_device": lambda: cards.current,
+        "get_device_properties": properties,
+        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_name": lambda device=None: NAME,
+        "is_bf16_supported": lambda including_emulation=True: cards.bf16,
+        "mem_get_info": lambda device=None: (cards.free, cards.memory),
+        "memory_reserved": lambda device=None: cards.reserved,
+        "memory_allocated": lambda device=None: cards.allocated,
+        "max_memory_allocated": lambda device=None: cards.allocated,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "synchronize": lambda device=None: cards.wait("synchronize"),
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
+        "get_rng_state_all": list,
+        "set_rng_state_all": lambda states: None,
+        "Event": PretendEvent,
+    }
+
+
+def _forget_tensors() -> None:
+    """Empty the library's caches of tensors: a card's must not outlive the cards."""
+    from lesionseg.ops import constants
+    from lesionseg.training import batch_targets
+
+    batch_targets._grid.cache_clear()
+    constants._kept.cache_clear()
+
+
+@contextmanager
+def pretend_cards(
+    memory_gb: float = 80,
+    n_cards: int = 1,
+    *,
+    bf16: bool = True,
+    free_gb: float | None = None,
+    cached_gb: float = 0,
+) -> Iterator[Cards]:
+    """Make torch report cards, and yield what is recorded of them.
+
+    Args:
+        memory_gb: of each card, in 10⁹ bytes.
+        n_cards: how many there are.
+        bf16: whether they compute in bf16.
+        free_gb: what the driver reports as free; None is 95 % of the memory.
+        cached_gb: what torch's allocator has reserved but not given out.
+    """
+    free = 0.95 * memory_gb if free_gb is None else free_gb
+    cards = Cards(
+        memory=round(1e9 * memory_gb),
+        n_cards=n_cards,
+        bf16=bf16,
+        free=round(1e9 * free),
+        reserved=round(1e9 * cached_gb),
+        allocated=0,
+    )
+    lift = torch._C._only_lift_cpu_tensors()
+    with ExitStack() as stack:
+        for name, function in _torch_cuda(cards).items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
+        for module in (torch, torch.amp):
+            stack.enter_context(mock.patch.object(module, "autocast", _CpuAutocast))
+        name = "_group_tensors_by_device_and_dtype"
+        for owner in (Optimizer, clip_grad):
+            grouping = _by_card(getattr(owner, name))
+            patched = staticmethod(grouping) if owner is Optimizer else grouping
+            stack.enter_context(mock.patch.object(owner, name, patched))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "'pin_memory' argument is set")  # no accelerator
+        _active.append(cards)
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda") copies
+        try:
+            with _Dispatch(), _Devices():
+                yield cards
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lift)
+            _forget_tensors()
+            _active.pop()
