@@ -116,6 +116,12 @@ class Geometry:
         corners = list(product(*[(0, n - 1) for n in self.shape]))
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
+    def apart_text(self, other: "Geometry") -> str:
+        """Say for a message how two grids differ: in shape, or by how many millimetres."""
+        if self.shape != other.shape:
+            return "the shapes differ"
+        return f"corners are up to {self.distance_mm(other):.4g} mm apart"
+
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same shape and all corners within `tolerance_mm`."""
         return self.distance_mm(other) <= tolerance_mm

@@ -502,8 +502,8 @@ def match_case(
         if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
             raise GeometryError(
                 f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
-                f"reference {describe_grid(grid)}, {grid.distance_mm(other):.4g} mm off. "
-                "Resample it onto the reference's grid."
+                f"reference {describe_grid(grid)}: {grid.apart_text(other)}. Resample it onto the "
+                "reference's grid."
             )
         unannotated = _unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)

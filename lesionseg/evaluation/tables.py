@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lesionseg.core import Problem
 from lesionseg.errors import format_score
 from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
 from lesionseg.io.files import write_csv, write_json
@@ -19,8 +20,9 @@ CASE_COLUMNS = (
     *("case", "group", "role", "status", "n_lesions", "n_candidates", "n_detected", "n_missed"),
     *("n_false_positive", "n_ignored", "dice", "surface_dice", "hd95_mm", "reference_ml"),
     *("predicted_ml", "false_positive_ml", "splits", "merges", "case_score", "seconds", "warning"),
-    *("input_score", "slice_spacing_mm", "annotated_share"),
+    *("input_score", "slice_spacing_mm", "annotated_share", "message"),
 )
+FAILED = "failed"  # the status of a case that could not be scored
 _POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
 SHOWN: Mapping[str, str] = {
     "cases": "n_cases",
@@ -46,14 +48,20 @@ def write_scores(
     results: Sequence[CaseResult],
     scores: Mapping[str, Any],
     labels: Mapping[int, str] | None = None,
+    failed: Sequence[Problem] = (),
 ) -> None:
     """Write the three tables and, last, scores.json, each atomically.
 
-    `labels` names label values.
+    `labels` names label values. `failed`: cases that could not be scored, which have a row with
+    the reason in cases.csv and count nowhere.
     """
     regions = list(dict.fromkeys(name for result in results for name in result.regions))
     more = [_region_column(what, name) for name in regions for what in ("dice", "n_lesions")]
-    write_csv(folder / "cases.csv", map(_case_row, results), (*CASE_COLUMNS, *more))
+    rows_of_failed = [
+        {"case": problem.case, "status": FAILED, "message": problem.message} for problem in failed
+    ]
+    case_rows = [*map(_case_row, results), *rows_of_failed]
+    write_csv(folder / "cases.csv", case_rows, (*CASE_COLUMNS, *more))
     for name, kind in (("lesions", LesionResult), ("candidates", CandidateResult)):
         rows = (
             {"case": r.case, "group": r.group}

@@ -179,12 +179,11 @@ def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Referenc
 
 
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
-    """Raise `GeometryError` naming both files when their grids are not the same."""
-    distance = seen.distance_mm(expected)
-    if distance > TOLERANCE_MM:
+    """Raise `GeometryError` naming both files if their grids are not the same."""
+    if not seen.matches(expected, TOLERANCE_MM):
         raise GeometryError(
-            f"{path} and {other.name} do not lie on one grid: shapes {seen.shape} and "
-            f"{expected.shape}, corners up to {distance:.6g} mm apart. Resample one onto the other."
+            f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
+            f"{expected.shape}): {seen.apart_text(expected)}. Resample one onto the other."
         )
 
 

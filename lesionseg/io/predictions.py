@@ -21,7 +21,15 @@ from pydantic import (
     ValidationError,
 )
 
-from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction, Volume
+from lesionseg.core import (
+    Candidate,
+    Geometry,
+    InputCheckResult,
+    OperatingPoint,
+    Prediction,
+    Problem,
+    Volume,
+)
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, misfits
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
@@ -147,40 +155,52 @@ def write_prediction(
     write_json(folder / f"{case}{_CANDIDATES}", content)
 
 
-def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
+def find_predictions(
+    folder: Path, faults: list[Problem] | None = None
+) -> dict[str, PredictionFiles]:
     """Find the predicted cases of a folder, by case id, sorted.
 
     Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, nnU-Net's
     probabilities `<case>.npz` and candidate files alone. Raises `DatasetError` if the folder is
-    missing, contains none, two masks of one case, or a case whose id cannot be one
-    (`check_case_id`).
+    missing or contains none, and for two masks of one case or a case whose id cannot be one
+    (`check_case_id`). With a list `faults`, such a case is left out and added to the list.
     """
-    by_case = _files_by_case(folder, (*_KINDS, PROBABILITIES))
+    by_case = _files_by_case(folder, (*_KINDS, PROBABILITIES), faults)
     return {case: PredictionFiles(case, **files) for case, files in by_case.items()}
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
-    """Find reference masks `<case>.*`, `<case>_mask.*` by case id; raises as `find_predictions`."""
-    return {case: files["mask"] for case, files in _files_by_case(folder, ("mask",)).items()}
+def find_masks(folder: Path, faults: list[Problem] | None = None) -> dict[str, Path]:
+    """Find reference masks `<case>.*`, `<case>_mask.*` by case id, as `find_predictions` does."""
+    by_case = _files_by_case(folder, ("mask",), faults)
+    return {case: files["mask"] for case, files in by_case.items()}
 
 
-def _files_by_case(folder: Path, kinds: Collection[str]) -> dict[str, dict[str, Path]]:
+def _files_by_case(
+    folder: Path, kinds: Collection[str], faults: list[Problem] | None
+) -> dict[str, dict[str, Path]]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: the folder does not exist.")
     by_case: dict[str, dict[str, Path]] = {}
+    wrong: dict[str, Problem] = {}
     for file in sorted(folder.iterdir()):
         case, kind = _case_and_kind(file)
         if kind not in kinds or not file.is_file():
             continue
-        if kind in by_case.setdefault(case, {}):
-            other = by_case[case][kind].name
-            raise DatasetError(f"{file} and {other} are of the same case. Keep one.")
-        check_case_id(case, file)
-        by_case[case][kind] = file
+        before = by_case.setdefault(case, {}).setdefault(kind, file)
+        try:
+            if before != file:
+                raise DatasetError(f"{file} and {before.name} are of the same case. Keep one.")
+            check_case_id(case, file)
+        except DatasetError as error:
+            if faults is None:
+                raise
+            wrong.setdefault(case, Problem(case, str(error)))
     if not by_case:
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
         raise DatasetError(f"{folder}: no files are there. Name them <case>.*, or {names}.")
-    return dict(sorted(by_case.items()))
+    if faults is not None:
+        faults += wrong.values()
+    return dict(sorted((case, files) for case, files in by_case.items() if case not in wrong))
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:

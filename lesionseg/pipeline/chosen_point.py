@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, Calibration, CaseFiles, Dataset, OperatingPoint
+from lesionseg.core import Aim, Calibration, CaseFiles, Dataset, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, count, format_score
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
@@ -155,7 +155,11 @@ def development_results(
     preset: Preset,
     cfg: EvaluateConfig,
 ) -> list[CaseResult]:
-    """Match and score development cases, without the surfaces that choose nothing."""
+    """Match and score development cases, without the surfaces that choose nothing.
+
+    Cases that do not fit are left out with a warning. Raises `DatasetError` if none fits.
+    """
+    faults: list[Problem] = []
     grouped = assign_groups(cases, cfg.groups, setting="groups")
     matches = match_cases(
         [replace(case, role=None) for case in grouped],
@@ -164,8 +168,12 @@ def development_results(
         dataset=dataset,
         role=_VALIDATION,
         resample=cfg.resample,
+        faults=faults,
     )
-    return [match.result(surface=False) for match in matches]
+    results = [match.result(surface=False) for match in matches]
+    if not results:
+        raise DatasetError(f"chosen_on={cfg.chosen_on}: {faults[0].message}")
+    return results
 
 
 def decided(matches: Iterable[MatchedCase], decision: Decision) -> list[MatchedCase]:

@@ -5,16 +5,16 @@ cases, lesions and candidates.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, listed
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
@@ -42,22 +42,32 @@ UNSTATED = ("train", "validation")  # what a case without a stated role may be
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """The scores, as they stand in `output/scores.json`.
+    """The scores, as in `output/scores.json`.
 
     `kept`: the folder of masks and candidates that were found in nnU-Net's probabilities.
+    `failed`: the cases that could not be scored, and why.
     """
 
     scores: Mapping[str, Any]
     output: Path
     given: Mapping[str, str]
     kept: Path | None = None
+    failed: tuple[Problem, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """3 if some cases could not be scored, otherwise 0."""
+        return 3 if self.failed else 0
 
     def summary(self) -> list[str]:
-        """The table of the most important numbers, and where the others are."""
+        """Return the table of the most important numbers, and the files with the others."""
         lines = [
             *aligned(scores_table({f"role {self.scores['evaluated_on']}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
         ]
+        if self.failed:
+            names = listed(dict.fromkeys(problem.case for problem in self.failed))
+            lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
         lines.append(
@@ -68,26 +78,38 @@ class EvaluateOutcome:
 
 @locks("output")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
-    """Compare a folder of predictions with references; writes scores.json and three tables.
+    """Compare a folder of predictions with references; write scores.json and three tables.
 
     A case without prediction counts as missed lesions; a prediction without reference is named in a
-    warning. Of a dataset that states roles those of `cfg.evaluated_on` alone are evaluated; None:
-    cases of a role of which nothing was predicted are left out, and the role is the one that the
-    dataset states of all the others, else `unknown`. A role without a case gives empty tables and
-    a warning. A second model's tables (`cfg.compare`) go into `output/compare`. `progress` is
-    called with case, number done and total, in place of a bar.
-    Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
-    writes nothing.
+    warning. A case whose files are damaged or do not fit counts nowhere: it is named in a warning,
+    in cases.csv and in `failed_cases` of scores.json, and the others are scored.
+
+    If a dataset states roles, only the cases of the role `cfg.evaluated_on` are evaluated. If that
+    is None, cases of a role of which nothing was predicted are left out, and the role of the scores
+    is the one that all remaining cases have, otherwise `unknown`. A role without a case gives empty
+    tables and a warning. A second model's tables (`cfg.compare`) go into `output/compare`.
+    `progress` is called with case, number done and total, instead of a bar.
+
+    Raises:
+        ConfigError: if settings do not fit.
+        DatasetError: if there is nothing to score, or no case fits. Nothing is written then.
     """
     preset = find_preset(cfg.preset)
     if cfg.margin is not None and cfg.compare is None:
         raise ConfigError("margin= needs compare=: it is one between two models.")
     aim = stated_aim(cfg)
     output, folder = Path(cfg.output), Path(cfg.prediction)
-    dataset, labelled = open_references(Path(cfg.reference))
-    predictions = find_predictions(folder)
+    unusable: list[Problem] = []
+    dataset, labelled = open_references(Path(cfg.reference), unusable)
+    predictions = find_predictions(folder, unusable)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)
+    faults = _wanted(unusable, [*(c.case for c in chosen), *predictions])
+    wrong = {problem.case for problem in faults}
+    chosen = [c for c in chosen if c.case not in wrong]
+    predictions = {case: files for case, files in predictions.items() if case not in wrong}
+    if faults and not chosen:
+        raise DatasetError("\n  ".join(["No case can be scored:", *(f.message for f in faults)]))
     if cfg.chosen_on is not None and not {c.case for c in chosen} & predictions.keys():
         _log.warning("No prediction has a reference. Masks are written, but nothing is scored.")
         chosen = []
@@ -102,9 +124,15 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
     others = zones = answers = None
+    compared: list[CaseFiles] = []
+    compared_faults: list[Problem] = []
     if cfg.compare is not None:
-        others = find_predictions(Path(cfg.compare))
-        _check_names(cases, labelled, others, Path(cfg.compare))
+        found: list[Problem] = []
+        others = find_predictions(Path(cfg.compare), found)
+        compared_faults = _wanted(found, [c.case for c in cases])
+        unfit = {problem.case for problem in compared_faults}
+        compared = [c for c in cases if c.case not in unfit]
+        _check_names(compared, labelled, others, Path(cfg.compare))
     if cfg.zones is not None:
         zones = find_zones(Path(cfg.zones))
         zones.check([files.case for files in cases])
@@ -128,15 +156,20 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
                 zones=zones,
                 progress=progress,
                 keep=kept.keep,
+                faults=faults,
                 **how,
             )
         )
+        if cases and not matches:
+            said = "\n  ".join(problem.message for problem in faults)
+            raise DatasetError(f"No case can be scored:\n  {said}")
         if aim is not None and decision.point is None:
             seen = [match.result(surface=False) for match in matches]
             decision = Decision(choose_point(seen, aim, cfg.rate_confidence))
         results = [match.result(decision.point) for match in decided(matches, decision)]
         known = {c.case for c in labelled}
-        kept.keep_unlabelled([case for case in kept.cases if case not in known])
+        unlabelled = [case for case in kept.cases if case not in known | wrong]
+        unread = kept.keep_unlabelled(unlabelled)
 
         made = {"lesionseg": __version__}
         own = dict[str, Any]()
@@ -155,10 +188,22 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             subgroups=cfg.subgroups,
             **sums,
         )
+        scores["failed_cases"] = [problem._asdict() for problem in faults]
         if others is not None and cases:
-            second = [match.result() for match in match_cases(cases, others, preset, **how)]
+            scored = {result.case for result in results}
+            matched = match_cases(
+                [c for c in compared if c.case in scored],
+                others,
+                preset,
+                faults=compared_faults,
+                **how,
+            )
+            second = [match.result() for match in matched]
+            if not second:
+                raise DatasetError(f"{cfg.compare}: {compared_faults[0].message}")
+            in_both = {result.case for result in second}
             scores["comparison"] = compare_models(
-                results,
+                [result for result in results if result.case in in_both],
                 second,
                 fp_per_case=preset.fp_per_case,
                 margin=cfg.margin,
@@ -166,12 +211,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
                 seed=cfg.seed,
             )
             beside = summarise(second, preset, provenance=made, **sums)
-            write_scores(output / COMPARED, second, beside, labels)
+            beside["failed_cases"] = [problem._asdict() for problem in compared_faults]
+            write_scores(output / COMPARED, second, beside, labels, compared_faults)
         else:
             (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
         if answers is not None:
             scores["adjudication"] = adjudicate(results, answers)
-        write_scores(output, results, scores, labels)
+        write_scores(output, results, scores, labels, faults)
         written = kept.finish(decision)
     pictured = written if kept.has_all_of(predictions) else None
     given = {
@@ -179,7 +225,16 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         "reference": cfg.reference,
         "prediction": cfg.prediction if pictured is None else str(pictured),
     }
-    return EvaluateOutcome(scores, output, given, written)
+    failed = (*faults, *unread, *compared_faults)
+    return EvaluateOutcome(scores, output, given, written, failed)
+
+
+def _wanted(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
+    """Return the faults of these cases, and warn of each."""
+    wanted = [problem for problem in faults if problem.case in {*cases}]
+    for problem in wanted:
+        _log.warning("Not scored, %s: %s", problem.case, problem.message)
+    return wanted
 
 
 def of_role(

@@ -1,12 +1,14 @@
 """The masks and candidates that `evaluate` writes for nnU-Net's probabilities."""
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from lesionseg.core import Geometry, Prediction
+from lesionseg.core import Geometry, Prediction, Problem
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.predictions import (
@@ -17,6 +19,8 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import result_suffix
 from lesionseg.pipeline.chosen_point import Decision
+
+log = logging.getLogger(__name__)
 
 FOLDER = "predictions"
 
@@ -61,10 +65,21 @@ class KeptPredictions:
             like=files.mask,
         )
 
-    def keep_unlabelled(self, cases: Sequence[str]) -> None:
-        """Find the candidates of cases that no reference belongs to, and keep them as well."""
+    def keep_unlabelled(self, cases: Sequence[str]) -> list[Problem]:
+        """Find the candidates of cases that no reference belongs to, and keep them as well.
+
+        Return what is wrong with those that cannot be read.
+        """
+        faults: list[Problem] = []
         for case in cases:
-            self.keep(open_prediction(self._of[case]))
+            try:
+                prediction = open_prediction(self._of[case])
+            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+                faults.append(Problem(case, str(error)))
+                log.warning("Not read, %s: %s", case, error)
+            else:
+                self.keep(prediction)
+        return faults
 
     def finish(self, decision: Decision) -> Path | None:
         """Accept the candidates of all kept cases and move the files to `output/predictions`.

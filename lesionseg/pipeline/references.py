@@ -1,32 +1,44 @@
 """The references that `evaluate` compares with: a dataset's, or a folder of masks."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.inference.nnunet.outputs import find_label_table
 from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
 from lesionseg.io.predictions import PredictionFiles, find_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
 
+log = logging.getLogger(__name__)
 
-def open_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
+
+def open_references(
+    folder: Path, faults: list[Problem] | None = None
+) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the dataset of a folder (None for a folder of masks), and all labelled cases.
 
     Masks named after BIDS that lie in the folder itself are a folder of masks. A folder of masks
-    that belongs to a dataset, such as nnU-Net's `labelsTs`, is that part of the dataset. Raises
-    `DatasetError` if there is no reference.
+    that belongs to a dataset, such as nnU-Net's `labelsTs`, is that part of the dataset. With a
+    list `faults`, cases that cannot be used are left out and added to the list; without it they
+    raise `DatasetError`, as does a folder without a reference.
     """
     name = recognised(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
-        masks = find_masks(folder)
+        masks = find_masks(folder, faults)
         if (dataset := read_dataset_of(masks.values())) is not None:
             return dataset, list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    dataset = read_dataset(folder, may_lack=True)
-    labelled = [c for c in dataset.cases if c.is_labelled]
+    dataset = read_dataset(folder, may_lack=True, lenient=faults is not None)
+    wrong = {problem.case for problem in dataset.problems if problem.case}
+    if faults is not None:
+        faults += [problem for problem in dataset.problems if problem.case]
+        for problem in dataset.problems:
+            if not problem.case:
+                log.warning(problem.message)
+    labelled = [c for c in dataset.cases if c.is_labelled and c.case not in wrong]
     if not labelled:
         raise DatasetError(f"{folder}: no case has a reference to compare with.")
     return dataset, labelled

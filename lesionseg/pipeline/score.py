@@ -19,11 +19,12 @@ from lesionseg.core import (
     Geometry,
     OperatingPoint,
     Prediction,
+    Problem,
     Reference,
     Role,
     Volume,
 )
-from lesionseg.errors import DatasetError, GeometryError, count
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError, count
 from lesionseg.evaluation import (
     MatchedCase,
     Preset,
@@ -76,32 +77,58 @@ def match_cases(
     resample: bool = False,
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
+    faults: list[Problem] | None = None,
 ) -> Iterator[MatchedCase]:
     """Match each case with its prediction, if it has one; each is freed before the next is read.
 
-    `progress` is called with case, number done and total, instead of a bar. `dataset` is None for
-    masks alone. `role`: of cases that state none. `resample`: see `read_on_grid`. `keep` is called
-    with each prediction, as a file's id names it.
+    Args:
+        cases: the cases with references.
+        predictions: the files of the predicted ones.
+        preset: the rule of matching.
+        dataset: the dataset of the cases; None for masks alone.
+        role: of cases that state none.
+        zones: zones by case.
+        resample: see `read_on_grid`.
+        progress: is called with case, number done and total, instead of a bar.
+        keep: is called with each prediction, as a file's id names it.
+        faults: a list that takes up what is wrong with a case, which is then left out and named in
+            a warning; None: the first error is raised.
     """
     regions = dataset.regions if dataset else ()
-    how = {"resample": resample, "binary": bool(regions)}
+
+    def match_one(files: CaseFiles) -> MatchedCase:
+        reference, prediction = open_reference(files, dataset), None
+        if files.case in predictions:
+            prediction = read_on_grid(
+                predictions[files.case],
+                reference.geometry,
+                resample=resample,
+                binary=bool(regions),
+            )
+            if keep is not None:
+                keep(replace(prediction, case=files.case))
+        return match_case(
+            reference,
+            prediction,
+            preset,
+            case=files.case,
+            group=files.group,
+            role=files.role or role,
+            regions=regions,
+            zones=zones.read(files.case, reference.geometry.spacing_mm[0]) if zones else None,
+        )
+
     with bar("Scoring", progress) as advance:
         for done, files in enumerate(cases, start=1):
-            reference, prediction = open_reference(files, dataset), None
-            if files.case in predictions:
-                prediction = read_on_grid(predictions[files.case], reference.geometry, **how)
-                if keep is not None:
-                    keep(replace(prediction, case=files.case))
-            yield match_case(
-                reference,
-                prediction,
-                preset,
-                case=files.case,
-                group=files.group,
-                role=files.role or role,
-                regions=regions,
-                zones=zones.read(files.case, reference.geometry.spacing_mm[0]) if zones else None,
-            )
+            try:
+                matched = match_one(files)
+            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+                if faults is None:
+                    raise
+                faults.append(Problem(files.case, str(error)))
+                log.warning("Not scored, %s: %s", files.case, error)
+            else:
+                yield matched
             advance(files.case, done, len(cases))
 
 
@@ -144,8 +171,8 @@ def read_on_grid(
     if not resample:
         raise GeometryError(
             f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
-            f"{describe_grid(geometry)}, {own.distance_mm(geometry):.4g} mm off. Give "
-            "resample=true, or resample it with the program that wrote it."
+            f"{describe_grid(geometry)}: {own.apart_text(geometry)}. Give resample=true, or "
+            "resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
     return onto_grid(replace(open_prediction(files, binary=binary), geometry=own), geometry)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.evaluation.tables import FAILED
 from lesionseg.io.files import plain_text, read_json
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
 _TEXT = (
     *("case", "group", "role", "status", "label", "zone", "warning"),
-    *("why_missed", "outcome", "outcome_any"),
+    *("why_missed", "outcome", "outcome_any", "message"),
 )
 
 
@@ -64,6 +65,11 @@ class Tables:
         return int((self.cases["status"] != "missing").sum())
 
     @property
+    def n_failed(self) -> int:
+        """Scans that could not be scored, as file and reference do not fit."""
+        return len(self.scores.get("failed_cases") or ())
+
+    @property
     def n_scanned(self) -> float:
         """Scans that rates are per: one whose labels are annotated in part counts by its share."""
         shares = self.cases.get("annotated_share")
@@ -107,6 +113,8 @@ def number(scores: Mapping[str, Any], key: str) -> tuple[float | None, Any]:
 def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
     """Read an evaluation; cases and groups become `case 1` and `patient 1` unless `identifiers`.
 
+    Cases that could not be scored are left out; `Tables.n_failed` counts them.
+
     Raises `ReadError` for a file that is missing, `ContentError` for one that cannot be read or
     tables that do not belong to scores.json.
     """
@@ -124,6 +132,7 @@ def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
             f"{folder}: lesions.csv has {len(lesions)} lesions, scores.json {scores['n_lesions']}. "
             "Run evaluate again; it writes all tables together."
         )
+    cases = cases[cases["status"] != FAILED].reset_index(drop=True)
     cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
     found = Tables(folder, scores, cases, lesions, candidates, {})
     return found if identifiers else _with_pseudonyms(found)

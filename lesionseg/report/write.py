@@ -303,6 +303,8 @@ def limits(tables: Tables, study: Mapping[str, str]) -> str:
     missing = tables.scores.get("missing_predictions") or ()
     if missing:
         words += f" {count(len(missing), 'scan')} without a result: their lesions count as missed."
+    if tables.n_failed:
+        words += f" {count(tables.n_failed, 'scan')} could not be scored and count nowhere."
     return words
 
 

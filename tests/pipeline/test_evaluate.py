@@ -6,7 +6,7 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
-from lesionseg.errors import ConfigError, DatasetError, GeometryError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate import of_role
@@ -214,11 +214,95 @@ def finer(mask):
 def test_another_grid_is_refused_or_resampled(folders, caplog):
     before = scores_of(*folders)
     write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), FINE)
-    with pytest.raises(GeometryError, match=r"a\.nii\.gz.*resample=true"):
-        evaluate(*folders)
+    refused = evaluate(*folders)
+    assert [problem.case for problem in refused.failed] == ["a"]
+    assert "resample=true" in refused.failed[0].message
     after = scores_of(*folders, resample=True)
     assert "reference: a" in caplog.text
     assert (after["n_true_positive"], after["dice"]) == (before["n_true_positive"], before["dice"])
+
+
+def eight(folder, change=None):
+    """Eight references and predictions with one lesion each; `change` spoils the predictions."""
+    for k in range(8):
+        mask = lesions(1, [0])
+        write_mask(folder / "ref" / f"P{k}.nii.gz", lesions(1))
+        write_mask(folder / "pred" / f"P{k}.nii.gz", mask)
+    if change is not None:
+        change(folder / "pred")
+    return folder / "ref", folder / "pred", folder / "out"
+
+
+def spoil(predictions):
+    """One prediction lacks a slice, one is 0.1 mm off, one is damaged, one is there twice."""
+    lacking = Geometry.from_spacing((9, 12, 14), (3.0, 1.0, 1.0))
+    write_mask(predictions / "P1.nii.gz", lesions(1, [0])[:-1], lacking)
+    moved = np.array(GEOMETRY.affine)
+    moved[0, -1] += 0.1
+    write_mask(predictions / "P2.nii.gz", lesions(1, [0]), Geometry(SHAPE, moved))
+    (predictions / "P3.nii.gz").write_bytes(b"damaged")
+    write_mask(predictions / "P4_mask.nii.gz", lesions(1, [0]))
+
+
+def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog):
+    expected = scores_of(*eight(tmp_path / "sound"))
+    outcome = evaluate(*eight(tmp_path / "spoilt", spoil), replicates=5)
+    scores, out = outcome.scores, tmp_path / "spoilt" / "out"
+    assert (scores["n_cases"], scores["n_true_positive"]) == (4, 4)
+    assert scores["dice"]["mean"] == expected["dice"]["mean"]
+    wrong = ["P1", "P2", "P3", "P4"]
+    assert sorted(case["case"] for case in scores["failed_cases"]) == wrong
+    assert expected["failed_cases"] == []
+    assert outcome.exit_status == 3
+    assert json.loads((out / "scores.json").read_text()) == scores
+    rows = {row["case"]: row for row in read_csv(out / "cases.csv")}
+    assert {case for case, row in rows.items() if row["status"] == "failed"} == set(wrong)
+    assert "the shapes differ" in rows["P1"]["message"]
+    assert "corners are up to 0.1 mm apart" in rows["P2"]["message"]
+    assert "P3.nii.gz" in rows["P3"]["message"]
+    assert "of the same case. Keep one" in rows["P4"]["message"]
+    assert "inf" not in caplog.text
+    assert all(caplog.text.count(f"Not scored, {case}:") == 1 for case in wrong)
+    assert any("Failed:  P" in line for line in outcome.summary())
+    page = write_report(out, out / "page", options=ReportSection.of(pdf=False))
+    assert "4 scans could not be scored" in page.read_text()
+
+
+def test_a_damaged_reference_fails_alone(folders):
+    (folders[0] / "b.nii.gz").write_bytes(b"damaged")
+    outcome = evaluate(*folders, replicates=5)
+    assert (outcome.scores["n_cases"], outcome.exit_status) == (2, 3)
+    assert [problem.case for problem in outcome.failed] == ["b"]
+
+
+def test_a_dataset_with_a_wrong_case_scores_the_others(folders, tmp_path):
+    rows = [{"case": name, "image": f"reference/{name}.nii.gz"} for name in "abc"]
+    for row in rows:
+        row["reference"] = row["image"]
+    rows[1]["reference"] = "reference/gone.nii.gz"
+    write_csv(tmp_path / "manifest.csv", rows, list(rows[0]))
+    outcome = evaluate(tmp_path, folders[1], tmp_path / "out", replicates=5)
+    assert outcome.scores["n_cases"] == 2
+    assert "gone.nii.gz" in outcome.failed[0].message
+
+
+def test_where_no_case_fits_all_faults_are_listed_and_nothing_is_written(folders):
+    for name in "abc":
+        (folders[0] / f"{name}.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"(?s)a\.nii\.gz.*b\.nii\.gz.*c\.nii\.gz"):
+        evaluate(*folders)
+    assert not (folders[2] / "scores.json").exists()
+
+
+def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
+    reference, prediction, out = eight(tmp_path / "one", spoil)
+    other = tmp_path / "two" / "pred"
+    eight(tmp_path / "two")
+    (other / "P6.nii.gz").write_bytes(b"damaged")
+    outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
+    assert outcome.scores["n_cases"] == 4
+    assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4", "P6"}
+    assert json.loads((out / "compare" / "scores.json").read_text())["n_cases"] == 3
 
 
 def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
@@ -242,7 +326,7 @@ def test_rasters_of_another_size_show_the_same_field(tmp_path):
     folders = [tmp_path / name for name in ("reference", "prediction", "out")]
     write_array(folders[0] / "a.png", reference)
     write_array(folders[1] / "a.png", reference.repeat(2, 0).repeat(2, 1))
-    with pytest.raises(GeometryError, match="grid"):
+    with pytest.raises(DatasetError, match="grid"):
         evaluate(*folders)
     scores = scores_of(*folders, resample=True)
     assert scores["dice"]["mean"] == scores["surface_dice"]["mean"] == 1.0

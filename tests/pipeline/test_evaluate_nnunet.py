@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.config import ReportSection
-from lesionseg.errors import ConfigError, DatasetError, ReadError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import find_predictions, read_prediction
@@ -88,9 +88,19 @@ def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]
     assert not folders[2].exists()
 
 
-def test_an_unreadable_archive_leaves_nothing(folders: tuple[Path, Path, Path]) -> None:
+def test_an_unreadable_archive_fails_alone(folders: tuple[Path, Path, Path]) -> None:
+    n_cases = scores_of(*folders)["n_cases"]
     (folders[1] / "P5.npz").write_bytes(b"no archive")
-    with pytest.raises(ReadError, match=r"P5\.npz"):
+    scores = scores_of(*folders)
+    assert scores["n_cases"] == n_cases - 1
+    assert [problem["case"] for problem in scores["failed_cases"]] == ["P5"]
+    assert "P5.npz" in scores["failed_cases"][0]["message"]
+
+
+def test_unreadable_archives_leave_nothing(folders: tuple[Path, Path, Path]) -> None:
+    for file in folders[1].glob("*.npz"):
+        file.write_bytes(b"no archive")
+    with pytest.raises(DatasetError, match=r"P5\.npz"):
         scores_of(*folders)
     assert not folders[2].exists()
 
