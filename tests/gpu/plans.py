@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lesionseg.config import TrainConfig, composed, read
+from lesionseg.cli.compose import composed
+from lesionseg.config import TrainConfig, read
 from lesionseg.plan.plan import AnchorPlan, CandidateRule, Plan
 from tests.models.plans import plan_of
 
