@@ -3,7 +3,8 @@
 run_dir/
 ├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
 ├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same
-├── oof/                     predictions of all development cases, scores, tables, report
+├── oof/                     predictions of all development cases, scores, tables
+├── report.html              the report on them
 ├── bundle/                  the folds' networks as one ensemble, with what was chosen out of fold
 └── test/                    the test role, predicted by the ensemble
 """

@@ -38,7 +38,8 @@ def typed(command: str, **settings: object) -> str:
 def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
     """A bar on standard error, or `progress`: called with (item, done, total) or (text, share, 1).
 
-    Where standard error is no terminal, a long step logs a line for each 5 %, with the time left.
+    If standard error is no terminal, a long step logs a line at most every 5 %, each time that the
+    time left has changed.
     """
     if progress is not None:
         yield progress
@@ -47,10 +48,10 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    began, first, said = time.monotonic(), math.nan, 0
+    began, first, said, last_left = time.monotonic(), math.nan, 0, ""
 
     def say_advance(item: str, done: float, total: int) -> None:
-        nonlocal began, first, said
+        nonlocal began, first, said, last_left
         if math.isnan(
             first
         ):  # resumed work begins in the middle; of new work the first item counts
@@ -60,6 +61,9 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
             said = share
             left = seconds * (total - done) / (done - first)
             text = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
+            if text == last_left:  # a line that says the same again is no news
+                return
+            last_left = text
             seen = item if total == 1 else f"{done:g} of {total}"
             log.info("%s: %s (%.0f %%), %s left.", what, seen, 100 * done / total, text)
 

@@ -1,7 +1,6 @@
 """`report`: a page and a PDF from the tables that `evaluate` wrote, and the images behind them."""
 
 from pathlib import Path
-from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
@@ -44,14 +43,17 @@ def report(cfg: ReportConfig) -> Path:
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
-    """Write the reports of a run directory: validation or out of fold, and test; the last's path.
+    """Write the reports of a run directory and return the path of the last one.
 
-    None when the run has no scores at all, as without a case to validate on.
+    The page on validation or out-of-fold cases is `report.html` in the run directory itself, the
+    one on test cases is in `test`. None if the run has no scores, as without validation cases.
     """
     pages = []
-    for folder in (run, run / "oof", run / "test"):
-        if (folder / "scores.json").is_file():
+    for scores, output in ((run, run), (run / "oof", run), (run / "test", run / "test")):
+        if (scores / "scores.json").is_file():
             with bar("Drawing pictures") as advance:
-                drawn: dict[str, Any] = {"options": settings, "progress": advance}
-                pages.append(write_report(folder, folder, images=dataset, **drawn))
+                page = write_report(
+                    scores, output, images=dataset, options=settings, progress=advance
+                )
+            pages.append(page)
     return pages[-1] if pages else None

@@ -22,12 +22,14 @@ from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
+from lesionseg.pipeline.log import typed
 from lesionseg.plan.splits import Splits
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
 # settings that do not change the result: a whole section, or one of its settings
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
+BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
 _SHOWN = 5  # changed cases that the message names
@@ -56,11 +58,30 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
             "parent folder it finds the cases that are already prepared."
         )
-    if changed := sorted(_differences(before, dict(config))):
+    changed = dict(sorted(_differences(before, dict(config))))
+    if changed:
         raise ConfigError(
-            f"run_dir={run_dir} belongs to another configuration: {'; '.join(changed)}. Name "
-            "another one, or give the same settings to resume."
+            f"run_dir={run_dir} belongs to another configuration: "
+            f"{'; '.join(f'{key}: {text}' for key, text in changed.items())}. "
+            f"{_how_to_go_on(run_dir, config, {*changed} <= BUDGET)}"
         )
+
+
+def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
+    """Explain what to type instead, if the run directory belongs to another configuration."""
+    if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
+        return "Name another one, or give the same settings to resume."
+    budget = {
+        f"trainer.{key}": value
+        for key, value in config.get("trainer", {}).items()
+        if f"trainer.{key}" in BUDGET and value is not None
+    }
+    settings: dict[str, object] = {"data.root": config["data"]["root"]}
+    settings |= {"model.init_from": run_dir, "run_dir": "NEW"} | (budget if only_budget else {})
+    return (
+        "This training is finished and stays as it is. To train further, start a new run from its "
+        f"weights: {typed('train', **settings)} (with your other settings)."
+    )
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -73,8 +94,8 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     write_text(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
-    """`key: old → new` for every leaf that differs, the free settings left out."""
+def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, str]]:
+    """Yield the key and `old → new` of every leaf that differs, except for free settings."""
     if isinstance(before or now, dict) and isinstance(now or {}, dict):
         before, now = before or {}, now or {}
         for name in {**before, **now}:
@@ -82,7 +103,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
             if inner not in FREE:
                 yield from _differences(before.get(name), now.get(name), inner)
     elif before != now:
-        yield f"{key}: {before} → {now}"
+        yield key, f"{before} → {now}"
 
 
 def check_cases(run: Path, splits: Splits) -> None:

@@ -203,10 +203,12 @@ def score_validation(
         counts.append(LevelCounts(files.group))
         return counts[-1].counter(open_reference(files, survey.dataset), plan)
 
+    log.info("Predicting %s.", _named(cases))
     _predict(predictor, survey, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     plan = plan.with_(voxel_calibration=fit, reasons={**plan.reasons, VOXELS: why})
     if fit is not None:
+        log.info("Predicting again: the calibration of voxels changes the outlines.")
         _predict(predictor.with_plan(plan), survey, cases, folder)
     return score_predicted(survey, find_predictions(folder), folder, plan, cfg, origin)
 
@@ -284,10 +286,15 @@ def score_role(
     cases, folder = labelled(survey, role), output / "predictions"
     if not cases:
         return None
+    log.info("Predicting %s.", _named(cases))
     _predict(predictor, survey, cases, folder)
     files_of, preset = find_predictions(folder), find_preset(cfg.preset)
     matches = match_cases(cases, files_of, preset, dataset=survey.dataset)
     return _score(matches, survey, output, predictor.operating_point(), cfg, origin)
+
+
+def _named(cases: Sequence[CaseFiles]) -> str:
+    return count(len(cases), f"{cases[0].role} case")
 
 
 def _predict(
@@ -309,7 +316,6 @@ def _predict(
         write_prediction(folder, prediction)
         return files.case
 
-    log.info("Predicting %s.", count(len(cases), f"{cases[0].role} case"))
     predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):

@@ -16,7 +16,7 @@ from torch import nn
 from lesionseg.config import DetectionConfig, LossConfig, TrainConfig
 from lesionseg.core import Aim, CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, count
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.tables import scores_table
 from lesionseg.inference.bundle import write_bundle
@@ -36,6 +36,7 @@ from lesionseg.pipeline.dataset import (
     require_masks,
     take_survey,
 )
+from lesionseg.pipeline.finished import Finished, read_finished, write_finished
 from lesionseg.pipeline.log import LOG, aligned, bar, run_log, say, typed
 from lesionseg.pipeline.prepare import config_of, plan_run, prepare_cases, start_from
 from lesionseg.pipeline.report import report_run
@@ -83,9 +84,9 @@ def train(cfg: TrainConfig) -> Path:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
     All cases are read and checked before the first file is written. Starting again with the same
-    configuration resumes; while it runs, a second one is an error. `data.fold=all` trains every
-    fold (`cross_validate`). Says the scores and returns the run directory. Raises the
-    `LesionsegError` of whatever is wrong.
+    configuration resumes, or repeats nothing if the training is finished; while it runs, a second
+    one is an error. `data.fold=all` trains every fold (`cross_validate`). Prints the scores and
+    returns the run directory. Raises the `LesionsegError` of whatever is wrong.
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
@@ -101,6 +102,11 @@ def train(cfg: TrainConfig) -> Path:
         survey = broadcast_from_rank_zero(
             lambda: take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
         )
+        finished = broadcast_from_rank_zero(lambda: read_finished(run, survey, cfg))
+        if finished is not None:
+            if is_rank_zero():
+                _tell_finished(finished, run, cfg)
+            return run
         if cfg.data.fold == ALL_FOLDS:
             from lesionseg.pipeline.cross_validate import cross_validate
 
@@ -118,13 +124,50 @@ def train(cfg: TrainConfig) -> Path:
                     "patient who was also trained on. Test on other patients before you rely on "
                     "them."
                 )
+            lines += nothing_found(scores)
             lines.append(f"Finished in {minutes:.1f} minutes.")
+            write_finished(run, page, minutes, survey, cfg)
             note("\n".join(lines))
             opened = f"Open:    {page}" if page else "Without a validation case there is no report."
             table = aligned(scores_table(scores))
             say("\n".join([*table, "", *lines, f"Bundle:  {run / BUNDLE}", opened]))
             say(f"Next:    {typed('predict', bundle=run, input='SCANS', output='FOUND')}")
     return run
+
+
+def _tell_finished(finished: Finished, run: Path, cfg: TrainConfig) -> None:
+    """Print when the training was finished, where its results are, and how to train further."""
+    page = "Without a validation case there is no report."
+    if finished.page is not None:
+        page = f"Open:    {run / finished.page}"
+    longer = {"data.root": cfg.data.root, "model.init_from": run, "run_dir": "NEW"}
+    lines = [
+        f"Finished at {finished.at}, after {finished.minutes:.1f} minutes. Nothing is repeated.",
+        f"Bundle:  {run / BUNDLE}",
+        page,
+        f"Next:    {typed('predict', bundle=run, input='SCANS', output='FOUND')}",
+        f"Further: {typed('train', **longer)}  # trains on from these weights",
+    ]
+    say("\n".join(lines))
+
+
+def nothing_found(scores: Mapping[str, Scores]) -> list[str]:
+    """Explain what to try if no lesion was found in one of the roles; no line otherwise."""
+    lines = []
+    for role, found in scores.items():
+        if found["n_lesions"] and not found["n_true_positive"]:
+            lesions = count(found["n_lesions"], "lesion")
+            minutes = found.get("provenance", {}).get("training_minutes", 0.0)
+            took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+            lines.append(
+                f"It found none of {lesions} of the {role} cases after {took} of training."
+            )
+    if lines:
+        lines.append(
+            "What to try: train longer (trainer.max_minutes=60), look at the masks with prepare "
+            "check=true, and read docs/troubleshooting.md."
+        )
+    return lines
 
 
 def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None) -> Plan:

@@ -38,10 +38,18 @@ def folder(once):
 def test_a_cross_validation_leaves_everything_that_is_promised(folder):
     promised = """config.yaml plan.json splits.json fold_0/bundle fold_1/bundle oof/scores.json
         fold_0/previews/step_000003.png
-        oof/cases.csv oof/lesions.csv oof/candidates.csv oof/report.html test/scores.json
+        oof/cases.csv oof/lesions.csv oof/candidates.csv report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
         bundle/plan.json bundle/model_card.md"""
     assert [name for name in promised.split() if not (folder / "cv" / name).exists()] == []
+
+
+def test_a_finished_cross_validation_repeats_nothing(folder, tmp_path, capsys, caplog):
+    run_dir = shutil.copytree(folder / "cv", tmp_path / "cv")
+    train(folder / "raw", run_dir, *ALL)
+    assert "Finished at " in capsys.readouterr().out
+    assert "Predicting" not in caplog.text
+    assert "Fold" not in caplog.text
 
 
 def test_every_development_case_is_predicted_once_by_a_network_that_never_saw_it(folder):
@@ -103,7 +111,7 @@ def test_folds_that_share_a_case_are_refused_at_once(folder, tmp_path, capsys):
     folds = json.loads((folder / "cv" / "splits.json").read_text())
     (tmp_path / "splits.json").write_text(json.dumps([folds[0], folds[0]]))
     train(folder / "raw", tmp_path / "cv", *ALL, f"data.splits={tmp_path}/splits.json", status=1)
-    assert "validates in more than one fold" in capsys.readouterr().err
+    assert "lists of two folds share" in capsys.readouterr().err
 
 
 @pytest.mark.slow

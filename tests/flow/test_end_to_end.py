@@ -1,5 +1,6 @@
 """End to end on toy files by the command line: train, resume, predict, evaluate, report."""
 
+import re
 import shutil
 
 import nibabel as nib
@@ -49,13 +50,54 @@ def test_scores_say_what_they_were_computed_on(folder):
     assert p[-1] > p[0]
 
 
-def test_the_same_command_resumes_and_another_is_refused(folder, tmp_path, capsys):
+def states(folder):
+    """Return the time of change of every file of results, logs excepted."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".log")
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in files}
+
+
+def test_a_finished_training_says_so_and_repeats_nothing(folder, tmp_path, capsys, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
+    before = states(copy)
+    train(folder / "raw", copy, *STEPS)
+    assert states(copy) == before
+    printed = capsys.readouterr().out
+    assert re.search(r"Finished at \d{4}-\d\d-\d\d \d\d:\d\d", printed)
+    assert f"Open:    {copy / 'test' / 'report.html'}" in printed
+    assert f"model.init_from={copy} run_dir=NEW" in printed
+    assert "Predicting" not in caplog.text
+
+
+def test_other_settings_of_the_report_draw_it_again_without_predictions(folder, tmp_path, caplog):
+    copy = shutil.copytree(folder / "run", tmp_path / "run")
+    assert "SIM_006" not in (copy / "test" / "report.html").read_text()
+    train(folder / "raw", copy, *STEPS, "report.identifiers=true")
+    assert "SIM_006" in (copy / "test" / "report.html").read_text()
+    assert "Predicting" not in caplog.text
+
+
+def test_a_finished_training_is_completed_if_something_is_missing(folder, tmp_path, caplog):
+    copy = shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(copy / "test")
     weights = (copy / "bundle" / "weights.safetensors").read_bytes()
     train(folder / "raw", copy, *STEPS)
     assert (copy / "bundle" / "weights.safetensors").read_bytes() == weights
+    assert (copy / "test" / "report.html").is_file()
+    assert caplog.text.count("Predicting 1 validation case.") == 1
+
+
+def test_a_finished_training_explains_how_to_train_further(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder / "run", tmp_path / "run")
+    train(folder / "raw", copy, TILE, "trainer.max_steps=40", status=2)
+    said = capsys.readouterr().err
+    assert "trainer.max_steps: 20 → 40" in said
+    assert f"model.init_from={copy} run_dir=NEW trainer.max_steps=40" in said
     train(folder / "raw", copy, *STEPS, "loss.gamma=3", status=2)
-    assert "loss.gamma: 1.0 → 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "loss.gamma: 1.0 → 3" in said
+    assert f"model.init_from={copy} run_dir=NEW (" in said
+    further = [TILE, "trainer.max_steps=2", f"model.init_from={copy}"]  # what was advised works
+    train(folder / "raw", tmp_path / "new", *further)
 
 
 def test_predict_evaluate_and_report_follow(folder, tmp_path):

@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,9 +14,9 @@ from lesionseg.cli import run
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.log import LOG, run_log
+from lesionseg.pipeline.log import LOG, bar, run_log
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
-from lesionseg.pipeline.train import check_losses
+from lesionseg.pipeline.train import check_losses, nothing_found
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
 from tests.commands import python
@@ -54,10 +55,11 @@ def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, c
 
 
 def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
+    (tmp_path / "manifest.csv").touch()
     with locked_folder(tmp_path / "run"):
         assert run("train", [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]) == 1
     assert "another process is writing into this folder" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "manifest.csv"]
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="is a file"):
         save_config(tmp_path / "run", config())
@@ -174,6 +176,36 @@ def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(t
     done = python("-c", script, tmp_path)
     assert (done.returncode, done.stderr) == (0, "a warning\n")
     assert {"a plan", "a warning"} <= set(kept(tmp_path))
+
+
+# --- what is said while and after it runs ---
+
+
+def test_a_line_of_progress_never_repeats_the_time_left(monkeypatch, caplog, capsys):
+    caplog.set_level(logging.INFO, "lesionseg")
+    clock = iter(np.arange(0, 10**6, 6.0))
+    monkeypatch.setattr("lesionseg.pipeline.log.time.monotonic", lambda: next(clock))
+    with bar("Training") as advance:
+        for done in range(101):
+            advance("loss 0.5", done / 100, 1)
+    said = [record.getMessage().rpartition(", ")[2] for record in caplog.records]
+    assert len(said) > 5
+    assert len(said) == len(set(said))
+
+
+def scores(n_lesions, n_found, minutes=3.0):
+    made = {"training_minutes": minutes}
+    return {"n_lesions": n_lesions, "n_true_positive": n_found, "provenance": made}
+
+
+def test_if_nothing_was_found_it_says_what_to_try():
+    lines = nothing_found({"validation": scores(12, 3), "test": scores(1, 0)})
+    assert lines[0] == "It found none of 1 lesion of the test cases after 3 minutes of training."
+    assert "trainer.max_minutes=60" in lines[1]
+    assert "docs/troubleshooting.md" in lines[1]
+    assert nothing_found({"validation": scores(12, 3), "test": scores(0, 0)}) == []
+    (line, _) = nothing_found({"validation": scores(12, 0, minutes=0.5)})
+    assert "none of 12 lesions of the validation cases after 30 seconds" in line
 
 
 # --- settings of a loss or a machine are named before a run belongs to them ---
