@@ -102,7 +102,7 @@ def test_a_value_of_the_wrong_kind_or_range_is_an_error(override: str, expected:
         (["--config-dir"], ""),
         (["--config-dir", "absent"], ""),
         (["-m", "data.root=x", "los=focal"], ""),
-        (["data.root=x", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
+        (["experiment=demo_mri", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
     ],
 )
 def test_what_is_no_override_is_an_error(argv: list[str], meant: str, capsys: Capture) -> None:
@@ -203,8 +203,9 @@ def test_an_experiment_of_the_users_own_folder_is_found(tmp_path: Path, capsys: 
 
 def test_the_largest_file_is_a_setting(tmp_path: Path) -> None:
     try:
-        nowhere = ["reference=/nowhere", "prediction=/nowhere", f"output={tmp_path}"]
-        assert run("evaluate", [*nowhere, "max_voxels=1000"]) == 1
+        (tmp_path / "no_mask.txt").touch()
+        given = [f"reference={tmp_path}", f"prediction={tmp_path}", f"output={tmp_path / 'out'}"]
+        assert run("evaluate", [*given, "max_voxels=1000"]) == 1
         assert limits() == FileLimits(max_voxels=1000)
     finally:
         set_limits(FileLimits())
