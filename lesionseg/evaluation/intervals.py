@@ -153,9 +153,19 @@ def rate(counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: 
         return Estimate(value, None, TOO_FEW_GROUPS)
     deff = count_design_effect(counts, exposure) * few_groups_factor(groups)
     events = counts.sum() / deff
+    low, high = poisson_interval(events)
+    return Estimate(value, (low * deff / total, high * deff / total))
+
+
+def poisson_interval(events: float) -> CI:
+    """Return Garwood's exact 95 % interval (1936) of the mean of a Poisson count.
+
+    >>> low, high = poisson_interval(10)
+    >>> round(low, 4), round(high, 4)
+    (4.7954, 18.3904)
+    """
     low = gammaincinv(events, 0.025) if events else 0.0
-    high = gammaincinv(events + 1, 0.975)
-    return Estimate(value, (float(low * deff / total), float(high * deff / total)))
+    return float(low), float(gammaincinv(events + 1, 0.975))
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:

@@ -19,7 +19,7 @@ from pathlib import Path
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation.voxel_calibration import mean_calibration
-from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
+from lesionseg.inference.bundle import bundle_digest, bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, read_json, write_json
 from lesionseg.io.predictions import find_predictions
@@ -31,6 +31,7 @@ from lesionseg.pipeline.run_dir import (
     check_config,
     has_config,
     provenance,
+    training_counts,
 )
 from lesionseg.pipeline.score import labelled, score_folds, score_role
 from lesionseg.pipeline.select import unselected
@@ -108,12 +109,15 @@ def _gather(
     made = [read_json(path)["provenance"] for path in paths if path.is_file()]
     minutes = sum(float(one.get("training_minutes", 0)) for one in made)
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
+    taught = {c.case: c for fold in folds.values() for c in labelled(fold, "train")}
+    origin |= {"model": plan.architecture.name, **training_counts(taught.values())}
     safe = all(fold.splits.group_safe for fold in folds.values())
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
     plan = unselected(members.plan).with_(voxel_calibration=voxels, n_members=len(folds))
     plan, scores = score_folds(whole, folds, run, plan, cfg, origin)
     keep_bundle(members.networks, plan, scores, origin, run, members.check)
+    origin |= {"bundle": bundle_digest(run / BUNDLE)}
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)
     tested = score_role(predictor, whole, run / "test", "test", cfg, origin)

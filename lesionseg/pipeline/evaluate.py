@@ -5,6 +5,7 @@ cases, lesions and candidates.
 """
 
 import logging
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, aligned, typed
 from lesionseg.pipeline.references import open_references, with_labels_of_outputs
 from lesionseg.pipeline.score import match_cases
+from lesionseg.report.identity import read_run
 
 _log = logging.getLogger(__name__)
 COMPARED = "compare"  # where the second model's tables lie in an output folder
@@ -171,10 +173,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         unlabelled = [case for case in kept.cases if case not in known | wrong]
         unread = kept.keep_unlabelled(unlabelled)
 
-        made = {"lesionseg": __version__}
-        own = dict[str, Any]()
+        made: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
+        own = model_of(folder) | {"dataset": f"masks in {Path(cfg.reference).name}"}
         if dataset is not None:
-            own = {"dataset": dataset.name, "convention": dataset.convention}
+            own |= {"dataset": dataset.name, "convention": dataset.convention}
             own["simulated"] = "simulated" in dataset.name.lower()
         labels = dataset.lesion_labels if dataset else {}
         sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
@@ -235,6 +237,31 @@ def _wanted(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
     for problem in wanted:
         _log.warning("Not scored, %s: %s", problem.case, problem.message)
     return wanted
+
+
+def model_of(predictions: Path) -> dict[str, Any]:
+    """Return for the provenance which model made the predictions; empty if nothing says so.
+
+    `predict` writes the digest of the bundle into its table. The predictions in a run directory
+    are those of the run.
+    """
+    digests = {
+        row.get("bundle", "")
+        for table in predictions.glob("predictions*.csv")
+        for row in read_csv(table)
+    }
+    if named := sorted(digests - {""}):
+        return {"bundle": " and ".join(named)}
+    if predictions.name not in ("validation", "predictions"):
+        return {}
+    run = read_run(predictions)
+    known = {
+        "model": run.model,
+        "bundle": run.digest,
+        "training_patients": run.training_patients,
+        "training_scans": run.training_scans,
+    }
+    return {key: value for key, value in known.items() if value not in ("", None)}
 
 
 def of_role(

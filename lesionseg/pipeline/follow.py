@@ -61,13 +61,14 @@ FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit, aft
 class FollowOutcome:
     """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
 
-    `n_failed`: visits that could not be predicted.
+    `n_failed`: visits that could not be predicted. `has_images`: scans of both visits were given.
     """
 
     changes: tuple[LesionChange, ...]
     n_pairs: int
     output: Path
     n_failed: int = 0
+    has_images: bool = False
 
     @property
     def exit_status(self) -> int:
@@ -90,9 +91,10 @@ class FollowOutcome:
         if (self.output / "scores.json").is_file():  # a reference of change was given
             lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
         else:
+            images = "before_images= and after_images= add pictures; "
             lines.append(
-                "Next:    before_images= and after_images= add pictures; reference=, masks of the "
-                "new lesions, scores"
+                f"Next:    {'' if self.has_images else images}reference=, masks of the new "
+                "lesions, adds scores"
             )
         return lines
 
@@ -183,8 +185,18 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         write_scores(folder, scored, summarise(scored, find_preset("lesionseg"), **how))
     write_rows(folder / "changes.csv", changes, LesionChange)
     write_csv(folder / "pairs.csv", rows, tuple(rows[0]))
-    write_follow_page(folder / "follow.html", changes, names, cards, rule, point, joint_unit(units))
-    return FollowOutcome(tuple(changes), len(pairs), folder, len(failed))
+    write_follow_page(
+        folder / "follow.html",
+        changes,
+        names,
+        cards,
+        rule,
+        point,
+        joint_unit(units),
+        {row["case"]: row["registered"] for row in rows},
+    )
+    has_images = all(visit.image is not None for pair in pairs.values() for visit in pair)
+    return FollowOutcome(tuple(changes), len(pairs), folder, len(failed), has_images)
 
 
 def stable_point(

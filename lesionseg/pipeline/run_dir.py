@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 import lesionseg
-from lesionseg.core import Dataset
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_yaml, write_text
@@ -131,10 +131,21 @@ def check_cases(run: Path, splits: Splits) -> None:
         )
 
 
+def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int | None]:
+    """Return the numbers of training patients and scans, for the provenance.
+
+    The number of patients is None if every case is its own group: then nobody stated patients.
+    """
+    taught = list(cases)
+    groups = {files.group or files.case for files in taught}
+    stated = any(files.group not in ("", files.case) for files in taught)
+    return {"training_patients": len(groups) if stated else None, "training_scans": len(taught)}
+
+
 def provenance(
     dataset: Dataset, config: Mapping[str, Any], seed: int, device: str
 ) -> dict[str, Any]:
-    """Versions, git commit (`+`: with changes), machine, seed and a hash of the dataset's files.
+    """Versions, git commit (`+`: with changes), machine, seed, date, dataset and its files' hash.
 
     `simulated`: whether the configuration simulated the data, or the dataset's name says so.
     """
@@ -164,6 +175,8 @@ def provenance(
         "packages": packages,
         "device": machine,
         "seed": seed,
+        "date": time.strftime("%Y-%m-%d"),
+        "dataset": dataset.name,
         "convention": dataset.convention,
         "data_sha256": hashlib.sha256(sources.encode()).hexdigest(),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),

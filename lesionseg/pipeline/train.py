@@ -19,7 +19,7 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, count
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.tables import scores_table
-from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.bundle import bundle_digest, write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
@@ -47,6 +47,7 @@ from lesionseg.pipeline.run_dir import (
     has_config,
     provenance,
     save_config,
+    training_counts,
 )
 from lesionseg.pipeline.score import (
     labelled,
@@ -251,6 +252,7 @@ def train_once(
 
     origin = provenance(survey.dataset, config_of(cfg), cfg.seed, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
+    origin |= {"model": plan.architecture.name, **training_counts(labelled(survey, "train"))}
     check = training_ranges(cases, plan, survey.fingerprint)
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
@@ -260,6 +262,7 @@ def train_once(
     keep_bundle([fitted.network], complete, validated, origin, run, check)
     scores = {"validation": validated} if validated else {}
     if test:
+        origin |= {"bundle": bundle_digest(run / BUNDLE)}
         final = predictor.with_plan(complete)
         tested = score_role(final, survey, run / "test", "test", cfg, origin)
         scores |= {"test": tested} if tested else {}

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from lesionseg.errors import count
 from lesionseg.evaluation.intervals import wilson_interval
 from lesionseg.report.rendering import rate
 from lesionseg.report.tables import Tables, number
+from lesionseg.report.words import FEW, per_scan, size_class_words
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey
 FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
@@ -34,7 +36,8 @@ RC: Any = {
     "axes.spines.right": False,
 }
 MOST_RINGS = 12  # patients drawn one by one
-FEW = 5  # fewer patients give no interval that holds
+SEVERAL = 5  # lesions of a size class that carry a statement about it
+FIRST_RATE, LAST_RATE = 0.125, 8.0  # false positives per scan: the usual axis of an FROC curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ def size_chart(tables: Tables) -> Chart | None:
             shares = own.groupby("group")["detected"].mean()
             at = x + 0.32 + 0.05 * np.arange(len(shares))
             axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
-    names = [f"{size_words(b, tables.unit)}\n{b['detected']} of {b['n']}" for b in bins]
+    names = [f"{size_class_words(b, tables.unit)}\n{b['detected']} of {b['n']}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     axes.set_ylim(0, 1.02)
@@ -101,99 +104,154 @@ def size_chart(tables: Tables) -> Chart | None:
             f" Dashed: 95 % interval as if lesions were independent; the true one is wider "
             f"(fewer than {FEW} {who}s)."
         )
-    recalls = [part["recall"] for part in bins]
-    falls = recalls == sorted(recalls) and recalls[0] < recalls[-1]
-    title = "The smaller the lesion, the more are missed" if falls else "Lesions found, by size"
+    title = "Lesions found, by size"
+    if misses_grow(bins):
+        title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
 
 
-def size_words(part: Mapping[str, Any], unit: str) -> str:
-    """A size group as the charts name it, short enough for five side by side."""
-    short = unit.split(",")[0].split(" ")[0]
-    if not part["from_mm"]:
-        return f"under {part['to_mm']:g} {short}"
-    if part["to_mm"] is None:
-        return f"≥ {part['from_mm']:g} {short}"
-    return f"{part['from_mm']:g}–{part['to_mm']:g} {short}"
+def misses_grow(bins: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if smaller lesions are missed more often, by more than a few lesions.
+
+    `bins`: the size classes that have lesions, smallest first. Each needs several lesions, the
+    first one several missed ones, and no class has a lower sensitivity than a smaller one.
+    """
+    if len(bins) < 2 or min(part["n"] for part in bins) < SEVERAL:
+        return False
+    recalls = [part["recall"] for part in bins]
+    n_missed = bins[0]["n"] - bins[0]["detected"]
+    return n_missed >= SEVERAL and recalls == sorted(recalls) and recalls[0] < recalls[-1]
 
 
 def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
-    """Sensitivity against false alarms per scan, of one model or several on the same scans."""
+    """Draw sensitivity against false positives per scan, of one model or several on one set.
+
+    The axis is logarithmic from ⅛ on, as in papers, and linear below so that it has a 0.
+    """
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
-    cases = first.n_scanned
+    n_lesions, scans = len(first.lesions), first.n_scanned
     found, false = first.at(first.threshold)
-    here = (false / cases, found / len(first.lesions))
+    here = (false / scans, found / n_lesions)
     looser = looser_setting(first)
-    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
+    farthest = max(here[0], looser[2] / scans if looser else 0.0)
+    right = LAST_RATE
+    while right < 1.4 * farthest:
+        right *= 2
+    has_band = _interval_band(axes, first, right)
+    ends = False
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
-        scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
-        if tables.threshold is None:  # a reader's masks, say
-            alarms = int(tables.scores.get("n_false_positive") or 0) / tables.n_scanned
-            axes.plot(alarms, tables.lesions["detected"].mean(), "s", color=colour, label=name)
-            continue
-        points = [tables.at(score) for score in scores]
-        n = max(len(tables.lesions), 1)
-        scans = tables.n_scanned
-        x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
-        y = [0.0, *(found / n for found, _ in points)]
-        y.append(y[-1])
-        axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
-        if x[-1] < right:  # no setting goes further
-            axes.plot((x[-1], right), (y[-1], y[-1]), ":", color=colour, linewidth=1.6)
+        ends |= _froc_curve(axes, name, tables, colour, right)
     axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
-
-    def label(words: str, spot: tuple[float, float], down: int, **look: Any) -> None:
-        is_left = spot[0] < 0.55 * right  # else the words would leave the chart
-        axes.annotate(
-            words,
-            spot,
-            (9 if is_left else -9, down),
-            textcoords="offset points",
-            ha="left" if is_left else "right",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-            **look,
-        )
-
-    words = f"as set: {found} of {len(first.lesions)} found,\n{_alarms(false, cases)}"
-    low, lift = here[1] < 0.22, 9  # no room below
-    if looser is not None:
-        spot = (looser[2] / cases, looser[1] / len(first.lesions))
-        axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
-        loose = f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan"
-        rise = spot[1] - here[1]
-        if low and rise < 0.25 and spot[0] - here[0] < 0.45 * right:  # clear of each other
-            lift += round(160 * rise)
-            label(loose, spot, 40)
-        else:
-            label(loose, spot, 8)
-    label(words, here, lift if low else -29, fontweight="bold")
+    _rate_axis(axes, right)
+    _froc_labels(axes, here, looser, (found, n_lesions, false, scans))
     aim = first.aim
-    if aim is not None and aim.kind == "fp_per_case" and aim.value < right:
-        axes.axvline(aim.value, color="#555555", linestyle=":", linewidth=1, zorder=1)
-        axes.text(aim.value, 0.02, f" aim: {rate(aim.value)}", color="#555555", fontsize=9)
-    axes.set_xlim(-0.02 * right, right)
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("false alarms per scan")
+    if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
+        axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
+        axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     chosen_on = (first.scores.get("operating_point") or {}).get("chosen_on")
     caption = "Orange: the setting used"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
-    title = "A looser setting finds more, with more false alarms"
+    if looser is not None:
+        caption += " White: a looser one."
+    if has_band:
+        caption += " Band: 95 % interval."
+    if ends:
+        caption += " Dotted: no setting has more false positives."
+    title = "A looser setting finds more, with more false positives"
     if looser is None:
-        title = "Lesions found against false alarms per scan"
+        title = "Lesions found against false positives per scan"
     return Chart(title, caption, figure)
 
 
+def _froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
+    """Draw one model's curve, or its point if it has no scores; return True if it ends early."""
+    if tables.threshold is None:  # masks of a reader, say
+        alarms = int(tables.scores.get("n_false_positive") or 0) / tables.n_scanned
+        axes.plot(alarms, tables.lesions["detected"].mean(), "s", color=colour, label=name)
+        return False
+    scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
+    points = [tables.at(score) for score in scores]
+    n_lesions, scans = max(len(tables.lesions), 1), tables.n_scanned
+    x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
+    y = [0.0, *(found / n_lesions for found, _ in points)]
+    y.append(y[-1])
+    axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
+    if x[-1] >= right:
+        return False
+    axes.plot((x[-1], right), (y[-1], y[-1]), ":", color=colour, linewidth=1.6)
+    return True
+
+
+def _interval_band(axes: Axes, tables: Tables, right: float) -> bool:
+    """Draw the intervals of scores.json around the curve; return False if there are none."""
+    froc = tables.scores.get("froc") or {}
+    ends = zip(froc.get("fp_per_case") or (), froc.get("ci95") or (), strict=False)
+    known = [(at, *interval) for at, interval in ends if interval and at <= right]
+    if len(known) < 2:
+        return False
+    at, low, high = zip(*known, strict=True)
+    axes.fill_between(at, low, high, color=FOUND, alpha=0.15, linewidth=0)
+    return True
+
+
+def _rate_axis(axes: Axes, right: float) -> None:
+    """Label the axis of false positives per scan: 0, then powers of 2 from ⅛ on."""
+    axes.set_xscale("symlog", base=2, linthresh=FIRST_RATE, linscale=0.6)
+    axes.set_xlim(-0.01, right * 1.02)
+    ticks = [0.0, *(FIRST_RATE * 2**k for k in range(int(np.log2(right / FIRST_RATE)) + 1))]
+    names = {0.125: "⅛", 0.25: "¼", 0.5: "½"}
+    axes.set_xticks(ticks, [names.get(tick, f"{tick:g}") for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("false positives per scan")
+
+
+def _froc_labels(
+    axes: Axes,
+    here: tuple[float, float],
+    looser: tuple[float, int, int] | None,
+    counts: tuple[int, int, int, float],
+) -> None:
+    """Label the setting in use and a looser one, where no curve that rises has a line."""
+    found, n_lesions, false, scans = counts
+    halo = [withStroke(linewidth=3, foreground="white")]
+    is_low = here[1] < 0.4
+    axes.annotate(
+        f"as set: {found} of {n_lesions} found,\n{_alarms(false, scans)}",
+        here,
+        (0.98, 0.97 if is_low else 0.3),
+        textcoords="axes fraction",
+        ha="right",
+        va="top",
+        fontweight="bold",
+        path_effects=halo,
+        arrowprops={"arrowstyle": "-", "color": ACCENT, "linewidth": 1, "shrinkB": 5},
+    )
+    if looser is None:
+        return
+    spot = (looser[2] / scans, looser[1] / n_lesions)
+    axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
+    place = axes.transAxes.inverted().transform(axes.transData.transform(spot))
+    is_left = float(place[0]) < 0.45  # otherwise the words would leave the chart
+    axes.annotate(
+        f"looser: {looser[1]} of {n_lesions} at {rate(looser[2] / scans)} per scan",
+        spot,
+        (9 if is_left else -9, 8),
+        textcoords="offset points",
+        ha="left" if is_left else "right",
+        path_effects=halo,
+    )
+
+
 def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
-    """Threshold, lesions found and false alarms at about twice the rate; None for no gain."""
+    """Threshold, lesions found and false positives at about twice the rate; None for no gain."""
     if tables.threshold is None:
         return None
     found, false = tables.at(tables.threshold)
@@ -205,7 +263,8 @@ def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
 
 
 def _alarms(false: int, cases: float) -> str:
-    return "no false alarm" if not false else f"{rate(false / cases)} false alarms per scan"
+    """Return the rate of false positives in words."""
+    return per_scan(false / cases) if false else "no false positive"
 
 
 def dice_chart(tables: Tables) -> Chart | None:
@@ -249,7 +308,7 @@ def subgroup_chart(tables: Tables) -> Chart | None:
         if interval:
             axes.plot(interval, [y, y], color=INK, linewidth=1.2)
         axes.plot(value or 0.0, y, "o", color=FOUND)
-    names = [f"{g['by']}: {g['value']} ({g['n_lesions']} lesions)" for g in groups[::-1]]
+    names = [f"{g['by']}: {g['value']} ({count(g['n_lesions'], 'lesion')})" for g in groups[::-1]]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)

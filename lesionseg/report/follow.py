@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg import __version__
@@ -21,11 +22,14 @@ from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_linear
-from lesionseg.report.charts import ACCENT, FOUND, INK, MISSED, OTHER, Chart, new_figure
+from lesionseg.report.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.report.images import Scene
 from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.report.rendering import Tile, render
+from lesionseg.report.words import per_scan
 
+VISITS = ("earlier", "later")
+UNSURE = "#b3b3b3"  # a lesion without a sure change
 MAX_PICTURES = 40  # the largest changes; the tables hold every one
 SENTENCES: Mapping[str, str] = {
     "new": "Nothing was marked there at the earlier visit.",
@@ -37,12 +41,20 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
+ALIGNED: Mapping[str, str] = {  # how the two visits of a pair were laid over each other
+    "headers": "the positions that the files state are taken as they are; scans not registered to "
+    "each other need register=rigid",
+    "rigid": "the earlier scan was registered to the later one, moved and turned as a whole",
+}
+
+
 def draw_changes(
     pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
 ) -> list[tuple[LesionChange, Card]]:
-    """Each accepted change: both visits at the same place, with the outlines of both visits.
+    """Draw each accepted change: both visits at the same place, with the outlines of both visits.
 
-    `images`: the scans of both visits. `changes`: those of the pair, with what is accepted.
+    `images`: the scans of both visits. `changes`: those of the pair, with what is accepted. Each
+    picture states its visit.
     """
     accepted = sorted((c for c in changes if c.accepted), key=_extent, reverse=True)[:MAX_PICTURES]
     if not accepted:
@@ -67,6 +79,15 @@ def draw_changes(
             axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
             axes.imshow(np.asarray(canvas.buffer_rgba()))
             axes.set_axis_off()
+            axes.text(
+                0.03,
+                0.03,
+                VISITS[k],
+                color="white",
+                fontsize=8,
+                transform=axes.transAxes,
+                path_effects=[withStroke(linewidth=2, foreground="black")],
+            )
         diameters = change.diameter_before_mm, change.diameter_after_mm
         sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
         words: str = change.state
@@ -121,10 +142,12 @@ def write_follow_page(
     rule: ChangeRule,
     point: OperatingPoint | None,
     unit: str,
+    alignments: Mapping[str, str],
 ) -> Path:
     """Write the page to `path` and return it; `names` are the shown ones of all cases, in order.
 
-    `point` accepts new lesions; None: each of them counts. `unit`: of diameters.
+    `point` accepts new lesions; None: each of them counts. `unit`: of diameters. `alignments`: of
+    each case how its visits were laid over each other, a key of `ALIGNED`.
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
@@ -151,10 +174,17 @@ def write_follow_page(
         words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     pairs = [_pair(case, names[case], changes) for case in names]
+    ways = list(dict.fromkeys(alignments.values()))
+    for row, case in zip(pairs, names, strict=True):
+        if len(ways) > 1:
+            row["aligned by"] = alignments[case]
     listed = [_change(names[c.case], c, unit) for c in accepted]
     if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D has no volumes
         for row in (*pairs, *listed):
             del row["ml before"], row["ml after"]
+    expected = ""
+    if point is not None:
+        expected = per_scan(point.expected_false_positives_per_case, "false new lesion", "pair")
     html = render(
         "follow.html.j2",
         headline=f"{summary.capitalize() or 'No sure change'}; {count(stable, 'lesion')} stable.",
@@ -162,7 +192,9 @@ def write_follow_page(
         charts=[c for c in [_chart(changes, unit)] if c],
         rule=rule,
         point=point,
+        expected=expected,
         sections=sections,
+        aligned=[(way, ALIGNED[way]) for way in ways],
         pairs=pairs,
         changes=listed,
     )
@@ -179,11 +211,13 @@ def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
     if not changes:
         return None
     figure, axes = new_figure()
-    looks = {"stable": (MISSED, INK), "gone": (FOUND, FOUND), "shrunk": (FOUND, FOUND)}
-    for change in changes:
-        fill, edge = looks.get(change.state, (ACCENT, ACCENT))
+    smaller = ("gone", "shrunk")
+    for change in sorted(changes, key=lambda one: one.accepted):  # sure changes on top
+        colour = FOUND if change.state in smaller else ACCENT
+        if change.state == "stable" or not change.accepted:
+            colour = UNSURE
         at = change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0
-        axes.plot(*at, "o", color=fill if change.accepted else MISSED, mec=edge, markersize=6)
+        axes.plot(*at, "o", color=colour, mec="white", mew=0.6, markersize=6)
     top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([0, top], [0, top], color=OTHER, linewidth=1, zorder=0)
     axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))

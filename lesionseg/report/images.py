@@ -43,6 +43,14 @@ class Scene:
     below: NDArray[np.integer[Any]] | None = None
     prediction: Prediction | None = None
 
+    def mask_of(self, candidate: int) -> Mask | None:
+        """Return the mask of one candidate, its box if it has no mask; None without it."""
+        if self.prediction is None:
+            return None
+        chosen = [c for c in self.prediction.candidates if c.id == candidate]
+        only = replace(self.prediction, candidates=tuple(chosen))
+        return _accepted_mask(only, frozenset({candidate})) if chosen else None
+
 
 class Sources:
     """Where pictures come from; `load` reads one case.

@@ -3,6 +3,8 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -15,20 +17,33 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.report.charts import ACCENT, FOUND, RC
+from lesionseg.report.identity import Identity
 from lesionseg.report.pictures import ACCEPTED, REFERENCE, Card
+from lesionseg.report.words import Measure
 
 WIDTH, HEIGHT, EDGE = 11.69, 8.27, 0.45  # inches
 GAP, WASH, SOFT = 0.28, "#f3f6f8", "#555555"
-CHART = ((WIDTH - 2 * EDGE - GAP) / 2, 2.74)  # width and height of a chart on page 1
+CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
+CHARTS_END = 5.5  # where the charts of page 1 and their captions end
 TOP_SIDE, SIDE, COLUMNS, PER_PAGE = 1.62, 1.18, 3, 12  # of a picture on page 1 and on the others
-LINE = 0.152  # of a table
+LINE, NAME = 0.14, 31  # of a table: inches between lines, letters of a name
 
 
 def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
     """Write the report's values, as its template gets them, to a PDF. Raises `OutputError`."""
-    made = {"Title": values["title"], "CreationDate": None}
+    identity: Identity = values["identity"]
+    made = {
+        "Title": values["title"],
+        "Subject": identity.line(),
+        "Keywords": "research use only: not a medical device",
+        "Creator": f"lesionseg {__version__}",
+        "CreationDate": _day(
+            identity.evaluated
+        ),  # not the time of writing: equal runs, equal files
+    }
     with (
         rc_context({**RC, "pdf.fonttype": 42}),
         atomic_path(path) as unfinished,
@@ -45,6 +60,14 @@ def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
             pdf.savefig(page.figure)
         for page in _number_pages(values):
             pdf.savefig(page.figure)
+
+
+def _day(text: str) -> datetime | None:
+    """Return the date that a text such as 2026-01-31 states; None if it states none."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 class _Page:
@@ -86,27 +109,33 @@ def _lines(words: str, width: int) -> list[str]:
 
 
 def _first_page(values: Mapping[str, Any]) -> Figure:
-    page, y = _Page(), 0.22
+    page, y = _Page(), 0.2
     page.text(WIDTH - EDGE, y, f"{values['role']}research use only", 8, ha="right", color=SOFT)
+    page.text(EDGE, y, values["identity"].line(), 8, color=SOFT)
+    y += 0.24
     for name, words in values["tags"]:
         page.text(EDGE, y, f"{name.upper()}: {words}", 7, weight="bold", backgroundcolor="#ffdf6b")
         y += 0.2
-    page.text(EDGE, max(y, 0.48), values["headline"], 17, 78, weight="bold")
-    y, width = 1.26, (WIDTH - 2 * EDGE - 0.45) / 4
+    size = 17 if len(values["tags"]) < 2 else 14
+    lines = page.text(EDGE, y + 0.04, values["headline"], size, 1320 // size, weight="bold")
+    y = max(y + 0.04 + (0.25 + 1.35 * lines) * size / 72, 1.16)
+    width = (WIDTH - 2 * EDGE - 0.45) / 4
     for k, tile in enumerate(values["tiles"]):
         x = EDGE + k * (width + 0.15)
         page.box(x, y, width, 0.78, WASH)
         page.box(x, y, 0.045, 0.78, ACCENT if tile.weak else FOUND)
         page.text(x + 0.14, y + 0.08, tile.value, 15, weight="bold")
         page.text(x + 0.14, y + 0.39, tile.words, 8, 44, color="#444444")
+    top = y + 0.88
+    height = CHARTS_END - 0.52 - top
     for k, chart in enumerate(values["charts"]):
-        x, y = EDGE + k * (CHART[0] + GAP), 2.14
-        page.text(x, y, chart.title, 11, weight="bold")
-        page.image(x, y + 0.24, *CHART, _pixels(chart.figure))
-        page.text(x, y + 0.28 + CHART[1], chart.caption, 7.5, 96, color=SOFT)
-    y = 5.6 if values["charts"] else 2.3
+        x = EDGE + k * (CHART + GAP)
+        page.text(x, top, chart.title, 11, weight="bold")
+        page.image(x, top + 0.24, CHART, height, _pixels(chart.figure))
+        page.text(x, CHARTS_END - 0.25, chart.caption, 7.5, 96, color=SOFT)
+    y = CHARTS_END + 0.12 if values["charts"] else top + 0.16
     if top := values["pictures"]["top"]:
-        words = "Large lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
+        words = "Largest lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
         for k, card in enumerate(top):
             x = EDGE + 2.97 * k
@@ -119,7 +148,9 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
             page.line(9.4, y + 0.3 + 0.2 * k, 0.3, color=colour, linestyle=style, linewidth=2)
             page.text(9.78, y + 0.23 + 0.2 * k, words, 8)
     elif false := values["pictures"]["false"]:
-        title = "The highest rated false alarms" if values["n_false"] > 1 else "The false alarm"
+        title = (
+            "The highest rated false positives" if values["n_false"] > 1 else "The false positive"
+        )
         page.text(EDGE, y, title, 11, weight="bold")
         _draw_cards(page, false[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
@@ -133,35 +164,75 @@ def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
         row, column = divmod(k, COLUMNS)
         x, y = EDGE + column * (3 * SIDE + 0.12), top + row * (SIDE + 0.55)
         page.image(x, y, 3 * SIDE, SIDE, _picture(card))
-        page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 8, 62)
+        page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 7.5, 66)
 
 
 def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
-    """What was tested on the left, all measures on the right, on as many pages as they need."""
-    page, middle, y = _Page(), WIDTH / 2, 0.85
-    pages = [page]
-    page.text(EDGE, 0.5, "About this test", 13, weight="bold")
-    for name, words in values["about"]:
-        for k, line in enumerate(_lines(words, 64)):
-            if y > HEIGHT - 0.7:
-                page, y = _Page(), 0.85
-                pages.append(page)
-            if k == 0:
-                page.text(EDGE, y, name, 8, weight="bold")
-            page.text(EDGE + 1.25, y, line, 8)
-            y += LINE
-        y += 0.05
-    page.text(middle, 0.5, "All measures", 13, weight="bold")
-    x, y = middle, 0.85
-    for name, value, more in values["measures"]:
-        if y > HEIGHT - 0.7:
-            if x == middle:
-                page = _Page()
-                pages.append(page)
-            x, y = EDGE if x == middle else middle, 0.85
-        page.text(x, y, name, 7.5)
-        page.text(x + 2.5, y, value, 7.5, ha="right")
-        y += LINE * max(1, page.text(x + 2.65, y, more, 7.5, 50, color=SOFT))
+    """Draw what was tested on the left, all measures on the right, on as many pages as needed."""
+    rows = [(name, "", words) for name, words in values["about"]]
+    measured = []
+    for one in values["measures"]:
+        measured.append((one.name, one.value, _one_text(one)))
+    if note := values["measures_note"]:
+        measured.append(("", "", note.replace("– in the third column", "Without an interval")))
+    left = _columns("About this test", rows, 2.2, 46)
+    right = _columns("All measures", measured, 2.65, 48)
+    pages = []
+    for k in range(max(len(left), len(right))):
+        pages.append(_Page())
+        for columns, x in ((left, EDGE), (right, WIDTH / 2)):
+            for row in columns[k] if k < len(columns) else ():
+                row.draw(pages[-1], x)
+    return pages
+
+
+def _one_text(one: Measure) -> str:
+    """Return the meaning of a measure with its interval, or why it has none."""
+    if one.interval in ("", "–"):
+        return one.meaning
+    kind = "95 % interval" if one.interval[0] in "-0123456789" else "no interval"
+    if one.value == "–":
+        kind = "no value"
+    return ". ".join(part for part in (one.meaning.rstrip("."), f"{kind}: {one.interval}") if part)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table of the PDF: a name, a number right of it, and lines of text."""
+
+    y: float
+    name: str
+    value: str
+    lines: Sequence[str]
+    indent: float
+    is_title: bool = False
+
+    def draw(self, page: _Page, x: float) -> None:
+        """Draw the row at a distance from the left edge, in inches."""
+        if self.is_title:
+            page.text(x, self.y, self.name, 13, weight="bold")
+            return
+        for k, line in enumerate(_lines(self.name, NAME)):
+            page.text(x, self.y + k * LINE, line, 7.5, weight="bold")
+        page.text(x + self.indent - 0.15, self.y, self.value, 7.5, ha="right")
+        for k, line in enumerate(self.lines):
+            page.text(x + self.indent, self.y + k * LINE, line, 7.5, color=SOFT)
+
+
+def _columns(
+    title: str, rows: Sequence[tuple[str, str, str]], indent: float, letters: int
+) -> list[list[_Row]]:
+    """Place the rows of a table one below the other; one list of rows per page."""
+    pages = [[_Row(0.5, title, "", (), indent, is_title=True)]]
+    y = 0.85
+    for name, value, text in rows:
+        lines = _lines(text, letters) if text else []
+        height = LINE * max(1, len(lines), len(_lines(name, NAME))) + 0.04
+        if y + height > HEIGHT - 0.5:
+            pages.append([_Row(0.5, f"{title} (continued)", "", (), indent, is_title=True)])
+            y = 0.85
+        pages[-1].append(_Row(y, name, value, lines, indent))
+        y += height
     return pages
 
 

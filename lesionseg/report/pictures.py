@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ SMALL_SIDE_MM, SIDE_MM, SIDE_PER_EXTENT = 38.0, 64.0, 3.0  # of a cut-out; small
 SMALL_EXTENT_MM = 8.0
 MIN_SHARE_2D = 0.25  # of an image's longer side
 INCHES, DPI = 1.75, 110
+OUTLINE = 1.1  # width of a line
+FADED = 0.4  # opacity of outlines next to the one that is meant
 # outline of the reference, of what is accepted, of what was seen but not accepted
 REFERENCE, ACCEPTED, BELOW = "#56b4e9", "#f0a500", "white"
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))  # letters on the left and the upper edge
@@ -53,13 +55,34 @@ def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return order, tuple(k for k, axis in enumerate(order) if directions[k, axis] > 0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Outline:
+    """A mask `[*axes]` whose outline is drawn, and how."""
+
+    mask: NDArray[np.bool_] | None
+    colour: str
+    style: str
+    width: float = OUTLINE
+    alpha: float = 1.0
+
+    def within(self, part: Any) -> "_Outline":
+        """Return the outline of a part of the mask."""
+        return self if self.mask is None else replace(self, mask=self.mask[part])
+
+
 def draw_cutout(
-    scene: Scene, start: Sequence[float], stop: Sequence[float], *, planes: int = 3
+    scene: Scene,
+    start: Sequence[float],
+    stop: Sequence[float],
+    *,
+    planes: int = 3,
+    focus: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """Slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
+    """Draw slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
 
     3-D: the first `planes` of axial, coronal and sagittal, seen from the feet, the front and the
-    left. 2-D: the whole image with a frame, and the cut-out; the cut-out alone for one plane.
+    left. 2-D: the whole image with a frame, and the cut-out; only the cut-out for one plane.
+    `focus`: the mask of the one accepted candidate that is meant; all other outlines are faded.
     """
     order, flips = display_axes(scene.geometry)
     spacing, unit = (
@@ -67,22 +90,29 @@ def draw_cutout(
         scene.geometry.size_unit,
     )
     unit = unit.split(",")[0].split(" ")[0]
-    image, reference, accepted, below = (
+    image, reference, accepted, below, meant = (
         None if a is None else np.flip(a.transpose(order), flips)
-        for a in (scene.image, scene.reference, scene.accepted, scene.below)
+        for a in (scene.image, scene.reference, scene.accepted, scene.below, focus)
     )
     assert image is not None  # noqa: S101
+    fade = 1.0 if meant is None else FADED
+    others = accepted if accepted is None or meant is None else accepted & ~meant
+    masks = (
+        _Outline(reference, REFERENCE, "-"),
+        _Outline(others, ACCEPTED, "--", alpha=fade),
+        _Outline(None if below is None else below > 0, BELOW, ":", alpha=fade),
+        _Outline(meant, ACCEPTED, "--", 2 * OUTLINE),
+    )
     box = np.array([start, stop], dtype=float)[:, list(order)]
     for axis in flips:
         box[:, axis] = image.shape[axis] - box[::-1, axis]
-    middle = _middle(image.shape, box, (reference, accepted))
+    middle = _middle(image.shape, box, (reference, accepted) if meant is None else (meant,))
     extent = float(((box[1] - box[0]) * spacing).max())
     least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
     if image.ndim == 2:
         least = MIN_SHARE_2D * float((np.array(image.shape) * spacing).max())
     side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
     side = min(side, max(1.3 * extent, float((np.array(image.shape) * spacing).max())))
-    masks = (reference, accepted, None if below is None else below > 0)
     if image.ndim == 2:
         figure, panels = _panels(min(planes, 2))
         _crop(panels[-1], image, masks, spacing, middle, side, unit)
@@ -100,7 +130,7 @@ def draw_cutout(
         rest = [k for k in range(3) if k != axis]
         cut: list[Any] = [slice(None)] * 3
         cut[axis] = middle[axis]
-        plane = tuple(None if m is None else m[tuple(cut)] for m in masks)
+        plane = tuple(one.within(tuple(cut)) for one in masks)
         place = [middle[k] for k in rest]
         _crop(axes, image[tuple(cut)], plane, spacing[rest], place, side, unit)
         for letter, spot in zip(EDGES[axis], ((0.02, 0.5), (0.5, 0.93)), strict=True):
@@ -120,7 +150,8 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
         turned, spacing = turned[at], spacing[1:]
         lesions = None if lesions is None else lesions[at]
     figure, (axes,) = _panels(1)
-    _show(axes, turned, (lesions, None, None), spacing, np.percentile(turned, (1, 99.5)))
+    outline = _Outline(lesions, REFERENCE, "-")
+    _show(axes, turned, (outline,), spacing, np.percentile(turned, (1, 99.5)))
     return data_uri(figure)
 
 
@@ -142,7 +173,7 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
 def _crop(
     axes: Axes,
     image: NDArray[Any],
-    masks: Sequence[NDArray[np.bool_] | None],
+    masks: Sequence[_Outline],
     spacing: NDArray[Any],
     middle: Sequence[int],
     side: float,
@@ -154,7 +185,7 @@ def _crop(
         for m, h, n in zip(middle, half, image.shape, strict=True)
     )
     limits = np.percentile(image, (1, 99.7))
-    _show(axes, image[window], [None if m is None else m[window] for m in masks], spacing, limits)
+    _show(axes, image[window], [one.within(window) for one in masks], spacing, limits)
     x, y = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
     axes.set_ylim(x + side / 2, x - side / 2)
     axes.set_xlim(y - side / 2, y + side / 2)
@@ -167,7 +198,7 @@ def _crop(
 def _show(
     axes: Axes,
     image: NDArray[Any],
-    masks: Sequence[NDArray[np.bool_] | None],
+    masks: Sequence[_Outline],
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
@@ -182,8 +213,8 @@ def _show(
         extent=(0, width, height, 0),
         interpolation="nearest",
     )
-    looks = ((REFERENCE, "-"), (ACCEPTED, "--"), (BELOW, ":"))
-    for mask, (colour, style) in zip(masks, looks, strict=True):
+    for one in masks:
+        mask = one.mask
         if mask is None or not mask.any():
             continue
         fine = max(1, min(5, 500 // max(mask.shape)))  # so that outlines follow the voxels' edges
@@ -191,7 +222,16 @@ def _show(
         padded = padded.repeat(fine, 0).repeat(fine, 1)
         down, across = ((np.arange(n) + 0.5) / fine - 1 for n in padded.shape)
         y, x = down * spacing[0], across * spacing[1]
-        axes.contour(x, y, padded, levels=[0.5], colors=colour, linestyles=style, linewidths=1.1)
+        axes.contour(
+            x,
+            y,
+            padded,
+            levels=[0.5],
+            colors=one.colour,
+            linestyles=one.style,
+            linewidths=one.width,
+            alpha=one.alpha,
+        )
     axes.set_aspect("equal")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,29 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.report import charts
+from lesionseg.report.identity import Identity, read_identity
 from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
 from lesionseg.report.pictures import Card, data_uri, draw_cutout
-from lesionseg.report.rendering import Tile, percent, rate, render
-from lesionseg.report.tables import SMALL_MM, Tables, number, read_tables
+from lesionseg.report.rendering import render
+from lesionseg.report.tables import SMALL_MM, Tables, read_tables
+from lesionseg.report.words import (
+    QUESTIONS,
+    false_positive_words,
+    headline,
+    limits,
+    measures,
+    role_words,
+    rule_words,
+    setting_words,
+    short_unit,
+    size_class_words,
+    size_text,
+    study_lines,
+    tags,
+    tiles,
+    why_missed,
+)
 
 log = logging.getLogger(__name__)
 MOST_MISSED, MOST_FALSE, MOST_FOUND, ON_TOP = 60, 30, 12, 3  # pictures
@@ -29,34 +46,6 @@ LINES = {  # a mask of a scene: the class of its outline in style.css, and what 
     "below": ("b", "seen, but not marked"),
 }
 ANSWERS = ("answer", "reader", "comment")  # what a person fills in
-WHY = {  # a lesion was missed
-    "no_response": "not seen at all",
-    "below_operating_point": "seen, but rated below the limit",
-    "overlap_too_small": "touched, too little covered",
-    "merged": "marked together with another lesion",
-    "wrong_label": "marked as another kind of lesion",
-    "removed_by_size": "seen, but dropped for its size",
-    "case_failed": "the scan has no result",
-}
-
-
-# what the page cannot know by itself: the keys of study.yaml
-QUESTIONS: Mapping[str, str] = {
-    "title": "Title",
-    "intended_use": "Intended use",
-    "population": "Patients",
-    "inclusion": "Included",
-    "exclusions": "Excluded",
-    "sites": "Sites and scanners",
-    "period": "Period",
-    "reader": "Lesions marked by",
-    "reference_method": "How they were marked",
-    "model": "Program",
-    "training_data": "It learned from",
-    "funding": "Funding",
-    "contact": "Contact",
-    "remarks": "Remarks",
-}
 
 
 def write_report(
@@ -115,9 +104,11 @@ def write_report(
     annex = [outlines] if outlines and outlines is not second else []
     annex += [c for make in makers if (c := make(tables))]
     annex += charts.training_charts(scores_dir / "metrics.csv")
-    title = study.get("title") or "What the program finds, and what it misses"
+    identity = read_identity(scores_dir, tables.scores)
+    rows, note = measures(tables)
     values: dict[str, Any] = {
-        "title": title,
+        "title": page_title(tables, study, identity),
+        "identity": identity,
         "tags": tags(tables),
         "role": f"{role_words(role)} · " if role in ("test", "external") else "",
         "headline": headline(tables),
@@ -130,9 +121,10 @@ def write_report(
         "limits": limits(tables, study),
         "more": annex,
         "slider": slider(tables),
-        "measures": measures(tables.scores),
+        "measures": rows,
+        "measures_note": note,
         "case_rows": case_rows(tables),
-        "about": about(tables, study),
+        "about": about(tables, study, identity),
         "comparison": tables.scores.get("comparison"),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -161,196 +153,36 @@ def read_study(path: Path | None) -> dict[str, str]:
     }
 
 
-def tags(tables: Tables) -> list[tuple[str, str]]:
-    """What changes how the page is to be read, with one sentence each."""
-    role, found = tables.scores.get("evaluated_on"), list[tuple[str, str]]()
-    if not len(tables.cases):  # nothing to be read
-        return found
+def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> str:
+    """Return a title of the page's own: the user's, or what was evaluated on which scans."""
+    if title := study.get("title"):
+        return title
+    role = str(tables.scores.get("evaluated_on") or "unknown")
+    scans = f"{role} scans" if role in ("train", "validation", "test", "external") else "scans"
+    data = identity.dataset or "unnamed dataset"
+    day = f", {identity.evaluated}" if identity.evaluated else ""
+    return f"{data}: lesions found and missed in {scans}{day}"
+
+
+def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[tuple[str, str]]:
+    """Return the annex: what was tested, how, and by whose word."""
+    lesions = "as marked in the reference; it may be incomplete"
     if tables.simulated:
-        words = "made by a program: these figures say nothing about patients"
-        found.append(("Simulated scans", words))
-    if role in ("train", "validation"):
-        words = f"{role_words(role)} helped to make the program: these figures are too good"
-        found.append(("Development data", words))
-    elif role not in ("test", "external"):
-        found.append(("Role unknown", "the program may have learned from these scans"))
-    if what := (tables.scores.get("provenance") or {}).get("scored"):
-        found.append(("Follow-up", f"only {what} were scored"))
-    if tables.scores.get("split_is_group_safe") is False:
-        found.append(("Not independent", "the program learned from other scans of this patient"))
-    return found
-
-
-def role_words(role: str) -> str:
-    """On which scans the page is."""
-    words = {
-        "test": "test scans, not used in training",
-        "external": "scans from elsewhere, not used in training",
-        "validation": "validation scans",
-        "train": "training scans",
-    }
-    return words.get(role, "scans whose role is not stated")
-
-
-def share_words(hits: int, n: int) -> str:
-    """A share as one says it.
-
-    >>> share_words(64, 70), share_words(6, 23), share_words(5, 5), share_words(0, 8)
-    ('9 in 10', '1 in 4', 'all 5', 'none of 8')
-    >>> share_words(1, 2), share_words(4, 8), share_words(199, 200), share_words(1, 300)
-    ('1 of 2', '1 in 2', 'nearly all', 'almost none')
-    >>> share_words(1, 1), share_words(0, 1)
-    ('the only', '0 of 1')
-    """
-    if n and hits == n:
-        return "the only" if n == 1 else f"all {n}"
-    if n == 1:
-        return "0 of 1"
-    if hits == 0:
-        return f"none of {n}"
-    if n <= 5:
-        return f"{hits} of {n}"
-    share = hits / n
-    if share > 0.95:
-        return "nearly all"
-    if share < 0.05:
-        return "almost none"
-    options = [Fraction(k, 10) for k in range(1, 10)]
-    options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
-    near = min(options, key=lambda f: (round(abs(float(f) - share), 3), f.denominator))
-    return f"{near.numerator} in {near.denominator}"
-
-
-def headline(tables: Tables) -> str:
-    """One plain sentence from the two size classes and the false alarms."""
-    n_cases, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
-    scans = count(n_cases, "scan")
-    if not n_cases:
-        return "No scan was evaluated: this page says nothing about the program."
-    alarms = f"without a false alarm on {count(tables.n_predicted, 'scan')}"
-    if false:
-        alarms = f"with {rate(false / tables.n_scanned)} false alarms per scan"
-    if not len(tables.lesions):
-        called = int((tables.cases["n_false_positive"] > 0).sum())
-        calm = tables.n_predicted - called
-        return f"{scans} without lesions: {called} with a false alarm, {calm} without."
-    short = tables.unit.split(",")[0].split(" ")[0]
-    parts: list[str] = []
-    for small in (False, True):
-        own = tables.size_class(small)
-        if len(own):
-            size = f"under {SMALL_MM:g}" if small else f"of {SMALL_MM:g}"
-            tail = f"{short}" if small else f"{short} or more"
-            noun = "lesion" if len(own) == 1 else "lesions"
-            if small and parts:
-                noun, size, tail = "smaller", noun.replace("lesion", "one"), ""
-            share = share_words(int(own["detected"].sum()), len(own))
-            parts.append(f"{share} {noun} {size} {tail}".strip())
-    return f"Finds {', '.join(parts)}, {alarms}."
-
-
-def tiles(tables: Tables) -> list[Tile]:
-    """The four numbers of the first screen; dashes without a scan."""
-    found, n = list[Tile](), len(tables.cases)
-    for small in (False, True):
-        own = tables.size_class(small)
-        hits, sign = int(own["detected"].sum()), "<" if small else "≥"
-        size = f"lesions {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
-        if not len(own):
-            found.append(
-                Tile("none", f"{size} in these scans") if n else Tile("–", f"{size} found")
-            )
-            continue
-        share = hits / len(own)
-        words = f"{size} found ({percent(share)})"
-        found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
-    if not n:
-        return [*found, Tile("–", "false alarms per scan"), Tile("–", "patients")]
-    false = int(tables.scores.get("n_false_positive") or 0)
-    if false:
-        value, interval = number(tables.scores, "false_positives_per_case")
-        shown = f"false alarms per scan ({false} on {count(tables.n_predicted, 'scan')})"
-        if interval:
-            shown += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
-        found.append(Tile(rate(value), shown, (value or 0) > 2))
-    else:
-        interval = number(tables.scores, "false_positives_per_case")[1]
-        hidden = interval[1] if interval else 3 / tables.cases["group"].nunique()
-        could = f"false alarms; up to {rate(hidden)} per scan could be hidden"
-        found.append(Tile(f"0 on {count(tables.n_predicted, 'scan')}", could, n < 20))
-    ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
-    well = tables.cases["group"].nunique() - ill
-    who = "patient" if tables.patients_stated else "scan"
-    words = f"with lesions, {well or 'none'} without" + (
-        ": a very small test" if ill < charts.FEW else ""
-    )
-    found.append(Tile(count(ill, who), words, ill < charts.FEW))
-    return found
-
-
-def limits(tables: Tables, study: Mapping[str, str]) -> str:
-    """What the page cannot say, in one line."""
-    words = (
-        "An empty result does not exclude a lesion. Program alone: no reader was tested with it."
-    )
-    if not tables.simulated and "reader" not in study:
-        words += " Who marked the lesions is not stated."
-    if "population" not in study and not tables.simulated:
-        words += " Who these patients are is not stated."
-    warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
-    if warned:
-        words += f" {count(warned, 'scan')} unlike the training scans."
-    missing = tables.scores.get("missing_predictions") or ()
-    if missing:
-        words += f" {count(len(missing), 'scan')} without a result: their lesions count as missed."
+        lesions = "put in by the program that made the scans"
+    missing = len(tables.scores.get("missing_predictions") or ())
+    scans = f"{count(len(tables.cases), 'scan')}, {missing or 'none'} of them without a result: "
+    scans += role_words(str(tables.scores.get("evaluated_on") or "unknown"))
     if tables.n_failed:
-        words += f" {count(tables.n_failed, 'scan')} could not be scored and count nowhere."
-    return words
-
-
-def about(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The annex: what was tested, how, and by whose word."""
-    scores, point = tables.scores, tables.scores.get("operating_point") or {}
-    made = scores.get("provenance") or {}
-    lines = [(QUESTIONS[key], text) for key, text in study.items() if key != "title"]
-    by = "put in by the program that made the scans" if tables.simulated else ""
-    rule = "markings cover at least 10 % of the lesion; a marking of which less than 10 % lies in "
-    rule = f"{rule}lesions is a false alarm"
-    if scores.get("preset") != "lesionseg":
-        rule = f"by the rule {scores.get('preset')}"
-    lines += [
-        ("Scans", role_words(str(scores.get("evaluated_on") or "unknown"))),
-        ("Lesions", by or "as marked in the reference; it may be incomplete"),
-        ("Counts as found", rule),
+        scans += f"; {tables.n_failed} more could not be scored"
+    lines = [
+        *identity.rows(),
+        ("Scans", scans),
+        ("Lesions", lesions),
+        ("Counts as found", rule_words(tables)),
     ]
-    if tables.threshold is not None:
-        how = f"markings rated {format_score(tables.threshold)} or higher are shown"
-        if point.get("chosen_on"):
-            how += f"; chosen on {point['chosen_on']} scans"
-        if point.get("expected_false_positives_per_case") is not None:
-            how += f", {rate(point['expected_false_positives_per_case'])} false alarms expected"
-        lines.append(("Setting", how))
-    lines.append(("Made with", f"lesionseg {made.get('lesionseg', '')}"))
-    return lines
-
-
-def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Every number of scores.json with its interval or reason; new ones appear by themselves."""
-    found: list[tuple[str, str, str]] = []
-    for key, node in scores.items():
-        if key == "schema_version" or (
-            isinstance(node, Mapping) and not {"value", "mean"} & set(node)
-        ):
-            continue
-        value, interval = number(scores, key)
-        reason = node.get("reason") if isinstance(node, Mapping) else None
-        if isinstance(value, bool | str | list) or (value is None and reason is None):
-            continue
-        shown = "–" if value is None else f"{value:.4g}"
-        more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else (reason or "")
-        name = key.removeprefix("n_").replace("_", " ").replace("groups", "patients")
-        found.append((f"number of {name}" if key.startswith("n_") else name, shown, more))
-    return found
+    if setting := setting_words(tables):
+        lines.append(("Setting", setting))
+    return [*lines, *study_lines(tables, study)]
 
 
 def case_rows(tables: Tables) -> list[dict[str, Any]]:
@@ -360,7 +192,7 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
         "case": "scan",
         "n_lesions": "lesions",
         "n_detected": "found",
-        "n_false_positive": "false alarms",
+        "n_false_positive": "false positives",
         "dice": "Dice",
         "reference_ml": "marked, ml",
         "predicted_ml": "predicted, ml",
@@ -395,7 +227,7 @@ def slider(tables: Tables) -> dict[str, Any] | None:
         "start": tables.threshold,
         "lesions": rows,
         "false": tables.false_scores.tolist(),
-        "sizes": [[b["from_mm"], b["to_mm"], charts.size_words(b, tables.unit)] for b in sizes],
+        "sizes": [[b["from_mm"], b["to_mm"], size_class_words(b, tables.unit)] for b in sizes],
     }
 
 
@@ -462,7 +294,7 @@ def _pictures(
 
                 write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
         if (scene := scenes[case]) is not None:
-            drawn[i] = kind, _card(scene, row, words, kind, tables.unit)
+            drawn[i] = kind, _card(scene, row, words, kind, tables)
             masks = {name: getattr(scene, name) for name in LINES}
             outlined |= {name for name, mask in masks.items() if mask is not None and mask.any()}
         if progress is not None:
@@ -475,33 +307,18 @@ def _pictures(
 def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
     missed = tables.lesions[~tables.lesions["detected"].astype(bool)]
     missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
-    top = missed.drop_duplicates("group").head(ON_TOP)
-    top = pd.concat([top, missed.drop(top.index)]).head(ON_TOP)
-    for _, row in top.sort_values("diameter_mm", ascending=False).iterrows():
+    for _, row in missed.head(ON_TOP).iterrows():
         yield "top", row, why_missed(row, tables)
     for _, row in missed.head(MOST_MISSED).iterrows():
         yield "missed", row, why_missed(row, tables)
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
-        score = "" if pd.isna(row["score"]) else f"rated {format_score(row['score'])}"
-        touches = ", touches a lesion" if row.get("touches_lesion") else ""
-        yield "false", row, f"{score}{touches}".strip(", ")
+        yield "false", row, false_positive_words(row)
     hits = tables.lesions[tables.lesions["detected"].astype(bool)].sort_values("diameter_mm")
     step = max(1, len(hits) // MOST_FOUND)
     for _, row in hits.iloc[::step].head(MOST_FOUND).iterrows():
         score = row["detected_at"]
         yield "found", row, "" if pd.isna(score) else f"rated {format_score(score)}"
-
-
-def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
-    """Why a lesion was missed, in words."""
-    why = str(row.get("why_missed") or "")
-    score = row.get("detected_at")
-    if why == "below_operating_point" and tables.threshold is not None and score is not None:
-        near = "just below" if score > 0.9 * tables.threshold else "below"
-        limit = format_score(tables.threshold)
-        return f"seen, but rated {near} the limit ({format_score(score)}; limit {limit})"
-    return WHY.get(why, why.replace("_", " "))
 
 
 def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
@@ -513,9 +330,11 @@ def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
         return None
 
 
-def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, unit: str) -> Card:
+def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, tables: Tables) -> Card:
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
     start, stop = ([float(row[f"{end}_{a}_vox"]) for a in axes] for end in ("start", "stop"))
-    figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3)
-    size = f"{row['diameter_mm']:.1f} {unit.split(',')[0].split(' ')[0]}"
+    focus = scene.mask_of(int(row["candidate"])) if kind == "false" else None
+    figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3, focus=focus)
+    bounds = [part["from_mm"] for part in tables.scores.get("recall_by_size") or ()]
+    size = f"{size_text(row['diameter_mm'], [SMALL_MM, *bounds])} {short_unit(tables.unit)}"
     return Card(data_uri(figure), str(row["case"]), size, words)

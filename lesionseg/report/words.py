@@ -1,0 +1,557 @@
+"""The sentences of the report, shared by the page and the PDF."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from lesionseg.errors import count, format_score
+from lesionseg.evaluation.intervals import poisson_interval
+from lesionseg.report.rendering import Tile, percent, rate
+from lesionseg.report.tables import SMALL_MM, Tables, number
+
+FEW = 5  # patients; fewer give no interval that holds
+MOST_EXACT = 50  # lesions; a share of so many is stated as counts
+NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A key of study.yaml: its words on the page, and the items of STARD 2015 and CLAIM 2020."""
+
+    words: str
+    stard: str = ""
+    claim: str = ""
+
+    @property
+    def label(self) -> str:
+        """The words with the items of the guidelines that they answer."""
+        items = [f"{name} {item}" for name, item in (("STARD", self.stard), ("CLAIM", self.claim))]
+        stated = [text for text in items if not text.endswith(" ")]
+        return f"{self.words} ({', '.join(stated)})" if stated else self.words
+
+
+# The page cannot know these: a user answers them in study.yaml.
+QUESTIONS: Mapping[str, Question] = {
+    "title": Question("Title", "1", "1"),
+    "intended_use": Question("Intended use", "3", "3"),
+    "population": Question("Patients", "20", "34"),
+    "inclusion": Question("Included", "6", "8"),
+    "exclusions": Question("Excluded", "19", "33"),
+    "sites": Question("Sites and scanners", "8", "7"),
+    "period": Question("Dates of the scans", "8", "7"),
+    "reader": Question("Lesions marked by", "10b", "16"),
+    "reference_method": Question("How they were marked", "10b", "14"),
+    "model": Question("Program", "10a", "22"),
+    "training_data": Question("Training data", "", "20"),
+    "funding": Question("Funding", "30", "42"),
+    "contact": Question("Contact"),
+    "remarks": Question("Remarks"),
+}
+_OPTIONAL = ("title", "contact", "remarks")  # not asked for if there is no answer
+
+
+# --- numbers in words ----------------------------------------------------------------------------
+
+
+def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
+    """Return a rate with its noun and what it is counted per.
+
+    >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
+    ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
+    """
+    shown = rate(value)
+    return f"{shown} {noun}{'' if shown == '1' else 's'} per {per}"
+
+
+def share_words(hits: int, n: int) -> str:
+    """Return a share as one says it: exact up to 50, rounded beyond.
+
+    >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
+    ('9 in 10', '1 in 4', 'all 5', 'none of 8')
+    >>> share_words(1, 8), share_words(4, 8), share_words(199, 200), share_words(1, 300)
+    ('1 of 8', '4 of 8', 'nearly all', 'almost none')
+    >>> share_words(1, 1), share_words(0, 1)
+    ('the only', '0 of 1')
+    """
+    if n and hits == n:
+        return "the only" if n == 1 else f"all {n}"
+    if n == 1:
+        return "0 of 1"
+    if hits == 0:
+        return f"none of {n}"
+    if n <= MOST_EXACT:
+        return f"{hits} of {n}"
+    share = hits / n
+    if share > 0.95:
+        return "nearly all"
+    if share < 0.05:
+        return "almost none"
+    options = [Fraction(k, 10) for k in range(1, 10)]
+    options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
+    near = min(options, key=lambda f: (round(abs(float(f) - share), 3), f.denominator))
+    return f"{near.numerator} in {near.denominator}"
+
+
+def size_text(diameter: float, limits: Iterable[float] = (SMALL_MM,)) -> str:
+    """Return a diameter in one decimal, in more next to the limit of a size class.
+
+    >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
+    ('4.3', '4.96', '5.0', '2.996')
+    """
+    shown = f"{diameter:.1f}"
+    bounds = tuple(limits)
+    for decimals in range(1, 7):
+        shown = f"{diameter:.{decimals}f}"
+        if all((float(shown) >= bound) == (diameter >= bound) for bound in bounds):
+            break
+    return shown
+
+
+def percent_below(share: float, limit: float) -> str:
+    """Return a share in per cent, with as many decimals as show on which side of a limit it is.
+
+    >>> percent_below(0.043, 0.1), percent_below(0.0996, 0.1), percent_below(0.25, 0.1)
+    ('4 %', '9.96 %', '25 %')
+    """
+    if round(100 * share) == 0 or round(100 * share) == 100:
+        return percent(share)
+    return f"{_decimals(100 * share, 100 * limit)} %"
+
+
+def _decimals(value: float, limit: float, least: int = 0) -> str:
+    """Return a number with as many decimals as show on which side of a limit it is."""
+    shown = f"{value:.{least}f}"
+    for decimals in range(least, 7):
+        shown = f"{value:.{decimals}f}"
+        if (float(shown) >= limit) == (value >= limit):
+            break
+    return shown
+
+
+def short_unit(unit: str) -> str:
+    """Return the unit of sizes in one word: "mm at the detector" is mm.
+
+    >>> short_unit("mm at the detector"), short_unit("px")
+    ('mm', 'px')
+    """
+    return unit.split(",")[0].split(" ")[0]
+
+
+def size_class_words(part: Mapping[str, Any], unit: str) -> str:
+    """Return the name of a size class, short enough for five next to each other."""
+    short = short_unit(unit)
+    if not part["from_mm"]:
+        return f"under {part['to_mm']:g} {short}"
+    if part["to_mm"] is None:
+        return f"≥ {part['from_mm']:g} {short}"
+    return f"{part['from_mm']:g}–{part['to_mm']:g} {short}"
+
+
+# --- the first screen ----------------------------------------------------------------------------
+
+
+def role_words(role: str) -> str:
+    """Return the words for the role of the scans."""
+    words = {
+        "test": "test scans, not used in training",
+        "external": "scans from elsewhere, not used in training",
+        "validation": "validation scans",
+        "train": "training scans",
+    }
+    return words.get(role, "scans whose role is not stated")
+
+
+def tags(tables: Tables) -> list[tuple[str, str]]:
+    """Return what changes how the page is to be read, with one sentence each."""
+    role, found = tables.scores.get("evaluated_on"), list[tuple[str, str]]()
+    if not len(tables.cases):  # nothing to be read
+        return found
+    if tables.simulated:
+        words = "made by a program: these figures say nothing about patients"
+        found.append(("Simulated scans", words))
+    if role in ("train", "validation"):
+        words = f"{role_words(role)} helped to make the program: these figures are too good"
+        found.append(("Development data", words))
+    elif role not in ("test", "external"):
+        found.append(("Role unknown", "the program may have learned from these scans"))
+    if what := (tables.scores.get("provenance") or {}).get("scored"):
+        found.append(("Follow-up", f"only {what} were scored"))
+    if tables.scores.get("split_is_group_safe") is False:
+        found.append(("Not independent", "the program learned from other scans of this patient"))
+    if words := broken_promise(tables):
+        found.append(("Setting", words))
+    return found
+
+
+def broken_promise(tables: Tables) -> str:
+    """Return a sentence if these scans have far more false positives than the setting is for.
+
+    That is at least twice as many, and more than the counts vary by chance. Empty otherwise.
+    """
+    point = tables.scores.get("operating_point") or {}
+    aim, expected = tables.aim, point.get("expected_false_positives_per_case")
+    is_rate = aim is not None and aim.kind == "fp_per_case"
+    asked = aim.value if aim is not None and is_rate else expected
+    false = int(tables.scores.get("n_false_positive") or 0)
+    if asked is None or not false or not len(tables.cases):
+        return ""
+    most = max(asked, expected or 0.0)
+    seen = false / tables.n_scanned
+    if seen < 2 * most or poisson_interval(false)[0] / tables.n_scanned <= most:
+        return ""
+    set_for = f"{'set for' if is_rate else 'expected were'} {per_scan(asked)}"
+    return f"{set_for}; these scans had {rate(seen)}: the setting does not carry over to them"
+
+
+def headline(tables: Tables) -> str:
+    """Return one plain sentence from the two size classes and the false positives."""
+    n_cases, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
+    scans = count(n_cases, "scan")
+    if not n_cases:
+        return "No scan was evaluated: this page says nothing about the program."
+    alarms = f"without a false positive on {count(tables.n_predicted, 'scan')}"
+    if false:
+        alarms = f"with {per_scan(false / tables.n_scanned)}"
+    if not len(tables.lesions):
+        called = int((tables.cases["n_false_positive"] > 0).sum())
+        calm = tables.n_predicted - called
+        return f"{scans} without lesions: {called} with a false positive, {calm} without."
+    short = short_unit(tables.unit)
+    parts: list[str] = []
+    for small in (False, True):
+        own = tables.size_class(small)
+        if len(own):
+            size = f"under {SMALL_MM:g}" if small else f"of {SMALL_MM:g}"
+            tail = f"{short}" if small else f"{short} or more"
+            noun = "lesion" if len(own) == 1 else "lesions"
+            if small and parts:
+                noun, size, tail = "smaller", noun.replace("lesion", "one"), ""
+            share = share_words(int(own["detected"].sum()), len(own))
+            parts.append(f"{share} {noun} {size} {tail}".strip())
+    return f"Finds {', '.join(parts)}, {alarms}."
+
+
+def tiles(tables: Tables) -> list[Tile]:
+    """Return the four numbers of the first screen; dashes without a scan."""
+    found, n = list[Tile](), len(tables.cases)
+    for small in (False, True):
+        own = tables.size_class(small)
+        hits, sign = int(own["detected"].sum()), "<" if small else "≥"
+        noun = "lesion" if len(own) == 1 else "lesions"
+        size = f"{noun} {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
+        if not len(own):
+            found.append(
+                Tile("none", f"{size} in these scans") if n else Tile("–", f"{size} found")
+            )
+            continue
+        share = hits / len(own)
+        words = f"{size} found ({percent(share)})"
+        found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
+    if not n:
+        return [*found, Tile("–", "false positives per scan"), Tile("–", "patients")]
+    found.append(_false_positive_tile(tables))
+    ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
+    well = tables.cases["group"].nunique() - ill
+    who = "patient" if tables.patients_stated else "scan"
+    words = f"with lesions, {well or 'none'} without"
+    words += ": a very small test" if ill < FEW else ""
+    return [*found, Tile(count(ill, who), words, ill < FEW)]
+
+
+def _false_positive_tile(tables: Tables) -> Tile:
+    false = int(tables.scores.get("n_false_positive") or 0)
+    value, interval = number(tables.scores, "false_positives_per_case")
+    scans = count(tables.n_predicted, "scan")
+    if not false:
+        fits = interval[1] if interval else 3 / tables.cases["group"].nunique()
+        words = f"false positives. A true rate of up to {rate(fits)} per scan would still fit."
+        return Tile(f"0 on {scans}", words, len(tables.cases) < 20)
+    noun = per_scan(value).split(" ", 1)[1]
+    words = f"{noun} ({false} on {scans})"
+    if interval:
+        words += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
+    return Tile(rate(value), words, (value or 0) > 2 or bool(broken_promise(tables)))
+
+
+def limits(tables: Tables, study: Mapping[str, str]) -> str:
+    """Return what the page cannot say, in one line."""
+    words = (
+        "An empty result does not exclude a lesion. Program alone: no reader was tested with it."
+    )
+    if not tables.simulated and "reader" not in study:
+        words += " Who marked the lesions is not stated."
+    if "population" not in study and not tables.simulated:
+        words += " Who these patients are is not stated."
+    warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
+    if warned:
+        words += f" {count(warned, 'scan')} unlike the training scans."
+    missing = tables.scores.get("missing_predictions") or ()
+    if len(missing) == 1:
+        words += " 1 scan has no result: its lesions count as missed."
+    elif missing:
+        words += f" {len(missing)} scans have no result: their lesions count as missed."
+    if tables.n_failed == 1:
+        words += " 1 scan could not be scored and counts nowhere."
+    elif tables.n_failed:
+        words += f" {tables.n_failed} scans could not be scored and count nowhere."
+    return words
+
+
+# --- lesions -------------------------------------------------------------------------------------
+
+_WHY = {  # why a lesion was missed, without numbers
+    "no_response": "not seen at all",
+    "below_operating_point": "seen, but rated below the limit",
+    "not_accepted": "seen, but the program did not accept the marking",
+    "overlap_too_small": "touched, but too little of it is covered",
+    "candidate_too_large": "inside a marking that is too large to count",
+    "iou_too_small": "touched, but the outlines agree too little",
+    "centre_too_far": "touched by a marking whose centre is too far away",
+    "merged": "marked together with another lesion",
+    "wrong_label": "marked as another kind of lesion",
+    "removed_by_size": "seen, but dropped for its size",
+    "case_failed": "the scan has no result",
+}
+_INSIDE = 0.95  # of a lesion: from here on it is said to be inside a marking
+
+
+def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
+    """Return in words why a lesion was missed; `row` is one of lesions.csv."""
+    why = str(row.get("why_missed") or "")
+    words = _WHY.get(why, why.replace("_", " "))
+    least = _rule_threshold(tables)
+    covered, iou = _known(row.get("covered")), _known(row.get("nearest_iou"))
+    score = _known(row.get("nearest_score"))
+    if score is None:
+        score = _known(row.get("detected_at"))
+    needed = f"{percent(least)} needed" if least is not None else ""
+    if why == "no_response" and tables.threshold is None:
+        words = "no marking touches it"
+    elif why == "overlap_too_small" and covered is not None and least is not None:
+        words = f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
+    elif why == "candidate_too_large" and least is not None:
+        if covered is not None and covered < _INSIDE:
+            words = f"{percent(covered)} of it is {words}"
+        candidate = _known(row.get("nearest_candidate"))
+        share = None if candidate is None else _in_lesions(tables, str(row["case"]), candidate)
+        if share is not None:
+            words += f": {percent_below(share, least)} of the marking is lesion ({needed})"
+    elif why == "iou_too_small" and iou is not None and least is not None:
+        words += f" (IoU {_decimals(iou, least, 2)}; {least:g} needed)"
+    if why in ("no_response", "case_failed", "not_accepted") or score is None:
+        return words
+    if tables.threshold is None or score >= tables.threshold:
+        return words
+    near = "just below" if score > 0.9 * tables.threshold else "below"
+    shown, limit = _told_apart(score, tables.threshold)
+    if why == "below_operating_point":
+        return f"seen, but rated {near} the limit ({shown}; limit {limit})"
+    return f"{words}; that marking is also rated {near} the limit ({shown}; limit {limit})"
+
+
+def false_positive_words(row: Mapping[str, Any]) -> str:
+    """Return the words under the picture of a false positive; `row` is one of candidates.csv."""
+    parts = []
+    score, share = _known(row.get("score")), _known(row.get("in_lesions"))
+    if score is not None:
+        parts.append(f"rated {format_score(score)}")
+    if share:
+        parts.append(f"touches a lesion ({percent(share)} of the marking is lesion)")
+    elif row.get("touches_lesion"):
+        parts.append("touches a lesion")
+    return ", ".join(parts)
+
+
+def _known(value: Any) -> float | None:
+    """Return a cell's number; None if the cell is empty or the table has no such column."""
+    return None if value is None or value != value else float(value)
+
+
+def _told_apart(score: float, limit: float) -> tuple[str, str]:
+    """Return two scores with as many digits as show that they differ.
+
+    >>> _told_apart(0.3, 0.5), _told_apart(0.4988, 0.5)
+    (('0.3', '0.5'), ('0.499', '0.5'))
+    """
+    shown, of = format_score(score), format_score(limit)
+    digits = 3
+    while shown == of and digits <= 9:
+        shown, of = f"{score:.{digits}g}", f"{limit:.{digits}g}"
+        digits += 1
+    return shown, of
+
+
+def _rule_threshold(tables: Tables) -> float | None:
+    made = (tables.scores.get("provenance") or {}).get("preset") or {}
+    value = (made.get("criterion") or {}).get("threshold")
+    return None if value is None else float(value)
+
+
+def _in_lesions(tables: Tables, case: str, candidate: float) -> float | None:
+    rows = tables.candidates
+    if "in_lesions" not in rows:
+        return None
+    own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
+    return None if own.empty else _known(own["in_lesions"].iloc[0])
+
+
+# --- the annex -----------------------------------------------------------------------------------
+
+
+def setting_words(tables: Tables) -> str:
+    """Return how the limit was chosen and what to expect of it; empty without a limit."""
+    point, aim = tables.scores.get("operating_point") or {}, tables.aim
+    if tables.threshold is None:
+        return ""
+    words = f"markings rated {format_score(tables.threshold)} or higher count"
+    if aim is not None and aim.kind == "fp_per_case":
+        words += f"; the limit is set for {per_scan(aim.value)} on new scans"
+    elif aim is not None and aim.kind == "best_f1":
+        words += "; the limit weighs missed lesions and false positives alike (highest F1)"
+    elif aim is not None and aim.kind == "sensitivity":
+        words += f"; the limit is set to find {percent(aim.value)} of the lesions"
+    elif aim is not None and aim.kind == "score":
+        words += "; the limit was set by hand"
+    if point.get("chosen_on"):
+        words += f"; chosen on {str(point['chosen_on']).replace('+', ' and ')} scans"
+    if (expected := point.get("expected_false_positives_per_case")) is not None:
+        words += f"; {per_scan(expected)} expected"
+    return words
+
+
+def rule_words(tables: Tables) -> str:
+    """Return what counts as found and as a false positive."""
+    if tables.scores.get("preset") != "lesionseg":
+        return f"by the rule {tables.scores.get('preset')}"
+    return (
+        "markings cover at least 10 % of the lesion; a marking of which less than 10 % lies in "
+        "lesions is a false positive"
+    )
+
+
+def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the questions of study.yaml with their answers, "not stated" without one."""
+    lines = []
+    for key, question in QUESTIONS.items():
+        if key == "title" or (key in _OPTIONAL and key not in study):
+            continue
+        answer = study.get(key, NOT_STATED)
+        if key == "reader" and key not in study and tables.simulated:
+            answer = "the program that made the scans"
+        lines.append((question.label, answer))
+    return lines
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of scores.json: its name, value and interval, and what it means."""
+
+    name: str
+    value: str
+    interval: str
+    meaning: str
+
+
+# of each number of scores.json its name on the page and what it means
+MEASURES: Mapping[str, tuple[str, str]] = {
+    "n_cases": ("scans", ""),
+    "n_groups": ("patients", "the intervals take patients as independent"),
+    "n_lesion_free_cases": ("scans without a lesion", ""),
+    "n_lesions": ("lesions", "as marked in the reference"),
+    "n_candidates": ("markings of any rating", "also those below the limit, which do not count"),
+    "n_true_positive": ("lesions found", ""),
+    "n_false_positive": ("false positives", "markings that count and, by the rule, are no lesion"),
+    "n_missed": ("lesions missed", ""),
+    "dice": (
+        "Dice",
+        "overlap of the outlines, 1 if equal; mean of the scans with a lesion, "
+        "where a scan without a marking counts 0",
+    ),
+    "surface_dice": (
+        "surface Dice",
+        "share of both surfaces within {tolerance:g} mm of each other",
+    ),
+    "hd95_mm": (
+        "HD95, mm",
+        "95 % of each surface are at most this far from the other one. Measured by area: 0 if "
+        "95 % of the surfaces coincide. Programs that measure between border voxels then state up "
+        "to one voxel.",
+    ),
+    "lesion_recall": ("sensitivity", "{found} of {n_lesions} lesions found"),
+    "lesion_precision": (
+        "precision",
+        "{supported} of {counted} lesions. One marking may find several lesions, and several may "
+        "find one.",
+    ),
+    "lesion_f1": ("F1 of lesions", "2·found / (found + lesions + false positives)"),
+    "false_positives_per_case": ("false positives per scan", "over all scans"),
+    "false_positives_per_lesion_free_case": (
+        "false positives per scan without a lesion",
+        "over the scans without a lesion",
+    ),
+    "specificity": ("specificity", "share of scans without a lesion that have no false positive"),
+    "cpm": (
+        "CPM",
+        "mean sensitivity at ⅛, ¼, ½, 1, 2, 4 and 8 false positives per scan (LUNA16)",
+    ),
+    "average_precision": ("average precision", "precision averaged over all limits"),
+    "case_auroc": (
+        "AUROC of scans",
+        "chance that a scan with a lesion has a higher top rating than one without; from {ill} "
+        "with and {well} without",
+    ),
+    "panoptic_quality": (
+        "panoptic quality",
+        "overlap (IoU) of markings and lesions paired one to one, lowered by each false positive "
+        "and each missed lesion; 1 is perfect (Kirillov 2019)",
+    ),
+}
+
+
+def measures(tables: Tables) -> tuple[list[Measure], str]:
+    """Return every number of scores.json, and a sentence for the reason that several share."""
+    scores = tables.scores
+    shown: list[tuple[str, str, Any, str]] = []
+    for key, node in scores.items():
+        is_node = isinstance(node, Mapping)
+        if key == "schema_version" or (is_node and not {"value", "mean"} & set(node)):
+            continue
+        value, interval = number(scores, key)
+        reason = str(node.get("reason") or "") if is_node else ""
+        if isinstance(value, bool | str | list) or (value is None and not reason):
+            continue
+        words = "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"
+        shown.append((key, words, interval, reason))
+    often = Counter(reason for *_, interval, reason in shown if reason and not interval)
+    common = next((text for text, n in often.most_common(1) if n > 1), "")
+    numbers = _counts(tables)
+    found = []
+    for key, words, interval, reason in shown:
+        plain = key.removeprefix("n_").replace("_", " ")
+        name, meaning = MEASURES.get(key, (plain, ""))
+        more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
+        if not interval and reason == common:
+            more = "–"
+        found.append(Measure(name, words, more, meaning.format_map(numbers)))
+    return found, f"– in the third column: {common}." if common else ""
+
+
+def _counts(tables: Tables) -> dict[str, object]:
+    """Return the numbers that the meanings of measures mention."""
+    scores, outcome = tables.scores, tables.candidates["outcome"]
+    n_cases, well = len(tables.cases), int(scores.get("n_lesion_free_cases") or 0)
+    supported, false = (int((outcome == k).sum()) for k in ("true_positive", "false_positive"))
+    verb = "marking lies in" if supported + false == 1 else "markings lie in"
+    if scores.get("preset") != "lesionseg":
+        verb = "marking matches" if supported + false == 1 else "markings match"
+    return {
+        "tolerance": (scores.get("surface_dice") or {}).get("tolerance_mm", 1),
+        "found": scores.get("n_true_positive"),
+        "n_lesions": scores.get("n_lesions"),
+        "supported": supported,
+        "counted": f"{supported + false} {verb}",
+        "ill": n_cases - well,
+        "well": well,
+    }

@@ -1,0 +1,304 @@
+"""The sentences of the report: each reason, each rate and each share in words that are true."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionseg.core import Geometry, OperatingPoint, Reference
+from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation.missed import WhyMissed
+from lesionseg.evaluation.tables import write_scores
+from lesionseg.report.charts import froc_chart, misses_grow, size_chart
+from lesionseg.report.identity import Identity
+from lesionseg.report.tables import Tables, read_tables
+from lesionseg.report.words import (
+    _WHY,
+    MEASURES,
+    QUESTIONS,
+    broken_promise,
+    false_positive_words,
+    headline,
+    limits,
+    measures,
+    per_scan,
+    setting_words,
+    share_words,
+    size_text,
+    study_lines,
+    tags,
+    tiles,
+    why_missed,
+)
+from lesionseg.report.write import about, page_title
+from tests.evaluation.hand_cases import CASES, make_prediction, make_reference, prediction_of
+from tests.evaluation.hand_cases import result as hand_result
+
+POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positives_per_case=1.0)
+
+
+def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="test", **changes):
+    """The tables of some case results, as the report reads them."""
+    scores = summarise(
+        results, PRESETS[preset], evaluated_on=evaluated_on, operating_point=point, replicates=50
+    )
+    write_scores(folder, results, {**scores, **changes})
+    return read_tables(folder, identifiers=True)
+
+
+def hand_tables(name, folder, preset="lesionseg", point=POINT):
+    reference, prediction = make_reference(CASES[name]), make_prediction(CASES[name])
+    found = evaluate_case(reference, prediction, PRESETS[preset], case="a", operating_point=point)
+    return tables_of([found], folder, preset, point)
+
+
+def words_of(tables, row=0):
+    return why_missed(tables.lesions.iloc[row], tables)
+
+
+HIGH = OperatingPoint("score:0.99", 0.99)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "row", "point", "words"),
+    [
+        ("missed", "lesionseg", 0, POINT, "not seen at all"),
+        ("below_the_point", "lesionseg", 0, POINT,
+         "seen, but rated below the limit (0.3; limit 0.5)"),
+        ("contained", "lesionseg", 0, POINT,
+         "touched, but only 5 % of it is covered (10 % needed)"),
+        ("under_a_tenth", "lesionseg", 0, POINT,
+         "inside a marking that is too large to count: 9 % of the marking is lesion (10 % needed)"),
+        ("unsupported", "lesionseg", 0, POINT,
+         "10 % of it is inside a marking that is too large to count: 8 % of the marking is lesion "
+         "(10 % needed)"),
+        ("contained", "lesionseg", 0, HIGH,
+         "touched, but only 5 % of it is covered (10 % needed); that marking is also rated just "
+         "below the limit (0.9; limit 0.99)"),
+        ("under_a_tenth", "instances", 0, POINT,
+         "touched, but the outlines agree too little (IoU 0.09; 0.1 needed)"),
+        ("under_a_tenth", "luna16", 0, POINT,
+         "touched by a marking whose centre is too far away"),
+        ("merge", "instances", 1, POINT, "marked together with another lesion"),
+        ("wrong_label", "instances", 0, POINT, "marked as another kind of lesion"),
+    ],
+)  # fmt: skip
+def test_a_missed_lesion_has_its_reason_in_words(name, preset, row, point, words, tmp_path):
+    assert words_of(hand_tables(name, tmp_path, preset, point), row) == words
+
+
+def test_every_reason_has_words():
+    assert set(_WHY) == {str(why) for why in WhyMissed} - {""}
+
+
+def test_a_failed_scan_and_bare_masks_have_words(tmp_path):
+    reference = make_reference(CASES["missed"])
+    failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
+    assert words_of(tables_of([failed], tmp_path / "a")) == "the scan has no result"
+    bare = replace(make_prediction(CASES["missed"]), scored=False)
+    found = evaluate_case(reference, bare, PRESETS["lesionseg"], case="a")
+    assert words_of(tables_of([found], tmp_path / "b", point=None)) == "no marking touches it"
+
+
+def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
+    hand_tables("under_a_tenth", tmp_path)
+    new = ["covered", "nearest_candidate", "nearest_score", "nearest_iou", "in_lesions"]
+    for name in ("lesions", "candidates"):
+        table = pd.read_csv(tmp_path / f"{name}.csv")
+        table.drop(columns=[c for c in new if c in table]).to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
+    old = read_tables(tmp_path, identifiers=True)
+    assert words_of(old) == "inside a marking that is too large to count"
+    assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
+
+
+def test_a_false_positive_states_how_much_of_it_is_lesion(tmp_path):
+    tables = hand_tables("under_a_tenth", tmp_path)
+    words = "rated 0.5, touches a lesion (9 % of the marking is lesion)"
+    assert false_positive_words(tables.candidates.iloc[0]) == words
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "words"), [(1, 8, "1 of 8"), (3, 25, "3 of 25"), (9, 100, "1 in 10")]
+)
+def test_a_share_of_few_is_stated_as_counts(hits, n, words):
+    assert share_words(hits, n) == words
+
+
+def test_one_is_singular_everywhere(tmp_path):
+    one = hand_result("a", [0.9], [0.8])
+    tables = tables_of([one], tmp_path)
+    assert per_scan(1.0) == "1 false positive per scan"
+    assert headline(tables) == ("Finds the only lesion under 5 px, with 1 false positive per scan.")
+    texts = [f"{tile.value} {tile.words}" for tile in tiles(tables)]
+    assert "1 of 1 lesion < 5 px found (100 %)" in texts
+    assert "1 false positive per scan (1 on 1 scan)" in texts
+    assert "1 scan with lesions, none without: a very small test" in texts
+    assert setting_words(tables).endswith("1 false positive per scan expected")
+    precision = next(m for m in measures(tables)[0] if m.name == "precision")
+    assert precision.meaning.startswith("1 of 2 markings lie in lesions.")
+
+
+def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
+    found = [hand_result(case, [0.9]) for case in "abcd"]
+    tile = tiles(tables_of(found, tmp_path))[2]
+    assert tile.words == "false positives. A true rate of up to 0.75 per scan would still fit."
+
+
+@pytest.mark.parametrize(
+    ("n_false", "point", "words"),
+    [
+        (16, POINT, "set for 1 false positive per scan; these scans had 16: the setting does not "
+                    "carry over to them"),
+        (1, POINT, ""),
+        (16, replace(POINT, name="sensitivity:0.9"),
+         "expected were 1 false positive per scan; these scans had 16: the setting does not carry "
+         "over to them"),
+        (16, replace(POINT, name="score:0.5", expected_false_positives_per_case=None), ""),
+        (16, replace(POINT, name="fp_per_case:10"), ""),
+    ],
+)  # fmt: skip
+def test_a_rate_far_above_the_one_asked_for_is_said_first(n_false, point, words, tmp_path):
+    false = np.linspace(0.6, 0.9, n_false).tolist()
+    tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
+    assert broken_promise(tables) == words
+    assert (("Setting", words) in tags(tables)) == bool(words)
+
+
+def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
+    # 3 markings that lie in lesions find 8 lesions; 32 do not
+    base = hand_result("a", [0.9] * 8, [0.8] * 32)
+    true = [c for c in base.candidates if c.outcome == "true_positive"][:3]
+    false = [c for c in base.candidates if c.outcome == "false_positive"]
+    numbered = [replace(c, candidate=n) for n, c in enumerate((*true, *false), 1)]
+    tables = tables_of([replace(base, candidates=tuple(numbered))], tmp_path)
+    rows = {m.name: m for m in measures(tables)[0]}
+    assert rows["precision"].value == "0.0857"
+    assert rows["precision"].meaning.startswith("3 of 35 markings lie in lesions.")
+    assert rows["lesions found"].value == "8"
+    assert tables.scores["n_true_positive"] == 8
+
+
+def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
+    tables = tables_of([hand_result(c, [0.9, None], [0.8]) for c in "ab"], tmp_path)
+    rows, note = measures(tables)
+    assert {m.name for m in rows} <= {name for name, _ in MEASURES.values()}
+    assert all(m.meaning for m in rows if m.name not in (
+        "scans", "scans without a lesion", "lesions found", "lesions missed"))  # fmt: skip
+    assert note == "– in the third column: fewer than 5 patients are too few for an interval."
+    assert not [m for m in rows if "fewer than 5 patients" in m.interval]
+
+
+def test_the_auroc_states_its_scans(tmp_path):
+    results = [hand_result("a", [0.9]), hand_result("b", [], [0.3]), hand_result("c", [None])]
+    rows = {m.name: m for m in measures(tables_of(results, tmp_path))[0]}
+    assert rows["AUROC of scans"].meaning.endswith("from 2 with and 1 without")
+
+
+def test_a_size_next_to_a_limit_has_more_decimals():
+    assert size_text(4.96) == "4.96"
+    assert size_text(4.9996) == "4.9996"
+    assert size_text(5.0) == "5.0"
+    assert size_text(2.98, [0.0, 3.0, 5.0]) == "2.98"
+
+
+def bins(*pairs):
+    return [{"detected": hits, "n": n, "recall": hits / n} for hits, n in pairs]
+
+
+@pytest.mark.parametrize(
+    ("classes", "grows"),
+    [
+        (bins((1, 2), (23, 23), (43, 43), (10, 10)), False),  # a law from one lesion
+        (bins((4, 5), (5, 5)), False),  # also from one
+        (bins((10, 30), (20, 30), (28, 30)), True),
+        (bins((10, 30), (30, 30), (20, 30)), False),
+        (bins((10, 30), (20, 30), (4, 4)), False),
+        (bins((10, 30)), False),
+    ],
+)
+def test_the_law_of_sizes_needs_several_lesions_per_class(classes, grows):
+    assert misses_grow(classes) == grows
+
+
+def test_the_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
+    scores = np.linspace(0.4, 0.95, 12).tolist()
+    results = [hand_result(f"c{k}", scores[k : k + 3], scores[k : k + 2]) for k in range(8)]
+    chart = froc_chart([("this", tables_of(results, tmp_path))])
+    (axes,) = chart.figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == list("0⅛¼½1248")
+    assert axes.get_xlim()[1] < 9
+    assert "Band: 95 % interval." in chart.caption
+    assert "Dotted: no setting has more false positives." in chart.caption
+    place = [float(axes.transData.transform((x, 0))[0]) for x in (0.25, 0.5, 1, 2)]
+    assert np.ptp(np.diff(place)) < 1e-6
+
+
+def test_the_froc_axis_reaches_a_higher_rate(tmp_path):
+    false = np.linspace(0.6, 0.9, 16).tolist()
+    tables = tables_of([hand_result(case, [0.9, 0.7], false) for case in "ab"], tmp_path)
+    (axes,) = froc_chart([("this", tables)]).figure.axes
+    assert axes.get_xticklabels()[-1].get_text() == "32"
+    assert size_chart(tables).title == "Lesions found, by size"
+
+
+def test_a_missing_prediction_is_singular_or_plural(tmp_path):
+    failed = hand_result("b", [None], status="missing")
+    tables = tables_of([hand_result("a", [0.9]), failed], tmp_path)
+    assert limits(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
+
+
+# --- identity ---
+
+
+def test_identity_says_what_is_unknown():
+    line = "dataset unknown · evaluated unknown · model unknown · number of training patients "
+    assert Identity().line() == f"{line}unknown"
+    known = Identity("MS", "2026-01-31", "unet", "0123", 12, 20, "1.0.0", "abc")
+    assert known.line() == (
+        "dataset MS · evaluated 2026-01-31 · model unet 0123 · trained on 12 patients (20 scans)"
+    )
+    assert ("Made with", "lesionseg 1.0.0, commit abc") in known.rows()
+    assert Identity(training_patients=1).training() == "trained on 1 patient"
+    assert Identity(training_scans=3).training() == (
+        "trained on 3 scans, number of patients unknown"
+    )
+
+
+def test_the_title_names_dataset_role_and_day(tmp_path):
+    tables = tables_of([hand_result("a", [0.9])], tmp_path)
+    identity = Identity("MS", "2026-01-31")
+    title = "MS: lesions found and missed in test scans, 2026-01-31"
+    assert page_title(tables, {}, identity) == title
+    assert page_title(tables, {"title": "Ours"}, identity) == "Ours"
+
+
+def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
+    tables = tables_of([hand_result("a", [0.9])], tmp_path)
+    lines = dict(study_lines(tables, {"sites": "one hospital, 3 T", "remarks": "pilot"}))
+    assert lines["Sites and scanners (STARD 8, CLAIM 7)"] == "one hospital, 3 T"
+    assert lines["Included (STARD 6, CLAIM 8)"] == "not stated"
+    assert lines["Remarks"] == "pilot"
+    assert "Contact" not in lines
+    assert len(lines) == len(QUESTIONS) - 2  # the title, and no contact
+    rows = dict(about(tables, {}, Identity("MS")))
+    assert rows["Dataset"] == "MS"
+    assert rows["Scans"] == (
+        "1 scan, none of them without a result: test scans, not used in training"
+    )
+
+
+def test_boxes_of_reference_and_prediction_have_words(tmp_path):
+    geometry = Geometry.from_spacing((20, 20), (1.0, 1.0))
+    marked = Reference(geometry, boxes=np.array([[0, 0, 2, 2]], np.float32), box_labels=(1,))
+    drawn = np.zeros((20, 20), np.int32)
+    drawn[0:10, 0:10] = 1
+    found = evaluate_case(
+        marked, prediction_of(drawn, (0.9,), geometry), PRESETS["lesionseg"], case="a",
+        operating_point=POINT,
+    )  # fmt: skip
+    tables = tables_of([found], tmp_path)
+    assert isinstance(tables, Tables)
+    assert words_of(tables).endswith("4 % of the marking is lesion (10 % needed)")
