@@ -74,7 +74,7 @@ class OperatingPoint:
     `expected_false_positives_per_case` is the rate that new cases have on average.
     `attainable_recall` is the highest recall of any score. `confidence`: the chance that as many
     new cases have no more false positives per case than the aim; None if no chance was asked for,
-    or none can be kept.
+    or none can be kept. `is_default`: the aim was chosen by the default rule (`auto`).
     """
 
     name: str
@@ -88,6 +88,7 @@ class OperatingPoint:
     attainable_recall: float | None = None
     confidence: float | None = None
     lesion_f1: float | None = None
+    is_default: bool = False
 
     @property
     def aim(self) -> Aim:

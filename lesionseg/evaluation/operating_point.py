@@ -73,7 +73,8 @@ def choose(
     if not results or not all(r.scored for r in results):
         raise ContentError("An operating point needs cases whose candidates have scores.")
     pool = Pool.of(results)
-    if aim.kind == "auto":
+    is_default = aim.kind == "auto"
+    if is_default:
         aim = Aim("fp_per_case", default_rate(len(pool.detected_at), pool.n_cases))
     if not len(pool.observed) and aim.kind != "score" and not quiet:
         _log.warning(
@@ -122,6 +123,7 @@ def choose(
         expected_false_positives_per_case=float(expected),
         attainable_recall=float(reach.mean()) if len(reach) else None,
         confidence=confidence if keeps_confidence else None,
+        is_default=is_default,
         lesion_f1=lesion_f1(int(hits.sum()), float(false.sum()), len(hits)),
     )
 

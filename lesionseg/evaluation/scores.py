@@ -420,5 +420,7 @@ def _operating_point(
     }
     if point is None:
         return {**found, "reason": NO_OPERATING_POINT}
+    if point.is_default:
+        found["is_default"] = True
     expected = ("expected_false_positives_per_case", "confidence")
     return {**found, **{name: v for name in expected if (v := getattr(point, name)) is not None}}

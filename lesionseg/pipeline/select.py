@@ -145,7 +145,10 @@ def describe_aim(aim: Aim) -> str:
 
 def _sentence(point: OperatingPoint, best_f1: OperatingPoint) -> str:
     """Describe the chosen operating point, and the one of the best F1 next to it."""
-    words = f"Threshold {format_score(point.score)} ({describe_aim(point.aim)})."
+    aim = describe_aim(point.aim)
+    if point.is_default:
+        aim += ", the default" if point.aim.value == 1 else ", one per ten lesions: the default"
+    words = f"Threshold {format_score(point.score)} ({aim})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return words
     ends = point.false_positives_per_case_ci95

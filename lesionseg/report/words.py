@@ -408,6 +408,8 @@ def setting_words(tables: Tables) -> str:
     words = f"markings rated {format_score(tables.threshold)} or higher count"
     if aim is not None and aim.kind == "fp_per_case":
         words += f"; the limit is set for {per_scan(aim.value)} on new scans"
+        if point.get("is_default"):
+            words += ", the default" if aim.value == 1 else ", one per ten lesions (the default)"
     elif aim is not None and aim.kind == "best_f1":
         words += "; the limit weighs missed lesions and false positives alike (highest F1)"
     elif aim is not None and aim.kind == "sensitivity":

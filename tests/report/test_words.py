@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, choose, evaluate_case, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.tables import write_scores
 from lesionseg.report.charts import froc_chart, misses_grow, size_chart
@@ -139,6 +139,19 @@ def test_one_is_singular_everywhere(tmp_path):
     assert setting_words(tables).endswith("1 false positive per scan expected")
     precision = next(m for m in measures(tables)[0] if m.name == "precision")
     assert precision.meaning.startswith("1 of 2 markings lie in lesions.")
+
+
+@pytest.mark.parametrize(
+    ("n_lesions", "words"),
+    [
+        (3, "set for 1 false positive per scan on new scans, the default"),
+        (30, "set for 3 false positives per scan on new scans, one per ten lesions (the default)"),
+    ],
+)
+def test_the_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
+    results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
+    tables = tables_of(results, tmp_path, point=choose(results))
+    assert words in setting_words(tables)
 
 
 def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
