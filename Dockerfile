@@ -1,12 +1,18 @@
-# lesionseg in a container: docker build -t lesionseg .            (CPU)
-#                           docker build -t lesionseg --build-arg TORCH=cuda .
-# docker run --rm --read-only --tmpfs /tmp -v DATA:/data:ro -v OUT:/out lesionseg \
-#   predict bundle=/data/bundle input=/data/scans output=/out
+# lesionseg in a container; docs/containers.md has recipes for training, nightly runs and `serve`.
+#   docker build -t lesionseg .                            # torch for CPUs
+#   docker build -t lesionseg --build-arg TORCH=cuda .
+# Results belong to the user who runs it, and their modes follow the umask (022: all can read them).
+# Without --user that is uid 10001, which must be able to write into OUT.
+#   docker run --rm --user "$(id -u):$(id -g)" --network none --read-only --tmpfs /tmp --memory 8g \
+#     -v MODEL:/model:ro -v SCANS:/scans:ro -v OUT:/out \
+#     lesionseg predict bundle=/model input=/scans output=/out inference.max_memory_gb=6
+# `private=true` keeps results for that user alone (files 0600, folders 0700).
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim AS build
 ARG TORCH=cpu
 WORKDIR /source
-COPY requirements-runtime.lock ./
+COPY requirements-runtime.lock requirements.lock ./
+# the extras dicom and serve, at the versions of requirements.lock
 RUN python -m venv /opt/lesionseg \
  && if [ "$TORCH" = cpu ]; then \
       /opt/lesionseg/bin/pip install --no-cache-dir \
@@ -14,7 +20,7 @@ RUN python -m venv /opt/lesionseg \
         --index-url https://download.pytorch.org/whl/cpu; \
     fi \
  && /opt/lesionseg/bin/pip install --no-cache-dir -r requirements-runtime.lock \
-      fastapi uvicorn python-multipart pydicom highdicom python-gdcm
+      -c requirements.lock fastapi uvicorn python-multipart pydicom highdicom python-gdcm
 COPY pyproject.toml README.md LICENSE ./
 COPY lesionseg lesionseg
 COPY conf conf
@@ -28,8 +34,6 @@ WORKDIR /home/lesionseg
 # caches of compiled loops and figures: a read-only root has /tmp alone
 ENV PATH=/opt/lesionseg/bin:$PATH NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib
 EXPOSE 8000
-# of `serve`; other commands end before it asks
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+# without a health check: only `serve` answers one, and its recipe has it
 ENTRYPOINT ["lesionseg"]
 CMD ["--help"]

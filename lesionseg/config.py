@@ -217,7 +217,8 @@ class InferenceConfig(Settings):
     """How whole volumes are predicted.
 
     `overlap`: the fraction of a tile that its neighbour covers too. `flips` averages over mirrored
-    images: 2^dims times the work. `max_memory_gb`: for all cases at work, the network left out.
+    images: 2^dims times the work. `max_memory_gb`: the budget of all
+    cases at work; program and network take about 0.5 GB more.
     """
 
     overlap: Share

@@ -45,3 +45,13 @@ def test_the_lock_has_one_exact_version_of_all_that_lesionseg_and_its_tests_ask_
 def test_an_extra_is_installed_by_the_names_of_its_packages(extra: str) -> None:
     named = re.findall(r'"([^"]*)"', pip_install(extra))
     assert {Requirement(name) for name in named} == {Requirement(name) for name in EXTRAS[extra]}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "apptainer.def"])
+def test_a_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    (listed,) = re.findall(r"-c requirements\.lock ([\w -]+)", text)
+    wanted = {Requirement(line).name for line in [*EXTRAS["dicom"], *EXTRAS["serve"]]}
+    assert set(listed.split()) == wanted
+    assert wanted <= _locked().keys()
+    assert "HEALTHCHECK" not in text  # only serve answers one

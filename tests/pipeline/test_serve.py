@@ -5,7 +5,9 @@ import base64
 import email
 import io
 import json
+import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -36,7 +38,7 @@ from anyio.from_thread import check_cancelled
 from fastapi import HTTPException, UploadFile
 
 from lesionseg.pipeline.serve import slicer
-from lesionseg.pipeline.serve.app import make_app
+from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.report import viewer
@@ -141,6 +143,54 @@ def test_the_page_names_the_model_and_offers_an_example(client: TestClient, plan
     assert "niivue/niivue.umd.js" in render("serve.html.j2", viewer=True, plan=plan, labels=["a"])
     assert zipfile.is_zipfile(io.BytesIO(client.post("/example").content))
     assert client.get("/health").json()["labels"] == {"lesion": 1}
+
+
+def test_requests_are_logged_without_names(
+    client: TestClient, scan: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lesionseg.pipeline.serve.access_log")
+    client.post("/predict?result=candidates", files={"file": (NAME, scan)})
+    client.put("/datastore/?image=Doe_Jane", files={"file": (NAME, scan)})
+    client.get("/Doe_Jane_1970.nii.gz")
+    client.get("/", headers={"host": "elsewhere.example"})
+    client.post("/predict", files={"file": ("a.nii", b"no scan")})
+    client.get("/health")
+    lines = [record.getMessage() for record in caplog.records]
+    assert "Doe" not in caplog.text
+    line = re.compile(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} testclient (.+) (\d+) bytes (\d+) \d+\.\d{3} s"
+    )
+    found = [match.groups() for match in map(line.fullmatch, lines) if match]
+    assert [(what, status) for what, _, status in found] == [
+        ("POST /predict", "200"),
+        ("PUT /datastore/", "200"),
+        ("GET (another address)", "404"),
+        ("GET (another address)", "400"),
+        ("POST /predict", "422"),
+    ]
+    assert int(found[0][1]) > len(scan)
+    assert len(lines) == len(found)  # a check of health is no news
+
+
+def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    app: Any = client.app
+    none: Any = None
+    router = slicer.slicer_router({}, none, none, none)
+    served = {
+        (method, route.path)
+        for route in (*app.routes, *router.routes)
+        for method in getattr(route, "methods", None) or ()
+        if method != "HEAD"
+    }
+    assert served == {(method, path) for method, path, _ in ROUTES}
+    for method, path in served:
+        assert re.search(rf"<td>{method}</td>\s*<td>{path}</td>", page.text)
+    assert not re.findall(r"""(?:src|href)=["'](?!\./|data:)""", page.text)
+    assert "http://localhost/predict" in page.text
+    icon = client.get("/favicon.ico")
+    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """`serve`: a bundle behind HTTP; scans come in, masks go out, nothing stays.
 
 `app` is the page and the REST interface, `slicer` answers 3D Slicer's plug-in, `uploads` holds what
-was sent and the queue. Encryption, passwords and slow connections are a proxy's work.
+was sent and the queue, `access_log` notes each request. Encryption, passwords and slow connections
+are a proxy's work.
 """
 
 import logging
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 def serve(cfg: ServeConfig) -> None:
     """Serve until interrupted; see `serve.app` for what it answers.
 
-    By default only this machine can ask. Of requests nothing is logged: addresses may hold names.
+    By default only this machine can ask. Each request is logged without names (`access_log`).
     Raises `ConfigError` without the extra `serve`, `BundleError` for an unusable bundle.
     """
     try:
@@ -41,7 +42,7 @@ def serve(cfg: ServeConfig) -> None:
             host=cfg.host,
             port=cfg.port,
             ws="none",
-            access_log=False,
+            access_log=False,  # ours has no names of files
             log_level="error",
             server_header=False,
             timeout_graceful_shutdown=3,

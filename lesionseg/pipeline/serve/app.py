@@ -26,6 +26,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, result_suffix
+from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
@@ -34,17 +35,47 @@ from lesionseg.report.images import Scene
 from lesionseg.report.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]
+# the tables of the page that describes the interface
+ROUTES = (
+    ("GET", "/", "The page that takes a scan."),
+    ("GET", "/docs", "This page."),
+    ("GET", "/health", "JSON: status, version, digest of the bundle, channels, labels."),
+    ("POST", "/predict", "A scan as form field file. Query: result (mask if it is not given)."),
+    ("POST", "/example", "The same for a simulated scan. Query: result (all if it is not given)."),
+    ("GET", "/favicon.ico", "The icon of the page."),
+    ("GET", "/info/", "3D Slicer's extension MONAI Label: the model and its labels."),
+    ("PUT", "/datastore/", "3D Slicer: send a volume. Query: image, its name."),
+    ("PUT", "/session/", "3D Slicer until 2025: send a volume. Answer: session_id."),
+    ("GET", "/session/{key}", "3D Slicer until 2025: the volume of a session."),
+    ("POST", "/infer/lesionseg", "3D Slicer: the mask of a volume. Query: image or session_id."),
+)
+RESULTS = {
+    "mask": "The mask of accepted candidates, on the grid and in the format of the scan.",
+    "candidates": "JSON: score, probability, centre, diameter, volume, accepted of each candidate.",
+    "all": "A zip of mask, instances (voxel value = id of the candidate) and candidates.",
+    "view": "JSON for the page: base64 of scan, candidates and zip.",
+}
+STATUSES = {
+    200: "Done.",
+    400: "The form cannot be read, or the server is not called by this name (hosts=).",
+    403: "A page of another site asked.",
+    404: "There is no such address, or 3D Slicer's volume is gone.",
+    413: "The request is too large.",
+    422: "The scan cannot be predicted; detail says why.",
+    500: "The server cannot write, such as on a full disk.",
+    503: "Too many scans wait, or it took too long. Retry-After has the seconds to wait.",
+}
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" '
+    'fill="#334155"/><circle cx="10.5" cy="6.5" r="2.5" fill="#f59e0b"/></svg>'
+)
 
 
 def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
-    """The application, whose limits are in `cfg`; what is sent lies in `home` for a while.
+    """Return the application. Its limits are in `cfg`; `home` contains scans until they are done.
 
-    GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
-    field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
-    these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
-    of all, with `?result=view` what the page shows in NiiVue, and the zip. POST `/example` does so
-    with a simulated scan. What cannot be predicted gives 422 and says why, too large a request
-    413, too many at once 503. It is called by `cfg.hosts` and as localhost.
+    `ROUTES`, `RESULTS` and `STATUSES` describe the interface, and so does its own page `/docs`. The
+    server answers if it is called by a name in `cfg.hosts`, or as localhost.
     """
     max_bytes, has_viewer = int(cfg.max_upload_mb * 2**20), viewer.NIIVUE.is_file()
     queue, plan = InferenceQueue(cfg.max_waiting, cfg.request_seconds), predictor.plan
@@ -69,10 +100,11 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, headers=headers, media_type=guess_type(name)[0])
 
-    # FastAPI's own pages of documentation load scripts from elsewhere
+    # FastAPI's own pages of documentation load scripts from elsewhere; `/docs` is ours
     app = FastAPI(openapi_url=None, dependencies=[Depends(check)], max_body_size=max_bytes)
     hosts = ["localhost", "127.0.0.1", "[::1]", cfg.host, *cfg.hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    app.add_middleware(AccessLog)  # the outermost: what is turned away is logged as well
     receive_scan = partial(receive, max_bytes=max_bytes)
     app.include_router(slicer_router(labels, new_folder, receive_scan, predicted))
     if has_viewer:
@@ -86,6 +118,27 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
         return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=labels)
+
+    @app.get("/docs", response_class=HTMLResponse)
+    async def describe(request: Request) -> str:
+        return render(
+            "serve_api.html.j2",
+            base=str(request.base_url),
+            digest=digest,
+            channels=plan.channel_names,
+            labels=labels,
+            routes=[{"": method, "path": path, "what": words} for method, path, words in ROUTES],
+            results=[{"result=": name, "answer": words} for name, words in RESULTS.items()],
+            statuses=[{"status": str(code), "meaning": words} for code, words in STATUSES.items()],
+            max_mb=f"{cfg.max_upload_mb:g}",
+            max_waiting=cfg.max_waiting,
+            seconds=f"{cfg.request_seconds:g}",
+            hosts=list(dict.fromkeys(hosts)),
+        )
+
+    @app.get("/favicon.ico")
+    async def favicon() -> Response:
+        return Response(ICON, media_type="image/svg+xml")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

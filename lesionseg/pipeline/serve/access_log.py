@@ -1,0 +1,76 @@
+"""The access log: who asked for what and when, without names of patients."""
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+LEFT = 499  # the status of nginx for a client that left before the answer
+_OTHER = "(another address)"
+
+
+class AccessLog:
+    """An ASGI middleware that logs a line per request, after its answer.
+
+    The line has the time, the client's address, the method, the path, the bytes of the request's
+    body, the status and the seconds. The path is the route's own pattern: the address that was
+    typed may contain the name of a patient, and so may the query. Successful requests of `/health`
+    are details that a terminal does not show.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request and log it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status = LEFT
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, counted, noted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            path = _route(scope)
+            is_detail = path == "/health" and status == 200
+            client = scope.get("client")
+            logger.log(
+                logging.DEBUG if is_detail else logging.INFO,
+                "%s %s %s %s %d bytes %d %.3f s",
+                time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                client[0] if client else "-",
+                scope["method"],
+                path,
+                n_bytes,
+                status,
+                time.monotonic() - began,
+            )
+
+
+def _route(scope: Scope) -> str:
+    """Return the pattern of the route that answered, such as `/session/{key}`."""
+    route = scope.get("route")
+    if route is not None:
+        return str(route.path)
+    if scope["path"].startswith("/niivue/"):
+        return "/niivue/"
+    return _OTHER
