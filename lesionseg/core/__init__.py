@@ -10,6 +10,7 @@ from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.dataset import Reference as Reference
 from lesionseg.core.dataset import Remark as Remark
 from lesionseg.core.dataset import Role as Role
+from lesionseg.core.dataset import StatedBoxes as StatedBoxes
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit

@@ -73,6 +73,14 @@ class CaseFiles:
 
 
 @dataclass(frozen=True, eq=False)
+class StatedBoxes:
+    """Boxes `[n, 2·dims]` of lesions as a table states them, not cut to the image; their labels."""
+
+    boxes: NDArray[np.float64]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What a reader marked, on the image's grid; lesion-free is all zeros and no boxes.
 
@@ -83,7 +91,7 @@ class Reference:
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
     neither teach nor score; None for none. `annotated`: whether a reader looked for each label, by
     its value; empty: for all. Of the others nothing is marked here, and background may be of them.
-    `given_boxes` `[n, 2·dims]`: boxes as a table states them, before they were cut to the image.
+    `stated`: the boxes of a table as it has them; None if the lesions come from elsewhere.
     """
 
     geometry: Geometry
@@ -94,7 +102,7 @@ class Reference:
     box_labels: tuple[int, ...] = ()
     ignore: NDArray[np.bool_] | None = None
     annotated: Mapping[int, bool] = field(default_factory=dict)
-    given_boxes: NDArray[np.float32] | None = None
+    stated: StatedBoxes | None = None
 
     def __post_init__(self) -> None:
         for name in ("labels", "instances", "ignore"):

@@ -18,10 +18,11 @@ from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.io.cases import read_case
 from lesionseg.io.files import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
+from lesionseg.plan.plausibility import ReferenceFacts
 
 Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
-_VERSION = 2  # of what is kept of a case, and how
+_VERSION = 3  # of what is kept of a case, and how
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
 
@@ -101,6 +102,7 @@ def _facts(values: dict[str, Any] | None) -> CaseFacts | None:
     if values is None:
         return None
     plain = {name: _tuples(value) for name, value in values.items()}
+    plain["reference"] = ReferenceFacts(**{k: _tuples(v) for k, v in values["reference"].items()})
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
         plain[name] = sample.reshape(len(values["nonzero"]), -1)

@@ -4,15 +4,21 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
+from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask
+from lesionseg.pipeline.dataset import first_splits, require_lesions
 from lesionseg.pipeline.log import bar, typed
+from lesionseg.plan.plan import sources_of
+from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
 from lesionseg.report.dataset import (
     PIXELS,
     CaseLook,
@@ -30,14 +36,15 @@ SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincide
 class CheckOutcome:
     """The findings of a check, and the page that shows them.
 
-    `pseudonyms`: the name of each case on the page. `root`: the dataset's folder, for the command
-    that comes next.
+    `pseudonyms`: the name of each case on the page. `root` and `model`: the dataset's folder and
+    the model to train if that is not the default one, for the command that comes next.
     """
 
     findings: tuple[Finding, ...]
     pseudonyms: Mapping[str, str]
     page: Path
     root: str = "DIR"
+    model: str | None = None
 
     @property
     def can_train(self) -> bool:
@@ -46,13 +53,14 @@ class CheckOutcome:
 
     @property
     def exit_status(self) -> int:
-        """1 if a case cannot be used."""
-        return 0 if self.can_train else 1
+        """1 if a case cannot be used. Sound cases may still be too few to train on."""
+        errors = (f for f in self.findings if f.severity == "error" and f.kind != "no_training")
+        return int(any(errors))
 
     def summary(self) -> list[str]:
         """Return a line per finding, which names cases and files, totals, and the next step."""
         lines = findings_lines(self.findings, self.pseudonyms)
-        root = {"data.root": self.root}
+        root = {"data.root": self.root} | ({"model": self.model} if self.model else {})
         again = typed("prepare", check="true", **root)
         then = typed("train", **root) if self.can_train else f"correct the errors, then {again}"
         return [*lines, f"Open:    {self.page}", f"Next:    {then}"]
@@ -63,7 +71,7 @@ class _Trace:
     """What is kept of a case to compare it with the others, once its arrays are freed.
 
     `images` and `reference` are hashes of voxels, `patient` one of the patient's identifier; `axes`
-    says where the array axes run.
+    says where the array axes run. `is_boxed`: lesions are boxes without a mask.
     """
 
     files: CaseFiles
@@ -74,17 +82,25 @@ class _Trace:
     reference: str = ""
     axes: str = ""
     unit: str = ""
+    reference_facts: ReferenceFacts | None = None
+    is_boxed: bool = False
 
 
 def check_dataset(
-    dataset: Dataset, page: Path, *, root: str = "DIR", identifiers: bool = False
+    dataset: Dataset,
+    page: Path,
+    *,
+    root: str = "DIR",
+    identifiers: bool = False,
+    cfg: TrainConfig | None = None,
 ) -> CheckOutcome:
     """Inspect every case, one after the other in memory, compare them, and write the page.
 
     The page contains numbers instead of names unless `identifiers`. `root`: the dataset's folder,
-    for the command that comes next.
+    for the command that comes next. `cfg`: the settings of that training, by default those of
+    `train`.
     """
-    traces = []
+    traces: list[_Trace] = []
     with bar("Checking the dataset") as advance:
         for number, files in enumerate(dataset.cases, start=1):
             name = f"case {number:0{len(str(len(dataset.cases)))}d}"
@@ -101,6 +117,17 @@ def check_dataset(
     ]
     findings += [finding for trace in traces for finding in trace.findings]
     findings += _compare(traces)
+    references = {t.files.case: t.reference_facts for t in traces if t.reference_facts is not None}
+    findings += [
+        Finding(doubt.case, doubt.kind, "warning", doubt.detail)
+        for doubt in find_doubts(dataset, references)
+    ]
+    cfg = cfg or TrainConfig.of(data={"root": root})
+    findings += _training_faults(dataset, traces, references, cfg)
+    is_boxed = any(trace.is_boxed for trace in traces)
+    needs_detector = is_boxed and "segmentation" in sources_of(cfg.model.architecture)
+    if needs_detector:
+        findings.append(Finding("", "boxed", "note"))
     order = {case: i for i, case in enumerate(names)}
     findings.sort(key=lambda f: order.get(f.case, -1))
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
@@ -117,7 +144,32 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
-    return CheckOutcome(tuple(findings), shown, page, root)
+    model = "retinanet" if needs_detector else None
+    return CheckOutcome(tuple(findings), shown, page, root, model)
+
+
+def _training_faults(
+    dataset: Dataset,
+    traces: Sequence[_Trace],
+    references: Mapping[str, ReferenceFacts],
+    cfg: TrainConfig,
+) -> Iterator[Finding]:
+    """Yield why `train` could not start although every case may be readable.
+
+    Of a labelled case that cannot be read, one lesion is assumed, so that the split is checked too.
+    """
+    counts = {t.files.case: 1 for t in traces if t.files.is_labelled}
+    counts |= {t.files.case: len(t.look.diameters) for t in traces if t.reference_facts is not None}
+    sizes = {t.files.case: float(np.median(t.look.diameters or (0.0,))) for t in traces}
+    for check in (
+        partial(require_lesions, dataset, counts, references, len(traces)),
+        partial(first_splits, dataset, counts, sizes, cfg.data, cfg.seed),
+    ):
+        try:
+            check()
+        except LesionsegError as error:
+            yield Finding("", "no_training", "error", named=str(error))
+            return
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
@@ -150,6 +202,8 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         _digest(lesions) if lesions is not None and telling else "",
         _axes(image.geometry) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
+        None if reference is None else reference_facts(reference),
+        reference is not None and reference.mask() is None and len(look.diameters) > 0,
     )
 
 

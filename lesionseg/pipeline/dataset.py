@@ -18,6 +18,12 @@ from lesionseg.phantoms import simulate_once
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
 from lesionseg.plan.plan import sources_of
+from lesionseg.plan.plausibility import (
+    ReferenceFacts,
+    doubt_lines,
+    find_doubts,
+    has_no_background,
+)
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
@@ -82,32 +88,23 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, facts, advance)
     known = {case: found for case, (found, _) in records.items() if found is not None}
-    held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
-    taken = [found for case, found in known.items() if case not in held_out]
+    references = {case: found.reference for case, found in known.items()}
+    for line in doubt_lines(find_doubts(dataset, references)):
+        log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
-    if not taken:
-        raise DatasetError(
-            f"{data.root}: there is no reference to learn from ({count(len(records), 'case')}). "
-            "Add masks, or predict with an existing bundle."
-        )
-    if sum(counts.values()) == 0:
-        raise DatasetError(
-            f"{data.root}: there is no lesion in {count(len(counts), 'reference')}. Check the "
-            "label values in the masks, or add cases with lesions."
-        )
+    require_lesions(dataset, counts, references, len(records))
+    held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
     survey = Survey(
         dataset,
-        fingerprint_of(dataset, taken),
+        fingerprint_of(dataset, [found for case, found in known.items() if case not in held_out]),
         Splits({}, True, seed, ""),
         counts,
         {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()},
         {case: counts[case] for case, found in known.items() if found.boxed},
         {case: source for case, (_, source) in records.items()},
     )
-    if not any(counts[case] for case in counts.keys() - held_out):
-        raise DatasetError(f"{data.root}: only test cases have lesions: none can be learned.")
-    fold = folds_of(survey, data)[0] if data.fold == ALL_FOLDS else data.fold
-    survey = divided(survey, data, seed, None if fold is None else int(fold))
+    splits = first_splits(dataset, counts, survey.sizes, data, seed)
+    survey = replace(survey, splits=splits)
     development = _development(survey, data)
     if left_out := [case for case in known if case not in development | _tested(survey)]:
         file = data.splits or dataset.split_file
@@ -117,17 +114,68 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         taken = [found for case, found in known.items() if case in development]
         boxed = {case: n for case, n in survey.boxed.items() if case not in left_out}
         survey = replace(survey, fingerprint=fingerprint_of(dataset, taken), boxed=boxed)
-    if not any(counts[files.case] for files in survey.of_role("train")):
-        raise DatasetError(
-            f"{data.root}: no training case has a lesion ({survey.splits.note}), so none can be "
-            "learned. Move cases with lesions into training."
-        )
-    if not survey.of_role("validation") and data.validation_fraction > 0:
-        raise DatasetError(
-            f"{data.root}: no case is left to validate on ({len(survey.of_role('train'))} to train "
-            "on). Add a case, or train without validation: data.validation_fraction=0."
-        )
     return survey
+
+
+def require_lesions(
+    dataset: Dataset,
+    counts: Mapping[str, int],
+    references: Mapping[str, ReferenceFacts],
+    n_cases: int,
+) -> None:
+    """Raise `DatasetError` if the references teach nothing: none, no lesion, or no background.
+
+    `counts`: the number of lesions of each labelled case.
+    """
+    held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
+    taught = counts.keys() - held_out
+    if not taught:
+        raise DatasetError(
+            f"{dataset.root}: there is no reference to learn from ({count(n_cases, 'case')}). Add "
+            "masks, or predict with an existing bundle."
+        )
+    if sum(counts.values()) == 0:
+        raise DatasetError(
+            f"{dataset.root}: there is no lesion in {count(len(counts), 'reference')}. Check the "
+            "label values in the masks, or add cases with lesions."
+        )
+    if not any(counts[case] for case in taught):
+        raise DatasetError(f"{dataset.root}: only test cases have lesions: none can be learned.")
+    if has_no_background({case: references[case] for case in taught & references.keys()}):
+        raise DatasetError(
+            f"{dataset.root}: every voxel of the references is lesion, so there is no background "
+            "to learn from. Write 0 for background into the masks."
+        )
+
+
+def first_splits(
+    dataset: Dataset,
+    counts: Mapping[str, int],
+    sizes: Mapping[str, float],
+    data: DataConfig,
+    seed: int,
+) -> Splits:
+    """Divide the dataset; with all folds, as for the first one.
+
+    Raises `DatasetError` if the split cannot be made, and if nothing is left to train on or to
+    validate on.
+    """
+    fold = data.fold
+    if fold == ALL_FOLDS:
+        fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
+    splits = _splits(dataset, counts, sizes, data, seed, None if fold is None else int(fold))
+    trained = [case for case, role in splits.roles.items() if role == "train"]
+    if not any(counts.get(case) for case in trained):
+        raise DatasetError(
+            f"{data.root}: no training case has a lesion ({splits.note}), so none can be learned. "
+            "Move cases with lesions into training."
+        )
+    if "validation" not in splits.roles.values() and data.validation_fraction > 0:
+        raise DatasetError(
+            f"{data.root}: no case is left to validate on ({len(trained)} to train on). Add a "
+            "case, or train without validation: data.validation_fraction=0."
+        )
+    return splits
 
 
 def _development(survey: Survey, data: DataConfig) -> set[str]:
@@ -148,23 +196,38 @@ def _tested(survey: Survey) -> set[str]:
 
 def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
     """Return the same survey with the roles of one fold, or of the split that the settings name."""
-    splits = make_splits(
-        survey.dataset,
-        survey.counts,
-        validation_fraction=data.validation_fraction,
-        seed=seed,
-        given=Path(data.splits) if data.splits else None,
-        fold=fold,
-        n_folds=data.n_folds,
-        sizes=survey.sizes,
-    )
+    splits = _splits(survey.dataset, survey.counts, survey.sizes, data, seed, fold)
     return replace(survey, splits=splits)
 
 
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
     """Return the numbers of the folds that cross-validation trains."""
-    given = Path(data.splits) if data.splits else None
-    return fold_numbers(survey.dataset, survey.counts, given=given, n_folds=data.n_folds)
+    return fold_numbers(survey.dataset, survey.counts, given=_given(data), n_folds=data.n_folds)
+
+
+def _splits(
+    dataset: Dataset,
+    counts: Mapping[str, int],
+    sizes: Mapping[str, float],
+    data: DataConfig,
+    seed: int,
+    fold: int | None,
+) -> Splits:
+    return make_splits(
+        dataset,
+        counts,
+        validation_fraction=data.validation_fraction,
+        seed=seed,
+        given=_given(data),
+        fold=fold,
+        n_folds=data.n_folds,
+        sizes=sizes,
+    )
+
+
+def _given(data: DataConfig) -> Path | None:
+    """Return the split file that the settings name."""
+    return Path(data.splits) if data.splits else None
 
 
 def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
@@ -186,7 +249,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
 
 
 def require_masks(survey: Survey, architecture: str) -> None:
-    """Raise `DatasetError` for a network that learns voxels where a reference has boxes alone.
+    """Raise `DatasetError` for a network that learns voxels if a reference has boxes alone.
 
     Filled boxes would be taken for the lesions' outlines.
     """

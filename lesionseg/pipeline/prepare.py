@@ -66,7 +66,7 @@ def prepare(cfg: PrepareConfig) -> Plan | CheckOutcome:
     if cfg.check:
         dataset = open_dataset(cfg.data, lenient=True)
         page, root = run / PAGE, cfg.data.root
-        return check_dataset(dataset, page, root=root, identifiers=cfg.identifiers)
+        return check_dataset(dataset, page, root=root, identifiers=cfg.identifiers, cfg=cfg)
     config = config_of(cfg)
     check_config(run, config)
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))

@@ -14,6 +14,7 @@ from lesionseg.core import Case, Dataset, Reference
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plan import Millimetres, Modality, Share, read_record
+from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
 # voxels looked at per case and kind, evenly spaced, and per channel of all cases: memory is bounded
@@ -89,6 +90,7 @@ class CaseFacts:
 
     `shape`, `spacing_mm` and `extents_mm` (a row per lesion) are in the order of the fingerprint's.
     `boxed`: its lesions are boxes without a mask. `nonzero`: share of voxels, per channel.
+    `reference`: what its plausibility is judged by.
     """
 
     shape: tuple[int, ...]
@@ -102,10 +104,11 @@ class CaseFacts:
     nonzero: tuple[float, ...]
     sample: NDArray[np.float32]
     lesion_sample: NDArray[np.float32]
+    reference: ReferenceFacts
 
 
 def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
-    """What the fingerprint needs of a case, with at most `most` voxels in either sample.
+    """Take what the fingerprint needs of a case, with at most `most` voxels in either sample.
 
     Lesions are those of `lesions_of`; intensities of a bare box are those of all its voxels.
     """
@@ -130,6 +133,7 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
         nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
         sample=_sampled(flat, most),
         lesion_sample=_sampled(array[:, covered], most),
+        reference=reference_facts(reference, lesions),
     )
 
 

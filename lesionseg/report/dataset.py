@@ -12,6 +12,7 @@ from lesionseg.core import Case, CaseFiles
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
+from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.report.charts import FOUND, Chart, new_figure
 from lesionseg.report.pictures import draw_overview
 from lesionseg.report.rendering import Tile, render
@@ -31,6 +32,9 @@ MEANING: Mapping[str, str] = {
     "geometry": "Files of the case do not lie on one grid, or slices are missing.",
     "not_finite": "The image holds NaN or infinite voxels.",
     "labels": "The reference holds values that are no labels, or does not fit its table.",
+    **DOUBTS,
+    "no_training": "Training cannot start.",
+    "boxed": "The references are boxes without masks: train model=retinanet.",
     "constant": "A channel has the same value everywhere.",
     "duplicate": "An image is there twice.",
     "same_patient": "The same patient seems to be there under two names: a split could cut them.",

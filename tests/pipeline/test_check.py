@@ -6,11 +6,15 @@ from dataclasses import replace
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
+from lesionseg.config import DataConfig
+from lesionseg.errors import DatasetError
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
+from lesionseg.pipeline.dataset import take_survey
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
@@ -195,7 +199,7 @@ def test_a_dataset_without_a_whole_case_has_its_faults_on_a_page(tmp_path, capsy
         assert words in printed
     assert "warning, the list of cases" in printed
     assert "C.rar" in printed
-    assert "train.py" not in printed
+    assert "train data.root" not in printed
     assert (tmp_path / "out" / "dataset_report.html").is_file()
 
 
@@ -205,3 +209,114 @@ def test_ids_of_four_digits_are_checked_and_the_guess_is_said(tmp_path):
     checked = check_dataset(dataset, tmp_path / "page.html")
     assert checked.exit_status == 0
     assert any("- note: " in line and "lesion_0001, for" in line for line in checked.summary())
+
+
+def write_pictures(root, table, masks=()):
+    """Pictures of 96 by 96, and beside them masks, listed by a table of the given text."""
+    root.mkdir()
+    for k in range(4):
+        picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
+        Image.fromarray(picture).save(root / f"i{k}.png")
+        for name, mask in dict(masks).items():
+            mask.save(root / f"{name}{k}.png")
+    (root / "manifest.csv").write_text(table + "".join(ROWS.format(k=k) for k in range(4)))
+    return root
+
+
+ROWS = "c{k},i{k}.png,m{k}.png\n"
+
+
+def check_command(root, capsys, *more):
+    """The exit status of a check, and what it printed."""
+    settings = [f"data.root={root}", "check=true", f"run_dir={root.parent / 'out'}", *more]
+    return run("prepare", settings), capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["mask", "label", "seg"])
+def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
+    tmp_path, capsys, column
+):
+    mask = np.zeros((96, 96), np.uint8)
+    mask[40:50, 40:52] = 1
+    masks = {"m": Image.fromarray(mask)}
+    root = write_pictures(tmp_path / "data", f"case,image,{column}\n", masks)
+    status, printed = check_command(root, capsys)
+    assert f"column {column!r} has no meaning here" in printed
+    assert "Did you mean 'reference'?" in printed
+    assert "there is no reference to learn from" in printed
+    assert "train data.root" not in printed
+    assert status == 0  # every case can be read
+    (root / "manifest.csv").write_text(
+        (root / "manifest.csv").read_text().replace(column, "reference", 1)
+    )
+    status, printed = check_command(root, capsys)
+    assert (status, "train data.root" in printed) == (0, True)
+    assert "no meaning here" not in printed
+
+
+def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_path, capsys, caplog):
+    mask = np.ones((96, 96), np.uint8)
+    mask[40:50, 40:52] = 0
+    masks = {"m": Image.fromarray(mask)}
+    root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
+    _, printed = check_command(root, capsys)
+    assert printed.count("Lesions fill more than half of the image") == 4
+    assert "They fill 98.7 %." in printed
+    take_survey(DataConfig.of(root=str(root)), seed=0)
+    assert "4 cases: c0, c1, c2, c3 (c0: They fill 98.7 %.)" in caplog.text
+    for k in range(4):
+        Image.fromarray(np.ones((96, 96), np.uint8)).save(root / f"m{k}.png")
+    _, printed = check_command(root, capsys)
+    assert "every voxel of the references is lesion" in printed
+    assert "train data.root" not in printed
+    with pytest.raises(DatasetError, match="every voxel of the references is lesion"):
+        take_survey(DataConfig.of(root=str(root)), seed=0)
+
+
+def test_a_mask_drawn_in_its_opacity_is_named(tmp_path, capsys):
+    drawn = np.zeros((96, 96, 4), np.uint8)
+    drawn[40:50, 40:52, 3] = 255
+    masks = {"m": Image.fromarray(drawn, "RGBA")}
+    root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
+    status, printed = check_command(root, capsys)
+    assert status == 1
+    assert printed.count("the mask is drawn in its opacity") == 4
+    assert "train data.root" not in printed
+
+
+def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    boxes = {"a": [[20, 30, 32, 40]], "b": [[40, 30, 60, 70]] * 2, "c": [[10, 10, 40, 30]]}
+    images, annotations = [], []
+    for k, (name, own) in enumerate(boxes.items()):
+        picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
+        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+        images.append({"id": k, "file_name": f"{name}.png"})
+        annotations += [{"image_id": k, "category_id": 1, "bbox": box} for box in own]
+    content = {"images": images, "annotations": annotations}
+    content["categories"] = [{"id": 0, "name": "findings"}, {"id": 1, "name": "nodule"}]
+    (root / "annotations.json").write_text(json.dumps(content))
+    status, printed = check_command(root, capsys)
+    assert status == 0
+    for words in (
+        "All 4 fit their images as corners; as sizes, 2 of them would reach outside.",
+        "warning, b (case 2): Boxes reach outside the image and are cut. 2 of 2.",
+        "warning, b (case 2): Boxes are there twice: the lesion counts twice. 1 of 2.",
+        "It is 'findings'. Roboflow",
+        "model=retinanet",
+    ):
+        assert words in printed
+    take_survey(DataConfig.of(root=str(root)), seed=0)
+    assert "All 4 fit their images as corners" in caplog.text
+
+
+def test_a_split_file_that_cannot_be_followed_is_a_finding(tmp_path, capsys):
+    names = [f"P{k}" for k in range(3)]
+    root = write_nnunet(tmp_path / "data", [f"{name}_0000" for name in names], names)
+    (root / "splits_final.json").write_text('[{"train": ["P0", "P1"], "val": ["P9"]}]')
+    _, printed = check_command(root, capsys)
+    assert "names 1 case that" in printed
+    assert "train data.root" not in printed
+    (root / "splits_final.json").write_text('[{"train": ["P0", "P1"], "val": ["P2"]}]')
+    assert "train data.root" in check_command(root, capsys)[1]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Remark, Role
+from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Remark, Role, StatedBoxes
 from lesionseg.core.lesions import box_slices, clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, listed
 from lesionseg.io.files import read_json
@@ -277,10 +277,11 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     stated = _with_boxes(case, files.annotations["lesions"], shape)
     lesions = [lesion for lesion in stated if not lesion.iscrowd]
     crowds = [lesion for lesion in stated if lesion.iscrowd]
-    given_boxes = np.array([lesion.box for lesion in lesions], dtype=np.float32).reshape(-1, 4)
-    boxes = clipped_boxes(given_boxes, shape, f"case {case}")
+    given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
+    boxes = clipped_boxes(given, shape, f"case {case}")
     crowd_boxes = clipped_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
+    stated_boxes = StatedBoxes(given, tuple(labels.tolist()))
     ignore = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, crowd_boxes, strict=True):
         drawn = bool(crowd.segmentation)
@@ -295,7 +296,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
             boxes=boxes,
             box_labels=tuple(labels.tolist()),
             ignore=ignore if crowds else None,
-            given_boxes=given_boxes,
+            stated=stated_boxes,
         )
     else:
         masks = _drawn(case, lesions, shape)
@@ -324,7 +325,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         boxes=boxes[visible],
         box_labels=kept,
         ignore=ignore & (instances == 0) if crowds else None,
-        given_boxes=given_boxes,
+        stated=stated_boxes,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role
+from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role, StatedBoxes
 from lesionseg.core.lesions import clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
@@ -142,6 +142,8 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
         centre = geometry.to_index(values[:, :3] * (-1, -1, 1)) + 0.5
         half = values[:, 3:] / 2 @ np.abs(np.linalg.inv(geometry.affine)[:3, :3]).T
         low, high = centre - half, centre + half
-    boxes = clipped_boxes(np.concatenate([low, high], axis=1), geometry.shape, files.images[0])
+    ends = np.concatenate([low, high], axis=1)
+    boxes = clipped_boxes(ends, geometry.shape, files.images[0])
     box_labels = (1,) * len(boxes) if merged else tuple(labels)
-    return Reference(geometry, boxes=boxes, box_labels=box_labels)
+    stated = StatedBoxes(ends, box_labels)
+    return Reference(geometry, boxes=boxes, box_labels=box_labels, stated=stated)

@@ -257,7 +257,7 @@ def test_roboflow_s_folders_give_roles(tmp_path):
 
 def test_drawings_without_a_box_have_that_of_what_is_drawn(folder):
     reference, instances, _ = _drawn(folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}]))
-    assert reference.given_boxes.tolist() == [[1, 2, 4, 5]] * 2
+    assert reference.stated.boxes.tolist() == [[1, 2, 4, 5]] * 2
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]  # the second hides the first
     assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
     mask = np.zeros((8, 10), np.uint8)

@@ -1,0 +1,208 @@
+"""Doubts about references: masks that may be inverted, boxes that may be corners or doubled.
+
+Nothing here is an error by itself: a lesion may fill an image. Each doubt is a question to whoever
+knows the data.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
+from lesionseg.errors import count, listed
+from lesionseg.ops.components import lesion_mask, lesions_of, present_values
+
+# kind of doubt: what it means
+DOUBTS: Mapping[str, str] = {
+    "mostly_lesion": "Lesions fill more than half of the image: is the mask inverted?",
+    "touches_borders": "A lesion touches all borders of the image: is the mask inverted?",
+    "full_width": "A lesion is as wide as the image.",
+    "boxes_outside": "Boxes reach outside the image and are cut.",
+    "box_corners": "Boxes may be corners (x, y, x, y) instead of sizes (x, y, width, height).",
+    "box_duplicates": "Boxes are there twice: the lesion counts twice.",
+    "box_readers": "Boxes of one label overlap by more than 70 %: if several readers drew them, "
+    "each lesion counts several times.",
+    "empty_label": "A label has no lesion in any case.",
+}
+MOST_SHARE = 0.5  # of an image that lesions fill before background is the minority
+SAME_LESION_IOU = 0.7  # from here on two boxes of one label are probably one lesion
+_CUT_VOX = 1.0  # boxes reach so far outside by rounding
+_EQUAL_VOX = 1e-3
+_SURE_OF_CORNERS = 5  # so many boxes that all fit as corners are no coincidence
+_BLOCK = 256  # rows of a matrix of overlaps
+
+
+@dataclass(frozen=True)
+class ReferenceFacts:
+    """What is asked of one reference.
+
+    `share` of the image is lesion; a lesion touches all borders (`touches_all`), or both borders
+    of one of the two longest axes (`is_wide`). Of `n_boxes` that a table states, `n_outside` reach
+    outside the image, `n_as_corners` would be boxes within it if their width and height were a
+    second corner, `n_equal` repeat another box of their label and `n_overlapping` nearly do.
+    `labels`: the label values that are there.
+    """
+
+    share: float = 0.0
+    touches_all: bool = False
+    is_wide: bool = False
+    n_boxes: int = 0
+    n_outside: int = 0
+    n_as_corners: int = 0
+    n_equal: int = 0
+    n_overlapping: int = 0
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A question about a case, or about the dataset if `case` is ""; `detail` names nobody."""
+
+    kind: str
+    case: str
+    detail: str = ""
+
+
+def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
+    """Take the facts of a reference; `lesions` are its own, found again if not given."""
+    lesions = lesions_of(reference) if lesions is None else lesions
+    shape = np.array(reference.geometry.shape)
+    dims = len(shape)
+    covered = lesion_mask(reference)
+    n_known = covered.size
+    if reference.ignore is not None:
+        n_known = int(np.count_nonzero(~reference.ignore))
+    start, stop = lesions.boxes[:, :dims], lesions.boxes[:, dims:]
+    spans = (start <= 0) & (stop >= shape)
+    longest = np.argsort(-shape, kind="stable")[:2]
+    if reference.labels is not None:
+        labels = {value for value in present_values(reference.labels) if value}
+    else:
+        labels = set(reference.box_labels)
+    outside, corners, equal, overlapping = _box_counts(reference)
+    return ReferenceFacts(
+        share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
+        touches_all=bool(spans.all(axis=1).any()),
+        is_wide=bool(spans[:, longest].any()),
+        n_boxes=0 if reference.stated is None else len(reference.stated.boxes),
+        n_outside=outside,
+        n_as_corners=corners,
+        n_equal=equal,
+        n_overlapping=overlapping,
+        labels=tuple(sorted(int(value) for value in labels)),
+    )
+
+
+def _box_counts(reference: Reference) -> tuple[int, int, int, int]:
+    """Count boxes outside the image, those that fit as corners, equal and overlapping ones."""
+    stated = reference.stated
+    if stated is None or not len(stated.boxes):
+        return 0, 0, 0, 0
+    shape = np.array(reference.geometry.shape)
+    start, stop = np.split(stated.boxes, 2, axis=1)
+    outside = ((start < -_CUT_VOX) | (stop > shape + _CUT_VOX)).any(axis=1)
+    corner = stop - start  # as if the table held x, y, x, y
+    as_corners = ((corner > start) & (corner <= shape + _CUT_VOX)).all(axis=1)
+    n_corners = int(as_corners.sum()) if len(shape) == 2 else 0
+    equal, overlapping = _repeats(stated)
+    return int(outside.sum()), n_corners, equal, overlapping
+
+
+def _repeats(stated: StatedBoxes) -> tuple[int, int]:
+    """Count boxes that equal, and that nearly equal, an earlier one of the same label."""
+    boxes = stated.boxes
+    label = np.array(stated.labels)
+    dims = boxes.shape[1] // 2
+    start, stop = boxes[:, :dims], boxes[:, dims:]
+    volumes = np.prod(np.maximum(stop - start, 0), axis=1)
+    n_equal = 0
+    n_overlapping = 0
+    for first in range(0, len(boxes), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        sides = np.minimum(stop[rows, None], stop[None]) - np.maximum(start[rows, None], start)
+        shared = np.prod(np.maximum(sides, 0), axis=2)
+        union = volumes[rows, None] + volumes[None] - shared
+        places = np.arange(len(boxes))
+        earlier = (places[None] < places[rows, None]) & (label[None] == label[rows, None])
+        same = (np.abs(boxes[rows, None] - boxes[None]) <= _EQUAL_VOX).all(axis=2) & earlier
+        near = (shared > SAME_LESION_IOU * union) & earlier
+        n_equal += int(same.any(axis=1).sum())
+        n_overlapping += int((near.any(axis=1) & ~same.any(axis=1)).sum())
+    return n_equal, n_overlapping
+
+
+def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+    """Return the doubts about the references of a dataset, those about all of it first."""
+    return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
+
+
+def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+    doubts: list[Doubt] = []
+    n_boxes = sum(one.n_boxes for one in facts.values())
+    n_outside = sum(one.n_outside for one in facts.values())
+    n_corners = sum(one.n_as_corners for one in facts.values())
+    is_corners = n_corners == n_boxes > 0 and (n_outside > 0 or n_boxes >= _SURE_OF_CORNERS)
+    if is_corners and dataset.convention == "coco":
+        detail = f" All {n_boxes} fit their images as corners"
+        detail += f"; as sizes, {n_outside} of them would reach outside." if n_outside else "."
+        doubts.append(Doubt("box_corners", "", detail))
+    present = {label for one in facts.values() for label in one.labels}
+    n_lesions = sum(bool(one.labels) for one in facts.values())
+    for label, name in dataset.labels.items():
+        if n_lesions and label not in present and not dataset.merged_values:
+            detail = f" It is {name!r}, value {label}."
+            if dataset.convention == "coco":
+                detail = f" It is {name!r}. Roboflow writes such a category with the id 0: if it "
+                detail += "is one, take it out of categories."
+            doubts.append(Doubt("empty_label", "", detail))
+    return doubts
+
+
+def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+    doubts: list[Doubt] = []
+    for case, one in facts.items():
+        if one.share > MOST_SHARE:
+            detail = f" They fill {100 * one.share:.3g} %."
+            doubts.append(Doubt("mostly_lesion", case, detail))
+        elif one.touches_all:
+            doubts.append(Doubt("touches_borders", case))
+        elif one.is_wide:
+            doubts.append(Doubt("full_width", case))
+        for kind, n in (
+            ("boxes_outside", one.n_outside),
+            ("box_duplicates", one.n_equal),
+            ("box_readers", one.n_overlapping),
+        ):
+            if n:
+                doubts.append(Doubt(kind, case, f" {n} of {one.n_boxes}."))
+    return doubts
+
+
+def doubt_lines(doubts: Sequence[Doubt]) -> list[str]:
+    """Return one line per kind of doubt, with the names of the cases."""
+    by_kind: dict[str, list[Doubt]] = {}
+    for doubt in doubts:
+        by_kind.setdefault(doubt.kind, []).append(doubt)
+    lines: list[str] = []
+    for kind, own in by_kind.items():
+        cases = [doubt.case for doubt in own if doubt.case]
+        details = "".join(dict.fromkeys(doubt.detail for doubt in own if not doubt.case))
+        if not cases:
+            lines.append(DOUBTS[kind] + details)
+        else:
+            example = f" ({own[0].case}:{own[0].detail})" if own[0].detail else ""
+            lines.append(f"{DOUBTS[kind]} {count(len(cases), 'case')}: {listed(cases)}{example}")
+    return lines
+
+
+def has_no_background(facts: Mapping[str, ReferenceFacts]) -> bool:
+    """Return True if every reference with lesions is lesion everywhere: there is nothing to learn.
+
+    >>> has_no_background({"a": ReferenceFacts(share=1.0), "b": ReferenceFacts()})
+    True
+    >>> has_no_background({"a": ReferenceFacts(share=0.99)}), has_no_background({})
+    (False, False)
+    """
+    shares = [one.share for one in facts.values() if one.share > 0]
+    return bool(shares) and min(shares) >= 1
