@@ -322,8 +322,8 @@ class EvaluateConfig(OutputCommand):
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
     rate_confidence: Confidence | None
-    chosen_on: Text | None
-    chosen_on_reference: Text | None
+    chosen_on: FolderPath
+    chosen_on_reference: FolderPath
     groups: str | None
     compare: FolderPath
     margin: Confidence | None

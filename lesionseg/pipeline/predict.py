@@ -20,6 +20,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
+from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.volumes import needed_bytes, read_ahead
 from lesionseg.io.cases import content_files
@@ -226,7 +227,7 @@ class CaseWork:
                     self.sizes[files.case] = needed_bytes(geometry, self.predictor.plan)
         return sum(self.sizes[files.case] for files in cases) <= self.budget
 
-    def read(self, files: CaseFiles, row: Row) -> PreparedScan | Row:
+    def read(self, files: CaseFiles, row: Row) -> PreparedScan | NnunetScan | Row:
         """The scan on the plan's grid, or its row where it is done and unchanged."""
         row["key"] = self._key(files)
         earlier = self.known.get(files.case, {})
@@ -240,7 +241,7 @@ class CaseWork:
         trim_memory()
         return scan
 
-    def infer(self, _: CaseFiles, row: Row, scan: PreparedScan) -> Inferred:
+    def infer(self, _: CaseFiles, row: Row, scan: PreparedScan | NnunetScan) -> Inferred:
         """What the networks say; too large a case keeps its probabilities in a file."""
         is_large = needed_bytes(scan.file_geometry, self.predictor.plan) > self.budget
         inferred = self.predictor.infer(scan, folder=self.output if is_large else None)
