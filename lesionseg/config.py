@@ -382,8 +382,12 @@ class ReportConfig(OutputCommand):
 class ExportConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     output: OutputPath
-    format: Literal["onnx", "monai"]
+    format: Literal["onnx", "monai", "bundle"]
     opset: From1
+    reference: FolderPath
+    operating_point: str
+    rate_confidence: Confidence | None
+    groups: str | None
     trust: bool
     private: bool
     debug: bool
