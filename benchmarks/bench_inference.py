@@ -190,20 +190,20 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         device=device,
     )
     predictor = make_predictor(cfg)
-    cases = find_cases(folder / "in", output, predictor.plan)
+    scans = find_cases(folder / "in", output, predictor.plan).scans
     _warm(predictor)
     spent = [0.0]
     for network in predictor.window.networks:
         _timed(network, spent)
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
-    rows = list(predict_cases(cfg, predictor, output, cases, {}))
-    seconds = (time.perf_counter() - begin) / len(cases)
+    rows = list(predict_cases(cfg, predictor, output, scans, {}))
+    seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:
-        if row["status"] != "done":
-            sys.exit(row["message"])
+        if row.status != "done":
+            sys.exit(row.message)
     peak = _memory_mb("VmHWM")  # the kernel's ru_maxrss begins with what the parent held
-    network_s = spent[0] / len(cases)
+    network_s = spent[0] / len(scans)
     times = {"seconds": seconds, "network_s": network_s}
     return {**times, "peak_mb": peak, "base_mb": base}
 

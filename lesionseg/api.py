@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 StrPath = str | PathLike[str]
 TABLES = ("cases", "lesions", "candidates", "metrics")
-_TEXT = ("case", "group", "label", "role", "status", "message", "why_missed")
+# columns that are text even if they look like numbers
+_TEXT = (
+    *("case", "group", "label", "role", "status", "message", "why_missed", "path", "visit"),
+    *("bundle", "key", "state", "digest", "study_uid", "series_uid", "instance_uid", "finished"),
+)
 
 
 @dataclass(frozen=True)

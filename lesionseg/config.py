@@ -299,8 +299,10 @@ class PredictConfig(OutputCommand):
     raster_mm: Above0 | None
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
+    overwrite: bool
     dicom_output: bool
     zones: FolderPath
+    json_lines: bool
     device: str
     trust: bool
     engine: Literal["local", "ray"]
@@ -322,8 +324,8 @@ class EvaluateConfig(OutputCommand):
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
     rate_confidence: Confidence | None
-    chosen_on: FolderPath
-    chosen_on_reference: FolderPath
+    chosen_on: Text | None
+    chosen_on_reference: Text | None
     groups: str | None
     compare: FolderPath
     margin: Confidence | None
@@ -382,12 +384,8 @@ class ReportConfig(OutputCommand):
 class ExportConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     output: OutputPath
-    format: Literal["onnx", "monai", "bundle"]
+    format: Literal["onnx", "monai"]
     opset: From1
-    reference: FolderPath
-    operating_point: str
-    rate_confidence: Confidence | None
-    groups: str | None
     trust: bool
     private: bool
     debug: bool

@@ -6,6 +6,12 @@ from importlib import metadata
 from math import ceil, log10
 from typing import Any
 
+# what a command's exit status says besides 0, all done
+NOTHING_RAN = 1
+WRONG_SETTING = 2
+SOME_FAILED = 3
+INTERRUPTED = 130
+
 
 class LesionsegError(Exception):
     """Bad input: one sentence with what is wrong, in which file or key, and what to do."""
@@ -23,6 +29,10 @@ class ReadError(LesionsegError):
     """A file is missing, truncated or of an unknown format."""
 
 
+class ResourceError(ReadError):
+    """Time or memory did not suffice to read a file; with more of it the file may be fine."""
+
+
 class GeometryError(LesionsegError):
     """Shapes or affines do not fit together."""
 
@@ -37,6 +47,10 @@ class BundleError(LesionsegError):
 
 class OutputError(LesionsegError):
     """A result cannot be written."""
+
+
+class ConflictError(OutputError):
+    """A result would replace one of another scan."""
 
 
 class TrainingError(LesionsegError):

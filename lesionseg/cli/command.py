@@ -16,8 +16,16 @@ from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
 from lesionseg.config import COMMANDS, Command, ServeConfig, conf_dir, read
-from lesionseg.errors import ConfigError, LesionsegError, nearest, pip_install
-from lesionseg.pipeline.log import say
+from lesionseg.errors import (
+    INTERRUPTED,
+    NOTHING_RAN,
+    WRONG_SETTING,
+    ConfigError,
+    LesionsegError,
+    nearest,
+    pip_install,
+)
+from lesionseg.pipeline.log import Once, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
         sys.stderr.write(f"Unknown command {arguments[0]!r}.{nearest(arguments[0], COMMANDS)}\n")
-        return 2
+        return WRONG_SETTING
     return 0
 
 
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
-    """Run one command; returns 0, 1 after an error or a failed file, 2 after a wrong setting.
+    """Run one command and return its exit status.
+
+    It is 0 if all is done, 3 if some cases failed, 1 if nothing ran, 2 for a wrong setting and 130
+    after Ctrl-C or SIGTERM.
 
     `program` is what the examples of its help begin with; None: the script of the repository.
     """
@@ -68,11 +79,11 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         if any(a.replace(" ", "").lower() in ("debug=true", "debug=1", "debug=yes") for a in argv):
             raise
         sys.stderr.write(f"Error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
         resumes = command in ("predict", "prepare", "tune") or "run_dir=" in " ".join(argv)
         sys.stderr.write("Stopped. The same command goes on.\n" if resumes else "Stopped.\n")
-        return 130
+        return INTERRUPTED
 
 
 def recipe(command: str, cfg: Any) -> Any:
@@ -135,6 +146,12 @@ def multirun(command: str, argv: Sequence[str]) -> int:
 
 
 class _OnTerminal(logging.StreamHandler[Any]):
+    """Prints to standard error, a reader's warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(Once())
+
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr  # a progress bar takes its place, and prints above itself
         super().emit(record)

@@ -67,9 +67,7 @@ def _check_file(setting: str, path: Path) -> None:
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    if path.is_dir():
-        _check_folder(setting, path)
-    elif not path.exists():
+    if not path.exists():  # of an empty folder `predict` makes a note in its log
         if not _PATTERN & set(str(path)):
             raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")
         pattern = str(path.relative_to(path.anchor))
@@ -78,13 +76,10 @@ def _check_scans(setting: str, path: Path) -> None:
 
 
 def _check_bundle(setting: str, path: Path) -> None:
-    from lesionseg.io.bundle_folder import resolve_bundle
-    from lesionseg.io.nnunet_model import find_nnunet_model
-
-    if find_nnunet_model(path) is not None:  # it may be inside an archive
-        return
     if not path.exists():
         raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}")
+    from lesionseg.io.bundle_folder import resolve_bundle
+
     resolve_bundle(path)
 
 

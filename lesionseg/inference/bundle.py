@@ -24,9 +24,7 @@ from torch import nn
 
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
-from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import CARD, PLAN, WEIGHTS, resolve_bundle
-from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
@@ -35,7 +33,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickle
 # what must be the same, for tiles and channels of an ensemble's members to lie on each other
 _SHARED = (
     *("dims", "modality", "channel_names", "label_values", "regions", "spacing_mm"),
-    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors", "nnunet"),
+    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors"),
 )
 
 
@@ -97,16 +95,13 @@ def write_bundle(
 def read_bundle(
     folder: str | PathLike[str], architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Bundle:
-    """Read a bundle, the bundle of a run, or a model of nnU-Net's; nothing in it is executed.
+    """Read a bundle, or the bundle of a run; nothing in it is executed or imported.
 
     The network is built from the plan by the closed table of `models.build` and the caller's own
     `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
     plan of another version, tensors that are missing, extra, of another shape or not finite;
     `ConfigError` for an unknown architecture.
     """
-    model = find_nnunet_model(Path(folder))
-    if model is not None:
-        return Bundle(*read_nnunet_model(model))
     folder = resolve_bundle(Path(folder))
     plan = bundle_plan(folder)
     paths = [folder / name for name in _weight_files(plan)]
@@ -150,10 +145,7 @@ def ensemble(
 
 
 def bundle_plan(bundle: str | Path) -> Plan:
-    """Return the plan of a bundle, a run or an nnU-Net model; `BundleError` if there is none."""
-    model = find_nnunet_model(Path(bundle))
-    if model is not None:
-        return nnunet_plan(model)
+    """The plan of a bundle, or of a run's; raises `BundleError` when there is none."""
     path = resolve_bundle(Path(bundle)) / PLAN
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
@@ -165,10 +157,7 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 
 def bundle_digest(folder: Path) -> str:
-    """Return sixteen hexadecimal digits that change whenever the weights or the plan change."""
-    model = find_nnunet_model(folder)
-    if model is not None:
-        return nnunet_digest(model)
+    """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
     folder, digest = resolve_bundle(folder), blake2b(digest_size=8)
     for path in (folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))):
         digest.update(path.read_bytes())

@@ -22,7 +22,7 @@ from time import monotonic, process_time
 from typing import IO, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
-from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,10 +90,8 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     """
     n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
-        raise ReadError(
-            f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels}. "
-            "Crop it, or set max_voxels= (at most 2147483647)."
-        )
+        most = f"at most {_limits.max_voxels} (max_voxels=)"
+        raise ReadError(f"{path}: the image has too many voxels: {n_voxels}, {most}.")
     spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
     stated = f" The header gives lengths in {unit}." if unit else ""
     advice = f"{stated} Correct the spacing or its unit in the header."
@@ -124,9 +122,7 @@ def reading(path: Path) -> Iterator[None]:
             raise GeometryError(f"{path}: {error}") from error
         raise
     except MemoryError as error:
-        raise ReadError(
-            f"{path}: reading it takes more memory than there is. Close other programs, or crop it."
-        ) from error
+        raise ResourceError(f"{path}: reading it takes more memory than there is.") from error
     except Exception as error:  # a parser fed with damaged bytes may raise anything at all
         words = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(
@@ -176,7 +172,7 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
             if monotonic() - begin >= patience:
                 what = f"did not answer for {patience:.0f} s"
             stop()
-            raise ReadError(
+            raise ResourceError(
                 f"{where}: the reader {what}. Write the file again in a viewer, or leave it out."
             ) from error
         except BaseException:  # interrupted: the reply still to come is no other file's

@@ -35,10 +35,11 @@ from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
+from lesionseg.io.sources import ScanSource
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
 from lesionseg.ops.components import present_values, unscored_prediction
 
-_CANDIDATES = "_candidates.json"
+CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
 MaskNames = Literal["lesionseg", "nnunet"]
@@ -107,6 +108,7 @@ def write_prediction(
     suffix: str = ".nii.gz",
     like: Path | None = None,
     names: MaskNames = "lesionseg",
+    source: ScanSource | None = None,
 ) -> None:
     """Write the files of one case, each atomically, the candidates last.
 
@@ -114,6 +116,8 @@ def write_prediction(
     alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
     `like` is the scan's own file: see `write_volume`. `names`: of the masks, as nnU-Net's
     `<case>.nii.gz` or with `_mask`. Raises `OutputError`.
+
+    `source`: the scan that the prediction is of, which the candidate file then states as `source`.
 
     The candidate file also states `size_unit` ("mm", "mm at the detector" or, where no pixel size
     is known, "px"), `removed`: what was dropped for its size alone, and `input_check`: how unlike
@@ -144,6 +148,8 @@ def write_prediction(
         "operating_point": prediction.operating_point and asdict(prediction.operating_point),
         "candidates": [stated(candidate) for candidate in prediction.candidates],
     }
+    if source is not None:
+        content["source"] = source.stated()
     if prediction.input is not None:
         content["input_check"] = asdict(prediction.input)
     if prediction.removed:
@@ -152,7 +158,24 @@ def write_prediction(
         content["n_left_out"] = prediction.n_left_out
     if not prediction.scored:  # the scores stand in for another program's missing ones
         content["scored"] = False
-    write_json(folder / f"{case}{_CANDIDATES}", content)
+    write_json(folder / f"{case}{CANDIDATES}", content)
+
+
+def read_source(path: Path) -> ScanSource | None:
+    """Return the scan that a candidate file states as its source; None if it states none.
+
+    Raises `ReadError` for a file that is no JSON.
+    """
+    content = read_json(path)
+    stated = content.get("source") if isinstance(content, dict) else None
+    if not isinstance(stated, dict) or not isinstance(stated.get("digest"), str):
+        return None
+    return ScanSource(
+        digest=stated["digest"],
+        study_uid=str(stated.get("study_uid", "")),
+        series_uid=str(stated.get("series_uid", "")),
+        instance_uid=str(stated.get("instance_uid", "")),
+    )
 
 
 def find_predictions(
@@ -214,7 +237,7 @@ def _case_and_kind(file: Path) -> tuple[str, str]:
         return stem, ""
     if file.name.endswith(NPZ):
         return stem, "" if kind == PROBABILITIES else PROBABILITIES
-    if file.name.endswith(_CANDIDATES):
+    if file.name.endswith(CANDIDATES):
         return case, "candidates"
     if not is_image_file(file) or kind == "candidates":
         return stem, ""

@@ -13,7 +13,14 @@ import numpy as np
 from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import Aim, CaseFiles, OperatingPoint, Prediction, Reference, joint_unit
-from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, count
+from lesionseg.errors import (
+    SOME_FAILED,
+    ConfigError,
+    ContentError,
+    DatasetError,
+    GeometryError,
+    count,
+)
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
 from lesionseg.evaluation.change import (
     STATES,
@@ -72,8 +79,8 @@ class FollowOutcome:
 
     @property
     def exit_status(self) -> int:
-        """1 when a visit could not be predicted, else 0."""
-        return int(self.n_failed > 0)
+        """Return 3 if a visit could not be predicted, else 0."""
+        return SOME_FAILED if self.n_failed else 0
 
     def summary(self) -> list[str]:
         """How many lesions are in each state, how many of them count, and per pair."""
@@ -128,9 +135,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
                 operating_point=cfg.operating_point,
             )
             outcome = predict(predicted, progress=progress)
-            failed = [row for row in outcome.rows if row["status"] == "failed"]
+            failed = [row for row in outcome.rows if row.status == "failed"]
             for row in failed:
-                _log.warning("Visit %s could not be predicted: %s", row["case"], row["message"])
+                _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
         timelines = visits_of_table(patients, predictions)
     pairs: dict[str, FilePair] = {
         pair[1].case: pair for visits in timelines for pair in pairwise(visits)
@@ -239,6 +246,12 @@ def visits_of_folders(
         )
     if first ^ second:
         _log.warning("These cases have one visit only: %s", ", ".join(sorted(first ^ second)))
+    for folder, of_visit in zip((before_images, after_images), scans, strict=True):
+        without = sorted(first & second - of_visit.keys())
+        if folder is not None and without:
+            there = ", ".join(list(of_visit)[:3])
+            text = "%s has no scan called like these cases (it has %s): %s"
+            _log.warning(text, folder, there, ", ".join(without))
     return [
         [VisitFiles(c, p[c], s.get(c)) for p, s in zip(predictions, scans, strict=True)]
         for c in sorted(first & second)

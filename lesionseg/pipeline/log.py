@@ -95,6 +95,23 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+class Once(logging.Filter):
+    """Lets a warning of the readers pass once: a file is opened several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return False for a warning that came before."""
+        if not record.name.startswith("lesionseg.io"):
+            return True
+        text = record.getMessage()
+        is_new = text not in self._said
+        self._said.add(text)
+        return is_new
+
+
 class RunLog(MemoryHandler):
     """Appends records to the log of a run, once its directory has a configuration.
 

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from glob import escape
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -15,15 +15,23 @@ import numpy as np
 
 from lesionseg import __version__
 from lesionseg.config import PredictConfig, ServeConfig
-from lesionseg.core import CaseFiles
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.core import CaseFiles, Prediction
+from lesionseg.errors import (
+    ConfigError,
+    ConflictError,
+    ContentError,
+    DatasetError,
+    GeometryError,
+    OutputError,
+    ReadError,
+    ResourceError,
+    count,
+)
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
-from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.volumes import needed_bytes, read_ahead
-from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,
@@ -31,31 +39,42 @@ from lesionseg.io.dicom.results import (
     require_highdicom,
     write_dicom_results,
 )
-from lesionseg.io.files import atomic_path, check_case_id, locked_folder
-from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import MASK_ENDINGS, write_prediction
-from lesionseg.io.remote import download, upload
+from lesionseg.io.files import locked_folder
+from lesionseg.io.layouts.input_images import (
+    FoundScan,
+    FoundScans,
+    find_scans,
+    nothing_found,
+    with_clashes,
+)
+from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.remote import download
+from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.pipeline.log import Advance, bar
+from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_tables import (
+    CONFLICT,
     TABLE,
+    CaseRow,
     PredictionTable,
     PredictOutcome,
-    Row,
     begun_row,
+    left_out_row,
+    rebuilt_row,
 )
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_MASKS = ("_instances", "_regions")
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
-_OTHERS = ("_probabilities.npz", REPORT, SEGMENTATION)
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
+Known = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
+_FAULT = "fault"  # key of a scan that cannot be predicted whatever its files hold
 
 
 def predict(
@@ -64,12 +83,13 @@ def predict(
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
-    """Predict every case found in `cfg.input`; one row each, by case id.
+    """Predict every scan found in `cfg.input`; one row each, by case id.
 
     Writes mask, instances and candidates of each case to `cfg.output`, in the scan's own geometry
     and format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
-    stop the others. Started again, it leaves out what is done and unchanged. Files follow
-    the umask. Input and output may be URLs.
+    stop the others. Started again, it leaves out what is done and unchanged, and what failed and is
+    unchanged. Results of another scan are never replaced unless `cfg.overwrite`. Files follow the
+    umask. Input and output may be URLs.
 
     Args:
         cfg: see conf/predict.yaml.
@@ -81,37 +101,92 @@ def predict(
         DatasetError: when there is no case.
         OutputError: when another process writes into the output folder.
     """
+    folder = download(cfg.output, new=True)
+    is_whole = cfg.num_shards == 1
+    # no two processes write the same file
+    name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
+    stem = name.removesuffix(".csv")
+    with predict_log(folder, stem, url=cfg.output, json_lines=cfg.json_lines) as log:
+        outcome = _predict(cfg, folder, folder / name, log, architectures, progress)
+        log.end(outcome)
+    return outcome
+
+
+def _predict(
+    cfg: PredictConfig,
+    folder: Path,
+    table_path: Path,
+    log: PredictLog,
+    architectures: Mapping[str, NetworkFactory] | None,
+    progress: Advance | None,
+) -> PredictOutcome:
+    """Predict into a folder, with the rows in `table_path`."""
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
-    folder = download(cfg.output, new=True)
     found = find_cases(download(cfg.input), folder, predictor.plan)
-    cases = found[cfg.shard_index :: cfg.num_shards]
-    if cfg.dicom_output and any(map(_is_dicom, cases)):
+    scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
+    if cfg.dicom_output and any(map(_is_dicom, scans)):
         require_highdicom()
     if cfg.zones is not None:
-        find_zones(Path(cfg.zones)).check([files.case for files in cases])
-    name = TABLE
-    if cfg.num_shards > 1:  # no two processes write the same file
-        name = f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
-    rows: list[Row] = []
+        find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
+    log.note("input", f"{count(len(scans), 'scan')} in {cfg.input}.")
+    rows: list[CaseRow] = []
     with (
-        locked_folder(folder, f".{name}.lock"),
-        closing(PredictionTable(folder / name, cfg.output)) as table,
+        locked_folder(folder, f".{table_path.name}.lock"),
+        closing(PredictionTable(table_path, cfg.output)) as table,
         bar("Predicting", progress) as advance,
     ):
+        results = PredictionFolder(folder, cfg.output, cfg.names)
+        if cfg.num_shards == 1:
+            _restore(results, table)
+        scans = [_as_before(scan, results) for scan in scans]
+        if cfg.shard_index == 0:
+            for kind in found.left_out:
+                table.put(left_out_row(kind))
         if cfg.engine == "ray":
             from lesionseg.pipeline.predict_ray import predict_on_ray
 
-            finished = predict_on_ray(cfg, folder, cases, table.earlier, architectures)
+            finished = predict_on_ray(cfg, folder, scans, table.earlier, architectures)
         else:
-            finished = predict_cases(cfg, predictor, folder, cases, table.earlier)
+            finished = predict_cases(cfg, predictor, folder, scans, table.earlier)
         with closing(finished):
             for row in finished:
                 table.put(row)
                 rows.append(row)
-                advance(row["case"], len(rows), len(cases))
-    return PredictOutcome(tuple(sorted(rows, key=lambda row: row["case"])), folder)
+                log.case(row)
+                if row.status == "failed" and not row.is_unchanged:
+                    said = {"of_case": True}
+                    logger.warning("%s failed: %s", row.case, row.message, extra=said)
+                advance(row.case, len(rows), len(scans))
+    rows.sort(key=lambda row: (row.case, row.path))
+    return PredictOutcome(tuple(rows), folder, found.left_out)
+
+
+def _restore(results: PredictionFolder, table: PredictionTable) -> None:
+    """Finish what a killed run left in the folder, and give rows to results without one."""
+    for case in results.recover_all():
+        logger.info("The results of %s, which an interrupted run had made, are in place.", case)
+    for case in results.cases():
+        if not any(row.is_done for row in table.earlier.get(case, ())):
+            row = rebuilt_row(results, case)
+            if row is not None:
+                table.put(row)
+
+
+def _as_before(scan: FoundScan, results: PredictionFolder) -> FoundScan:
+    """Return the scan under the id that the folder has its series' results under.
+
+    The only series of a folder is called like the folder, one of several also by number and UID.
+    Results keep their name if another series comes into the folder, or leaves it.
+    """
+    if scan.fault or not scan.other_case or scan.dicom is None:
+        return scan
+    for case in (scan.case, scan.other_case):
+        source = results.source(case)
+        if source is not None and source.series_uid == scan.dicom.series_uid:
+            return replace(scan, files=replace(scan.files, case=case, group=case))
+    return scan
 
 
 def make_predictor(
@@ -129,218 +204,309 @@ def make_predictor(
     )
 
 
-def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
-    """The cases of `source`, results of an earlier run in `output` left out."""
+def find_cases(source: Path, output: Path, plan: Plan) -> FoundScans:
+    """Find the scans of `source`, without the results of an earlier run in `output`.
+
+    Raises `ConfigError` for an output that is a file or the input itself, `DatasetError` without
+    scans.
+    """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
     if source.is_dir() and output.exists() and source.samefile(output):
         raise ConfigError(
-            f"output={output} is the input folder itself. Name another one, which may lie in it."
+            f"output={output} is the input folder itself. Name another one, which may be in it."
         )
     results = output.resolve()
-
-    def is_result(path: Path) -> bool:
-        try:
-            return results in path.resolve().parents
-        except (OSError, ValueError, RuntimeError):  # no such path, or a circle: reading says so
-            return False
-
-    scans = find_images(source, len(plan.channel_names))
-    cases = [files for files in scans if not any(map(is_result, files.images))]
-    if not source.is_dir() and len(cases) < len(scans):
-        raise ConfigError(f"output={output} holds scans of {source}. Name another folder.")
-    if not cases:
-        raise DatasetError(f"{source}: there is no scan to predict.")
-    return cases
+    is_single = source.is_file() and source.suffix.lower() != ".csv"
+    if is_single and results in source.resolve().parents:
+        raise ConfigError(f"output={output} holds the scan {source}. Name another folder.")
+    found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
+    if not found.scans:
+        raise DatasetError(nothing_found(source, found))
+    return replace(found, scans=tuple(with_clashes(found.scans)))
 
 
 def predict_cases(
     cfg: PredictConfig,
     predictor: Predictor,
     output: Path,
-    cases: Sequence[CaseFiles],
-    known: Mapping[str, Row],
-) -> Generator[Row]:
-    """Predict cases into `output`; yields the row of each, in order, as soon as it is written.
+    scans: Sequence[FoundScan],
+    known: Known,
+) -> Generator[CaseRow]:
+    """Predict scans into `output`; yields the row of each, in order, as soon as it is written.
 
-    `known`: rows of earlier runs; what is unchanged is kept. A case that fails gives a row that
-    says why; nothing it wrote is left. Close the generator to give the rest up: what is written
-    stays.
+    `known`: rows of earlier runs; results that are unchanged are kept. A scan that fails gives a
+    row that says why, and leaves earlier results as they are. Close the generator to stop: the
+    results written so far stay.
     """
     work = CaseWork(cfg, predictor, output, known)
     steps = (partial(work.attempt, step) for step in (work.read, work.infer, work.write))
-    yield from read_ahead(cases, *steps, fits=work.fits)
+    yield from read_ahead(scans, *steps, fits=work.fits)
 
 
 class CaseWork:
-    """What is done with a case, in three steps, of which `attempt` makes a row whatever happens."""
+    """Processing of a scan in three steps; `attempt` returns a row even if a step fails."""
 
     def __init__(
-        self,
-        cfg: PredictConfig,
-        predictor: Predictor,
-        output: Path,
-        known: Mapping[str, Row],
+        self, cfg: PredictConfig, predictor: Predictor, output: Path, known: Known
     ) -> None:
-        self.cfg, self.predictor, self.output, self.known = cfg, predictor, output, known
+        self.cfg = cfg
+        self.predictor = predictor
+        self.results = PredictionFolder(output, cfg.output, cfg.names)
+        self.known = known
         self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
         self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
         gigabytes = cfg.inference.max_memory_gb
         self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
-        self.rows: dict[str, Row] = {}  # of cases on their way; with a status where nothing is left
-        self.sizes: dict[str, int] = {}
+        # of the scans at work and before; a row with a status is final
+        self.rows: dict[tuple[str, str], CaseRow] = {}
+        self.sizes: dict[tuple[str, str], int] = {}
 
-    def attempt(self, step: Callable[..., Any], files: CaseFiles, made: Any = None) -> Any:
-        """What a step makes of the case, or its row where that is complete, as of one that failed.
+    def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
+        """Run one step for the scan.
 
-        Nothing that a failed case wrote is left.
+        Returns its result, or the scan's row if it is final: complete, failed or skipped.
         """
-        row = self.rows.setdefault(files.case, {**begun_row(files), "bundle": self.bundle})
-        if row["status"]:
+        row = self.rows.setdefault(scan.key, begun_row(scan, self.bundle))
+        if row.status:
             return row
         begin = perf_counter()
         try:
-            return step(files, row) if made is None else step(files, row, made)
+            result = step(scan) if made is None else step(scan, made)
         except Exception as error:  # a damaged file may make any library raise anything
-            text = str(error) or repr(error)
-            for image in files.images:  # where a scan lies may name a patient
-                text = text.replace(f"{image.parent}/", "")
-            text = text.encode("utf-8", "backslashreplace").decode()
-            row |= {"status": "failed", "message": text}
-            logger.warning("Case %s failed: %s", row["case"], text)
-            logger.debug("Case %s failed.", row["case"], exc_info=error)
-            with suppress(Exception):  # what cannot even be named was not written by us
-                self._clear(files)
-            return row
-        finally:
-            if row["status"] != "kept":
-                seconds = row["seconds"] + perf_counter() - begin
-                row |= {"seconds": round(seconds, 3), "peak_memory_mb": peak_memory_mb()}
+            result = self._failed(scan, error)
+        row = self.rows[scan.key]
+        if not row.is_unchanged:
+            seconds = round(row.seconds + perf_counter() - begin, 3)
+            row = replace(row, seconds=seconds, peak_memory_mb=peak_memory_mb())
+            if row.status:
+                finished = datetime.now().astimezone().isoformat(timespec="seconds")
+                row = replace(row, finished=finished)
+            self.rows[scan.key] = row
+        return row if isinstance(result, CaseRow) else result
 
-    def fits(self, cases: Sequence[CaseFiles]) -> bool:
-        """Whether these cases may be in memory together."""
-        for files in cases:
-            if files.case not in self.sizes:
-                self.sizes[files.case] = 0
+    def _failed(self, scan: FoundScan, error: Exception) -> CaseRow:
+        """Make the row of a scan that failed, its earlier one if it failed like this before."""
+        text = str(error) or repr(error)
+        for image in scan.files.images:  # the id names the folders below the input; no others
+            text = text.replace(f"{image.parent}/", "")
+        text = text.encode("utf-8", "backslashreplace").decode()
+        row = self.rows[scan.key]
+        key = row.key if _is_final(error) else ""
+        if isinstance(error, ConflictError):
+            key = CONFLICT
+        row = replace(row, status="failed", message=text, key=key)
+        earlier = self._earlier_failure(row)
+        if earlier is not None and earlier.message == text:
+            row = replace(earlier, is_unchanged=True)
+        else:
+            logger.debug("%s failed.", row.case, exc_info=error)
+        self.rows[scan.key] = row
+        return row
+
+    def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
+        """Return the row of an earlier run in which the same scan failed for the same reason."""
+        for earlier in self.known.get(row.case, ()):
+            is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
+            if earlier.status == "failed" and row.key and is_same:
+                return earlier
+        return None
+
+    def fits(self, scans: Sequence[FoundScan]) -> bool:
+        """Return True if these scans may be in memory together."""
+        for scan in scans:
+            if scan.key not in self.sizes:
+                self.sizes[scan.key] = 0
+                if scan.fault or scan.left_out:
+                    continue
                 with suppress(Exception):  # reading it says what is wrong
-                    geometry = read_geometry(files.images[0], raster_mm=1.0)
-                    self.sizes[files.case] = needed_bytes(geometry, self.predictor.plan)
-        return sum(self.sizes[files.case] for files in cases) <= self.budget
+                    geometry = read_geometry(scan.files.images[0], raster_mm=1.0)
+                    self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
+        return sum(self.sizes[scan.key] for scan in scans) <= self.budget
 
-    def read(self, files: CaseFiles, row: Row) -> PreparedScan | NnunetScan | Row:
-        """The scan on the plan's grid, or its row where it is done and unchanged."""
-        row["key"] = self._key(files)
-        earlier = self.known.get(files.case, {})
-        if earlier.get("key") == row["key"] and earlier["status"] != "failed":
-            has_masks = self.predictor.plan.candidate_rule.source != "detection"
-            if all(path.is_file() for path in self._paths(files)[: 1 + has_masks]):
-                row.update({**earlier, "group": row["group"], "visit": row["visit"]}, status="kept")
-                return row
-        self._clear(files)
-        scan = self.predictor.prepare(files)
+    def read(self, scan: FoundScan) -> PreparedScan | CaseRow:
+        """Return the scan on the plan's grid, or its row if there is nothing to do.
+
+        Raises `ConflictError` if results of another scan are in the way.
+        """
+        if scan.left_out:
+            row = replace(self.rows[scan.key], status="skipped", message=scan.left_out)
+            self.rows[scan.key] = row
+            return row
+        if scan.fault:
+            self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
+            raise DatasetError(scan.fault)
+        state = file_state(file for image in scan.contents for file in image)
+        source = self._source(scan, state)
+        row = self.rows[scan.key].of_source(source, state)
+        row = replace(row, key=self._key(scan.files, source.digest))
+        self.rows[scan.key] = row
+        self.results.claim(scan.case, source, overwrite=self.cfg.overwrite)
+        earlier = self._kept(scan, row, source) or self._earlier_failure(row)
+        if earlier is not None:
+            row = replace(
+                earlier.of_source(source, state),
+                status="kept" if earlier.status == "done" else earlier.status,
+                group=row.group,
+                visit=row.visit,
+                path=row.path,
+                is_unchanged=True,
+            )
+            self.rows[scan.key] = row
+            return row
+        prepared = self.predictor.prepare(scan.files)
+        if file_state(file for image in scan.contents for file in image) != state:
+            raise ResourceError("The scan changed while it was read. Run the command again.")
         trim_memory()
-        return scan
+        return prepared
 
-    def infer(self, _: CaseFiles, row: Row, scan: PreparedScan | NnunetScan) -> Inferred:
-        """What the networks say; too large a case keeps its probabilities in a file."""
-        is_large = needed_bytes(scan.file_geometry, self.predictor.plan) > self.budget
-        inferred = self.predictor.infer(scan, folder=self.output if is_large else None)
+    def _source(self, scan: FoundScan, state: str) -> ScanSource:
+        """Return what the scan is; files in the state of an earlier run are not read again."""
+        known = self.known.get(scan.case, ())
+        same = (r.digest for r in known if r.digest and (r.path, r.state) == (scan.path, state))
+        facts = scan.facts
+        return ScanSource(
+            digest=next(same, None) or content_digest(scan.contents),
+            study_uid=facts.study_uid if facts else "",
+            series_uid=facts.series_uid if facts else "",
+            instance_uid=facts.instance_uid if facts else "",
+        )
+
+    def _kept(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
+        """Return the row of results of this content, bundle and settings that are in place."""
+        plan = self.predictor.plan
+        suffix = result_suffix(scan.files.images[0], plan.dims)
+        masks = plan.candidate_rule.source != "detection"
+        rows = [r for r in self.known.get(row.case, ()) if r.is_done and r.key == row.key]
+        if rows and self.results.has_results(scan.case, source, suffix, masks=masks):
+            return rows[0]
+        return None
+
+    def infer(self, scan: FoundScan, prepared: PreparedScan) -> Inferred:
+        """Run the networks; a case that is too large keeps its probabilities in a file."""
+        is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
+        folder = self.results.path if is_large else None
+        inferred = self.predictor.infer(prepared, folder=folder)
         trim_memory()  # glibc would keep what tiles have freed beside what follows
         return inferred
 
-    def write(self, files: CaseFiles, row: Row, inferred: Inferred) -> Row:
-        """Back to the file's grid, candidates, files; the candidates' file comes last."""
-        cfg, plan = self.cfg, self.predictor.plan
-        image = files.images[0]
-        if cfg.save_probabilities:
-            shape = (len(plan.label_values), *inferred.file_geometry.shape)
-            probabilities = np.empty(shape, dtype=np.float16)
-
-            def keep(label: int, first: int, slab: Slab) -> None:
-                probabilities[label, first : first + len(slab)] = slab
-
-            prediction = self.predictor.decide(inferred, files.case, keep)
-            with atomic_path(self.output / f"{files.case}_probabilities.npz") as path:
-                np.savez_compressed(path, probabilities=probabilities)
-        else:
-            prediction = self.predictor.decide(inferred, files.case)
-        mm = inferred.file_geometry.spacing_mm[0]
-        zones = self.zones.read(files.case, mm) if self.zones else None
-        zone_names: list[str] = []
-        if zones is not None:
-            pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
-            placed = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
-            prediction = replace(prediction, candidates=placed)
-            present = (value for value in present_values(zones.values) if value > 0)
-            zone_names = [zones.names.get(value, str(value)) for value in present]
-        point = self.predictor.operating_point()
-        if cfg.dicom_output and _is_dicom(files):
-            is_segmented = write_dicom_results(
-                image,
+    def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
+        """Restore the file's grid, find the candidates and write the case's files."""
+        row = self.rows[scan.key]
+        with self.results.writing(scan.case) as part:
+            prediction = self._decide(scan, inferred, part)
+            zone_names, prediction = self._placed(scan, inferred, prediction)
+            message = self._write_dicom(scan, row, prediction, part)
+            image = scan.files.images[0]
+            write_prediction(
+                part,
                 prediction,
-                ResultOrigin(__version__, self.bundle, row["key"]),
-                plan.lesion_labels,
-                report=self.output / f"{files.case}{REPORT}",
-                segmentation=self.output / f"{files.case}{SEGMENTATION}",
-                mask_labels=dict(zip(plan.label_values, plan.label_names, strict=True)),
+                suffix=result_suffix(image, self.predictor.plan.dims),
+                like=image,
+                names=self.cfg.names,
+                source=row.source,
             )
-            if not is_segmented and prediction.instances is not None:
-                row["message"] = NO_SEGMENTATION
-        suffix = result_suffix(image, plan.dims)
-        write_prediction(self.output, prediction, suffix=suffix, like=image, names=cfg.names)
-        upload(filter(Path.is_file, self._paths(files)), self.output, cfg.output)
-        row |= {
-            "status": "done",
-            "n_candidates": len(prediction.candidates),
-            "n_accepted": sum(c.accepted for c in prediction.candidates),
-            "missing": " ".join(prediction.input.missing if prediction.input else ()),
-            "operating_point": point.name,
-            **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
-        }
-        if prediction.input:
-            checked = prediction.input
-            row |= {"warning": checked.warning, "input_score": checked.score}
+        amounts = dict(
+            counts_of(prediction.candidates, self.predictor.plan.lesion_labels, zone_names)
+        )
+        volume_ml = amounts.pop("volume_ml")
+        checked = prediction.input
+        warnings = [checked.warning if checked else ""]
         if prediction.n_left_out:
-            row["warning"] = f"{row['warning']} {prediction.left_out_note}".strip()
+            warnings.append(prediction.left_out_note)
+        row = replace(
+            row,
+            status="done",
+            message=message,
+            n_candidates=len(prediction.candidates),
+            n_accepted=sum(c.accepted for c in prediction.candidates),
+            volume_ml=volume_ml,
+            missing=" ".join(checked.missing if checked else ()),
+            operating_point=self.predictor.operating_point().name,
+            warning=" ".join(filter(None, warnings)),
+            input_score=checked.score if checked else None,
+            amounts=amounts,
+        )
+        self.rows[scan.key] = row
         return row
 
-    def _key(self, files: CaseFiles) -> str:
-        """Changes with bundle, settings, and size or time of change of a case's files."""
-        cfg, paths = self.cfg, [path for image in files.images for path in content_files(image)]
-        if self.zones is not None and files.case in self.zones.masks:
-            paths.append(self.zones.masks[files.case])
-        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    def _decide(self, scan: FoundScan, inferred: Inferred, part: Path) -> Prediction:
+        """Return the prediction; its probabilities are written into `part` if asked for."""
+        if not self.cfg.save_probabilities:
+            return self.predictor.decide(inferred, scan.case)
+        shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
+        probabilities = np.empty(shape, dtype=np.float16)
+
+        def keep(label: int, first: int, slab: Slab) -> None:
+            probabilities[label, first : first + len(slab)] = slab
+
+        prediction = self.predictor.decide(inferred, scan.case, keep)
+        np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
+        return prediction
+
+    def _placed(
+        self, scan: FoundScan, inferred: Inferred, prediction: Prediction
+    ) -> tuple[list[str], Prediction]:
+        """Return the names of the scan's zones, and the candidates with theirs."""
+        mm = inferred.file_geometry.spacing_mm[0]
+        zones = self.zones.read(scan.case, mm) if self.zones else None
+        if zones is None:
+            return [], prediction
+        pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
+        placed = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
+        present = (value for value in present_values(zones.values) if value > 0)
+        names = [zones.names.get(value, str(value)) for value in present]
+        return names, replace(prediction, candidates=placed)
+
+    def _write_dicom(
+        self, scan: FoundScan, row: CaseRow, prediction: Prediction, part: Path
+    ) -> str:
+        """Write a DICOM scan's segmentation and report; return why there is no segmentation."""
+        if not self.cfg.dicom_output or not _is_dicom(scan):
+            return ""
+        plan = self.predictor.plan
+        is_segmented = write_dicom_results(
+            scan.files.images[0],
+            prediction,
+            ResultOrigin(__version__, self.bundle, row.key),
+            plan.lesion_labels,
+            report=part / f"{scan.case}{REPORT}",
+            segmentation=part / f"{scan.case}{SEGMENTATION}",
+            mask_labels=dict(zip(plan.label_values, plan.label_names, strict=True)),
+        )
+        if is_segmented or prediction.instances is None:
+            return ""
+        return NO_SEGMENTATION
+
+    def _key(self, files: CaseFiles, digest: str) -> str:
+        """Return a text that changes with the bundle, the settings and a case's content."""
+        cfg = self.cfg
+        zones = None
+        zone_mask = ""
+        if self.zones is not None:
+            zones = dict(self.zones.names)
+            if files.case in self.zones.masks:
+                zone_mask = file_digest(self.zones.masks[files.case])
         how = cfg.inference.model_copy(update={"max_memory_gb": None})
         choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
-        zones = self.zones and dict(self.zones.names)
-        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones)
-        whole = repr((__version__, choices, written, files.missing, files.pixel_mm, states))
+        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
+        whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
 
-    def _paths(self, files: CaseFiles) -> list[Path]:
-        """The files that a case may get, the candidates' first, then its mask's.
 
-        Raises `DatasetError` for an id that cannot name files, or would name others.
-        """
-        check_case_id(files.case, files.images[0])
-        suffix = result_suffix(files.images[0], self.predictor.plan.dims)
-        masks = (f"{kind}{suffix}" for kind in (MASK_ENDINGS[self.cfg.names], *_MASKS))
-        endings = "_candidates.json", *masks, *_OTHERS
-        return [self.output / f"{files.case}{ending}" for ending in endings]
-
-    def _clear(self, files: CaseFiles) -> None:
-        paths = self._paths(files)
-        halves = [h for p in paths for h in self.output.glob(f".????????-{escape(p.name)}")]
-        if paths[0].is_file():  # an earlier run's masks may be of other suffixes
-            kinds = (files.case + kind for kind in ("_mask", *_MASKS))
-            paths += [self.output / (kind + suffix) for kind in kinds for suffix in _SUFFIXES]
-        gone = [path for path in dict.fromkeys(paths) if path.is_file()]
-        for file in (*gone, *halves):
-            file.unlink(missing_ok=True)
-        upload(gone, self.output, self.cfg.output)
+def _is_final(error: Exception) -> bool:
+    """Return True if the same files will fail again: nothing but them is at fault."""
+    if isinstance(error, ResourceError | OutputError):
+        return False
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            return False  # a disk, a network or a permission
+        cause = cause.__cause__
+    return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
 
 
-def _is_dicom(files: CaseFiles) -> bool:
+def _is_dicom(scan: FoundScan) -> bool:
     with suppress(OSError):  # a file that cannot be opened fails by itself
-        return is_dicom_image(files.images[0])
+        return bool(scan.files.images) and is_dicom_image(scan.files.images[0])
     return False

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import PredictConfig
-from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
+from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.limits import FileLimits, set_limits
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import default_budget
-from lesionseg.pipeline.predict import make_predictor, predict_cases
-from lesionseg.pipeline.predict_tables import Row, begun_row
+from lesionseg.pipeline.predict import Known, make_predictor, predict_cases
+from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3
 _CORES = 2  # of an actor on a CPU: one reads and writes slower than it computes
@@ -28,11 +28,11 @@ _AT_ONCE = 4  # cases that an actor gets
 def predict_on_ray(
     cfg: PredictConfig,
     output: Path,
-    cases: Sequence[CaseFiles],
-    known: Mapping[str, Row],
+    scans: Sequence[FoundScan],
+    known: Known,
     architectures: Mapping[str, NetworkFactory] | None = None,
-) -> Generator[Row]:
-    """Predict cases on a Ray cluster; yields rows as they are done.
+) -> Generator[CaseRow]:
+    """Predict scans on a Ray cluster; yields rows as they are done.
 
     The cluster is the one that this process is connected to or that `ray.init` finds, else one on
     this machine for the time being. Raises `ConfigError` without the extra `ray`, or when
@@ -51,7 +51,7 @@ def predict_on_ray(
         cores = int(ray.cluster_resources().get("CPU", 0))
         if not cores:
             raise ConfigError("engine=ray: the cluster has no core to compute on.")
-        n_actors = min(gpus or max(cores // _CORES, 1), len(cases))
+        n_actors = min(gpus or max(cores // _CORES, 1), len(scans))
         share = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
         inference = cfg.inference.model_copy(update={"max_memory_gb": share})
         bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)
@@ -63,10 +63,10 @@ def predict_on_ray(
         # put once for all actors, however large
         given = cfg, output.resolve(), ray.put(known), ray.put(architectures)
         idle = [kind.remote(*given) for _ in range(n_actors)]
-        n = max(1, min(_AT_ONCE, len(cases) // max(n_actors, 1)))
-        found = [replace(c, images=tuple(p.absolute() for p in c.images)) for c in cases]
-        left = [found[i : i + n] for i in range(0, len(cases), n)]
-        under_way: dict[Any, tuple[Any, list[CaseFiles]]] = {}
+        n = max(1, min(_AT_ONCE, len(scans) // max(n_actors, 1)))
+        found = [scan.absolute() for scan in scans]
+        left = [found[i : i + n] for i in range(0, len(scans), n)]
+        under_way: dict[Any, tuple[Any, list[FoundScan]]] = {}
         while left or under_way:
             while idle and left:
                 actor, some = idle.pop(), left.pop(0)
@@ -80,10 +80,10 @@ def predict_on_ray(
                 if getattr(error, "actor_init_failed", False):
                     raise
                 if len(some) > 1:
-                    left += [[files] for files in some]
+                    left += [[scan] for scan in some]
                     continue
                 message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
-                yield {**begun_row(some[0]), "status": "failed", "message": message}
+                yield replace(begun_row(some[0]), status="failed", message=message)
     finally:
         if ours:
             ray.shutdown()
@@ -96,7 +96,7 @@ class _Actor:
         self,
         cfg: PredictConfig,
         output: Path,
-        known: Mapping[str, Row],
+        known: Known,
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
         if cfg.private:  # the setting of the process that asked is not inherited by Ray's workers
@@ -104,6 +104,6 @@ class _Actor:
         set_limits(FileLimits(max_voxels=cfg.max_voxels))
         self._given = cfg, make_predictor(cfg, architectures), output, known
 
-    def predict(self, cases: Sequence[CaseFiles]) -> list[Row]:
+    def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:
         cfg, predictor, output, known = self._given
-        return list(predict_cases(cfg, predictor, output, cases, known))
+        return list(predict_cases(cfg, predictor, output, scans, known))

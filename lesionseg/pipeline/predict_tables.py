@@ -1,111 +1,282 @@
-"""`predictions.csv`: what became of every case, and how much was found in it, one row each."""
+"""`predictions.csv`: what became of every scan, and how much was found in it, one row each."""
 
 import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lesionseg.core import CaseFiles
-from lesionseg.errors import count
-from lesionseg.io.files import HALF, printable_id, read_csv, write_csv
+from pydantic import TypeAdapter, ValidationError
+
+from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
+from lesionseg.io.files import HALF, printable_id, read_csv, read_json, write_csv
+from lesionseg.io.layouts.input_images import FoundScan, LeftOut
+from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
+from lesionseg.io.sources import ScanSource
 from lesionseg.pipeline.log import typed
 
 logger = logging.getLogger(__name__)
 
 TABLE = "predictions.csv"
+DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
+CONFLICT = "conflict"  # key of a scan that another scan's results stand in the way of
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
-_WRITE_SECONDS = 5.0
+_WRITE_SHARE = 0.05  # of the time, at most, is spent on writing the table
 
-# one line of `predictions.csv`; behind these columns lie `count_<label>`, `ml_<label>`,
-# `zone_count_<zone>` and `zone_ml_<zone>`
-Row = dict[str, Any]
-COLUMNS: Mapping[str, Any] = {
-    "case": "",
-    "group": "",  # as the input's table has it
-    "visit": "",
-    "status": "",  # done now, kept from an earlier run, or failed
-    "message": "",  # why it failed
-    "seconds": 0.0,  # of work on this case when it was done
-    "n_candidates": 0,
-    "n_accepted": 0,
-    "volume_ml": None,  # of accepted candidates; none in 2-D and of bare boxes
-    "peak_memory_mb": 0,  # the most that the process had held until then
-    "bundle": "",
-    "key": "",  # changes with bundle, settings and files
-    "warning": "",  # in what the scan is unlike the training scans
-    "input_score": None,  # how much; 1 is the limit
-    "missing": "",  # channels that it lacks
-    "operating_point": "",  # what accepted its candidates
-}
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
+
+    Attributes:
+        case: its id; `group` and `visit` are as the input's table has them.
+        status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
+            earlier run), failed or skipped.
+        message: why it failed or was skipped.
+        seconds: of work on it when it was predicted.
+        volume_ml: of its accepted candidates; None in 2-D and for boxes without masks.
+        peak_memory_mb: the most that the process had held until then.
+        bundle: the model's digest.
+        key: changes with bundle, settings and content; "" if it failed for a reason outside of it.
+        warning: how it is unlike the training scans, and what lacks in the result.
+        input_score: how unlike they are; 1 is the limit.
+        missing: channels that it lacks.
+        operating_point: accepted its candidates.
+        path: of the scan below the input.
+        study_uid, series_uid, instance_uid, digest: see `ScanSource`.
+        state: see `file_state`.
+        finished: when it was predicted or failed.
+        amounts: counts and millilitres, columns `count_<label>`, `ml_<label>`,
+            `zone_count_<zone>`, `zone_ml_<zone>`.
+        is_unchanged: it was as it is before this run; no column.
+    """
+
+    case: str
+    group: str = ""
+    visit: str = ""
+    status: str = ""
+    message: str = ""
+    seconds: float = 0.0
+    n_candidates: int = 0
+    n_accepted: int = 0
+    volume_ml: float | None = None
+    peak_memory_mb: int = 0
+    bundle: str = ""
+    key: str = ""
+    warning: str = ""
+    input_score: float | None = None
+    missing: str = ""
+    operating_point: str = ""
+    path: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    instance_uid: str = ""
+    digest: str = ""
+    state: str = ""
+    finished: str = ""
+    amounts: Mapping[str, Any] = field(default_factory=dict)
+    is_unchanged: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Return True if the case has results."""
+        return self.status in DONE
+
+    @property
+    def source(self) -> ScanSource:
+        """The scan that the row is of."""
+        return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
+
+    def of_source(self, source: ScanSource, state: str) -> "CaseRow":
+        """Return the row with what is known of its scan."""
+        return replace(
+            self,
+            study_uid=source.study_uid,
+            series_uid=source.series_uid,
+            instance_uid=source.instance_uid,
+            digest=source.digest,
+            state=state,
+        )
+
+    def replaces(self, other: "CaseRow") -> bool:
+        """Return True if the row takes the place of another row of its case.
+
+        A case's results have one row. Scans that failed have one each: two scans of one id, or
+        nights on which other scans came under it, are told apart by path and source.
+        """
+        if self.is_done and other.is_done:
+            return True
+        if other.is_done or (other.path and other.path != self.path):
+            return False
+        is_other_scan = not self.source.is_of_same_scan(other.source)
+        return not (is_other_scan and other.key == CONFLICT and bool(other.digest))
+
+    def cells(self) -> dict[str, Any]:
+        """Return the row's cells by column."""
+        return {**{name: getattr(self, name) for name in COLUMNS}, **self.amounts}
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, str]) -> "CaseRow":
+        """Return the row that cells of a table hold, with defaults for missing and wrong ones."""
+        known: dict[str, Any] = {name: text for name, text in cells.items() if name in COLUMNS}
+        known = {name: text for name, text in known.items() if text or name == "case"}
+        known["amounts"] = {
+            name: _number(text) for name, text in cells.items() if name not in COLUMNS
+        }
+        try:
+            return _ROWS.validate_python(known)
+        except ValidationError as error:
+            for one in error.errors():
+                known.pop(str(one["loc"][0]), None)
+            return _ROWS.validate_python({"case": "", **known})
+
+
+def _number(text: str) -> Any:
+    """Return a number for the text of one, None for an empty text, else the text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text or None
+
+
+COLUMNS = tuple(c.name for c in fields(CaseRow) if c.name not in ("amounts", "is_unchanged"))
+_ROWS = TypeAdapter(CaseRow)
 
 
 @dataclass(frozen=True)
 class PredictOutcome:
-    """The rows of one call, one per case, in order of case id, and the folder they went to."""
+    """The rows of one call, one per scan, in order of case id, and the folder they went to.
 
-    rows: tuple[Row, ...]
+    `left_out`: the files that are no scans for the model.
+    """
+
+    rows: tuple[CaseRow, ...]
     folder: Path
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def exit_status(self) -> int:
-        """1 when a case failed, else 0."""
-        return int(any(row["status"] == "failed" for row in self.rows))
+        """Return 3 if a scan failed that did not fail before, 1 if there was none, else 0."""
+        failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
+        if failed:
+            return SOME_FAILED
+        return 0 if any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
+
+    def counts(self) -> list[str]:
+        """Return how many scans were predicted, kept, failed and skipped."""
+        n = Counter(row.status for row in self.rows)
+        known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
+        kept = sum(row.is_done and row.is_unchanged for row in self.rows)
+        predicted = sum(row.is_done for row in self.rows) - kept
+        accepted = count(sum(row.n_accepted for row in self.rows), "candidate")
+        lines = [
+            f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
+            f"from an earlier run, {n['failed']} failed; {accepted} accepted."
+        ]
+        if n["failed"]:
+            lines.append(
+                f"Failed: {n['failed'] - known} in this run, {known} before and unchanged. "
+                f"{TABLE} says why; a file that changes is tried again."
+            )
+        if n["skipped"]:
+            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {TABLE} says why.")
+        return [*lines, *(f"{each}." for each in self.left_out)]
 
     def summary(self) -> list[str]:
-        """How many cases were done, kept and failed and why, where results lie, what is next."""
-        n = Counter(row["status"] for row in self.rows)
-        accepted = count(sum(int(row["n_accepted"]) for row in self.rows), "candidate")
-        then = {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"}
-        wrote, following = f"Wrote:   {self.folder / TABLE}", list[str]()
-        if n["done"] + n["kept"]:
-            wrote += ", and masks and candidates beside it"
-            following = [f"Next:    {typed('evaluate', **then)}"]
-        return [
-            f"{count(len(self.rows), 'case')}: {n['done']} predicted, {n['kept']} kept from an "
-            f"earlier run, {n['failed']} failed; {accepted} accepted.",
-            *(f"{row['case']}: {row['message']}" for row in self.rows if row["status"] == "failed"),
-            *(f"{row['case']}: {row['warning']}" for row in self.rows if row["warning"]),
-            wrote,
-            *following,
-        ]
+        """Return the counts, the new warnings, where the results are, and the next command."""
+        lines = self.counts()
+        new = [row for row in self.rows if row.warning and not row.is_unchanged]
+        lines += [f"{row.case}: {row.warning}" for row in new]
+        wrote = f"Wrote:   {self.folder / TABLE}"
+        if not any(row.is_done for row in self.rows):
+            return [*lines, wrote]
+        then = typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
+        return [*lines, f"{wrote}, and masks and candidates beside it", f"Next:    {then}"]
 
 
-def begun_row(files: CaseFiles) -> Row:
-    """The row of a case of which nothing is known but what the input says of it."""
-    named = {"case": printable_id(files.case), "group": files.group}
-    return {**COLUMNS, **named, "visit": files.columns.get("visit", "")}
+def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
+    """Return the row of a scan of which nothing is known but what the input says of it."""
+    dicom = scan.dicom
+    return CaseRow(
+        case=printable_id(scan.case),
+        group=scan.files.group,
+        visit=scan.files.columns.get("visit", ""),
+        bundle=bundle,
+        path=scan.path,
+        study_uid=dicom.study_uid if dicom else "",
+        series_uid=dicom.series_uid if dicom else "",
+        instance_uid=dicom.instance_uid if dicom else "",
+    )
+
+
+def left_out_row(left_out: LeftOut) -> CaseRow:
+    """Return the row of the files of one kind that are no scans for the model."""
+    return CaseRow(case=left_out.what, status="skipped", message=f"{left_out}.")
+
+
+def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
+    """Return a row made from a case's results; None if they do not state what they are of.
+
+    A table may have been deleted, or a program killed before it wrote a row.
+    """
+    source = results.source(case)
+    if source is None:
+        return None
+    content = read_json(results.path / f"{case}{CANDIDATES}")
+    candidates = [entry for entry in content.get("candidates", ()) if isinstance(entry, dict)]
+    accepted = [entry for entry in candidates if entry.get("accepted", True)]
+    volumes = [v for e in accepted if isinstance(v := e.get("volume_ml"), int | float)]
+    row = CaseRow(
+        case=case,
+        group=case,
+        status="done",
+        message="This row was made from the results, as the table had none.",
+        n_candidates=len(candidates),
+        n_accepted=len(accepted),
+        volume_ml=round(sum(volumes), 6) if len(volumes) == len(accepted) else None,
+    )
+    return row.of_source(source, state="")
 
 
 class PredictionTable:
     """`predictions.csv` in an output folder: the rows of earlier runs, and this run's.
 
-    Each shard has a table of its own; `earlier` is the rows of all tables by case, of the same case
-    those of the youngest one. What is written without shards is their union. The file is always
-    whole. It is written with the first row that is `put`, then every few seconds, and by `close`;
-    a run killed in between predicts again the cases whose rows it lost.
+    Each shard has a table of its own. `earlier` has the rows of all tables by case, those of the
+    youngest table for a case that several have. The table that is written without shards is their
+    union. The file is always whole. It is written with the first row that is `put`, then as often
+    as takes a twentieth of the time, and by `close`.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
-        self.path, self._url = path, url
-        self.earlier: dict[str, Row] = {}
+        self.path = path
+        self.earlier: dict[str, list[CaseRow]] = {}
+        self._url = url
         for half in path.parent.glob(HALF[:-1] + path.name):  # of a run that was killed
             half.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
-            self.earlier |= {
-                row["case"]: row for row in read_csv(table) if row.keys() >= COLUMNS.keys()
-            }
-        self._rows = dict(self.earlier) if path.name == TABLE else {}
-        self._next_write, self._is_written = 0.0, True
+            read: dict[str, list[CaseRow]] = {}
+            for cells in read_csv(table):
+                row = CaseRow.from_cells(cells)
+                if row.case and row.status:
+                    read.setdefault(row.case, []).append(row)
+            self.earlier |= read
+        self._rows: dict[str, list[CaseRow]] = {}
+        if path.name == TABLE:
+            self._rows |= self.earlier
+        self._next_write = 0.0
+        self._is_written = True
 
-    def put(self, row: Row) -> None:
+    def put(self, row: CaseRow) -> None:
         """Add or replace a row; a disk that is full now may have room at the end."""
-        self._rows[row["case"]] = row
+        others = self._rows.get(row.case, self.earlier.get(row.case, []))
+        self._rows[row.case] = [*(other for other in others if not row.replaces(other)), row]
         self._is_written = False
         if perf_counter() >= self._next_write:
             try:
@@ -117,9 +288,11 @@ class PredictionTable:
         """Write what is not written yet. Raises `OutputError`."""
         if self._is_written:
             return
-        self._next_write = perf_counter() + _WRITE_SECONDS
-        rows = [self._rows[case] for case in sorted(self._rows)]
-        further = sorted({name for row in rows for name in row} - COLUMNS.keys())
-        write_csv(self.path, rows, [*COLUMNS, *further])
+        begin = perf_counter()
+        rows = [row for case in sorted(self._rows) for row in self._rows[case]]
+        further = sorted({name for row in rows for name in row.amounts})
+        write_csv(self.path, (row.cells() for row in rows), [*COLUMNS, *further])
         upload([self.path], self.path.parent, self._url)
+        now = perf_counter()
+        self._next_write = now + (now - begin) / _WRITE_SHARE
         self._is_written = True

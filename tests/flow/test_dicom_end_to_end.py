@@ -48,7 +48,7 @@ def write_contours(path, mask):
     contours(path, GRID, *drawn, name="GTV")
 
 
-def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path, caplog):
+def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path):
     """Trained for four steps on four series, two with contours and two with segmentations."""
     data, study, rows = tmp_path / "data", tmp_path / "study", ["case,image,reference"]
     for seed in range(1, 5):
@@ -71,9 +71,12 @@ def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path,
     write_scan(study / "tilted", 9, drift=0.2)
     scout = {"SeriesInstanceUID": "1.2.3.99", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     save(study / "scout.dcm", np.ones((9, 9), np.uint16), CT, Modality="CT", **scout)
-    found = predict(run_dir, study, tmp_path / "out", "inference=fast", status=1)
-    assert "scout.dcm" in caplog.text
-    expected = {"study_7": "done", "study_8": "done", "tilted": "failed"}
-    assert {case: row["status"] for case, row in found.items()} == expected
-    told = json.loads((tmp_path / "out" / "study_7_candidates.json").read_text())
+    found = predict(run_dir, study, tmp_path / "out", "inference=fast", status=3)
+    by_series = {row["series_uid"]: row for row in found.values()}
+    statuses = {uid: row["status"] for uid, row in by_series.items()}
+    expected = {"1.2.3.7": "done", "1.2.3.8": "done", "1.2.3.9": "failed", "1.2.3.99": "skipped"}
+    assert statuses == expected
+    case = by_series["1.2.3.7"]["case"]
+    assert case.startswith("study_7_")
+    told = json.loads((tmp_path / "out" / f"{case}_candidates.json").read_text())
     assert told["size_unit"] == "mm"

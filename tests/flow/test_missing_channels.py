@@ -93,7 +93,7 @@ def test_an_empty_cell_and_an_array_lack_the_same_channel(folder, tmp_path):
 def test_who_was_not_trained_for_it_refuses_by_name(folder, plan, tmp_path, capsys):
     bundle = shutil.copytree(folder / "run" / "bundle", tmp_path / "bundle")
     (bundle / "plan.json").write_text(plan.with_(may_lack=False).to_json())
-    (row,) = predict(bundle, folder / FLAIR, tmp_path / "out", status=1).values()
+    (row,) = predict(bundle, folder / FLAIR, tmp_path / "out", status=3).values()
     assert row["status"] == "failed"
     assert "no T1" in row["message"]
     both = lesionseg.Predictor([folder / "run", bundle])  # may lack what both may

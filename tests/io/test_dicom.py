@@ -1,6 +1,7 @@
 """DICOM in: series sorted, placed and rescaled; radiographs; references; what is damaged."""
 
 import io
+import re
 import zlib
 
 import numpy as np
@@ -80,11 +81,6 @@ def test_slices_twice_apart_or_missing_or_of_a_tilted_gantry(series, grid):
     (folder / "c.dcm").unlink()
     with pytest.raises(GeometryError, match="not evenly spaced"):
         read_volume(folder)
-    for name in ("d", "b"):  # of three slices, the middle one's neighbours are 3 and 6 mm away
-        (folder / f"{name}.dcm").rename(folder.parent / name)
-        with pytest.raises(GeometryError, match=r"6 mm between .*, elsewhere 3 mm"):
-            read_volume(folder)
-        (folder.parent / name).rename(folder / f"{name}.dcm")
     assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
     less, more = (  # rows a slice: half a row over all five
         {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
@@ -145,9 +141,11 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     other = {"SeriesInstanceUID": "1.2.3.5", "SeriesNumber": 7, "RescaleSlope": 1}
     series(dict.fromkeys(range(5), other))
     found = {c.case: c.images[0] for c in find_images(folder, 1)}
-    assert set(found) == {"scan_4", "scan_7"}
-    assert found["scan_7"] == folder / "series=7"
-    np.testing.assert_array_equal(read_volume(found["scan_7"]).array[0], VOXELS - 1000.0)
+    first, second = sorted(found)
+    assert re.fullmatch("scan_4_[0-9a-f]{8}", first)
+    assert re.fullmatch("scan_7_[0-9a-f]{8}", second)
+    assert found[second] == folder / "series=7"
+    np.testing.assert_array_equal(read_volume(found[second]).array[0], VOXELS - 1000.0)
     (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
     dataset = read_dataset(tmp_path)
     assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)

@@ -176,9 +176,9 @@ def test_states_and_both_volumes_stand_in_a_dicom_report(tmp_path):
         scan = series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
         mask = boxes((5, 4, 6), *places)
         mask[3:, 1:, 3:] |= visit == "after"
-        write_array(tmp_path / visit / f"{scan.name}.nii.gz", mask, read_geometry(scan))
+        write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
     run(tmp_path, **{f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")})
-    report = hd.sr.srread(tmp_path / "out" / "scan_sr.dcm")
+    report = hd.sr.srread(tmp_path / "out" / "P1_scan_sr.dcm")
     groups = report.content.get_volumetric_roi_measurement_groups()
     named = [item for g in groups for item in g.get_qualitative_evaluations()]
     states = [x.value.meaning for x in named if x.name.meaning == "Change since the earlier visit"]
@@ -244,7 +244,7 @@ def test_a_bundle_predicts_the_visits_first(timeline, tmp_path, bundle, monkeypa
     rows = timeline.read_text().splitlines()
     lines = table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
     outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=bundle)
-    assert (outcome.n_pairs, outcome.exit_status) == (1, 1)
+    assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
     rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
     study = {row["case"]: row for row in rows}

@@ -47,7 +47,7 @@ def run(bundle, source, output, **options):
 
 
 def statuses(outcome):
-    return {row["case"]: row["status"] for row in outcome.rows}
+    return {row.case: row.status for row in outcome.rows}
 
 
 def contents(folder):
@@ -55,17 +55,20 @@ def contents(folder):
     return {
         f.name: gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes()
         for f in sorted(folder.iterdir())
-        if f.is_file() and f.suffix != ".csv"
+        if f.is_file() and f.suffix not in (".csv", ".log")
     }
+
+
+CASES = ("a", "more_b", "more_c")
 
 
 def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans, tmp_path):
     out = tmp_path / "out"
     outcome = run(bundle, scans, out, save_probabilities=True)
     assert outcome.exit_status == 0
-    assert statuses(outcome) == dict.fromkeys("abc", "done")
-    for case, suffix in (("a", ".nii.gz"), ("b", ".mha"), ("c", ".nii")):
-        scan = read_volume(next(scans.rglob(f"{case}{suffix}")))
+    assert statuses(outcome) == dict.fromkeys(CASES, "done")
+    for case, suffix in (("a", ".nii.gz"), ("more_b", ".mha"), ("more_c", ".nii")):
+        scan = read_volume(scans / f"{case.replace('_', '/')}{suffix}")
         mask = read_volume(out / f"{case}_mask{suffix}")
         np.testing.assert_allclose(mask.geometry.affine, scan.geometry.affine, atol=1e-5)
         assert mask.geometry.shape == SHAPE
@@ -103,31 +106,45 @@ def test_started_again_it_leaves_out_what_is_unchanged(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
     before = contents(out)
-    (out / "b_mask.mha").unlink()
-    os.utime(scans / "more" / "c.nii", (1, 1))
-    assert statuses(run(bundle, scans, out)) == {"a": "kept", "b": "done", "c": "done"}
+    (out / "more_b_mask.mha").unlink()
+    os.utime(scans / "more" / "c.nii", (1, 1))  # another date, the same content
+    expected = {"a": "kept", "more_b": "done", "more_c": "kept"}
+    assert statuses(run(bundle, scans, out)) == expected
     assert contents(out) == before
     again = run(bundle, scans, out, operating_point="score:0.2")
-    assert statuses(again) == dict.fromkeys("abc", "done")
+    assert statuses(again) == dict.fromkeys(CASES, "done")
 
 
 def test_faults_are_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
-    (out / "a_mask.nrrd").touch()  # of an earlier run on another format
     whole = (scans / "a.nii.gz").read_bytes()
-    (scans / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (scans / "flat.nii.gz").write_text("no image")
     nan = read_volume(scans / "more" / "c.nii")
     nan.array[0, 0, 0, 0] = np.nan
     write_volume(scans / "nan.nii", nan)
     outcome = run(bundle, scans, out)
-    expected = dict.fromkeys("bc", "kept") | dict.fromkeys(("a", "flat", "nan"), "failed")
-    assert (statuses(outcome), outcome.exit_status) == (expected, 1)
-    assert not list(out.glob("a_*"))
-    assert not list(out.glob(".*-*"))
-    failed = [r["message"] for r in outcome.rows if r["status"] == "failed"]
-    assert all(text and str(scans) not in text for text in failed)
+    failed = ("cut", "flat", "nan")
+    expected = dict.fromkeys(CASES, "kept") | dict.fromkeys(failed, "failed")
+    assert (statuses(outcome), outcome.exit_status) == (expected, 3)
+    assert not [f for f in out.iterdir() if f.name.startswith((*failed, "."))]
+    messages = [row.message for row in outcome.rows if row.status == "failed"]
+    assert all(text and str(scans) not in text for text in messages)
+
+
+def test_two_scans_of_one_stem_fail_alone(bundle, scans, tmp_path):
+    write_volume(scans / "a.mha", read_volume(scans / "a.nii.gz"))
+    outcome = run(bundle, scans, tmp_path / "out")
+    found = {row.path: (row.case, row.status) for row in outcome.rows}
+    assert found == {
+        "a.mha": ("a", "failed"),
+        "a.nii.gz": ("a", "failed"),
+        "more/b.mha": ("more_b", "done"),
+        "more/c.nii": ("more_c", "done"),
+    }
+    assert not list((tmp_path / "out").glob("a_*"))
+    assert {"a.mha", "a.nii.gz"} <= {row["path"] for row in read_csv(tmp_path / "out" / TABLE)}
 
 
 def test_bundle_input_and_output_that_cannot_be(bundle, tmp_path, scans):
@@ -144,10 +161,10 @@ def test_bundle_input_and_output_that_cannot_be(bundle, tmp_path, scans):
 def test_shards_share_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
     shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
-    assert [list(statuses(share)) for share in shares] == [["a", "c"], ["b"]]
+    assert [list(statuses(share)) for share in shares] == [["a", "more_c"], ["more_b"]]
     assert not (out / "predictions.csv").exists()
-    assert statuses(run(bundle, scans, out)) == dict.fromkeys("abc", "kept")
-    assert [row["case"] for row in read_csv(out / "predictions.csv")] == ["a", "b", "c"]
+    assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
+    assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
 
 
 def test_little_memory_changes_no_result(bundle, scans, tmp_path):
@@ -168,11 +185,12 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,back\n")
     how = {"architectures": {"mine": lambda _: Bright(n_labels=2)}, "zones": tmp_path / "zones"}
     outcome = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
-    assert outcome.rows[0]["zone_count_front"] == outcome.rows[0]["zone_count_back"] == 1
+    amounts = outcome.rows[0].amounts
+    assert amounts["zone_count_front"] == amounts["zone_count_back"] == 1
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,rear\n")
     again = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
-    assert again.rows[0]["zone_count_rear"] == 1
+    assert again.rows[0].amounts["zone_count_rear"] == 1
 
 
 KILLED = """
@@ -231,4 +249,4 @@ def test_a_case_that_kills_its_workers_fails_alone(cluster, bundle, scans, tmp_p
     write_volume(scans / "a.nii.gz", scan)
     how = {"engine": "ray", "device": "cpu", "architectures": {"mine": lambda _: Dying()}}
     outcome = predict(bundle, scans, tmp_path / "out", **how)
-    assert statuses(outcome) == {"a": "failed", **dict.fromkeys("bcd", "done")}
+    assert statuses(outcome) == {"a": "failed", "d": "done", "more_b": "done", "more_c": "done"}

@@ -5,8 +5,7 @@ file exists: it is how a manifest, and prediction on a whole study, point into t
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import GeometryError, ReadError, count
+from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
-    SUFFIXES,
     check_scan,
     image_header,
     is_dicom,
-    is_radiograph,
     read_header,
     stored_pixels,
-    unfit,
 )
 from lesionseg.io.dicom.radiograph import (
     radiograph_file,
@@ -168,10 +164,7 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
-        raise ReadError(
-            f"{path}: there is no such DICOM image{known and f', only {known}'}. Name another "
-            "series or folder."
-        )
+        raise ReadError(f"{path}: there is no DICOM image{known and f', only {known}'}.")
     return wanted
 
 
@@ -180,50 +173,6 @@ def _might_be_a_slice(file: Path) -> bool:
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
     return not is_dicom(file) and file.suffix.lower() not in _NOTES
-
-
-def group_files(files: Sequence[Path]) -> dict[Path, str]:
-    """The images that DICOM files of one folder are, and what to call each.
-
-    A radiograph is a file, called by its name; so is a single other image. A series is its folder,
-    called by it, or where there are several `folder/series=<number>`, called `<folder>_<number>`.
-    A damaged file counts as an image, so that reading it says so; beside series, those say it.
-    """
-    images: dict[Path, str] = {}
-    damaged: dict[Path, str] = {}
-    series: dict[str, dict[Path, Header]] = defaultdict(dict)
-    for file in files:
-        try:
-            header = image_header(file)
-        except ReadError:
-            damaged[file] = _stem(file)
-            continue
-        if header is None:
-            logger.info("%s is left out: it is not a DICOM image.", file)
-        elif is_radiograph(header):
-            images[file] = _stem(file)
-        else:
-            series[_uid(header)][file] = header
-    fit = []
-    for headers in series.values():
-        file, header = next(iter(headers.items()))
-        if all(map(unfit, headers.values())):
-            logger.warning("%s: %s left out: %s", file, count(len(headers), "file"), unfit(header))
-        else:
-            fit.append((file, header, len(headers)))
-    if not fit:
-        return {**images, **damaged}
-    numbers = [_number(next(iter(headers.values()))) for headers in series.values()]
-    for file, header, n_files in fit:
-        number, name = _number(header), folder_name(file.parent)
-        if len(series) > 1:  # also beside series that are left out
-            key = number if number and numbers.count(number) == 1 else _uid(header)
-            images[file.parent / f"{_PREFIX}{key}"] = name if len(fit) == 1 else f"{name}_{key}"
-        elif n_files > 1:
-            images[file.parent] = name
-        else:
-            images[file] = _stem(file)
-    return images
 
 
 def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
@@ -269,19 +218,14 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             remarks.add(f"the scan is a single slice; {stated} is used as spacing")
         step = normal * (thickness if thickness > 0 else 1.0)
     else:
-        lengths = np.linalg.norm(steps, axis=1)
-        # the lower median: a distance that occurs, also if half of them are double
-        usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
-        whole = places[-1] - places[0]
-        distance = float(np.linalg.norm(usual))
-        step = whole / len(steps)
+        usual, whole = np.median(steps, axis=0), places[-1] - places[0]
+        distance, step = float(np.linalg.norm(usual)), whole / len(steps)
         off = np.linalg.norm(steps - usual, axis=1)
         if off.max() > _UNEVEN * distance:
             n = int(off.argmax())
             raise GeometryError(
                 f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
-                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
-                "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
+                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm."
             )
         drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
         if drift.max() > _DRIFT_PIXELS:
@@ -312,10 +256,6 @@ def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
                 if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                     elements.update(sequence.value[0])
         yield DicomSlice(path, n if frames else None, elements)
-
-
-def _stem(file: Path) -> str:
-    return file.stem if file.suffix.lower() in SUFFIXES else file.name
 
 
 def _same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:

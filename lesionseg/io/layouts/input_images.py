@@ -1,90 +1,513 @@
-"""Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases."""
+"""Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases.
 
-import os
-from collections import Counter
-from collections.abc import Iterable
+A case id is made of the scan's own path below the input, and of a DICOM series' own number and UID
+if its folder holds several. It never depends on another case.
+"""
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
+from unicodedata import normalize
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io import itk
+from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import folder_name, group_files, split_series
+from lesionseg.io.dicom.scans import DicomScan, describe_dicom, find_dicom_scans
+from lesionseg.io.dicom.series import folder_name, split_series
+from lesionseg.io.files import MAX_ID_BYTES
 from lesionseg.io.layouts.checks import CHANNEL, missing_channels
-from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
+from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.volumes import (
+    SUFFIXES,
+    is_dicom_image,
+    is_image_file,
+    is_raster,
+    read_volume,
+    strip_suffix,
+)
+
+logger = logging.getLogger(__name__)
 
 _OWN_OUTPUT = ("_mask", "_instances", "_regions")
+_CANDIDATES, _PROBABILITIES = "_candidates.json", "_probabilities.npz"
 _PATTERN = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
+# text and tables that lie beside scans, and what file managers leave
+_BESIDE = {
+    *(".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf"),
+    *(".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock"),
+}
+_MANAGERS = {"thumbs.db", "desktop.ini", "dicomdir"}
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+_SHOWN = 3
+_DIGEST = 10  # characters that stand for the part of an id that is too long
+_WHOLE = -1  # in place of a channel's number: the file is a case of its own
+
+
+@dataclass(frozen=True)
+class FoundScan:
+    """A scan that was found, and how a table names it.
+
+    Attributes:
+        files: the case.
+        path: of the scan (of its first channel) below the input, or as the table has it.
+        dicom: the headers' facts on a DICOM scan.
+        other_case: the id that a series would have if its folder had one series more or less.
+        fault: why it cannot be predicted whatever its files hold, "" if it can be.
+        left_out: why it is not to be predicted, "" if it is.
+    """
+
+    files: CaseFiles
+    path: str
+    dicom: DicomScan | None = None
+    other_case: str = ""
+    fault: str = ""
+    left_out: str = ""
+
+    @property
+    def case(self) -> str:
+        """The case id."""
+        return self.files.case
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Case id and path, which no two scans share."""
+        return self.case, self.path
+
+    @cached_property
+    def facts(self) -> DicomScan | None:
+        """The headers' facts on a DICOM scan, also of one that a table names, else None.
+
+        Raises `ReadError` for headers that cannot be read.
+        """
+        if self.dicom is None and is_dicom_image(self.files.images[0]):
+            return describe_dicom(self.files.images[0])
+        return self.dicom
+
+    @property
+    def contents(self) -> list[tuple[Path, ...]]:
+        """The files of each channel's image. Raises `ReadError` for headers that are damaged."""
+        facts = self.facts
+        if facts is not None and len(self.files.images) == 1:
+            return [facts.files]
+        return [content_files(image) for image in self.files.images]
+
+    def absolute(self) -> "FoundScan":
+        """Return the scan with paths that every process understands."""
+        files = replace(self.files, images=tuple(path.absolute() for path in self.files.images))
+        dicom = self.dicom
+        if dicom is not None:
+            dicom = replace(
+                dicom,
+                place=dicom.place.absolute(),
+                files=tuple(path.absolute() for path in dicom.files),
+            )
+        return replace(self, files=files, dicom=dicom)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files that are no scans for this model: `what` they are called, why, and their paths."""
+
+    what: str
+    reason: str
+    paths: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.paths[:_SHOWN])
+        if len(self.paths) > _SHOWN:
+            shown += f" and {len(self.paths) - _SHOWN} more"
+        return f"Left out: {len(self.paths)} × {self.what}, {self.reason} ({shown})"
+
+
+@dataclass(frozen=True)
+class FoundScans:
+    """The scans of an input, sorted by case id, and the files that are none."""
+
+    scans: tuple[FoundScan, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
-    """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
+    """Find the cases under `source` that can be told apart, sorted by case id; see `find_scans`.
 
-    Folders are searched recursively, leaving out hidden files, masks written by `predictions` and
-    a dataset's `labelsTr` and the like. DICOM: see `group_files`. Files named
-    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks those of the
-    `channels` whose numbers are not there (a single picture may be one in colour); every other file
-    is a case. Ids are file stems; where two are the same, both get their folders' names before
-    them. Raises `DatasetError` when nothing is found.
+    A warning names the others. Raises `DatasetError` if there is none.
+    """
+    found = find_scans(source, channels)
+    cases = list[CaseFiles]()
+    for scan in with_clashes(found.scans):
+        if scan.fault or scan.left_out:
+            logger.warning("%s is left out: %s", scan.path, scan.fault or scan.left_out)
+        else:
+            cases.append(scan.files)
+    if not cases:
+        faults = [f"{source}: {scan.fault}" for scan in with_clashes(found.scans) if scan.fault]
+        raise DatasetError(faults[0] if faults else nothing_found(source, found))
+    return cases
+
+
+def find_scans(
+    source: Path, channels: int, *, dims: int | None = None, results: Path | None = None
+) -> FoundScans:
+    """Find the scans under `source`; a `.csv` lists them (see `read_scan_list`).
+
+    Folders are searched recursively. Hidden files and folders are passed by. Masks written by
+    `predict`, a dataset's `labelsTr` and the like, and files of unknown formats are left out by
+    name. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks
+    those of the `channels` whose numbers are not there (a single picture may be one in colour).
+    With one channel every file is a case, and `_0000` is dropped. For DICOM see `find_dicom_scans`.
+
+    The id is the path below `source`, joined by `_`, without the suffix; of a single file its stem,
+    of a series in `source` itself the folder's name, of a glob the path below the folder before the
+    first wildcard. `with_clashes` says which scans would get the same id.
+
+    Args:
+        source: folder, glob, file or table.
+        channels: the model's number of channels.
+        dims: the model's number of axes; with 3, pictures in a folder are left out.
+        results: a folder whose files are results and no scans.
+
+    Raises `DatasetError` if `source` does not exist or is a table that cannot be used.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
-        return read_scan_list(source, channels)
-    if not (names := _named_files(source)):
-        raise DatasetError(f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}.")
-    matches = {file: CHANNEL.fullmatch(stem) for file, stem in names.items()}
-    firsts = {f.parent / m[1] for f, m in matches.items() if m and m[2] == "0000"}
-    cases: dict[Path, dict[int, Path]] = {}
-    for file, stem in names.items():
-        match, key, number = matches[file], file.parent / stem, -1
-        # the number is a channel's; a stem may also end in a year
-        if match and (file.parent / match[1] in firsts or 1 < channels > int(match[2])):
-            key, number = file.parent / match[1], int(match[2])
-        if number in cases.setdefault(key, {}):
-            raise DatasetError(f"{file}: two scans would get the same case id, {key.name}.")
-        cases[key][number] = file
-    # below which folder ids of equal stem are told apart
-    root = Path(*takewhile(lambda part: not _PATTERN & set(part) or source.exists(), source.parts))
-    # Windows and macOS take `P1` and `p1` for one file
-    same = Counter(key.name.casefold() for key in cases)
-    scans: dict[str, CaseFiles] = {}
-    for key, files in cases.items():
-        is_alone = same[key.name.casefold()] == 1
-        case = key.name if is_alone else "_".join(key.relative_to(root).parts)
-        if case in scans:
-            raise DatasetError(f"{root}: two scans would get the same case id, {case}.")
-        missing = () if -1 in files else missing_channels(files, channels)
-        images = tuple(file for _, file in sorted(files.items()))
-        scans[case] = CaseFiles(case, images, group=case, missing=missing)
-    return [scans[case] for case in sorted(scans)]
-
-
-def _named_files(source: Path) -> dict[Path, str]:
+        return _listed_scans(source, channels)
     is_series = split_series(source) is not None
     if source.is_file() or is_series:
-        return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
-    if source.is_dir():
-        inner = ((p, p.relative_to(source).parts) for p in source.rglob("*"))
-        paths: Iterable[Path] = (path for path, parts in inner if _LABELS.isdisjoint(parts))
-    elif _PATTERN & set(str(source)):
-        paths = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
-    else:
+        return FoundScans(tuple(_single_scans(source, channels)))
+    # below which folder a path is the scan's own
+    root = Path(*takewhile(lambda part: not _PATTERN & set(part) or source.exists(), source.parts))
+    if not source.is_dir() and not _PATTERN & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist.")
-    entries = {*paths}
-    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    inside = {file for folder in folders for file in folder.iterdir()}
-    images: dict[Path, str] = {}
-    dicom: dict[Path, list[Path]] = {}
-    for file in sorted(entries | inside):
-        name, stem = file.name.lower(), strip_suffix(file)
-        if file.is_file() and is_image_file(file) and not name.endswith(DICOM):
-            # a link is entered, the folders in it are not: they may lead in a circle
-            if (file in entries or file.parent.is_symlink()) and not stem.endswith(_OWN_OUTPUT):
-                images[file] = stem
-        elif is_dicom(file) and name != "dicomdir":
-            dicom.setdefault(file.parent, []).append(file)
-    for files in dicom.values():
-        images |= group_files(files)
-    return dict(sorted(images.items()))
+    listing = _Listing(root, dims, results)
+    if source.is_dir():
+        listing.walk(source)
+    else:
+        listing.match(source)
+    scans = [*_file_scans(listing.images, root, channels)]
+    for files in listing.dicom.values():
+        scans += [_dicom_scan(dicom, root) for dicom in find_dicom_scans(files)]
+    ordered = sorted(scans, key=lambda scan: scan.key)
+    return FoundScans(tuple(ordered), tuple(listing.summaries()))
+
+
+def with_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
+    """Return the scans with a fault for those that would get the same id, and so the same files.
+
+    Windows and macOS take `P1` and `p1` for one file, and two ways to write an accented letter.
+    Scans that are left out get no files.
+    """
+    same: dict[str, list[FoundScan]] = defaultdict(list)
+    for scan in scans:
+        if not scan.left_out:
+            same[folded(scan.case)].append(scan)
+    result = []
+    for scan in scans:
+        others = [other.path for other in same[folded(scan.case)] if other is not scan]
+        if scan.left_out or scan.fault or not others:
+            result.append(scan)
+            continue
+        shown = ", ".join(others[:_SHOWN])
+        fault = (
+            f"{scan.path} and {shown} would get the same case id, {scan.case}. "
+            "Rename a file or a folder."
+        )
+        result.append(replace(scan, fault=fault))
+    return result
+
+
+def folded(case: str) -> str:
+    """Return an id as the least exact file system compares it.
+
+    >>> folded("P1") == folded("p1")
+    True
+    """
+    return normalize("NFC", normalize("NFC", case).casefold())
+
+
+def case_id(parts: Sequence[str]) -> str:
+    """Join the parts of a path to an id that can name files.
+
+    The middle of one that is too long is replaced by its digest.
+
+    >>> case_id(["2026-01-07", "P017", "FLAIR"])
+    '2026-01-07_P017_FLAIR'
+    """
+    case = "_".join(parts)
+    if len(case.encode(errors="replace")) <= MAX_ID_BYTES:
+        return case
+    digest = sha256("/".join(parts).encode(errors="replace")).hexdigest()[:_DIGEST]
+    room = (MAX_ID_BYTES - len(digest) - 2) // 2
+    begin = case.encode(errors="replace")[:room].decode(errors="ignore")
+    end = case.encode(errors="replace")[-room:].decode(errors="ignore")
+    return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
+
+
+def nothing_found(source: Path, found: FoundScans) -> str:
+    """Say that there is no scan, and name what is there instead."""
+    text = f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}."
+    scans = [f"{scan.path} is left out: {scan.left_out}" for scan in found.scans if scan.left_out]
+    return " ".join([text, *scans[:_SHOWN], *(f"{each}." for each in found.left_out)])
+
+
+@dataclass
+class _Listing:
+    """The files below a folder, or that a glob matches, by kind.
+
+    `root`: below which folder ids are made.
+    """
+
+    root: Path
+    dims: int | None
+    results: Path | None
+    images: list[Path] = field(default_factory=list)
+    dicom: dict[Path, list[Path]] = field(default_factory=dict)
+    _left_out: dict[tuple[str, str], list[Path]] = field(default_factory=dict)
+    _unknown: list[Path] = field(default_factory=list)
+
+    def walk(self, folder: Path, *, deep: bool = True) -> None:
+        """Take up the files of a folder and of those in it.
+
+        A link is entered, the folders in it are not: they may lead in a circle.
+        """
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:
+            self._leave_out(folder, "(folder)", "folders that cannot be opened")
+            return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                self._take(entry)
+            elif entry.name in _LABELS:
+                self._leave_out(entry, entry.name, "a dataset's masks")
+            elif deep and not self._is_result(entry):
+                self.walk(entry, deep=not entry.is_symlink())
+
+    def match(self, pattern: Path) -> None:
+        """Take up the files that a glob matches.
+
+        Folders are searched if it matches nothing else, else only their DICOM files count.
+        """
+        anchor = pattern.anchor
+        found = Path(anchor or ".").glob(str(pattern.relative_to(anchor)))
+        matches = [
+            p for p in sorted(found) if not p.name.startswith(".") and not self._is_result(p)
+        ]
+        are_folders = all(path.is_dir() for path in matches)
+        for path in matches:
+            if not path.is_dir():
+                self._take(path)
+                continue
+            if are_folders:
+                self.walk(path)
+                continue
+            inner = _Listing(self.root, self.dims, self.results)
+            inner.walk(path, deep=False)
+            known = {*matches}
+            for folder, files in inner.dicom.items():
+                new = [file for file in files if file not in known]
+                self.dicom.setdefault(folder, []).extend(new)
+            if path.is_symlink():
+                self.images += [file for file in inner.images if file not in known]
+
+    def summaries(self) -> Iterator[LeftOut]:
+        """Yield what was left out, one entry for each kind of file."""
+        voxels = self._voxel_files()
+        for file in self._unknown:
+            if file not in voxels:
+                suffix = file.suffix.lower()
+                what = f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix"
+                self._leave_out(file, what, "of an unknown format")
+        for (what, reason), paths in sorted(self._left_out.items()):
+            yield LeftOut(what, reason, tuple(_below(path, self.root) for path in paths))
+
+    def _take(self, file: Path) -> None:
+        name = file.name.lower()
+        if file.name.startswith(".") or name in _MANAGERS or not file.is_file():
+            return
+        if file.is_symlink() and self._is_result(file):
+            return
+        if _is_dicom_file(file):
+            self.dicom.setdefault(file.parent, []).append(file)
+        elif is_image_file(file):
+            stem = strip_suffix(file)
+            is_result = file.with_name(f"{stem}{_CANDIDATES}").is_file()
+            if stem.endswith(_OWN_OUTPUT):
+                kind = f"*_{stem.rpartition('_')[2]}.*"
+                self._leave_out(file, kind, "named like a result of predict")
+            elif is_result:
+                self._leave_out(file, f"*{file.suffix.lower()}", "results of predict")
+            elif self.dims == 3 and is_raster(file):
+                kind = f"*{file.suffix.lower()}"
+                self._leave_out(file, kind, "pictures, while this model reads volumes")
+            else:
+                self.images.append(file)
+        elif file.suffix.lower() not in _BESIDE and not name.endswith(_PROBABILITIES):
+            self._unknown.append(file)
+
+    def _is_result(self, path: Path) -> bool:
+        if self.results is None:
+            return False
+        try:
+            resolved = path.resolve()
+        except (OSError, ValueError, RuntimeError):  # no such path, or a circle: reading says so
+            return False
+        return self.results == resolved or self.results in resolved.parents
+
+    def _leave_out(self, path: Path, what: str, reason: str) -> None:
+        self._left_out.setdefault((what, reason), []).append(path)
+
+    def _voxel_files(self) -> set[Path]:
+        """Return the files that hold the voxels of headers (`.mhd`, `.nhdr`)."""
+        if not self._unknown:
+            return set()
+        found = set[Path]()
+        for image in self.images:
+            if image.suffix.lower() in itk.SUFFIXES:
+                with suppress(LesionsegError):  # reading the header says what is wrong
+                    found.add(itk.voxel_file(image))
+        return found
+
+
+def _is_dicom_file(file: Path) -> bool:
+    """Return True for a DICOM file by suffix or, if no other format has its suffix, by content."""
+    return is_dicom(file) and (file.name.lower().endswith(DICOM) or not is_image_file(file))
+
+
+def _below(path: Path, root: Path) -> str:
+    """Return a path below `root` with slashes."""
+    with suppress(ValueError):
+        return path.relative_to(root).as_posix()
+    return path.name
+
+
+def _parts(folder: Path, root: Path) -> list[str]:
+    """Return the folders on the way from `root` to `folder`."""
+    with suppress(ValueError):
+        return [part for part in folder.relative_to(root).parts if part != ".."]
+    return []
+
+
+def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[FoundScan]:
+    """Yield the scans of files that are no DICOM, several channels of a case together.
+
+    Numbered pictures in colour are a case each.
+    """
+    grouped: dict[tuple[Path, str], dict[int, list[Path]]] = {}
+    numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
+    matches = {file: CHANNEL.fullmatch(strip_suffix(file)) for file in files}
+    for file, match in matches.items():
+        if match:
+            numbers[file.parent, match[1]].add(int(match[2]))
+    for file, match in matches.items():
+        stem = strip_suffix(file)
+        number = _WHOLE
+        if match and _is_channel(int(match[2]), numbers[file.parent, match[1]], channels):
+            is_whole = channels == 1 or (channels == 3 and _is_coloured(file))
+            number = _WHOLE if is_whole else int(match[2])
+            if not is_whole or int(match[2]) == 0:
+                stem = match[1]
+        grouped.setdefault((file.parent, stem), {}).setdefault(number, []).append(file)
+    for (folder, stem), found in grouped.items():
+        case = case_id([*_parts(folder, root), stem])
+        for file in found.pop(_WHOLE, ()):
+            files_of_case = CaseFiles(case, (file,), group=case)
+            yield FoundScan(files_of_case, _below(file, root))
+        if found:
+            yield _channel_scan(case, found, root, channels)
+
+
+def _is_channel(number: int, numbers: set[int], channels: int) -> bool:
+    """Return True if the number that a name ends in is a channel's.
+
+    A number may also be a film's or a year. With several channels, a number beyond them is a
+    channel's if all smaller ones are there: the case has more files than the model takes.
+    """
+    if number < channels:
+        return True
+    return channels > 1 and numbers.issuperset(range(number))
+
+
+def _is_coloured(file: Path) -> bool:
+    """Return True for a picture in colour; reading one that is damaged says so."""
+    with suppress(LesionsegError):
+        return is_raster(file) and len(read_volume(file).array) == 3
+    return False
+
+
+def _channel_scan(case: str, found: dict[int, list[Path]], root: Path, channels: int) -> FoundScan:
+    """Return the scan whose channels are numbered files."""
+    by_number = {number: found[number][0] for number in sorted(found)}
+    files = CaseFiles(
+        case,
+        tuple(by_number.values()),
+        group=case,
+        missing=missing_channels(by_number, channels),
+    )
+    path = _below(files.images[0], root)
+    twice = next((same for same in found.values() if len(same) > 1), None)
+    if twice is None:
+        return FoundScan(files, path)
+    names = " and ".join(file.name for file in twice)
+    return FoundScan(files, path, fault=f"{names} are the same channel of {case}. Keep one.")
+
+
+def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
+    """Return the scan that DICOM files make."""
+    folder = dicom.files[0].parent
+    parts = _parts(folder, root)
+    is_series = dicom.other_name is not None
+    if is_series and not parts:
+        parts = [folder_name(folder)]
+    case = case_id([*parts, *filter(None, [dicom.name])])
+    other_case = ""
+    if dicom.other_name is not None:
+        other_case = case_id([*parts, *filter(None, [dicom.other_name])])
+    path = _below(dicom.place, root) if dicom.place != root else folder_name(folder)
+    return FoundScan(
+        CaseFiles(case, (dicom.place,), group=case),
+        path,
+        dicom=dicom,
+        other_case=other_case,
+        left_out=dicom.unfit,
+    )
+
+
+def _single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
+    """Yield the scan of an input that is one file, or one series of a folder."""
+    if split_series(source) is not None:
+        dicom = describe_dicom(source)
+        yield _dicom_scan(dicom, source.parent)
+    elif is_dicom(source) and not (
+        is_image_file(source) and not source.name.lower().endswith(DICOM)
+    ):
+        for dicom in find_dicom_scans([source]):
+            yield _dicom_scan(dicom, source.parent)
+    else:
+        yield from _file_scans([source], source.parent, channels)
+
+
+def _listed_scans(table: Path, channels: int) -> FoundScans:
+    """Return the scans that a table names."""
+    cases, problems = read_scan_rows(table, channels)
+    n_rows = Counter(files.case for files in cases)
+    scans = []
+    for files in cases:
+        twice = f"{table.name}: the case {files.case!r} is listed {n_rows[files.case]} times."
+        fault = twice if n_rows[files.case] > 1 else ""
+        scans.append(FoundScan(files, _below(files.images[0], table.parent), fault=fault))
+    for problem in problems:
+        unusable = CaseFiles(problem.case, (), group=problem.case)
+        scans.append(FoundScan(unusable, problem.case, fault=problem.message))
+    return FoundScans(tuple(sorted(scans, key=lambda scan: scan.key)))

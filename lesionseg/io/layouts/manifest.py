@@ -1,6 +1,7 @@
 """A dataset as a table: `manifest.csv`, one row per case, next to or above its files."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -104,16 +105,29 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
 
     An empty cell among the first `channels` columns (None: all) is a channel that the case lacks.
     """
-    rows, images = _table(path)
-    cases, problems = dict[str, CaseFiles](), Problems()
-    for line, row in enumerate(rows, start=2):
-        with problems.of(row["case"], f"{path}: line {line}"):
-            files = _case(path.parent, row, images, channels)
-            if Path(files.case).name != files.case or files.case in cases:
-                raise DatasetError(f"the case {files.case!r} is a path, or named twice.")
-            cases[files.case] = replace(files, group=files.group or files.case)
+    listed, problems = read_scan_rows(path, channels)
     problems.raise_all(path)
+    cases = {files.case: files for files in listed}
+    if len(cases) < len(listed):
+        twice = next(case for case, n in Counter(f.case for f in listed).items() if n > 1)
+        raise DatasetError(f"{path}: the case {twice!r} is named twice.")
     return [cases[case] for case in sorted(cases)]
+
+
+def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], Problems]:
+    """Read a table as `read_scan_list` does, with the rows that cannot be used as problems.
+
+    Rows of one case id are all among the cases.
+    """
+    rows, images = _table(path)
+    cases, problems = list[CaseFiles](), Problems()
+    for line, row in enumerate(rows, start=2):
+        with problems.of(row["case"] or f"line {line}", f"{path}: line {line}"):
+            files = _case(path.parent, row, images, channels)
+            if Path(files.case).name != files.case:
+                raise DatasetError(f"the case {files.case!r} is a path.")
+            cases.append(replace(files, group=files.group or files.case))
+    return cases, problems
 
 
 def _table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:

@@ -1,9 +1,11 @@
 """Finding scans to predict on."""
 
 import pytest
+from PIL import Image
 
 from lesionseg.errors import DatasetError
-from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.files import MAX_ID_BYTES
+from lesionseg.io.layouts.input_images import find_images, find_scans, with_clashes
 
 
 def _touch(root, *names):
@@ -20,43 +22,136 @@ def _found(source, channels=1):
 @pytest.mark.parametrize(
     ("names", "channels", "expected"),
     [
-        ("b.nii.gz deep/er/c.mha notes.txt .hidden.nii", 1, {"b": "b.nii.gz", "c": "c.mha"}),
+        (
+            "b.nii.gz deep/er/c.mha notes.txt .hidden.nii .old/d.nii",
+            1,
+            {"b": "b.nii.gz", "deep_er_c": "c.mha"},
+        ),
         ("a_0000.nii.gz b.nii.gz", 1, {"a": "a_0000.nii.gz", "b": "b.nii.gz"}),
         ("a_2023.nii a_2024.nii", 2, {"a_2023": "a_2023.nii", "a_2024": "a_2024.nii"}),
+        # a year beside a channel is a scan of its own
+        ("a_0000.nii a_2023.nii", 2, {"a": "a_0000.nii", "a_2023": "a_2023.nii"}),
         # reading the first says that a channel is missing, and the others go on
         ("a_0001.nii b_0000.nii b_0001.nii", 2, {"a": "a_0001.nii", "b": "b_0000.nii b_0001.nii"}),
+        # reading it says that there is a channel too many
+        ("a_0000.nii a_0001.nii a_0002.nii", 2, {"a": "a_0000.nii a_0001.nii a_0002.nii"}),
+        # with one channel numbered films are a case each
+        (
+            "film_0000.png film_0001.png film_0002.png",
+            1,
+            {"film": "film_0000.png", "film_0001": "film_0001.png", "film_0002": "film_0002.png"},
+        ),
         ("a.nii.gz out/a_mask.nii.gz out/a_instances.nii.gz", 1, {"a": "a.nii.gz"}),
-        ("imagesTs/a_0000.nii labelsTs/a.nii labelsTr/b.nii", 1, {"a": "a_0000.nii"}),
-        # Windows and macOS take P1 and p1 for one
+        ("a.nii.gz out/b.nii.gz out/b_candidates.json", 1, {"a": "a.nii.gz"}),
+        (
+            "imagesTs/a_0000.nii labelsTs/a.nii labelsTr/b.nii",
+            1,
+            {"imagesTs_a": "a_0000.nii"},
+        ),
         ("x/P1.nii y/p1.nii", 1, {"x_P1": "P1.nii", "y_p1": "p1.nii"}),
     ],
 )
-def test_files_of_a_folder_are_cases(tmp_path, names, channels, expected):
+def test_files_of_a_folder_are_cases_called_by_their_path(tmp_path, names, channels, expected):
     found = _found(_touch(tmp_path, *names.split()), channels)
     assert found == {case: files.split() for case, files in expected.items()}
 
 
-def test_equal_names_get_their_folders_before_them(tmp_path):
-    _touch(tmp_path, "sub-01/flair.nii.gz", "sub-02/flair.nii.gz", "t1.nii.gz")
-    assert list(_found(tmp_path)) == ["sub-01_flair", "sub-02_flair", "t1"]
-    assert list(_found(tmp_path / "sub-*" / "flair.nii.gz")) == ["sub-01_flair", "sub-02_flair"]
+def test_an_id_does_not_depend_on_other_scans(tmp_path):
+    _touch(tmp_path, "2026-01-07/P017/flair.nii.gz")
+    assert list(_found(tmp_path)) == ["2026-01-07_P017_flair"]
+    _touch(tmp_path, "2026-01-08/P018/flair.nii.gz", "flair.nii.gz")
+    assert list(_found(tmp_path)) == ["2026-01-07_P017_flair", "2026-01-08_P018_flair", "flair"]
+    assert list(_found(tmp_path / "2026-*" / "*" / "flair.nii.gz")) == [
+        "2026-01-07_P017_flair",
+        "2026-01-08_P018_flair",
+    ]
+
+
+def test_pictures_in_colour_are_not_channels(tmp_path):
+    for n in range(3):
+        Image.new("RGB", (8, 8), (n, 0, 9)).save(tmp_path / f"film_{n:04d}.png")
+        Image.new("L", (8, 8), n).save(tmp_path / f"grey_{n:04d}.png")
+    greys = [f"grey_{n:04d}.png" for n in range(3)]
+    films = {"film": ["film_0000.png"], "film_0001": ["film_0001.png"]}
+    assert _found(tmp_path, 3) == {**films, "film_0002": ["film_0002.png"], "grey": greys}
 
 
 def test_a_file_a_pattern_and_a_name_with_brackets(tmp_path):
-    _touch(tmp_path, "a_0000.nii", "b.nii", "b.png", "scans [1]/a.nii", "labelsTr/b.nii")
+    _touch(tmp_path, "a_0000.nii", "b.nii", "c.png", "scans [1]/a.nii", "labelsTr/b.nii")
     assert _found(tmp_path / "a_0000.nii") == {"a": ["a_0000.nii"]}
     assert list(_found(tmp_path / "*.nii")) == ["a", "b"]
     assert list(_found(tmp_path / "scans [1]")) == ["a"]
     assert list(_found(tmp_path / "labelsTr")) == ["b"]  # asked for by name
+    assert list(_found(tmp_path / "scans*")) == ["scans [1]_a"]  # folders alone are searched
 
 
-@pytest.mark.parametrize("names", ["a.nii a.png", "x/a.nii y/a.nii x_a.nii"])
-def test_nothing_and_two_scans_of_one_id_are_an_error(tmp_path, names):
+def test_nothing_is_an_error_that_names_what_is_there(tmp_path):
     for source in (tmp_path, tmp_path / "gone", tmp_path / "*.nii"):
         with pytest.raises(DatasetError):
             find_images(source, 1)
-    with pytest.raises(DatasetError, match="same case id"):
-        find_images(_touch(tmp_path, *names.split()), 1)
+    _touch(tmp_path, "old/a.img", "old/a.hdr")
+    with pytest.raises(DatasetError, match=r"old/a\.img"):
+        find_images(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "clashing", "others"),
+    [
+        ("a.nii a.png b.nii", {"a.nii", "a.png"}, {"b.nii"}),
+        ("a.nii a_0000.nii b.nii", {"a.nii", "a_0000.nii"}, {"b.nii"}),
+        ("a_b/c.nii a/b_c.nii a/c.nii", {"a_b/c.nii", "a/b_c.nii"}, {"a/c.nii"}),
+        ("x/a.nii y/a.nii x_a.nii", {"x/a.nii", "x_a.nii"}, {"y/a.nii"}),
+        # Windows and macOS take the two for one file
+        ("P1.nii p1.mha q.nii", {"P1.nii", "p1.mha"}, {"q.nii"}),
+        ("e\u0301.nii \u00e9.mha q.nii", {"e\u0301.nii", "\u00e9.mha"}, {"q.nii"}),
+    ],
+)
+def test_scans_that_would_get_one_id_are_faults_and_the_others_are_not(
+    tmp_path, names, clashing, others
+):
+    _touch(tmp_path, *names.split())
+    scans = with_clashes(find_scans(tmp_path, 1).scans)
+    assert {scan.path for scan in scans if scan.fault} == clashing
+    assert {scan.path for scan in scans if not scan.fault} == others
+    for scan in scans:
+        if scan.fault:
+            assert all(path in scan.fault for path in clashing)
+    assert len(find_images(tmp_path, 1)) == len(others)
+
+
+def test_a_channel_that_is_there_twice_is_a_fault(tmp_path):
+    _touch(tmp_path, "a_0000.nii", "a_0001.nii", "a_0001.mha", "b_0000.nii", "b_0001.nii")
+    found = {s.case: s.fault for s in find_scans(tmp_path, 2).scans}
+    assert found["b"] == ""
+    assert "a_0001.mha and a_0001.nii" in found["a"]
+
+
+def test_an_id_that_is_too_long_is_shortened_the_same_way_each_time(tmp_path):
+    deep = "/".join(["1.2.840.113619.2.55.3.604688119.971.1268071029.320"] * 5)
+    _touch(tmp_path, f"{deep}/a.nii", f"{deep}/b.nii")
+    first, second = _found(tmp_path)
+    assert max(len(first), len(second)) <= MAX_ID_BYTES
+    assert first != second
+    assert list(_found(tmp_path)) == [first, second]
+
+
+def test_what_is_no_scan_is_counted_and_named(tmp_path):
+    _touch(tmp_path, "a.nii", "old/b.hdr", "old/b.img", "c.png", "a_mask.nii", "notes.txt")
+    _touch(tmp_path, "voxels.raw", "other.raw", "README", "labelsTr/a.nii")
+    header = "ObjectType = Image\nNDims = 3\nElementDataFile = voxels.raw\n"
+    (tmp_path / "a2.mhd").write_text(header)
+    found = find_scans(tmp_path, 1, dims=3)
+    assert [scan.path for scan in found.scans] == ["a.nii", "a2.mhd"]
+    assert {each.what: each.paths for each in found.left_out} == {
+        "*.hdr": ("old/b.hdr",),
+        "*.img": ("old/b.img",),
+        "*.raw": ("other.raw",),
+        "*.png": ("c.png",),
+        "*_mask.*": ("a_mask.nii",),
+        "labelsTr": ("labelsTr",),
+        "without a known suffix": ("README",),
+    }
+    assert "Left out: 1 × *.img, of an unknown format (old/b.img)" in map(str, found.left_out)
 
 
 def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path):
@@ -73,6 +168,8 @@ def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path):
         table.write_text(f"case,image\n{rows}")
         with pytest.raises(DatasetError, match=r"manifest\.csv"):
             find_images(table, 1)
+        table.write_text(f"case,image\n{rows}\nfine,c.nii\n")
+        assert list(_found(table)) == ["fine"]
 
 
 def test_channels_without_a_file_are_missing(tmp_path):

@@ -1,0 +1,146 @@
+"""`predictions.log` and `predictions.jsonl`: what a run of `predict` did, when, in its output."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+from lesionseg import __version__
+from lesionseg.errors import LesionsegError, count
+from lesionseg.io.remote import upload
+from lesionseg.pipeline.log import Once
+from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
+
+_STAMP = "%Y-%m-%dT%H:%M:%S%z"
+_LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": logging.WARNING}
+
+
+class PredictLog:
+    """Appends lines with times to the log files of an output folder, once the folder is there.
+
+    Args:
+        folder: the output folder.
+        stem: the name of the files.
+        json_lines: also write `<stem>.jsonl`, an object per line: `time`, `level`, `event`,
+            `message` and, for the event `case`, the columns of `predictions.csv`.
+    """
+
+    def __init__(self, folder: Path, stem: str, *, json_lines: bool) -> None:
+        text = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt=_STAMP)
+        self.handlers = [_FileLog(folder, f"{stem}.log", text)]
+        if json_lines:
+            self.handlers.append(_FileLog(folder, f"{stem}.jsonl", _JsonLines()))
+
+    def note(
+        self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
+    ) -> None:
+        """Write one line to the files alone."""
+        content = {"name": __name__, "event": event, "row": row, "levelno": level, "msg": message}
+        record = logging.makeLogRecord({**content, "levelname": logging.getLevelName(level)})
+        for handler in self.handlers:
+            handler.handle(record)
+
+    def case(self, row: CaseRow) -> None:
+        """Write a scan's line; the files say nothing of scans that are as they were before."""
+        if row.is_unchanged:
+            return
+        text = f"{row.case}: {row.status}"
+        if row.is_done:
+            found = count(row.n_candidates, "candidate")
+            text += f", {found}, {row.n_accepted} accepted, {row.seconds:.1f} s"
+        text += "".join(f". {each}" for each in (row.warning, row.message) if each)
+        self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)
+
+    def end(self, outcome: PredictOutcome) -> None:
+        """Write the summary and the exit status."""
+        for line in outcome.counts():
+            self.note("summary", line)
+        self.note("end", f"The run ended with exit status {outcome.exit_status}.")
+
+    def close(self) -> list[Path]:
+        """Close the files; return those that were written."""
+        for handler in self.handlers:
+            handler.close()
+        return [handler.file for handler in self.handlers if handler.file.is_file()]
+
+
+@contextmanager
+def predict_log(
+    folder: Path, stem: str, *, url: str = "", json_lines: bool = False
+) -> Iterator[PredictLog]:
+    """Write what is logged meanwhile, and an error that ends the run, to files in the folder."""
+    log = PredictLog(folder, stem, json_lines=json_lines)
+    root = logging.getLogger()
+    ours = logging.getLogger("lesionseg")
+    level = ours.level
+    handlers: list[logging.Handler] = [*log.handlers]
+    if not root.handlers and logging.lastResort:  # nobody set logging up: warnings are printed
+        handlers.append(logging.lastResort)
+        ours.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    log.note("begin", f"lesionseg {__version__} predict begins.")
+    try:
+        yield log
+    except BaseException as error:
+        is_known = isinstance(error, LesionsegError | KeyboardInterrupt)
+        text = str(error) if is_known else repr(error)
+        log.note("error", f"The run ended: {text or type(error).__name__}.", logging.ERROR)
+        raise
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+        ours.setLevel(level)
+        written = log.close()
+        with suppress(LesionsegError):  # the results are there
+            upload(written, folder, url)
+
+
+class _FileLog(MemoryHandler):
+    """Appends to a file once its folder is there: a wrong setting leaves no file.
+
+    Lines of a scan come by `PredictLog.case`, and a reader's warning once.
+    """
+
+    def __init__(self, folder: Path, name: str, formatter: logging.Formatter) -> None:
+        super().__init__(capacity=0)
+        self.file = folder / name
+        self.formatter = formatter
+        self.setLevel(logging.INFO)
+        self.addFilter(Once())
+        self.addFilter(lambda record: not getattr(record, "of_case", False))
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        """Return True if the file can be written."""
+        if self.target is None and self.file.parent.is_dir():
+            target = logging.FileHandler(self.file, encoding="utf-8")
+            target.setFormatter(self.formatter)
+            self.setTarget(target)
+        return self.target is not None
+
+    def close(self) -> None:
+        """Close the file."""
+        target = self.target
+        super().close()
+        if target is not None:
+            target.close()
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a JSON object."""
+        time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
+        content: dict[str, Any] = {
+            "time": time,
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", "log"),
+            "message": record.getMessage(),
+        }
+        row = getattr(record, "row", None)
+        if row is not None:
+            content |= {name: cell for name, cell in row.cells().items() if cell not in ("", None)}
+        return json.dumps(content, ensure_ascii=False)

@@ -1,0 +1,183 @@
+"""Results in a folder: of one scan each, all of a case's files or none."""
+
+import json
+import os
+from contextlib import suppress
+
+import pytest
+
+from lesionseg.errors import ConflictError, DatasetError
+from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
+
+ONE, TWO = ScanSource("aa"), ScanSource("bb")
+
+
+def fill(folder, case, source, content="1"):
+    """The files of a case, as `write_prediction` names them."""
+    for kind in ("mask", "instances"):
+        (folder / f"{case}_{kind}.nii").write_text(content)
+    stated = {} if source is None else {"source": source.stated()}
+    (folder / f"{case}_candidates.json").write_text(json.dumps({"candidates": [], **stated}))
+
+
+def texts(folder):
+    return {f.name: f.read_text() for f in folder.iterdir() if f.suffix == ".nii"}
+
+
+def test_results_of_the_same_content_may_be_replaced_and_of_another_not(tmp_path):
+    fill(tmp_path, "a", ONE)
+    results = PredictionFolder(tmp_path)
+    results.claim("a", ONE)
+    results.claim("b", TWO)
+    with pytest.raises(ConflictError, match="overwrite=true"):
+        results.claim("a", TWO)
+    results.claim("a", TWO, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "is_same"),
+    [
+        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.1"), True),
+        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.2"), False),
+        # two films of one series
+        (ScanSource("aa", "1", "1.1", "1.1.1"), ScanSource("bb", "1", "1.1", "1.1.2"), False),
+        (ScanSource("aa", "1", "1.1", "1.1.1"), ScanSource("bb", "1", "1.1", "1.1.1"), True),
+        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.1", "1.1.1"), False),
+        (ScanSource("aa"), ScanSource("bb"), False),
+        (ScanSource("aa", "1", "1.1"), ScanSource("aa"), True),
+        (ScanSource("aa", "1", ""), ScanSource("bb", "1", ""), False),
+    ],
+)
+def test_a_changed_scan_is_known_by_its_uids(tmp_path, recorded, now, is_same):
+    fill(tmp_path, "a", recorded)
+    assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
+    if is_same:
+        PredictionFolder(tmp_path).claim("a", now)
+    else:
+        with pytest.raises(ConflictError):
+            PredictionFolder(tmp_path).claim("a", now)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a_mask.nii.gz",
+        "a_mask.png",
+        "a_instances.mha",
+        "a_regions.nrrd",
+        "a_probabilities.npz",
+        "a_seg.dcm",
+        "a_sr.dcm",
+        "a_candidates.json",
+    ],
+)
+def test_a_result_that_states_no_source_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConflictError, match=name):
+        PredictionFolder(tmp_path).claim("a", ONE)
+    PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
+
+
+def test_names_of_masks_as_nnunet_has_them(tmp_path):
+    (tmp_path / "a.nii.gz").write_text("someone's mask")
+    PredictionFolder(tmp_path).claim("a", ONE)
+    with pytest.raises(ConflictError, match=r"a\.nii\.gz"):
+        PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
+    # a_instances.nii.gz would be the mask of one case and the instances of another
+    for case in ("b_instances", "b_mask", "b_regions", "b_candidates"):
+        with pytest.raises(DatasetError):
+            PredictionFolder(tmp_path, names="nnunet").claim(case, ONE)
+        PredictionFolder(tmp_path).claim(case, ONE)
+
+
+def test_an_id_that_differs_in_case_or_in_the_way_of_writing_an_accent_is_taken(tmp_path):
+    fill(tmp_path, "P1é", ONE)
+    results = PredictionFolder(tmp_path)
+    for case in ("p1é", "P1É", "P1e\u0301"):
+        with pytest.raises(ConflictError, match="P1é"):
+            results.claim(case, TWO)
+    results.claim("P1", TWO)
+
+
+def test_the_new_files_take_the_place_of_all_old_ones(tmp_path):
+    fill(tmp_path, "a", ONE, "old")
+    (tmp_path / "a_regions.nrrd").write_text("old")
+    (tmp_path / "a_b_mask.nii").write_text("another case's")
+    results = PredictionFolder(tmp_path)
+    with results.writing("a") as part:
+        fill(part, "a", ONE, "new")
+        assert (tmp_path / "a_mask.nii").read_text() == "old"
+    expected = {"a_mask.nii": "new", "a_instances.nii": "new", "a_b_mask.nii": "another case's"}
+    assert texts(tmp_path) == expected
+    assert sorted(results.files("a")) == ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith((".", "a_regions"))]
+
+
+def test_an_error_while_writing_leaves_the_old_files(tmp_path):
+    fill(tmp_path, "a", ONE, "old")
+    with suppress(ZeroDivisionError), PredictionFolder(tmp_path).writing("a") as part:
+        fill(part, "a", ONE, "new")
+        raise ZeroDivisionError
+    assert texts(tmp_path) == {"a_mask.nii": "old", "a_instances.nii": "old"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("killed_at", range(12))
+def test_killed_at_any_moment_a_case_has_its_old_files_or_its_new_ones(
+    tmp_path, monkeypatch, killed_at
+):
+    """Every change of a name or a folder may be the last."""
+    fill(tmp_path, "a", ONE, "old")
+    left = [killed_at]
+
+    def killing(change):
+        def changed(*args, **options):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return change(*args, **options)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+            patch.setattr(os, name, killing(getattr(os, name)))
+        with suppress(KeyboardInterrupt), PredictionFolder(tmp_path).writing("a") as part:
+            fill(part, "a", ONE, "new")
+    again = PredictionFolder(tmp_path)
+    again.recover_all()
+    expected = "new" if killed_at else "old"  # the first change makes the folder for the new ones
+    assert texts(tmp_path) == {"a_mask.nii": expected, "a_instances.nii": expected}
+    assert len(list(tmp_path.iterdir())) == 3
+    again.claim("a", ONE)
+
+
+def test_files_that_were_not_all_written_are_removed(tmp_path):
+    (tmp_path / ".a.part").mkdir()
+    (tmp_path / ".a.part" / "a_mask.nii").write_text("half")
+    assert PredictionFolder(tmp_path).recover_all() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digest_is_of_the_content_in_the_order_of_channels(tmp_path):
+    for name, text in {"a": "1", "b": "2", "c": "1", "d": "2"}.items():
+        (tmp_path / name).write_text(text)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    # sha256sum of a file that holds "1"
+    assert content_digest([[a]]) == file_digest(c)
+    assert file_digest(a)[:8] == "6b86b273"
+    assert content_digest([[a, b]]) == content_digest([[d, c]]) != content_digest([[a]])
+    assert content_digest([[a], [b]]) != content_digest([[b], [a]])
+
+
+def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
+    file, other = tmp_path / "a.nii", tmp_path / "b.nii"
+    file.write_text("1")
+    other.write_text("2")
+    os.utime(file, ns=(10**18, 10**18))
+    before = file_state([file])
+    other.replace(file)
+    os.utime(file, ns=(10**18, 10**18))
+    assert file_state([file]) != before
+    assert file_state([file]) == file_state([file])

@@ -1,0 +1,228 @@
+"""`predict` never replaces one scan's results by another's, whatever the nights bring."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry
+from lesionseg.io.files import read_csv
+from lesionseg.io.volumes import read_volume
+from lesionseg.pipeline.predict_tables import TABLE
+from tests.commands import predict
+from tests.inference.networks import Bright
+from tests.io.dicom_files import CT, grid_of, place, save
+from tests.pipeline.cases import boxes, write_array
+
+SHAPE = (12, 18, 20)
+TABLES = (".csv", ".log")  # with times in them
+GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
+
+
+def image(seed):
+    """Noise with a bright cube, elsewhere for each seed."""
+    start = np.random.default_rng(seed).integers(1, 8, 3)
+    noise = np.random.default_rng(seed).normal(100, 3, SHAPE)
+    return (noise + 70 * boxes(SHAPE, (*start, 4))).astype(np.float32)
+
+
+def write(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_array(path, image(seed), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
+
+
+def write_series(folder, seed, uid, number=3, prefix="IM"):
+    for z, pixels in enumerate(image(seed)):
+        header = {"Modality": "MR", "SeriesInstanceUID": uid, "SeriesNumber": number}
+        header |= {"StudyInstanceUID": "1.2", "RescaleSlope": 1, "RescaleIntercept": 0}
+        save(
+            folder / f"{prefix}{z:03d}.dcm", pixels.astype(np.int16), CT, **header, **place(GRID, z)
+        )
+
+
+def run(bundle, source, output, **options):
+    how = {"device": "cpu", "dicom_output": False, **options}
+    return predict(bundle, source, output, architectures={"mine": lambda _: Bright()}, **how)
+
+
+def statuses(outcome):
+    return {row.path: row.status for row in outcome.rows}
+
+
+def marked(output, case, suffix=".nii.gz"):
+    return read_volume(output / f"{case}_mask{suffix}").array[0]
+
+
+def contents(folder):
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix not in TABLES}
+
+
+@pytest.fixture
+def places(tmp_path):
+    return tmp_path / "inbox", tmp_path / "out"
+
+
+def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places):
+    inbox, out = places
+    write(inbox / "FLAIR.nii.gz", 1)
+    run(bundle, inbox, out)
+    before = contents(out)
+    write(inbox / "FLAIR.nii.gz", 2)
+    second = run(bundle, inbox, out)
+    (row,) = second.rows
+    assert (row.status, second.exit_status) == ("failed", 3)
+    assert "overwrite=true" in row.message
+    assert contents(out) == before
+    table = read_csv(out / TABLE)
+    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "done"), ("FLAIR", "failed")]
+    assert len({r["digest"] for r in table}) == 2
+    # it is known on the next night, and the first scan's result is still kept
+    again = run(bundle, inbox, out)
+    assert (statuses(again), again.exit_status) == ({"FLAIR.nii.gz": "failed"}, 0)
+    write(inbox / "FLAIR.nii.gz", 1)
+    assert statuses(run(bundle, inbox, out)) == {"FLAIR.nii.gz": "kept"}
+    write(inbox / "FLAIR.nii.gz", 2)
+    assert statuses(run(bundle, inbox, out, overwrite=True)) == {"FLAIR.nii.gz": "done"}
+    (row,) = read_csv(out / TABLE)
+    assert row["status"] == "done"
+    assert (marked(out, "FLAIR") > 0)[image(2) > 130].all()
+
+
+def test_a_scan_of_the_same_name_size_and_date_is_noticed(bundle, places):
+    inbox, out = places
+    for seed in (1, 2):
+        write(inbox / f"{seed}" / "a.nii", seed)
+        os.utime(inbox / f"{seed}" / "a.nii", ns=(10**18, 10**18))
+    shutil.copytree(inbox / "1", inbox / "now", copy_function=shutil.copy2)
+    run(bundle, inbox / "now", out)
+    before = contents(out)
+    shutil.copy2(inbox / "2" / "a.nii", inbox / "now" / "a.nii")
+    assert statuses(run(bundle, inbox / "now", out)) == {"a.nii": "failed"}
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a_b/c.nii", "a/b_c.nii"), ("P1.nii", "p1.nii"), ("x.nii", "x.mha")]
+)
+def test_two_paths_of_one_id_on_two_nights(bundle, places, first, second):
+    inbox, out = places
+    write(inbox / first, 1)
+    run(bundle, inbox, out)
+    before = contents(out)
+    (inbox / first).unlink()
+    write(inbox / second, 2)
+    assert statuses(run(bundle, inbox, out)) == {second: "failed"}
+    write(inbox / first, 1)
+    assert statuses(run(bundle, inbox, out)) == {first: "failed", second: "failed"}
+    assert contents(out) == before
+    done = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    assert [row["path"] for row in done] == [first]
+
+
+def test_results_that_state_no_source_are_not_replaced(bundle, places):
+    """As version 1.0 wrote them, or where only a mask is left."""
+    inbox, out = places
+    write(inbox / "a.nii", 1)
+    run(bundle, inbox, out)
+    path = out / "a_candidates.json"
+    content = json.loads(path.read_text())
+    assert content.pop("source")["digest"]
+    path.write_text(json.dumps(content))
+    assert statuses(run(bundle, inbox, out)) == {"a.nii": "failed"}
+    path.unlink()
+    (row,) = run(bundle, inbox, out).rows
+    assert row.status == "failed"
+    assert "a_mask.nii" in row.message
+    assert statuses(run(bundle, inbox, out, overwrite=True)) == {"a.nii": "done"}
+
+
+def test_a_table_that_was_deleted_is_made_again_from_the_results(bundle, places):
+    inbox, out = places
+    for seed in (1, 2):
+        write(inbox / f"{seed}.nii", seed)
+    run(bundle, inbox, out)
+    before, rows = contents(out), read_csv(out / TABLE)
+    (out / TABLE).unlink()
+    (inbox / "2.nii").unlink()
+    write(inbox / "1.nii", 3)  # another scan now
+    assert statuses(run(bundle, inbox, out)) == {"1.nii": "failed"}
+    assert contents(out) == before
+    again = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    columns = ("case", "digest", "n_candidates", "n_accepted", "volume_ml")
+    assert [[r[c] for c in columns] for r in again] == [[r[c] for c in columns] for r in rows]
+
+
+def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1" / "FLAIR", 1, "1.2.3")
+    (row,) = run(bundle, inbox, out).rows
+    assert (row.case, row.study_uid, row.series_uid) == ("P1_FLAIR", "1.2", "1.2.3")
+    source = json.loads((out / "P1_FLAIR_candidates.json").read_text())["source"]
+    assert source == {"digest": row.digest, "study_uid": "1.2", "series_uid": "1.2.3"}
+    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "kept"}
+    write_series(inbox / "P1" / "FLAIR", 2, "1.2.3")
+    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "done"}
+    before = contents(out)
+    write_series(inbox / "P1" / "FLAIR", 3, "1.2.4")
+    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "failed"}
+    # the same series again, but damaged: the earlier results stay
+    write_series(inbox / "P1" / "FLAIR", 2, "1.2.3")
+    (inbox / "P1" / "FLAIR" / "IM005.dcm").unlink()
+    (row,) = run(bundle, inbox, out).rows
+    assert (row.status, "evenly" in row.message) == ("failed", True)
+    assert contents(out) == before
+    assert "PatientID" not in (out / TABLE).read_text() + str(before)
+
+
+def test_the_files_of_a_series_may_get_other_names(bundle, places):
+    inbox, out = places
+    write_series(inbox / "s", 1, "1.2.3")
+    run(bundle, inbox, out)
+    for number, file in enumerate(sorted((inbox / "s").iterdir(), reverse=True)):
+        file.rename(file.with_name(f"x{number}.dcm"))
+    assert statuses(run(bundle, inbox, out)) == {"s": "kept"}
+
+
+def test_a_series_keeps_its_name_if_another_comes_into_its_folder_or_leaves(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1", 1, "1.2.3", number=3)
+    assert [row.case for row in run(bundle, inbox, out).rows] == ["P1"]
+    write_series(inbox / "P1", 2, "1.2.4", number=4, prefix="later")
+    rows = {row.series_uid: (row.case, row.status) for row in run(bundle, inbox, out).rows}
+    assert rows["1.2.3"] == ("P1", "kept")
+    name, status = rows["1.2.4"]
+    assert (name[:5], status) == ("P1_4_", "done")
+    for file in (inbox / "P1").glob("IM*"):
+        file.unlink()
+    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
+
+
+def test_two_patients_of_one_series_number_in_one_folder(bundle, places):
+    inbox, out = places
+    write_series(inbox, 1, "1.2.3", prefix="a")
+    write_series(inbox, 2, "1.2.4", prefix="b")
+    rows = run(bundle, inbox, out).rows
+    assert {row.status for row in rows} == {"done"}
+    assert len({row.case for row in rows}) == 2
+    for file in inbox.glob("a*"):
+        file.unlink()
+    write_series(inbox, 3, "1.2.5", prefix="c")
+    rows = run(bundle, inbox, out).rows
+    assert sorted(row.status for row in rows) == ["done", "kept"]
+    assert len(list(out.glob("*_candidates.json"))) == 3
+
+
+def test_a_table_of_scans_states_the_source_as_well(bundle, places):
+    inbox, out = places
+    write_series(inbox / "scan", 1, "1.2.3")
+    table = inbox / "list.csv"
+    table.write_text("case,image\nA,scan\n")
+    (row,) = run(bundle, table, out).rows
+    assert (row.case, row.status, row.series_uid) == ("A", "done", "1.2.3")
+    write_series(inbox / "scan", 2, "1.2.4")
+    assert [r.status for r in run(bundle, table, out).rows] == ["failed"]
+    table.write_text("case,image\nA,scan\nA,scan\n../B,scan\nC,scan\n")
+    found = {(row.case, row.status) for row in run(bundle, table, out).rows}
+    assert found == {("A", "failed"), ("'../B'", "failed"), ("C", "done")}
