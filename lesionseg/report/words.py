@@ -478,8 +478,8 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "hd95_mm": (
         "HD95, mm",
         "95 % of each surface are at most this far from the other one. Measured by area: 0 if "
-        "95 % of the surfaces coincide. Programs that measure between border voxels then state up "
-        "to one voxel.",
+        "95 % of each surface coincide. Programs that measure between border voxels may state "
+        "one voxel instead.",
     ),
     "lesion_recall": ("sensitivity", "{found} of {n_lesions} lesions found"),
     "lesion_precision": (

@@ -105,7 +105,7 @@ def write_report(
     annex += [c for make in makers if (c := make(tables))]
     annex += charts.training_charts(scores_dir / "metrics.csv")
     identity = read_identity(scores_dir, tables.scores)
-    rows, note = measures(tables)
+    measured, note = measures(tables)
     values: dict[str, Any] = {
         "title": page_title(tables, study, identity),
         "identity": identity,
@@ -121,7 +121,7 @@ def write_report(
         "limits": limits(tables, study),
         "more": annex,
         "slider": slider(tables),
-        "measures": rows,
+        "measures": measured,
         "measures_note": note,
         "case_rows": case_rows(tables),
         "about": about(tables, study, identity),

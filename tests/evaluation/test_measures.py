@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_hausdorff_distance
 from monai.metrics.utils import get_edge_surface_distance
 
 from lesionseg.evaluation.measures import measure_extent as measure
@@ -76,3 +77,20 @@ def test_equal_to_monai_on_padded_masks(seed, spacing):
         share = np.cumsum(area.numpy()[order]) / float(area.sum())
         farthest.append(distance.numpy()[order][np.searchsorted(share, 0.95)])
     assert hd95 == pytest.approx(max(farthest), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI in itself
+def test_hd95_by_area_can_be_0_where_border_voxels_are_a_voxel_apart():
+    """A cube of 8³ voxels and the same without 16 voxels of one face: Dice .984."""
+    a = np.zeros((12, 12, 12), bool)
+    a[2:10, 2:10, 2:10] = True
+    b = a.copy()
+    b[2, 2:4, 2:10] = False
+    _, hd95 = surface_scores(np.argwhere(a), np.argwhere(b), (1.5, 1.5, 1.5), 1.0)
+    between_voxels = compute_hausdorff_distance(
+        *(torch.from_numpy(mask)[None, None] for mask in (b, a)),
+        percentile=95,
+        spacing=[1.5, 1.5, 1.5],
+    )
+    assert hd95 == 0.0  # under 5 % of the area moved, as surface-distance counts
+    assert float(between_voxels) == 1.5  # more than 5 % of the border voxels moved, as MONAI counts

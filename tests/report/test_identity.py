@@ -1,0 +1,123 @@
+"""What the page says of dataset, date, model and training: from scores.json and from the run."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.core import CaseFiles, OperatingPoint
+from lesionseg.inference.bundle import bundle_digest
+from lesionseg.io.files import write_json
+from lesionseg.io.predictions import write_prediction
+from lesionseg.pipeline.run_dir import training_counts
+from lesionseg.report.identity import Identity, read_identity
+from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
+from tests.pipeline.cases import write_array
+
+TRAINED = {
+    "lesionseg": "1.2.3",
+    "git_commit": "abc",
+    "date": "2026-01-31",
+    "dataset": "MS",
+    "model": "unet",
+    "training_steps": 60,
+    "training_patients": 12,
+    "training_scans": 20,
+}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run directory with a bundle; whoever reads the digest never opens the weights."""
+    folder = tmp_path / "run"
+    write_json(folder / "bundle" / "plan.json", {"architecture": {"name": "unet"}})
+    (folder / "bundle" / "weights.safetensors").write_bytes(b"weights")
+    write_json(folder / "splits.json", {"roles": {"a": "train", "b": "train", "c": "validation"}})
+    write_json(folder / "scores.json", {"provenance": TRAINED})
+    return folder
+
+
+def test_the_scores_of_a_training_have_the_digest_of_its_bundle(trained):
+    digest = bundle_digest(trained / "bundle")
+    known = Identity("MS", "2026-01-31", "unet", digest, 12, 20, "1.2.3", "abc")
+    assert read_identity(trained, {"provenance": TRAINED}) == known
+    assert read_identity(trained / "test", {"provenance": TRAINED}) == known
+
+
+def test_a_run_of_an_earlier_version_is_counted_by_its_splits(trained):
+    made = {"lesionseg": "1.0.0", "training_steps": 60}
+    write_json(trained / "scores.json", {"provenance": made})
+    found = read_identity(trained / "test", {"provenance": made})
+    assert (found.dataset, found.evaluated, found.model) == ("", "", "unet")
+    assert found.training() == "trained on 2 scans, number of patients unknown"
+
+
+def test_an_evaluation_inside_a_run_is_not_said_to_be_of_its_model(trained):
+    found = read_identity(trained / "another_model", {"provenance": {"date": "2026-02-01"}})
+    assert (found.digest, found.training_patients) == ("", None)
+    assert "model unknown" in found.line()
+
+
+def test_a_bundle_that_cannot_be_read_leaves_the_model_unknown(trained):
+    (trained / "bundle" / "plan.json").write_text("{}")
+    assert read_identity(trained, {"provenance": {"training_steps": 1}}).digest == ""
+
+
+def evaluate(root, prediction):
+    places = [f"reference={root / 'masks'}", f"prediction={prediction}"]
+    assert run("evaluate", [*places, f"output={root / 'scores'}"]) == 0
+    return json.loads((root / "scores" / "scores.json").read_text())
+
+
+def predicted(root, folder):
+    hand, point = CASES["three_axes"], OperatingPoint("score:0.5", 0.5)
+    reference, prediction = make_reference(hand), make_prediction(hand)
+    write_array(
+        root / "masks" / f"{prediction.case}.nii.gz", reference.instances, prediction.geometry
+    )
+    write_prediction(folder, replace(prediction, operating_point=point))
+
+
+def test_evaluate_records_date_dataset_and_the_model_that_predicted(tmp_path, trained):
+    predicted(tmp_path, tmp_path / "found")
+    made = evaluate(tmp_path, tmp_path / "found")["provenance"]
+    assert len(made["date"]) == len("2026-01-31")
+    assert made["dataset"] == "masks in masks"
+    assert "bundle" not in made
+    (tmp_path / "found" / "predictions.csv").write_text("case,bundle\nthree_axes,0123\n")
+    assert evaluate(tmp_path, tmp_path / "found")["provenance"]["bundle"] == "0123"
+    predicted(tmp_path, trained / "test" / "predictions")
+    made = evaluate(tmp_path, trained / "test" / "predictions")["provenance"]
+    assert made["bundle"] == bundle_digest(trained / "bundle")
+    assert (made["training_patients"], made["training_scans"]) == (12, 20)
+
+
+def test_page_and_pdf_have_a_title_of_their_own(tmp_path, trained):
+    predicted(tmp_path, tmp_path / "found")
+    evaluate(tmp_path, tmp_path / "found")
+    shutil.copytree(tmp_path / "scores", trained / "test")
+    scores = json.loads((trained / "test" / "scores.json").read_text())
+    write_json(
+        trained / "test" / "scores.json",
+        {**scores, "evaluated_on": "test", "provenance": scores["provenance"] | TRAINED},
+    )
+    assert run("report", [f"scores={trained / 'test'}", f"output={tmp_path / 'page'}"]) == 0
+    title = "MS: lesions found and missed in test scans, 2026-01-31"
+    html = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert f"<title>{title}</title>" in html
+    digest = bundle_digest(trained / "bundle")
+    line = f"dataset MS · evaluated 2026-01-31 · model unet {digest} · trained on 12 patients"
+    assert line in html
+    pdf = (tmp_path / "page" / "report.pdf").read_bytes()
+    assert f"/Title ({title})".encode() in pdf
+    assert line.encode("utf-16-be") in pdf
+    assert b"D:20260131" in pdf
+
+
+def test_patients_are_counted_only_if_someone_stated_them():
+    scans = [CaseFiles("a1", (), group="a"), CaseFiles("a2", (), group="a")]
+    assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
+    alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
+    assert training_counts(alone) == {"training_patients": None, "training_scans": 2}
