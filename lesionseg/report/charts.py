@@ -58,10 +58,16 @@ class Chart:
 
 
 def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
-    """An empty figure in the report's style."""
+    """Return an empty figure in the report's style.
+
+    The number of ticks is fixed: automatic ones change while the layout is made, and labels are
+    then cut off.
+    """
     with rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(length=0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)

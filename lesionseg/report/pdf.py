@@ -174,7 +174,7 @@ def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
     for one in values["measures"]:
         measured.append((one.name, one.value, _one_text(one)))
     if note := values["measures_note"]:
-        measured.append(("", "", note.replace("– in the third column", "Without an interval")))
+        measured.append(("", "", note.replace("– instead of", "Without")))
     left = _columns("About this test", rows, 2.2, 46)
     right = _columns("All measures", measured, 2.65, 48)
     pages = []

@@ -537,7 +537,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
         if not interval and reason == common:
             more = "–"
         found.append(Measure(name, words, more, meaning.format_map(numbers)))
-    return found, f"– in the third column: {common}." if common else ""
+    return found, f"– instead of an interval: {common}." if common else ""
 
 
 def _counts(tables: Tables) -> dict[str, object]:

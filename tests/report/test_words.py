@@ -200,7 +200,7 @@ def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
     assert {m.name for m in rows} <= {name for name, _ in MEASURES.values()}
     assert all(m.meaning for m in rows if m.name not in (
         "scans", "scans without a lesion", "lesions found", "lesions missed"))  # fmt: skip
-    assert note == "– in the third column: fewer than 5 patients are too few for an interval."
+    assert note == "– instead of an interval: fewer than 5 patients are too few for an interval."
     assert not [m for m in rows if "fewer than 5 patients" in m.interval]
 
 
