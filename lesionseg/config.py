@@ -106,6 +106,7 @@ class DataConfig(Settings):
     n_folds: Annotated[int, Field(ge=2)]
     splits: FilePath
     channel_dropout: Share
+    nan: Literal["error", "background"]
     cache_dir: Text | None
     phantoms: Arguments | None = None
 

@@ -177,7 +177,8 @@ class Dataset:
     1, when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is
     an error. `problems`: what is wrong with single cases, in a dataset read to look for it.
     `remarks`: what may be wrong with the folder or with single cases, but stops nothing.
-    `split_file`: a file in the folder that states who trains and who validates.
+    `split_file`: a file in the folder that states who trains and who validates. `nan_background`:
+    NaN voxels of images and masks are background; else they are an error.
     """
 
     name: str
@@ -194,6 +195,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     remarks: tuple[Remark, ...] = ()
     split_file: Path | None = None
+    nan_background: bool = False
 
     def datalist(self) -> list[dict[str, Any]]:
         """The cases as MONAI's loaders and `CacheDataset` take them, paths as strings.

@@ -24,7 +24,7 @@ from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_poin
 from lesionseg.inference.input_check import InputCheck, check_missing, check_scan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
-from lesionseg.io.cases import read_image
+from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, fast_memory_format, trusting
@@ -190,7 +190,15 @@ class Predictor:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
         what = plan.dims, plan.channel_names, plan.lesion_labels
-        unlabelled = Dataset("input", files.images[0].parent, "files", *what, (), may_lack=True)
+        unlabelled = Dataset(
+            "input",
+            files.images[0].parent,
+            "files",
+            *what,
+            (),
+            may_lack=True,
+            nan_background=plan.nan_background,
+        )
         return read_image(files, unlabelled)
 
     def prepare(self, files: CaseFiles) -> PreparedScan:
@@ -213,6 +221,9 @@ class Predictor:
                 f"{where}: {seen[0]} channels and {seen[1]} spatial axes; this model was trained "
                 f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}."
             )
+        if plan.nan_background and np.isnan(volume.array).any():
+            array = np.stack([nan_to_background(channel) for channel in volume.array])
+            volume = replace(volume, array=array)
         wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
         if wrong:
             raise ContentError(f"{where}: {wrong} voxels are NaN or infinite. Set them to 0, say.")

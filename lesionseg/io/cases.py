@@ -34,7 +34,8 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     merged labels); voxels of the dataset's ignore label become `Reference.ignore` and background.
     What is marked of labels that the case does not annotate becomes background as well.
     Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
-    0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
+    0.001 mm apart, `ContentError` for infinity, for NaN unless that is background, and for mask
+    values that are no label.
     """
     image = read_image(files, dataset)
     reference = _ignoring(_read_reference(files, dataset, image.geometry), image.valid)
@@ -50,6 +51,8 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
     if is_colour(files, n_channels):
         array[:] = first.array  # a grey picture among coloured ones: three times the same
+        if dataset.nan_background:
+            array[:] = np.stack([nan_to_background(channel) for channel in array])
         check_finite(files.images[0], array)
         return Volume(array, first.geometry)
     valid = first.valid
@@ -68,18 +71,25 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, an error below
             array[channel] = values[0]
         if values.dtype.kind == "f":
+            if dataset.nan_background:
+                array[channel] = nan_to_background(array[channel])
             check_finite(file, array[channel])
     return Volume(array, first.geometry, valid, files.missing)
 
 
-def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
+def read_mask(
+    path: Path, raster_mm: float | None = None, *, nan_background: bool = False
+) -> Reference:
     """Read a label mask as a reference on its own grid; its lesions follow from the labels.
 
-    Values must be whole and not negative; any storage type will do. Raises `ContentError`.
+    Values must be whole and not negative; any storage type will do. Raises `ContentError`. With
+    `nan_background` NaN is 0.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     array = volume.array[0]
     if array.dtype.kind == "f":
+        if nan_background:
+            array = np.where(np.isnan(array), array.dtype.type(0), array)
         broken = ~(np.isfinite(array) & (array == np.round(array)))
         if broken.any():
             raise ContentError(
@@ -93,9 +103,11 @@ def read_mask(path: Path, raster_mm: float | None = None) -> Reference:
     return Reference(volume.geometry, labels=values)
 
 
-def read_instances(path: Path, raster_mm: float | None = None) -> Reference:
-    """An instance mask on its own grid: ids made consecutive in ascending order, all label 1."""
-    reference = read_mask(path, raster_mm)
+def read_instances(
+    path: Path, raster_mm: float | None = None, *, nan_background: bool = False
+) -> Reference:
+    """Read an instance mask on its own grid: ids become consecutive in ascending order, label 1."""
+    reference = read_mask(path, raster_mm, nan_background=nan_background)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
     labels, n_lesions = (instances > 0).astype(np.uint8), int(np.count_nonzero(values))
@@ -140,7 +152,9 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         reference = _with_labels(path, reference, dataset)
     else:
         has_ids = "instances" in files.annotations
-        reference = (read_instances if has_ids else read_mask)(path, geometry.spacing_mm[0])
+        read = read_instances if has_ids else read_mask
+        mm = geometry.spacing_mm[0]
+        reference = read(path, mm, nan_background=dataset.nan_background)
         if not (is_raster(path) and reference.geometry.shape == geometry.shape):
             check_grid(
                 path, reference.geometry, files.images[0] if files.images else path, geometry
@@ -194,10 +208,33 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
 
 
 def check_finite(path: Path, values: NDArray[np.float32]) -> None:
-    """Raise `ContentError` when voxels are NaN or infinite."""
+    """Raise `ContentError` if voxels are NaN or infinite."""
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if n_bad:
-        raise ContentError(f"{path}: {n_bad} voxels are NaN or infinity. Replace them.")
+    if not n_bad:
+        return
+    n_nan = int(np.count_nonzero(np.isnan(values)))
+    if n_nan == n_bad and n_nan < values.size:
+        raise ContentError(
+            f"{path}: {n_nan} voxels are NaN. Replace them, or, if they are background, train with "
+            "data.nan=background; the model then predicts such scans as well."
+        )
+    raise ContentError(f"{path}: {n_bad} voxels are NaN or infinity. Replace them.")
+
+
+def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Replace NaN by the background of a channel: its lowest value, or 0 if that is lower.
+
+    So it is 0 beside magnitudes and air beside Hounsfield units. A channel of NaN alone, or without
+    any, is returned as it is.
+
+    >>> nan_to_background(np.array([np.nan, 5.0])), nan_to_background(np.array([np.nan, -9.0]))
+    (array([0., 5.]), array([-9., -9.]))
+    """
+    is_nan = np.isnan(channel)
+    if not is_nan.any() or is_nan.all():
+        return channel
+    background = min(0.0, float(channel[~is_nan].min()))
+    return np.where(is_nan, channel.dtype.type(background), channel)
 
 
 def content_files(path: Path) -> tuple[Path, ...]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
+import numpy as np
+
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
@@ -15,6 +17,7 @@ from lesionseg.io.cases import (
     check_finite,
     check_grid,
     content_files,
+    nan_to_background,
     read_case,
     read_reference,
 )
@@ -83,7 +86,10 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
             volume = read_volume(file, raster_mm=files.pixel_mm)
             grid = grid or volume.geometry
             with noted("not_finite"):
-                check_finite(file, volume.array.astype("float32", copy=False))
+                values = volume.array.astype("float32", copy=False)
+                if dataset.nan_background:
+                    values = np.stack([nan_to_background(channel) for channel in values])
+                check_finite(file, values)
             check_dims(file, volume.geometry, dataset.dims)
             check_grid(file, volume.geometry, files.images[0], grid)
     if grid is not None:

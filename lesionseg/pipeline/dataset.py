@@ -244,6 +244,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         group=data.group,
         merge_labels=data.merge_labels,
         may_lack=data.channel_dropout > 0,
+        nan_background=data.nan == "background",
         lenient=lenient,
     )
 

@@ -107,7 +107,10 @@ def plan_run(survey: Survey, cfg: TrainConfig, run: Path, given: Plan | None = N
     plan = given or _make_plan(survey, cfg)
     # what is imported is what the user typed, whoever wrote the file
     plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
-    plan = plan.with_(may_lack=may_lack(cfg.data, plan.channel_names))
+    plan = plan.with_(
+        may_lack=may_lack(cfg.data, plan.channel_names),
+        nan_background=survey.dataset.nan_background,
+    )
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(path, plan.to_json())

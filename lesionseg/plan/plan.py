@@ -186,7 +186,8 @@ class Plan:
     networks whose probabilities are averaged. `prepare_extra`: further transforms of a prepared
     image (`data.transforms`). `may_lack`: a scan may lack any one channel. `compressed`: whether
     log-odds beyond 8 are compressed (`inference.probabilities`). `raster_mm`: the pixel size of
-    radiographs that state none (None: `spacing_mm`). `reasons`: a sentence for each decision.
+    radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
+    background. `reasons`: a sentence for each decision.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
@@ -213,6 +214,7 @@ class Plan:
     may_lack: bool = False
     compressed: bool = False
     raster_mm: Millimetres | None = None
+    nan_background: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: Literal[1] = 1
 

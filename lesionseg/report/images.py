@@ -123,7 +123,7 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 
 def _find_dataset(folder: Path) -> Dataset | None:
     try:
-        return read_dataset(folder, may_lack=True)
+        return read_dataset(folder, may_lack=True, nan_background=True)
     except DatasetError:
         _log.info("%s: no known dataset layout; read as plain image files.", folder)
         return None

@@ -180,3 +180,23 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(volume, plan):
     alone = [predictor_of(m, plan).probabilities(volume) for m in members]
     both = Predictor(Bundle(members, plan)).probabilities(volume)
     assert np.allclose(both, (alone[0] + alone[1]) / 2, atol=3e-4)  # kept as float16
+
+
+def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path):
+    outside = np.zeros((1, *SHAPE), bool)
+    outside[:, :3] = True
+    zeros = Volume(np.where(outside, 0, volume.array).astype(np.float32), volume.geometry)
+    nan = Volume(np.where(outside, np.nan, volume.array).astype(np.float32), volume.geometry)
+    expected = predictor_of(Bright(), plan).predict_volume(zeros, "a")
+    assert expected.candidates
+    write_volume(tmp_path / "a.nii.gz", nan)
+    files = CaseFiles("a", (tmp_path / "a.nii.gz",))
+    for strict in (plan, plan.with_(nan_background=False)):
+        with pytest.raises(ContentError, match="NaN"):
+            predictor_of(Bright(), strict).read(files)
+    tolerant = predictor_of(Bright(), plan.with_(nan_background=True))
+    read = tolerant.read(files)
+    for seen in (nan, read):
+        prediction = tolerant.predict_volume(seen, "a")
+        assert prediction.candidates == expected.candidates
+    assert np.isnan(nan.array).any()  # the caller's own array stays

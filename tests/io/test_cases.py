@@ -97,3 +97,36 @@ def test_a_mask_of_any_storage_type(tmp_path, write_nifti):
         labels = read_mask(write_nifti(tmp_path / "m.nii.gz", mask)).labels
         assert labels.dtype == np.uint16
         assert np.unique(labels).tolist() == [0, 7, 300]
+
+
+def test_nan_is_background_where_that_is_declared(dataset, write_nifti):
+    outside = np.zeros((5, 4, 3), bool)
+    outside[:, :2] = True
+    for lowest, expected in ((100.0, 0.0), (-1000.0, -1000.0)):  # a magnitude, Hounsfield units
+        image = np.full((5, 4, 3), lowest + 7, np.float32)
+        image[0, 3, 0] = lowest
+        image[outside] = np.nan
+        write_nifti(dataset.root / "A_0001.nii.gz", image)
+        with pytest.raises(ContentError, match=r"30 voxels are NaN.*data\.nan=background"):
+            read_case(dataset.cases[0], dataset)
+        case = read_case(dataset.cases[0], replace(dataset, nan_background=True))
+        assert set(case.image.array[1].T[outside].tolist()) == {expected}
+        assert set(case.image.array[1].T[~outside].tolist()) == {lowest, lowest + 7}
+        assert case.image.array[0].min() == 10
+    image[4, 3, 2] = np.inf
+    write_nifti(dataset.root / "A_0001.nii.gz", image)
+    with pytest.raises(ContentError, match="1 voxels are NaN or infinity"):
+        read_case(dataset.cases[0], replace(dataset, nan_background=True))
+    write_nifti(dataset.root / "A_0001.nii.gz", np.full((5, 4, 3), np.nan, np.float32))
+    with pytest.raises(ContentError, match="60 voxels are NaN or infinity"):
+        read_case(dataset.cases[0], replace(dataset, nan_background=True))
+
+
+def test_nan_in_a_mask_is_background_where_that_is_declared(dataset, write_nifti):
+    mask = np.full((5, 4, 3), np.nan, np.float32)
+    mask[0, 1, 2], mask[1, 1, 1] = 1, 0
+    write_nifti(dataset.root / "A.nii.gz", mask)
+    with pytest.raises(ContentError, match="such as nan"):
+        read_case(dataset.cases[0], dataset)
+    labels = read_case(dataset.cases[0], replace(dataset, nan_background=True)).reference.labels
+    assert np.argwhere(labels).tolist() == [[2, 1, 0]]

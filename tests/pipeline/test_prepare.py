@@ -17,7 +17,9 @@ from lesionseg.models import build_network
 from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
 from lesionseg.pipeline.dataset import may_lack, take_survey
 from lesionseg.pipeline.prepare import checkpoint_stages, plan_run, start_from
+from lesionseg.plan.plan import Plan
 from tests.models.test_nnunet_weights import PLAIN, plan_of, written
+from tests.pipeline.cases import boxes, write_array
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +162,24 @@ def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path):
         found = replace(survey, dataset=replace(survey.dataset, cases=cases), splits=given)
         assert not found.is_group_safe("validation")
         assert found.is_group_safe("test") == (tested == "other")
+
+
+def test_a_plan_keeps_that_nan_is_background(tmp_path):
+    root = tmp_path / "data"
+    rows = ["case,image,reference"]
+    for k in range(3):
+        image = np.random.default_rng(k).normal(100, 5, (16, 16, 16)).astype(np.float32)
+        image[:4] = np.nan
+        mask = boxes((16, 16, 16), (6, 6, 6, 4))
+        write_array(root / f"i{k}.nii", image)
+        write_array(root / f"m{k}.nii", mask)
+        rows.append(f"c{k},i{k}.nii,m{k}.nii")
+    (root / "manifest.csv").write_text("\n".join(rows))
+    with pytest.raises(DatasetError, match=r"1024 voxels are NaN.*data\.nan=background"):
+        take_survey(DataConfig.of(root=str(root)), seed=0)
+    survey = take_survey(DataConfig.of(root=str(root), nan="background"), seed=0)
+    assert survey.fingerprint.channels[0].nonzero_share == 0.75
+    cfg = TrainConfig.of(data={"root": str(root), "nan": "background"})
+    plan = plan_run(survey, cfg, tmp_path / "run")
+    assert plan.nan_background
+    assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()) == plan

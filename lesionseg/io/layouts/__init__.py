@@ -80,6 +80,7 @@ def read_dataset(
     group: str | None = None,
     merge_labels: bool = False,
     may_lack: bool = False,
+    nan_background: bool = False,
     lenient: bool = False,
 ) -> Dataset:
     """Read the cases of a data folder, without opening more than one image's header.
@@ -94,13 +95,14 @@ def read_dataset(
         group: a regular expression that finds the patient in a case id (see `assign_groups`).
         merge_labels: makes all labels one, `{1: "lesion"}`.
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
+        nan_background: takes NaN voxels of images and masks for background.
         lenient: keeps cases with faults, and lists wrong entries in `Dataset.problems`; a folder
             without any case is then a problem in that list, beside those that explain it.
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist.")
     layout = _layout_of(root)
-    dataset = replace(layout.read(root), may_lack=may_lack)
+    dataset = replace(layout.read(root), may_lack=may_lack, nan_background=nan_background)
     for case in dataset.cases:  # where none can be read, reading the cases says what is wrong
         with suppress(LesionsegError, OSError):
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
