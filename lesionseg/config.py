@@ -325,8 +325,8 @@ class EvaluateConfig(OutputCommand):
     evaluated_on: Literal["train", "validation", "test", "external"] | None
     operating_point: str | float | None
     rate_confidence: Confidence | None
-    chosen_on: Text | None
-    chosen_on_reference: Text | None
+    chosen_on: FolderPath
+    chosen_on_reference: FolderPath
     groups: str | None
     compare: FolderPath
     margin: Confidence | None
@@ -385,8 +385,12 @@ class ReportConfig(OutputCommand):
 class ExportConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     output: OutputPath
-    format: Literal["onnx", "monai"]
+    format: Literal["onnx", "monai", "bundle"]
     opset: From1
+    reference: FolderPath
+    operating_point: str
+    rate_confidence: Confidence | None
+    groups: str | None
     trust: bool
     private: bool
     debug: bool

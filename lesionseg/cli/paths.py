@@ -76,10 +76,13 @@ def _check_scans(setting: str, path: Path) -> None:
 
 
 def _check_bundle(setting: str, path: Path) -> None:
+    from lesionseg.io.bundle_folder import resolve_bundle
+    from lesionseg.io.nnunet_model import find_nnunet_model
+
+    if find_nnunet_model(path) is not None:  # it may be inside an archive
+        return
     if not path.exists():
         raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}")
-    from lesionseg.io.bundle_folder import resolve_bundle
-
     resolve_bundle(path)
 
 

@@ -24,7 +24,9 @@ from torch import nn
 
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
+from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import CARD, PLAN, WEIGHTS, resolve_bundle
+from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
@@ -33,7 +35,7 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickle
 # what must be the same, for tiles and channels of an ensemble's members to lie on each other
 _SHARED = (
     *("dims", "modality", "channel_names", "label_values", "regions", "spacing_mm"),
-    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors"),
+    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors", "nnunet"),
 )
 
 
@@ -95,13 +97,16 @@ def write_bundle(
 def read_bundle(
     folder: str | PathLike[str], architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Bundle:
-    """Read a bundle, or the bundle of a run; nothing in it is executed or imported.
+    """Read a bundle, the bundle of a run, or a model of nnU-Net's; nothing in it is executed.
 
     The network is built from the plan by the closed table of `models.build` and the caller's own
     `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
     plan of another version, tensors that are missing, extra, of another shape or not finite;
     `ConfigError` for an unknown architecture.
     """
+    model = find_nnunet_model(Path(folder))
+    if model is not None:
+        return Bundle(*read_nnunet_model(model))
     folder = resolve_bundle(Path(folder))
     plan = bundle_plan(folder)
     paths = [folder / name for name in _weight_files(plan)]
@@ -145,7 +150,10 @@ def ensemble(
 
 
 def bundle_plan(bundle: str | Path) -> Plan:
-    """The plan of a bundle, or of a run's; raises `BundleError` when there is none."""
+    """Return the plan of a bundle, a run or an nnU-Net model; `BundleError` if there is none."""
+    model = find_nnunet_model(Path(bundle))
+    if model is not None:
+        return nnunet_plan(model)
     path = resolve_bundle(Path(bundle)) / PLAN
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
@@ -157,7 +165,10 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 
 def bundle_digest(folder: Path) -> str:
-    """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
+    """Return sixteen hexadecimal digits that change whenever the weights or the plan change."""
+    model = find_nnunet_model(folder)
+    if model is not None:
+        return nnunet_digest(model)
     folder, digest = resolve_bundle(folder), blake2b(digest_size=8)
     for path in (folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))):
         digest.update(path.read_bytes())

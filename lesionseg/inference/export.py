@@ -38,6 +38,7 @@ from lesionseg.inference.boxes import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
+from lesionseg.models.foreign import n_logits
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Normalisation, Plan
@@ -45,6 +46,7 @@ from lesionseg.plan.plan import Normalisation, Plan
 OPSET = 18
 INPUT = "image"
 PROBABILITIES, SCORES, BOXES = "probabilities", "scores", "boxes"
+LOGITS = "logits"  # of nnU-Net's networks, which are averaged before they become probabilities
 # of fp32 runs of the same weights by two programs; probabilities lie in [0, 1]
 SAME_PROBABILITY = 1e-3
 
@@ -52,16 +54,24 @@ Runner = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
 
 def output_names(plan: Plan) -> tuple[str, ...]:
-    """What an exported network gives, in order."""
+    """Return the names of an exported network's outputs, in order."""
+    if plan.nnunet is not None:
+        return (LOGITS,)
     if plan.anchors is None:
         return (PROBABILITIES,)
     return (SCORES, BOXES, PROBABILITIES) if plan.has_voxels else (SCORES, BOXES)
 
 
+def network_tile(plan: Plan) -> tuple[int, ...]:
+    """Return the shape of the network's tile; a 2-D network of nnU-Net's takes single slices."""
+    return plan.tile_shape if plan.nnunet is None else plan.nnunet.patch
+
+
 class ExportedNetwork(nn.Module):
     """Networks whose outputs need neither plan nor anchors, the focal loss's effect undone.
 
-    Segmentation networks give the mean of their probabilities `[B, K, *tile]`; a detector gives
+    Segmentation networks give the mean of their probabilities `[B, K, *tile]`, those of nnU-Net the
+    mean of their logits, with the background's first unless labels are regions; a detector gives
     scores `[B, n, K]`, boxes `[B, n, 2·dims]` in voxels of the tile and a Retina U-Net's
     probabilities after them.
     """
@@ -75,9 +85,11 @@ class ExportedNetwork(nn.Module):
             self.register_buffer("anchors", grid_anchors(levels))
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> Tensor | tuple[Tensor, ...]:
-        """Probabilities, or a detector's outputs."""
+        """Return probabilities, nnU-Net's logits, or a detector's outputs."""
         plan = self._plan
         outputs = [network(image) for network in self.networks]
+        if plan.nnunet is not None:
+            return torch.stack([levels[0] for levels in outputs]).mean(0)
         if plan.anchors is None:
             total = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
             return calibrated_voxels(total.mean(0), plan.voxel_calibration)
@@ -101,7 +113,7 @@ def trace(bundle: Bundle) -> ExportedProgram:
         )
     network = ExportedNetwork(bundle.networks, bundle.plan).float()
     # a batch of one would be taken for a constant
-    example = torch.zeros(2, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
+    example = torch.zeros(2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
     free = {INPUT: {0: torch.export.Dim("batch")}}
     try:
         with torch.no_grad(), _torch_quiet():
@@ -173,7 +185,7 @@ def write_onnx(
 
 def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
     """What a program needs to know around the ONNX file: names, axes, tiles, and the whole plan."""
-    note = {
+    note: dict[str, Any] = {
         "schema_version": 1,
         "lesionseg_version": __version__,
         "bundle": digest,
@@ -181,7 +193,7 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
         "largest_difference": difference,
         "input": {
             "name": INPUT,
-            "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
+            "shape": ["batch", len(plan.channel_names), *network_tile(plan)],
             "dtype": "float32",
             "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
         },
@@ -192,7 +204,18 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
         },
         "plan": json.loads(plan.to_json()),
     }
-    if plan.has_voxels:
+    if plan.nnunet is not None:
+        shape = ["batch", n_logits(plan), *plan.nnunet.patch]
+        note["output"] = {"name": LOGITS, "shape": shape, "dtype": "float32"}
+        note["input"]["axes"] = "the last of the file's axes after plan.nnunet.transpose"
+        note["tiles"]["weight"] = (
+            "Gaussian, standard deviation an eighth of the tile along each axis, centred at n // 2"
+        )
+        note["tiles"]["then"] = (
+            "average logits over tiles, resize them to the cropped scan (plan.nnunet."
+            f"logit_resampling), {plan.activation}"
+        )
+    elif plan.has_voxels:
         shape = ["batch", len(plan.label_values), *plan.tile_shape]
         note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
     if plan.anchors is not None:
@@ -216,14 +239,18 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     Boxes count by the tile's longest side. Raises `OutputError` above 1e-3: the file computes
     something else.
     """
-    shape = (1, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
+    plan = bundle.plan
+    shape = (1, len(plan.channel_names), *network_tile(plan))
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        network = ExportedNetwork(bundle.networks, bundle.plan)
+        network = ExportedNetwork(bundle.networks, plan)
         own = _arrays(network(torch.from_numpy(tiles)))
+    theirs = run(tiles)
+    if plan.nnunet is not None:
+        own, theirs = _probabilities(own, plan), _probabilities(theirs, plan)
     apart = [
-        np.abs(theirs - ours).max() / (max(shape[2:]) if name == BOXES else 1)
-        for name, theirs, ours in zip(output_names(bundle.plan), run(tiles), own, strict=True)
+        np.abs(there - here).max() / (max(shape[2:]) if name == BOXES else 1)
+        for name, there, here in zip(output_names(plan), theirs, own, strict=True)
     ]
     difference = float(np.max(apart))  # NaN where there is one
     if not difference <= SAME_PROBABILITY:
@@ -232,6 +259,10 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
             "Try another opset, or other versions of torch and onnxruntime."
         )
     return difference
+
+
+def _probabilities(logits: Sequence[NDArray[np.float32]], plan: Plan) -> list[NDArray[np.float32]]:
+    return [label_probabilities(torch.from_numpy(array), plan).numpy() for array in logits]
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:

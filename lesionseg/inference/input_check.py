@@ -4,11 +4,21 @@ The numbers: spacing and extent of the file's grid; per channel, percentiles of 
 intensities and the mean difference of neighbouring voxels along each axis (thick slices that were
 interpolated, blur, noise). The bundle keeps the median of each number over the training scans (of
 grids, over validation scans too) and how far a scan may be from it: 5 scaled MADs, or a fifth more
-than the farthest of these. A scan beyond is still predicted, with one sentence that says what is
-unlike the training. Mirrored scans and swapped channels of like contrast are not seen.
+than the farthest of these.
+
+A photographic negative can have all of these numbers in range, because films differ in brightness
+and contrast. Three signs of a channel change their sign in a negative: the skew of its intensities,
+the brightness of its border, and the correlation of its coarse picture with the training scans'
+mean. They are added with weights mean / variance over the training scans.
+
+A scan beyond a limit is still predicted, with one sentence that says what is unlike the training.
+Mirrored scans and swapped channels of like contrast are not seen.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,37 +39,106 @@ MAD_TO_STD = 1.4826
 BEYOND_FARTHEST = 1.2
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 MOST_PLACES = 48  # looked at along each axis
+COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
+N_STD = 4.0  # below the mean of the training scans' agreement: they are skewed towards 0
+SIGN_VARIANCE = 0.01  # added to that of a sign, which few scans may not show
+_NO_LIMIT = 1e6  # below any agreement
+_LEAST_SCALE = 1e-6  # signs that vanish have no weights
+BORDER = 12  # one in so many places along each axis, at either end
+UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
 # the least that a number may vary: of logarithms, and of normalised intensities
 LEAST_LOG, LEAST_INTENSITY = np.log(1.5), 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Signs:
+    """What changes its sign if dark and bright of a channel are exchanged.
+
+    `skew`: (p99 + p1 - 2 p50) / (p99 - p1) of the intensities. `border`: mean of the border, in
+    standard deviations from the channel's mean, as its hyperbolic tangent. `picture`: a vector of
+    block means, of mean 0 and length 1.
+    """
+
+    skew: float
+    border: float
+    picture: NDArray[np.float64]
+
+    def against(self, mean_picture: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the three signs, the last one the correlation with a mean picture."""
+        is_like = mean_picture.shape == self.picture.shape
+        correlation = float(mean_picture @ self.picture) if is_like else 0.0
+        return np.array([self.skew, self.border, correlation])
+
+
+class Polarity(BaseModel, frozen=True):
+    """How the training scans' dark and bright are distributed in one channel.
+
+    `picture`: their mean coarse picture. `weights`: of the three signs; their sum is a scan's
+    agreement, whose mean over the training scans is 1, and -1 over their negatives. `lowest`:
+    agreement of a training scan with the others. `limit`: a scan below it is unlike them.
+    """
+
+    picture: tuple[FiniteFloat, ...]
+    weights: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    lowest: FiniteFloat
+    limit: Annotated[FiniteFloat, Field(le=0)]
+
+    def agreement(self, signs: Signs) -> float:
+        """Return how well a scan's signs agree with those of the training scans."""
+        return float(signs.against(np.asarray(self.picture)) @ np.asarray(self.weights))
+
+
 class InputCheck(BaseModel, frozen=True):
-    """Of each number's name the training scans' median, and how far from it a scan may be."""
+    """The training scans' medians, how far a scan may be from them, and their polarity.
+
+    `medians` and `tolerances` have the numbers' names as keys, `polarities` the channels' names.
+    """
 
     medians: dict[str, FiniteFloat]
     tolerances: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
+    polarities: dict[str, Polarity] = {}
 
-    def compare(self, numbers: Statistics) -> tuple[float | None, str]:
-        """How unlike the training scans a scan is: 1 is the limit, above which a sentence says why.
+    def compare(
+        self, numbers: Statistics, signs: Mapping[str, Signs] | None = None
+    ) -> tuple[float | None, str]:
+        """Return how unlike the training scans a scan is; above 1, the limit, with a sentence.
 
-        Numbers that the training scans do not have are left out; of none the score is None.
+        Numbers and channels that the training scans do not have are left out. Without any the score
+        is None. A negative is named before any number, of which it changes several.
         """
         ratios = {
             name: abs(value - self.medians[name]) / self.tolerances[name]
             for name, value in numbers.items()
             if name in self.medians and name in self.tolerances
         }
+        agreements = {
+            name: self.polarities[name].agreement(own)
+            for name, own in (signs or {}).items()
+            if name in self.polarities
+        }
+        exchanged = {
+            name: (1 - agreement) / (1 - self.polarities[name].limit)
+            for name, agreement in agreements.items()
+        }
+        score = max([*ratios.values(), *exchanged.values()], default=None)
+        worst = max(exchanged, key=lambda name: exchanged[name], default="")
+        if exchanged.get(worst, 0) > 1:
+            return score, (
+                f"{UNLIKE}: {worst} looks like a photographic negative of theirs, or is upside "
+                f"down (agreement of dark and bright {agreements[worst]:.2f}, training: from "
+                f"{self.polarities[worst].lowest:.2f}, on average 1)."
+            )
         name = max(ratios, key=lambda name: ratios[name], default="")
         if ratios.get(name, 0) <= 1:
-            return ratios.get(name), ""
+            return score, ""
         middle, width = self.medians[name], self.tolerances[name]
         said = [numbers[name], middle - width, middle + width]
         if name.startswith("log "):
             said = [float(np.exp(value)) for value in said]
         seen, low, high = (f"{value:.3g}" for value in said)
-        return ratios[name], (
-            "This scan looks unlike the training scans, so do not rely on the result: "
-            f"{name.removeprefix('log ')} is {seen} (training: {low} to {high})."
+        return (
+            score,
+            f"{UNLIKE}: {name.removeprefix('log ')} is {seen} (training: {low} to {high}).",
         )
 
 
@@ -72,16 +151,19 @@ def training_ranges(
     return make_input_check(
         list(map(grid_statistics, fingerprint.shapes, fingerprint.spacings_mm)),
         [image_statistics(case.image, plan.channel_names) for case in some],
+        [signs_of(case.image, plan.channel_names) for case in some],
     )
 
 
 def make_input_check(
-    grids: Sequence[Statistics], images: Sequence[Statistics]
+    grids: Sequence[Statistics],
+    images: Sequence[Statistics],
+    signs: Sequence[Mapping[str, Signs]] = (),
 ) -> InputCheck | None:
-    """What new scans are compared with; None for fewer than five scans.
+    """Return what new scans are compared with; None for fewer than five scans.
 
-    `grids`: `grid_statistics` of the training scans' files, `images`: `image_statistics` of the
-    same scans prepared, or of some of them, in any order.
+    `grids`: `grid_statistics` of the training scans' files. `images` and `signs`:
+    `image_statistics` and `signs_of` the same scans prepared, or of some of them, in any order.
     """
     if min(len(grids), len(images)) < LEAST_SCANS:
         return None
@@ -95,7 +177,53 @@ def make_input_check(
             least = LEAST_LOG if name.startswith("log ") else LEAST_INTENSITY
             medians[name] = middle
             tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(apart.max()))
-    return InputCheck(medians=medians, tolerances=tolerances)
+    polarities = {}
+    if len(signs) >= LEAST_SCANS:
+        for name in signs[0]:
+            polarity = _polarity([own[name] for own in signs])
+            if polarity is not None:
+                polarities[name] = polarity
+    return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
+
+
+def _polarity(scans: Sequence[Signs]) -> Polarity | None:
+    """Return the polarity of one channel; None if the scans show none at all.
+
+    The limit comes from the agreement of each scan with the others.
+    """
+    total = np.sum([scan.picture for scan in scans], axis=0)
+    # a scan's own picture does not count in the mean that it is compared with
+    rows = np.stack([scan.against(_unit_length(total - scan.picture)) for scan in scans])
+    weights = _sign_weights(rows)
+    if weights is None:
+        return None
+    agreements = []
+    for n, row in enumerate(rows):
+        of_others = _sign_weights(np.delete(rows, n, axis=0))
+        if of_others is not None:
+            agreements.append(float(row @ of_others))
+    spread = N_STD * float(np.std(agreements, ddof=1)) if len(agreements) > 1 else np.inf
+    limit = float(np.mean(agreements)) - spread if agreements else -np.inf
+    return Polarity(
+        picture=tuple(_unit_length(total).tolist()),
+        weights=tuple(weights.tolist()),
+        lowest=min(agreements, default=0.0),
+        limit=max(min(0.0, limit), -_NO_LIMIT),  # the negative of a scan like the mean is below 0
+    )
+
+
+def _sign_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return weights of the signs `[n, 3]` that give the scans a mean agreement of 1."""
+    means = rows.mean(axis=0)
+    weights = means / (rows.var(axis=0, ddof=1) + SIGN_VARIANCE)
+    scale = float(means @ weights)
+    return np.asarray(weights / scale) if scale > _LEAST_SCALE else None
+
+
+def _unit_length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale vectors `[..., n]` to length 1; a vector of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
@@ -116,8 +244,8 @@ def image_statistics(
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        steps = [max(1, -(-n // MOST_PLACES)) for n in channel.shape]
-        sample = np.asarray(channel[tuple(slice(None, None, s) for s in steps)], dtype=np.float32)
+        steps = _steps(channel.shape)
+        sample = _sampled(channel)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
         for axis, axis_name in enumerate(_axes(channel.ndim)):
@@ -132,6 +260,65 @@ def image_statistics(
                 np.log(difference + 1e-3)
             )
     return numbers
+
+
+def signs_of(channels: Iterable[NDArray[Any]], channel_names: Sequence[str]) -> dict[str, Signs]:
+    """Return the signs of each channel of a prepared image, from at most 48 places per axis."""
+    signs = {}
+    for name, channel in zip(channel_names, channels, strict=True):
+        sample = _sampled(channel).astype(np.float64)
+        low, middle, high = np.percentile(sample, (1, 50, 99))
+        width = max(high - low, _LEAST_SCALE)
+        signs[name] = Signs(
+            skew=float((high + low - 2 * middle) / width),
+            border=float(np.tanh(_border(sample))),
+            picture=coarse_picture(sample),
+        )
+    return signs
+
+
+def _border(sample: NDArray[np.float64]) -> float:
+    """Return the mean of the border in standard deviations from the mean."""
+    widths = [max(1, n // BORDER) for n in sample.shape]
+    inner = sample[
+        tuple(
+            slice(w, n - w) if n > 2 * w else slice(None)
+            for n, w in zip(sample.shape, widths, strict=True)
+        )
+    ]
+    n_border = sample.size - inner.size
+    if not n_border:
+        return 0.0
+    deviation = (sample.sum() - inner.sum()) / n_border - sample.mean()
+    return float(deviation / max(sample.std(), _LEAST_SCALE))
+
+
+def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the means of 6 × 6 blocks (3-D: 4 × 4 × 4), of mean 0 and length 1, as one vector.
+
+    Its scalar product with another one is their correlation. Exchanging dark and bright changes
+    its sign. A channel of equal voxels gives zeros.
+    """
+    means = _sampled(channel).astype(np.float64)
+    for axis, n in enumerate(means.shape):
+        edges = np.linspace(0, n, COARSE[means.ndim] + 1)
+        blocks = [
+            np.take(means, range(int(low), max(math.ceil(high), int(low) + 1)), axis).mean(axis)
+            for low, high in pairwise(edges)
+        ]
+        means = np.stack(blocks, axis)
+    return _unit_length((means - means.mean()).reshape(-1))
+
+
+def _steps(shape: Sequence[int]) -> list[int]:
+    """Return the steps along each axis that visit at most 48 evenly spaced places."""
+    return [max(1, -(-n // MOST_PLACES)) for n in shape]
+
+
+def _sampled(channel: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the voxels at evenly spaced places."""
+    places = tuple(slice(None, None, step) for step in _steps(channel.shape))
+    return np.asarray(channel[places], dtype=np.float32)
 
 
 def _axes(dims: int) -> tuple[str, ...]:
@@ -155,24 +342,26 @@ def check_scan(
     plan: Plan,
     missing: Sequence[int],
 ) -> InputCheckResult:
-    """Whether a prepared image `[C, *plan]` of a file's grid is like those of the training.
+    """Compare a prepared image `[C, *plan]` of a file's grid with those of the training.
 
-    Without a check only a channel without any contrast is found. Of missing channels nothing is
-    asked; the warning names them.
+    Without a check only a channel without any contrast is found. Missing channels are not compared;
+    the warning names them.
     """
     given = [c for c in range(len(image)) if c not in missing]
-    names, lacking = (
-        [plan.channel_names[c] for c in given],
-        tuple(plan.channel_names[c] for c in missing),
-    )
-    order, score, warning = file.canonical_order, None, ""
+    names = [plan.channel_names[c] for c in given]
+    lacking = tuple(plan.channel_names[c] for c in missing)
+    order = file.canonical_order
+    score: float | None = None
+    warning = ""
     empty = [n for c, n in zip(given, names, strict=True) if not np.ptp(image[c])]
     if empty:
         warning = f"Channel {empty[0]} is empty: all its voxels are equal."
     elif check is not None:
-        sides = [file.shape[a] for a in order], [file.spacing_mm[a] for a in order]
-        numbers = grid_statistics(*sides) | image_statistics((image[c] for c in given), names)
-        score, warning = check.compare(numbers)
+        channels = [image[c] for c in given]
+        shape = [file.shape[a] for a in order]
+        spacing_mm = [file.spacing_mm[a] for a in order]
+        numbers = grid_statistics(shape, spacing_mm) | image_statistics(channels, names)
+        score, warning = check.compare(numbers, signs_of(channels, names))
     if lacking:
         without = f"Predicted without {', '.join(lacking)}: expect lower sensitivity."
         warning = f"{without} {warning}".strip()

@@ -17,11 +17,14 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import Aim, CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
+from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import InputCheck, check_missing, check_scan
+from lesionseg.inference.nnunet.prepare import NnunetScan, prepare_scan
+from lesionseg.inference.nnunet.restore import restore_probabilities
+from lesionseg.inference.nnunet.window import NnunetWindow
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import nan_to_background, read_image
@@ -94,8 +97,10 @@ class Predictor:
         in_memory = all(isinstance(one, Bundle) for one in given)
         # where a network in memory lies, and its layout, are its owner's: it may be in training
         place = None if device is None and in_memory else choose_device(device or "auto")
-        dims = self.plan.dims
-        self.window = SlidingWindow(
+        recipe = self.plan.nnunet
+        dims = self.plan.dims if recipe is None else recipe.network_dims
+        slides = SlidingWindow if recipe is None else NnunetWindow
+        self.window = slides(
             joint.networks,
             self.plan,
             self.settings,
@@ -201,17 +206,18 @@ class Predictor:
         )
         return read_image(files, unlabelled)
 
-    def prepare(self, files: CaseFiles) -> PreparedScan:
-        """A case read and prepared, in the memory of one volume where that is possible."""
+    def prepare(self, files: CaseFiles) -> PreparedScan | NnunetScan:
+        """Read and prepare a case, in the memory of one volume if that is possible."""
         return self.prepare_volume(self.read(files), str(files.images[0]), overwrite=True)
 
     def prepare_volume(
         self, volume: Volume, where: str, *, overwrite: bool = False
-    ) -> PreparedScan:
-        """The volume on the plan's grid, normalised; with `overwrite` it may lose its own values.
+    ) -> PreparedScan | NnunetScan:
+        """Return the volume on the plan's grid, normalised.
 
-        Raises `ContentError` naming `where` for other channels or axes than the plan's, NaN and
-        infinity, and `DatasetError` for channels that the plan cannot do without.
+        `overwrite`: the volume's own values may be lost. A model of nnU-Net's prepares it by its
+        own recipe. Raises `ContentError` naming `where` for other channels or axes than the plan's,
+        NaN and infinity, and `DatasetError` for channels that the plan cannot do without.
         """
         plan = self.plan
         check_missing(plan, volume.missing)
@@ -227,6 +233,8 @@ class Predictor:
         wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
         if wrong:
             raise ContentError(f"{where}: {wrong} voxels are NaN or infinite. Set them to 0, say.")
+        if plan.nnunet is not None:
+            return prepare_scan(volume, plan.nnunet, where)
         body: list[Body | None] = [None]
 
         def look(image: Volume) -> None:
@@ -237,13 +245,19 @@ class Predictor:
         return PreparedScan(image, volume.geometry, body[0], volume.valid)
 
     def infer(
-        self, scan: PreparedScan, *, on_batch: OnBatch | None = None, folder: Path | None = None
+        self,
+        scan: PreparedScan | NnunetScan,
+        *,
+        on_batch: OnBatch | None = None,
+        folder: Path | None = None,
     ) -> Inferred:
-        """What the networks say of every voxel of the plan's grid.
+        """Run the networks on every voxel of the plan's grid.
 
         Probabilities lie in memory, or in a nameless file in `folder`. `on_batch` is called after
         every batch with the tiles done and all tiles; what it raises ends the inference.
         """
+        if isinstance(scan, NnunetScan):
+            return self._infer_nnunet(scan, on_batch, folder)
         image = scan.image
         checked = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
         store, boxes = self.window(
@@ -254,6 +268,17 @@ class Predictor:
         )
         grids = image.geometry, scan.file_geometry
         return Inferred(store, *grids, checked, boxes, scan.valid)
+
+    def _infer_nnunet(
+        self, scan: NnunetScan, on_batch: OnBatch | None, folder: Path | None
+    ) -> Inferred:
+        """Run nnU-Net's networks; probabilities are on the grid whose voxels are the file's."""
+        if not isinstance(self.window, NnunetWindow):
+            raise BundleError("plan.json: nnunet is missing, but the scan was prepared by it.")
+        checked = check_scan(self._check, scan.image.numpy(), scan.file_geometry, self.plan, ())
+        logits = self.window.logits(scan, on_batch=on_batch, folder=folder)
+        store = restore_probabilities(logits, scan, self.plan, folder=folder)
+        return Inferred(store, scan.view, scan.file_geometry, checked, None, scan.valid)
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """The prediction of a case on its file's grid; see `decision.decide`."""

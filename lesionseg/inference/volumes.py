@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.inference.decision import Inferred, OnSlab
+from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
+from lesionseg.models.foreign import n_logits
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.plan.plan import Plan
 
@@ -69,7 +71,7 @@ def predict_volumes(
     """
     budget, sizes = default_budget(), {"": 0}
 
-    def prepare(files: CaseFiles) -> PreparedScan:
+    def prepare(files: CaseFiles) -> PreparedScan | NnunetScan:
         volume = read(files)
         sizes[files.case] = needed_bytes(volume.geometry, predictor.plan)
         return predictor.prepare_volume(volume, files.case, overwrite=True)
@@ -84,11 +86,15 @@ def predict_volumes(
 
 
 def needed_bytes(geometry: Geometry, plan: Plan) -> int:
-    """Memory that a case on a file's grid takes at most on its way, the network left out.
+    """Return the memory that a case on a file's grid takes at most, without the network.
 
-    Two copies of the image, file and plan, or image and probabilities, and half a one to spare.
+    Two copies of the image, file and plan, or image and probabilities, and half a one to spare. A
+    model of nnU-Net's also keeps its logits.
     """
-    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm)
+    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, finer)
-    image, probabilities = 4 * len(plan.channel_names), 2 * len(plan.label_values)
+    image = 4 * len(plan.channel_names)
+    probabilities = 2 * len(plan.label_values)
+    if plan.nnunet is not None:
+        probabilities += 2 * n_logits(plan)
     return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))

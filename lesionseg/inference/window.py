@@ -64,6 +64,16 @@ class SlidingWindow:
             network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self.flips = flip_axes(plan) if settings.flips else ((),)
+        self.tile_shape = plan.tile_shape
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels that `predict` gives for each voxel."""
+        return self.plan.n_voxel_channels
+
+    def tile_weight(self) -> Tensor:
+        """The weights by which overlapping tiles are averaged."""
+        return gaussian_weight(self.tile_shape)
 
     def __call__(
         self,
@@ -83,20 +93,20 @@ class SlidingWindow:
         `GeometryError` for an image or an output that does not fit the plan.
         """
         plan, shape = self.plan, tuple(image.shape[1:])
-        if (image.shape[0], len(shape)) != (len(plan.channel_names), plan.dims):
+        if (image.shape[0], len(shape)) != (len(plan.channel_names), len(self.tile_shape)):
             raise GeometryError(
                 f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
-                f"has {len(plan.channel_names)} and {plan.dims}."
+                f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
             )
-        n_channels = plan.n_voxel_channels
+        n_channels = self.n_outputs
         store = store or Store((n_channels, *shape))
         region = []  # at least a tile wide, where the image is
         spans = tuple(slice(0, n) for n in shape) if body is None else body.box
-        for box, tile, n in zip(spans, plan.tile_shape, shape, strict=True):
+        for box, tile, n in zip(spans, self.tile_shape, shape, strict=True):
             width = max(box.stop - box.start, min(tile, n))
             start = min(max(box.start - (width - box.stop + box.start) // 2, 0), n - width)
             region.append(slice(start, start + width))
-        grid = TileGrid(tuple(r.stop - r.start for r in region), plan.tile_shape, self.overlap)
+        grid = TileGrid(tuple(r.stop - r.start for r in region), self.tile_shape, self.overlap)
         offset = [r.start - before for r, (before, _) in zip(region, grid.pad, strict=True)]
 
         def touches(tile: int) -> bool:
@@ -119,15 +129,13 @@ class SlidingWindow:
         tiles = [i for i in range(len(grid)) if touches(i)]
         memory, n_voxels = self.device, prod(grid.padded_shape)
         if memory.type == "cuda":  # float32 values of the image and of sums one tile high
-            n_sums = (n_channels + 1) * plan.tile_shape[0] * n_voxels // grid.padded_shape[0]
+            n_sums = (n_channels + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
             if 4 * (len(image) * n_voxels + n_sums) > torch.cuda.mem_get_info(memory)[0] / 2:
                 memory = torch.device("cpu")
         covered = image[(slice(None), *region)].to(memory).float()
         if any(map(any, grid.pad)):  # zeros around an image smaller than the tile, as in training
             covered = functional.pad(covered, [n for pair in reversed(grid.pad) for n in pair])
-        stitcher = Stitcher(
-            grid.padded_shape, n_channels, gaussian_weight(plan.tile_shape), take_rows, memory
-        )
+        stitcher = Stitcher(grid.padded_shape, n_channels, self.tile_weight(), take_rows, memory)
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None
         for first in range(0, len(tiles), self.batch_size):

@@ -24,5 +24,5 @@ def resolve_bundle(path: Path) -> Path:
         )
     raise BundleError(
         f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
-        f"finished training, or one that contains {WEIGHTS} and {PLAN}."
+        f"finished training, one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
     )

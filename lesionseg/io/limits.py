@@ -90,8 +90,10 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     """
     n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
-        most = f"at most {_limits.max_voxels} (max_voxels=)"
-        raise ReadError(f"{path}: the image has too many voxels: {n_voxels}, {most}.")
+        raise ReadError(
+            f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels}. "
+            "Crop it, or set max_voxels= (at most 2147483647)."
+        )
     spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
     stated = f" The header gives lengths in {unit}." if unit else ""
     advice = f"{stated} Correct the spacing or its unit in the header."
@@ -122,7 +124,9 @@ def reading(path: Path) -> Iterator[None]:
             raise GeometryError(f"{path}: {error}") from error
         raise
     except MemoryError as error:
-        raise ResourceError(f"{path}: reading it takes more memory than there is.") from error
+        raise ResourceError(
+            f"{path}: reading it takes more memory than there is. Close other programs, or crop it."
+        ) from error
     except Exception as error:  # a parser fed with damaged bytes may raise anything at all
         words = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(

@@ -32,7 +32,10 @@ def read_nifti(path: Path) -> Volume:
         image = _parse(path, stream)
         geometry, data = _geometry(path, image), image.dataobj
         if data.dtype.kind not in "biuf":
-            raise ReadError(f"{path}: the voxels are not plain numbers ({data.dtype}).")
+            raise ReadError(
+                f"{path}: the voxels are not plain numbers ({data.dtype}). Save each channel as a "
+                "file of whole or floating-point numbers."
+            )
         array = np.asarray(data.get_unscaled())
         if (data.slope, data.inter) != (1, 0):
             array = array.astype(np.float32)
@@ -45,7 +48,10 @@ def read_nifti(path: Path) -> Volume:
         while piece := stream.read(2**20):
             n_behind += len(piece)
             if n_behind > _MOST_OFFSET:
-                raise ReadError(f"{path}: more than {_MOST_OFFSET} bytes follow the voxels.")
+                raise ReadError(
+                    f"{path}: more than {_MOST_OFFSET} bytes follow the voxels. The file is "
+                    "damaged: copy it again from its source."
+                )
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
@@ -129,11 +135,17 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     offset = float(kind.header_class(block, check=False)["vox_offset"])
     if not 0 <= offset <= _MOST_OFFSET:
-        raise ReadError(f"{path}: the header is too long ({offset:g} bytes before the voxels).")
+        raise ReadError(
+            f"{path}: the header is too long ({offset:g} bytes before the voxels). The file is "
+            "damaged: copy it again from its source."
+        )
     stream.seek(0)
     image = kind.from_stream(stream)
     if min(image.shape, default=0) < 1:
-        raise ReadError(f"{path}: the header names no voxels (shape {tuple(image.shape)}).")
+        raise ReadError(
+            f"{path}: the header names no voxels (shape {tuple(image.shape)}). The file is "
+            "damaged: copy it again from its source."
+        )
     n_voxels = math.prod(int(n) for n in image.shape)
     n_bytes = n_voxels * image.get_data_dtype().itemsize
     check_size(path, n_bytes, compressed=_is_gzip(path))

@@ -329,7 +329,10 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
         if pixels.dtype.kind not in "biuf":
-            raise ReadError(f"{path}: the pixels are not plain numbers ({pixels.dtype}).")
+            raise ReadError(
+                f"{path}: the pixels are not plain numbers ({pixels.dtype}). Save it as whole or "
+                "floating-point numbers."
+            )
         if pixels.ndim not in (2, 3) or page.imagedepth > 1:
             raise ReadError(f"{path}: not one plane ({page.axes}). Save it as NIfTI or NRRD.")
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels

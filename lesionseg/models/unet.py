@@ -162,7 +162,12 @@ class UNet(nn.Module):
 
 
 def unet(plan: Plan) -> UNet:
-    """The U-Net that `plan` describes, its heads starting at the plan's lesion fraction."""
+    """Build the U-Net that `plan` describes; its heads start at the plan's lesion fraction.
+
+    The architecture's tables tell the network's number of axes: a 2-D network of nnU-Net's sees the
+    slices of 3-D scans.
+    """
+    dims = len(plan.architecture.strides[0])
     bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
     residual = plan.architecture.name == "residual_unet"
-    return UNet(plan.dims, len(plan.channel_names), plan.architecture, bias, residual=residual)
+    return UNet(dims, len(plan.channel_names), plan.architecture, bias, residual=residual)

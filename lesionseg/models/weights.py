@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)", r"decoder.stages.N.\2.\3"),
     (r"decoder\.seg_layers\.(\d+)", r"heads.N.conv"),
 )
+# a block's layers are listed once by name and once in the order in which they run
+_TWICE = re.compile(r"\.all_modules\.(\d+)\.")
+_LAYERS = {0: "conv", 1: "norm"}
 _BIASED = ("decoder.ups.", "heads.")  # convolutions that no norm follows
 
 
@@ -127,11 +130,24 @@ def is_checkpoint(name: str | None) -> bool:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of nnU-Net's, by our names.
+    """Read the weights of an nnU-Net checkpoint, by our names.
 
-    Read by `torch.load(weights_only=True)`, which makes tensors and numbers and runs nothing.
-    Raises `BundleError` for a file that is not there, that holds more than that, or whose network
-    is none of the two.
+    Raises `BundleError` for a file that is missing, that contains more than tensors and numbers, or
+    whose network is none of nnU-Net's two.
+    """
+    theirs = their_weights(load_plain(path, str(path)))
+    weights = by_our_names(theirs)
+    if not any(name.startswith("encoder.stages.0.0.") for name in weights):
+        seen = ", ".join([*theirs][:3]) or "no tensor"
+        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
+    return weights
+
+
+def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
+    """Read a file of `torch.save` by `weights_only=True`, which makes tensors and numbers only.
+
+    `where`: how messages call it. Raises `BundleError` for a file that is missing, damaged or
+    contains anything else; nothing in it is run.
     """
     scalar: Any = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers: nnU-Net's log
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
@@ -139,31 +155,60 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     plain: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
     try:
         with torch.serialization.safe_globals(plain):
-            read: Any = torch.load(path, map_location="cpu", weights_only=True)
+            read: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise BundleError(
-            f"{path} holds more than tensors and numbers and was not read: "
+            f"{where} holds more than tensors and numbers and was not read: "
             f"{named[1] if named else str(error).splitlines()[0]}. Where you trust whoever made "
             "it, keep its weights alone: torch.save({'network_weights': torch.load(FILE, "
             "weights_only=False)['network_weights']}, NEW)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BundleError(f"The checkpoint {path} cannot be read: {error}.") from error
-    content = read if isinstance(read, Mapping) else {}
-    content = content.get("network_weights", content.get("state_dict", content))
-    theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
-    stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
-    last, weights = max(map(int, stages), default=0), {}
-    for name, tensor in theirs.items():  # what is there twice, or means nothing here, is left out
+        raise BundleError(f"The checkpoint {where} cannot be read: {error}.") from error
+    return read if isinstance(read, Mapping) else {}
+
+
+def their_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by nnU-Net's names, without what wraps them."""
+    inner = content.get("network_weights", content.get("state_dict", content))
+    inner = inner if isinstance(inner, Mapping) else {}
+    return {_WRAPPED.sub("", str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
+
+
+def by_our_names(theirs: Weights) -> dict[str, Tensor]:
+    """Return nnU-Net's tensors by our names; those that ours does not have are left out."""
+    last = _last_stage(theirs)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
         part, _, kind = name.rpartition(".")
         ours = _our_name(part, last)
         if ours and (kind == "weight" or "norm" in part or ours.startswith(_BIASED)):
             weights[f"{ours}.{kind}"] = tensor
-    if not any(name.startswith("encoder.stages.0.0.") for name in weights):
-        seen = ", ".join([*theirs][:3]) or "no tensor"
-        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
     return weights
+
+
+def without_name(theirs: Weights) -> list[str]:
+    """Return nnU-Net's tensors that neither have a name of ours nor repeat one that has.
+
+    nnU-Net lists layers twice, and the encoder again in the decoder. Biases before an instance norm
+    mean nothing.
+    """
+    last = _last_stage(theirs)
+    unknown = []
+    for name in theirs:
+        once = re.sub(r"^decoder\.encoder\.", "encoder.", name)
+        once = _TWICE.sub(lambda m: f".{_LAYERS.get(int(m[1]), 'unknown')}.", once)
+        part, _, kind = once.rpartition(".")
+        if not _our_name(part, last) or kind not in ("weight", "bias"):
+            unknown.append(name)
+    return unknown
+
+
+def _last_stage(theirs: Weights) -> int:
+    """Return the number of the decoder's finest stage, as nnU-Net counts."""
+    stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
+    return max(map(int, stages), default=0)
 
 
 def _our_name(part: str, last: int) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, Calibration, CaseFiles, Dataset, OperatingPoint, Problem
+from lesionseg.core import Aim, Calibration, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import ConfigError, ContentError, DatasetError, count, format_score
+from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point import DEFAULT_AIM
@@ -89,25 +89,22 @@ def decide_on_development(
     point is chosen on that role, and the scores say that they flatter. Raises `ConfigError` for a
     rate out of reach and `DatasetError` for a folder that fits no reference.
     """
-    folder = Path(str(cfg.chosen_on))
-    predictions, is_cross_validated = development_predictions(folder)
-    reference = Path(cfg.chosen_on_reference or cfg.reference)
-    dataset, labelled = all_references(reference)
-    cases = [c for c in labelled if c.case in predictions]
-    if not cases:
-        raise DatasetError(
-            f"chosen_on={folder}: no prediction has the name of a reference in {reference}. Give "
-            "chosen_on_reference=, a folder with the masks of these cases."
-        )
-    log.info("Choosing the operating point on %s.", count(len(cases), "development case"))
-    role = OUT_OF_FOLD if is_cross_validated else _VALIDATION
-    if shared := [c.case for c in cases if c.case in evaluated]:
+    predictions = development_predictions(Path(str(cfg.chosen_on)))
+    log.info("Choosing the operating point on development cases.")
+    results = development_results(
+        predictions,
+        Path(cfg.chosen_on_reference or cfg.reference),
+        preset,
+        groups=cfg.groups,
+        resample=cfg.resample,
+    )
+    role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
+    if shared := [r.case for r in results if r.case in evaluated]:
         log.warning(
             "The operating point is chosen on cases that are evaluated (%s): the scores flatter.",
             ", ".join(shared[:5]),
         )
         role = evaluated[shared[0]]
-    results = development_results(cases, predictions, dataset, preset, cfg)
     point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=role)
     calibration = None
     with suppress(ContentError):  # too few candidates
@@ -117,7 +114,7 @@ def decide_on_development(
         "case; %.2f expected on new cases.",
         format_score(point.score),
         point.name,
-        len(cases),
+        len(results),
         point.lesion_recall or 0.0,
         point.false_positives_per_case or 0.0,
         point.expected_false_positives_per_case or 0.0,
@@ -125,8 +122,19 @@ def decide_on_development(
     return Decision(point, calibration)
 
 
-def development_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], bool]:
-    """Find the development predictions in a folder, and tell if each comes from another fold.
+@dataclass(frozen=True)
+class DevelopmentPredictions:
+    """Predictions of development cases by case id, and the fold that validated each.
+
+    `fold_of` is empty if the cases were not cross-validated.
+    """
+
+    files: Mapping[str, PredictionFiles]
+    fold_of: Mapping[str, int]
+
+
+def development_predictions(folder: Path) -> DevelopmentPredictions:
+    """Find the development predictions in a folder.
 
     A model folder of nnU-Net, or a run of ours, has them in `fold_0/validation` and so on. The fold
     `all` validates on its own training cases and is left out. Any other folder has them itself.
@@ -135,44 +143,55 @@ def development_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], b
     if not folds:
         if (folder / "fold_all").is_dir():
             raise DatasetError(
-                f"chosen_on={folder}: fold_all was trained on the cases that it validates on. "
-                "Train folds 0 to 4, or give a folder of predictions of other cases."
+                f"{folder}: fold_all was trained on the cases that it validates on. Train folds 0 "
+                "to 4, or give a folder of predictions of other cases."
             )
-        return find_predictions(folder), False
+        return DevelopmentPredictions(find_predictions(folder), {})
     found: dict[str, PredictionFiles] = {}
+    fold_of: dict[str, int] = {}
     for fold in folds:
         for case, files in find_predictions(fold).items():
             if case in found:
                 raise DatasetError(f"{fold}: the case {case!r} was validated in another fold, too.")
             found[case] = files
-    return found, True
+            fold_of[case] = int(fold.parent.name.removeprefix("fold_"))
+    return DevelopmentPredictions(found, fold_of)
 
 
 def development_results(
-    cases: Sequence[CaseFiles],
-    predictions: Mapping[str, PredictionFiles],
-    dataset: Dataset | None,
+    predictions: DevelopmentPredictions,
+    reference: Path,
     preset: Preset,
-    cfg: EvaluateConfig,
+    *,
+    groups: str | None,
+    resample: bool = False,
 ) -> list[CaseResult]:
     """Match and score development cases, without the surfaces that choose nothing.
 
-    Cases that do not fit are left out with a warning. Raises `DatasetError` if none fits.
+    Cases that do not fit are left out with a warning. Raises `DatasetError` if none fits, or if no
+    prediction has a reference.
     """
+    dataset, labelled = all_references(reference)
+    cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
+    if not cases:
+        raise DatasetError(
+            f"{reference}: no mask has the name of a development prediction, such as "
+            f"{next(iter(predictions.files))}. Give the masks or the dataset of these cases as "
+            "chosen_on_reference= (evaluate) or reference= (export)."
+        )
     faults: list[Problem] = []
-    grouped = assign_groups(cases, cfg.groups, setting="groups")
     matches = match_cases(
-        [replace(case, role=None) for case in grouped],
-        predictions,
+        assign_groups(cases, groups, setting="groups"),
+        predictions.files,
         preset,
         dataset=dataset,
         role=_VALIDATION,
-        resample=cfg.resample,
+        resample=resample,
         faults=faults,
     )
     results = [match.result(surface=False) for match in matches]
     if not results:
-        raise DatasetError(f"chosen_on={cfg.chosen_on}: {faults[0].message}")
+        raise DatasetError(f"{reference}: {faults[0].message}")
     return results
 
 

@@ -30,6 +30,7 @@ from lesionseg.errors import (
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
+from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.volumes import needed_bytes, read_ahead
 from lesionseg.io.dicom.results import (
@@ -324,7 +325,7 @@ class CaseWork:
                     self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
         return sum(self.sizes[scan.key] for scan in scans) <= self.budget
 
-    def read(self, scan: FoundScan) -> PreparedScan | CaseRow:
+    def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
         """Return the scan on the plan's grid, or its row if there is nothing to do.
 
         Raises `ConflictError` if results of another scan are in the way.
@@ -382,7 +383,7 @@ class CaseWork:
             return rows[0]
         return None
 
-    def infer(self, scan: FoundScan, prepared: PreparedScan) -> Inferred:
+    def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks; a case that is too large keeps its probabilities in a file."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None

@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from lesionseg.core import UNION, Calibration, OperatingPoint
 from lesionseg.errors import BundleError, LesionsegError
 from lesionseg.ops.anchors import AnchorLevel
+from lesionseg.plan.nnunet import NnunetRecipe
 
 T = TypeVar("T")
 
@@ -187,7 +188,9 @@ class Plan:
     image (`data.transforms`). `may_lack`: a scan may lack any one channel. `compressed`: whether
     log-odds beyond 8 are compressed (`inference.probabilities`). `raster_mm`: the pixel size of
     radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
-    background. `reasons`: a sentence for each decision.
+    background. `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
+    `spacing_mm`, `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for
+    each decision.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
@@ -215,6 +218,7 @@ class Plan:
     compressed: bool = False
     raster_mm: Millimetres | None = None
     nan_background: bool = False
+    nnunet: NnunetRecipe | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: Literal[1] = 1
 

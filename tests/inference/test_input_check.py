@@ -7,11 +7,14 @@ from lesionseg.core import Geometry
 from lesionseg.errors import DatasetError
 from lesionseg.inference.input_check import (
     InputCheck,
+    Signs,
     check_missing,
     check_scan,
+    coarse_picture,
     grid_statistics,
     image_statistics,
     make_input_check,
+    signs_of,
 )
 from lesionseg.plan.plan import Plan
 
@@ -67,3 +70,99 @@ def test_a_scan_may_lack_one_channel_or_none(plan):
         check_missing(plan, (0, 2))
     with pytest.raises(DatasetError, match="no C1"):
         check_missing(plan.with_(may_lack=False), (1,))
+
+
+def film(seed, *, is_negative=False):
+    """Draw a film `[1, y, x]` in its own range: dark lungs between bright sides."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:60, :64] / 60
+    lungs = np.exp(-(((x - 0.3) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2)
+    lungs += np.exp(-(((x - 0.75) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2)
+    values = rng.uniform(0.5, 1) - rng.uniform(0.3, 0.6) * lungs + 0.1 * rng.normal(size=y.shape)
+    values = (values - values.mean()) / values.std()
+    return (-values if is_negative else values)[np.newaxis].astype(np.float32)
+
+
+def check_of_films(n):
+    grids = [grid_statistics((60, 64), (1.0, 1.0))] * n
+    films = [film(seed) for seed in range(n)]
+    check = make_input_check(
+        grids,
+        [image_statistics(f, ("film",)) for f in films],
+        [signs_of(f, ("film",)) for f in films],
+    )
+    return InputCheck.model_validate_json(check.model_dump_json())
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_a_photographic_negative_is_named(n):
+    check = check_of_films(n)
+    for seed in range(100, 120):
+        for is_negative in (False, True):
+            image = film(seed, is_negative=is_negative)
+            pictures = signs_of(image, ("film",))
+            score, warning = check.compare(image_statistics(image, ("film",)), pictures)
+            assert (score > 1) == bool(warning) == is_negative
+            assert ("film looks like a photographic negative" in warning) == is_negative
+
+
+def test_scans_without_a_polarity_warn_of_nothing():
+    signs = [signs_of(scan(s), ("T1",)) for s in range(40)]
+    check = make_input_check(
+        [grid_statistics(SHAPE, (1.0, 1.0, 1.0))] * 20,
+        [image_statistics(scan(s), ("T1",)) for s in range(20)],
+        signs[:20],
+    )
+    for own in signs[20:]:
+        turned = Signs(-own["T1"].skew, -own["T1"].border, -own["T1"].picture)
+        assert check.compare({}, {"T1": turned})[1] == ""
+    flat = [signs_of(np.zeros((1, *SHAPE)), ("T1",))] * 6
+    images = [image_statistics(scan(s), ("T1",)) for s in range(6)]
+    assert make_input_check([grid_statistics(SHAPE, (1, 1, 1))] * 6, images, flat).polarities == {}
+
+
+def test_the_check_of_an_earlier_bundle_has_no_polarity(check):
+    earlier = InputCheck.model_validate({"medians": check.medians, "tolerances": check.tolerances})
+    assert earlier.compare({}, signs_of(film(0), ("film",))) == (None, "")
+
+
+def test_signs_of_training_scans_agree_with_1_and_of_their_negatives_with_minus_1():
+    signs = [signs_of(film(seed), ("film",))["film"] for seed in range(20)]
+    polarity = check_of_films(20).polarities["film"]
+    agreements = [polarity.agreement(own) for own in signs]
+    assert np.mean(agreements) == pytest.approx(1, abs=0.05)
+    for own, agreement in zip(signs, agreements, strict=True):
+        negative = Signs(-own.skew, -own.border, -own.picture)
+        assert polarity.agreement(negative) == pytest.approx(-agreement)
+    assert polarity.lowest > 0 >= polarity.limit
+
+
+def test_signs_by_hand():
+    channel = np.zeros((24, 24))
+    channel[2:-2, 2:-2] = 1  # the border is 2 wide: 24 / 12
+    channel[10, 10] = 9
+    own = signs_of(channel[np.newaxis], ("film",))["film"]
+    low, middle, high = np.percentile(channel, (1, 50, 99))
+    assert own.skew == pytest.approx((low + high - 2 * middle) / (high - low))
+    assert own.border == pytest.approx(np.tanh(-channel.mean() / channel.std()))
+    turned = signs_of(3 - 2 * channel[np.newaxis], ("film",))["film"]
+    assert (turned.skew, turned.border) == pytest.approx((-own.skew, -own.border))
+    np.testing.assert_allclose(turned.picture, -own.picture, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(60, 64), (1, 1), (5, 200), (20, 24, 28), (2, 30, 30)])
+def test_a_coarse_picture_changes_its_sign_with_the_film(rng, shape):
+    channel = rng.normal(size=shape)
+    picture = coarse_picture(channel)
+    assert picture.shape == ((36,) if len(shape) == 2 else (64,))
+    np.testing.assert_allclose(coarse_picture(7 - 3 * channel), -picture, atol=1e-6)
+    assert np.linalg.norm(picture) == pytest.approx(0 if channel.size == 1 else 1)
+    assert not coarse_picture(np.full(shape, 4.0)).any()
+
+
+def test_a_coarse_picture_is_made_of_block_means():
+    channel = np.kron(np.arange(36).reshape(6, 6), np.ones((3, 5)))
+    expected = np.arange(36) - 17.5
+    np.testing.assert_allclose(
+        coarse_picture(channel), expected / np.linalg.norm(expected), atol=1e-12
+    )

@@ -81,6 +81,11 @@ def test_slices_twice_apart_or_missing_or_of_a_tilted_gantry(series, grid):
     (folder / "c.dcm").unlink()
     with pytest.raises(GeometryError, match="not evenly spaced"):
         read_volume(folder)
+    for name in ("d", "b"):  # of three slices, the middle one's neighbours are 3 and 6 mm away
+        (folder / f"{name}.dcm").rename(folder.parent / name)
+        with pytest.raises(GeometryError, match=r"6 mm between .*, elsewhere 3 mm"):
+            read_volume(folder)
+        (folder.parent / name).rename(folder / f"{name}.dcm")
     assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
     less, more = (  # rows a slice: half a row over all five
         {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}

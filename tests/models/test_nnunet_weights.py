@@ -1,20 +1,18 @@
 """Checkpoints of nnU-Net and nnssl, written here under their names, read under ours."""
 
-import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models import build_network
 from lesionseg.models.weights import architecture_of, read_checkpoint
 from lesionseg.plan.plan import Architecture, Plan
 from tests.models import plans
+from tests.models.nnunet_names import as_there
 
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
 KERNELS = ((1, 3, 3), (3, 3, 3), (3, 3, 3))
@@ -25,45 +23,6 @@ RESIDUAL = Architecture("residual_unet", (4, 6, 6), STRIDES, KERNELS, **BLOCKS)
 
 def plan_of(architecture: Architecture) -> Plan:
     return plans.plan_of(dims=3, architecture=architecture, activation="softmax")
-
-
-def as_there(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights as nnU-Net lists them: layers twice, the encoder again in the decoder."""
-    is_residual = "encoder.stem.conv.weight" in ours
-    theirs: dict[str, Tensor] = OrderedDict()
-    for name, tensor in ours.items():
-        new = _there(name, is_residual)
-        theirs[new] = tensor
-        if ".conv.weight" in new and "seg" not in new:
-            theirs[new.replace(".conv.weight", ".conv.bias")] = torch.ones(len(tensor))
-            theirs[new.replace(".conv.weight", ".all_modules.0.weight")] = tensor
-        if ".norm." in new:
-            theirs[new.replace(".norm.", ".all_modules.1.")] = tensor
-    again = {f"decoder.{name}": t for name, t in theirs.items() if name.startswith("encoder.")}
-    return OrderedDict({**theirs, **again})
-
-
-PARTS = (  # that count their stages from the other end there
-    (r"decoder\.ups\.(\d)\.", "decoder.transpconvs.{}."),
-    (r"decoder\.stages\.(\d)\.", "decoder.stages.{}.convs."),
-    (r"heads\.(\d)\.conv\.", "decoder.seg_layers.{}."),
-)
-
-
-def _there(name: str, is_residual: bool) -> str:
-    for ours, theirs in PARTS:
-        if match := re.match(ours, name):
-            return theirs.format(1 - int(match[1])) + name[match.end() :]
-    if name.startswith("encoder.stem."):
-        return name.replace("stem.", "stem.convs.0.")
-    _, _, stage, block, part = name.split(".", 4)
-    if not is_residual:
-        return f"encoder.stages.{stage}.0.convs.{block}.{part}"
-    part = f"conv2.{part}" if part.startswith("norm.") else part
-    part = part.replace("first.", "conv1.").replace("second.", "conv2.conv.")
-    # the second stage halves and widens: an average, then convolution and norm
-    part = part.replace("past.1.", "skip.1.conv.").replace("past.2.", "skip.1.norm.")
-    return f"encoder.stages.{stage}.blocks.{block}.{part}"
 
 
 def written(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:

@@ -30,9 +30,15 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
     header = read_header(path)
     modality = str(header.get("Modality", ""))
     if modality not in ("SEG", "RTSTRUCT"):
-        raise ReadError(f"{path}: {modality or 'no modality'}, expected SEG or RTSTRUCT.")
+        raise ReadError(
+            f"{path}: a reference of modality {modality or '(not stated)'}, expected SEG or "
+            "RTSTRUCT. Name another file as reference."
+        )
     if geometry.dims != 3:
-        raise GeometryError(f"{path}: a DICOM reference belongs to a volume of slices.")
+        raise GeometryError(
+            f"{path}: a DICOM reference belongs to a volume of slices. Give a radiograph a mask "
+            "as PNG, or boxes."
+        )
     with reading(path):
         if modality == "SEG":
             names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
@@ -85,12 +91,18 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, drawn: Draw
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
-                raise ReadError(f"{path}: a contour is not closed ({kind}).")
+                raise ReadError(
+                    f"{path}: a contour is not closed ({kind or 'type not stated'}). Export closed "
+                    "contours (CLOSED_PLANAR), or a mask as NIfTI."
+                )
             points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
             index = geometry.to_index(points @ LPS_TO_RAS[:3, :3])
             slices = _on_grid(path, index[:, :1], geometry)[:, 0]
             if np.ptp(slices):
-                raise GeometryError(f"{path}: a contour does not lie in one of the image's slices.")
+                raise GeometryError(
+                    f"{path}: a contour does not lie in one of the image's slices. Export the "
+                    "contours of this series, or a mask as NIfTI."
+                )
             # a hole is a second contour within the first: inside both is outside
             inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
 
@@ -101,5 +113,8 @@ def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDAr
     off = float(np.abs(index - whole).max(initial=0))
     if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():
         seen = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
-        raise GeometryError(f"{path}: the reference was not drawn on the image's grid ({seen}).")
+        raise GeometryError(
+            f"{path}: the reference was not drawn on the image's grid ({seen}). Name the series "
+            "that it was drawn on, or resample it onto the image and save it as NIfTI."
+        )
     return whole

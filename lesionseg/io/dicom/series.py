@@ -164,7 +164,10 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
-        raise ReadError(f"{path}: there is no DICOM image{known and f', only {known}'}.")
+        raise ReadError(
+            f"{path}: there is no such DICOM image{known and f', only {known}'}. Name another "
+            "series or folder."
+        )
     return wanted
 
 
@@ -218,14 +221,19 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             remarks.add(f"the scan is a single slice; {stated} is used as spacing")
         step = normal * (thickness if thickness > 0 else 1.0)
     else:
-        usual, whole = np.median(steps, axis=0), places[-1] - places[0]
-        distance, step = float(np.linalg.norm(usual)), whole / len(steps)
+        lengths = np.linalg.norm(steps, axis=1)
+        # the lower median: a distance that occurs, also if half of them are double
+        usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
+        whole = places[-1] - places[0]
+        distance = float(np.linalg.norm(usual))
+        step = whole / len(steps)
         off = np.linalg.norm(steps - usual, axis=1)
         if off.max() > _UNEVEN * distance:
             n = int(off.argmax())
             raise GeometryError(
                 f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
-                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm."
+                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
+                "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
             )
         drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
         if drift.max() > _DRIFT_PIXELS:

@@ -72,7 +72,12 @@ class LabelTable:
 
 def read_label_table(path: Path) -> LabelTable:
     """Read the labels of nnU-Net's `dataset.json`; raises `ReadError` or `DatasetError`."""
-    names, ignore, regions = _labels(validated(_Facts, read_json(path), path), path)
+    return label_table(read_json(path), path)
+
+
+def label_table(content: object, path: Path) -> LabelTable:
+    """Return the labels of a `dataset.json` that was read already; raises as `read_label_table`."""
+    names, ignore, regions = _labels(validated(_Facts, content, path), path)
     return LabelTable(names, ignore, regions)
 
 

@@ -1,0 +1,442 @@
+"""An nnU-Net v2 model folder or zip as a bundle: `plans.json` and checkpoints, without nnU-Net.
+
+The plans are checked key by key, and a class that they name is compared with the names of the two
+networks that are known here; it is never imported. Checkpoints are read as tensors and numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import torch
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+)
+from torch import nn
+
+from lesionseg.errors import BundleError, LesionsegError, misfits
+from lesionseg.inference.nnunet.outputs import NNUNET_RULE
+from lesionseg.io.layouts.nnunet import LabelTable, label_table
+from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
+from lesionseg.models.build import build_network
+from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
+from lesionseg.models.weights import architecture_of
+from lesionseg.plan.nnunet import (
+    NnunetNormalisation,
+    NnunetRecipe,
+    NnunetResampling,
+    NnunetScheme,
+)
+from lesionseg.plan.plan import Modality, Normalisation, Plan
+
+M = TypeVar("M", bound=BaseModel)
+
+_NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_unet"}
+_PREPROCESSOR = "DefaultPreprocessor"
+_LABEL_MANAGER = "LabelManager"
+_SPLINES = "resample_data_or_seg_to_shape"
+_TORCH = "resample_torch_fornnunet"
+_PICTURES = "NaturalImage2DIO"
+_REORIENTING = "WithReorient"
+_SLOPE, _EPS = 0.01, 1e-5
+
+
+class _Intensities(BaseModel):
+    mean: FiniteFloat = 0.0
+    std: FiniteFloat = 1.0
+    percentile_00_5: FiniteFloat = 0.0
+    percentile_99_5: FiniteFloat = 0.0
+
+
+class _SplineOptions(BaseModel):
+    order: int = 3
+    order_z: int = 0
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+
+
+class _TorchOptions(BaseModel):
+    mode: Literal["linear"] = "linear"
+    aniso_axis_mode: Literal["nearest-exact"] = "nearest-exact"
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+
+
+class _Architecture(BaseModel):
+    network_class_name: str
+    arch_kwargs: dict[str, Any] = {}
+
+
+class _Configuration(BaseModel):
+    """One configuration of `plans.json`; old plans name the network by `UNet_class_name`."""
+
+    patch_size: Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_length=2)]
+    spacing: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    preprocessor_name: str = _PREPROCESSOR
+    resampling_fn_data: str = _SPLINES
+    resampling_fn_data_kwargs: dict[str, Any] = {}
+    resampling_fn_probabilities: str = _SPLINES
+    resampling_fn_probabilities_kwargs: dict[str, Any] = {}
+    architecture: _Architecture | None = None
+    UNet_class_name: str | None = None
+    previous_stage: str | None = None
+    batch_size: int = 2
+
+
+class _Plans(BaseModel):
+    configurations: dict[str, dict[str, Any]]
+    transpose_forward: Annotated[list[int], Field(min_length=3, max_length=3)]
+    image_reader_writer: str
+    label_manager: str = _LABEL_MANAGER
+    intensities: dict[str, _Intensities] = Field(
+        default={},
+        validation_alias=AliasChoices(
+            "foreground_intensity_properties_per_channel",
+            "foreground_intensity_properties_by_modality",
+        ),
+    )
+    original_median_spacing_after_transp: list[float] = []
+
+
+class _Facts(BaseModel):
+    channel_names: dict[int, str] = Field(
+        validation_alias=AliasChoices("channel_names", "modality"), min_length=1
+    )
+
+
+def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], Plan]:
+    """Read the networks of all folds, in eval mode, and the plan that they share.
+
+    Raises `BundleError` for a cascade, for a network, a preprocessor or a resampling that is not
+    known here, for a checkpoint that contains more than tensors and numbers, and for weights that
+    do not fit the plans.
+    """
+    checkpoints = []
+    for fold in files.folds:
+        name = files.checkpoint(fold)
+        content = BytesIO(files.read_bytes(name))
+        checkpoints.append(read_nnunet_checkpoint(content, files.where(name)))
+    plan = _plan_of(files, checkpoints[0]).with_(n_members=len(checkpoints))
+    networks = []
+    for fold, checkpoint in zip(files.folds, checkpoints, strict=True):
+        where = files.where(files.checkpoint(fold))
+        networks.append(_network(plan, checkpoint, where))
+    return tuple(networks), plan
+
+
+def nnunet_plan(files: NnunetModelFiles) -> Plan:
+    """Read the plan of a model alone; raises as `read_nnunet_model`."""
+    name = files.checkpoint(files.folds[0])
+    content = BytesIO(files.read_bytes(name))
+    checkpoint = read_nnunet_checkpoint(content, files.where(name))
+    return _plan_of(files, checkpoint).with_(n_members=len(files.folds))
+
+
+def nnunet_digest(files: NnunetModelFiles) -> str:
+    """Return sixteen hexadecimal digits that change whenever plans, labels or weights change."""
+    digest = blake2b(digest_size=8)
+    for name in (PLANS, LABELS, *map(files.checkpoint, files.folds)):
+        digest.update(files.read_bytes(name))
+    return digest.hexdigest()
+
+
+def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
+    plans_path, labels_path = files.where(PLANS), files.where(LABELS)
+    plans = _validated(_Plans, files.read_json(PLANS), plans_path)
+    described = files.read_json(LABELS)
+    facts = _validated(_Facts, described, labels_path)
+    name = checkpoint.configuration or files.configuration
+    content = _inherited(plans, name, plans_path)
+    where = f"{plans_path}: configurations.{name}"
+    config = _validated(_Configuration, content, where)
+    try:
+        labels = label_table(described, Path(labels_path))
+    except LesionsegError as error:
+        raise BundleError(str(error)) from error
+    kind = _network_kind(config, where, checkpoint, files)
+    whole = architecture_of(checkpoint.weights, kind, where)
+    architecture = replace(whole, n_supervised=1)  # coarser outputs only teach
+    _check_strides(architecture.strides, config, where)
+    recipe = _recipe(plans, config, name, checkpoint, where, len(facts.channel_names))
+    dims = 2 if plans.image_reader_writer == _PICTURES else 3
+    if len(config.patch_size) != len(architecture.strides[0]):
+        raise BundleError(f"{where}: patch_size does not fit the network's number of axes.")
+    channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
+    n_outputs = len(labels.regions) or len(labels.names) + 1
+    if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != len(channels):
+        raise BundleError(
+            f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
+            f"{checkpoint.n_outputs} outputs, but {labels_path} needs {len(channels)} and "
+            f"{n_outputs}. Use the files of one training."
+        )
+    spacing = _described_spacing(recipe, plans, dims)
+    return Plan(
+        dims=dims,
+        modality=_modality(channels, dims),
+        channel_names=channels,
+        label_values=_label_values(labels),
+        label_names=_label_names(labels),
+        regions=tuple(region.values for region in labels.regions),
+        spacing_mm=spacing,
+        normalisation=(Normalisation("zscore"),) * len(channels),
+        tile_shape=(*(1,) * (dims - len(recipe.patch)), *recipe.patch),
+        batch_size=max(1, min(config.batch_size, 16)),
+        architecture=architecture,
+        lesion_fraction=0.01,
+        activation="sigmoid" if labels.regions else "softmax",
+        candidate_rule=NNUNET_RULE,
+        compressed=True,
+        raster_mm=1.0 if dims == 2 else None,
+        nnunet=recipe,
+        reasons={
+            "source": f"nnU-Net v2, {files.name}, {', '.join(files.folds)}; trainer "
+            f"{checkpoint.trainer or 'not stated'}"
+        },
+    )
+
+
+def _inherited(plans: _Plans, name: str, where: str) -> dict[str, Any]:
+    """Return a configuration with the keys of those that it inherits from."""
+    if name not in plans.configurations:
+        known = ", ".join(plans.configurations) or "none"
+        raise BundleError(f"{where}: there is no configuration {name!r}, but {known}.")
+    content: dict[str, Any] = {}
+    visited = []
+    current: Any = name
+    while current is not None:
+        if current in visited or current not in plans.configurations:
+            raise BundleError(f"{where}: configurations.{name} inherits from {current!r}.")
+        visited.append(current)
+        own = plans.configurations[current]
+        content = {**own, **content}
+        current = own.get("inherits_from")
+    return content
+
+
+def _network_kind(
+    config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
+) -> str:
+    """Return our name of the network; raises `BundleError` for one that is not known here."""
+    if config.previous_stage is not None:
+        raise BundleError(
+            f"{where}: this is a cascade, which needs the predictions of {config.previous_stage}. "
+            "Use the model of 3d_fullres or 2d."
+        )
+    if config.preprocessor_name != _PREPROCESSOR:
+        raise BundleError(
+            f"{where}: preprocessor_name is {config.preprocessor_name}, but only {_PREPROCESSOR} "
+            "is known here. Predict with nnU-Net and give its probabilities to evaluate."
+        )
+    stated = config.UNet_class_name or ""
+    options: Mapping[str, Any] = {}
+    if config.architecture is not None:
+        stated = config.architecture.network_class_name
+        options = config.architecture.arch_kwargs
+    name = stated.rpartition(".")[2]
+    if name not in _NETWORKS:
+        raise BundleError(
+            f"{where}: the network {stated or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
+            "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
+        )
+    foreign = _unknown_option(options)
+    if checkpoint.unknown or foreign:
+        what = foreign or f"layers such as {checkpoint.unknown[0]}"
+        trainer = checkpoint.trainer or files.trainer or "the trainer"
+        raise BundleError(
+            f"{where}: {trainer} changed the network ({what}), which is unknown here. Predict with "
+            "nnU-Net and give its probabilities to evaluate."
+        )
+    return _NETWORKS[name]
+
+
+def _unknown_option(options: Mapping[str, Any]) -> str:
+    """Return the first option of a network that is not nnU-Net's default; empty if none is.
+
+    Dropout is absent when a network predicts, so it may be anything.
+    """
+    norm, nonlinearity = options.get("norm_op"), options.get("nonlin")
+    norm_options = options.get("norm_op_kwargs") or {}
+    nonlinearity_options = options.get("nonlin_kwargs") or {}
+    found = {
+        f"norm_op {norm}": norm is not None and "InstanceNorm" not in str(norm),
+        f"norm_op_kwargs {norm_options}": norm_options.get("eps", _EPS) != _EPS
+        or norm_options.get("affine", True) is not True,
+        f"nonlin {nonlinearity}": nonlinearity is not None
+        and str(nonlinearity).rpartition(".")[2] != "LeakyReLU",
+        f"nonlin_kwargs {nonlinearity_options}": nonlinearity_options.get("negative_slope", _SLOPE)
+        != _SLOPE,
+        "nonlin_first": bool(options.get("nonlin_first")),
+        "squeeze_excitation": bool(options.get("squeeze_excitation")),
+    }
+    return next((what for what, differs in found.items() if differs), "")
+
+
+def _check_strides(
+    strides: tuple[tuple[int, ...], ...], config: _Configuration, where: str
+) -> None:
+    """Raise `BundleError` if the plans state other strides than the weights show."""
+    if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
+        return
+    stated = config.architecture.arch_kwargs["strides"]
+    axes = len(strides[0])
+    try:
+        expected = tuple((s,) * axes if isinstance(s, int) else tuple(s) for s in stated)
+    except TypeError as error:
+        raise BundleError(f"{where}: architecture.arch_kwargs.strides is {stated}.") from error
+    if expected != strides:
+        raise BundleError(
+            f"{where}: strides {stated} are not those of the weights, {list(strides)}. Use plans "
+            "and checkpoints of one training."
+        )
+
+
+def _recipe(
+    plans: _Plans,
+    config: _Configuration,
+    name: str,
+    checkpoint: NnunetCheckpoint,
+    where: str,
+    n_channels: int,
+) -> NnunetRecipe:
+    if sorted(plans.transpose_forward) != [0, 1, 2]:
+        raise BundleError(f"{where}: transpose_forward is {plans.transpose_forward}.")
+    schemes = config.normalization_schemes
+    masks = config.use_mask_for_norm
+    if not len(schemes) == len(masks) == n_channels or len(config.spacing) != len(
+        config.patch_size
+    ):
+        raise BundleError(
+            f"{where}: normalization_schemes, use_mask_for_norm and spacing do not fit "
+            f"{n_channels} channels and the patch {config.patch_size}."
+        )
+    normalisation = tuple(
+        _normalisation(scheme, use_mask, plans.intensities.get(str(i), _Intensities()), where)
+        for i, (scheme, use_mask) in enumerate(zip(schemes, masks, strict=True))
+    )
+    first, second, third = plans.transpose_forward
+    content = {
+        "configuration": name,
+        "spacing": config.spacing,
+        "patch": config.patch_size,
+        "normalisation": normalisation,
+        "image_resampling": _resampling(
+            config.resampling_fn_data, config.resampling_fn_data_kwargs, f"{where}.data"
+        ),
+        "logit_resampling": _resampling(
+            config.resampling_fn_probabilities,
+            config.resampling_fn_probabilities_kwargs,
+            f"{where}.probabilities",
+        ),
+        "transpose": (first, second, third),
+        "reorients": plans.image_reader_writer.endswith(_REORIENTING),
+        "mirror_axes": checkpoint.mirror_axes,
+    }
+    return _checked_recipe(content, where)
+
+
+def _checked_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
+    try:
+        recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
+    except ValidationError as error:
+        raise BundleError(f"{where}: {misfits(error, content)[:300]}.") from error
+    if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
+        raise BundleError(f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch.")
+    return recipe
+
+
+def _normalisation(
+    scheme: str, use_mask: bool, intensities: _Intensities, where: str
+) -> NnunetNormalisation:
+    known = get_args(NnunetScheme)
+    if scheme not in known:
+        raise BundleError(
+            f"{where}: the normalisation {scheme} is none of {', '.join(known)}. Predict with "
+            "nnU-Net and give its probabilities to evaluate."
+        )
+    return NnunetNormalisation(
+        scheme=next(name for name in known if name == scheme),
+        use_mask=use_mask and scheme == "ZScoreNormalization",
+        mean=intensities.mean,
+        std=intensities.std,
+        lower=intensities.percentile_00_5,
+        upper=intensities.percentile_99_5,
+    )
+
+
+def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
+    if function == _SPLINES:
+        splines = _validated(_SplineOptions, options, where)
+        return NnunetResampling(
+            order=splines.order,
+            order_z=splines.order_z,
+            separate_z=splines.force_separate_z,
+            threshold=splines.separate_z_anisotropy_threshold,
+        )
+    if function == _TORCH:
+        linear = _validated(_TorchOptions, options, where)
+        return NnunetResampling(
+            order=1,
+            order_z=0,
+            separate_z=linear.force_separate_z,
+            threshold=linear.separate_z_anisotropy_threshold,
+        )
+    raise BundleError(
+        f"{where}: the resampling {function} is none of {_SPLINES}, {_TORCH}. Predict with nnU-Net "
+        "and give its probabilities to evaluate."
+    )
+
+
+def _described_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
+    """Return the spacing of the network's grid in millimetres, for tables and memory estimates."""
+    if dims == len(recipe.spacing):
+        return tuple(min(max(mm, 1e-3), 100.0) for mm in recipe.spacing)
+    between = (plans.original_median_spacing_after_transp or [1.0])[0]
+    return tuple(min(max(mm, 1e-3), 100.0) for mm in (between, *recipe.spacing))
+
+
+def _modality(channels: tuple[str, ...], dims: int) -> Modality:
+    if dims == 2:
+        return "xray"
+    return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
+
+
+def _label_values(labels: LabelTable) -> tuple[int, ...]:
+    return tuple(r.painted for r in labels.regions) or tuple(sorted(labels.names))
+
+
+def _label_names(labels: LabelTable) -> tuple[str, ...]:
+    names = tuple(region.name for region in labels.regions)
+    return names or tuple(labels.names[value] for value in sorted(labels.names))
+
+
+def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
+    network = build_network(plan)
+    needed = set(network.state_dict())
+    weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
+    endless = [n for n, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if endless:
+        raise BundleError(f"{where}: weights that are not finite: {', '.join(endless[:5])}.")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{where}: the weights do not fit the plans. Use the files of one training. {error}"
+        ) from error
+    return network.eval()
+
+
+def _validated(kind: type[M], content: Mapping[str, Any], where: str) -> M:
+    try:
+        return kind.model_validate(dict(content))
+    except ValidationError as error:
+        raise BundleError(f"{where}: {misfits(error, content)[:300]}.") from error

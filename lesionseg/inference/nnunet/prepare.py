@@ -1,0 +1,180 @@
+"""A scan as an nnU-Net model sees it: axes in its order, cropped, normalised, then resized.
+
+The order of these steps is nnU-Net's (`DefaultPreprocessor`). Arrays are resized to whole numbers
+of voxels over the same extent; an axis of thick slices is resized apart from the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import cc3d
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.prepare import to_canonical
+from lesionseg.errors import GeometryError
+from lesionseg.io.limits import limits
+from lesionseg.ops.components import foreground_slices
+from lesionseg.ops.resize import resize
+from lesionseg.plan.nnunet import NnunetNormalisation, NnunetRecipe, NnunetResampling
+
+_SMALLEST_STD = 1e-8
+# nnU-Net's readers state this spacing across a picture, and pixels of 1 mm
+_PICTURE_SPACING = (999.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class NnunetScan:
+    """A prepared scan: `image` `[C, *resized]` float32 in the network's axis order.
+
+    `view`: the grid whose axes, after the recipe's transposition, are the network's; it has the
+    file's voxels. `crop`: the part of the transposed volume that was kept, before resizing.
+    `spacing`: of the transposed volume. `missing`: as in `core.Volume`.
+    """
+
+    image: Float[Tensor, "c z y x"]
+    view: Geometry
+    file_geometry: Geometry
+    crop: tuple[slice, ...]
+    spacing: tuple[float, ...]
+    valid: NDArray[np.bool_] | None = None
+
+    @property
+    def cropped_shape(self) -> tuple[int, ...]:
+        """Shape of the cropped volume before it was resized."""
+        return tuple(part.stop - part.start for part in self.crop)
+
+
+def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
+    """Prepare a volume `[C, *file]` by an nnU-Net model's recipe; a new array.
+
+    Raises `GeometryError` naming `where` if the resized volume has more than `max_voxels`.
+    """
+    view = to_canonical(volume) if recipe.reorients else volume
+    array = view.array
+    spacing = view.geometry.spacing_mm
+    if view.geometry.dims == 2:
+        array = array[:, np.newaxis]
+        spacing = _PICTURE_SPACING
+    array = array.transpose(0, *(1 + axis for axis in recipe.transpose))
+    spacing = tuple(spacing[axis] for axis in recipe.transpose)
+    present = np.logical_or.reduce(array != 0, axis=0)
+    crop = foreground_slices(present) or tuple(slice(0, n) for n in present.shape)
+    cropped = np.array(array[(slice(None), *crop)], dtype=np.float32, order="C")
+    inside = present[crop]
+    target = network_spacing(recipe, spacing)
+    shape = resized_shape(cropped.shape[1:], spacing, target)
+    if prod(shape) > limits().max_voxels:
+        sizes = " × ".join(map(str, shape))
+        raise GeometryError(
+            f"{where}: would have {sizes} voxels for this model, above max_voxels="
+            f"{limits().max_voxels}. Check the voxel size in the file's header."
+        )
+    if any(scheme.use_mask for scheme in recipe.normalisation):
+        inside = fill_holes(inside)
+    orders, apart = spline_orders(recipe.image_resampling, spacing, target)
+    image = torch.empty((len(cropped), *shape), dtype=torch.float32)
+    for channel, scheme in enumerate(recipe.normalisation):
+        normalise(cropped[channel], scheme, inside)
+        values = torch.from_numpy(cropped[channel])
+        image[channel] = resize(values, shape, orders, clip_along=apart)
+    return NnunetScan(
+        image=image,
+        view=view.geometry,
+        file_geometry=volume.geometry,
+        crop=crop,
+        spacing=spacing,
+        valid=volume.valid,
+    )
+
+
+def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return the spacing that the network sees; a 2-D one leaves the slices where they are."""
+    if recipe.network_dims == 2:
+        return (spacing[0], *recipe.spacing)
+    return recipe.spacing
+
+
+def resized_shape(
+    shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]
+) -> tuple[int, ...]:
+    """Return how many voxels of the target spacing an extent has, rounded, at least one.
+
+    >>> resized_shape((10, 9), (3.0, 1.0), (1.0, 2.0))
+    (30, 4)
+    """
+    return tuple(
+        max(round(old / new * n), 1) for n, old, new in zip(shape, spacing, target, strict=True)
+    )
+
+
+def spline_orders(
+    resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
+) -> tuple[tuple[int, ...], int | None]:
+    """Return the spline order of each axis, and the axis of thick slices (None: there is none).
+
+    The spacing before decides, else the one after. Two equally thick axes are not separate.
+    """
+    axis = None
+    if resampling.separate_z or (resampling.separate_z is None and _is_thick(resampling, before)):
+        axis = _thickest(before)
+    elif resampling.separate_z is None and _is_thick(resampling, after):
+        axis = _thickest(after)
+    orders = [resampling.order] * len(before)
+    if axis is not None:
+        orders[axis] = resampling.order_z
+    return tuple(orders), axis
+
+
+def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
+    return max(spacing) / min(spacing) > resampling.threshold
+
+
+def _thickest(spacing: Sequence[float]) -> int | None:
+    axes = [axis for axis, mm in enumerate(spacing) if max(spacing) / mm == 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask `[z, y, x]` with its holes filled: what no path of faces leads out of.
+
+    >>> fill_holes(np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]] * 3, bool)).sum()
+    np.int64(24)
+    >>> fill_holes(np.array([[[1, 1, 1], [1, z != 1, 1], [1, 1, 1]] for z in range(3)], bool)).sum()
+    np.int64(27)
+    """
+    if mask.all():
+        return mask
+    outside = np.pad(~mask, 1, constant_values=True)
+    parts = cc3d.connected_components(outside, connectivity=6)
+    middle = tuple(slice(1, -1) for _ in mask.shape)
+    return np.asarray(parts[middle] != parts[(0,) * mask.ndim])
+
+
+def normalise(
+    channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: NDArray[np.bool_]
+) -> None:
+    """Normalise a cropped channel `[z, y, x]` in place; `inside`: the voxels of a masked scheme."""
+    if scheme.scheme == "ZScoreNormalization":
+        values = channel[inside] if scheme.use_mask else channel
+        mean = np.float32(values.mean(dtype=np.float64))
+        std = np.float32(max(values.std(dtype=np.float64), _SMALLEST_STD))
+        if scheme.use_mask:
+            channel[inside] = (values - mean) / std
+        else:
+            channel -= mean
+            channel /= std
+    elif scheme.scheme == "CTNormalization":
+        np.clip(channel, scheme.lower, scheme.upper, out=channel)
+        channel -= np.float32(scheme.mean)
+        channel /= np.float32(max(scheme.std, _SMALLEST_STD))
+    elif scheme.scheme == "RescaleTo01Normalization":
+        channel -= channel.min()
+        channel /= max(channel.max(), np.float32(_SMALLEST_STD))
+    elif scheme.scheme == "RGBTo01Normalization":
+        channel /= np.float32(255)

@@ -1,0 +1,70 @@
+"""From logits on the network's grid to probabilities on the file's, some rows at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lesionseg.inference.nnunet.prepare import NnunetScan, network_spacing, spline_orders
+from lesionseg.inference.nnunet.window import LogitStore, recipe_of
+from lesionseg.inference.probabilities import label_probabilities
+from lesionseg.inference.stitch import Store
+from lesionseg.ops.resize import LINEAR, Neighbours, neighbours, resize
+from lesionseg.plan.plan import Plan
+
+_SLAB_VOXELS = 1 << 21  # of all channels, made at a time
+
+
+def restore_probabilities(
+    logits: LogitStore, scan: NnunetScan, plan: Plan, *, folder: Path | None = None
+) -> Store:
+    """Return the probabilities `[K, *view]` of the plan's labels; `logits` are given up.
+
+    Logits are resized to the cropped volume, become probabilities there, and are 0 outside of it.
+    """
+    recipe = recipe_of(plan)
+    store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
+    backward = [recipe.transpose.index(axis) for axis in range(3)]
+    for first_row, values in _resized(logits, scan, plan):
+        p = label_probabilities(values[None], plan)[0]
+        start = scan.crop[0].start + first_row
+        where = (slice(start, start + p.shape[1]), *scan.crop[1:])
+        turned = p.permute(0, *(1 + axis for axis in backward))
+        places = tuple(where[axis] for axis in backward)
+        if scan.view.dims == 2:  # a picture has no first axis
+            turned = turned[:, 0]
+            places = places[1:]
+        store.write(places, turned)
+    logits.close()
+    return store
+
+
+def _resized(
+    logits: LogitStore, scan: NnunetScan, plan: Plan
+) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
+    """Yield rows of the logits on the cropped volume's grid, with the first row's number."""
+    recipe = recipe_of(plan)
+    before = network_spacing(recipe, scan.spacing)
+    orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
+    shape = scan.cropped_shape
+    n_channels, n_rows = logits.values.shape[:2]
+    at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))
+    if max(orders) > LINEAR:  # splines of a higher order need the whole volume
+        whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
+        yield 0, whole
+        return
+    along = _rows(n_rows, shape[0], orders[0])
+    for first in range(0, shape[0], at_once):
+        rows = slice(first, min(first + at_once, shape[0]))
+        needed = along.reach(rows)
+        read = logits.decode(logits.values[:, needed])
+        logits.release()
+        plane = (n_channels, read.shape[1], *shape[1:])
+        in_plane = resize(read, plane, (0, 0, *orders[1:]))
+        yield first, along.within(rows, needed.start).apply(in_plane, axis=1)
+
+
+def _rows(n_in: int, n_out: int, order: int) -> Neighbours:
+    return neighbours(n_in, n_out, order if n_in != n_out else 0)

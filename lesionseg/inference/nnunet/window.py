@@ -1,0 +1,163 @@
+"""nnU-Net's networks slid over a prepared scan: logits are averaged, not probabilities.
+
+Tiles, padding and Gaussian weights are those of `nnUNetPredictor`. Mirrored views and folds are
+averaged tile by tile, which gives the same mean as averaging whole volumes.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+
+from lesionseg.config import InferenceConfig
+from lesionseg.errors import BundleError, GeometryError
+from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.nnunet.prepare import NnunetScan
+from lesionseg.inference.stitch import Store
+from lesionseg.inference.window import OnBatch, SlidingWindow
+from lesionseg.models.foreign import n_logits
+from lesionseg.plan.nnunet import NnunetRecipe
+from lesionseg.plan.plan import Plan
+
+_SIGMA_SCALE = 1 / 8
+_HIGHEST = 10.0
+_SLICES_AT_ONCE = 8  # of a 2-D network on a CPU, which one slice does not keep busy
+
+
+class LogitStore(Store):
+    """Logits `[K, *resized]` as float16, in memory or in a nameless file."""
+
+    def write(self, where: Sequence[slice], logits: Float[Tensor, "k *where"]) -> None:
+        """Put logits in their place; numbers beyond the format become its largest."""
+        most = torch.finfo(torch.float16).max
+        self.values[(slice(None), *where)] = logits.clamp(-most, most).to(torch.float16).cpu()
+        self.release()
+
+    def decode(self, values: Tensor) -> Tensor:
+        """Return logits float32 of numbers in the store."""
+        return values.float()
+
+
+class NnunetWindow(SlidingWindow):
+    """nnU-Net's networks on a device; `logits` slides them over a prepared scan.
+
+    `settings.flips` averages over the mirrored views that the model was trained for. A 2-D network
+    sees a volume slice by slice.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        settings: InferenceConfig | None = None,
+        *,
+        batch_size: int | None = None,
+        device: torch.device | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
+        settings = settings or InferenceConfig.of()
+        recipe = recipe_of(plan)
+        self.recipe = recipe
+        super().__init__(
+            networks,
+            plan,
+            settings,
+            batch_size=batch_size,
+            device=device,
+            memory_format=memory_format,
+        )
+        if self.device.type == "cpu" and recipe.network_dims == 2 and batch_size is None:
+            self.batch_size = _SLICES_AT_ONCE
+        self.flips = mirrored_views(recipe) if settings.flips else ((),)
+        tile = plan.tile_shape
+        self.tile_shape = tile if len(tile) == 3 else (1, *tile)
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of logits: one for each label, and the background's of a softmax."""
+        return n_logits(self.plan)
+
+    def tile_weight(self) -> Tensor:
+        """The weights by which overlapping tiles are averaged."""
+        return nnunet_weight(self.tile_shape)
+
+    def logits(
+        self, scan: NnunetScan, *, on_batch: OnBatch | None = None, folder: Path | None = None
+    ) -> LogitStore:
+        """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds."""
+        store = LogitStore((self.n_outputs, *scan.image.shape[1:]), folder=folder)
+        self(scan.image, store=store, on_batch=on_batch)
+        return store
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        tiles: Float[Tensor, "b c z y x"],
+        numbers: Sequence[int] = (),
+        collector: BoxCollector | None = None,
+    ) -> Float[Tensor, "b k z y x"]:
+        """Return mean logits float32 over networks and mirrored views.
+
+        Raises `GeometryError` for an output that does not fit the plan.
+        """
+        tiles = tiles.to(self.device)
+        is_flat = self.recipe.network_dims == 2
+        if is_flat:
+            tiles = tiles[:, :, 0]
+        is_low = self.dtype != torch.float32
+        low = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        total = None
+        for network in self.networks:
+            for axes in self.flips:
+                mirrored = [axis + 2 for axis in axes]
+                with torch.autocast(self.device.type, low, enabled=is_low):
+                    output = network(tiles.flip(mirrored) if axes else tiles)[0].float()
+                if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):
+                    raise GeometryError(
+                        f"The network gave {tuple(output.shape)} for tiles {tuple(tiles.shape)}; "
+                        f"the plan has {self.n_outputs} channels of logits."
+                    )
+                output = output.flip(mirrored) if axes else output
+                total = output if total is None else total.add_(output)
+        mean = torch.as_tensor(total) / (len(self.networks) * len(self.flips))
+        return mean[:, :, None] if is_flat else mean
+
+
+def recipe_of(plan: Plan) -> NnunetRecipe:
+    """Return the recipe of an nnU-Net model's plan; raises `BundleError` for any other plan."""
+    if plan.nnunet is None:
+        raise BundleError("plan.json: nnunet is missing, so this is no model of nnU-Net's.")
+    return plan.nnunet
+
+
+def mirrored_views(recipe: NnunetRecipe) -> tuple[tuple[int, ...], ...]:
+    """Return every set of axes to mirror, the empty one first."""
+    axes = recipe.mirror_axes
+    return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
+
+
+@lru_cache(maxsize=4)
+def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
+    """Return nnU-Net's Gaussian over a tile `[*tile_shape]` float32: 10 in the middle.
+
+    Its standard deviation is an eighth of the tile along each axis. Values are rounded to 16 bits,
+    as nnU-Net rounds them, and no value is 0.
+
+    >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
+    [[6, 278, 1000, 278, 6]]
+    """
+    weight = np.ones((), dtype=np.float64)
+    for n in tile_shape:
+        line = np.zeros(n)
+        line[n // 2] = 1
+        line = gaussian_filter1d(line, n * _SIGMA_SCALE, mode="constant", cval=0)
+        weight = weight[..., np.newaxis] * line
+    rounded = torch.from_numpy(weight / weight.max() * _HIGHEST).half()
+    least = rounded[rounded > 0].min()
+    return rounded.clamp_min(least).float()

@@ -1,0 +1,165 @@
+"""Files of an nnU-Net v2 model: a folder of `nnUNet_results`, or a zip that nnU-Net exported.
+
+A model folder has `plans.json`, `dataset.json` and `fold_0/checkpoint_final.pth` and so on. A zip
+has one or more such folders; `FILE.zip/Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres` names
+one of several. Archives are read member by member; nothing is unpacked.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lesionseg.errors import BundleError
+from lesionseg.io.limits import reading
+
+PLANS, LABELS = "plans.json", "dataset.json"
+CHECKPOINT = "checkpoint_final.pth"
+_FOLD = re.compile(r"fold_(\d+|all)")
+_MOST_BYTES = 2**33  # of a checkpoint
+_MOST_JSON_BYTES = 2**26
+_MOST_COMPRESSION = 1100  # of deflate, see `io.limits`
+_ALWAYS_ALLOWED_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class NnunetModelFiles:
+    """Where a model's files are: in the folder `root`, or in the archive `archive` below `inner`.
+
+    `folds`: folder names of the folds to use, such as `fold_0`, in order.
+    """
+
+    root: Path
+    folds: tuple[str, ...]
+    archive: Path | None = None
+    inner: str = ""
+
+    @property
+    def name(self) -> str:
+        """The model folder's own name, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
+        return PurePosixPath(self.inner).name if self.archive else self.root.name
+
+    @property
+    def configuration(self) -> str:
+        """The configuration that the folder's name states; empty if it states none."""
+        parts = self.name.split("__")
+        return parts[2] if len(parts) == 3 else ""
+
+    @property
+    def trainer(self) -> str:
+        """The trainer that the folder's name states; empty if it states none."""
+        parts = self.name.split("__")
+        return parts[0] if len(parts) == 3 else ""
+
+    def where(self, name: str) -> str:
+        """Return how messages call a file of the model."""
+        return f"{self.archive}/{self.inner}/{name}" if self.archive else str(self.root / name)
+
+    def read_bytes(self, name: str, most: int = _MOST_BYTES) -> bytes:
+        """Read one file; raises `BundleError` if it is missing, damaged or too large."""
+        where = self.where(name)
+        try:
+            if self.archive is None:
+                path = self.root / name
+                size = path.stat().st_size
+                if size > most:
+                    raise BundleError(f"{where}: {size} bytes, at most {most} are read.")
+                return path.read_bytes()
+            with zipfile.ZipFile(self.archive) as archive:
+                info = archive.getinfo(f"{self.inner}/{name}" if self.inner else name)
+                allowed = info.compress_size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES
+                if info.file_size > min(most, allowed):
+                    raise BundleError(f"{where}: claims {info.file_size} bytes. Export it again.")
+                return archive.read(info)
+        except KeyError as error:
+            raise BundleError(f"{where}: there is no such file. Export the model again.") from error
+        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise BundleError(f"{where}: cannot be read ({error}). Copy it again.") from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object; raises `BundleError` for anything else."""
+        try:
+            content = json.loads(self.read_bytes(name, _MOST_JSON_BYTES).decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.where(name)}: cannot be read as JSON: {error}.") from error
+        if not isinstance(content, dict):
+            raise BundleError(f"{self.where(name)}: a {type(content).__name__} is no JSON object.")
+        return content
+
+    def checkpoint(self, fold: str) -> str:
+        """Return the name of a fold's checkpoint."""
+        return f"{fold}/{CHECKPOINT}"
+
+
+def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
+    """Return the nnU-Net model that a path names; None if it names none.
+
+    The path is a model folder, a fold of one, a zip of one, or a model folder inside a zip. Without
+    a fold's name all numbered folds are used, or `fold_all` if there is no other. Raises
+    `BundleError` for an unfinished or unsafe model, and for a zip of several.
+    """
+    if path.is_dir():
+        fold = _FOLD.fullmatch(path.name)
+        root = path.parent if fold and not (path / PLANS).is_file() else path
+        if not (root / PLANS).is_file() or not (root / LABELS).is_file():
+            return None
+        names = [p.name for p in root.iterdir() if (p / CHECKPOINT).is_file()]
+        folds = _chosen_folds(names, path.name if root != path else None)
+        if not folds:
+            begun = any((p / "checkpoint_latest.pth").is_file() for p in root.glob("fold_*"))
+            raise BundleError(
+                f"{path}: no fold has a {CHECKPOINT}"
+                + (", so its training has not finished." if begun else ".")
+                + " Train at least one fold to its end with nnUNetv2_train."
+            )
+        return NnunetModelFiles(root, folds)
+    archive = next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
+    return None if archive is None else _in_archive(archive, path.relative_to(archive).as_posix())
+
+
+def _in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
+    wanted = "" if inner == "." else inner
+    with reading(archive):
+        if not zipfile.is_zipfile(archive):
+            raise BundleError(f"{archive}: this is no zip archive. Copy it again.")
+        with zipfile.ZipFile(archive) as file:
+            names = [name for name in file.namelist() if not name.endswith("/")]
+    unsafe = [name for name in names if _is_outside(name)]
+    if unsafe:
+        raise BundleError(
+            f"{archive}: the archive names files outside of itself ({unsafe[0]!r}), which nnU-Net "
+            "never does; it was not read."
+        )
+    models = [name.removesuffix(f"/{PLANS}") for name in names if name.endswith(f"/{PLANS}")]
+    models = [m for m in models if f"{m}/{LABELS}" in names and "/ensembles/" not in f"/{m}/"]
+    if not models:
+        return None
+    fold = PurePosixPath(wanted).name if _FOLD.fullmatch(PurePosixPath(wanted).name) else None
+    folder = str(PurePosixPath(wanted).parent) if fold else wanted
+    chosen = [m for m in models if not folder or m == folder or m.endswith(f"/{folder}")]
+    if len(chosen) != 1:
+        listed = ", ".join(f"{archive}/{m}" for m in (chosen or models)[:6])
+        raise BundleError(
+            f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
+        )
+    inside = [name.removeprefix(f"{chosen[0]}/") for name in names if name.startswith(chosen[0])]
+    folds = _chosen_folds([n.split("/")[0] for n in inside if n.endswith(f"/{CHECKPOINT}")], fold)
+    if not folds:
+        raise BundleError(f"{archive}/{chosen[0]}: no fold has a {CHECKPOINT}. Export it again.")
+    return NnunetModelFiles(archive.parent, folds, archive, chosen[0])
+
+
+def _is_outside(name: str) -> bool:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return name.startswith(("/", "\\")) or ".." in parts or ":" in (parts or ("",))[0]
+
+
+def _chosen_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
+    """Return the folds to use: the one that is wanted, else the numbered ones, else `fold_all`."""
+    known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
+    if wanted is not None:
+        return (wanted,) if wanted in known else ()
+    return tuple(n for n in known if n != "fold_all") or tuple(known)

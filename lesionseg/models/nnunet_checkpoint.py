@@ -1,0 +1,68 @@
+"""A checkpoint of nnU-Net v2: its weights by our names, and what it states of its training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from lesionseg.errors import BundleError
+from lesionseg.models.weights import by_our_names, load_plain, their_weights, without_name
+
+_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")
+_LAST = "heads.0.conv.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class NnunetCheckpoint:
+    """What a checkpoint contains.
+
+    `unknown`: names of tensors that belong to no layer of nnU-Net's two networks. `mirror_axes`:
+    those that its trainer allows for mirrored views.
+    """
+
+    weights: Mapping[str, Tensor]
+    unknown: tuple[str, ...]
+    trainer: str
+    configuration: str
+    mirror_axes: tuple[int, ...]
+
+    @property
+    def n_inputs(self) -> int:
+        """Channels that the network takes."""
+        first = next(self.weights[name] for name in _FIRST if name in self.weights)
+        return int(first.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of logits that the network gives."""
+        return len(self.weights[_LAST])
+
+
+def read_nnunet_checkpoint(source: BinaryIO, where: str) -> NnunetCheckpoint:
+    """Read a checkpoint; `where` is how messages call it.
+
+    Raises `BundleError` for a file that contains more than tensors and numbers, and for one without
+    a U-Net.
+    """
+    content = load_plain(source, where)
+    theirs = their_weights(content)
+    weights = by_our_names(theirs)
+    if _LAST not in weights or not any(name in weights for name in _FIRST):
+        seen = ", ".join([*theirs][:3]) or "no tensor"
+        raise BundleError(
+            f"{where}: contains no U-Net of nnU-Net v2's ({seen}). Predict with nnU-Net and give "
+            "its probabilities to evaluate."
+        )
+    stated = content.get("init_args")
+    options: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+    axes = content.get("inference_allowed_mirroring_axes") or ()
+    if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
+        raise BundleError(f"{where}: inference_allowed_mirroring_axes is {axes!r}.")
+    return NnunetCheckpoint(
+        weights=weights,
+        unknown=tuple(without_name(theirs)),
+        trainer=str(content.get("trainer_name") or ""),
+        configuration=str(options.get("configuration") or ""),
+        mirror_axes=tuple(axes),
+    )

@@ -1,0 +1,128 @@
+"""Resizing of whole arrays by splines, one axis after the other.
+
+Both grids cover the same extent: voxel i of `n` lies at (i + ½) · m/n − ½ of `m`, and beyond the
+outermost voxel its value holds. A spline is linear in the voxels, so that along an axis it is a
+matrix. SciPy makes it; it is applied as a product (cubic) or as two neighbours (linear, nearest).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+NEAREST, LINEAR = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Two input positions `[n]` of each output position, and the weight `[n]` of the second."""
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+    def within(self, rows: slice, start: int) -> "Neighbours":
+        """Return those of some output positions, for an input that begins at `start`."""
+        return Neighbours(self.first[rows] - start, self.second[rows] - start, self.weight[rows])
+
+    def reach(self, rows: slice) -> slice:
+        """Return the input positions that some output positions need."""
+        return slice(int(self.first[rows].min()), int(self.second[rows].max()) + 1)
+
+    def apply(self, array: Float[Tensor, "*any"], axis: int) -> Float[Tensor, "*any"]:
+        """Interpolate along an axis; the values stay within those of the input."""
+        first = array.index_select(axis, self.first)
+        if not self.weight.any():
+            return first
+        second = array.index_select(axis, self.second)
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        return first.lerp_(second, self.weight.reshape(shape).to(first.dtype))
+
+
+@lru_cache(maxsize=64)
+def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
+    """Return the neighbours by which an axis is resized, `order` 0 (nearest) or 1 (linear).
+
+    >>> found = neighbours(2, 4, 1)
+    >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()
+    ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
+    """
+    place = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    if order == NEAREST:
+        first = np.floor(place + 0.5).clip(0, n_in - 1)
+        second, weight = first, np.zeros(n_out)
+    else:
+        inside = place.clip(0, n_in - 1)
+        first = np.floor(inside)
+        weight = inside - first
+        second = np.minimum(first + 1, n_in - 1)
+        second = np.where(weight > 0, second, first)
+    return Neighbours(
+        torch.from_numpy(first.astype(np.int64)),
+        torch.from_numpy(second.astype(np.int64)),
+        torch.from_numpy(weight),
+    )
+
+
+@lru_cache(maxsize=64)
+def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
+    """Return the matrix `[n_out, n_in]` by which an axis is resized, `order` 2 to 5.
+
+    >>> spline_matrix(3, 3, 3).round(6).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    columns = [
+        ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
+        for unit in np.eye(n_in)
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def resize(
+    array: Float[Tensor, "*inp"],
+    shape: Sequence[int],
+    orders: Sequence[int],
+    *,
+    clip_along: int | None = None,
+) -> Float[Tensor, "*out"]:
+    """Resize an array to `shape`, with a spline order for each axis; float32.
+
+    Splines of order 2 and more overshoot; values are clipped to the range of the array, or with
+    `clip_along` to that of each slice across this axis, before it is resized itself. An axis that
+    keeps its length is left as it is.
+
+    >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
+    [[0.0, 0.5, 1.5, 2.0]]
+    """
+    out = array.float().contiguous()
+    changed = [axis for axis, n in enumerate(shape) if n != array.shape[axis]]
+    smooth = [axis for axis in changed if orders[axis] > LINEAR]
+    rest = [axis for axis in changed if orders[axis] <= LINEAR]
+    if smooth:
+        others = [a for a in range(array.ndim) if a != clip_along or a in smooth]
+        low = out.amin(dim=others, keepdim=True)
+        high = out.amax(dim=others, keepdim=True)
+        for axis in smooth:
+            out = _product(out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis]))
+        out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
+    # what gets shorter comes first
+    for axis in sorted(rest, key=lambda axis: shape[axis] / array.shape[axis]):
+        out = neighbours(out.shape[axis], shape[axis], orders[axis]).apply(out, axis)
+    return out
+
+
+def _product(array: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
+    weights = torch.from_numpy(matrix)
+    if axis == array.ndim - 1:
+        return array @ weights.T
+    before = array.shape[:axis]
+    after = array.shape[axis + 1 :]
+    product = torch.matmul(weights, array.reshape(*before, array.shape[axis], -1))
+    return product.reshape(*before, len(matrix), *after)

@@ -1,0 +1,79 @@
+"""An nnU-Net model as a bundle of ours, with operating points from its own cross-validation."""
+
+import logging
+from pathlib import Path
+
+from lesionseg import __version__
+from lesionseg.config import ExportConfig
+from lesionseg.core import Aim
+from lesionseg.errors import ConfigError, count
+from lesionseg.evaluation import find_preset
+from lesionseg.inference.bundle import Bundle, write_bundle
+from lesionseg.inference.model_card import model_card
+from lesionseg.pipeline.chosen_point import development_predictions, development_results
+from lesionseg.pipeline.log import say, typed
+from lesionseg.pipeline.score import OUT_OF_FOLD
+from lesionseg.pipeline.select import select
+from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+BUNDLE = "bundle"  # as in a run's folder
+
+
+def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> None:
+    """Write the weights as safetensors, the plan and a model card to `output/bundle`.
+
+    With `cfg.reference`, operating points and calibration are chosen on the predictions in
+    `fold_*/validation` of the model folder. Raises `ConfigError` for a bundle that is not nnU-Net's
+    and for validation predictions without probabilities.
+    """
+    plan = bundle.plan
+    if plan.nnunet is None:
+        raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
+    if cfg.reference is not None:
+        plan = with_selection(plan, cfg)
+    provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
+    write_bundle(output / BUNDLE, bundle.networks, plan, model_card(plan, provenance=provenance))
+    say(f"Wrote:   {output / BUNDLE}")
+    for point in plan.operating_points:
+        expected = point.expected_false_positives_per_case
+        rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
+        say(f"         {point.name}: score {point.score:.4g}{rate}")
+    say(f"Next:    {typed('predict', bundle=output, input='SCANS', output='FOUND')}")
+
+
+def with_selection(plan: Plan, cfg: ExportConfig) -> Plan:
+    """Return the plan with operating points and calibration from nnU-Net's own validation."""
+    aim = Aim.parse(cfg.operating_point)
+    if len(cfg.bundle) != 1:
+        raise ConfigError("format=bundle: reference= needs a single model folder as bundle=.")
+    folder = Path(cfg.bundle[0])
+    if not folder.is_dir():
+        raise ConfigError(
+            f"bundle={folder}: operating points need the folder with fold_0/validation. Give the "
+            "model folder, or leave reference= out."
+        )
+    predictions = development_predictions(folder)
+    if not predictions.fold_of or not all(f.probabilities for f in predictions.files.values()):
+        raise ConfigError(
+            f"bundle={folder}: fold_*/validation has no probabilities (<case>.npz). Write them "
+            "with nnUNetv2_train … --val --npz for each fold, or leave reference= out."
+        )
+    results = development_results(
+        predictions,
+        Path(str(cfg.reference)),
+        find_preset("lesionseg"),
+        groups=cfg.groups,
+    )
+    log.info("Operating points are chosen on %s.", count(len(results), "validation case"))
+    fold_of = {r.case: predictions.fold_of[r.case] for r in results}
+    complete, _ = select(
+        results,
+        plan,
+        aim,
+        cfg.rate_confidence,
+        chosen_on=OUT_OF_FOLD,
+        fold_of=fold_of,
+    )
+    return complete

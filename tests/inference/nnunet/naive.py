@@ -1,0 +1,137 @@
+"""nnU-Net's way of a scan through a model, written down plainly: loops, SciPy and whole arrays."""
+
+from itertools import combinations, product
+from math import ceil
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tests.inference.nnunet.small_models import SmallModel
+
+Array = NDArray[np.floating]
+
+
+def predict(
+    model: SmallModel, image: Array, spacing: tuple[float, ...], *, mirrored: bool
+) -> Array:
+    """Probabilities `[K, z, y, x]` of an image `[C, z, y, x]` in the axis order of its file."""
+    axes = [1 + a for a in model.transpose]
+    image = image.transpose(0, *axes).astype(np.float64)
+    spacing = tuple(spacing[a] for a in model.transpose)
+    present = ndimage.binary_fill_holes((image != 0).any(axis=0))
+    places = np.argwhere(present)
+    crop = tuple(slice(a, b + 1) for a, b in zip(places.min(0), places.max(0), strict=True))
+    whole = image.shape[1:]
+    image, present = image[(slice(None), *crop)], present[crop]
+    image = np.stack([normalised(model, c, channel, present) for c, channel in enumerate(image)])
+    target = model.spacing if len(model.spacing) == 3 else (spacing[0], *model.spacing)
+    shape = [round(a / b * n) for a, b, n in zip(spacing, target, image.shape[1:], strict=True)]
+    cropped = image.shape[1:]
+    options = dict(model.image_options)
+    image = np.stack([resized(c, shape, spacing, target, options) for c in image])
+    logits = slide(model, image, mirrored)
+    options = dict(model.logit_options)
+    logits = np.stack([resized(c, cropped, target, spacing, options) for c in logits])
+    if model.regions_class_order:
+        p = 1 / (1 + np.exp(-logits))
+        out = np.zeros((len(p), *whole))
+    else:
+        p = np.exp(logits) / np.exp(logits).sum(0)
+        out = np.zeros((len(p), *whole))
+        out[0] = 1
+    out[(slice(None), *crop)] = p
+    out = out.transpose(0, *(1 + model.transpose.index(a) for a in range(3)))
+    return out if model.regions_class_order else out[1:]
+
+
+def normalised(model: SmallModel, c: int, channel: Array, present: NDArray[np.bool_]) -> Array:
+    """One channel by the model's scheme."""
+    scheme = model.schemes[c]
+    if scheme == "ZScoreNormalization":
+        inside = present if model.use_mask[c] else np.ones_like(present)
+        scaled = (channel - channel[inside].mean()) / channel[inside].std()
+        return np.where(inside, scaled, channel)
+    if scheme == "CTNormalization":
+        return (channel.clip(-20, 150) - 60) / 40
+    if scheme == "RescaleTo01Normalization":
+        return (channel - channel.min()) / (channel.max() - channel.min())
+    return channel / 255 if scheme == "RGBTo01Normalization" else channel
+
+
+def resized(
+    array: Array,
+    shape: tuple[int, ...],
+    before: tuple[float, ...],
+    after: tuple[float, ...],
+    options: dict[str, object],
+) -> Array:
+    """One channel on another number of voxels, thick slices apart."""
+    if tuple(shape) == array.shape:
+        return array
+    order = options.get("order", 3)
+    axis = None
+    for spacing in (before, after):
+        if axis is None and max(spacing) / min(spacing) > 3 and spacing.count(max(spacing)) == 1:
+            axis = int(np.argmax(spacing))
+    if axis is None:
+        return zoomed(array, shape, order)
+    planes = [n for a, n in enumerate(shape) if a != axis]
+    stack = np.stack([zoomed(p, planes, order) for p in np.moveaxis(array, axis, 0)], axis)
+    grid = np.meshgrid(
+        *((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, stack.shape, strict=True)),
+        indexing="ij",
+    )
+    return ndimage.map_coordinates(stack, grid, order=options.get("order_z", 0), mode="nearest")
+
+
+def zoomed(array: Array, shape: tuple[int, ...], order: object) -> Array:
+    """An array by splines of one order, within its own range."""
+    factors = np.divide(shape, array.shape)
+    larger = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+    return larger.clip(array.min(), array.max())
+
+
+def slide(model: SmallModel, image: Array, mirrored: bool) -> Array:
+    """Mean logits over overlapping tiles, mirrored views and folds."""
+    flat = len(model.patch) == 2
+    tile = (1, *model.patch) if flat else model.patch
+    missing = [max(t - n, 0) for t, n in zip(tile, image.shape[1:], strict=True)]
+    pad = [(0, 0), *((m // 2, m - m // 2) for m in missing)]
+    padded = np.pad(image, pad)
+    spike = np.zeros(tile)
+    spike[tuple(t // 2 for t in tile)] = 1
+    weight = ndimage.gaussian_filter(spike, [t / 8 for t in tile], mode="constant")
+    weight = (weight / weight.max() * 10).astype(np.float16).astype(np.float64)
+    weight[weight == 0] = weight[weight > 0].min()
+    total = np.zeros((model.n_outputs, *padded.shape[1:]))
+    weights = np.zeros(padded.shape[1:])
+    networks = [model.network(fold) for fold in range(model.n_folds)]
+    dims = len(model.patch)
+    allowed = model.mirror_axes or ()
+    views = [c for n in range(len(allowed) + 1) for c in combinations(allowed, n)]
+    for starts in product(*map(tile_starts, padded.shape[1:], tile)):
+        place = tuple(slice(s, s + t) for s, t in zip(starts, tile, strict=True))
+        batch = torch.from_numpy(padded[(slice(None), *place)]).float()[None]
+        batch = batch[:, :, 0] if flat else batch
+        mean = 0
+        chosen = views if mirrored else [()]
+        for network in networks:
+            for view in chosen:
+                flips = [a + 2 for a in view]
+                with torch.no_grad():
+                    mean = mean + network(batch.flip(flips))[0].flip(flips)
+        output = (mean / (len(networks) * len(chosen)))[0].double().numpy()
+        total[(slice(None), *place)] += weight * output.reshape(len(output), *tile)
+        weights[place] += weight
+    assert dims in (2, 3)
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(pad[1:], image.shape[1:], strict=True))
+    return (total / weights)[(slice(None), *inside)]
+
+
+def tile_starts(n: int, tile: int) -> list[int]:
+    """Where tiles begin that overlap by half."""
+    count = ceil((n - tile) / (tile * 0.5)) + 1
+    step = (n - tile) / (count - 1) if count > 1 else 0
+    return [int(np.round(step * i)) for i in range(count)]

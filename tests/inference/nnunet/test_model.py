@@ -1,0 +1,296 @@
+"""nnU-Net model folders as bundles: every step against a plain loop, and what is refused."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.config import InferenceConfig
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import BundleError, LesionsegError
+from lesionseg.inference.bundle import (
+    Bundle,
+    bundle_digest,
+    bundle_plan,
+    read_bundle,
+    write_bundle,
+)
+from lesionseg.inference.predictor import Predictor
+from tests.inference.nnunet import naive
+from tests.inference.nnunet.small_models import SmallModel
+
+PLAIN = SmallModel()
+LABELS = {"background": 0, "nodule": 1, "mass": 2}
+REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
+MODELS = {
+    "plain": (PLAIN, (2.0, 1.0, 1.0)),
+    "resampled": (PLAIN, (2.6, 0.8, 1.3)),
+    "residual": (PLAIN.with_(residual=True), (1.5, 1.2, 0.9)),
+    "thick slices": (PLAIN.with_(spacing=(4.0, 1.0, 1.0), patch=(4, 8, 12)), (5.0, 0.8, 1.1)),
+    "linear between thick slices": (
+        PLAIN.with_(
+            spacing=(4.0, 1.0, 1.0),
+            patch=(4, 8, 12),
+            image_options={"order": 3, "order_z": 1, "force_separate_z": None},
+        ),
+        (6.0, 0.8, 1.1),
+    ),
+    "transposed": (PLAIN.with_(transpose=(2, 0, 1), spacing=(3.5, 1.0, 1.0)), (0.9, 1.2, 3.6)),
+    "resampled by torch": (
+        PLAIN.with_(
+            spacing=(4.0, 1.0, 1.0),
+            patch=(4, 8, 12),
+            image_resampling="resample_torch_fornnunet",
+            image_options={"order": 1, "order_z": 0},
+        ),
+        (5.0, 0.8, 1.1),
+    ),
+    "two folds": (PLAIN.with_(n_folds=2), (2.4, 1.0, 1.0)),
+    "2d": (
+        PLAIN.with_(patch=(8, 12), spacing=(1.0, 1.1), configuration="2d", mirror_axes=(0, 1)),
+        (3.0, 0.8, 0.9),
+    ),
+    "2d residual, transposed": (
+        PLAIN.with_(
+            patch=(8, 12),
+            spacing=(1.0, 1.1),
+            configuration="2d",
+            residual=True,
+            mirror_axes=(1,),
+            transpose=(1, 0, 2),
+        ),
+        (0.8, 3.0, 0.9),
+    ),
+    "several labels": (PLAIN.with_(labels=LABELS), (2.2, 1.0, 1.0)),
+    "regions": (PLAIN.with_(labels=REGIONS, regions_class_order=(1, 2)), (2.2, 1.0, 1.0)),
+    "two channels": (
+        PLAIN.with_(
+            channels=("T1", "CT"),
+            schemes=("ZScoreNormalization", "CTNormalization"),
+            use_mask=(True, False),
+        ),
+        (2.2, 1.1, 1.0),
+    ),
+    "other schemes": (
+        PLAIN.with_(
+            channels=("a", "b", "c"),
+            schemes=(
+                "RescaleTo01Normalization",
+                "NoNormalization",
+                "RGBTo01Normalization",
+            ),
+            use_mask=(False,) * 3,
+        ),
+        (2.2, 1.1, 1.0),
+    ),
+}
+
+
+def scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
+    """A noisy block with a hole, in zeros."""
+    rng = np.random.default_rng(3)
+    image = np.zeros((len(model.channels), *shape), np.float32)
+    block = image[:, 1:-1, 2:-3, 1:]
+    block[:] = rng.normal(80, 40, block.shape)
+    image[:, 4:6, 6:9, 5:8] = 0
+    return image
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_probabilities_are_those_of_a_plain_loop(tmp_path: Path, name: str, mirrored: bool) -> None:
+    model, spacing = MODELS[name]
+    folder = model.write(tmp_path)
+    image = scan(model)
+    settings = InferenceConfig.of(flips=mirrored, precision="fp32")
+    predictor = Predictor(folder, settings=settings, device="cpu")
+    volume = Volume(image, Geometry.from_spacing(image.shape[1:], spacing))
+    found = predictor.probabilities(volume)
+    expected = naive.predict(model, image, spacing, mirrored=mirrored)
+    assert expected[expected > 0].std() > 0.05  # there is something to agree on
+    assert np.abs(found - expected).max() < 2e-3
+    assert np.abs(found - expected).mean() < 2e-4
+
+
+def test_a_reordered_file_gives_the_same_for_a_reorienting_reader(tmp_path: Path) -> None:
+    model = PLAIN.with_(reader="NibabelIOWithReorient")
+    predictor = Predictor(model.write(tmp_path), device="cpu")
+    image = scan(model)
+    straight = Geometry.from_spacing(image.shape[1:], (2.4, 1.0, 1.1))
+    turned = image[:, ::-1].transpose(0, 2, 3, 1)
+    last = image.shape[1] - 1
+    turn = np.array([[0, 0, -1, last], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    geometry = Geometry(turned.shape[1:], straight.affine @ turn)
+    first = predictor.probabilities(Volume(image, straight))
+    second = predictor.probabilities(Volume(turned, geometry))
+    np.testing.assert_array_equal(second, first[:, ::-1].transpose(0, 2, 3, 1))
+
+
+def test_a_picture_has_pixels_of_one(tmp_path: Path) -> None:
+    model = PLAIN.with_(
+        channels=("R", "G", "B"),
+        schemes=("RGBTo01Normalization",) * 3,
+        use_mask=(False,) * 3,
+        reader="NaturalImage2DIO",
+        configuration="2d",
+        patch=(8, 12),
+        spacing=(1.0, 1.0),
+        mirror_axes=(0, 1),
+    )
+    predictor = Predictor(model.write(tmp_path), device="cpu")
+    image = np.random.default_rng(0).uniform(0, 255, (3, 20, 30)).astype(np.float32)
+    expected = naive.predict(model, image[:, None], (999.0, 1.0, 1.0), mirrored=False)[:, 0]
+    for mm in (1.0, 0.2):
+        found = predictor.probabilities(Volume(image, Geometry.from_spacing((20, 30), (mm, mm))))
+        assert np.abs(found - expected).max() < 2e-3
+
+
+def test_candidates_masks_and_a_bundle_of_our_own(tmp_path: Path) -> None:
+    folder = PLAIN.with_(n_folds=2).write(tmp_path)
+    image = scan(PLAIN)
+    volume = Volume(image, Geometry.from_spacing(image.shape[1:], (2.0, 1.0, 1.0)))
+    predictor = Predictor(folder, device="cpu", operating_point="score:0.7")
+    found = predictor.predict_volume(volume, "a")
+    assert found.candidates
+    assert found.mask().any()
+    assert all(c.accepted == (c.score >= 0.7) for c in found.candidates)
+    bundle = read_bundle(folder)
+    write_bundle(tmp_path / "bundle", bundle.networks, bundle.plan, "")
+    assert bundle_plan(tmp_path / "bundle") == bundle.plan == bundle_plan(folder)
+    again = Predictor(tmp_path / "bundle", device="cpu").probabilities(volume)
+    np.testing.assert_array_equal(again, predictor.probabilities(volume))
+
+
+def zipped(folder: Path, *models: Path, **more: str) -> Path:
+    path = folder / "model.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for model in models:
+            for file in model.rglob("*.*"):
+                archive.write(file, file.relative_to(model.parents[1]))
+        for name, text in more.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_a_zip_and_one_of_several_in_it(tmp_path: Path) -> None:
+    model = PLAIN.write(tmp_path / "results")
+    plan = bundle_plan(model)
+    path = zipped(tmp_path, model)
+    assert bundle_plan(path) == plan
+    assert bundle_digest(path) == bundle_digest(model)
+    flat = PLAIN.with_(
+        patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1)
+    ).write(tmp_path / "others")
+    path = zipped(tmp_path, model, flat)
+    with pytest.raises(BundleError, match=r"2 models.*3d_fullres"):
+        read_bundle(path)
+    assert bundle_plan(path / "Dataset001_X" / model.name) == plan
+    assert bundle_plan(path / model.name) == plan
+
+
+def test_folds_are_all_numbered_ones_or_the_one_that_is_named(tmp_path: Path) -> None:
+    folder = PLAIN.with_(n_folds=3).write(tmp_path)
+    assert len(read_bundle(folder).networks) == 3
+    first = read_bundle(folder / "fold_1")
+    assert len(first.networks) == 1
+    (folder / "fold_2").rename(folder / "fold_all")
+    assert len(read_bundle(folder).networks) == 2
+    assert bundle_digest(folder) != bundle_digest(folder / "fold_1")
+
+
+class Touch:
+    """An object that creates a file if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    folder = PLAIN.write(tmp_path, logging=Touch(marker))
+    with pytest.raises(BundleError, match="more than tensors and numbers"):
+        read_bundle(folder)
+    assert not marker.exists()
+
+
+def test_a_foreign_class_in_the_plans_is_not_imported(tmp_path: Path) -> None:
+    foreign = {"network_class_name": "antigravity.Net", "arch_kwargs": {}}
+    folder = PLAIN.with_(more={"architecture": foreign}).write(tmp_path)
+    with pytest.raises(BundleError, match=r"antigravity\.Net.*not imported"):
+        read_bundle(folder)
+    import sys
+
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "C:\\evil"])
+def test_a_zip_with_paths_outside_is_refused(tmp_path: Path, name: str) -> None:
+    path = zipped(tmp_path, PLAIN.write(tmp_path / "results"), **{name: "x"})
+    with pytest.raises(BundleError, match="outside of itself"):
+        read_bundle(path)
+
+
+CHANGED = {
+    "a cascade": ({"previous_stage": "3d_lowres"}, "cascade"),
+    "a preprocessor": ({"preprocessor_name": "MyPreprocessor"}, "MyPreprocessor"),
+    "a normalisation": ({"normalization_schemes": ["MyScheme"]}, "MyScheme"),
+    "a resampling": ({"resampling_fn_data": "my_resampling"}, "my_resampling"),
+    "a spacing": ({"spacing": [1.0, 0.0, 1.0]}, "spacing"),
+    "a patch": ({"patch_size": [8, "many", 8]}, "patch_size"),
+    "no configuration": ({"inherits_from": "base"}, "inherits"),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGED))
+def test_what_is_not_known_is_one_sentence(tmp_path: Path, name: str) -> None:
+    more, words = CHANGED[name]
+    folder = PLAIN.with_(more=more).write(tmp_path)
+    with pytest.raises(BundleError, match=words) as caught:
+        read_bundle(folder)
+    assert "plans.json" in str(caught.value)
+
+
+def test_other_layers_and_options_are_named_with_their_trainer(tmp_path: Path) -> None:
+    theirs = PLAIN.network().state_dict()
+    weights = {"encoder.stages.0.0.convs.0.squeeze.weight": torch.ones(2)}
+    from tests.models.nnunet_names import as_there
+
+    folder = PLAIN.write(
+        tmp_path / "a", network_weights={**as_there(theirs), **weights}, trainer_name="MyTrainer"
+    )
+    with pytest.raises(BundleError, match="MyTrainer changed the network"):
+        read_bundle(folder)
+    options = PLAIN.plans()["configurations"]["base"]["architecture"]
+    options["arch_kwargs"]["nonlin"] = "torch.nn.ReLU"
+    folder = PLAIN.with_(more={"architecture": options}).write(tmp_path / "b")
+    with pytest.raises(BundleError, match=r"torch\.nn\.ReLU"):
+        read_bundle(folder)
+
+
+def test_files_of_two_trainings_do_not_mix(tmp_path: Path) -> None:
+    folder = PLAIN.write(tmp_path)
+    facts = PLAIN.with_(labels=LABELS).facts()
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match="outputs"):
+        read_bundle(folder)
+    facts = PLAIN.with_(channels=("a", "b")).facts()
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(LesionsegError):
+        read_bundle(folder)
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
+    with pytest.raises(BundleError, match="not finished"):
+        read_bundle(folder)
+
+
+def test_old_plans_name_the_network_otherwise(tmp_path: Path) -> None:
+    folder = PLAIN.with_(more={"architecture": None, "UNet_class_name": "PlainConvUNet"}).write(
+        tmp_path
+    )
+    assert isinstance(read_bundle(folder), Bundle)

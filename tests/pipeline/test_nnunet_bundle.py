@@ -1,0 +1,162 @@
+"""Commands on an nnU-Net model folder: predict, export, serve's digest, and chosen points."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundle import bundle_plan, read_bundle, write_bundle
+from lesionseg.inference.probabilities import label_probabilities
+from lesionseg.io.cases import read_mask
+from lesionseg.io.files import read_csv
+from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.volumes import write_volume
+from tests.commands import evaluate, export, predict
+from tests.inference.networks import Bright
+from tests.inference.nnunet.probability_files import blobs, softmax_of, write_outputs
+from tests.inference.nnunet.small_models import SmallModel
+from tests.models.plans import plan_of
+from tests.pipeline.cases import boxes, write_array
+
+SHAPE = (12, 16, 18)
+
+
+def write_scans(folder: Path, n: int) -> None:
+    for i in range(n):
+        image = np.random.default_rng(i).normal(80, 30, SHAPE).astype(np.float32)
+        volume = Volume(image[None], Geometry.from_spacing(SHAPE, (2.4, 1.0, 1.0)))
+        write_volume(folder / f"P{i}_0000.nii.gz", volume)
+
+
+def test_predict_takes_a_model_folder_and_keeps_finished_cases(tmp_path: Path) -> None:
+    model = SmallModel(n_folds=2).write(tmp_path / "results")
+    write_scans(tmp_path / "scans", 2)
+    paths = model, tmp_path / "scans", tmp_path / "found"
+    outcome = predict(*paths, save_probabilities=True, device="cpu")
+    rows = read_csv(tmp_path / "found" / "predictions.csv")
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert outcome is not None
+    found = find_predictions(tmp_path / "found")
+    assert sorted(found) == ["P0", "P1"]
+    prediction = read_prediction(found["P0"])
+    assert prediction.candidates
+    assert prediction.geometry.shape == SHAPE
+    predict(*paths, save_probabilities=True, device="cpu")
+    rows = read_csv(tmp_path / "found" / "predictions.csv")
+    assert [row["status"] for row in rows] == ["kept", "kept"]
+
+
+def test_a_large_case_keeps_its_logits_and_probabilities_in_files(tmp_path: Path) -> None:
+    model = SmallModel().write(tmp_path / "results")
+    write_scans(tmp_path / "scans", 1)
+    masks = []
+    for limit in (None, 1e-6):
+        output = tmp_path / f"found_{limit}"
+        settings = {"inference": {"max_memory_gb": limit}}
+        predict(model, tmp_path / "scans", output, device="cpu", **settings)
+        masks.append(read_mask(output / "P0_instances.nii.gz").labels)
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        SmallModel(n_folds=2),
+        SmallModel(patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1)),
+    ],
+    ids=["3d", "2d"],
+)
+def test_onnx_gives_the_mean_logits_of_all_folds(tmp_path: Path, model: SmallModel) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = model.write(tmp_path / "results")
+    assert export(folder, tmp_path / "out") < 1e-4
+    note = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert note["output"]["shape"] == ["batch", 2, *model.patch]
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    tiles = np.random.default_rng(0).normal(size=(3, 1, *model.patch)).astype(np.float32)
+    (logits,) = session.run(None, {"image": tiles})
+    with torch.no_grad():
+        own = [network(torch.from_numpy(tiles))[0] for network in read_bundle(folder).networks]
+    plan = bundle_plan(folder)
+    expected = label_probabilities(torch.stack(own).mean(0), plan)
+    found = label_probabilities(torch.from_numpy(logits), plan)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def with_validation(tmp_path: Path) -> tuple[Path, Path]:
+    """A model folder whose two folds validated twelve cases each, and the masks of all."""
+    model = SmallModel(n_folds=2).write(tmp_path / "results")
+    first, false = (2, 2, 2), (7, 9, 9)
+    for i in range(24):
+        p = blobs(SHAPE, (first, 3, 0.5 + i / 60), (false, 3, 0.1 + i / 50))
+        write_outputs(model / f"fold_{i % 2}" / "validation", f"P{i}", softmax_of(p), p > 0.5)
+        write_array(tmp_path / "labels" / f"P{i}.nii.gz", boxes(SHAPE, (*first, 3)))
+    return model, tmp_path / "labels"
+
+
+def test_a_bundle_of_our_own_has_points_of_the_cross_validation(tmp_path: Path) -> None:
+    model, labels = with_validation(tmp_path)
+    export(
+        model,
+        tmp_path / "out",
+        format="bundle",
+        reference=labels,
+        operating_point="fp_per_case:0.5",
+    )
+    plan = bundle_plan(tmp_path / "out")
+    first = plan.operating_points[0]
+    assert (first.name, first.chosen_on) == ("fp_per_case:0.5", "out-of-fold")
+    assert {p.name for p in plan.operating_points} >= {"fp_per_case:1", "sensitivity:0.9"}
+    assert plan.calibration is not None
+    assert plan.calibration.fitted_on == "out-of-fold"
+    assert plan.nnunet == bundle_plan(model).nnunet
+    write_scans(tmp_path / "scans", 1)
+    predict(tmp_path / "out", tmp_path / "scans", tmp_path / "found", device="cpu")
+    found = read_prediction(find_predictions(tmp_path / "found")["P0"])
+    assert found.operating_point is not None
+    assert found.operating_point.name == "fp_per_case:0.5"
+    assert all(c.probability is not None for c in found.candidates)
+    assert "out-of-fold" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
+
+
+def test_what_cannot_be_chosen_or_written_is_refused(tmp_path: Path) -> None:
+    model, labels = with_validation(tmp_path)
+    with pytest.raises(ConfigError, match="format=onnx"):
+        export(model, tmp_path / "out", format="monai")
+    for file in (model / "fold_0" / "validation").glob("*.npz"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="--val --npz"):
+        export(model, tmp_path / "out", format="bundle", reference=labels)
+    export(model, tmp_path / "out", format="bundle")
+    assert bundle_plan(tmp_path / "out").operating_points == ()
+    with pytest.raises(ConfigError, match="already"):
+        export_own(tmp_path)
+
+
+def export_own(tmp_path: Path) -> None:
+    """Ask for a bundle of a bundle that nnU-Net did not train."""
+    plan = plan_of(dims=3, strides=((1, 1, 1), (2, 2, 2)), table={"blocks": 1})
+    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "own", Bright(), mine, "")
+    architectures = {"mine": lambda _: Bright()}
+    export(tmp_path / "own", tmp_path / "out2", format="bundle", architectures=architectures)
+
+
+def test_scores_of_predictions_agree_with_those_of_their_masks(tmp_path: Path) -> None:
+    model = SmallModel().write(tmp_path / "results")
+    write_scans(tmp_path / "scans", 2)
+    predict(model, tmp_path / "scans", tmp_path / "found", device="cpu", names="nnunet")
+    for i in range(2):
+        write_array(
+            tmp_path / "labels" / f"P{i}.nii.gz",
+            boxes(SHAPE, (3, 3, 3, 4)),
+            Geometry.from_spacing(SHAPE, (2.4, 1.0, 1.0)),
+        )
+    scores = evaluate(tmp_path / "labels", tmp_path / "found", tmp_path / "s", replicates=5).scores
+    assert scores["n_cases"] == 2
+    assert scores["froc"]["recall"] is not None
