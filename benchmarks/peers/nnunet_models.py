@@ -163,7 +163,9 @@ def predict(model: Model) -> None:
         begin = time.perf_counter()
         predictor.predict_from_files_sequential(str(raw), str(output), save_probabilities=True)
         seconds[kind] = time.perf_counter() - begin
-    facts = {"model": str(trained), "images": str(raw), "seconds": seconds}
+    places = {"model": trained, "images": raw}
+    facts = {key: path.relative_to(FOLDER).as_posix() for key, path in places.items()}
+    facts["seconds"] = seconds
     (FOLDER / "predicted" / model.name / "facts.json").write_text(json.dumps(facts))
 
 

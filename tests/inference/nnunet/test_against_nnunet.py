@@ -1,0 +1,144 @@
+"""Models that nnU-Net trained, predicted here and by nnU-Net itself.
+
+Needs `make peers`. The first run trains ten small models in `.peers/nnunet_models`, which takes
+about half an hour on two cores; later runs use them again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lesionseg.config import InferenceConfig
+from lesionseg.core import CaseFiles, Volume
+from lesionseg.data.prepare import to_canonical
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.nnunet_probabilities import open_probabilities
+from lesionseg.io.predictions import find_predictions
+from tests.commands import evaluate
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+PEERS = Path(os.environ.get("LESIONSEG_PEERS", ROOT / ".peers"))
+MODELS = (
+    "plain_2d",
+    "plain_3d_two_folds",
+    "resenc_stripped",
+    "thick_slices",
+    "sagittal",
+    "chests",
+    "regions",
+    "pictures",
+    "reoriented",
+    "resenc_2d",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that nnU-Net trained, and what it made of the test cases in `predicted`."""
+
+    folder: Path
+    name: str
+
+    def place(self, key: str) -> Path:
+        """The model folder, or the images of the test cases."""
+        facts = json.loads((self.folder / "predicted" / self.name / "facts.json").read_text())
+        return self.folder / str(facts[key])
+
+    def predicted(self, kind: str) -> Path:
+        """What nnU-Net predicted, `plain` or `mirrored`."""
+        return self.folder / "predicted" / self.name / kind
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """The trained models; those that are missing are trained."""
+    python = PEERS / "bin" / "python"
+    if not python.exists():
+        pytest.skip("there is no .peers; make peers")
+    place = PEERS / "nnunet_models"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    scripts = ROOT / "benchmarks" / "peers"
+    if not (place / "raw").exists():
+        raw = [sys.executable, scripts / "nnunet_raw.py", place / "raw"]
+        subprocess.run(raw, check=True, env=environment)
+    missing = [name for name in MODELS if not (place / "predicted" / name / "done").exists()]
+    if missing:
+        train = [python, scripts / "nnunet_models.py", place, *missing]
+        subprocess.run(train, check=True, env=environment, capture_output=True)
+    return place
+
+
+def read_all(path: Path) -> NDArray[np.float32]:
+    """The probabilities of an archive `[K, z, y, x]`."""
+    file = open_probabilities(path)
+    whole = np.empty(file.shape, dtype=np.float32)
+    for slab in file.slabs():
+        whole[slab.channel, slab.first_row : slab.first_row + len(slab.values)] = slab.values
+    return whole
+
+
+def painted(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
+    """The label that nnU-Net gives each voxel; of regions which are above one half."""
+    if regions:
+        return p > 0.5
+    whole = np.concatenate([1 - p.sum(axis=0, keepdims=True), p])
+    return whole.argmax(axis=0) > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "mirrored"])
+@pytest.mark.parametrize("name", MODELS)
+def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, kind: str) -> None:
+    trained = Trained(folder, name)
+    settings = InferenceConfig.of(flips=kind == "mirrored", precision="fp32")
+    predictor = Predictor(trained.place("model"), settings=settings, device="cpu")
+    plan = predictor.plan
+    assert plan.nnunet is not None
+    cases = find_images(trained.place("images"), len(plan.channel_names))
+    assert len(cases) == 2
+    for files in cases:
+        volume = predictor.read(CaseFiles(files.case, files.images))
+        found = predictor.probabilities(volume)
+        if plan.nnunet.reorients:  # as nnU-Net stores it
+            found = to_canonical(Volume(found, volume.geometry)).array
+        expected = read_all(trained.predicted(kind) / f"{files.case}.npz")
+        expected = expected if plan.regions else expected[1:]
+        expected = expected.reshape(found.shape)
+        assert np.abs(found - expected).mean() <= 1e-3
+        ours, theirs = (painted(p, regions=bool(plan.regions)) for p in (found, expected))
+        assert theirs.any()
+        assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) >= 0.995
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path, name: str) -> None:
+    trained = Trained(folder, name)
+    reference = trained.place("images").parent
+    scores = evaluate(reference, trained.predicted("plain"), tmp_path / "scores").scores
+    assert (scores["evaluated_on"], scores["n_cases"]) == ("test", 2)
+    assert scores["froc"]["recall"] is not None
+    kept = find_predictions(tmp_path / "scores" / "predictions")
+    assert len(kept) == 2
+
+
+def test_a_threshold_of_nnunets_cross_validation(folder: Path, tmp_path: Path) -> None:
+    trained = Trained(folder, "plain_3d_two_folds")
+    scores = evaluate(
+        trained.place("images").parent,
+        trained.predicted("plain"),
+        tmp_path / "scores",
+        chosen_on=trained.place("model"),
+        operating_point="fp_per_case:1",
+    ).scores
+    point = scores["operating_point"]
+    assert point["chosen_on"] == "out-of-fold"
+    assert point["expected_false_positives_per_case"] is not None
