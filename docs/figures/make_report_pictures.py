@@ -56,7 +56,7 @@ document.body.replaceChildren(make("div", "Simulated brain MRI, axial cut-outs")
 def main(page: Path) -> None:
     """Draw the page's first screen and its pictures, in few colours."""
     html = page.read_text(encoding="utf-8")
-    _draw(html, "report.png", (1160, 800))
+    _draw(html, "report.png", (1160, 880))
     html = html.replace(' loading="lazy"', "")
     _draw(html.replace("</body>", LESIONS + "</body>"), "lesions.png", (900, 772))
 

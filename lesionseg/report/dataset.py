@@ -210,10 +210,17 @@ def write_dataset_report(
         low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
         sizes = f"of {low} to {high} {unit}, half of them under {middle} {unit}"
     tiles = [
-        Tile(str(len(looks)), f"cases, {free or 'none'} of them without a lesion"),
-        Tile(str(len(diameters)), f"lesions {sizes}" if diameters else sizes, not diameters),
+        Tile(
+            str(len(looks)),
+            f"{'case' if len(looks) == 1 else 'cases'}, {free or 'none'} of them without a lesion",
+        ),
+        Tile(
+            str(len(diameters)),
+            f"{'lesion' if len(diameters) == 1 else 'lesions'} {sizes}" if diameters else sizes,
+            not diameters,
+        ),
         Tile(str(bad), "cannot be used", bad > 0),
-        Tile(str(look), "need a look", look > 0),
+        Tile(str(look), "needs a look" if look == 1 else "need a look", look > 0),
     ]
     html = render(
         "dataset.html.j2",

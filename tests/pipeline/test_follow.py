@@ -12,6 +12,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline.follow import FollowOutcome
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import Bright
@@ -273,3 +274,11 @@ def test_what_is_to_be_followed_must_be_clear(tmp_path):
             follow(output=tmp_path / "out", **{"before": None, "after": None, **given})
     with pytest.raises(ConfigError, match="needs bundle="):
         follow("b", "a", tmp_path / "out", operating_point="score:0.9")
+
+
+@pytest.mark.parametrize(("has_images", "n"), [(False, 1), (True, 0)])
+def test_images_are_advised_only_if_none_were_given(has_images, n, tmp_path):
+    outcome = FollowOutcome((), 1, tmp_path, has_images=has_images)
+    following = outcome.summary()[-1]
+    assert following.count("before_images=") == n
+    assert "reference=" in following
