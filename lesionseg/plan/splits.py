@@ -10,6 +10,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import ConfigError, DatasetError, count, listed, nearest
+from lesionseg.io.layouts.checks import path_id
 from lesionseg.io.split_files import SplitFile, read_split_file
 from lesionseg.plan.plan import read_record
 
@@ -274,9 +275,11 @@ def _require_known(
             f"{where} names {count(len(unlabelled), 'case')} without a reference: "
             f"{listed(unlabelled)}. Add the references, or take the cases out of the file."
         )
+    plain = path_id(Path(Path(unknown[0]).name))  # without a suffix and a channel number
+    near = f" Did you mean {plain!r}?" if plain in stated else nearest(unknown[0], sorted(stated))
     raise DatasetError(
         f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
-        f"{listed(unknown)}. Correct the ids.{nearest(unknown[0], sorted(stated))}"
+        f"{listed(unknown)}. Correct the ids.{near}"
     )
 
 

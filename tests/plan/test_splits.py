@@ -149,6 +149,7 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
         ({"train": [*TEN, "ghost"], "val": []}, "ghost"),
         ({"train": ["c1", "c2"], "val": ["c03"]}, "c03.*Did you mean 'c3'"),
         ({"train": ["c1", "c2"], "val": ["c3"], "test": ["c11"]}, "1 case that.*c11"),
+        ({"train": ["c1", "c2_0000.nii.gz"], "val": ["c3"]}, "Did you mean 'c2'"),
         ({"train": list(TEN), "val": []}, "1 test case.*c0"),
         ({"train": [], "val": ["c1"]}, "trains on no case"),
         ({"val": []}, "train"),
