@@ -32,7 +32,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(
             f"{path}: a reference of modality {modality or '(not stated)'}, expected SEG or "
-            "RTSTRUCT. Name another file as reference."
+            "RTSTRUCT. Save a mask that is an ordinary DICOM image as PNG or NIfTI."
         )
     if geometry.dims != 3:
         raise GeometryError(
