@@ -16,11 +16,20 @@ def examples(command: str) -> list[str]:
     return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
 
+def most_used(command: str) -> str:
+    """Return the settings that most users change; empty if the command's file lists none."""
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def help_page(command: str, program: str | None = None) -> str:
     """The command's examples, settings, groups and options, with the comments of their files."""
     typed = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [f"{command}: {summary(command)}", "", "Examples:"]
     lines += [f"  {typed} {example}" for example in examples(command)]
+    if common := most_used(command):
+        lines += ["", f"Most used: {common}"]
     lines += ["", "Settings (key=value, or section.key=value):"]
     lines += [f"  {line}" for file in files_of(command) for line in settings_of(file)]
     for group, options in groups(command).items():

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lesionseg.core import UNKNOWN_ROLE
+from lesionseg.core import UNKNOWN_ROLE, Aim, OperatingPoint
 from lesionseg.plan.plan import Plan
 
 _CAUTIONS = {
@@ -56,7 +56,8 @@ painted as {{ value }}
 {{ p.false_positives_per_case | interval(p.false_positives_per_case_ci95) }} false positives per \
 case{% endif %}\
 {% if p.expected_false_positives_per_case is not none %}, and \
-{{ p.expected_false_positives_per_case | number }} expected on new cases{% endif %}
+{{ p.expected_false_positives_per_case | number }} expected on new cases\
+{% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}
 
 {% else %}
 - no operating point was chosen; accepted from score 0.5
@@ -128,6 +129,7 @@ def model_card(
     ]
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
+    page.tests["beyond_aim"] = _is_beyond_aim
     page.filters["interval"] = lambda v, ci: _number(v) + (f" ({_number(ci)})" if ci else "")
     return page.from_string(_CARD).render(
         plan=plan,
@@ -138,6 +140,13 @@ def model_card(
         numbers=numbers,
         provenance=provenance or {},
     )
+
+
+def _is_beyond_aim(point: OperatingPoint) -> bool:
+    """Return True if more false positives are expected per new case than the point's aim."""
+    aim = Aim.parse(point.name)
+    expected = point.expected_false_positives_per_case
+    return aim.kind == "fp_per_case" and expected is not None and expected > aim.value + 1e-9
 
 
 def _number(value: Any) -> str:

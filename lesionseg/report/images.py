@@ -125,7 +125,7 @@ def _find_dataset(folder: Path) -> Dataset | None:
     try:
         return read_dataset(folder, may_lack=True, nan_background=True)
     except DatasetError:
-        _log.info("%s: no known dataset layout; read as plain image files.", folder)
+        _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
 
 

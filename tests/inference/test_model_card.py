@@ -1,3 +1,4 @@
+from lesionseg.core import OperatingPoint
 from lesionseg.inference.model_card import model_card
 
 
@@ -14,3 +15,12 @@ def test_a_card_lists_scores_and_calls_those_of_development_optimistic(plan):
         card = model_card(plan, {**scores, "evaluated_on": role})
         assert holds(card, *rows)
         assert holds(card, "optimistic") == (role == "validation")
+
+
+def test_a_card_says_if_more_false_positives_are_expected_than_the_aim(plan):
+    point = OperatingPoint("fp_per_case:0.5", 0.9, expected_false_positives_per_case=1.0)
+    kept = OperatingPoint("fp_per_case:1", 0.8, expected_false_positives_per_case=1.0)
+    card = model_card(plan.with_(operating_points=(point, kept)))
+    (first, second) = (line for line in card.splitlines() if line.startswith("- operating point"))
+    assert "1 expected on new cases (more than the aim" in first
+    assert "more than the aim" not in second
