@@ -237,7 +237,7 @@ def _find_naming(
     stems = [strip_suffix(file) for file in images]
     ids = {strip_suffix(file) for file in masks}
     ends = [(stem, match) for stem in stems if (match := CHANNEL.fullmatch(stem))]
-    n_alone = sum(stem in ids for stem in stems)
+    n_alone = sum(stem in ids for stem, _ in ends)
     n_numbered = sum(match[1] in ids for _, match in ends)
     if not images or n_numbered > n_alone:
         return _Naming(images=True)
