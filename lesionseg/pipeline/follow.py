@@ -19,6 +19,8 @@ from lesionseg.errors import (
     ContentError,
     DatasetError,
     GeometryError,
+    LesionsegError,
+    ReadError,
     count,
 )
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
@@ -68,7 +70,8 @@ FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit, aft
 class FollowOutcome:
     """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
 
-    `n_failed`: visits that could not be predicted. `has_images`: scans of both visits were given.
+    `n_failed`: visits that could not be predicted, and pairs that could not be compared.
+    `has_images`: scans of both visits were given.
     """
 
     changes: tuple[LesionChange, ...]
@@ -79,7 +82,7 @@ class FollowOutcome:
 
     @property
     def exit_status(self) -> int:
-        """Return 3 if a visit could not be predicted, else 0."""
+        """Return 3 if a visit could not be predicted or a pair not be compared, else 0."""
         return SOME_FAILED if self.n_failed else 0
 
     def summary(self) -> list[str]:
@@ -112,8 +115,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
 
     Either two folders, or a table of visits, each compared with the one before; with a `bundle`
     they are predicted first, into `output/predictions`. `progress` is called with case, number done
-    and total, in place of a bar. Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError`
-    or `ContentError`.
+    and total, in place of a bar. A pair that cannot be compared is named in a warning and in
+    pairs.csv, and the others are followed. Raises `ConfigError`, `DatasetError`, `ContentError` for
+    visits with different labels, and the error of the only pair if that cannot be compared.
     """
     rule, folder, failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), list[Any]()
     if cfg.operating_point is not None and cfg.bundle is None:
@@ -157,26 +161,41 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
     changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
     cards, units = list[tuple[LesionChange, Card]](), set[str]()
+    faults: dict[str, LesionsegError] = {}
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
-            pair, alignment = open_pair(files, rule, cfg.register_)
             scans = [visit.image for visit in files if visit.image is not None]
             least = 0.0 if point is None else point.score
-            decided = [
-                replace(c, accepted=c.score >= least) if c.score is not None else c
-                for c in pair.changes
-            ]
+            score: CaseResult | None = None
+            drawn: list[tuple[LesionChange, Card]] = []
+            try:
+                pair, alignment = open_pair(files, rule, cfg.register_)
+                decided = [
+                    replace(c, accepted=c.score >= least) if c.score is not None else c
+                    for c in pair.changes
+                ]
+                if len(scans) == 2:
+                    drawn = draw_changes(pair, decided, names[case], scans)
+                if case in masks:
+                    score = _score(pair, read_mask(masks[case]), point, files[1].group or case)
+            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+                faults[case] = error
+                _log.warning("Not followed, %s: %s", case, error)
+                advance(case, done, len(pairs))
+                continue
             changes += decided
             units.add(pair.after.geometry.size_unit)
             rows.append(_row(files, decided, alignment))
-            if len(scans) == 2:
-                cards += draw_changes(pair, decided, names[case], scans)
-            if case in masks:
-                group = files[1].group or case
-                scored.append(_score(pair, read_mask(masks[case]), point, group))
+            cards += drawn
+            scored += [] if score is None else [score]
             if cfg.dicom_output and (image := files[1].image) and is_dicom_image(image):
                 write_change_report(folder / f"{case}{REPORT}", image, pair.after, decided)
             advance(case, done, len(pairs))
+    if not rows:
+        if len(faults) == 1:
+            raise next(iter(faults.values()))
+        said = "\n  ".join(str(error) for error in faults.values())
+        raise DatasetError(f"No pair can be followed:\n  {said}")
     first = {c.label for c in changes if c.lesion_before}
     second = {c.label for c in changes if c.lesion_after}
     if first and second and not first & second:
@@ -191,11 +210,12 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         how |= {"evaluated_on": "unknown", "operating_point": point}
         write_scores(folder, scored, summarise(scored, find_preset("lesionseg"), **how))
     write_rows(folder / "changes.csv", changes, LesionChange)
-    write_csv(folder / "pairs.csv", rows, tuple(rows[0]))
+    failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
     write_follow_page(
         folder / "follow.html",
         changes,
-        names,
+        {case: name for case, name in names.items() if case not in faults},
         cards,
         rule,
         point,
@@ -203,7 +223,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         {row["case"]: row["registered"] for row in rows},
     )
     has_images = all(visit.image is not None for pair in pairs.values() for visit in pair)
-    return FollowOutcome(tuple(changes), len(pairs), folder, len(failed), has_images)
+    n_failed = len(failed) + len(faults)
+    return FollowOutcome(tuple(changes), len(rows), folder, n_failed, has_images)
 
 
 def stable_point(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Reference
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Problem, Reference
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.inference.nnunet.outputs import open_prediction
@@ -79,9 +79,10 @@ class Sources:
         self._files = _by_case(cases)
         self._reference = None if reference is None else _find_dataset(reference)
         bare = reference if self._reference is None else None
-        self._masks = {} if bare is None else find_masks(bare)
+        unusable: list[Problem] = []  # named by `evaluate`; the report is of the others
+        self._masks = {} if bare is None else find_masks(bare, unusable)
         self._reference = self._reference or read_dataset_of(self._masks.values())
-        self._predictions = {} if prediction is None else find_predictions(prediction)
+        self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
         """Read one case; `accepted` names the candidates to be drawn.
@@ -123,7 +124,7 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 
 def _find_dataset(folder: Path) -> Dataset | None:
     try:
-        return read_dataset(folder, may_lack=True, nan_background=True)
+        return read_dataset(folder, may_lack=True, nan_background=True, lenient=True)
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None

@@ -264,7 +264,14 @@ def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog)
     assert "inf" not in caplog.text
     assert all(caplog.text.count(f"Not scored, {case}:") == 1 for case in wrong)
     assert any("Failed:  P" in line for line in outcome.summary())
-    page = write_report(out, out / "page", options=ReportSection.of(pdf=False))
+    page = write_report(
+        out,
+        out / "page",
+        images=tmp_path / "spoilt" / "ref",
+        reference=tmp_path / "spoilt" / "ref",
+        prediction=tmp_path / "spoilt" / "pred",
+        options=ReportSection.of(pdf=False),
+    )
     assert "4 scans could not be scored" in page.read_text()
 
 

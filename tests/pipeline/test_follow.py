@@ -147,6 +147,17 @@ def test_a_poor_registration_is_refused(tmp_path):
         run(tmp_path, register="rigid", **images)
 
 
+def test_a_pair_that_cannot_be_compared_fails_alone(visits, caplog):
+    write(visits / "before", "c", OLD)
+    (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    pairs = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    assert pairs["a"]["new"] == "1"
+    assert "c.nii.gz" in pairs["c"]["message"]
+    assert "Not followed, c:" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("after", "settings", "error", "words"),
     [
@@ -155,7 +166,7 @@ def test_a_poor_registration_is_refused(tmp_path):
         ("far", {}, GeometryError, "share no space"),
         ("after", {"register": "affine"}, ConfigError, "register"),
         ("after", {"before_images": "."}, ConfigError, "after_images"),
-        ("after", {"register": "rigid"}, DatasetError, "no scan to register with"),
+        ("after", {"register": "rigid"}, DatasetError, "(?s)a has no scan.*b has no scan"),
         ("after", {"stable": ["c"]}, ConfigError, "names no pair: c"),
         ("after", {"reference": "others"}, DatasetError, "reference of change"),
     ],
