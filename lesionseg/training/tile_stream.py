@@ -68,7 +68,8 @@ def read_batches(
     `instances` and `valid` as `to_batch` does, for any number from 0 on and the same each time.
     `add_targets`: of the objective; a worker has more time for them than a step.
     """
-    join: Join = to_batch if isinstance(tiles, TileDataset) else default_collate
+    is_ours = isinstance(tiles, TileDataset)
+    join = to_batch if is_ours else cast(Join, default_collate)
     yield from DataLoader(
         tiles,
         batch_sampler=steps,
