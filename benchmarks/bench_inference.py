@@ -190,7 +190,7 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         device=device,
     )
     predictor = make_predictor(cfg)
-    scans = find_cases(folder / "in", output, predictor.plan).scans
+    scans = find_cases(folder / "in", output, predictor.plan, cfg.series).scans
     _warm(predictor)
     spent = [0.0]
     for network in predictor.window.networks:

@@ -291,6 +291,33 @@ class OutputCommand(Command):
     private: bool
 
 
+def _pattern(text: str) -> str:
+    """Return a regular expression; raises `ValueError` for text that is none."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error})") from error
+    return text
+
+
+def _capitals(value: Any) -> Any:
+    """Return a text or several as a tuple in capitals."""
+    several = (value,) if isinstance(value, str) else value
+    return tuple(str(v).upper() for v in several) if isinstance(several, list | tuple) else value
+
+
+class SeriesConfig(Settings):
+    """Which DICOM series are predicted; None leaves out none for that reason.
+
+    `modality`: one of these; `description`: a regular expression found in SeriesDescription, in
+    capitals or not; `min_slices`: as many at least.
+    """
+
+    modality: Annotated[tuple[str, ...] | None, BeforeValidator(_capitals)]
+    description: Annotated[str, AfterValidator(_pattern)] | None
+    min_slices: From1 | None
+
+
 class PredictConfig(OutputCommand):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     input: Annotated[Text, PathKind.SCANS]
@@ -301,7 +328,8 @@ class PredictConfig(OutputCommand):
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
     overwrite: bool
-    dicom_output: bool
+    series: SeriesConfig
+    dicom_output: bool | Literal["all"]
     zones: FolderPath
     json_lines: bool
     device: str

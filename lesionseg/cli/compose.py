@@ -19,7 +19,7 @@ OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightnin
 # flags by their short names; those of KEYS become an override with the value behind them
 FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help"}
 FLAGS |= {"-i": "--input", "-o": "--output"}
-LISTS = ("bundle", "stable", "subgroups", "hosts")  # whose items may be texts
+LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")  # whose items may be texts
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 
 

@@ -97,12 +97,14 @@ class InputCheckResult:
 
     `score`: its distance from them as a share of the limit, so that above 1 it is unlike them; None
     where nothing was compared. `warning`: a sentence that says what is unlike, or "". `missing`:
-    names of the channels that it lacks.
+    names of the channels that it lacks. `blank`: names of the channels without contrast; nothing is
+    detected if there is one.
     """
 
     score: float | None = None
     warning: str = ""
     missing: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

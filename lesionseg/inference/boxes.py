@@ -49,6 +49,12 @@ class Boxes:
         return len(self.scores)
 
 
+def no_boxes(dims: int) -> Boxes:
+    """Return the boxes of a case in which there are none."""
+    labels = torch.zeros(0, dtype=torch.int64)
+    return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), labels)
+
+
 class BoxCollector:
     """Gathers the boxes of all tiles, flips and ensemble members, and merges them once by NMS.
 

@@ -52,7 +52,7 @@ class Inferred:
         grids, row = (self.plan_geometry, self.file_geometry), 0
         for slab in restore_slabs(self.store.values[label], *grids, decode=self.store.decode):
             self.store.release()  # of a store on disk, what was read leaves the memory
-            if plan.voxel_calibration is not None:
+            if plan.voxel_calibration is not None and not self.input.blank:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
                 slab = calibrated_voxels(p, plan.voxel_calibration).numpy()
             if self.valid is not None:

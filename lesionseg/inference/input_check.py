@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat
 
-from lesionseg.core import Geometry, InputCheckResult
+from lesionseg.core import Geometry, InputCheckResult, Volume
 from lesionseg.data.cache import CachedCase
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 
@@ -38,6 +38,9 @@ N_MAD = 5.0
 MAD_TO_STD = 1.4826
 BEYOND_FARTHEST = 1.2
 PERCENTILES = (5, 25, 50, 75, 95, 99)
+BLANK_SHARE, EQUAL = 0.999, 1e-5  # of the voxels, and of their value: see `_is_blank`
+# how much a file's voxels may differ from the plan's along an axis, and the extent of a volume
+MOST_RATIO, MOST_EXTENT_MM = 100.0, 5000.0
 MOST_PLACES = 48  # looked at along each axis
 COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
 N_STD = 4.0  # below the mean of the training scans' agreement: they are skewed towards 0
@@ -341,11 +344,13 @@ def check_scan(
     file: Geometry,
     plan: Plan,
     missing: Sequence[int],
+    blank: Sequence[str] = (),
 ) -> InputCheckResult:
-    """Compare a prepared image `[C, *plan]` of a file's grid with those of the training.
+    """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
-    Without a check only a channel without any contrast is found. Missing channels are not compared;
-    the warning names them.
+    Without a check only channels without contrast are found: those named in `blank` by
+    `channels_without_contrast`, and those whose prepared voxels are all equal. Missing channels are
+    not compared; the warning names them.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
@@ -353,9 +358,13 @@ def check_scan(
     order = file.canonical_order
     score: float | None = None
     warning = ""
-    empty = [n for c, n in zip(given, names, strict=True) if not np.ptp(image[c])]
+    equal = {name for c, name in zip(given, names, strict=True) if not np.ptp(image[c])}
+    empty = tuple(name for name in names if name in equal or name in blank)
     if empty:
-        warning = f"Channel {empty[0]} is empty: all its voxels are equal."
+        warning = (
+            f"Channel {empty[0]} is empty: all or nearly all of its voxels are equal. Nothing was "
+            "detected."
+        )
     elif check is not None:
         channels = [image[c] for c in given]
         shape = [file.shape[a] for a in order]
@@ -365,4 +374,60 @@ def check_scan(
     if lacking:
         without = f"Predicted without {', '.join(lacking)}: expect lower sensitivity."
         warning = f"{without} {warning}".strip()
-    return InputCheckResult(score, warning, lacking)
+    return InputCheckResult(score, warning, lacking, empty)
+
+
+def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the channels in which at least 999 of 1000 voxels are equal.
+
+    Values that differ by less than the hundred thousandth part are equal: a constant may have been
+    scaled. Voxels of a radiograph that show nothing do not count, nor do missing channels.
+    """
+    found = []
+    for c, name in enumerate(names):
+        if c not in volume.missing and _is_blank(volume.array[c], volume.valid):
+            found.append(name)
+    return tuple(found)
+
+
+def _is_blank(channel: NDArray[Any], valid: NDArray[np.bool_] | None) -> bool:
+    values = channel if valid is None or not valid.any() else channel[valid]
+    steps = tuple(slice(None, None, max(1, n // MOST_PLACES)) for n in values.shape)
+    sample = values[steps]
+    middle = float(np.median(sample))
+    allowed = EQUAL * abs(middle)
+    # most scans are told by the sample
+    if np.mean(np.abs(sample - middle) <= allowed) < BLANK_SHARE / 2:
+        return False
+    return bool(np.mean(np.abs(values - middle) <= allowed) >= BLANK_SHARE)
+
+
+def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
+    """Raise `GeometryError` for voxels or an extent that cannot be meant, as by a wrong unit.
+
+    Voxels a hundred times smaller or larger along an axis than those of the training scans would
+    be resampled to a few voxels, or to millions.
+    """
+    order = geometry.canonical_order
+    spacing = [geometry.spacing_mm[axis] for axis in order]
+    extent = [geometry.shape[axis] * geometry.spacing_mm[axis] for axis in order]
+    ratios = list[float]()
+    if len(plan.spacing_mm) == geometry.dims:  # a network of planes takes any distance of slices
+        ratios = [mm / usual for mm, usual in zip(spacing, plan.spacing_mm, strict=True)]
+    is_odd = any(not 1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios)
+    is_huge = geometry.dims == 3 and max(extent) > MOST_EXTENT_MM
+    if not is_odd and not is_huge:
+        return
+    stated, usual, measured = (
+        " × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (spacing, plan.spacing_mm, extent)
+    )
+    unit = ""
+    if ratios and all(0.2 <= ratio * 1000 <= 5 for ratio in ratios):
+        unit = ", perhaps micrometres for millimetres"
+    elif ratios and all(0.2 <= ratio / 1000 <= 5 for ratio in ratios):
+        unit = ", perhaps metres for millimetres"
+    raise GeometryError(
+        f"{where}: the header states voxels of {stated} mm and an extent of {measured} mm; this "
+        f"model works on voxels of {usual} mm. The spacing or its unit is wrong{unit}. Correct the "
+        "header."
+    )

@@ -19,9 +19,16 @@ from lesionseg.data.prepare import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.body import Body, find_body
+from lesionseg.inference.boxes import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
-from lesionseg.inference.input_check import InputCheck, check_missing, check_scan
+from lesionseg.inference.input_check import (
+    InputCheck,
+    channels_without_contrast,
+    check_extent,
+    check_missing,
+    check_scan,
+)
 from lesionseg.inference.nnunet.prepare import NnunetScan, prepare_scan
 from lesionseg.inference.nnunet.restore import restore_probabilities
 from lesionseg.inference.nnunet.window import NnunetWindow
@@ -41,13 +48,14 @@ class PreparedScan:
     """A scan on the plan's grid as the networks see it, and its own file's grid.
 
     `body`: where the patient is; None: everywhere. `valid`: see `core.Volume`, on the file's grid.
-    Channels that are missing (`image.missing`) are 0.
+    Channels that are missing (`image.missing`) are 0. `blank`: names of those without contrast.
     """
 
     image: Volume
     file_geometry: Geometry
     body: Body | None = None
     valid: NDArray[np.bool_] | None = None
+    blank: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -217,7 +225,8 @@ class Predictor:
 
         `overwrite`: the volume's own values may be lost. A model of nnU-Net's prepares it by its
         own recipe. Raises `ContentError` naming `where` for other channels or axes than the plan's,
-        NaN and infinity, and `DatasetError` for channels that the plan cannot do without.
+        NaN and infinity, `GeometryError` for a spacing or an extent that cannot be meant, and
+        `DatasetError` for channels that the plan cannot do without.
         """
         plan = self.plan
         check_missing(plan, volume.missing)
@@ -233,8 +242,10 @@ class Predictor:
         wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
         if wrong:
             raise ContentError(f"{where}: {wrong} voxels are NaN or infinite. Set them to 0, say.")
+        check_extent(volume.geometry, plan, where)
+        blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
-            return prepare_scan(volume, plan.nnunet, where)
+            return replace(prepare_scan(volume, plan.nnunet, where), blank=blank)
         body: list[Body | None] = [None]
 
         def look(image: Volume) -> None:
@@ -242,7 +253,7 @@ class Predictor:
             body[0] = find_body(Volume(given, image.geometry), plan.modality)
 
         image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
-        return PreparedScan(image, volume.geometry, body[0], volume.valid)
+        return PreparedScan(image, volume.geometry, body[0], volume.valid, blank)
 
     def infer(
         self,
@@ -253,19 +264,22 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on every voxel of the plan's grid.
 
-        Probabilities lie in memory, or in a nameless file in `folder`. `on_batch` is called after
-        every batch with the tiles done and all tiles; what it raises ends the inference.
+        Probabilities are in memory, or in a nameless file in `folder`. `on_batch` is called after
+        every batch with the tiles done and all tiles; what it raises ends the inference. A scan
+        with a channel without contrast has probability 0 everywhere, and no box.
         """
         if isinstance(scan, NnunetScan):
             return self._infer_nnunet(scan, on_batch, folder)
-        image = scan.image
-        checked = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
-        store, boxes = self.window(
-            torch.from_numpy(image.array),
-            body=scan.body,
-            store=Store((self.plan.n_voxel_channels, *image.geometry.shape), folder=folder),
-            on_batch=on_batch,
+        image, plan = scan.image, self.plan
+        checked = check_scan(
+            self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
         )
+        store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
+        boxes = None if plan.anchors is None else no_boxes(plan.dims)
+        if not checked.blank:
+            store, boxes = self.window(
+                torch.from_numpy(image.array), body=scan.body, store=store, on_batch=on_batch
+            )
         grids = image.geometry, scan.file_geometry
         return Inferred(store, *grids, checked, boxes, scan.valid)
 
@@ -275,9 +289,14 @@ class Predictor:
         """Run nnU-Net's networks; probabilities are on the grid whose voxels are the file's."""
         if not isinstance(self.window, NnunetWindow):
             raise BundleError("plan.json: nnunet is missing, but the scan was prepared by it.")
-        checked = check_scan(self._check, scan.image.numpy(), scan.file_geometry, self.plan, ())
-        logits = self.window.logits(scan, on_batch=on_batch, folder=folder)
-        store = restore_probabilities(logits, scan, self.plan, folder=folder)
+        plan = self.plan
+        image = scan.image.numpy()
+        checked = check_scan(self._check, image, scan.file_geometry, plan, (), scan.blank)
+        if checked.blank:
+            store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
+        else:
+            logits = self.window.logits(scan, on_batch=on_batch, folder=folder)
+            store = restore_probabilities(logits, scan, plan, folder=folder)
         return Inferred(store, scan.view, scan.file_geometry, checked, None, scan.valid)
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lesionseg import __version__
-from lesionseg.config import PredictConfig, ServeConfig
-from lesionseg.core import CaseFiles, Prediction
+from lesionseg.config import PredictConfig, SeriesConfig, ServeConfig
+from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
     ConfigError,
     ConflictError,
@@ -59,6 +59,7 @@ from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
+from lesionseg.pipeline.predict_selection import is_archive, select, too_few_slices
 from lesionseg.pipeline.predict_tables import (
     CONFLICT,
     TABLE,
@@ -73,6 +74,7 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+UNLIKE = "No DICOM results: the scan is unlike the training scans. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 Known = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
 _FAULT = "fault"  # key of a scan that cannot be predicted whatever its files hold
@@ -125,7 +127,8 @@ def _predict(
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
-    found = find_cases(download(cfg.input), folder, predictor.plan)
+    source = download(cfg.input)
+    found = find_cases(source, folder, predictor.plan, cfg.series)
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
     if cfg.dicom_output and any(map(_is_dicom, scans)):
         require_highdicom()
@@ -205,8 +208,11 @@ def make_predictor(
     )
 
 
-def find_cases(source: Path, output: Path, plan: Plan) -> FoundScans:
+def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> FoundScans:
     """Find the scans of `source`, without the results of an earlier run in `output`.
+
+    Those that `series` leaves out, and localisers and lone slices of an archive, are among them
+    with the reason.
 
     Raises `ConfigError` for an output that is a file or the input itself, `DatasetError` without
     scans.
@@ -224,6 +230,7 @@ def find_cases(source: Path, output: Path, plan: Plan) -> FoundScans:
     found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
     if not found.scans:
         raise DatasetError(nothing_found(source, found))
+    found = select(found, series, plan, archive=is_archive(source))
     return replace(found, scans=tuple(with_clashes(found.scans)))
 
 
@@ -331,9 +338,7 @@ class CaseWork:
         Raises `ConflictError` if results of another scan are in the way.
         """
         if scan.left_out:
-            row = replace(self.rows[scan.key], status="skipped", message=scan.left_out)
-            self.rows[scan.key] = row
-            return row
+            return self._skipped(scan, scan.left_out)
         if scan.fault:
             self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
             raise DatasetError(scan.fault)
@@ -355,11 +360,21 @@ class CaseWork:
             )
             self.rows[scan.key] = row
             return row
+        plan, series = self.predictor.plan, self.cfg.series
+        reason = too_few_slices(scan, series, plan, archive=is_archive(Path(self.cfg.input)))
+        if reason:
+            return self._skipped(scan, reason)
         prepared = self.predictor.prepare(scan.files)
         if file_state(file for image in scan.contents for file in image) != state:
             raise ResourceError("The scan changed while it was read. Run the command again.")
         trim_memory()
         return prepared
+
+    def _skipped(self, scan: FoundScan, reason: str) -> CaseRow:
+        """Make the row of a scan that is not to be predicted."""
+        row = replace(self.rows[scan.key], status="skipped", message=f"Skipped: {reason}.")
+        self.rows[scan.key] = row
+        return row
 
     def _source(self, scan: FoundScan, state: str) -> ScanSource:
         """Return what the scan is; files in the state of an earlier run are not read again."""
@@ -417,7 +432,7 @@ class CaseWork:
             warnings.append(prediction.left_out_note)
         row = replace(
             row,
-            status="done",
+            status=_status(checked),
             message=message,
             n_candidates=len(prediction.candidates),
             n_accepted=sum(c.accepted for c in prediction.candidates),
@@ -436,7 +451,7 @@ class CaseWork:
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, scan.case)
         shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
-        probabilities = np.empty(shape, dtype=np.float16)
+        probabilities = np.zeros(shape, dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab
@@ -462,9 +477,14 @@ class CaseWork:
     def _write_dicom(
         self, scan: FoundScan, row: CaseRow, prediction: Prediction, part: Path
     ) -> str:
-        """Write a DICOM scan's segmentation and report; return why there is no segmentation."""
+        """Write a DICOM scan's segmentation and report; return why one of them is not there."""
         if not self.cfg.dicom_output or not _is_dicom(scan):
             return ""
+        status = _status(prediction.input)
+        if status == "blank":
+            return "No DICOM results: the scan has no contrast."
+        if status == "warned" and self.cfg.dicom_output != "all":
+            return UNLIKE
         plan = self.predictor.plan
         is_segmented = write_dicom_results(
             scan.files.images[0],
@@ -493,6 +513,15 @@ class CaseWork:
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
+
+
+def _status(checked: InputCheckResult | None) -> str:
+    """Return the status of a predicted scan by the result of its input check."""
+    if checked is None:
+        return "done"
+    if checked.blank:
+        return "blank"
+    return "warned" if checked.score is not None and checked.score > 1 else "done"
 
 
 def _is_final(error: Exception) -> bool:

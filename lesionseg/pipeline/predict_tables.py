@@ -179,6 +179,12 @@ class PredictOutcome:
             f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
             f"from an earlier run, {n['failed']} failed; {accepted} accepted."
         ]
+        if n["warned"]:
+            unlike = count(n["warned"], "scan is", "scans are")
+            lines.append(f"Warned: {unlike} unlike the training scans.")
+        if n["blank"]:
+            blank = count(n["blank"], "scan has", "scans have")
+            lines.append(f"Blank: {blank} a channel without contrast, so nothing was detected.")
         if n["failed"]:
             lines.append(
                 f"Failed: {n['failed'] - known} in this run, {known} before and unchanged. "

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry
-from lesionseg.errors import DatasetError
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.inference.input_check import (
     InputCheck,
     Signs,
+    channels_without_contrast,
+    check_extent,
     check_missing,
     check_scan,
     coarse_picture,
@@ -166,3 +168,71 @@ def test_a_coarse_picture_is_made_of_block_means():
     np.testing.assert_allclose(
         coarse_picture(channel), expected / np.linalg.norm(expected), atol=1e-12
     )
+
+
+def one_hot(value):
+    image = np.zeros((1, *SHAPE), np.float32)
+    image[0, 5, 5, 5] = value
+    return image
+
+
+def small_head():
+    image = np.zeros((1, *SHAPE), np.float32)
+    image[:, 8:12, 8:12, 8:12] = scan(0)[:, 8:12, 8:12, 8:12]
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "is_blank"),
+    [
+        (np.zeros((1, *SHAPE), np.float32), True),
+        (np.full((1, *SHAPE), 100.1, np.float32), True),
+        (np.full((1, *SHAPE), -1024, np.int16), True),
+        # a constant that was scaled
+        (np.full((1, *SHAPE), 100.1, np.float32) + 1e-4 * scan(0), True),
+        (one_hot(1e6), True),
+        (scan(0), False),
+        (scan(0) * 1e-30, False),
+        (scan(0) + 1000, False),
+        (small_head(), False),
+    ],
+)
+def test_a_channel_without_contrast(image, is_blank):
+    assert channels_without_contrast(Volume(image, GRID), ("T1",)) == (("T1",) if is_blank else ())
+
+
+def test_of_several_channels_the_blank_one_is_named_and_a_missing_one_is_not():
+    image = np.concatenate([scan(0), 0 * scan(0), 0 * scan(0)])
+    volume = Volume(image, GRID, missing=(2,))
+    assert channels_without_contrast(volume, ("T1", "T2", "FLAIR")) == ("T2",)
+
+
+def test_contrast_is_looked_for_where_a_radiograph_shows_something():
+    image, valid = scan(0), np.zeros(SHAPE, bool)
+    valid[5:15] = True
+    image[:, 5:15] = 7
+    assert channels_without_contrast(Volume(image, GRID, valid), ("T1",)) == ("T1",)
+    assert channels_without_contrast(Volume(image, GRID), ("T1",)) == ()
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "words"),
+    [
+        ((0.0015, 0.0015, 0.0015), "0.0015 × 0.0015 × 0.0015 mm"),
+        ((0.001, 0.001, 0.001), "micrometres"),
+        ((1.0, 1.0, 0.003), "1 × 1 × 0.003 mm"),
+        ((300.0, 1.0, 1.0), "an extent of 6e+03"),
+        ((1000.0, 1000.0, 1000.0), "metres for millimetres"),
+    ],
+)
+def test_a_spacing_that_cannot_be_meant_is_an_error(plan, spacing_mm, words):
+    with pytest.raises(GeometryError, match=r"scan\.nii") as caught:
+        check_extent(Geometry.from_spacing(SHAPE, spacing_mm), plan, "scan.nii")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spacing_mm", [(1.0, 1.0, 1.0), (6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)]
+)
+def test_a_spacing_that_may_be_meant_is_left_to_the_check(plan, spacing_mm):
+    check_extent(Geometry.from_spacing((8, 8, 3), spacing_mm), plan, "scan.nii")

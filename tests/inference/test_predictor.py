@@ -14,7 +14,9 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import choose_device
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
+from lesionseg.plan.plan import AnchorPlan
 from tests.inference.networks import Bright
+from tests.models.plans import plan_of
 
 SHAPE = (22, 26, 30)
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -200,3 +202,28 @@ def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path)
         prediction = tolerant.predict_volume(seen, "a")
         assert prediction.candidates == expected.candidates
     assert np.isnan(nan.array).any()  # the caller's own array stays
+
+
+@pytest.mark.parametrize("image", [np.zeros(SHAPE), np.full(SHAPE, 100.0)], ids=["0", "100"])
+def test_nothing_is_detected_in_an_image_of_equal_voxels(plan, image):
+    """The network takes everything for lesion, and calibration raises what is low."""
+    network, calibration = Bright(level=-100.0), Calibration("platt", intercept=20.0)
+    predictor = predictor_of(network, plan.with_(voxel_calibration=calibration), settings=EXACT)
+    blank = predictor(image.astype(np.float32), np.eye(4))
+    assert blank.candidates == ()
+    assert not blank.instances.any()
+    assert blank.input.blank == ("T1",)
+    assert "T1 is empty" in blank.input.warning
+    image[3, 4:9] += 50
+    image[8] -= 20
+    assert predictor(image.astype(np.float32), np.eye(4)).candidates
+
+
+def test_a_detector_finds_no_box_in_an_image_of_equal_voxels():
+    sizes = (((3.0, 3.0), (4.0, 4.0)), ((8.0, 8.0), (9.0, 9.0)))
+    anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
+    plan = plan_of("retinanet", anchors=anchors, table={"n_supervised": 2})
+    rule = replace(plan.candidate_rule, source="detection")
+    predictor = predictor_of(build_network(plan), plan.with_(candidate_rule=rule), settings=EXACT)
+    prediction = predictor(np.full((32, 32), 7, np.float32), np.eye(3))
+    assert (prediction.candidates, prediction.input.blank) == ((), ("channel 0",))

@@ -34,7 +34,8 @@ class NnunetScan:
 
     `view`: the grid whose axes, after the recipe's transposition, are the network's; it has the
     file's voxels. `crop`: the part of the transposed volume that was kept, before resizing.
-    `spacing`: of the transposed volume. `missing`: as in `core.Volume`.
+    `spacing`: of the transposed volume. `valid`: as in `core.Volume`. `blank`: names of the
+    channels without contrast.
     """
 
     image: Float[Tensor, "c z y x"]
@@ -43,6 +44,7 @@ class NnunetScan:
     crop: tuple[slice, ...]
     spacing: tuple[float, ...]
     valid: NDArray[np.bool_] | None = None
+    blank: tuple[str, ...] = ()
 
     @property
     def cropped_shape(self) -> tuple[int, ...]:

@@ -480,7 +480,7 @@ def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
         path,
         dicom=dicom,
         other_case=other_case,
-        left_out=dicom.unfit,
+        left_out=dicom.unfit.partition(". ")[0].rstrip("."),
     )
 
 

@@ -1,0 +1,90 @@
+"""Which scans of an archive are predicted: no localisers and lone slices, and those asked for."""
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from lesionseg.config import SeriesConfig
+from lesionseg.errors import LesionsegError
+from lesionseg.io.dicom.scans import DicomScan
+from lesionseg.io.layouts.input_images import FoundScan, FoundScans
+from lesionseg.io.volumes import read_geometry
+from lesionseg.plan.plan import Plan
+
+LEAST_SLICES = 2  # of a scan in an archive, for a model that reads volumes
+
+
+def is_archive(source: Path) -> bool:
+    """Return True for a folder or a glob, in which scans were not chosen one by one.
+
+    A file, a series `folder/series=…` and a table name what is to be predicted.
+    """
+    return not source.is_file() and not source.name.startswith("series=")
+
+
+def select(found: FoundScans, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScans:
+    """Return the scans, with a reason for those that are left out.
+
+    `cfg` looks at DICOM headers, so it leaves out no file of another format. In an `archive`,
+    localisers, lone slices and images with another number of axes than the model's are left out
+    as well.
+    """
+    scans = [_selected(scan, cfg, plan, archive=archive) for scan in found.scans]
+    return replace(found, scans=tuple(scans))
+
+
+def _selected(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
+    if scan.left_out or scan.fault:
+        return scan
+    facts = scan.dicom
+    if facts is None and (cfg.modality or cfg.description or cfg.min_slices):
+        with suppress(LesionsegError, OSError):  # reading a scan that a table names says so
+            facts = scan.facts
+    if facts is None or facts.fault:
+        return scan
+    reason = _unwanted(facts, cfg, plan.dims)
+    if not reason and archive:
+        reason = _unfit(facts, cfg, plan.dims)
+    return replace(scan, left_out=reason)
+
+
+def _unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
+    """Explain why a DICOM scan is not one that was asked for; "" if it is."""
+    if cfg.modality is not None and facts.modality.upper() not in cfg.modality:
+        wanted = ", ".join(cfg.modality)
+        return f"its modality is {facts.modality or 'not stated'}, not {wanted} (series.modality)"
+    if cfg.description is not None and not re.search(cfg.description, facts.description, re.I):
+        stated = repr(facts.description) if facts.description else "not stated"
+        return f"its description is {stated}, unlike {cfg.description!r} (series.description)"
+    if cfg.min_slices is not None and dims == 3 and facts.n_slices < cfg.min_slices:
+        return f"it has {facts.n_slices} of at least {cfg.min_slices} slices (series.min_slices)"
+    return ""
+
+
+def _unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
+    """Explain why a DICOM scan of an archive is no scan for the model; "" if it may be one."""
+    if dims == 2:
+        return "" if facts.is_radiograph else "it is a volume, while this model reads radiographs"
+    if facts.is_radiograph:
+        return "it is a radiograph, while this model reads volumes"
+    if facts.is_localiser and cfg.description is None:
+        return f"it is a localiser by its description, {facts.description!r}"
+    if cfg.min_slices is None and facts.n_slices < LEAST_SLICES:
+        return "it is a lone slice; series.min_slices=1 predicts it"
+    return ""
+
+
+def too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
+    """Explain why a file that is no DICOM has too few slices; "" if it has enough.
+
+    Its slices are counted along the shortest axis. This opens the file.
+    """
+    least = cfg.min_slices or (LEAST_SLICES if archive else 1)
+    if plan.dims != 3 or least == 1 or scan.dicom is not None:
+        return ""
+    with suppress(LesionsegError, OSError):  # reading the scan says what is wrong
+        shape = read_geometry(scan.files.images[0]).shape
+        if len(shape) == 3 and min(shape) < least:
+            return f"it has {min(shape)} of at least {least} slices (series.min_slices)"
+    return ""
