@@ -22,6 +22,7 @@ from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.io.files import locks, read_csv
+from lesionseg.io.layouts.checks import unread_files
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
@@ -39,6 +40,7 @@ from lesionseg.report.identity import read_run
 
 _log = logging.getLogger(__name__)
 COMPARED = "compare"  # where the second model's tables lie in an output folder
+BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # of nnU-Net: probabilities are read apart
 UNSTATED = ("train", "validation")  # what a case without a stated role may be
 
 
@@ -104,6 +106,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     unusable: list[Problem] = []
     dataset, labelled = open_references(Path(cfg.reference), unusable)
     predictions = find_predictions(folder, unusable)
+    for remark in unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
+        _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)
     faults = _wanted(unusable, [*(c.case for c in chosen), *predictions])

@@ -1,7 +1,9 @@
 """A deliberately broken dataset: every planted fault is found, and the page names nobody."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,9 +14,12 @@ from pydicom.uid import generate_uid
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
+from lesionseg.io import layouts
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.dataset import take_survey
+from lesionseg.plan.plausibility import DOUBTS
+from lesionseg.report.dataset import MEANING
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
@@ -320,3 +325,10 @@ def test_a_split_file_that_cannot_be_followed_is_a_finding(tmp_path, capsys):
     assert "train data.root" not in printed
     (root / "splits_final.json").write_text('[{"train": ["P0", "P1"], "val": ["P2"]}]')
     assert "train data.root" in check_command(root, capsys)[1]
+
+
+def test_every_kind_of_remark_and_doubt_has_a_meaning_on_the_page():
+    source = "".join(path.read_text() for path in Path(layouts.__file__).parent.glob("*.py"))
+    kinds = set(re.findall(r'Remark\(\s*"(\w+)"', source))
+    assert kinds >= {"unread", "left_out", "names", "columns", "folds"}
+    assert kinds | set(DOUBTS) <= set(MEANING)

@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,14 @@ def test_folders_that_are_empty_or_have_nothing_in_common_are_refused(folders, w
     with pytest.raises(DatasetError):
         evaluate(*folders)
     assert not folders[2].exists()
+
+
+def test_predictions_of_a_format_that_is_not_read_are_named(folders, caplog):
+    for name in ("a.hdr", "a.img", "b.npz", "plans.json", "progress.png.tmp"):
+        (folders[1] / name).write_bytes(b"x")
+    with suppress(DatasetError):
+        evaluate(*folders)
+    assert "3 entries of formats that are not read here (.hdr, .img, .tmp)" in caplog.text
 
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):

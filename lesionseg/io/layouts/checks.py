@@ -96,14 +96,17 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         )
 
 
-def unread_files(folder: Path, *, folders: bool = True) -> list[Remark]:
+def unread_files(
+    folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
+) -> list[Remark]:
     """Name the files (and `folders`) in a folder of images that are not read, in one remark.
 
     Hidden files and texts beside images are passed over, as are voxels that belong to a header.
+    `usual`: further suffixes to pass over.
     """
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     with_voxels = any(path.suffix.lower() in (".mhd", ".nhdr") for path in entries)
-    usual = _BESIDE_IMAGES + (_VOXELS if with_voxels else ())
+    usual += _BESIDE_IMAGES + (_VOXELS if with_voxels else ())
     unread = [
         path
         for path in entries
