@@ -107,6 +107,7 @@ class DataConfig(Settings):
     splits: FilePath
     channel_dropout: Share
     nan: Literal["error", "background"]
+    geometry: Literal["header", "image"]
     cache_dir: Text | None
     phantoms: Arguments | None = None
 
@@ -363,6 +364,7 @@ class EvaluateConfig(OutputCommand):
     zones: FolderPath
     subgroups: tuple[str, ...] | None
     resample: bool
+    geometry: Literal["header", "image"]
     replicates: Index
     seed: Index
 

@@ -178,7 +178,9 @@ class Dataset:
     an error. `problems`: what is wrong with single cases, in a dataset read to look for it.
     `remarks`: what may be wrong with the folder or with single cases, but stops nothing.
     `split_file`: a file in the folder that states who trains and who validates. `nan_background`:
-    NaN voxels of images and masks are background; else they are an error.
+    NaN voxels of images and masks are background; else they are an error. `grid_of_image`: files of
+    a case that have the shape and the spacing of its first image are on that image's grid, whatever
+    else their headers say.
     """
 
     name: str
@@ -196,6 +198,7 @@ class Dataset:
     remarks: tuple[Remark, ...] = ()
     split_file: Path | None = None
     nan_background: bool = False
+    grid_of_image: bool = False
 
     def datalist(self) -> list[dict[str, Any]]:
         """The cases as MONAI's loaders and `CacheDataset` take them, paths as strings.

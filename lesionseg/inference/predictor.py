@@ -211,6 +211,7 @@ class Predictor:
             (),
             may_lack=True,
             nan_background=plan.nan_background,
+            grid_of_image=plan.grid_of_image,
         )
         return read_image(files, unlabelled)
 

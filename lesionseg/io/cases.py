@@ -19,11 +19,15 @@ from lesionseg.io.layouts.coco import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
+from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
+# Grids that are less than half a voxel apart put every voxel in the same place, whichever is used.
+_NEAR_VOXELS = 0.5
+_SAME_SPACING = 1e-3  # relative
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -33,9 +37,9 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     The reference is None for an unlabelled case. Masks keep their file's values (1 for all with
     merged labels); voxels of the dataset's ignore label become `Reference.ignore` and background.
     What is marked of labels that the case does not annotate becomes background as well.
-    Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
-    0.001 mm apart, `ContentError` for infinity, for NaN unless that is background, and for mask
-    values that are no label.
+    Raises `DatasetError` when channels are missing, `GeometryError` when files are on different
+    grids (`check_grid`), `ContentError` for infinity, for NaN unless that is background, and for
+    mask values that are no label.
     """
     image = read_image(files, dataset)
     reference = _ignoring(_read_reference(files, dataset, image.geometry), image.valid)
@@ -61,7 +65,13 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         volume = first
         if file != files.images[0]:
             volume = read_volume(file, raster_mm=files.pixel_mm)
-            check_grid(file, volume.geometry, files.images[0], first.geometry)
+            check_grid(
+                file,
+                volume.geometry,
+                files.images[0],
+                first.geometry,
+                by_image=dataset.grid_of_image,
+            )
             if volume.valid is not None:
                 valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
@@ -157,7 +167,11 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         reference = read(path, mm, nan_background=dataset.nan_background)
         if not (is_raster(path) and reference.geometry.shape == geometry.shape):
             check_grid(
-                path, reference.geometry, files.images[0] if files.images else path, geometry
+                path,
+                reference.geometry,
+                files.images[0] if files.images else path,
+                geometry,
+                by_image=dataset.grid_of_image,
             )
         reference = replace(reference, geometry=geometry)
         reference = reference if has_ids else _with_labels(path, reference, dataset)
@@ -173,13 +187,17 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
 def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Reference:
     """A mask with the dataset's labels: ignored and merged values, regions as one lesion."""
     values = np.asarray(reference.labels)
-    left_out, known = dataset.ignore_label, {*dataset.labels, *dataset.merged_values}
+    left_out = dataset.ignore_label
+    known = {0, left_out, *dataset.labels, *dataset.merged_values}
     present = present_values(values)
-    unknown = [value for value in present if value not in {0, left_out, *known}]
-    if unknown:
+    unknown = [value for value in present if value not in known]
+    if unknown and dataset.merged_values:
+        text = "%s: the values %s are not among the labels; they count as lesion, as all do."
+        warn_once(logger, text, path, unknown[:10])
+    elif unknown:
         raise ContentError(
             f"{path}: the values {unknown[:10]} are none of the dataset's labels "
-            f"{list(dataset.labels)}. Name them in the labels, or change them (255 often means 1)."
+            f"{list(dataset.labels)}. {_label_advice(present, dataset)}"
         )
     if left_out in present:
         reference = replace(reference, ignore=values == left_out)
@@ -192,13 +210,60 @@ def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Referenc
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
-def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
-    """Raise `GeometryError` naming both files if their grids are not the same."""
-    if not seen.matches(expected, TOLERANCE_MM):
-        raise GeometryError(
-            f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
-            f"{expected.shape}): {seen.apart_text(expected)}. Resample one onto the other."
+def _label_advice(present: list[int], dataset: Dataset) -> str:
+    """Say what mask values may mean that are no labels: ids, or one label written as 255."""
+    marked = [value for value in present if value not in (0, dataset.ignore_label)]
+    if len(marked) > max(len(dataset.labels), 2) and marked == list(range(1, len(marked) + 1)):
+        return (
+            f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
+            "column instances of a manifest.csv, or take every positive value as lesion by "
+            "data.merge_labels=true."
         )
+    return (
+        "Name them in the labels, or take every positive value as lesion by "
+        "data.merge_labels=true (255 often means 1)."
+    )
+
+
+def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) -> bool:
+    """Return True if voxels with equal indices are at the same place of the patient.
+
+    That is if the corners are less than half a voxel apart; with `by_image` equal shape and spacing
+    are enough.
+    """
+    if seen.shape != expected.shape:
+        return False
+    is_near = seen.matches(expected, max(TOLERANCE_MM, _NEAR_VOXELS * min(expected.spacing_mm)))
+    return is_near or (by_image and _has_same_spacing(seen, expected))
+
+
+def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
+    return bool(np.allclose(seen.spacing_mm, expected.spacing_mm, rtol=_SAME_SPACING))
+
+
+def check_grid(
+    path: Path, seen: Geometry, other: Path, expected: Geometry, *, by_image: bool = False
+) -> None:
+    """Raise `GeometryError` naming both files if they are not on one grid (`is_same_grid`).
+
+    Log a warning if their corners are more than 0.001 mm apart.
+    """
+    if seen.matches(expected, TOLERANCE_MM):
+        return
+    if is_same_grid(seen, expected, by_image=by_image):
+        text = "%s: its header puts it elsewhere than %s (%s). It is read on the grid of %s."
+        warn_once(logger, text, path, other.name, seen.apart_text(expected), other.name)
+        return
+    advice = "Resample one onto the other."
+    if seen.shape == expected.shape and _has_same_spacing(seen, expected):
+        advice = (
+            "Resample one onto the other or, if they show the same voxels and only the headers "
+            "differ, use data.geometry=image (evaluate: geometry=image), as nnU-Net does."
+        )
+    raise GeometryError(
+        f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
+        f"{expected.shape}): {seen.apart_text(expected)}. {advice}"
+    )
 
 
 def check_dims(path: Path, geometry: Geometry, dims: int) -> None:

@@ -27,6 +27,7 @@ from lesionseg.io.limits import reading
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_volume
+from lesionseg.io.warn_once import warning_again
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,8 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
     log.addHandler(collector)
     before, log.propagate = log.propagate, False  # warnings name files: they go into the page
     try:
-        case = read_case(files, dataset)
+        with warning_again():
+            case = read_case(files, dataset)
         nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
         oriented = all(states_orientation(file) for file in nifti)
     except LesionsegError as error:
@@ -91,7 +93,13 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
                     values = np.stack([nan_to_background(channel) for channel in values])
                 check_finite(file, values)
             check_dims(file, volume.geometry, dataset.dims)
-            check_grid(file, volume.geometry, files.images[0], grid)
+            check_grid(
+                file,
+                volume.geometry,
+                files.images[0],
+                grid,
+                by_image=dataset.grid_of_image,
+            )
     if grid is not None:
         with noted("labels"):
             read_reference(files, dataset, grid)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, reading
+from lesionseg.io.limits import check_grid, check_size, limits, reading
+from lesionseg.io.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,29 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     return image
 
 
+def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
+    """Return the axis that makes a picture a volume: of one voxel, wider than any scan's.
+
+    So nnU-Net's users store pictures as NIfTI, with a spacing of 999 mm along it. None: no picture.
+    """
+    if len(shape) != 3:
+        return None
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = [a for a in range(3) if shape[a] == 1 and spacing[a] > limits().spacing_mm[1]]
+    return axes[0] if len(axes) == 1 and max(shape) > 1 else None
+
+
+def _picture_geometry(
+    path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], flat: int
+) -> Geometry:
+    """Return the grid of a picture's two axes; `flat` is the third."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    text = "%s: one slice of %.4g mm is read as a picture with two axes."
+    warn_once(logger, text, path, spacing[flat])
+    kept = [axis for axis in (2, 1, 0) if axis != flat]
+    return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
+
+
 def _geometry(path: Path, image: Any) -> Geometry:
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
@@ -161,6 +185,9 @@ def _geometry(path: Path, image: Any) -> Geometry:
         raise ReadError(f"{path}: shape {shape}, expected two or three axes. {advice}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     unit = _UNITS.get(_unit(image), "")
+    flat = _picture_axis(shape, affine)
+    if flat is not None:
+        return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
     if len(shape) == 3:
         geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]), unit)
         if image.header["sform_code"] and image.header["qform_code"]:  # the place is stated twice

@@ -245,10 +245,15 @@ def _case_and_kind(file: Path) -> tuple[str, str]:
 
 
 def read_prediction(
-    files: PredictionFiles, *, geometry: Geometry | None = None, binary: bool = False
+    files: PredictionFiles,
+    *,
+    geometry: Geometry | None = None,
+    binary: bool = False,
+    by_image: bool = False,
 ) -> Prediction:
     """Read one predicted case.
 
+    `by_image`: masks of the shape and spacing of `geometry` are on it, whatever their headers say.
     `geometry` is the scan's: the masks must lie on it (a raster of its shape does), and candidates
     without masks cannot do without it. Of a candidate only `score`, `start_vox` and
     `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
@@ -262,7 +267,7 @@ def read_prediction(
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
         if grid is not None and not (is_raster(file) and own.shape == grid.shape):
-            check_grid(file, own, source or Path("the scan"), grid)
+            check_grid(file, own, source or Path("the scan"), grid, by_image=by_image)
         grid, source = grid or own, file
     if grid is None:
         raise ReadError(f"{files.candidates}: boxes alone have no grid. Give the scan as well.")

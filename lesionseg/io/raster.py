@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.limits import check_grid, check_size, limits, reading
+from lesionseg.io.tiff_stack import read_stack
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,11 @@ class _Stored:
 def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool = False) -> Volume:
     """Read a picture `[1, y, x]`, or `[3, y, x]` in colour, with the values that a viewer shows.
 
-    Runs in the worker. y runs down, and a stated orientation is followed. Samples keep their type;
-    grey values of fewer than 8 bits are spread over 0 to 255. White-is-zero values are mirrored:
-    `2**bits - 1 - v` if unsigned, `-1 - v` if signed, `1 - v` if floating point. Palettes and inks
-    become red, green and blue, and a picture with equal colours is grey. Opacity is ignored with a
-    warning.
+    Runs in the worker. A TIFF of several grey pages is a volume: see `io.tiff_stack`. y runs down,
+    and a stated orientation is followed. Samples keep their type; grey values of fewer than 8 bits
+    are spread over 0 to 255. White-is-zero values are mirrored: `2**bits - 1 - v` if unsigned,
+    `-1 - v` if signed, `1 - v` if floating point. Palettes and inks become red, green and blue, and
+    a picture with equal colours is grey. Opacity is ignored with a warning.
 
     A mask (`as_labels`) keeps its stored numbers instead of spreading them over 0 to 255, and a
     palette gives the labels of `_palette_labels`. Colour, JPEG compression and partly transparent
@@ -82,6 +83,8 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         as_labels: reads a mask.
     """
     with reading(path):
+        if (stack := read_stack(path)) is not None:
+            return stack
         stored = _decode(path, raster_mm)
         if as_labels and stored.is_lossy:
             raise ReadError(

@@ -97,6 +97,7 @@ def decide_on_development(
         preset,
         groups=cfg.groups,
         resample=cfg.resample,
+        by_image=cfg.geometry == "image",
     )
     role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     if shared := [r.case for r in results if r.case in evaluated]:
@@ -165,13 +166,14 @@ def development_results(
     *,
     groups: str | None,
     resample: bool = False,
+    by_image: bool = False,
 ) -> list[CaseResult]:
     """Match and score development cases, without the surfaces that choose nothing.
 
     Cases that do not fit are left out with a warning. Raises `DatasetError` if none fits, or if no
     prediction has a reference.
     """
-    dataset, labelled = all_references(reference)
+    dataset, labelled = all_references(reference, by_image=by_image)
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
     if not cases:
         raise DatasetError(
@@ -187,6 +189,7 @@ def development_results(
         dataset=dataset,
         role=_VALIDATION,
         resample=resample,
+        by_image=by_image,
         faults=faults,
     )
     results = [match.result(surface=False) for match in matches]

@@ -65,6 +65,7 @@ def with_selection(plan: Plan, cfg: ExportConfig) -> Plan:
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
         groups=cfg.groups,
+        by_image=True,
     )
     log.info("Operating points are chosen on %s.", count(len(results), "validation case"))
     fold_of = {r.case: predictions.fold_of[r.case] for r in results}

@@ -245,6 +245,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         merge_labels=data.merge_labels,
         may_lack=data.channel_dropout > 0,
         nan_background=data.nan == "background",
+        grid_of_image=data.geometry == "image",
         lenient=lenient,
     )
 

@@ -104,7 +104,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     aim = stated_aim(cfg)
     output, folder = Path(cfg.output), Path(cfg.prediction)
     unusable: list[Problem] = []
-    dataset, labelled = open_references(Path(cfg.reference), unusable)
+    by_image = cfg.geometry == "image"
+    dataset, labelled = open_references(Path(cfg.reference), unusable, by_image=by_image)
     predictions = find_predictions(folder, unusable)
     for remark in unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
@@ -152,7 +153,12 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         decision = decide_on_development(cfg, aim, preset, evaluated)
     elif aim is not None and aim.kind == "score":
         decision = Decision(OperatingPoint(str(aim), aim.value))
-    how: dict[str, Any] = {"dataset": dataset, "role": role, "resample": cfg.resample}
+    how: dict[str, Any] = {
+        "dataset": dataset,
+        "role": role,
+        "resample": cfg.resample,
+        "by_image": by_image,
+    }
     with KeptPredictions(output, predictions) as kept:
         matches = list(
             match_cases(

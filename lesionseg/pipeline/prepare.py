@@ -110,6 +110,7 @@ def plan_run(survey: Survey, cfg: TrainConfig, run: Path, given: Plan | None = N
     plan = plan.with_(
         may_lack=may_lack(cfg.data, plan.channel_names),
         nan_background=survey.dataset.nan_background,
+        grid_of_image=survey.dataset.grid_of_image,
     )
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())

@@ -16,22 +16,25 @@ log = logging.getLogger(__name__)
 
 
 def open_references(
-    folder: Path, faults: list[Problem] | None = None
+    folder: Path, faults: list[Problem] | None = None, *, by_image: bool = False
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the dataset of a folder (None for a folder of masks), and all labelled cases.
 
     Masks named after BIDS that lie in the folder itself are a folder of masks. A folder of masks
     that belongs to a dataset, such as nnU-Net's `labelsTs`, is that part of the dataset. With a
     list `faults`, cases that cannot be used are left out and added to the list; without it they
-    raise `DatasetError`, as does a folder without a reference.
+    raise `DatasetError`, as does a folder without a reference. `by_image`: see
+    `Dataset.grid_of_image`.
     """
     name = recognised(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
         masks = find_masks(folder, faults)
         if (dataset := read_dataset_of(masks.values())) is not None:
-            return dataset, list(dataset.cases)
+            return replace(dataset, grid_of_image=by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    dataset = read_dataset(folder, may_lack=True, lenient=faults is not None)
+    dataset = read_dataset(
+        folder, may_lack=True, grid_of_image=by_image, lenient=faults is not None
+    )
     wrong = {problem.case for problem in dataset.problems if problem.case}
     if faults is not None:
         faults += [problem for problem in dataset.problems if problem.case]
@@ -44,15 +47,17 @@ def open_references(
     return dataset, labelled
 
 
-def all_references(folder: Path) -> tuple[Dataset | None, list[CaseFiles]]:
+def all_references(
+    folder: Path, *, by_image: bool = False
+) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the references of a folder, and of the whole dataset that the folder belongs to.
 
     So `labelsTs` of a dataset brings `labelsTr` as well. Raises as `open_references`.
     """
-    dataset, labelled = open_references(folder)
+    dataset, labelled = open_references(folder, by_image=by_image)
     if dataset is not None and dataset.root != folder:
         try:
-            whole = read_dataset(dataset.root, may_lack=True)
+            whole = read_dataset(dataset.root, may_lack=True, grid_of_image=by_image)
         except LesionsegError:
             return dataset, labelled
         return whole, [c for c in whole.cases if c.is_labelled]

@@ -43,7 +43,7 @@ from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.volumes import predict_volumes
-from lesionseg.io.cases import read_case, read_image, read_mask, read_reference
+from lesionseg.io.cases import is_same_grid, read_case, read_image, read_mask, read_reference
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
@@ -75,6 +75,7 @@ def match_cases(
     role: str = "",
     zones: ZoneFolder | None = None,
     resample: bool = False,
+    by_image: bool = False,
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
     faults: list[Problem] | None = None,
@@ -89,6 +90,7 @@ def match_cases(
         role: of cases that state none.
         zones: zones by case.
         resample: see `read_on_grid`.
+        by_image: as well.
         progress: is called with case, number done and total, instead of a bar.
         keep: is called with each prediction, as a file's id names it.
         faults: a list that takes up what is wrong with a case, which is then left out and named in
@@ -104,6 +106,7 @@ def match_cases(
                 reference.geometry,
                 resample=resample,
                 binary=bool(regions),
+                by_image=by_image or (dataset is not None and dataset.grid_of_image),
             )
             if keep is not None:
                 keep(replace(prediction, case=files.case))
@@ -151,12 +154,18 @@ def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
 
 
 def read_on_grid(
-    files: PredictionFiles, geometry: Geometry, *, resample: bool = False, binary: bool = False
+    files: PredictionFiles,
+    geometry: Geometry,
+    *,
+    resample: bool = False,
+    binary: bool = False,
+    by_image: bool = False,
 ) -> Prediction:
     """Read a prediction on the grid of its reference.
 
-    One on another grid is resampled when that is asked for, else a `GeometryError`. `binary`: as in
-    `read_prediction`. nnU-Net's probabilities are on the grid of the mask beside them.
+    One on another grid is resampled if `resample`, otherwise it is a `GeometryError`. `by_image`:
+    equal shape and spacing are enough. `binary`: as in `read_prediction`. nnU-Net's probabilities
+    are on the grid of the mask beside them.
     """
     path = files.instances or files.mask
     own = None if path is None else read_geometry(path, raster_mm=1.0)
@@ -166,8 +175,8 @@ def read_on_grid(
         to_reference = np.diag([*zoom, 1.0])
         to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
         own = Geometry(own.shape, geometry.affine @ to_reference)
-    if own is None or own.matches(geometry):
-        return open_prediction(files, geometry=geometry, binary=binary)
+    if own is None or is_same_grid(own, geometry, by_image=by_image):
+        return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
     if not resample:
         raise GeometryError(
             f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "

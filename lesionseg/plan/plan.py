@@ -188,7 +188,8 @@ class Plan:
     image (`data.transforms`). `may_lack`: a scan may lack any one channel. `compressed`: whether
     log-odds beyond 8 are compressed (`inference.probabilities`). `raster_mm`: the pixel size of
     radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
-    background. `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
+    background. `grid_of_image`: channels of equal shape and spacing are on the first one's grid.
+    `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
     `spacing_mm`, `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for
     each decision.
     """
@@ -218,6 +219,7 @@ class Plan:
     compressed: bool = False
     raster_mm: Millimetres | None = None
     nan_background: bool = False
+    grid_of_image: bool = False
     nnunet: NnunetRecipe | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: Literal[1] = 1

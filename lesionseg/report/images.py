@@ -124,7 +124,9 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 
 def _find_dataset(folder: Path) -> Dataset | None:
     try:
-        return read_dataset(folder, may_lack=True, nan_background=True, lenient=True)
+        return read_dataset(
+            folder, may_lack=True, nan_background=True, grid_of_image=True, lenient=True
+        )
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None

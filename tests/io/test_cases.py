@@ -38,14 +38,17 @@ def test_a_case_is_its_channels_and_its_reference(dataset):
 
 
 @pytest.mark.parametrize("name", ["A_0001.nii.gz", "A.nii.gz"])
-def test_grids_within_a_thousandth_of_a_millimetre_are_one(dataset, write_nifti, name):
+def test_grids_within_half_a_voxel_are_one(dataset, write_nifti, name, caplog):
     moved, array = np.eye(4), np.zeros((5, 4, 3), np.int16)
-    moved[0, 3] = 0.0009
-    write_nifti(dataset.root / name, array, moved)
-    case = read_case(dataset.cases[0], dataset)
-    assert case.reference.geometry.matches(case.image.geometry, 0)
-    moved[0, 3] = 0.25
-    for other, match in ((array, r"0\.25 mm"), (array[..., :2], r"\(2, 4, 5\).*\(3, 4, 5\)")):
+    for mm in (0.0009, 0.45):
+        caplog.clear()
+        moved[0, 3] = mm
+        write_nifti(dataset.root / name, array, moved)
+        case = read_case(dataset.cases[0], dataset)
+        assert case.reference.geometry.matches(case.image.geometry, 0)
+        assert (f"{mm:g} mm apart" in caplog.text) == (mm > 0.001)
+    moved[0, 3] = 0.55
+    for other, match in ((array, r"0\.55 mm"), (array[..., :2], r"\(2, 4, 5\).*\(3, 4, 5\)")):
         write_nifti(dataset.root / name, other, moved)
         with pytest.raises(GeometryError, match=rf"{name} and A_0000\.nii\.gz.*{match}"):
             read_case(dataset.cases[0], dataset)

@@ -230,7 +230,9 @@ def test_palettes_bits_white_as_zero_and_pages(tmp_path):
     Image.fromarray(GREY).save(path, compression="tiff_lzw")
     np.testing.assert_array_equal(read_volume(path).array[0], GREY)
     tifffile.imwrite(path, np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
-    with pytest.raises(ReadError, match=r"a\.tif: 2 pages"):
+    assert read_volume(path).array.shape == (1, 2, 8, 9)  # a stack of slices
+    tifffile.imwrite(path, np.zeros((2, 8, 9, 3), np.uint8), photometric="rgb")
+    with pytest.raises(ReadError, match=r"a\.tif: the pages"):
         read_volume(path)
 
 

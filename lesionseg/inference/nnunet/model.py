@@ -197,6 +197,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         candidate_rule=NNUNET_RULE,
         compressed=True,
         raster_mm=1.0 if dims == 2 else None,
+        grid_of_image=True,  # nnU-Net's readers only warn
         nnunet=recipe,
         reasons={
             "source": f"nnU-Net v2, {files.name}, {', '.join(files.folds)}; trainer "

@@ -89,7 +89,11 @@ class _Voxels:
 
 
 def open_prediction(
-    files: PredictionFiles, *, geometry: Geometry | None = None, binary: bool = False
+    files: PredictionFiles,
+    *,
+    geometry: Geometry | None = None,
+    binary: bool = False,
+    by_image: bool = False,
 ) -> Prediction:
     """Read a predicted case: by nnU-Net's probabilities if it has some, else as `read_prediction`.
 
@@ -97,16 +101,19 @@ def open_prediction(
     errors are those of `io.predictions.read_prediction`.
     """
     if files.probabilities is None or files.candidates is not None:
-        return read_prediction(files, geometry=geometry, binary=binary)
-    return read_probabilities(files, geometry=geometry)
+        return read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+    return read_probabilities(files, geometry=geometry, by_image=by_image)
 
 
-def read_probabilities(files: PredictionFiles, *, geometry: Geometry | None = None) -> Prediction:
+def read_probabilities(
+    files: PredictionFiles, *, geometry: Geometry | None = None, by_image: bool = False
+) -> Prediction:
     """Find the candidates in nnU-Net's probabilities of one case, accepted from score 0.5.
 
     Args:
         files: with `probabilities`, and the `mask` that nnU-Net wrote beside them.
         geometry: of the scan, on which the mask must lie; None: the mask's own.
+        by_image: equal shape and spacing are enough for that.
 
     Raises:
         ReadError: for a file that is damaged, contains objects, or has no mask.
@@ -124,7 +131,7 @@ def read_probabilities(files: PredictionFiles, *, geometry: Geometry | None = No
     grid = mask.geometry
     if geometry is not None:
         if not (is_raster(files.mask) and grid.shape == geometry.shape):
-            check_grid(files.mask, grid, Path("the scan"), geometry)
+            check_grid(files.mask, grid, Path("the scan"), geometry, by_image=by_image)
         grid = geometry
     file = open_probabilities(path)
     table = find_label_table(path)

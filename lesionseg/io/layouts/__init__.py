@@ -18,7 +18,12 @@ from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
-from lesionseg.io.layouts.checks import Problems, find_problems, fold_remarks
+from lesionseg.io.layouts.checks import (
+    Problems,
+    find_problems,
+    fold_remarks,
+    group_remarks,
+)
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
@@ -81,6 +86,7 @@ def read_dataset(
     merge_labels: bool = False,
     may_lack: bool = False,
     nan_background: bool = False,
+    grid_of_image: bool = False,
     lenient: bool = False,
 ) -> Dataset:
     """Read the cases of a data folder, without opening more than one image's header.
@@ -96,19 +102,27 @@ def read_dataset(
         merge_labels: makes all labels one, `{1: "lesion"}`.
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
         nan_background: takes NaN voxels of images and masks for background.
+        grid_of_image: takes the first image's grid for files of equal shape and spacing.
         lenient: keeps cases with faults, and lists wrong entries in `Dataset.problems`; a folder
             without any case is then a problem in that list, beside those that explain it.
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist.")
     layout = _layout_of(root)
-    dataset = replace(layout.read(root), may_lack=may_lack, nan_background=nan_background)
+    dataset = replace(
+        layout.read(root),
+        may_lack=may_lack,
+        nan_background=nan_background,
+        grid_of_image=grid_of_image,
+    )
     for case in dataset.cases:  # where none can be read, reading the cases says what is wrong
         with suppress(LesionsegError, OSError):
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
             break
     problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
     remarks = (*dataset.remarks, *fold_remarks(dataset))
+    if group is None:
+        remarks += tuple(group_remarks(dataset.cases))
     if not lenient:
         for remark in remarks:
             logger.log(logging.INFO if remark.is_note else logging.WARNING, remark.message)

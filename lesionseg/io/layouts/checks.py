@@ -20,6 +20,9 @@ Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
 _MOST_SHOWN = 100
+_VISIT_PATTERN = r"(.+)[_-]\d{1,2}"
+_VISIT = re.compile(_VISIT_PATTERN)
+_MOST_VISITS = 8  # of a patient, on average
 # what lies beside images and holds none
 _BESIDE_IMAGES = (
     *(".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".log"),
@@ -120,6 +123,29 @@ def unread_files(
     text = f"{folder}: {files} of formats that are not read here ({', '.join(kinds)}): "
     text += f"{listed(path.name for path in unread)}. Convert images to one of "
     return [Remark("unread", f"{text}{', '.join(SUFFIXES)}.")]
+
+
+def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
+    """Yield a remark if names such as P08_0 and P08_1 look like several scans of one patient.
+
+    That is if most names end in a short number behind a prefix that few others share. A prefix that
+    many share names a study or a site.
+    """
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        match = _VISIT.fullmatch(case.case)
+        if match and not case.group:
+            members.setdefault(match[1], []).append(case.case)
+    several = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
+    n_sharing = sum(map(len, several.values()))
+    if len(members) < 2 or 2 * n_sharing < len(cases) or n_sharing > _MOST_VISITS * len(several):
+        return
+    first, second = sorted(next(iter(several.values())))[:2]
+    yield Remark(
+        "names",
+        f"Case names such as {first} and {second} look like scans of one patient. If they are, set "
+        f"data.group='{_VISIT_PATTERN}', so that no patient is both trained on and validated on.",
+    )
 
 
 def fold_remarks(dataset: Dataset) -> list[Remark]:

@@ -24,6 +24,7 @@ from lesionseg.io.layouts.checks import (
     validated,
 )
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
@@ -201,11 +202,16 @@ def _listed_cases(
     ]
 
 
+def _is_nifti(file: Path) -> bool:
+    return file.name.lower().endswith(NIFTI)
+
+
 def _image_files(folder: Path, ending: str | None, remarks: list[Remark]) -> list[Path]:
     """Return the images of a folder, sorted, and remark on the files that are left out.
 
     Pictures beside volumes are previews, and volumes beside pictures are no cases either, if
-    `ending` says of which kind the cases are.
+    `ending` says of which kind the cases are. Of `a.nii` and `a.nii.gz` the one with `ending` is
+    read.
     """
     if not folder.is_dir():
         return []
@@ -218,7 +224,13 @@ def _image_files(folder: Path, ending: str | None, remarks: list[Remark]) -> lis
         text = f"{folder}: no file ends in {ending}, as file_ending in dataset.json states."
         remarks.append(Remark("file_ending", f"{text} All images are read.", is_note=True))
         return files
-    beside = [file for file in files if is_raster(file) != is_raster(own[0])]
+    stems = {strip_suffix(file) for file in own}
+    beside = [
+        file
+        for file in files
+        if is_raster(file) != is_raster(own[0])
+        or (file not in own and _is_nifti(file) and strip_suffix(file) in stems)
+    ]
     if beside:
         text = f"{folder}: {count(len(beside), 'file')} beside those that end in {ending}"
         what = f"{text} (file_ending in dataset.json) are left out: "

@@ -1,0 +1,258 @@
+"""What nnU-Net accepts in a raw folder is accepted here, with a remark in the check."""
+
+import json
+import logging
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+
+from lesionseg.core import CaseFiles
+from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.checks import group_remarks
+from lesionseg.ops.components import lesion_mask
+from lesionseg.pipeline.check import check_dataset
+
+
+def count_voxels(dataset):
+    """Lesion voxels of each case, in order."""
+    references = [read_case(files, dataset).reference for files in dataset.cases]
+    return [int(lesion_mask(reference).sum()) for reference in references]
+
+
+def said_in_check(dataset, tmp_path):
+    """All that the check says of the dataset and its cases, and its errors."""
+    found = check_dataset(dataset, tmp_path / "check.html").findings
+    texts = " ".join(finding.named for finding in found)
+    kinds = {"no_training"}  # too few cases, in these tests
+    return texts, [f for f in found if f.severity == "error" and f.kind not in kinds]
+
+
+def elsewhere(root, affine):
+    """Give every mask another affine."""
+    for path in (root / "labelsTr").glob("*.nii.gz"):
+        array = np.asarray(nibabel.load(path).dataobj)
+        array[2, 3, 1] = 1
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def test_a_mask_less_than_half_a_voxel_away_is_on_its_image(nnunet_folder, tmp_path):
+    root = nnunet_folder()
+    affine = np.eye(4)
+    affine[1, 3] = 0.3
+    elsewhere(root, affine)
+    dataset = read_dataset(root)
+    assert count_voxels(dataset) == [2, 2]
+    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    assert not errors
+    assert "its header puts it elsewhere than A_0000.nii.gz" in texts
+
+
+@pytest.mark.parametrize("change", ["origin", "direction"])
+def test_another_origin_or_direction_is_taken_by_geometry_image(nnunet_folder, tmp_path, change):
+    root = nnunet_folder()
+    affine = np.eye(4)
+    if change == "origin":
+        affine[:3, 3] = (40, -7, 3)
+    else:
+        affine[0] = (-1, 0, 0, 4)
+    elsewhere(root, affine)
+    with pytest.raises(GeometryError, match=r"A\.nii\.gz.*data\.geometry=image"):
+        count_voxels(read_dataset(root))
+    dataset = read_dataset(root, grid_of_image=True)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # by index
+    lenient = read_dataset(root, grid_of_image=True, lenient=True)
+    texts, errors = said_in_check(lenient, tmp_path)
+    assert not errors
+    assert "its header puts it elsewhere than A_0000.nii.gz" in texts
+
+
+def test_another_spacing_or_shape_is_still_an_error(nnunet_folder):
+    root = nnunet_folder()
+    elsewhere(root, np.diag([1.0, 1.2, 1.0, 1.0]))
+    with pytest.raises(GeometryError, match="Resample one onto the other"):
+        count_voxels(read_dataset(root, grid_of_image=True))
+
+
+def test_of_nii_beside_nii_gz_the_stated_ending_is_read(nnunet_folder, tmp_path):
+    root = nnunet_folder()
+    for folder, name in (("imagesTr", "A_0000"), ("labelsTr", "B")):
+        other = nibabel.Nifti1Image(np.full((5, 4, 3), 1, np.int16), np.eye(4))
+        nibabel.save(other, root / folder / f"{name}.nii")
+    dataset = read_dataset(root)
+    assert count_voxels(dataset) == [1, 1]
+    assert all(file.name.endswith(".nii.gz") for case in dataset.cases for file in case.images)
+    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    assert not errors
+    assert "A_0000.nii" in texts
+    assert "B.nii" in texts
+
+
+def test_explicit_paths_of_the_list_dataset(nnunet_folder, tmp_path):
+    root = nnunet_folder(channels=1)
+    elsewhere_folder = tmp_path / "archive"
+    (root / "imagesTr").rename(elsewhere_folder)
+    facts = json.loads((root / "dataset.json").read_text())
+    facts["dataset"] = {
+        case: {"images": [f"../archive/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
+        for case in "AB"
+    }
+    (root / "dataset.json").write_text(json.dumps(facts))
+    assert count_voxels(read_dataset(root)) == [1, 1]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_of_999_millimetres_is_a_picture(nnunet_folder, tmp_path, axis):
+    root = nnunet_folder(channels=1)
+    spacing = [0.7, 0.7, 0.7]
+    spacing[axis] = 999.0
+    for case in "AB":
+        image = np.expand_dims(np.arange(63, dtype=np.float32).reshape(9, 7), axis)
+        mask = np.expand_dims(np.zeros((9, 7), np.uint8), axis)
+        place = [2, 3]
+        place.insert(axis, 0)
+        mask[tuple(place)] = 1
+        for path, array in (
+            (root / "imagesTr" / f"{case}_0000.nii.gz", image),
+            (root / "labelsTr" / f"{case}.nii.gz", mask),
+        ):
+            nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+    dataset = read_dataset(root)
+    assert dataset.dims == 2
+    case = read_case(dataset.cases[0], dataset)
+    assert case.image.array.shape == (1, 7, 9)
+    assert case.image.geometry.spacing_mm == pytest.approx((0.7, 0.7))
+    assert np.argwhere(case.reference.labels).tolist() == [[3, 2]]
+    assert case.image.array[0, 3, 2] == 17  # the value at x = 2, y = 3
+    assert count_voxels(dataset) == [1, 1]
+    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    assert not errors
+    assert "one slice of 999 mm is read as a picture" in texts
+
+
+def test_a_single_slice_of_a_scan_stays_a_volume(nnunet_folder):
+    root = nnunet_folder(channels=1)
+    for folder, name in (("imagesTr", "A_0000"), ("labelsTr", "A")):
+        array = np.zeros((9, 7, 1), np.uint8)
+        image = nibabel.Nifti1Image(array, np.diag([0.7, 0.7, 6.0, 1.0]))
+        nibabel.save(image, root / folder / f"{name}.nii.gz")
+    assert read_dataset(root).dims == 3
+
+
+def write_stack(root, name, array, spacing=None, folder="imagesTr"):
+    """A TIFF of several pages, and its spacing where it is given."""
+    path = root / folder / f"{name}.tif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
+    if spacing is not None:
+        stem = name.removesuffix("_0000")
+        (path.parent / f"{stem}.json").write_text(json.dumps({"spacing": spacing}))
+    return path
+
+
+def stacks(nnunet_folder, spacing):
+    """Two cases as stacks of 6 slices, with 8 lesion voxels each."""
+    root = nnunet_folder(cases=(), file_ending=".tif", channels=1)
+    for case in "AB":
+        image = np.random.default_rng(0).integers(0, 999, (6, 9, 7)).astype(np.uint16)
+        mask = np.zeros((6, 9, 7), np.uint8)
+        mask[1:3, 2:4, 3:5] = 1
+        write_stack(root, f"{case}_0000", image, spacing)
+        write_stack(root, case, mask, spacing, "labelsTr")
+    return root
+
+
+def test_a_stack_of_tiff_pages_has_its_spacing_beside_it(nnunet_folder, tmp_path):
+    dataset = read_dataset(stacks(nnunet_folder, [3.0, 0.5, 0.7]))
+    assert dataset.dims == 3
+    case = read_case(dataset.cases[0], dataset)
+    assert case.image.array.shape == (1, 6, 9, 7)
+    assert case.image.geometry.spacing_mm == pytest.approx((3.0, 0.5, 0.7))
+    assert count_voxels(dataset) == [8, 8]
+    _, errors = said_in_check(read_dataset(dataset.root, lenient=True), tmp_path)
+    assert not errors
+
+
+def test_a_stack_without_a_spacing_has_one_millimetre_and_a_warning(
+    nnunet_folder, tmp_path, caplog
+):
+    dataset = read_dataset(stacks(nnunet_folder, None))
+    with caplog.at_level(logging.WARNING):
+        case = read_case(dataset.cases[0], dataset)
+    assert case.image.geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "A.json states the spacing" in caplog.text
+    texts, errors = said_in_check(read_dataset(dataset.root, lenient=True), tmp_path)
+    assert not errors
+    assert "A.json states the spacing" in texts
+
+
+@pytest.mark.parametrize("spacing", [[1, 1], "many", [0, 1, 1], [1, float("inf"), 1]])
+def test_a_spacing_that_is_none_is_an_error_of_its_file(nnunet_folder, spacing):
+    dataset = read_dataset(stacks(nnunet_folder, [1, 1, 1]))
+    text = json.dumps({"spacing": spacing})
+    (dataset.root / "imagesTr" / "A.json").write_text(text)
+    with pytest.raises(ReadError, match=r"A\.json"):
+        read_case(dataset.cases[0], dataset)
+
+
+def marked(root, values):
+    """Write masks of these values, a voxel each, into both cases."""
+    for path in (root / "labelsTr").glob("*.nii.gz"):
+        array = np.zeros((5, 4, 3), np.uint8)
+        for place, value in enumerate(values):
+            array[place, (2 * place) % 4, place % 3] = value
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+def test_any_positive_value_is_lesion_when_labels_are_merged(nnunet_folder, tmp_path):
+    root = nnunet_folder()
+    marked(root, [255, 255, 1])
+    with pytest.raises(ContentError, match=r"255.*data\.merge_labels=true"):
+        count_voxels(read_dataset(root))
+    dataset = read_dataset(root, merge_labels=True)
+    assert count_voxels(dataset) == [3, 3]
+    lenient = read_dataset(root, merge_labels=True, lenient=True)
+    texts, errors = said_in_check(lenient, tmp_path)
+    assert not errors
+    assert "they count as lesion" in texts
+
+
+def test_numbers_of_lesions_are_named_as_such(nnunet_folder):
+    root = nnunet_folder()
+    marked(root, [1, 2, 3, 4])
+    with pytest.raises(ContentError, match="column instances of a manifest"):
+        count_voxels(read_dataset(root))
+    assert count_voxels(read_dataset(root, merge_labels=True)) == [4, 4]
+
+
+def test_the_ignored_value_stays_ignored_when_labels_are_merged(nnunet_folder):
+    root = nnunet_folder(labels={"background": 0, "lesion": 1, "ignore": 2})
+    marked(root, [255, 2, 1])
+    dataset = read_dataset(root, merge_labels=True)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "suggested"),
+    [
+        (["P08_0", "P08_1", "P09_0", "P09_1", "P09_2"], True),
+        (["a-1", "a-2", "b-1", "b-2"], True),
+        (["LUNA_001", "LUNA_002", "LUNA_003"], False),  # three digits: numbers of cases
+        ([f"case_{i}" for i in range(30)], False),  # one prefix names the study
+        ([f"site{s}_{i}" for s in "ab" for i in range(40)], False),  # sites
+        (["P1", "P2", "P3"], False),
+        (["P1_0", "P2_0", "P3_0", "P3_1"], True),
+        (["P1_0", "P2_0", "P3_0", "P4_0", "P5_0", "P5_1"], False),
+    ],
+)
+def test_a_pattern_is_suggested_if_names_look_like_visits(names, suggested):
+    cases = [CaseFiles(name, ()) for name in names]
+    remarks = list(group_remarks(cases))
+    assert bool(remarks) == suggested
+    if suggested:
+        assert r"data.group='(.+)[_-]\d{1,2}'" in remarks[0].message
