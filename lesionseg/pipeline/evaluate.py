@@ -15,7 +15,7 @@ from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import ConfigError, DatasetError, listed
+from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
 from lesionseg.evaluation import find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
@@ -61,7 +61,7 @@ class EvaluateOutcome:
     @property
     def exit_status(self) -> int:
         """3 if some cases could not be scored, otherwise 0."""
-        return 3 if self.failed else 0
+        return SOME_FAILED if self.failed else 0
 
     def summary(self) -> list[str]:
         """Return the table of the most important numbers, and the files with the others."""

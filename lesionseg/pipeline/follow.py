@@ -16,6 +16,7 @@ from lesionseg.core import Aim, CaseFiles, OperatingPoint, Prediction, Reference
 from lesionseg.errors import (
     SOME_FAILED,
     ConfigError,
+    ConflictError,
     ContentError,
     DatasetError,
     GeometryError,
@@ -34,15 +35,20 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.evaluation.tables import write_rows, write_scores
 from lesionseg.io.cases import read_mask
+from lesionseg.io.dicom.elements import text
+from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
+from lesionseg.io.dicom.scans import describe_dicom
 from lesionseg.io.files import locks, write_csv
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
+    CANDIDATES,
     PredictionFiles,
     find_masks,
     find_predictions,
     read_prediction,
+    read_source,
 )
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
@@ -169,6 +175,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             score: CaseResult | None = None
             drawn: list[tuple[LesionChange, Card]] = []
             try:
+                if cfg.dicom_output:
+                    _check_report(files[1], folder)
                 pair, alignment = open_pair(files, rule, cfg.register_)
                 decided = [
                     replace(c, accepted=c.score >= least) if c.score is not None else c
@@ -178,7 +186,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
                     drawn = draw_changes(pair, decided, names[case], scans)
                 if case in masks:
                     score = _score(pair, read_mask(masks[case]), point, files[1].group or case)
-            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+            except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
                 faults[case] = error
                 _log.warning("Not followed, %s: %s", case, error)
                 advance(case, done, len(pairs))
@@ -225,6 +233,35 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     has_images = all(visit.image is not None for pair in pairs.values() for visit in pair)
     n_failed = len(failed) + len(faults)
     return FollowOutcome(tuple(changes), len(rows), folder, n_failed, has_images)
+
+
+def _check_report(later: VisitFiles, folder: Path) -> None:
+    """Make sure that a report of the later visit belongs to its patient and replaces no other's.
+
+    Raises `DatasetError` if the prediction is of another DICOM series than the scan,
+    `ConflictError` if `folder` has predictions of the case, or a report of another study.
+    """
+    if later.image is None or not is_dicom_image(later.image):
+        return
+    facts = describe_dicom(later.image)
+    candidates = later.prediction.candidates
+    source = None if candidates is None else read_source(candidates)
+    if source is not None and source.series_uid not in ("", facts.series_uid):
+        raise DatasetError(
+            f"the prediction is of series {source.series_uid}, but the scan {later.image.name} is "
+            f"series {facts.series_uid}. Name the images that were predicted."
+        )
+    if (folder / f"{later.case}{CANDIDATES}").is_file():
+        raise ConflictError(
+            f"output={folder} holds predictions of {later.case}, whose report would be replaced. "
+            "Name another output, or give dicom_output=false."
+        )
+    report = folder / f"{later.case}{REPORT}"
+    if report.is_file() and text(read_header(report), "StudyInstanceUID") != facts.study_uid:
+        raise ConflictError(
+            f"output={folder} holds a report of another study under this name, {report.name}. Name "
+            "another output."
+        )
 
 
 def stable_point(

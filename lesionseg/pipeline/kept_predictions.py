@@ -8,13 +8,21 @@ from pathlib import Path
 from uuid import uuid4
 
 from lesionseg.core import Geometry, Prediction, Problem
-from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.errors import (
+    ConflictError,
+    ContentError,
+    DatasetError,
+    GeometryError,
+    ReadError,
+)
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.predictions import (
+    CANDIDATES,
     PredictionFiles,
     find_predictions,
     read_prediction,
+    read_source,
     write_prediction,
 )
 from lesionseg.io.volumes import result_suffix
@@ -96,6 +104,13 @@ class KeptPredictions:
                 like = self._of[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)
+        for case in self._geometry:
+            own = self.folder / f"{case}{CANDIDATES}"
+            if own.is_file() and read_source(own) is not None:  # ours state no scan
+                raise ConflictError(
+                    f"{self.folder} holds results that predict wrote, such as {own.name}. Name "
+                    "another output."
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self._temporary.iterdir()):
             file.replace(self.folder / file.name)

@@ -144,6 +144,7 @@ def _predict(
         results = PredictionFolder(folder, cfg.output, cfg.names)
         if cfg.num_shards == 1:
             _restore(results, table)
+            table.forget_left_out()
         scans = [_as_before(scan, results) for scan in scans]
         if cfg.shard_index == 0:
             for kind in found.left_out:
@@ -372,7 +373,12 @@ class CaseWork:
 
     def _skipped(self, scan: FoundScan, reason: str) -> CaseRow:
         """Make the row of a scan that is not to be predicted."""
-        row = replace(self.rows[scan.key], status="skipped", message=f"Skipped: {reason}.")
+        message = f"{reason[:1].upper()}{reason[1:]}."
+        row = replace(self.rows[scan.key], status="skipped", message=message)
+        for earlier in self.known.get(row.case, ()):
+            was = (earlier.path, earlier.status, earlier.message)
+            if was == (row.path, row.status, row.message):
+                row = replace(earlier, is_unchanged=True)
         self.rows[scan.key] = row
         return row
 

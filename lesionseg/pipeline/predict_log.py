@@ -26,7 +26,8 @@ class PredictLog:
         folder: the output folder.
         stem: the name of the files.
         json_lines: also write `<stem>.jsonl`, an object per line: `time`, `level`, `event`,
-            `message` and, for the event `case`, the columns of `predictions.csv`.
+            `message` and, for the event `case`, the columns of `predictions.csv`; their `message`
+            is called `reason`.
     """
 
     def __init__(self, folder: Path, stem: str, *, json_lines: bool) -> None:
@@ -141,6 +142,7 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         row = getattr(record, "row", None)
-        if row is not None:
-            content |= {name: cell for name, cell in row.cells().items() if cell not in ("", None)}
+        for name, cell in ({} if row is None else row.cells()).items():
+            if cell not in ("", None):
+                content["reason" if name == "message" else name] = cell
         return json.dumps(content, ensure_ascii=False)

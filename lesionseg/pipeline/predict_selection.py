@@ -58,20 +58,20 @@ def _unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
         stated = repr(facts.description) if facts.description else "not stated"
         return f"its description is {stated}, unlike {cfg.description!r} (series.description)"
     if cfg.min_slices is not None and dims == 3 and facts.n_slices < cfg.min_slices:
-        return f"it has {facts.n_slices} of at least {cfg.min_slices} slices (series.min_slices)"
+        return f"{facts.n_slices} of at least {cfg.min_slices} slices (series.min_slices)"
     return ""
 
 
 def _unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
     """Explain why a DICOM scan of an archive is no scan for the model; "" if it may be one."""
     if dims == 2:
-        return "" if facts.is_radiograph else "it is a volume, while this model reads radiographs"
+        return "" if facts.is_radiograph else "a volume, while this model reads radiographs"
     if facts.is_radiograph:
-        return "it is a radiograph, while this model reads volumes"
+        return "a radiograph, while this model reads volumes"
     if facts.is_localiser and cfg.description is None:
-        return f"it is a localiser by its description, {facts.description!r}"
+        return f"a localiser by its description, {facts.description!r}"
     if cfg.min_slices is None and facts.n_slices < LEAST_SLICES:
-        return "it is a lone slice; series.min_slices=1 predicts it"
+        return "a lone slice; series.min_slices=1 predicts it"
     return ""
 
 
@@ -86,5 +86,5 @@ def too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: b
     with suppress(LesionsegError, OSError):  # reading the scan says what is wrong
         shape = read_geometry(scan.files.images[0]).shape
         if len(shape) == 3 and min(shape) < least:
-            return f"it has {min(shape)} of at least {least} slices (series.min_slices)"
+            return f"{min(shape)} of at least {least} slices (series.min_slices)"
     return ""

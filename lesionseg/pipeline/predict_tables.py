@@ -238,10 +238,15 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     candidates = [entry for entry in content.get("candidates", ()) if isinstance(entry, dict)]
     accepted = [entry for entry in candidates if entry.get("accepted", True)]
     volumes = [v for e in accepted if isinstance(v := e.get("volume_ml"), int | float)]
+    checked = content.get("input_check") or {}
+    score = checked.get("score")
+    is_unlike = isinstance(score, int | float) and score > 1
     row = CaseRow(
         case=case,
         group=case,
-        status="done",
+        status="blank" if checked.get("blank") else "warned" if is_unlike else "done",
+        warning=str(checked.get("warning", "")),
+        input_score=score,
         message="This row was made from the results, as the table had none.",
         n_candidates=len(candidates),
         n_accepted=len(accepted),
@@ -289,6 +294,11 @@ class PredictionTable:
                 self.close()
             except Exception as error:
                 logger.warning("%s cannot be written yet: %r", self.path.name, error)
+
+    def forget_left_out(self) -> None:
+        """Remove the rows of `left_out_row`, which each run makes anew."""
+        for case, rows in list(self._rows.items()):
+            self._rows[case] = [row for row in rows if row.path or row.status != "skipped"]
 
     def close(self) -> None:
         """Write what is not written yet. Raises `OutputError`."""

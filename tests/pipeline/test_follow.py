@@ -1,5 +1,7 @@
 """`follow` on small files: what is written, what is scored, what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from lesionseg.pipeline.follow import FollowOutcome
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import Bright
+from tests.io.dicom_files import save
 from tests.io.test_dicom_results import GRIDS, series
 from tests.pipeline.cases import boxes, write_array
 
@@ -201,6 +204,32 @@ def test_states_and_both_volumes_stand_in_a_dicom_report(tmp_path):
     assert "Score of the model" not in said, "masks have no scores"
     assert "Gone since: 0.009 ml." in said
     assert report.PatientID == "77-1"
+
+
+@pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])
+def test_a_report_belongs_to_its_scan_and_replaces_none_of_another(tmp_path, obstacle, caplog):
+    pytest.importorskip("highdicom")
+    for visit in ("before", "after"):
+        for case in ("P1", "P2"):
+            scan = series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
+            mask = boxes((5, 4, 6), (0, 0, 0, 2))
+            write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
+    out, case = tmp_path / "out", "P1_scan"
+    out.mkdir()
+    stated = {"candidates": [], "source": {"digest": "aa", "series_uid": "1.99"}}
+    if obstacle == "prediction":
+        (out / f"{case}_candidates.json").write_text(json.dumps(stated))
+    elif obstacle == "another study":
+        save(out / f"{case}_sr.dcm", None, "1.2.3", Modality="SR", StudyInstanceUID="1.99")
+    else:
+        (tmp_path / "after" / f"{case}_candidates.json").write_text(json.dumps(stated))
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
+    outcome = follow(tmp_path / "before", tmp_path / "after", out, **images)
+    assert outcome.exit_status == 3
+    assert case in caplog.text
+    assert all((out / name).read_bytes() == content for name, content in before.items())
+    assert (out / "P2_scan_sr.dcm").is_file()
 
 
 # --- patients' visits by a table: their order, what is predicted first, what is refused ---

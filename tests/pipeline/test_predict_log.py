@@ -115,4 +115,5 @@ def test_the_log_has_times_and_a_line_per_scan(typed, tmp_path):
     cases = {each["case"]: each for each in objects if each["event"] == "case"}
     assert (cases["a"]["status"], cases["b"]["status"]) == ("done", "failed")
     assert cases["a"]["digest"] == read_csv(tmp_path / "out" / "predictions.csv")[0]["digest"]
+    assert cases["b"]["message"] == f"b: failed. {cases['b']['reason']}"
     assert objects[-1]["event"] == "end"

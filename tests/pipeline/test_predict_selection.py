@@ -68,9 +68,9 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
     skipped = {case: row.message for case, row in rows.items() if row.status == "skipped"}
     words = {
         "P1_loc": "3-plane loc",
-        "P1_scout": "localiser",
-        "P1_lone_000": "lone slice",
-        "P1_film": "radiograph",
+        "P1_scout": "A localiser.",
+        "P1_lone_000": "A lone slice",
+        "P1_film": "A radiograph",
         "P1_slice": "1 of at least 2 slices",
     }
     assert skipped.keys() == words.keys()
@@ -80,6 +80,15 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
     table = {row["case"]: row for row in read_csv(tmp_path / "out" / TABLE)}
     assert table["P1_loc"]["status"] == "skipped"
     assert table["P1_loc"]["series_uid"] == "1.5"
+    # a report in the archive is counted; what is skipped again is not in the log again
+    save(archive / "P1" / "t1" / "report.dcm", None, "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    outcome, _ = run(bundle, archive, tmp_path / "out")
+    assert any("DICOM, objects that are no image" in line for line in outcome.summary())
+    log = (tmp_path / "out" / "predictions.log").read_text()
+    assert log.count("P1_loc: skipped. A localiser by its description, '3-plane loc'.") == 1
+    (archive / "P1" / "t1" / "report.dcm").unlink()
+    run(bundle, archive, tmp_path / "out")
+    assert "DICOM" not in {row["case"] for row in read_csv(tmp_path / "out" / TABLE)}
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,23 @@ def test_a_table_of_scans_states_the_source_as_well(bundle, places):
     table.write_text("case,image\nA,scan\nA,scan\n../B,scan\nC,scan\n")
     found = {(row.case, row.status) for row in run(bundle, table, out).rows}
     assert found == {("A", "failed"), ("'../B'", "failed"), ("C", "done")}
+
+
+def test_a_broken_file_in_a_folder_of_several_series_fails_only_its_own(bundle, places):
+    inbox, out = places
+    write_series(inbox, 1, "1.2.3", prefix="a")
+    write_series(inbox, 2, "1.2.4", number=4, prefix="b")
+    whole = (inbox / "b005.dcm").read_bytes()
+    end = whole.index(b"1.2.4") + 40  # behind the UID, before the number of rows
+    (inbox / "b005.dcm").write_bytes(whole[:end])
+    rows = {row.series_uid: row for row in run(bundle, inbox, out).rows}
+    assert {uid: row.status for uid, row in rows.items()} == {"1.2.3": "done", "1.2.4": "failed"}
+    assert "b005.dcm" in rows["1.2.4"].message
+    # of a series of which nothing else is there
+    (inbox / "b005.dcm").write_bytes(whole)
+    write_series(inbox, 3, "1.2.5", prefix="c")
+    for file in sorted(inbox.glob("c*"))[1:]:
+        file.unlink()
+    (inbox / "c000.dcm").write_bytes((inbox / "c000.dcm").read_bytes()[:end])
+    found = {row.path: row.status for row in run(bundle, inbox, out).rows}
+    assert found == {"series=3": "kept", "series=4": "done", "c000.dcm": "failed"}

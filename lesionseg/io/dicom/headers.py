@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import warnings
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,19 @@ def image_header(file: Path) -> "Header | None":
             "or move it out of the folder."
         )
     return None
+
+
+def stated_series(file: Path) -> str:
+    """Return the SeriesInstanceUID of a file whose header is damaged; "" if it cannot be told."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pydicom import dcmread
+
+        header = dcmread(
+            file, stop_before_pixels=True, force=True, specific_tags=["SeriesInstanceUID"]
+        )
+        return text(header, "SeriesInstanceUID")
+    return ""
 
 
 def is_radiograph(header: "Header") -> bool:

@@ -1,6 +1,5 @@
 """The scans in a folder of DICOM files: series, enhanced files, single slices and radiographs."""
 
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,15 @@ from pathlib import Path
 
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.elements import Header, text
-from lesionseg.io.dicom.headers import SUFFIXES, image_header, is_radiograph, n_frames, unfit
+from lesionseg.io.dicom.headers import (
+    SUFFIXES,
+    image_header,
+    is_radiograph,
+    n_frames,
+    stated_series,
+    unfit,
+)
 from lesionseg.io.dicom.series import series_headers
-
-logger = logging.getLogger(__name__)
 
 _UID_DIGITS = 8  # of the digest that tells the series of a folder apart
 # what scanners call the images that a scan is planned on, where ImageType does not say so
@@ -55,13 +59,15 @@ class DicomScan:
     fault: str = ""
 
 
-def find_dicom_scans(files: Sequence[Path]) -> list[DicomScan]:
-    """Sort the DICOM files of one folder into scans; objects that are no image are left out.
+def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
+    """Sort the DICOM files of one folder into scans; the second list has those that are no image.
 
     A file whose header cannot be read is a scan with a `fault`. If there is a series beside it, it
-    may be a slice of that, whose reader then names it: it is no scan of its own.
+    may be a slice of that, whose reader then names it: it is no scan of its own, unless it states
+    another series.
     """
     damaged = list[DicomScan]()
+    others = list[Path]()
     alone = list[tuple[Path, Header]]()
     series: dict[str, dict[Path, Header]] = defaultdict(dict)
     for file in files:
@@ -71,7 +77,7 @@ def find_dicom_scans(files: Sequence[Path]) -> list[DicomScan]:
             damaged.append(DicomScan(file, (file,), name=_stem(file), fault=str(error)))
             continue
         if header is None:
-            logger.info("%s is left out: it is not a DICOM image.", file)
+            others.append(file)
         elif is_radiograph(header):
             alone.append((file, header))
         else:
@@ -90,7 +96,9 @@ def find_dicom_scans(files: Sequence[Path]) -> list[DicomScan]:
     for headers in whole.values():
         scans.append(_series(headers, numbers, is_only_series=n_fit <= 1))
     has_series = any(not scan.unfit for scan in scans if len(scan.files) > 1)
-    return scans if has_series else scans + damaged
+    if has_series:
+        damaged = [each for each in damaged if stated_series(each.place) not in ("", *series)]
+    return scans + damaged, others
 
 
 def describe_dicom(place: Path) -> DicomScan:

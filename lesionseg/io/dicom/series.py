@@ -22,6 +22,7 @@ from lesionseg.io.dicom.headers import (
     image_header,
     is_dicom,
     read_header,
+    stated_series,
     stored_pixels,
 )
 from lesionseg.io.dicom.radiograph import (
@@ -151,17 +152,28 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
     """Return the headers of the images in a file, a folder or a series of it, by file.
 
     Files of the folder that are no DICOM images, and might be slices, are noted in `remarks`.
+    Raises `ReadError` for a damaged file, unless it states that it is of another series.
     """
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
+    damaged: dict[Path, ReadError] = {}
     for file in [path] if path.is_file() else sorted(folder.iterdir()):
-        if (header := image_header(file)) is not None:
+        try:
+            header = image_header(file)
+        except ReadError as error:
+            damaged[file] = error
+            continue
+        if header is not None:
             headers[file] = header
         elif remarks is not None and _might_be_a_slice(file):
             remarks.add(f"{file.name} is not a DICOM image and is left out")
         else:
-            logger.info("%s is left out: it is not a DICOM image.", file)
+            logger.debug("%s is left out: it is not a DICOM image.", file)
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
+    uids = {_uid(header) for header in wanted.values()}
+    for file, fault in damaged.items():
+        if name is None or not wanted or stated_series(file) in ("", *uids):
+            raise fault
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
         raise ReadError(

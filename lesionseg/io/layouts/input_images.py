@@ -195,7 +195,9 @@ def find_scans(
         listing.match(source)
     scans = [*_file_scans(listing.images, root, channels)]
     for files in listing.dicom.values():
-        scans += [_dicom_scan(dicom, root) for dicom in find_dicom_scans(files)]
+        found, others = find_dicom_scans(files)
+        scans += [_dicom_scan(dicom, root) for dicom in found]
+        listing.leave_out_objects(others)
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(tuple(ordered), tuple(listing.summaries()))
 
@@ -320,6 +322,11 @@ class _Listing:
                 self.dicom.setdefault(folder, []).extend(new)
             if path.is_symlink():
                 self.images += [file for file in inner.images if file not in known]
+
+    def leave_out_objects(self, files: Sequence[Path]) -> None:
+        """Take up DICOM files that are no image, such as reports and segmentations."""
+        for file in files:
+            self._leave_out(file, "DICOM", "objects that are no image")
 
     def summaries(self) -> Iterator[LeftOut]:
         """Yield what was left out, one entry for each kind of file."""
@@ -492,7 +499,7 @@ def _single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
     elif is_dicom(source) and not (
         is_image_file(source) and not source.name.lower().endswith(DICOM)
     ):
-        for dicom in find_dicom_scans([source]):
+        for dicom in find_dicom_scans([source])[0]:
             yield _dicom_scan(dicom, source.parent)
     else:
         yield from _file_scans([source], source.parent, channels)
