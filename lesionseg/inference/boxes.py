@@ -69,44 +69,71 @@ class BoxCollector:
         self._anchors, self._weight = grid_anchors(levels), gaussian_weight(plan.tile_shape)
         none = torch.zeros(0)
         self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long())]
+        self._waiting: list[tuple[int, Sequence[int], Tensor]] = []
         self.n_left_out = 0
 
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
-        """Take what the network says of a batch of tiles, seen mirrored along spatial `flipped`."""
-        device = output.class_logits.device
-        self._anchors, self._weight = self._anchors.to(device), self._weight.to(device)
-        rows = zip(tiles, output.class_logits.float(), output.box_deltas.float(), strict=True)
-        for tile, logits, deltas in rows:
-            self._views.append(self._view(logits, deltas, tile, flipped))
+        """Take the highest scores of a batch of tiles, seen mirrored along spatial `flipped`.
+
+        They stay on the device until `gather`. The batch may hold more than `tiles`.
+        """
+        n = len(tiles)
+        probabilities = box_scores(output.class_logits[:n].float(), self.plan)
+        flat = probabilities.flatten(1).nan_to_num(nan=0.0)  # NaN would be the highest
+        n_above = (flat >= self.plan.candidate_rule.floor).sum(1)
+        scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
+        self._anchors = self._anchors.to(scores.device)
+        anchor = index // probabilities.shape[-1]
+        per_box = anchor[..., None].expand(-1, -1, 2 * self.plan.dims)
+        deltas = output.box_deltas[:n].float().gather(1, per_box)
+        boxes = decode_boxes(deltas, self._anchors[anchor])
+        # one table, so that a GPU is waited for once; float64 holds indices exactly
+        columns = (scores, index, n_above[:, None].expand_as(index))
+        table = torch.cat([boxes.double(), *(c[..., None].double() for c in columns)], dim=-1)
+        for tile, rows in zip(tiles, table, strict=True):
+            self._waiting.append((tile, flipped, rows))
+
+    def gather(self) -> None:
+        """Bring the boxes of all batches since the last call to the CPU, by one copy."""
+        if not self._waiting:
+            return
+        tables = torch.stack([rows for _, _, rows in self._waiting]).cpu()
+        for (tile, flipped, _), rows in zip(self._waiting, tables, strict=True):
+            self._views.append(self._view(rows, tile, flipped))
+        self._waiting = []
 
     def _view(
-        self, logits: Tensor, deltas: Tensor, tile: int, flipped: Sequence[int]
+        self, rows: Tensor, tile: int, flipped: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes in voxels of the padded volume, scores and labels of one network in one tile."""
-        probabilities = box_scores(logits, self.plan)
-        flat = probabilities.flatten()
-        above = torch.nonzero(flat >= self.plan.candidate_rule.floor)[:, 0]
-        order = torch.argsort(flat[above], descending=True, stable=True)
-        self.n_left_out += max(len(above) - MOST_ANCHORS, 0)
-        above = above[order[:MOST_ANCHORS]]
-        anchor, label = above // probabilities.shape[1], above % probabilities.shape[1] + 1
-        boxes, scores = decode_boxes(deltas[anchor], self._anchors[anchor]), flat[above]
+        """Return boxes in voxels of the padded volume, scores and labels of a view.
+
+        `rows` `[k, 2·dims + 3]`: boxes in the tile, scores, indices of anchor and label, and the
+        number of anchors above the floor, the same in each row.
+        """
+        boxes, scores, index, n_above = rows.split([rows.shape[1] - 3, 1, 1, 1], dim=1)
+        self.n_left_out += max(int(n_above[0]) - len(rows), 0) if len(rows) else 0
+        above = (scores[:, 0].float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
+        above = above[index[above, 0].argsort()]
+        above = above[scores[above, 0].argsort(descending=True, stable=True)]  # ties by index
+        boxes, scores, index = boxes[above].float(), scores[above, 0].float(), index[above, 0]
+        label = index.long() % len(self.plan.lesion_labels) + 1
         sound = ~is_degenerate(boxes)
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
         best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)
         boxes = unflipped(boxes[best], flipped, self.plan.tile_shape)
-        shape = torch.tensor(self._weight.shape, device=boxes.device)
+        shape = torch.tensor(self._weight.shape)
         place = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
         weight = self._weight[place.unbind(-1)]
-        start = torch.tensor(self.grid.starts[tile], dtype=torch.float32, device=boxes.device)
-        end = torch.tensor(self.grid.padded_shape, device=boxes.device)
+        start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
+        end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)
         cut = ((low <= 0) & (start > 0)) | ((high >= shape) & (start + shape < end))
         damped = scores[best] * torch.where(cut.any(-1), weight, torch.ones_like(weight))
-        return (boxes + start.repeat(2)).cpu(), damped.cpu(), label[best].cpu()
+        return boxes + start.repeat(2), damped, label[best]
 
     def finish(self) -> Boxes:
-        """The boxes of the volume, without the padding around a small one, cut at its border."""
+        """Return the boxes of the volume, without the padding of a small one, cut at its border."""
+        self.gather()
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*self._views, strict=True))
         best = batched_nms(boxes, scores, labels, planned_anchors(self.plan).merge_iou)
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,8 +25,9 @@ from lesionseg.ops.resample import linear_slabs
 _EXACT_VOX = 1e-3
 _SLAB_ROWS = 16  # restored at a time
 TakeRows = Callable[[int, Tensor], None]
-# rows handed over at a time are about this large: temporaries the allocator finds room for
-_HANDED_BYTES = 1 << 22
+# rows handed over at a time are about this large: on a CPU, temporaries the allocator finds room
+# for; on a GPU, few copies to wait for
+_HANDED_BYTES, _HANDED_BYTES_GPU = 1 << 22, 1 << 26
 # the smallest number above 0 that float16 has: 1 itself needs a sign
 _SMALLEST = 2.0**-24
 
@@ -61,7 +62,9 @@ class Stitcher:
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
         self._total = self._weight.new_zeros(shape_held)
-        self._at_once = max(1, _HANDED_BYTES // max(self._sum[:, 0].nbytes, 1))
+        handed = _HANDED_BYTES if self._sum.device.type == "cpu" else _HANDED_BYTES_GPU
+        row_bytes = self._sum[:, 0].numel() * self._sum.element_size()
+        self._at_once = max(1, handed // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
         """Add one tile's output at its place."""
@@ -128,12 +131,20 @@ class Store:
         self._map = mapped._mmap  # type: ignore[attr-defined]
         self.values = torch.from_numpy(mapped)
 
-    def write(self, where: Sequence[slice], probabilities: Float[Tensor, "k *where"]) -> None:
-        """Put probabilities in their place, as the store's numbers."""
+    def write(
+        self,
+        where: Sequence[slice],
+        probabilities: Float[Tensor, "k *where"],
+        inside: Bool[Tensor, "*where"] | None = None,
+    ) -> None:
+        """Put probabilities in their place, as the store's numbers; 0 where not `inside`."""
         p = torch.where(
             probabilities > 0.5, (probabilities - 1).clamp_max(-_SMALLEST), probabilities
         )
-        self.values[(slice(None), *where)] = p.to(torch.float16).cpu()
+        numbers = p.to(torch.float16).cpu()
+        if inside is not None:  # here, as a mask for the GPU would be one more copy
+            numbers.masked_fill_(~inside, 0)
+        self.values[(slice(None), *where)] = numbers
         self.release()
 
     def decode(self, values: Tensor) -> Tensor:

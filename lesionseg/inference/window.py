@@ -7,6 +7,7 @@ image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,10 +21,11 @@ from lesionseg.inference.body import Body
 from lesionseg.inference.boxes import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
-from lesionseg.models.build import fast_dtype
+from lesionseg.models.build import autocast_dtype
 from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
+from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.plan import Plan
 
 OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles of the scan
@@ -57,7 +59,14 @@ class SlidingWindow:
         settings = settings or InferenceConfig.of()
         self.plan, self.overlap = plan, settings.overlap
         self.device = device or next(networks[0].parameters(), torch.empty(0)).device
-        dtypes = {"auto": fast_dtype(self.device), "bf16": torch.bfloat16, "fp32": torch.float32}
+        if self.device.type == "cuda" and self.device.index is None:
+            # "cuda" alone is another card in another thread
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        dtypes = {
+            "auto": autocast_dtype(self.device),
+            "bf16": torch.bfloat16,
+            "fp32": torch.float32,
+        }
         self.dtype = dtypes[settings.precision]
         self.networks = [network.to(self.device).eval() for network in networks]
         for network in self.networks if memory_format else ():
@@ -122,15 +131,14 @@ class SlidingWindow:
                 return
             rows = average[(slice(None), slice(start - first, stop - first), *rest)]
             where = (slice(start + offset[0], stop + offset[0]), *region[1:])
-            if body is not None:
-                rows = rows * torch.from_numpy(body.mask(where)).to(rows.device)
-            store.write(where, rows)
+            inside = None if body is None else torch.from_numpy(body.mask(where))
+            store.write(where, rows, inside)
 
         tiles = [i for i in range(len(grid)) if touches(i)]
         memory, n_voxels = self.device, prod(grid.padded_shape)
         if memory.type == "cuda":  # float32 values of the image and of sums one tile high
             n_sums = (n_channels + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
-            if 4 * (len(image) * n_voxels + n_sums) > torch.cuda.mem_get_info(memory)[0] / 2:
+            if 4 * (len(image) * n_voxels + n_sums) > free_bytes(memory) / 2:
                 memory = torch.device("cpu")
         covered = image[(slice(None), *region)].to(memory).float()
         if any(map(any, grid.pad)):  # zeros around an image smaller than the tile, as in training
@@ -143,6 +151,8 @@ class SlidingWindow:
             batch = torch.stack([covered[(slice(None), *grid.slices(i))] for i in some])
             for i, p in zip(some, self.predict(batch, some, collector), strict=True):
                 stitcher.add(p, grid.slices(i))
+            if collector is not None:
+                collector.gather()
             if on_batch is not None:
                 on_batch(first + len(some), len(tiles))
         stitcher.finish()
@@ -169,31 +179,53 @@ class SlidingWindow:
         Boxes go to `collector`, with the tiles' `numbers` in its grid. Raises `GeometryError` for
         an output that does not fit the plan.
         """
-        tiles, total, n = tiles.to(self.device), None, n_logits(self.plan)
+        n_tiles, total, n = len(tiles), None, n_logits(self.plan)
+        tiles = self._filled(tiles.to(self.device))
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
-                is_low = self.dtype != torch.float32
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=is_low):
-                    output = network(tiles.flip(mirrored) if axes else tiles)
+                output = self._run(network, tiles.flip(mirrored) if axes else tiles)
                 if isinstance(output, DetectorOutput):
                     if collector is not None:
                         collector.add(output, numbers, axes)
                     output = output.segmentation
                 if not self.plan.has_voxels:
-                    p = tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
+                    p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
                 elif output[0].shape != (len(tiles), n, *tiles.shape[2:]):
                     raise GeometryError(
                         f"The network gave {tuple(output[0].shape)} for tiles "
                         f"{tuple(tiles.shape)}; the plan has {n} channels of logits."
                     )
                 else:
-                    p = label_probabilities(output[0], self.plan)
+                    p = label_probabilities(output[0][:n_tiles], self.plan)
                 p = p.flip(mirrored) if axes else p
                 total = p if total is None else total + p
         n_views = len(self.networks) * len(self.flips)
         mean = torch.as_tensor(total)
         return mean if n_views == 1 else mean / n_views
+
+    def _filled(self, tiles: Tensor) -> Tensor:
+        """Fill up the last batch on a GPU: cuDNN would time its algorithms for a new shape."""
+        n_missing = self.batch_size - len(tiles)
+        if self.device.type != "cuda" or n_missing <= 0:
+            return tiles
+        return torch.cat([tiles, tiles[-1:].expand(n_missing, *tiles.shape[1:])])
+
+    def _run(self, network: nn.Module, tiles: Tensor) -> Any:
+        """Run a network in the precision of the settings."""
+        is_low = self.dtype != torch.float32
+        low = self.dtype if is_low else torch.bfloat16
+        with fastest_convolutions(), torch.autocast(self.device.type, low, enabled=is_low):
+            return network(tiles)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU, that in the cache of torch's allocator included.
+
+    While a training validates, nearly all of the memory is in that cache.
+    """
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:

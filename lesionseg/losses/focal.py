@@ -81,9 +81,8 @@ def sigmoid_focal_loss(
         # zero where left out: a NaN there must reach neither value nor gradient
         x = logits if keep is None else logits.masked_fill(~keep, 0)
         x = x if double else x.float()
-        shape = (-1, *[1] * (x.ndim - 2))
-        of_lesion = constant(positive, x).view(shape)
-        weight = torch.where(lesion, of_lesion, constant(negative, x).view(shape))
+        of_lesion = constant(positive, x, n_after=x.ndim - 2)
+        weight = torch.where(lesion, of_lesion, constant(negative, x, n_after=x.ndim - 2))
         loss: Any = weight * _formula(torch.where(lesion, -x, x), gamma)
     else:
         alike = len({*positive}) == 1
@@ -272,7 +271,7 @@ def posterior_logits(
     log_p, log_q = -F.softplus(-logits), -F.softplus(logits)
     each = _per_class(0.5 if alpha is None else alpha, logits.shape[1])
     odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in each]
-    prior = constant(odds, logits).view(-1, *[1] * (logits.ndim - 2))
+    prior = constant(odds, logits, n_after=logits.ndim - 2)
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
 
 

@@ -82,6 +82,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if gpu else torch.float32
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which a device convolves fastest: `fast_dtype`, or fp16 on older GPUs."""
+    fast = fast_dtype(device)
+    return torch.float16 if device.type == "cuda" and fast == torch.float32 else fast
+
+
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     """Channels-last on CPUs, whose convolutions want it; contiguous for all else.
 

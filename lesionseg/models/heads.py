@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.blocks import CONV, convolution
+from lesionseg.models.blocks import CONV, GroupNorm, convolution
 from lesionseg.plan.plan import Activation, AnchorPlan
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
@@ -135,7 +135,7 @@ def _by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
 def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
     steps: list[nn.Module] = []
     for _ in range(depth):
-        norm = nn.GroupNorm(min(_GROUPS, width), width)
+        norm = GroupNorm(min(_GROUPS, width), width)
         steps += [convolution(dims, width, width, (3,) * dims), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*steps)
 

@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 
-def constant(values: Sequence[float], like: Tensor) -> Tensor:
+def constant(values: Sequence[float], like: Tensor, *, n_after: int = 0) -> Tensor:
     """Return a tensor of these numbers with the dtype and device of `like`. Do not change it.
 
-    On a GPU the same tensor is returned each time, because every copy from the host waits until all
+    `n_after` axes of length 1 follow the first one. On a GPU the same tensor is returned each time, because every copy from the host waits until all
     queued work is done.
     """
     if like.device.type == "cpu" or torch.compiler.is_compiling():
-        return like.new_tensor(values)
-    return _kept(tuple(values), like.dtype, like.device)
+        return like.new_tensor(values).view(-1, *[1] * n_after)
+    return _kept(tuple(values), n_after, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept(
+    values: tuple[float, ...], n_after: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     with torch.inference_mode(False):  # a training may use what a prediction has made
-        return torch.tensor(values, dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, *[1] * n_after)

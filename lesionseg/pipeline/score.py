@@ -366,10 +366,12 @@ def match_volumes(
     plan: Plan,
     inference: InferenceConfig,
     preset: Preset,
+    device: str | None = None,
 ) -> list[MatchedCase]:
-    """Match what a network finds on whole cases, in the files' own grids, by a plan.
+    """Match the network's candidates on whole cases, in the files' own grids, by a plan.
 
-    Cases without a reference are left out; reading, the network and matching overlap.
+    Cases without a reference are left out. Reading, the network and matching overlap. `device`:
+    where to predict; None is where the network is.
     """
     opened: dict[str, Case] = {}
 
@@ -384,7 +386,7 @@ def match_volumes(
         ids: dict[str, Any] = {"case": case.case, "group": case.group}
         return match_case(case.reference, prediction, preset, role="validation", **ids)
 
-    predictor = Predictor.from_network(network, plan, settings=inference)
+    predictor = Predictor.from_network(network, plan, settings=inference, device=device)
     with closing(predict_volumes(predictor, cases, read, use)) as matches:
         return [match for match in matches if match is not None]
 

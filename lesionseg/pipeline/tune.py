@@ -37,7 +37,7 @@ from lesionseg.report.tuning import (
     write_tuning_page,
 )
 from lesionseg.training.module import budget_text
-from lesionseg.training.processes import require_device, training_device
+from lesionseg.training.processes import joined, require_device, training_device
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     and tiles. tune.json and tune.html are written after each. Raises the `LesionsegError` of
     whatever is wrong.
     """
-    optuna = _optuna()
+    _optuna()  # if it is missing, that is the first error
     groups = tuned_groups(cfg)
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
     cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
@@ -66,7 +66,13 @@ def tune(cfg: TuneConfig) -> TuningSearch:
     if not cfg.trainer.has_one_device:
         raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
     require_device(cfg.trainer.accelerator)
+    with joined(cfg.trainer):  # plan, trial steps and trainings use the card of trainer.devices
+        return _search(cfg, groups, run)
 
+
+def _search(cfg: TuneConfig, groups: Sequence[str], run: Path) -> TuningSearch:
+    """Read the cases, run the trials that are missing, and write and say what they show."""
+    optuna = _optuna()
     run.mkdir(parents=True, exist_ok=True)
     survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
     cases = labelled(survey, "validation")
@@ -91,8 +97,8 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         )
         taught, values = with_focal_correction(plan, own), list[float]()
 
-        def validate(network: nn.Module) -> dict[str, float]:
-            matches = match_volumes(network, survey, cases, taught, inference, preset)
+        def validate(network: nn.Module, on: str | None = None) -> dict[str, float]:
+            matches = match_volumes(network, survey, cases, taught, inference, preset, on)
             results = [match.result(surface=False) for match in matches]
             pool = Pool.of(results)
             recall = value_of(froc(pool, [cfg.tune.fp_per_case]), len(pool.groups))[0] or 0.0
@@ -107,8 +113,8 @@ def tune(cfg: TuneConfig) -> TuningSearch:
 
         try:
             trained = train_network(plan, prepared, own, folder, validate=validate)
-            if not values:
-                validate(trained.network)
+            if not values:  # the training has moved the network to the CPU
+                validate(trained.network, trained.device)
         except TrainingError as error:  # it diverged
             trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
             trial.set_user_attr("note", str(error))

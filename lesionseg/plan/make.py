@@ -91,7 +91,7 @@ def make_plan(
     allowed = replace(budget.value, architecture=chosen.architecture, capped=capped)
     if (base := chosen.base_features) is not None:
         widest = max(allowed.widest * base // allowed.base_features, base)
-        allowed = replace(allowed, base_features=base, widest=widest, wider=())
+        allowed = replace(allowed, base_features=base, widest=widest)
     # cases and lesions on the plan's grid; a lesion is a ball, in 2-D a disc, of its diameter
     sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
     shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
@@ -201,10 +201,6 @@ def _architecture(
         raise ConfigError(
             f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
         )
-    # as wide as the budget allows at batch 2, once the tile is as large as it gets
-    wide = [tuple(int(factor * f) for f in shape.features) for factor in allowed.wider]
-    wider = [replace(shape, features=features) for features in wide]
-    shape = [shape, *(each for each in wider if allowed.fits(each, tile, 2))][-1]
     shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
     if chosen.layout == "nnunet":  # all levels but the two coarsest
         shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))

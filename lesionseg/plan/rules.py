@@ -31,7 +31,6 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
 StepGb = Callable[[Architecture, Sequence[int], int], float]
 SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
 PROCESSOR = 1.4 * 65e9  # multiplications a step
-WIDER = (1.5, 2.0)  # times nnU-Net's features, where memory is left
 _BACKWARD = 3  # a training step costs about three forward passes
 NARROWEST = 4  # voxels an axis keeps at the coarsest stage
 # Residual blocks of each encoder stage, the last for all further ones; the decoder has one
@@ -157,7 +156,7 @@ class DeviceBudget:
     widest: int  # the most features of a stage
     batch: int  # the most tiles a step
     start: int = 16  # side of the smallest tile worth trying
-    wider: tuple[float, ...] = ()  # features times this, where the tile leaves room
+    fills: bool = False  # single axes take what rounding the tile leaves
     capped: bool = True  # in 3-D the tiles of a step are at most a share of the dataset
     small_tiles: bool = False  # several may take the place of a large one (`for_small_tiles`)
     most_voxels: float = inf  # of a tile
@@ -228,7 +227,7 @@ def budget(
         widest=320,
         batch=8 if dims == 3 else 16,
         start=64 if dims == 3 else 256,
-        wider=WIDER,
+        fills=True,
     )
     return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
 
@@ -301,7 +300,7 @@ def tile_shape(
         up if n == m and (up := -(-n // s) * s) <= ROUND_UP * n else max(n // s, 1) * s
         for n, s, m in zip(tile, stride(tile), median_shape, strict=True)
     )
-    if allowed.wider:
+    if allowed.fills:
         most = [min(int(ROUND_UP * m), allowed.longest) for m in median_shape]
         tile = grown(
             tile,

@@ -134,8 +134,9 @@ class FocalStatistics(pl.Callback):
     on the hardest 1 % of background, and the mean probability in lesions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, activation: str = "sigmoid") -> None:
         self.latest: dict[str, float] = {}
+        self._activation = activation
         self._rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
         self._warned: set[str] = set()
 

@@ -99,6 +99,8 @@ def fit(
             with _undisturbed(on_cpu=device == "cpu"):
                 trainer = make_trainer(module, cfg, run_dir, steps, callbacks)
                 trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(plan, module, error) from error
         except (RuntimeError, KeyError) as error:
             if module.global_step > steps or "state_dict" not in str(error):
                 raise
@@ -222,6 +224,19 @@ def _read(path: Path) -> dict[str, Any]:
         # by its name alone: the text advises to load without `weights_only`
         raise _unusable(path, type(error).__name__) from error
     return checkpoint
+
+
+def _out_of_memory(plan: Plan, module: LesionModule, error: torch.OutOfMemoryError) -> ConfigError:
+    """Return an error that names the setting with which a step needs less memory."""
+    remedy = "a smaller model.tile_shape"
+    if plan.batch_size > 1:
+        remedy = f"model.batch_size={plan.batch_size - 1}"
+    return ConfigError(
+        f"The device's memory ended in step {module.global_step + 1} of training, with "
+        f"{plan.batch_size} tiles of {list(plan.tile_shape)} "
+        f"({str(error).splitlines()[0].rstrip('.')}). End other programs on the device, or train "
+        f"with {remedy} in another run_dir."
+    )
 
 
 def _unusable(path: Path, why: str) -> TrainingError:

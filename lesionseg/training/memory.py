@@ -1,5 +1,6 @@
-"""Does a training step of the plan fit the device? By trying; for the formula see `models`."""
+"""Reduce the tiles of a step until it fits into GPU memory. For the formula see `models`."""
 
+import gc
 import logging
 from collections.abc import Callable
 from math import prod
@@ -9,60 +10,88 @@ from torch import Tensor
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import TrainingError
-from lesionseg.models.build import TRUSTED, build_network, fast_dtype
+from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
+from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.plan import Plan, total_stride
+from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import make_optimiser
 from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
 
-MAX_STEPS_DOWN = 3
+MAX_SMALLER_TILES = 3  # fewer tiles are tried as often as there are tiles
 
 
 def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
-    """The plan, or the first of its smaller forms with memory enough for `take_steps`.
+    """Return the plan, or the first of its smaller forms with memory enough for `take_steps`.
 
-    `reasons` say so. At most `MAX_STEPS_DOWN` times; raises `TrainingError` where that is not
-    enough.
+    One tile less is tried at a time, and then at most `MAX_SMALLER_TILES` smaller tiles. The
+    reasons of the plan say so.
+
+    Raises:
+        TrainingError: if no form fits.
     """
-    smaller = plan
-    for _ in range(MAX_STEPS_DOWN + 1):
-        try:
-            take_steps(smaller)
-        except torch.OutOfMemoryError:
-            log.warning("Out of memory at %s.", _size(smaller))
-            if (below := step_down(smaller)) is None:
-                break
-            smaller = below
-            continue
-        reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
-        names = (n for n in ("tile_shape", "batch_size") if getattr(smaller, n) != getattr(plan, n))
-        return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
+    smaller: Plan | None = plan
+    n_smaller_tiles = 0
+    while smaller is not None and n_smaller_tiles <= MAX_SMALLER_TILES:
+        if _has_memory(smaller, take_steps):
+            return _with_reasons(smaller, plan)
+        log.warning("Out of memory at %s.", _size(smaller))
+        below = step_down(smaller)
+        n_smaller_tiles += below is not None and below.tile_shape != smaller.tile_shape
+        smaller = below
     raise TrainingError(
         f"A training step does not fit the device's memory, down from {_size(plan)}. Set "
         "model.tile_shape, model.batch_size or model.base_features smaller."
     )
 
 
-def try_steps(plan: Plan, cfg: TrainConfig) -> None:
-    """Take two steps on the GPU: the optimiser's moments are there from the second on."""
-    device = torch.device("cuda")
+def _has_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
+    """Take the steps. Return False if memory ends. The memory they took is given back."""
+    fits = True
     try:
-        network = build_network(plan, architectures=TRUSTED).to(device).train()
-        objective, optimiser = make_objective(plan, cfg), make_optimiser(network, cfg.optim)
-        batch = some_batch(plan, plan.batch_size, device)
-        targets = objective.targets(batch)
-        is_half = cfg.trainer.precision != "32-true"
-        half = torch.float16 if fast_dtype(device) == torch.float32 else torch.bfloat16
+        take_steps(plan)
+    except torch.OutOfMemoryError:
+        fits = False
+    # Only here are their network and batch out of use: the error's traceback held them
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    return fits
+
+
+def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
+    """Return the smaller plan with the reason why it is not the one that was planned."""
+    reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
+    names = [n for n in ("tile_shape", "batch_size") if getattr(smaller, n) != getattr(plan, n)]
+    return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
+
+
+def try_steps(plan: Plan, cfg: TrainConfig) -> None:
+    """Take two steps on the GPU, as a training does: the optimiser's moments come with the first.
+
+    cuDNN chooses its fastest algorithms, as in training: they may need larger workspaces.
+    """
+    device = torch.device("cuda")
+    network = build_network(plan, architectures=TRUSTED).to(device).train()
+    objective = make_objective(plan, cfg)
+    optimiser = make_optimiser(network, cfg.optim)
+    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    is_half = cfg.trainer.precision != "32-true"
+    half = autocast_dtype(device)
+    statistics = FocalStatistics(plan.activation)
+    with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()
+            targets = objective.targets(batch)
             with torch.autocast(device.type, half, enabled=is_half):
                 output = network(batch["image"])
+            statistics.observe(*objective.observed(output, targets))
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    finally:
-        torch.cuda.empty_cache()
+        torch.cuda.synchronize()  # an error of the last operations belongs to this plan
 
 
 def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
@@ -79,13 +108,15 @@ def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tens
 
 
 def step_down(plan: Plan) -> Plan | None:
-    """Half the batch, at least 2, then tiles shorter by one total stride along the longest axis.
+    """Return the plan with one tile less, at least 2, or with smaller tiles.
 
-    At last a single tile; None when nothing is left.
+    Tiles become shorter by one total stride along the longest axis. The last form is a single tile.
+    Return None if nothing is left.
     """
     if plan.batch_size > 2:
-        return plan.with_(batch_size=max(plan.batch_size // 2, 2))
-    tile, stride = list(plan.tile_shape), total_stride(plan.architecture)
+        return plan.with_(batch_size=plan.batch_size - 1)
+    tile = list(plan.tile_shape)
+    stride = total_stride(plan.architecture)
     able = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
     if able:
         axis = max(able, key=lambda a: tile[a])

@@ -49,7 +49,8 @@ WAITING = {
 }
 INDEXING = {aten.index, aten._unsafe_index}
 INDEXED_WRITES = {aten.index_put, aten.index_put_, aten._index_put_impl_}
-COPIES = {aten.copy_, aten._to_copy, aten.set_, aten.lift_fresh}
+CASTS = {aten._to_copy, aten.to}  # `to` in inference mode
+COPIES = {*CASTS, aten.copy_, aten.set_, aten.lift_fresh}
 # Elsewhere CUDA takes a CPU's number (a tensor without axes) beside a card's tensor
 REFUSES_NUMBERS = {
     aten.cat,
@@ -92,6 +93,7 @@ class Cards:
     free: int
     reserved: int
     allocated: int
+    home: torch.device  # of the numbers
     current: int = 0
     waits: list[Wait] = field(default_factory=list)
     ops_by_card: Counter[int] = field(default_factory=Counter)
@@ -319,7 +321,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _check_devices(func, packet, args, tensors, index)
         _record(packet, args, kwargs, on_cards, index)
         if asked is not None:
-            kwargs = {**kwargs, "device": torch.device("cpu")}
+            kwargs = {**kwargs, "device": _cards().home}
     if packet is aten.copy_ and isinstance(args[1], Card) and not isinstance(args[0], Card):
         return _copy_down(args[0], args[1], bool(kwargs.get("non_blocking")) or args[2:] == (True,))
 
@@ -398,7 +400,7 @@ def _record(
                 cards.wait("boolean index")
             elif not isinstance(place, Card):
                 cards.wait("copy to the card")
-    to_card = packet is aten._to_copy and not on_cards
+    to_card = packet in CASTS and not on_cards
     to_card |= packet is aten.copy_ and not isinstance(args[1], Card)
     n = args[packet is aten.copy_].numel() if to_card else 0
     if n and not kwargs.get("non_blocking") and not (packet is aten.copy_ and args[2:] == (True,)):
@@ -559,6 +561,7 @@ def pretend_cards(
     bf16: bool = True,
     free_gb: float | None = None,
     cached_gb: float = 0,
+    numbers: bool = True,
 ) -> Iterator[Cards]:
     """Make torch report cards, and yield what is recorded of them.
 
@@ -568,6 +571,7 @@ def pretend_cards(
         bf16: whether they compute in bf16.
         free_gb: what the driver reports as free; None is 95 % of the memory.
         cached_gb: what torch's allocator has reserved but not given out.
+        numbers: False for tensors with a shape only, which take no memory.
     """
     free = 0.95 * memory_gb if free_gb is None else free_gb
     cards = Cards(
@@ -577,6 +581,7 @@ def pretend_cards(
         free=round(1e9 * free),
         reserved=round(1e9 * cached_gb),
         allocated=0,
+        home=torch.device("cpu" if numbers else "meta"),
     )
     lift = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lesionseg.errors import TrainingError
+from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.losses import FocalLoss
 from lesionseg.models.memory import step_gb
 from lesionseg.plan.plan import Architecture
 from lesionseg.training.memory import fit_to_memory
@@ -23,7 +24,7 @@ def cramped(limit):
     ("limit", "batch", "tile", "reasons"),
     [
         (8 * 256, 8, (16, 16), set()),
-        (4 * 256, 4, (16, 16), {"batch_size"}),
+        (5 * 256, 5, (16, 16), {"batch_size"}),
         (2 * 14 * 16, 2, (14, 16), {"batch_size", "tile_shape"}),
     ],
 )
@@ -34,14 +35,25 @@ def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile, reas
 
 
 @pytest.mark.parametrize(("batch", "side"), [(8, 16), (2, 4)])
-def test_after_three_smaller_sizes_or_at_one_small_tile_it_gives_up(make_plan, batch, side):
+def test_after_three_smaller_tiles_or_at_one_small_tile_it_gives_up(make_plan, batch, side):
     plan = make_plan(batch_size=batch).with_(tile_shape=(side, side))
     with pytest.raises(TrainingError, match=r"model\.tile_shape"):
         fit_to_memory(plan, cramped(10))
 
 
-def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):
-    """Counted on fake tensors: 1053 bytes a voxel of this U-Net, 45.2 million weights."""
+def test_less_is_tried_one_tile_at_a_time(make_plan):
+    tried = []
+
+    def take_steps(plan):
+        tried.append(plan.batch_size)
+        cramped(3 * 256)(plan)
+
+    fit_to_memory(make_plan(batch_size=6), take_steps)
+    assert tried == [6, 5, 4, 3]
+
+
+def test_a_single_tile_takes_less_than_two(make_plan):
+    """The U-Net that was counted by hand: 1053 bytes a voxel, 45.2 million weights."""
     features = (32, 64, 128, 256, 320, 320, 320)
     strides = ((1, 1, 1), *((2, 2, 2),) * 5, (1, 1, 1))
     table = Architecture("unet", features, strides, ((3, 3, 3),) * 7)
@@ -49,3 +61,16 @@ def test_the_formula_is_near_the_bytes_that_autograd_keeps(make_plan):
     plan = make_plan().with_(**grid, architecture=table)
     assert step_gb(plan) == pytest.approx(31.9, rel=0.15)
     assert step_gb(plan.with_(batch_size=1)) < 0.65 * step_gb(plan)
+
+
+@pytest.mark.parametrize(
+    ("batch", "remedy"), [(3, r"model\.batch_size=2"), (1, "model.tile_shape")]
+)
+def test_memory_that_ends_in_a_training_names_what_to_set(train, make_plan, batch, remedy):
+    class Greedy(FocalLoss):
+        def forward(self, *_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    with pytest.raises(ConfigError, match=remedy) as error:
+        train(max_steps=2, loss=Greedy(), plan=make_plan(batch_size=batch))
+    assert "step 1" in str(error.value)

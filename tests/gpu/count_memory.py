@@ -1,0 +1,124 @@
+"""The memory of a training step, counted allocation by allocation on tensors without numbers."""
+
+import weakref
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lesionseg.config import TrainConfig
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.plan.plan import Plan
+from lesionseg.training.batch_targets import Batch
+from lesionseg.training.objective import make_objective
+from tests.gpu.pretend_cuda import Card, pretend_cards
+
+N_POSITIVES = 100  # anchors of a batch that are assigned to lesions
+STATE_BYTES = 12  # of a weight: itself in fp32, and AdamW's two moments
+
+
+class CountBytes(TorchDispatchMode):
+    """Counts the bytes of the cards' tensors that are alive, and the most of them at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.most = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._add(result)
+        return result
+
+    def _add(self, result: Any) -> None:
+        if isinstance(result, list | tuple):
+            for each in result:
+                self._add(each)
+        if not isinstance(result, Card):
+            return
+        storage = result.values.untyped_storage()
+        key, n_bytes = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += n_bytes
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, key, n_bytes)
+
+    def _free(self, key: int, n_bytes: int) -> None:
+        self._alive.discard(key)
+        self.now -= n_bytes
+
+
+def step_bytes(plan: Plan, cfg: TrainConfig) -> int:
+    """Return the most bytes that tensors take at a time in a training step in bf16 with AdamW.
+
+    Targets, network, loss and backward pass are those of a training. Not counted are the driver's
+    context and the workspaces of convolutions.
+    """
+    with pretend_cards(numbers=False), mock.patch.object(functional, "avg_pool3d", _average):
+        network = _without_numbers(plan)
+        objective = make_objective(plan, cfg)
+        with CountBytes() as counted:
+            targets = objective.targets(_batch(plan, objective.batch_targets.nearest))
+            counts = targets.counts()
+            with torch.autocast("cuda", torch.bfloat16):
+                output = network(
+                    torch.empty(
+                        (plan.batch_size, len(plan.channel_names), *plan.tile_shape),
+                        dtype=torch.float32,
+                        device="cuda",
+                    )
+                )
+            terms = objective.terms(output, targets, torch.ones_like(counts))
+            del output
+            torch.stack(list(terms.values())).sum().backward()
+            n_weights = sum(p.numel() for p in network.parameters())
+    return counted.most + STATE_BYTES * n_weights
+
+
+def _average(x: Tensor, *sizes: Any) -> Tensor:
+    """Compute `avg_pool3d` in the precision of `x`: a CPU's autocast widens it, CUDA's does not."""
+    with torch.autocast("cuda", enabled=False):
+        return torch._C._nn.avg_pool3d(x, *sizes)
+
+
+def _without_numbers(plan: Plan) -> nn.Module:
+    """Build the network with weights on a card that have a shape only."""
+    with torch.device("meta"):
+        network = build_network(plan, architectures=TRUSTED).train()
+    for module in network.modules():
+        for name, weight in list(module._parameters.items()):
+            if weight is not None:
+                card = Card(torch.empty(weight.shape, device="meta"))
+                module._parameters[name] = nn.Parameter(card)
+    return network
+
+
+def _batch(plan: Plan, nearest: bool) -> Batch:
+    """Make the masks of a batch, and a detector's targets, as tensors with a shape only."""
+    shape = (plan.batch_size, *plan.tile_shape)
+    batch = {
+        "labels": torch.empty(shape, dtype=torch.uint8, device="cuda"),
+        "instances": torch.empty(shape, dtype=torch.int32, device="cuda"),
+        "valid": torch.empty(shape, dtype=torch.bool, device="cuda"),
+    }
+    if nearest:  # instances are renumbered
+        batch["instances"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
+        batch["nearest"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
+    if plan.anchors is not None:
+        levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
+        n = sum(level.n_anchors for level in levels)
+        batch["anchor_labels"] = torch.empty((plan.batch_size, n), dtype=torch.uint8, device="cuda")
+        batch["anchor_valid"] = torch.empty((plan.batch_size, n), dtype=torch.bool, device="cuda")
+        batch["anchor_boxes"] = torch.empty(
+            (N_POSITIVES, 2 * plan.dims), dtype=torch.float32, device="cuda"
+        )
+        batch["anchor_places"] = torch.empty((N_POSITIVES,), dtype=torch.int64, device="cuda")
+    return batch

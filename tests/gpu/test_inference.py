@@ -1,0 +1,154 @@
+"""Prediction on a pretend card: the CPU's numbers, and few waits for each batch of tiles."""
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.config import InferenceConfig
+from lesionseg.inference.body import Body
+from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.stitch import Store
+from lesionseg.inference.window import SlidingWindow
+from lesionseg.models.build import build_network
+from lesionseg.ops import nms
+from tests.gpu.plans import card_plan
+from tests.gpu.pretend_cuda import Cards, Wait, pretend_cards
+
+MOST_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
+SHAPE = (20, 24, 32)
+KINDS = [
+    ("unet", "sigmoid"),
+    ("unet", "softmax"),
+    ("retina_unet", "sigmoid"),
+    ("retinanet", "sigmoid"),
+]
+EVERYWHERE = Body(np.ones((5, 6, 8), bool), (4, 4, 4), tuple(slice(0, n) for n in SHAPE))
+
+
+def predict(name: str, activation: str, device: str, flips: bool = False) -> Any:
+    """Return the probabilities, and the table of boxes, of a volume of noise in fp32."""
+    plan = card_plan(name, activation=activation)
+    settings = InferenceConfig.of(precision="fp32", flips=flips)
+    window = SlidingWindow([build_network(plan)], plan, settings, device=torch.device(device))
+    image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    store, boxes = window(image, body=EVERYWHERE)
+    found = None if boxes is None else torch.cat([boxes.boxes, boxes.scores[:, None]], dim=1)
+    return store.decode(store.values), found
+
+
+@pytest.mark.parametrize(("name", "activation"), KINDS)
+def test_a_card_finds_what_the_cpu_does(name: str, activation: str) -> None:
+    probabilities, boxes = predict(name, activation, "cpu")
+    with pretend_cards():
+        on_card, found = predict(name, activation, "cuda")
+    torch.testing.assert_close(on_card, probabilities, rtol=2e-3, atol=1e-4)
+    assert (found is None) == (boxes is None)
+    if found is not None and boxes is not None:
+        apart = (found[:, None] - boxes).abs().amax(-1)  # equal scores have any order
+        assert len(found) == len(boxes) > 0
+        assert max(apart.amin(0).max(), apart.amin(1).max()) < 0.01
+
+
+def batches_of(name: str, activation: str, flips: bool) -> list[list[Wait]]:
+    """Return the waits of each batch of tiles, from its network to its boxes."""
+    found: list[list[Wait]] = []
+
+    def watched(cards: Cards, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = len(cards.waits)
+            result = function(*args, **kwargs)
+            found[-1] += cards.waits[before:]
+            return result
+
+        return call
+
+    def begins(self: Any, *args: Any) -> Any:
+        found.append([])
+        return predict_batch(self, *args)
+
+    with pretend_cards() as cards:
+        predict_batch = watched(cards, SlidingWindow.predict)
+        gather = watched(cards, BoxCollector.gather)
+        with (
+            mock.patch.object(SlidingWindow, "predict", begins),
+            mock.patch.object(BoxCollector, "gather", lambda self: gather(self)),
+        ):
+            predict(name, activation, "cuda", flips)
+    return found
+
+
+@pytest.mark.parametrize(("name", "activation"), KINDS)
+def test_a_batch_of_tiles_waits_once_at_most(name: str, activation: str) -> None:
+    batches = batches_of(name, activation, flips=name == "retinanet")
+    assert len(batches) >= 3
+    for waits in batches[1:]:  # the first one makes constants
+        assert len(waits) <= MOST_WAITS_A_BATCH, waits
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_predicts_in_the_precision_it_was_made_for(bf16: bool, dtype: torch.dtype) -> None:
+    plan = card_plan("unet")
+    with pretend_cards(bf16=bf16):
+        window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
+    assert window.dtype == dtype
+
+
+def test_a_window_is_on_the_card_that_is_current() -> None:
+    plan = card_plan("unet")
+    with pretend_cards(n_cards=2) as cards:
+        torch.cuda.set_device(1)
+        window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
+        window(torch.randn(1, *SHAPE))
+        assert set(cards.ops_by_card) == {1}
+
+
+@pytest.mark.parametrize(("cached_gb", "device"), [(60, "cuda"), (0, "cpu")])
+def test_memory_in_torch_s_cache_counts_as_free(cached_gb: float, device: str) -> None:
+    plan = card_plan("unet")
+    with pretend_cards(free_gb=1e-5, cached_gb=cached_gb):
+        window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
+        stitcher = mock.patch("lesionseg.inference.window.Stitcher", side_effect=StopIteration)
+        with stitcher as made, pytest.raises(StopIteration):
+            window(torch.randn(1, *SHAPE))
+        assert made.call_args.args[-1].type == device
+
+
+def test_the_last_batch_has_the_shape_of_the_others_on_a_card() -> None:
+    plan, sizes = card_plan("unet"), set()
+    with pretend_cards():
+        network = build_network(plan)
+        network.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
+        window = SlidingWindow(
+            [network],
+            plan,
+            InferenceConfig.of(overlap=0.0, flips=False),
+            device=torch.device("cuda"),
+        )
+        window(torch.randn(1, 16, 16, 48))  # three tiles
+    assert sizes == {2}
+
+
+def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then() -> None:
+    plan, seen = card_plan("unet"), []
+    network = build_network(plan)
+    network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    with pretend_cards():
+        SlidingWindow([network], plan, device=torch.device("cuda"))(torch.randn(1, *SHAPE))
+    assert set(seen) == {True}
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_rows_are_kept_inside_the_body_only() -> None:
+    store, inside = Store((1, 2, 2)), torch.tensor([[True, False], [False, True]])
+    store.write((slice(0, 2), slice(0, 2)), torch.full((1, 2, 2), 0.75), inside)
+    assert store.decode(store.values).tolist() == [[[0.75, 0], [0, 0.75]]]
+
+
+def test_nms_of_boxes_on_a_card() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
+    with pretend_cards():
+        kept = nms(boxes.to("cuda"), torch.tensor([0.5, 0.9, 0.1], device="cuda"), 0.5)
+        assert kept.tolist() == [1, 2]

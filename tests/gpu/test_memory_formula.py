@@ -1,0 +1,80 @@
+"""The formula of a step's memory against a count of every allocation."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionseg.models.memory import step_gb, tensors_gb
+from lesionseg.plan.plan import Plan
+from lesionseg.training.module import resolve_budget
+from tests.gpu.count_memory import step_bytes
+from tests.gpu.planned import MEMORY_GB, planned
+from tests.gpu.plans import ARCHITECTURES, card_config, card_plan
+
+QUICK = [("unet", 24), ("residual_unet", 12), ("retinanet", 12), ("retina_unet", 24)]
+ROWS = [(name, memory) for name in ARCHITECTURES for memory in MEMORY_GB]
+
+
+def share(plan: Plan, *settings: str) -> float:
+    """Return the formula's result per counted byte."""
+    name = plan.architecture.name
+    cfg = card_config(f"model={name}", f"model.activation={plan.activation}", *settings)
+    return 1e9 * tensors_gb(plan) / step_bytes(plan, cfg)
+
+
+@pytest.mark.parametrize(("name", "memory_gb"), QUICK)
+def test_the_formula_is_near_the_count(name: str, memory_gb: float) -> None:
+    assert 0.95 < share(planned(name, memory_gb)) < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "memory_gb"), [row for row in ROWS if row not in QUICK])
+def test_the_formula_is_near_the_count_for_all_plans(name: str, memory_gb: float) -> None:
+    assert 0.95 < share(planned(name, memory_gb)) < 1.1
+
+
+@pytest.mark.parametrize("loss", ["dice_focal", "lesion_balanced"])
+def test_the_formula_holds_for_several_labels_and_channels(loss: str) -> None:
+    plan = planned("unet", 12)
+    several = card_plan("unet", labels=("a", "b", "c"), n_channels=2)
+    plan = plan.with_(
+        label_values=several.label_values,
+        label_names=several.label_names,
+        channel_names=several.channel_names,
+        normalisation=several.normalisation,
+    )
+    assert 0.95 < share(plan, f"loss={loss}") < 1.1
+
+
+def table() -> dict[tuple[str, int], list[str]]:
+    """Return the rows of the table in docs/planning.md, by model and memory."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
+    cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
+    rows = [c for c in cells if len(c) == 6 and c[0].strip("`") in ARCHITECTURES]
+    return {(name.strip("`"), int(memory)): rest for name, memory, *rest in rows}
+
+
+def test_the_table_of_plans_has_all_rows() -> None:
+    models = ("unet", "residual_unet", "retina_unet")
+    assert list(table()) == [(name, memory) for name in models for memory in MEMORY_GB]
+
+
+def check_row(name: str, memory_gb: int) -> None:
+    tile, batch, steps, step = table()[name, memory_gb]
+    plan = planned(name, memory_gb)
+    assert tile == " × ".join(map(str, plan.tile_shape))
+    assert int(batch) == plan.batch_size
+    assert int(steps) == resolve_budget(card_config().trainer, plan, "cuda").max_steps
+    assert float(step) == pytest.approx(step_gb(plan), abs=0.06)
+    assert (plan.architecture.features[0], max(plan.architecture.features)) == (32, 320)
+
+
+@pytest.mark.parametrize("row", [row for row in QUICK if row[0] != "retinanet"])
+def test_the_table_of_plans_is_true(row: tuple[str, int]) -> None:
+    check_row(*row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for row in ROWS if row[0] != "retinanet"])
+def test_the_whole_table_of_plans_is_true(row: tuple[str, int]) -> None:
+    check_row(*row)
