@@ -165,7 +165,8 @@ class SlidingWindow:
             centres = split_box(places)[0].long().clamp(min=0).minimum(torch.tensor(shape) - 1)
             for i, centre in enumerate(centres.tolist()):
                 kept[i] = body.touches(tuple(slice(c, c + 1) for c in centre))
-        return store, Boxes(places[kept], found.scores[kept], found.labels[kept])
+        inside = Boxes(places[kept], found.scores[kept], found.labels[kept], found.n_left_out)
+        return store, inside
 
     @torch.inference_mode()
     def predict(

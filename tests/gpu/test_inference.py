@@ -131,7 +131,8 @@ def test_the_last_batch_has_the_shape_of_the_others_on_a_card() -> None:
     assert sizes == {2}
 
 
-def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then() -> None:
+def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     plan, seen = card_plan("unet"), []
     network = build_network(plan)
     network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
@@ -139,6 +140,14 @@ def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then() -> None
         SlidingWindow([network], plan, device=torch.device("cuda"))(torch.randn(1, *SHAPE))
     assert set(seen) == {True}
     assert not torch.backends.cudnn.benchmark
+
+
+def test_the_number_of_anchors_left_out_reaches_the_boxes_of_a_volume(monkeypatch) -> None:
+    monkeypatch.setattr("lesionseg.inference.boxes.MOST_ANCHORS", 2)
+    plan = card_plan("retinanet")
+    _, boxes = SlidingWindow([build_network(plan)], plan)(torch.randn(1, *SHAPE), body=EVERYWHERE)
+    assert boxes is not None
+    assert boxes.n_left_out > 0
 
 
 def test_rows_are_kept_inside_the_body_only() -> None:

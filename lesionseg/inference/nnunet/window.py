@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow
 from lesionseg.models.foreign import n_logits
+from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.nnunet import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
@@ -33,10 +34,21 @@ _SLICES_AT_ONCE = 8  # of a 2-D network on a CPU, which one slice does not keep 
 class LogitStore(Store):
     """Logits `[K, *resized]` as float16, in memory or in a nameless file."""
 
-    def write(self, where: Sequence[slice], logits: Float[Tensor, "k *where"]) -> None:
-        """Put logits in their place; numbers beyond the format become its largest."""
+    def write(
+        self,
+        where: Sequence[slice],
+        logits: Float[Tensor, "k *where"],
+        inside: Bool[Tensor, "*where"] | None = None,
+    ) -> None:
+        """Put logits in their place; numbers beyond the format become its largest.
+
+        Logits that are not `inside` are 0.
+        """
         most = torch.finfo(torch.float16).max
-        self.values[(slice(None), *where)] = logits.clamp(-most, most).to(torch.float16).cpu()
+        numbers = logits.clamp(-most, most).to(torch.float16).cpu()
+        if inside is not None:
+            numbers.masked_fill_(~inside, 0)
+        self.values[(slice(None), *where)] = numbers
         self.release()
 
     def decode(self, values: Tensor) -> Tensor:
@@ -106,7 +118,8 @@ class NnunetWindow(SlidingWindow):
 
         Raises `GeometryError` for an output that does not fit the plan.
         """
-        tiles = tiles.to(self.device)
+        n_tiles = len(tiles)
+        tiles = self._filled(tiles.to(self.device))
         is_flat = self.recipe.network_dims == 2
         if is_flat:
             tiles = tiles[:, :, 0]
@@ -116,7 +129,8 @@ class NnunetWindow(SlidingWindow):
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
-                with torch.autocast(self.device.type, low, enabled=is_low):
+                autocast = torch.autocast(self.device.type, low, enabled=is_low)
+                with fastest_convolutions(), autocast:
                     output = network(tiles.flip(mirrored) if axes else tiles)[0].float()
                 if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):
                     raise GeometryError(
@@ -125,7 +139,7 @@ class NnunetWindow(SlidingWindow):
                     )
                 output = output.flip(mirrored) if axes else output
                 total = output if total is None else total.add_(output)
-        mean = torch.as_tensor(total) / (len(self.networks) * len(self.flips))
+        mean = torch.as_tensor(total)[:n_tiles] / (len(self.networks) * len(self.flips))
         return mean[:, :, None] if is_flat else mean
 
 
