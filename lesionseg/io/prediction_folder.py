@@ -15,6 +15,7 @@ from lesionseg.errors import ConflictError, DatasetError, LesionsegError, Output
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.input_images import folded
+from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import CANDIDATES, MASK_ENDINGS, MaskNames, read_source
 from lesionseg.io.remote import upload
 from lesionseg.io.sources import ScanSource
@@ -106,7 +107,8 @@ class PredictionFolder:
         """Return the names of the case's files, the candidates' first."""
         kinds = dict.fromkeys((*_MASKS, MASK_ENDINGS[self.names]))
         masks = [f"{case}{kind}{suffix}" for kind in kinds for suffix in _SUFFIXES]
-        names = [f"{case}{ending}" for ending in _OTHERS] + masks
+        others = (*_OTHERS, *(NNUNET_ENDINGS if self.names == "nnunet" else ()))
+        names = [f"{case}{ending}" for ending in others] + masks
         return [name for name in names if name in self._present]
 
     def has_results(self, case: str, source: ScanSource, suffix: str, *, masks: bool) -> bool:

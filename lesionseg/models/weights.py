@@ -8,7 +8,7 @@ instance norm, which removes them. All sizes are read off the weights.
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +44,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
 # a block's layers are listed once by name and once in the order in which they run
 _TWICE = re.compile(r"\.all_modules\.(\d+)\.")
 _LAYERS = {0: "conv", 1: "norm"}
+_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")  # sees the image
 _BIASED = ("decoder.ups.", "heads.")  # convolutions that no norm follows
 
 
@@ -52,13 +53,14 @@ class Transfer:
     """Names of the new network's tensors that were `taken` over, and that stayed `fresh`.
 
     `unused`: tensors of the old one that the new one does not have. `why_fresh`: the reason, or
-    empty.
+    empty. `adapted`: how the first convolution was changed to another number of channels, or empty.
     """
 
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     why_fresh: str = ""
+    adapted: str = ""
 
 
 def is_head(name: str) -> bool:
@@ -83,21 +85,45 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
     if all(sizes) and sizes[0] != sizes[1]:
         reasons.setdefault("anchors", "the anchors are others")
-    return take_tensors(network, before.state_dict(), reasons, first=getattr(before, "finest", 0))
+    return take_tensors(
+        network,
+        before.state_dict(),
+        reasons,
+        first=getattr(before, "finest", 0),
+        channels=plan.channel_names,
+        channels_before=plan_before.channel_names,
+    )
 
 
 def take_tensors(
-    network: nn.Module, before: Weights, reasons: Mapping[str, str], first: int = 0
+    network: nn.Module,
+    before: Weights,
+    reasons: Mapping[str, str],
+    first: int = 0,
+    channels: Sequence[str] = (),
+    channels_before: Sequence[str] = (),
 ) -> Transfer:
     """Copy what fits of named tensors into `network`, in place, but for heads with `reasons`.
 
-    `first`: the finest stage that their decoder has.
+    A first convolution of another number of channels, or of the same channels in another order, is
+    adapted: see `adapt_channels`.
+
+    Args:
+        network: takes the tensors.
+        before: the tensors by name.
+        reasons: why heads are not taken, by the kind of head.
+        first: the finest stage that their decoder has.
+        channels: names of the network's channels; none if they are not known.
+        channels_before: names of the channels of `before`.
     """
     theirs = {_place(name, first): name for name in before}
     taken, fresh, why = [], [], set()
+    adapted = ""
     for name, tensor in network.state_dict().items():
         place = _place(name, getattr(network, "finest", 0))
         head, value = place.partition(".")[0], before.get(theirs.get(place, ""))
+        if place in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
+            value, adapted = adapt_channels(value, tensor.shape[1], channels, channels_before)
         if head not in reasons and value is not None and value.shape == tensor.shape:
             tensor.copy_(value)
             taken.append(name)
@@ -105,7 +131,34 @@ def take_tensors(
         else:
             fresh.append(name)
             why |= {reasons[head]} if head in reasons else set()
-    return Transfer(tuple(taken), tuple(fresh), tuple(theirs.values()), "; ".join(sorted(why)))
+    return Transfer(
+        tuple(taken), tuple(fresh), tuple(theirs.values()), "; ".join(sorted(why)), adapted
+    )
+
+
+def adapt_channels(
+    weight: Tensor, n_channels: int, names: Sequence[str] = (), before: Sequence[str] = ()
+) -> tuple[Tensor, str]:
+    """Return a first convolution `[features, c, *kernel]` for `n_channels`, and what was done.
+
+    A channel with the name of an old one has that one's weights. Other channels have the mean of
+    all old ones, scaled so that equal channels give the old response. Without names, equal numbers
+    of channels are the same channels. The words are empty if nothing was changed.
+    """
+    old = [name.casefold() for name in before]
+    new = [name.casefold() for name in names]
+    is_named = len(old) == weight.shape[1] and len(new) == n_channels
+    if weight.shape[1] == n_channels and (not is_named or old == new or not set(old) & set(new)):
+        return weight, ""
+    mean = weight.mean(dim=1) * (weight.shape[1] / n_channels)
+    places = [old.index(name) if is_named and name in old else None for name in new]
+    places = places if is_named else [None] * n_channels
+    columns = [mean if place is None else weight[:, place] for place in places]
+    kept = [names[i] for i, place in enumerate(places) if place is not None]
+    words = f"the first convolution had {weight.shape[1]} channels and has {n_channels}: "
+    words += f"{', '.join(kept)} kept, " if kept else ""
+    words += "others are the mean of the old ones" if None in places else "others left out"
+    return torch.stack(columns, dim=1), words
 
 
 def new_heads(why: str) -> dict[str, str]:

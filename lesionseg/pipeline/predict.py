@@ -48,9 +48,10 @@ from lesionseg.io.layouts.input_images import (
     nothing_found,
     with_clashes,
 )
+from lesionseg.io.nnunet_output import NnunetLabels, write_description, write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.remote import download
+from lesionseg.io.remote import download, upload
 from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
@@ -127,6 +128,10 @@ def _predict(
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
+    labels = _nnunet_labels(predictor.plan)
+    as_nnunet = cfg.save_probabilities and cfg.names == "nnunet"
+    if as_nnunet:
+        labels.check()
     source = download(cfg.input)
     found = find_cases(source, folder, predictor.plan, cfg.series)
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
@@ -136,6 +141,10 @@ def _predict(
         find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
     log.note("input", f"{count(len(scans), 'scan')} in {cfg.input}.")
     rows: list[CaseRow] = []
+    if as_nnunet and scans:
+        suffix = result_suffix(scans[0].files.images[0], predictor.plan.dims)
+        write_description(folder, labels, suffix)
+        upload([folder / name for name in ("dataset.json", "plans.json")], folder, cfg.output)
     with (
         locked_folder(folder, f".{table_path.name}.lock"),
         closing(PredictionTable(table_path, cfg.output)) as table,
@@ -463,7 +472,16 @@ class CaseWork:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, scan.case, keep)
-        np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
+        if self.cfg.names == "nnunet":
+            write_probabilities(
+                part,
+                scan.case,
+                probabilities,
+                inferred.file_geometry,
+                are_regions=bool(self.predictor.plan.regions),
+            )
+        else:
+            np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
         return prediction
 
     def _placed(
@@ -519,6 +537,11 @@ class CaseWork:
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
+
+
+def _nnunet_labels(plan: Plan) -> NnunetLabels:
+    """Return what nnU-Net's `dataset.json` says of the plan's labels."""
+    return NnunetLabels(plan.channel_names, plan.label_names, plan.label_values, plan.regions)
 
 
 def _status(checked: InputCheckResult | None) -> str:

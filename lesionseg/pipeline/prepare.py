@@ -212,6 +212,8 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
         done = take_weights(network, plan, before.networks[0], before.plan)
     n = len(done.taken) + len(done.fresh)
     log.info("Weights of %s: %d of %d tensors taken.", source, len(done.taken), n)
+    if done.adapted:
+        log.info("Of these, %s.", done.adapted)
     why = f" ({done.why_fresh})" if done.why_fresh else ""
     for what, names in ((f"Newly initialised{why}", done.fresh), ("Not used", done.unused)):
         parts = [".".join(name.split(".")[:2]) for name in names]

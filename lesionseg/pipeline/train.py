@@ -81,6 +81,12 @@ VALIDATE_CASES = 16  # while training goes on, evenly spaced
 Scores = Mapping[str, Any]
 
 
+ALL_FOLDS_NOTE = (
+    "data.fold=all trains every fold in turn, and an ensemble of them predicts. nnU-Net's fold "
+    "`all`, one network for all cases without validation, is data.validation_fraction=0."
+)
+
+
 def train(cfg: TrainConfig) -> Path:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
@@ -111,6 +117,8 @@ def train(cfg: TrainConfig) -> Path:
         if cfg.data.fold == ALL_FOLDS:
             from lesionseg.pipeline.cross_validate import cross_validate
 
+            if is_rank_zero() and survey.dataset.convention == "nnunet":
+                log.info(ALL_FOLDS_NOTE)
             plan, scores = cross_validate(cfg, survey, run)
         else:
             plan = begin(cfg, survey, run)

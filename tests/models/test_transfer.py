@@ -73,3 +73,47 @@ def test_other_anchors_another_activation_and_other_shapes_stay_fresh():
     _, _, done = moved(wide, unet)
     assert "encoder.stages.2.0.conv.weight" in done.fresh
     assert "encoder.stages.1.0.conv.weight" in done.taken
+
+
+@pytest.mark.parametrize("name", ["unet", "residual_unet"])
+def test_one_channel_is_repeated_for_several(name):
+    more = {"encoder_blocks": (1, 1, 1)} if name == "residual_unet" else {}
+    one = plans.plan_of(name, channel_names=("FLAIR",), table=more)
+    network, old, done = moved(one.with_(channel_names=("T1", "T2"), **two_scales(one)), one)
+    first = "encoder.stem.conv.weight" if name == "residual_unet" else _STEM
+    before, after = old.state_dict()[first], network.state_dict()[first]
+    assert torch.allclose(after, before.expand_as(after) / 2)
+    assert first in done.taken
+    assert "had 1 channels and has 2" in done.adapted
+    image = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        same = network.eval()(image.expand(-1, 2, -1, -1))[0]
+        assert torch.allclose(same, old.eval()(image)[0], atol=1e-5)
+
+
+_STEM = "encoder.stages.0.0.conv.weight"
+
+
+def two_scales(plan: Plan):
+    return {"normalisation": plan.normalisation * 2}
+
+
+def test_channels_of_the_same_name_keep_their_weights():
+    two = plans.plan_of("unet", channel_names=("FLAIR", "T1"))
+    two = two.with_(**({} if len(two.normalisation) == 2 else two_scales(two)))
+    three = two.with_(
+        channel_names=("t1", "T2", "flair"), normalisation=(two.normalisation[0],) * 3
+    )
+    network, old, done = moved(three, two)
+    before, after = old.state_dict()[_STEM], network.state_dict()[_STEM]
+    assert torch.equal(after[:, 0], before[:, 1])
+    assert torch.equal(after[:, 2], before[:, 0])
+    assert torch.allclose(after[:, 1], before.mean(1) * 2 / 3)
+    assert "t1, flair kept" in done.adapted
+    swapped = two.with_(channel_names=("T1", "FLAIR"))
+    network, old, _ = moved(swapped, two)
+    assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM].flip(1))
+    other = two.with_(channel_names=("a", "b"))  # nothing says which is which
+    network, old, done = moved(other, two)
+    assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM])
+    assert done.adapted == ""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from pickletools import genops
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import bundle_plan, read_bundle, write_bundle
+from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv
+from lesionseg.io.layouts.nnunet import read_label_table
+from lesionseg.io.nnunet_output import NnunetLabels
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import write_volume
 from tests.commands import evaluate, export, predict
@@ -145,6 +149,46 @@ def export_own(tmp_path: Path) -> None:
     write_bundle(tmp_path / "own", Bright(), mine, "")
     architectures = {"mine": lambda _: Bright()}
     export(tmp_path / "own", tmp_path / "out2", format="bundle", architectures=architectures)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool) -> None:
+    small = SmallModel(labels={"background": 0, "a": 1, "b": 2})
+    if regions:
+        small = SmallModel(
+            labels={"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=(1, 2)
+        )
+    model = small.write(tmp_path / "results")
+    write_scans(tmp_path / "scans", 1)
+    found = tmp_path / "found"
+    settings = {"device": "cpu", "names": "nnunet", "save_probabilities": True}
+    predict(model, tmp_path / "scans", found, **settings)
+    names = {"P0.nii.gz", "P0.npz", "P0.pkl", "P0_candidates.json", "dataset.json", "plans.json"}
+    assert names <= {path.name for path in found.iterdir()}
+    p = np.load(found / "P0.npz", allow_pickle=False)["probabilities"]
+    assert p.shape == ((2 if regions else 3), *SHAPE)
+    if not regions:
+        np.testing.assert_allclose(p.astype(np.float32).sum(0), 1, atol=2e-3)
+    kinds = {op.name: arg for op, arg, _ in genops((found / "P0.pkl").read_bytes())}
+    assert not {"GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ"} & set(kinds)  # plain values
+    table = read_label_table(found / "dataset.json")
+    assert bool(table.regions) == regions
+    # without the candidate file they are read as nnU-Net's own
+    before = read_prediction(find_predictions(found)["P0"])
+    (found / "P0_candidates.json").unlink()
+    for file in found.glob("P0_*"):
+        file.unlink()
+    again = open_prediction(find_predictions(found)["P0"])
+    highest = [round(c.score, 2) for c in before.candidates[:3]]
+    assert [round(c.score, 2) for c in again.candidates[:3]] == pytest.approx(highest, abs=0.02)
+
+
+def test_labels_that_nnunet_cannot_have_are_refused(tmp_path: Path) -> None:
+    labels = NnunetLabels(("FLAIR",), ("a", "b"), (1, 4))
+    with pytest.raises(ConfigError, match="1, 4"):
+        labels.check()
+    regions = NnunetLabels(("FLAIR",), ("a", "b"), (1, 4), ((1, 4), (4,)))
+    regions.check()
 
 
 def test_scores_of_predictions_agree_with_those_of_their_masks(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Volume
 from lesionseg.data.prepare import to_canonical
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.cases import read_mask
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.nnunet_probabilities import open_probabilities
 from lesionseg.io.predictions import find_predictions
-from tests.commands import evaluate
+from tests.commands import evaluate, predict
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -142,3 +143,46 @@ def test_a_threshold_of_nnunets_cross_validation(folder: Path, tmp_path: Path) -
     point = scores["operating_point"]
     assert point["chosen_on"] == "out-of-fold"
     assert point["expected_false_positives_per_case"] is not None
+
+
+ENSEMBLE = """
+import sys
+from benchmarks.peers.torchvision_on_cpu import supply_nms
+supply_nms()
+from nnunetv2.ensembling.ensemble import ensemble_folders
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
+one, other, merged, reference = sys.argv[1:]
+if __name__ == "__main__":
+    ensemble_folders([one, other], merged, num_processes=1)
+    facts, plans = f"{one}/dataset.json", f"{one}/plans.json"
+    compute_metrics_on_folder2(reference, one, facts, plans, f"{merged}/own.json", 1, chill=True)
+    compute_metrics_on_folder2(reference, merged, facts, plans, f"{merged}/both.json", 1)
+"""
+
+
+@pytest.mark.parametrize("name", ["plain_3d_two_folds", "thick_slices", "regions", "pictures"])
+def test_nnunets_commands_run_on_our_folders(folder: Path, tmp_path: Path, name: str) -> None:
+    trained = Trained(folder, name)
+    ours = tmp_path / "ours"
+    settings = {"names": "nnunet", "save_probabilities": True, "device": "cpu"}
+    predict(trained.place("model"), trained.place("images"), ours, **settings)
+    script = tmp_path / "ensemble.py"
+    script.write_text(ENSEMBLE)
+    merged = tmp_path / "merged"
+    reference = trained.place("images").parent / "labelsTs"
+    places = {f"nnUNet_{part}": str(tmp_path) for part in ("raw", "preprocessed", "results")}
+    command = [PEERS / "bin" / "python", script, ours, trained.predicted("plain"), merged]
+    subprocess.run(
+        [*command, reference],
+        check=True,
+        env=os.environ | places | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    for kind in ("own", "both"):
+        summary = json.loads((merged / f"{kind}.json").read_text())
+        assert summary["foreground_mean"]["Dice"] > 0
+    theirs = {file.name: read_mask(file) for file in trained.predicted("plain").glob("P0*.nii.gz")}
+    for file_name, mask in theirs.items():  # two predictions that agree have this mean
+        joint = read_mask(merged / file_name)
+        assert joint.geometry.matches(mask.geometry, 1e-3)
+        assert np.mean(joint.labels != mask.labels) < 1e-3
