@@ -16,7 +16,13 @@ from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.input_images import folded
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
-from lesionseg.io.predictions import CANDIDATES, MASK_ENDINGS, MaskNames, read_source
+from lesionseg.io.predictions import (
+    CANDIDATES,
+    MASK_ENDINGS,
+    MaskNames,
+    read_mask_names,
+    read_source,
+)
 from lesionseg.io.remote import upload
 from lesionseg.io.sources import ScanSource
 
@@ -104,10 +110,17 @@ class PredictionFolder:
         return sorted(case for cases in self._spellings.values() for case in cases)
 
     def files(self, case: str) -> list[str]:
-        """Return the names of the case's files, the candidates' first."""
-        kinds = dict.fromkeys((*_MASKS, MASK_ENDINGS[self.names]))
+        """Return the names of the case's files, the candidates' first.
+
+        `<case>.nii.gz` is one of them if masks are named so now, or were when it was predicted.
+        """
+        named = {self.names}
+        if f"{case}{CANDIDATES}" in self._present:
+            with suppress(LesionsegError):
+                named.add(read_mask_names(self.path / f"{case}{CANDIDATES}"))
+        kinds = dict.fromkeys((*_MASKS, *(MASK_ENDINGS[names] for names in sorted(named))))
         masks = [f"{case}{kind}{suffix}" for kind in kinds for suffix in _SUFFIXES]
-        others = (*_OTHERS, *(NNUNET_ENDINGS if self.names == "nnunet" else ()))
+        others = (*_OTHERS, *(NNUNET_ENDINGS if "nnunet" in named else ()))
         names = [f"{case}{ending}" for ending in others] + masks
         return [name for name in names if name in self._present]
 

@@ -148,6 +148,8 @@ def write_prediction(
         "operating_point": prediction.operating_point and asdict(prediction.operating_point),
         "candidates": [stated(candidate) for candidate in prediction.candidates],
     }
+    if names != "lesionseg":
+        content["names"] = names
     if source is not None:
         content["source"] = source.stated()
     if prediction.input is not None:
@@ -176,6 +178,13 @@ def read_source(path: Path) -> ScanSource | None:
         series_uid=str(stated.get("series_uid", "")),
         instance_uid=str(stated.get("instance_uid", "")),
     )
+
+
+def read_mask_names(path: Path) -> MaskNames:
+    """Return how the masks of a candidate file's case are named. Raises `ReadError`."""
+    content = read_json(path)
+    names = content.get("names") if isinstance(content, dict) else None
+    return "nnunet" if names == "nnunet" else "lesionseg"
 
 
 def find_predictions(

@@ -101,6 +101,11 @@ def predict_log(
             upload(written, folder, url)
 
 
+def _is_for_file(record: logging.LogRecord) -> bool:
+    """Return False for a scan's failure, which has a line of its own, and for the time left."""
+    return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
+
+
 class _FileLog(MemoryHandler):
     """Appends to a file once its folder is there: a wrong setting leaves no file.
 
@@ -113,7 +118,7 @@ class _FileLog(MemoryHandler):
         self.formatter = formatter
         self.setLevel(logging.INFO)
         self.addFilter(Once())
-        self.addFilter(lambda record: not getattr(record, "of_case", False))
+        self.addFilter(_is_for_file)
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
         """Return True if the file can be written."""

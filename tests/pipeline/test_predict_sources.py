@@ -246,3 +246,14 @@ def test_a_broken_file_in_a_folder_of_several_series_fails_only_its_own(bundle, 
     (inbox / "c000.dcm").write_bytes((inbox / "c000.dcm").read_bytes()[:end])
     found = {row.path: row.status for row in run(bundle, inbox, out).rows}
     assert found == {"series=3": "kept", "series=4": "done", "c000.dcm": "failed"}
+
+
+def test_masks_that_are_named_in_another_way_leave_none_of_the_earlier_names(bundle, places):
+    inbox, out = places
+    write(inbox / "a.nii", 1)
+    run(bundle, inbox, out)
+    for names, mask in (("nnunet", "a.nii"), ("lesionseg", "a_mask.nii")):
+        (row,) = run(bundle, inbox, out, names=names).rows
+        assert row.status == "done"
+        found = {file.name for file in out.iterdir() if file.suffix == ".nii"}
+        assert found == {mask, "a_instances.nii"}
