@@ -8,6 +8,8 @@ and a script with MONAI's `sliding_window_inference`, both with half-overlapping
 has; the same network with the same weights in each, each in a process of its own, imports left out.
 `overhead`: the share of ours that is not the network. `inference_memory`: the most memory that a
 process held. Without `--bundle` the weights are random and the scans heads of noise.
+`nnunet_model`: the same for a model folder of nnU-Net, with which both programs predict (mirroring
+off).
 """
 
 import argparse
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from lesionseg.pipeline.predict import (
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / ".peers" / "bin" / "python"
+PEERS = Path(os.environ.get("LESIONSEG_PEERS", ROOT / ".peers")) / "bin" / "python"
 PRESETS = {
     "balanced": InferenceConfig.of(),
     "fast": InferenceConfig.of(overlap=0.125),
@@ -57,6 +60,8 @@ def main() -> None:
         folder = Path(name)
         make_work(folder, options)
         rows = speed(folder, skipped)
+        if not options.bundle:
+            rows += nnunet_model(folder, skipped, quick=options.quick)
     table.print_report(
         "inference",
         rows,
@@ -147,21 +152,42 @@ def speed(folder: Path, skipped: dict[str, str]) -> list[table.Row]:
     return rows
 
 
+def nnunet_model(folder: Path, skipped: dict[str, str], *, quick: bool) -> list[table.Row]:
+    """Rows of an nnU-Net model folder, which its own predictor and ours predict with."""
+    what = "quick" if quick else "full"
+    theirs = run_peer("nnunet_model", folder, skipped, "peer_nnunet_model.py", [folder, what])
+    if not theirs:
+        return []
+    ours = run_ours("nnunet_model", folder)
+    times = ours["seconds"], theirs["seconds"]
+    peaks = ours["peak_mb"], theirs["peak_mb"]
+    return [
+        table.Row("nnunet_model", times[0], "s/case", "nnunet", times[1]),
+        table.Row("nnunet_model_memory", peaks[0], "MB", "nnunet", peaks[1]),
+    ]
+
+
 def run_ours(name: str, folder: Path) -> dict[str, float]:
     """What our worker measures, in a process of its own."""
     command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
     return _last_line(subprocess.run(command, capture_output=True, text=True, check=False))
 
 
-def run_peer(peer: str, folder: Path, skipped: dict[str, str]) -> dict[str, float]:
+def run_peer(
+    peer: str,
+    folder: Path,
+    skipped: dict[str, str],
+    script: str = "peer_inference.py",
+    arguments: Sequence[str | Path] = (),
+) -> dict[str, float]:
     """What a peer's script measures; nothing, with the reason in `skipped`, where it cannot."""
     if not PEERS.exists():
         skipped[peer] = "there is no .peers; make peers"
         return {}
-    script = ROOT / "benchmarks" / "peers" / "peer_inference.py"
+    command = [PEERS, ROOT / "benchmarks" / "peers" / script, *(arguments or (peer, folder))]
     places = {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
     done = subprocess.run(
-        [PEERS, script, peer, folder],
+        command,
         env=os.environ | places | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -183,10 +209,10 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     """Predict all scans of a folder, and say what it took."""
     output = folder / name
     cfg = PredictConfig.of(
-        bundle=folder / "bundle",
+        bundle=folder / ("nnunet_model" if name == "nnunet_model" else "bundle"),
         input=folder / "in",
         output=output,
-        inference=PRESETS[name],
+        inference=PRESETS.get(name, PRESETS["balanced"]),
         device=device,
     )
     predictor = make_predictor(cfg)

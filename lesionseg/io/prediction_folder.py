@@ -28,7 +28,7 @@ from lesionseg.io.sources import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
 _MASKS = ("_mask", "_instances", "_regions")
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
 _PART = ".part"  # of a case whose files are being written
 _MOVING = ".moving"  # of one whose files are complete and take their places

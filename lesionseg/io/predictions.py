@@ -43,6 +43,7 @@ CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
 MaskNames = Literal["lesionseg", "nnunet"]
+_BESIDE_NNUNET = {".png": ".tif", ".nrrd": ".mha"}
 MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
 
 
@@ -115,7 +116,9 @@ def write_prediction(
     Two-axis cases get `.png` whatever the `suffix`. Bare boxes (no instances) get the candidates
     alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
     `like` is the scan's own file: see `write_volume`. `names`: of the masks, as nnU-Net's
-    `<case>.nii.gz` or with `_mask`. Raises `OutputError`.
+    `<case>.nii.gz` or with `_mask`. Beside nnU-Net's names, instances and regions have another
+    suffix than the masks, because nnU-Net's commands take every file with that suffix for a mask.
+    Raises `OutputError`.
 
     `source`: the scan that the prediction is of, which the candidate file then states as `source`.
 
@@ -127,7 +130,9 @@ def write_prediction(
     check_case_id(case, folder, OutputError)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
 
-    def write(name: str, array: NDArray[Any]) -> None:
+    beside = _BESIDE_NNUNET.get(suffix, ".nrrd") if names == "nnunet" else suffix
+
+    def write(name: str, array: NDArray[Any], suffix: str = beside) -> None:
         volume = Volume(array[np.newaxis], prediction.geometry)
         write_volume(folder / f"{case}{name}{suffix}", volume, like)
 
@@ -136,7 +141,7 @@ def write_prediction(
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
-        write(MASK_ENDINGS[names], prediction.mask())
+        write(MASK_ENDINGS[names], prediction.mask(), suffix)
         write("_instances", instances.astype(np.uint16 if is_short else np.int32))
         if prediction.values is not None:
             write("_regions", np.where(instances > 0, prediction.values, np.uint8(0)))

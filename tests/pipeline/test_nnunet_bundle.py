@@ -165,6 +165,9 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
     predict(model, tmp_path / "scans", found, **settings)
     names = {"P0.nii.gz", "P0.npz", "P0.pkl", "P0_candidates.json", "dataset.json", "plans.json"}
     assert names <= {path.name for path in found.iterdir()}
+    assert [path.name for path in found.glob("*.nii.gz")] == ["P0.nii.gz"]  # all are masks there
+    instances = read_mask(found / "P0_instances.nrrd")
+    assert instances.geometry.matches(read_mask(found / "P0.nii.gz").geometry, 1e-3)
     p = np.load(found / "P0.npz", allow_pickle=False)["probabilities"]
     assert p.shape == ((2 if regions else 3), *SHAPE)
     if not regions:
