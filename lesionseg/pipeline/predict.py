@@ -98,7 +98,7 @@ def predict(
     Args:
         cfg: see conf/predict.yaml.
         architectures: the caller's own networks; see `Predictor`.
-        progress: called with case, number done and total after every case, in place of a bar.
+        progress: called with case, number done and total after every case, instead of a bar.
 
     Raises:
         BundleError, ConfigError: for an unusable bundle or setting.
@@ -141,8 +141,9 @@ def _predict(
         find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
     log.note("input", f"{count(len(scans), 'scan')} in {cfg.input}.")
     rows: list[CaseRow] = []
-    if as_nnunet and scans:
-        suffix = result_suffix(scans[0].files.images[0], predictor.plan.dims)
+    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
+    if as_nnunet and first is not None:
+        suffix = result_suffix(first, predictor.plan.dims)
         write_description(folder, labels, suffix)
         upload([folder / name for name in ("dataset.json", "plans.json")], folder, cfg.output)
     with (
@@ -418,7 +419,7 @@ class CaseWork:
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
         inferred = self.predictor.infer(prepared, folder=folder)
-        trim_memory()  # glibc would keep what tiles have freed beside what follows
+        trim_memory()  # glibc would keep the memory of tiles in addition to what follows
         return inferred
 
     def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:

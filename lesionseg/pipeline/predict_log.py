@@ -39,7 +39,7 @@ class PredictLog:
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
     ) -> None:
-        """Write one line to the files alone."""
+        """Write one line to the files only."""
         content = {"name": __name__, "event": event, "row": row, "levelno": level, "msg": message}
         record = logging.makeLogRecord({**content, "levelname": logging.getLevelName(level)})
         for handler in self.handlers:

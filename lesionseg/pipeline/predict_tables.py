@@ -108,7 +108,7 @@ class CaseRow:
         """Return True if the row takes the place of another row of its case.
 
         A case's results have one row. Scans that failed have one each: two scans of one id, or
-        nights on which other scans came under it, are told apart by path and source.
+        nights on which other scans came under it, differ in path and source.
         """
         if self.is_done and other.is_done:
             return True
@@ -203,7 +203,7 @@ class PredictOutcome:
         if not any(row.is_done for row in self.rows):
             return [*lines, wrote]
         then = typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
-        return [*lines, f"{wrote}, and masks and candidates beside it", f"Next:    {then}"]
+        return [*lines, f"{wrote}, with masks and candidates next to it", f"Next:    {then}"]
 
 
 def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
@@ -296,7 +296,7 @@ class PredictionTable:
                 logger.warning("%s cannot be written yet: %r", self.path.name, error)
 
     def forget_left_out(self) -> None:
-        """Remove the rows of `left_out_row`, which each run makes anew."""
+        """Remove the rows of `left_out_row`, which each run makes again."""
         for case, rows in list(self._rows.items()):
             self._rows[case] = [row for row in rows if row.path or row.status != "skipped"]
 

@@ -62,7 +62,7 @@ class DicomScan:
 def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
     """Sort the DICOM files of one folder into scans; the second list has those that are no image.
 
-    A file whose header cannot be read is a scan with a `fault`. If there is a series beside it, it
+    A file whose header cannot be read is a scan with a `fault`. If there is a series next to it, it
     may be a slice of that, whose reader then names it: it is no scan of its own, unless it states
     another series.
     """

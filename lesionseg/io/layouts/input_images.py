@@ -42,7 +42,7 @@ _OWN_OUTPUT = ("_mask", "_instances", "_regions")
 _CANDIDATES, _PROBABILITIES = "_candidates.json", "_probabilities.npz"
 _PATTERN = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
-# text and tables that lie beside scans, and what file managers leave
+# text and tables next to scans, and files of file managers
 _BESIDE = {
     *(".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf"),
     *(".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock"),
@@ -51,7 +51,7 @@ _MANAGERS = {"thumbs.db", "desktop.ini", "dicomdir"}
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _SHOWN = 3
 _DIGEST = 10  # characters that stand for the part of an id that is too long
-_WHOLE = -1  # in place of a channel's number: the file is a case of its own
+_WHOLE = -1  # instead of a channel's number: the file is a case of its own
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class FoundScans:
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
-    """Find the cases under `source` that can be told apart, sorted by case id; see `find_scans`.
+    """Find the cases under `source` whose ids differ, sorted by id; see `find_scans`.
 
     A warning names the others. Raises `DatasetError` if there is none.
     """
