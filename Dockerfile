@@ -27,12 +27,20 @@ COPY conf conf
 RUN /opt/lesionseg/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:${PYTHON}-slim
+ARG TORCH=cpu
+# Triton, with which torch.compile works on a GPU, compiles its launchers
+RUN if [ "$TORCH" = cuda ]; then \
+      apt-get update \
+      && apt-get install -y --no-install-recommends gcc libc6-dev \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/lesionseg /opt/lesionseg
 RUN useradd --create-home --uid 10001 lesionseg
 USER 10001
 WORKDIR /home/lesionseg
 # caches of compiled loops and figures: a read-only root has /tmp alone
-ENV PATH=/opt/lesionseg/bin:$PATH NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib
+ENV PATH=/opt/lesionseg/bin:$PATH NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib \
+    TRITON_CACHE_DIR=/tmp/triton TORCHINDUCTOR_CACHE_DIR=/tmp/inductor
 EXPOSE 8000
 # without a health check: only `serve` answers one, and its recipe has it
 ENTRYPOINT ["lesionseg"]

@@ -69,6 +69,7 @@ from lesionseg.training.processes import (
     is_rank_zero,
     joined,
     local_rank_zero_first,
+    require_compiler,
     require_device,
     training_device,
 )
@@ -206,6 +207,7 @@ def begin(cfg: TrainConfig, survey: Survey, run: Path, given: Plan | None = None
         is_new = given is None and not has_config(run)
         if is_new:
             require_device(cfg.trainer.accelerator)
+            require_compiler(cfg.trainer)
         plan = with_focal_correction(plan_run(survey, cfg, run, given), cfg)
         check_losses(plan, cfg)
         if cfg.model.architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
@@ -245,6 +247,7 @@ def train_once(
     """
     if not (run / BUNDLE).exists():  # what is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
+        require_compiler(cfg.trainer)
     cases = local_rank_zero_first(lambda: prepare_cases(survey, plan, cfg.data, run))
     budget = resolve_budget(cfg.trainer, plan, training_device(cfg.trainer.accelerator))
     log.info("Training ends after %s.", budget_text(budget))

@@ -2,10 +2,12 @@
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,18 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
-from lesionseg.training.processes import is_rank_zero
+from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
 
+PAUSE_SHARE = 50  # between checkpoints, of the time that one takes: at most 2 % of the training
 # Statistics of one step say little, as a batch holds a few lesions or none
 STRETCH = 20
 HARD_SHARE = 0.01  # of the background: its voxels of the highest lesion probability
@@ -36,25 +39,42 @@ PREVIEW_MINUTES, PREVIEW_TILES = 10.0, 4
 LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt, written every few seconds between steps, and at the end.
+class LastCheckpoint(Checkpoint):
+    """checkpoints/last.ckpt, written from time to time between steps, and at the end.
 
-    As next.ckpt until metrics.csv has its step's row, which Lightning writes after it.
+    The pause is at least `pause`, and at least `PAUSE_SHARE` times as long as the last one took to
+    write: a GPU stands still meanwhile. All processes go by the minutes that they have agreed on.
+    The file is next.ckpt until metrics.csv has its step's row, which Lightning writes after it.
     """
 
+    def __init__(self, folder: Path, pause: timedelta) -> None:
+        self.folder = folder
+        self.pause = pause.total_seconds()
+        self._due = self.pause  # seconds of training
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self._due = 60 * module.minutes + self.pause
+
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        new = Path(str(self.dirpath)) / "next.ckpt"
+        new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
             new.replace(new.with_name("last.ckpt"))
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # tiles resume at a whole step
-            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        # tiles resume at a whole step
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not is_step or 60 * module.minutes < self._due:
+            return
+        began = time.monotonic()
+        trainer.save_checkpoint(self.folder / "next.ckpt")
+        took = time.monotonic() - began
+        took = broadcast_from_rank_zero(lambda: took)
+        self._due = 60 * module.minutes + took + max(self.pause, PAUSE_SHARE * took)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "next.ckpt")
+        trainer.save_checkpoint(self.folder / "next.ckpt")
         self.on_train_batch_start(trainer)
 
 

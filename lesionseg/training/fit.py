@@ -177,7 +177,7 @@ def make_trainer(
     files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
     best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}
     ours.append(BestCheckpoint(filename="best", **best, **files))
-    ours.append(LastCheckpoint(filename="next", train_time_interval=CHECKPOINT_EVERY, **files))
+    ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = list(d) if isinstance(d := settings.devices, tuple) else d
     if environment is not None and devices == "auto":

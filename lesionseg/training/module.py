@@ -61,6 +61,7 @@ class LesionModule(pl.LightningModule):
         self.recent: list[Tensor] = []  # what the steps since the last row came to
         self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
+        self._shared_minutes: HostCopy | None = None  # the sum over all processes
         self._unread: tuple[int, HostCopy] | None = None  # a step, whether its gradient was finite
 
     @property
@@ -94,9 +95,11 @@ class LesionModule(pl.LightningModule):
         targets, world = self.objective.targets(batch), self.trainer.world_size
         counts = targets.counts()
         if world > 1:  # with them the minutes, so that all processes end together
-            minutes = counts.new_tensor([(time.monotonic() - self._began) / 60])
+            minutes = torch.full_like(counts[:1], (time.monotonic() - self._began) / 60)
             counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-            self.minutes, counts = float(counts[-1]) / world, counts[:-1]
+            if self._shared_minutes is not None:  # of the step before: nothing waits for this one
+                self.minutes = self._shared_minutes.read().item() / world
+            self._shared_minutes, counts = HostCopy(counts[-1]), counts[:-1]
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.known(output, batch["unannotated"])

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +34,23 @@ def require_device(accelerator: str) -> None:
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
             "trainer.accelerator=auto to train on the processor."
+        )
+
+
+def require_compiler(trainer: TrainerConfig) -> None:
+    """Raise `ConfigError` if `trainer.compile` needs a compiler that is missing (Linux only).
+
+    torch.compile translates the network to C++ on a CPU; on a GPU, Triton compiles its launchers.
+    """
+    if not trainer.compile or sys.platform != "linux":
+        return
+    names = (os.environ.get("CXX", "g++"),)
+    if training_device(trainer.accelerator) == "cuda":
+        names = (os.environ.get("CC", "gcc"), "clang")
+    if not any(shutil.which(name) for name in names):
+        raise ConfigError(
+            f"trainer.compile=true: torch.compile needs a compiler, and there is no "
+            f"{' or '.join(names)} here. Install gcc and g++, or leave trainer.compile out."
         )
 
 

@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.training.callbacks import History, Progress
+from lesionseg.training.callbacks import History, LastCheckpoint, Progress
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -42,6 +43,7 @@ def column(tmp_path):
 def often(monkeypatch):
     """A checkpoint after every step."""
     monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr("lesionseg.training.callbacks.PAUSE_SHARE", 0)
 
 
 def last_checkpoint(run_dir):
@@ -240,3 +242,31 @@ def test_loss_and_network_must_agree_on_the_activation(train):
         train(max_steps=1, loss=FocalLoss(activation="softmax"))
     with pytest.raises(ConfigError, match="has weights"):
         train(max_steps=1, loss=torch.nn.PReLU())
+
+
+class Trainer:
+    """Saves checkpoints that take long."""
+
+    accumulate_grad_batches = 1
+    is_global_zero = True
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.saved = clock, seconds, []
+
+    def save_checkpoint(self, path):
+        self.saved.append(round(self.clock[0]))
+        self.clock[0] += self.seconds
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])
+def test_checkpoints_take_two_hundredths_of_a_training_at_most(
+    tmp_path, monkeypatch, seconds, saved
+):
+    clock = [0.0]
+    monkeypatch.setattr("lesionseg.training.callbacks.time.monotonic", lambda: clock[0])
+    trainer, last = Trainer(clock, seconds), LastCheckpoint(tmp_path, timedelta(seconds=15))
+    last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
+    while len(trainer.saved) < 4:
+        clock[0] += 0.5
+        last.on_train_batch_end(trainer, SimpleNamespace(minutes=clock[0] / 60), None, None, 0)
+    assert trainer.saved == pytest.approx(saved, abs=2)

@@ -15,7 +15,7 @@ import torch
 
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
-from lesionseg.training import fit
+from lesionseg.training import callbacks, fit
 from tests.training.conftest import Squares, config, small_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,4 +56,5 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_like_an_undisturbed_one(tmp_pa
 
 if __name__ == "__main__":
     fit.CHECKPOINT_EVERY = timedelta(0)
+    callbacks.PAUSE_SHARE = 0
     train(Path(sys.argv[1]))

@@ -1,7 +1,10 @@
 """Who started this process; what the first one does for all; and what two learn together."""
 
 import os
+import shutil
 import socket
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -19,6 +22,7 @@ from lesionseg.training.processes import (
     launched,
     local_rank_zero_first,
     n_processes,
+    require_compiler,
 )
 from tests.training.conftest import weights
 
@@ -133,3 +137,24 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
     assert alone[-1] < alone[0]
     assert together == pytest.approx(alone, rel=1e-3)
     torch.testing.assert_close(*networks, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "present", "fits"),
+    [
+        (True, {"gcc"}, True),
+        (True, {"clang"}, True),
+        (True, {"g++"}, False),
+        (False, {"g++"}, True),
+        (False, {"gcc"}, False),
+    ],
+)
+def test_compiling_asks_for_a_compiler_before_training(monkeypatch, on_gpu, present, fits):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in present else None)
+    with nullcontext() if fits else pytest.raises(ConfigError, match=r"trainer\.compile=true"):
+        require_compiler(TrainerConfig.of(compile=True))
+    require_compiler(TrainerConfig.of(compile=False))
