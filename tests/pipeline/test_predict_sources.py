@@ -252,8 +252,8 @@ def test_masks_that_are_named_in_another_way_leave_none_of_the_earlier_names(bun
     inbox, out = places
     write(inbox / "a.nii", 1)
     run(bundle, inbox, out)
-    for names, mask in (("nnunet", "a.nii"), ("lesionseg", "a_mask.nii")):
+    own, nnunet = {"a_mask.nii", "a_instances.nii"}, {"a.nii", "a_instances.nrrd"}
+    for names, expected in (("nnunet", nnunet), ("lesionseg", own)):
         (row,) = run(bundle, inbox, out, names=names).rows
         assert row.status == "done"
-        found = {file.name for file in out.iterdir() if file.suffix == ".nii"}
-        assert found == {mask, "a_instances.nii"}
+        assert {f.name for f in out.iterdir() if f.suffix in (".nii", ".nrrd")} == expected
