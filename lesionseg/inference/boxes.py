@@ -110,7 +110,7 @@ class BoxCollector:
         `rows` `[k, 2·dims + 3]`: boxes in the tile, scores, indices of anchor and label, and the
         number of anchors above the floor, the same in each row.
         """
-        boxes, scores, index, n_above = rows.split([rows.shape[1] - 3, 1, 1, 1], dim=1)
+        boxes, scores, index, n_above = torch.split(rows, [rows.shape[1] - 3, 1, 1, 1], dim=1)
         self.n_left_out += max(int(n_above[0]) - len(rows), 0) if len(rows) else 0
         above = (scores[:, 0].float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
         above = above[index[above, 0].argsort()]

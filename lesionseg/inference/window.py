@@ -125,8 +125,9 @@ class SlidingWindow:
             )
 
         def take_rows(first: int, average: Tensor) -> None:
-            inside, *rest = grid.inside
-            start, stop = max(first, inside.start), min(first + average.shape[1], inside.stop)
+            own_rows, *rest = grid.inside
+            start = max(first, own_rows.start)
+            stop = min(first + average.shape[1], own_rows.stop)
             if start >= stop:  # padding
                 return
             rows = average[(slice(None), slice(start - first, stop - first), *rest)]

@@ -47,7 +47,7 @@ def tensors_gb(plan: Plan) -> float:
     with torch.device("meta"):
         network = build_network(plan, architectures=TRUSTED)
         n_weights = sum(p.numel() for p in network.parameters())
-    voxel = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
+    voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
     voxel += sum(_encoder_bytes(shape)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
         voxel += _heads_bytes(plan)

@@ -44,7 +44,7 @@ def require_compiler(trainer: TrainerConfig) -> None:
     """
     if not trainer.compile or sys.platform != "linux":
         return
-    names = (os.environ.get("CXX", "g++"),)
+    names: tuple[str, ...] = (os.environ.get("CXX", "g++"),)
     if training_device(trainer.accelerator) == "cuda":
         names = (os.environ.get("CC", "gcc"), "clang")
     if not any(shutil.which(name) for name in names):
