@@ -51,7 +51,7 @@ docs: setup  ## the site, into site/: pages, notebooks and the API from its docs
 	$(BIN)/python scripts/settings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-NIIVUE := lesionseg/report/niivue
+NIIVUE := lesionseg/reporting/niivue
 NIIVUE_SHA256 := 47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af
 NIIVUE_PACKAGE := build/niivue/node_modules/@niivue/niivue
 

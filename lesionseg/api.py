@@ -70,8 +70,8 @@ class Run:
         """Sensitivity against false positives per scan; of masks without scores, by size."""
         from matplotlib.figure import Figure
 
-        from lesionseg.report.charts import froc_chart, size_chart
-        from lesionseg.report.tables import read_tables
+        from lesionseg.reporting.charts import froc_chart, size_chart
+        from lesionseg.reporting.tables import read_tables
 
         tables = read_tables(self.folder)
         chart = froc_chart([("", tables)]) or size_chart(tables)

@@ -24,7 +24,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.models.build import build_network
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan import make_plan
-from lesionseg.report import write_report
+from lesionseg.reporting import write_report
 folder = Path(sys.argv[1])
 grid = {"shape": (24, 24, 24), "spacing_mm": (4.0, 4.0, 4.0)}
 write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)

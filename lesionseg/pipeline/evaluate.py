@@ -36,7 +36,7 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, aligned, typed
 from lesionseg.pipeline.references import open_references, with_labels_of_outputs
 from lesionseg.pipeline.score import match_cases
-from lesionseg.report.identity import read_run
+from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
 COMPARED = "compare"  # where the second model's tables lie in an output folder

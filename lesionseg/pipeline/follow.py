@@ -53,8 +53,8 @@ from lesionseg.io.predictions import (
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.pipeline.log import Advance, aligned, bar, typed
-from lesionseg.report.follow import draw_changes, write_change_report, write_follow_page
-from lesionseg.report.pictures import Card
+from lesionseg.reporting.follow import draw_changes, write_change_report, write_follow_page
+from lesionseg.reporting.pictures import Card
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import bar, say, typed
-from lesionseg.report.write import write_report
+from lesionseg.reporting.write import write_report
 
 
 def report(cfg: ReportConfig) -> Path:

@@ -58,7 +58,7 @@ from lesionseg.pipeline.score import (
 )
 from lesionseg.pipeline.select import CHOSEN
 from lesionseg.plan.plan import FocalCorrection, Plan, sources_of
-from lesionseg.report.previews import draw_previews
+from lesionseg.reporting.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.memory import fit_to_memory, some_batch, try_steps

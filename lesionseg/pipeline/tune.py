@@ -28,7 +28,7 @@ from lesionseg.pipeline.run_dir import check_config, default_run_dir, provenance
 from lesionseg.pipeline.score import labelled, match_volumes
 from lesionseg.pipeline.train import begin, train_network, with_focal_correction
 from lesionseg.plan.plan import sources_of
-from lesionseg.report.tuning import (
+from lesionseg.reporting.tuning import (
     State,
     TuningSearch,
     TuningTrial,

@@ -9,7 +9,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
 from lesionseg.io.volumes import read_geometry
 from lesionseg.pipeline.check import check_dataset
-from lesionseg.report.write import write_report
+from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.io.dicom_files import DX, save
 from tests.pipeline.cases import boxes, write_array

@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate import of_role
-from lesionseg.report.write import write_report
+from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.cases import write_array, write_scan

@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import find_predictions, read_prediction
-from lesionseg.report.write import write_report
+from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.inference.nnunet.probability_files import (
     blobs,

@@ -41,8 +41,8 @@ from lesionseg.pipeline.serve import slicer
 from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
-from lesionseg.report import viewer
-from lesionseg.report.rendering import render
+from lesionseg.reporting import viewer
+from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"

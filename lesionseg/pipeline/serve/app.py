@@ -30,9 +30,9 @@ from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
-from lesionseg.report import viewer
-from lesionseg.report.images import Scene
-from lesionseg.report.rendering import render
+from lesionseg.reporting import viewer
+from lesionseg.reporting.images import Scene
+from lesionseg.reporting.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]
 # the tables of the page that describes the interface

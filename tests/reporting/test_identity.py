@@ -12,7 +12,7 @@ from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.run_dir import training_counts
-from lesionseg.report.identity import Identity, read_identity
+from lesionseg.reporting.identity import Identity, read_identity
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
 from tests.pipeline.cases import write_array
 

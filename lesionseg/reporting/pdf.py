@@ -19,10 +19,10 @@ from PIL import Image
 
 from lesionseg import __version__
 from lesionseg.io.files import atomic_path
-from lesionseg.report.charts import ACCENT, FOUND, RC
-from lesionseg.report.identity import Identity
-from lesionseg.report.pictures import ACCEPTED, REFERENCE, Card
-from lesionseg.report.words import Measure
+from lesionseg.reporting.charts import ACCENT, FOUND, RC
+from lesionseg.reporting.identity import Identity
+from lesionseg.reporting.pictures import ACCEPTED, REFERENCE, Card
+from lesionseg.reporting.words import Measure
 
 WIDTH, HEIGHT, EDGE = 11.69, 8.27, 0.45  # inches
 GAP, WASH, SOFT = 0.28, "#f3f6f8", "#555555"

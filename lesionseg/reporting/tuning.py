@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from lesionseg.io.files import write_text
-from lesionseg.report.charts import ACCENT, OTHER, Chart, new_figure
-from lesionseg.report.rendering import render
+from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
+from lesionseg.reporting.rendering import render
 
 State = Literal["complete", "pruned", "unfinished", "failed"]
 

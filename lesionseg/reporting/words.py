@@ -8,8 +8,8 @@ from typing import Any
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import poisson_interval
-from lesionseg.report.rendering import Tile, percent, rate
-from lesionseg.report.tables import SMALL_MM, Tables, number
+from lesionseg.reporting.rendering import Tile, percent, rate
+from lesionseg.reporting.tables import SMALL_MM, Tables, number
 
 FEW = 5  # patients; fewer give no interval that holds
 MOST_EXACT = 50  # lesions; a share of so many is stated as counts

@@ -22,11 +22,11 @@ from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_linear
-from lesionseg.report.charts import ACCENT, FOUND, OTHER, Chart, new_figure
-from lesionseg.report.images import Scene
-from lesionseg.report.pictures import DPI, INCHES, Card, data_uri, draw_cutout
-from lesionseg.report.rendering import Tile, render
-from lesionseg.report.words import per_scan
+from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
+from lesionseg.reporting.images import Scene
+from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
+from lesionseg.reporting.rendering import Tile, render
+from lesionseg.reporting.words import per_scan
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # a lesion without a sure change

@@ -10,10 +10,10 @@ from lesionseg.core import Geometry, OperatingPoint, Reference
 from lesionseg.evaluation import PRESETS, choose, evaluate_case, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.tables import write_scores
-from lesionseg.report.charts import froc_chart, misses_grow, size_chart
-from lesionseg.report.identity import Identity
-from lesionseg.report.tables import Tables, read_tables
-from lesionseg.report.words import (
+from lesionseg.reporting.charts import froc_chart, misses_grow, size_chart
+from lesionseg.reporting.identity import Identity
+from lesionseg.reporting.tables import Tables, read_tables
+from lesionseg.reporting.words import (
     _WHY,
     MEASURES,
     QUESTIONS,
@@ -31,7 +31,7 @@ from lesionseg.report.words import (
     tiles,
     why_missed,
 )
-from lesionseg.report.write import about, page_title
+from lesionseg.reporting.write import about, page_title
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference, prediction_of
 from tests.evaluation.hand_cases import result as hand_result
 

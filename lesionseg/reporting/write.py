@@ -11,14 +11,14 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
-from lesionseg.report import charts
-from lesionseg.report.identity import Identity, read_identity
-from lesionseg.report.images import Scene, Sources
-from lesionseg.report.pdf import write_pdf
-from lesionseg.report.pictures import Card, data_uri, draw_cutout
-from lesionseg.report.rendering import render
-from lesionseg.report.tables import SMALL_MM, Tables, read_tables
-from lesionseg.report.words import (
+from lesionseg.reporting import charts
+from lesionseg.reporting.identity import Identity, read_identity
+from lesionseg.reporting.images import Scene, Sources
+from lesionseg.reporting.pdf import write_pdf
+from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
+from lesionseg.reporting.rendering import render
+from lesionseg.reporting.tables import SMALL_MM, Tables, read_tables
+from lesionseg.reporting.words import (
     QUESTIONS,
     false_positive_words,
     headline,
@@ -290,7 +290,7 @@ def _pictures(
         if case not in scenes:
             scenes = {case: _scene(sources, tables, case)}  # one scan at a time in memory
             if options.viewer and (shown := scenes[case]) is not None:
-                from lesionseg.report.viewer import write_viewer
+                from lesionseg.reporting.viewer import write_viewer
 
                 write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
         if (scene := scenes[case]) is not None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.report.images import Scene
+from lesionseg.reporting.images import Scene
 
 SMALL_SIDE_MM, SIDE_MM, SIDE_PER_EXTENT = 38.0, 64.0, 3.0  # of a cut-out; small: under 8 mm
 SMALL_EXTENT_MM = 8.0

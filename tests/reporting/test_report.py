@@ -14,9 +14,9 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.report.tables import read_tables
-from lesionseg.report.words import headline, tiles
-from lesionseg.report.write import read_study, write_adjudication, write_report
+from lesionseg.reporting.tables import read_tables
+from lesionseg.reporting.words import headline, tiles
+from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.cases import write_array, write_scan
 

@@ -19,9 +19,9 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import write_volume
-from lesionseg.report.images import Scene, candidate_ids
-from lesionseg.report.pictures import draw_overview
-from lesionseg.report.rendering import render
+from lesionseg.reporting.images import Scene, candidate_ids
+from lesionseg.reporting.pictures import draw_overview
+from lesionseg.reporting.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 MAX_VOXELS = 32_000_000  # beyond, every 2nd, 3rd … voxel of each axis is shown

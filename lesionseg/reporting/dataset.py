@@ -13,9 +13,9 @@ from lesionseg.errors import count
 from lesionseg.io.files import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS
-from lesionseg.report.charts import FOUND, Chart, new_figure
-from lesionseg.report.pictures import draw_overview
-from lesionseg.report.rendering import Tile, render
+from lesionseg.reporting.charts import FOUND, Chart, new_figure
+from lesionseg.reporting.pictures import draw_overview
+from lesionseg.reporting.rendering import Tile, render
 
 # kind of finding: what it means to whoever reads the page
 MEANING: Mapping[str, str] = {

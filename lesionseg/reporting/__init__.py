@@ -3,6 +3,6 @@
 It computes no metric; it prints what `evaluation` found, and why something has no number.
 """
 
-from lesionseg.report.write import write_report as write_report
+from lesionseg.reporting.write import write_report as write_report
 
 __all__ = ["write_report"]

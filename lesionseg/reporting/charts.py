@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count
 from lesionseg.evaluation.intervals import wilson_interval
-from lesionseg.report.rendering import rate
-from lesionseg.report.tables import Tables, number
-from lesionseg.report.words import FEW, per_scan, size_class_words
+from lesionseg.reporting.rendering import rate
+from lesionseg.reporting.tables import Tables, number
+from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey
 FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
