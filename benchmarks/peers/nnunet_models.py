@@ -62,7 +62,7 @@ MODELS = (
     Model("resenc_stripped", "Dataset003_Stripped", **RESENC),
     Model("thick_slices", "Dataset004_Thick"),
     Model("sagittal", "Dataset005_Sagittal"),
-    Model("chests", "Dataset006_Chests", steps=250),
+    Model("chests", "Dataset006_Chests", steps=120),
     Model("regions", "Dataset007_Regions"),
     Model("pictures", "Dataset008_Pictures", "2d"),
     Model("reoriented", "Dataset009_Reoriented"),

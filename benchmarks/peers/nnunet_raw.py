@@ -124,7 +124,7 @@ SETS = (
     RawSet("Dataset003_Stripped", facts("FLAIR"), stripped, shape=(32, 44, 40)),
     RawSet("Dataset004_Thick", facts("FLAIR"), thick, shape=(40, 44, 36)),
     RawSet("Dataset005_Sagittal", facts("FLAIR"), thick_along_x, shape=(40, 44, 36)),
-    RawSet("Dataset006_Chests", facts("CT"), as_it_is, True, (28, 40, 44), (8.0, 8.0, 8.0)),
+    RawSet("Dataset006_Chests", facts("CT"), as_it_is, True, (32, 44, 48), (5.0, 4.0, 4.0)),
     RawSet(
         "Dataset007_Regions",
         facts(
@@ -162,7 +162,7 @@ def make(raw: RawSet, folder: Path) -> None:
         lesion_free_share=0.0,
         shape=raw.shape,
         spacing_mm=raw.spacing_mm,
-        **({} if raw.is_ct else {"n_lesions": (6, 14)}),
+        **{"n_nodules" if raw.is_ct else "n_lesions": (6, 14)},
     )
     root = folder / raw.name
     for number, case in enumerate(read_dataset(source).cases):

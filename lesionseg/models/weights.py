@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
+from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.make import backbone_kind
 from lesionseg.plan.plan import Architecture, Plan
 
@@ -139,20 +140,23 @@ def take_tensors(
 def adapt_channels(
     weight: Tensor, n_channels: int, names: Sequence[str] = (), before: Sequence[str] = ()
 ) -> tuple[Tensor, str]:
-    """Return a first convolution `[features, c, *kernel]` for `n_channels`, and what was done.
+    """Return a first convolution `[features, c, *kernel]` for `n_channels`, and a description.
 
-    A channel with the name of an old one has that one's weights. Other channels have the mean of
-    all old ones, scaled so that equal channels give the old response. Without names, equal numbers
-    of channels are the same channels. The words are empty if nothing was changed.
+    A channel that continues an old one (`channel_sources`) keeps its weights. New channels get the
+    mean over all old channels, times the ratio of old to new channels. Without names, equal numbers
+    of channels are taken to be the same channels. The description is empty if nothing changed.
     """
-    old = [name.casefold() for name in before]
-    new = [name.casefold() for name in names]
-    is_named = len(old) == weight.shape[1] and len(new) == n_channels
-    if weight.shape[1] == n_channels and (not is_named or old == new or not set(old) & set(new)):
+    is_named = len(before) == weight.shape[1] and len(names) == n_channels
+    places: tuple[int | None, ...]
+    if is_named:
+        places = channel_sources(names, before)
+    elif weight.shape[1] == n_channels:
+        places = tuple(range(n_channels))
+    else:
+        places = (None,) * n_channels
+    if places == tuple(range(weight.shape[1])):
         return weight, ""
     mean = weight.mean(dim=1) * (weight.shape[1] / n_channels)
-    places = [old.index(name) if is_named and name in old else None for name in new]
-    places = places if is_named else [None] * n_channels
     columns = [mean if place is None else weight[:, place] for place in places]
     kept = [names[i] for i, place in enumerate(places) if place is not None]
     words = f"the first convolution had {weight.shape[1]} channels and has {n_channels}: "

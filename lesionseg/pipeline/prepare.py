@@ -127,7 +127,7 @@ def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     device = "cuda" if elsewhere else training_device(trainer.accelerator)
     before = None
     if model.init_from is not None and not is_checkpoint(model.init_from):
-        before = bundle_plan(model.init_from)
+        before = plan_to_start_from(model.init_from)
         if list(before.prepare_extra) != list(extra):
             raise ConfigError(
                 f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
@@ -156,6 +156,23 @@ def _make_plan(survey: Survey, cfg: TrainConfig) -> Plan:
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan
+
+
+def plan_to_start_from(bundle: str) -> Plan:
+    """Return the plan of a bundle or run; raise `ConfigError` if it is an nnU-Net model.
+
+    An nnU-Net model brings its own grid and normalisation, which training does not follow.
+    """
+    plan = bundle_plan(bundle)
+    if plan.nnunet is None:
+        return plan
+    path = Path(bundle)
+    checkpoints = sorted(path.glob("**/checkpoint_final.pth")) if path.is_dir() else []
+    example = f", such as {checkpoints[0]}" if checkpoints else " (fold_0/checkpoint_final.pth)"
+    raise ConfigError(
+        f"model.init_from={bundle} is a whole nnU-Net model with its grid and normalisation. "
+        f"Training starts from its weights only: give the checkpoint of a fold{example}."
+    )
 
 
 def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:

@@ -13,6 +13,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchors import fit_anchors
+from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, total_stride, tuples
 from lesionseg.plan.rules import Decision, DeviceBudget
@@ -50,8 +51,9 @@ def make_plan(
     """Decide everything that training and inference must agree on.
 
     `memory_gb`: of the device, in 10⁹ bytes; `device`: torch's name. `before`: the plan of the
-    network whose weights training starts from; grid, normalisation and backbone are its own, the
-    tile too unless it is chosen. `step_memory`: 10⁹ bytes that a training step of a plan takes.
+    network whose weights training starts from. Grid, backbone and the normalisation of the channels
+    it had are kept, and so is the tile unless one is chosen. `step_memory`: 10⁹ bytes that a
+    training step of a plan takes.
     `pyramid`: the stages of a backbone that is not ours, or whose weights are not. Raises
     `ConfigError` for overrides that do not fit, and for a GPU without `step_memory`.
     """
@@ -156,10 +158,15 @@ def _draft(
     spacing: Decision[tuple[float, ...]] = _pick(
         chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
     )
+    sources: tuple[int | None, ...] = (None,) * len(facts.channels)
     if before is not None:
-        scales = [Decision(scale, FOLLOWED) for scale in before.normalisation]
-    else:
-        scales = [rules.normalisation(c, facts.dims) for c in facts.channels]
+        sources = channel_sources(dataset.channel_names, before.channel_names)
+    scales = [
+        rules.normalisation(channel, facts.dims)
+        if before is None or place is None
+        else Decision(before.normalisation[place], FOLLOWED)
+        for channel, place in zip(facts.channels, sources, strict=True)
+    ]
     prior = rules.prior(facts.lesion_fraction)
     candidates = rules.candidate_rule(facts.lesion_voxels, prior.value)
     xray_mm = [mm[0] for mm in facts.spacings_mm] if facts.dims == 2 else []
@@ -218,13 +225,12 @@ def backbone_kind(architecture: str) -> str:
 def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
-    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for."""
+    """Raise `ConfigError` if the weights of `before` do not fit the requested plan."""
     theirs, shape = before.channel_names, before.architecture
     for what, has, wanted in (
         ("number of axes", before.dims, fingerprint.dims),
         ("modality", before.modality, fingerprint.modality),
-        ("number of channels", len(theirs), len(dataset.channel_names)),
-        # what a bundle names is imported only where the user names it too
+        # a class that a bundle names is imported only if the user names it too
         ("network", dict(shape.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
     ):
@@ -232,16 +238,23 @@ def check_compatible(
             raise ConfigError(
                 f"model.init_from: the bundle has another {what}: {has}, here {wanted}."
             )
-    # weights and normalisation go over by a channel's place: no name may have moved
-    there, here = (
-        [n.strip().casefold() for n in names] for names in (theirs, dataset.channel_names)
-    )
-    seen = f"{', '.join(theirs)} in the bundle, {', '.join(dataset.channel_names)} here"
-    if any(a != b and b in there for a, b in zip(there, here, strict=True)):
-        raise ConfigError(f"model.init_from: the channels have another order: {seen}.")
-    if there != here:
-        logger.warning("Channels are named differently (%s) and taken by their place.", seen)
+    _log_channels(dataset.channel_names, theirs)
     own_values = {"base_features": shape.features[0], "layout": shape.layout}
     for name, own in {"spacing_mm": before.spacing_mm, **own_values}.items():
         if (value := getattr(chosen, name)) not in (None, own):
             raise ConfigError(f"model.{name}={value}: the bundle to start from has {own}.")
+
+
+def _log_channels(here: Sequence[str], before: Sequence[str]) -> None:
+    """Log a warning if the channels differ from those of the bundle that training starts from."""
+    sources = channel_sources(here, before)
+    seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
+    if None in sources or len(here) != len(before):
+        logger.warning(
+            "The channels differ (%s). Channels of the same name keep their weights and "
+            "normalisation. New channels start from the mean weights of the bundle's channels and "
+            "are normalised by the intensities of this dataset.",
+            seen,
+        )
+    elif not {name.strip().casefold() for name in here} <= {n.strip().casefold() for n in before}:
+        logger.warning("Channels are named differently (%s) and matched by their position.", seen)

@@ -1,7 +1,6 @@
 """A whole plan: reasoned, repeatable, and bent only by what somebody asks for."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,6 +11,7 @@ from lesionseg.config import ModelConfig
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
+from lesionseg.plan.channels import channel_sources
 from tests.plan.conftest import take_fingerprint
 
 Make = Callable[..., Plan]
@@ -33,7 +33,9 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
     ) -> Plan:
         how: dict[str, Any] = {"memory_gb": 24, "device": device, "step_memory": step_gb}
         how |= {"overrides": ModelConfig.of(**chosen), "before": before}
-        return make_plan(large, replace(dataset, **(data or {})), **how)
+        changed = replace(dataset, **(data or {}))
+        channels = taken.channels[:1] * len(changed.channel_names)
+        return make_plan(replace(large, channels=channels), changed, **how)
 
     return plan_of
 
@@ -105,7 +107,6 @@ def test_nnunets_layout_supervises_all_but_the_two_coarsest_stages(make: Make):
     [
         ({"dims": 2}, {}, "another number of axes"),
         ({"modality": "ct"}, {}, r"another modality: ct, here mri"),
-        ({"channel_names": ("a", "b", "c")}, {}, "another number of channels"),
         ({}, {"architecture": "mine"}, "another kind of backbone"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"model\.spacing_mm="),
         ({}, {"base_features": 99}, r"model\.base_features=99"),
@@ -122,16 +123,28 @@ def test_a_bundle_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("before", "here", "refused", "warned"),
+    ("before", "here", "sources", "warned"),
     [
-        (("T1", "FLAIR"), ("FLAIR", "T1"), True, False),
-        (("T1", "FLAIR"), ("flair", "T2"), True, False),
-        (("T1", "FLAIR"), ("t1 ", "Flair"), False, False),
-        (("T1", "FLAIR"), ("T1", "T2"), False, True),
+        (("T1", "FLAIR"), ("FLAIR", "T1"), (1, 0), ""),
+        (("T1", "FLAIR"), ("flair", "T2"), (1, None), "differ"),
+        (("T1", "FLAIR"), ("t1 ", "Flair"), (0, 1), ""),
+        (("T1", "FLAIR"), ("T1", "T2"), (0, 1), "named differently"),
+        (("T1",), ("FLAIR", "T1"), (None, 0), "differ"),
+        (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), "differ"),
     ],
 )
-def test_channels_go_over_by_their_place(make: Make, caplog, before, here, refused, warned: bool):
-    theirs = make().with_(channel_names=before)
-    with pytest.raises(ConfigError, match="another order") if refused else nullcontext():
-        make(data={"channel_names": here}, before=theirs)
-    assert ("T1, FLAIR in the bundle, T1, T2 here" in caplog.text) == warned
+def test_channels_match_by_name_or_else_by_position(
+    make: Make, caplog, before, here, sources, warned: str
+):
+    own = make(data={"channel_names": here})
+    scales = tuple(replace(own.normalisation[0], mean=9.0 + i) for i in range(len(before)))
+    plan = make(
+        data={"channel_names": here},
+        before=own.with_(channel_names=before, normalisation=scales),
+    )
+    followed = [own.normalisation[i] if s is None else scales[s] for i, s in enumerate(sources)]
+    assert list(plan.normalisation) == followed
+    assert channel_sources(here, before) == sources
+    said = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
+    assert (said in caplog.text) == bool(warned)
+    assert warned in caplog.text

@@ -1,10 +1,12 @@
 """Models that nnU-Net trained, predicted here and by nnU-Net itself.
 
 Needs `make peers`. The first run trains ten small models in `.peers/nnunet_models`, which takes
-about half an hour on two cores; later runs use them again.
+about half an hour on two cores; later runs use them again. `--log-cli-level=INFO` prints the
+differences of each case.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from lesionseg.io.predictions import find_predictions
 from tests.commands import evaluate, predict
 
 pytestmark = pytest.mark.slow
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[3]
 PEERS = Path(os.environ.get("LESIONSEG_PEERS", ROOT / ".peers"))
 MODELS = (
@@ -114,10 +117,14 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
         expected = read_all(trained.predicted(kind) / f"{files.case}.npz")
         expected = expected if plan.regions else expected[1:]
         expected = expected.reshape(found.shape)
-        assert np.abs(found - expected).mean() <= 1e-3
+        difference = np.abs(found - expected).mean()
         ours, theirs = (painted(p, regions=bool(plan.regions)) for p in (found, expected))
         assert theirs.any()
-        assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) >= 0.995
+        dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+        note = "%s %s %s: difference %.1e, Dice %.4f"
+        log.info(note, name, kind, files.case, difference, dice)
+        assert difference <= 1e-3
+        assert dice >= 0.995
 
 
 @pytest.mark.parametrize("name", MODELS)

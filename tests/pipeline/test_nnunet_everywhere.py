@@ -1,0 +1,73 @@
+"""An nnU-Net model folder in place of a bundle: DICOM in and out, serve, export, init_from."""
+
+import warnings
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+
+from lesionseg.config import ModelConfig, ServeConfig
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ConfigError
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.files import read_csv
+from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.pipeline.prepare import checkpoint_stages, plan_to_start_from
+from tests.commands import predict
+from tests.inference.nnunet.small_models import SmallModel
+from tests.io.dicom_files import CT, grid_of, place, save
+
+SHAPE = (12, 18, 20)
+GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
+VOXELS = np.random.default_rng(0).normal(100, 30, SHAPE)
+
+
+def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
+    model = SmallModel().write(tmp_path / "results")
+    for z in range(SHAPE[0]):
+        header = {"Modality": "MR", "SeriesInstanceUID": "1.2", "SeriesDescription": "FLAIR"}
+        header |= {"RescaleSlope": 1, "RescaleIntercept": 0}
+        pixels = VOXELS[z].astype(np.int16)
+        save(tmp_path / "archive" / "P1" / f"{z:03d}.dcm", pixels, CT, **header, **place(GRID, z))
+    predict(model, tmp_path / "archive", tmp_path / "found", device="cpu")
+    (row,) = read_csv(tmp_path / "found" / "predictions.csv")
+    assert row["status"] == "done", row
+    (segmentation,) = (tmp_path / "found").rglob("*seg*.dcm")
+    mask = read_volume(next((tmp_path / "found").glob("*_mask.nii.gz"))).array[0]
+    assert mask.any()
+    written = hd.seg.segread(segmentation).get_volume(combine_segments=True)
+    assert (written.array > 0).sum() == (mask > 0).sum()
+
+
+def test_serve_gives_the_mask_of_a_scan(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # starlette prefers httpx2
+        from fastapi.testclient import TestClient
+
+    from lesionseg.pipeline.serve.app import make_app
+
+    model = SmallModel().write(tmp_path / "results")
+    predictor = Predictor(model, device="cpu")
+    scan = tmp_path / "scan.nii.gz"
+    volume = Volume(VOXELS[None].astype(np.float32), Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
+    write_volume(scan, volume)
+    app = make_app(predictor, ServeConfig.of(bundle=model), tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
+    with TestClient(app, base_url="http://localhost") as client:
+        answer = client.post("/predict", files={"file": ("scan.nii.gz", scan.read_bytes())})
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "mask.nii.gz").write_bytes(answer.content)
+    found = read_volume(tmp_path / "mask.nii.gz").array[0]
+    np.testing.assert_array_equal(found, predictor(scan).mask())
+
+
+def test_a_training_starts_from_a_checkpoint_not_from_the_folder(tmp_path: Path) -> None:
+    model = SmallModel().write(tmp_path / "results")
+    with pytest.raises(ConfigError, match=r"fold_0/checkpoint_final\.pth") as caught:
+        plan_to_start_from(str(model))
+    advised = str(caught.value).rpartition("such as ")[2].removesuffix(".")
+    shape = checkpoint_stages(ModelConfig.of(init_from=advised), dims=3)
+    assert shape is not None
+    assert len(shape.features) == 3
