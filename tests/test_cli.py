@@ -1,5 +1,6 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
+import logging
 import shlex
 from pathlib import Path
 from runpy import run_path
@@ -177,7 +178,9 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
         return 0
 
     monkeypatch.setattr("lesionseg.cli.command.recipe", call)
+    handlers = [*logging.getLogger().handlers]
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
+    assert logging.getLogger().handlers == handlers  # Hydra's write to an output that is closed
     assert len(set(folders)) == 2
     named = "run_dir=runs/cv/fold_${data.fold}"
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "loss=focal,dice_focal", named]) == 0

@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -139,10 +139,30 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
     sys.argv = [command, "--multirun", *overrides]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
+        with _logging_as_before():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     return max(statuses, default=0)  # a job elsewhere leaves none; if it fails, it raises here
+
+
+@contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """Put back the handlers and the level of the root logger, which Hydra's jobs replace.
+
+    Hydra's handler keeps the standard output of now: a program that closes it, as a test does,
+    would get an error with each later line.
+    """
+    root = logging.getLogger()
+    handlers = [*root.handlers]
+    level = root.level
+    try:
+        yield
+    finally:
+        for handler in {*root.handlers} - {*handlers}:
+            handler.close()
+        root.handlers = handlers
+        root.setLevel(level)
 
 
 class _OnTerminal(logging.StreamHandler[Any]):

@@ -34,6 +34,7 @@ _ALWAYS_ALLOWED_BYTES = 2**20
 _MICROSCOPIC_MM = 0.02  # voxels of no clinical scanner
 _BYTES_PER_SECOND = 2e6  # decoded by a slow processor, or read from a slow network disk
 _WALL_PER_PROCESSOR = 20  # a machine may be this busy before a decoder counts as blocked
+_ENDING_SECONDS = 30  # of a process that has closed its pipe
 _LIBRARIES_BYTES = 2**30  # what decoders take beside the voxels
 _BYTES_PER_VOXEL = 16  # 64-bit numbers twice: as decoded, and in the order of the array
 _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
@@ -170,8 +171,9 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
             failed, value, said = pickle.load(replies)  # voxels go straight into their array
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             what = "crashed on it"
+            # its pipe is closed, so it is ending: on a busy machine that takes a while
             with suppress(subprocess.TimeoutExpired):
-                if _process.wait(timeout=1) == -getattr(signal, "SIGXCPU", 0):
+                if _process.wait(timeout=_ENDING_SECONDS) == -getattr(signal, "SIGXCPU", 0):
                     what = f"took longer than {seconds:.0f} s of processor time"
             if monotonic() - begin >= patience:
                 what = f"did not answer for {patience:.0f} s"

@@ -144,7 +144,7 @@ def interrupt(archive, source, repository):
     before = {*archive.output.glob("*_candidates.json")}
     command = [sys.executable, "-c", INTERRUPTED, archive.bundle, source, archive.output]
     process = subprocess.Popen([str(word) for word in command], cwd=repository)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 900
     while {*archive.output.glob("*_candidates.json")} == before and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -268,7 +268,7 @@ def test_channels_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "scan_0000.nii").read_text() == "P_0000.nii"
 
 
-@pytest.mark.parametrize(("seconds", "leaves"), [(60.0, True), (0.3, False)])
+@pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])
 def test_nobody_waiting_ends_the_work(seconds: float, leaves: bool) -> None:
     queue, has_left = InferenceQueue(1, seconds), False
     begun, ended = threading.Event(), threading.Event()

@@ -73,5 +73,27 @@ def train(tmp_path):
     return run
 
 
+class Clock:
+    """Stands in for the module `time`: its seconds pass only when a test says so."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def monotonic(self):
+        return self.seconds
+
+    def advance(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let a training go by a clock that is independent of the machine's speed."""
+    found = Clock()
+    for module in ("module", "callbacks"):
+        monkeypatch.setattr(f"lesionseg.training.{module}.time", found)
+    return found
+
+
 def weights(network):
     return torch.cat([p.detach().flatten() for p in network.parameters()])

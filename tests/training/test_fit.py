@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
@@ -13,9 +12,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training.callbacks import History, LastCheckpoint, Progress
+from lesionseg.training.module import batch_rate, learning_rate
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -126,18 +127,37 @@ def test_a_damaged_checkpoint_cannot_be_resumed(train, tmp_path, content):
         train(max_steps=2)
 
 
-def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(train, column):
-    naps = []
+class StepsOfSeconds(pl.Callback):
+    """Lets each step take some seconds of the test's clock."""
+
+    def __init__(self, clock, seconds):
+        self.clock = clock
+        self.seconds = seconds
+
+    def on_train_batch_start(self, *_):
+        self.clock.advance(self.seconds)
+
+
+def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(
+    train, column, clock
+):
+    ends = []
 
     def validate(network):
-        naps.append(time.sleep(0.3))
+        clock.advance(15)
+        ends.append(clock.seconds)
         return {}
 
     settings = {"validate_every_minutes": 1e-9, "log_every_n_steps": 1}
-    result = train(max_minutes=0.02, validate=validate, **settings)
-    assert len(naps) <= 5  # four naps of 0.3 s fill the 1.2 s, one more comes at the end
-    assert 0.02 <= result.minutes < 0.2
-    rates = column("lr")
+    steps = StepsOfSeconds(clock, 3)
+    result = train(max_minutes=1, validate=validate, plugs=[steps], **settings)
+    assert ends == [18, 36, 54, 72, 90]  # after each step, and at the end
+    assert result.steps == 5
+    assert result.minutes == pytest.approx(75 / 60)  # the first step that ends after a minute
+    shares = np.array([0, 0, 3, 21, 39]) / 60  # of the budget, at the end of the step before
+    optim = batch_rate(OptimConfig.of(lr=1e-2), n_tiles=2, dims=2)
+    rates = [learning_rate(share, optim) for share in shares]
+    assert column("lr") == pytest.approx(rates)
     assert rates[-1] < 0.8 * max(rates)
 
 
@@ -251,22 +271,22 @@ class Trainer:
     is_global_zero = True
 
     def __init__(self, clock, seconds):
-        self.clock, self.seconds, self.saved = clock, seconds, []
+        self.clock = clock
+        self.seconds = seconds
+        self.saved = []
 
     def save_checkpoint(self, path):
-        self.saved.append(round(self.clock[0]))
-        self.clock[0] += self.seconds
+        self.saved.append(round(self.clock.seconds))
+        self.clock.advance(self.seconds)
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])
-def test_checkpoints_take_two_hundredths_of_a_training_at_most(
-    tmp_path, monkeypatch, seconds, saved
-):
-    clock = [0.0]
-    monkeypatch.setattr("lesionseg.training.callbacks.time.monotonic", lambda: clock[0])
-    trainer, last = Trainer(clock, seconds), LastCheckpoint(tmp_path, timedelta(seconds=15))
+def test_checkpoints_take_two_hundredths_of_a_training_at_most(tmp_path, clock, seconds, saved):
+    trainer = Trainer(clock, seconds)
+    last = LastCheckpoint(tmp_path, timedelta(seconds=15))
     last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
     while len(trainer.saved) < 4:
-        clock[0] += 0.5
-        last.on_train_batch_end(trainer, SimpleNamespace(minutes=clock[0] / 60), None, None, 0)
+        clock.advance(0.5)
+        module = SimpleNamespace(minutes=clock.seconds / 60)
+        last.on_train_batch_end(trainer, module, None, None, 0)
     assert trainer.saved == pytest.approx(saved, abs=2)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 
 from lesionseg.losses import DiceFocalLoss
@@ -21,15 +22,33 @@ from tests.training.conftest import Squares, config, small_plan
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(run_dir):
-    """Forty steps on few and small tiles."""
-    cfg = config(max_steps=40, log_every_n_steps=1, workers=1)
-    network, loss = build_network(small_plan()), DiceFocalLoss()
-    return fit.fit(network, small_plan(), Squares(), cfg, run_dir, loss=loss)
+STEPS = 40
+
+
+class WaitsForItsEnd(pl.Callback):
+    """Stops before the last step: a slow machine may kill late, but never too late."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == STEPS - 1:
+            time.sleep(3600)
+
+
+def train(run_dir, callbacks=()):
+    """Take a few steps on few and small tiles."""
+    cfg = config(max_steps=STEPS, log_every_n_steps=1, workers=1)
+    return fit.fit(
+        build_network(small_plan()),
+        small_plan(),
+        Squares(),
+        cfg,
+        run_dir,
+        loss=DiceFocalLoss(),
+        callbacks=callbacks,
+    )
 
 
 def kill_at_random(run_dir):
-    """Kill the program up to 0.15 s after its first checkpoint; returns how long after."""
+    """Kill the program up to 0.15 s after its first checkpoint. Return how long after."""
     command = [sys.executable, "-m", "tests.training.test_killed", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     while not (run_dir / "checkpoints" / "last.ckpt").is_file():
@@ -46,8 +65,9 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_like_an_undisturbed_one(tmp_pa
     delay = kill_at_random(tmp_path / "killed")
     left = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
     where = f"killed {delay:.3f} s after step 1, resumed at step {left['global_step']}"
-    killed, calm = train(tmp_path / "killed"), train(tmp_path / "calm")
-    assert 0 < left["global_step"] < 40, where
+    killed = train(tmp_path / "killed")
+    calm = train(tmp_path / "calm")
+    assert 0 < left["global_step"] < STEPS, where
     for name, tensor in calm.network.state_dict().items():
         assert torch.equal(killed.network.state_dict()[name], tensor), f"{where}: {name}"
     losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"] for name in ("killed", "calm")]
@@ -57,4 +77,4 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_like_an_undisturbed_one(tmp_pa
 if __name__ == "__main__":
     fit.CHECKPOINT_EVERY = timedelta(0)
     callbacks.PAUSE_SHARE = 0
-    train(Path(sys.argv[1]))
+    train(Path(sys.argv[1]), [WaitsForItsEnd()])
