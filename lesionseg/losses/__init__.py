@@ -1,6 +1,6 @@
-"""What teaches a network: focal loss and its kin, tensors in, numbers or named terms out.
+"""Losses: focal loss, cross-entropy, Dice and their combinations, for voxels and for anchors.
 
-The functions are the losses themselves, the modules what training is configured with.
+The functions compute a loss from tensors. The modules are configured by the settings `loss.*`.
 """
 
 from lesionseg.losses.base import (

@@ -1,4 +1,4 @@
-"""What the losses of a voxel network have in common, and anybody's loss among them."""
+"""The interface of all losses of a voxel network, its helpers, and a wrapper for other losses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,20 +16,16 @@ Logits = Float[Tensor, "b c *spatial"]
 Labels = Shaped[Tensor, "b *any"]
 Valid = Bool[Tensor, "b *spatial"] | None
 LossTerms = dict[str, Float[Tensor, ""]]
-SURE = 30.0  # a logit at which a probability is 0 or 1 to thirteen digits
+CERTAIN_LOGIT = 30.0  # its probability differs from 1 by less than 1e-13
 
 
 class VoxelLoss(nn.Module, ABC):
-    """What every loss of a voxel network is: settings, an activation and named terms.
+    """Base class of the losses of a voxel network: logits and labels in, named terms out.
 
-    `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
-    `[B, *spatial]` (0 background, k = class k; for a sigmoid also 0/1 of the logits' shape, where
-    classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
-    terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
-    name, each already weighted: the loss is their sum. A `forward` that also takes
-    `nearest` `[B, *spatial]` gets the number of each voxel's nearest lesion: 1, 2, … within its
-    tile, 0 in a tile without a lesion (`nearest_lesions`).
-    `link`: (α, γ) by which `posterior_logits` corrects the scores; None for no correction.
+    Attributes:
+        activation: `sigmoid` or `softmax`.
+        link: (α, γ) by which `posterior_logits` corrects the scores of a network that was trained
+            with this loss. None for no correction.
     """
 
     link: tuple[Alpha, float] | None = None
@@ -43,45 +39,76 @@ class VoxelLoss(nn.Module, ABC):
     @abstractmethod
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
-    ) -> LossTerms: ...
+    ) -> LossTerms:
+        """Compute the terms of a batch.
+
+        A subclass may take a further argument `nearest` `[B, *spatial]`: for each voxel the number
+        of its nearest lesion, counted from 1 within its tile, and 0 in a tile without lesions
+        (see `nearest_lesions`).
+
+        Args:
+            logits: `[B, K, *spatial]` for a sigmoid, `[B, 1+K, *spatial]` for a softmax.
+            labels: `[B, *spatial]`, 0 for background and k for class k. For a sigmoid also 0/1 of
+                the logits' shape, if classes overlap.
+            valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
+            normaliser: Divisor of the terms that are reduced `per_positive`. The remaining terms
+                ignore it.
+
+        Returns:
+            fp32 scalars by name. Each includes its weight: the loss is their sum.
+        """
 
 
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return whether each voxel belongs to each region, a set of labels: regions may overlap."""
-    parts = []
+    """Return one mask per region, a set of labels. Regions may overlap."""
+    masks = []
     for region in regions:
         inside = torch.zeros_like(labels, dtype=torch.bool)
-        for label in region:  # a list of them would be a copy that a GPU waits for
+        for label in region:  # torch.isin would copy a list to the GPU, and the host would wait
             inside |= labels == label
-        parts.append(inside)
-    return torch.stack(parts, dim=1)
+        masks.append(inside)
+    return torch.stack(masks, dim=1)
 
 
 def mask_unannotated(
     logits: Float[Tensor, "b c *spatial"], unannotated: Bool[Tensor, "b k"], activation: str
 ) -> Float[Tensor, "b c *spatial"]:
-    """fp32 logits of what is told apart; the classes `unannotated` in a tile become background.
+    """Merge the classes that a tile does not annotate into its background.
 
-    Any loss of the result is the marginal loss of Shi et al. 2021 (Medical Image Analysis 70). With
-    a softmax p'_0 = p_0 + sum of p_u over unannotated u, and p'_u = 0: background may be of any
-    class that nobody looked for. With a sigmoid p'_u = 0 is a constant without gradient.
+    Any loss of the result is the marginal loss of Shi et al. 2021 (Medical Image Analysis 70). For
+    a softmax, p'_0 = p_0 + sum of p_u over unannotated u, and p'_u = 0: a background voxel may
+    belong to any class that nobody looked for. For a sigmoid, p'_u = 0 is a constant without
+    gradient.
+
+    Args:
+        logits: Of any floating type, with a background channel for a softmax.
+        unannotated: True for each class that nobody marked in the tile.
+        activation: `sigmoid` or `softmax`.
+
+    Returns:
+        fp32 logits of the same shape.
     """
     logits = logits.float()
     unknown = unannotated.view(*unannotated.shape, *(1,) * (logits.ndim - 2))
     if activation == "sigmoid":
-        return logits.masked_fill(unknown, -SURE)
-    background, lesions = logits[:, :1], logits[:, 1:]
+        return logits.masked_fill(unknown, -CERTAIN_LOGIT)
+    background = logits[:, :1]
+    lesions = logits[:, 1:]
     merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
     outside = merged.logsumexp(1, keepdim=True)
-    return torch.cat([outside, torch.where(unknown, outside.detach() - SURE, lesions)], 1)
+    lesions = torch.where(unknown, outside.detach() - CERTAIN_LOGIT, lesions)
+    return torch.cat([outside, lesions], 1)
 
 
 def count_positives(
     labels: Shaped[Tensor, "b *any"], valid: Bool[Tensor, "b *spatial"] | None = None
 ) -> Float[Tensor, ""]:
-    """Number of valid voxels (anchors) with a label above 0; of a target `[B, K, …]` per class."""
+    """Count the valid voxels or anchors with a label above 0.
+
+    A target `[B, K, *spatial]` is counted class by class: a voxel of two classes counts twice.
+    """
     lesion = labels > 0
     if valid is not None:
         lesion = lesion & (valid.unsqueeze(1) if lesion.ndim > valid.ndim else valid)
@@ -91,9 +118,14 @@ def count_positives(
 class PositiveAverage(nn.Module):
     """Exponential moving average of the positives of the whole batch, never below `expected`.
 
-    One noisy count is poison: a lesion-free 96³ tile at p = ½ divided by 1 is a loss of 10⁵.
-    `expected` (per batch, at least 1) is the first value and the floor; several numbers make as
-    many averages. `update` takes the count of a step over all processes, as in detectron2.
+    The average replaces the count of one batch, which varies too much: the loss of a lesion-free
+    96³ tile at p = ½, divided by 1, is 10⁵. `update` takes the count of one step over all
+    processes, as in detectron2.
+
+    Args:
+        expected: Positives that the dataset statistics predict per batch: the first value and the
+            floor, at least 1. Several numbers make as many averages.
+        momentum: Weight of the previous average.
 
     >>> average = PositiveAverage(expected=100, momentum=0.9)
     >>> average.update(torch.tensor(1100.0)).item()
@@ -112,16 +144,16 @@ class PositiveAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Take in the positives of a batch; the normaliser for it, as a new tensor."""
+        """Add the positives of a batch. Return the normaliser for this batch as a new tensor."""
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.floor)
 
 
 class CustomLoss(VoxelLoss):
-    """Any loss `(logits, target) → number` on one-hot targets of the logits' shape: MONAI's, say.
+    """Wrapper of any loss `(logits, target) → number` on one-hot targets, such as MONAI's.
 
-    Voxels that are not valid become certain background: they have no gradient, but count in a
-    mean. The normaliser is not used. The term has the name of the class.
+    Voxels that are not valid become certain background. They have no gradient, but a mean counts
+    them. The normaliser is not used. The term has the name of the wrapped loss's class.
     """
 
     def __init__(self, loss: nn.Module, activation: str = "sigmoid") -> None:
@@ -131,46 +163,72 @@ class CustomLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """The loss as one term; raises `ConfigError` where it is not a single number."""
+        """Return the loss as one term. Raise `ConfigError` if it is not a single number."""
         softmax = self.activation == "softmax"
         target = lesion_target(labels, logits[:, 1:] if softmax else logits)
         if valid is not None:
             left_out = ~valid.bool().unsqueeze(1)
             target = target & ~left_out
-            logits = logits.masked_fill(left_out, -SURE)
+            logits = logits.masked_fill(left_out, -CERTAIN_LOGIT)
             if softmax:
-                logits = torch.cat([logits[:, :1].masked_fill(left_out, SURE), logits[:, 1:]], 1)
+                background = logits[:, :1].masked_fill(left_out, CERTAIN_LOGIT)
+                logits = torch.cat([background, logits[:, 1:]], 1)
         if softmax:
             target = torch.cat([~target.any(1, keepdim=True), target], dim=1)
         value = self.loss(logits, target.to(logits.dtype))
         name = type(self.loss).__name__
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ConfigError(f"{name} returns more than one number. Give it a reduction.")
+            raise ConfigError(
+                f"loss._target_: {name} returns more than one number. Set its reduction, for "
+                "example loss.reduction=mean."
+            )
         return {name: value.reshape(()).float()}
 
 
 def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
-    """The loss of voxels that a configuration names: ours as it is, another's in a `CustomLoss`.
+    """Build the loss of a voxel network from its configuration.
 
-    Its constructor is told the plan's activation as `sigmoid`, `softmax`, `use_softmax` or
-    `activation`. Raises `ConfigError` for what is no loss and for arguments it does not take.
+    A loss that takes `valid`, such as all of ours, is returned as it is. Any other is wrapped in a
+    `CustomLoss`. If the constructor has a parameter `sigmoid`, `softmax`, `use_softmax` or
+    `activation`, it gets the plan's activation.
+
+    Args:
+        cfg: Class (`_target_`) and arguments of the loss.
+        activation: `sigmoid` or `softmax`.
+
+    Returns:
+        A module with the `forward` of `VoxelLoss`.
+
+    Raises:
+        ConfigError: The class is not a loss or does not take these arguments.
     """
-    given, softmax = cfg.plain(), activation == "softmax"
+    given = cfg.plain()
+    softmax = activation == "softmax"
     make = named(given.pop(TARGET), "loss")
-    takes = signature(make).parameters
+    parameters = signature(make).parameters
     if given.get("to_onehot_y"):
-        raise ConfigError("loss.to_onehot_y must be false: the targets are one-hot already.")
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in takes.values()):
-        for name in given.keys() - takes.keys():
-            raise ConfigError(f"loss takes no setting {name!r}.{nearest(name, takes)}")
-    flags = {"softmax": softmax, "use_softmax": softmax, "sigmoid": not softmax}
-    fitting = {k: v for k, v in {**flags, "activation": activation}.items() if k in takes}
+        raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in given.keys() - parameters.keys():
+            raise ConfigError(
+                f"loss does not take the setting {name!r}.{nearest(name, parameters)}"
+            )
+    flags = {
+        "softmax": softmax,
+        "use_softmax": softmax,
+        "sigmoid": not softmax,
+        "activation": activation,
+    }
+    arguments = {name: value for name, value in flags.items() if name in parameters}
+    arguments.update(given)
     try:
-        loss = make(**{**fitting, **given})
+        loss = make(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss: {error}. It takes {', '.join(takes)}.") from error
+        raise ConfigError(f"loss: {error}. It takes {', '.join(parameters)}.") from error
     if not isinstance(loss, nn.Module):
-        raise ConfigError(f"loss._target_ makes a {type(loss).__name__}, which is no loss.")
+        raise ConfigError(
+            f"loss._target_ makes a {type(loss).__name__}. Name a subclass of torch.nn.Module."
+        )
     if isinstance(loss, VoxelLoss) or "valid" in signature(loss.forward).parameters:
         return loss
     return CustomLoss(loss, activation)

@@ -1,4 +1,4 @@
-"""What teaches a detector: focal loss over all anchors, overlap and offsets of positive ones."""
+"""The loss of a detector: focal loss of all anchors, overlap and offsets of positive anchors."""
 
 from dataclasses import dataclass
 
@@ -16,18 +16,23 @@ from lesionseg.losses.focal import (
 )
 from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_giou
 
-OVERLAP_WEIGHT, OFFSET_WEIGHT = 1.0, 0.5  # of GIoU and of the offsets' smooth L1
-NEGATIVES = 3  # background anchors per positive in hard-negative mining, at least so many a tile
+OVERLAP_WEIGHT = 1.0  # factor of 1 − GIoU
+OFFSET_WEIGHT = 0.5  # factor of the offsets' smooth L1
+OFFSET_BETA = 1 / 9
+# hard-negative mining: background anchors per positive anchor, and the least number per tile
+NEGATIVES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class AnchorTargets:
     """The targets of n anchors in each of B tiles.
 
-    `labels`: 0 background, k for the plan's k-th label. `valid`: False for an anchor that teaches
-    nothing; an anchor with a label is valid. `boxes`: the lesion of each positive anchor, in the
-    order of `labels > 0`. `places`: the positions of the positive anchors in `labels.flatten()`,
-    so that the host need not wait for a GPU to count them.
+    Attributes:
+        labels: 0 for background, k for the plan's k-th label.
+        valid: False for an anchor that the loss ignores. An anchor with a label is valid.
+        boxes: The lesion of each positive anchor, in the order of `labels > 0`.
+        places: The positions of the positive anchors in `labels.flatten()`. They are stored because
+            the host would have to wait for a GPU to count them.
     """
 
     labels: Integer[Tensor, "b n"]
@@ -37,13 +42,21 @@ class AnchorTargets:
 
 
 class DetectionLoss(nn.Module):
-    """Scores over *all* valid anchors, boxes over positive ones, both divided by the positives.
+    """Loss of the scores of all valid anchors and of the boxes of positive anchors.
 
-    Scores: focal loss (Lin et al. 2017) with `alpha` and `gamma`; with `hard_negatives`
-    cross-entropy of the positives and the worst background anchors, as in nnDetection and MONAI.
-    Boxes: 1 − GIoU (Rezatofighi et al. 2019, arXiv 1902.09630) + ½ · smooth L1 of the offsets
-    (Girshick 2015, equation 3, β = 1/9); 0 without a lesion, but attached to the network, so that
-    no parameter goes unused. Raises `ConfigError`.
+    Scores: focal loss (Lin et al. 2017). Boxes: 1 − GIoU (Rezatofighi et al. 2019, arXiv
+    1902.09630) + ½ · smooth L1 of the offsets (Girshick 2015, equation 3, β = 1/9). Both are
+    divided by the number of positive anchors. Without lesions the box term is 0 but still depends
+    on the network, so that every parameter has a gradient.
+
+    Args:
+        alpha: As in `sigmoid_focal_loss`.
+        gamma: As in `sigmoid_focal_loss`.
+        hard_negatives: True replaces the focal loss by the cross-entropy of the positive anchors
+            and of the background anchors with the largest loss, as in nnDetection and MONAI.
+
+    Raises:
+        ConfigError: `alpha` or `gamma` is outside its range.
     """
 
     def __init__(
@@ -51,7 +64,9 @@ class DetectionLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(alpha, gamma)
-        self.alpha, self.gamma, self.hard_negatives = alpha, gamma, hard_negatives
+        self.alpha = alpha
+        self.gamma = gamma
+        self.hard_negatives = hard_negatives
         self.link = None if hard_negatives else (alpha, gamma)  # as in `VoxelLoss`
 
     def forward(
@@ -63,25 +78,20 @@ class DetectionLoss(nn.Module):
         *,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """The fp32 terms `anchors` and `boxes`; `normaliser`: by default the positives, or 1."""
-        positive, place = targets.labels > 0, targets.places
-        of_lesions = anchors[place % max(len(anchors), 1)].float()
-        deltas = box_deltas.flatten(0, 1).index_select(0, place).float()
-        overlap = 1 - paired_giou(decode_boxes(deltas, of_lesions), targets.boxes.float())
-        offsets = encode_boxes(targets.boxes, of_lesions)
-        distance = F.smooth_l1_loss(deltas, offsets, beta=1 / 9, reduction="none").sum(-1)
-        boxes = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
-        attached = 0 * box_deltas.float().sum()
-        normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
+        """Compute the fp32 terms `anchors` and `boxes`.
+
+        Args:
+            class_logits: A logit per anchor and class, of any floating type.
+            box_deltas: The offsets of the boxes from their anchors, as `encode_boxes` makes them.
+            anchors: The anchors of one tile in voxels.
+            targets: The labels and boxes to learn.
+            normaliser: Divisor of both terms. None uses the number of positive anchors, at least 1.
+        """
+        if normaliser is None:
+            normaliser = (targets.labels > 0).sum().clamp(min=1)
+        boxes = _sum_box_losses(box_deltas, anchors, targets)
         if self.hard_negatives:
-            x, labels = class_logits.float().flatten(0, 1), targets.labels.flatten()
-            truth = lesion_target(labels, x).to(x.dtype)
-            loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
-            n = NEGATIVES * max(len(place), len(targets.labels))
-            left_out = positive.flatten() | ~targets.valid.flatten()
-            background = loss.masked_fill(left_out, 0)  # it is never below 0
-            hardest = background.topk(min(n, len(background))).values
-            scores = loss.index_select(0, place).sum() + hardest.sum() + 0 * x.sum()
+            scores = _sum_hardest(class_logits, targets)
         else:
             scores = sigmoid_focal_loss(
                 class_logits.float().transpose(1, 2),
@@ -91,4 +101,34 @@ class DetectionLoss(nn.Module):
                 reduction="sum",
                 valid=targets.valid,
             )
-        return {"anchors": scores / normaliser, "boxes": (boxes + attached) / normaliser}
+        return {"anchors": scores / normaliser, "boxes": boxes / normaliser}
+
+
+def _sum_box_losses(
+    box_deltas: Float[Tensor, "b n two_d"],
+    anchors: Float[Tensor, "n two_d"],
+    targets: AnchorTargets,
+) -> Float[Tensor, ""]:
+    """Sum the overlap and offset losses of the positive anchors."""
+    own_anchors = anchors[targets.places % max(len(anchors), 1)].float()
+    deltas = box_deltas.flatten(0, 1).index_select(0, targets.places).float()
+    overlap = 1 - paired_giou(decode_boxes(deltas, own_anchors), targets.boxes.float())
+    offsets = encode_boxes(targets.boxes, own_anchors)
+    distance = F.smooth_l1_loss(deltas, offsets, beta=OFFSET_BETA, reduction="none").sum(-1)
+    total: Tensor = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
+    return total + 0 * box_deltas.float().sum()  # a gradient for the head even without lesions
+
+
+def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -> Float[Tensor, ""]:
+    """Sum the cross-entropy of the positive anchors and of the hardest background anchors."""
+    x = class_logits.float().flatten(0, 1)
+    labels = targets.labels.flatten()
+    truth = lesion_target(labels, x).to(x.dtype)
+    loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
+    is_left_out = (labels > 0) | ~targets.valid.flatten()
+    background = loss.masked_fill(is_left_out, 0)  # cross-entropy is never below 0
+    n_hardest = NEGATIVES * max(len(targets.places), len(targets.labels))
+    hardest = background.topk(min(n_hardest, len(background))).values
+    positives = loss.index_select(0, targets.places)
+    total: Tensor = positives.sum() + hardest.sum() + 0 * x.sum()
+    return total

@@ -1,6 +1,4 @@
-"""Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
-
-from typing import Any
+"""Focal loss and cross-entropy as modules with named terms, each also combined with Dice."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,14 +28,31 @@ def dice_loss(
     smooth: float = 1.0,
     per_tile: bool = False,
 ) -> Float[Tensor, ""]:
-    """1 − (2·Σ p·y + s) / (Σ p + Σ y + s), summed over the batch, then the mean over classes.
+    """Compute the soft Dice loss, 1 − (2·Σ p·y + s) / (Σ p + Σ y + s), as a mean over classes.
 
-    `labels`: a label map, or 0/1 of the probabilities' shape. `per_tile`: the mean over tiles, too.
-    Milletari et al. 2016 with sums instead of squares. `smooth` (in voxels) keeps the loss of a
-    lesion-free batch within [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
+    The formula is that of Milletari et al. 2016 with sums instead of sums of squares. The sums run
+    over the voxels of the whole batch.
+
+    Args:
+        logits: `[B, K, *spatial]` for a sigmoid, `[B, 1+K, *spatial]` for a softmax.
+        labels: `[B, *spatial]`, 0 for background and k for class k, or 0/1 `[B, K, *spatial]`.
+        activation: `sigmoid` or `softmax`.
+        valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
+        smooth: s, in voxels. It keeps the loss of a batch without lesions within [0, 1], with a
+            gradient that lowers p.
+        per_tile: True computes the loss of each tile and returns the mean over tiles and classes.
+
+    Returns:
+        fp32 scalar, 0 for empty input.
+
+    Raises:
+        GeometryError: The shapes do not fit together.
+        ContentError: A label map or the logits have the wrong dtype.
     """
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
-    axes = (*([] if per_tile else [0]), *range(2, p.ndim))
+    axes = tuple(range(2, p.ndim))
+    if not per_tile:
+        axes = (0, *axes)
     hit = torch.where(lesion, p, 0).sum(axes)
     overlap: Tensor = (2 * hit + smooth) / (p.sum(axes) + lesion.sum(axes) + smooth)
     return (1 - overlap).sum() / max(overlap.numel(), 1)
@@ -46,7 +61,10 @@ def dice_loss(
 def lesion_probabilities(
     logits: Logits, labels: Labels, activation: str, valid: Valid
 ) -> tuple[Float[Tensor, "b k *spatial"], Bool[Tensor, "b k *spatial"]]:
-    """p of each lesion class in fp32, and whether it is there; 0 and False where not valid."""
+    """Return p of each lesion class in fp32 and the mask of its voxels.
+
+    Voxels that are not valid have p = 0 and belong to no lesion.
+    """
     x = logits.float()
     p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
     lesion = lesion_target(labels, p)
@@ -57,7 +75,18 @@ def lesion_probabilities(
 
 
 class FocalLoss(VoxelLoss):
-    """Focal loss as the term `focal`; settings as in `sigmoid_focal_loss`."""
+    """Focal loss as the term `focal`.
+
+    Args:
+        alpha: As in `sigmoid_focal_loss`.
+        gamma: As in `sigmoid_focal_loss`.
+        reduction: As in `sigmoid_focal_loss`, except `none`.
+        activation: `sigmoid` or `softmax`.
+        weight: Factor of the term.
+
+    Raises:
+        ConfigError: A setting is outside its range.
+    """
 
     term = "focal"
 
@@ -71,10 +100,17 @@ class FocalLoss(VoxelLoss):
     ) -> None:
         super().__init__(activation)
         if reduction == "none":
-            raise ConfigError("loss.reduction=none: a training loss must be one number.")
-        check_settings(alpha, gamma, reduction)  # here, not at the first step of a training
-        self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
-        self.link = (alpha, gamma) if activation == "sigmoid" else None  # of independent classes
+            raise ConfigError(
+                "loss.reduction=none gives no single number to train with. "
+                "Set it to per_positive, mean or sum."
+            )
+        check_settings(alpha, gamma, reduction)  # before the training, not at its first step
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+        self.weight = weight
+        # the correction is derived for independent classes
+        self.link = (alpha, gamma) if activation == "sigmoid" else None
 
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
@@ -92,9 +128,16 @@ class FocalLoss(VoxelLoss):
 
 
 class CrossEntropyLoss(FocalLoss):
-    """Cross-entropy (binary for a sigmoid) as the term `cross_entropy`: a focal loss with γ = 0.
+    """Cross-entropy as the term `cross_entropy`, binary for a sigmoid: a focal loss with γ = 0.
 
-    Lesion voxels count `lesion_weight` times.
+    Args:
+        lesion_weight: Weight of a lesion voxel. A background voxel has the weight 1.
+        reduction: As in `FocalLoss`.
+        activation: `sigmoid` or `softmax`.
+        weight: Factor of the term.
+
+    Raises:
+        ConfigError: A setting is outside its range.
     """
 
     term = "cross_entropy"
@@ -107,22 +150,39 @@ class CrossEntropyLoss(FocalLoss):
         weight: float = 1.0,
     ) -> None:
         if not 0 < lesion_weight < float("inf"):
-            raise ConfigError(f"loss.lesion_weight={lesion_weight} must be above 0.")
+            raise ConfigError(f"loss.lesion_weight={lesion_weight} must be above 0 and finite.")
         alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
-        super().__init__(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
+        super().__init__(
+            alpha=alpha,
+            gamma=0.0,
+            reduction=reduction,
+            activation=activation,
+            weight=weight * (1 + lesion_weight),
+        )
 
 
 class DiceFocalLoss(VoxelLoss):
-    """Soft Dice plus focal loss, the terms `dice` and `focal`.
+    """Soft Dice plus focal loss, as the terms `dice` and `focal`.
 
-    Its scores are not corrected (`link` is None). Dice already pushes a voxel of chance q to 1
-    above q = Dice/2 and to 0 below; undoing γ as well would sharpen twice.
+    The scores are not corrected afterwards (`link` is None). Dice already drives the probability of
+    a voxel to 1 if the voxel's chance of being lesion is above Dice/2, and to 0 otherwise. Undoing
+    γ as well would sharpen the scores twice.
 
-    With a softmax, α ½, γ 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5 it is nnU-Net's
-    loss plus 1; `per_tile` is what its plans call a `batch_dice` of false.
+    With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss is
+    nnU-Net's plus 1. `per_tile=True` corresponds to `batch_dice: false` in nnU-Net's plans.
 
-    `alpha`, `gamma`, `reduction`: of the focal loss. `smooth`, `per_tile`: of `dice_loss`.
-    `focal_weight`, `dice_weight`: factors of the terms.
+    Args:
+        alpha: As in `FocalLoss`.
+        gamma: As in `FocalLoss`.
+        reduction: As in `FocalLoss`.
+        activation: `sigmoid` or `softmax`.
+        focal_weight: Factor of the focal term.
+        dice_weight: Factor of the Dice term.
+        smooth: As in `dice_loss`.
+        per_tile: As in `dice_loss`.
+
+    Raises:
+        ConfigError: A setting is outside its range.
     """
 
     def __init__(
@@ -137,22 +197,46 @@ class DiceFocalLoss(VoxelLoss):
         per_tile: bool = False,
     ) -> None:
         super().__init__(activation)
-        self.other: VoxelLoss = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
-        self.dice_weight, self.smooth, self.per_tile = dice_weight, smooth, per_tile
+        self.voxel_term: VoxelLoss = FocalLoss(
+            alpha=alpha,
+            gamma=gamma,
+            reduction=reduction,
+            activation=activation,
+            weight=focal_weight,
+        )
+        self.dice_weight = dice_weight
+        self.smooth = smooth
+        self.per_tile = per_tile
 
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        how: Any = {"activation": self.activation, "smooth": self.smooth, "per_tile": self.per_tile}
-        dice = dice_loss(logits, labels, valid=valid, **how)
-        terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
+        dice = dice_loss(
+            logits,
+            labels,
+            activation=self.activation,
+            valid=valid,
+            smooth=self.smooth,
+            per_tile=self.per_tile,
+        )
+        terms: LossTerms = self.voxel_term(logits, labels, valid=valid, normaliser=normaliser)
         return {"dice": self.dice_weight * dice, **terms}
 
 
 class DiceCrossEntropyLoss(DiceFocalLoss):
-    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`.
+    """Soft Dice plus cross-entropy, as the terms `dice` and `cross_entropy`.
 
-    `lesion_weight`: of a lesion voxel against one of background; all else as `DiceFocalLoss`.
+    Args:
+        lesion_weight: As in `CrossEntropyLoss`.
+        reduction: As in `CrossEntropyLoss`.
+        activation: `sigmoid` or `softmax`.
+        cross_entropy_weight: Factor of the cross-entropy term.
+        dice_weight: Factor of the Dice term.
+        smooth: As in `dice_loss`.
+        per_tile: As in `dice_loss`.
+
+    Raises:
+        ConfigError: A setting is outside its range.
     """
 
     def __init__(
@@ -168,4 +252,9 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         super().__init__(
             activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
         )
-        self.other = CrossEntropyLoss(lesion_weight, reduction, activation, cross_entropy_weight)
+        self.voxel_term = CrossEntropyLoss(
+            lesion_weight=lesion_weight,
+            reduction=reduction,
+            activation=activation,
+            weight=cross_entropy_weight,
+        )

@@ -5,9 +5,10 @@
 α_t weights the class of the truth: α for lesion, 1 − α for background. γ = 0 and α = ½ is half of
 the cross-entropy, γ = 0 without α is the cross-entropy.
 
-Everything is computed from the *error logit* z of an element, sigmoid(z) = 1 − p_t: z = −x or +x
-for a sigmoid logit x of a lesion or of background, z = logsumexp(others) − (true logit) for a
-softmax. Then −log p_t = softplus(z), and no probability is ever subtracted from 1:
+Everything is computed from the *error logit* z of an element, defined by sigmoid(z) = 1 − p_t. For
+a sigmoid logit x, z is −x for a lesion and +x for background. For a softmax, z is the logsumexp of
+the other logits minus the true logit. Then −log p_t = softplus(z), and no probability has to be
+subtracted from 1, which would lose digits:
 
     FL = α_t · sigmoid(z)^γ · softplus(z)
     dFL/dz = α_t · sigmoid(z)^γ · (γ · sigmoid(−z) · softplus(z) + sigmoid(z))
@@ -30,7 +31,7 @@ from lesionseg.ops.constants import constant
 Reduction = Literal["none", "mean", "sum", "per_positive"]
 Alpha = float | Sequence[float] | None
 Normaliser = float | Tensor | None
-BLOCK = 1 << 18  # voxels that a CPU's cache holds with all that is computed of them
+BLOCK = 1 << 18  # voxels whose intermediate results fit into the cache of a CPU
 
 
 def sigmoid_focal_loss(
@@ -43,25 +44,35 @@ def sigmoid_focal_loss(
     valid: Shaped[Tensor, "..."] | None = None,
     normaliser: Normaliser = None,
 ) -> Float[Tensor, "..."]:
-    """Focal loss of K independent lesion classes; background has no logit of its own.
+    """Compute the focal loss of K independent lesion classes. Background has no logit.
 
-    In fp32 (fp64 for fp64 logits); value and gradient are finite for logits up to 1e4 in any type.
-    Empty input gives 0. Reduced losses differentiate once, and keep 4 bytes per logit for it.
+    The loss is computed in fp32, or in fp64 for fp64 logits. Value and gradient are finite for
+    logits up to 1e4 of any type. A reduced loss can be differentiated once, and keeps 4 bytes per
+    logit for that.
 
     Args:
         logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
-        target: a label map without the class axis (0 background, k = class k; any integer dtype,
-            bool when K = 1), or of the logits' shape with 0/1 of any dtype.
-        alpha: the weight of lesions (1 − α that of background), one number or one per class, None
-            for no weighting.
-        gamma: how strongly well-classified elements are silenced, 0 or more.
-        reduction: `none` (the logits' shape, 0 where left out), `sum`, `mean` over the valid
-            logits, or `per_positive`: the sum divided by `normaliser`.
-        valid: `[B, *spatial]` or of the logits' shape; False or 0 leaves out.
-        normaliser: None for the number of valid lesion elements, at least 1.
+        target: A label map without the class axis (0 background, k = class k, any integer dtype, or
+            bool if K = 1), or 0/1 of the logits' shape and any dtype.
+        alpha: Weight of lesions; 1 − α is the weight of background. One number, one per class, or
+            None for no weights.
+        gamma: Focusing exponent, 0 or more. A larger γ reduces the loss of well-classified
+            elements more strongly.
+        reduction: `none`; `sum`; `mean` over the valid logits; or `per_positive`, the sum divided
+            by `normaliser`.
+        valid: `[B, *spatial]` or of the logits' shape. False or 0 leaves an element out.
+        normaliser: Divisor for `per_positive`. None uses the number of valid lesion elements, at
+            least 1.
 
-    Raises `ConfigError` (settings), `GeometryError` (shapes), `ContentError` (dtypes, and labels
-    outside 0..K; values are looked at on the CPU only, since a GPU would have to be waited for).
+    Returns:
+        A scalar, 0 for empty input. With `none` a tensor of the logits' shape, 0 for elements that
+        are left out.
+
+    Raises:
+        ConfigError: A setting is outside its range.
+        GeometryError: The shapes do not fit together.
+        ContentError: A dtype is wrong, or a label is outside 0 to K. Labels are checked on the CPU
+            only, because the check would have to wait for a GPU.
 
     >>> logits = torch.zeros(1, 1, 2)  # p = ½ everywhere
     >>> loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1]]), reduction="none")
@@ -69,32 +80,66 @@ def sigmoid_focal_loss(
     [0.12997, 0.04332]
     """
     check_settings(alpha, gamma, reduction, normaliser)
-    lesion, n_classes = lesion_target(target, logits, valid), logits.shape[1]
+    lesion = lesion_target(target, logits, valid)
+    n_classes = logits.shape[1]
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape != logits.shape:
         keep = keep.unsqueeze(1).expand_as(logits)
     _check_labels(target, keep, 1 if target.shape == logits.shape else n_classes)
-    positive = _per_class(alpha, n_classes)
+    positive = _expand_alpha(alpha, n_classes)
     negative = positive if alpha is None else [1 - a for a in positive]
-    double = logits.dtype == torch.float64
-    if reduction == "none" or double or torch.compiler.is_compiling():
-        # zero where left out: a NaN there must reach neither value nor gradient
-        x = logits if keep is None else logits.masked_fill(~keep, 0)
-        x = x if double else x.float()
-        of_lesion = constant(positive, x, n_after=x.ndim - 2)
-        weight = torch.where(lesion, of_lesion, constant(negative, x, n_after=x.ndim - 2))
-        loss: Any = weight * _formula(torch.where(lesion, -x, x), gamma)
+    loss: Tensor
+    if reduction == "none" or logits.dtype == torch.float64 or torch.compiler.is_compiling():
+        loss = _compute_elements(logits, lesion, keep, positive, negative, gamma)
     else:
-        alike = len({*positive}) == 1
-        sums: list[Any] = [
-            _SummedFocal.apply(  # type: ignore[no-untyped-call]
-                *(t if t is None else t[:, k] for t in (logits, lesion, keep)),
-                *(positive[k][0], negative[k][0], gamma),
-            )
-            for k in ([slice(None)] if alike else [slice(k, k + 1) for k in range(n_classes)])
-        ]
-        loss = torch.stack(sums).sum()
-    return _reduced(loss, lesion, keep, reduction, normaliser)
+        loss = _sum_elements(logits, lesion, keep, positive, negative, gamma)
+    return _reduce(loss, lesion, keep, reduction, normaliser)
+
+
+def _compute_elements(
+    logits: Tensor,
+    lesion: Tensor,
+    keep: Tensor | None,
+    positive: list[float],
+    negative: list[float],
+    gamma: float,
+) -> Tensor:
+    """Return the loss of each element by operations that autograd knows."""
+    # zero if left out: a NaN there must reach neither value nor gradient
+    x = logits if keep is None else logits.masked_fill(~keep, 0)
+    x = x if x.dtype == torch.float64 else x.float()
+    n_spatial = x.ndim - 2
+    lesion_weight = constant(positive, x, n_after=n_spatial)
+    background_weight = constant(negative, x, n_after=n_spatial)
+    weight = torch.where(lesion, lesion_weight, background_weight)
+    return weight * _apply_formula(torch.where(lesion, -x, x), gamma)
+
+
+def _sum_elements(
+    logits: Tensor,
+    lesion: Tensor,
+    keep: Tensor | None,
+    positive: list[float],
+    negative: list[float],
+    gamma: float,
+) -> Tensor:
+    """Return the sum over all elements in less time and memory: classes of one α in one call."""
+    if len(set(positive)) == 1:
+        groups = [slice(None)]
+    else:
+        groups = [slice(k, k + 1) for k in range(len(positive))]
+    sums: list[Tensor] = []
+    for classes in groups:
+        total = _SummedFocal.apply(  # type: ignore[no-untyped-call]
+            logits[:, classes],
+            lesion[:, classes],
+            None if keep is None else keep[:, classes],
+            positive[classes][0],
+            negative[classes][0],
+            gamma,
+        )
+        sums.append(total)
+    return torch.stack(sums).sum()
 
 
 def softmax_focal_loss(
@@ -107,17 +152,31 @@ def softmax_focal_loss(
     valid: Shaped[Tensor, "..."] | None = None,
     normaliser: Normaliser = None,
 ) -> Float[Tensor, "..."]:
-    """Focal loss of 1 + K mutually exclusive classes; class 0 is background.
+    """Compute the focal loss of 1 + K mutually exclusive classes. Class 0 is background.
 
-    Arguments and errors as of `sigmoid_focal_loss`, but: `logits` are `[B, 1+K, *spatial]` or
-    `[n, 1+K]`, `target` is a label map of any integer dtype. A number `alpha` weights lesions by α
-    and background by 1 − α; a sequence has 1 + K entries. `none` gives `[B, *spatial]`. A voxel
-    counts where `valid` holds for all its classes; it is positive where its label is above 0.
+    Args:
+        logits: `[B, 1+K, *spatial]`, or `[n, 1+K]` for anchors.
+        target: A label map without the class axis, of any integer dtype.
+        alpha: A number α weights lesions by α and background by 1 − α. A sequence has 1 + K
+            weights. None for no weights.
+        gamma: As in `sigmoid_focal_loss`.
+        reduction: As in `sigmoid_focal_loss`. `mean` is over the valid voxels.
+        valid: `[B, *spatial]` or of the logits' shape. A voxel counts if all its classes are valid.
+        normaliser: Divisor for `per_positive`. None uses the number of valid voxels with a label
+            above 0, at least 1.
 
+    Returns:
+        A scalar, 0 for empty input. With `none` a tensor `[B, *spatial]`, 0 for voxels that are
+        left out.
+
+    Raises:
+        ConfigError: A setting is outside its range.
+        GeometryError: The shapes do not fit together.
+        ContentError: A dtype is wrong, or a label is outside 0 to K (checked on the CPU only).
     """
     check_settings(alpha, gamma, reduction, normaliser)
     check_shapes(logits, target, valid, exclusive=True)
-    weights = _per_class(alpha, logits.shape[1])
+    weights = _expand_alpha(alpha, logits.shape[1])
     if isinstance(alpha, int | float):
         weights[0] = 1 - weights[0]
     keep = None if valid is None else valid.bool()
@@ -126,21 +185,33 @@ def softmax_focal_loss(
     x = logits if logits.dtype == torch.float64 else logits.float()
     if len(weights) == 2:  # the softmax of two classes is the sigmoid of their difference
         total = sum(weights)
-        how: Any = {"gamma": gamma, "reduction": reduction, "normaliser": normaliser}
-        share = weights[1] / total if total else 0
-        loss = sigmoid_focal_loss(x[:, 1:] - x[:, :1], target, alpha=share, valid=keep, **how)
+        loss = sigmoid_focal_loss(
+            x[:, 1:] - x[:, :1],
+            target,
+            alpha=weights[1] / total if total else 0,
+            gamma=gamma,
+            reduction=reduction,
+            valid=keep,
+            normaliser=normaliser,
+        )
         return total * (loss[:, 0] if reduction == "none" else loss)
     _check_labels(target, keep, len(weights) - 1)
     if keep is not None:
-        x, target = x.masked_fill(~keep.unsqueeze(1), 0), target.masked_fill(~keep, 0)
+        x = x.masked_fill(~keep.unsqueeze(1), 0)
+        target = target.masked_fill(~keep, 0)
     index = target.long().unsqueeze(1)
+    true_logit = x.gather(1, index)[:, 0]
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
-    loss = _formula(others - x.gather(1, index)[:, 0], gamma) * constant(weights, x)[index[:, 0]]
-    return _reduced(loss, target > 0, keep, reduction, normaliser)
+    weight = constant(weights, x)[index[:, 0]]
+    loss = _apply_formula(others - true_logit, gamma) * weight
+    return _reduce(loss, target > 0, keep, reduction, normaliser)
 
 
 class _SummedFocal(torch.autograd.Function):
-    """Compute the sum and its gradient in one pass over the elements, in blocks on a CPU."""
+    """The sum of the losses and its gradient, computed in one pass over the elements.
+
+    A CPU takes the elements in blocks, a GPU all at once.
+    """
 
     @staticmethod
     def forward(
@@ -156,14 +227,21 @@ class _SummedFocal(torch.autograd.Function):
         total = gradient.new_zeros(())
         on_cpu = logits.device.type == "cpu"
         size = BLOCK if on_cpu else max(logits.numel(), 1)
-        blocks = [torch.split(t.reshape(-1), size) for t in (logits, lesion, gradient)]
-        masks = [None] * len(blocks[0]) if keep is None else torch.split(keep.reshape(-1), size)
-        add_block = _sparse_block if on_cpu else _dense_block
-        for x, is_lesion, out, mask in zip(*blocks, masks, strict=True):
+        compute_block = _compute_on_cpu if on_cpu else _compute_on_gpu
+        logit_blocks = torch.split(logits.reshape(-1), size)
+        lesion_blocks = torch.split(lesion.reshape(-1), size)
+        outputs = torch.split(gradient.reshape(-1), size)
+        masks: Sequence[Tensor | None] = [None] * len(outputs)
+        if keep is not None:
+            masks = torch.split(keep.reshape(-1), size)
+        for x, is_lesion, out, mask in zip(
+            logit_blocks, lesion_blocks, outputs, masks, strict=True
+        ):
             x = x.float()
             if mask is not None:  # a NaN that is left out must reach neither value nor gradient
-                x, is_lesion = x.masked_fill(~mask, 0), is_lesion & mask
-            total += add_block(x, is_lesion, mask, positive, negative, gamma, out)
+                x = x.masked_fill(~mask, 0)
+                is_lesion = is_lesion & mask
+            total += compute_block(x, is_lesion, mask, positive, negative, gamma, out)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return total
@@ -175,7 +253,7 @@ class _SummedFocal(torch.autograd.Function):
         return (gradient * scale).to(ctx.dtype), None, None, None, None, None
 
 
-def _sparse_block(
+def _compute_on_cpu(
     x: Tensor,
     is_lesion: Tensor,
     mask: Tensor | None,
@@ -188,20 +266,23 @@ def _sparse_block(
 
     All elements are first treated as background. The few lesion elements are then overwritten.
     """
-    place = torch.from_numpy(np.flatnonzero(is_lesion))  # torch takes as long as for two sigmoids
-    error, loss = torch.sigmoid(x), F.softplus(x)
+    # NumPy because torch.nonzero takes as long as two sigmoids
+    place = torch.from_numpy(np.flatnonzero(is_lesion))
+    error = torch.sigmoid(x)
+    loss = F.softplus(x)
     weight = (error**gamma).mul_(negative)
     weight = weight if mask is None else weight.mul_(mask)
     weight.index_fill_(0, place, 0)
     torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
     total = torch.dot(weight, loss)
-    error, loss = torch.sigmoid(-x[place]), F.softplus(-x[place])
+    error = torch.sigmoid(-x[place])
+    loss = F.softplus(-x[place])
     weight = positive * error**gamma
     out[place] = -weight * (gamma * (1 - error) * loss + error)
     return total + torch.dot(weight, loss)
 
 
-def _dense_block(
+def _compute_on_gpu(
     x: Tensor,
     is_lesion: Tensor,
     mask: Tensor | None,
@@ -210,9 +291,14 @@ def _dense_block(
     gamma: float,
     out: Tensor,
 ) -> Tensor:
-    """Do the same on a GPU, for which the host would wait to learn where the lesions are."""
+    """Return the loss of a block on a GPU, and write its gradient to `out`.
+
+    All elements are computed alike: to list the lesion elements, the host would have to wait for
+    the GPU.
+    """
     z = torch.where(is_lesion, -x, x)
-    error, loss = torch.sigmoid(z), F.softplus(z)
+    error = torch.sigmoid(z)
+    loss = F.softplus(z)
     weight = (error**gamma).mul_(torch.where(is_lesion, positive, negative))
     weight = weight if mask is None else weight.mul_(mask)
     torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
@@ -220,14 +306,15 @@ def _dense_block(
     return torch.dot(weight, loss)
 
 
-def _formula(error_logit: Tensor, gamma: float) -> Tensor:
-    """(1 − p_t)^γ · (−log p_t) of each error logit; differentiable any number of times."""
+def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
+    """Compute (1 − p_t)^γ · (−log p_t). The result is differentiable any number of times."""
     return torch.exp(-gamma * F.softplus(-error_logit)) * F.softplus(error_logit)
 
 
-def _reduced(
+def _reduce(
     loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
 ) -> Tensor:
+    """Reduce the losses of all elements, or their sum, as `reduction` says."""
     if keep is not None and loss.ndim:
         loss = loss.masked_fill(~keep, 0)
     if reduction == "none":
@@ -243,40 +330,64 @@ def _reduced(
     return loss.sum() / normaliser
 
 
-def _per_class(alpha: Alpha, n_classes: int) -> list[float]:
-    values = 1.0 if alpha is None else alpha
-    each = [values] * n_classes if isinstance(values, int | float) else [*map(float, values)]
-    if len(each) != n_classes:
-        raise ConfigError(f"alpha has {len(each)} numbers; give one, or {n_classes}, per class.")
-    return each
+def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
+    """Return one weight per class: 1 for None, a single number for all classes."""
+    if alpha is None:
+        return [1.0] * n_classes
+    if isinstance(alpha, int | float):
+        return [alpha] * n_classes
+    values = [float(value) for value in alpha]
+    if len(values) != n_classes:
+        raise ConfigError(
+            f"alpha has {len(values)} numbers for {n_classes} classes. "
+            f"Give one number for all classes, or {n_classes} numbers."
+        )
+    return values
 
 
 def posterior_logits(
     logits: Float[Tensor, "b k *spatial"], *, alpha: Alpha = 0.25, gamma: float = 2.0
 ) -> Float[Tensor, "b k *spatial"]:
-    """Logits of η for K independent classes trained by `sigmoid_focal_loss` with α and γ.
+    """Undo the distortion of scores that focal loss causes: return the logits of η = P(lesion).
 
     At the minimum of η·α·FL₁(p) + (1−η)·(1−α)·FL₀(p) the derivatives balance, which gives
     η : 1−η = h(p)/α : h(1−p)/(1−α) with h(v) = v / ((1−v)^γ − γ(1−v)^(γ−1)·v·log v)
-    (Charoenphakdee et al., CVPR 2021, theorem 11, with α added). Strictly increasing, hence no
-    ranking changes. `alpha`: one number or one per class; None is ½. γ = 0 and α = ½ change
-    nothing. fp32; finite for finite logits.
+    (Charoenphakdee et al., CVPR 2021, theorem 11, with α added). The function is strictly
+    increasing and therefore changes no ranking.
+
+    Args:
+        logits: Logits of K independent classes, trained by `sigmoid_focal_loss` with α and γ.
+        alpha: One number or one per class. None is ½.
+        gamma: γ of the training. γ = 0 and α = ½ change nothing.
+
+    Returns:
+        fp32 logits of the same shape, finite for finite logits.
+
+    Raises:
+        ConfigError: The number of `alpha` values is not K.
 
     >>> half = torch.zeros(1, 1, 1)
     >>> round(float(posterior_logits(half, alpha=0.25, gamma=2.0).sigmoid()), 6)
     0.75
     """
     logits = logits.float()
-    # by softplus: ONNX writes log-sigmoid as a log of a sigmoid, which is infinite from -18 on
-    log_p, log_q = -F.softplus(-logits), -F.softplus(logits)
-    each = _per_class(0.5 if alpha is None else alpha, logits.shape[1])
-    odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in each]
-    prior = constant(odds, logits, n_after=logits.ndim - 2)
+    # softplus, because ONNX exports logsigmoid as log(sigmoid), which is infinite below -18
+    log_p = -F.softplus(-logits)
+    log_q = -F.softplus(logits)
+    weights = _expand_alpha(0.5 if alpha is None else alpha, logits.shape[1])
+    log_odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in weights]
+    prior = constant(log_odds, logits, n_after=logits.ndim - 2)
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
 
 
 def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
-    """log h(v) from log v and log(1−v): log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v)."""
+    """Compute log h(v) = log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v).
+
+    Args:
+        log_v: log v.
+        log_rest: log(1−v).
+        gamma: γ.
+    """
     # (1−v) − γ·v·log v = (1−v)·(1 + γ·v·(−log v)/(1−v)); the quotient tends to 1 as v tends to 1
     quotient = torch.where(
         log_rest > -15, log_v.exp() * -log_v / log_rest.exp().clamp_min(1e-30), 1.0
@@ -287,11 +398,11 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
 def lesion_target(
     labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"], valid: Any = None
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Whether each voxel is a lesion of each of the K classes that `like` has channels for."""
+    """Return a mask of the lesion voxels of each class. `like` has one channel per class."""
     check_shapes(like, labels, valid)
     if labels.shape == like.shape:
         return labels.bool()
-    if like.shape[1] == 1:  # a comparison would take as long as a sigmoid
+    if like.shape[1] == 1:  # faster than the comparison below, which takes as long as a sigmoid
         return labels.bool().unsqueeze(1)
     classes = torch.arange(1, like.shape[1] + 1, device=labels.device)
     return labels.unsqueeze(1) == classes.view(-1, *[1] * (labels.ndim - 1))
@@ -300,15 +411,23 @@ def lesion_target(
 def check_settings(
     alpha: Alpha, gamma: float, reduction: str = "sum", normaliser: Normaliser = None
 ) -> None:
-    values = () if alpha is None else (alpha,) if isinstance(alpha, int | float) else alpha
-    if not all(0 <= value <= 1 for value in values):
-        raise ConfigError(f"alpha={alpha}: α must lie in [0, 1].")
+    """Raise `ConfigError` if a setting of a focal loss is outside its range."""
+    weights: Sequence[float] = ()
+    if isinstance(alpha, int | float):
+        weights = (alpha,)
+    elif alpha is not None:
+        weights = alpha
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise ConfigError(f"alpha={alpha} is outside [0, 1].")
     if not 0 <= gamma < math.inf:
-        raise ConfigError(f"gamma={gamma}: γ must be a finite number of at least 0.")
+        raise ConfigError(f"gamma={gamma} must be a finite number of at least 0.")
     if reduction not in ("none", "mean", "sum", "per_positive"):
         raise ConfigError(f"reduction={reduction!r} must be none, mean, sum or per_positive.")
     if normaliser is not None and reduction != "per_positive":
-        raise ConfigError(f"A normaliser belongs to reduction=per_positive, not to {reduction!r}.")
+        raise ConfigError(
+            f"reduction={reduction!r} does not use a normaliser. "
+            "Leave it out, or set reduction='per_positive'."
+        )
     if isinstance(normaliser, int | float) and normaliser <= 0:
         raise ConfigError(f"normaliser={normaliser} must be above 0.")
 
@@ -316,15 +435,29 @@ def check_settings(
 def check_shapes(
     logits: Tensor, target: Tensor, valid: Tensor | None, *, exclusive: bool = False
 ) -> None:
-    """Raises for tensors that do not fit; `exclusive`: channel 0 is background, labels a map."""
+    """Check that logits, target and mask fit together.
+
+    Args:
+        logits: The logits.
+        target: The labels.
+        valid: The mask of valid elements.
+        exclusive: True if channel 0 is background and the labels have to be a label map.
+
+    Raises:
+        GeometryError: The shapes do not fit together.
+        ContentError: The logits are not floating point, or a label map is.
+    """
     if not logits.is_floating_point():
         raise ContentError(f"Logits must be floating point, not {logits.dtype}.")
-    shape, least = tuple(logits.shape), 1 + exclusive
-    if len(shape) < 2 or shape[1] < least:
-        raise GeometryError(f"Logits of shape {shape} need [B, K, …] with K ≥ {least}.")
+    shape = tuple(logits.shape)
+    min_channels = 2 if exclusive else 1
+    if len(shape) < 2 or shape[1] < min_channels:
+        raise GeometryError(
+            f"Logits have the shape {shape}. Give [B, C, …] with at least {min_channels} channels."
+        )
     spatial = (shape[0], *shape[2:])
     if target.shape == spatial and target.is_floating_point():
-        raise ContentError(f"A label map must hold integers, not {target.dtype}.")
+        raise ContentError(f"A label map must contain integers, not {target.dtype}.")
     if target.shape != spatial and (exclusive or target.shape != shape):
         raise GeometryError(
             f"A target of shape {tuple(target.shape)} does not fit logits {shape}. "
@@ -332,20 +465,21 @@ def check_shapes(
         )
     if valid is not None and valid.shape not in (shape, spatial):
         raise GeometryError(
-            f"valid of shape {tuple(valid.shape)} fits neither {spatial} nor logits."
+            f"valid has the shape {tuple(valid.shape)}, but must have {spatial} or {shape}."
         )
 
 
 def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
+    """Raise `ContentError` if a label of a valid element is outside 0 to `highest` (CPU only)."""
     if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
-        return  # a look at values would wait for a GPU, or break the graph
+        return  # reading values would wait for a GPU, or break the compiled graph
     low, high = torch.aminmax(target) if target.numel() else (0, 0)
     if low >= 0 and high <= highest and not (target.is_floating_point() and target.frac().any()):
         return
     if keep is None:
         raise ContentError(
-            f"The target holds values from {low} to {high}, but the classes of these logits are "
-            f"0 to {highest}. Leave other voxels out with `valid`."
+            f"The target contains values from {low} to {high}, but the classes of these logits are "
+            f"0 to {highest}. Exclude other voxels with `valid`."
         )
-    some = keep.any(1) if keep.ndim > target.ndim else keep
-    _check_labels(target.masked_fill(~some, 0), None, highest)
+    is_used = keep.any(1) if keep.ndim > target.ndim else keep
+    _check_labels(target.masked_fill(~is_used, 0), None, highest)

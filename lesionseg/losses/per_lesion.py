@@ -1,10 +1,8 @@
-"""Each lesion counts alike, whether it has 20 voxels or 20 000."""
-
-from typing import Any
+"""A loss in which each lesion has the same weight, whether it has 20 voxels or 20 000."""
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from scipy import ndimage
 from torch import Tensor
 
@@ -17,14 +15,22 @@ from lesionseg.losses.focal import Alpha, Normaliser
 class LesionBalancedLoss(DiceFocalLoss):
     """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
 
-    A lesion's cell is the voxels of its tile that are nearer to it than to any other lesion (as in
-    CC-DiceCE, arXiv 2511.17146). In it, Dice is that of the lesion alone, and the focal loss is
-    divided by the lesion's own voxels: a small lesion weighs as much as a large one.
+    The cell of a lesion consists of the voxels of its tile that are nearer to it than to any other
+    lesion (as in CC-DiceCE, arXiv 2511.17146). Within the cell, Dice is computed for this lesion
+    only, and the focal loss is divided by the number of its voxels. A small lesion therefore has
+    the same weight as a large one.
 
-    Terms: `dice`, `focal`, `lesion_dice`, `lesion_focal`; the last two are 0 without lesions.
-    Settings as of `DiceFocalLoss`, for the lesions' terms too; these also have the factor
-    `lesion_weight`. `forward` also takes `nearest` `[B, *spatial]`: see `nearest_lesions`. If it is
-    uint8, a GPU is not waited for.
+    The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The last two are 0 for a batch
+    without lesions.
+
+    Args:
+        alpha: As in `DiceFocalLoss`. This and the following settings apply to all four terms.
+        gamma: As in `DiceFocalLoss`.
+        activation: `sigmoid` or `softmax`.
+        focal_weight: Factor of both focal terms.
+        dice_weight: Factor of both Dice terms.
+        lesion_weight: Further factor of `lesion_dice` and `lesion_focal`.
+        smooth: As in `dice_loss`.
     """
 
     def __init__(
@@ -38,9 +44,17 @@ class LesionBalancedLoss(DiceFocalLoss):
         smooth: float = 1.0,
     ) -> None:
         super().__init__(
-            alpha, gamma, "per_positive", activation, focal_weight, dice_weight, smooth
+            alpha=alpha,
+            gamma=gamma,
+            reduction="per_positive",
+            activation=activation,
+            focal_weight=focal_weight,
+            dice_weight=dice_weight,
+            smooth=smooth,
         )
-        self.alpha, self.gamma, self.focal_weight = alpha, gamma, focal_weight
+        self.alpha = alpha
+        self.gamma = gamma
+        self.focal_weight = focal_weight
         self.lesion_weight = lesion_weight
 
     def forward(
@@ -52,48 +66,73 @@ class LesionBalancedLoss(DiceFocalLoss):
         normaliser: Normaliser = None,
         nearest: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
-        """The terms; raises `GeometryError` without `nearest`."""
+        """Compute the four terms of a batch.
+
+        Args:
+            logits: As in `VoxelLoss`.
+            labels: As in `VoxelLoss`.
+            valid: As in `VoxelLoss`.
+            normaliser: Divisor of the term `focal`.
+            nearest: The id of each voxel's nearest lesion, see `nearest_lesions`. With uint8 the
+                host need not wait for a GPU.
+
+        Raises:
+            GeometryError: `nearest` is missing or has another shape.
+        """
         spatial = (logits.shape[0], *logits.shape[2:])
         if nearest is None or nearest.shape != spatial:
             raise GeometryError(f"This loss needs the nearest lesions, of shape {spatial}.")
         terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
-        how: Any = {"alpha": self.alpha, "gamma": self.gamma, "reduction": "none", "valid": valid}
-        focal = FOCAL[self.activation](logits, labels, **how)
+        focal = FOCAL[self.activation](
+            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
+        )
         focal = focal.view(len(focal), -1, *p.shape[2:]).sum(1, keepdim=True)  # over the classes
-        # one row per tile and lesion id; row 0 of a tile is what has no lesion
-        width = _width(nearest)
+        # one row per tile and lesion id: row 0 of a tile collects the voxels without a lesion
+        n_ids = _limit_of_ids(nearest)
+        n_rows = len(nearest) * n_ids
         tiles = torch.arange(len(nearest), device=nearest.device).view(-1, *[1] * (p.ndim - 2))
-        rows = (nearest.long() + width * tiles).flatten()
-
-        def summed(values: Tensor) -> Tensor:
-            """`[rows, classes]` of values `[B, classes, *spatial]`."""
-            flat = values.float().transpose(0, 1).flatten(1).T
-            return flat.new_zeros(len(nearest) * width, flat.shape[1]).index_add(0, rows, flat)
-
-        size, total = summed(lesion), summed(p)
-        has = (size > 0) & (torch.arange(len(size), device=size.device) % width > 0).unsqueeze(1)
-        dice = 1 - (2 * summed(p * lesion) + self.smooth) / (total + size + self.smooth)
-        own = size.sum(1, keepdim=True)
-        is_lesion = has.any(1, keepdim=True)
-        per_lesion = summed(focal) / own.clamp_min(1)
-        dice_term = dice.where(has, 0).sum() / has.sum().clamp_min(1)
-        focal_term = per_lesion.where(is_lesion, 0).sum() / is_lesion.sum().clamp_min(1)
+        rows = (nearest.long() + n_ids * tiles).flatten()
+        size = _sum_by_row(lesion, rows, n_rows)
+        total = _sum_by_row(p, rows, n_rows)
+        hit = _sum_by_row(p * lesion, rows, n_rows)
+        is_cell = (torch.arange(n_rows, device=size.device) % n_ids > 0).unsqueeze(1)
+        has_class = (size > 0) & is_cell
+        dice = 1 - (2 * hit + self.smooth) / (total + size + self.smooth)
+        dice_term = dice.where(has_class, 0).sum() / has_class.sum().clamp_min(1)
+        has_lesion = has_class.any(1, keepdim=True)
+        n_voxels = size.sum(1, keepdim=True)
+        per_lesion = _sum_by_row(focal, rows, n_rows) / n_voxels.clamp_min(1)
+        focal_term = per_lesion.where(has_lesion, 0).sum() / has_lesion.sum().clamp_min(1)
         return terms | {
             "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,
             "lesion_focal": self.lesion_weight * self.focal_weight * focal_term,
         }
 
 
-def _width(nearest: Integer[Tensor, "b *spatial"]) -> int:
-    """Return a number above all ids; by their dtype alone if that is small, without waiting."""
+def _sum_by_row(
+    values: Float[Tensor, "b k *spatial"], rows: Integer[Tensor, " voxels"], n_rows: int
+) -> Float[Tensor, "rows k"]:
+    """Sum the values of all voxels of a row, class by class; `rows` has the row of each voxel."""
+    flat = values.float().transpose(0, 1).flatten(1).T
+    return flat.new_zeros(n_rows, flat.shape[1]).index_add(0, rows, flat)
+
+
+def _limit_of_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
+    """Return a number above all ids. uint8 gives 256, so that the host need not wait for a GPU."""
     if nearest.dtype == torch.uint8:
         return 256
     return int(nearest.max()) + 1 if nearest.numel() else 1
 
 
 def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:
-    """The id of each voxel's nearest lesion in its tile, int32; 0 in a tile without lesions.
+    """Find the nearest lesion of each voxel within its tile.
+
+    Args:
+        instances: Lesion ids, 0 for background. Distances are in voxels.
+
+    Returns:
+        int32 ids of the same shape and device, 0 throughout a tile without lesions.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]])).tolist()
     [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
