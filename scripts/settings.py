@@ -1,4 +1,4 @@
-"""`make docs`: writes docs/settings.md from the comments of conf/."""
+"""Write docs/settings.md from the comments of conf/, as `make docs` does."""
 
 from pathlib import Path
 
@@ -8,34 +8,39 @@ from lesionseg.config import COMMANDS, conf_dir
 
 
 def settings_page() -> str:
-    """docs/settings.md: every command, group and option as their files have them."""
+    """Return the text of docs/settings.md: every command, group and option with its comments."""
     lines = [
         "# Every setting",
         "",
         "<!-- written by `make docs` from conf/*.yaml: change those -->",
         "",
-        "A setting is written `key=value` behind the command, an option of a group `group=option`: "
-        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`. You must give a key "
-        "with `???`; `null` means none, or that lesionseg decides. A plus adds what a class of "
-        "your own takes: `+loss.power=3`. An unknown key is an error that names the nearest one.",
+        "This page lists every setting of every command with its default. Write a setting as "
+        "`key=value` after the command, and choose an option of a group with `group=option`: "
+        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`.",
+        "",
+        "- A key with `???` has no default: you must give it.",
+        "- `null` means none, or that lesionseg decides; the comment says which.",
+        "- A plus adds an argument of your own class: `+loss.power=3`.",
+        "- An unknown key is an error that names the nearest known key.",
+        "- `--cfg` prints the settings and stops.",
+        "- `-i` and `-o` are short for `input=` and `output=`.",
         "",
         "`--config-dir DIR` adds your own options. `DIR/experiment/mine.yaml`, which begins with "
         "`# @package _global_`, is then `experiment=mine`. DIR may be a package: "
-        "`pkg://package.conf`. `--cfg` prints the settings and stops. `-i` and `-o` are `input=` "
-        "and `output=`.",
+        "`pkg://package.conf`.",
     ]
     used: dict[str, list[str]] = {}
     for command in COMMANDS:
         for group in groups(command):
             used.setdefault(group, []).append(command)
         named = ", ".join(f"[`{group}`](#group-{group})" for group in groups(command))
-        lines += ["", f"## Command `{command}`", "", f"{summary(command)[:1].upper()}"]
-        lines[-1] += summary(command)[1:] + (f" Groups: {named}." if named else "")
+        about = summary(command) + (f" Groups: {named}." if named else "")
+        lines += ["", f"## Command `{command}`", "", about]
         own = [line for line in settings_of(conf_dir() / f"{command}.yaml") if line]
         lines += ["", "```yaml", *own, "```"] if own else []
     for group, commands in used.items():
         by = ", ".join(f"`{command}`" for command in commands)
-        lines += ["", f"## Group `{group}`", "", f"Of {by}."]
+        lines += ["", f"## Group `{group}`", "", f"Used by {by}."]
         for file in sorted((conf_dir() / group).glob("*.yaml")):
             if group == "experiment":  # a list of other groups' settings
                 lines += ["", f"`experiment={file.stem}`: {first_comment(file)}"]

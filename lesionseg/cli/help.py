@@ -1,4 +1,4 @@
-"""What a command offers, from the comments of its YAML files: its help."""
+"""The help of a command, made from the comments of its YAML files."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,12 @@ from lesionseg.config import conf_dir
 
 
 def summary(command: str) -> str:
-    return first_comment(conf_dir() / f"{command}.yaml").partition(" does: ")[2]
+    """Return the sentence that says what the command does: the first comment of its file."""
+    return first_comment(conf_dir() / f"{command}.yaml")
 
 
 def examples(command: str) -> list[str]:
+    """Return the settings of each example in the command's file."""
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
@@ -24,7 +26,7 @@ def most_used(command: str) -> str:
 
 
 def help_page(command: str, program: str | None = None) -> str:
-    """The command's examples, settings, groups and options, with the comments of their files."""
+    """Return examples, settings, groups and options of the command, with their comments."""
     typed = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [f"{command}: {summary(command)}", "", "Examples:"]
     lines += [f"  {typed} {example}" for example in examples(command)]
@@ -39,18 +41,20 @@ def help_page(command: str, program: str | None = None) -> str:
             lines += [f"  {group}={option:<20} {first_comment(file)}"]
             if group != "experiment":
                 lines += [f"    {line}" for line in settings_of(file)]
-    lines += ["", "A mistyped setting names the nearest. --config-dir DIR adds your own options."]
-    lines += ["--multirun runs every combination of a=1,2; --cfg prints the settings and stops."]
+    lines += ["", "A mistyped key is an error that names the nearest one."]
+    lines += ["--config-dir DIR adds your own options. --cfg prints the settings and stops."]
+    lines += ["--multirun runs every combination of a=1,2."]
     return "\n".join(lines)
 
 
 def settings_of(path: Path) -> list[str]:
-    """A file's lines but for its defaults and its first comment."""
+    """Return the lines of a file without its list of defaults and its full-line comments."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def first_comment(path: Path) -> str:
+    """Return the first comment of a file that is not a directive of Hydra."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if "@package" not in line).lstrip("# ").strip()
