@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks.common import table
 from lesionseg.config import InferenceConfig, PredictConfig
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import write_volume
@@ -107,8 +107,7 @@ def random_bundle(*, quick: bool) -> Bundle:
         dims=3,
         modality="mri",
         channel_names=("FLAIR",),
-        label_values=(1,),
-        label_names=("lesion",),
+        labels=Labels((1,), ("lesion",)),
         spacing_mm=(1.0, 1.0, 1.0),
         normalisation=(Normalisation("zscore"),),
         tile_shape=(64,) * 3 if quick else (96,) * 3,

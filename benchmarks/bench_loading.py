@@ -36,7 +36,7 @@ from monai import transforms as mt
 from benchmarks.common import table
 from benchmarks.peers.monai_chain import monai_chain
 from lesionseg.config import AugmentConfig, SamplingConfig
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
@@ -264,8 +264,7 @@ def make_plan() -> Plan:
         dims=3,
         modality="mri",
         channel_names=("T1",),
-        label_values=(1,),
-        label_names=("lesion",),
+        labels=Labels((1,), ("lesion",)),
         spacing_mm=(1.0, 1.0, 1.0),
         normalisation=(Normalisation("zscore"),),
         tile_shape=TILE,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import table
 from benchmarks.common.memory import peak_bytes
+from lesionseg.core import Labels
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.build import build_network
@@ -90,7 +91,7 @@ def plan() -> Plan:
     strides, kernels = ((1,) * 3, *((2,) * 3,) * (n - 1)), ((3,) * 3,) * n
     network = Architecture("unet", FEATURES, strides, kernels)
     data = {"dims": 3, "modality": "mri", "channel_names": ("T1",), "lesion_fraction": 0.01}
-    data |= {"label_values": (1,), "label_names": ("lesion",), "spacing_mm": (1.0, 1.0, 1.0)}
+    data |= {"labels": Labels((1,), ("lesion",)), "spacing_mm": (1.0, 1.0, 1.0)}
     data |= {"normalisation": (Normalisation("zscore"),), "batch_size": 2}
     return Plan(**data, tile_shape=(128, 128, 128), architecture=network)
 

@@ -25,6 +25,7 @@ from benchmarks.peers.torchvision_on_cpu import supply_nms
 supply_nms()
 
 from lesionseg.config import TrainConfig  # noqa: E402
+from lesionseg.core import Labels  # noqa: E402
 from lesionseg.inference.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import FocalLoss  # noqa: E402
 from lesionseg.models.build import (  # noqa: E402
@@ -56,8 +57,7 @@ def plan() -> Plan:
         dims=3,
         modality="mri",
         channel_names=("a",),
-        label_values=(1,),
-        label_names=("lesion",),
+        labels=Labels((1,), ("lesion",)),
         spacing_mm=(1.0, 1.0, 1.0),
         normalisation=(Normalisation("zscore"),),
         tile_shape=(TILE,) * 3,

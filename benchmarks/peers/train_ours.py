@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
 from lesionseg.config import DataConfig, TrainConfig
+from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
@@ -94,8 +95,7 @@ def plan_of(job: Job) -> Plan:
         dims=3,
         modality="mri",
         channel_names=("FLAIR",),
-        label_values=(1,),
-        label_names=("lesion",),
+        labels=Labels((1,), ("lesion",)),
         spacing_mm=(1.0,) * 3,
         normalisation=(Normalisation("zscore"),),
         tile_shape=size.tile,

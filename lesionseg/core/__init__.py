@@ -1,11 +1,9 @@
 """The nouns: frozen dataclasses over numpy arrays, imported by every other package."""
 
-from lesionseg.core.dataset import UNION as UNION
 from lesionseg.core.dataset import UNKNOWN_ROLE as UNKNOWN_ROLE
 from lesionseg.core.dataset import Case as Case
 from lesionseg.core.dataset import CaseFiles as CaseFiles
 from lesionseg.core.dataset import Dataset as Dataset
-from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.dataset import Reference as Reference
 from lesionseg.core.dataset import Remark as Remark
@@ -14,6 +12,8 @@ from lesionseg.core.dataset import StatedBoxes as StatedBoxes
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit
+from lesionseg.core.labels import UNION as UNION
+from lesionseg.core.labels import Labels as Labels
 from lesionseg.core.lesions import Lesions as Lesions
 from lesionseg.core.lesions import Zones as Zones
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm

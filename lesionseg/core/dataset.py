@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core.geometry import Geometry, Volume
+from lesionseg.core.labels import Labels
 from lesionseg.errors import ConfigError, DatasetError, GeometryError, count
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,6 @@ logger = logging.getLogger(__name__)
 Role = Literal["train", "validation", "test", "external"]
 # What scores say where nobody stated one role for the cases; no dataset can state it.
 UNKNOWN_ROLE = "unknown"
-# what a lesion is called whose voxels may hold several mask values
-UNION: Mapping[int, str] = {1: "lesion"}
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
@@ -132,19 +131,6 @@ class Case:
     group: str = ""
 
 
-@dataclass(frozen=True)
-class LabelRegion:
-    """Mask values that are learnt and scored as one, such as all parts of a tumour.
-
-    `values` ascending; those of several regions may overlap. `painted` is the value that stands
-    for the region in a predicted mask, later regions over earlier ones; it is one of `values`.
-    """
-
-    name: str
-    values: tuple[int, ...]
-    painted: int
-
-
 class Problem(NamedTuple):
     """Why an entry of a dataset's list is wrong; `case` is "" where it names none."""
 
@@ -167,20 +153,15 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a data folder holds, whatever convention it follows.
+    """The content of a data folder, in any layout.
 
-    `labels` maps a lesion label's value in the masks to its name, background left out, in
-    ascending order of value. `regions`: what is learnt in place of the labels, in the order in
-    which predicted masks are painted; empty where each label is learnt by itself. A lesion then is
-    a component of all of them together, one lesion and not one a region. `convention` names how
-    the folder was read. `merged_values`: names of the mask values that all count as the one label
-    1, when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is
-    an error. `problems`: what is wrong with single cases, in a dataset read to look for it.
-    `remarks`: what may be wrong with the folder or with single cases, but stops nothing.
-    `split_file`: a file in the folder that states who trains and who validates. `nan_background`:
-    NaN voxels of images and masks are background; else they are an error. `grid_of_image`: files of
-    a case that have the shape and the spacing of its first image are on that image's grid, whatever
-    else their headers say.
+    `convention` is the name of the layout. `may_lack`: cases may lack channels; otherwise that is
+    an error. `problems`: errors in single cases, if the folder was read to find them. `remarks`:
+    possible mistakes in the folder or in single cases that stop nothing. `split_file`: a file in
+    the folder that states which cases train and which validate. `nan_background`: NaN voxels of
+    images and masks are background; otherwise they are an error. `grid_of_image`: files of a case
+    that have the shape and the spacing of its first image are on that image's grid, whatever else
+    their headers say.
     """
 
     name: str
@@ -188,11 +169,8 @@ class Dataset:
     convention: str
     dims: int
     channel_names: tuple[str, ...]
-    labels: Mapping[int, str]
+    labels: Labels
     cases: tuple[CaseFiles, ...]
-    ignore_label: int | None = None
-    merged_values: Mapping[int, str] = field(default_factory=dict)
-    regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False
     problems: tuple[Problem, ...] = ()
     remarks: tuple[Remark, ...] = ()
@@ -216,11 +194,6 @@ class Dataset:
             }
             entries.append({name: value for name, value in stated.items() if value is not None})
         return entries
-
-    @property
-    def lesion_labels(self) -> Mapping[int, str]:
-        """Labels by which lesions differ: one for all where there are regions."""
-        return UNION if self.regions else self.labels
 
 
 def assign_groups(

@@ -417,10 +417,10 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "channels": plan.channel_names,
         "spacing_mm": plan.spacing_mm,
         "normalisation": [asdict(n) for n in plan.normalisation],
-        "label_values": plan.label_values,
-        "labels": [*dataset.labels.items(), *dataset.merged_values.items()],
-        "regions": plan.regions,
-        "ignore_label": dataset.ignore_label,
+        "label_values": plan.labels.values,
+        "labels": [*dataset.labels.mask_names.items(), *dataset.labels.merged.items()],
+        "regions": plan.labels.regions,
+        "ignore_label": dataset.labels.ignore,
         "extra": plan.prepare_extra,
     }
     text = json.dumps(decisions, sort_keys=True)

@@ -49,8 +49,8 @@ _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 class PreparedReference:
     """What a reader marked, on the plan's grid.
 
-    `labels` `[*spatial]` uint8: 0 background, k for `plan.mask_values[k-1]` (without regions:
-    network channel k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
+    `labels` `[*spatial]` uint8: 0 background, k for `plan.labels.mask_values[k-1]` (network channel
+    k-1 without regions). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
     the label k of lesion id, 1 for all with regions, 0 for an id without a lesion. `valid`
     `[*spatial]` bool: voxels that teach; None when all do. `unannotated`: the k of which nothing
     is known here.
@@ -303,28 +303,30 @@ def prepare_reference(
     teach. What is ignored holds no lesion. No lesion gives zeros. Raises `ContentError` for a
     label the plan does not know.
     """
+    mask_values = plan.labels.mask_values
     lesions = lesions_of(reference)
     instances = lesions.drawn()
     if reference.ignore is not None:  # a box may reach into what is ignored
         instances[reference.ignore] = 0
     values = np.unique(lesions.labels)
     inside: NDArray[np.integer[Any]] = np.ones(np.count_nonzero(instances), dtype=np.uint8)
-    if plan.regions:  # the mask value of each lesion voxel, in C order; 1 without a label map
+    if plan.labels.regions:
+        # the mask value of each lesion voxel, in C order; 1 without a label map
         inside = inside if reference.labels is None else reference.labels[instances > 0]
         values = np.unique(inside)
-    if unknown := sorted(set(values.tolist()) - set(plan.mask_values)):
+    if unknown := sorted(set(values.tolist()) - set(mask_values)):
         raise ContentError(
             f"{where or 'reference'}: holds the labels {unknown}, which are not among the plan's "
-            f"{list(plan.mask_values)}."
+            f"{list(mask_values)}."
         )
     moved, covered = _read_instances(instances, reference.geometry, geometry)
     channel = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
     _restore_lost(moved, instances, len(channel) - 1, reference.geometry, geometry)
-    if plan.regions:
+    if plan.labels.regions:
         channel[1:] = 1
-        labels = _parts(inside, instances, moved, (reference.geometry, geometry), plan)
+        labels = _parts(inside, instances, moved, (reference.geometry, geometry), mask_values)
     else:
-        channel[lesions.ids] = [plan.label_values.index(v) + 1 for v in lesions.labels.tolist()]
+        channel[lesions.ids] = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
         labels = channel[moved]
     valid = None
     invisible = (moved > 0) & (covered < VISIBLE_SHARE)
@@ -334,9 +336,7 @@ def prepare_reference(
         ignore = reference.ignore.astype(np.uint8)
         # a lesion restored beside its place is still one
         valid &= (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
-    unannotated = tuple(
-        plan.mask_values.index(v) + 1 for v in reference.unannotated if v in plan.mask_values
-    )
+    unannotated = tuple(mask_values.index(v) + 1 for v in reference.unannotated if v in mask_values)
     return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid, unannotated)
 
 
@@ -345,14 +345,15 @@ def _parts(
     instances: NDArray[np.int32],
     moved: NDArray[np.int32],
     geometry: tuple[Geometry, Geometry],
-    plan: Plan,
+    mask_values: Sequence[int],
 ) -> NDArray[np.uint8]:
-    """The prepared labels within lesions that hold several.
+    """Return the prepared labels within lesions that contain several.
 
     `values`: mask value of each voxel of `instances`. `geometry`: the file's grid and the plan's.
+    `mask_values`: those that prepared labels 1, 2, … stand for.
     """
-    place = np.zeros(max(plan.mask_values) + 1, dtype=np.uint8)
-    place[list(plan.mask_values)] = np.arange(1, len(plan.mask_values) + 1)
+    place = np.zeros(max(mask_values) + 1, dtype=np.uint8)
+    place[list(mask_values)] = np.arange(1, len(mask_values) + 1)
     covered = np.zeros(instances.shape, dtype=np.uint8)
     covered[instances > 0] = place[values]
     labels = np.where(moved > 0, _read_nearest(covered, *geometry), np.uint8(0))

@@ -128,7 +128,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             for channel in raw.change.missing:
                 item["image"][channel] = 0
         if self._is_partial:
-            labels = range(1, len(self.plan.label_values) + 1)
+            labels = range(1, len(self.plan.labels) + 1)
             item["unannotated"] = torch.tensor([k in case.unannotated for k in labels])
         return item
 

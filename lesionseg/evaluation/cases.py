@@ -12,7 +12,7 @@ from lesionseg.core import (
     UNION,
     Candidate,
     Geometry,
-    LabelRegion,
+    Labels,
     Lesions,
     OperatingPoint,
     Prediction,
@@ -474,7 +474,7 @@ def match_case(
     case: str,
     group: str = "",
     role: str = "",
-    regions: Sequence[LabelRegion] = (),
+    labels: Labels | None = None,
     zones: Zones | None = None,
 ) -> MatchedCase:
     """Match the prediction of one case with its reference.
@@ -489,14 +489,14 @@ def match_case(
         case: the case's id.
         group: its patient; the case itself where nothing is known.
         role: `train`, `validation`, `test`, `external` or nothing.
-        regions: unions of labels, each scored by itself too; all candidates then have the label of
-            the union.
+        labels: the dataset's. If they have regions, each is scored by itself too, and all
+            candidates have the label of their union.
         zones: anatomical zones, on any grid; None: lesions and candidates are in none.
     """
     begin = perf_counter()
     unannotated = None
     if prediction is not None:
-        if regions:
+        if labels is not None and labels.regions:
             prediction = _as_union(prediction)
         grid, other = reference.geometry, prediction.geometry
         if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
@@ -513,8 +513,11 @@ def match_case(
     if zones is not None:
         within = zip(given.candidates, zones.of(matched.candidates), strict=True)
         given = replace(given, candidates=tuple(replace(c, zone=zone) for c, zone in within))
-    if prediction is not None and prediction.values is None:
-        regions = ()  # boxes and bare masks do not tell them apart
+    regions: dict[str, tuple[int, ...]] = {}
+    # boxes and bare masks do not say which region a voxel belongs to
+    has_values = prediction is None or prediction.values is not None
+    if labels is not None and labels.regions and has_values:
+        regions = dict(zip(labels.names, labels.regions, strict=True))
     return MatchedCase(
         replace(given, instances=None, values=None),
         matched,
@@ -524,15 +527,15 @@ def match_case(
         role,
         status="missing" if prediction is None else "ok",
         regions={
-            region.name: match_case(
-                _reference_of(reference, region),
-                None if prediction is None else _prediction_of(prediction, region),
+            name: match_case(
+                _reference_of(reference, values),
+                None if prediction is None else _prediction_of(prediction, values),
                 preset,
                 case=case,
                 group=group,
                 role=role,
             )
-            for region in regions
+            for name, values in regions.items()
         },
         seconds=perf_counter() - begin,
         zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
@@ -612,11 +615,11 @@ def _as_union(prediction: Prediction) -> Prediction:
     return replace(prediction, candidates=candidates)
 
 
-def _reference_of(reference: Reference, region: LabelRegion) -> Reference:
-    """The lesions of a region: its components, whatever lesion of the union they belong to."""
+def _reference_of(reference: Reference, values: Sequence[int]) -> Reference:
+    """Return the lesions of a region: the connected components of its mask values."""
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
-    inside = np.isin(reference.labels, region.values).astype(np.uint8)
+    inside = np.isin(reference.labels, values).astype(np.uint8)
     found = lesion_instances(inside)
     return Reference(
         reference.geometry,
@@ -627,11 +630,14 @@ def _reference_of(reference: Reference, region: LabelRegion) -> Reference:
     )
 
 
-def _prediction_of(prediction: Prediction, region: LabelRegion) -> Prediction | None:
-    """What the candidates hold of a region; those without are left out. None without values."""
+def _prediction_of(prediction: Prediction, values: Sequence[int]) -> Prediction | None:
+    """Cut the candidates to a region's mask values; those without such voxels are left out.
+
+    Return None if the prediction has no mask values.
+    """
     if prediction.values is None or prediction.instances is None:
         return None
-    inside = np.isin(prediction.values, region.values)
+    inside = np.isin(prediction.values, values)
     instances = np.where(inside, prediction.instances, 0)
     present = set(np.unique(instances).tolist())
     kept = tuple(c for c in _as_union(prediction).candidates if c.id in present)

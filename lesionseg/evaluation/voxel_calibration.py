@@ -32,11 +32,11 @@ class LevelCounts:
 
     def counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
         """Counts the probabilities that a decision is shown; voxels to be ignored do not count."""
-        values = plan.regions or tuple((value,) for value in plan.label_values)
+        values = plan.labels.channel_values
         labels, ignore = reference.labels, reference.ignore
 
         def count(channel: int, row: int, slab: Slab) -> None:
-            if labels is None or plan.label_values[channel] in reference.unannotated:
+            if labels is None or plan.labels.values[channel] in reference.unannotated:
                 return
             rows = slice(row, row + len(slab))
             kept = ... if ignore is None else ~ignore[rows]

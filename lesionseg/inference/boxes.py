@@ -116,7 +116,7 @@ class BoxCollector:
         above = above[index[above, 0].argsort()]
         above = above[scores[above, 0].argsort(descending=True, stable=True)]  # ties by index
         boxes, scores, index = boxes[above].float(), scores[above, 0].float(), index[above, 0]
-        label = index.long() % len(self.plan.lesion_labels) + 1
+        label = index.long() % len(self.plan.labels.lesion_names) + 1
         sound = ~is_degenerate(boxes)
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
         best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)

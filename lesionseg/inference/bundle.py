@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
 # what must be the same, for tiles and channels of an ensemble's members to lie on each other
 _SHARED = (
-    *("dims", "modality", "channel_names", "label_values", "regions", "spacing_mm"),
+    *("dims", "modality", "channel_names", "labels.values", "labels.regions", "spacing_mm"),
     *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors", "nnunet"),
 )
 
@@ -137,7 +138,7 @@ def ensemble(
         raise BundleError("bundle: there is none. Name at least one.")
     first, *others = members
     for number, member in enumerate(others, start=2):
-        different = [n for n in _SHARED if getattr(first.plan, n) != getattr(member.plan, n)]
+        different = [n for n in _SHARED if attrgetter(n)(first.plan) != attrgetter(n)(member.plan)]
         if different:
             raise BundleError(
                 f"bundle: number {number} has another {', '.join(different)} than the first. "

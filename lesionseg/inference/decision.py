@@ -88,7 +88,7 @@ def decide(
     if inferred.boxes is not None:
         n_left_out = inferred.boxes.n_left_out
         grids = inferred.plan_geometry, geometry
-        boxes = box_candidates(inferred.boxes, *grids, tuple(plan.lesion_labels))
+        boxes = box_candidates(inferred.boxes, *grids, tuple(plan.labels.lesion_names))
         if valid is not None:  # those with their middle on a voxel that shows something
             middles = [np.add(c.start_vox, c.stop_vox) / 2 for c in boxes]
             places = [np.floor(m).astype(int).clip(0, np.array(valid.shape) - 1) for m in middles]
@@ -143,20 +143,20 @@ def find_by_plan(
     case: str = "",
     keep_from: float = 1.0,
 ) -> Prediction:
-    """The candidates in probabilities `[K, *spatial]` of the plan's channels.
+    """Find the candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    With regions a candidate's label is that of the union and `Prediction.values` holds the mask
-    values: `plan.label_values` of the regions present, later ones over earlier ones. Candidates are
+    With regions, all candidates have the label of the union, and `Prediction.values` contains the
+    mask values (`plan.labels.values`) of the regions, later ones over earlier ones. Candidates are
     found in the highest probability over the regions. A voxel belongs to each region that has at
-    least half of that: the region is then as likely as not, given that the voxel is lesion at all;
-    no voxel is left without one. `keep_from`, errors: see `find_candidates`.
+    least half of that: given that the voxel is lesion, the region is then as likely as not. Every
+    voxel of a candidate belongs to at least one region. `keep_from`, errors: see `find_candidates`.
     """
     return find_by_rule(
         probabilities,
         geometry,
         plan.candidate_rule,
-        plan.label_values,
-        are_regions=bool(plan.regions),
+        plan.labels.values,
+        are_regions=bool(plan.labels.regions),
         case=case,
         keep_from=keep_from,
     )

@@ -216,13 +216,13 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             f"logit_resampling), {plan.activation}"
         )
     elif plan.has_voxels:
-        shape = ["batch", len(plan.label_values), *plan.tile_shape]
+        shape = ["batch", len(plan.labels), *plan.tile_shape]
         note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
     if plan.anchors is not None:
         levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
         n = sum(level.n_anchors for level in levels)
         note["boxes"] = {  # of a box per anchor; `inference.candidates` is what to do with them
-            "scores": {"name": SCORES, "shape": ["batch", n, len(plan.lesion_labels)]},
+            "scores": {"name": SCORES, "shape": ["batch", n, len(plan.labels.lesion_names)]},
             "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
             "dtype": "float32",
             "box": "starts, then stops, half-open, in voxels of the tile",
@@ -367,7 +367,7 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "required_packages_version": {"nibabel": version("nibabel"), "pillow": version("pillow")},
         "name": "lesionseg",
-        "task": f"Segmentation of {', '.join(plan.label_names)}",
+        "task": f"Segmentation of {', '.join(plan.labels.names)}",
         "description": "For research only; no medical device. See docs/README.md.",
         "authors": "see docs/README.md",
         "copyright": "see docs/README.md",
@@ -377,7 +377,7 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
                 | {"type": "image", "format": "magnitude", "modality": _MODALITIES[plan.modality]}
             },
             "outputs": {
-                "pred": _format(plan, plan.label_names)
+                "pred": _format(plan, plan.labels.names)
                 | {"type": "probabilities", "format": "segmentation", "value_range": [0, 1]}
             },
         },
@@ -425,12 +425,13 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
-    values = list(plan.label_values)
+    values = list(plan.labels.values)
     label_map = (  # the label of the highest probability, where it reaches the threshold
         "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
         f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
     )
-    if plan.regions:  # they overlap: the last that reaches the threshold is painted over the others
+    if plan.labels.regions:
+        # they overlap: the last that reaches the threshold is painted over the others
         label_map = (
             f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
             "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"

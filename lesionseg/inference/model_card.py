@@ -15,11 +15,11 @@ _CAUTIONS = {
 }
 _MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images"}
 _CARD = """\
-# Lesion model: {{ plan.label_names | join(", ") }}
+# Lesion model: {{ plan.labels.names | join(", ") }}
 
 ## Purpose
 
-Marks {{ plan.label_names | join(", ") }} in {{ modality }}, as an aid to research. It is no \
+Marks {{ plan.labels.names | join(", ") }} in {{ modality }}, as an aid to research. It is no \
 medical device, gives no diagnosis and must not be used in the care of patients without the \
 validation and approval that this requires. Scans that differ from the training data in scanner, \
 protocol or population may give worse results than those stated here.
@@ -36,15 +36,15 @@ features {{ plan.architecture.features | join(", ") }}\
 
 ## Output
 
-{% for value, name in labels %}
-{% if plan.regions %}
-- region {{ name }}: mask values {{ plan.regions[loop.index0] | join(", ") }}, \
+{% for value, name in plan.labels.value_names.items() %}
+{% if plan.labels.regions %}
+- region {{ name }}: mask values {{ plan.labels.regions[loop.index0] | join(", ") }}, \
 painted as {{ value }}
 {% else %}
 - mask value {{ value }}: {{ name }}
 {% endif %}
 {% endfor %}
-{% if plan.regions %}
+{% if plan.labels.regions %}
 - a lesion is what touches, of whatever region; later regions are painted over earlier
 {% endif %}
 - candidates from score {{ plan.candidate_rule.floor | number }}, each with its extent
@@ -134,7 +134,6 @@ def model_card(
     return page.from_string(_CARD).render(
         plan=plan,
         modality=_MODALITIES[plan.modality],
-        labels=list(zip(plan.label_values, plan.label_names, strict=True)),
         scores=scores,
         caution=_CAUTIONS.get(str(score("evaluated_on", "")), "development data: optimistic"),
         numbers=numbers,

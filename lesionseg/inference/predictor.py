@@ -202,7 +202,7 @@ class Predictor:
         if plan.dims == 2 and files.pixel_mm is None:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
-        what = plan.dims, plan.channel_names, plan.lesion_labels
+        what = plan.dims, plan.channel_names, plan.labels
         unlabelled = Dataset(
             "input",
             files.images[0].parent,

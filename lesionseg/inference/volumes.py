@@ -94,7 +94,7 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, finer)
     image = 4 * len(plan.channel_names)
-    probabilities = 2 * len(plan.label_values)
+    probabilities = 2 * len(plan.labels)
     if plan.nnunet is not None:
         probabilities += 2 * n_logits(plan)
     return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))

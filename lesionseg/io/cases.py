@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
@@ -150,16 +150,17 @@ def _ignoring(reference: Reference | None, valid: NDArray[np.bool_] | None) -> R
 def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     path = files.reference
     if "lesions" in files.annotations:
-        reference = read_coco_reference(files, geometry, dataset.merged_values)
+        reference = read_coco_reference(files, geometry, dataset.labels.merged)
     elif "boxes" in files.annotations:
-        reference = read_boxes(files, geometry, merged=bool(dataset.merged_values))
+        reference = read_boxes(files, geometry, merged=bool(dataset.labels.merged))
     elif path is None:
         return None
     elif is_dicom(path):  # whose segments are found by name
-        left_out = {} if dataset.ignore_label is None else {dataset.ignore_label: IGNORE}
-        names = dataset.merged_values or dataset.labels
+        labels = dataset.labels
+        left_out = {} if labels.ignore is None else {labels.ignore: IGNORE}
+        names = labels.merged or labels.mask_names
         reference = read_dicom_reference(path, geometry, {**names, **left_out})
-        reference = _with_labels(path, reference, dataset)
+        reference = _with_labels(path, reference, labels)
     else:
         has_ids = "instances" in files.annotations
         read = read_instances if has_ids else read_mask
@@ -174,9 +175,10 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
                 by_image=dataset.grid_of_image,
             )
         reference = replace(reference, geometry=geometry)
-        reference = reference if has_ids else _with_labels(path, reference, dataset)
+        reference = reference if has_ids else _with_labels(path, reference, dataset.labels)
     if files.annotated:
-        annotated = {value: name in files.annotated for value, name in dataset.labels.items()}
+        names = dataset.labels.mask_names
+        annotated = {value: name in files.annotated for value, name in names.items()}
         reference = replace(reference, annotated=annotated)
         if reference.labels is not None:
             unknown = np.isin(reference.labels, reference.unannotated)
@@ -184,36 +186,36 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     return reference
 
 
-def _with_labels(path: Path, reference: Reference, dataset: Dataset) -> Reference:
-    """A mask with the dataset's labels: ignored and merged values, regions as one lesion."""
+def _with_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
+    """Apply the dataset's labels to a mask: ignored and merged values, regions as one lesion."""
     values = np.asarray(reference.labels)
-    left_out = dataset.ignore_label
-    known = {0, left_out, *dataset.labels, *dataset.merged_values}
+    left_out = labels.ignore
+    known = {0, left_out, *labels.mask_values, *labels.merged}
     present = present_values(values)
     unknown = [value for value in present if value not in known]
-    if unknown and dataset.merged_values:
+    if unknown and labels.merged:
         text = "%s: the values %s are not among the labels; they count as lesion, as all do."
         warn_once(logger, text, path, unknown[:10])
     elif unknown:
         raise ContentError(
             f"{path}: the values {unknown[:10]} are none of the dataset's labels "
-            f"{list(dataset.labels)}. {_label_advice(present, dataset)}"
+            f"{list(labels.mask_values)}. {_label_advice(present, labels)}"
         )
     if left_out in present:
         reference = replace(reference, ignore=values == left_out)
         values = np.where(values == left_out, 0, values).astype(values.dtype)
     binary = (values > 0).astype(np.uint8)
-    reference = replace(reference, labels=binary if dataset.merged_values else values)
-    if not dataset.regions:
+    reference = replace(reference, labels=binary if labels.merged else values)
+    if not labels.regions:
         return reference
     lesions = lesion_instances(binary)
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
-def _label_advice(present: list[int], dataset: Dataset) -> str:
-    """Say what mask values may mean that are no labels: ids, or one label written as 255."""
-    marked = [value for value in present if value not in (0, dataset.ignore_label)]
-    if len(marked) > max(len(dataset.labels), 2) and marked == list(range(1, len(marked) + 1)):
+def _label_advice(present: list[int], labels: Labels) -> str:
+    """Explain what mask values outside the labels may mean: ids, or one label written as 255."""
+    marked = [value for value in present if value not in (0, labels.ignore)]
+    if len(marked) > max(len(labels.mask_values), 2) and marked == list(range(1, len(marked) + 1)):
         return (
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
             "column instances of a manifest.csv, or take every positive value as lesion by "

@@ -7,14 +7,13 @@ and never reads one. Of the folder: `dataset.json` and `plans.json`.
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry
+from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
 from lesionseg.io.files import write_json
 
@@ -25,29 +24,18 @@ _LPS = np.array([-1.0, -1.0, 1.0])  # from RAS
 _ACROSS_MM = 999.0  # nnU-Net's spacing across a picture
 
 
-@dataclass(frozen=True)
-class NnunetLabels:
-    """What `dataset.json` says of channels and labels.
-
-    `regions[k]` are the mask values of label k, if labels are regions; `values[k]` is then the one
-    that is painted.
-    """
-
-    channel_names: tuple[str, ...]
-    names: tuple[str, ...]
-    values: tuple[int, ...]
-    regions: tuple[tuple[int, ...], ...] = ()
-
-    def check(self) -> None:
-        """Raise `ConfigError` for labels that nnU-Net cannot have."""
-        if not self.regions and self.values != tuple(range(1, len(self.values) + 1)):
-            raise ConfigError(
-                f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
-                f"{len(self.values)}, not {', '.join(map(str, self.values))}. Use names=lesionseg."
-            )
+def check_nnunet_labels(labels: Labels) -> None:
+    """Raise `ConfigError` for labels that nnU-Net cannot have."""
+    if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
+        raise ConfigError(
+            f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
+            f"{len(labels)}, not {', '.join(map(str, labels.values))}. Use names=lesionseg."
+        )
 
 
-def write_description(folder: Path, labels: NnunetLabels, suffix: str) -> None:
+def write_description(
+    folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
+) -> None:
     """Write `dataset.json` and `plans.json`; `suffix` is that of the masks."""
     values: Sequence[Any] = labels.regions or labels.values
     named = {
@@ -55,7 +43,7 @@ def write_description(folder: Path, labels: NnunetLabels, suffix: str) -> None:
         for name, value in zip(labels.names, values, strict=True)
     }
     facts: dict[str, Any] = {
-        "channel_names": {str(i): name for i, name in enumerate(labels.channel_names)},
+        "channel_names": {str(i): name for i, name in enumerate(channel_names)},
         "labels": {"background": 0, **named},
         "file_ending": suffix,
         "numTraining": 0,

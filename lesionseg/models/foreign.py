@@ -70,7 +70,7 @@ def as_levels(output: Any, ndim: int) -> list[Tensor]:
 
 def custom_network(plan: Plan) -> ForeignNetwork:
     """The network that the plan names by `_target_`; raises `ConfigError` where it cannot be."""
-    bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
+    bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     n_inputs, spec = len(plan.channel_names), plan.architecture.network
     network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
     return ForeignNetwork(network, bias)
@@ -102,7 +102,7 @@ def _construct(
 
 def n_logits(plan: Plan) -> int:
     """Channels of logits: one per label, and the background's of a softmax."""
-    return len(plan.label_values) + (plan.activation == "softmax")
+    return len(plan.labels) + (plan.activation == "softmax")
 
 
 def probe_network(plan: Plan, *, by_hand: bool) -> Plan:

@@ -120,7 +120,7 @@ def _detector_bytes(plan: Plan) -> list[float]:
     if anchors is None:
         return []
     shares: Sequence[float] = _shares(plan.architecture)
-    outputs = anchors.n_shapes * (len(plan.lesion_labels) + 2 * plan.dims)
+    outputs = anchors.n_shapes * (len(plan.labels.lesion_names) + 2 * plan.dims)
     tower = anchors.depth * _block_bytes(anchors.width) + FULL * anchors.width
     level = HALF * anchors.width + 2 * tower + ANCHOR_BYTES * outputs
     return [shares[stage] * level for stage in anchors.stages]

@@ -60,12 +60,12 @@ def detector(plan: Plan) -> RetinaNet:
     """The RetinaNet or Retina U-Net that `plan` names; `ConfigError` for a plan without anchors."""
     bias: tuple[float, ...] = ()
     if plan.architecture.name == "retina_unet":
-        bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
+        bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     return RetinaNet(
         plan.dims,
         len(plan.channel_names),
         plan.architecture,
-        len(plan.lesion_labels),
+        len(plan.labels.lesion_names),
         planned_anchors(plan),
         foreign_backbone(plan) if plan.architecture.network else None,
         bias,

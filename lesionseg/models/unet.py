@@ -168,6 +168,6 @@ def unet(plan: Plan) -> UNet:
     slices of 3-D scans.
     """
     dims = len(plan.architecture.strides[0])
-    bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
+    bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     residual = plan.architecture.name == "residual_unet"
     return UNet(dims, len(plan.channel_names), plan.architecture, bias, residual=residual)

@@ -78,8 +78,11 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     anchors.
     """
     reasons: dict[str, str] = {}
-    if (plan.label_names, plan.regions) != (plan_before.label_names, plan_before.regions):
-        were, are = ", ".join(plan_before.label_names), ", ".join(plan.label_names)
+    here = plan.labels
+    there = plan_before.labels
+    if (here.names, here.regions) != (there.names, there.regions):
+        were = ", ".join(there.names)
+        are = ", ".join(here.names)
         reasons = new_heads(f"the labels were {were} and are {are}")
     elif plan.activation != plan_before.activation:
         reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"

@@ -188,7 +188,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if dataset is not None:
             own |= {"dataset": dataset.name, "convention": dataset.convention}
             own["simulated"] = "simulated" in dataset.name.lower()
-        labels = dataset.lesion_labels if dataset else {}
+        labels = dataset.labels.lesion_names if dataset else {}
         sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
         sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
         scores = summarise(

@@ -48,7 +48,11 @@ from lesionseg.io.layouts.input_images import (
     nothing_found,
     with_clashes,
 )
-from lesionseg.io.nnunet_output import NnunetLabels, write_description, write_probabilities
+from lesionseg.io.nnunet_output import (
+    check_nnunet_labels,
+    write_description,
+    write_probabilities,
+)
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.remote import download, upload
@@ -128,10 +132,9 @@ def _predict(
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
-    labels = _nnunet_labels(predictor.plan)
     as_nnunet = cfg.save_probabilities and cfg.names == "nnunet"
     if as_nnunet:
-        labels.check()
+        check_nnunet_labels(predictor.plan.labels)
     source = download(cfg.input)
     found = find_cases(source, folder, predictor.plan, cfg.series)
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
@@ -144,7 +147,7 @@ def _predict(
     first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
     if as_nnunet and first is not None:
         suffix = result_suffix(first, predictor.plan.dims)
-        write_description(folder, labels, suffix)
+        write_description(folder, predictor.plan.channel_names, predictor.plan.labels, suffix)
         upload([folder / name for name in ("dataset.json", "plans.json")], folder, cfg.output)
     with (
         locked_folder(folder, f".{table_path.name}.lock"),
@@ -439,7 +442,7 @@ class CaseWork:
                 source=row.source,
             )
         amounts = dict(
-            counts_of(prediction.candidates, self.predictor.plan.lesion_labels, zone_names)
+            counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
         )
         volume_ml = amounts.pop("volume_ml")
         checked = prediction.input
@@ -466,7 +469,7 @@ class CaseWork:
         """Return the prediction; its probabilities are written into `part` if asked for."""
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, scan.case)
-        shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
+        shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
         probabilities = np.zeros(shape, dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
@@ -479,7 +482,7 @@ class CaseWork:
                 scan.case,
                 probabilities,
                 inferred.file_geometry,
-                are_regions=bool(self.predictor.plan.regions),
+                are_regions=bool(self.predictor.plan.labels.regions),
             )
         else:
             np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
@@ -515,10 +518,10 @@ class CaseWork:
             scan.files.images[0],
             prediction,
             ResultOrigin(__version__, self.bundle, row.key),
-            plan.lesion_labels,
+            plan.labels.lesion_names,
             report=part / f"{scan.case}{REPORT}",
             segmentation=part / f"{scan.case}{SEGMENTATION}",
-            mask_labels=dict(zip(plan.label_values, plan.label_names, strict=True)),
+            mask_labels=plan.labels.value_names,
         )
         if is_segmented or prediction.instances is None:
             return ""
@@ -538,11 +541,6 @@ class CaseWork:
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
-
-
-def _nnunet_labels(plan: Plan) -> NnunetLabels:
-    """Return what nnU-Net's `dataset.json` says of the plan's labels."""
-    return NnunetLabels(plan.channel_names, plan.label_names, plan.label_values, plan.regions)
 
 
 def _status(checked: InputCheckResult | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.inference.nnunet.outputs import find_label_table
+from lesionseg.inference.nnunet.outputs import find_labels
 from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
 from lesionseg.io.predictions import PredictionFiles, find_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
@@ -77,8 +77,8 @@ def with_labels_of_outputs(
     if dataset is not None or not cases:
         return dataset
     outputs = (files.probabilities for files in predictions.values() if files.probabilities)
-    table = next(filter(None, map(find_label_table, outputs)), None)
-    if table is None:
+    labels = next(filter(None, map(find_labels, outputs)), None)
+    if labels is None:
         return None
     first = cases[0].reference or Path()
     return Dataset(
@@ -87,8 +87,6 @@ def with_labels_of_outputs(
         convention="masks",
         dims=read_geometry(first, raster_mm=1.0).dims,
         channel_names=("image",),
-        labels=table.names,
+        labels=labels,
         cases=tuple(replace(case) for case in cases),
-        ignore_label=table.ignore,
-        regions=table.regions,
     )

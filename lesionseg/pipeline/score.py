@@ -96,7 +96,7 @@ def match_cases(
         faults: a list that takes up what is wrong with a case, which is then left out and named in
             a warning; None: the first error is raised.
     """
-    regions = dataset.regions if dataset else ()
+    labels = dataset.labels if dataset else None
 
     def match_one(files: CaseFiles) -> MatchedCase:
         reference, prediction = open_reference(files, dataset), None
@@ -105,7 +105,7 @@ def match_cases(
                 predictions[files.case],
                 reference.geometry,
                 resample=resample,
-                binary=bool(regions),
+                binary=labels is not None and bool(labels.regions),
                 by_image=by_image or (dataset is not None and dataset.grid_of_image),
             )
             if keep is not None:
@@ -117,7 +117,7 @@ def match_cases(
             case=files.case,
             group=files.group,
             role=files.role or role,
-            regions=regions,
+            labels=labels,
             zones=zones.read(files.case, reference.geometry.spacing_mm[0]) if zones else None,
         )
 
@@ -237,7 +237,8 @@ def score_predicted(
     selected. What is selected on the cases it is scored on flatters; the scores say so. `fold_of`:
     the fold whose network never saw the case.
     """
-    preset, regions = find_preset(cfg.preset), bool(survey.dataset.regions)
+    preset = find_preset(cfg.preset)
+    regions = bool(survey.dataset.labels.regions)
     cases = labelled(survey, "validation")
     matches = list(match_cases(cases, predictions, preset, dataset=survey.dataset))
     complete, calibration_of = select(
@@ -340,7 +341,8 @@ def _score(
     origin: Scores,
 ) -> Scores:
     results = [match.result(point) for match in matches]
-    labels, role = survey.dataset.lesion_labels, results[0].role
+    labels = survey.dataset.labels.lesion_names
+    role = results[0].role
     scores = summarise(
         results,
         find_preset(cfg.preset),

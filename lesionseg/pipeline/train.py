@@ -340,11 +340,11 @@ def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     """Raise `ConfigError` before the run begins where, say, α does not fit the plan's labels."""
     objective = make_objective(plan, cfg)
     targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
-    n_logits = len(plan.label_values) + (plan.activation == "softmax")
+    n_logits = len(plan.labels) + (plan.activation == "softmax")
     output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
     if targets.anchors is not None:
         n_anchors = targets.anchors.labels.shape[1]
-        scores = torch.zeros(1, n_anchors, len(plan.lesion_labels))
+        scores = torch.zeros(1, n_anchors, len(plan.labels.lesion_names))
         output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
     with torch.no_grad():
         objective.terms(output, targets, torch.ones_like(targets.counts()))

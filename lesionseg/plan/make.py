@@ -151,7 +151,7 @@ def _draft(
         if value is not None and len(value) != facts.dims:
             axes = "z, y, x" if facts.dims == 3 else "y, x"
             raise ConfigError(f"model.{name}={list(value)}: wrong number of axes; give {axes}.")
-    if dataset.regions and chosen.activation == "softmax":
+    if dataset.labels.regions and chosen.activation == "softmax":
         raise ConfigError(
             "model.activation=softmax: regions overlap. Take sigmoid, or data.merge_labels=true."
         )
@@ -174,9 +174,7 @@ def _draft(
         dims=facts.dims,
         modality=facts.modality,
         channel_names=dataset.channel_names,
-        label_values=tuple(r.painted for r in dataset.regions) or tuple(dataset.labels),
-        label_names=tuple(r.name for r in dataset.regions) or tuple(dataset.labels.values()),
-        regions=tuple(region.values for region in dataset.regions),
+        labels=dataset.labels.predicted(),
         spacing_mm=spacing.value,
         normalisation=tuple(scale.value for scale in scales),
         tile_shape=(),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
-from lesionseg.core import UNION, Calibration, OperatingPoint
+from lesionseg.core import Calibration, Labels, OperatingPoint
 from lesionseg.errors import BundleError, LesionsegError
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.plan.nnunet import NnunetRecipe
@@ -18,6 +19,9 @@ from lesionseg.plan.nnunet import NnunetRecipe
 T = TypeVar("T")
 
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
+# labels are flat in plan.json: its keys, and the fields of `Labels` that they state
+_LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
+_FLAT_KEYS = {f"labels.{name}": key for key, name in _LABEL_KEYS.items()}
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 Layout = Literal["lesionseg", "nnunet"]
@@ -26,7 +30,6 @@ CandidateSource = Literal["segmentation", "detection", "both"]
 # ranges of what a file may hold; pydantic takes no NaN and no infinity for them
 Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
-LabelValue = Annotated[int, Field(ge=1, le=255)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Gamma = Annotated[float, Field(ge=0, le=100)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
@@ -178,27 +181,23 @@ class FocalCorrection:
 class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
-    `label_values[k]` is the mask value and `label_names[k]` the name of network channel k.
-    `regions[k]`, where there are any, are the mask values of which channel k is taught, and
-    `label_values[k]` is the one painted for it, later channels over earlier ones.
-    `lesion_fraction` is the share of lesion voxels (the prior π). `link`: None where outputs are
-    taken as they are. `anchors`: of a detector. `calibration`: from score to chance;
-    `voxel_calibration`: of a voxel's probability, before candidates are found. `n_members`:
-    networks whose probabilities are averaged. `prepare_extra`: further transforms of a prepared
-    image (`data.transforms`). `may_lack`: a scan may lack any one channel. `compressed`: whether
-    log-odds beyond 8 are compressed (`inference.probabilities`). `raster_mm`: the pixel size of
-    radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
-    background. `grid_of_image`: channels of equal shape and spacing are on the first one's grid.
-    `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
-    `spacing_mm`, `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for
-    each decision.
+    `labels`: those that the network predicts, one per channel of its voxels. `lesion_fraction` is
+    the share of lesion voxels (the prior π). `link`: None if outputs are taken as they are.
+    `anchors`: of a detector. `calibration`: from score to chance; `voxel_calibration`: of a voxel's
+    probability, before candidates are found. `n_members`: networks whose probabilities are
+    averaged. `prepare_extra`: further transforms of a prepared image (`data.transforms`).
+    `may_lack`: a scan may lack any one channel. `compressed`: whether log-odds beyond 8 are
+    compressed (`inference.probabilities`). `raster_mm`: the pixel size of radiographs that state
+    none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are background.
+    `grid_of_image`: channels of equal shape and spacing are on the first one's grid. `nnunet`: of a
+    model that nnU-Net trained, which prepares and slides in its own way; `spacing_mm`,
+    `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for each decision.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
     modality: Modality
     channel_names: tuple[str, ...]
-    label_values: tuple[LabelValue, ...]
-    label_names: tuple[str, ...]
+    labels: Labels
     spacing_mm: tuple[Millimetres, ...]
     normalisation: tuple[Normalisation, ...]
     tile_shape: tuple[Voxels, ...]
@@ -213,7 +212,6 @@ class Plan:
     calibration: Calibration | None = None
     voxel_calibration: Calibration | None = None
     n_members: Annotated[int, Field(ge=1, le=1000)] = 1
-    regions: tuple[tuple[LabelValue, ...], ...] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     may_lack: bool = False
     compressed: bool = False
@@ -239,45 +237,32 @@ class Plan:
 
     @property
     def n_voxel_channels(self) -> int:
-        return len(self.label_values) if self.has_voxels else 0
-
-    @property
-    def mask_values(self) -> tuple[int, ...]:
-        """The mask values that prepared labels 1, 2, … stand for."""
-        if not self.regions:
-            return self.label_values
-        return tuple(sorted({value for region in self.regions for value in region}))
-
-    @property
-    def label_regions(self) -> tuple[tuple[int, ...], ...]:
-        """The prepared labels of which each channel is taught; none without regions."""
-        place = {value: k for k, value in enumerate(self.mask_values, start=1)}
-        return tuple(tuple(place[value] for value in region) for region in self.regions)
-
-    @property
-    def lesion_labels(self) -> Mapping[int, str]:
-        """Labels by which lesions are told apart: one for all where there are regions."""
-        if self.regions:
-            return UNION
-        return dict(zip(self.label_values, self.label_names, strict=True))
+        return len(self.labels) if self.has_voxels else 0
 
     def with_(self, **changes: Any) -> "Plan":
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True)
+        record = asdict(self)
+        labels = record.pop("labels")
+        for key, name in _LABEL_KEYS.items():
+            record[key] = labels[name]
+        return json.dumps(record, indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
         """Read a plan; raises `BundleError` naming `where` and the key that is wrong."""
-        plan = read_record(cls, text, where, BundleError)
-        shape, anchors, n = plan.architecture, plan.anchors, len(plan.label_values)
+        plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
+        shape = plan.architecture
+        anchors = plan.anchors
+        labels = plan.labels
+        n = len(labels)
         stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
         axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
         for key, fits in {  # what belongs together is of one length; a value names one channel
-            "label_names": len(plan.label_names) == n,
-            "label_values": len(set(plan.label_values)) == n > 0,
-            "regions": len(plan.regions) in (0, n),
+            "label_names": len(labels.names) == n,
+            "label_values": len(set(labels.values)) == n > 0,
+            "regions": len(labels.regions) in (0, n),
             "normalisation": len(plan.normalisation) == len(plan.channel_names),
             "spacing_mm or tile_shape": len(axes) == 1,
             "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
@@ -294,13 +279,38 @@ class Plan:
         return plan.with_(architecture=replace(shape, network=network))
 
 
-def read_record(kind: type[T], text: str, where: str | Path, error: type[LesionsegError]) -> T:
-    """A dataclass from JSON; raises `error` naming `where` and the first key that is wrong."""
+def _with_labels(text: str) -> str:
+    """Gather the keys of `plan.json` that describe labels under `labels`, as `Plan` has them."""
+    try:
+        content = from_json(text)
+    except ValueError:
+        return text  # `read_record` reports what is wrong
+    if not isinstance(content, dict):
+        return text
+    labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
+    return json.dumps({**content, "labels": labels})
+
+
+def read_record(
+    kind: type[T],
+    text: str,
+    where: str | Path,
+    error: type[LesionsegError],
+    key_of: Mapping[str, str] | None = None,
+) -> T:
+    """Read a dataclass from JSON.
+
+    Raises `error` naming `where` and the first key that is wrong. `key_of`: keys of the file by the
+    names of fields that are not found under their own names.
+    """
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as failed:
         first = failed.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the content"
+        for name, in_file in (key_of or {}).items():
+            if key == name or key.startswith(f"{name}."):
+                key = in_file + key.removeprefix(name)
         raise error(f"{where}: {key} is {str(first['input'])[:60]}. {first['msg']}.") from failed
 
 

@@ -149,8 +149,8 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         doubts.append(Doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
     n_lesions = sum(bool(one.labels) for one in facts.values())
-    for label, name in dataset.labels.items():
-        if n_lesions and label not in present and not dataset.merged_values:
+    for label, name in dataset.labels.mask_names.items():
+        if n_lesions and label not in present and not dataset.labels.merged:
             detail = f" It is {name!r}, value {label}."
             if dataset.convention == "coco":
                 detail = f" It is {name!r}. Roboflow writes such a category with the id 0: if it "

@@ -104,7 +104,8 @@ class Sources:
         scene = Scene(found.image.present[0], geometry, _reference_mask(reference, geometry))
         if case not in self._predictions:
             return scene
-        regions = any(data is not None and data.regions for data in (self._images, self._reference))
+        datasets = (self._images, self._reference)
+        regions = any(data is not None and data.labels.regions for data in datasets)
         try:
             prediction = open_prediction(self._predictions[case], geometry=geometry, binary=regions)
         except GeometryError as error:  # evaluated by resample=true

@@ -100,7 +100,7 @@ class AnchorGrid:
     def of(cls, plan: Plan) -> "AnchorGrid":
         """Return the grid of a detector's plan."""
         levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
-        return cls(levels, bool(plan.regions))
+        return cls(levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
         """Return all anchors, as `grid_anchors` does; computed once per device."""

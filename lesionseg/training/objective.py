@@ -93,7 +93,7 @@ class Objective:
         anchors = anchor_targets(batch) if self.plan.has_boxes else None
         if not self.strides:
             return Targets(anchors, ())
-        finest = LevelTargets.of(batch, self.plan.label_regions)
+        finest = LevelTargets.of(batch, self.plan.labels.channel_labels)
         smaller = middles if self.plan.architecture.layout == "nnunet" else coarsen
         return Targets(anchors, tuple(smaller(finest, stride) for stride in self.strides))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import (
     LesionTable,
     cache_key,
@@ -34,7 +34,7 @@ def dataset(tmp_path, rng):
         labels[0, 2:4, 3:5, 6:9], labels[0, 7, 8, 9] = 1, i > 0
         write_volume(mask, Volume(labels, GEOMETRY))
         cases.append(CaseFiles(f"c{i}", (image,), mask, group=f"g{i}"))
-    return Dataset("toy", tmp_path, "manifest", 3, ("T1",), {1: "lesion"}, tuple(cases))
+    return Dataset("toy", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "lesion"}), tuple(cases))
 
 
 @pytest.fixture
@@ -124,12 +124,14 @@ def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, aske
     for other in (
         plan.with_(spacing_mm=(2.0, 1.0, 1.0)),
         plan.with_(normalisation=(Normalisation("range"),)),
-        plan.with_(label_values=(2,)),
+        plan.with_(labels=Labels((2,), ("lesion",))),
         plan.with_(prepare_extra=({"_target_": "monai.transforms.Flipd", "keys": "image"},)),
     ):
         assert cache_key(dataset, other) != cache_key(dataset, plan)
     assert cache_key(dataset, plan.with_(batch_size=7)) == cache_key(dataset, plan)
-    assert cache_key(replace(dataset, labels={1: "node"}), plan) != cache_key(dataset, plan)
+    assert cache_key(replace(dataset, labels=Labels.of({1: "node"})), plan) != cache_key(
+        dataset, plan
+    )
 
 
 def test_an_error_leaves_what_was_made_and_no_half_entry(fill, asked, dataset, plan, tmp_path):
@@ -184,7 +186,7 @@ def test_an_entry_knows_where_to_teach_and_whether_a_lesion_has_parts(fill, plan
         labels[2] *= 2
         return replace(case, reference=Reference(GEOMETRY, labels, ids, (1,), ignore=ignore))
 
-    regions = plan.with_(label_values=(1, 2), label_names=("a", "b"), regions=((1, 2), (2,)))
+    regions = plan.with_(labels=Labels((1, 2), ("a", "b"), ((1, 2), (2,))))
     cached = fill(regions, with_parts)[0]
     assert cached.folder != whole.folder
     assert cached.is_mixed

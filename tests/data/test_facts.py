@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from lesionseg.core import Labels
 from lesionseg.data.facts import FACTS_FILE, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
@@ -65,7 +66,7 @@ def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, re
     read()
     before = kept(dataset, tmp_path)
     assert set(before) == {c.case for c in dataset.cases[1:]}
-    merged = replace(dataset, merged_values={1: "a", 2: "b"})
+    merged = replace(dataset, labels=Labels((1, 2), ("a", "b")).merge())
     read_records(merged, tmp_path / "facts", lambda *_: None)
     assert all(kept(dataset, tmp_path)[case] != entry for case, entry in before.items())
 

@@ -1,9 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.core import Case, Geometry, Labels, Reference, Volume
 from lesionseg.data.prepare import (
     normalise,
     plan_geometry,
@@ -25,8 +26,7 @@ def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,))
         dims=dims,
         modality="mri",
         channel_names=("T1",),
-        label_values=label_values,
-        label_names=tuple(f"lesion{v}" for v in label_values),
+        labels=Labels(label_values, tuple(f"lesion{v}" for v in label_values)),
         spacing_mm=spacing_mm,
         normalisation=normalisation or (Normalisation("dataset"),),
         tile_shape=(8,) * dims,
@@ -251,9 +251,8 @@ def test_what_is_ignored_holds_no_lesion_and_boxes_are_filled():
 
 def test_a_lesion_of_several_mask_values_is_one():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
-    plan = make_plan((1.0, 1.0)).with_(
-        label_values=(1, 9), label_names=("whole", "core"), regions=((1, 4, 9), (9,))
-    )
+    parts = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (9,)))
+    plan = make_plan((1.0, 1.0)).with_(labels=parts)
     found = lesion_instances((labels > 0).astype(np.uint8))
     lesions = {"instances": found.instances, "instance_labels": found.labels}
     prepared, _ = drawn(labels, plan, **lesions)
@@ -261,7 +260,7 @@ def test_a_lesion_of_several_mask_values_is_one():
     assert prepared.instance_labels == (1, 1)
     assert prepared.instances.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 2]]
     with pytest.raises(ContentError, match=r"\[4\]"):
-        drawn(labels, plan.with_(regions=((1, 9), (9,))), **lesions)
+        drawn(labels, plan.with_(labels=replace(parts, regions=((1, 9), (9,)))), **lesions)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from monai.transforms import LoadImaged, MapTransform
 from scipy.ndimage import binary_erosion
 
 from lesionseg.config import AugmentConfig, TrainConfig
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_image
@@ -41,7 +41,7 @@ def case(tmp_path):
 def tiles(case, plan, monkeypatch):
     """Tiles of the case with these settings, never bent."""
     monkeypatch.setattr("lesionseg.data.augment.ELASTIC_SHARE", 0.0)
-    names = {"channel_names": ("x", "y", "z"), "label_names": ("a", "b"), "label_values": (1, 2)}
+    names = {"channel_names": ("x", "y", "z"), "labels": Labels((1, 2), ("a", "b"))}
     plan = plan.with_(tile_shape=TILE, spacing_mm=(1.5, 1.0, 1.2), **names)
 
     def make(**settings):

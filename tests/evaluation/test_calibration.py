@@ -79,7 +79,7 @@ def test_dice_of_all_voxels_by_hand():
 
 def test_what_a_decision_is_shown_is_counted_slab_by_slab_without_what_is_ignored(plan):
     labels = np.zeros((4, 3, 2), np.uint8)
-    labels[1:3] = plan.label_values[0]
+    labels[1:3] = plan.labels.values[0]
     ignore = np.zeros(labels.shape, np.bool_)
     ignore[2] = True
     counts = LevelCounts("a")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, LabelRegion, Prediction, Reference
+from lesionseg.core import Geometry, Labels, Prediction, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case, match_case, summarise
 from tests.evaluation.hand_cases import prediction_of
 
@@ -75,11 +75,11 @@ def test_only_the_part_of_a_candidate_that_counts_is_scored():
 
 
 def by_region(values, truth):
-    regions = (LabelRegion("whole", (1, 2), 1), LabelRegion("core", (2,), 2))
+    labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
     instances = (truth > 0).astype(np.int32)
     given = Reference(GEOMETRY, labels=truth, instances=instances, instance_labels=(1,))
     made = replace(prediction(HIT, INSIDE), values=values)
-    return match_case(given, made, PRESET, case="a", regions=regions).result()
+    return match_case(given, made, PRESET, case="a", labels=labels).result()
 
 
 def test_each_region_is_scored_by_itself():

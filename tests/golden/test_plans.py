@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from lesionseg.config import ModelConfig
-from lesionseg.core import Dataset
+from lesionseg.core import Dataset, Labels
 from lesionseg.plan import Fingerprint, make_plan
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from tests.golden.common import check
@@ -34,7 +34,7 @@ def plan_of(name, device, memory_gb, **chosen):
         channels=tuple(ChannelStatistics(n, modality == "ct", body, lesion, 0.7) for n in names),
         **facts,
     )
-    labels = {1: "lesion"}
+    labels = Labels.of({1: "lesion"})
     dataset = Dataset(name, Path("toy"), "nnunet", facts["dims"], names, labels, ())
     return make_plan(
         fingerprint,

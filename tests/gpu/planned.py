@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from lesionseg.config import ModelConfig
-from lesionseg.core import Dataset
+from lesionseg.core import Dataset, Labels
 from lesionseg.models.memory import step_gb
 from lesionseg.plan import Fingerprint, make_plan
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
@@ -32,7 +32,7 @@ def planned(architecture: str, memory_gb: float) -> Plan:
         extents_mm=tuple((3.0 + 0.01 * i,) * 3 for i in range(n_lesions)),
         lesions_per_case=(5,) * N_CASES,
     )
-    dataset = Dataset("brains", Path("unused"), "nnunet", 3, ("T1",), {1: "lesion"}, ())
+    dataset = Dataset("brains", Path("unused"), "nnunet", 3, ("T1",), Labels.of({1: "lesion"}), ())
     return make_plan(
         fingerprint,
         dataset,

@@ -38,8 +38,7 @@ def test_the_formula_holds_for_several_labels_and_channels(loss: str) -> None:
     plan = planned("unet", 12)
     several = card_plan("unet", labels=("a", "b", "c"), n_channels=2)
     plan = plan.with_(
-        label_values=several.label_values,
-        label_names=several.label_names,
+        labels=several.labels,
         channel_names=several.channel_names,
         normalisation=several.normalisation,
     )

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
+from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
@@ -250,7 +250,7 @@ DAMAGES = {
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path, rng, damage):
     path = tmp_path / f"{damage}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(rng.normal(size=(12, 10, 14)).astype("f4"), np.eye(4)), path)
-    dataset = Dataset("x", tmp_path, "nnunet", 3, ("T1",), {1: "lesion"}, ())
+    dataset = Dataset("x", tmp_path, "nnunet", 3, ("T1",), Labels.of({1: "lesion"}), ())
     assert read_image(CaseFiles("a", (path,)), dataset).array.shape == (1, 14, 10, 12)
     whole = path.read_bytes()
     for _ in range(5):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.core import Candidate, Geometry, Labels, Prediction
 from lesionseg.errors import GeometryError
 from lesionseg.inference.decision import find_by_plan, within_limit
 from lesionseg.plan.plan import CandidateRule
@@ -15,8 +15,8 @@ WHOLE, CORE = (1, 2, 4), (4,)
 def find(*channels, regions=(WHOLE, CORE), values=(1, 4)):
     rows = np.array(channels, dtype=np.float32)
     rows = rows[:, np.newaxis] if rows.ndim == 2 else rows
-    rule, labels = CandidateRule(min_voxels=1), tuple(map(str, values))
-    plan = plan_of(labels=labels, label_values=values, candidate_rule=rule, regions=regions)
+    labels = Labels(values, tuple(map(str, values)), regions)
+    plan = plan_of().with_(labels=labels, candidate_rule=CandidateRule(min_voxels=1))
     return find_by_plan(rows, Geometry.from_spacing(rows.shape[1:], (1.0, 1.0)), plan)
 
 

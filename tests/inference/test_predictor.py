@@ -7,7 +7,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import Calibration, CaseFiles, Geometry, OperatingPoint, Volume
+from lesionseg.core import Calibration, CaseFiles, Geometry, Labels, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
@@ -148,7 +148,7 @@ def test_several_channels_come_as_several_files(volume, plan, tmp_path):
 
 
 def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
-    plan = replace(plan, label_values=(1, 2), label_names=("a", "b"), spacing_mm=(2.0, 2.0, 2.0))
+    plan = replace(plan, labels=Labels((1, 2), ("a", "b")), spacing_mm=(2.0, 2.0, 2.0))
     raw = predictor_of(Bright(level=6.0, n_labels=2), plan, settings=EXACT)
     fit = Calibration("platt", 3.0, 0.5)
     right = raw.with_plan(plan.with_(voxel_calibration=fit))

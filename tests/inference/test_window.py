@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import InferenceConfig
+from lesionseg.core import Labels
 from lesionseg.errors import GeometryError
 from lesionseg.inference.probabilities import compress_log_odds, label_probabilities
 from lesionseg.inference.window import SlidingWindow, flip_axes
@@ -58,7 +59,7 @@ def test_low_precision_changes_probabilities_little(plan):
 
 
 def test_an_image_and_a_network_that_do_not_fit_the_plan_are_an_error(plan):
-    two = replace(plan, label_values=(1, 2), label_names=("a", "b"))
+    two = replace(plan, labels=Labels((1, 2), ("a", "b")))
     for shape, own in (((2, 20, 20, 20), plan), ((1, 20, 20), plan), ((1, 16, 16, 16), two)):
         with pytest.raises(GeometryError):
             slide(Identity(), torch.zeros(shape), own)

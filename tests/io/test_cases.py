@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.cases import read_case, read_image, read_mask
 
@@ -21,7 +21,9 @@ def dataset(tmp_path, write_nifti):
     mask = np.zeros((5, 4, 3), np.uint8)
     mask[0, 1, 2], mask[4, 3, 0] = 1, 4
     files = CaseFiles("A", images, write_nifti(tmp_path / "A.nii.gz", mask), group="p1")
-    return Dataset("toy", tmp_path, "nnunet", 3, ("T1", "T2"), {1: "lesion"}, (files,), 4)
+    return Dataset(
+        "toy", tmp_path, "nnunet", 3, ("T1", "T2"), Labels((1,), ("lesion",), ignore=4), (files,)
+    )
 
 
 def test_a_case_is_its_channels_and_its_reference(dataset):

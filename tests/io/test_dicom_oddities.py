@@ -13,7 +13,7 @@ from pydicom.filebase import DicomFileLike
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom import headers
@@ -249,7 +249,7 @@ def test_a_stray_file_among_slices_is_a_warning_and_a_finding(series, caplog, na
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert said == [f"{folder}: {name} is not a DICOM image and is left out."]
-    dataset = Dataset("x", folder, "manifest", 3, ("CT",), {1: "lesion"}, ())
+    dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
     seen = inspect_case(CaseFiles("scan", (folder,)), dataset)
     assert any(name in remark for remark in seen.remarks)
 

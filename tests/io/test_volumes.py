@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
+from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_image
 from lesionseg.io.nifti import states_orientation
@@ -202,7 +202,7 @@ def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "grey.png").array, GREY[np.newaxis])
 
     def read(name, *channels):
-        dataset = Dataset("x", tmp_path, "nnunet", 2, channels, {1: "lesion"}, ())
+        dataset = Dataset("x", tmp_path, "nnunet", 2, channels, Labels.of({1: "lesion"}), ())
         return read_image(CaseFiles("a", (tmp_path / name,)), dataset).array
 
     np.testing.assert_array_equal(read("a.png", "R", "G", "B"), PLANES)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lesionseg.core import Labels
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 
@@ -28,8 +29,7 @@ def plan_of(
         dims=dims,
         modality="mri",
         channel_names=tuple(f"channel {c}" for c in range(n_channels)),
-        label_values=tuple(range(1, len(labels) + 1)),
-        label_names=labels,
+        labels=Labels(tuple(range(1, len(labels) + 1)), labels),
         spacing_mm=(1.0,) * dims,
         normalisation=(Normalisation("zscore"),) * n_channels,
         tile_shape=(16,) * dims,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import CaseFiles, Geometry
+from lesionseg.core import CaseFiles, Geometry, Labels
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.boxes import BoxCollector
@@ -41,8 +41,7 @@ def _plan(plan, dims, n_channels, activation):
         dims=dims,
         modality="mri" if dims == 3 else "xray",
         channel_names=("T1", "FLAIR")[:n_channels],
-        label_values=(1, 4),
-        label_names=("ring", "spot"),
+        labels=Labels((1, 4), ("ring", "spot")),
         spacing_mm=(2.0, 1.0, 1.5) if dims == 3 else (0.2, 0.2),
         normalisation=ways[:n_channels] if dims == 3 else (Normalisation("range"),),
         tile_shape=(16, 16, 24)[3 - dims :],
@@ -235,7 +234,8 @@ def test_monai_runs_a_network_for_radiographs(plan, tmp_path, rng):
 
 
 def test_regions_are_painted_later_over_earlier_ones(plan):
-    two = replace(_plan(plan, 3, 1, "sigmoid"), regions=((1, 4), (4,)))
+    labels = Labels((1, 4), ("ring", "spot"), regions=((1, 4), (4,)))
+    two = replace(_plan(plan, 3, 1, "sigmoid"), labels=labels)
     steps = inference_config(two)["postprocessing"]["transforms"]
     (text,) = (step["func"] for step in steps if step["_target_"] == "Lambdad")
     paint = eval(text.removeprefix("$").replace("@threshold", "0.5"), {"torch": torch})

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import bundle_plan, read_bundle, write_bundle
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv
-from lesionseg.io.layouts.nnunet import read_label_table
-from lesionseg.io.nnunet_output import NnunetLabels
+from lesionseg.io.layouts.nnunet import read_nnunet_labels
+from lesionseg.io.nnunet_output import check_nnunet_labels
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import write_volume
 from tests.commands import evaluate, export, predict
@@ -174,8 +174,7 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
         np.testing.assert_allclose(p.astype(np.float32).sum(0), 1, atol=2e-3)
     kinds = {op.name: arg for op, arg, _ in genops((found / "P0.pkl").read_bytes())}
     assert not {"GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ"} & set(kinds)  # plain values
-    table = read_label_table(found / "dataset.json")
-    assert bool(table.regions) == regions
+    assert bool(read_nnunet_labels(found / "dataset.json").regions) == regions
     # without the candidate file they are read as nnU-Net's own
     before = read_prediction(find_predictions(found)["P0"])
     (found / "P0_candidates.json").unlink()
@@ -187,11 +186,9 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
 
 
 def test_labels_that_nnunet_cannot_have_are_refused(tmp_path: Path) -> None:
-    labels = NnunetLabels(("FLAIR",), ("a", "b"), (1, 4))
     with pytest.raises(ConfigError, match="1, 4"):
-        labels.check()
-    regions = NnunetLabels(("FLAIR",), ("a", "b"), (1, 4), ((1, 4), (4,)))
-    regions.check()
+        check_nnunet_labels(Labels((1, 4), ("a", "b")))
+    check_nnunet_labels(Labels((1, 4), ("a", "b"), regions=((1, 4), (4,))))
 
 
 def test_scores_of_predictions_agree_with_those_of_their_masks(tmp_path: Path) -> None:

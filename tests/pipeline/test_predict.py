@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry
+from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
@@ -176,8 +176,8 @@ def test_little_memory_changes_no_result(bundle, scans, tmp_path):
 
 
 def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
-    labels = {"label_values": (1, 2), "label_names": ("whole", "core"), "regions": ((1, 2), (2,))}
-    mine = plan.with_(architecture=replace(plan.architecture, name="mine"), **labels)
+    labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
+    mine = plan.with_(architecture=replace(plan.architecture, name="mine"), labels=labels)
     write_bundle(tmp_path / "bundle", Bright(n_labels=2), mine, "")
     zones, scan = np.ones(SHAPE, np.uint8), scans / "a.nii.gz"
     zones[:, 9:] = 2

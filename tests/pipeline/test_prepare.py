@@ -11,6 +11,7 @@ from PIL import Image
 
 from lesionseg.cli import run
 from lesionseg.config import DataConfig, ModelConfig, TrainConfig
+from lesionseg.core import Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
@@ -53,7 +54,7 @@ def test_the_log_says_what_was_taken_and_what_is_new(planned, tmp_path, caplog):
     write_bundle(tmp_path / "run" / "bundle", [old, old], planned.with_(n_members=2), "card")
     assert bundle_plan(str(tmp_path / "run")).architecture == planned.architecture
     with caplog.at_level(logging.INFO, "lesionseg"):
-        start_from(str(tmp_path / "run"), network, planned.with_(label_names=("nodule",)))
+        start_from(str(tmp_path / "run"), network, planned.with_(labels=Labels((1,), ("nodule",))))
     every = len(old.state_dict())
     for said in (f"{every - 2} of {every} tensors taken", "ensemble of 2", "heads.0 (2)"):
         assert said in caplog.text

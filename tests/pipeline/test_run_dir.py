@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from lesionseg.cli import run
 from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.core import Labels
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import LOG, bar, run_log
@@ -220,7 +221,7 @@ def fits(plan, **settings):
 
 
 def test_one_alpha_a_class_of_voxels_and_a_label_of_anchors_fits(plan):
-    two = plan.with_(label_values=(1, 2), label_names=("a", "b"))
+    two = plan.with_(labels=Labels((1, 2), ("a", "b")))
     focal = {"_target_": "lesionseg.losses.FocalLoss"}
     for activation, n in (("sigmoid", 2), ("softmax", 3)):
         right, wrong = (LossConfig.model_validate(focal | {"alpha": [0.2] * k}) for k in (n, 1))

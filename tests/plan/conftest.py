@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
 from lesionseg.plan import Fingerprint, facts_of, fingerprint_of
 
 
@@ -23,7 +23,7 @@ def dataset() -> Dataset:
         convention="nnunet",
         dims=3,
         channel_names=("FLAIR",),
-        labels={1: "lesion"},
+        labels=Labels.of({1: "lesion"}),
         cases=tuple(CaseFiles(f"c{i}", (Path(f"c{i}.nii.gz"),), group=f"g{i}") for i in range(3)),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lesionseg.config import ModelConfig
-from lesionseg.core import Case, Dataset, LabelRegion
+from lesionseg.core import Case, Dataset, Labels
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
 from lesionseg.plan.channels import channel_sources
@@ -41,16 +41,12 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
 
 
 def test_regions_are_channels_of_mask_values(make: Make):
-    regions = (LabelRegion("whole", (1, 4, 9), 1), LabelRegion("core", (4, 9), 9))
-    plan = make(data={"regions": regions})
-    assert (plan.label_values, plan.label_names) == ((1, 9), ("whole", "core"))
-    assert plan.regions == ((1, 4, 9), (4, 9))
-    assert plan.mask_values == (1, 4, 9)
-    assert plan.label_regions == ((1, 2, 3), (2, 3))
-    assert plan.lesion_labels == {1: "lesion"}
+    labels = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (4, 9)))
+    plan = make(data={"labels": replace(labels, ignore=7)})
+    assert plan.labels == labels
     assert Plan.from_json(plan.to_json()) == plan
     with pytest.raises(ConfigError, match="regions overlap"):
-        make(data={"regions": regions}, activation="softmax")
+        make(data={"labels": labels}, activation="softmax")
 
 
 @pytest.mark.parametrize(("device", "width", "depth"), [("cuda", 128, 4), ("cpu", 32, 1)])

@@ -1,9 +1,10 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from lesionseg.core import Calibration, OperatingPoint
+from lesionseg.core import Calibration, Labels, OperatingPoint
 from lesionseg.errors import BundleError
 from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Plan
 
@@ -46,7 +47,7 @@ def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> 
         candidate_rule=replace(plan.candidate_rule, source=source),
     )
     assert (named.has_voxels, named.has_boxes) == heads
-    assert named.n_voxel_channels == len(plan.label_values) * heads[0]
+    assert named.n_voxel_channels == len(plan.labels) * heads[0]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> 
         ("schema_version", 9, "schema_version is 9"),
         ("label_values", [0], r"label_values\.0 is 0"),
         ("label_names", ["a", "b"], "label_names does not fit"),
+        ("regions", [[1, "x"]], r"regions\.0\.1 is x"),
         ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor is nan"),
         ("spacing_mm", [1, 1, -1.5], r"spacing_mm\.2 is -1\.5"),
         ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
@@ -76,6 +78,14 @@ def test_a_value_out_of_range_is_named_by_its_key(
     inner[name] = value
     with pytest.raises(BundleError, match=f"^a/plan.json: {expected}"):
         Plan.from_json(json.dumps(raw), "a/plan.json")
+
+
+def test_the_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
+    file = Path(__file__).with_name("plan_schema_1.json")
+    text = file.read_text("utf-8")
+    plan = Plan.from_json(text, file)
+    assert plan.labels == Labels((1, 2), ("whole tumor", "core"), regions=((1, 2), (2,)))
+    assert json.loads(text).items() <= json.loads(plan.to_json()).items()
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", "null", "", "{", '{"a": NaN}'])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Dataset, Geometry, Reference, StatedBoxes
+from lesionseg.core import Dataset, Geometry, Labels, Reference, StatedBoxes
 from lesionseg.core.lesions import clipped_boxes
 from lesionseg.plan.plausibility import (
     DOUBTS,
@@ -18,7 +18,7 @@ from lesionseg.plan.plausibility import (
 )
 
 PLANE = Geometry.from_spacing((96, 96), (1.0, 1.0))
-COCO = Dataset("d", Path("d"), "coco", 2, ("image",), {1: "nodule"}, ())
+COCO = Dataset("d", Path("d"), "coco", 2, ("image",), Labels.of({1: "nodule"}), ())
 
 
 def masked(array, geometry=PLANE, **more):
@@ -100,7 +100,7 @@ def test_boxes_of_several_readers_are_counted():
     three = [(20, 30, 12, 10), (21, 30, 12, 10), (20, 31, 12, 10)]
     assert doubts_of(boxed(*three)) == {("box_readers", "c0"): " 2 of 3."}
     assert doubts_of(boxed(three[0], three[0])) == {("box_duplicates", "c0"): " 1 of 2."}
-    two = replace(COCO, labels={1: "nodule", 2: "mass"})
+    two = replace(COCO, labels=Labels.of({1: "nodule", 2: "mass"}))
     assert doubts_of(boxed(*three[:2], labels=(1, 2)), dataset=two) == {}
     half = [(20, 30, 12, 10), (24, 30, 12, 10)]  # IoU 0.5
     assert doubts_of(boxed(*half)) == {}
@@ -115,7 +115,7 @@ def test_repeated_boxes_are_found_in_a_long_list(rng):
 
 
 def test_a_label_without_a_lesion_is_named():
-    roboflow = replace(COCO, labels={1: "lesions", 2: "nodule"})
+    roboflow = replace(COCO, labels=Labels.of({1: "lesions", 2: "nodule"}))
     found = doubts_of(boxed((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
     assert "It is 'lesions'. Roboflow" in found["empty_label", ""]
     other = replace(roboflow, convention="nnunet")

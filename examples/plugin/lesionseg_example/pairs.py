@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.io import Convention
 
 
@@ -21,7 +21,7 @@ def read(root: Path) -> Dataset:
         )
         for scan in sorted(root.glob("*/scan.nii.gz"))
     ]
-    labels = {1: "lesion"}
+    labels = Labels.of({1: "lesion"})
     return Dataset(root.name, root, "pairs", 3, ("scan",), labels, tuple(cases))
 
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from lesionseg.errors import BundleError, LesionsegError, misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
-from lesionseg.io.layouts.nnunet import LabelTable, label_table
+from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
@@ -160,7 +160,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     where = f"{plans_path}: configurations.{name}"
     config = _validated(_Configuration, content, where)
     try:
-        labels = label_table(described, Path(labels_path))
+        labels = nnunet_labels(described, Path(labels_path))
     except LesionsegError as error:
         raise BundleError(str(error)) from error
     kind = _network_kind(config, where, checkpoint, files)
@@ -172,7 +172,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     if len(config.patch_size) != len(architecture.strides[0]):
         raise BundleError(f"{where}: patch_size does not fit the network's number of axes.")
     channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
-    n_outputs = len(labels.regions) or len(labels.names) + 1
+    n_outputs = len(labels) if labels.regions else len(labels) + 1
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != len(channels):
         raise BundleError(
             f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
@@ -184,9 +184,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         dims=dims,
         modality=_modality(channels, dims),
         channel_names=channels,
-        label_values=_label_values(labels),
-        label_names=_label_names(labels),
-        regions=tuple(region.values for region in labels.regions),
+        labels=labels.predicted(),
         spacing_mm=spacing,
         normalisation=(Normalisation("zscore"),) * len(channels),
         tile_shape=(*(1,) * (dims - len(recipe.patch)), *recipe.patch),
@@ -409,15 +407,6 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
     if dims == 2:
         return "xray"
     return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
-
-
-def _label_values(labels: LabelTable) -> tuple[int, ...]:
-    return tuple(r.painted for r in labels.regions) or tuple(sorted(labels.names))
-
-
-def _label_names(labels: LabelTable) -> tuple[str, ...]:
-    names = tuple(region.name for region in labels.regions)
-    return names or tuple(labels.names[value] for value in sorted(labels.names))
 
 
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Prediction
+from lesionseg.core import Geometry, Labels, Prediction
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.cases import check_grid, read_mask
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.nnunet import LabelTable, read_label_table
+from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.volumes import is_raster
@@ -134,11 +134,11 @@ def read_probabilities(
             check_grid(files.mask, grid, Path("the scan"), geometry, by_image=by_image)
         grid = geometry
     file = open_probabilities(path)
-    table = find_label_table(path)
-    are_regions = table is not None and bool(table.regions)
-    values = _channel_values(file, table)
+    labels = find_labels(path)
+    are_regions = labels is not None and bool(labels.regions)
+    values = _channel_values(file, labels)
     voxels = _collect(file, are_regions=are_regions)
-    painted = _painted(voxels, values, table if are_regions else None)
+    painted = _painted(voxels, values, are_regions=are_regions)
     shape = _spatial_shape(file, grid.dims)
     order = _axis_order(file, shape, voxels.index, painted, np.asarray(mask.labels), grid)
     channels = _channels(voxels, order, shape, are_regions=are_regions)
@@ -156,7 +156,7 @@ def read_probabilities(
     return accept(found, DEFAULT_POINT)
 
 
-def find_label_table(path: Path) -> LabelTable | None:
+def find_labels(path: Path) -> Labels | None:
     """Read the labels that belong to a file of probabilities, from `dataset.json` in its folder.
 
     nnU-Net writes this file into the output folder, and into the model folder above
@@ -164,25 +164,22 @@ def find_label_table(path: Path) -> LabelTable | None:
     """
     for folder in list(path.parents)[:_LEVELS_UP]:
         if (folder / _LABELS).is_file():
-            return read_label_table(folder / _LABELS)
+            return read_nnunet_labels(folder / _LABELS)
     return None
 
 
-def _channel_values(file: ProbabilityFile, table: LabelTable | None) -> tuple[int, ...]:
+def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
     """Return the mask values of the channels, the background's left out."""
     n_channels = file.shape[0]
-    if table is None:
+    if labels is None:
         return tuple(range(1, n_channels))
-    if table.regions:
-        values, expected = tuple(r.painted for r in table.regions), len(table.regions)
-    else:
-        values, expected = tuple(sorted(table.names)), len(table.names) + 1
+    expected = len(labels) if labels.regions else len(labels) + 1
     if n_channels != expected:
         raise ContentError(
             f"{file.path}: {n_channels} channels, but the labels of {_LABELS} need {expected}. Put "
             f"the {_LABELS} of the model that predicted this case beside it."
         )
-    return values
+    return labels.values
 
 
 def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
@@ -225,14 +222,12 @@ def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     return _Voxels(index, values)
 
 
-def _painted(
-    voxels: _Voxels, values: Sequence[int], regions: LabelTable | None
-) -> NDArray[np.int64]:
+def _painted(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDArray[np.int64]:
     """Return the mask value `[n]` that nnU-Net gives each voxel: the likeliest label, or regions.
 
     Each region above one half is painted, later ones over earlier ones.
     """
-    if regions is None:
+    if not are_regions:
         value_of = np.array([0, *values], dtype=np.int64)
         return np.asarray(value_of[voxels.values.argmax(axis=0)])
     painted = np.zeros(len(voxels.index), dtype=np.int64)

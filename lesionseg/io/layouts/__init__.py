@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from lesionseg.core import UNION, CaseFiles, Dataset, Problem
+from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
@@ -178,7 +178,7 @@ def _merged(dataset: Dataset) -> Dataset:
                 f"{dataset.root}: data.merge_labels=true needs all labels annotated in every case, "
                 f"but in {case.case!r} only {';'.join(case.annotated)}."
             )
-    return replace(dataset, labels=dict(UNION), merged_values=dataset.labels, regions=())
+    return replace(dataset, labels=dataset.labels.merge())
 
 
 def _log_size(dataset: Dataset) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Remark
+from lesionseg.core import CaseFiles, Dataset, Labels, Remark
 from lesionseg.errors import DatasetError, LesionsegError, count, listed
 from lesionseg.io.layouts.checks import Problems
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
@@ -68,7 +68,7 @@ def read_bids(root: Path) -> Dataset:
         convention="bids",
         dims=3,
         channel_names=tuple(channels),
-        labels={1: "lesion"},
+        labels=Labels.of({1: "lesion"}),
         cases=cases,
         problems=tuple(problems),
         remarks=tuple(remarks),

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Remark, Role, StatedBoxes
+from lesionseg.core import (
+    CaseFiles,
+    Dataset,
+    Geometry,
+    Labels,
+    Reference,
+    Remark,
+    Role,
+    StatedBoxes,
+)
 from lesionseg.core.lesions import box_slices, clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, listed
 from lesionseg.io.files import read_json
@@ -174,7 +183,7 @@ def read_coco(root: Path) -> Dataset:
         convention="coco",
         dims=2,
         channel_names=("image",),
-        labels={label_of[str(k)]: names[k] or str(k) for k in sorted(names)},
+        labels=Labels.of({label_of[str(k)]: names[k] or str(k) for k in sorted(names)}),
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),

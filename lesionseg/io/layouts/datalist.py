@@ -13,7 +13,16 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Problem, Reference, Role, StatedBoxes
+from lesionseg.core import (
+    CaseFiles,
+    Dataset,
+    Geometry,
+    Labels,
+    Problem,
+    Reference,
+    Role,
+    StatedBoxes,
+)
 from lesionseg.core.lesions import clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
@@ -79,10 +88,10 @@ def read_datalist(root: Path) -> Dataset:
     names = content.get("modality")
     if not (isinstance(names, dict) and len(names) == n_channels):
         names = {i: f"channel {i}" for i in range(n_channels)}
-    labels, ignore = read_labels(root)
+    labels = read_labels(root)
     highest = max((k for c in cases for k in c.annotations.get("boxes", ((), ()))[1]), default=1)
     if highest > 1 and not (root / LABELS).is_file():
-        labels = {k: f"class {k}" for k in range(1, highest + 1)}
+        labels = Labels.of({k: f"class {k}" for k in range(1, highest + 1)}, labels.ignore)
     return Dataset(
         name=root.name,
         root=root,
@@ -91,7 +100,6 @@ def read_datalist(root: Path) -> Dataset:
         channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
         labels=labels,
         cases=tuple(cases),
-        ignore_label=ignore,
         problems=tuple(problems),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
-from lesionseg.core import CaseFiles, Dataset, Remark, Role
+from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
 from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validated
@@ -33,7 +33,7 @@ class _Stated(BaseModel):
     fold: Count | None = None
 
 
-_Labels = RootModel[dict[PositiveInt, str]]
+_LabelsFile = RootModel[dict[PositiveInt, str]]
 
 
 def read_manifest(root: Path) -> Dataset:
@@ -47,8 +47,10 @@ def read_manifest(root: Path) -> Dataset:
     """
     path = root / MANIFEST
     rows, images = _table(path)
-    labels, ignore = read_labels(root)
-    cases, problems, names = list[CaseFiles](), Problems(), list(labels.values())
+    labels = read_labels(root)
+    cases: list[CaseFiles] = []
+    problems = Problems()
+    names = labels.names
     for line, row in enumerate(rows, start=2):
         with problems.of(row["case"], f"{path}: line {line}"):
             files = _case(root, row, images)
@@ -79,7 +81,6 @@ def read_manifest(root: Path) -> Dataset:
         channel_names=images,
         labels=labels,
         cases=tuple(cases),
-        ignore_label=ignore,
         problems=tuple(problems),
         remarks=tuple(_column_remarks(path, rows[0])),
     )
@@ -156,13 +157,13 @@ def _case(
     )
 
 
-def read_labels(root: Path) -> tuple[dict[int, str], int | None]:
-    """Label names by value from `labels.json`, else 1 the lesion, and the value to ignore."""
+def read_labels(root: Path) -> Labels:
+    """Read the labels from `labels.json`; without that file 1 is the lesion."""
     path = root / LABELS
     content = read_json(path, allow_nan=True) if path.is_file() else {"1": "lesion"}
-    named = dict(sorted(validated(_Labels, content, path).root.items()))
+    named = dict(sorted(validated(_LabelsFile, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}
     if not lesions or len(ignored) > 1:
         raise DatasetError(f"{path}: the labels {named} are no lesions and one value to ignore.")
-    return lesions, next(iter(ignored), None)
+    return Labels.of(lesions, next(iter(ignored), None))

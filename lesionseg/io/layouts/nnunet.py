@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, LabelRegion, Problem, Remark, Role
+from lesionseg.core import CaseFiles, Dataset, Labels, Problem, Remark, Role
 from lesionseg.errors import DatasetError, count, listed
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
@@ -62,24 +62,18 @@ class _Naming:
     masks: bool = False
 
 
-@dataclass(frozen=True)
-class LabelTable:
-    """Names of the lesions' mask values (ascending), the value to ignore, and regions."""
-
-    names: Mapping[int, str]
-    ignore: int | None
-    regions: tuple[LabelRegion, ...]
-
-
-def read_label_table(path: Path) -> LabelTable:
+def read_nnunet_labels(path: Path) -> Labels:
     """Read the labels of nnU-Net's `dataset.json`; raises `ReadError` or `DatasetError`."""
-    return label_table(read_json(path), path)
+    return nnunet_labels(read_json(path), path)
 
 
-def label_table(content: object, path: Path) -> LabelTable:
-    """Return the labels of a `dataset.json` that was read already; raises as `read_label_table`."""
-    names, ignore, regions = _labels(validated(_Facts, content, path), path)
-    return LabelTable(names, ignore, regions)
+def nnunet_labels(content: object, path: Path) -> Labels:
+    """Return the labels of a `dataset.json` that is read already.
+
+    Raises:
+        DatasetError: if they are not as nnU-Net has them.
+    """
+    return _labels(validated(_Facts, content, path), path)
 
 
 def read_nnunet(root: Path) -> Dataset:
@@ -96,7 +90,7 @@ def read_nnunet(root: Path) -> Dataset:
     names = tuple(name for _, name in sorted(facts.channel_names.items()))
     if sorted(facts.channel_names) != list(range(len(names))):
         raise DatasetError(f"{path}: the channels {facts.channel_names} are not 0, 1, ….")
-    labels, ignore, regions = _labels(facts, path)
+    labels = _labels(facts, path)
     files = {
         part: _image_files(root / part, facts.file_ending, remarks)
         for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
@@ -121,8 +115,6 @@ def read_nnunet(root: Path) -> Dataset:
         channel_names=names,
         labels=labels,
         cases=tuple(cases),
-        ignore_label=ignore,
-        regions=regions,
         problems=tuple(problems),
         remarks=tuple(remarks),
         split_file=next((root / n for n in (SPLITS_FINAL, PICKLED) if (root / n).is_file()), None),
@@ -309,14 +301,12 @@ def _by_case(files: Sequence[Path], numbered: bool, problems: Problems) -> Files
     return cases
 
 
-def _labels(
-    facts: _Facts, path: Path
-) -> tuple[dict[int, str], int | None, tuple[LabelRegion, ...]]:
-    """Names of the lesions' mask values, the value to ignore, and regions where there are any.
+def _labels(facts: _Facts, path: Path) -> Labels:
+    """Return the labels of a `dataset.json`.
 
-    Version 2 writes name to value, or to a list of values that are learnt as one region; version 1
-    value to name. 0 is background whatever its name. A list makes all labels regions, a single
-    value one of itself; a value then has the name of the smallest region that holds it.
+    Version 2 maps a name to a value, or to a list of values that are learned as one region; version
+    1 maps a value to a name. 0 is background whatever its name. A list makes all labels regions; a
+    single value is then a region of itself.
     """
     sets: dict[str, tuple[int, ...]] = {}
     for key, value in facts.labels.items():
@@ -332,16 +322,13 @@ def _labels(
         )
     ignore = ignored[0] if ignored else None
     if all(len(values) == 1 for values in lesions.values()):
-        return dict(sorted((v, name) for name, (v,) in lesions.items())), ignore, ()
+        return Labels.of({value: name for name, (value,) in lesions.items()}, ignore)
     painted = facts.regions_class_order or []
-    pairs = list(zip(lesions.items(), painted, strict=False))
-    misfit = any(value not in values for (_, values), value in pairs)
+    pairs = zip(lesions.values(), painted, strict=False)
+    misfit = any(value not in region for region, value in pairs)
     if not len(painted) == len(set(painted)) == len(lesions) or misfit:
         raise DatasetError(
             f"{path}: regions need a regions_class_order of {len(lesions)} different values, one "
             f"of each region's own, not {painted}."
         )
-    regions = tuple(LabelRegion(*lesion, value) for lesion, value in pairs)
-    by_size = sorted(regions, key=lambda r: -len(r.values))  # the last of equals gives the name
-    names = {value: region.name for region in by_size for value in region.values}
-    return dict(sorted(names.items())), ignore, regions
+    return Labels(tuple(painted), tuple(lesions), tuple(lesions.values()), ignore)

@@ -79,7 +79,7 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
     """
     max_bytes, has_viewer = int(cfg.max_upload_mb * 2**20), viewer.NIIVUE.is_file()
     queue, plan = InferenceQueue(cfg.max_waiting, cfg.request_seconds), predictor.plan
-    labels = dict(zip(plan.label_names, plan.label_values, strict=True))
+    labels = dict(zip(plan.labels.names, plan.labels.values, strict=True))
     digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
 
     async def check(request: Request) -> None:

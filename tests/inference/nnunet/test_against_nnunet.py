@@ -115,10 +115,10 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
         if plan.nnunet.reorients:  # as nnU-Net stores it
             found = to_canonical(Volume(found, volume.geometry)).array
         expected = read_all(trained.predicted(kind) / f"{files.case}.npz")
-        expected = expected if plan.regions else expected[1:]
+        expected = expected if plan.labels.regions else expected[1:]
         expected = expected.reshape(found.shape)
         difference = np.abs(found - expected).mean()
-        ours, theirs = (painted(p, regions=bool(plan.regions)) for p in (found, expected))
+        ours, theirs = (painted(p, regions=bool(plan.labels.regions)) for p in (found, expected))
         assert theirs.any()
         dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
         note = "%s %s %s: difference %.1e, Dice %.4f"

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
@@ -51,7 +52,7 @@ def _drawn(root, **settings):
 def test_an_image_says_patient_pixel_role_and_more(folder):
     dataset = read_dataset(folder())
     assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
-    assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]  # by category id
+    assert dataset.labels == Labels((1, 2), ("nodule", "mass"))  # by category id
     assert dataset.cases[0].columns == {"pixel_mm": ""}
     assert _case(dataset.root).image.geometry.spacing_mm == (1, 1)
     root = folder(patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
@@ -52,7 +53,7 @@ def test_every_column_is_taken_up(manifest):
     dataset = read_dataset(root)
     assert dataset.convention == "manifest"
     assert dataset.channel_names == ("image", "image_0001")
-    assert dataset.labels == {1: "lesion"}
+    assert dataset.labels.value_names == {1: "lesion"}
     a, b = dataset.cases
     assert [f.name for f in a.images] == ["a.nii", "b.nii"]
     assert a.reference == root / "m.nii"
@@ -64,11 +65,11 @@ def test_every_column_is_taken_up(manifest):
 
 def test_labels_beside_it_name_the_values(manifest):
     dataset = read_dataset(manifest(ONE, '{"3": "cyst", "2": "scar"}'))
-    assert list(dataset.labels.items()) == [(2, "scar"), (3, "cyst")]
+    assert dataset.labels == Labels((2, 3), ("scar", "cyst"))
     with pytest.raises(ContentError, match=r"m\.nii: the values \[1\]"):
         reference_of(dataset)
     dataset = read_dataset(manifest(ONE, '{"1": "ignore", "2": "scar"}'))
-    assert (dict(dataset.labels), dataset.ignore_label) == ({2: "scar"}, 1)
+    assert dataset.labels == Labels((2,), ("scar",), ignore=1)
     reference = reference_of(dataset)
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
     for unclear in ("[]", "{}", '{"1": "ignore"}', '{"lesion": 1}'):
@@ -158,7 +159,7 @@ def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "dim": 3}))
     nndetection_to_manifest.convert(tmp_path)
     dataset = read_dataset(tmp_path)
-    assert dataset.labels == dict(enumerate(classes, start=1))
+    assert dataset.labels.value_names == dict(enumerate(classes, start=1))
     found = reference_of(dataset)
     assert found.labels[0, 2, 1] == len(classes)
     assert found.labels[2, 0, 4] == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.core import LabelRegion
+from lesionseg.core import Labels
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
@@ -20,7 +20,7 @@ def test_both_versions_are_read(nnunet_folder):
     dataset = read_dataset(root)
     assert (dataset.convention, dataset.name, dataset.dims) == ("nnunet", "toy", 3)
     assert dataset.channel_names == ("channel0", "channel1")
-    assert (dataset.labels, dataset.ignore_label) == ({1: "lesion"}, 2)
+    assert dataset.labels == Labels((1,), ("lesion",), ignore=2)
     first = dataset.cases[0]
     assert first.case == first.group == "A"
     assert [f.name for f in first.images] == ["A_0000.nii.gz", "A_0001.nii.gz"]
@@ -31,7 +31,7 @@ def test_both_versions_are_read(nnunet_folder):
     (root / "dataset.json").write_text(json.dumps(version_1))
     dataset = read_dataset(root)
     assert dataset.channel_names == ("FLAIR", "T1")
-    assert list(dataset.labels.items()) == [(1, "scar"), (2, "cyst")]
+    assert dataset.labels == Labels((1, 2), ("scar", "cyst"))
     assert dataset.name == root.name
 
 
@@ -61,17 +61,15 @@ REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing
 def test_lists_of_values_are_regions(nnunet_folder):
     root = nnunet_folder(labels=REGIONS, regions_class_order=[1, 2, 3])
     dataset = read_dataset(root)
-    assert dataset.regions == (
-        LabelRegion("whole tumor", (1, 2, 3), 1),
-        LabelRegion("core", (2, 3), 2),
-        LabelRegion("enhancing", (3,), 3),
+    assert dataset.labels == Labels(
+        values=(1, 2, 3),
+        names=("whole tumor", "core", "enhancing"),
+        regions=((1, 2, 3), (2, 3), (3,)),
+        ignore=4,
     )
-    assert dataset.labels == {1: "whole tumor", 2: "core", 3: "enhancing"}
-    assert dataset.lesion_labels == {1: "lesion"}
-    assert dataset.ignore_label == 4
     merged = read_dataset(root, merge_labels=True)
-    assert (merged.regions, merged.merged_values) == ((), dataset.labels)
-    assert (merged.labels, merged.ignore_label) == ({1: "lesion"}, 4)
+    named = {1: "whole tumor", 2: "core", 3: "enhancing"}
+    assert merged.labels == Labels((1,), ("lesion",), ignore=4, merged=named)
     assert read_case(merged.cases[0], merged).reference.labels.sum() == 1
 
 
@@ -84,7 +82,7 @@ def test_decathlon_of_one_channel_is_read(nnunet_folder, write_nifti):
     (root / "imagesTr" / "._A.nii.gz").write_text("left by a Mac")
     dataset = read_dataset(root)
     assert (dataset.convention, dataset.channel_names) == ("msd", ("CT",))
-    assert dataset.labels == {1: "cancer"}
+    assert dataset.labels == Labels((1,), ("cancer",))
     assert [c.case for c in dataset.cases] == ["A", "B"]
     write_nifti(root / "imagesTr" / "A.nii.gz", np.zeros((5, 4, 3, 2), np.int16))
     with pytest.raises(ReadError, match="Split a 4-D file"):

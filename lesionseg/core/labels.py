@@ -1,0 +1,100 @@
+"""The labels of a dataset or a network: mask values, names, regions and the value to ignore."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+LabelValue = Annotated[int, Field(ge=1, le=255)]
+# the label of a lesion whose voxels may have several mask values
+UNION: Mapping[int, str] = {1: "lesion"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The lesion labels in the order of the network's channels; background is not among them.
+
+    Channel k is called `names[k]`, and `values[k]` is its value in predicted masks. Without
+    `regions` it is learned from the voxels of that value. With regions, channel k is learned from
+    the voxels of all values in `regions[k]`, which may overlap. `values[k]` is then one of them,
+    and later channels are painted over earlier ones. Regions do not divide lesions: a lesion is a
+    connected component of all regions together.
+
+    `ignore`: mask value of voxels that are neither learned nor scored; None if there is none.
+    `merged`: names of the mask values that all count as label 1, if the user merged them.
+
+    >>> brats = Labels((1, 3), ("whole tumour", "core"), regions=((1, 2, 3), (2, 3)))
+    >>> brats.mask_names
+    {1: 'whole tumour', 2: 'core', 3: 'core'}
+    >>> brats.channel_labels
+    ((1, 2, 3), (2, 3))
+    """
+
+    values: tuple[LabelValue, ...]
+    names: tuple[str, ...]
+    regions: tuple[tuple[LabelValue, ...], ...] = ()
+    ignore: int | None = None
+    merged: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], ignore: int | None = None) -> "Labels":
+        """Return labels without regions from the name of each mask value, in ascending order.
+
+        >>> Labels.of({2: "cyst", 1: "scar"}, ignore=9).names
+        ('scar', 'cyst')
+        """
+        values = tuple(sorted(names))
+        return cls(values, tuple(names[value] for value in values), ignore=ignore)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def value_names(self) -> Mapping[int, str]:
+        """The name of each value in predicted masks."""
+        return dict(zip(self.values, self.names, strict=True))
+
+    @property
+    def channel_values(self) -> tuple[tuple[int, ...], ...]:
+        """The mask values from which each channel is learned."""
+        return self.regions or tuple((value,) for value in self.values)
+
+    @property
+    def mask_names(self) -> Mapping[int, str]:
+        """The name of each value in reference masks, in ascending order with regions.
+
+        A value of several regions has the name of the smallest, of equal ones the last.
+        """
+        if not self.regions:
+            return self.value_names
+        pairs = zip(self.regions, self.names, strict=True)
+        by_size = sorted(pairs, key=lambda pair: -len(pair[0]))
+        names = {value: name for region, name in by_size for value in region}
+        return dict(sorted(names.items()))
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """The values in reference masks: prepared label k stands for the k-th of them."""
+        return tuple(self.mask_names)
+
+    @property
+    def channel_labels(self) -> tuple[tuple[int, ...], ...]:
+        """The prepared labels from which each channel is learned; empty without regions."""
+        place = {value: k for k, value in enumerate(self.mask_values, start=1)}
+        return tuple(tuple(place[value] for value in region) for region in self.regions)
+
+    @property
+    def lesion_names(self) -> Mapping[int, str]:
+        """The labels by which lesions and candidates differ; with regions all have one label."""
+        return UNION if self.regions else self.value_names
+
+    def merge(self) -> "Labels":
+        """Return one label, 1, to which all mask values belong."""
+        return Labels(
+            tuple(UNION), tuple(UNION.values()), ignore=self.ignore, merged=self.mask_names
+        )
+
+    def predicted(self) -> "Labels":
+        """Return the labels that a network predicts, without `ignore` and `merged`."""
+        return Labels(self.values, self.names, self.regions)
