@@ -1,7 +1,7 @@
 """The commands as functions, for notebooks: the same words in, results that show themselves.
 
 run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
-run.scores["lesion_recall"]["value"], run.to_pandas("lesions"), run.plot()
+run.scores.lesion_recall.value, run.to_pandas("lesions"), run.plot()
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from lesionseg.evaluation.scores import Scores
     from lesionseg.inference.predictor import Predictor
     from lesionseg.pipeline.check import CheckOutcome
     from lesionseg.plan.plan import Plan
@@ -55,11 +56,15 @@ class Run:
         return Run(folder)
 
     @property
-    def scores(self) -> dict[str, Any]:
-        """What `scores.json` holds; raises `ReadError` without one."""
-        from lesionseg.io.files import read_json
+    def scores(self) -> "Scores":
+        """The content of `scores.json`: `scores.lesion_recall.value`, `scores.to_json()`.
 
-        return dict(read_json(self.folder / "scores.json"))
+        Raises:
+            ReadError: if there is none.
+        """
+        from lesionseg.evaluation.scores import read_scores
+
+        return read_scores(self.folder / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""

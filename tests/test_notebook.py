@@ -54,7 +54,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
 
 
 def test_scores_tables_and_the_page_of_an_evaluation(scored: lesionseg.Run, tmp_path: Path) -> None:
-    assert scored.scores["lesion_recall"]["value"] == 0.5
+    assert scored.scores.lesion_recall.value == 0.5
     assert scored.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
     assert list(scored.to_pandas("cases")["case"]) == ["a", "b"]
     assert "<td>lesion recall</td><td>0.500</td>" in scored._repr_html_()

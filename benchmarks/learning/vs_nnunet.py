@@ -43,6 +43,7 @@ from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
 from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Prediction, Volume
+from lesionseg.evaluation import Scores
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.files import read_json, write_json, write_text
@@ -284,8 +285,8 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
-def score_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
-    """Write a tool's candidates of the validation cases into `run/validation`; their scores."""
+def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
+    """Write the candidates of a tool into `run/validation` and score the validation cases."""
     cases = labelled(found, "validation")
     if not cases:
         sys.exit(f"{run}: no case to score")
@@ -316,17 +317,17 @@ def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
     scores = score_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
-        "preset": scores["preset"],
+        "preset": scores.preset,
         "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),
-        "recall": scores["lesion_recall"]["value"],
-        "false_positives_per_case": scores["false_positives_per_case"]["value"],
-        "dice_accepted": scores["dice"]["mean"],
+        "recall": scores.lesion_recall.value,
+        "false_positives_per_case": scores.false_positives_per_case.value,
+        "dice_accepted": scores.dice.mean,
         **voxel_dice(folder, setting.scored, setting.found.dataset),
-        "average_precision": scores["average_precision"]["value"],
-        "cpm": scores["cpm"]["value"],
-        "panoptic_quality": scores["panoptic_quality"]["value"],
-        "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
-        "n_cases": scores["n_cases"],
+        "average_precision": scores.average_precision.value,
+        "cpm": scores.cpm.value,
+        "panoptic_quality": scores.panoptic_quality.value,
+        "froc": {"fp_per_case": scores.froc.fp_per_case, "recall": scores.froc.recall},
+        "n_cases": scores.n_cases,
         "lesions": lesions_found(folder),
         "cases": cases_scored(folder),
         "false_positives": false_positives(folder),

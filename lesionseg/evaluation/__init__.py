@@ -13,7 +13,8 @@ from lesionseg.evaluation.cases import (
 )
 from lesionseg.evaluation.criteria import PRESETS, Criterion, Preset, find_preset
 from lesionseg.evaluation.operating_point import choose
-from lesionseg.evaluation.scores import summarise
+from lesionseg.evaluation.scores import Scores, read_scores
+from lesionseg.evaluation.summary import SummarySettings, summarise
 
 __all__ = [
     "PRESETS",
@@ -23,9 +24,12 @@ __all__ = [
     "LesionResult",
     "MatchedCase",
     "Preset",
+    "Scores",
+    "SummarySettings",
     "choose",
     "evaluate_case",
     "find_preset",
     "match_case",
+    "read_scores",
     "summarise",
 ]

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, proportion, rate
+from lesionseg.evaluation.scores import AdjudicatedNumbers, Adjudication
 
 LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
 
@@ -48,8 +48,8 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
     return found
 
 
-def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> dict[str, Any]:
-    """The main numbers by the reference alone and with the confirmed lesions added to it.
+def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adjudication:
+    """Compute the main numbers by the reference alone and with the confirmed lesions added to it.
 
     A false positive with the answer `lesion` counts as a lesion that was found; lesions that both
     the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
@@ -76,17 +76,19 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> dict
             )
     confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
     words = Counter(word_of.values())
-    return {
-        **{f"n_{word}": words[word] for word in (LESION, NO_LESION_HERE, UNSURE)},
-        "n_open": len(boxes) - len(word_of),
-        "n_stale": len(answers) - len(fresh),
-        "by_reference": _numbers(results, {}),
-        "adjudicated": _numbers(results, confirmed),
-    }
+    return Adjudication(
+        n_lesion=words[LESION],
+        n_no_lesion=words[NO_LESION_HERE],
+        n_unsure=words[UNSURE],
+        n_open=len(boxes) - len(word_of),
+        n_stale=len(answers) - len(fresh),
+        by_reference=_numbers(results, {}),
+        adjudicated=_numbers(results, confirmed),
+    )
 
 
-def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> dict[str, Any]:
-    """The main numbers with intervals, a case's `confirmed` false positives counted as found."""
+def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> AdjudicatedNumbers:
+    """Compute the main numbers, with a case's `confirmed` false positives counted as found."""
     groups = sorted({r.group for r in results})
     rows = [
         (
@@ -102,10 +104,10 @@ def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> dic
     true, false, found, lesions, cases = (
         sums_by_group(groups, results, [row[i] for row in rows]) for i in range(5)
     )
-    return {
-        "n_lesions": int(lesions.sum()),
-        "n_false_positive": int(false.sum()),
-        "lesion_recall": proportion(found, lesions, NO_LESION).to_json(),
-        "lesion_precision": proportion(true, true + false, "nothing was accepted").to_json(),
-        "false_positives_per_case": rate(false, cases, NO_CASE).to_json(),
-    }
+    return AdjudicatedNumbers(
+        n_lesions=int(lesions.sum()),
+        n_false_positive=int(false.sum()),
+        lesion_recall=proportion(found, lesions, NO_LESION),
+        lesion_precision=proportion(true, true + false, "nothing was accepted"),
+        false_positives_per_case=rate(false, cases, NO_CASE),
+    )

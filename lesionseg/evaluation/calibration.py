@@ -5,7 +5,6 @@ ranking.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from lesionseg.core import Calibration
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.scores import CalibrationScores, NoCalibration, ReliabilityBin
 
 TOO_FEW = "fewer than 5 of either kind are too few for a curve"
 MIN_FOR_PLATT = 10  # of each outcome, to fit
@@ -62,39 +62,39 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
     )
 
 
-def describe_calibration(results: Sequence[CaseResult]) -> dict[str, Any]:
-    """How well the candidates' probabilities (else: their scores) say what is a lesion.
+def describe_calibration(results: Sequence[CaseResult]) -> CalibrationScores | NoCalibration:
+    """Measure how well the candidates' probabilities, or their scores, say what is a lesion.
 
     Brier score (1950). Slope: logistic regression of the outcome on the chance's logit (Cox 1958);
-    1 when well calibrated, under 1 where chances are too extreme. `observed_expected`: true
-    positives over the sum of chances. Values alone: candidates of few patients give no interval
-    that holds.
+    1 if well calibrated, below 1 if chances are too extreme. `observed_expected`: true positives
+    over the sum of chances. There are no intervals: candidates of few patients give none that
+    holds.
     """
     candidates = [c for r in results for c in r.candidates]
     calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
     p, true = scores_and_outcomes(results, probabilities=calibrated)
     if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
-        return {"of": None, "reason": TOO_FEW}
+        return NoCalibration(of=None, reason=TOO_FEW)
     y = true.astype(np.float64)
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
-    return {
-        "of": "probability" if calibrated else "score",
-        "n": len(true),
-        "brier": float(((p - y) ** 2).mean()),
-        "slope": float(slope),
-        "observed_expected": float(y.sum() / p.sum()) if p.any() else None,
-        "reliability": [
-            {
-                "from": i / N_BINS,
-                "to": (i + 1) / N_BINS,
-                "n": int((bins == i).sum()),
-                "mean_probability": float(p[bins == i].mean()),
-                "true_share": float(y[bins == i].mean()),
-            }
+    return CalibrationScores(
+        of="probability" if calibrated else "score",
+        n=len(true),
+        brier=float(((p - y) ** 2).mean()),
+        slope=float(slope),
+        observed_expected=float(y.sum() / p.sum()) if p.any() else None,
+        reliability=tuple(
+            ReliabilityBin(
+                from_=i / N_BINS,
+                to=(i + 1) / N_BINS,
+                n=int((bins == i).sum()),
+                mean_probability=float(p[bins == i].mean()),
+                true_share=float(y[bins == i].mean()),
+            )
             for i in np.unique(bins).tolist()
-        ],
-    }
+        ),
+    )
 
 
 def fit_logistic(

@@ -11,6 +11,7 @@ must lie above −margin: the one is then not inferior (Piaggio et al. 2012).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from lesionseg.evaluation.intervals import (
     draw_groups,
     ratio,
 )
-from lesionseg.evaluation.scores import RATIOS
+from lesionseg.evaluation.scores import Difference, PrimaryDifference
+from lesionseg.evaluation.summary import RATIOS
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
@@ -53,14 +55,27 @@ def compare(
     margin: float | None = None,
     replicates: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Differences `one − other` of the main numbers, each with interval and p-value.
+) -> dict[str, Difference]:
+    """Compute the differences `one − other` of the main numbers, with intervals and p-values.
 
-    Both were evaluated on the same cases, at their own operating points; else `DatasetError`. With
-    scores on both sides also at equal false positives per case, and the areas: the mean sensitivity
-    at `fp_per_case` and average precision. Under 5 groups with something to count neither interval
-    nor p-value is given. `margin`: by how much the one may be worse in the primary endpoint,
-    between 0 and 1.
+    Both models are compared at their own operating points. If both have scores, they are also
+    compared at equal false positives per case, by the mean sensitivity at `fp_per_case` and by
+    average precision. Fewer than 5 groups with something to count give neither interval nor
+    p-value.
+
+    Args:
+        one: the results of a model.
+        other: the results of another model on the same cases.
+        fp_per_case: the rates of the mean sensitivity.
+        margin: how much worse the one may be in the primary measure, between 0 and 1.
+        replicates: of the bootstrap.
+        seed: of the bootstrap and of the permutation test.
+
+    Returns:
+        The differences by name. The primary one is a `PrimaryDifference`.
+
+    Raises:
+        DatasetError: if the two models have different cases.
     """
     if [r.case for r in one] != [r.case for r in other]:
         apart = sorted({r.case for r in one} ^ {r.case for r in other})
@@ -90,17 +105,30 @@ def compare(
         for name, (statistic, support) in numbers.items()
     }
     primary = PRIMARY if scored else PRIMARY_UNSCORED
-    _correct(found, primary)
-    interval = found[primary]["ci95"]
-    inferior = None if margin is None or interval is None else interval[0] <= -margin
-    not_inferior = None if inferior is None else not inferior
-    found[primary] |= {"primary": True, "margin": margin, "not_inferior": not_inferior}
-    return found
+    corrected = _corrected(found, primary)
+    return corrected | {primary: _as_primary(found[primary], margin)}
+
+
+def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
+    not_inferior = None
+    if margin is not None and found.ci95 is not None:
+        not_inferior = found.ci95[0] > -margin
+    return PrimaryDifference(
+        one=found.one,
+        other=found.other,
+        difference=found.difference,
+        ci95=found.ci95,
+        reason=found.reason,
+        p_value=found.p_value,
+        primary=True,
+        margin=margin,
+        not_inferior=not_inferior,
+    )
 
 
 def _difference(
     statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
-) -> dict[str, Any]:
+) -> Difference:
     n = draws.shape[1]
 
     def both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
@@ -110,7 +138,13 @@ def _difference(
     a, b, difference = bootstrap(
         lambda weights: both(weights, np.zeros_like(weights)), draws, support, UNDEFINED, items
     )
-    found = {"one": a.value, "other": b.value, **difference.to_json("difference"), "p_value": None}
+    found = Difference(
+        one=a.value,
+        other=b.value,
+        difference=difference.value,
+        ci95=difference.ci95,
+        reason=difference.reason,
+    )
     if difference.value is None or (support > 0).sum() < MIN_GROUPS:
         return found
 
@@ -130,16 +164,19 @@ def _difference(
         batch=max(1, _MAX_ELEMENTS // items),
         random_state=seed,
     )
-    return {**found, "p_value": float(test.pvalue)}
+    return replace(found, p_value=float(test.pvalue))
 
 
-def _correct(found: Mapping[str, dict[str, Any]], primary: str) -> None:
+def _corrected(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
+    """Return the differences with the corrected p-values of the secondary ones (Holm 1979)."""
     known = sorted(
-        (row["p_value"], name)
+        (row.p_value, name)
         for name, row in found.items()
-        if name != primary and row["p_value"] is not None
+        if name != primary and row.p_value is not None
     )
+    corrected = dict(found)
     least = 0.0
     for rank, (p, name) in enumerate(known):
         least = max(least, min(1.0, (len(known) - rank) * p))
-        found[name]["p_holm"] = least
+        corrected[name] = replace(corrected[name], p_holm=least)
+    return corrected

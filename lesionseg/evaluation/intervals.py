@@ -11,7 +11,6 @@ of one, so that value and interval come from the same code.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +34,11 @@ CI = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; where one is None, `reason` says why."""
+    """A value with its 95 % interval. If one of them is None, `reason` says why."""
 
     value: float | None
     ci95: CI | None = None
     reason: str | None = None
-
-    def to_json(self, name: str = "value") -> dict[str, Any]:
-        """As in scores.json: the value under `name`, `ci95` and, where one is null, `reason`."""
-        interval = None if self.ci95 is None else list(self.ci95)
-        reason = {} if self.reason is None else {"reason": self.reason}
-        return {name: self.value, "ci95": interval, **reason}
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:

@@ -1,426 +1,546 @@
-"""scores.json: every number of an evaluation, from the results of its cases.
+"""The content of scores.json as types: every number of an evaluation.
 
-A number is a mapping of `value` (a mean over cases: `mean` and `median`) and `ci95`; where one of
-them is null, `reason` says why.
+The names of fields are the keys of the file, in the order of the file. An undefined number is None
+(`null` in the file), and `reason` says why. docs/evaluation.md describes the numbers.
 """
 
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from lesionseg.core import OperatingPoint, joint_unit
-from lesionseg.evaluation import curves
-from lesionseg.evaluation.calibration import describe_calibration
-from lesionseg.evaluation.cases import CaseResult
-from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
-from lesionseg.evaluation.curves import Pool, sums_by_group
-from lesionseg.evaluation.intervals import (
-    NO_CASE,
-    NO_LESION,
-    Z95,
-    Estimate,
-    Statistic,
-    Weights,
-    bootstrap,
-    draw_groups,
-    proportion,
-    rate,
-    ratio,
-)
-from lesionseg.evaluation.subgroups import (
-    ZONE,
-    Columns,
-    Members,
-    find_subgroups,
-    recall_by_size,
-    size_curve,
-)
-from lesionseg.ops.host_memory import without_collection
-
-_log = logging.getLogger(__name__)
+from lesionseg.core import Aim
+from lesionseg.errors import ConfigError, ContentError, ReadError, misfits
+from lesionseg.evaluation.intervals import CI, Estimate
+from lesionseg.io.files import read_json
 
 SCHEMA_VERSION = 3
-MIN_CASES_FOR_CPM = 8  # 1/8 false positive per case cannot be seen in fewer
-DEVELOPMENT_ROLES = ("train", "validation")
-NO_LESION_FREE_CASE = "there is no lesion-free case"
-NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
-NOTHING_ACCEPTED = "no accepted candidate was counted"
-NO_VOLUME = "an image of two axes, or a bare box, has no volume"
-UNSCORED = "the candidates have no scores, and a score is never invented"
-TOO_FEW_CASES_FOR_CPM = "fewer than 8 cases cannot show a rate of 1/8 per case"
-ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
-BOXES = "boxes have no voxels to compare"
-NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
-
-# of a case: numerator and denominator; and why there may be none
-RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = {
-    "lesion_recall": (lambda r: (r.n_detected, len(r.lesions)), NO_LESION),
-    "lesion_precision": (
-        lambda r: (
-            r.n_outcome("true_positive"),
-            r.n_outcome("true_positive") + r.n_outcome("false_positive"),
-        ),
-        NOTHING_ACCEPTED,
-    ),
-    "lesion_f1": (
-        lambda r: (
-            2 * r.n_detected,
-            r.n_detected + len(r.lesions) + r.n_outcome("false_positive"),
-        ),
-        NO_LESION,
-    ),
-    "false_positives_per_case": (
-        lambda r: (r.n_outcome("false_positive"), r.annotated_share),
-        NO_CASE,
-    ),
-    "false_positives_per_lesion_free_case": (
-        lambda r: (r.is_lesion_free * r.n_outcome("false_positive"), r.is_lesion_free),
-        NO_LESION_FREE_CASE,
-    ),
-    "specificity": (
-        lambda r: (r.is_lesion_free and not r.n_outcome("false_positive"), r.is_lesion_free),
-        NO_LESION_FREE_CASE,
-    ),
-}
+SCORES_FILE = "scores.json"
+# keys that a file has only if there is something to say
+_OPTIONAL_KEYS = frozenset(
+    {
+        "reason",
+        "is_default",
+        "expected_false_positives_per_case",
+        "confidence",
+        "p_holm",
+        "failed_cases",
+        "comparison",
+        "adjudication",
+    }
+)
 
 
-@without_collection()
-def summarise(
-    results: Sequence[CaseResult],
-    preset: Preset,
-    *,
-    evaluated_on: str,
-    operating_point: OperatingPoint | None = None,
-    labels: Mapping[int, str] | None = None,
-    split_is_group_safe: bool | None = None,
-    replicates: int = 1000,
-    seed: int = 0,
-    provenance: Mapping[str, Any] | None = None,
-    columns: Columns | None = None,
-    subgroups: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The content of scores.json, as docs/evaluation.md describes it.
+_UNSTATED = Estimate(None)
 
-    No result at all gives nulls throughout.
 
-    Args:
-        results: one per case.
-        preset: the match rule that they were matched by.
-        evaluated_on: the role of the cases.
-        operating_point: None for the one that all predictions state; bare masks have none.
-        labels: names of label values; others are named by their value.
-        split_is_group_safe: whether no patient is on both sides of the split; None: not known.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
-        provenance: versions and hashes, copied.
-        columns: what a table says of each case, by case and column; `slice_spacing_mm` is added.
-        subgroups: the columns to divide by; None for all that divide.
+@dataclass(frozen=True, kw_only=True)
+class MeanEstimate:
+    """The mean over the cases with a defined value, its 95 % interval, and the median."""
+
+    mean: float | None = None
+    ci95: CI | None = None
+    reason: str | None = None
+    median: float | None = None
+    n: int = 0
+
+    @property
+    def value(self) -> float | None:
+        """The mean, under the name that a single number has."""
+        return self.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceDice(MeanEstimate):
+    """The mean surface Dice. `tolerance_mm`: distance up to which surfaces agree."""
+
+    tolerance_mm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceDistance(MeanEstimate):
+    """The mean HD95. `n_undefined`: cases with a lesion, but without a surface to measure from."""
+
+    n_undefined: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Froc:
+    """Recall at some rates of false positives per case; recall is None without scores."""
+
+    fp_per_case: tuple[float, ...] = ()
+    recall: tuple[float | None, ...] | None = ()
+    ci95: tuple[CI | None, ...] | None = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Mean of predicted minus reference values of `n` cases, and the limits of agreement."""
+
+    n: int = 0
+    bias: Estimate = _UNSTATED
+    lower_limit: Estimate = _UNSTATED
+    upper_limit: Estimate = _UNSTATED
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionLoad:
+    """Agreement of the lesion volume and of the number of lesions by case."""
+
+    volume_ml: Agreement = Agreement()
+    n_lesions: Agreement = Agreement()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeClass:
+    """Recall of lesions with a diameter in `[from_mm, to_mm)`; the largest class has no end."""
+
+    from_mm: float
+    to_mm: float | None
+    n: int
+    detected: int
+    recall: float | None
+    ci95: CI | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeCurve:
+    """A logistic curve: P(found) = 1 / (1 + exp(−(intercept + slope·ln diameter))).
+
+    `recall` and `ci95` are its values at `diameters_mm`. `d50_mm` and `d90_mm`: the diameters that
+    are found with 50 and 90 % probability.
     """
-    whole = Summary(results, preset, replicates, seed)
-    spaced = {
-        r.case: {"slice_spacing_mm": f"{r.slice_spacing_mm:g}", **(columns or {}).get(r.case, {})}
-        if r.slice_spacing_mm is not None
-        else (columns or {}).get(r.case, {})
-        for r in results
-    }
-    point = _operating_point(results, operating_point, evaluated_on)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "evaluated_on": evaluated_on,
-        "preset": preset.name,
-        **whole.counts(),
-        **whole.numbers(),
-        "recall_by_size": recall_by_size(results, whole.groups, preset.size_edges_mm),
-        "size_curve": size_curve(results, whole.groups, whole.draws),
-        "size_unit": joint_unit(r.unit for r in results),
-        "calibration": describe_calibration(results) if whole.scored else {"reason": UNSCORED},
-        "operating_point": point,
-        "other_criteria": whole.other_criteria(),
-        "subgroups": [
-            whole.subgroup(members) for members in find_subgroups(results, spaced, subgroups)
-        ],
-        "per_label": _per_label(whole, labels or {}),
-        "split_is_group_safe": split_is_group_safe,
-        "missing_predictions": [r.case for r in results if r.status == "missing"],
-        "provenance": {
-            **(provenance or {}),
-            "preset": json.loads(json.dumps(asdict(preset))),  # lists, as when read back
-            "bootstrap": {"replicates": replicates, "seed": seed},
-        },
-    }
+
+    intercept: float
+    slope: float
+    d50_mm: Estimate
+    d90_mm: Estimate
+    observed_mm: tuple[float, float]
+    diameters_mm: tuple[float, ...]
+    recall: tuple[float | None, ...]
+    ci95: tuple[CI | None, ...]
+    reason: str | None = None
 
 
-class Summary:
-    """The numbers of some cases; every interval resamples the same groups."""
+@dataclass(frozen=True, kw_only=True)
+class NoSizeCurve:
+    """The reason why there is no curve."""
 
-    def __init__(
-        self, results: Sequence[CaseResult], preset: Preset, replicates: int, seed: int
-    ) -> None:
-        self.results, self.preset, self.seed = results, preset, seed
-        self.pool = Pool.of(results)
-        self.groups = self.pool.groups
-        self.draws = draw_groups(len(self.groups), replicates, np.random.default_rng(seed))
-        self.scored = all(r.scored for r in results)
-
-    def part(self, results: Sequence[CaseResult]) -> "Summary":
-        """The same of other results."""
-        return Summary(results, self.preset, len(self.draws), self.seed)
-
-    def sums(self, values: Sequence[float]) -> NDArray[np.float64]:
-        """A value by case, summed by group."""
-        return sums_by_group(self.groups, self.results, values)
-
-    def counts(self) -> dict[str, int]:
-        """The counts of cases, lesions and candidates."""
-        n_lesions = sum(len(r.lesions) for r in self.results)
-        n_found = sum(r.n_detected for r in self.results)
-        return {
-            "n_cases": len(self.results),
-            "n_groups": len(self.groups),
-            "n_lesion_free_cases": sum(r.is_lesion_free for r in self.results),
-            "n_lesions": n_lesions,
-            "n_candidates": sum(len(r.candidates) for r in self.results),
-            "n_true_positive": n_found,
-            "n_false_positive": sum(r.n_outcome("false_positive") for r in self.results),
-            "n_missed": n_lesions - n_found,
-        }
-
-    def numbers(self) -> dict[str, Any]:
-        """Every number that has an interval."""
-        drawn = [r.dice is not None for r in self.results if r.status == "ok" and r.lesions]
-        all_boxes = bool(drawn) and not any(drawn)  # beside which a failed case is no 0
-        surface = self.mean([None if all_boxes else r.surface_dice for r in self.results])
-        n_undefined = sum(bool(r.lesions) and r.hd95_mm is None for r in self.results)
-        distance = self.mean([r.hd95_mm for r in self.results], is_share=False)
-        cpm = self.of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
-        if cpm.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
-            cpm = Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
-        return {
-            "dice": self.mean([None if all_boxes else r.dice for r in self.results]),
-            "surface_dice": {**surface, "tolerance_mm": self.preset.surface_tolerance_mm},
-            "hd95_mm": {**distance, "n_undefined": n_undefined},
-            **{name: self.ratio(name).to_json() for name in RATIOS},
-            "cpm": cpm.to_json(),
-            "average_precision": self.average_precision().to_json(),
-            "case_auroc": self.case_auroc().to_json(),
-            "panoptic_quality": self.panoptic_quality().to_json(),
-            "froc": self.froc(),
-            "lesion_load": self.lesion_load(),
-        }
-
-    def ratio(self, name: str) -> Estimate:
-        """One of `RATIOS` of all cases: a rate, F1 by the bootstrap, else a share."""
-        of_case, undefined = RATIOS[name]
-        above, below = (self.sums([of_case(r)[k] for r in self.results]) for k in (0, 1))
-        if name == "lesion_f1":
-            lesions = self.pool.lesions_by_group
-            statistic = ratio(above, below)
-            return bootstrap(statistic, self.draws, lesions, undefined, len(self.results))[0]
-        if name.startswith("false_positives"):
-            return rate(above, below, undefined)
-        return proportion(above, below, undefined)
-
-    def mean(self, values: Sequence[float | None], *, is_share: bool = True) -> dict[str, Any]:
-        """Mean and median of the defined values of cases; shares lie between 0 and 1."""
-        defined = [v for v in values if v is not None]
-        counted = self.sums([v is not None for v in values])
-        total = self.sums([v or 0.0 for v in values])
-        if is_share:
-            estimate = proportion(total, counted, NO_MASKED_CASE, least_deff=0.0)
-        else:
-            statistic = ratio(total, counted)
-            n = len(self.results)
-            estimate = bootstrap(statistic, self.draws, counted, NO_MASKED_CASE, n)[0]
-        median = float(np.median(defined)) if defined else None
-        return {**estimate.to_json("mean"), "median": median, "n": len(defined)}
-
-    def of_curve(self, statistic: Statistic) -> list[Estimate]:
-        """Statistics of the pooled scores; undefined without any."""
-        if not self.scored:
-            return [Estimate(None, None, UNSCORED)]
-        items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
-        support = self.pool.lesions_by_group
-        return bootstrap(statistic, self.draws, support, NO_LESION, items)
-
-    def average_precision(self) -> Estimate:
-        """Average precision; undefined without scores."""
-        return self.of_curve(curves.average_precision(self.pool))[0]
-
-    def case_auroc(self) -> Estimate:
-        """Chance that a case with a lesion scores above one without."""
-        if not self.scored:
-            return Estimate(None, None, UNSCORED)
-        known = ~np.isnan(self.pool.case_score)
-        kinds = [
-            np.bincount(self.pool.case_group[known & kind], minlength=len(self.groups))
-            for kind in (self.pool.case_positive, ~self.pool.case_positive)
-        ]
-        if not all(kind.any() for kind in kinds):
-            return Estimate(None, None, ONE_KIND_OF_CASE)
-        support = min(kinds, key=np.count_nonzero).astype(np.float64)  # the rarer kind decides
-        statistic = curves.case_auroc(self.pool)
-        return bootstrap(statistic, self.draws, support, ONE_KIND_OF_CASE, len(self.results))[0]
-
-    def froc(self) -> dict[str, Any]:
-        """The curve at the preset's rates."""
-        rates = list(self.preset.fp_per_case)
-        if not self.scored or not len(self.pool.detected_at):
-            why = NO_LESION if self.scored else UNSCORED
-            return {"fp_per_case": rates, "recall": None, "ci95": None, "reason": why}
-        points = self.of_curve(curves.froc(self.pool, rates))
-        reason = next((p.reason for p in points if p.reason), None)
-        return {
-            "fp_per_case": rates,
-            "recall": [p.value for p in points],
-            "ci95": [None if p.ci95 is None else list(p.ci95) for p in points],
-            **({"reason": reason} if reason else {}),
-        }
-
-    def panoptic_quality(self) -> Estimate:
-        """Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed; Kirillov 2019)."""
-        if any(iou is None for r in self.results for iou in r.pair_ious):
-            return Estimate(None, None, BOXES)
-        iou, found, false = (
-            self.sums(values)
-            for values in (
-                [sum(filter(None, r.pair_ious)) for r in self.results],
-                [len(r.pair_ious) for r in self.results],
-                [r.n_unpaired for r in self.results],
-            )
-        )
-        lesions = self.pool.lesions_by_group
-        statistic = ratio(2 * iou, found + lesions + false)
-        return bootstrap(statistic, self.draws, lesions, NO_LESION, len(self.results))[0]
-
-    def lesion_load(self) -> dict[str, Any]:
-        """Agreement of volume (ml; None in 2-D) and of number of lesions by case."""
-        volumes = [(r.reference_ml, r.predicted_ml) for r in self.results]
-        counts = [(len(r.lesions), sum(c.accepted for c in r.candidates)) for r in self.results]
-        return {
-            "volume_ml": self._agreement(volumes, NO_VOLUME),
-            "n_lesions": self._agreement(counts, NO_CASE),
-        }
-
-    def _agreement(
-        self, pairs: Sequence[tuple[float | None, float | None]], undefined: str
-    ) -> dict[str, Any]:
-        """Mean of predicted minus reference, ± 1.96 standard deviations (Bland & Altman 1986)."""
-        errors = [None if x is None or y is None else y - x for x, y in pairs]
-        n, d, d2 = (
-            self.sums([0.0 if e is None else e**power for e in errors]) for power in (0, 1, 2)
-        )
-
-        def statistic(weights: Weights) -> NDArray[np.float64]:
-            count, total, squares = weights @ n, weights @ d, weights @ d2
-            with np.errstate(invalid="ignore", divide="ignore"):
-                bias = total / count
-                reach = Z95 * np.sqrt(np.maximum(squares - count * bias**2, 0.0) / (count - 1))
-            found = np.stack([bias, bias - reach, bias + reach], axis=1)
-            return np.where(count[:, None] > 1, found, np.nan)
-
-        found = bootstrap(statistic, self.draws, n, undefined, 6)
-        names = ("bias", "lower_limit", "upper_limit")
-        return {
-            "n": int(n.sum()),
-            **{name: one.to_json() for name, one in zip(names, found, strict=True)},
-        }
-
-    def other_criteria(self) -> dict[str, Any]:
-        """Recall and false positives of the accepted candidates under the side criteria."""
-        found = {}
-        for name in (criterion.name for criterion in SIDE_CRITERIA):
-            hits, false = (self.sums([r.sides[name][i] for r in self.results]) for i in (0, 1))
-            recall = proportion(hits, self.pool.lesions_by_group, NO_LESION)
-            false_positives = rate(false, self.pool.cases_by_group, NO_CASE)
-            found[name] = {
-                "lesion_recall": recall.to_json(),
-                "false_positives_per_case": false_positives.to_json(),
-            }
-        return found
-
-    def subgroup(self, members: Members) -> dict[str, Any]:
-        """Recall and false positives per case with intervals, and mean Dice, of a subgroup."""
-        part = self.part(members.results)
-        counts = part.counts()
-        dice = [r.dice for r in part.results if r.dice is not None and members.by != ZONE]
-        return {
-            "by": members.by,
-            "value": members.value,
-            **{name: counts[name] for name in ("n_cases", "n_groups", "n_lesions")},
-            "n_detected": counts["n_true_positive"],
-            "lesion_recall": part.ratio("lesion_recall").to_json(),
-            "false_positives_per_case": part.ratio("false_positives_per_case").to_json(),
-            "dice": float(np.mean(dice)) if dice else None,
-        }
+    slope: None = None
+    reason: str | None = None
 
 
-def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
-    """The numbers of each label within itself or, where there are any, of each region."""
-    results = whole.results
-    parts: dict[str, tuple[list[CaseResult], list[float | None]]] = {}
-    for name in dict.fromkeys(name for r in results for name in r.regions):
-        part = [r.regions[name] for r in results if name in r.regions]
-        parts[name] = part, [r.dice for r in part]
-    if not parts:
-        seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
-        for label in sorted(seen | set(labels)):
-            part = [_of_label(r, label) for r in results if r.annotated.get(label, True)]
-            dice = [r.dice_by_label.get(label) if r.lesions else None for r in part]
-            parts[labels.get(label, str(label))] = part, dice
-    found: dict[str, Any] = {}
-    for name, (part, dice) in parts.items():
-        one = whole.part(part)
-        ratios = ("lesion_recall", "lesion_precision", "false_positives_per_case")
-        found[name] = one.counts() | {
-            "dice": one.mean(dice),
-            **{ratio: one.ratio(ratio).to_json() for ratio in ratios},
-            "average_precision": one.average_precision().to_json(),
-        }
-    return found
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """The candidates with a probability in `[from_, to)`, and the share of them that is true."""
+
+    from_: Annotated[float, Field(alias="from")]  # `from` is a word of Python
+    to: float
+    n: int
+    mean_probability: float
+    true_share: float
 
 
-def _of_label(result: CaseResult, label: int) -> CaseResult:
-    part = result.within_labels or result
-    return replace(
-        result,
-        annotated={},
-        lesions=tuple(x for x in part.lesions if x.label == label),
-        candidates=tuple(c for c in part.candidates if c.label == label),
-    )
+@dataclass(frozen=True, kw_only=True)
+class CalibrationScores:
+    """Agreement of the candidates' probabilities, or of their scores, with the outcomes."""
+
+    of: Literal["probability", "score"]
+    n: int
+    brier: float
+    slope: float
+    observed_expected: float | None
+    reliability: tuple[ReliabilityBin, ...]
 
 
-def _operating_point(
-    results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
-) -> dict[str, Any]:
-    """The point, and whether choosing it on these cases, or developing on them, flatters.
+@dataclass(frozen=True, kw_only=True)
+class NoCalibration:
+    """The reason why scored candidates say nothing about calibration."""
 
-    With what its choice led to expect of unseen cases, where that is known.
+    of: None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unscored:
+    """The reason why candidates without scores have no calibration."""
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointInUse:
+    """The operating point that decided which candidates were accepted.
+
+    `name` and `score` are None if the prediction's own accepted candidates were taken.
+    `optimistic`: the point was chosen on these cases, or the program was developed on them.
+    `is_default`, `expected_false_positives_per_case`, `confidence`: as in `core.OperatingPoint`.
     """
-    predicted = [r for r in results if r.status == "ok"]
-    unscored = [r.case for r in predicted if not r.scored]
-    if given and unscored:
-        _log.warning("No scores, so all their candidates stay accepted: %s", ", ".join(unscored))
-    applies = given is not None and (not unscored or len(unscored) < len(predicted))
-    stated = {given} if applies else {r.operating_point for r in predicted}
-    if len(stated) > 1:
-        _log.warning("The predictions state different operating points; none is reported.")
-    point = stated.pop() if len(stated) == 1 else None
-    chosen_on = point.chosen_on if point else None
-    chosen_here = chosen_on is not None and evaluated_on in chosen_on.split("+")
-    found = {
-        "name": point.name if point else None,
-        "score": point.score if point else None,
-        "chosen_on": chosen_on,
-        "optimistic": evaluated_on in DEVELOPMENT_ROLES or chosen_here,
-    }
-    if point is None:
-        return {**found, "reason": NO_OPERATING_POINT}
-    if point.is_default:
-        found["is_default"] = True
-    expected = ("expected_false_positives_per_case", "confidence")
-    return {**found, **{name: v for name in expected if (v := getattr(point, name)) is not None}}
+
+    name: str | None = None
+    score: float | None = None
+    chosen_on: str | None = None
+    optimistic: bool = False
+    reason: str | None = None
+    is_default: bool = False
+    expected_false_positives_per_case: float | None = None
+    confidence: float | None = None
+
+    @property
+    def aim(self) -> Aim | None:
+        """The aim of the point; None if the name states no known one."""
+        try:
+            return None if self.name is None else Aim.parse(self.name)
+        except ConfigError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionScores:
+    """Recall and false positives of the accepted candidates under one match criterion."""
+
+    lesion_recall: Estimate
+    false_positives_per_case: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subgroup:
+    """The numbers of the cases with one value of a column, or of the lesions in one zone."""
+
+    by: str
+    value: str
+    n_cases: int
+    n_groups: int
+    n_lesions: int
+    n_detected: int
+    lesion_recall: Estimate
+    false_positives_per_case: Estimate
+    dice: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of cases, groups, lesions and candidates."""
+
+    n_cases: int
+    n_groups: int
+    n_lesion_free_cases: int
+    n_lesions: int
+    n_candidates: int
+    n_true_positive: int
+    n_false_positive: int
+    n_missed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScores(Counts):
+    """The numbers of one label by itself, or of one region."""
+
+    dice: MeanEstimate
+    lesion_recall: Estimate
+    lesion_precision: Estimate
+    false_positives_per_case: Estimate
+    average_precision: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedCase:
+    """A case that could not be scored, and why."""
+
+    case: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A number of two models on the same cases, and their difference `one − other`.
+
+    `p_holm`: the p-value, corrected for the number of all secondary measures (Holm).
+    """
+
+    one: float | None
+    other: float | None
+    difference: float | None
+    ci95: CI | None
+    reason: str | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimaryDifference(Difference):
+    """The difference of the primary measure, whose p-value is not corrected.
+
+    `not_inferior`: the interval lies above `−margin`; None without a margin or an interval.
+    """
+
+    primary: Literal[True]
+    margin: float | None = None
+    not_inferior: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjudicatedNumbers:
+    """The main numbers by the reference alone, or with the confirmed lesions added to it."""
+
+    n_lesions: int
+    n_false_positive: int
+    lesion_recall: Estimate
+    lesion_precision: Estimate
+    false_positives_per_case: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjudication:
+    """The answers of a reader to the false positives, and both sets of numbers.
+
+    `n_open`: false positives without an answer. `n_stale`: answers on candidates that are no longer
+    false positives, or have moved.
+    """
+
+    n_lesion: int
+    n_no_lesion: int
+    n_unsure: int
+    n_open: int
+    n_stale: int
+    by_reference: AdjudicatedNumbers
+    adjudicated: AdjudicatedNumbers
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the scores were made of and by: versions, hashes, data and model.
+
+    `stated` is the content of the file. The properties are those that a reader of scores needs.
+    """
+
+    stated: Mapping[str, Any]
+
+    def states(self, key: str) -> bool:
+        """Return True if the file has the key, also with null."""
+        return key in self.stated
+
+    def _text(self, key: str) -> str:
+        return str(self.stated.get(key) or "")
+
+    def _count(self, key: str) -> int | None:
+        value = self.stated.get(key)
+        return value if isinstance(value, int) else None
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset, "" if not stated."""
+        return self._text("dataset")
+
+    @property
+    def date(self) -> str:
+        """The day of the evaluation, such as 2026-01-31."""
+        return self._text("date")
+
+    @property
+    def model(self) -> str:
+        """The architecture."""
+        return self._text("model")
+
+    @property
+    def bundle(self) -> str:
+        """The digest of the bundle that predicted."""
+        return self._text("bundle")
+
+    @property
+    def version(self) -> str:
+        """The version of lesionseg."""
+        return self._text("lesionseg")
+
+    @property
+    def commit(self) -> str:
+        """The commit of lesionseg."""
+        return self._text("git_commit")
+
+    @property
+    def scored(self) -> str:
+        """What was scored, if it was not all lesions."""
+        return self._text("scored")
+
+    @property
+    def simulated(self) -> bool:
+        """True if a program made the scans."""
+        return bool(self.stated.get("simulated"))
+
+    @property
+    def of_training(self) -> bool:
+        """True if a training wrote the scores."""
+        return self.states("training_steps") or self.states("folds")
+
+    @property
+    def training_patients(self) -> int | None:
+        """Number of patients in the training cases."""
+        return self._count("training_patients")
+
+    @property
+    def training_scans(self) -> int | None:
+        """Number of training cases."""
+        return self._count("training_scans")
+
+    @property
+    def training_minutes(self) -> float:
+        """Minutes that the training took; 0 if not stated."""
+        return float(self.stated.get("training_minutes") or 0.0)
+
+    @property
+    def rule_threshold(self) -> float | None:
+        """The threshold of the match criterion."""
+        preset = self.stated.get("preset") or {}
+        value = (preset.get("criterion") or {}).get("threshold")
+        return None if value is None else float(value)
+
+
+def _as_provenance(content: object) -> object:
+    return {"stated": content} if isinstance(content, Mapping) else content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The cases and the rule of an evaluation."""
+
+    schema_version: int = SCHEMA_VERSION
+    evaluated_on: str = "unknown"
+    preset: str = "lesionseg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Counts, Evaluated):
+    """Every number of an evaluation, as in scores.json.
+
+    A number that a file of an earlier version does not state is undefined, without a reason.
+    `failed_cases`, `comparison` and `adjudication` are None if they were not asked for.
+    """
+
+    dice: MeanEstimate = MeanEstimate()
+    surface_dice: SurfaceDice = SurfaceDice()
+    hd95_mm: SurfaceDistance = SurfaceDistance()
+    lesion_recall: Estimate = _UNSTATED
+    lesion_precision: Estimate = _UNSTATED
+    lesion_f1: Estimate = _UNSTATED
+    false_positives_per_case: Estimate = _UNSTATED
+    false_positives_per_lesion_free_case: Estimate = _UNSTATED
+    specificity: Estimate = _UNSTATED
+    cpm: Estimate = _UNSTATED
+    average_precision: Estimate = _UNSTATED
+    case_auroc: Estimate = _UNSTATED
+    panoptic_quality: Estimate = _UNSTATED
+    froc: Froc = Froc()
+    lesion_load: LesionLoad = LesionLoad()
+    recall_by_size: tuple[SizeClass, ...] = ()
+    size_curve: SizeCurve | NoSizeCurve = NoSizeCurve()
+    size_unit: str = "mm"
+    calibration: CalibrationScores | NoCalibration | Unscored = Unscored()
+    operating_point: PointInUse = PointInUse()
+    other_criteria: Mapping[str, CriterionScores] = field(default_factory=dict)
+    subgroups: tuple[Subgroup, ...] = ()
+    per_label: Mapping[str, LabelScores] = field(default_factory=dict)
+    split_is_group_safe: bool | None = None
+    missing_predictions: tuple[str, ...] = ()
+    provenance: Annotated[Provenance, BeforeValidator(_as_provenance)] = Provenance({})
+    failed_cases: tuple[FailedCase, ...] | None = None
+    comparison: Mapping[str, PrimaryDifference | Difference] | None = None
+    adjudication: Adjudication | None = None
+
+    def measures(self) -> dict[str, int | Estimate | MeanEstimate]:
+        """Return the numbers of all cases together by their keys, in the order of the file."""
+        return {
+            "n_cases": self.n_cases,
+            "n_groups": self.n_groups,
+            "n_lesion_free_cases": self.n_lesion_free_cases,
+            "n_lesions": self.n_lesions,
+            "n_candidates": self.n_candidates,
+            "n_true_positive": self.n_true_positive,
+            "n_false_positive": self.n_false_positive,
+            "n_missed": self.n_missed,
+            "dice": self.dice,
+            "surface_dice": self.surface_dice,
+            "hd95_mm": self.hd95_mm,
+            "lesion_recall": self.lesion_recall,
+            "lesion_precision": self.lesion_precision,
+            "lesion_f1": self.lesion_f1,
+            "false_positives_per_case": self.false_positives_per_case,
+            "false_positives_per_lesion_free_case": self.false_positives_per_lesion_free_case,
+            "specificity": self.specificity,
+            "cpm": self.cpm,
+            "average_precision": self.average_precision,
+            "case_auroc": self.case_auroc,
+            "panoptic_quality": self.panoptic_quality,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of scores.json."""
+        content = _plain(self)
+        assert isinstance(content, dict)  # noqa: S101
+        return content
+
+    @classmethod
+    def from_json(cls, content: object, where: str | Path = SCORES_FILE) -> "Scores":
+        """Build scores from the content of a scores.json. `where` names it in messages.
+
+        Raises:
+            ContentError: if a value does not fit its key, or the counts are missing.
+        """
+        if not isinstance(content, Mapping) or "n_lesions" not in content:
+            raise ContentError(f"{where}: this is no scores.json. Run evaluate again.")
+        try:
+            return _ADAPTER.validate_python(dict(content))
+        except ValidationError as error:
+            raise ContentError(
+                f"{where}: {misfits(error, content)}. Run evaluate again."
+            ) from error
+
+
+_ADAPTER = TypeAdapter(Scores)
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a scores.json.
+
+    Raises:
+        ReadError: if there is no such file, or it is not JSON.
+        ContentError: as `Scores.from_json`.
+    """
+    if not path.is_file():
+        raise ReadError(f"{path}: there are no scores. Run evaluate first and give its output.")
+    return Scores.from_json(read_json(path), path)
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Read the provenance of a scores.json; empty without a file.
+
+    Raises:
+        ReadError: if the file is not JSON.
+    """
+    content = read_json(path) if path.is_file() else None
+    stated = content.get("provenance") if isinstance(content, Mapping) else None
+    return Provenance(stated if isinstance(stated, Mapping) else {})
+
+
+def _is_unset(value: object) -> bool:
+    return value is None or value is False  # a zero is a value
+
+
+def _plain(value: object) -> object:
+    """Return the JSON of a value. Optional keys without a value are left out."""
+    if isinstance(value, Provenance):
+        return dict(value.stated)
+    if is_dataclass(value):
+        return {
+            one.name.removesuffix("_"): _plain(getattr(value, one.name))
+            for one in fields(value)
+            if not (one.name in _OPTIONAL_KEYS and _is_unset(getattr(value, one.name)))
+        }
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,15 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
 from lesionseg.evaluation.cases import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
-from lesionseg.evaluation.intervals import NO_LESION, Draws, Weights, bootstrap, proportion
+from lesionseg.evaluation.intervals import (
+    NO_LESION,
+    Draws,
+    Estimate,
+    Weights,
+    bootstrap,
+    proportion,
+)
+from lesionseg.evaluation.scores import NoSizeCurve, SizeClass, SizeCurve
 from lesionseg.io.files import read_csv
 
 N_QUANTILES = 4
@@ -56,41 +63,44 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
 
 def recall_by_size(
     results: Sequence[CaseResult], groups: Sequence[str], edges_mm: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Recall in groups of equivalent diameter, `[from, to)`; the last has no upper bound."""
-    rows = []
+) -> tuple[SizeClass, ...]:
+    """Compute the recall of each size class `[from, to)`; the last has no upper bound."""
+    found = []
     for low, high in zip(edges_mm, [*edges_mm[1:], None], strict=True):
-        inside = [
-            [x for x in r.lesions if low <= x.diameter_mm < (np.inf if high is None else high)]
-            for r in results
-        ]
-        hits, totals = (
-            sums_by_group(groups, results, values)
-            for values in (
-                [sum(x.detected for x in lesions) for lesions in inside],
-                [len(lesions) for lesions in inside],
+        end = np.inf if high is None else high
+        inside = [[x for x in r.lesions if low <= x.diameter_mm < end] for r in results]
+        n_found = [sum(x.detected for x in lesions) for lesions in inside]
+        hits = sums_by_group(groups, results, n_found)
+        totals = sums_by_group(groups, results, [len(lesions) for lesions in inside])
+        recall = proportion(hits, totals, NO_LESION)
+        found.append(
+            SizeClass(
+                from_mm=low,
+                to_mm=high,
+                n=int(totals.sum()),
+                detected=int(hits.sum()),
+                recall=recall.value,
+                ci95=recall.ci95,
+                reason=recall.reason,
             )
         )
-        recall = proportion(hits, totals, NO_LESION).to_json("recall")
-        counts = {"n": int(totals.sum()), "detected": int(hits.sum())}
-        rows.append({"from_mm": low, "to_mm": high, **counts, **recall})
-    return rows
+    return tuple(found)
 
 
 def size_curve(
     results: Sequence[CaseResult], groups: Sequence[str], draws: Draws
-) -> dict[str, Any]:
-    """P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
+) -> SizeCurve | NoSizeCurve:
+    """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
 
-    `d50_mm` and `d90_mm`: the diameters found with 50 and 90 % probability, null beyond the
-    observed ones. Ridge: the standardised slope has a normal prior of standard deviation 2.5
-    (Gelman et al. 2008), so that a perfect separation gives a steep curve, not an infinite one.
+    `d50_mm` and `d90_mm` are undefined beyond the observed diameters. Ridge: the standardised slope
+    has a normal prior of standard deviation 2.5 (Gelman et al. 2008), so that a perfect separation
+    gives a steep curve instead of an infinite one.
     """
     index = {group: i for i, group in enumerate(groups)}
     rows = [(x.diameter_mm, x.detected, index[r.group]) for r in results for x in r.lesions]
     n_found = sum(found for _, found, _ in rows)
     if min(n_found, len(rows) - n_found) < MIN_FOR_CURVE:
-        return {"slope": None, "reason": TOO_FEW}
+        return NoSizeCurve(reason=TOO_FEW)
     diameters, found, group = (np.array(column) for column in zip(*rows, strict=True))
     low, high = float(diameters.min()), float(diameters.max())
     values, place = np.unique(diameters, return_inverse=True)  # counts of voxels repeat
@@ -115,21 +125,22 @@ def size_curve(
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
     estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(rows))
     *points, d50, d90, intercept, slope = estimates
-    reason = next((one.reason for one in (points[0], d50, d90) if one.reason), None)
-    crossings = {
-        name: {**one.to_json(), "value": None if one.value in (low, high) else one.value}
-        for name, one in (("d50_mm", d50), ("d90_mm", d90))
-    }
-    return {
-        "intercept": intercept.value,
-        "slope": slope.value,
-        **crossings,
-        "observed_mm": [low, high],
-        "diameters_mm": along.tolist(),
-        "recall": [one.value for one in points],
-        "ci95": [None if one.ci95 is None else list(one.ci95) for one in points],
-        **({"reason": reason} if reason else {}),
-    }
+    return SizeCurve(
+        intercept=float(intercept.value or 0.0),
+        slope=float(slope.value or 0.0),
+        d50_mm=_within(d50, low, high),
+        d90_mm=_within(d90, low, high),
+        observed_mm=(low, high),
+        diameters_mm=tuple(along.tolist()),
+        recall=tuple(one.value for one in points),
+        ci95=tuple(one.ci95 for one in points),
+        reason=next((one.reason for one in (points[0], d50, d90) if one.reason), None),
+    )
+
+
+def _within(diameter: Estimate, low: float, high: float) -> Estimate:
+    """Return the estimate, without its value if that is an end of the observed diameters."""
+    return replace(diameter, value=None) if diameter.value in (low, high) else diameter
 
 
 @dataclass(frozen=True)

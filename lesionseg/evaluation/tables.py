@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lesionseg.core import Problem
 from lesionseg.errors import format_score
 from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
+from lesionseg.evaluation.scores import SCORES_FILE, Scores
 from lesionseg.io.files import write_csv, write_json
 
 CASE_COLUMNS = (
@@ -24,21 +25,6 @@ CASE_COLUMNS = (
 )
 FAILED = "failed"  # the status of a case that could not be scored
 _POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
-SHOWN: Mapping[str, str] = {
-    "cases": "n_cases",
-    "of them lesion-free": "n_lesion_free_cases",
-    "lesions": "n_lesions",
-    "found": "n_true_positive",
-    "lesion recall": "lesion_recall.value",
-    "false positives per case": "false_positives_per_case.value",
-    "lesion precision": "lesion_precision.value",
-    "Dice, mean": "dice.mean",
-    "Dice, median": "dice.median",
-    "surface Dice, mean": "surface_dice.mean",
-    "average precision": "average_precision.value",
-    "CPM": "cpm.value",
-    "accepted from score": "operating_point.score",
-}
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -46,7 +32,7 @@ Item = TypeVar("Item")
 def write_scores(
     folder: Path,
     results: Sequence[CaseResult],
-    scores: Mapping[str, Any],
+    scores: Scores,
     labels: Mapping[int, str] | None = None,
     failed: Sequence[Problem] = (),
 ) -> None:
@@ -71,28 +57,47 @@ def write_scores(
             for item in getattr(r, name)
         )
         write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
-    write_json(folder / "scores.json", scores)
+    write_json(folder / SCORES_FILE, scores.to_json())
 
 
-def scores_table(by_role: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The most important numbers as text: a row each, a column per scores.json; none without one.
+def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
+    """Return the most important numbers as text, a column per role; empty without a role.
 
-    What is undefined is a dash; what is so everywhere has no row.
+    An undefined number is a dash. A number that is undefined for all roles has no row.
     """
-    table = [["", *by_role]] if by_role else []
-    for name, keys in SHOWN.items() if by_role else ():
-        cells = []
-        for scores in by_role.values():
-            value: Any = scores
-            for key in keys.split("."):
-                value = value.get(key) if isinstance(value, Mapping) else None
-            text = str(value) if isinstance(value, int) else f"{value or 0.0:.3f}"
-            if isinstance(value, float) and keys == "operating_point.score":
-                text = format_score(value)
-            cells.append("–" if value is None else text)
+    if not by_role:
+        return []
+    columns = [_shown_numbers(scores) for scores in by_role.values()]
+    table = [["", *by_role]]
+    for name in columns[0]:
+        cells = [column[name] for column in columns]
         if set(cells) != {"–"}:
             table.append([name, *cells])
     return table
+
+
+def _shown_numbers(scores: Scores) -> dict[str, str]:
+    """Return the most important numbers as text, by name."""
+    point = scores.operating_point.score
+    return {
+        "cases": str(scores.n_cases),
+        "of them lesion-free": str(scores.n_lesion_free_cases),
+        "lesions": str(scores.n_lesions),
+        "found": str(scores.n_true_positive),
+        "lesion recall": _decimals(scores.lesion_recall.value),
+        "false positives per case": _decimals(scores.false_positives_per_case.value),
+        "lesion precision": _decimals(scores.lesion_precision.value),
+        "Dice, mean": _decimals(scores.dice.mean),
+        "Dice, median": _decimals(scores.dice.median),
+        "surface Dice, mean": _decimals(scores.surface_dice.mean),
+        "average precision": _decimals(scores.average_precision.value),
+        "CPM": _decimals(scores.cpm.value),
+        "accepted from score": "–" if point is None else format_score(point),
+    }
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:

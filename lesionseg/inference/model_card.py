@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from lesionseg.core import UNKNOWN_ROLE, Aim, OperatingPoint
+from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
 _CAUTIONS = {
@@ -75,7 +76,7 @@ case{% endif %}\
 {% if scores is none %}
 Not evaluated.
 {% else %}
-On {{ scores.get("evaluated_on") }} data ({{ caution }}).
+On {{ scores.evaluated_on }} data ({{ caution }}).
 
 | score | value |
 |---|---|
@@ -104,29 +105,19 @@ Not recorded.
 
 def model_card(
     plan: Plan,
-    scores: Mapping[str, Any] | None = None,
+    scores: Scores | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Model card of a network trained by `plan`.
+    """Write the model card of a network trained by `plan`.
 
-    `scores` is the content of a `scores.json`, `provenance` whatever is known of the run (version,
-    date, data, seed); each may be missing, and the card says so. Values that are undefined are
-    written as such, never as a number.
+    Args:
+        plan: the plan with everything that was chosen.
+        scores: the scores of the validation cases; None if it was not evaluated.
+        provenance: what is known of the run: version, date, data, seed. None if nothing is known.
+
+    Returns:
+        Markdown. Undefined values are named as such.
     """
-
-    def score(name: str, key: str) -> Any:
-        value = (scores or {}).get(name)
-        return value.get(key) if isinstance(value, Mapping) else value
-
-    numbers = [
-        ("cases", (scores or {}).get("n_cases")),
-        ("lesions", (scores or {}).get("n_lesions")),
-        ("lesion recall", score("lesion_recall", "value")),
-        ("lesion recall, 95 % confidence", score("lesion_recall", "ci95")),
-        ("false positives per case", score("false_positives_per_case", "value")),
-        ("Dice, mean of cases with a lesion", score("dice", "mean")),
-        ("CPM (mean recall of the FROC)", score("cpm", "value")),
-    ]
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
     page.tests["beyond_aim"] = _is_beyond_aim
@@ -135,10 +126,25 @@ def model_card(
         plan=plan,
         modality=_MODALITIES[plan.modality],
         scores=scores,
-        caution=_CAUTIONS.get(str(score("evaluated_on", "")), "development data: optimistic"),
-        numbers=numbers,
+        caution=""
+        if scores is None
+        else _CAUTIONS.get(scores.evaluated_on, "development data: optimistic"),
+        numbers=[] if scores is None else _numbers(scores),
         provenance=provenance or {},
     )
+
+
+def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
+    """Return the rows of the table of performance."""
+    return [
+        ("cases", scores.n_cases),
+        ("lesions", scores.n_lesions),
+        ("lesion recall", scores.lesion_recall.value),
+        ("lesion recall, 95 % confidence", scores.lesion_recall.ci95),
+        ("false positives per case", scores.false_positives_per_case.value),
+        ("Dice, mean of cases with a lesion", scores.dice.mean),
+        ("CPM (mean recall of the FROC)", scores.cpm.value),
+    ]
 
 
 def _is_beyond_aim(point: OperatingPoint) -> bool:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
+from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.files import locked_folder, read_json, write_json
+from lesionseg.io.files import locked_folder, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
 from lesionseg.pipeline.prepare import config_of
@@ -35,7 +36,7 @@ from lesionseg.pipeline.run_dir import (
 )
 from lesionseg.pipeline.score import labelled, score_folds, score_role
 from lesionseg.pipeline.select import unselected
-from lesionseg.pipeline.train import BUNDLE, Scores, begin, keep_bundle, train_once
+from lesionseg.pipeline.train import BUNDLE, begin, keep_bundle, train_once
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
@@ -105,9 +106,7 @@ def _gather(
     members = ensemble([read_own_bundle(folder / BUNDLE, network) for folder in runs])
     device = training_device(cfg.trainer.accelerator)
     origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
-    paths = [folder / "scores.json" for folder in runs]
-    made = [read_json(path)["provenance"] for path in paths if path.is_file()]
-    minutes = sum(float(one.get("training_minutes", 0)) for one in made)
+    minutes = sum(read_provenance(folder / SCORES_FILE).training_minutes for folder in runs)
     origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
     taught = {c.case: c for fold in folds.values() for c in labelled(fold, "train")}
     origin |= {"model": plan.architecture.name, **training_counts(taught.values())}

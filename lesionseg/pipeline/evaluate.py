@@ -7,7 +7,7 @@ cases, lesions and candidates.
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from lesionseg.config import EvaluateConfig
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
-from lesionseg.evaluation import find_preset, summarise
+from lesionseg.evaluation import Scores, SummarySettings, find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
+from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.io.files import locks, read_csv
@@ -52,7 +53,7 @@ class EvaluateOutcome:
     `failed`: the cases that could not be scored, and why.
     """
 
-    scores: Mapping[str, Any]
+    scores: Scores
     output: Path
     given: Mapping[str, str]
     kept: Path | None = None
@@ -66,7 +67,7 @@ class EvaluateOutcome:
     def summary(self) -> list[str]:
         """Return the table of the most important numbers, and the files with the others."""
         lines = [
-            *aligned(scores_table({f"role {self.scores['evaluated_on']}": self.scores})),
+            *aligned(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
         ]
         if self.failed:
@@ -189,18 +190,17 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             own |= {"dataset": dataset.name, "convention": dataset.convention}
             own["simulated"] = "simulated" in dataset.name.lower()
         labels = dataset.labels.lesion_names if dataset else {}
-        sums: dict[str, Any] = {"evaluated_on": role, "labels": labels}
-        sums |= {"replicates": cfg.replicates, "seed": cfg.seed}
-        scores = summarise(
-            results,
-            preset,
+        settings = SummarySettings(
+            evaluated_on=role,
             operating_point=decision.point,
+            labels=labels,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
             provenance=made | own,
             columns=columns,
             subgroups=cfg.subgroups,
-            **sums,
         )
-        scores["failed_cases"] = [problem._asdict() for problem in faults]
+        scores = replace(summarise(results, preset, settings), failed_cases=_failed_cases(faults))
         if others is not None and cases:
             scored = {result.case for result in results}
             matched = match_cases(
@@ -214,7 +214,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             if not second:
                 raise DatasetError(f"{cfg.compare}: {compared_faults[0].message}")
             in_both = {result.case for result in second}
-            scores["comparison"] = compare_models(
+            comparison = compare_models(
                 [result for result in results if result.case in in_both],
                 second,
                 fp_per_case=preset.fp_per_case,
@@ -222,13 +222,22 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
                 replicates=cfg.replicates,
                 seed=cfg.seed,
             )
-            beside = summarise(second, preset, provenance=made, **sums)
-            beside["failed_cases"] = [problem._asdict() for problem in compared_faults]
+            scores = replace(scores, comparison=comparison)
+            of_other = SummarySettings(
+                evaluated_on=role,
+                labels=labels,
+                replicates=cfg.replicates,
+                seed=cfg.seed,
+                provenance=made,
+            )
+            beside = replace(
+                summarise(second, preset, of_other), failed_cases=_failed_cases(compared_faults)
+            )
             write_scores(output / COMPARED, second, beside, labels, compared_faults)
         else:
             (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
         if answers is not None:
-            scores["adjudication"] = adjudicate(results, answers)
+            scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, labels, faults)
         written = kept.finish(decision)
     pictured = written if kept.has_all_of(predictions) else None
@@ -239,6 +248,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     }
     failed = (*faults, *unread, *compared_faults)
     return EvaluateOutcome(scores, output, given, written, failed)
+
+
+def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
+    return tuple(FailedCase(case=fault.case, message=fault.message) for fault in faults)
 
 
 def _wanted(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:

@@ -12,7 +12,15 @@ import numpy as np
 
 from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Prediction, Reference, joint_unit
+from lesionseg.core import (
+    UNKNOWN_ROLE,
+    Aim,
+    CaseFiles,
+    OperatingPoint,
+    Prediction,
+    Reference,
+    joint_unit,
+)
 from lesionseg.errors import (
     SOME_FAILED,
     ConfigError,
@@ -24,7 +32,14 @@ from lesionseg.errors import (
     ReadError,
     count,
 )
-from lesionseg.evaluation import CaseResult, choose, find_preset, match_case, summarise
+from lesionseg.evaluation import (
+    CaseResult,
+    SummarySettings,
+    choose,
+    find_preset,
+    match_case,
+    summarise,
+)
 from lesionseg.evaluation.change import (
     STATES,
     ChangeRule,
@@ -214,9 +229,15 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     (folder / "scores.json").unlink(missing_ok=True)  # an earlier run's
     if scored:
         made = {"lesionseg": __version__, "scored": "new lesions between two visits"}
-        how: dict[str, Any] = {"replicates": cfg.replicates, "seed": cfg.seed, "provenance": made}
-        how |= {"evaluated_on": "unknown", "operating_point": point}
-        write_scores(folder, scored, summarise(scored, find_preset("lesionseg"), **how))
+        settings = SummarySettings(
+            evaluated_on=UNKNOWN_ROLE,
+            operating_point=point,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
+            provenance=made,
+        )
+        scores = summarise(scored, find_preset("lesionseg"), settings)
+        write_scores(folder, scored, scores)
     write_rows(folder / "changes.csv", changes, LesionChange)
     failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))

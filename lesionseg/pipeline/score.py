@@ -28,6 +28,8 @@ from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadErro
 from lesionseg.evaluation import (
     MatchedCase,
     Preset,
+    Scores,
+    SummarySettings,
     choose,
     find_preset,
     match_case,
@@ -60,7 +62,6 @@ log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
 OUT_OF_FOLD = "out-of-fold"
-Scores = Mapping[str, Any]
 
 
 # --- files beside files --------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
 
 
 def score_validation(
-    predictor: Predictor, survey: Survey, run: Path, cfg: TrainConfig, origin: Scores
+    predictor: Predictor, survey: Survey, run: Path, cfg: TrainConfig, origin: Mapping[str, Any]
 ) -> tuple[Plan, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
@@ -228,7 +229,7 @@ def score_predicted(
     folder: Path,
     plan: Plan,
     cfg: TrainConfig,
-    origin: Scores,
+    origin: Mapping[str, Any],
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Plan, Scores]:
     """Select on predictions of the validation cases, write them to `folder` as selected, and score.
@@ -265,7 +266,7 @@ def score_folds(
     run: Path,
     plan: Plan,
     cfg: TrainConfig,
-    origin: Scores,
+    origin: Mapping[str, Any],
 ) -> tuple[Plan, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
@@ -290,7 +291,7 @@ def score_role(
     output: Path,
     role: Role,
     cfg: TrainConfig,
-    origin: Scores,
+    origin: Mapping[str, Any],
 ) -> Scores | None:
     """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
     cases, folder = labelled(survey, role), output / "predictions"
@@ -338,14 +339,12 @@ def _score(
     output: Path,
     point: OperatingPoint,
     cfg: TrainConfig,
-    origin: Scores,
+    origin: Mapping[str, Any],
 ) -> Scores:
     results = [match.result(point) for match in matches]
     labels = survey.dataset.labels.lesion_names
     role = results[0].role
-    scores = summarise(
-        results,
-        find_preset(cfg.preset),
+    settings = SummarySettings(
         evaluated_on=role,
         operating_point=point,
         labels=labels,
@@ -354,6 +353,7 @@ def _score(
         provenance=origin,
         columns={files.case: files.columns for files in survey.dataset.cases},
     )
+    scores = summarise(results, find_preset(cfg.preset), settings)
     write_scores(output, results, scores, labels)
     return scores
 

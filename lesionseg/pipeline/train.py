@@ -18,6 +18,7 @@ from lesionseg.core import Aim, CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, count
 from lesionseg.evaluation import find_preset
+from lesionseg.evaluation.scores import Scores
 from lesionseg.evaluation.tables import scores_table
 from lesionseg.inference.bundle import bundle_digest, write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
@@ -79,7 +80,6 @@ log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
 VALIDATE_CASES = 16  # while training goes on, evenly spaced
-Scores = Mapping[str, Any]
 
 
 ALL_FOLDS_NOTE = (
@@ -165,9 +165,9 @@ def nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     """Explain what to try if no lesion was found in one of the roles; no line otherwise."""
     lines = []
     for role, found in scores.items():
-        if found["n_lesions"] and not found["n_true_positive"]:
-            lesions = count(found["n_lesions"], "lesion")
-            minutes = found.get("provenance", {}).get("training_minutes", 0.0)
+        if found.n_lesions and not found.n_true_positive:
+            lesions = count(found.n_lesions, "lesion")
+            minutes = found.provenance.training_minutes
             took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
             lines.append(
                 f"It found none of {lesions} of the {role} cases after {took} of training."

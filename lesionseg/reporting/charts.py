@@ -1,7 +1,7 @@
 """The report's charts: each a function of the tables that returns a figure, or None."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count
 from lesionseg.evaluation.intervals import wilson_interval
+from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
 from lesionseg.reporting.rendering import rate
-from lesionseg.reporting.tables import Tables, number
+from lesionseg.reporting.tables import Tables
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey
@@ -76,7 +77,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
 
 def size_chart(tables: Tables) -> Chart | None:
     """Lesions found and missed by size, with an interval and a ring per patient."""
-    bins = [b for b in tables.scores.get("recall_by_size") or () if b["n"]]
+    bins = [b for b in tables.scores.recall_by_size if b.n]
     if not bins:
         return None
     figure, axes = new_figure()
@@ -84,20 +85,21 @@ def size_chart(tables: Tables) -> Chart | None:
     who = "patient" if tables.patients_stated else "scan"
     narrow = False
     for x, part in enumerate(bins):
-        low, high = part["from_mm"], part["to_mm"] or np.inf
+        low = part.from_mm
+        high = np.inf if part.to_mm is None else part.to_mm
         axes.bar(x, 1, color=MISSED, width=0.5)
-        axes.bar(x, part["recall"], color=FOUND, width=0.5)
-        interval = part.get("ci95")
-        narrow |= not interval
-        ends = interval or wilson_interval(part["detected"], part["n"])
-        style = "-" if interval else (0, (3, 2))
+        axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
+        narrow |= not part.ci95
+        ends = part.ci95 or wilson_interval(part.detected, part.n)
+        style = "-" if part.ci95 else (0, (3, 2))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if 1 < len(patients) <= MOST_RINGS:
             own = tables.lesions[tables.lesions["diameter_mm"].between(low, high, inclusive="left")]
             shares = own.groupby("group")["detected"].mean()
             at = x + 0.32 + 0.05 * np.arange(len(shares))
             axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
-    names = [f"{size_class_words(b, tables.unit)}\n{b['detected']} of {b['n']}" for b in bins]
+    unit = tables.scores.size_unit
+    names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     axes.set_ylim(0, 1.02)
@@ -116,16 +118,16 @@ def size_chart(tables: Tables) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def misses_grow(bins: Sequence[Mapping[str, Any]]) -> bool:
+def misses_grow(bins: Sequence[SizeClass]) -> bool:
     """Return True if smaller lesions are missed more often, by more than a few lesions.
 
     `bins`: the size classes that have lesions, smallest first. Each needs several lesions, the
     first one several missed ones, and no class has a lower sensitivity than a smaller one.
     """
-    if len(bins) < 2 or min(part["n"] for part in bins) < SEVERAL:
+    if len(bins) < 2 or min(part.n for part in bins) < SEVERAL:
         return False
-    recalls = [part["recall"] for part in bins]
-    n_missed = bins[0]["n"] - bins[0]["detected"]
+    recalls = [part.detected / part.n for part in bins]
+    n_missed = bins[0].n - bins[0].detected
     return n_missed >= SEVERAL and recalls == sorted(recalls) and recalls[0] < recalls[-1]
 
 
@@ -154,13 +156,13 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
     _rate_axis(axes, right)
     _froc_labels(axes, here, looser, (found, n_lesions, false, scans))
-    aim = first.aim
+    aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
         axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    chosen_on = (first.scores.get("operating_point") or {}).get("chosen_on")
+    chosen_on = first.scores.operating_point.chosen_on
     caption = "Orange: the setting used"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
     if looser is not None:
@@ -178,7 +180,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
 def _froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
     """Draw one model's curve, or its point if it has no scores; return True if it ends early."""
     if tables.threshold is None:  # masks of a reader, say
-        alarms = int(tables.scores.get("n_false_positive") or 0) / tables.n_scanned
+        alarms = tables.scores.n_false_positive / tables.n_scanned
         axes.plot(alarms, tables.lesions["detected"].mean(), "s", color=colour, label=name)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
@@ -196,8 +198,8 @@ def _froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float
 
 def _interval_band(axes: Axes, tables: Tables, right: float) -> bool:
     """Draw the intervals of scores.json around the curve; return False if there are none."""
-    froc = tables.scores.get("froc") or {}
-    ends = zip(froc.get("fp_per_case") or (), froc.get("ci95") or (), strict=False)
+    froc = tables.scores.froc
+    ends = zip(froc.fp_per_case, froc.ci95 or (), strict=False)
     known = [(at, *interval) for at, interval in ends if interval and at <= right]
     if len(known) < 2:
         return False
@@ -289,32 +291,35 @@ def dice_chart(tables: Tables) -> Chart | None:
 
 def curve_chart(tables: Tables) -> Chart | None:
     """The fitted chance to be found against diameter."""
-    curve = tables.scores.get("size_curve") or {}
-    if curve.get("slope") is None:
+    curve = tables.scores.size_curve
+    if isinstance(curve, NoSizeCurve):
         return None
     figure, axes = new_figure()
-    low, high = curve["observed_mm"]
+    low, high = curve.observed_mm
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
-    axes.plot(x, 1 / (1 + np.exp(-curve["intercept"] - curve["slope"] * np.log(x))), color=FOUND)
+    axes.plot(x, 1 / (1 + np.exp(-curve.intercept - curve.slope * np.log(x))), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions["diameter_mm"], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
-    axes.set(xlabel=f"diameter, {tables.unit}", ylabel="chance to be found", ylim=(-0.03, 1.03))
+    axes.set(
+        xlabel=f"diameter, {tables.scores.size_unit}",
+        ylabel="chance to be found",
+        ylim=(-0.03, 1.03),
+    )
     return Chart("Chance to be found by size", "A logistic curve; ticks are lesions.", figure)
 
 
 def subgroup_chart(tables: Tables) -> Chart | None:
     """Sensitivity by subgroup."""
-    groups = tables.scores.get("subgroups") or ()
-    groups = [g for g in groups if number(g, "lesion_recall")[0] is not None][:24]
+    groups = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None][:24]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
     for y, group in enumerate(groups[::-1]):
-        value, interval = number(group, "lesion_recall")
-        if interval:
-            axes.plot(interval, [y, y], color=INK, linewidth=1.2)
-        axes.plot(value or 0.0, y, "o", color=FOUND)
-    names = [f"{g['by']}: {g['value']} ({count(g['n_lesions'], 'lesion')})" for g in groups[::-1]]
+        recall = group.lesion_recall
+        if recall.ci95:
+            axes.plot(recall.ci95, [y, y], color=INK, linewidth=1.2)
+        axes.plot(recall.value or 0.0, y, "o", color=FOUND)
+    names = [f"{g.by}: {g.value} ({count(g.n_lesions, 'lesion')})" for g in groups[::-1]]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
@@ -323,17 +328,20 @@ def subgroup_chart(tables: Tables) -> Chart | None:
 
 def reliability_chart(tables: Tables) -> Chart | None:
     """Share of true candidates against their stated probability."""
-    found = tables.scores.get("calibration") or {}
-    rows, what = [r for r in found.get("reliability") or () if r.get("n")], found.get("of")
+    found = tables.scores.calibration
+    if not isinstance(found, CalibrationScores):
+        return None
+    rows = [row for row in found.reliability if row.n]
     if not rows:
         return None
     figure, axes = new_figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
-    x, y = [r["mean_probability"] for r in rows], [r["true_share"] for r in rows]
-    axes.scatter(x, y, s=[20 + 3 * min(r["n"], 60) for r in rows], color=FOUND, alpha=0.8)
+    stated = [row.mean_probability for row in rows]
+    true = [row.true_share for row in rows]
+    axes.scatter(stated, true, s=[20 + 3 * min(r.n, 60) for r in rows], color=FOUND, alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set(xlabel=f"stated {what}", ylabel="share that was a lesion")
-    return Chart("Calibration", f"On the line, a {what} is the chance of a lesion.", figure)
+    axes.set(xlabel=f"stated {found.of}", ylabel="share that was a lesion")
+    return Chart("Calibration", f"On the line, a {found.of} is the chance of a lesion.", figure)
 
 
 def load_chart(tables: Tables) -> Chart | None:

@@ -1,11 +1,10 @@
 """What was tested, when and on what: read from scores.json and from the run next to it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lesionseg.errors import LesionsegError, count
+from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
 from lesionseg.io.files import read_json
 
 UNKNOWN = "unknown"
@@ -58,25 +57,26 @@ class Identity:
         ]
 
 
-def read_identity(scores_dir: Path, scores: Mapping[str, Any]) -> Identity:
+def read_identity(scores_dir: Path, made: Provenance) -> Identity:
     """Read the identity of an evaluation.
 
     Args:
         scores_dir: the folder of scores.json.
-        scores: its content. The provenance states the identity. If `train` wrote the scores, the
-            run to which the folder belongs adds what the provenance lacks.
+        made: the provenance that scores.json states. If `train` wrote the scores, the run to which
+            the folder belongs adds what the provenance lacks.
     """
-    made = scores.get("provenance") or {}
-    run = read_run(scores_dir) if "training_steps" in made or "folds" in made else Identity()
+    run = read_run(scores_dir) if made.of_training else Identity()
+    patients = made.training_patients
+    scans = made.training_scans
     return Identity(
-        dataset=str(made.get("dataset") or run.dataset),
-        evaluated=str(made.get("date") or ""),
-        model=str(made.get("model") or run.model),
-        digest=str(made.get("bundle") or run.digest),
-        training_patients=made.get("training_patients", run.training_patients),
-        training_scans=made.get("training_scans", run.training_scans),
-        version=str(made.get("lesionseg") or ""),
-        commit=str(made.get("git_commit") or ""),
+        dataset=made.dataset or run.dataset,
+        evaluated=made.date,
+        model=made.model or run.model,
+        digest=made.bundle or run.digest,
+        training_patients=patients if made.states("training_patients") else run.training_patients,
+        training_scans=scans if made.states("training_scans") else run.training_scans,
+        version=made.version,
+        commit=made.commit,
     )
 
 
@@ -93,16 +93,17 @@ def read_run(folder: Path) -> Identity:
         try:
             plan = read_json(run / "bundle" / "plan.json")
             model, digest = str(plan["architecture"]["name"]), bundle_digest(run / "bundle")
-            path = run / "scores.json"
-            made = read_json(path)["provenance"] if path.is_file() else {}
+            made = read_provenance(run / SCORES_FILE)
             roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):
             continue
         return Identity(
-            dataset=str(made.get("dataset") or ""),
+            dataset=made.dataset,
             model=model,
             digest=digest,
-            training_patients=made.get("training_patients"),
-            training_scans=made.get("training_scans", list(roles).count("train")),
+            training_patients=made.training_patients,
+            training_scans=made.training_scans
+            if made.states("training_scans")
+            else list(roles).count("train"),
         )
     return Identity()

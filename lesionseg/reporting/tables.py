@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lesionseg.core import Aim
-from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.errors import ContentError, ReadError
+from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_scores
 from lesionseg.evaluation.tables import FAILED
-from lesionseg.io.files import plain_text, read_json
+from lesionseg.io.files import plain_text
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
 _TEXT = (
@@ -27,37 +27,18 @@ class Tables:
     """One evaluation; `names` maps the cases and groups that the page shows to the real ones."""
 
     folder: Path
-    scores: Mapping[str, Any]
+    scores: Scores
     cases: pd.DataFrame
     lesions: pd.DataFrame
     candidates: pd.DataFrame
     names: Mapping[str, str]
 
     @property
-    def aim(self) -> Aim | None:
-        """The aim of the operating point; None if the scores state no known one."""
-        name = (self.scores.get("operating_point") or {}).get("name")
-        try:
-            return None if name is None else Aim.parse(name)
-        except ConfigError:
-            return None
-
-    @property
     def threshold(self) -> float | None:
-        """The score from which candidates are accepted; None where some case has no scores."""
-        score = (self.scores.get("operating_point") or {}).get("score")
-        curve = (self.scores.get("froc") or {}).get("recall", ())
-        return None if score is None or (curve is None and len(self.lesions)) else float(score)
-
-    @property
-    def unit(self) -> str:
-        """Of sizes: mm, mm at the detector, or px."""
-        return str(self.scores.get("size_unit") or "mm")
-
-    @property
-    def simulated(self) -> bool:
-        """Whether a program made the scans."""
-        return bool((self.scores.get("provenance") or {}).get("simulated"))
+        """The score from which candidates are accepted; None if a case has no scores."""
+        score = self.scores.operating_point.score
+        has_no_curve = self.scores.froc.recall is None and len(self.lesions) > 0
+        return None if score is None or has_no_curve else score
 
     @property
     def n_predicted(self) -> int:
@@ -66,8 +47,8 @@ class Tables:
 
     @property
     def n_failed(self) -> int:
-        """Scans that could not be scored, as file and reference do not fit."""
-        return len(self.scores.get("failed_cases") or ())
+        """Number of scans that could not be scored because file and reference do not fit."""
+        return len(self.scores.failed_cases or ())
 
     @property
     def n_scanned(self) -> float:
@@ -102,14 +83,6 @@ class Tables:
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 
-def number(scores: Mapping[str, Any], key: str) -> tuple[float | None, Any]:
-    """A number of scores.json and its interval; None for what is not there."""
-    node = scores.get(key)
-    if not isinstance(node, Mapping):
-        return node, None
-    return node.get("value", node.get("mean")), node.get("ci95")
-
-
 def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
     """Read an evaluation; cases and groups become `case 1` and `patient 1` unless `identifiers`.
 
@@ -118,18 +91,13 @@ def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
     Raises `ReadError` for a file that is missing, `ContentError` for one that cannot be read or
     tables that do not belong to scores.json.
     """
-    path = folder / "scores.json"
-    if not path.is_file():
-        raise ReadError(f"{path}: there are no scores. Run evaluate first and give its output.")
-    scores = read_json(path)
-    if not isinstance(scores, Mapping) or "n_lesions" not in scores:
-        raise ContentError(f"{path}: this is no scores.json. Run evaluate again.")
+    scores = read_scores(folder / SCORES_FILE)
     cases, lesions, candidates = (
         _read(folder / f"{name}.csv") for name in ("cases", "lesions", "candidates")
     )
-    if len(lesions) != scores["n_lesions"]:
+    if len(lesions) != scores.n_lesions:
         raise ContentError(
-            f"{folder}: lesions.csv has {len(lesions)} lesions, scores.json {scores['n_lesions']}. "
+            f"{folder}: lesions.csv has {len(lesions)} lesions, scores.json {scores.n_lesions}. "
             "Run evaluate again; it writes all tables together."
         )
     cases = cases[cases["status"] != FAILED].reset_index(drop=True)

@@ -7,9 +7,10 @@ from fractions import Fraction
 from typing import Any
 
 from lesionseg.errors import count, format_score
-from lesionseg.evaluation.intervals import poisson_interval
+from lesionseg.evaluation.intervals import CI, poisson_interval
+from lesionseg.evaluation.scores import SizeClass
 from lesionseg.reporting.rendering import Tile, percent, rate
-from lesionseg.reporting.tables import SMALL_MM, Tables, number
+from lesionseg.reporting.tables import SMALL_MM, Tables
 
 FEW = 5  # patients; fewer give no interval that holds
 MOST_EXACT = 50  # lesions; a share of so many is stated as counts
@@ -139,14 +140,14 @@ def short_unit(unit: str) -> str:
     return unit.split(",")[0].split(" ")[0]
 
 
-def size_class_words(part: Mapping[str, Any], unit: str) -> str:
+def size_class_words(part: SizeClass, unit: str) -> str:
     """Return the name of a size class, short enough for five next to each other."""
     short = short_unit(unit)
-    if not part["from_mm"]:
-        return f"under {part['to_mm']:g} {short}"
-    if part["to_mm"] is None:
-        return f"≥ {part['from_mm']:g} {short}"
-    return f"{part['from_mm']:g}–{part['to_mm']:g} {short}"
+    if part.to_mm is None:
+        return f"≥ {part.from_mm:g} {short}"
+    if not part.from_mm:
+        return f"under {part.to_mm:g} {short}"
+    return f"{part.from_mm:g}–{part.to_mm:g} {short}"
 
 
 # --- the first screen ----------------------------------------------------------------------------
@@ -165,10 +166,11 @@ def role_words(role: str) -> str:
 
 def tags(tables: Tables) -> list[tuple[str, str]]:
     """Return what changes how the page is to be read, with one sentence each."""
-    role, found = tables.scores.get("evaluated_on"), list[tuple[str, str]]()
+    role = tables.scores.evaluated_on
+    found: list[tuple[str, str]] = []
     if not len(tables.cases):  # nothing to be read
         return found
-    if tables.simulated:
+    if tables.scores.provenance.simulated:
         words = "made by a program: these figures say nothing about patients"
         found.append(("Simulated scans", words))
     if role in ("train", "validation"):
@@ -176,9 +178,9 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
-    if what := (tables.scores.get("provenance") or {}).get("scored"):
+    if what := tables.scores.provenance.scored:
         found.append(("Follow-up", f"only {what} were scored"))
-    if tables.scores.get("split_is_group_safe") is False:
+    if tables.scores.split_is_group_safe is False:
         found.append(("Not independent", "the program learned from other scans of this patient"))
     if words := broken_promise(tables):
         found.append(("Setting", words))
@@ -190,11 +192,11 @@ def broken_promise(tables: Tables) -> str:
 
     That is at least twice as many, and more than the counts vary by chance. Empty otherwise.
     """
-    point = tables.scores.get("operating_point") or {}
-    aim, expected = tables.aim, point.get("expected_false_positives_per_case")
+    aim = tables.scores.operating_point.aim
+    expected = tables.scores.operating_point.expected_false_positives_per_case
     is_rate = aim is not None and aim.kind == "fp_per_case"
     asked = aim.value if aim is not None and is_rate else expected
-    false = int(tables.scores.get("n_false_positive") or 0)
+    false = tables.scores.n_false_positive
     if asked is None or not false or not len(tables.cases):
         return ""
     most = max(asked, expected or 0.0)
@@ -207,7 +209,8 @@ def broken_promise(tables: Tables) -> str:
 
 def headline(tables: Tables) -> str:
     """Return one plain sentence from the two size classes and the false positives."""
-    n_cases, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
+    n_cases = len(tables.cases)
+    false = tables.scores.n_false_positive
     scans = count(n_cases, "scan")
     if not n_cases:
         return "No scan was evaluated: this page says nothing about the program."
@@ -218,7 +221,7 @@ def headline(tables: Tables) -> str:
         called = int((tables.cases["n_false_positive"] > 0).sum())
         calm = tables.n_predicted - called
         return f"{scans} without lesions: {called} with a false positive, {calm} without."
-    short = short_unit(tables.unit)
+    short = short_unit(tables.scores.size_unit)
     parts: list[str] = []
     for small in (False, True):
         own = tables.size_class(small)
@@ -240,7 +243,7 @@ def tiles(tables: Tables) -> list[Tile]:
         own = tables.size_class(small)
         hits, sign = int(own["detected"].sum()), "<" if small else "≥"
         noun = "lesion" if len(own) == 1 else "lesions"
-        size = f"{noun} {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
+        size = f"{noun} {sign} {SMALL_MM:g} {tables.scores.size_unit.split(',')[0]}"
         if not len(own):
             found.append(
                 Tile("none", f"{size} in these scans") if n else Tile("–", f"{size} found")
@@ -261,8 +264,9 @@ def tiles(tables: Tables) -> list[Tile]:
 
 
 def _false_positive_tile(tables: Tables) -> Tile:
-    false = int(tables.scores.get("n_false_positive") or 0)
-    value, interval = number(tables.scores, "false_positives_per_case")
+    false = tables.scores.n_false_positive
+    value = tables.scores.false_positives_per_case.value
+    interval = tables.scores.false_positives_per_case.ci95
     scans = count(tables.n_predicted, "scan")
     if not false:
         fits = interval[1] if interval else 3 / tables.cases["group"].nunique()
@@ -280,14 +284,15 @@ def limits(tables: Tables, study: Mapping[str, str]) -> str:
     words = (
         "An empty result does not exclude a lesion. Program alone: no reader was tested with it."
     )
-    if not tables.simulated and "reader" not in study:
+    is_simulated = tables.scores.provenance.simulated
+    if not is_simulated and "reader" not in study:
         words += " Who marked the lesions is not stated."
-    if "population" not in study and not tables.simulated:
+    if "population" not in study and not is_simulated:
         words += " Who these patients are is not stated."
     warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
     if warned:
         words += f" {count(warned, 'scan')} unlike the training scans."
-    missing = tables.scores.get("missing_predictions") or ()
+    missing = tables.scores.missing_predictions
     if len(missing) == 1:
         words += " 1 scan has no result: its lesions count as missed."
     elif missing:
@@ -321,7 +326,7 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     """Return in words why a lesion was missed; `row` is one of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _WHY.get(why, why.replace("_", " "))
-    least = _rule_threshold(tables)
+    least = tables.scores.provenance.rule_threshold
     covered, iou = _known(row.get("covered")), _known(row.get("nearest_iou"))
     score = _known(row.get("nearest_score"))
     if score is None:
@@ -383,12 +388,6 @@ def _told_apart(score: float, limit: float) -> tuple[str, str]:
     return shown, of
 
 
-def _rule_threshold(tables: Tables) -> float | None:
-    made = (tables.scores.get("provenance") or {}).get("preset") or {}
-    value = (made.get("criterion") or {}).get("threshold")
-    return None if value is None else float(value)
-
-
 def _in_lesions(tables: Tables, case: str, candidate: float) -> float | None:
     rows = tables.candidates
     if "in_lesions" not in rows:
@@ -402,13 +401,14 @@ def _in_lesions(tables: Tables, case: str, candidate: float) -> float | None:
 
 def setting_words(tables: Tables) -> str:
     """Return how the limit was chosen and what to expect of it; empty without a limit."""
-    point, aim = tables.scores.get("operating_point") or {}, tables.aim
+    point = tables.scores.operating_point
+    aim = point.aim
     if tables.threshold is None:
         return ""
     words = f"markings rated {format_score(tables.threshold)} or higher count"
     if aim is not None and aim.kind == "fp_per_case":
         words += f"; the limit is set for {per_scan(aim.value)} on new scans"
-        if point.get("is_default"):
+        if point.is_default:
             words += ", the default" if aim.value == 1 else ", one per ten lesions (the default)"
     elif aim is not None and aim.kind == "best_f1":
         words += "; the limit weighs missed lesions and false positives alike (highest F1)"
@@ -416,17 +416,17 @@ def setting_words(tables: Tables) -> str:
         words += f"; the limit is set to find {percent(aim.value)} of the lesions"
     elif aim is not None and aim.kind == "score":
         words += "; the limit was set by hand"
-    if point.get("chosen_on"):
-        words += f"; chosen on {str(point['chosen_on']).replace('+', ' and ')} scans"
-    if (expected := point.get("expected_false_positives_per_case")) is not None:
-        words += f"; {per_scan(expected)} expected"
+    if point.chosen_on:
+        words += f"; chosen on {point.chosen_on.replace('+', ' and ')} scans"
+    if point.expected_false_positives_per_case is not None:
+        words += f"; {per_scan(point.expected_false_positives_per_case)} expected"
     return words
 
 
 def rule_words(tables: Tables) -> str:
     """Return what counts as found and as a false positive."""
-    if tables.scores.get("preset") != "lesionseg":
-        return f"by the rule {tables.scores.get('preset')}"
+    if tables.scores.preset != "lesionseg":
+        return f"by the rule {tables.scores.preset}"
     return (
         "markings cover at least 10 % of the lesion; a marking of which less than 10 % lies in "
         "lesions is a false positive"
@@ -440,7 +440,7 @@ def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str
         if key == "title" or (key in _OPTIONAL and key not in study):
             continue
         answer = study.get(key, NOT_STATED)
-        if key == "reader" and key not in study and tables.simulated:
+        if key == "reader" and key not in study and tables.scores.provenance.simulated:
             answer = "the program that made the scans"
         lines.append((question.label, answer))
     return lines
@@ -514,25 +514,20 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 def measures(tables: Tables) -> tuple[list[Measure], str]:
     """Return every number of scores.json, and a sentence for the reason that several share."""
-    scores = tables.scores
-    shown: list[tuple[str, str, Any, str]] = []
-    for key, node in scores.items():
-        is_node = isinstance(node, Mapping)
-        if key == "schema_version" or (is_node and not {"value", "mean"} & set(node)):
-            continue
-        value, interval = number(scores, key)
-        reason = str(node.get("reason") or "") if is_node else ""
-        if isinstance(value, bool | str | list) or (value is None and not reason):
-            continue
-        words = "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"
-        shown.append((key, words, interval, reason))
+    shown: list[tuple[str, str, CI | None, str]] = []
+    for key, node in tables.scores.measures().items():
+        if isinstance(node, int):
+            shown.append((key, str(node), None, ""))
+        elif node.value is not None:
+            shown.append((key, f"{node.value:.3g}", node.ci95, node.reason or ""))
+        elif node.reason:
+            shown.append((key, "–", None, node.reason))
     often = Counter(reason for *_, interval, reason in shown if reason and not interval)
     common = next((text for text, n in often.most_common(1) if n > 1), "")
     numbers = _counts(tables)
     found = []
     for key, words, interval, reason in shown:
-        plain = key.removeprefix("n_").replace("_", " ")
-        name, meaning = MEASURES.get(key, (plain, ""))
+        name, meaning = MEASURES[key]
         more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
         if not interval and reason == common:
             more = "–"
@@ -542,18 +537,19 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
 
 def _counts(tables: Tables) -> dict[str, object]:
     """Return the numbers that the meanings of measures mention."""
-    scores, outcome = tables.scores, tables.candidates["outcome"]
-    n_cases, well = len(tables.cases), int(scores.get("n_lesion_free_cases") or 0)
-    supported, false = (int((outcome == k).sum()) for k in ("true_positive", "false_positive"))
-    verb = "marking lies in" if supported + false == 1 else "markings lie in"
-    if scores.get("preset") != "lesionseg":
-        verb = "marking matches" if supported + false == 1 else "markings match"
+    scores = tables.scores
+    outcome = tables.candidates["outcome"]
+    supported = int((outcome == "true_positive").sum())
+    counted = supported + int((outcome == "false_positive").sum())
+    verb = "marking lies in" if counted == 1 else "markings lie in"
+    if scores.preset != "lesionseg":
+        verb = "marking matches" if counted == 1 else "markings match"
     return {
-        "tolerance": (scores.get("surface_dice") or {}).get("tolerance_mm", 1),
-        "found": scores.get("n_true_positive"),
-        "n_lesions": scores.get("n_lesions"),
+        "tolerance": scores.surface_dice.tolerance_mm,
+        "found": scores.n_true_positive,
+        "n_lesions": scores.n_lesions,
         "supported": supported,
-        "counted": f"{supported + false} {verb}",
-        "ill": n_cases - well,
-        "well": well,
+        "counted": f"{counted} {verb}",
+        "ill": len(tables.cases) - scores.n_lesion_free_cases,
+        "well": scores.n_lesion_free_cases,
     }

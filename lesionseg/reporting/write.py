@@ -93,7 +93,7 @@ def write_report(
                 f"{compare}: this is an evaluation of other cases. Evaluate both anew."
             )
     pictures, lines = _pictures(tables, images, reference, prediction, output, options, progress)
-    role = str(tables.scores.get("evaluated_on") or "unknown")
+    role = tables.scores.evaluated_on
     outlines = charts.dice_chart(tables)
     second = charts.froc_chart(models) or outlines  # masks without scores have no FROC
     first = [c for c in (charts.size_chart(tables), second) if c]
@@ -104,7 +104,7 @@ def write_report(
     annex = [outlines] if outlines and outlines is not second else []
     annex += [c for make in makers if (c := make(tables))]
     annex += charts.training_charts(scores_dir / "metrics.csv")
-    identity = read_identity(scores_dir, tables.scores)
+    identity = read_identity(scores_dir, tables.scores.provenance)
     measured, note = measures(tables)
     values: dict[str, Any] = {
         "title": page_title(tables, study, identity),
@@ -117,7 +117,7 @@ def write_report(
         "pictures": pictures,
         "lines": lines,
         "n_missed": int((~tables.lesions["detected"].astype(bool)).sum()),
-        "n_false": int(tables.scores.get("n_false_positive") or 0),
+        "n_false": tables.scores.n_false_positive,
         "limits": limits(tables, study),
         "more": annex,
         "slider": slider(tables),
@@ -125,7 +125,7 @@ def write_report(
         "measures_note": note,
         "case_rows": case_rows(tables),
         "about": about(tables, study, identity),
-        "comparison": tables.scores.get("comparison"),
+        "comparison": tables.scores.comparison,
     }
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.html", render("report.html.j2", **values))
@@ -157,7 +157,7 @@ def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> 
     """Return a title of the page's own: the user's, or what was evaluated on which scans."""
     if title := study.get("title"):
         return title
-    role = str(tables.scores.get("evaluated_on") or "unknown")
+    role = tables.scores.evaluated_on
     scans = f"{role} scans" if role in ("train", "validation", "test", "external") else "scans"
     data = identity.dataset or "unnamed dataset"
     day = f", {identity.evaluated}" if identity.evaluated else ""
@@ -167,11 +167,11 @@ def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> 
 def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[tuple[str, str]]:
     """Return the annex: what was tested, how, and by whose word."""
     lesions = "as marked in the reference; it may be incomplete"
-    if tables.simulated:
+    if tables.scores.provenance.simulated:
         lesions = "put in by the program that made the scans"
-    missing = len(tables.scores.get("missing_predictions") or ())
+    missing = len(tables.scores.missing_predictions)
     scans = f"{count(len(tables.cases), 'scan')}, {missing or 'none'} of them without a result: "
-    scans += role_words(str(tables.scores.get("evaluated_on") or "unknown"))
+    scans += role_words(tables.scores.evaluated_on)
     if tables.n_failed:
         scans += f"; {tables.n_failed} more could not be scored"
     lines = [
@@ -219,7 +219,7 @@ def slider(tables: Tables) -> dict[str, Any] | None:
     n_moved = len(tables.lesions) + len(tables.false_scores)
     if tables.threshold is None or not 0 < n_moved <= MOST_MOVED:
         return None
-    sizes = [b for b in tables.scores.get("recall_by_size") or () if b["n"]]
+    sizes = [b for b in tables.scores.recall_by_size if b.n]
     found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)
     rows = found.where(found.notna(), None).to_numpy().tolist()
     return {
@@ -227,7 +227,9 @@ def slider(tables: Tables) -> dict[str, Any] | None:
         "start": tables.threshold,
         "lesions": rows,
         "false": tables.false_scores.tolist(),
-        "sizes": [[b["from_mm"], b["to_mm"], size_class_words(b, tables.unit)] for b in sizes],
+        "sizes": [
+            [b.from_mm, b.to_mm, size_class_words(b, tables.scores.size_unit)] for b in sizes
+        ],
     }
 
 
@@ -335,6 +337,6 @@ def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, tables: T
     start, stop = ([float(row[f"{end}_{a}_vox"]) for a in axes] for end in ("start", "stop"))
     focus = scene.mask_of(int(row["candidate"])) if kind == "false" else None
     figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3, focus=focus)
-    bounds = [part["from_mm"] for part in tables.scores.get("recall_by_size") or ()]
-    size = f"{size_text(row['diameter_mm'], [SMALL_MM, *bounds])} {short_unit(tables.unit)}"
+    bounds = [SMALL_MM, *(part.from_mm for part in tables.scores.recall_by_size)]
+    size = f"{size_text(row['diameter_mm'], bounds)} {short_unit(tables.scores.size_unit)}"
     return Card(data_uri(figure), str(row["case"]), size, words)

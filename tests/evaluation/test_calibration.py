@@ -23,11 +23,11 @@ def test_scores_that_are_probabilities_are_called_calibrated():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.02, 0.98, 8000)
     found = describe_calibration(candidates(p, rng.random(8000) < p))
-    assert found["slope"] == pytest.approx(1, abs=0.06)
-    assert found["observed_expected"] == pytest.approx(1, abs=0.03)
-    assert found["brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
-    assert sum(b["n"] for b in found["reliability"]) == 8000
-    assert describe_calibration([])["of"] is None
+    assert found.slope == pytest.approx(1, abs=0.06)
+    assert found.observed_expected == pytest.approx(1, abs=0.03)
+    assert found.brier == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
+    assert sum(b.n for b in found.reliability) == 8000
+    assert describe_calibration([]).of is None
 
 
 def test_calibration_mends_what_is_overconfident_and_keeps_the_order():

@@ -7,6 +7,7 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
+from lesionseg.evaluation.scores import PrimaryDifference
 from tests.evaluation.hand_cases import evaluated, result
 
 
@@ -17,18 +18,18 @@ def model(names):
 def test_equal_models_do_not_differ_and_a_better_one_does():
     same = model(["perfect", "missed"] * 8)
     found = compare(same, same, replicates=200)["lesion_recall"]
-    assert (found["one"], found["difference"], found["p_value"]) == (0.5, 0.0, 1.0)
-    assert found["ci95"] is None
+    assert (found.one, found.difference, found.p_value) == (0.5, 0.0, 1.0)
+    assert found.ci95 is None
     one = model(["perfect"] * 15 + ["missed"])
     other = model(["missed"] * 12 + ["perfect"] * 4)
     found = compare(one, other, replicates=500)["lesion_recall"]
-    assert found["difference"] == pytest.approx(15 / 16 - 4 / 16)
-    low, high = found["ci95"]
-    assert 0 < low < found["difference"] < high <= 1
-    assert found["p_value"] < 0.1
+    assert found.difference == pytest.approx(15 / 16 - 4 / 16)
+    low, high = found.ci95
+    assert 0 < low < found.difference < high <= 1
+    assert found.p_value < 0.1
     back = compare(other, one, replicates=500)["lesion_recall"]
-    assert back["difference"] == -found["difference"]
-    assert back["p_value"] == pytest.approx(found["p_value"])
+    assert back.difference == -found.difference
+    assert back.p_value == pytest.approx(found.p_value)
 
 
 def scored(seed, shift, n_false=1, n_groups=40):
@@ -44,31 +45,32 @@ def test_models_are_compared_at_equal_false_positives():
     for rate in (0.5, 1, 2):
         row = found[f"recall_at_{rate:g}"]
         alone = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
-        assert (row["one"], row["other"]) == tuple(alone)
-    assert found["recall_at_0.5"]["ci95"][0] > 0
-    assert [name for name, row in found.items() if row.get("primary")] == ["recall_at_1"]
-    assert "p_holm" not in found["recall_at_1"]
-    rows = sorted((r for r in found.values() if "p_holm" in r), key=lambda row: row["p_value"])
-    assert rows[0]["p_holm"] == pytest.approx(min(1, len(rows) * rows[0]["p_value"]))
-    assert all(a["p_holm"] <= b["p_holm"] for a, b in itertools.pairwise(rows))
-    assert compare(one, one, replicates=50)["cpm"]["p_value"] == 1.0
+        assert (row.one, row.other) == tuple(alone)
+    assert found["recall_at_0.5"].ci95[0] > 0
+    primary = [name for name, row in found.items() if isinstance(row, PrimaryDifference)]
+    assert primary == ["recall_at_1"]
+    assert found["recall_at_1"].p_holm is None
+    rows = sorted((r for r in found.values() if r.p_holm is not None), key=lambda row: row.p_value)
+    assert rows[0].p_holm == pytest.approx(min(1, len(rows) * rows[0].p_value))
+    assert all(a.p_holm <= b.p_holm for a, b in itertools.pairwise(rows))
+    assert compare(one, one, replicates=50)["cpm"].p_value == 1.0
 
 
 def test_a_margin_makes_the_whole_interval_decide():
     one, other = scored(0, 1.0, 3), scored(1, 1.0, 3)
-    low, high = compare(one, other, replicates=100)["recall_at_1"]["ci95"]
+    low, high = compare(one, other, replicates=100)["recall_at_1"].ci95
     assert low < 0 < high
     for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False), (None, None)):
         found = compare(one, other, margin=margin, replicates=100)
-        assert found["recall_at_1"]["not_inferior"] is shown
+        assert found["recall_at_1"].not_inferior is shown
 
 
 def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_an_error():
     one, other = model(["perfect"] * 10), model(["missed"] * 10)  # five patients
-    assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
+    assert compare(one, other, replicates=10)["lesion_recall"].p_value == 2 / 32
     found = compare(one[:6], other[:6])["lesion_recall"]
-    assert (found["difference"], found["ci95"], found["p_value"]) == (1.0, None, None)
-    assert "5 patients" in found["reason"]
+    assert (found.difference, found.ci95, found.p_value) == (1.0, None, None)
+    assert "5 patients" in found.reason
     with pytest.raises(DatasetError, match="case9"):
         compare(one, other[:-1])
 
@@ -84,7 +86,7 @@ def test_readers_who_disagree_are_an_error_and_two_who_agree_count_once():
     (wrong,) = cases[0].candidates
     place = "c0", wrong.candidate, (*wrong.start_vox, *wrong.stop_vox)
     answers = [Answer(*place, word) for word in ("lesion", "lesion", "unsure")]
-    assert adjudicate(cases, answers[:2])["adjudicated"]["n_false_positive"] == 0
+    assert adjudicate(cases, answers[:2]).adjudicated.n_false_positive == 0
     with pytest.raises(ContentError, match="two answers to candidate"):
         adjudicate(cases, answers)
 

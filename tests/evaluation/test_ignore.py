@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Labels, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case, match_case, summarise
+from lesionseg.evaluation import PRESETS, SummarySettings, evaluate_case, match_case, summarise
 from tests.evaluation.hand_cases import prediction_of
 
 SHAPE = (12, 24)
@@ -41,7 +41,8 @@ def evaluated(truth, *boxes, preset=PRESET, **options):
 
 
 def scores(result, preset=PRESET, **options):
-    return summarise([result], preset, evaluated_on="test", replicates=5, **options)
+    settings = SummarySettings(evaluated_on="test", replicates=5, **options)
+    return summarise([result], preset, settings).to_json()
 
 
 @pytest.mark.parametrize("name", ["lesionseg", "instances", "iou50", "luna16"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, SummarySettings, evaluate_case, summarise
 from lesionseg.evaluation.criteria import INSTANCES
 from lesionseg.evaluation.matching import NEVER, Links, assign, detection_scores, match
 from lesionseg.ops.components import mask_boxes
@@ -239,7 +239,8 @@ def test_scores_equal_a_naive_scorer(block):
         prediction, point = prediction_of(drawn, scores, geometry, given), OperatingPoint("", POINT)
         name = f"c{seed:03d}"
         results.append(evaluate_case(truth, prediction, preset, case=name, operating_point=point))
-    found = summarise(results, preset, evaluated_on="test", replicates=0)
+    settings = SummarySettings(evaluated_on="test", replicates=0)
+    found = summarise(results, preset, settings).to_json()
     for label, own in cases.items():
         numbers, curve, by_size, bias = naive_scores(own)
         table = found if label is None else found["per_label"][f"{label}"]

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, InputCheckResult, OperatingPoint, Reference
-from lesionseg.errors import ConfigError
-from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.errors import ConfigError, ContentError
+from lesionseg.evaluation import PRESETS, Scores, SummarySettings, evaluate_case, read_scores
 from lesionseg.evaluation import summarise as summary
+from lesionseg.evaluation.adjudication import Answer, adjudicate
+from lesionseg.evaluation.compare import compare
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import divide_by, find_subgroups
 from lesionseg.evaluation.tables import write_scores
 from tests.evaluation.hand_cases import (
@@ -35,7 +39,8 @@ GRID = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
 
 def summarise(results, replicates=0, **options):
     options = {"evaluated_on": "test", **options}
-    return summary(results, PRESETS["lesionseg"], replicates=replicates, **options)
+    settings = SummarySettings(replicates=replicates, **options)
+    return summary(results, PRESETS["lesionseg"], settings)
 
 
 def made_up(seed, group="", n_lesions=3, scored=True):
@@ -78,47 +83,100 @@ def test_every_null_has_a_reason_and_nothing_is_nan():
     free, ill = ([made_up(s, n_lesions=n) for s in range(9)] for n in (0, 2))
     few = [], free[:1], ill[:1], many(4)
     for results in (*few, many(scored=False), many(), free, ill):
-        scores = summarise(results, 50)
+        scores = summarise(results, 50).to_json()
         assert set(scores) == set(KEYS.split())
         json.dumps(scores, allow_nan=False)
         assert list(nulls_without_reason(scores)) == []
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_scores_read_back_are_the_scores_written(scored, tmp_path):
+    results = many(scored=scored)
+    false = results[3].candidates[-1]
+    answer = Answer("case3", false.candidate, (*false.start_vox, *false.stop_vox), "lesion")
+    scores = replace(
+        summarise(results, 50, columns=TABLE, provenance={"dataset": "MS", "sizes": [1, 2.5]}),
+        failed_cases=(FailedCase(case="x", message="no file"),),
+        comparison=compare(results, results, margin=0.1, replicates=20),
+        adjudication=adjudicate(results, [answer]),
+    )
+    write_scores(tmp_path, results, scores)
+    read = read_scores(tmp_path / "scores.json")
+    assert read == Scores.from_json(scores.to_json())
+    write_scores(tmp_path / "again", results, read)
+    first, second = (tmp_path / name / "scores.json" for name in (".", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    assert read.lesion_recall == scores.lesion_recall
+    assert read.froc == scores.froc
+    assert read.provenance.dataset == "MS"
+
+
+def test_scores_of_an_earlier_version_lack_keys_and_are_read():
+    content = summarise(many(), 20).to_json()
+    counts = [key for key in content if key.startswith("n_")]
+    found = Scores.from_json({key: content[key] for key in counts})
+    assert found.n_lesions == content["n_lesions"]
+    assert (found.dice.mean, found.lesion_recall, found.froc.recall) == (None, Estimate(None), ())
+    assert (found.operating_point.aim, found.failed_cases) == (None, None)
+    for key in set(content) - set(counts):
+        Scores.from_json({name: value for name, value in content.items() if name != key})
+    del content["operating_point"]["optimistic"]
+    assert Scores.from_json(content).operating_point.optimistic is False
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "this is no scores.json"),
+        ({"cases": 3}, "this is no scores.json"),
+        ({"n_lesions": "many"}, "n_lesions: many, "),
+        ({"lesion_recall": {"value": "high"}}, "lesion_recall.value: high, "),
+        ({"recall_by_size": [{"n": 1}]}, r"recall_by_size\[0\]"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_key(content, said):
+    if isinstance(content, dict) and "cases" not in content:
+        content = summarise(many(4)).to_json() | content
+    with pytest.raises(ContentError, match=f"s.json: {said}"):
+        Scores.from_json(content, "s.json")
+
+
 def test_the_seed_decides_the_intervals():
     one, same, other = (summarise(many(), 60, seed=s) for s in (1, 1, 2))
     assert one == same
-    assert one["lesion_f1"]["ci95"] != other["lesion_f1"]["ci95"]
+    assert one.lesion_f1.ci95 != other.lesion_f1.ci95
 
 
 def test_a_point_chosen_on_these_cases_is_called_optimistic():
     kinds = {("validation", None), ("test", "validation"), ("test", "test"), ("external", None)}
     for role, chosen_on in kinds:
         point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
-        found = summarise(many(2), evaluated_on=role, operating_point=point)["operating_point"]
-        assert found["optimistic"] == (role in ("validation", chosen_on))
-        assert (found["score"], found["chosen_on"]) == (0.4, chosen_on)
+        found = summarise(many(2), evaluated_on=role, operating_point=point).operating_point
+        assert found.optimistic == (role in ("validation", chosen_on))
+        assert (found.score, found.chosen_on) == (0.4, chosen_on)
 
 
 def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
     # a tenth of the ill score lower than the others, so that replicates differ
     kinds = ["perfect"] * 10 + ["missed"] * 2 + ["false_alarm"] + ["nothing"] * 4
     results = [evaluated(kind, case=f"{i}") for i, kind in enumerate(kinds)]
-    few, enough = (summarise(some, 200)["case_auroc"] for some in (results[:-1], results))
-    assert 0.5 < few["value"] < enough["value"] < 1
-    assert few["ci95"] is None is not enough["ci95"]
+    few, enough = (summarise(some, 200).case_auroc for some in (results[:-1], results))
+    assert 0.5 < few.value < enough.value < 1
+    assert few.ci95 is None is not enough.ci95
 
 
 def test_panoptic_quality_and_lesion_load_by_hand():
     # IoU 1/10, 1 and 4/6 of pairs; a lesion missed; a candidate without lesion, one without pair
     names = ("exactly_a_tenth", "perfect", "split", "missed", "false_alarm")
     scores = summarise([evaluated(name) for name in names])
-    assert scores["panoptic_quality"]["value"] == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
+    assert scores.panoptic_quality.value == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
-    load, errors = summarise(results)["lesion_load"], np.array([y - x for x, y in loads])
+    load = summarise(results).lesion_load
+    errors = np.array([y - x for x, y in loads])
     limit = errors.mean() + 1.96 * errors.std(ddof=1)
-    assert load["volume_ml"]["upper_limit"]["value"] == pytest.approx(limit, rel=1e-4)
-    assert load["volume_ml"]["n"] == load["n_lesions"]["n"] == 4
+    assert load.volume_ml.upper_limit.value == pytest.approx(limit, rel=1e-4)
+    assert load.volume_ml.n == load.n_lesions.n == 4
 
 
 def test_the_size_curve_has_intervals_that_hold_the_truth():
@@ -130,19 +188,19 @@ def test_the_size_curve_has_intervals_that_hold_the_truth():
         rows = zip(sizes.tolist(), found.tolist(), strict=True)
         lesions = tuple(replace(like, diameter_mm=mm, detected=hit) for mm, hit in rows)
         results.append(result(f"{case}", lesions=lesions))
-    curve = summarise(results, 300)["size_curve"]
-    low, high = curve["d50_mm"]["ci95"]
+    curve = summarise(results, 300).size_curve
+    low, high = curve.d50_mm.ci95
     assert low < 4 < high
-    assert low < curve["d50_mm"]["value"] < high < low + 2
-    low, high = curve["d90_mm"]["ci95"]
+    assert low < curve.d50_mm.value < high < low + 2
+    low, high = curve.d90_mm.ci95
     assert low < 4 * 9 ** (1 / 3) < high
-    assert curve["diameters_mm"][0] == pytest.approx(curve["observed_mm"][0])
-    for value, (low, high) in zip(curve["recall"], curve["ci95"], strict=True):
+    assert curve.diameters_mm[0] == pytest.approx(curve.observed_mm[0])
+    for value, (low, high) in zip(curve.recall, curve.ci95, strict=True):
         assert low <= value <= high
 
 
 def tables(folder, results, labels=None):
-    write_scores(folder, results, {}, labels)
+    write_scores(folder, results, summarise(results), labels)
     return [
         list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
         for name in ("cases", "lesions", "candidates")
@@ -182,16 +240,17 @@ TABLE = {
 
 def test_every_dividing_column_gives_subgroups_with_the_numbers_of_their_cases_alone():
     results = many()
-    found = summarise(results, columns=TABLE)["subgroups"]
-    assert {row["by"] for row in found} == {"site", "age"}
-    for row in summarise(results, columns=TABLE, subgroups=["site"])["subgroups"]:
-        own = [r for r in results if TABLE[r.case]["site"] == row["value"]]
+    found = summarise(results, columns=TABLE).subgroups
+    assert {row.by for row in found} == {"site", "age"}
+    for row in summarise(results, columns=TABLE, subgroups=["site"]).subgroups:
+        own = [r for r in results if TABLE[r.case]["site"] == row.value]
         alone = summarise(own)
-        assert row["n_cases"] == len(own) == 6
-        assert row["n_detected"] == alone["n_true_positive"]
-        for name in ("n_lesions", "lesion_recall", "false_positives_per_case"):
-            assert row[name] == alone[name]
-        assert row["dice"] == pytest.approx(alone["dice"]["mean"])
+        assert row.n_cases == len(own) == 6
+        assert row.n_detected == alone.n_true_positive
+        assert row.n_lesions == alone.n_lesions
+        assert row.lesion_recall == alone.lesion_recall
+        assert row.false_positives_per_case == alone.false_positives_per_case
+        assert row.dice == pytest.approx(alone.dice.mean)
 
 
 def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
@@ -217,8 +276,8 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
 def test_thick_and_thin_slices_are_subgroups_without_any_table():
     spacings = [1.0] * 6 + [5.0] * 6
     results = [replace(r, slice_spacing_mm=mm) for r, mm in zip(many(), spacings, strict=True)]
-    found = summarise(results)["subgroups"]
-    assert [(row["by"], row["value"]) for row in found] == [("slice_spacing_mm", c) for c in "15"]
-    assert sum(row["n_lesions"] for row in found) == sum(len(r.lesions) for r in results)
+    found = summarise(results).subgroups
+    assert [(row.by, row.value) for row in found] == [("slice_spacing_mm", c) for c in "15"]
+    assert sum(row.n_lesions for row in found) == sum(len(r.lesions) for r in results)
     stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
-    assert summarise(results, columns=stated)["subgroups"] == []  # what a table says goes first
+    assert summarise(results, columns=stated).subgroups == ()  # what a table says goes first

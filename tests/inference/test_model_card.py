@@ -1,4 +1,8 @@
+from dataclasses import replace
+
 from lesionseg.core import OperatingPoint
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.scores import MeanEstimate, Scores
 from lesionseg.inference.model_card import model_card
 
 
@@ -8,11 +12,21 @@ def holds(card, *texts):
 
 def test_a_card_lists_scores_and_calls_those_of_development_optimistic(plan):
     assert holds(model_card(plan), "# Lesion model: lesion\n", "T1", "Not evaluated.")
-    dice = {"mean": None, "reason": "no lesion"}
-    scores = {"n_cases": 12, "lesion_recall": {"value": 0.8125, "ci95": [0.7, 0.9]}, "dice": dice}
+    scores = Scores(
+        n_cases=12,
+        n_groups=12,
+        n_lesion_free_cases=0,
+        n_lesions=16,
+        n_candidates=20,
+        n_true_positive=13,
+        n_false_positive=7,
+        n_missed=3,
+        lesion_recall=Estimate(0.8125, (0.7, 0.9)),
+        dice=MeanEstimate(reason="no lesion"),
+    )
     rows = "| lesion recall | 0.812 |", "| Dice, mean of cases with a lesion | undefined |"
     for role in ("validation", "test", "unknown"):
-        card = model_card(plan, {**scores, "evaluated_on": role})
+        card = model_card(plan, replace(scores, evaluated_on=role))
         assert holds(card, *rows)
         assert holds(card, "optimistic") == (role == "validation")
 

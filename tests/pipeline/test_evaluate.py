@@ -55,20 +55,20 @@ def columns(folder, table, *names):
 
 def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
     scores, out = scores_of(*folders), folders[2]
-    assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
-    assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
-    assert scores["lesion_recall"]["value"] == 0.6
-    assert scores["froc"]["recall"] is scores["cpm"]["value"] is None
-    assert scores["evaluated_on"] == "unknown"  # nobody stated it
-    assert json.loads((out / "scores.json").read_text()) == scores
+    assert (scores.n_cases, scores.n_lesions, scores.n_lesion_free_cases) == (3, 5, 1)
+    assert (scores.n_true_positive, scores.n_missed, scores.n_false_positive) == (3, 2, 1)
+    assert scores.lesion_recall.value == 0.6
+    assert scores.froc.recall is scores.cpm.value is None
+    assert scores.evaluated_on == "unknown"  # nobody stated it
+    assert json.loads((out / "scores.json").read_text()) == scores.to_json()
     assert columns(out, "cases", "n_detected") == ["2", "1", "0"]
     assert columns(out, "lesions", "detected").count("true") == 3
     assert columns(out, "candidates", "outcome").count("false_positive") == 1
     assert columns(out, "candidates", "score")[0] == columns(out, "cases", "dice")[2] == ""
     assert float(columns(out, "cases", "reference_ml")[0]) == pytest.approx(2 * 24 * 3 / 1000)
-    point = scores_of(*folders, operating_point="score:0.9")["operating_point"]
+    point = scores_of(*folders, operating_point="score:0.9").operating_point
     assert "all their candidates stay accepted: a, b, c" in caplog.text  # they have no scores
-    assert point["score"] is None is not point["reason"]
+    assert point.score is None is not point.reason
 
 
 def test_a_folder_of_masks_of_a_dataset_keeps_what_the_dataset_states(folders, tmp_path):
@@ -79,10 +79,10 @@ def test_a_folder_of_masks_of_a_dataset_keeps_what_the_dataset_states(folders, t
     for name in "abc":
         write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
     write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))  # where something is found
-    assert scores_of(*folders)["n_lesions"] == 6  # nothing says that 7 is no lesion
+    assert scores_of(*folders).n_lesions == 6  # nothing says that 7 is no lesion
     scores = scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out)
-    assert (scores["evaluated_on"], scores["n_false_positive"]) == ("test", 0)
-    assert (scores["n_lesions"], scores["n_lesion_free_cases"]) == (5, 1)
+    assert (scores.evaluated_on, scores.n_false_positive) == ("test", 0)
+    assert (scores.n_lesions, scores.n_lesion_free_cases) == (5, 1)
 
 
 def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
@@ -94,12 +94,12 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     write_prediction(folders[1], replace(prediction, operating_point=point))
     write_mask(folders[0] / "a.nii.gz", lesions(2))
     scores = scores_of(*folders)
-    assert (scores["n_true_positive"], scores["operating_point"]["score"]) == (1, 0.5)
-    assert scores["froc"]["recall"] == [1.0] * 7
+    assert (scores.n_true_positive, scores.operating_point.score) == (1, 0.5)
+    assert scores.froc.recall == (1.0,) * 7
     for lower in ("score:0.2", 0.2):
         scores = scores_of(*folders, operating_point=lower)
-        point = scores["operating_point"]
-        assert (scores["n_true_positive"], point["score"], point["chosen_on"]) == (2, 0.2, None)
+        point = scores.operating_point
+        assert (scores.n_true_positive, point.score, point.chosen_on) == (2, 0.2, None)
     assert columns(folders[2], "lesions", "detected_at") == ["0.9", "0.3"]
 
 
@@ -148,15 +148,15 @@ def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplo
     scores = scores_of(*folders, progress=lambda *step: told.append(step))
     assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
     assert "unknown" in caplog.text
-    assert (scores["missing_predictions"], scores["n_missed"]) == (["b"], 3)
+    assert (scores.missing_predictions, scores.n_missed) == (("b",), 3)
     names = "status", "dice", "surface_dice", "hd95_mm"
     assert columns(folders[2], "cases", *names)[1] == ("missing", "0.0", "0.0", "")
     assert columns(folders[2], "lesions", "why_missed") == ["", "", *["case_failed"] * 3]
 
 
 def test_a_second_reader_is_scored_alike_and_compared(folders):
-    recall = scores_of(*folders, compare=folders[0])["comparison"]["lesion_recall"]
-    assert (recall["one"], recall["other"]) == (0.6, 1.0)
+    recall = scores_of(*folders, compare=folders[0]).comparison["lesion_recall"]
+    assert (recall.one, recall.other) == (0.6, 1.0)
     assert set(columns(folders[2] / "compare", "lesions", "detected")) == {"true"}
     (folders[2] / "compare" / "own.txt").touch()
     scores_of(*folders)
@@ -171,12 +171,12 @@ def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
         write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
     (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
     scores = scores_of(*folders, zones=tmp_path / "zones")
-    by_zone = {g["value"]: g for g in scores["subgroups"] if g["by"] == "zone"}
-    counts = {name: (g["n_lesions"], g["n_detected"]) for name, g in by_zone.items()}
+    by_zone = {g.value: g for g in scores.subgroups if g.by == "zone"}
+    counts = {name: (g.n_lesions, g.n_detected) for name, g in by_zone.items()}
     assert counts == {"front": (2, 1), "back": (3, 2)}
-    false = {name: g["false_positives_per_case"]["value"] for name, g in by_zone.items()}
+    false = {name: g.false_positives_per_case.value for name, g in by_zone.items()}
     assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
-    assert (by_zone["front"]["n_cases"], by_zone["front"]["dice"]) == (3, None)
+    assert (by_zone["front"].n_cases, by_zone["front"].dice) == (3, None)
     assert columns(folders[2], "lesions", "zone") == ["front", "back", "front", "back", "back"]
 
 
@@ -192,16 +192,16 @@ def manifest(folders, column, cells):
 
 def test_subgroups_by_a_column_of_the_manifest_and_by_a_table(folders, tmp_path):
     root = manifest(folders, "site", "NS")
-    found = {(g["by"], g["value"]): g for g in scores_of(root, *folders[1:])["subgroups"]}
-    counts = {key: (g["n_cases"], g["n_lesions"], g["n_detected"]) for key, g in found.items()}
+    found = {(g.by, g.value): g for g in scores_of(root, *folders[1:]).subgroups}
+    counts = {key: (g.n_cases, g.n_lesions, g.n_detected) for key, g in found.items()}
     assert counts == {("site", "N"): (2, 2, 2), ("site", "S"): (1, 3, 1)}
-    assert found["site", "N"]["false_positives_per_case"]["value"] == 0.5
-    assert scores_of(root, *folders[1:], subgroups=[])["subgroups"] == []
+    assert found["site", "N"].false_positives_per_case.value == 0.5
+    assert scores_of(root, *folders[1:], subgroups=[]).subgroups == ()
 
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
-    found = scores_of(*folders, subgroups=["scanner"], columns=table)["subgroups"]
-    counts = {row["value"]: row["n_cases"] for row in found}
+    found = scores_of(*folders, subgroups=["scanner"], columns=table).subgroups
+    counts = {row.value: row.n_cases for row in found}
     assert counts == {"new": 1, "old": 1, "not stated": 1}
     table.write_text("name,site\na,x\n")
     with pytest.raises(DatasetError, match="case"):
@@ -228,7 +228,7 @@ def test_another_grid_is_refused_or_resampled(folders, caplog):
     assert "resample=true" in refused.failed[0].message
     after = scores_of(*folders, resample=True)
     assert "reference: a" in caplog.text
-    assert (after["n_true_positive"], after["dice"]) == (before["n_true_positive"], before["dice"])
+    assert (after.n_true_positive, after.dice) == (before.n_true_positive, before.dice)
 
 
 def eight(folder, change=None):
@@ -257,13 +257,13 @@ def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog)
     expected = scores_of(*eight(tmp_path / "sound"))
     outcome = evaluate(*eight(tmp_path / "spoilt", spoil), replicates=5)
     scores, out = outcome.scores, tmp_path / "spoilt" / "out"
-    assert (scores["n_cases"], scores["n_true_positive"]) == (4, 4)
-    assert scores["dice"]["mean"] == expected["dice"]["mean"]
+    assert (scores.n_cases, scores.n_true_positive) == (4, 4)
+    assert scores.dice.mean == expected.dice.mean
     wrong = ["P1", "P2", "P3", "P4"]
-    assert sorted(case["case"] for case in scores["failed_cases"]) == wrong
-    assert expected["failed_cases"] == []
+    assert sorted(failed.case for failed in scores.failed_cases) == wrong
+    assert expected.failed_cases == ()
     assert outcome.exit_status == 3
-    assert json.loads((out / "scores.json").read_text()) == scores
+    assert json.loads((out / "scores.json").read_text()) == scores.to_json()
     rows = {row["case"]: row for row in read_csv(out / "cases.csv")}
     assert {case for case, row in rows.items() if row["status"] == "failed"} == set(wrong)
     assert "the shapes differ" in rows["P1"]["message"]
@@ -287,7 +287,7 @@ def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog)
 def test_a_damaged_reference_fails_alone(folders):
     (folders[0] / "b.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(*folders, replicates=5)
-    assert (outcome.scores["n_cases"], outcome.exit_status) == (2, 3)
+    assert (outcome.scores.n_cases, outcome.exit_status) == (2, 3)
     assert [problem.case for problem in outcome.failed] == ["b"]
 
 
@@ -298,7 +298,7 @@ def test_a_dataset_with_a_wrong_case_scores_the_others(folders, tmp_path):
     rows[1]["reference"] = "reference/gone.nii.gz"
     write_csv(tmp_path / "manifest.csv", rows, list(rows[0]))
     outcome = evaluate(tmp_path, folders[1], tmp_path / "out", replicates=5)
-    assert outcome.scores["n_cases"] == 2
+    assert outcome.scores.n_cases == 2
     assert "gone.nii.gz" in outcome.failed[0].message
 
 
@@ -316,7 +316,7 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     eight(tmp_path / "two")
     (other / "P6.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
-    assert outcome.scores["n_cases"] == 4
+    assert outcome.scores.n_cases == 4
     assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4", "P6"}
     assert json.loads((out / "compare" / "scores.json").read_text())["n_cases"] == 3
 
@@ -345,8 +345,8 @@ def test_rasters_of_another_size_show_the_same_field(tmp_path):
     with pytest.raises(DatasetError, match="grid"):
         evaluate(*folders)
     scores = scores_of(*folders, resample=True)
-    assert scores["dice"]["mean"] == scores["surface_dice"]["mean"] == 1.0
-    assert scores["size_unit"] == "px"
+    assert scores.dice.mean == scores.surface_dice.mean == 1.0
+    assert scores.size_unit == "px"
     assert columns(folders[2], "cases", "reference_ml") == [""]
 
 
@@ -361,11 +361,11 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     ]
     (tmp_path / "boxes" / "a_candidates.json").write_text(json.dumps({"candidates": entries}))
     scores = scores_of(folders[0], tmp_path / "boxes", folders[2])
-    assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 1)
-    assert scores["missing_predictions"] == ["b", "c"]
+    assert (scores.n_true_positive, scores.n_false_positive) == (1, 1)
+    assert scores.missing_predictions == ("b", "c")
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
-    assert scores["dice"]["mean"] is scores["specificity"]["value"] is None  # boxes; none of c
-    assert scores["false_positives_per_case"]["value"] == 1.0
+    assert scores.dice.mean is scores.specificity.value is None  # boxes; none of c
+    assert scores.false_positives_per_case.value == 1.0
 
 
 def test_answers_survive_the_walk_through_the_report(folders, tmp_path):
@@ -375,14 +375,14 @@ def test_answers_survive_the_walk_through_the_report(folders, tmp_path):
     (row,) = read_csv(path)
     rows = [{**row, "answer": "Lesion"}, {**row, "answer": "lesion", "case": "a"}]
     write_csv(path, [*rows, {**row, "candidate": "7"}], list(row))  # of a it is no false positive
-    after = scores_of(*folders, adjudication=path)["adjudication"]
-    assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 1, 0)
-    names = "lesion_recall", "lesion_precision", "false_positives_per_case"
-    for key, numbers in (
-        ("by_reference", (3 / 5, 3 / 4, 1 / 3)),
-        ("adjudicated", (4 / 6, 1.0, 0.0)),
+    after = scores_of(*folders, adjudication=path).adjudication
+    assert (after.n_lesion, after.n_stale, after.n_open) == (1, 1, 0)
+    for found, expected in (
+        (after.by_reference, (3 / 5, 3 / 4, 1 / 3)),
+        (after.adjudicated, (4 / 6, 1.0, 0.0)),
     ):
-        assert [after[key][name]["value"] for name in names] == pytest.approx(numbers)
+        numbers = found.lesion_recall, found.lesion_precision, found.false_positives_per_case
+        assert [number.value for number in numbers] == pytest.approx(expected)
 
 
 # --- roles and layouts ---
@@ -419,7 +419,7 @@ def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
 ):
     root = manifest(folders, "role", ("train", "test"))
     how = {"evaluated_on": "validation", "compare": folders[1]}
-    assert evaluate(root, *folders[1:], **how).scores["n_cases"] == 0
+    assert evaluate(root, *folders[1:], **how).scores.n_cases == 0
     assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=root).read_text()
     assert "No scan was evaluated" in page
@@ -428,5 +428,5 @@ def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
     for name in "ac":
         (folders[1] / f"{name}.nii.gz").unlink()
     scores = scores_of(root, *folders[1:])  # only the test part was predicted: no misses
-    assert (scores["n_cases"], scores["evaluated_on"]) == (1, "test")
-    assert scores["missing_predictions"] == []
+    assert (scores.n_cases, scores.evaluated_on) == (1, "test")
+    assert scores.missing_predictions == ()

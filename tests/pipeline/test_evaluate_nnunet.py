@@ -9,6 +9,7 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation import Scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import find_predictions, read_prediction
@@ -45,15 +46,15 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "labels", tmp_path / "out", tmp_path / "scores"
 
 
-def scores_of(*paths: Path, **settings: Any) -> dict[str, Any]:
+def scores_of(*paths: Path, **settings: Any) -> Scores:
     return evaluate(*paths, replicates=5, **settings).scores
 
 
 def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Path, Path]) -> None:
     scores = scores_of(*folders)
-    assert scores["operating_point"]["score"] == 0.5
-    assert scores["lesion_recall"]["value"] == 0.5  # as its mask has it
-    assert scores["froc"]["recall"][-1] == 1.0  # below one half it finds the others, too
+    assert scores.operating_point.score == 0.5
+    assert scores.lesion_recall.value == 0.5  # as its mask has it
+    assert scores.froc.recall[-1] == 1.0  # below one half it finds the others, too
     assert len(read_csv(folders[2] / "candidates.csv")) == 18
     kept = find_predictions(folders[2] / "predictions")
     assert sorted(kept) == [f"P{i}" for i in range(6)]
@@ -66,10 +67,10 @@ def test_a_rate_gives_masks_and_candidates_at_its_threshold(
     folders: tuple[Path, Path, Path],
 ) -> None:
     outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
-    point = outcome.scores["operating_point"]
-    assert outcome.scores["lesion_recall"]["value"] == 1.0
-    assert outcome.scores["false_positives_per_case"]["value"] <= 1
-    assert (point["name"], point["optimistic"]) == ("fp_per_case:1", True)  # chosen on these cases
+    point = outcome.scores.operating_point
+    assert outcome.scores.lesion_recall.value == 1.0
+    assert outcome.scores.false_positives_per_case.value <= 1
+    assert (point.name, point.optimistic) == ("fp_per_case:1", True)  # chosen on these cases
     assert outcome.kept == folders[2] / "predictions"
     mask = read_mask(folders[2] / "predictions" / "P0_mask.nii.gz").labels
     assert mask[SECOND] == 1
@@ -77,7 +78,7 @@ def test_a_rate_gives_masks_and_candidates_at_its_threshold(
     assert content["operating_point"]["name"] == "fp_per_case:1"
     assert f"prediction={folders[2] / 'predictions'}" in outcome.summary()[-1]
     again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
-    assert again["lesion_recall"]["value"] == 1.0
+    assert again.lesion_recall.value == 1.0
 
 
 def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]) -> None:
@@ -89,12 +90,12 @@ def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]
 
 
 def test_an_unreadable_archive_fails_alone(folders: tuple[Path, Path, Path]) -> None:
-    n_cases = scores_of(*folders)["n_cases"]
+    n_cases = scores_of(*folders).n_cases
     (folders[1] / "P5.npz").write_bytes(b"no archive")
     scores = scores_of(*folders)
-    assert scores["n_cases"] == n_cases - 1
-    assert [problem["case"] for problem in scores["failed_cases"]] == ["P5"]
-    assert "P5.npz" in scores["failed_cases"][0]["message"]
+    assert scores.n_cases == n_cases - 1
+    assert [failed.case for failed in scores.failed_cases or ()] == ["P5"]
+    assert "P5.npz" in scores.failed_cases[0].message
 
 
 def test_unreadable_archives_leave_nothing(folders: tuple[Path, Path, Path]) -> None:
@@ -136,12 +137,12 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
         chosen_on=model,
         operating_point="fp_per_case:0.5",
     )
-    point = scores["operating_point"]
-    assert (scores["evaluated_on"], scores["n_cases"]) == ("test", 2)
-    assert (point["chosen_on"], point["optimistic"]) == ("out-of-fold", False)
-    assert 0.2 < point["score"] < 0.4
-    assert point["expected_false_positives_per_case"] == pytest.approx(0.5, abs=0.01)
-    assert scores["lesion_recall"]["value"] == 1.0
+    point = scores.operating_point
+    assert (scores.evaluated_on, scores.n_cases) == ("test", 2)
+    assert (point.chosen_on, point.optimistic) == ("out-of-fold", False)
+    assert 0.2 < point.score < 0.4
+    assert point.expected_false_positives_per_case == pytest.approx(0.5, abs=0.01)
+    assert scores.lesion_recall.value == 1.0
     page = write_report(
         tmp_path / "scores",
         tmp_path / "page",
@@ -159,7 +160,7 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(
         file.unlink()
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     scores = scores_of(dataset, tmp_path / "out", tmp_path / "scores", chosen_on=model)
-    assert scores["n_cases"] == 0
+    assert scores.n_cases == 0
     assert "nothing is scored" in caplog.text
     kept = find_predictions(tmp_path / "scores" / "predictions")
     point = read_prediction(kept["P7"]).operating_point
@@ -179,7 +180,7 @@ def test_what_cannot_choose_a_threshold_is_refused(dataset: Path, tmp_path: Path
     with pytest.raises(DatasetError, match="chosen_on_reference"):
         scores_of(*paths, chosen_on=model)
     masks = dataset / "labelsTr"
-    assert scores_of(*paths, chosen_on=model, chosen_on_reference=masks)["n_cases"] == 2
+    assert scores_of(*paths, chosen_on=model, chosen_on_reference=masks).n_cases == 2
     (model / "fold_1").rename(model / "fold_all")
     (model / "fold_0").rename(tmp_path / "gone")
     with pytest.raises(DatasetError, match="fold_all"):
@@ -195,8 +196,8 @@ def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) ->
     write_labels(tmp_path / "out", regions, regions_class_order=[1, 2])
     write_array(tmp_path / "labels" / "a.nii.gz", painted.astype(np.uint8))
     scores = scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")
-    assert (scores["n_lesions"], scores["n_true_positive"], scores["dice"]["mean"]) == (1, 1, 1.0)
-    assert set(scores["per_label"]) == {"whole", "core"}
+    assert (scores.n_lesions, scores.n_true_positive, scores.dice.mean) == (1, 1, 1.0)
+    assert set(scores.per_label) == {"whole", "core"}
 
 
 def test_labels_beside_a_dataset_of_another_model_are_named(tmp_path: Path) -> None:

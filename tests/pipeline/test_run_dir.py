@@ -14,6 +14,7 @@ from lesionseg.cli import run
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.core import Labels
 from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import LOG, bar, run_log
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
@@ -195,8 +196,17 @@ def test_a_line_of_progress_never_repeats_the_time_left(monkeypatch, caplog, cap
 
 
 def scores(n_lesions, n_found, minutes=3.0):
-    made = {"training_minutes": minutes}
-    return {"n_lesions": n_lesions, "n_true_positive": n_found, "provenance": made}
+    return Scores(
+        n_cases=4,
+        n_groups=4,
+        n_lesion_free_cases=0,
+        n_lesions=n_lesions,
+        n_candidates=n_found,
+        n_true_positive=n_found,
+        n_false_positive=0,
+        n_missed=n_lesions - n_found,
+        provenance=Provenance({"training_minutes": minutes}),
+    )
 
 
 def test_if_nothing_was_found_it_says_what_to_try():

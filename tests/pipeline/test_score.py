@@ -57,14 +57,14 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     choice, scores = score_folds(found, folds, run, plan, CFG, {})
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
-    assert first.lesion_recall == scores["lesion_recall"]["value"]
-    assert first.false_positives_per_case == scores["false_positives_per_case"]["value"]
-    assert list(first.lesion_recall_ci95) == scores["lesion_recall"]["ci95"]
+    assert first.lesion_recall == scores.lesion_recall.value
+    assert first.false_positives_per_case == scores.false_positives_per_case.value
+    assert first.lesion_recall_ci95 == scores.lesion_recall.ci95
     fit = choice.calibration
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
-    assert scores["calibration"]["of"] == "probability"
-    assert scores["calibration"]["reliability"]
+    assert scores.calibration.of == "probability"
+    assert scores.calibration.reliability
     written = json.loads((run / "oof" / "predictions" / "SIM_001_candidates.json").read_text())
     candidates = written["candidates"]
     mine = [c["probability"] for c in candidates]
@@ -123,7 +123,7 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp
     assert Plan.from_json(complete.to_json()) == complete
     gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
-    assert scores["dice"]["mean"] > 0.1
+    assert scores.dice.mean > 0.1
     assert unselected(complete) == plan
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
+from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import write_json
 from lesionseg.io.predictions import write_prediction
@@ -42,27 +43,27 @@ def trained(tmp_path):
 def test_the_scores_of_a_training_have_the_digest_of_its_bundle(trained):
     digest = bundle_digest(trained / "bundle")
     known = Identity("MS", "2026-01-31", "unet", digest, 12, 20, "1.2.3", "abc")
-    assert read_identity(trained, {"provenance": TRAINED}) == known
-    assert read_identity(trained / "test", {"provenance": TRAINED}) == known
+    assert read_identity(trained, Provenance(TRAINED)) == known
+    assert read_identity(trained / "test", Provenance(TRAINED)) == known
 
 
 def test_a_run_of_an_earlier_version_is_counted_by_its_splits(trained):
     made = {"lesionseg": "1.0.0", "training_steps": 60}
     write_json(trained / "scores.json", {"provenance": made})
-    found = read_identity(trained / "test", {"provenance": made})
+    found = read_identity(trained / "test", Provenance(made))
     assert (found.dataset, found.evaluated, found.model) == ("", "", "unet")
     assert found.training() == "trained on 2 scans, number of patients unknown"
 
 
 def test_an_evaluation_inside_a_run_is_not_said_to_be_of_its_model(trained):
-    found = read_identity(trained / "another_model", {"provenance": {"date": "2026-02-01"}})
+    found = read_identity(trained / "another_model", Provenance({"date": "2026-02-01"}))
     assert (found.digest, found.training_patients) == ("", None)
     assert "model unknown" in found.line()
 
 
 def test_a_bundle_that_cannot_be_read_leaves_the_model_unknown(trained):
     (trained / "bundle" / "plan.json").write_text("{}")
-    assert read_identity(trained, {"provenance": {"training_steps": 1}}).digest == ""
+    assert read_identity(trained, Provenance({"training_steps": 1})).digest == ""
 
 
 def evaluate(root, prediction):

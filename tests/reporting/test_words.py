@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Reference
-from lesionseg.evaluation import PRESETS, choose, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, SummarySettings, choose, evaluate_case, summarise
 from lesionseg.evaluation.missed import WhyMissed
+from lesionseg.evaluation.scores import SizeClass
 from lesionseg.evaluation.tables import write_scores
 from lesionseg.reporting.charts import froc_chart, misses_grow, size_chart
 from lesionseg.reporting.identity import Identity
@@ -38,12 +39,10 @@ from tests.evaluation.hand_cases import result as hand_result
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positives_per_case=1.0)
 
 
-def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="test", **changes):
+def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="test"):
     """The tables of some case results, as the report reads them."""
-    scores = summarise(
-        results, PRESETS[preset], evaluated_on=evaluated_on, operating_point=point, replicates=50
-    )
-    write_scores(folder, results, {**scores, **changes})
+    settings = SummarySettings(evaluated_on=evaluated_on, operating_point=point, replicates=50)
+    write_scores(folder, results, summarise(results, PRESETS[preset], settings))
     return read_tables(folder, identifiers=True)
 
 
@@ -191,7 +190,7 @@ def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
     assert rows["precision"].value == "0.0857"
     assert rows["precision"].meaning.startswith("3 of 35 markings lie in lesions.")
     assert rows["lesions found"].value == "8"
-    assert tables.scores["n_true_positive"] == 8
+    assert tables.scores.n_true_positive == 8
 
 
 def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
@@ -218,7 +217,10 @@ def test_a_size_next_to_a_limit_has_more_decimals():
 
 
 def bins(*pairs):
-    return [{"detected": hits, "n": n, "recall": hits / n} for hits, n in pairs]
+    return [
+        SizeClass(from_mm=0.0, to_mm=None, n=n, detected=hits, recall=hits / n, ci95=None)
+        for hits, n in pairs
+    ]
 
 
 @pytest.mark.parametrize(

@@ -132,8 +132,8 @@ def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path,
     trained = Trained(folder, name)
     reference = trained.place("images").parent
     scores = evaluate(reference, trained.predicted("plain"), tmp_path / "scores").scores
-    assert (scores["evaluated_on"], scores["n_cases"]) == ("test", 2)
-    assert scores["froc"]["recall"] is not None
+    assert (scores.evaluated_on, scores.n_cases) == ("test", 2)
+    assert scores.froc.recall is not None
     kept = find_predictions(tmp_path / "scores" / "predictions")
     assert len(kept) == 2
 
@@ -147,9 +147,9 @@ def test_a_threshold_of_nnunets_cross_validation(folder: Path, tmp_path: Path) -
         chosen_on=trained.place("model"),
         operating_point="fp_per_case:1",
     ).scores
-    point = scores["operating_point"]
-    assert point["chosen_on"] == "out-of-fold"
-    assert point["expected_false_positives_per_case"] is not None
+    point = scores.operating_point
+    assert point.chosen_on == "out-of-fold"
+    assert point.expected_false_positives_per_case is not None
 
 
 ENSEMBLE = """
