@@ -76,7 +76,7 @@ class Run:
         from matplotlib.figure import Figure
 
         from lesionseg.reporting.charts import froc_chart, size_chart
-        from lesionseg.reporting.tables import read_tables
+        from lesionseg.reporting.evaluation_tables import read_tables
 
         tables = read_tables(self.folder)
         chart = froc_chart([("", tables)]) or size_chart(tables)
@@ -94,7 +94,7 @@ class Run:
         return page
 
     def _repr_html_(self) -> str:
-        from lesionseg.evaluation.tables import scores_table
+        from lesionseg.evaluation.result_tables import scores_table
 
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"

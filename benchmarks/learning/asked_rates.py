@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import Aim
-from lesionseg.evaluation.operating_point import choose
+from lesionseg.evaluation.operating_point_choice import choose
 from lesionseg.io.files import read_csv
 
 REPEATS = 1000

@@ -3,7 +3,7 @@
 Knows neither networks nor file formats: predictions and references in, numbers and tables out.
 """
 
-from lesionseg.evaluation.cases import (
+from lesionseg.evaluation.case_results import (
     CandidateResult,
     CaseResult,
     LesionResult,
@@ -12,7 +12,7 @@ from lesionseg.evaluation.cases import (
     match_case,
 )
 from lesionseg.evaluation.criteria import PRESETS, Criterion, Preset, find_preset
-from lesionseg.evaluation.operating_point import choose
+from lesionseg.evaluation.operating_point_choice import choose
 from lesionseg.evaluation.scores import Scores, read_scores
 from lesionseg.evaluation.summary import SummarySettings, summarise
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, proportion, rate
 from lesionseg.evaluation.scores import AdjudicatedNumbers, Adjudication

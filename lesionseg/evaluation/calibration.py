@@ -13,7 +13,7 @@ from scipy.special import expit
 from lesionseg.core import Calibration
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.scores import CalibrationScores, NoCalibration, ReliabilityBin
 
 TOO_FEW = "fewer than 5 of either kind are too few for a curve"

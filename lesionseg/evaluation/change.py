@@ -18,7 +18,7 @@ from scipy.special import ndtri
 from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.cases import describe_grid
+from lesionseg.evaluation.case_results import describe_grid
 from lesionseg.evaluation.matching import overlap_table
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.ops.components import candidates_of

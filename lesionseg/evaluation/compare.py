@@ -20,7 +20,7 @@ from scipy.stats import permutation_test
 
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import curves
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (
     MIN_GROUPS,

@@ -17,7 +17,7 @@ from scipy.special import expit
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import (
     NO_LESION,

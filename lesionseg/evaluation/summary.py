@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.calibration import describe_calibration
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (

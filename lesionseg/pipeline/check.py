@@ -19,7 +19,7 @@ from lesionseg.pipeline.dataset import first_splits, require_lesions
 from lesionseg.pipeline.log import bar, typed
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
-from lesionseg.reporting.dataset import (
+from lesionseg.reporting.dataset_page import (
     PIXELS,
     CaseLook,
     Finding,

@@ -16,7 +16,7 @@ from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
 from lesionseg.evaluation.calibration import fit_calibration
-from lesionseg.evaluation.operating_point import DEFAULT_AIM
+from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.pipeline.references import all_references

@@ -19,9 +19,9 @@ from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
 from lesionseg.evaluation import Scores, SummarySettings, find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
+from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import read_columns
-from lesionseg.evaluation.tables import scores_table, write_scores
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts.checks import unread_files
 from lesionseg.io.predictions import find_predictions

@@ -48,7 +48,7 @@ from lesionseg.evaluation.change import (
     compare_visits,
     order_visits,
 )
-from lesionseg.evaluation.tables import write_rows, write_scores
+from lesionseg.evaluation.result_tables import write_rows, write_scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
@@ -68,7 +68,7 @@ from lesionseg.io.predictions import (
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.pipeline.log import Advance, aligned, bar, typed
-from lesionseg.reporting.follow import draw_changes, write_change_report, write_follow_page
+from lesionseg.reporting.follow_page import draw_changes, write_change_report, write_follow_page
 from lesionseg.reporting.pictures import Card
 
 _log = logging.getLogger(__name__)

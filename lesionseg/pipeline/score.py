@@ -35,11 +35,11 @@ from lesionseg.evaluation import (
     match_case,
     summarise,
 )
-from lesionseg.evaluation.cases import describe_grid
+from lesionseg.evaluation.case_results import describe_grid
 from lesionseg.evaluation.curves import Pool, froc
 from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.regrid import onto_grid
-from lesionseg.evaluation.tables import write_scores
+from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.nnunet.outputs import open_prediction

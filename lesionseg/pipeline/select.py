@@ -8,7 +8,7 @@ from lesionseg.core import Aim, Calibration, OperatingPoint
 from lesionseg.errors import ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
-from lesionseg.evaluation.operating_point import DEFAULT_AIM
+from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.plan.plan import Plan
 
 # every bundle stores a score for these

@@ -18,8 +18,8 @@ from lesionseg.core import Aim, CaseFiles, Geometry
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, count
 from lesionseg.evaluation import find_preset
+from lesionseg.evaluation.result_tables import scores_table
 from lesionseg.evaluation.scores import Scores
-from lesionseg.evaluation.tables import scores_table
 from lesionseg.inference.bundle import bundle_digest, write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges

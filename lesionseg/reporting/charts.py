@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from lesionseg.errors import count
 from lesionseg.evaluation.intervals import wilson_interval
 from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
+from lesionseg.reporting.evaluation_tables import Tables
 from lesionseg.reporting.rendering import rate
-from lesionseg.reporting.tables import Tables
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
 # Okabe and Ito 2008: told apart by the colour-blind, and in grey

@@ -9,8 +9,8 @@ from typing import Any
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.scores import SizeClass
+from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
-from lesionseg.reporting.tables import SMALL_MM, Tables
 
 FEW = 5  # patients; fewer give no interval that holds
 MOST_EXACT = 50  # lesions; a share of so many is stated as counts

@@ -12,12 +12,12 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
+from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables, read_tables
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import render
-from lesionseg.reporting.tables import SMALL_MM, Tables, read_tables
 from lesionseg.reporting.words import (
     QUESTIONS,
     false_positive_words,

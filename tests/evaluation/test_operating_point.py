@@ -6,7 +6,7 @@ import pytest
 from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import choose
-from lesionseg.evaluation.operating_point import default_rate, most_false_positives
+from lesionseg.evaluation.operating_point_choice import default_rate, most_false_positives
 from tests.evaluation.hand_cases import result
 
 

@@ -12,9 +12,9 @@ from lesionseg.evaluation import summarise as summary
 from lesionseg.evaluation.adjudication import Answer, adjudicate
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import divide_by, find_subgroups
-from lesionseg.evaluation.tables import write_scores
 from tests.evaluation.hand_cases import (
     HAND_CASES,
     evaluated,

@@ -19,7 +19,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.dataset import take_survey
 from lesionseg.plan.plausibility import DOUBTS
-from lesionseg.reporting.dataset import MEANING
+from lesionseg.reporting.dataset_page import MEANING
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z

@@ -14,7 +14,7 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.reporting.tables import read_tables
+from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.words import headline, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of

@@ -9,11 +9,11 @@ import pytest
 from lesionseg.core import Geometry, OperatingPoint, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, choose, evaluate_case, summarise
 from lesionseg.evaluation.missed import WhyMissed
+from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.scores import SizeClass
-from lesionseg.evaluation.tables import write_scores
 from lesionseg.reporting.charts import froc_chart, misses_grow, size_chart
+from lesionseg.reporting.evaluation_tables import Tables, read_tables
 from lesionseg.reporting.identity import Identity
-from lesionseg.reporting.tables import Tables, read_tables
 from lesionseg.reporting.words import (
     _WHY,
     MEASURES,

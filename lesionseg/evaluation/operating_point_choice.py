@@ -15,7 +15,7 @@ from scipy.special import betainc
 
 from lesionseg.core import Aim, OperatingPoint
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.cases import CaseResult
+from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
     NO_CASE,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from lesionseg.core import Problem
 from lesionseg.errors import format_score
-from lesionseg.evaluation.cases import CandidateResult, CaseResult, LesionResult
+from lesionseg.evaluation.case_results import CandidateResult, CaseResult, LesionResult
 from lesionseg.evaluation.scores import SCORES_FILE, Scores
 from lesionseg.io.files import write_csv, write_json
 

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
+from lesionseg.evaluation.result_tables import FAILED
 from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_scores
-from lesionseg.evaluation.tables import FAILED
 from lesionseg.io.files import plain_text
 
 SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
