@@ -44,7 +44,7 @@ data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
 bench: setup  ## every speed claim, quickly
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
 
-gpu:  ## loss, training step, NMS and inference on this machine's GPU, in ten minutes
+gpu:  ## speed and memory of training and inference on this machine's GPU, in ten minutes
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network

@@ -1,15 +1,32 @@
-"""Loss, training step, NMS and inference on this machine's GPU, in ten minutes.
+"""Answer the questions that only a GPU can answer, in ten minutes.
 
-    python benchmarks/gpu.py      # or: make gpu
+    python benchmarks/gpu.py              # or: make gpu
+    python benchmarks/gpu.py --rehearse   # the same program, tiny and on a CPU; its numbers are
+                                          # meaningless
 
-Peers: the same formula in plain torch and its `torch.compile` (loss), the network as it is against
-compiled (step), MONAI's `non_max_suppression`, MONAI's `sliding_window_inference` with our network.
-Times are the best of some rounds, all taking turns. The last line is JSON.
+Each group of rows is printed as soon as it is measured, with a line of JSON. A group that fails is
+named with its error, and the remaining groups continue. The last line is JSON with all rows.
+
+Times are the best of several rounds, and all candidates take turns. `ours` is the default of a
+training or a prediction. The peer is an alternative or another program: the focal loss in plain
+torch and its `torch.compile`, MONAI's `non_max_suppression` and `sliding_window_inference`. In rows
+`memory_…` the peer is the prediction of `models.memory`. The row `fit` compares the steps per
+second of a training with those of the step alone. Its ratio is 1 if the GPU never waits for the
+loader; a ratio of 0.9 means that the GPU idles for a tenth of the time.
 """
 
+import argparse
+import gc
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from monai.data.box_utils import non_max_suppression
 from monai.inferers import sliding_window_inference
@@ -17,53 +34,149 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import table
+from benchmarks.common.brains import planned
 from benchmarks.common.memory import peak_bytes
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Labels
+from lesionseg.data.cache import CachedCase
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
+from lesionseg.models.blocks import GroupNorm, InstanceNorm
 from lesionseg.models.build import build_network
+from lesionseg.models.memory import CONTEXT_GB, WORKSPACE_GB, tensors_gb
 from lesionseg.ops import nms
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
+from lesionseg.training.fit import fit, tiles_of
+from lesionseg.training.memory import some_batch, try_steps
+from lesionseg.training.module import make_optimiser
+from lesionseg.training.objective import make_objective
 
-FEATURES = (32, 64, 128, 256, 320, 320)
-DEVICE = "cuda"
+ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
+WARM_UP_STEPS = 10  # of a training: cuDNN times its algorithms
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of all measurements, and the device."""
+
+    device: str
+    features: tuple[int, ...]
+    side: int  # of a tile, in voxels
+    losses: tuple[tuple[int, int], ...]  # tiles and their side
+    boxes: tuple[int, ...]
+    volume: int  # side
+    budgets_gb: tuple[float, ...]
+    fit_seconds: float
+    ct_shape: tuple[int, int, int]
+    rounds: int
+    compiler: str  # of torch.compile
+
+
+GPU = Scale(
+    device="cuda",
+    features=(32, 64, 128, 256, 320, 320),
+    side=128,
+    losses=((2, 96), (8, 192)),
+    boxes=(1000, 10_000, 30_000),
+    volume=256,
+    budgets_gb=(12, 24),
+    fit_seconds=60,
+    ct_shape=(300, 512, 512),
+    rounds=20,
+    compiler="inductor",
+)
+REHEARSAL = Scale(
+    device="cpu",
+    features=(4, 8),
+    side=8,
+    losses=((1, 8),),
+    boxes=(200,),
+    volume=24,
+    budgets_gb=(12,),
+    fit_seconds=0.5,
+    ct_shape=(24, 32, 32),
+    rounds=1,
+    compiler="eager",
+)
 
 
 def main() -> None:
     """Measure and print."""
-    if not torch.cuda.is_available():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU")
+    parser.add_argument("--only", nargs="+", choices=sorted(GROUPS), help="some groups")
+    options = parser.parse_args()
+    if not options.rehearse and not torch.cuda.is_available():
         sys.exit("This machine has no GPU that torch can use; nothing was measured.")
-    torch.backends.cudnn.benchmark = True
-    rows = [*loss_rows(2, 96), *loss_rows(8, 192), *step_rows(), *nms_rows(), *inference_rows()]
-    table.print_report(
-        "gpu", rows, device=table.device_name(DEVICE), versions=table.versions("monai")
-    )
+    torch.backends.cudnn.benchmark = not options.rehearse
+    failed = measure(REHEARSAL if options.rehearse else GPU, options.only or list(GROUPS))
+    if failed:
+        sys.exit(f"These groups failed: {', '.join(failed)}.")
+
+
+def measure(scale: Scale, names: Sequence[str]) -> dict[str, str]:
+    """Print each group as it ends. Return the errors of those that failed."""
+    described: dict[str, Any] = {
+        "device": table.device_name(scale.device),
+        "versions": table.versions("monai", "pytorch-lightning"),
+    }
+    found: list[table.Row] = []
+    failed: dict[str, str] = {}
+    for name in names:
+        began = time.monotonic()
+        try:
+            rows = GROUPS[name](scale)
+        except Exception as error:  # whatever it is, the other groups are worth measuring
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            rows = []
+        table.print_report(f"gpu {name}, {time.monotonic() - began:.0f} s", rows, **described)
+        found += rows
+        if scale.device == "cuda":
+            torch.cuda.empty_cache()
+    table.print_report("gpu", found, skipped=failed, **described)
+    return failed
 
 
 def against(what: str, unit: str, ours: float, **peers: float) -> list[table.Row]:
-    """A row for each peer."""
+    """Return a row for each peer."""
     return [table.Row(what, ours, unit, peer, value) for peer, value in peers.items()]
 
 
-def times(rounds: int, **runs: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of each run."""
-    return table.interleaved_ms(runs, rounds=rounds, device=DEVICE, warm_up=3)
+def times(scale: Scale, rounds: int = 0, **runs: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of each run."""
+    rounds = min(rounds or scale.rounds, scale.rounds)
+    warm_up = 3 if scale.rounds > 1 else 1
+    return table.interleaved_ms(runs, rounds=rounds, device=scale.device, warm_up=warm_up)
+
+
+# --- losses and boxes ----------------------------------------------------------------------------
 
 
 def eager(logits: Tensor, target: Tensor) -> Tensor:
-    """The focal loss as most repositories write it."""
+    """Compute the focal loss as most repositories write it."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     alpha_t = 0.25 * target + 0.75 * (1 - target)
     return (alpha_t * (1 - torch.exp(-cross_entropy)) ** 2 * cross_entropy).mean()
 
 
-def loss_rows(batch: int, side: int) -> list[table.Row]:
-    """Focal loss, forward and backward: milliseconds and bytes a voxel."""
-    shape = (batch, 1, side, side, side)
-    logits = (3 * torch.randn(shape, device=DEVICE) - 4).requires_grad_()
-    labels = (torch.rand(batch, side, side, side, device=DEVICE) < 0.01).to(torch.uint8)
+def loss_rows(scale: Scale) -> list[table.Row]:
+    """Measure the focal loss, forward and backward: milliseconds and bytes per voxel."""
+    rows = []
+    for batch, side in scale.losses:
+        shape = (batch, 1, side, side, side)
+        logits = (3 * torch.randn(shape, device=scale.device) - 4).requires_grad_()
+        labels = (torch.rand(batch, side, side, side, device=scale.device) < 0.01).to(torch.uint8)
+        rows += one_loss(scale, f"focal_{batch}x1x{side}", logits, labels)
+    return rows
+
+
+def one_loss(scale: Scale, what: str, logits: Tensor, labels: Tensor) -> list[table.Row]:
+    """Measure the losses of one size."""
     target = labels[:, None].float()
-    compiled = torch.compile(eager, dynamic=False)
+    compiled = torch.compile(eager, dynamic=False, backend=scale.compiler)
     losses: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: sigmoid_focal_loss(logits, labels, reduction="mean"),
         "eager": lambda: eager(logits, target),
@@ -79,80 +192,311 @@ def loss_rows(batch: int, side: int) -> list[table.Row]:
         return run
 
     runs = {name: step(loss) for name, loss in losses.items()}
-    memory = {name: peak_bytes(run, DEVICE) / logits.numel() for name, run in runs.items()}
-    what = f"focal_{batch}x1x{side}"
-    rows = against(f"{what}_memory", "bytes/voxel", **memory)
-    return [*against(what, "ms", **times(50, **runs)), *rows]
+    memory = {name: peak_bytes(run, scale.device) / logits.numel() for name, run in runs.items()}
+    rows = against(what, "ms", **times(scale, 50, **runs))
+    return rows + against(f"{what}_memory", "bytes/voxel", **memory)
 
 
-def plan() -> Plan:
-    """A U-Net of nnU-Net's size on 128³ tiles."""
-    n = len(FEATURES)
-    strides, kernels = ((1,) * 3, *((2,) * 3,) * (n - 1)), ((3,) * 3,) * n
-    network = Architecture("unet", FEATURES, strides, kernels)
-    data = {"dims": 3, "modality": "mri", "channel_names": ("T1",), "lesion_fraction": 0.01}
-    data |= {"labels": Labels((1,), ("lesion",)), "spacing_mm": (1.0, 1.0, 1.0)}
-    data |= {"normalisation": (Normalisation("zscore"),), "batch_size": 2}
-    return Plan(**data, tile_shape=(128, 128, 128), architecture=network)
-
-
-def step_rows() -> list[table.Row]:
-    """A training step on two 128³ tiles: plain (as `trainer.compile=false`) against compiled."""
-    image = torch.randn(2, 1, 128, 128, 128, device=DEVICE)
-    labels = (torch.rand(2, 128, 128, 128, device=DEVICE) < 0.01).to(torch.uint8)
-
-    def step(network: nn.Module) -> Callable[[], None]:
-        optimiser = torch.optim.AdamW(network.parameters(), fused=True)
-
-        def run() -> None:
-            optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(DEVICE, torch.bfloat16):
-                logits = network(image)[0]
-            sigmoid_focal_loss(logits, labels, reduction="mean").backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 12)
-            optimiser.step()
-
-        return run
-
-    compiled = build_network(plan()).to(DEVICE)
-    compiled.compile()
-    runs = {"eager": step(build_network(plan()).to(DEVICE)), "ours": step(compiled)}
-    megabytes = {who: peak_bytes(run, DEVICE) / 2**20 for who, run in runs.items()}
-    rows = against("train_step", "ms", **times(20, **runs))
-    return rows + against("train_step_memory", "MB", **megabytes)
-
-
-def nms_rows() -> list[table.Row]:
-    """Crowds of boxes around lesions in a volume of 512³."""
+def nms_rows(scale: Scale) -> list[table.Row]:
+    """Measure non-maximum suppression of crowds of boxes around lesions in a volume of 512³."""
     rows = []
-    for thousands in (1, 10, 30):
-        n = 1000 * thousands
-        centres = (torch.rand(n // 20, 3, device=DEVICE) * 500).repeat_interleave(20, 0)
-        start = centres + torch.randn(n, 3, device=DEVICE) * 2
-        boxes = torch.cat([start, start + 3 + torch.rand(n, 3, device=DEVICE) * 12], dim=1)
-        scores = torch.rand(n, device=DEVICE)
-        ours = times(9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
-        peer = times(1, monai=lambda b=boxes, s=scores: non_max_suppression(b, s, 0.3))
-        rows += against(f"nms_{thousands}k", "ms", ours, **peer)
+    for n in scale.boxes:
+        centres = (torch.rand(n // 20, 3, device=scale.device) * 500).repeat_interleave(20, 0)
+        start = centres + torch.randn(n, 3, device=scale.device) * 2
+        sides = 3 + torch.rand(n, 3, device=scale.device) * 12
+        boxes = torch.cat([start, start + sides], dim=1)
+        scores = torch.rand(n, device=scale.device)
+        ours = times(scale, 9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
+        began = time.perf_counter()  # once: 30 000 boxes take MONAI long
+        non_max_suppression(boxes, scores, 0.3)
+        if scale.device == "cuda":
+            torch.cuda.synchronize()
+        rows += against(f"nms_{n}", "ms", ours, monai=1e3 * (time.perf_counter() - began))
     return rows
 
 
-def inference_rows() -> list[table.Row]:
-    """A volume of 256³ in tiles of 128³ that overlap by half: the network and its stitching."""
-    network, volume = build_network(plan()).to(DEVICE).eval(), torch.randn(1, 256, 256, 256)
-    window = SlidingWindow((network,), plan(), batch_size=2, device=torch.device(DEVICE))
+# --- a step --------------------------------------------------------------------------------------
+
+
+def plan_of(scale: Scale, name: str = "unet") -> Plan:
+    """Return the plan of a network of nnU-Net's size."""
+    n = len(scale.features)
+    residual = name == "residual_unet"
+    network = Architecture(
+        name=name,
+        features=scale.features,
+        strides=((1,) * 3, *((2,) * 3,) * (n - 1)),
+        kernels=((3,) * 3,) * n,
+        blocks=1 if residual else 2,
+        n_supervised=min(3, n),
+        encoder_blocks=(1, 3, 4, 6, 6, 6)[:n] if residual else (),
+    )
+    stages = tuple(range(1, min(4, n)))
+    sizes = (((4.0,) * 3, (6.0,) * 3, (8.0,) * 3),) * len(stages)
+    anchors = AnchorPlan(stages=stages, sizes=sizes, width=4 * scale.features[0], depth=4)
+    return Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("T1",),
+        labels=Labels((1,), ("lesion",)),
+        spacing_mm=(1.0,) * 3,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(scale.side,) * 3,
+        batch_size=2,
+        architecture=network,
+        lesion_fraction=0.01,
+        anchors=anchors if name.startswith("retina") else None,
+    )
+
+
+def step_of(
+    scale: Scale,
+    plan: Plan,
+    *,
+    loss: str = "dice_focal",
+    compiled: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Callable[[], None]:
+    """Return a training step on a batch that is on the device."""
+    cfg = TrainConfig.of(loss=LOSSES[loss])
+    network = build_network(plan).to(scale.device, memory_format=memory_format)  # type: ignore[call-overload]
+    if compiled:
+        network.compile(backend=scale.compiler)
+    optimiser = make_optimiser(network, cfg.optim)
+    objective = make_objective(plan, cfg)
+    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    batch = {key: tensor.to(scale.device) for key, tensor in batch.items()}
+    batch["image"] = batch["image"].contiguous(memory_format=memory_format)
+
+    def run() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        targets = objective.targets(batch)
+        with torch.autocast(scale.device, torch.bfloat16):
+            output = network(batch["image"])
+        terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
+        torch.stack(list(terms.values())).sum().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimiser.step()
+
+    return run
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "dice_focal": {"_target_": "lesionseg.losses.DiceFocalLoss"},
+    "lesion_balanced": {"_target_": "lesionseg.losses.LesionBalancedLoss"},
+}
+
+
+def step_rows(scale: Scale) -> list[table.Row]:
+    """Measure a training step: as it is, compiled, and with weights channels-last."""
+    plan = plan_of(scale)
+    runs = {
+        "ours": step_of(scale, plan),
+        "compiled": step_of(scale, plan, compiled=True),
+        "channels_last": step_of(scale, plan, memory_format=torch.channels_last_3d),
+    }
+    rows = against("train_step", "ms", **times(scale, **runs))
+    megabytes = {name: peak_bytes(run, scale.device) / 2**20 for name, run in runs.items()}
+    return rows + against("train_step_memory", "MB", **megabytes)
+
+
+def network_rows(scale: Scale) -> list[table.Row]:
+    """Measure a step of the other networks, and of the loss per lesion, beside the U-Net's."""
+    rows = []
+    unet = step_of(scale, plan_of(scale))
+    others = {name: step_of(scale, plan_of(scale, name)) for name in ARCHITECTURES[1:]}
+    others["lesion_balanced"] = step_of(scale, plan_of(scale), loss="lesion_balanced")
+    for name, run in others.items():
+        found = times(scale, 10, ours=run, unet=unet)
+        rows += against(f"step_{name}", "ms", **found)
+    return rows
+
+
+def norm_rows(scale: Scale) -> list[table.Row]:
+    """Measure the norm of the finest map, forward and backward, in four ways."""
+    width = scale.features[0]
+    shape = (2, width, scale.side, scale.side, scale.side)
+    compiled = InstanceNorm(width).to(scale.device)
+    compiled.compile(backend=scale.compiler)
+    norms: dict[str, tuple[nn.Module, torch.dtype]] = {
+        "ours": (InstanceNorm(width).to(scale.device), torch.bfloat16),
+        "fp16": (InstanceNorm(width).to(scale.device), torch.float16),
+        "compiled": (compiled, torch.bfloat16),
+        "group_norm": (GroupNorm(width, width).to(scale.device), torch.bfloat16),
+    }
+
+    def both_ways(norm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
+        x = torch.randn(shape, device=scale.device, dtype=dtype, requires_grad=True)
+        gradient = torch.ones_like(x)
+
+        def run() -> None:
+            x.grad = None
+            norm(x).backward(gradient)
+
+        return run
+
+    runs = {name: both_ways(norm, dtype) for name, (norm, dtype) in norms.items()}
+    return against("instance_norm", "ms", **times(scale, **runs))
+
+
+def memory_rows(scale: Scale) -> list[table.Row]:
+    """Measure the memory of the steps that are planned for several budgets, and compare it.
+
+    Budgets that exceed the GPU's memory are left out.
+    """
+    on_gpu = scale.device == "cuda"
+    largest_gb = torch.cuda.mem_get_info()[1] / 1e9 if on_gpu else max(scale.budgets_gb)
+    rows = []
+    for name in ARCHITECTURES:
+        for budget in scale.budgets_gb:
+            if budget <= largest_gb:
+                plan = planned(name, budget) if on_gpu else plan_of(scale, name)
+                rows += one_memory(scale, plan, f"memory_{name}_{budget:g}")
+    return rows
+
+
+def one_memory(scale: Scale, plan: Plan, what: str) -> list[table.Row]:
+    """Measure the tensors of a step, the memory that torch reserves, and the driver's context."""
+    cfg = TrainConfig.of()
+    if scale.device != "cuda":
+        peak = peak_bytes(lambda: try_steps(plan, cfg, scale.device), scale.device)
+        return against(what, "GB", peak / 1e9, predicted=tensors_gb(plan))
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try_steps(plan, cfg, scale.device)
+    tensors = torch.cuda.max_memory_allocated() / 1e9
+    reserved = torch.cuda.max_memory_reserved() / 1e9
+    predicted = tensors_gb(plan)
+    rows = against(f"{what}_tensors", "GB", tensors, predicted=predicted)
+    allowed = predicted + WORKSPACE_GB
+    rows += against(f"{what}_reserved", "GB", reserved, predicted=allowed)
+    free, total = torch.cuda.mem_get_info()
+    context = (total - free) / 1e9 - torch.cuda.memory_reserved() / 1e9
+    return rows + against(f"{what}_context", "GB", context, predicted=CONTEXT_GB)
+
+
+# --- a training, and prediction ------------------------------------------------------------------
+
+
+class Laps(pl.Callback):
+    """Records the end of each step, and the duration of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.checkpoint_seconds = 0.0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            trainer.save_checkpoint(Path(folder) / "timed.ckpt")
+            self.checkpoint_seconds = time.perf_counter() - began
+
+    def steps_per_second(self) -> float:
+        """Return the rate after the warm-up."""
+        ends = self.ends[min(WARM_UP_STEPS, len(self.ends) // 2) :]
+        return (len(ends) - 1) / max(ends[-1] - ends[0], 1e-9)
+
+
+def fit_rows(scale: Scale) -> list[table.Row]:
+    """Train for a minute with the loader, beside the step alone; and time a checkpoint."""
+    plan = plan_of(scale)
+    laps = Laps()
+    on_gpu = scale.device == "cuda"
+    trainer = {
+        "max_minutes": scale.fit_seconds / 60,
+        "accelerator": "gpu" if on_gpu else "cpu",
+        "workers": "auto" if on_gpu else 0,
+    }
+    cfg = TrainConfig.of(trainer=trainer)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiles = tiles_of(prepared(folder, plan), plan, cfg)
+        fit(build_network(plan), plan, tiles, cfg, folder / "run", callbacks=[laps])
+    step_ms = times(scale, ours=step_of(scale, plan))["ours"]
+    rate = laps.steps_per_second()
+    rows: list[table.Row] = [table.RecallRow("fit", rate, "steps/s", "step_alone", 1e3 / step_ms)]
+    return rows + against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
+
+
+def prepared(folder: Path, plan: Plan) -> list[CachedCase]:
+    """Simulate heads a little larger than a tile, and prepare them."""
+    from lesionseg.pipeline.dataset import take_survey
+    from lesionseg.pipeline.prepare import prepare_cases
+
+    shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)
+    write_mri_phantoms(folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0)
+    data = DataConfig.of(root=folder / "raw", validation_fraction=0)
+    survey = take_survey(data, seed=0)
+    plan = plan.with_(channel_names=survey.dataset.channel_names)
+    return list(prepare_cases(survey, plan, data, folder / "run"))
+
+
+def inference_rows(scale: Scale) -> list[table.Row]:
+    """Slide a network over a volume in tiles that overlap by half, as MONAI does."""
+    plan = plan_of(scale)
+    side = scale.side
+    network = build_network(plan).to(scale.device).eval()
+    volume = torch.randn(1, *(scale.volume,) * 3)
+    window = SlidingWindow((network,), plan, batch_size=2, device=torch.device(scale.device))
 
     def monai() -> None:
         def logits(tiles: Tensor) -> Tensor:
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with torch.autocast(scale.device, torch.bfloat16):
                 return network(tiles)[0]
 
         with torch.inference_mode():
-            image = volume[None].to(DEVICE)
-            sliding_window_inference(image, (128,) * 3, 2, logits, 0.5, mode="gaussian")
+            image = volume[None].to(scale.device)
+            sliding_window_inference(image, (side,) * 3, 2, logits, 0.5, mode="gaussian")
 
-    return against("inference", "ms", **times(3, ours=lambda: window(volume.numpy()), monai=monai))
+    return against("inference", "ms", **times(scale, 3, ours=lambda: window(volume), monai=monai))
 
+
+def scan_rows(scale: Scale) -> list[table.Row]:
+    """Predict a CT from NIfTI to NIfTI, beside the network's passes alone."""
+    from lesionseg.config import PredictConfig
+    from lesionseg.pipeline.predict import predict
+
+    plan = plan_of(scale).with_(spacing_mm=(1.0, 0.8, 0.8))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_ct_phantoms(
+            folder / "scans", 1, seed=0, shape=scale.ct_shape, spacing_mm=plan.spacing_mm
+        )
+        write_bundle(folder / "bundle", build_network(plan), plan, "A network of a benchmark.")
+        seconds = []
+        for run in range(2):  # the first one compiles and lets cuDNN choose
+            began = time.perf_counter()
+            predict(
+                PredictConfig.of(
+                    bundle=str(folder / "bundle"),
+                    input=str(folder / "scans" / "imagesTr"),
+                    output=str(folder / f"found_{run}"),
+                    device=scale.device,
+                )
+            )
+            seconds.append(time.perf_counter() - began)
+    device = torch.device(scale.device)
+    window = SlidingWindow((build_network(plan),), plan, device=device)
+    image = torch.randn(1, *scale.ct_shape)
+    alone = times(scale, 1, ours=lambda: window(image))["ours"] / 1e3
+    return against("nifti_to_nifti", "s", seconds[1], network_alone=alone)
+
+
+GROUPS: dict[str, Callable[[Scale], list[table.Row]]] = {
+    "memory": memory_rows,
+    "step": step_rows,
+    "fit": fit_rows,
+    "norm": norm_rows,
+    "networks": network_rows,
+    "scan": scan_rows,
+    "inference": inference_rows,
+    "loss": loss_rows,
+    "nms": nms_rows,
+}
 
 if __name__ == "__main__":
     main()

@@ -67,30 +67,31 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
     return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
 
 
-def try_steps(plan: Plan, cfg: TrainConfig) -> None:
-    """Take two steps on the GPU, as a training does: the optimiser's moments come with the first.
+def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
+    """Take two steps, as a training does: the optimiser's moments come with the first.
 
     cuDNN chooses its fastest algorithms, as in training: they may need larger workspaces.
     """
-    device = torch.device("cuda")
-    network = build_network(plan, architectures=TRUSTED).to(device).train()
+    place = torch.device(device)
+    network = build_network(plan, architectures=TRUSTED).to(place).train()
     objective = make_objective(plan, cfg)
     optimiser = make_optimiser(network, cfg.optim)
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(place) for name, tensor in batch.items()}
     is_half = cfg.trainer.precision != "32-true"
-    half = autocast_dtype(device)
+    half = autocast_dtype(place)
     statistics = FocalStatistics(plan.activation)
     with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()
             targets = objective.targets(batch)
-            with torch.autocast(device.type, half, enabled=is_half):
+            with torch.autocast(place.type, half, enabled=is_half):
                 output = network(batch["image"])
             statistics.observe(*objective.observed(output, targets))
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+    if place.type == "cuda":
         torch.cuda.synchronize()  # an error of the last operations belongs to this plan
 
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.common import table
 from tests.commands import python
 
@@ -19,6 +20,32 @@ def test_ends_with_one_line_of_json(capsys):
     versions = table.versions("numpy", "no-such-package")
     assert {"python", "torch", "numpy"} <= set(versions)
     assert "no-such-package" not in versions
+
+
+def test_the_benchmark_of_a_gpu_is_rehearsed_without_one(repository):
+    said = python("benchmarks/gpu.py", "--rehearse", cwd=repository).stdout.splitlines()
+    groups = [json.loads(line) for line in said if line.startswith("{")]
+    every = groups.pop()
+    assert every["rows"] == [row for group in groups for row in group["rows"]]
+    assert len(groups) == 9
+    assert all(group["rows"] for group in groups)
+    assert all(row["ours"] > 0 and row["peer_value"] > 0 for row in every["rows"])
+
+
+def test_a_group_that_fails_is_named_and_the_next_ones_are_measured(capsys, monkeypatch):
+    def broken(scale):
+        raise RuntimeError("no memory left\nfor the second line")
+
+    def works(scale):
+        return [table.Row("focal", 1.0, "ms", "monai", 2.0)]
+
+    monkeypatch.setattr(gpu, "GROUPS", {"first": broken, "second": works})
+    assert gpu.measure(gpu.REHEARSAL, ["first", "second"]) == {
+        "first": "RuntimeError: no memory left"
+    }
+    said = capsys.readouterr().out.splitlines()
+    assert "not measured: first (RuntimeError: no memory left)" in said
+    assert [row["what"] for row in json.loads(said[-1])["rows"]] == ["focal"]
 
 
 @pytest.mark.bench

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common.brains import MEMORY_GB, planned
 from lesionseg.models.memory import step_gb, tensors_gb
 from lesionseg.plan.plan import Plan
 from lesionseg.training.module import resolve_budget
 from tests.gpu.count_memory import step_bytes
-from tests.gpu.planned import MEMORY_GB, planned
 from tests.gpu.plans import ARCHITECTURES, card_config, card_plan
 
 QUICK = [("unet", 24), ("residual_unet", 12), ("retinanet", 12), ("retina_unet", 24)]
