@@ -24,53 +24,28 @@ Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
 _VERSION = 3  # of what is kept of a case, and how
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
+_SHOWN_ERRORS = 20
 _IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
 
 
 def read_records(
     dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Record]:
-    """Each case's facts, None without a reference, and SHA-256 of its files; threads read new ones.
+    """Return each case's facts, None without a reference, and the SHA-256 of its files.
 
-    Raises the error of the only case that cannot be used, of several a `DatasetError`.
-    Records lie in `folder/facts.json` (None: nowhere), written at the end or when interrupted, by
-    the path of the first image; a file's path, size and time of change stand for its content.
+    Threads read the cases that `folder/facts.json` does not have. The file is written at the end,
+    and after an interruption. Without a folder nothing is kept.
+
+    Raises:
+        LesionsegError: that of the case, if a single one cannot be used.
+        DatasetError: if several cases cannot be used.
     """
-    # a power of two: a few cases more do not ask for another sample of all the others
-    voxels = max(64, min(SAMPLED, MOST_SAMPLED // max(len(dataset.cases), 1)))
-    voxels = 1 << (voxels.bit_length() - 1)
-    names = {f.name for f in fields(dataset)} - _IRRELEVANT
-    reading = {name: getattr(dataset, name) for name in sorted(names)}
-    known, new = _read(folder), dict[str, Any]()
-
-    def state_of(files: CaseFiles) -> str | None:
-        """What the facts come from: the case's entry, its files, and how they are read."""
-        states = file_states((*files.images, *((files.reference,) if files.reference else ())))
-        content = _VERSION, vars(files), states, reading, voxels
-        text = json.dumps(content, sort_keys=True, default=str)
-        return None if states is None else sha256(text.encode()).hexdigest()
-
-    def record(files: CaseFiles) -> Record | LesionsegError:
-        state = state_of(files) if folder else None
-        entry = known.get(str(files.images[0]))
-        if entry and entry["state"] == state:
-            return _facts(entry["facts"]), str(entry["source"])
-        try:
-            case = read_case(files, dataset)
-            marked = case.reference
-            facts = None if marked is None else facts_of(case, marked, voxels)
-            source = source_hash(files)
-        except LesionsegError as error:
-            return error
-        if state is not None and state == state_of(files):
-            entry = {"state": state, "facts": _plain(facts), "source": source}
-            new[str(files.images[0])] = entry
-        return facts, source
-
-    records, errors = dict[str, Record](), list[LesionsegError]()
+    reader = _RecordReader(dataset, folder)
+    records = dict[str, Record]()
+    errors = list[LesionsegError]()
     pool = ThreadPoolExecutor(min(cores(), MAX_WORKERS))
     try:
-        for files, made in zip(dataset.cases, pool.map(record, dataset.cases), strict=True):
+        for files, made in zip(dataset.cases, pool.map(reader.read, dataset.cases), strict=True):
             if isinstance(made, LesionsegError):
                 errors.append(made)
             else:
@@ -78,17 +53,75 @@ def read_records(
             progress(files.case, len(records) + len(errors), len(dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
-        if folder is not None and new:
-            with suppress(OutputError):  # it costs time at the next start, nothing else
-                write_text(folder / FACTS_FILE, json.dumps(_read(folder) | new))
-    if len(errors) == 1:
-        raise errors[0]
+        reader.save()
     if errors:
-        shown = "\n  ".join(str(error) for error in errors[:20])
-        more = f"\n  … and {len(errors) - 20} more" if len(errors) > 20 else ""
-        text = f"{len(errors)} cases cannot be used:\n  {shown}{more}"
-        raise DatasetError(f"{dataset.root}: {text}")
+        raise _all_in_one(errors, dataset.root)
     return records
+
+
+class _RecordReader:
+    """Reads the facts of cases; knows those of `folder/facts.json` by the state of their files.
+
+    An entry has the path of the case's first image. Path, size and time of change of its files
+    stand for their content.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path | None) -> None:
+        self.dataset = dataset
+        self.folder = folder
+        # a power of two: a few cases more do not ask for another sample of all the others
+        voxels = max(64, min(SAMPLED, MOST_SAMPLED // max(len(dataset.cases), 1)))
+        self.n_voxels = 1 << (voxels.bit_length() - 1)
+        names = {f.name for f in fields(dataset)} - _IRRELEVANT
+        self.settings = {name: getattr(dataset, name) for name in sorted(names)}
+        self._known = _read(folder)
+        self._new = dict[str, Any]()
+
+    def read(self, files: CaseFiles) -> Record | LesionsegError:
+        """Return the record of a case, or the error for which it cannot be used."""
+        state = self._state(files) if self.folder else None
+        entry = self._known.get(str(files.images[0]))
+        if entry and entry["state"] == state:
+            return _facts(entry["facts"]), str(entry["source"])
+        try:
+            case = read_case(files, self.dataset)
+            marked = case.reference
+            facts = None if marked is None else facts_of(case, marked, self.n_voxels)
+            source = source_hash(files)
+        except LesionsegError as error:
+            return error
+        if state is not None and state == self._state(files):
+            entry = {"state": state, "facts": _plain(facts), "source": source}
+            self._new[str(files.images[0])] = entry
+        return facts, source
+
+    def save(self) -> None:
+        """Add the new records to the file."""
+        if self.folder is not None and self._new:
+            with suppress(OutputError):  # it costs time at the next start, nothing else
+                write_text(self.folder / FACTS_FILE, json.dumps(_read(self.folder) | self._new))
+
+    def _state(self, files: CaseFiles) -> str | None:
+        """Return a digest of the case's entry, its files, and the settings to read them.
+
+        Return None if the state of a file is unknown.
+        """
+        reference = (files.reference,) if files.reference else ()
+        states = file_states((*files.images, *reference))
+        if states is None:
+            return None
+        content = _VERSION, vars(files), states, self.settings, self.n_voxels
+        return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _all_in_one(errors: list[LesionsegError], root: Path) -> LesionsegError:
+    """Return the only error, or one that lists the first of them."""
+    if len(errors) == 1:
+        return errors[0]
+    shown = "\n  ".join(str(error) for error in errors[:_SHOWN_ERRORS])
+    n_more = len(errors) - _SHOWN_ERRORS
+    more = f"\n  … and {n_more} more" if n_more > 0 else ""
+    return DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")
 
 
 def _plain(facts: CaseFacts | None) -> dict[str, Any] | None:
