@@ -41,7 +41,7 @@ for module in pkgutil.walk_packages(lesionseg.__path__, "lesionseg."):
 COMMANDS = """
 from pathlib import Path
 from lesionseg.cli import main
-from lesionseg.ops.host_memory import peak_memory_mb, physical_bytes
+from lesionseg.host_memory import peak_memory_mb, physical_bytes
 assert main(["predict", "bundle=bundle", "input=scans", "output=out", "device=cpu"]) == 0
 assert main(["evaluate", "reference=masks", "prediction=out", "output=scores"]) == 0
 sys.platform = "win32"

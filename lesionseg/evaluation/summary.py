@@ -53,7 +53,7 @@ from lesionseg.evaluation.subgroups import (
     recall_by_size,
     size_curve,
 )
-from lesionseg.ops.host_memory import without_collection
+from lesionseg.host_memory import without_collection
 
 _log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from math import prod
 from typing import Any, TypeVar
 
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.host_memory import default_budget
 from lesionseg.inference.decision import Inferred, OnSlab
 from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.models.foreign import n_logits
-from lesionseg.ops.host_memory import default_budget
 from lesionseg.plan.plan import Plan
 
 # the most that a case needs at one time, in copies of its larger grid in float32

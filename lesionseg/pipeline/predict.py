@@ -28,6 +28,7 @@ from lesionseg.errors import (
     count,
 )
 from lesionseg.evaluation.measures import counts_of
+from lesionseg.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.prepare import NnunetScan
@@ -61,7 +62,6 @@ from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
-from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import is_archive, select, too_few_slices

@@ -13,10 +13,10 @@ from typing import Any
 
 from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, pip_install
+from lesionseg.host_memory import default_budget
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.limits import FileLimits, set_limits
 from lesionseg.models.build import NetworkFactory
-from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.predict import Known, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 

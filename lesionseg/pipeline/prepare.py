@@ -13,6 +13,7 @@ from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError, count
+from lesionseg.host_memory import default_budget, physical_bytes
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, read_own_bundle
 from lesionseg.inference.volumes import needed_bytes
 from lesionseg.io.files import locks, write_text
@@ -26,7 +27,6 @@ from lesionseg.models.weights import (
     take_tensors,
     take_weights,
 )
-from lesionseg.ops.host_memory import default_budget, physical_bytes
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.dataset import (
     CACHE,

@@ -24,8 +24,8 @@ from lesionseg.config import TrainConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.host_memory import hand_back_memory, keep_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
-from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (

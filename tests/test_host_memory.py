@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from lesionseg.ops.host_memory import default_budget, physical_bytes, without_collection
+from lesionseg.host_memory import default_budget, physical_bytes, without_collection
 from tests.commands import python
 
 MEBIBYTE = 2**20
@@ -13,7 +13,7 @@ MEBIBYTE = 2**20
 
 def test_the_peak_is_not_that_of_the_parent() -> None:
     held = np.ones(600 * MEBIBYTE, np.uint8)
-    program = "from lesionseg.ops.host_memory import peak_memory_mb; print(peak_memory_mb())"
+    program = "from lesionseg.host_memory import peak_memory_mb; print(peak_memory_mb())"
     done = python("-c", program)
     assert 0 < int(done.stdout) < 500 < held.nbytes // MEBIBYTE
 

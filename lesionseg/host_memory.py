@@ -1,4 +1,4 @@
-"""The machine's memory on every system, and what glibc does with memory that was freed."""
+"""The machine's memory on every system, and whether glibc keeps memory that was freed."""
 
 import ctypes
 import gc
@@ -22,7 +22,7 @@ _DEFAULT_SHARE = 0.6  # of what is free
 
 
 def physical_bytes() -> int:
-    """The memory of this machine; 8 GiB where its system does not say."""
+    """Return the memory of this machine in bytes; 8 GiB if its system does not say."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kilobytes = ctypes.c_ulonglong()
@@ -32,7 +32,7 @@ def physical_bytes() -> int:
 
 
 def default_budget() -> int:
-    """Bytes that a command may take: 60 % of what is free now; 4 GiB where that is unknown."""
+    """Return the bytes that a command may take: 60 % of the free ones; 4 GiB if unknown."""
     info = Path("/proc/meminfo")
     for line in info.read_text().splitlines() if info.is_file() else ():
         if line.startswith("MemAvailable:"):
@@ -41,7 +41,7 @@ def default_budget() -> int:
 
 
 def peak_memory_mb() -> int:
-    """The most memory that this process has held at one time; 0 on Windows, which keeps no note."""
+    """Return the largest memory that this process has held in MB; 0 on Windows."""
     if sys.platform == "linux":
         # `getrusage` would count what the parent held when it started this process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
@@ -56,7 +56,7 @@ def peak_memory_mb() -> int:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Within, Python does not look for reference cycles: among 10⁷ objects it takes seconds."""
+    """Pause the search for reference cycles: among 10⁷ objects it takes seconds."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +67,7 @@ def without_collection() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """From now on what is freed is kept for the next block of its size."""
+    """Let glibc keep freed blocks for the next ones of their size."""
     library = _glibc()
     if library is not None:
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
@@ -75,7 +75,7 @@ def keep_memory() -> None:
 
 
 def hand_back_memory() -> None:
-    """Hand freed blocks back, and from now on do as usual."""
+    """Return freed blocks to the system, and undo `keep_memory`."""
     library = _glibc()
     if library is not None:
         library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
@@ -84,7 +84,7 @@ def hand_back_memory() -> None:
 
 
 def trim_memory() -> None:
-    """Hand blocks back that are free now, between others too; takes milliseconds."""
+    """Return the free blocks to the system, those between other ones too, in milliseconds."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
