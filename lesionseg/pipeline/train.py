@@ -74,7 +74,7 @@ from lesionseg.training.processes import (
     require_device,
     training_device,
 )
-from lesionseg.training.tile_stream import Validate
+from lesionseg.training.validation import Validate
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,12 @@
 """Training: the only package that knows Lightning.
 
-`fit.fit` is the whole; `lesion_module` and `LesionData` train under a `pl.Trainer` of one's own.
+`fit.fit` trains a network. `lesion_module`, `LesionData` and `VolumeValidation` are its parts for a
+`pl.Trainer` of one's own.
 """
 
 from lesionseg.training.fit import lesion_module, tiles_of
 from lesionseg.training.module import LesionModule
 from lesionseg.training.tile_stream import LesionData
+from lesionseg.training.validation import VolumeValidation
 
-__all__ = ["LesionData", "LesionModule", "lesion_module", "tiles_of"]
+__all__ = ["LesionData", "LesionModule", "VolumeValidation", "lesion_module", "tiles_of"]

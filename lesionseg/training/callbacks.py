@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
@@ -52,6 +52,11 @@ class LastCheckpoint(Checkpoint):
         self.pause = pause.total_seconds()
         self._due = self.pause  # seconds of training
 
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Remove the unfinished checkpoint of a training that was killed."""
+        if trainer.is_global_zero:
+            (self.folder / "next.ckpt").unlink(missing_ok=True)
+
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self._due = 60 * module.minutes + self.pause
 
@@ -76,18 +81,6 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Any, module: Any) -> None:
         trainer.save_checkpoint(self.folder / "next.ckpt")
         self.on_train_batch_start(trainer)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """checkpoints/best.ckpt, whose score is still known after its run was moved or copied."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        here = str(Path(str(self.dirpath)) / "best.ckpt")
-        moved: dict[str, Any] = {"dirpath": self.dirpath}  # Lightning forgets what lay elsewhere
-        if state_dict["best_k_models"]:
-            moved |= dict.fromkeys(("best_model_path", "kth_best_model_path"), here)
-            moved["best_k_models"] = {here: state_dict["best_model_score"]}
-        super().load_state_dict({**state_dict, **moved})
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -30,12 +30,11 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
     AtomicCheckpoints,
-    BestCheckpoint,
     FocalStatistics,
     History,
     LastCheckpoint,
 )
-from lesionseg.training.module import SCORE, LesionModule, resolve_budget
+from lesionseg.training.module import LesionModule, resolve_budget
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     PATIENCE,
@@ -45,7 +44,8 @@ from lesionseg.training.processes import (
     n_processes,
     training_device,
 )
-from lesionseg.training.tile_stream import LesionData, Validate
+from lesionseg.training.tile_stream import LesionData
+from lesionseg.training.validation import Validate, VolumeValidation
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,10 @@ def fit(
     before = broadcast_from_rank_zero(lambda: _read(last) if last.is_file() else None)
     steps, spent = (before["global_step"], before["minutes"]) if before else (0, 0.0)
     if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
-        data = LesionData(tiles, plan, settings, validate)
+        data = LesionData(tiles, plan, settings)
         try:
             with _undisturbed(on_cpu=device == "cpu"):
-                trainer = make_trainer(module, cfg, run_dir, steps, callbacks)
+                trainer = make_trainer(module, cfg, run_dir, steps, callbacks, validate)
                 trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(plan, module, error) from error
@@ -168,15 +168,20 @@ def make_trainer(
     run_dir: Path,
     n_steps: int = 0,
     callbacks: Sequence[pl.Callback] = (),
+    validate: Validate | None = None,
 ) -> pl.Trainer:
-    """Lightning's trainer with our callbacks, then the user's own; resumed after `n_steps`."""
+    """Return Lightning's trainer with our callbacks and the user's own.
+
+    `n_steps` are those of the training that is resumed.
+    """
     settings, device = module.settings, torch.device(training_device(cfg.trainer.accelerator))
     environment = launched(settings)
     ours: list[pl.Callback] = [FocalStatistics()]
     ours += [*(build(spec, "callbacks") for spec in cfg.callbacks), *callbacks]
-    files: dict[str, Any] = {"dirpath": run_dir / CHECKPOINTS, "enable_version_counter": False}
-    best: dict[str, Any] = {"monitor": SCORE, "mode": "max", "save_on_train_epoch_end": False}
-    ours.append(BestCheckpoint(filename="best", **best, **files))
+    every = settings.validate_every_minutes
+    if validate is not None:
+        minutes = float(every) if isinstance(every, int | float) else None
+        ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = list(d) if isinstance(d := settings.devices, tuple) else d
@@ -198,8 +203,6 @@ def make_trainer(
         "log_every_n_steps": LOG_EVERY,
         "max_epochs": -1,  # the stream has no end, the budget stops it
         "benchmark": device.type == "cuda",
-        "inference_mode": False,
-        "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
         "enable_progress_bar": False,  # Lightning's has no end: the stream has none
@@ -208,7 +211,6 @@ def make_trainer(
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
         **deepcopy(settings.lightning),
     }
-    (run_dir / CHECKPOINTS / "next.ckpt").unlink(missing_ok=True)  # of a training that was killed
     try:
         return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **chosen)
     except TypeError as error:

@@ -3,8 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from copy import deepcopy
-from math import cos, inf, pi, prod, sqrt
+from math import cos, pi, prod, sqrt
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +17,7 @@ from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
-from lesionseg.training.processes import broadcast_from_rank_zero, n_processes
+from lesionseg.training.processes import n_processes
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ BATCHES = {3: 2, 2: 4}  # that a learning rate is stated for, by number of axes
 WARMUP = 0.05  # share of the training, of AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step at rate 0 would be a step for nothing
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
-SCORE = "validation_score"  # what weights are kept by: recall at 1 false positive a case + Dice
 
 
 class LesionModule(pl.LightningModule):
@@ -57,7 +55,7 @@ class LesionModule(pl.LightningModule):
         self.loss = objective.loss  # registered, so that its buffers follow to the device
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
         self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
-        self._began, self._next_validation = time.monotonic(), inf
+        self._began = time.monotonic()
         self.recent: list[Tensor] = []  # what the steps since the last row came to
         self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
@@ -85,17 +83,22 @@ class LesionModule(pl.LightningModule):
             self.network.compile()
 
     def on_train_start(self) -> None:
+        """Start the clock where a training that is resumed had stopped."""
         self._began = time.monotonic() - 60 * self.minutes
-        every = self.settings.validate_every_minutes
-        if isinstance(every, int | float):
-            self._next_validation = (self.minutes // every + 1) * every
+
+    def elapsed_minutes(self) -> float:
+        """Return the minutes of training until now by this process's clock.
+
+        `minutes` are those at the end of the last step, agreed on by all processes.
+        """
+        return (time.monotonic() - self._began) / 60
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch; the means of its terms over the steps since the last row."""
         targets, world = self.objective.targets(batch), self.trainer.world_size
         counts = targets.counts()
         if world > 1:  # with them the minutes, so that all processes end together
-            minutes = torch.full_like(counts[:1], (time.monotonic() - self._began) / 60)
+            minutes = torch.full_like(counts[:1], self.elapsed_minutes())
             counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
             if self._shared_minutes is not None:  # of the step before: nothing waits for this one
                 self.minutes = self._shared_minutes.read().item() / world
@@ -169,29 +172,11 @@ class LesionModule(pl.LightningModule):
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End training when the budget is spent, and validate when it is due."""
+        """End training when the budget is spent."""
         if self.trainer.world_size == 1:
-            self.minutes = (time.monotonic() - self._began) / 60
+            self.minutes = self.elapsed_minutes()
         if self.progress >= 1:
             self.trainer.should_stop = True
-        # not Lightning's own interval of time: each process would go by its own clock
-        self.trainer.val_check_batch = 1 if self.minutes >= self._next_validation else inf
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score whole volumes, on the first process; the others wait for it."""
-
-        def scores() -> tuple[dict[str, float], float]:
-            network = deepcopy(self.network).eval()
-            with torch.autocast(self.device.type, enabled=False):
-                found: Mapping[str, float] = self.trainer.datamodule.validate(network)  # type: ignore[attr-defined]
-            return dict(found), (time.monotonic() - self._began) / 60
-
-        found, minutes = broadcast_from_rank_zero(scores)
-        every = self.settings.validate_every_minutes
-        # from the end of this one, so that however long it takes there is learning in between
-        self._next_validation = minutes + every if isinstance(every, int | float) else inf
-        self.log_dict({f"validation_{name}": v for name, v in found.items()}, batch_size=1)
-        self.log(SCORE, sum(found.get(name, 0.0) for name in ("recall_1fp", "dice")), batch_size=1)
 
     def configure_optimizers(self) -> Any:
         trainer = self.trainer

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from math import prod
@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from monai.data import DataLoader
 from monai.data.utils import worker_init_fn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lesionseg.config import TrainerConfig
@@ -29,7 +29,6 @@ from lesionseg.training.module import LesionModule
 log = logging.getLogger(__name__)
 
 Join = Callable[[Sequence[TileItem]], Batch]
-Validate = Callable[[nn.Module], Mapping[str, float]]
 SHARED_MEMORY = "/dev/shm"
 AHEAD, MOST_WORKERS = 2, 8  # steps that each worker reads ahead; a GPU is fed by as many
 # quick where the system has it; on a Mac its libraries do not survive a fork
@@ -112,25 +111,20 @@ def _collate(items: Sequence[TileItem], join: Join, add_targets: BatchTargets) -
 
 
 class LesionData(pl.LightningDataModule):
-    """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`, and whole volumes.
+    """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
 
-    It begins at the step that the trainer has come to: resumed by `ckpt_path`, a training sees the
-    tiles that an undisturbed one would have seen. `validate`: given the network in eval mode,
-    returns scores by name.
+    It begins at the trainer's current step. A training that is resumed by `ckpt_path` sees the
+    tiles that an undisturbed one would have seen.
     """
 
-    def __init__(
-        self,
-        tiles: Dataset[Batch],
-        plan: Plan,
-        settings: TrainerConfig,
-        validate: Validate | None = None,
-    ) -> None:
+    def __init__(self, tiles: Dataset[Batch], plan: Plan, settings: TrainerConfig) -> None:
         super().__init__()
-        self.tiles, self.plan, self.settings, self.validate = tiles, plan, settings, validate
+        self.tiles = tiles
+        self.plan = plan
+        self.settings = settings
 
     def train_dataloader(self) -> Iterator[Batch]:
-        """The batches of this process, without end."""
+        """Return the endless batches of this process."""
         trainer = cast(pl.Trainer, self.trainer)
         device, n = trainer.strategy.root_device.type, trainer.num_devices
         first = trainer.global_step * trainer.accumulate_grad_batches
@@ -139,10 +133,6 @@ class LesionData(pl.LightningDataModule):
         workers = loader_workers(self.settings.workers, self.plan, device, n, targets)
         pin = device == "cuda"
         return read_batches(self.tiles, steps, workers, pin=pin, add_targets=targets)
-
-    def val_dataloader(self) -> list[int]:
-        """One item, which stands for all volumes."""
-        return [] if self.validate is None else [0]
 
 
 def loader_workers(

@@ -134,7 +134,7 @@ class StepsOfSeconds(pl.Callback):
         self.clock = clock
         self.seconds = seconds
 
-    def on_train_batch_start(self, *_):
+    def on_train_batch_end(self, *_):
         self.clock.advance(self.seconds)
 
 
@@ -174,6 +174,33 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
     assert torch.equal(weights(result.network), seen[2])  # the best of all
+
+
+def test_a_validation_waits_for_a_whole_step(train):
+    steps = []
+
+    class Counts(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            steps.append(trainer.global_step)
+
+    seen = []
+    settings = {"validate_every_minutes": 1e-9, "accumulate_grad_batches": 3}
+    train(
+        max_steps=2,
+        validate=lambda _: seen.append(len(steps)) or {"dice": 0.5},
+        plugs=[Counts()],
+        **settings,
+    )
+    assert steps == [0, 0, 1, 1, 1, 2]
+    assert seen == [3, 6]  # batches
+
+
+def test_scores_that_are_undefined_choose_no_weights(train, tmp_path):
+    dice = iter([float("nan"), 0.3])
+    settings = {"validate": lambda _: {"dice": next(dice)}, "validate_every_minutes": 1e-9}
+    train(max_steps=2, **settings)
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 2
 
 
 def test_a_run_that_was_moved_still_knows_its_best_score(train, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lesionseg.losses import FocalLoss
-from lesionseg.training import LesionData, lesion_module
+from lesionseg.training import LesionData, VolumeValidation, lesion_module
 from tests.training.conftest import config, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice
@@ -39,3 +39,19 @@ def test_resumed_by_lightning_between_steps_it_ends_bit_for_bit_the_same(
     resumed = fitted(*given, ckpt_path=tmp_path / "kept" / "epoch=0-step=3.ckpt")
     assert resumed.global_step == 6
     assert torch.equal(weights(resumed.network), weights(calm.network))
+
+
+def test_volumes_are_validated_under_another_trainer_too(make_plan, squares, tmp_path):
+    scores = iter([0.2, 0.6, 0.4])
+    scored = []
+
+    class EndsAtAGoodScore(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            scored.append(float(trainer.callback_metrics.get("validation_score", 0)))
+
+    validation = VolumeValidation(lambda _: {"dice": next(scores)}, 1e-9, tmp_path)
+    callbacks = [validation, EndsAtAGoodScore()]
+    fitted(tmp_path, make_plan(), squares(), config(max_steps=3), callbacks=callbacks)
+    assert scored == pytest.approx([0, 0.0, 0.2])
+    assert validation.best_score == 0.6
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2

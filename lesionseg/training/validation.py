@@ -1,0 +1,87 @@
+"""Score whole volumes between the steps of a training, and keep the weights that score best."""
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from torch import nn
+
+from lesionseg.training.processes import broadcast_from_rank_zero
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+SCORE = "validation_score"  # recall at 1 false positive per case + Dice
+SCORED_BY = ("recall_1fp", "dice")
+
+
+class VolumeValidation(Checkpoint):
+    """Validates between two steps and at the end; `best.ckpt` has the weights that scored best.
+
+    Lightning's own validation loop takes no part: it goes by batches of a loader, and by a clock of
+    each process. The scores are a row of the loggers, and are in `trainer.callback_metrics`. All
+    processes go by the minutes that they have agreed on.
+
+    Args:
+        validate: returns scores by name for a network in eval mode. The first process calls it, the
+            other ones wait.
+        every_minutes: from the end of a validation to the next one; None: only at the end.
+        folder: of `best.ckpt`.
+    """
+
+    def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
+        self.validate = validate
+        self.every_minutes = every_minutes
+        self.path = folder / "best.ckpt"
+        self.best_score = -math.inf
+        self._due = math.inf  # minutes of training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score, for a training that is resumed."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score of the training before."""
+        self.best_score = state_dict["best_score"]
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Keep to the rhythm of a training that is resumed."""
+        if self.every_minutes is not None:
+            self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        """Validate if it is due, and the step before is complete."""
+        is_new_step = batch_idx % trainer.accumulate_grad_batches == 0
+        if is_new_step and module.minutes >= self._due:
+            self._validate(trainer, module)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Validate what the last step has made."""
+        self._validate(trainer, module)
+
+    def _validate(self, trainer: Any, module: Any) -> None:
+        """Score the network, log its scores, and keep its weights if they are the best so far."""
+        module.zero_grad()  # the gradients of the step before would take memory
+
+        def scores() -> tuple[dict[str, float], float]:
+            network = deepcopy(module.network).eval()
+            with torch.no_grad():
+                found = dict(self.validate(network))
+            return found, module.elapsed_minutes()
+
+        found, minutes = broadcast_from_rank_zero(scores)
+        if self.every_minutes is not None:
+            # from the end, so that there are steps in between however long a validation takes
+            self._due = minutes + self.every_minutes
+        score = sum(found.get(name, 0.0) for name in SCORED_BY)
+        row = {f"validation_{name}": float(value) for name, value in found.items()}
+        row[SCORE] = float(score)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the step before
+            logger.save()
+        trainer.callback_metrics.update({name: torch.tensor(v) for name, v in row.items()})
+        if score > self.best_score:
+            self.best_score = score
+            trainer.save_checkpoint(self.path)
