@@ -109,6 +109,12 @@ class Geometry:
         """Array indices `[n, dims]` (z, y, x), not rounded, of RAS millimetres `[n, dims]`."""
         return _moved(mm, np.linalg.inv(self.affine))
 
+    def crop(self, part: Sequence[slice]) -> "Geometry":
+        """Return the grid of a part of this one: a slice with start and stop for each axis."""
+        affine = self.affine.copy()
+        affine[:-1, -1] = self.to_mm([[axis.start for axis in part]])[0]
+        return Geometry(tuple(axis.stop - axis.start for axis in part), affine, self.unit)
+
     def distance_mm(self, other: "Geometry") -> float:
         """Largest distance between the same corner of the two grids; infinite if shapes differ."""
         if self.shape != other.shape:

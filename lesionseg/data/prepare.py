@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -23,7 +22,7 @@ from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import lesions_of
-from lesionseg.ops.resample import resample_area, resample_linear, resample_nearest
+from lesionseg.ops.resample import resample_to
 from lesionseg.plan.plan import Normalisation, Plan
 
 logger = logging.getLogger(__name__)
@@ -34,15 +33,11 @@ SAME_MM = 1e-3
 VISIBLE_SHARE = 0.1
 # percentiles that the scheme `range` takes from each case
 RANGE_PERCENTILES = (0.5, 99.5)
-# rows made at a time: temporaries of a few per cent of the volume
-_SLAB_ROWS = 8
 _SLAB_VOXELS = 1 << 18
 # percentiles of larger arrays are taken from evenly spaced voxels: sorting copies what it sorts
 _MAX_SORTED = 1 << 22
 # a scan that has no more voxels along any axis of the plan's grid shows nothing there
 _LEAST_VOXELS = 2
-# unsigned integers that torch cannot flip, pad or index
-_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,53 +191,12 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
 def read_linear(volume: Volume, geometry: Geometry) -> Volume:
     """Read an image `[C, *spatial]` on another grid that covers about the same place.
 
-    Linear between voxel centres; on a coarser grid the mean over each voxel.
-
-    Where the grid reaches over the volume (its last voxel may, by half of its own size), the
-    outermost voxels go on: an edge to nothing would look like air. Temporaries are the input rows
-    that one slab of the output needs.
+    Linear between voxel centres; on a coarser grid the mean over each voxel. If the grid extends
+    beyond the volume (by up to half of its last voxel), the outermost voxels continue: an edge to
+    zero would look like air.
     """
-    matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
-    lengths = np.array(volume.geometry.shape)
-    out = np.empty((len(volume.array), *geometry.shape), dtype=np.float32)
-    for start in range(0, geometry.shape[0], _SLAB_ROWS):
-        shape = (min(_SLAB_ROWS, geometry.shape[0] - start), *geometry.shape[1:])
-        there = matrix.copy()
-        there[:-1, -1] += start * matrix[:-1, 0]
-        # the input that the slab reads, voxels to their edges: a coarser one is a mean over these
-        reach = _corners([(-0.5, n - 0.5) for n in shape], there)
-        lowest = np.floor(reach.min(axis=0)).astype(int) - 1
-        highest = np.ceil(reach.max(axis=0)).astype(int) + 1
-        first, last = lowest.clip(0, lengths - 1), highest.clip(0, lengths - 1)
-        inside = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
-        padding = [(0, 0), *zip(first - lowest, highest - last, strict=True)]
-        piece = np.pad(volume.array[(slice(None), *inside)], padding, mode="edge")
-        there[:-1, -1] -= lowest
-        slab = resample_linear(as_torch(piece), there, shape, average=True)
-        out[:, start : start + shape[0]] = slab.numpy()
-    return Volume(out, geometry)
-
-
-def _corners(
-    sides: Sequence[tuple[float, float]], matrix: NDArray[np.floating[Any]]
-) -> NDArray[np.float64]:
-    """Where `matrix` takes the corners of a box, `[2^dims, dims]`."""
-    corners = np.array(list(itertools.product(*sides)))
-    return np.asarray(corners @ matrix[:-1, :-1].T + matrix[:-1, -1])
-
-
-def as_torch(array: NDArray[Any]) -> torch.Tensor:
-    """The array as a tensor, sharing memory unless torch cannot take it as it is.
-
-    Foreign byte order, negative strides and read-only memory are copied; unsigned integers of 16
-    bits and more become int32 or int64.
-    """
-    wider = _WIDER.get(array.dtype.name)
-    if wider is not None or not array.dtype.isnative:
-        array = array.astype(wider or array.dtype.newbyteorder("="))
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    return torch.from_numpy(array)
+    array = resample_to(volume.array, volume.geometry, geometry, "mean", edge="extend")
+    return Volume(array.numpy(), geometry)
 
 
 def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
@@ -365,22 +319,15 @@ def _parts(
 
 
 def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
-    """`array` `[*file]` on the plan's grid: oriented only where that is enough, else nearest.
+    """Return `array` `[*file]` on the plan's grid, by the nearest voxel unless the grids agree.
 
-    Where the grid reaches farther than half a voxel over the volume, the outermost voxels go on.
+    If the grid extends beyond the volume, the outermost voxels continue.
     """
     view = to_canonical(Volume(array[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
         return np.ascontiguousarray(view.array[0])
-    matrix = np.linalg.inv(view.geometry.affine) @ geometry.affine
-    reach = _corners([(0, n - 1) for n in geometry.shape], matrix)
-    over = reach.max(axis=0) - np.array(view.geometry.shape) + 1
-    before = np.ceil(-reach.min(axis=0) - 0.5 - SAME_MM).clip(0).astype(int)
-    after = np.ceil(over - 0.5 - SAME_MM).clip(0).astype(int)
-    matrix[:-1, -1] += before
-    padding = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
-    padded = as_torch(np.pad(view.array, padding, mode="edge"))
-    return resample_nearest(padded, matrix, geometry.shape)[0].numpy()
+    moved = resample_to(view.array, view.geometry, geometry, "nearest", edge="extend")
+    return moved[0].numpy()
 
 
 def _read_instances(
@@ -393,11 +340,10 @@ def _read_instances(
         return moved, (moved > 0).astype(np.float32)
     moved = np.zeros(geometry.shape, dtype=np.int32)
     most, total = (np.zeros(geometry.shape, dtype=np.float32) for _ in range(2))
-    matrix = np.linalg.inv(view.geometry.affine) @ geometry.affine
     for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
         if place is not None:
             mask = view.array[0][place] == number
-            there, share = _share_of_voxels(mask, place, matrix, geometry.shape)
+            there, share = _share_of_voxels(mask, view.geometry.crop(place), geometry)
             more = share > most[there]
             moved[there][more], most[there][more] = number, share[more]
             total[there] += share
@@ -406,25 +352,19 @@ def _read_instances(
 
 
 def _share_of_voxels(
-    mask: NDArray[np.bool_],
-    place: tuple[slice, ...],
-    matrix: NDArray[np.float64],
-    shape: tuple[int, ...],
+    mask: NDArray[np.bool_], source: Geometry, geometry: Geometry
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """The part of the plan's grid that a mask at `place` of the file's reaches; its share there.
+    """Return the part of `geometry` that a mask on the grid `source` reaches, and its share there.
 
-    `matrix` maps an index of the plan's grid to one of the file's.
+    The share is the fraction of each voxel that the mask covers; it is 0 outside of `source`.
     """
-    reached = _corners([(s.start - 0.5, s.stop - 0.5) for s in place], np.linalg.inv(matrix))
-    first = np.floor(reached.min(axis=0) + 0.5).clip(0, np.array(shape) - 1).astype(int)
-    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, np.array(shape) - 1).astype(int)
+    corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
+    reached = geometry.to_index(source.to_mm(list(corners)))
+    limit = np.array(geometry.shape) - 1
+    first = np.floor(reached.min(axis=0) + 0.5).clip(0, limit).astype(int)
+    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, limit).astype(int)
     there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    # nothing around it: a voxel that reaches over the mask is not all mask
-    border = math.ceil(np.abs(matrix[:-1, :-1]).max())
-    part = torch.from_numpy(np.pad(mask, border)[np.newaxis])
-    moved, begin = matrix.copy(), np.array([s.start for s in place]) - border
-    moved[:-1, -1] += matrix[:-1, :-1] @ first - begin
-    return there, resample_area(part, moved, tuple((last - first + 1).tolist()))[0].numpy()
+    return there, resample_to(mask[np.newaxis], source, geometry.crop(there), "share")[0].numpy()
 
 
 def _restore_lost(

@@ -3,7 +3,6 @@
 They are the candidates of a case, or are fused with those of its voxels.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,7 +20,13 @@ from lesionseg.inference.stitch import gaussian_weight
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.boxes import box_iou, decode_boxes, is_degenerate, split_box
+from lesionseg.ops.boxes import (
+    box_iou,
+    decode_boxes,
+    is_degenerate,
+    move_boxes,
+    split_box,
+)
 from lesionseg.ops.suppression import batched_nms
 from lesionseg.plan.plan import Plan
 
@@ -160,22 +165,10 @@ def unflipped(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) 
 def restore_boxes(
     boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
 ) -> NDArray[np.float32]:
-    """Boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border.
-
-    The smallest box that holds the rotated one: exact where grids differ by spacing, flips, axis
-    order and shifts; wider where they are oblique to each other.
-    """
-    dims = plan_geometry.dims
-    if len(boxes) == 0:
-        return boxes
-    sides = boxes.astype(np.float64).reshape(-1, 2, dims)
-    picks = np.array(list(itertools.product((0, 1), repeat=dims)))  # corner -> start or stop, axis
-    corners = sides[:, picks, np.arange(dims)] - 0.5  # box edges lie half a voxel before the index
-    points = plan_geometry.to_mm(corners.reshape(-1, dims))
-    index = file_geometry.to_index(points).reshape(len(boxes), -1, dims) + 0.5
-    limit = np.array(file_geometry.shape, dtype=np.float64)
-    low, high = index.min(axis=1).clip(0, limit), index.max(axis=1).clip(0, limit)
-    return np.concatenate([low, high], axis=1).astype(np.float32)
+    """Return boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border."""
+    moved = move_boxes(boxes, plan_geometry, file_geometry)
+    limit = np.array(2 * file_geometry.shape, dtype=np.float64)
+    return moved.clip(0, limit).astype(np.float32)
 
 
 def box_candidates(

@@ -21,7 +21,8 @@ from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.boxes import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
 from lesionseg.inference.probabilities import calibrated_voxels
-from lesionseg.inference.stitch import Store, restore_slabs
+from lesionseg.inference.stitch import Store
+from lesionseg.ops.resample import resample_slabs
 from lesionseg.plan.plan import CandidateRule, Plan
 
 _log = logging.getLogger(__name__)
@@ -48,18 +49,25 @@ class Inferred:
     valid: NDArray[np.bool_] | None = None
 
     def slabs(self, label: int, plan: Plan, on_slab: OnSlab | None = None) -> Iterator[Slab]:
-        """Probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid."""
-        grids, row = (self.plan_geometry, self.file_geometry), 0
-        for slab in restore_slabs(self.store.values[label], *grids, decode=self.store.decode):
-            self.store.release()  # of a store on disk, what was read leaves the memory
+        """Yield probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid.
+
+        They are 0 where the plan's grid does not reach. If the grids differ only by flips, axis
+        order and whole voxels, they are those of the store; otherwise they are interpolated.
+        """
+        stored = self.store.values[label][None]
+        moved = resample_slabs(
+            stored, self.plan_geometry, self.file_geometry, "linear", decode=self.store.decode
+        )
+        for rows, piece in moved:
+            self.store.release()  # the pages of a store on disk that were read leave the memory
+            slab = piece[0].numpy()
             if plan.voxel_calibration is not None and not self.input.blank:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
                 slab = calibrated_voxels(p, plan.voxel_calibration).numpy()
             if self.valid is not None:
-                slab = np.where(self.valid[row : row + len(slab)], slab, np.float32(0))
+                slab = np.where(self.valid[rows], slab, np.float32(0))
             if on_slab is not None:
-                on_slab(label, row, slab)
-            row += len(slab)
+                on_slab(label, rows.start, slab)
             yield slab
 
 

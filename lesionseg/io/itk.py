@@ -11,11 +11,30 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_grid, check_size, reading
-from lesionseg.ops.registration import itk_affine, itk_image
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
 _MOST_HEADER_BYTES = 2**20  # Slicer's headers of many segments are a few 100 kB long
+
+
+def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Return an array `[*spatial]` as an image of SimpleITK, located in the patient."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    spacing = np.asarray(geometry.spacing_mm)[::-1]
+    affine = itk_affine(geometry.affine)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:-1, -1].tolist())
+    image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
+    return image
+
+
+def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert an affine from RAS and indices (z, y, x) to ITK's LPS and (x, y, z), and back."""
+    dims = len(affine) - 1
+    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
+    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
 
 
 def read_itk(path: Path) -> Volume:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.components import mask_boxes as mask_boxes
-    from lesionseg.ops.resample import resample_linear as resample_linear
-    from lesionseg.ops.resample import resample_nearest as resample_nearest
+    from lesionseg.ops.resample import resample_slabs as resample_slabs
+    from lesionseg.ops.resample import resample_to as resample_to
     from lesionseg.ops.suppression import batched_nms as batched_nms
     from lesionseg.ops.suppression import nms as nms
 
@@ -27,8 +27,8 @@ _HOMES = {
     "lesion_instances": "components",
     "mask_boxes": "components",
     "nms": "suppression",
-    "resample_linear": "resample",
-    "resample_nearest": "resample",
+    "resample_slabs": "resample",
+    "resample_to": "resample",
 }
 __all__ = [*_HOMES]
 

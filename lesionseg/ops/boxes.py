@@ -1,12 +1,16 @@
 """Boxes of any number of axes: `[n, 2·dims]`, all starts then all stops, half-open, in voxels."""
 
+import itertools
 from math import log
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, Integer
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lesionseg.core import Geometry
 from lesionseg.ops.components import mask_boxes as mask_boxes
 
 LARGEST_RATIO = log(1000 / 16)  # of sides, in logarithms: keeps exp finite (Fast R-CNN's clamp)
@@ -27,6 +31,25 @@ def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
     """Centre and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
     start, stop = boxes.chunk(2, dim=-1)
     return (start + stop) / 2, stop - start
+
+
+def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> NDArray[np.float64]:
+    """Return boxes `[n, 2·dims]` of the grid `source` on the grid `target`, not cut at its border.
+
+    Each is the smallest box around the moved corners: exact if the grids differ by spacing, flips,
+    axis order and shifts, larger if they are oblique to each other. No boxes give `[0, 2·dims]`.
+
+    >>> coarse = Geometry.from_spacing((4, 4), (2.0, 2.0))
+    >>> move_boxes([[0, 1, 2, 3]], coarse, Geometry.from_spacing((8, 8), (1.0, 1.0))).tolist()
+    [[-0.5, 1.5, 3.5, 5.5]]
+    """
+    dims = source.dims
+    sides = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, dims)
+    picks = np.array(list(itertools.product((0, 1), repeat=dims)))  # of each corner, by axis
+    corners = sides[:, picks, np.arange(dims)] - 0.5  # half a voxel before its centre
+    points = source.to_mm(corners.reshape(-1, dims))
+    index = target.to_index(points).reshape(-1, len(picks), dims) + 0.5
+    return np.concatenate([index.min(axis=1), index.max(axis=1)], axis=1)
 
 
 def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[Tensor, "n m"]:

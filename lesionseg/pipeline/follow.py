@@ -21,6 +21,7 @@ from lesionseg.core import (
     Reference,
     joint_unit,
 )
+from lesionseg.data.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.errors import (
     SOME_FAILED,
     ConfigError,
@@ -66,7 +67,6 @@ from lesionseg.io.predictions import (
     read_source,
 )
 from lesionseg.io.volumes import is_dicom_image, read_volume
-from lesionseg.ops.registration import MIN_FOREGROUND_DICE, register_rigid
 from lesionseg.pipeline.log import Advance, aligned, bar, typed
 from lesionseg.reporting.follow_page import draw_changes, write_change_report, write_follow_page
 from lesionseg.reporting.pictures import Card

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -21,7 +20,7 @@ from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitP
 from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
-from lesionseg.ops.resample import resample_linear
+from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
@@ -99,12 +98,11 @@ def draw_changes(
 
 
 def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
-    """The first channel of a scan, which lies where `own` says, on the grid `geometry`."""
-    array = np.ascontiguousarray(read_volume(path).array[:1], dtype=np.float32)
+    """Return the first channel of a scan, whose grid in space is `own`, on the grid `geometry`."""
+    array = read_volume(path).array[:1]
     if own.matches(geometry):
-        return np.asarray(array[0])
-    matrix = np.linalg.inv(own.affine) @ geometry.affine
-    return resample_linear(torch.from_numpy(array), matrix, geometry.shape)[0].numpy()
+        return np.asarray(array[0], dtype=np.float32)
+    return resample_to(array, own, geometry, "linear")[0].numpy()
 
 
 def write_change_report(

@@ -2,19 +2,11 @@ import errno
 import itertools
 import os
 
-import numpy as np
 import pytest
 import torch
 
-from lesionseg.core import Geometry
 from lesionseg.errors import OutputError
-from lesionseg.inference.stitch import (
-    Stitcher,
-    Store,
-    gaussian_weight,
-    restore_slabs,
-    signed_permutation,
-)
+from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 
 
 def stitch(shape, weight, pieces):
@@ -83,57 +75,3 @@ def test_a_file_leaves_no_name_behind_and_a_full_disk_is_said_before_writing(tmp
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OutputError):
         Store((1, 100, 100), folder=tmp_path)
-
-
-# --- back to the file's grid ---------------------------------------------------------------------
-
-SHAPE = (5, 6, 7)
-FILE = Geometry.from_spacing(SHAPE, (3.0, 1.5, 0.5))
-ARRAY = np.random.default_rng(0).random(SHAPE).astype(np.float32)
-
-
-def restore(p, plan_geometry, file):
-    """One channel on the file's grid, from its slabs."""
-    p = torch.from_numpy(np.asarray(p, np.float32))
-    return np.concatenate(list(restore_slabs(p, plan_geometry, file)))
-
-
-@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_turned_volumes_come_back_exactly(axes):
-    for signs in itertools.product((1, -1), repeat=3):
-        turned = ARRAY.transpose(axes)[tuple(slice(None, None, s) for s in signs)].copy()
-        matrix = np.zeros((4, 4))
-        matrix[3, 3] = 1
-        for plan_axis, (file_axis, sign) in enumerate(zip(axes, signs, strict=True)):
-            matrix[file_axis, plan_axis] = sign
-            matrix[file_axis, 3] = 0 if sign > 0 else SHAPE[file_axis] - 1
-        found = restore(turned, Geometry(turned.shape, FILE.affine @ matrix), FILE)
-        assert found.dtype == np.float32
-        assert np.array_equal(found, ARRAY)
-
-
-def test_whole_voxel_shifts_leave_zeros_where_the_plan_does_not_reach():
-    file = Geometry((3, 3), np.eye(3))
-    shifted = Geometry((2, 2), np.array([[1, 0, 1], [0, 1, -1], [0, 0, 1.0]]))
-    # plan voxel (0, 0) is file voxel (1, -1)
-    assert restore([[1, 2], [3, 4]], shifted, file).tolist() == [[0, 0, 0], [2, 0, 0], [4, 0, 0]]
-
-
-def test_a_ramp_resampled_to_a_finer_grid_and_turned_stays_a_ramp():
-    def ramp(geometry):
-        mm = geometry.to_mm(np.argwhere(np.ones(geometry.shape)))
-        return (mm @ np.array([1.0, 10.0, 100.0])).reshape(geometry.shape)
-
-    plan_geometry = Geometry.from_spacing((6, 8, 10), (2.0, 2.0, 2.0))
-    turned = np.array([[-1, 0, 0, 18.0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
-    file = Geometry((19, 11, 15), turned)
-    found = restore(ramp(plan_geometry), plan_geometry, file)
-    assert found.shape == file.shape
-    np.testing.assert_allclose(found, ramp(file), atol=1e-2)
-
-
-def test_a_zoom_a_slight_turn_and_half_a_voxel_are_no_signed_permutation():
-    a = np.deg2rad(0.1)  # a fifth of a voxel at voxel 100
-    turn = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
-    for matrix in (np.diag([0.5, 1, 1.0]), turn, [[1, 0, 0.5], [0, 1, 0], [0, 0, 1]]):
-        assert signed_permutation(np.array(matrix), (100, 100)) is None

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.data.registration import register_rigid
 from lesionseg.errors import GeometryError
-from lesionseg.ops.registration import register_rigid
 from lesionseg.phantoms import VisitSettings, simulate_visits
 
 

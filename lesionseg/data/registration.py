@@ -1,4 +1,4 @@
-"""SimpleITK: its images, and rigid registration of two scans and how well it went."""
+"""Rigid registration of two scans with SimpleITK, and measures of its quality."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,39 +6,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Volume
 from lesionseg.errors import GeometryError
+from lesionseg.io.itk import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads a few degrees apart reach 0.95; another body part stays below
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
-
-
-def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
-    """An array `[*spatial]` as SimpleITK's image, at its place in the patient."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array)
-    spacing = np.asarray(geometry.spacing_mm)[::-1]
-    affine = itk_affine(geometry.affine)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:-1, -1].tolist())
-    image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
-    return image
-
-
-def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """RAS millimetres of indices (z, y, x) become LPS millimetres of (x, y, z), and back."""
-    dims = len(affine) - 1
-    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
-    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
     """A rigid movement `matrix` `[4, 4]` of RAS millimetres, from the moving scan to the fixed one.
 
-    `mutual_information` in nats, after the movement (Mattes). `foreground_dice`: of what Otsu's
-    threshold takes for the patient in both scans, where both show something.
+    `mutual_information` (Mattes) in nats, after the movement. `foreground_dice`: Dice of the two
+    foregrounds by Otsu's threshold, within the field of view of both scans.
     """
 
     matrix: NDArray[np.float64]
@@ -94,7 +75,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
 
 
 def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:
-    """Dice of both foregrounds within the moving scan's field of view; 0 without any."""
+    """Return the Dice of both foregrounds within the moving scan's field of view; 0 if empty."""
     import SimpleITK as sitk
 
     seen = sitk.Cast(moving * 0 + 1, sitk.sitkUInt8)
