@@ -34,11 +34,8 @@ from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict import (
-    find_cases,
-    make_predictor,
-    predict_cases,
-)
+from lesionseg.pipeline.case_work import make_predictor, predict_cases
+from lesionseg.pipeline.predict import find_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent

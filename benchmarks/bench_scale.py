@@ -68,7 +68,7 @@ def main() -> None:
 def start(folder: Path) -> dict[str, float]:
     """Read and divide a dataset, as every training does first."""
     from lesionseg.config import DataConfig
-    from lesionseg.pipeline.dataset import take_survey
+    from lesionseg.pipeline.survey import take_survey
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin, at_work = time.perf_counter(), sum(os.times()[:4])

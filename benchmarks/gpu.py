@@ -425,6 +425,7 @@ def fit_rows(scale: Scale) -> list[table.Row]:
 def prepared(folder: Path, plan: Plan) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
     from lesionseg.pipeline.dataset import take_survey
+
     from lesionseg.pipeline.prepare import prepare_cases
 
     shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lesionseg.api import follow as follow
     from lesionseg.api import predict as predict
     from lesionseg.api import prepare as prepare
+    from lesionseg.api import report as report
     from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
@@ -21,6 +22,7 @@ __all__ = [
     "follow",
     "predict",
     "prepare",
+    "report",
     "train",
 ]
 

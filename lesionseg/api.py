@@ -1,10 +1,11 @@
-"""The commands as functions, for notebooks: the same words in, results that show themselves.
+"""The commands as functions, for notebooks: the same settings in, results out, nothing printed.
 
 run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
 run.scores.lesion_recall.value, run.to_pandas("lesions"), run.plot()
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
 from os import PathLike
@@ -15,6 +16,7 @@ from lesionseg.cli.command import recipe
 from lesionseg.cli.compose import compose
 from lesionseg.config import settings_of
 from lesionseg.errors import ConfigError, ReadError, one_of
+from lesionseg.pipeline.log import progress_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of results of `train` or `evaluate`. In a notebook it shows its scores."""
+    """A folder of results of `train` or `evaluate`. A notebook shows it as a table of scores."""
 
     folder: Path
 
@@ -67,12 +69,12 @@ class Run:
         return read_scores(self.folder / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""
+        """Return one of `TABLES`, with the columns of the CSV; see docs/reference.md."""
         one_of("to_pandas: the table", table, TABLES)
         return _table(self.folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
-        """Sensitivity against false positives per scan; of masks without scores, by size."""
+        """Draw sensitivity against false positives per scan; by size for masks without scores."""
         from matplotlib.figure import Figure
 
         from lesionseg.reporting.charts import froc_chart, size_chart
@@ -83,15 +85,14 @@ class Run:
         return Figure() if chart is None else chart.figure
 
     def predictor(self, **settings: Any) -> "Predictor":
-        """The trained model, ready for scans; `settings` as `Predictor` takes them."""
+        """Return the trained model, ready for scans; `settings` as `Predictor` takes them."""
         from lesionseg.inference.predictor import Predictor
 
         return Predictor(self.folder, **settings)
 
     def report(self, output: StrPath, **settings: Any) -> Path:
-        """Write the page on these scores, as `lesionseg report` does; returns the page's path."""
-        page: Path = _call("report", {"scores": self.folder, "output": output, **settings})
-        return page
+        """Write the page on these scores, and return its path; see `lesionseg.report`."""
+        return report(self.folder, output, **settings)
 
     def _repr_html_(self) -> str:
         from lesionseg.evaluation.result_tables import scores_table
@@ -103,62 +104,148 @@ class Run:
         return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
 
 
-def prepare(root: StrPath, **settings: Any) -> "Plan | CheckOutcome":
+def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan | CheckOutcome":
     """Plan and cache the cases of a folder, as `lesionseg prepare data.root=root` does.
 
-    Returns the plan, or with `check=True` the findings. For the settings and errors see `train`.
+    Args:
+        root: the dataset's folder.
+        progress: draw progress bars on the terminal.
+        settings: see `train`.
+
+    Returns:
+        The plan; with `check=True` the findings.
+
+    Raises:
+        LesionsegError: as the command.
     """
-    done: Plan | CheckOutcome = _call("prepare", {"data.root": root, **settings})
-    return done
+    from lesionseg.pipeline.prepare import PrepareOutcome
+
+    outcome = _call("prepare", {"data.root": root, **settings}, progress)
+    return outcome.plan if isinstance(outcome, PrepareOutcome) else outcome
 
 
-def train(root: StrPath, **settings: Any) -> Run:
+def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
     """Train on a folder of scans, as `lesionseg train data.root=root` does.
 
     Args:
         root: the dataset's folder.
+        progress: draw progress bars on the terminal.
         settings: as on the command line: `loss="focal"`, and `trainer__max_minutes=5` for
             `trainer.max_minutes=5`. `lesionseg train --help` lists all of them.
+
+    Returns:
+        The results, on the validation cases and, as `.test`, on the test cases.
 
     Raises:
         ConfigError: if a key or value is wrong; the message names the nearest key.
         LesionsegError: as the command.
     """
-    return Run(_call("train", {"data.root": root, **settings}))
+    return Run(_call("train", {"data.root": root, **settings}, progress).run)
 
 
-def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> "DataFrame":
+def predict(
+    bundle: StrPath, input: StrPath, output: StrPath, *, progress: bool = False, **settings: Any
+) -> "DataFrame":
     """Predict scans into a folder, as `lesionseg predict` does.
 
-    Returns a row per case, as in `predictions.csv`.
+    Args:
+        bundle: a run directory, a bundle, or an nnU-Net model folder.
+        input: a scan or a folder of scans.
+        output: the folder of the results.
+        progress: draw a progress bar on the terminal.
+        settings: see `train`.
+
+    Returns:
+        A row per case, as in `predictions.csv`. `status` and `message` tell which cases failed.
+
+    Raises:
+        LesionsegError: as the command.
     """
-    _call("predict", {"bundle": bundle, "input": input, "output": output, **settings})
+    given = {"bundle": bundle, "input": input, "output": output}
+    _call("predict", given | settings, progress)
     return _table(Path(output) / "predictions.csv")
 
 
-def evaluate(reference: StrPath, prediction: StrPath, output: StrPath, **settings: Any) -> Run:
-    """Score masks or candidates against references, as `lesionseg evaluate` does."""
-    _call(
-        "evaluate", {"reference": reference, "prediction": prediction, "output": output} | settings
-    )
+def evaluate(
+    reference: StrPath,
+    prediction: StrPath,
+    output: StrPath,
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> Run:
+    """Score masks or candidates against references, as `lesionseg evaluate` does.
+
+    Args:
+        reference: a dataset, or a folder of masks.
+        prediction: the folder of predictions, named by case.
+        output: the folder of scores and tables.
+        progress: draw a progress bar on the terminal.
+        settings: see `train`.
+
+    Returns:
+        The scores and tables.
+
+    Raises:
+        LesionsegError: as the command.
+    """
+    given = {"reference": reference, "prediction": prediction, "output": output}
+    _call("evaluate", given | settings, progress)
     return Run(output)
 
 
-def follow(before: StrPath, after: StrPath, output: StrPath, **settings: Any) -> "DataFrame":
+def follow(
+    before: StrPath, after: StrPath, output: StrPath, *, progress: bool = False, **settings: Any
+) -> "DataFrame":
     """Compare the lesions of two visits, as `lesionseg follow` does.
 
-    Returns a row per lesion, as in `changes.csv`.
+    Args:
+        before: the folder of masks of the earlier visit, named by case.
+        after: the folder of masks of the later visit, with the same names.
+        output: the folder of tables and the page.
+        progress: draw a progress bar on the terminal.
+        settings: see `train`.
+
+    Returns:
+        A row per lesion, as in `changes.csv`.
+
+    Raises:
+        LesionsegError: as the command.
     """
-    _call("follow", {"before": before, "after": after, "output": output} | settings)
+    given = {"before": before, "after": after, "output": output}
+    _call("follow", given | settings, progress)
     return _table(Path(output) / "changes.csv")
 
 
-def _call(command: str, settings: Mapping[str, Any]) -> Any:
-    """Run a command with settings given in Python. Returns what the command returns."""
+def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
+    """Write the page and the PDF on scores, as `lesionseg report` does.
+
+    Args:
+        scores: the output of `evaluate`, or a run directory.
+        output: the folder of the page.
+        progress: draw a progress bar on the terminal.
+        settings: see `train`.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        LesionsegError: as the command.
+    """
+    page: Path = _call("report", {"scores": scores, "output": output, **settings}, progress).page
+    return page
+
+
+def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
+    """Run a command with settings given in Python. Return its outcome; nothing is printed."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if "experiment" in values:  # a file of overrides in Hydra's own language
-        return recipe(command, compose(command, [f"{k}={_typed(v)}" for k, v in values.items()]))
-    return recipe(command, settings_of(command, values))
+        overrides = [f"{key}={_typed(value)}" for key, value in values.items()]
+        cfg = compose(command, overrides)
+    else:
+        cfg = settings_of(command, values)
+    with progress_bars() if progress else nullcontext():
+        return recipe(command, cfg)
 
 
 def _typed(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from lesionseg.config import DataConfig
 from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import read_dataset
-from lesionseg.pipeline.dataset import Survey
+from lesionseg.pipeline.survey import Survey
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,10 @@ from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.files import read_json, write_json, write_text
 from lesionseg.io.predictions import find_predictions, write_prediction
-from lesionseg.pipeline.dataset import Survey, take_survey
-from lesionseg.pipeline.prepare import plan_run
-from lesionseg.pipeline.score import labelled, score_predicted
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.planning import plan_run
+from lesionseg.pipeline.score_roles import score_predicted
+from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", LARGEST_TILES, *sizes(options)]
     cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
-    plan = plan_run(found, cfg, folder)
+    plan = plan_run(Experiment(cfg, found, folder))
     return Setting(name, root, found, plan, options)
 
 
@@ -287,14 +288,15 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 
 def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
     """Write the candidates of a tool into `run/validation` and score the validation cases."""
-    cases = labelled(found, "validation")
+    experiment = Experiment(SCORED_BY, found, run)
+    cases = experiment.cases("validation")
     if not cases:
         sys.exit(f"{run}: no case to score")
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
     folder = run / "validation"
-    return score_predicted(found, find_predictions(folder), folder, kept.plan, SCORED_BY, {})[1]
+    return score_predicted(experiment, find_predictions(folder), folder, kept.plan)[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

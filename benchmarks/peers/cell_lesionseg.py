@@ -20,9 +20,11 @@ from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset import take_survey
-from lesionseg.pipeline.prepare import plan_run, prepare_cases
-from lesionseg.pipeline.train import train_network, with_focal_correction
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.planning import plan_run, with_focal_correction
+from lesionseg.pipeline.prepare import prepare_cases
+from lesionseg.pipeline.survey import take_survey
+from lesionseg.pipeline.train_fold import train_network
 
 
 def main() -> None:
@@ -35,13 +37,14 @@ def main() -> None:
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    plan = plan_run(found, cfg, output)
-    cases = prepare_cases(found, plan, held.data, output)
+    experiment = Experiment(cfg.model_copy(update={"data": held.data}), found, output)
+    plan = plan_run(experiment)
+    cases = prepare_cases(experiment, plan)
     before = (time.time() - job["began"]) / 60
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     cfg = cfg.model_copy(update={"trainer": trainer})
-    fitted = train_network(plan, cases, cfg, output)
+    fitted = train_network(Experiment(cfg, found, output), plan, cases)
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,

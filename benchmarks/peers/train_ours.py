@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
-from lesionseg.config import DataConfig, TrainConfig
+from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
@@ -66,17 +66,18 @@ def main() -> None:
 
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
-    from lesionseg.pipeline.dataset import take_survey
+    from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
+    from lesionseg.pipeline.survey import take_survey
     from lesionseg.plan.make import make_plan
 
     root = folder / "raw" / "Dataset001_Bench"
-    data = DataConfig.of(root=root, validation_fraction=0)
-    found = take_survey(data, seed=0)
+    cfg = TrainConfig.of(data={"root": root, "validation_fraction": 0})
+    found = take_survey(cfg.data, seed=0)
     made = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
     plan = made.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
     (folder / "plan.json").write_text(plan.to_json())
-    prepare_cases(found, plan, data, folder / "run")
+    prepare_cases(Experiment(cfg, found, folder / "run"), plan)
     print(json.dumps({"cases": len(cached(folder))}))
 
 

@@ -25,7 +25,8 @@ from lesionseg.errors import (
     nearest,
     pip_install,
 )
-from lesionseg.pipeline.log import Once, say
+from lesionseg.pipeline.log import Once, progress_bars, say
+from lesionseg.pipeline.outcome import Outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +70,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         if "--multirun" in flags and "--cfg" not in flags:
             return multirun(command, overrides)
         if "--cfg" not in flags:
-            return finish(recipe(command, compose(command, overrides)))
+            with progress_bars():
+                return finish(recipe(command, compose(command, overrides)))
         import yaml
 
         plain = compose_plain(command, overrides)
@@ -86,8 +88,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return INTERRUPTED
 
 
-def recipe(command: str, cfg: Any) -> Any:
-    """Call the function of a command with its settings; returns what it returns."""
+def recipe(command: str, cfg: Any) -> Outcome:
+    """Call the function of a command with its settings. Return its outcome; nothing is printed."""
     from lesionseg.cli.paths import check_paths
     from lesionseg.io.files import private_files
 
@@ -98,14 +100,19 @@ def recipe(command: str, cfg: Any) -> Any:
         set_limits(FileLimits(max_voxels=cfg.max_voxels))
     is_private = isinstance(cfg, ServeConfig) or cfg.private  # uploads are always private
     with private_files() if is_private else nullcontext():
-        return getattr(import_module(f"lesionseg.pipeline.{command}"), command)(cfg)
+        function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
+        outcome: Outcome = function(cfg)
+    return outcome
 
 
-def finish(outcome: Any) -> int:
-    """Say what came out of a recipe; returns the exit status."""
-    if hasattr(outcome, "summary") and (lines := outcome.summary()):
+def finish(outcome: Outcome) -> int:
+    """Print the outcome of a command. Return its exit status."""
+    lines = outcome.summary()
+    if outcome.next is not None:
+        lines = [*lines, f"Next:    {outcome.next}"]
+    if lines:
         say("\n".join(lines))
-    return int(getattr(outcome, "exit_status", 0))
+    return outcome.exit_status
 
 
 def multirun(command: str, argv: Sequence[str]) -> int:
@@ -133,7 +140,8 @@ def multirun(command: str, argv: Sequence[str]) -> int:
 
     def task(cfg: Any) -> int:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        statuses.append(finish(recipe(command, read(COMMANDS[command], plain))))
+        with progress_bars():
+            statuses.append(finish(recipe(command, read(COMMANDS[command], plain))))
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves

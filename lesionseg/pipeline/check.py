@@ -15,8 +15,9 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
 from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask
-from lesionseg.pipeline.dataset import first_splits, require_lesions
 from lesionseg.pipeline.log import bar, typed
+from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.survey import first_splits, require_lesions
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
 from lesionseg.reporting.dataset_page import (
@@ -33,7 +34,7 @@ SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincide
 
 
 @dataclass(frozen=True)
-class CheckOutcome:
+class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
     `pseudonyms`: the name of each case on the page. `root` and `model`: the dataset's folder and
@@ -58,12 +59,21 @@ class CheckOutcome:
         return int(any(errors))
 
     def summary(self) -> list[str]:
-        """Return a line per finding, which names cases and files, totals, and the next step."""
+        """Return a line per finding, which names cases and files, totals, and the page."""
         lines = findings_lines(self.findings, self.pseudonyms)
-        root = {"data.root": self.root} | ({"model": self.model} if self.model else {})
-        again = typed("prepare", check="true", **root)
-        then = typed("train", **root) if self.can_train else f"correct the errors, then {again}"
-        return [*lines, f"Open:    {self.page}", f"Next:    {then}"]
+        if not self.can_train:
+            lines.append("Correct the errors, and check again.")
+        return [*lines, f"Open:    {self.page}"]
+
+    @property
+    def next(self) -> str:
+        """The training, or the same check if errors have to be corrected first."""
+        dataset = {"data.root": self.root}
+        if self.model is not None:
+            dataset["model"] = self.model
+        if self.can_train:
+            return typed("train", **dataset)
+        return typed("prepare", check="true", **dataset)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import PredictionFiles, find_predictions
+from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.references import all_references
-from lesionseg.pipeline.score import OUT_OF_FOLD, match_cases
+from lesionseg.pipeline.select import OUT_OF_FOLD
 
 log = logging.getLogger(__name__)
 
@@ -182,16 +183,15 @@ def development_results(
             "chosen_on_reference= (evaluate) or reference= (export)."
         )
     faults: list[Problem] = []
-    matches = match_cases(
-        assign_groups(cases, groups, setting="groups"),
-        predictions.files,
+    options = MatchOptions(
         preset,
         dataset=dataset,
         role=_VALIDATION,
         resample=resample,
         by_image=by_image,
-        faults=faults,
     )
+    grouped = assign_groups(cases, groups, setting="groups")
+    matches = match_cases(grouped, predictions.files, options, faults=faults)
     results = [match.result(surface=False) for match in matches]
     if not results:
         raise DatasetError(f"{reference}: {faults[0].message}")

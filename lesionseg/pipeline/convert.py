@@ -1,6 +1,7 @@
 """An nnU-Net model as a bundle of ours, with operating points from its own cross-validation."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg import __version__
@@ -11,9 +12,7 @@ from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
-from lesionseg.pipeline.log import say, typed
-from lesionseg.pipeline.score import OUT_OF_FOLD
-from lesionseg.pipeline.select import select
+from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -21,12 +20,22 @@ log = logging.getLogger(__name__)
 BUNDLE = "bundle"  # as in a run's folder
 
 
-def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> None:
+@dataclass(frozen=True)
+class OwnBundle:
+    """A bundle that was written, and its plan."""
+
+    path: Path
+    plan: Plan
+
+
+def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> OwnBundle:
     """Write the weights as safetensors, the plan and a model card to `output/bundle`.
 
     With `cfg.reference`, operating points and calibration are chosen on the predictions in
-    `fold_*/validation` of the model folder. Raises `ConfigError` for a bundle that is not nnU-Net's
-    and for validation predictions without probabilities.
+    `fold_*/validation` of the model folder.
+
+    Raises:
+        ConfigError: if the bundle is not nnU-Net's, or validation predictions lack probabilities.
     """
     plan = bundle.plan
     if plan.nnunet is None:
@@ -35,12 +44,17 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
         plan = with_selection(plan, cfg)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
     write_bundle(output / BUNDLE, bundle.networks, plan, model_card(plan, provenance=provenance))
-    say(f"Wrote:   {output / BUNDLE}")
+    return OwnBundle(output / BUNDLE, plan)
+
+
+def describe_points(plan: Plan) -> list[str]:
+    """Return a line on each operating point."""
+    lines = []
     for point in plan.operating_points:
         expected = point.expected_false_positives_per_case
         rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
-        say(f"         {point.name}: score {point.score:.4g}{rate}")
-    say(f"Next:    {typed('predict', bundle=output, input='SCANS', output='FOUND')}")
+        lines.append(f"         {point.name}: score {point.score:.4g}{rate}")
+    return lines
 
 
 def with_selection(plan: Plan, cfg: ExportConfig) -> Plan:

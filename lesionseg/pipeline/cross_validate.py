@@ -10,120 +10,159 @@ run_dir/
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_provenance
+from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
-from lesionseg.inference.bundle import bundle_digest, bundle_plan, ensemble, read_own_bundle
+from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, write_json
 from lesionseg.io.predictions import find_predictions
-from lesionseg.pipeline.dataset import CACHE, Survey, divided, folds_of
-from lesionseg.pipeline.prepare import config_of
+from lesionseg.pipeline.experiment import BUNDLE, Experiment
+from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.run_dir import (
     SPLITS,
     check_cases,
     check_config,
+    config_of,
     has_config,
-    provenance,
     training_counts,
 )
-from lesionseg.pipeline.score import labelled, score_folds, score_role
+from lesionseg.pipeline.score_roles import score_folds
 from lesionseg.pipeline.select import unselected
-from lesionseg.pipeline.train import BUNDLE, begin, keep_bundle, train_once
+from lesionseg.pipeline.survey import CACHE, divided, folds_of
+from lesionseg.pipeline.train_fold import Trained, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
-from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, training_device
+from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
 
 _DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link", "anchors")
 
 
-def cross_validate(cfg: TrainConfig, survey: Survey, run: Path) -> tuple[Plan, dict[str, Scores]]:
-    """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
+def cross_validate(experiment: Experiment) -> Trained | None:
+    """Train all folds that are not finished yet, gather their predictions, and keep one ensemble.
 
-    A finished fold is kept, one begun goes on, also where another process or another machine made
-    it (`data.fold=<number>`). The budget of the trainer is each fold's own. Raises `ConfigError`
-    for a fold that was made by other settings or another plan, `DatasetError` for other cases.
+    A finished fold is kept and one that was started is resumed, also if another process or another
+    machine made it (`data.fold=<number>`). Each fold has the trainer's whole budget. Return None on
+    every process of a training except the first.
+
+    Raises:
+        ConfigError: if a fold was made by other settings or another plan.
+        DatasetError: if a fold was made from other cases.
     """
-    folds = {k: divided(survey, cfg.data, cfg.seed, k) for k in folds_of(survey, cfg.data)}
-    runs, configs = {k: run / f"fold_{k}" for k in folds}, dict[int, TrainConfig]()
-    cache = cfg.data.cache_dir or str(run.parent / CACHE)
-    for k, fold in folds.items():  # as `data.fold=<number>` alone would have it
-        data = cfg.data.model_copy(update={"fold": k, "cache_dir": cache})
-        configs[k] = cfg.model_copy(update={"data": data, "run_dir": str(runs[k])})
-        check_config(runs[k], config_of(configs[k]))
-        check_cases(runs[k], fold.splits)  # also of a finished fold, which is kept
+    run = experiment.run
+    folds = _experiments_of_folds(experiment)
+    for fold in folds.values():
+        check_config(fold.run, config_of(fold.cfg))
+        check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     given = None
     if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
-        plans = [folder / BUNDLE / "plan.json" for folder in runs.values()]
-        path = next((path for path in plans if path.is_file()), None)
-        given = unselected(Plan.from_json(path.read_text("utf-8"), path)) if path else None
-    plan = begin(cfg, survey, run, given)
-    validated = {k: [c.case for c in labelled(fold, "validation")] for k, fold in folds.items()}
-    scored = {case for cases in validated.values() for case in cases}
+        paths = [fold.bundle / "plan.json" for fold in folds.values()]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            given = unselected(Plan.from_json(path.read_text("utf-8"), path))
+    plan = begin(experiment, given)
     if is_rank_zero():
-        parts = (("train", "train"), ("val", "validation"))  # as nnU-Net's splits_final.json
-        splits = [
-            {name: [c.case for c in fold.of_role(role)] for name, role in parts}
-            for fold in folds.values()
-        ]
-        write_json(run / SPLITS, splits)
-        taught = [c.case for fold in folds.values() for c in labelled(fold, "train")]
-        if never := [case for case in dict.fromkeys(taught) if case not in scored]:
-            log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
-    for k, fold in folds.items():
-        if broadcast_from_rank_zero(partial(_is_finished, runs[k], validated[k])):
-            log.info("Fold %d is finished and kept.", k)
+        _write_splits(run, folds.values())
+    for number, fold in folds.items():
+        validated = [files.case for files in fold.cases("validation")]
+        if broadcast_from_rank_zero(partial(_is_finished, fold.run, validated)):
+            log.info("Fold %d is finished and kept.", number)
             continue
-        log.info("Fold %d of %d: %d cases validate.", k, len(folds), len(validated[k]))
-        with locked_folder(runs[k]) if is_rank_zero() else nullcontext():
-            own = begin(configs[k], fold, runs[k], plan)
-            train_once(configs[k], fold, own, runs[k], test=False)
-    return _gather(cfg, survey, folds, run) if is_rank_zero() else (plan, {})
+        log.info("Fold %d of %d: %d cases validate.", number, len(folds), len(validated))
+        with locked_folder(fold.run) if is_rank_zero() else nullcontext():
+            train_fold(fold, begin(fold, plan))
+    return _gather(experiment, folds) if is_rank_zero() else None
 
 
-def _gather(
-    cfg: TrainConfig, survey: Survey, folds: Mapping[int, Survey], run: Path
-) -> tuple[Plan, dict[str, Scores]]:
-    runs = [run / f"fold_{k}" for k in folds]
-    plans = [bundle_plan(folder) for folder in runs]
-    for folder, plan in zip(runs, plans, strict=True):
-        other = [name for name in _DECISIVE if getattr(plan, name) != getattr(plans[0], name)]
-        if other:
-            raise ConfigError(
-                f"{folder.name} has another {', '.join(other)} than {runs[0].name}. "
-                "State these in the settings (model.…) and train the folds again."
-            )
+def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
+    """Return the experiment of each fold, as `data.fold=<number>` alone would make it."""
+    cfg = experiment.cfg
+    cache = cfg.data.cache_dir or str(experiment.run.parent / CACHE)
+    folds: dict[int, Experiment] = {}
+    for number in folds_of(experiment.survey, cfg.data):
+        run = experiment.run / f"fold_{number}"
+        data = cfg.data.model_copy(update={"fold": number, "cache_dir": cache})
+        folds[number] = replace(
+            experiment,
+            cfg=cfg.model_copy(update={"data": data, "run_dir": str(run)}),
+            survey=divided(experiment.survey, cfg.data, cfg.seed, number),
+            run=run,
+        )
+    return folds
+
+
+def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
+    """Write the folds as in nnU-Net's splits_final.json. Warn of cases that no fold validates."""
+    splits = []
+    taught: list[str] = []
+    validated: set[str] = set()
+    for fold in folds:
+        splits.append(
+            {
+                "train": [files.case for files in fold.survey.of_role("train")],
+                "val": [files.case for files in fold.survey.of_role("validation")],
+            }
+        )
+        taught += [files.case for files in fold.cases("train")]
+        validated |= {files.case for files in fold.cases("validation")}
+    write_json(run / SPLITS, splits)
+    never = [case for case in dict.fromkeys(taught) if case not in validated]
+    if never:
+        log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
+
+
+def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trained:
+    """Select on the out-of-fold predictions, and keep the folds' networks as one bundle."""
+    cfg = experiment.cfg
+    plans = [bundle_plan(fold.run) for fold in folds.values()]
+    _check_equal(plans, [fold.run.name for fold in folds.values()])
     network = network_spec(cfg.model)
-    members = ensemble([read_own_bundle(folder / BUNDLE, network) for folder in runs])
-    device = training_device(cfg.trainer.accelerator)
-    origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
-    minutes = sum(read_provenance(folder / SCORES_FILE).training_minutes for folder in runs)
-    origin |= {"folds": len(folds), "training_minutes": round(minutes, 3)}
-    taught = {c.case: c for fold in folds.values() for c in labelled(fold, "train")}
-    origin |= {"model": plan.architecture.name, **training_counts(taught.values())}
-    safe = all(fold.splits.group_safe for fold in folds.values())
-    whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
+    members = ensemble([read_own_bundle(fold.bundle, network) for fold in folds.values()])
+    minutes = sum(
+        read_provenance(fold.run / SCORES_FILE).training_minutes for fold in folds.values()
+    )
+    taught = {files.case: files for fold in folds.values() for files in fold.cases("train")}
+    experiment = experiment.with_origin(
+        folds=len(folds),
+        training_minutes=round(minutes, 3),
+        model=plans[0].architecture.name,
+        **training_counts(taught.values()),
+    )
+    is_safe = all(fold.survey.splits.group_safe for fold in folds.values())
+    splits = replace(experiment.survey.splits, group_safe=is_safe)
+    experiment = replace(experiment, survey=replace(experiment.survey, splits=splits))
     voxels = mean_calibration([plan.voxel_calibration for plan in plans])
     plan = unselected(members.plan).with_(voxel_calibration=voxels, n_members=len(folds))
-    plan, scores = score_folds(whole, folds, run, plan, cfg, origin)
-    keep_bundle(members.networks, plan, scores, origin, run, members.check)
-    origin |= {"bundle": bundle_digest(run / BUNDLE)}
-    complete = replace(members, plan=plan)
-    predictor = Predictor(complete, device=device, settings=cfg.inference, trust=True)
-    tested = score_role(predictor, whole, run / "test", "test", cfg, origin)
-    return plan, {"out of fold": scores} | ({"test": tested} if tested else {})
+    surveys = {number: fold.survey for number, fold in folds.items()}
+    plan, scores = score_folds(experiment, surveys, plan)
+    keep_bundle(experiment, members.networks, plan, scores, members.check)
+    predictor = Predictor(
+        replace(members, plan=plan), device=experiment.device, settings=cfg.inference, trust=True
+    )
+    return Trained(experiment, plan, predictor, {"out of fold": scores})
+
+
+def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
+    """Raise `ConfigError` if the plans of the folds differ in what their networks share."""
+    for name, plan in zip(names, plans, strict=True):
+        other = [key for key in _DECISIVE if getattr(plan, key) != getattr(plans[0], key)]
+        if other:
+            raise ConfigError(
+                f"{name} has another {', '.join(other)} than {names[0]}. State these in the "
+                "settings (model.…) and train the folds again."
+            )
 
 
 def _is_finished(run: Path, cases: Sequence[str]) -> bool:
+    """Return True if the run has a bundle and predictions of all these cases."""
     if not (run / BUNDLE / "plan.json").is_file() or not (run / "validation").is_dir():
         return False
     return set(cases) <= set(find_predictions(run / "validation"))

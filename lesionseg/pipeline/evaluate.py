@@ -35,8 +35,9 @@ from lesionseg.pipeline.chosen_point import (
 )
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, aligned, typed
+from lesionseg.pipeline.match_files import MatchOptions, match_cases
+from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.references import open_references, with_labels_of_outputs
-from lesionseg.pipeline.score import match_cases
 from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ UNSTATED = ("train", "validation")  # what a case without a stated role may be
 
 
 @dataclass(frozen=True)
-class EvaluateOutcome:
+class EvaluateOutcome(Outcome):
     """The scores, as in `output/scores.json`.
 
     `kept`: the folder of masks and candidates that were found in nnU-Net's probabilities.
@@ -75,10 +76,12 @@ class EvaluateOutcome:
             lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
-        lines.append(
-            f"Next:    {typed('report', scores=self.output, **self.given, output='REPORT')}"
-        )
         return lines
+
+    @property
+    def next(self) -> str:
+        """The report on these scores."""
+        return typed("report", scores=self.output, **self.given, output="REPORT")
 
 
 @locks("output")
@@ -154,23 +157,23 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         decision = decide_on_development(cfg, aim, preset, evaluated)
     elif aim is not None and aim.kind == "score":
         decision = Decision(OperatingPoint(str(aim), aim.value))
-    how: dict[str, Any] = {
-        "dataset": dataset,
-        "role": role,
-        "resample": cfg.resample,
-        "by_image": by_image,
-    }
+    options = MatchOptions(
+        preset,
+        dataset=dataset,
+        role=role,
+        zones=zones,
+        resample=cfg.resample,
+        by_image=by_image,
+    )
     with KeptPredictions(output, predictions) as kept:
         matches = list(
             match_cases(
                 cases,
                 predictions,
-                preset,
-                zones=zones,
+                options,
                 progress=progress,
                 keep=kept.keep,
                 faults=faults,
-                **how,
             )
         )
         if cases and not matches:
@@ -206,9 +209,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             matched = match_cases(
                 [c for c in compared if c.case in scored],
                 others,
-                preset,
+                replace(options, zones=None),
                 faults=compared_faults,
-                **how,
             )
             second = [match.result() for match in matched]
             if not second:

@@ -1,6 +1,7 @@
 """`export`: a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.config import ExportConfig
@@ -24,37 +25,71 @@ from lesionseg.inference.export import (
 from lesionseg.io.bundle_folder import CARD, resolve_bundle
 from lesionseg.io.files import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, trusting
-from lesionseg.pipeline.convert import write_own_bundle
-from lesionseg.pipeline.log import say
+from lesionseg.pipeline.convert import describe_points, write_own_bundle
+from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.outcome import Outcome
 
 ONNX, ONNX_NOTE = "model.onnx", "model.json"
+
+
+@dataclass(frozen=True)
+class ExportOutcome(Outcome):
+    """A network that another program can run.
+
+    Attributes:
+        path: the file or folder to give to that program.
+        difference: the largest difference from the bundle's own probabilities.
+        lines: what else a reader has to know.
+        command: the command that uses the network; None if there is none.
+    """
+
+    path: Path
+    difference: float
+    lines: tuple[str, ...]
+    command: str | None
+
+    def summary(self) -> list[str]:
+        """Return the file that was written, and how near its results are to the bundle's."""
+        return [f"Wrote:   {self.path}", *self.lines]
+
+    @property
+    def next(self) -> str | None:
+        """The command that uses the network; None if there is none."""
+        return self.command
 
 
 @locks("output")
 def export(
     cfg: ExportConfig, *, architectures: Mapping[str, NetworkFactory] | None = None
-) -> float:
+) -> ExportOutcome:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
-
-    Return the largest difference from the bundle's own probabilities.
 
     `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
     folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
-    bundle. `bundle`: the weights of an nnU-Net model as safetensors beside a plan, with operating
-    points of its own validation predictions if `cfg.reference` is given. Raises `BundleError` for
-    an unusable bundle, `ConfigError` for a missing package or a network that cannot be exported,
-    `OutputError` if the result differs.
+    bundle. `bundle`: the weights of an nnU-Net model as safetensors next to a plan, with operating
+    points of its own validation predictions if `cfg.reference` is given.
+
+    Raises:
+        BundleError: if the bundle cannot be used.
+        ConfigError: if a package is missing, or the network cannot be exported.
+        OutputError: if the result differs from the bundle's.
     """
-    read, folder = ensemble(cfg.bundle, trusting(cfg.trust, architectures)), Path(cfg.output)
-    plan, digest = read.plan, "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
+    read = ensemble(cfg.bundle, trusting(cfg.trust, architectures))
+    folder = Path(cfg.output)
+    plan = read.plan
+    digest = "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
     if cfg.format == "bundle":
-        write_own_bundle(cfg, read, folder, digest)
-        return 0.0
+        own = write_own_bundle(cfg, read, folder, digest)
+        then = typed("predict", bundle=folder, input="SCANS", output="FOUND")
+        return ExportOutcome(own.path, 0.0, tuple(describe_points(own.plan)), then)
+    note: list[str] = []
+    command = None
     if cfg.format == "onnx":
-        run = write_onnx(folder / ONNX, trace(read), cfg.opset, output_names(plan))
+        path = folder / ONNX
+        run = write_onnx(path, trace(read), cfg.opset, output_names(plan))
         difference = largest_difference(read, run)
         write_json(folder / ONNX_NOTE, onnx_note(plan, digest, cfg.opset, difference))
-        written, further = ONNX, f"read {folder / ONNX_NOTE}, which says what to do around it."
+        note.append(f"Read:    {folder / ONNX_NOTE}, which says what to do around it")
     else:
         if plan.anchors is not None:
             raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
@@ -64,16 +99,17 @@ def export(
                 "or format=bundle."
             )
         require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
+        path = folder / CONFIG
         run = write_program(folder / PROGRAM, trace(read))
         difference = largest_difference(read, run)
-        write_json(folder / CONFIG, inference_config(plan))
+        write_json(path, inference_config(plan))
         write_json(folder / METADATA, metadata(plan, digest))
         card = resolve_bundle(Path(cfg.bundle[0])) / CARD
         write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
-        written = CONFIG
-        further = f"python -m monai.bundle run --bundle_root {folder} "
-        further += f"--config_file {folder / written} --dataset_dir SCANS  # to {folder / 'eval'}"
+        command = (
+            f"python -m monai.bundle run --bundle_root {folder} --config_file {path} "
+            f"--dataset_dir SCANS  # to {folder / 'eval'}"
+        )
     near = f"within {difference:.2g} of" if difference else "equal to"
-    say(f"Wrote:   {folder / written} (its probabilities are {near} the bundle's)")
-    say(f"Next:    {further}")
-    return difference
+    lines = (f"         its probabilities are {near} the bundle's", *note)
+    return ExportOutcome(path, difference, lines, command)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import TrainConfig
 from lesionseg.errors import ReadError
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
 from lesionseg.io.files import read_json, write_json
-from lesionseg.pipeline.dataset import Survey
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.log import typed
 from lesionseg.pipeline.report import report_run
 
 FINISHED = "finished.json"
@@ -32,11 +32,18 @@ class Finished:
     data: str
     report: str
 
+    def lines(self, root: str, run: Path) -> tuple[str, ...]:
+        """Return when the training was finished, and the command that trains further."""
+        longer = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
+        return (
+            f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
+            f"Further: {typed('train', **longer)}  # trains on from these weights",
+        )
 
-def write_finished(
-    run: Path, page: Path | None, minutes: float, survey: Survey, cfg: TrainConfig
-) -> None:
+
+def write_finished(experiment: Experiment, page: Path | None, minutes: float) -> None:
     """Record that the run has its bundle, scores and report, made of these cases."""
+    run = experiment.run
     scores = [folder / "scores.json" for folder in (run, run / "oof", run / "test")]
     files = [run / "bundle" / WEIGHTS, run / "bundle" / PLAN, *filter(Path.is_file, scores)]
     record = Finished(
@@ -44,38 +51,45 @@ def write_finished(
         minutes=round(minutes, 2),
         files=tuple(path.relative_to(run).as_posix() for path in files),
         page=None if page is None else page.relative_to(run).as_posix(),
-        data=_digest([survey.sources, survey.splits.roles]),
-        report=_digest(cfg.report.plain()),
+        data=_data_digest(experiment),
+        report=_digest(experiment.cfg.report.plain()),
     )
     write_json(run / FINISHED, asdict(record))
 
 
-def read_finished(run: Path, survey: Survey, cfg: TrainConfig) -> Finished | None:
+def read_finished(experiment: Experiment) -> Finished | None:
     """Return the record of a finished run, or None if something is left to do.
 
     Something is left to do if a file is missing or cases have changed, such as new test cases. If
     only the settings of the report have changed, or the page is missing, the page is drawn again.
     """
+    run = experiment.run
+    report = experiment.cfg.report
     try:
         content = read_json(run / FINISHED)
         record = Finished(**{**content, "files": tuple(content["files"])})
     except (ReadError, KeyError, TypeError):
         return None
-    if record.data != _digest([survey.sources, survey.splits.roles]):
+    if record.data != _data_digest(experiment):
         return None
     if not all((run / name).is_file() for name in record.files):
         return None
     is_drawn = record.page is None or (run / record.page).is_file()
-    if is_drawn and record.report == _digest(cfg.report.plain()):
+    if is_drawn and record.report == _digest(report.plain()):
         return record
-    page = report_run(run, survey.dataset, cfg.report)
+    page = report_run(run, experiment.dataset, report)
     drawn = replace(
         record,
         page=None if page is None else page.relative_to(run).as_posix(),
-        report=_digest(cfg.report.plain()),
+        report=_digest(report.plain()),
     )
     write_json(run / FINISHED, asdict(drawn))
     return drawn
+
+
+def _data_digest(experiment: Experiment) -> str:
+    """Return a digest of the cases and their roles."""
+    return _digest([experiment.survey.sources, experiment.survey.splits.roles])
 
 
 def _digest(content: Any) -> str:

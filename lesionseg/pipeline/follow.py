@@ -68,6 +68,7 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.pipeline.log import Advance, aligned, bar, typed
+from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.follow_page import draw_changes, write_change_report, write_follow_page
 from lesionseg.reporting.pictures import Card
 
@@ -88,7 +89,7 @@ FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit, aft
 
 
 @dataclass(frozen=True)
-class FollowOutcome:
+class FollowOutcome(Outcome):
     """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
 
     `n_failed`: visits that could not be predicted, and pairs that could not be compared.
@@ -107,7 +108,7 @@ class FollowOutcome:
         return SOME_FAILED if self.n_failed else 0
 
     def summary(self) -> list[str]:
-        """How many lesions are in each state, how many of them count, and per pair."""
+        """Return the number of lesions in each state, in total and per pair, and the files."""
         everyone = Counter(c.state for c in self.changes)
         accepted = Counter(c.state for c in self.changes if c.accepted)
         rows = [
@@ -119,15 +120,23 @@ class FollowOutcome:
         lines = aligned([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
-        if (self.output / "scores.json").is_file():  # a reference of change was given
-            lines.append(f"Next:    {typed('report', scores=self.output, output='REPORT')}")
-        else:
-            images = "before_images= and after_images= add pictures; "
-            lines.append(
-                f"Next:    {'' if self.has_images else images}reference=, masks of the new "
-                "lesions, adds scores"
-            )
+        if not self.has_scores:
+            if not self.has_images:
+                lines.append("To add pictures, give before_images= and after_images=.")
+            lines.append("To add scores, give reference=, a folder of masks of the new lesions.")
         return lines
+
+    @property
+    def has_scores(self) -> bool:
+        """True if a reference of change was given."""
+        return (self.output / "scores.json").is_file()
+
+    @property
+    def next(self) -> str | None:
+        """The report on the scores; None if no reference was given."""
+        if not self.has_scores:
+            return None
+        return typed("report", scores=self.output, output="REPORT")
 
 
 @locks("output")

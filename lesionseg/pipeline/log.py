@@ -1,4 +1,4 @@
-"""What a command shows and keeps: lines, a bar on the terminal, and the log of its run."""
+"""The output of a command: lines, a bar on the terminal, and the log of its run."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -22,24 +23,49 @@ LOG = "train.log"
 
 
 def say(text: str) -> None:
-    """Write to standard output; a sign that its encoding lacks, as Windows' in a pipe, is a `?`."""
+    """Write to standard output. A character that its encoding lacks becomes a `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
 def typed(command: str, **settings: object) -> str:
-    """A command as it is typed here: by the script of a clone if so begun, else as installed."""
+    """Return a command as the user would type it: by the script of a clone, or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
     return " ".join([program, *(shlex.quote(f"{k}={v}") for k, v in settings.items())])
 
 
-@contextmanager
-def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
-    """A bar on standard error, or `progress`: called with (item, done, total) or (text, share, 1).
+_bars = ContextVar("bars", default=False)
 
-    If standard error is no terminal, a long step logs a line at most every 5 %, each time that the
-    time left has changed.
+
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Let `bar` draw on a terminal meanwhile. Without it the library draws nothing."""
+    token = _bars.set(True)
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+def bars_are_shown() -> bool:
+    """Return True within `progress_bars`."""
+    return _bars.get()
+
+
+@contextmanager
+def bar(
+    what: str, progress: Advance | None = None, *, shown: bool | None = None
+) -> Iterator[Advance]:
+    """Yield a function that shows progress; it takes (item, done, total) or (text, share, 1).
+
+    It draws a bar on standard error within `progress_bars`, if that is a terminal. Otherwise a long
+    step logs a line at most every 5 %, each time that the time left has changed.
+
+    Args:
+        what: the name of the step.
+        progress: takes the place of the bar.
+        shown: whether to draw a bar, for a process that inherits no context.
     """
     if progress is not None:
         yield progress
@@ -67,14 +93,15 @@ def bar(what: str, progress: Advance | None = None) -> Iterator[Advance]:
             seen = item if total == 1 else f"{done:g} of {total}"
             log.info("%s: %s (%.0f %%), %s left.", what, seen, 100 * done / total, text)
 
-    if not console.is_terminal:
+    is_shown = bars_are_shown() if shown is None else shown
+    if not is_shown or not console.is_terminal:
         yield say_advance
         return
-    with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as shown:
-        task = shown.add_task(what, total=None, item="")
+    with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as drawn:
+        task = drawn.add_task(what, total=None, item="")
 
         def advance(item: str, done: float, total: int) -> None:
-            shown.update(task, completed=done, total=total, item=item)
+            drawn.update(task, completed=done, total=total, item=item)
 
         yield advance
 

@@ -17,7 +17,7 @@ from lesionseg.host_memory import default_budget
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.limits import FileLimits, set_limits
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict import Known, make_predictor, predict_cases
+from lesionseg.pipeline.case_work import Known, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3

@@ -20,6 +20,7 @@ from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
 from lesionseg.io.sources import ScanSource
 from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ _ROWS = TypeAdapter(CaseRow)
 
 
 @dataclass(frozen=True)
-class PredictOutcome:
+class PredictOutcome(Outcome):
     """The rows of one call, one per scan, in order of case id, and the folder they went to.
 
     `left_out`: the files that are no scans for the model.
@@ -195,15 +196,21 @@ class PredictOutcome:
         return [*lines, *(f"{each}." for each in self.left_out)]
 
     def summary(self) -> list[str]:
-        """Return the counts, the new warnings, where the results are, and the next command."""
+        """Return the counts, the new warnings, and where the results are."""
         lines = self.counts()
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
         wrote = f"Wrote:   {self.folder / TABLE}"
         if not any(row.is_done for row in self.rows):
             return [*lines, wrote]
-        then = typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
-        return [*lines, f"{wrote}, with masks and candidates next to it", f"Next:    {then}"]
+        return [*lines, f"{wrote}, with masks and candidates next to it"]
+
+    @property
+    def next(self) -> str | None:
+        """The evaluation of the results; None if there are none."""
+        if not any(row.is_done for row in self.rows):
+            return None
+        return typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
 
 
 def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:

@@ -1,20 +1,66 @@
 """`report`: a page and a PDF from the tables that `evaluate` wrote, and the images behind them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.log import bar, say, typed
+from lesionseg.pipeline.log import bar, typed
+from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.write import write_report
 
+ADJUDICATION = "adjudicate.csv"
 
-def report(cfg: ReportConfig) -> Path:
-    """Write `output/report.html`, and what lies beside it; returns the page.
+
+@dataclass(frozen=True)
+class ReportOutcome(Outcome):
+    """A report on scores.
+
+    Attributes:
+        page: the page to open.
+        cfg: the settings.
+    """
+
+    page: Path
+    cfg: ReportConfig
+
+    @property
+    def adjudication(self) -> Path | None:
+        """The table of false positives in which a reader writes answers; None if there is none."""
+        table = self.page.parent / ADJUDICATION
+        return table if table.is_file() else None
+
+    def summary(self) -> list[str]:
+        """Return the page, and the table that a reader may fill in."""
+        lines = [f"Open:    {self.page}"]
+        if self.adjudication is not None:
+            lines.append(f"Fill in: {self.adjudication}, with lesion, no_lesion or unsure")
+        return lines
+
+    @property
+    def next(self) -> str | None:
+        """`evaluate` with the answers of a reader; None if there is nothing to adjudicate."""
+        if self.adjudication is None:
+            return None
+        return typed(
+            "evaluate",
+            reference=self.cfg.reference or "MASKS",
+            prediction=self.cfg.prediction or "FOUND",
+            output=self.cfg.scores,
+            adjudication=self.adjudication,
+        )
+
+
+def report(cfg: ReportConfig) -> ReportOutcome:
+    """Write `output/report.html`, and the tables and pictures next to it.
 
     `cfg.scores` is the output folder of `evaluate`, or a run directory, which brings its
-    predictions and its training's history. Raises `ReadError` where there are no scores.
+    predictions and its training's history.
+
+    Raises:
+        ReadError: if there are no scores.
     """
     scores = Path(cfg.scores)
     if not (scores / "scores.json").is_file():
@@ -29,17 +75,7 @@ def report(cfg: ReportConfig) -> Path:
     }
     with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:
         page = write_report(scores, Path(cfg.output), options=cfg.report, progress=advance, **given)
-    say(f"Open:    {page}")
-    if (false := page.parent / "adjudicate.csv").is_file():
-        then = {
-            "reference": cfg.reference or "MASKS",
-            "prediction": cfg.prediction or "FOUND",
-            "output": scores,
-            "adjudication": false,
-        }
-        words = f"write lesion, no_lesion or unsure in {false}"
-        say(f"Next:    {words}, then {typed('evaluate', **then)}")
-    return page
+    return ReportOutcome(page, cfg)
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:

@@ -17,12 +17,14 @@ from typing import Any
 import yaml
 
 import lesionseg
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.config import COMMANDS, TrainConfig
+from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
 from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.splits import Splits
 
 CONFIG = "config.yaml"
@@ -36,18 +38,32 @@ _SHOWN = 5  # changed cases that the message names
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:
-    """`runs/<dataset>_<model>_<time>` under the current folder."""
+    """Return `runs/<dataset>_<model>_<time>` under the current folder."""
     name = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
     return Path("runs") / f"{name}_{architecture}_{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def config_of(cfg: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as a run directory keeps it.
+
+    The number of trials of a search is left out: a search with more trials stays the same.
+    """
+    name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
+    config = {"command": name, **cfg.plain()}
+    config.get("tune", {}).pop("n_trials", None)
+    return config
+
+
 def has_config(run_dir: Path) -> bool:
-    """Whether the run directory belongs to some configuration already."""
+    """Return True if the run directory already belongs to a configuration."""
     return (run_dir / CONFIG).is_file()
 
 
 def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where the directory belongs to another one, naming what differs."""
+    """Raise `ConfigError` if the directory belongs to another configuration.
+
+    The message names the settings that differ.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise OutputError(f"run_dir={run_dir} is a file: name another one.")
     if not has_config(run_dir):
@@ -85,7 +101,7 @@ def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write the configuration into the run directory, which is its own from then on."""
+    """Write the configuration into the run directory, which belongs to it from then on."""
     check_config(run_dir, config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -142,35 +158,27 @@ def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int | None]:
     return {"training_patients": len(groups) if stated else None, "training_scans": len(taught)}
 
 
-def provenance(
-    dataset: Dataset, config: Mapping[str, Any], seed: int, device: str
-) -> dict[str, Any]:
-    """Versions, git commit (`+`: with changes), machine, seed, date, dataset and its files' hash.
+def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
+    """Return versions, git commit, machine, seed, date, dataset and its files' hash.
 
-    `simulated`: whether the configuration simulated the data, or the dataset's name says so.
+    `git_commit` ends in `+` if files were changed. `simulated` is True if the configuration
+    simulated the data, or the dataset's name says so.
     """
     import torch
 
-    packages, commit = {}, None
+    packages: dict[str, str] = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
-    here = Path(__file__).resolve().parent
-    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
-    with suppress(OSError, subprocess.SubprocessError):
-        # where there is none git would climb to another's repository
-        own = (here.parents[1] / ".git").resolve(strict=True)
-        command = ["git", "-C", str(own.parent), *describe.split()]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        commit = done.stdout.strip()
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device.startswith("cuda") and torch.cuda.is_available():
         machine = torch.cuda.get_device_name(device)
-    sources = "".join(map(source_hash, dataset.cases))
+    dataset = survey.dataset
+    sources = "".join(survey.sources.get(c.case) or source_hash(c) for c in dataset.cases)
     has_phantoms = bool(config.get("data", {}).get("phantoms"))
     return {
         "lesionseg": lesionseg.__version__,
-        "git_commit": commit,
+        "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": packages,
         "device": machine,
@@ -181,3 +189,16 @@ def provenance(
         "data_sha256": hashlib.sha256(sources.encode()).hexdigest(),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
     }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the library's own repository; None if it is installed without one."""
+    here = Path(__file__).resolve().parent
+    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
+    with suppress(OSError, subprocess.SubprocessError):
+        # without a .git of its own, git would climb to another repository
+        own = (here.parents[1] / ".git").resolve(strict=True)
+        command = ["git", "-C", str(own.parent), *describe.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    return None

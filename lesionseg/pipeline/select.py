@@ -25,6 +25,7 @@ AIMS = (
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 VOXELS = "voxel calibration"
 CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
+OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 _N_FOLDS = 5
 
 

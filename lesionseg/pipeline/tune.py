@@ -1,14 +1,14 @@
-"""`tune`: α and γ of a focal loss, searched together by short trainings; Optuna proposes them.
+"""`tune`: search for the α and γ of a focal loss by short trainings, proposed by Optuna.
 
 `run_dir/journal.log` is Optuna's storage: processes that are started with the same run_dir share
-the search, and the same command goes on with it. A trial that was killed does not count.
+the search, and the same command continues it. A trial that was killed does not count.
 """
 
 import logging
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,21 @@ from typing import Any
 from torch import nn
 
 from lesionseg.config import TrainerConfig, TuneConfig, named
+from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
-from lesionseg.pipeline.dataset import facts_folder, take_survey
-from lesionseg.pipeline.log import aligned, say, typed
-from lesionseg.pipeline.prepare import config_of, prepare_cases
-from lesionseg.pipeline.run_dir import check_config, default_run_dir, provenance
-from lesionseg.pipeline.score import labelled, match_volumes
-from lesionseg.pipeline.train import begin, train_network, with_focal_correction
-from lesionseg.plan.plan import sources_of
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.log import aligned, typed
+from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.planning import begin, with_focal_correction
+from lesionseg.pipeline.prepare import prepare_cases
+from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
+from lesionseg.pipeline.score_roles import match_volumes
+from lesionseg.pipeline.train_fold import train_network
+from lesionseg.plan.plan import Plan, sources_of
 from lesionseg.reporting.tuning import (
     State,
     TuningSearch,
@@ -37,7 +40,7 @@ from lesionseg.reporting.tuning import (
     write_tuning_page,
 )
 from lesionseg.training.module import budget_text
-from lesionseg.training.processes import joined, require_device, training_device
+from lesionseg.training.processes import joined, require_device
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +54,51 @@ TIE_WEIGHT = 0.01
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
-def tune(cfg: TuneConfig) -> TuningSearch:
+@dataclass(frozen=True)
+class TuneOutcome(Outcome):
+    """The trials of a search, with those of earlier processes.
+
+    Attributes:
+        search: the trials and what they show.
+        run: the run directory.
+        root: the dataset's folder.
+        groups: the settings with an α and a γ; see `tuned_groups`.
+    """
+
+    search: TuningSearch
+    run: Path
+    root: str
+    groups: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """Return the table of trials, what they show, and the page."""
+        rows = aligned(table(self.search))
+        return [*rows, "", *self.search.notes, f"Open:    {self.run / 'tune.html'}"]
+
+    @property
+    def next(self) -> str | None:
+        """The training with the best pair; None if no trial found a lesion."""
+        best = steadiest(self.search)
+        if best is None or not best.value:
+            return None
+        settings = {"data.root": self.root}
+        settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in self.groups}
+        settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in self.groups}
+        return typed("train", **settings)
+
+
+def tune(cfg: TuneConfig) -> TuneOutcome:
     """Search for the α and γ with which the validation lesions are found best.
 
     Each trial is a training as `train` does it, in `run_dir/trials`, with the same first weights
-    and tiles. tune.json and tune.html are written after each. Raises the `LesionsegError` of
-    whatever is wrong.
+    and tiles. tune.json and tune.html are written after each trial.
+
+    Raises:
+        LesionsegError: naming the setting, file or case that is wrong.
     """
     _optuna()  # if it is missing, that is the first error
     groups = tuned_groups(cfg)
+    find_preset(cfg.preset)  # a wrong one is an error before anything is read
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
     cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
     check_config(run, config_of(cfg))
@@ -67,52 +106,84 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
     require_device(cfg.trainer.accelerator)
     with joined(cfg.trainer):  # plan, trial steps and trainings use the card of trainer.devices
-        return _search(cfg, groups, run)
+        run.mkdir(parents=True, exist_ok=True)
+        experiment = Experiment.open(cfg, run)
+        search = _search(experiment, cfg, groups)
+    return TuneOutcome(search, run, cfg.data.root, groups)
 
 
-def _search(cfg: TuneConfig, groups: Sequence[str], run: Path) -> TuningSearch:
-    """Read the cases, run the trials that are missing, and write and say what they show."""
+def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> TuningSearch:
+    """Run the trials that are missing, and write the results after each."""
     optuna = _optuna()
-    run.mkdir(parents=True, exist_ok=True)
-    survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
-    cases = labelled(survey, "validation")
-    n_lesions = sum(survey.counts.get(files.case, 0) for files in cases)
+    run = experiment.run
+    cases = experiment.cases("validation")
+    n_lesions = sum(experiment.survey.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
             "apart. Raise data.validation_fraction, or give other splits."
         )
-    plan, device = begin(cfg, survey, run), training_device(cfg.trainer.accelerator)
-    origin = provenance(survey.dataset, config_of(cfg), cfg.seed, device)
-    prepared = prepare_cases(survey, plan, cfg.data, run)
-    inference = cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
-    preset = find_preset(cfg.preset)
+    plan = begin(experiment)
+    facts = {
+        "preset": cfg.preset,
+        "n_cases": len(cases),
+        "n_lesions": n_lesions,
+        "budget": budget_text(cfg.trainer),
+        "seed": cfg.seed,
+        "provenance": experiment.origin,
+    }
+    trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
+    study = _study(cfg, run, groups[0])
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
+        enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
 
-    def objective(trial: Any) -> float:
-        alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
-        gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
-        pair, folder = {"alpha": alpha, "gamma": gamma}, run / f"trials/{trial.number:03d}"
-        own = cfg.model_copy(
-            update={group: getattr(cfg, group).model_copy(update=pair) for group in groups}
+        def write(*_: Any) -> None:
+            write_results(cfg, study, facts, run)
+
+        study.optimize(trials.run, callbacks=[enough, write])
+    return write_results(cfg, study, facts, run)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The trainings of a search: one plan and one set of prepared cases for all of them."""
+
+    experiment: Experiment
+    cfg: TuneConfig
+    groups: Sequence[str]
+    plan: Plan
+    prepared: Sequence[CachedCase]
+
+    def run(self, trial: Any) -> float:
+        """Train with the pair that Optuna proposes. Return the score of the trial."""
+        tune = self.cfg.tune
+        alpha = trial.suggest_float("alpha", *tune.alpha)
+        gamma = trial.suggest_float("gamma", *tune.gamma)
+        pair = {"alpha": alpha, "gamma": gamma}
+        changed: dict[str, Any] = {
+            group: getattr(self.cfg, group).model_copy(update=pair) for group in self.groups
+        }
+        changed["inference"] = self.cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
+        experiment = replace(
+            self.experiment,
+            cfg=self.cfg.model_copy(update=changed),
+            run=self.experiment.run / f"trials/{trial.number:03d}",
         )
-        taught, values = with_focal_correction(plan, own), list[float]()
+        taught = with_focal_correction(self.plan, experiment.cfg)
+        values: list[float] = []
 
-        def validate(network: nn.Module, on: str | None = None) -> dict[str, float]:
-            matches = match_volumes(network, survey, cases, taught, inference, preset, on)
-            results = [match.result(surface=False) for match in matches]
-            pool = Pool.of(results)
-            recall = value_of(froc(pool, [cfg.tune.fp_per_case]), len(pool.groups))[0] or 0.0
-            precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
-            scores = {"recall": recall, "average_precision": precision}
+        def validate(network: nn.Module, device: str | None = None) -> dict[str, float]:
+            scores = self._scores(network, experiment, taught, device)
             trial.set_user_attr("scores", scores)
-            values.append(recall + TIE_WEIGHT * precision)
+            values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
             trial.report(values[-1], len(values))
             if trial.should_prune():
-                raise optuna.TrialPruned
+                raise _optuna().TrialPruned
             return {**scores, "recall_1fp": values[-1]}  # by which the trial's weights are kept
 
         try:
-            trained = train_network(plan, prepared, own, folder, validate=validate)
+            trained = train_network(experiment, self.plan, self.prepared, validate=validate)
             if not values:  # the training has moved the network to the CPU
                 validate(trained.network, trained.device)
         except TrainingError as error:  # it diverged
@@ -120,40 +191,28 @@ def _search(cfg: TuneConfig, groups: Sequence[str], run: Path) -> TuningSearch:
             trial.set_user_attr("note", str(error))
             return 0.0
         finally:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search leaves numbers
+            shutil.rmtree(experiment.run / "checkpoints", ignore_errors=True)  # only numbers stay
         log.info("Trial %d: α %.3f, γ %.2f: score %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
 
-    facts = {
-        "preset": cfg.preset,
-        "n_cases": len(cases),
-        "n_lesions": n_lesions,
-        "budget": budget_text(cfg.trainer),
-        "seed": cfg.seed,
-        "provenance": origin,
-    }
-    study = _study(cfg, run, groups[0])
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
-        enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
-        study.optimize(
-            objective, callbacks=[enough, lambda *_: write_results(cfg, study, facts, run)]
-        )
-    search = write_results(cfg, study, facts, run)
-    say("\n".join([*aligned(table(search)), "", *search.notes]))
-    say(f"Open:    {run / 'tune.html'}")
-    if (best := steadiest(search)) is not None and best.value:
-        pair = [(f"{g}.alpha", f"{best.alpha:.3f}") for g in groups]
-        pair += [(f"{g}.gamma", f"{best.gamma:.2f}") for g in groups]
-        say(f"Next:    {typed('train', **{'data.root': cfg.data.root}, **dict(pair))}")
-    return search
+    def _scores(
+        self, network: nn.Module, experiment: Experiment, plan: Plan, device: str | None
+    ) -> dict[str, float]:
+        """Return recall at the stated rate and average precision on the validation cases."""
+        cases = experiment.cases("validation")
+        matches = match_volumes(network, experiment, cases, plan, device)
+        pool = Pool.of([match.result(surface=False) for match in matches])
+        recall = value_of(froc(pool, [self.cfg.tune.fp_per_case]), len(pool.groups))[0]
+        precision = value_of(average_precision(pool), len(pool.groups))[0]
+        return {"recall": recall or 0.0, "average_precision": precision or 0.0}
 
 
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
-    """The settings whose `alpha` and `gamma` a trial changes: those of voxels, anchors or both.
+    """Return the settings whose `alpha` and `gamma` a trial changes: of voxels, anchors or both.
 
-    Raises `ConfigError` where nothing that teaches the architecture has an α and a γ, and for a
-    range whose ends are swapped.
+    Raises:
+        ConfigError: if no loss of the architecture has an α and a γ, or if the ends of a range are
+            swapped.
     """
     sources, groups = sources_of(cfg.model.architecture), list[str]()
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
@@ -184,7 +243,7 @@ def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
 
 
 def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
-    """The search in `run`, new or gone on with; the pair that one takes without it comes first."""
+    """Create or continue the search in `run`. The default pair of the settings comes first."""
     optuna = _optuna()
     path = run / "journal.log"
     # a lock by opening a file works on Windows and on network folders alike
@@ -279,7 +338,7 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _optuna() -> Any:
-    """Optuna's module, quiet; raises `ConfigError` naming the way to install it."""
+    """Return Optuna's module, quiet. Raise `ConfigError` if it is not installed."""
     try:
         import optuna
         import optuna.storages.journal

@@ -28,7 +28,7 @@ def test_a_search_plans_trains_and_validates_on_its_card(tmp_path: Path, monkeyp
     settings = [f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.devices=[1]", *SMALL]
     cfg = compose("tune", settings)
     with pretend_cards(n_cards=2) as cards:
-        search = tune(cfg)
+        search = tune(cfg).search
     assert [trial.state for trial in search.trials] == ["complete"]
     assert set(cards.ops_by_card) == {1}
     assert {str(device) for device in devices} == {"cuda:1"}

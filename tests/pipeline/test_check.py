@@ -17,7 +17,7 @@ from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
-from lesionseg.pipeline.dataset import take_survey
+from lesionseg.pipeline.survey import take_survey
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.dataset_page import MEANING
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
@@ -166,11 +166,10 @@ def test_a_finding_says_which_picture_of_the_page_belongs_to_it(checked):
 
 
 def test_training_comes_next_only_if_no_case_has_an_error(checked, broken):
-    assert checked.summary()[-1].startswith("Next:    correct the errors, then ")
+    assert "prepare check=true data.root=" in checked.next
+    assert "Correct the errors" in checked.summary()[-2]
     warned = [f for f in checked.findings if f.severity != "error"]
-    (then,) = replace(checked, findings=tuple(warned)).summary()[-1:]
-    assert "check" not in then
-    assert "train data.root=" in then
+    assert "train data.root=" in replace(checked, findings=tuple(warned)).next
 
 
 def test_a_leak_into_the_test_role_is_found(tmp_path):

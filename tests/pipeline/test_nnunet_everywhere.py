@@ -13,7 +13,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.prepare import checkpoint_stages, plan_to_start_from
+from lesionseg.pipeline.planning import checkpoint_stages, plan_to_start_from
 from tests.commands import predict
 from tests.inference.nnunet.small_models import SmallModel
 from tests.io.dicom_files import CT, grid_of, place, save

@@ -82,14 +82,14 @@ def test_exit_status_and_messages_over_some_nights(typed, tmp_path):
 def test_failures_outside_of_the_file_are_tried_again(typed, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.pipeline.predict.content_digest", lambda _: 1 / 0)
+        patch.setattr("lesionseg.pipeline.case_work.content_digest", lambda _: 1 / 0)
         assert [typed()[0], typed()[0]] == [3, 3]
     with monkeypatch.context() as patch:
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        patch.setattr("lesionseg.pipeline.predict.write_prediction", full)
+        patch.setattr("lesionseg.pipeline.case_work.write_prediction", full)
         assert [typed()[0], typed()[0]] == [3, 3]
         assert not list((tmp_path / "out").glob("*a*_*"))
     assert typed()[0] == 0

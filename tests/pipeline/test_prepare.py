@@ -16,9 +16,11 @@ from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
 from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
-from lesionseg.pipeline.dataset import may_lack, take_survey
-from lesionseg.pipeline.prepare import checkpoint_stages, plan_run, start_from
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.planning import checkpoint_stages, plan_run
+from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
+from lesionseg.training.initial_weights import start_from
 from tests.models.test_nnunet_weights import PLAIN, plan_of, written
 from tests.pipeline.cases import boxes, write_array
 
@@ -35,7 +37,7 @@ def test_a_card_is_planned_for_by_its_memory(raw, tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = {"accelerator": "gpu", "memory_gb": 24.0}
     cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
-    plan = plan_run(take_survey(DataConfig.of(root=raw), seed=0), cfg, tmp_path)
+    plan = plan_run(Experiment(cfg, take_survey(DataConfig.of(root=raw), seed=0), tmp_path))
     assert "24 GB" in plan.reasons["budget"]
     assert plan.architecture.features[0] >= 32
     assert (plan.anchors is not None) == (name == "retinanet")
@@ -181,6 +183,6 @@ def test_a_plan_keeps_that_nan_is_background(tmp_path):
     survey = take_survey(DataConfig.of(root=str(root), nan="background"), seed=0)
     assert survey.fingerprint.channels[0].nonzero_share == 0.75
     cfg = TrainConfig.of(data={"root": str(root), "nan": "background"})
-    plan = plan_run(survey, cfg, tmp_path / "run")
+    plan = plan_run(Experiment(cfg, survey, tmp_path / "run"))
     assert plan.nan_background
     assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()) == plan

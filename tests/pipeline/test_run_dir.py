@@ -17,8 +17,9 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import LOG, bar, run_log
+from lesionseg.pipeline.planning import check_losses
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
-from lesionseg.pipeline.train import check_losses, nothing_found
+from lesionseg.pipeline.train import nothing_found
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
 from tests.commands import python

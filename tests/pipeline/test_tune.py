@@ -24,7 +24,8 @@ def root(tmp_path_factory):
 
 
 def search(root, folder, *more):
-    return tune(compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more]))
+    cfg = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
+    return tune(cfg).search
 
 
 def test_a_search_leaves_table_page_and_journal_and_goes_on(root, tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.train import with_focal_correction
+from lesionseg.pipeline.planning import with_focal_correction
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.objective import make_objective
 from tests.models.plans import plan_of

@@ -7,21 +7,40 @@ are a proxy's work.
 
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.pipeline.predict import make_predictor
+from lesionseg.pipeline.case_work import make_predictor
+from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
 
-def serve(cfg: ServeConfig) -> None:
-    """Serve until interrupted; see `serve.app` for what it answers.
+@dataclass(frozen=True)
+class ServeOutcome(Outcome):
+    """A server that has ended. It has kept nothing."""
+
+    def summary(self) -> list[str]:
+        """Return no line: the requests are in the log."""
+        return []
+
+    @property
+    def next(self) -> None:
+        """None: there is nothing to do."""
+        return
+
+
+def serve(cfg: ServeConfig) -> ServeOutcome:
+    """Serve until interrupted. `serve.app` answers the requests.
 
     By default only this machine can ask. Each request is logged without names (`access_log`).
-    Raises `ConfigError` without the extra `serve`, `BundleError` for an unusable bundle.
+
+    Raises:
+        ConfigError: if the extra `serve` is not installed.
+        BundleError: if the bundle cannot be used.
     """
     try:
         import python_multipart  # noqa: F401
@@ -47,3 +66,4 @@ def serve(cfg: ServeConfig) -> None:
             server_header=False,
             timeout_graceful_shutdown=3,
         )
+    return ServeOutcome()

@@ -7,24 +7,23 @@ import numpy as np
 import pytest
 from torch import nn
 
-from lesionseg.config import DataConfig, InferenceConfig, TrainConfig
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Aim
-from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from lesionseg.pipeline.dataset import divided, folds_of, take_survey
-from lesionseg.pipeline.prepare import plan_run
-from lesionseg.pipeline.score import (
-    labelled,
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.planning import plan_run
+from lesionseg.pipeline.score_roles import (
     match_volumes,
     score_folds,
     score_validation,
     validation_scores,
 )
 from lesionseg.pipeline.select import AIMS, select, unselected
+from lesionseg.pipeline.survey import divided, folds_of, labelled, take_survey
 from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import prediction_of, result
 
@@ -54,7 +53,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
             prediction = predicted(files, found.dataset, rng)
             write_prediction(run / f"fold_{number}" / "validation", prediction)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
-    choice, scores = score_folds(found, folds, run, plan, CFG, {})
+    choice, scores = score_folds(Experiment(CFG, found, run), folds, plan)
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == scores.lesion_recall.value
@@ -89,19 +88,21 @@ class Brightness(nn.Module):
 
 
 def planned(found, tile, run):
+    """An experiment on the CPU, and its plan."""
     cfg = TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
-    return plan_run(found, cfg, run)
+    experiment = Experiment(cfg, found, run)
+    return experiment, plan_run(experiment)
 
 
 def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     drawn = {"shape": (64, 64), "pixel_mm": 4.0, "lesion_free_share": 0.0}
     write_xray_phantoms(tmp_path / "raw", 6, seed=3, **drawn)
     found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    plan, cases = planned(found, (64, 64), tmp_path / "run"), labelled(found, "validation")
+    experiment, plan = planned(found, (64, 64), tmp_path / "run")
+    cases = experiment.cases("validation")[:1]
 
     def scores(shift):
-        given = found, cases[:1], plan, InferenceConfig.of(), PRESETS["lesionseg"]
-        return validation_scores(match_volumes(Brightness(2, shift), *given))
+        return validation_scores(match_volumes(Brightness(2, shift), experiment, cases, plan))
 
     seen = scores(3.0)
     assert set(seen) == {"recall_1fp", "dice"}
@@ -114,9 +115,9 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp
     drawn = {"shape": (24, 28, 24), "spacing_mm": (6.0,) * 3, "contrast": 3.0}
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, **drawn)
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
-    plan = planned(found, (24, 32, 24), tmp_path / "run")
+    experiment, plan = planned(found, (24, 32, 24), tmp_path / "run")
     unsure = Predictor.from_network(Brightness(4, 22.0), plan)  # hardly believes what it sees
-    complete, scores = score_validation(unsure, found, tmp_path / "run", CFG, {})
+    complete, scores = score_validation(unsure, experiment)
     fit = complete.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1

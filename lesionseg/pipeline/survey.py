@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from lesionseg.config import DataConfig
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, listed
 from lesionseg.io.layouts import read_dataset
@@ -248,6 +248,11 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         grid_of_image=data.geometry == "image",
         lenient=lenient,
     )
+
+
+def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
+    """Return the cases of a role that have a reference, as cases of this role."""
+    return [replace(c, role=role) for c in survey.of_role(role) if c.is_labelled]
 
 
 def require_masks(survey: Survey, architecture: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
-from lesionseg.pipeline.dataset import take_survey
+from lesionseg.pipeline.survey import take_survey
 from tests.pipeline.cases import boxes, write_array
 
 

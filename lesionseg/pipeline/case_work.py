@@ -1,0 +1,400 @@
+"""The work on a scan in `predict`: it is read, the networks run, and its files are written."""
+
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from lesionseg import __version__
+from lesionseg.config import PredictConfig, ServeConfig
+from lesionseg.core import CaseFiles, InputCheckResult, Prediction
+from lesionseg.errors import (
+    ConflictError,
+    ContentError,
+    DatasetError,
+    GeometryError,
+    OutputError,
+    ReadError,
+    ResourceError,
+)
+from lesionseg.evaluation.measures import counts_of
+from lesionseg.host_memory import default_budget, peak_memory_mb, trim_memory
+from lesionseg.inference.bundle import bundle_digest
+from lesionseg.inference.decision import Inferred, Slab
+from lesionseg.inference.nnunet.prepare import NnunetScan
+from lesionseg.inference.predictor import Predictor, PreparedScan
+from lesionseg.inference.volumes import needed_bytes, read_ahead
+from lesionseg.io.dicom.results import (
+    REPORT,
+    SEGMENTATION,
+    ResultOrigin,
+    write_dicom_results,
+)
+from lesionseg.io.layouts.input_images import FoundScan
+from lesionseg.io.nnunet_output import write_probabilities
+from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
+from lesionseg.io.zone_files import find_zones
+from lesionseg.models.build import NetworkFactory
+from lesionseg.ops.components import candidates_of, present_values
+from lesionseg.pipeline.predict_selection import is_archive, too_few_slices
+from lesionseg.pipeline.predict_tables import (
+    CONFLICT,
+    CaseRow,
+    begun_row,
+)
+
+logger = logging.getLogger(__name__)
+
+UNLIKE = "No DICOM results: the scan is unlike the training scans. dicom_output=all writes them."
+NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
+Known = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
+_FAULT = "fault"  # key of a scan that cannot be predicted whatever its files hold
+
+
+def make_predictor(
+    cfg: PredictConfig | ServeConfig, architectures: Mapping[str, NetworkFactory] | None = None
+) -> Predictor:
+    """Return the predictor that the settings ask for."""
+    return Predictor(
+        cfg.bundle,
+        settings=cfg.inference,
+        device=cfg.device,
+        operating_point=cfg.operating_point,
+        raster_mm=cfg.raster_mm if isinstance(cfg, PredictConfig) else None,
+        architectures=architectures,
+        trust=cfg.trust,
+    )
+
+
+def predict_cases(
+    cfg: PredictConfig,
+    predictor: Predictor,
+    output: Path,
+    scans: Sequence[FoundScan],
+    known: Known,
+) -> Generator[CaseRow]:
+    """Predict scans into `output`; yields the row of each, in order, as soon as it is written.
+
+    `known`: rows of earlier runs; results that are unchanged are kept. A scan that fails gives a
+    row that says why, and leaves earlier results as they are. Close the generator to stop: the
+    results written so far stay.
+    """
+    work = CaseWork(cfg, predictor, output, known)
+    steps = (partial(work.attempt, step) for step in (work.read, work.infer, work.write))
+    yield from read_ahead(scans, *steps, fits=work.fits)
+
+
+class CaseWork:
+    """Processing of a scan in three steps; `attempt` returns a row even if a step fails."""
+
+    def __init__(
+        self, cfg: PredictConfig, predictor: Predictor, output: Path, known: Known
+    ) -> None:
+        self.cfg = cfg
+        self.predictor = predictor
+        self.results = PredictionFolder(output, cfg.output, cfg.names)
+        self.known = known
+        self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
+        self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
+        gigabytes = cfg.inference.max_memory_gb
+        self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+        # of the scans at work and before; a row with a status is final
+        self.rows: dict[tuple[str, str], CaseRow] = {}
+        self.sizes: dict[tuple[str, str], int] = {}
+
+    def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
+        """Run one step for the scan.
+
+        Returns its result, or the scan's row if it is final: complete, failed or skipped.
+        """
+        row = self.rows.setdefault(scan.key, begun_row(scan, self.bundle))
+        if row.status:
+            return row
+        begin = perf_counter()
+        try:
+            result = step(scan) if made is None else step(scan, made)
+        except Exception as error:  # a damaged file may make any library raise anything
+            result = self._failed(scan, error)
+        row = self.rows[scan.key]
+        if not row.is_unchanged:
+            seconds = round(row.seconds + perf_counter() - begin, 3)
+            row = replace(row, seconds=seconds, peak_memory_mb=peak_memory_mb())
+            if row.status:
+                finished = datetime.now().astimezone().isoformat(timespec="seconds")
+                row = replace(row, finished=finished)
+            self.rows[scan.key] = row
+        return row if isinstance(result, CaseRow) else result
+
+    def _failed(self, scan: FoundScan, error: Exception) -> CaseRow:
+        """Make the row of a scan that failed, its earlier one if it failed like this before."""
+        text = str(error) or repr(error)
+        for image in scan.files.images:  # the id names the folders below the input; no others
+            text = text.replace(f"{image.parent}/", "")
+        text = text.encode("utf-8", "backslashreplace").decode()
+        row = self.rows[scan.key]
+        key = row.key if _is_final(error) else ""
+        if isinstance(error, ConflictError):
+            key = CONFLICT
+        row = replace(row, status="failed", message=text, key=key)
+        earlier = self._earlier_failure(row)
+        if earlier is not None and earlier.message == text:
+            row = replace(earlier, is_unchanged=True)
+        else:
+            logger.debug("%s failed.", row.case, exc_info=error)
+        self.rows[scan.key] = row
+        return row
+
+    def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
+        """Return the row of an earlier run in which the same scan failed for the same reason."""
+        for earlier in self.known.get(row.case, ()):
+            is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
+            if earlier.status == "failed" and row.key and is_same:
+                return earlier
+        return None
+
+    def fits(self, scans: Sequence[FoundScan]) -> bool:
+        """Return True if these scans may be in memory together."""
+        for scan in scans:
+            if scan.key not in self.sizes:
+                self.sizes[scan.key] = 0
+                if scan.fault or scan.left_out:
+                    continue
+                with suppress(Exception):  # reading it says what is wrong
+                    geometry = read_geometry(scan.files.images[0], raster_mm=1.0)
+                    self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
+        return sum(self.sizes[scan.key] for scan in scans) <= self.budget
+
+    def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
+        """Return the scan on the plan's grid, or its row if there is nothing to do.
+
+        Raises `ConflictError` if results of another scan are in the way.
+        """
+        if scan.left_out:
+            return self._skipped(scan, scan.left_out)
+        if scan.fault:
+            self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
+            raise DatasetError(scan.fault)
+        state = file_state(file for image in scan.contents for file in image)
+        source = self._source(scan, state)
+        row = self.rows[scan.key].of_source(source, state)
+        row = replace(row, key=self._key(scan.files, source.digest))
+        self.rows[scan.key] = row
+        self.results.claim(scan.case, source, overwrite=self.cfg.overwrite)
+        earlier = self._kept(scan, row, source) or self._earlier_failure(row)
+        if earlier is not None:
+            row = replace(
+                earlier.of_source(source, state),
+                status="kept" if earlier.status == "done" else earlier.status,
+                group=row.group,
+                visit=row.visit,
+                path=row.path,
+                is_unchanged=True,
+            )
+            self.rows[scan.key] = row
+            return row
+        plan, series = self.predictor.plan, self.cfg.series
+        reason = too_few_slices(scan, series, plan, archive=is_archive(Path(self.cfg.input)))
+        if reason:
+            return self._skipped(scan, reason)
+        prepared = self.predictor.prepare(scan.files)
+        if file_state(file for image in scan.contents for file in image) != state:
+            raise ResourceError("The scan changed while it was read. Run the command again.")
+        trim_memory()
+        return prepared
+
+    def _skipped(self, scan: FoundScan, reason: str) -> CaseRow:
+        """Make the row of a scan that is not to be predicted."""
+        message = f"{reason[:1].upper()}{reason[1:]}."
+        row = replace(self.rows[scan.key], status="skipped", message=message)
+        for earlier in self.known.get(row.case, ()):
+            was = (earlier.path, earlier.status, earlier.message)
+            if was == (row.path, row.status, row.message):
+                row = replace(earlier, is_unchanged=True)
+        self.rows[scan.key] = row
+        return row
+
+    def _source(self, scan: FoundScan, state: str) -> ScanSource:
+        """Return what the scan is; files in the state of an earlier run are not read again."""
+        known = self.known.get(scan.case, ())
+        same = (r.digest for r in known if r.digest and (r.path, r.state) == (scan.path, state))
+        facts = scan.facts
+        return ScanSource(
+            digest=next(same, None) or content_digest(scan.contents),
+            study_uid=facts.study_uid if facts else "",
+            series_uid=facts.series_uid if facts else "",
+            instance_uid=facts.instance_uid if facts else "",
+        )
+
+    def _kept(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
+        """Return the row of results of this content, bundle and settings that are in place."""
+        plan = self.predictor.plan
+        suffix = result_suffix(scan.files.images[0], plan.dims)
+        masks = plan.candidate_rule.source != "detection"
+        rows = [r for r in self.known.get(row.case, ()) if r.is_done and r.key == row.key]
+        if rows and self.results.has_results(scan.case, source, suffix, masks=masks):
+            return rows[0]
+        return None
+
+    def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
+        """Run the networks; a case that is too large keeps its probabilities in a file."""
+        is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
+        folder = self.results.path if is_large else None
+        inferred = self.predictor.infer(prepared, folder=folder)
+        trim_memory()  # glibc would keep the memory of tiles in addition to what follows
+        return inferred
+
+    def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
+        """Restore the file's grid, find the candidates and write the case's files."""
+        row = self.rows[scan.key]
+        with self.results.writing(scan.case) as part:
+            prediction = self._decide(scan, inferred, part)
+            zone_names, prediction = self._placed(scan, inferred, prediction)
+            message = self._write_dicom(scan, row, prediction, part)
+            image = scan.files.images[0]
+            write_prediction(
+                part,
+                prediction,
+                suffix=result_suffix(image, self.predictor.plan.dims),
+                like=image,
+                names=self.cfg.names,
+                source=row.source,
+            )
+        amounts = dict(
+            counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
+        )
+        volume_ml = amounts.pop("volume_ml")
+        checked = prediction.input
+        warnings = [checked.warning if checked else ""]
+        if prediction.n_left_out:
+            warnings.append(prediction.left_out_note)
+        row = replace(
+            row,
+            status=_status(checked),
+            message=message,
+            n_candidates=len(prediction.candidates),
+            n_accepted=sum(c.accepted for c in prediction.candidates),
+            volume_ml=volume_ml,
+            missing=" ".join(checked.missing if checked else ()),
+            operating_point=self.predictor.operating_point().name,
+            warning=" ".join(filter(None, warnings)),
+            input_score=checked.score if checked else None,
+            amounts=amounts,
+        )
+        self.rows[scan.key] = row
+        return row
+
+    def _decide(self, scan: FoundScan, inferred: Inferred, part: Path) -> Prediction:
+        """Return the prediction; its probabilities are written into `part` if asked for."""
+        if not self.cfg.save_probabilities:
+            return self.predictor.decide(inferred, scan.case)
+        shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
+        probabilities = np.zeros(shape, dtype=np.float16)
+
+        def keep(label: int, first: int, slab: Slab) -> None:
+            probabilities[label, first : first + len(slab)] = slab
+
+        prediction = self.predictor.decide(inferred, scan.case, keep)
+        if self.cfg.names == "nnunet":
+            write_probabilities(
+                part,
+                scan.case,
+                probabilities,
+                inferred.file_geometry,
+                are_regions=bool(self.predictor.plan.labels.regions),
+            )
+        else:
+            np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
+        return prediction
+
+    def _placed(
+        self, scan: FoundScan, inferred: Inferred, prediction: Prediction
+    ) -> tuple[list[str], Prediction]:
+        """Return the names of the scan's zones, and the candidates with theirs."""
+        mm = inferred.file_geometry.spacing_mm[0]
+        zones = self.zones.read(scan.case, mm) if self.zones else None
+        if zones is None:
+            return [], prediction
+        pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
+        placed = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
+        present = (value for value in present_values(zones.values) if value > 0)
+        names = [zones.names.get(value, str(value)) for value in present]
+        return names, replace(prediction, candidates=placed)
+
+    def _write_dicom(
+        self, scan: FoundScan, row: CaseRow, prediction: Prediction, part: Path
+    ) -> str:
+        """Write a DICOM scan's segmentation and report; return why one of them is not there."""
+        if not self.cfg.dicom_output or not is_dicom(scan):
+            return ""
+        status = _status(prediction.input)
+        if status == "blank":
+            return "No DICOM results: the scan has no contrast."
+        if status == "warned" and self.cfg.dicom_output != "all":
+            return UNLIKE
+        plan = self.predictor.plan
+        is_segmented = write_dicom_results(
+            scan.files.images[0],
+            prediction,
+            ResultOrigin(__version__, self.bundle, row.key),
+            plan.labels.lesion_names,
+            report=part / f"{scan.case}{REPORT}",
+            segmentation=part / f"{scan.case}{SEGMENTATION}",
+            mask_labels=plan.labels.value_names,
+        )
+        if is_segmented or prediction.instances is None:
+            return ""
+        return NO_SEGMENTATION
+
+    def _key(self, files: CaseFiles, digest: str) -> str:
+        """Return a text that changes with the bundle, the settings and a case's content."""
+        cfg = self.cfg
+        zones = None
+        zone_mask = ""
+        if self.zones is not None:
+            zones = dict(self.zones.names)
+            if files.case in self.zones.masks:
+                zone_mask = file_digest(self.zones.masks[files.case])
+        how = cfg.inference.model_copy(update={"max_memory_gb": None})
+        choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
+        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
+        whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
+        return blake2b(whole.encode(), digest_size=8).hexdigest()
+
+
+def _status(checked: InputCheckResult | None) -> str:
+    """Return the status of a predicted scan by the result of its input check."""
+    if checked is None:
+        return "done"
+    if checked.blank:
+        return "blank"
+    return "warned" if checked.score is not None and checked.score > 1 else "done"
+
+
+def _is_final(error: Exception) -> bool:
+    """Return True if the same files will fail again: nothing but them is at fault."""
+    if isinstance(error, ResourceError | OutputError):
+        return False
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            return False  # a disk, a network or a permission
+        cause = cause.__cause__
+    return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
+
+
+def is_dicom(scan: FoundScan) -> bool:
+    """Return True if the scan's files are DICOM images."""
+    with suppress(OSError):  # a file that cannot be opened fails by itself
+        return bool(scan.files.images) and is_dicom_image(scan.files.images[0])
+    return False

@@ -1,0 +1,71 @@
+"""An experiment: the values that every step of a training needs, made once and handed on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lesionseg.config import TrainConfig
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.evaluation import Preset, find_preset
+from lesionseg.pipeline.run_dir import config_of, provenance
+from lesionseg.pipeline.survey import Survey, facts_folder, labelled, take_survey
+from lesionseg.training.processes import training_device
+
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training's settings, cases and folder, known before anything is decided.
+
+    Attributes:
+        cfg: the settings.
+        survey: the cases, what is known of them, and their roles.
+        run: the run directory.
+        origin: the provenance of the results: versions, device, dataset. See `provenance`.
+    """
+
+    cfg: TrainConfig
+    survey: Survey
+    run: Path
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, cfg: TrainConfig, run: Path) -> "Experiment":
+        """Read and check every case. Nothing is written but `facts.json` of the cache.
+
+        Raises:
+            DatasetError: naming every bad file; see `take_survey`.
+        """
+        survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+        device = training_device(cfg.trainer.accelerator)
+        return cls(cfg, survey, run, provenance(survey, config_of(cfg), cfg.seed, device))
+
+    @property
+    def dataset(self) -> Dataset:
+        """The cases of all roles."""
+        return self.survey.dataset
+
+    @property
+    def preset(self) -> Preset:
+        """The match rule."""
+        return find_preset(self.cfg.preset)
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the model."""
+        return self.run / BUNDLE
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`."""
+        return training_device(self.cfg.trainer.accelerator)
+
+    def cases(self, role: Role) -> list[CaseFiles]:
+        """Return the cases of a role that have a reference."""
+        return labelled(self.survey, role)
+
+    def with_origin(self, **facts: Any) -> "Experiment":
+        """Return the experiment with further facts in its provenance."""
+        return replace(self, origin={**self.origin, **facts})

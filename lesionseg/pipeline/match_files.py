@@ -1,0 +1,171 @@
+"""Prediction files are read and matched with the references of their cases, one after the other."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lesionseg.core import (
+    CaseFiles,
+    Dataset,
+    Geometry,
+    Prediction,
+    Problem,
+    Reference,
+)
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.evaluation import (
+    MatchedCase,
+    Preset,
+    match_case,
+)
+from lesionseg.evaluation.case_results import describe_grid
+from lesionseg.evaluation.regrid import onto_grid
+from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.cases import is_same_grid, read_mask, read_reference
+from lesionseg.io.predictions import (
+    PredictionFiles,
+)
+from lesionseg.io.volumes import read_geometry
+from lesionseg.io.zone_files import ZoneFolder
+from lesionseg.pipeline.log import Advance, bar
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """How prediction files are matched with references.
+
+    Attributes:
+        preset: the rule of matching.
+        dataset: the dataset of the cases; None if there are only masks.
+        role: the role of cases that state none.
+        zones: zones by case.
+        resample: resample a prediction on another grid, see `read_on_grid`.
+        by_image: equal shape and spacing make the same grid, see `read_on_grid`.
+    """
+
+    preset: Preset
+    dataset: Dataset | None = None
+    role: str = ""
+    zones: ZoneFolder | None = None
+    resample: bool = False
+    by_image: bool = False
+
+
+def match_cases(
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
+    options: MatchOptions,
+    *,
+    progress: Advance | None = None,
+    keep: Callable[[Prediction], None] | None = None,
+    faults: list[Problem] | None = None,
+) -> Iterator[MatchedCase]:
+    """Match each case with its prediction, if it has one; each is freed before the next is read.
+
+    Args:
+        cases: the cases with references.
+        predictions: the files of the predicted ones.
+        options: how they are matched.
+        progress: called with case, number done and total, instead of a bar.
+        keep: called with each prediction, under the case's id.
+        faults: takes up the problem of a case that does not fit. The case is then left out and
+            named in a warning. None: the first error is raised.
+    """
+    dataset = options.dataset
+    labels = dataset.labels if dataset else None
+
+    def match_one(files: CaseFiles) -> MatchedCase:
+        reference = open_reference(files, dataset)
+        prediction = None
+        if files.case in predictions:
+            prediction = read_on_grid(
+                predictions[files.case],
+                reference.geometry,
+                resample=options.resample,
+                binary=labels is not None and bool(labels.regions),
+                by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
+            )
+            if keep is not None:
+                keep(replace(prediction, case=files.case))
+        zones = None
+        if options.zones is not None:
+            zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])
+        return match_case(
+            reference,
+            prediction,
+            options.preset,
+            case=files.case,
+            group=files.group,
+            role=files.role or options.role,
+            labels=labels,
+            zones=zones,
+        )
+
+    with bar("Scoring", progress) as advance:
+        for done, files in enumerate(cases, start=1):
+            try:
+                matched = match_one(files)
+            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+                if faults is None:
+                    raise
+                faults.append(Problem(files.case, str(error)))
+                log.warning("Not scored, %s: %s", files.case, error)
+            else:
+                yield matched
+            advance(files.case, done, len(cases))
+
+
+def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
+    """Read the reference of a case on its image's grid; of the image, only the header is read.
+
+    A case without an image has the grid of its mask.
+    """
+    if dataset is not None:
+        grid = None
+        if not files.images and files.reference is not None:
+            grid = read_geometry(files.reference, raster_mm=files.pixel_mm)
+        reference = read_reference(files, dataset, grid)
+    else:
+        path = files.reference
+        reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
+    if reference is None:
+        raise DatasetError(f"Case {files.case} has no reference.")
+    return reference
+
+
+def read_on_grid(
+    files: PredictionFiles,
+    geometry: Geometry,
+    *,
+    resample: bool = False,
+    binary: bool = False,
+    by_image: bool = False,
+) -> Prediction:
+    """Read a prediction on the grid of its reference.
+
+    One on another grid is resampled if `resample`, otherwise it is a `GeometryError`. `by_image`:
+    equal shape and spacing are enough. `binary`: as in `read_prediction`. nnU-Net's probabilities
+    are on the grid of the mask beside them.
+    """
+    path = files.instances or files.mask
+    own = None if path is None else read_geometry(path, raster_mm=1.0)
+    if own is not None and own.dims == geometry.dims == 2:
+        # rasters state no position: they show what the reference shows, whatever their size
+        zoom = np.array(geometry.shape) / np.array(own.shape)
+        to_reference = np.diag([*zoom, 1.0])
+        to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
+        own = Geometry(own.shape, geometry.affine @ to_reference)
+    if own is None or is_same_grid(own, geometry, by_image=by_image):
+        return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+    if not resample:
+        raise GeometryError(
+            f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
+            f"{describe_grid(geometry)}: {own.apart_text(geometry)}. Give resample=true, or "
+            "resample it with the program that wrote it."
+        )
+    log.warning("Resampled onto the grid of its reference: %s", files.case)
+    return onto_grid(replace(open_prediction(files, binary=binary), geometry=own), geometry)

@@ -1,0 +1,255 @@
+"""The plan of a training: made from the survey, or taken from the run directory, and checked."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig
+from lesionseg.core import Geometry
+from lesionseg.data.transforms import check_transforms
+from lesionseg.errors import ConfigError
+from lesionseg.host_memory import physical_bytes
+from lesionseg.inference.bundle import bundle_plan
+from lesionseg.io.files import write_text
+from lesionseg.losses import DetectionLoss, make_loss
+from lesionseg.models.foreign import backbone_pyramid, probe_network
+from lesionseg.models.heads import DetectorOutput
+from lesionseg.models.memory import step_gb
+from lesionseg.models.retinanet import planned_anchors
+from lesionseg.models.weights import architecture_of, is_checkpoint, read_checkpoint
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.log import LOG
+from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_config, save_config
+from lesionseg.pipeline.select import unselected
+from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
+from lesionseg.plan.make import make_plan, network_spec
+from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
+from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
+from lesionseg.training.objective import make_objective
+from lesionseg.training.processes import (
+    broadcast_from_rank_zero,
+    require_compiler,
+    require_device,
+    training_device,
+)
+
+log = logging.getLogger(__name__)
+
+
+def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
+    """Plan, or take the plan given, check it, and claim the run directory for the configuration.
+
+    The first process plans. Other processes of the same training receive its plan.
+    """
+    return broadcast_from_rank_zero(partial(_begin, experiment, given))
+
+
+def _begin(experiment: Experiment, given: Plan | None) -> Plan:
+    """Make, check and write the plan. A wrong setting leaves no configuration behind."""
+    cfg = experiment.cfg
+    run = experiment.run
+    architecture = cfg.model.architecture
+    check_cases(run, experiment.survey.splits)
+    require_masks(experiment.survey, architecture)
+    _warn_of_unused_losses(cfg)
+    is_new = given is None and not has_config(run)
+    if is_new:
+        require_device(cfg.trainer.accelerator)
+        require_compiler(cfg.trainer)
+    plan = with_focal_correction(plan_run(experiment, given), cfg)
+    check_losses(plan, cfg)
+    if architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
+        raise ConfigError(
+            "optim.backbone_lr_scale: which weights of model=custom are its backbone is not "
+            "known. Leave it at 1."
+        )
+    if is_new and experiment.device == "cuda":
+        plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
+    write_text(run / "plan.json", plan.to_json())
+    # last, so that a rejected configuration does not claim the run directory
+    save_config(run, config_of(cfg))
+    is_fold = given is not None and cfg.data.fold != ALL_FOLDS  # its plan was logged before
+    _log_plan(plan, experiment, logging.DEBUG if is_fold else logging.INFO)
+    return plan
+
+
+def _warn_of_unused_losses(cfg: TrainConfig) -> None:
+    """Warn of settings of a loss that the architecture does not use."""
+    architecture = cfg.model.architecture
+    sources = sources_of(architecture)
+    if "segmentation" not in sources and cfg.loss != LossConfig.of():
+        log.warning(
+            "model=%s predicts boxes only, so %s is ignored. Use detection.alpha=%s and "
+            "detection.gamma=%s instead.",
+            architecture,
+            cfg.loss.target.rpartition(".")[2],
+            cfg.detection.alpha,
+            cfg.detection.gamma,
+        )
+    if "detection" not in sources and cfg.detection != DetectionConfig.of():
+        log.warning(
+            "model=%s has no anchors, so the detection.* settings are ignored. Use loss.* instead.",
+            architecture,
+        )
+
+
+def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
+    """Log the plan in one line, and the run directory if its name was not given."""
+    run = experiment.run
+    tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
+    mm = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
+    unit = Geometry.from_spacing(plan.tile_shape, plan.spacing_mm).size_unit
+    log.log(
+        level,
+        "Plan: %s, %d tiles of %s per step, on %s; for the reasons see %s.",
+        plan.architecture.name,
+        plan.batch_size,
+        f"{tile} pixels" if unit == "px" else f"{tile} voxels of {mm} mm",
+        experiment.device,
+        run / LOG,
+    )
+    if not experiment.cfg.run_dir:  # its name contains the time, so the same command makes another
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+
+
+def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
+    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan and splits.
+
+    A resumed run keeps its plan: another machine's memory would lead to another one.
+    """
+    cfg = experiment.cfg
+    survey = experiment.survey
+    run = experiment.run
+    path = run / "plan.json"
+    if given is None and has_config(run) and path.is_file():
+        log.info("Resuming: the plan stays as this run first made it.")
+        given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
+    check_transforms(cfg)
+    plan = given or _make_plan(experiment)
+    # only what the user typed is imported, whoever wrote the plan
+    plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
+    plan = plan.with_(
+        may_lack=may_lack(cfg.data, plan.channel_names),
+        nan_background=survey.dataset.nan_background,
+        grid_of_image=survey.dataset.grid_of_image,
+    )
+    write_text(run / "fingerprint.json", survey.fingerprint.to_json())
+    write_text(run / SPLITS, survey.splits.to_json())
+    write_text(path, plan.to_json())
+    return plan
+
+
+def _make_plan(experiment: Experiment) -> Plan:
+    """Return a plan for this machine's device, or for a GPU of `memory_gb` on another machine."""
+    survey = experiment.survey
+    model = experiment.cfg.model
+    trainer = experiment.cfg.trainer
+    extra = experiment.cfg.prepare.extra
+    elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
+    if not elsewhere:
+        require_device(trainer.accelerator)  # before a plan for another device is written
+    device = "cuda" if elsewhere else training_device(trainer.accelerator)
+    before = None
+    if model.init_from is not None and not is_checkpoint(model.init_from):
+        before = plan_to_start_from(model.init_from)
+        if list(before.prepare_extra) != list(extra):
+            raise ConfigError(
+                f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
+                f"not by prepare.extra={list(extra)}."
+            )
+    dims = survey.fingerprint.dims
+    pyramid = checkpoint_stages(model, dims)
+    if pyramid is not None:  # the tile is planned for a network as wide
+        model = model.model_copy(update={"base_features": pyramid.features[0]})
+    elif model.backbone:
+        n_channels = len(survey.dataset.channel_names)
+        pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
+    n_bytes = physical_bytes()
+    if trainer.memory_gb is None and device == "cuda":
+        n_bytes = torch.cuda.get_device_properties(device).total_memory
+    plan = make_plan(
+        survey.fingerprint,
+        survey.dataset,
+        memory_gb=trainer.memory_gb or n_bytes / 1e9,
+        device=device,
+        overrides=model,
+        before=before,
+        step_memory=step_gb,
+        pyramid=pyramid,
+    ).with_(prepare_extra=tuple(extra))
+    plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
+    for decision, reason in plan.reasons.items():
+        log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
+    return plan
+
+
+def plan_to_start_from(bundle: str) -> Plan:
+    """Return the plan of a bundle or run; raise `ConfigError` if it is an nnU-Net model.
+
+    An nnU-Net model brings its own grid and normalisation, which training does not follow.
+    """
+    plan = bundle_plan(bundle)
+    if plan.nnunet is None:
+        return plan
+    path = Path(bundle)
+    checkpoints = sorted(path.glob("**/checkpoint_final.pth")) if path.is_dir() else []
+    example = f", such as {checkpoints[0]}" if checkpoints else " (fold_0/checkpoint_final.pth)"
+    raise ConfigError(
+        f"model.init_from={bundle} is a whole nnU-Net model with its grid and normalisation. "
+        f"Training starts from its weights only: give the checkpoint of a fold{example}."
+    )
+
+
+def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
+    """Return the stages of the nnU-Net checkpoint that training starts from; None if it does not.
+
+    Raises:
+        ConfigError: if the checkpoint has another number of spatial axes.
+    """
+    if model.init_from is None or not is_checkpoint(model.init_from):
+        return None
+    weights = read_checkpoint(Path(model.init_from))
+    architecture = architecture_of(weights, model.architecture, model.init_from)
+    if len(architecture.strides[0]) != dims:
+        raise ConfigError(
+            f"model.init_from: the checkpoint has {len(architecture.strides[0])} spatial axes, the "
+            f"data have {dims}."
+        )
+    return architecture
+
+
+def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
+    """Return the plan with the α and γ that inference must undo; see `losses.focal`."""
+    if plan.has_boxes:
+        alpha, gamma = DetectionLoss(**cfg.detection.plain()).link or (None, None)
+        alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
+        plan = plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
+    link = getattr(make_loss(cfg.loss, plan.activation), "link", None)
+    if link is None:
+        return plan.with_(link=None)
+    alpha, gamma = link
+    return plan.with_(
+        link=FocalCorrection(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma)
+    )
+
+
+def check_losses(plan: Plan, cfg: TrainConfig) -> None:
+    """Raise `ConfigError` if a loss does not fit the plan, such as an α for other labels.
+
+    The losses are computed once, on an empty batch, before the run begins.
+    """
+    objective = make_objective(plan, cfg)
+    targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
+    n_logits = len(plan.labels) + (plan.activation == "softmax")
+    output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
+    if targets.anchors is not None:
+        n_anchors = targets.anchors.labels.shape[1]
+        scores = torch.zeros(1, n_anchors, len(plan.labels.lesion_names))
+        output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
+    with torch.no_grad():
+        objective.terms(output, targets, torch.ones_like(targets.counts()))

@@ -1,0 +1,265 @@
+"""Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from lesionseg.core import Aim, Case, CaseFiles, OperatingPoint, Prediction, Role, Volume
+from lesionseg.errors import count
+from lesionseg.evaluation import (
+    MatchedCase,
+    Scores,
+    SummarySettings,
+    choose,
+    match_case,
+    summarise,
+)
+from lesionseg.evaluation.curves import Pool, froc
+from lesionseg.evaluation.intervals import value_of
+from lesionseg.evaluation.result_tables import write_scores
+from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
+from lesionseg.inference.decision import OnSlab, accept
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.volumes import predict_volumes
+from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.predictions import PredictionFiles, find_predictions, write_prediction
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.log import bar
+from lesionseg.pipeline.match_files import (
+    MatchOptions,
+    match_cases,
+    open_reference,
+    read_on_grid,
+)
+from lesionseg.pipeline.select import OUT_OF_FOLD, VOXELS, select
+from lesionseg.pipeline.survey import Survey, labelled
+from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+FP_PER_CASE = 1.0
+
+
+def score_validation(predictor: Predictor, experiment: Experiment) -> tuple[Plan, Scores] | None:
+    """Predict the validation cases into `run/validation`, select on them, and score them.
+
+    If the outlines of these cases gain by it, voxels are calibrated and all cases are predicted
+    again. Return the plan with what was selected, and the scores. Return None if no validation case
+    has a reference.
+    """
+    cases = experiment.cases("validation")
+    folder = experiment.run / "validation"
+    plan = predictor.plan
+    if not cases:
+        return None
+    counts: list[LevelCounts] = []
+
+    def count(files: CaseFiles) -> OnSlab:
+        counts.append(LevelCounts(files.group))
+        return counts[-1].counter(open_reference(files, experiment.dataset), plan)
+
+    log.info("Predicting %s.", _named(cases))
+    _predict(predictor, experiment, cases, folder, count)
+    fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
+    plan = plan.with_(voxel_calibration=fit, reasons={**plan.reasons, VOXELS: why})
+    if fit is not None:
+        log.info("Predicting again: the calibration of voxels changes the outlines.")
+        _predict(predictor.with_plan(plan), experiment, cases, folder)
+    return score_predicted(experiment, find_predictions(folder), folder, plan)
+
+
+def score_predicted(
+    experiment: Experiment,
+    predictions: Mapping[str, PredictionFiles],
+    folder: Path,
+    plan: Plan,
+    fold_of: Mapping[str, int] | None = None,
+) -> tuple[Plan, Scores]:
+    """Select on predictions of the validation cases, write them to `folder` as selected, and score.
+
+    The tables are written next to `folder`. Return the plan with what was selected. What is
+    selected on the cases it is scored on flatters; the scores say so. `fold_of`: the fold whose
+    network never saw the case.
+    """
+    cfg = experiment.cfg
+    dataset = experiment.dataset
+    options = MatchOptions(experiment.preset, dataset)
+    matches = list(match_cases(experiment.cases("validation"), predictions, options))
+    complete, calibration_of = select(
+        [match.result(surface=False) for match in matches],
+        plan,
+        Aim.parse(cfg.operating_point),
+        cfg.rate_confidence,
+        chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
+        fold_of=fold_of,
+    )
+    point = complete.operating_points[0]
+    for i, match in enumerate(matches):
+        files = predictions[match.case]
+        before = read_on_grid(files, match.geometry, binary=bool(dataset.labels.regions))
+        before = replace(before, case=match.case)
+        prediction = accept(before, point, calibration_of[match.case])
+        write_prediction(folder, prediction)
+        matches[i] = match.decide(prediction)
+    return complete, _score(matches, experiment, folder.parent, point)
+
+
+def score_folds(
+    experiment: Experiment, folds: Mapping[int, Survey], plan: Plan
+) -> tuple[Plan, Scores]:
+    """Select on the predictions of the cases that each fold's network never saw, and score them.
+
+    Fold k left them in `run/fold_k/validation`, which stays as it is. All are written again, as
+    selected, to `run/oof/predictions`.
+    """
+    fold_of: dict[str, int] = {}
+    predictions: dict[str, PredictionFiles] = {}
+    for number, fold in folds.items():
+        files_of = find_predictions(experiment.run / f"fold_{number}" / "validation")
+        for files in labelled(fold, "validation"):
+            fold_of[files.case] = number
+            predictions[files.case] = files_of[files.case]
+    roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
+    survey = experiment.survey
+    everyone = replace(survey, splits=replace(survey.splits, roles=roles))
+    gathered = replace(experiment, survey=everyone)
+    folder = experiment.run / "oof" / "predictions"
+    return score_predicted(gathered, predictions, folder, plan, fold_of)
+
+
+def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
+    """Predict the cases of a role into `run/<role>`, and score them.
+
+    The predictor's plan has its operating point. Return None if no case of the role has a
+    reference.
+    """
+    cases = experiment.cases(role)
+    output = experiment.run / role
+    folder = output / "predictions"
+    if not cases:
+        return None
+    log.info("Predicting %s.", _named(cases))
+    _predict(predictor, experiment, cases, folder)
+    options = MatchOptions(experiment.preset, experiment.dataset)
+    matches = match_cases(cases, find_predictions(folder), options)
+    return _score(matches, experiment, output, predictor.operating_point())
+
+
+def _named(cases: Sequence[CaseFiles]) -> str:
+    return count(len(cases), f"{cases[0].role} case")
+
+
+def _predict(
+    predictor: Predictor,
+    experiment: Experiment,
+    cases: Sequence[CaseFiles],
+    folder: Path,
+    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
+) -> None:
+    """Write the candidates of every case; reading, the network and writing overlap.
+
+    `on_slab` returns the function that receives a case's probabilities, slab by slab.
+    """
+
+    def read(files: CaseFiles) -> Volume:
+        return read_image(files, experiment.dataset)
+
+    def write(files: CaseFiles, prediction: Prediction) -> str:
+        write_prediction(folder, prediction)
+        return files.case
+
+    predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
+    with bar("Predicting") as advance, closing(predicted) as written:
+        for done, case in enumerate(written, start=1):
+            advance(case, done, len(cases))
+
+
+def _score(
+    matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
+) -> Scores:
+    """Write the scores and tables of matched cases of one role into `output`."""
+    results = [match.result(point) for match in matches]
+    role = results[0].role
+    labels = experiment.dataset.labels.lesion_names
+    settings = SummarySettings(
+        evaluated_on=role,
+        operating_point=point,
+        labels=labels,
+        split_is_group_safe=experiment.survey.is_group_safe(role),
+        seed=experiment.cfg.seed,
+        provenance=experiment.origin,
+        columns={files.case: files.columns for files in experiment.dataset.cases},
+    )
+    scores = summarise(results, experiment.preset, settings)
+    write_scores(output, results, scores, labels)
+    return scores
+
+
+# --- whole volumes during training ---------------------------------------------------------------
+
+
+def match_volumes(
+    network: nn.Module,
+    experiment: Experiment,
+    cases: Sequence[CaseFiles],
+    plan: Plan,
+    device: str | None = None,
+) -> list[MatchedCase]:
+    """Match the network's candidates on whole cases, in the files' own grids, by a plan.
+
+    Cases without a reference are left out. Reading, the network and matching overlap. `device`:
+    where to predict; by default the network's own device.
+    """
+    opened: dict[str, Case] = {}
+
+    def read(files: CaseFiles) -> Volume:
+        opened[files.case] = read_case(files, experiment.dataset)
+        return opened[files.case].image
+
+    def use(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
+        case = opened.pop(files.case)
+        if case.reference is None:
+            return None
+        return match_case(
+            case.reference,
+            prediction,
+            experiment.preset,
+            case=case.case,
+            group=case.group,
+            role="validation",
+        )
+
+    predictor = Predictor.from_network(
+        network, plan, settings=experiment.cfg.inference, device=device
+    )
+    with closing(predict_volumes(predictor, cases, read, use)) as matches:
+        return [match for match in matches if match is not None]
+
+
+def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
+    """Return the scores of validation cases by name; an empty dictionary without a case.
+
+    `recall_1fp` is the recall of all lesions together at one false positive per case. `dice` is the
+    mean over the cases with a lesion, at the score that new cases would have that rate with. It is
+    left out if there are no masks.
+    """
+    if not matches:
+        return {}
+    results = [match.result(surface=False) for match in matches]
+    if not any(result.candidates for result in results):
+        cases = count(len(results), "validation case")
+        log.warning("The network detects nothing on %s.", cases)
+    point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
+    pool = Pool.of(results)
+    recall = value_of(froc(pool, [FP_PER_CASE]), len(pool.groups))[0]
+    scores = {"recall_1fp": recall or 0.0}
+    dice = [match.result(point, surface=False).dice for match in matches]
+    known = [value for value in dice if value is not None]
+    if known:
+        scores["dice"] = float(np.mean(known))
+    return scores

@@ -1,0 +1,157 @@
+"""Train one network by a plan, choose on its validation cases, and keep both as a bundle."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from lesionseg.core import CaseFiles
+from lesionseg.data.cache import CachedCase
+from lesionseg.evaluation.scores import Scores
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.decision import DEFAULT_POINT
+from lesionseg.inference.input_check import InputCheck, training_ranges
+from lesionseg.inference.model_card import model_card
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.files import write_text
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.log import bar, bars_are_shown
+from lesionseg.pipeline.prepare import prepare_cases
+from lesionseg.pipeline.run_dir import training_counts
+from lesionseg.pipeline.score_roles import (
+    match_volumes,
+    score_validation,
+    validation_scores,
+)
+from lesionseg.plan.plan import Plan
+from lesionseg.reporting.previews import draw_previews
+from lesionseg.training.callbacks import Previews, Progress
+from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
+from lesionseg.training.initial_weights import start_from
+from lesionseg.training.module import budget_text, resolve_budget
+from lesionseg.training.processes import (
+    is_rank_zero,
+    local_rank_zero_first,
+    require_compiler,
+    require_device,
+)
+from lesionseg.training.validation import Validate
+
+log = logging.getLogger(__name__)
+
+VALIDATE_CASES = 16  # during training, evenly spaced
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that was trained and kept as a bundle.
+
+    Attributes:
+        experiment: the experiment, with the facts of the training in its provenance.
+        plan: the plan with what was chosen.
+        predictor: predicts by this plan.
+        scores: the scores by role; empty if there is no validation case.
+    """
+
+    experiment: Experiment
+    plan: Plan
+    predictor: Predictor
+    scores: Mapping[str, Scores]
+
+
+def train_fold(experiment: Experiment, plan: Plan) -> Trained | None:
+    """Train by the plan on the training cases, choose on the validation cases, keep the bundle.
+
+    All processes of a training call it together. Return None on every process except the first.
+    """
+    cfg = experiment.cfg
+    if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
+        require_device(cfg.trainer.accelerator)
+        require_compiler(cfg.trainer)
+    cases = local_rank_zero_first(partial(prepare_cases, experiment, plan))
+    budget = resolve_budget(cfg.trainer, plan, experiment.device)
+    log.info("Training ends after %s.", budget_text(budget))
+    validate = None
+    held_out = _spread(experiment.cases("validation"), VALIDATE_CASES)
+    if budget.validate_every_minutes is not None and held_out:
+        validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan)
+    fitted = train_network(experiment, plan, cases, validate)
+    if not is_rank_zero():
+        return None
+
+    experiment = experiment.with_origin(
+        training_minutes=round(fitted.minutes, 3),
+        training_steps=fitted.steps,
+        model=plan.architecture.name,
+        **training_counts(experiment.cases("train")),
+    )
+    check = training_ranges(cases, plan, experiment.survey.fingerprint)
+    predictor = Predictor.from_network(
+        fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
+    )
+    validation = score_validation(predictor, experiment)
+    if validation is None:
+        complete = plan.with_(operating_points=(DEFAULT_POINT,))
+        keep_bundle(experiment, [fitted.network], complete, check=check)
+        return Trained(experiment, complete, predictor.with_plan(complete), {})
+    complete, scores = validation
+    keep_bundle(experiment, [fitted.network], complete, scores, check)
+    return Trained(experiment, complete, predictor.with_plan(complete), {"validation": scores})
+
+
+def train_network(
+    experiment: Experiment,
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    validate: Validate | None = None,
+) -> FitResult:
+    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
+    cfg = experiment.cfg
+    run = experiment.run
+    network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
+    if cfg.model.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
+        start_from(cfg.model.init_from, network, plan)
+    tiles = tiles_of(cases, plan, cfg)
+    # processes that Lightning spawns have no context of their own
+    training_bar = partial(bar, "Training", shown=bars_are_shown())
+    callbacks = [Progress(training_bar), Previews(run, draw_previews)]
+    return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=callbacks)
+
+
+def keep_bundle(
+    experiment: Experiment,
+    networks: Sequence[nn.Module],
+    plan: Plan,
+    scores: Scores | None = None,
+    check: InputCheck | None = None,
+) -> None:
+    """Write the networks as one bundle, and the plan again with all that was chosen.
+
+    Args:
+        experiment: its provenance goes into the model card.
+        networks: the members of an ensemble, or one network.
+        plan: the plan with what was chosen.
+        scores: the scores of the validation cases, for the model card.
+        check: the ranges of the training scans, by which `predict` checks its input.
+    """
+    plan = plan.with_(n_members=len(networks))
+    card = model_card(plan, scores, experiment.origin)
+    write_bundle(experiment.bundle, networks, plan, card, check)
+    write_text(experiment.run / "plan.json", plan.to_json())
+
+
+def _spread(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
+    """Return `n` cases, evenly spaced: files in order of name are often in order of site."""
+    places = np.linspace(0, len(cases) - 1, min(n, len(cases)))
+    return [cases[round(i)] for i in places]
+
+
+def _validate(
+    network: nn.Module, experiment: Experiment, cases: Sequence[CaseFiles], plan: Plan
+) -> Mapping[str, float]:
+    # not within `train_fold`: processes that Lightning spawns receive it pickled
+    return validation_scores(match_volumes(network, experiment, cases, plan))

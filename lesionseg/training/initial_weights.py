@@ -1,0 +1,58 @@
+"""The weights that a training starts from: those of a bundle, or of an nnU-Net checkpoint."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from lesionseg.inference.bundle import bundle_digest, read_own_bundle
+from lesionseg.models.weights import (
+    is_checkpoint,
+    new_heads,
+    read_checkpoint,
+    take_tensors,
+    take_weights,
+)
+from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
+    """Copy the weights that `network` has in common with a bundle, and log which ones.
+
+    The first network of an ensemble is taken. Of an nnU-Net checkpoint all weights are taken except
+    those of the heads.
+
+    Raises:
+        BundleError: if the bundle or checkpoint cannot be used.
+    """
+    path = Path(bundle)
+    if is_checkpoint(bundle):
+        source = f"checkpoint {path.name}"
+        heads = new_heads("what nnU-Net's labels mean is not known")
+        done = take_tensors(network, read_checkpoint(path), heads)
+        log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
+    else:
+        source = f"bundle {bundle_digest(path)}"
+        before = read_own_bundle(path, plan.architecture.network)
+        n_members = len(before.networks)
+        if n_members > 1:
+            log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
+        done = take_weights(network, plan, before.networks[0], before.plan)
+    n = len(done.taken) + len(done.fresh)
+    log.info("Weights of %s: %d of %d tensors taken.", source, len(done.taken), n)
+    if done.adapted:
+        log.info("Of these, %s.", done.adapted)
+    why = f" ({done.why_fresh})" if done.why_fresh else ""
+    _log_parts(f"Newly initialised{why}", done.fresh)
+    _log_parts("Not used", done.unused)
+
+
+def _log_parts(what: str, names: Sequence[str]) -> None:
+    """Log how many tensors each part of the network has among `names`."""
+    parts = [".".join(name.split(".")[:2]) for name in names]
+    if parts:
+        counted = ", ".join(f"{part} ({parts.count(part)})" for part in dict.fromkeys(parts))
+        log.info("%s: %s.", what, counted)

@@ -1,0 +1,85 @@
+"""The page on the architecture names what exists, and no modules import each other in a circle."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "lesionseg"
+WAY = re.compile(r"^ +([\w.]+) +([\w/]+\.py)", re.MULTILINE)
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the library by its dotted name, parsed."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """What a module imports, at its top or within a function, as dotted names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A chain of modules that leads back to its first one; empty if there is none.
+
+    >>> circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    ['b', 'c', 'b']
+    """
+    finished: set[str] = set()
+
+    def visit(name: str, chain: list[str]) -> list[str]:
+        if name in chain:
+            return [*chain[chain.index(name) :], name]
+        if name in finished:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*chain, name]):
+                return found
+        finished.add(name)
+        return []
+
+    return next(filter(None, (visit(name, []) for name in graph)), [])
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The modules that each module of the library imports.
+
+    The package itself is left out: it imports a public name when it is first used.
+    """
+    trees = modules()
+    graph: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        # `from package import name` means a module, or what a module defines
+        found = {t if t in trees else t.rpartition(".")[0] for t in imports(tree)}
+        graph[name] = (found & trees.keys()) - {name, "lesionseg"}
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = import_graph()
+    assert "lesionseg.pipeline.predict" in graph["lesionseg.pipeline.follow"]  # in a function
+    assert circle(graph) == []
+
+
+def test_every_name_on_the_way_of_a_case_is_defined_in_its_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    ways = WAY.findall(page)
+    assert len(ways) > 40
+    for name, file in ways:
+        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        nodes: list[ast.stmt] = tree.body
+        for part in name.split("."):
+            kinds = ast.FunctionDef | ast.ClassDef
+            found = [node for node in nodes if isinstance(node, kinds) and node.name == part]
+            assert found, f"{name} is not in {file}"
+            nodes = found[0].body
