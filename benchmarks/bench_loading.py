@@ -38,7 +38,7 @@ from benchmarks.peers.monai_chain import monai_chain
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components

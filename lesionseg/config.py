@@ -264,7 +264,6 @@ class TrainConfig(Settings):
     run_dir: Annotated[Text | None, PathKind.OUTPUT]
     seed: Index
     private: bool
-    debug: bool
 
 
 class PrepareConfig(TrainConfig):
@@ -276,14 +275,7 @@ class TuneConfig(TrainConfig):
     tune: TuneSection
 
 
-class Command(Settings):
-    """What the commands that read files of others have in common."""
-
-    max_voxels: Annotated[int, Field(ge=1, lt=2**31)]
-    debug: bool
-
-
-class OutputCommand(Command):
+class OutputCommand(Settings):
     """The settings that commands with an output folder have in common.
 
     `private`: only the user can read the results, whatever the umask says.
@@ -423,10 +415,9 @@ class ExportConfig(Settings):
     groups: str | None
     trust: bool
     private: bool
-    debug: bool
 
 
-class ServeConfig(Command):
+class ServeConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     inference: InferenceConfig
     host: str

@@ -11,13 +11,14 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import compose_plain, groups
 from lesionseg.cli.help import examples
 from lesionseg.config import InferenceConfig, TrainConfig, keys
 from lesionseg.errors import ConfigError, LesionsegError, one_of
-from lesionseg.io.limits import FileLimits, limits, set_limits
 from lesionseg.losses import DetectionLoss, make_loss
+from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
 
 Capture = pytest.CaptureFixture[str]
@@ -146,7 +147,7 @@ def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:
     assert (found["input"], found["output"]) == ("a b", "c")
 
 
-def test_an_error_is_one_sentence_and_a_traceback_with_debug(
+def test_an_error_is_one_sentence_and_in_python_an_exception(
     tmp_path: Path, capsys: Capture
 ) -> None:
     nowhere = f"scores={tmp_path / 'nowhere'}"
@@ -154,7 +155,7 @@ def test_an_error_is_one_sentence_and_a_traceback_with_debug(
     assert "nowhere" in (printed := capsys.readouterr().err)
     assert "Traceback" not in printed
     with pytest.raises(LesionsegError, match="nowhere"):
-        run("report", [nowhere, "output=o", "debug=true"])
+        lesionseg.report(tmp_path / "nowhere", "o")
 
 
 def test_ctrl_c_and_sigterm_leave_with_130() -> None:
@@ -173,9 +174,9 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     monkeypatch.chdir(tmp_path)
     folders = list[str]()
 
-    def call(_: str, cfg: Any) -> int:
+    def call(_: str, cfg: Any) -> TrainOutcome:
         folders.append(cfg.run_dir)
-        return 0
+        return TrainOutcome(Path(cfg.run_dir), is_first=False)
 
     monkeypatch.setattr("lesionseg.cli.command.recipe", call)
     handlers = [*logging.getLogger().handlers]
@@ -202,16 +203,6 @@ def test_an_experiment_of_the_users_own_folder_is_found(tmp_path: Path, capsys: 
     (folder / "wrong.yaml").write_text("# @package _global_\nsead: 1\n")
     assert run("train", [*asked[:2], "experiment=wrong", "data.root=x"]) == 2
     assert "'seed'" in capsys.readouterr().err
-
-
-def test_the_largest_file_is_a_setting(tmp_path: Path) -> None:
-    try:
-        (tmp_path / "no_mask.txt").touch()
-        given = [f"reference={tmp_path}", f"prediction={tmp_path}", f"output={tmp_path / 'out'}"]
-        assert run("evaluate", [*given, "max_voxels=1000"]) == 1
-        assert limits() == FileLimits(max_voxels=1000)
-    finally:
-        set_limits(FileLimits())
 
 
 # --- the YAML files and the settings: every option composes, every key is in both ---

@@ -15,7 +15,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
-from lesionseg.config import COMMANDS, Command, ServeConfig, conf_dir, read
+from lesionseg.config import COMMANDS, ServeConfig, conf_dir, read
 from lesionseg.errors import (
     INTERRUPTED,
     NOTHING_RAN,
@@ -78,8 +78,6 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
-        if any(a.replace(" ", "").lower() in ("debug=true", "debug=1", "debug=yes") for a in argv):
-            raise
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
@@ -94,10 +92,6 @@ def recipe(command: str, cfg: Any) -> Outcome:
     from lesionseg.io.files import private_files
 
     check_paths(cfg)
-    if isinstance(cfg, Command):
-        from lesionseg.io.limits import FileLimits, set_limits
-
-        set_limits(FileLimits(max_voxels=cfg.max_voxels))
     is_private = isinstance(cfg, ServeConfig) or cfg.private  # uploads are always private
     with private_files() if is_private else nullcontext():
         function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)

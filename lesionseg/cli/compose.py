@@ -152,7 +152,7 @@ def _meant(command: str, flag: str = "") -> str | None:
     ('data.root', 'trainer.max_minutes', 'input')
     """
     name = flag.lstrip("-").replace("-", "_")
-    known = [key for key, _ in keys(COMMANDS[command]) if key not in ("max_voxels", "debug")]
+    known = [key for key, _ in keys(COMMANDS[command])]
     ends = [key for key in known if key == (name or "input") or key.rpartition(".")[2] == name]
     return next(iter([*ends, *(key for key in known if key.startswith(name))]), None)
 

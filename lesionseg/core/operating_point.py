@@ -15,9 +15,9 @@ _HOW = "Write auto, best_f1, fp_per_case:1, sensitivity:0.9 or score:0.5, or ano
 class Aim:
     """The aim of an operating point: what its score is chosen for.
 
-    `auto`: the default rule (`evaluation.operating_point_choice.default_rate`). `best_f1`: the highest F1
-    of lesions. `fp_per_case`: a rate `value` of false positives per case. `sensitivity`: a share
-    `value` of the lesions found. `score`: the score `value` itself.
+    `auto`: the default rule (`evaluation.operating_point_choice.default_rate`). `best_f1`: the
+    highest F1 of lesions. `fp_per_case`: a rate `value` of false positives per case. `sensitivity`:
+    a share `value` of the lesions found. `score`: the score `value` itself.
     """
 
     kind: AimKind

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lesionseg.data.cache import CachedCase as CachedCase
     from lesionseg.data.cache import fill_cache as fill_cache
     from lesionseg.data.cache import open_dataset as open_dataset
-    from lesionseg.data.prepare import prepare_case as prepare_case
-    from lesionseg.data.prepare import prepare_image as prepare_image
+    from lesionseg.data.preprocess import prepare_case as prepare_case
+    from lesionseg.data.preprocess import prepare_image as prepare_image
     from lesionseg.data.tiles import TileDataset as TileDataset
 
 _MODULES = {
@@ -22,8 +22,8 @@ _MODULES = {
     "TileDataset": "tiles",
     "fill_cache": "cache",
     "open_dataset": "cache",
-    "prepare_case": "prepare",
-    "prepare_image": "prepare",
+    "prepare_case": "preprocess",
+    "prepare_image": "preprocess",
 }
 
 __all__ = ["TileGrid", *_MODULES]

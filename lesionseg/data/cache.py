@@ -32,7 +32,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
-from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
+from lesionseg.data.preprocess import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.dicom.series import split_series

@@ -15,7 +15,7 @@ from torch import nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Aim, CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
-from lesionseg.data.prepare import prepare_image
+from lesionseg.data.preprocess import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.body import Body, find_body

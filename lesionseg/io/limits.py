@@ -44,7 +44,7 @@ _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serv
 class FileLimits:
     """The limits of one file.
 
-    `max_voxels`: of one channel, on the file's grid and on the plan's; no more than indices of 32
+    `max_voxels`: of one channel, on the file's grid and on the plan's; as many as indices of 32
     bits can count. `spacing_mm`: least and largest. `extent_mm`: of the longest side, least and
     largest. `read_seconds`: processor time of a native decoder, beside a share for each byte of the
     file. Time in which the decoder waits for a processor does not count, so that a busy machine
@@ -93,7 +93,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     if n_voxels > _limits.max_voxels:
         raise ReadError(
             f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels}. "
-            "Crop it, or set max_voxels= (at most 2147483647)."
+            "Crop it, or resample it to larger voxels."
         )
     spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
     stated = f" The header gives lengths in {unit}." if unit else ""

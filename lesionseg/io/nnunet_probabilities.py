@@ -93,7 +93,7 @@ def open_probabilities(path: Path) -> ProbabilityFile:
     """Read the header of an archive of nnU-Net's probabilities.
 
     Raises `ReadError` for a file that is no such archive, that contains objects instead of numbers,
-    or that claims more voxels than it can contain or than `max_voxels` allows.
+    or that claims more voxels than it can contain or than `FileLimits` allows.
     """
     with reading(path):
         if not path.is_file() or not zipfile.is_zipfile(path):
@@ -120,7 +120,7 @@ def open_probabilities(path: Path) -> ProbabilityFile:
     if prod(shape[1:]) > limits().max_voxels:
         raise ReadError(
             f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
-            f"{limits().max_voxels} (max_voxels=)."
+            f"{limits().max_voxels}. {_AGAIN}"
         )
     n_bytes = prod(shape) * dtype.itemsize
     check_size(path, n_bytes)

@@ -8,7 +8,7 @@ from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import bundle_digest, ensemble
-from lesionseg.inference.export import (
+from lesionseg.inference.export_formats import (
     CONFIG,
     METADATA,
     PROGRAM,

@@ -15,7 +15,6 @@ from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.io.layouts.input_images import FoundScan
-from lesionseg.io.limits import FileLimits, set_limits
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.case_work import Known, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
@@ -101,7 +100,6 @@ class _Actor:
     ) -> None:
         if cfg.private:  # the setting of the process that asked is not inherited by Ray's workers
             os.umask(0o077)
-        set_limits(FileLimits(max_voxels=cfg.max_voxels))
         self._given = cfg, make_predictor(cfg, architectures), output, known
 
     def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:

@@ -29,7 +29,8 @@ from lesionseg.plan.splits import Splits
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
-# settings that do not change the result: a whole section, or one of its settings
+# settings that do not change the result: a whole section, or one of its settings; `debug` is one
+# of version 1.0, whose runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")

@@ -15,7 +15,7 @@ from lesionseg.data.cache import (
     read_cached_case,
     source_hash,
 )
-from lesionseg.data.prepare import PreparedReference
+from lesionseg.data.preprocess import PreparedReference
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.volumes import read_volume, write_volume

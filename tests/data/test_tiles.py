@@ -8,7 +8,7 @@ from monai.data import Dataset, MetaTensor
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.tiling import TileGrid, clip_start, read_tile
 from lesionseg.errors import ConfigError

@@ -14,7 +14,7 @@ from lesionseg.config import AugmentConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_image
+from lesionseg.data.preprocess import PreparedCase, PreparedReference, prepare_image
 from lesionseg.data.transforms import check_transforms, require_trusted, with_masks
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms

@@ -15,7 +15,12 @@ from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.boxes import BoxCollector
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
-from lesionseg.inference.export import inference_config, largest_difference, trace, write_onnx
+from lesionseg.inference.export_formats import (
+    inference_config,
+    largest_difference,
+    trace,
+    write_onnx,
+)
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.window import SlidingWindow

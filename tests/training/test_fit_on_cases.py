@@ -9,7 +9,7 @@ import torch
 from lesionseg.config import AugmentConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase, PreparedReference
 from lesionseg.data.tiles import TileDataset
 from lesionseg.io.files import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions

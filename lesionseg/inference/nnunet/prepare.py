@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.prepare import to_canonical
+from lesionseg.data.preprocess import to_canonical
 from lesionseg.errors import GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import foreground_slices
@@ -55,7 +55,9 @@ class NnunetScan:
 def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
     """Prepare a volume `[C, *file]` by an nnU-Net model's recipe; a new array.
 
-    Raises `GeometryError` naming `where` if the resized volume has more than `max_voxels`.
+    Raises:
+        GeometryError: if the resized volume has more voxels than `FileLimits` allows. `where`
+            is named.
     """
     view = to_canonical(volume) if recipe.reorients else volume
     array = view.array
@@ -74,7 +76,7 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     if prod(shape) > limits().max_voxels:
         sizes = " × ".join(map(str, shape))
         raise GeometryError(
-            f"{where}: would have {sizes} voxels for this model, above max_voxels="
+            f"{where}: would have {sizes} voxels for this model, more than "
             f"{limits().max_voxels}. Check the voxel size in the file's header."
         )
     if any(scheme.use_mask for scheme in recipe.normalisation):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Case, Geometry, Labels, Reference, Volume
-from lesionseg.data.prepare import (
+from lesionseg.data.preprocess import (
     normalise,
     plan_geometry,
     prepare_case,

@@ -295,7 +295,7 @@ _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
-# as `data.prepare.plan_geometry`: the extent of the image, about the same centre, in new voxels
+# as `data.preprocess.plan_geometry`: the extent of the image, about the same centre, in new voxels
 _GRID = (
     "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
     "torch.as_tensor(np.block([[z, "

@@ -95,7 +95,7 @@ def prepare_image(
     on the plan's grid, the image alone. `look` is called before normalisation, and may not keep
     what it is shown. The plan's further transforms come last. A missing channel is 0 in the end,
     the mean of its scale. Raises `ContentError` when channels or axes are not the plan's,
-    `GeometryError` when the plan's grid would hold more than `max_voxels`.
+    `GeometryError` if the plan's grid would have more voxels than `FileLimits` allows.
     """
     kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
     expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
@@ -133,8 +133,8 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
     if math.prod(geometry.shape) > limits().max_voxels:
         sizes = " × ".join(map(str, geometry.shape))
         raise GeometryError(
-            f"{where or 'image'}: would have {sizes} voxels on the plan's grid, above "
-            f"max_voxels={limits().max_voxels}. Check the voxel size in the file's header."
+            f"{where or 'image'}: would have {sizes} voxels on the plan's grid, more than "
+            f"{limits().max_voxels}. Check the voxel size in the file's header."
         )
     return read_linear(view, geometry)
 
