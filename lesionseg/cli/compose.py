@@ -55,7 +55,7 @@ def composed(
 
 
 def compose(command: str, argv: Sequence[str]) -> Settings:
-    """The settings of a command under overrides; raises `ConfigError` naming the nearest key."""
+    """Return the settings of a command with overrides. `ConfigError` names the nearest key."""
     plain = compose_plain(command, argv)
     missing = sorted(key for key, value in _leaves(plain) if value == "???")
     if missing:
@@ -71,7 +71,7 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
-    """As Hydra takes them: texts quoted, keys and options known, else an error with the nearest."""
+    """Return the overrides as Hydra reads them: texts quoted, keys and options checked."""
     for path in (a for a in argv if "=" not in a and a[:1] != "~"):
         raise ConfigError(f"{path!r} is no setting. Write {_meant(command)}={path}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
@@ -107,7 +107,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 
 
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The command's groups and the options of each, those of the user's own folders too."""
+    """Return the command's groups and the options of each, with those of the user's folders."""
     roots, found = [conf_dir(), *_own_folders(overrides)], dict[str, list[str]]()
     entries = [entry for file in files_of(command) for entry in _contents(file)]
     for name in (name for entry in entries if isinstance(entry, dict) for name in entry):
@@ -116,7 +116,7 @@ def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def files_of(command: str) -> Iterable[Path]:
-    """A command's file, and those that it builds on."""
+    """Yield a command's file and the files that it includes."""
     path = conf_dir() / f"{command}.yaml"
     yield path
     for entry in _contents(path):
@@ -125,14 +125,14 @@ def files_of(command: str) -> Iterable[Path]:
 
 
 def _contents(path: Path) -> list[Any]:
-    """The table of contents of a command's file."""
+    """Return the `defaults` list of a command's file."""
     import yaml
 
     return list(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
 
 
 def _own_folders(overrides: Sequence[str]) -> list[Path]:
-    """The folders of `hydra.searchpath`; raises `ConfigError` for one that does not exist."""
+    """Return the folders of `hydra.searchpath`. Raise `ConfigError` if one does not exist."""
     folders = list[Path]()
     for place in (o.partition("=")[2].strip("[]'\"") for o in overrides if key_of(o) == SEARCHPATH):
         scheme, _, name = place.rpartition("://")
@@ -146,19 +146,21 @@ def _own_folders(overrides: Sequence[str]) -> list[Path]:
 
 
 def _meant(command: str, flag: str = "") -> str | None:
-    """The setting that a flag of another program means; without one the first setting to give.
+    """Return the setting that a flag of another program means; without a flag, the first setting.
 
     >>> _meant("train", "--data"), _meant("train", "--max-minutes"), _meant("predict")
     ('data.root', 'trainer.max_minutes', 'input')
+    >>> _meant("evaluate"), _meant("report")
+    ('reference', 'scores')
     """
     name = flag.lstrip("-").replace("-", "_")
-    known = [key for key, _ in keys(COMMANDS[command])]
+    known = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
     ends = [key for key in known if key == (name or "input") or key.rpartition(".")[2] == name]
     return next(iter([*ends, *(key for key in known if key.startswith(name))]), None)
 
 
 def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
-    """The flags by their long names, and the overrides, those of `KEYS` among them.
+    """Return the flags by their long names, and the overrides, including those of `KEYS`.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
@@ -216,7 +218,7 @@ def _in_quotes(value: str) -> str:
 
 
 def key_of(override: str) -> str:
-    """The key of an override, its sign and value left out; raises `ConfigError` if it has none."""
+    """Return the key of an override without sign and value. Raise `ConfigError` without a key."""
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):
         raise ConfigError(f"{override!r} has no '='. Write key=value or group=option.")

@@ -258,7 +258,7 @@ def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
 def _sharing(
     traces: Sequence[_Trace], keys: Callable[[_Trace], tuple[str, ...]]
 ) -> Iterator[list[_Trace]]:
-    """Groups of two or more cases that share a key; each group once."""
+    """Yield each group of two or more cases that share a key once."""
     by_key: dict[str, dict[str, _Trace]] = {}
     for trace in traces:
         for key in filter(None, keys(trace)):
@@ -268,7 +268,7 @@ def _sharing(
 
 
 def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
-    """Cases whose spacing is more than twice, or less than half, the median along an axis."""
+    """Yield cases whose spacing is over twice, or under half, the median along an axis."""
     axes = max((len(t.look.spacing_mm) for t in readable), default=0)
     alike = [t for t in readable if len(t.look.spacing_mm) == axes]
     if len(readable) < 3:
@@ -291,7 +291,7 @@ def _axes(geometry: Geometry) -> str:
 
 
 def _digest(array: NDArray[np.generic]) -> str:
-    """Hash of shape and values: the same voxels in another file or format give the same."""
+    """Return a hash of shape and values. Equal voxels in another file format have the same."""
     digest = hashlib.sha256(repr((array.shape, str(array.dtype))).encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -78,11 +78,11 @@ def bar(
 
     def say_advance(item: str, done: float, total: int) -> None:
         nonlocal began, first, said, last_left
-        if math.isnan(
-            first
-        ):  # resumed work begins in the middle; of new work the first item counts
+        if math.isnan(first):
+            # resumed work begins in the middle; new work with its first item
             began, first = (began, 0.0) if done == 1 < total else (time.monotonic(), done)
-        seconds, share = time.monotonic() - began, int(_LINES * done / max(total, 1))
+        seconds = time.monotonic() - began
+        share = int(_LINES * done / max(total, 1))
         if share > said and seconds > _LONG_SECONDS and first < done < total:
             said = share
             left = seconds * (total - done) / (done - first)
@@ -107,7 +107,7 @@ def bar(
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of equal columns, the first to the left, the others to the right.
+    """Return rows as lines of equal columns. The first column is aligned left, the others right.
 
     >>> aligned([["", "a"], ["recall", "0.5"]])
     ['          a', 'recall  0.5']
@@ -123,7 +123,7 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Once(logging.Filter):
-    """Lets a warning of the readers pass once: a file is opened several times."""
+    """A filter that passes each warning of the readers once: a file is opened several times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,9 +140,10 @@ class Once(logging.Filter):
 
 
 class RunLog(MemoryHandler):
-    """Appends records to the log of a run, once its directory has a configuration.
+    """A handler that appends records to the log of a run.
 
-    What comes before waits in memory, the plan among it: a wrong setting leaves no file.
+    Until the run directory has a configuration, records wait in memory: a wrong setting leaves no
+    file.
     """
 
     def __init__(self, run: Path) -> None:
@@ -150,7 +151,7 @@ class RunLog(MemoryHandler):
         self.run = run
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Whether the file may be written."""
+        """Return True if the run has a configuration, so that its log may be written."""
         if self.target is None and (self.run / "config.yaml").is_file():
             file = logging.FileHandler(self.run / LOG, encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -160,9 +161,9 @@ class RunLog(MemoryHandler):
 
 @contextmanager
 def run_log(run: Path) -> Iterator[Callable[[str], None]]:
-    """Append all that is logged meanwhile to the run's log; yields what writes to it alone.
+    """Append all that is logged meanwhile to the run's log. Yield a function that writes to it.
 
-    What is printed stays as it is. An error that ends the run is the log's last line.
+    The terminal shows the same as without it. An error that ends the run is the log's last line.
     """
     root, ours = logging.getLogger(), logging.getLogger("lesionseg")
     handler, level = RunLog(run), ours.level
@@ -176,7 +177,7 @@ def run_log(run: Path) -> Iterator[Callable[[str], None]]:
 
     for each in handlers:
         root.addHandler(each)
-    note(f"lesionseg {__version__} begins or goes on.")
+    note(f"lesionseg {__version__} started or resumed.")
     try:
         yield note
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What every command first learns about a dataset: its cases, lesions and roles."""
+"""The survey of a dataset: its cases, lesions and roles, before anything is decided."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and withi
 
 
 def facts_folder(data: DataConfig, run: Path) -> Path:
-    """The folder of `facts.json`: with the prepared cases, on this machine."""
+    """Return the folder of `facts.json`, next to the prepared cases."""
     return (run.parent / CACHE if data.cache_dir is None else Path(data.cache_dir)) / FACTS
 
 
 def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
-    """Whether a scan may lack a channel; raises `ConfigError` where there is but one."""
+    """Return True if a scan may lack a channel. Raise `ConfigError` if there is only one."""
     if data.channel_dropout and len(channels) < 2:
         raise ConfigError(
             f"data.channel_dropout={data.channel_dropout} leaves nothing of the only channel "
@@ -49,11 +49,16 @@ def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a dataset before anything is decided.
+    """A dataset, and the facts about it that every decision starts from.
 
-    `counts` and `sizes`: number and median diameter of the lesions of each labelled case. `boxed`:
-    number of lesions of each case whose reference has boxes and no mask. `sources`: SHA-256 of each
-    case's files.
+    Attributes:
+        dataset: the cases of all roles.
+        fingerprint: the statistics of the development cases.
+        splits: the role of each case.
+        counts: number of lesions of each labelled case.
+        sizes: median diameter of these lesions.
+        boxed: number of lesions of each case whose reference has boxes and no mask.
+        sources: SHA-256 of each case's files.
     """
 
     dataset: Dataset
@@ -65,11 +70,14 @@ class Survey:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
-        """The cases of one role, in the dataset's order."""
+        """Return the cases of one role, in the dataset's order."""
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
     def is_group_safe(self, role: str) -> bool:
-        """Whether no patient of the role was trained on, nor selected on unless to validate."""
+        """Return True if no patient of the role was used for training.
+
+        For test and external cases, no patient may have been used for validation either.
+        """
         if role in ("train", "validation"):
             return self.splits.group_safe
         seen = {c.group for r in ("train", "validation") for c in self.of_role(r)}
@@ -231,10 +239,13 @@ def _given(data: DataConfig) -> Path | None:
 
 
 def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
-    """The dataset of `data.root`; simulated first when the settings say so and it is missing.
+    """Read the dataset of `data.root`. Simulate it first if the settings say so and it is missing.
 
-    `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings
-    simulated it.
+    `lenient`: see `read_dataset`.
+
+    Raises:
+        DatasetError: if the dataset cannot be used.
+        ConfigError: if other settings simulated it.
     """
     root = download(data.root)
     if data.phantoms is not None:

@@ -71,6 +71,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circle(graph) == []
 
 
+def test_functions_of_the_pipeline_take_at_most_six_values() -> None:
+    many = []
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and name.startswith("lesionseg.pipeline"):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if len([one for one in given if one.arg not in ("self", "cls")]) > 6:
+                    many.append(f"{name}.{node.name}")
+    assert many == []
+
+
 def test_every_name_on_the_way_of_a_case_is_defined_in_its_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     ways = WAY.findall(page)
