@@ -105,7 +105,8 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     assert not re.findall(r'(?:src|<link[^>]*href)="https?:', page)
     # opened from disk a page cannot fetch the index of the search: a script holds it
     assert (tmp_path / "search" / "search_index.js").is_file()
-    assert (tmp_path / "iframe-worker.js").is_file() and 'src="iframe-worker.js"' in page
+    assert (tmp_path / "iframe-worker.js").is_file()
+    assert 'src="iframe-worker.js"' in page
     assert (tmp_path / "notebooks" / "quick_start.ipynb").is_file()
     assert 'id="lesionseg.evaluate"' in (tmp_path / "api" / "index.html").read_text("utf-8")
 
