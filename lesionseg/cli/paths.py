@@ -53,9 +53,9 @@ def _check_folder(setting: str, path: Path) -> None:
 
 def _check_dataset(setting: str, path: Path) -> None:
     _check_is_folder(setting, path)
-    from lesionseg.io.layouts import read_dataset, recognised
+    from lesionseg.io.layouts import find_convention, read_dataset
 
-    if recognised(path) is None:
+    if find_convention(path) is None:
         read_dataset(path)  # raises the error that says which layouts there are
 
 

@@ -1,8 +1,8 @@
-"""Files: the only package that knows formats, dataset layouts and how files order their axes.
+"""Reading and writing files: the only package that knows formats, dataset layouts and file axes.
 
-In come paths; out come datasets of case files (`layouts/`), cases and volumes in memory (`cases`,
-`volumes`, `dicom/`) and predictions, which are written as well. A folder at a URL is downloaded
-before (`remote`). The formats' libraries are imported when one is read.
+It reads paths into datasets of case files (`layouts/`), cases and volumes in memory (`cases`,
+`volumes`, `dicom/`) and predictions, and it writes predictions. A folder at a URL is downloaded
+first (`remote`). The library of a format is imported only if such a file is read.
 """
 
 from lesionseg.io.cases import read_case as read_case

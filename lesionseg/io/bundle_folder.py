@@ -1,28 +1,37 @@
-"""The files of a bundle: where they are in a folder, without reading them."""
+"""Locating the files of a bundle in a folder, without reading them."""
 
 from pathlib import Path
 
 from lesionseg.errors import BundleError
 
-WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
-_SHOWN = 8  # names of a wrong folder in the message
+WEIGHTS = "weights.safetensors"
+PLAN = "plan.json"
+CARD = "model_card.md"
+_MAX_SHOWN = 8  # file names in the message about a wrong folder
 
 
 def resolve_bundle(path: Path) -> Path:
-    """Return the bundle's folder: `path` itself, or `bundle` inside the run directory `path`.
+    """Return the folder of a bundle.
 
-    Raises `BundleError` if neither contains weights and plan.
+    Args:
+        path: The folder itself, or the run directory that contains it as `bundle`.
+
+    Raises:
+        BundleError: Neither folder contains weights and plan.
     """
     for folder in (path, path / "bundle"):
         if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
             return folder
-    names = sorted(p.name for p in path.iterdir())[:_SHOWN] if path.is_dir() else ["no folder"]
     if (path / "config.yaml").is_file():
         raise BundleError(
-            f"{path}: its training has not finished. The same `train` command with run_dir={path} "
-            "continues it."
+            f"{path}: the training has not finished. Run the same `train` command with "
+            f"run_dir={path} to continue it."
         )
+    content = "does not exist"
+    if path.is_dir():
+        names = sorted(file.name for file in path.iterdir())[:_MAX_SHOWN]
+        content = f"contains {', '.join(names) or 'no files'}"
     raise BundleError(
-        f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
-        f"finished training, one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
+        f"{path} is not a bundle: the folder {content}. Name the folder of a finished training, "
+        f"one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
     )

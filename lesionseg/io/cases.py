@@ -1,4 +1,4 @@
-"""Cases in memory: channels on one grid and the reference that belongs to them."""
+"""Reading cases: all channels on one grid, and the reference that belongs to them."""
 
 import logging
 from dataclasses import replace
@@ -25,36 +25,48 @@ from lesionseg.ops.components import lesion_instances, present_values
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
-# Grids that are less than half a voxel apart put every voxel in the same place, whichever is used.
+# if two grids differ by less than half a voxel, a voxel has the same place in both
 _NEAR_VOXELS = 0.5
-_SAME_SPACING = 1e-3  # relative
+_SAME_SPACING = 1e-3  # relative difference
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
 def read_case(files: CaseFiles, dataset: Dataset) -> Case:
-    """Read one case: image `[C, *spatial]` float32 and its reference, on the first file's grid.
+    """Read one case: the image `[C, *spatial]` float32 and its reference, on the first file's grid.
 
-    The reference is None for an unlabelled case. Masks keep their file's values (1 for all with
-    merged labels); voxels of the dataset's ignore label become `Reference.ignore` and background.
-    What is marked of labels that the case does not annotate becomes background as well.
-    Raises `DatasetError` when channels are missing, `GeometryError` when files are on different
-    grids (`check_grid`), `ContentError` for infinity, for NaN unless that is background, and for
-    mask values that are no label.
+    Masks keep the values of their file, or become 1 if labels are merged. Voxels with the dataset's
+    ignore label are set in `Reference.ignore` and become background. Lesions of labels that the
+    case does not annotate become background, too.
+
+    Args:
+        files: The files of the case.
+        dataset: The dataset that it belongs to.
+
+    Returns:
+        The case. Its reference is None if the case is unlabelled.
+
+    Raises:
+        DatasetError: A channel is missing.
+        ReadError: A file is damaged.
+        GeometryError: Files are on different grids, see `check_grid`.
+        ContentError: Voxels are infinite, or are NaN although NaN is not background, or a mask
+            value is not a label.
     """
     image = read_image(files, dataset)
-    reference = _ignoring(_read_reference(files, dataset, image.geometry), image.valid)
+    reference = _read_reference(files, dataset, image.geometry)
+    reference = _ignore_invalid(reference, image.valid)
     return Case(files.case, image, reference, files.group)
 
 
 def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
-    """Read the channels of one case alone, as `read_case` does."""
+    """Read the image of one case without its reference. Raises the errors of `read_case`."""
     check_channels(files, dataset)
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
     if is_colour(files, n_channels):
-        array[:] = first.array  # a grey picture among coloured ones: three times the same
+        array[:] = first.array  # broadcasting gives a grey picture three equal channels
         if dataset.nan_background:
             array[:] = np.stack([nan_to_background(channel) for channel in array])
         check_finite(files.images[0], array)
@@ -76,9 +88,9 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
                 valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
         if len(values) > 1:
-            logger.warning("%s is in colour; only its brightness is read.", file)
+            logger.warning("%s is in colour. Only its brightness is used.", file)
             values = np.rint(np.tensordot(LUMA, values, axes=1))[np.newaxis]
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, an error below
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite: an error below
             array[channel] = values[0]
         if values.dtype.kind == "f":
             if dataset.nan_background:
@@ -90,25 +102,34 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
 def read_mask(
     path: Path, raster_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
-    """Read a label mask as a reference on its own grid; its lesions follow from the labels.
+    """Read a label mask as a reference on its own grid, without instances.
 
-    Values must be whole and not negative; any storage type will do. Raises `ContentError`. With
-    `nan_background` NaN is 0.
+    Args:
+        path: The file, of any dtype.
+        raster_mm: The pixel size of a picture in millimetres. None means 1 mm.
+        nan_background: True replaces NaN by 0.
+
+    Raises:
+        ReadError: The file is damaged.
+        ContentError: A value is negative or not an integer.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     array = volume.array[0]
     if array.dtype.kind == "f":
         if nan_background:
             array = np.where(np.isnan(array), array.dtype.type(0), array)
-        broken = ~(np.isfinite(array) & (array == np.round(array)))
-        if broken.any():
+        is_wrong = ~(np.isfinite(array) & (array == np.round(array)))
+        if is_wrong.any():
             raise ContentError(
-                f"{path}: {int(broken.sum())} mask values are not integers, such as "
-                f"{array[broken][0]}. Resample masks with nearest-neighbour interpolation."
+                f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
+                f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation."
             )
     lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
     if lowest < 0 or highest > np.iinfo(np.int32).max:
-        raise ContentError(f"{path}: mask values are {lowest} to {highest}; labels are 1, 2, …")
+        raise ContentError(
+            f"{path}: the mask values are {lowest} to {highest}. Use 0 for background and 1, 2, … "
+            "for labels."
+        )
     values = array.astype(np.min_scalar_type(int(highest)), copy=False)
     return Reference(volume.geometry, labels=values)
 
@@ -116,56 +137,76 @@ def read_mask(
 def read_instances(
     path: Path, raster_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
-    """Read an instance mask on its own grid: ids become consecutive in ascending order, label 1."""
+    """Read an instance mask on its own grid. All lesions get label 1.
+
+    Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
+    """
     reference = read_mask(path, raster_mm, nan_background=nan_background)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
-    labels, n_lesions = (instances > 0).astype(np.uint8), int(np.count_nonzero(values))
+    labels = (instances > 0).astype(np.uint8)
+    n_lesions = int(np.count_nonzero(values))
     return Reference(reference.geometry, labels, instances, (1,) * n_lesions)
 
 
 def read_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
 ) -> Reference | None:
-    """Read the reference of one case, whose image has the `geometry` (None: its header's).
+    """Read the reference of one case without its image.
 
-    What a radiograph's padding hides becomes `ignore`, but for lesions.
+    The padding of a radiograph is ignored, except for lesions drawn there.
+
+    Args:
+        files: The files of the case.
+        dataset: The dataset that it belongs to.
+        geometry: The grid of the image. None reads it from the header.
+
+    Returns:
+        The reference, or None if the case is unlabelled.
     """
     geometry = geometry or read_geometry(files.images[0], raster_mm=files.pixel_mm)
     reference = _read_reference(files, dataset, geometry)
-    for file in files.images if reference is not None and geometry.dims == 2 else ():
-        if is_dicom_image(file):
-            reference = _ignoring(reference, read_volume(file).valid)
+    if reference is not None and geometry.dims == 2:
+        for file in files.images:
+            if is_dicom_image(file):
+                reference = _ignore_invalid(reference, read_volume(file).valid)
     return reference
 
 
-def _ignoring(reference: Reference | None, valid: NDArray[np.bool_] | None) -> Reference | None:
-    """The reference with what is not valid ignored as well; a lesion drawn there is still one."""
+def _ignore_invalid(
+    reference: Reference | None, valid: NDArray[np.bool_] | None
+) -> Reference | None:
+    """Add the pixels that are not valid to `Reference.ignore`, except for lesions drawn there."""
     if reference is None or valid is None:
         return reference
-    free = ~valid if reference.labels is None else ~valid & (reference.labels == 0)
-    return replace(reference, ignore=free if reference.ignore is None else reference.ignore | free)
+    ignore = ~valid
+    if reference.labels is not None:
+        ignore &= reference.labels == 0
+    if reference.ignore is not None:
+        ignore |= reference.ignore
+    return replace(reference, ignore=ignore)
 
 
 def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
+    """Read the reference of any kind: COCO, boxes, DICOM or mask. Drop labels not annotated."""
     path = files.reference
+    labels = dataset.labels
     if "lesions" in files.annotations:
-        reference = read_coco_reference(files, geometry, dataset.labels.merged)
+        reference = read_coco_reference(files, geometry, labels.merged)
     elif "boxes" in files.annotations:
-        reference = read_boxes(files, geometry, merged=bool(dataset.labels.merged))
+        reference = read_boxes(files, geometry, merged=bool(labels.merged))
     elif path is None:
         return None
-    elif is_dicom(path):  # whose segments are found by name
-        labels = dataset.labels
-        left_out = {} if labels.ignore is None else {labels.ignore: IGNORE}
-        names = labels.merged or labels.mask_names
-        reference = read_dicom_reference(path, geometry, {**names, **left_out})
-        reference = _with_labels(path, reference, labels)
+    elif is_dicom(path):
+        names = dict(labels.merged or labels.mask_names)
+        if labels.ignore is not None:
+            names[labels.ignore] = IGNORE
+        reference = read_dicom_reference(path, geometry, names)
+        reference = _apply_labels(path, reference, labels)
     else:
         has_ids = "instances" in files.annotations
         read = read_instances if has_ids else read_mask
-        mm = geometry.spacing_mm[0]
-        reference = read(path, mm, nan_background=dataset.nan_background)
+        reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
         if not (is_raster(path) and reference.geometry.shape == geometry.shape):
             check_grid(
                 path,
@@ -175,10 +216,10 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
                 by_image=dataset.grid_of_image,
             )
         reference = replace(reference, geometry=geometry)
-        reference = reference if has_ids else _with_labels(path, reference, dataset.labels)
+        if not has_ids:
+            reference = _apply_labels(path, reference, labels)
     if files.annotated:
-        names = dataset.labels.mask_names
-        annotated = {value: name in files.annotated for value, name in names.items()}
+        annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
         if reference.labels is not None:
             unknown = np.isin(reference.labels, reference.unannotated)
@@ -186,24 +227,27 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     return reference
 
 
-def _with_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
-    """Apply the dataset's labels to a mask: ignored and merged values, regions as one lesion."""
+def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
+    """Interpret the values of a mask by the labels: ignored values, merged labels and regions.
+
+    If labels are regions, a lesion is a connected component of all of them.
+    """
     values = np.asarray(reference.labels)
-    left_out = labels.ignore
-    known = {0, left_out, *labels.mask_values, *labels.merged}
+    ignored = labels.ignore
+    known = {0, ignored, *labels.mask_values, *labels.merged}
     present = present_values(values)
     unknown = [value for value in present if value not in known]
     if unknown and labels.merged:
-        text = "%s: the values %s are not among the labels; they count as lesion, as all do."
+        text = "%s: the values %s are not among the labels. They count as lesion, like all values."
         warn_once(logger, text, path, unknown[:10])
     elif unknown:
         raise ContentError(
-            f"{path}: the values {unknown[:10]} are none of the dataset's labels "
+            f"{path}: the values {unknown[:10]} are not among the dataset's labels "
             f"{list(labels.mask_values)}. {_label_advice(present, labels)}"
         )
-    if left_out in present:
-        reference = replace(reference, ignore=values == left_out)
-        values = np.where(values == left_out, 0, values).astype(values.dtype)
+    if ignored in present:
+        reference = replace(reference, ignore=values == ignored)
+        values = np.where(values == ignored, 0, values).astype(values.dtype)
     binary = (values > 0).astype(np.uint8)
     reference = replace(reference, labels=binary if labels.merged else values)
     if not labels.regions:
@@ -213,25 +257,25 @@ def _with_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
 
 
 def _label_advice(present: list[int], labels: Labels) -> str:
-    """Explain what mask values outside the labels may mean: ids, or one label written as 255."""
+    """Return advice for mask values that are not labels: they may be ids, or 255 may mean 1."""
     marked = [value for value in present if value not in (0, labels.ignore)]
     if len(marked) > max(len(labels.mask_values), 2) and marked == list(range(1, len(marked) + 1)):
         return (
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
-            "column instances of a manifest.csv, or take every positive value as lesion by "
-            "data.merge_labels=true."
+            "column instances of a manifest.csv, or set data.merge_labels=true, which makes every "
+            "positive value a lesion."
         )
     return (
-        "Name them in the labels, or take every positive value as lesion by "
-        "data.merge_labels=true (255 often means 1)."
+        "Add them to the labels, or set data.merge_labels=true, which makes every positive value a "
+        "lesion (255 often means 1)."
     )
 
 
 def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) -> bool:
-    """Return True if voxels with equal indices are at the same place of the patient.
+    """Return True if voxels with equal indices have the same place in the patient.
 
-    That is if the corners are less than half a voxel apart; with `by_image` equal shape and spacing
-    are enough.
+    The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape and
+    spacing are sufficient.
     """
     if seen.shape != expected.shape:
         return False
@@ -246,14 +290,21 @@ def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
 def check_grid(
     path: Path, seen: Geometry, other: Path, expected: Geometry, *, by_image: bool = False
 ) -> None:
-    """Raise `GeometryError` naming both files if they are not on one grid (`is_same_grid`).
+    """Raise `GeometryError` if two files are not on the same grid, see `is_same_grid`.
 
-    Log a warning if their corners are more than 0.001 mm apart.
+    Log a warning if their corners differ by more than 0.001 mm.
+
+    Args:
+        path: The file.
+        seen: Its grid.
+        other: The file that it is compared with.
+        expected: The grid of the other file.
+        by_image: See `is_same_grid`.
     """
     if seen.matches(expected, TOLERANCE_MM):
         return
     if is_same_grid(seen, expected, by_image=by_image):
-        text = "%s: its header puts it elsewhere than %s (%s). It is read on the grid of %s."
+        text = "%s: the header states another position than %s (%s). The grid of %s is used."
         warn_once(logger, text, path, other.name, seen.apart_text(expected), other.name)
         return
     advice = "Resample one onto the other."
@@ -269,9 +320,12 @@ def check_grid(
 
 
 def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
-    """Raise `GeometryError` unless the image has as many axes as the dataset's others."""
+    """Raise `GeometryError` if the image has another number of axes than the dataset."""
     if geometry.dims != dims:
-        raise GeometryError(f"{path}: shape {geometry.shape}, but the others have {dims} axes.")
+        raise GeometryError(
+            f"{path}: the image has the shape {geometry.shape}, but the other images of the "
+            f"dataset have {dims} axes. Remove it, or make two datasets."
+        )
 
 
 def check_finite(path: Path, values: NDArray[np.float32]) -> None:
@@ -282,17 +336,17 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
     n_nan = int(np.count_nonzero(np.isnan(values)))
     if n_nan == n_bad and n_nan < values.size:
         raise ContentError(
-            f"{path}: {n_nan} voxels are NaN. Replace them, or, if they are background, train with "
-            "data.nan=background; the model then predicts such scans as well."
+            f"{path}: {n_nan} voxels are NaN. Replace them. If they are background, train with "
+            "data.nan=background, so that the model can also predict such scans."
         )
     raise ContentError(f"{path}: {n_bad} voxels are NaN or infinity. Replace them.")
 
 
 def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Replace NaN by the background of a channel: its lowest value, or 0 if that is lower.
+    """Replace NaN by the background of a channel: the lower of 0 and the lowest value.
 
-    So it is 0 beside magnitudes and air beside Hounsfield units. A channel of NaN alone, or without
-    any, is returned as it is.
+    The result is 0 for magnitudes and air for Hounsfield units. A channel without NaN, or with
+    nothing but NaN, is returned unchanged.
 
     >>> nan_to_background(np.array([np.nan, 5.0])), nan_to_background(np.array([np.nan, -9.0]))
     (array([0., 5.]), array([-9., -9.]))
@@ -305,7 +359,7 @@ def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating
 
 
 def content_files(path: Path) -> tuple[Path, ...]:
-    """The files an image consists of: itself, those of a series, or header and voxels."""
+    """Return the files of an image: itself, the files of a series, or header and voxels."""
     if split_series(path) is not None:
         return tuple(series_headers(path))
     if path.is_dir():

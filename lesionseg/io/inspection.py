@@ -1,4 +1,4 @@
-"""Everything that is wrong with one case at once, where reading it stops at the first."""
+"""Listing all faults of a case, while reading the case stops at the first one."""
 
 import hashlib
 import logging
@@ -27,17 +27,22 @@ from lesionseg.io.limits import reading
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_volume
-from lesionseg.io.warn_once import warning_again
+from lesionseg.io.warn_once import repeat_warnings
 
 
 @dataclass(frozen=True, eq=False)
-class Inspected:
-    """A case that can be used, or its faults; `case` is None exactly when there are any.
+class Inspection:
+    """The result of reading one case: the case, or its faults.
 
-    `faults`: the kind (`unreadable`, `geometry`, `not_finite`, `labels`, `channels`) and error of
-    each. `patient`: a hash of the identifier, or ""; `burned_in`: the files say that letters are
-    burned into the picture, or are screen shots that do not deny it; `oriented`: they say how the
-    patient lay. `remarks`: what the readers warned about.
+    Attributes:
+        case: The case. None if there is a fault.
+        faults: The kind (`unreadable`, `geometry`, `not_finite`, `labels`, `channels`) and the
+            error of each fault.
+        patient: A hash of the patient's identifier in DICOM files, or "".
+        burned_in: True if a DICOM file states that text is burned into the image, or is a
+            screenshot that does not deny it.
+        oriented: True if all NIfTI files state the orientation of the patient.
+        remarks: The warnings of the readers.
     """
 
     case: Case | None
@@ -48,46 +53,69 @@ class Inspected:
     remarks: tuple[str, ...]
 
 
-def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
-    """Read a case; where that fails, look at each of its files by itself and list every fault."""
-    case, faults, oriented = None, list[tuple[str, LesionsegError]](), True
-    log, collector = logging.getLogger("lesionseg.io"), BufferingHandler(10**6)
+def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
+    """Read a case. If that fails, check each of its files separately and list every fault."""
+    case = None
+    faults = list[tuple[str, LesionsegError]]()
+    oriented = True
+    with _collect_warnings() as records:
+        try:
+            case = read_case(files, dataset)
+            nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
+            oriented = all(states_orientation(file) for file in nifti)
+        except LesionsegError as error:
+            faults = _find_faults(files, dataset) or [("unreadable", error)]
+    patient, burned_in = _dicom_facts(files.images)
+    return Inspection(
+        case=case,
+        faults=tuple(faults),
+        patient=patient,
+        burned_in=burned_in,
+        oriented=oriented,
+        remarks=tuple(dict.fromkeys(record.getMessage() for record in records)),
+    )
+
+
+@contextmanager
+def _collect_warnings() -> Iterator[list[logging.LogRecord]]:
+    """Yield a list that receives the readers' warnings instead of the log.
+
+    Warnings contain file names. The page of the check may show them, the log may not.
+    """
+    log = logging.getLogger("lesionseg.io")
+    collector = BufferingHandler(10**6)
     collector.setLevel(logging.WARNING)
     log.addHandler(collector)
-    before, log.propagate = log.propagate, False  # warnings name files: they go into the page
+    propagated = log.propagate
+    log.propagate = False
     try:
-        with warning_again():
-            case = read_case(files, dataset)
-        nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
-        oriented = all(states_orientation(file) for file in nifti)
-    except LesionsegError as error:
-        faults = _all_faults(files, dataset) or [("unreadable", error)]
+        with repeat_warnings():
+            yield collector.buffer
     finally:
-        log.propagate = before
+        log.propagate = propagated
         log.removeHandler(collector)
-    remarks = tuple(dict.fromkeys(record.getMessage() for record in collector.buffer))
-    return Inspected(case, tuple(faults), *_dicom_facts(files.images), oriented, remarks)
 
 
-def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
+def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
+    """Check channels, every image and the reference. Return kind and error of every fault."""
     faults: list[tuple[str, LesionsegError]] = []
 
     @contextmanager
-    def noted(kind: str) -> Iterator[None]:
+    def collect(kind: str) -> Iterator[None]:
         try:
             yield
         except LesionsegError as error:
             kinds = {GeometryError: "geometry", ReadError: "unreadable"}
             faults.append((kinds.get(type(error), kind), error))
 
-    with noted("channels"):
+    with collect("channels"):
         check_channels(files, dataset)
     grid: Geometry | None = None
     for file in files.images:
-        with noted("unreadable"):
+        with collect("unreadable"):
             volume = read_volume(file, raster_mm=files.pixel_mm)
             grid = grid or volume.geometry
-            with noted("not_finite"):
+            with collect("not_finite"):
                 values = volume.array.astype("float32", copy=False)
                 if dataset.nan_background:
                     values = np.stack([nan_to_background(channel) for channel in values])
@@ -101,15 +129,17 @@ def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionseg
                 by_image=dataset.grid_of_image,
             )
     if grid is not None:
-        with noted("labels"):
+        with collect("labels"):
             read_reference(files, dataset, grid)
     return faults
 
 
 def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    patient, burned_in = "", False
+    """Return a hash of the patient's identifier and True if text may be burned into an image."""
+    patient = ""
+    burned_in = False
     for image in images:
-        with suppress(LesionsegError):  # noted already
+        with suppress(LesionsegError):  # the list of faults already contains it
             file = next(iter(content_files(image)), image)
             if not is_dicom(file):
                 continue
@@ -118,5 +148,6 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
                 name = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
                 burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))
-            patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else "")
+            if name and not patient:
+                patient = hashlib.sha256(name.encode()).hexdigest()
     return patient, burned_in

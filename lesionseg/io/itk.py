@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files through SimpleITK, whose axes point left, posterior, superior."""
+"""NRRD and MetaImage files, read by SimpleITK, whose axes point left, posterior and superior."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from lesionseg.io.limits import check_grid, check_size, reading
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
-_MOST_HEADER_BYTES = 2**20  # Slicer's headers of many segments are a few 100 kB long
+_MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 
 
 def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -38,57 +38,68 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def read_itk(path: Path) -> Volume:
-    """Read a volume `[1, *spatial]` in the file's own dtype; two-axis files give two axes."""
+    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes."""
     import SimpleITK as sitk
 
     with reading(path):
-        reader, geometry = _header(path)
+        reader, geometry = _read_header(path)
         array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         return Volume(array[np.newaxis], geometry)
 
 
 def read_itk_geometry(path: Path) -> Geometry:
+    """Read the grid from the header."""
     with reading(path):
-        return _header(path)[1]
+        return _read_header(path)[1]
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write an array `[*spatial]`, compressed."""
     import SimpleITK as sitk
 
     sitk.WriteImage(itk_image(array, geometry), str(path), True)
 
 
 def voxel_file(path: Path) -> Path:
-    """The file with the voxels: the header's own, or a regular file in the same folder.
+    """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
-    ITK would read any path or pattern that a header names. Raises `ReadError` for those.
+    Raises:
+        ReadError: The header is damaged, or names another place. ITK would read any path or
+            pattern that a header names.
     """
+    is_nrrd = path.suffix.lower() in _NRRD
     with reading(path), path.open("rb") as stream:
-        head = stream.read(_MOST_HEADER_BYTES)
-    if path.suffix.lower() in _NRRD:  # the header ends at an empty line
+        head = stream.read(_MAX_HEADER_BYTES)
+    if is_nrrd:  # the header ends at an empty line
         head, *rest = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
         names = re.findall(rb"(?i)data ?file[ \t]*:=?([^\r\n]*)", head)
-        ends = bool(rest or names)
-    else:  # at the name of the file
+        has_end = bool(rest or names)
+    else:  # the header ends at the name of the file
+        names = []
         found = re.search(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)", head)
-        head, names = (head, []) if found is None else (head[: found.end()], [found[1]])
-        ends = found is not None
-    if not ends or re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", head):
+        has_end = found is not None
+        if found is not None:
+            head = head[: found.end()]
+            names = [found[1]]
+    if not has_end or re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", head):
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
     named = [name.decode("utf-8", "replace").strip() for name in names]
-    if not named or (named[0].upper() == "LOCAL" and path.suffix.lower() not in _NRRD):
+    if not named or (named[0].upper() == "LOCAL" and not is_nrrd):
         return path
     file: Path = path.parent / named[0]
-    is_beside = Path(named[0]).name == named[0] and file.resolve().parent == path.parent.resolve()
-    if len(named) > 1 or "%" in named[0] or not is_beside or not file.is_file():
+    is_in_folder = Path(named[0]).name == named[0]
+    is_in_folder = is_in_folder and file.resolve().parent == path.parent.resolve()
+    if len(named) > 1 or "%" in named[0] or not is_in_folder or not file.is_file():
         raise ReadError(
-            f"{path}: the header names voxels elsewhere ({named[0][:60]!r}); they must lie in one "
-            "file next to it. Copy that file there, or write the image again as .nii.gz."
+            f"{path}: the header names voxels elsewhere ({named[0][:60]!r}), but they must be in "
+            "one file in the same folder. Copy that file there, or write the image again as "
+            ".nii.gz."
         )
     return file
 
 
-def _header(path: Path) -> tuple[Any, Geometry]:
+def _read_header(path: Path) -> tuple[Any, Geometry]:
+    """Return SimpleITK's reader of the file and the grid that its header states."""
     import SimpleITK as sitk
 
     voxels = voxel_file(path)
@@ -96,10 +107,14 @@ def _header(path: Path) -> tuple[Any, Geometry]:
     reader.SetFileName(str(path))
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD else "MetaImageIO")
     reader.ReadImageInformation()
-    dims, n_channels, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
+    dims = reader.GetDimension()
+    n_channels = reader.GetNumberOfComponents()
+    size = reader.GetSize()
     if dims not in (2, 3) or n_channels != 1:
-        seen = f"{dims} axes and {n_channels} values per voxel"
-        raise ReadError(f"{path}: {seen}. Split it into one file per channel: <case>_0000, …")
+        raise ReadError(
+            f"{path}: {dims} axes and {n_channels} values per voxel, expected 2 or 3 axes and one "
+            "value. Split it into one file per channel: <case>_0000, …"
+        )
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
     check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
     affine = np.eye(dims + 1)

@@ -1,8 +1,8 @@
-"""Limits for one file: sizes checked before allocating, and native decoders in a worker process.
+"""Limits for reading a file: sizes are checked before allocation, native decoders run in a worker.
 
-A damaged file may crash such a library (ITK, Pillow, TIFF, DICOM's JPEGs, COCO's run lengths), fill
-the memory or never end. The worker reads it within limits of memory and processor time, and its
-death fails that file only. The worker is no sandbox.
+A damaged file may crash a native library (ITK, Pillow, TIFF, JPEG in DICOM, run lengths of COCO),
+fill the memory or never end. The worker process reads it within limits of memory and processor
+time. If the worker dies, only this file fails. The worker is not a sandbox.
 """
 
 import atexit
@@ -27,28 +27,31 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceE
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
-# technical notes); rounded up, and small files are let through whatever they claim
-_MOST_COMPRESSION = 1100
+# The ratio of deflate, which compresses NIfTI, NRRD, MHA and PNG, is at most 1032 (zlib's technical
+# notes). It is rounded up, and a small claim is always accepted.
+_MAX_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
-_MICROSCOPIC_MM = 0.02  # voxels of no clinical scanner
-_BYTES_PER_SECOND = 2e6  # decoded by a slow processor, or read from a slow network disk
-_WALL_PER_PROCESSOR = 20  # a machine may be this busy before a decoder counts as blocked
-_ENDING_SECONDS = 30  # of a process that has closed its pipe
-_LIBRARIES_BYTES = 2**30  # what decoders take beside the voxels
-_BYTES_PER_VOXEL = 16  # 64-bit numbers twice: as decoded, and in the order of the array
+_MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
+_BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
+_WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
+_ENDING_SECONDS = 30  # that a process may need to end after it has closed its pipe
+_LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
+_BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
 _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
 
 
 @dataclass(frozen=True)
 class FileLimits:
-    """The limits of one file.
+    """The limits for one file.
 
-    `max_voxels`: of one channel, on the file's grid and on the plan's; as many as indices of 32
-    bits can count. `spacing_mm`: least and largest. `extent_mm`: of the longest side, least and
-    largest. `read_seconds`: processor time of a native decoder, beside a share for each byte of the
-    file. Time in which the decoder waits for a processor does not count, so that a busy machine
-    fails no healthy file.
+    Attributes:
+        max_voxels: Largest number of voxels of one channel, on the grid of the file and of the
+            plan. 32-bit indices allow no more than the default.
+        spacing_mm: Smallest and largest spacing.
+        extent_mm: Smallest and largest length of the longest side.
+        read_seconds: Processor time of a native decoder, to which a share for each byte of the file
+            is added. Time in which the decoder waits for a processor does not count, so that
+            healthy files do not fail on a busy machine.
     """
 
     max_voxels: int = 2**31 - 1
@@ -59,35 +62,50 @@ class FileLimits:
 
 _limits = FileLimits()
 _process: subprocess.Popen[bytes] | None = None  # the worker
-_lock = Lock()  # threads take turns
+_lock = Lock()  # one thread at a time uses the worker
 
 
 def limits() -> FileLimits:
+    """Return the limits of this process."""
     return _limits
 
 
 def set_limits(limits: FileLimits) -> None:
     """Set the limits of this process and of its worker."""
-    global _limits  # a reader deep in a dataset is handed no settings
+    global _limits  # passing them to every reader would concern most functions of the package
     _limits = limits
 
 
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
-    """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
+    """Raise `ReadError` if a header claims more voxels than its file can contain.
+
+    Args:
+        path: The file.
+        n_bytes: The size of the voxels that the header claims.
+        compressed: False if the voxels are stored without compression.
+    """
     size = path.stat().st_size
-    if n_bytes > (size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size):
-        what = f"claims more voxels ({n_bytes} bytes) than the file can hold ({size} bytes)"
+    most = size * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size
+    if n_bytes > most:
         raise ReadError(
-            f"{path}: the header {what}. It is damaged or cut short: copy it again from its source."
+            f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
+            f"({size} bytes). It is damaged or cut short: copy it again from its source."
         )
 
 
 def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
-    """Return the same geometry; raise `ReadError` if its size cannot be that of a scan.
+    """Check that the size of a grid is possible for a scan, and return the grid.
 
-    That is: too many voxels, a spacing outside the limits, or voxels of a microscope on a grid that
-    covers less than a millimetre, as a wrong unit gives them. Pictures that state no pixel size
-    have no extent. `unit` is the header's, if it is not millimetres: the message names it.
+    The extent is not checked for pictures without a pixel size.
+
+    Args:
+        path: The file, for messages.
+        geometry: The grid.
+        unit: The unit of the header, for messages, if it is not millimetres.
+
+    Raises:
+        ReadError: There are too many voxels, the spacing or the extent is above its limit, or both
+            are below it, as a wrong unit would make them.
     """
     n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
@@ -117,7 +135,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a file library raises into an error of ours that names the file."""
+    """Convert every error of a file library into a `LesionsegError` that names the file."""
     try:
         yield
     except LesionsegError as error:
@@ -126,9 +144,9 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ResourceError(
-            f"{path}: reading it takes more memory than there is. Close other programs, or crop it."
+            f"{path}: there is not enough memory to read it. Close other programs, or crop it."
         ) from error
-    except Exception as error:  # a parser fed with damaged bytes may raise anything at all
+    except Exception as error:  # damaged bytes can make a parser raise any error
         words = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(
             f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
@@ -137,30 +155,30 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-    """Run `read(*args, **settings)` in this process's worker and return its result.
+    """Run `read(*args, **settings)` in the worker of this process and return its result.
 
-    The first argument is the file, or a name for it. Errors and log messages of `read` appear in
-    this process. Raises `ReadError` if `read` crashes, or takes more processor time or memory than
-    `limits()` allow a file. A decoder that does nothing at all is ended after a far longer time.
+    Errors and log messages of `read` appear in this process. A decoder that is blocked without
+    using the processor is ended after a much longer time than `limits()` state.
+
+    Args:
+        read: A function that can be pickled.
+        args: Its arguments. The first one is the file, or a name for it.
+        settings: Its keyword arguments.
+
+    Raises:
+        ResourceError: `read` crashes, or needs more processor time or memory than `limits()` allow.
     """
     global _process
-    where, seconds = args[0], _limits.read_seconds
+    where = args[0]
+    seconds = _limits.read_seconds
     with suppress(OSError):
         seconds += Path(str(where)).stat().st_size / _BYTES_PER_SECOND
     with _lock:
         if _process is None or _process.poll() is not None:
             stop()
-            _process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                pipesize=2**20,  # voxels in larger pieces
-                # a signal to the whole group, as a scheduler's SIGTERM, is for the parent to answer
-                process_group=0 if os.name == "posix" else None,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-        jobs, replies = cast(IO[bytes], _process.stdin), cast(IO[bytes], _process.stdout)
+            _process = _start_worker()
+        jobs = cast(IO[bytes], _process.stdin)
+        replies = cast(IO[bytes], _process.stdout)
         patience = seconds * _WALL_PER_PROCESSOR
         timer = Timer(patience, _process.kill)
         begin = monotonic()
@@ -168,74 +186,89 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
         try:
             pickle.dump((read, args, settings, _limits, seconds), jobs)
             jobs.flush()
-            failed, value, said = pickle.load(replies)  # voxels go straight into their array
+            failed, value, messages = pickle.load(replies)  # protocol 5 does not copy voxels
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            what = "crashed on it"
-            # its pipe is closed, so it is ending: on a busy machine that takes a while
+            failure = "crashed on it"
+            # its pipe is closed, so it is ending, which may take a while on a busy machine
             with suppress(subprocess.TimeoutExpired):
                 if _process.wait(timeout=_ENDING_SECONDS) == -getattr(signal, "SIGXCPU", 0):
-                    what = f"took longer than {seconds:.0f} s of processor time"
+                    failure = f"took longer than {seconds:.0f} s of processor time"
             if monotonic() - begin >= patience:
-                what = f"did not answer for {patience:.0f} s"
+                failure = f"did not answer for {patience:.0f} s"
             stop()
             raise ResourceError(
-                f"{where}: the reader {what}. Write the file again in a viewer, or leave it out."
+                f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
             ) from error
-        except BaseException:  # interrupted: the reply still to come is no other file's
+        except BaseException:  # after an interruption the late reply would answer the next job
             stop()
             raise
         finally:
             timer.cancel()
-    for name, level, message in said:
+    for name, level, message in messages:
         logging.getLogger(name).log(level, "%s", message)
     if failed:
         raise value
-    return value  # type: ignore[no-any-return]  # what `read` returns
+    return value  # type: ignore[no-any-return]  # it is of the type that `read` returns
+
+
+def _start_worker() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pipesize=2**20,  # fewer and larger pieces
+        # a signal to the whole group, such as a scheduler's SIGTERM, is handled by the parent
+        process_group=0 if os.name == "posix" else None,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
 
 
 @atexit.register
 def stop() -> None:
-    """End the worker; the next file starts another."""
+    """End the worker. The next file starts a new one."""
     global _process
-    process, _process = _process, None
+    process = _process
+    _process = None
     if process is not None:
         process.kill()
-        with suppress(OSError):  # unsent bytes of a pipe whose reader is gone
+        with suppress(OSError):  # unsent bytes in a pipe without a reader
             process.communicate()
 
 
-def _forget() -> None:
-    """In a forked process the worker is the parent's, and its pipes are left as they are."""
+def _disown_worker() -> None:
+    """Leave the worker to the parent after a fork, without touching its pipes."""
     global _process, _lock
     if _process is not None:
         _process.returncode = 0
-    _process, _lock = None, Lock()
+    _process = None
+    _lock = Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_disown_worker)
 
 
-class _Said(logging.Handler):
-    """The warnings of one job, to be logged by the other process."""
+class _MessageCollector(logging.Handler):
+    """A handler that keeps the warnings of one job for the parent process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[tuple[str, int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message; its arguments may not travel."""
+        """Keep the formatted message, because its arguments may not be picklable."""
         self.messages.append((record.name, record.levelno, record.getMessage()))
 
 
 def serve() -> None:
-    """Run the worker: jobs from standard input, replies to standard output, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    """Run the worker: read jobs from standard input and write replies to standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print goes nowhere
-    said = _Said()
-    logging.getLogger("lesionseg").addHandler(said)
-    with suppress(OSError):  # where memory runs out all the same, this process is ended first
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
+    collector = _MessageCollector()
+    logging.getLogger("lesionseg").addHandler(collector)
+    with suppress(OSError):  # if the machine runs out of memory, Linux ends this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     while True:
         try:
@@ -244,32 +277,30 @@ def serve() -> None:
             return
         set_limits(file_limits)
         _limit_this_process(file_limits, seconds)
-        said.messages = []
+        collector.messages = []
         try:
-            reply = (False, read(*args, **settings), said.messages)
-        except Exception as error:  # raised again by the other process
-            reply = (True, error, said.messages)
+            reply = (False, read(*args, **settings), collector.messages)
+        except Exception as error:  # the parent raises it again
+            reply = (True, error, collector.messages)
         pickle.dump(reply, replies, protocol=5)
         replies.flush()
 
 
 def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
-    """Limit memory (Linux) and processor time (Linux and macOS) of the worker's next job."""
+    """Limit memory (Linux) and processor time (Linux and macOS) for the next job."""
     with suppress(ImportError):  # Windows
         import resource
 
-        with suppress(OSError, ValueError):  # the memory of a crashed decoder holds patients' data
+        with suppress(OSError, ValueError):  # a core dump would contain patient data
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with suppress(OSError, ValueError):
-            most = math.ceil(process_time() + seconds)
-            resource.setrlimit(
-                resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1])
-            )
+            soft = math.ceil(process_time() + seconds)
+            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
         with suppress(OSError, ValueError):
             page = resource.getpagesize()
             mapped = int(Path("/proc/self/statm").read_text().split()[0]) * page
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
             soft = mapped + min(allowed, os.sysconf("SC_PHYS_PAGES") * page)
-            resource.setrlimit(
-                resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1])
-            )
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

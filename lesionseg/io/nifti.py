@@ -1,4 +1,4 @@
-"""NIfTI files: arrays lie as (x, y, z) in the file and as (z, y, x) in memory."""
+"""NIfTI files: the axes are (x, y, z) in the file and (z, y, x) in memory."""
 
 import gzip
 import logging
@@ -17,83 +17,91 @@ from lesionseg.io.warn_once import warn_once
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii")
-_UNITS = {1: "metres", 3: "micrometres"}  # by the header's code
-_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
-_MOST_OFFSET = 2**26  # header and extensions; what else there may be behind the voxels
+_UNITS = {1: "metres", 3: "micrometres"}  # by the code in the header
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code; every other code means millimetres
+_MAX_OFFSET = 2**26  # bytes of header and extensions, and also of data after the voxels
 _SAME_PLACE_MM = 1.0
-_KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the header's bytes
+_KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a volume `[1, *spatial]` in the file's own dtype; scaled files give float32.
+    """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
-    A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D.
+    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D.
     """
-    with reading(path), _opened(path) as stream:
+    with reading(path), _open(path) as stream:
         image = _parse(path, stream)
-        geometry, data = _geometry(path, image), image.dataobj
+        geometry = _read_grid(path, image)
+        data = image.dataobj
         if data.dtype.kind not in "biuf":
             raise ReadError(
                 f"{path}: the voxels are not plain numbers ({data.dtype}). Save each channel as a "
-                "file of whole or floating-point numbers."
+                "file of integers or floating-point numbers."
             )
         array = np.asarray(data.get_unscaled())
         if (data.slope, data.inter) != (1, 0):
             array = array.astype(np.float32)
             array *= np.float32(data.slope)
             array += np.float32(data.inter)
-        copy = True if isinstance(array, np.memmap) else None  # the file may be renamed over
+        copy = True if isinstance(array, np.memmap) else None  # the file may be replaced later
         array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
         array = array.reshape(geometry.shape[::-1])
-        n_behind = 0  # a gzip file's checksum stands at its end, and is compared only there
+        n_after = 0  # reading to the end verifies the checksum of a gzip file
         while piece := stream.read(2**20):
-            n_behind += len(piece)
-            if n_behind > _MOST_OFFSET:
+            n_after += len(piece)
+            if n_after > _MAX_OFFSET:
                 raise ReadError(
-                    f"{path}: more than {_MOST_OFFSET} bytes follow the voxels. The file is "
+                    f"{path}: more than {_MAX_OFFSET} bytes follow the voxels. The file is "
                     "damaged: copy it again from its source."
                 )
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
 def read_nifti_geometry(path: Path) -> Geometry:
-    with reading(path), _opened(path) as stream:
-        return _geometry(path, _parse(path, stream))
+    """Read the grid from the header."""
+    with reading(path), _open(path) as stream:
+        return _read_grid(path, _parse(path, stream))
 
 
 def states_orientation(path: Path) -> bool:
-    """Whether the header says how the patient lay: its sform or qform code is not 0."""
-    with reading(path), _opened(path) as stream:
+    """Return True if the header states the patient's orientation: an sform or qform code is set."""
+    with reading(path), _open(path) as stream:
         header = _parse(path, stream).header
         return bool(header["sform_code"] or header["qform_code"])
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write `array` `[*spatial]`, in millimetres, sform and qform alike, codes 1 (scanner).
+    """Write an array in millimetres, with equal sform and qform of code 1 (scanner).
 
-    If `like` is a NIfTI file on the same grid, its own matrices, codes and unit of length are
-    taken, so that viewers overlay the two exactly, those that ignore the unit included.
+    Args:
+        path: The file.
+        array: `[*spatial]`.
+        geometry: The grid.
+        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied.
+            All viewers then overlay the two files exactly, even viewers that ignore the unit.
     """
     import nibabel
 
-    affine = np.eye(4)  # a plane is laid at z = 0
-    rows, columns = ([0, 1, 2, 3], [2, 1, 0, 3]) if geometry.dims == 3 else ([0, 1, 3], [1, 0, 2])
-    affine[np.ix_(rows, rows)] = geometry.affine[:, columns]
+    affine = np.eye(4)  # a plane is placed at z = 0
+    if geometry.dims == 3:
+        affine[:] = geometry.affine[:, [2, 1, 0, 3]]
+    else:
+        affine[np.ix_([0, 1, 3], [0, 1, 3])] = geometry.affine[:, [1, 0, 2]]
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     if like is not None and like.name.lower().endswith(SUFFIXES):
-        with reading(like), _opened(like) as stream:
+        with reading(like), _open(like) as stream:
             source = _parse(like, stream)
-            is_same = _geometry(like, source).matches(geometry)
+            is_same = _read_grid(like, source).matches(geometry)
         if is_same:
-            _take_place(image, source, affine)
+            _copy_position(image, source, affine)
     nibabel.save(image, path)
 
 
-def _take_place(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
-    """Give an image the matrices, form codes and unit of `source`; `affine` is in millimetres."""
+def _copy_position(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
+    """Copy matrices, form codes and unit of `source` to an image. `affine` is in millimetres."""
     unit = _unit(source)
     if unit in _MM_PER_UNIT:
         image.header.set_xyzt_units(unit)
@@ -102,7 +110,7 @@ def _take_place(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
     if q_code or s_code:
         image.set_qform(_qform(source) if q_code else None, code=q_code)
         image.set_sform(source.get_sform() if s_code else None, code=s_code)
-        if not q_code:  # else the voxel sizes of the header are those of the qform
+        if not q_code:  # with a qform the header has the voxel sizes of the qform
             sizes = np.linalg.norm(source.get_sform()[:3, :3], axis=0)
             image.header.set_zooms(sizes[: len(image.shape)])
     else:
@@ -111,8 +119,8 @@ def _take_place(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
         image.set_qform(in_unit, code=1)
 
 
-def _opened(path: Path) -> Any:
-    """Open a file, through gzip if it is compressed, whatever its suffix says."""
+def _open(path: Path) -> Any:
+    """Open a file, through gzip if its content is compressed. The suffix does not matter."""
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
 
 
@@ -122,7 +130,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _parse(path: Path, stream: BinaryIO) -> Any:
-    """Read header and unread voxels, once the header's claim is believable."""
+    """Parse the header, check its claims, and return an image whose voxels are not read yet."""
     import nibabel
 
     start = stream.read(4)
@@ -135,7 +143,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     kind = getattr(nibabel, name)
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     offset = float(kind.header_class(block, check=False)["vox_offset"])
-    if not 0 <= offset <= _MOST_OFFSET:
+    if not 0 <= offset <= _MAX_OFFSET:
         raise ReadError(
             f"{path}: the header is too long ({offset:g} bytes before the voxels). The file is "
             "damaged: copy it again from its source."
@@ -144,7 +152,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     image = kind.from_stream(stream)
     if min(image.shape, default=0) < 1:
         raise ReadError(
-            f"{path}: the header names no voxels (shape {tuple(image.shape)}). The file is "
+            f"{path}: the header states no voxels (shape {tuple(image.shape)}). The file is "
             "damaged: copy it again from its source."
         )
     n_voxels = math.prod(int(n) for n in image.shape)
@@ -154,9 +162,10 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
 
 
 def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
-    """Return the axis that makes a picture a volume: of one voxel, wider than any scan's.
+    """Return the third axis of a picture stored as a volume, or None if it is not a picture.
 
-    So nnU-Net's users store pictures as NIfTI, with a spacing of 999 mm along it. None: no picture.
+    Users of nnU-Net store pictures as NIfTI with a third axis that has one voxel of 999 mm, which
+    is wider than the voxels of any scan.
     """
     if len(shape) != 3:
         return None
@@ -168,7 +177,7 @@ def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | 
 def _picture_geometry(
     path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], flat: int
 ) -> Geometry:
-    """Return the grid of a picture's two axes; `flat` is the third."""
+    """Return the grid of a picture's two axes. `flat` is its third axis."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     text = "%s: one slice of %.4g mm is read as a picture with two axes."
     warn_once(logger, text, path, spacing[flat])
@@ -176,13 +185,16 @@ def _picture_geometry(
     return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
 
 
-def _geometry(path: Path, image: Any) -> Geometry:
+def _read_grid(path: Path, image: Any) -> Geometry:
+    """Return the grid in RAS millimetres, and warn if sform and qform contradict each other."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
-        advice = "Split a 4-D file into one per channel: <case>_0000, <case>_0001, …"
-        raise ReadError(f"{path}: shape {shape}, expected two or three axes. {advice}")
+        raise ReadError(
+            f"{path}: shape {shape}, expected two or three axes. Split a 4-D file into one per "
+            "channel: <case>_0000, <case>_0001, …"
+        )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     unit = _UNITS.get(_unit(image), "")
     flat = _picture_axis(shape, affine)
@@ -190,12 +202,12 @@ def _geometry(path: Path, image: Any) -> Geometry:
         return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
     if len(shape) == 3:
         geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]), unit)
-        if image.header["sform_code"] and image.header["qform_code"]:  # the place is stated twice
+        if image.header["sform_code"] and image.header["qform_code"]:
             qform = _mm_scale(image) @ _qform(image)
-            apart = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
-            if apart > _SAME_PLACE_MM:
-                text = "%s: sform and qform lie %.1f mm apart; the sform is used."
-                logger.warning(text, path, apart)
+            distance = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
+            if distance > _SAME_PLACE_MM:
+                text = "%s: sform and qform differ by %.1f mm; the sform is used."
+                logger.warning(text, path, distance)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
     if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
@@ -204,7 +216,7 @@ def _geometry(path: Path, image: Any) -> Geometry:
 
 
 def _qform(image: Any) -> NDArray[np.float64]:
-    """The affine of the quaternion, or the image's own where rounding made it none."""
+    """Return the affine of the quaternion, or the image's affine if the quaternion is invalid."""
     try:
         return np.asarray(image.get_qform())
     except ValueError:
@@ -217,5 +229,6 @@ def _unit(image: Any) -> int:
 
 
 def _mm_scale(image: Any) -> NDArray[np.float64]:
+    """Return the matrix that converts coordinates of the header to millimetres."""
     factor = _MM_PER_UNIT.get(_unit(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])

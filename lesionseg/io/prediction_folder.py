@@ -1,8 +1,8 @@
-"""A folder of predictions in which no result replaces one of another scan.
+"""A folder of predictions in which a result never replaces the result of another scan.
 
-The files of a case are first written into a hidden folder, `.<case>.part`, and then moved: a case
-has all of its files or none, whenever the program is killed. The candidates' file states the scan
-that they are of, and comes last.
+The files of a case are first written into a hidden folder, `.<case>.part`, and then moved.
+Therefore a case has all of its files or none, even if the program is killed. The candidate file
+states the scan and is moved last.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 from lesionseg.errors import ConflictError, DatasetError, LesionsegError, OutputError
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id
-from lesionseg.io.layouts.input_images import folded
+from lesionseg.io.layouts.input_images import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import (
     CANDIDATES,
@@ -30,18 +30,18 @@ PROBABILITIES = "_probabilities.npz"
 _MASKS = ("_mask", "_instances", "_regions")
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
-_PART = ".part"  # of a case whose files are being written
-_MOVING = ".moving"  # of one whose files are complete and take their places
-_SHOWN = 3
+_PART = ".part"  # folder of a case whose files are being written
+_MOVING = ".moving"  # folder of a case whose files are complete and are being moved
+_MAX_SHOWN = 3  # file names in a message
 
 
 class PredictionFolder:
-    """The results in a folder, by case; other processes may write those of other cases.
+    """The results in a folder, by case. Other processes may write the results of other cases.
 
     Args:
-        path: the folder, which may not exist yet.
-        url: where its files are uploaded to, or the path itself (see `remote.upload`).
-        names: how the masks are named.
+        path: The folder, which may not exist yet.
+        url: The URL that files are uploaded to, or the path itself (see `remote.upload`).
+        names: The names of the masks, see `write_prediction`.
     """
 
     def __init__(self, path: Path, url: str = "", names: MaskNames = "lesionseg") -> None:
@@ -53,79 +53,88 @@ class PredictionFolder:
         for name in self._present:
             if name.endswith(CANDIDATES):
                 case = name.removesuffix(CANDIDATES)
-                self._spellings[folded(case)].add(case)
+                self._spellings[comparison_key(case)].add(case)
 
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
-        """Make sure that results of `source` may be written as those of `case`.
+        """Check that results of a scan may be written under a case id.
 
-        Raises `ConflictError` if the folder has results of another scan, or of an unknown one,
-        under this id, unless `overwrite`; `DatasetError` for an id that cannot name files.
+        Args:
+            case: The case id.
+            source: The scan.
+            overwrite: True allows results of another scan to be replaced.
+
+        Raises:
+            ConflictError: The folder has results of another or an unknown scan under this id.
+            DatasetError: The id cannot be a file name.
         """
         check_case_id(case, self.path)
         if self.names == "nnunet" and case.endswith((*_MASKS, "_candidates")):
             raise DatasetError(
-                f"The mask of {case!r} would be named like another result with names=nnunet. "
+                f"With names=nnunet, the mask of {case!r} would have the name of another result. "
                 "Rename the scan."
             )
         self.recover(case)
         if overwrite:
             return
-        others = self._spellings[folded(case)] - {case}
+        others = self._spellings[comparison_key(case)] - {case}
         if others:
             raise ConflictError(
-                f"{self.path} holds results of {min(others)!r}, which Windows and macOS take for "
-                f"{case!r}. Rename the scan, or name another output."
+                f"{self.path} contains results of {min(others)!r}, which has the same file name as "
+                f"{case!r} on Windows and macOS. Rename the scan, or name another output."
             )
         present = self.files(case)
         if not present:
             return
         recorded = self.source(case)
         if recorded is None:
-            shown = ", ".join(present[:_SHOWN])
+            shown = ", ".join(present[:_MAX_SHOWN])
             raise ConflictError(
-                f"{self.path} holds {shown}, which does not state the scan that it is of. Name "
-                "another output, or give overwrite=true to replace it."
+                f"{self.path} contains {shown}, which does not state its scan. Name another "
+                "output, or set overwrite=true to replace it."
             )
         if recorded.is_of_same_scan(source):
             return
+        advice = "If it is the same scan with changed content, set overwrite=true. Otherwise name "
+        advice += "another output."
         if recorded.series_uid or source.series_uid:
-            raise ConflictError(
-                f"{self.path} holds results of another scan under this id, of {recorded}; this is "
-                f"{source}. Name another output, or give overwrite=true to replace them."
-            )
+            advice = "Name another output, or set overwrite=true to replace them."
         raise ConflictError(
-            f"{self.path} holds results of another scan under this id, of {recorded}; this is "
-            f"{source}. If it is the same scan, changed, give overwrite=true; otherwise name "
-            "another output."
+            f"{self.path} contains results of another scan under this id, of {recorded}, but this "
+            f"scan is {source}. {advice}"
         )
 
     def source(self, case: str) -> ScanSource | None:
-        """Return the scan that the case's results are of; None if no file states it."""
+        """Return the scan of the case's results, or None if no file states it."""
         with suppress(LesionsegError):
             return read_source(self.path / f"{case}{CANDIDATES}")
         return None
 
     def cases(self) -> list[str]:
-        """Return the ids of the cases that have a candidates' file."""
+        """Return the ids of the cases that have a candidate file, sorted."""
         return sorted(case for cases in self._spellings.values() for case in cases)
 
     def files(self, case: str) -> list[str]:
-        """Return the names of the case's files, the candidates' first.
+        """Return the names of the case's files, the candidate file first.
 
-        `<case>.nii.gz` is one of them if masks are named so now, or were when it was predicted.
+        `<case>.nii.gz` is one of them if masks have such names now, or had them when the case was
+        predicted.
         """
-        named = {self.names}
+        namings = {self.names}
         if f"{case}{CANDIDATES}" in self._present:
             with suppress(LesionsegError):
-                named.add(read_mask_names(self.path / f"{case}{CANDIDATES}"))
-        kinds = dict.fromkeys((*_MASKS, *(MASK_ENDINGS[names] for names in sorted(named))))
-        masks = [f"{case}{kind}{suffix}" for kind in kinds for suffix in _SUFFIXES]
-        others = (*_OTHERS, *(NNUNET_ENDINGS if "nnunet" in named else ()))
-        names = [f"{case}{ending}" for ending in others] + masks
-        return [name for name in names if name in self._present]
+                namings.add(read_mask_names(self.path / f"{case}{CANDIDATES}"))
+        endings = list(_OTHERS)
+        if "nnunet" in namings:
+            endings += NNUNET_ENDINGS
+        kinds = dict.fromkeys((*_MASKS, *(MASK_ENDINGS[naming] for naming in sorted(namings))))
+        endings += [f"{kind}{suffix}" for kind in kinds for suffix in _SUFFIXES]
+        return [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
 
     def has_results(self, case: str, source: ScanSource, suffix: str, *, masks: bool) -> bool:
-        """Return True if the case has its candidates of this very content, and its mask."""
+        """Return True if the case has a candidate file of exactly this scan.
+
+        With `masks` it must also have its mask, with the given suffix.
+        """
         recorded = self.source(case)
         if recorded is None or recorded.digest != source.digest:
             return False
@@ -133,9 +142,13 @@ class PredictionFolder:
 
     @contextmanager
     def writing(self, case: str) -> Iterator[Path]:
-        """Yield a folder to write the case's files into; they replace earlier ones at the end.
+        """Yield a folder for the case's files. They replace earlier files at the end.
 
-        If writing fails, the earlier ones stay. Raises `OutputError`.
+        If writing fails, the earlier files stay.
+
+        Raises:
+            OutputError: The disk refuses.
+            ConflictError: Another program has written files of this case in the meantime.
         """
         part = self._part(case)
         self._drop(part)
@@ -149,7 +162,7 @@ class PredictionFolder:
         self._commit(case)
 
     def recover(self, case: str) -> bool:
-        """Finish what a killed program left of the case: move its files if all were written.
+        """Clean up after a killed program: move the case's files if all of them were written.
 
         Return True if they were.
         """
@@ -164,7 +177,7 @@ class PredictionFolder:
         return False
 
     def recover_all(self) -> list[str]:
-        """Do the same for every case; return those whose results were complete."""
+        """Clean up for every case, as `recover` does. Return the cases that were complete."""
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return [case for case in cases if self.recover(case)]
@@ -180,18 +193,20 @@ class PredictionFolder:
             shutil.rmtree(part, ignore_errors=True)
 
     def _commit(self, case: str) -> None:
-        """Remove the case's earlier files and move the new ones to their place.
+        """Remove the case's earlier files and move the new files to their place.
 
-        The folder's second name says that the earlier files are gone, so that a program that goes
-        on after a kill does not take moved files for earlier ones.
+        The folder is renamed in between. The second name states that the earlier files are gone, so
+        that a program that continues after a kill does not mistake moved files for earlier files.
         """
         part = self._part(case)
         old = self.files(case)
         for file in part.iterdir():
             if file.name not in old and (self.path / file.name).exists():
                 self._drop(part)
-                what = f"another program has written {file.name} meanwhile"
-                raise ConflictError(f"{self.path}: {what}. Run the command again.")
+                raise ConflictError(
+                    f"{self.path}: another program has written {file.name} in the meantime. Run "
+                    "the command again."
+                )
         with _output_errors(self.path, case):
             for name in old:
                 (self.path / name).unlink(missing_ok=True)
@@ -200,7 +215,10 @@ class PredictionFolder:
         self._move(case, old)
 
     def _move(self, case: str, old: Sequence[str] = ()) -> None:
-        """Move the files that are to be moved, the candidates' last, and upload them."""
+        """Move the complete files to their place, the candidate file last, and upload them.
+
+        `old` has the names of the earlier files, which are removed from the store too.
+        """
         moving = self._moving(case)
         last = f"{case}{CANDIDATES}"
         names = sorted(file.name for file in moving.iterdir())
@@ -210,16 +228,16 @@ class PredictionFolder:
                 (moving / name).replace(self.path / name)
             moving.rmdir()
         self._present |= {*names}
-        self._spellings[folded(case)].add(case)
-        gone = [name for name in old if name not in names]
-        upload([self.path / name for name in (*gone, *reversed(names))], self.path, self._url)
+        self._spellings[comparison_key(case)].add(case)
+        removed = [name for name in old if name not in names]
+        upload([self.path / name for name in (*removed, *reversed(names))], self.path, self._url)
 
 
 @contextmanager
 def _output_errors(folder: Path, case: str) -> Iterator[None]:
-    """Turn an error of the disk into an `OutputError`."""
+    """Convert an error of the disk into an `OutputError`."""
     try:
         yield
     except OSError as error:
-        what = error.strerror or error
-        raise OutputError(f"{folder}: {case} cannot be written: {what}.") from error
+        reason = error.strerror or error
+        raise OutputError(f"{folder}: {case} cannot be written: {reason}.") from error

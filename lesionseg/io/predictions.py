@@ -1,7 +1,7 @@
 """Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`.
 
-Where labels are regions `<case>_regions` holds the mask values of all retained candidates; the mask
-holds those of the accepted ones. Other programs may write these files, too.
+The mask contains the accepted candidates. If labels are regions, `<case>_regions` contains the mask
+values of all retained candidates. Other programs may also write these files.
 """
 
 from collections.abc import Collection
@@ -43,15 +43,22 @@ CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
 MaskNames = Literal["lesionseg", "nnunet"]
-_BESIDE_NNUNET = {".png": ".tif", ".nrrd": ".mha"}
+# suffix of instances and regions next to masks of this suffix with nnU-Net's names
+_OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
 MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
 
 
 @dataclass(frozen=True)
 class PredictionFiles:
-    """The files of one predicted case; at least one of them exists.
+    """The files of one predicted case. At least one of them exists.
 
-    `probabilities`: nnU-Net's `<case>.npz`, which belongs to `mask`.
+    Attributes:
+        case: The case id.
+        mask: The label values of the accepted candidates.
+        instances: The ids of all retained candidates.
+        candidates: The JSON file with the scores.
+        regions: The mask values of all retained candidates, if labels are regions.
+        probabilities: nnU-Net's `<case>.npz`, which belongs to `mask`.
     """
 
     case: str
@@ -63,6 +70,8 @@ class PredictionFiles:
 
 
 class _Entry(BaseModel):
+    """A candidate as its file states it."""
+
     model_config = ConfigDict(strict=True)
 
     score: Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -78,20 +87,29 @@ class _Entry(BaseModel):
     probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
     zone: str = ""
 
-    def candidate(self, place: int, geometry: Geometry) -> Candidate:
-        """The candidate, with what is not stated; raises `ValueError` for what fits nothing."""
+    def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
+        """Make the candidate and compute the values that the file does not state.
+
+        `place`, its number in the file from 1, is the id if the file states none. Raises
+        `ValueError` if the numbers do not describe a box on this grid.
+        """
         stated = self.model_dump(exclude_none=True)
-        stated |= {name: tuple(value) for name, value in stated.items() if isinstance(value, list)}
+        for name, value in stated.items():
+            if isinstance(value, list):
+                stated[name] = tuple(value)
         for name in ("start_vox", "stop_vox", "centre_mm"):
             if len(stated.get(name, geometry.shape)) != geometry.dims:
-                raise ValueError(f"{name} {stated[name]} has not {geometry.dims} numbers")
+                raise ValueError(f"{name} {stated[name]} does not have {geometry.dims} numbers")
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
-            raise ValueError(f"stop_vox {self.stop_vox} is not beyond start_vox {self.start_vox}")
+            raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
         box = (*self.start_vox, *self.stop_vox)
-        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **stated)
+        computed = Candidate.from_box(place, self.label, self.score, box, geometry)
+        return replace(computed, **stated)
 
 
 class _Content(BaseModel):
+    """The content of a candidate file."""
+
     schema_version: Literal[1] = 1
     candidates: list[_Entry]
     removed: list[_Entry] = []
@@ -111,67 +129,90 @@ def write_prediction(
     names: MaskNames = "lesionseg",
     source: ScanSource | None = None,
 ) -> None:
-    """Write the files of one case, each atomically, the candidates last.
+    """Write the files of one case, each atomically, and the candidate file last.
 
-    Two-axis cases get `.png` whatever the `suffix`. Bare boxes (no instances) get the candidates
-    alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
-    `like` is the scan's own file: see `write_volume`. `names`: of the masks, as nnU-Net's
-    `<case>.nii.gz` or with `_mask`. Beside nnU-Net's names, instances and regions have another
-    suffix than the masks, because nnU-Net's commands take every file with that suffix for a mask.
-    Raises `OutputError`.
+    Masks and regions are uint8, instances uint16, or int32 for more than 65535 candidates. A
+    prediction without instances consists of boxes, and only its candidate file is written.
 
-    `source`: the scan that the prediction is of, which the candidate file then states as `source`.
+    The candidate file also states `size_unit` ("mm", "mm at the detector" or, if the pixel size is
+    unknown, "px"), `removed` (candidates that were dropped because of their size) and `input_check`
+    (the distance of the scan from the training scans, where 1 is the limit, with the warning and
+    the missing channels).
 
-    The candidate file also states `size_unit` ("mm", "mm at the detector" or, where no pixel size
-    is known, "px"), `removed`: what was dropped for its size alone, and `input_check`: how unlike
-    the training scans this one is (1 is the limit), the warning, and the channels it lacks.
+    Args:
+        folder: The folder.
+        prediction: The prediction.
+        suffix: The suffix of the masks. Cases with two axes get `.png` instead.
+        like: The file of the scan, see `write_volume`.
+        names: The names of the masks: `lesionseg` for `<case>_mask`, `nnunet` for `<case>`. With
+            `nnunet`, instances and regions get another suffix, because nnU-Net's commands treat
+            every file with the suffix of the masks as a mask.
+        source: The scan that the prediction is of. The candidate file states it as `source`.
+
+    Raises:
+        OutputError: The case id cannot be a file name, or the disk refuses.
     """
-    case, instances = prediction.case, prediction.instances
+    case = prediction.case
+    instances = prediction.instances
     check_case_id(case, folder, OutputError)
-    suffix = ".png" if prediction.geometry.dims == 2 else suffix
+    if prediction.geometry.dims == 2:
+        suffix = ".png"
+    other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
-    beside = _BESIDE_NNUNET.get(suffix, ".nrrd") if names == "nnunet" else suffix
-
-    def write(name: str, array: NDArray[Any], suffix: str = beside) -> None:
+    def write(ending: str, array: NDArray[Any]) -> None:
         volume = Volume(array[np.newaxis], prediction.geometry)
-        write_volume(folder / f"{case}{name}{suffix}", volume, like)
-
-    def stated(candidate: Candidate) -> dict[str, Any]:
-        return {k: value for k, value in asdict(candidate).items() if k != "zone" or value}
+        write_volume(folder / f"{case}{ending}", volume, like)
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
-        write(MASK_ENDINGS[names], prediction.mask(), suffix)
-        write("_instances", instances.astype(np.uint16 if is_short else np.int32))
+        write(f"{MASK_ENDINGS[names]}{suffix}", prediction.mask())
+        write(f"_instances{other_suffix}", instances.astype(np.uint16 if is_short else np.int32))
         if prediction.values is not None:
-            write("_regions", np.where(instances > 0, prediction.values, np.uint8(0)))
+            regions = np.where(instances > 0, prediction.values, np.uint8(0))
+            write(f"_regions{other_suffix}", regions)
+    write_json(folder / f"{case}{CANDIDATES}", _candidate_json(prediction, names, source))
+
+
+def _candidate_json(
+    prediction: Prediction, names: MaskNames, source: ScanSource | None
+) -> dict[str, Any]:
+    """Return the content of the candidate file. Optional keys are left out if they are empty."""
     content: dict[str, Any] = {
         "schema_version": 1,
-        "case": case,
+        "case": prediction.case,
         "size_unit": prediction.geometry.size_unit,
         "voxel_threshold": prediction.voxel_threshold,
         "operating_point": prediction.operating_point and asdict(prediction.operating_point),
-        "candidates": [stated(candidate) for candidate in prediction.candidates],
+        "candidates": list(map(_entry_json, prediction.candidates)),
     }
     if names != "lesionseg":
         content["names"] = names
     if source is not None:
-        content["source"] = source.stated()
+        content["source"] = source.to_json()
     if prediction.input is not None:
         content["input_check"] = asdict(prediction.input)
     if prediction.removed:
-        content["removed"] = [stated(candidate) for candidate in prediction.removed]
+        content["removed"] = list(map(_entry_json, prediction.removed))
     if prediction.n_left_out:
         content["n_left_out"] = prediction.n_left_out
-    if not prediction.scored:  # the scores stand in for another program's missing ones
+    if not prediction.scored:  # the scores replace the missing ones of another program
         content["scored"] = False
-    write_json(folder / f"{case}{CANDIDATES}", content)
+    return content
+
+
+def _entry_json(candidate: Candidate) -> dict[str, Any]:
+    """Return the attributes of a candidate, without an empty zone."""
+    entry = asdict(candidate)
+    if not candidate.zone:
+        del entry["zone"]
+    return entry
 
 
 def read_source(path: Path) -> ScanSource | None:
-    """Return the scan that a candidate file states as its source; None if it states none.
+    """Return the scan that a candidate file states as its source, or None if it states none.
 
-    Raises `ReadError` for a file that is no JSON.
+    Raises:
+        ReadError: The file is missing or not JSON.
     """
     content = read_json(path)
     stated = content.get("source") if isinstance(content, dict) else None
@@ -186,7 +227,7 @@ def read_source(path: Path) -> ScanSource | None:
 
 
 def read_mask_names(path: Path) -> MaskNames:
-    """Return how the masks of a candidate file's case are named. Raises `ReadError`."""
+    """Return how the masks next to a candidate file are named. Raise `ReadError` if not JSON."""
     content = read_json(path)
     names = content.get("names") if isinstance(content, dict) else None
     return "nnunet" if names == "nnunet" else "lesionseg"
@@ -195,19 +236,29 @@ def read_mask_names(path: Path) -> MaskNames:
 def find_predictions(
     folder: Path, faults: list[Problem] | None = None
 ) -> dict[str, PredictionFiles]:
-    """Find the predicted cases of a folder, by case id, sorted.
+    """Find the predicted cases of a folder.
 
-    Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, nnU-Net's
-    probabilities `<case>.npz` and candidate files alone. Raises `DatasetError` if the folder is
-    missing or contains none, and for two masks of one case or a case whose id cannot be one
-    (`check_case_id`). With a list `faults`, such a case is left out and added to the list.
+    Recognised are our own files of a case, masks `<case>_mask.*` or `<case>.*` of other programs,
+    nnU-Net's probabilities `<case>.npz`, and candidate files without masks.
+
+    Args:
+        folder: The folder.
+        faults: A list that receives the cases with an error, which are then left out. None raises
+            the error instead.
+
+    Returns:
+        The files by case id, sorted.
+
+    Raises:
+        DatasetError: The folder is missing or contains no prediction, a case has two masks, or a
+            case id cannot be a file name (`check_case_id`).
     """
     by_case = _files_by_case(folder, (*_KINDS, PROBABILITIES), faults)
     return {case: PredictionFiles(case, **files) for case, files in by_case.items()}
 
 
 def find_masks(folder: Path, faults: list[Problem] | None = None) -> dict[str, Path]:
-    """Find reference masks `<case>.*`, `<case>_mask.*` by case id, as `find_predictions` does."""
+    """Find reference masks `<case>.*` or `<case>_mask.*` by case id; see `find_predictions`."""
     by_case = _files_by_case(folder, ("mask",), faults)
     return {case: files["mask"] for case, files in by_case.items()}
 
@@ -215,8 +266,9 @@ def find_masks(folder: Path, faults: list[Problem] | None = None) -> dict[str, P
 def _files_by_case(
     folder: Path, kinds: Collection[str], faults: list[Problem] | None
 ) -> dict[str, dict[str, Path]]:
+    """Return the files of the given kinds by case and kind; see `find_predictions`."""
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: the folder does not exist.")
+        raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
     by_case: dict[str, dict[str, Path]] = {}
     wrong: dict[str, Problem] = {}
     for file in sorted(folder.iterdir()):
@@ -226,7 +278,7 @@ def _files_by_case(
         before = by_case.setdefault(case, {}).setdefault(kind, file)
         try:
             if before != file:
-                raise DatasetError(f"{file} and {before.name} are of the same case. Keep one.")
+                raise DatasetError(f"{file} and {before.name} belong to the same case. Keep one.")
             check_case_id(case, file)
         except DatasetError as error:
             if faults is None:
@@ -234,16 +286,18 @@ def _files_by_case(
             wrong.setdefault(case, Problem(case, str(error)))
     if not by_case:
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
-        raise DatasetError(f"{folder}: no files are there. Name them <case>.*, or {names}.")
+        raise DatasetError(
+            f"{folder}: the folder contains no such files. Name them <case>.*, or {names}."
+        )
     if faults is not None:
         faults += wrong.values()
-    return dict(sorted((case, files) for case, files in by_case.items() if case not in wrong))
+    return {case: by_case[case] for case in sorted(by_case) if case not in wrong}
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:
-    """Return a file's case id and kind by its name; the kind is empty for any other file.
+    """Return case id and kind of a file by its name. The kind is "" for unrelated files.
 
-    Our own probabilities come with a candidate file, which has the scores: their kind is empty.
+    It is also "" for our own probabilities, because the candidate file has the scores.
     """
     stem = strip_suffix(file)
     case, _, kind = stem.rpartition("_")
@@ -267,67 +321,110 @@ def read_prediction(
 ) -> Prediction:
     """Read one predicted case.
 
-    `by_image`: masks of the shape and spacing of `geometry` are on it, whatever their headers say.
-    `geometry` is the scan's: the masks must lie on it (a raster of its shape does), and candidates
-    without masks cannot do without it. Of a candidate only `score`, `start_vox` and
-    `stop_vox` must be stated: `id` is then its place in the file, `label` 1, `accepted` true, the
-    rest as of `Candidate.from_box`. Masks without candidate file give candidates from their
-    connected components (or instances) with score 1 and `scored=False`. `binary`: a mask's values
-    are regions, and a candidate is a component of their union, of label 1. Raises `ReadError`,
-    `GeometryError`, `ContentError`.
+    A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its number
+    in the file, `label` is 1 and `accepted` is true. The remaining values follow from the box, see
+    `Candidate.from_box`. Without a candidate file, each instance or connected component of the
+    masks is a candidate with score 1, and the prediction has `scored=False`.
+
+    Args:
+        files: The files of the case.
+        geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
+            None takes the grid of the masks, which is impossible for candidates without masks.
+        binary: True if the values of a mask are regions. A candidate is then a component of their
+            union, with label 1.
+        by_image: True accepts masks of equal shape and spacing, whatever their headers state.
+
+    Raises:
+        ReadError: A file is damaged, or there is no grid.
+        GeometryError: A mask is on another grid.
+        ContentError: The candidates are not valid, or do not fit the masks.
     """
-    grid, source = geometry, files.candidates
+    grid = _common_grid(files, geometry, by_image=by_image)
+    if files.candidates is None:
+        return _read_masks(files, grid, binary=binary)
+    stated, kept, removed = _read_candidates(files.candidates, grid)
+    ids = {candidate.id for candidate in kept}
+    if len(ids) < len(kept):
+        raise ContentError(
+            f"{files.candidates}: two candidates have the same id. Give each its own id."
+        )
+    instances = None
+    present = set[int]()
+    if files.instances is not None:
+        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
+        present = set(present_values(instances)) - {0}
+        if unknown := sorted(present - ids):
+            raise ContentError(
+                f"{files.instances}: the ids {unknown[:10]} are not in {files.candidates.name}. "
+                "Write both files together."
+            )
+    values_file = files.regions
+    if values_file is None and binary:
+        values_file = files.mask  # has the values of accepted candidates only
+    values = None
+    if values_file is not None:
+        values = np.asarray(read_mask(values_file).labels, dtype=np.uint8)
+    ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
+    return Prediction(
+        case=files.case,
+        geometry=grid,
+        candidates=tuple(replace(c, has_mask=c.id in present) for c in ranked),
+        instances=instances,
+        voxel_threshold=stated.voxel_threshold,
+        operating_point=stated.operating_point,
+        scored=stated.scored,
+        values=values,
+        removed=tuple(removed),
+        input=stated.input_check,
+        n_left_out=stated.n_left_out,
+    )
+
+
+def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
+    """Return the grid of a case and check that all masks are on it."""
+    grid = geometry
+    grid_of = files.candidates or Path("the scan")
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
-        if grid is not None and not (is_raster(file) and own.shape == grid.shape):
-            check_grid(file, own, source or Path("the scan"), grid, by_image=by_image)
-        grid, source = grid or own, file
+        if grid is None:
+            grid = own
+        elif not (is_raster(file) and own.shape == grid.shape):
+            check_grid(file, own, grid_of, grid, by_image=by_image)
+        grid_of = file
     if grid is None:
-        raise ReadError(f"{files.candidates}: boxes alone have no grid. Give the scan as well.")
-    if files.candidates is None:
-        marked = np.zeros(grid.shape, dtype=np.uint8)
-        if files.mask is not None:
-            marked = np.asarray(read_mask(files.mask).labels)
-        labels = (marked > 0).astype(np.uint8) if binary else marked
-        cut = None if files.instances is None else read_instances(files.instances).instances
-        regions = marked.astype(np.uint8) if binary and files.mask else None
-        return replace(unscored_prediction(files.case, grid, labels, cut), values=regions)
-    path, content = files.candidates, read_json(files.candidates)
+        raise ReadError(f"{files.candidates}: boxes do not state a grid. Give the scan as well.")
+    return grid
+
+
+def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Prediction:
+    """Make a prediction without scores from masks."""
+    values = np.zeros(grid.shape, dtype=np.uint8)
+    if files.mask is not None:
+        values = np.asarray(read_mask(files.mask).labels)
+    labels = (values > 0).astype(np.uint8) if binary else values
+    instances = None
+    if files.instances is not None:
+        instances = read_instances(files.instances).instances
+    prediction = unscored_prediction(files.case, grid, labels, instances)
+    regions = values.astype(np.uint8) if binary and files.mask else None
+    return replace(prediction, values=regions)
+
+
+def _read_candidates(
+    path: Path, grid: Geometry
+) -> tuple[_Content, list[Candidate], list[Candidate]]:
+    """Read a candidate file. Return its content, its candidates and its removed candidates."""
+    content = read_json(path)
     point = content.get("operating_point") if isinstance(content, dict) else None
     if isinstance(point, dict) and "name" not in point:
         content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
     try:
         stated = _Content.model_validate(content)
-        kept, removed = (
-            [entry.candidate(place, grid) for place, entry in enumerate(entries, start=1)]
-            for entries in (stated.candidates, stated.removed)
-        )
+        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
+        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
     except ValidationError as error:
         raise ContentError(f"{path}: {misfits(error, content)[:300]}.") from error
     except ValueError as error:
-        raise ContentError(f"{path}: {error}.") from error
-    ids = {candidate.id for candidate in kept}
-    if len(ids) < len(kept):
-        raise ContentError(f"{path}: two candidates have the same id.")
-    instances, present = None, set[int]()
-    if files.instances is not None:
-        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
-        present = set(present_values(instances)) - {0}
-        if unknown := sorted(present - ids):
-            raise ContentError(f"{files.instances}: ids {unknown[:10]} are not in the candidates.")
-    values = files.regions or (files.mask if binary else None)  # of all, else of accepted ones
-    ranked = sorted(kept, key=lambda c: (-c.score, c.id))
-    return Prediction(
-        files.case,
-        grid,
-        tuple(replace(c, has_mask=c.id in present) for c in ranked),
-        instances,
-        stated.voxel_threshold,
-        stated.operating_point,
-        stated.scored,
-        None if values is None else np.asarray(read_mask(values).labels, dtype=np.uint8),
-        tuple(removed),
-        stated.input_check,
-        stated.n_left_out,
-    )
+        raise ContentError(f"{path}: {error}. Correct the candidate.") from error
+    return stated, kept, removed

@@ -1,8 +1,8 @@
 """PNG, JPEG, BMP and TIFF files: two spatial axes, one channel in grey, three in colour.
 
-Reading has two steps. A decoder returns the samples as the file stores them, and what the file says
-about their meaning (`_Stored`). One function then computes the values that a viewer shows, so that
-a picture's value does not depend on its format, compression or number of bits.
+Reading has two steps. First a decoder returns the samples as the file stores them, and the facts
+that explain them (`_Stored`). Then one function for all formats computes the values that a viewer
+shows. Therefore the values do not depend on format, compression or number of bits.
 """
 
 import logging
@@ -25,32 +25,33 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _TIFF = (".tif", ".tiff")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: an EPS called .png would go to Ghostscript
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: Pillow would run Ghostscript for an EPS
 _ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
 _EXTRA_SAMPLES = 338  # tag of TIFF
-_REDUCED, _TRANSPARENCY_MASK = 1, 4  # bits of a TIFF page's type: a thumbnail, a mask of opacity
+_REDUCED = 1  # bit in the type of a TIFF page: a thumbnail
+_TRANSPARENCY_MASK = 4  # bit in the type of a TIFF page: a mask of opacity
 _CCITT = (2, 3, 4, 32771)  # TIFF compressions of fax machines
 _JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
-# TIFF compressions with a known bound of their ratio: none, deflate (twice) and PackBits
+# TIFF compressions whose ratio has a known bound: none, deflate (two codes) and PackBits
 _BOUNDED = (1, 8, 32946, 32773)
 _BMP_HEADER_BYTES = 54
-_LABEL_GREYS = 64  # a palette whose greys are all below this is not made for the eye
+_LABEL_GREYS = 64  # a palette with only darker greys than this contains labels, not a picture
 
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
     """The samples of a picture as its file stores them.
 
-    Args:
+    Attributes:
         samples: `[y, x, n]`: 1 grey value or palette index, 3 colours, or 4 inks (CMYK).
-        bits: of each sample.
-        white_is_zero: the greatest grey value is shown black.
-        palette: `[k, 3]`, the colour of each index.
-        alpha: `[y, x]`, opacity.
-        opaque: the greatest value of `alpha`.
-        extra: `[y, x]`, a further sample whose meaning the file does not state.
-        is_lossy: the compression changes values.
-        turn: the orientation tag, 1 to 8.
+        bits: The number of bits of each sample.
+        white_is_zero: True if viewers show the largest grey value as black.
+        palette: The colour of each index `[k, 3]`, or None.
+        alpha: The opacity `[y, x]`, or None.
+        opaque: The value of `alpha` for opaque pixels.
+        extra: A further sample `[y, x]` whose meaning the file does not state, or None.
+        is_lossy: True if the compression changes values.
+        turn: The orientation tag, 1 to 8.
     """
 
     samples: NDArray[Any]
@@ -65,25 +66,34 @@ class _Stored:
 
 
 def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool = False) -> Volume:
-    """Read a picture `[1, y, x]`, or `[3, y, x]` in colour, with the values that a viewer shows.
+    """Read a picture with the values that a viewer shows. Call it in the worker.
 
-    Runs in the worker. A TIFF of several grey pages is a volume: see `io.tiff_stack`. y runs down,
-    and a stated orientation is followed. Samples keep their type; grey values of fewer than 8 bits
-    are spread over 0 to 255. White-is-zero values are mirrored: `2**bits - 1 - v` if unsigned,
-    `-1 - v` if signed, `1 - v` if floating point. Palettes and inks become red, green and blue, and
-    a picture with equal colours is grey. Opacity is ignored with a warning.
+    - The orientation that the file states is applied.
+    - Samples keep their type, but grey values of less than 8 bits are scaled to 0 to 255.
+    - White-is-zero values are mirrored: `2**bits - 1 - v` if unsigned, `-1 - v` if signed, `1 - v`
+      if floating point.
+    - Palettes and inks become red, green and blue. A picture with three equal colours is grey.
+    - Opacity is ignored with a warning.
 
-    A mask (`as_labels`) keeps its stored numbers instead of spreading them over 0 to 255, and a
-    palette gives the labels of `_palette_labels`. Colour, JPEG compression and partly transparent
-    labels are errors, because they would invent or hide values.
+    A mask (`as_labels`) keeps the stored numbers. A palette gives the labels of `_palette_labels`.
+    Colour, JPEG compression and partly transparent labels are errors, because they would invent or
+    hide values.
 
     Args:
-        path: the file. Its content decides on the format, not its suffix.
-        raster_mm: width of a pixel; None means 1 mm, as pictures state no millimetres.
-        as_labels: reads a mask.
+        path: The file. Its content decides the format, not its suffix.
+        raster_mm: The pixel size in millimetres. None means 1 mm, because pictures do not state it.
+        as_labels: True reads a mask.
+
+    Returns:
+        A volume `[1, y, x]`, or `[3, y, x]` in colour, with y pointing down. A TIFF of several grey
+        pages gives `[1, z, y, x]`, see `io.tiff_stack`.
+
+    Raises:
+        ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
     with reading(path):
-        if (stack := read_stack(path)) is not None:
+        stack = read_stack(path)
+        if stack is not None:
             return stack
         stored = _decode(path, raster_mm)
         if as_labels and stored.is_lossy:
@@ -91,17 +101,21 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
                 f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG, from the "
                 "program that drew them."
             )
-        values = _shown_labels(path, stored) if as_labels else _shown_values(path, stored)
-        values = _turned(values, stored.turn)
+        values = _compute_labels(path, stored) if as_labels else _compute_values(path, stored)
+        values = _turn_upright(values, stored.turn)
         array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return Volume(array, _geometry(path, array.shape[1:], raster_mm))
+        return Volume(array, _make_grid(path, array.shape[1:], raster_mm))
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
-    """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type)."""
+    """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type).
+
+    Raises:
+        OutputError: The array has other axes, or the format cannot store its type.
+    """
     if array.ndim != 2:
-        raise OutputError(f"a raster has two axes, not shape {array.shape}")
+        raise OutputError(f"a picture has two axes, but the array has the shape {array.shape}")
     if path.suffix.lower() in _TIFF:
         import tifffile
 
@@ -111,22 +125,26 @@ def write_raster(path: Path, array: NDArray[Any]) -> None:
 
         Image.fromarray(np.ascontiguousarray(array)).save(path)
     else:
-        raise OutputError(f"{array.dtype} does not fit; .png holds uint8 and uint16, .tif any type")
+        raise OutputError(
+            f"{path.suffix} cannot store {array.dtype}. Use .png for uint8 and uint16, .tif for "
+            "any type"
+        )
 
 
-def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
+def _make_grid(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
+    """Return the grid of a picture. Raise `ReadError` if it is outside the limits."""
     mm = 1.0 if raster_mm is None else float(raster_mm)
     low, high = limits().spacing_mm
     if not low <= mm <= high:
         raise ReadError(
             f"{path}: the pixel size {mm:g} mm is outside {low:g}–{high:g} mm. Correct pixel_mm in "
-            "the dataset's table."
+            "the table of the dataset."
         )
     return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
 
 
-def _turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """Turn a picture `[y, x, n]` upright, as viewers show it and as masks are drawn on it."""
+def _turn_upright(values: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Turn a picture `[y, x, n]` upright by its orientation tag, as viewers do."""
     if turn not in range(2, 9):
         return values
     if turn > 4:
@@ -138,39 +156,39 @@ def _turned(values: NDArray[Any], turn: int) -> NDArray[Any]:
     return values
 
 
-def _shown_values(path: Path, stored: _Stored) -> NDArray[Any]:
+def _compute_values(path: Path, stored: _Stored) -> NDArray[Any]:
     """Compute the grey values or colours `[y, x, 1 or 3]` of an image."""
     if stored.alpha is not None and (stored.alpha != stored.opaque).any():
         logger.warning("%s: the picture is partly transparent. Its opacity is ignored.", path)
-    values = _plain_samples(stored)
+    values = _normalise_samples(stored)
     if stored.palette is not None:
-        values = np.asarray(stored.palette[_indices(path, stored.samples, stored.palette)])
+        values = np.asarray(stored.palette[_palette_indices(path, stored.samples, stored.palette)])
     elif values.shape[-1] == 1 and stored.bits < 8:
         most = 2**stored.bits - 1
         values = ((values.astype(np.uint16) * 255 + most // 2) // most).astype(np.uint8)
-    return np.asarray(_grey_if_equal(values))
+    return np.asarray(_drop_equal_colours(values))
 
 
-def _shown_labels(path: Path, stored: _Stored) -> NDArray[Any]:
-    """Compute the label values `[y, x, 1]` of a mask; raise `ReadError` if they are ambiguous."""
+def _compute_labels(path: Path, stored: _Stored) -> NDArray[Any]:
+    """Compute the label values `[y, x, 1]` of a mask. Raise `ReadError` if they are ambiguous."""
     if stored.palette is not None:
-        indices = _indices(path, stored.samples, stored.palette)
+        indices = _palette_indices(path, stored.samples, stored.palette)
         values = _palette_labels(path, indices, stored.palette)[indices][..., np.newaxis]
     else:
-        values = _grey_if_equal(_plain_samples(stored))
+        values = _drop_equal_colours(_normalise_samples(stored))
     if values.shape[-1] != 1:
-        raise ReadError(f"{path}: a mask in colour. Save it with one label value per pixel.")
+        raise ReadError(f"{path}: the mask is in colour. Save it with one label value per pixel.")
     _check_opacity(path, values[..., 0], stored)
     return np.asarray(values)
 
 
-def _plain_samples(stored: _Stored) -> NDArray[Any]:
-    """Return grey values with 0 as black, or colours `[y, x, 3]`; palette indices stay."""
+def _normalise_samples(stored: _Stored) -> NDArray[Any]:
+    """Return grey values with 0 as black, colours `[y, x, 3]`, or unchanged palette indices."""
     samples = stored.samples
     if samples.dtype.kind == "b":
         samples = samples.astype(np.uint8)
     if samples.shape[-1] == 4:
-        return _from_inks(samples)
+        return _convert_inks(samples)
     if not stored.white_is_zero:
         return samples
     if samples.dtype.kind == "f":
@@ -180,28 +198,28 @@ def _plain_samples(stored: _Stored) -> NDArray[Any]:
     return np.asarray((2**stored.bits - 1) - samples).astype(samples.dtype)
 
 
-def _from_inks(inks: NDArray[Any]) -> NDArray[Any]:
+def _convert_inks(inks: NDArray[Any]) -> NDArray[Any]:
     """Convert cyan, magenta, yellow and black `[y, x, 4]` to red, green and blue."""
     most = float(np.iinfo(inks.dtype).max) if inks.dtype.kind == "u" else 1.0
     light = (most - inks[..., :3]) * ((most - inks[..., 3:]) / most)
     return (np.rint(light) if inks.dtype.kind == "u" else light).astype(inks.dtype)
 
 
-def _grey_if_equal(values: NDArray[Any]) -> NDArray[Any]:
-    """Keep one of three colours `[y, x, 3]` if they are equal in every pixel."""
+def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
+    """Return one channel `[y, x, 1]` if all colours are equal in every pixel."""
     first = values[..., :1]
     is_grey = all(np.array_equal(first[..., 0], values[..., c]) for c in range(values.shape[-1]))
     return first if is_grey else values
 
 
-def _indices(
+def _palette_indices(
     path: Path, samples: NDArray[Any], palette: NDArray[np.uint8]
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Return palette indices `[y, x]`; raise `ReadError` if the palette does not have them all."""
+    """Return palette indices `[y, x]`. Raise `ReadError` if one is not in the palette."""
     indices = samples[..., 0]
     if indices.size and int(indices.max()) >= len(palette):
         raise ReadError(
-            f"{path}: the palette has {len(palette)} colours, but pixels name colour "
+            f"{path}: the palette has {len(palette)} colours, but a pixel has the index "
             f"{indices.max()}. Save the picture without a palette."
         )
     return np.asarray(indices)
@@ -210,24 +228,24 @@ def _indices(
 def _palette_labels(
     path: Path, indices: NDArray[Any], palette: NDArray[np.uint8]
 ) -> NDArray[np.uint16]:
-    """Return the label `[k]` of each palette entry; raise `ReadError` if it is ambiguous.
+    """Return the label `[k]` of each palette entry. Raise `ReadError` if it is ambiguous.
 
-    - Colours: an index is its own label if index 0 is the darkest colour, as in the palettes of
-      segmentation tools (Pascal VOC: 0 is black).
-    - Two greys: black is 0 and white is 1, in whichever order the palette has them.
-    - More greys: an index is its own label if the greys ascend with it.
-    - Greys too dark for the eye (0, 1, 2, …) are themselves labels, so each must agree with its
-      rank or index.
+    - Colours: the index is the label if index 0 is the darkest colour, as in the palettes of
+      segmentation tools (in Pascal VOC, 0 is black).
+    - Two greys: the darker one is 0 and the brighter one is 1, in any order of the palette.
+    - More greys: the index is the label if the greys ascend with it.
+    - Greys that are too dark to see (0, 1, 2, …) are labels themselves. Each must be equal to its
+      index or to its rank among the greys.
     """
     used = np.unique(indices)
     labels = np.arange(len(palette), dtype=np.uint16)
     advice = "Save the mask without a palette, with one label value per pixel (0 is background)."
     if (palette != palette[:, :1]).any():
         light = palette.astype(np.int64) @ (299, 587, 114)
-        rivals = used[(used > 0) & (light[used] <= light[0])]
-        if rivals.size or light.min() < light[0]:
+        as_dark = used[(used > 0) & (light[used] <= light[0])]
+        if as_dark.size or light.min() < light[0]:
             raise ReadError(
-                f"{path}: index 0 of the mask's palette is not its darkest colour, so that another "
+                f"{path}: index 0 is not the darkest colour of the mask's palette, so another "
                 f"index may be the background. {advice}"
             )
         return labels
@@ -245,17 +263,17 @@ def _palette_labels(
         return labels
     raise ReadError(
         f"{path}: the greys of the mask's palette ({', '.join(map(str, greys[used][:8]))}) and its "
-        f"indices ({', '.join(map(str, used[:8]))}) do not agree, so that either may be the "
-        f"label. {advice}"
+        f"indices ({', '.join(map(str, used[:8]))}) do not agree, so either may be the label. "
+        f"{advice}"
     )
 
 
 def _check_opacity(path: Path, values: NDArray[Any], stored: _Stored) -> None:
-    """Raise `ReadError` if a mask's opacity may mean something that its values do not say."""
+    """Raise `ReadError` if the opacity or an extra sample of a mask may contain labels."""
     advice = "Save the mask without transparency, with one label value per pixel."
     if stored.extra is not None and stored.extra.size and np.ptp(stored.extra):
         raise ReadError(
-            f"{path}: the mask has a further value per pixel, and the file does not state its "
+            f"{path}: the mask has a further value per pixel, but the file does not state its "
             f"meaning. {advice}"
         )
     if stored.alpha is None:
@@ -265,12 +283,13 @@ def _check_opacity(path: Path, values: NDArray[Any], stored: _Stored) -> None:
         raise ReadError(f"{path}: {n_hidden} labelled pixels of the mask are transparent. {advice}")
     if stored.alpha.size and np.ptp(stored.alpha) and not values.any():
         raise ReadError(
-            f"{path}: the mask is drawn in its opacity: its values are all 0, and its transparency "
-            f"varies. {advice}"
+            f"{path}: all values of the mask are 0, but its opacity varies, so the opacity may be "
+            f"the mask. {advice}"
         )
 
 
 def _decode(path: Path, raster_mm: float | None) -> _Stored:
+    """Decode a picture by the decoder for its content."""
     with path.open("rb") as stream:
         start = stream.read(_BMP_HEADER_BYTES)
     if start[:4] in _TIFF_STARTS:
@@ -283,19 +302,19 @@ def _decode(path: Path, raster_mm: float | None) -> _Stored:
 
 
 def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
-    """Decode an uncompressed BMP with a palette; Pillow takes 4 and 8 bits of greys for others."""
+    """Decode an uncompressed BMP with a palette. Pillow changes the indices of grey palettes."""
     content = path.read_bytes()
     (start,) = struct.unpack_from("<I", content, 10)
     version, width, height, _, bits = struct.unpack_from("<IiiHH", content, 14)
     (n_colours,) = struct.unpack_from("<I", content, 46)
     n_colours = n_colours or 2**bits
-    _geometry(path, (abs(height), width), raster_mm)
+    _make_grid(path, (abs(height), width), raster_mm)
     stride = (width * bits + 31) // 32 * 4
     if n_colours > 2**bits or len(content) < start + stride * abs(height):
         raise ReadError(f"{path}: the file ends before its last pixel. Copy it again.")
     table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + version).reshape(-1, 4)
     rows = np.frombuffer(content, np.uint8, stride * abs(height), start).reshape(-1, stride)
-    places = np.arange(8 - bits, -1, -bits, dtype=np.uint8)  # of a byte's samples, first to last
+    places = np.arange(8 - bits, -1, -bits, dtype=np.uint8)  # bit offsets of the samples in a byte
     indices = (rows[:, :, np.newaxis] >> places) & (2**bits - 1)
     indices = indices.reshape(abs(height), -1)[:, :width, np.newaxis]
     indices = indices[::-1] if height > 0 else indices
@@ -303,29 +322,30 @@ def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
 
 
 def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
+    """Decode a TIFF with one full page. Kinds that tifffile cannot decode go to Pillow."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
-        _geometry(path, (page.imagelength, page.imagewidth), raster_mm)
+        _make_grid(path, (page.imagelength, page.imagewidth), raster_mm)
         bits = page.bitspersample
         if page.compression in _BOUNDED:
             n_bits = page.imagelength * page.imagewidth * page.samplesperpixel * int(bits)
             check_size(path, n_bits // 8, compressed=page.compression != 1)
         kind = tifffile.PHOTOMETRIC
-        shown = page.photometric
-        if "PhotometricInterpretation" not in page.tags:  # as libtiff assumes it
-            shown = kind.RGB if page.samplesperpixel in (3, 4) else kind.MINISBLACK
+        photometric = page.photometric
+        if "PhotometricInterpretation" not in page.tags:  # the default of libtiff
+            photometric = kind.RGB if page.samplesperpixel in (3, 4) else kind.MINISBLACK
         n_colours = {
             kind.MINISWHITE: 1,
             kind.MINISBLACK: 1,
             kind.MASK: 1,
             kind.PALETTE: 1,
             kind.RGB: 3,
-            kind.YCBCR: 3,  # in JPEG, whose decoder makes it red, green and blue
+            kind.YCBCR: 3,  # the JPEG decoder converts it to red, green and blue
             kind.SEPARATED: 4,
-        }.get(shown)
-        is_subsampled = shown == kind.YCBCR and page.compression not in _JPEG
+        }.get(photometric)
+        is_subsampled = photometric == kind.YCBCR and page.compression not in _JPEG
         if n_colours is None or is_subsampled or page.compression in _CCITT:
             return _decode_by_pillow(path, raster_mm)
         pixels = np.asarray(page.asarray())
@@ -333,28 +353,30 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
             pixels = np.moveaxis(pixels, 0, -1)
         if pixels.dtype.kind not in "biuf":
             raise ReadError(
-                f"{path}: the pixels are not plain numbers ({pixels.dtype}). Save it as whole or "
-                "floating-point numbers."
+                f"{path}: the pixels are not plain numbers ({pixels.dtype}). Save them as integers "
+                "or floating-point numbers."
             )
         if pixels.ndim not in (2, 3) or page.imagedepth > 1:
-            raise ReadError(f"{path}: not one plane ({page.axes}). Save it as NIfTI or NRRD.")
+            raise ReadError(
+                f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
+            )
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         stated = [int(e) for e in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
-        if pixels.shape[-1] == 3 and shown == kind.MINISBLACK:
-            n_colours = 3  # three grey channels in one page, as microscopes write them
+        if pixels.shape[-1] == 3 and photometric == kind.MINISBLACK:
+            n_colours = 3  # microscopes write three grey channels in one page
         further = pixels[..., n_colours:]
         is_alpha = bool(stated) and stated[-1] in (1, 2)
         if further.shape[-1] > 1 or (further.shape[-1] == 1 == n_colours and not is_alpha):
             raise ReadError(
                 f"{path}: {pixels.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
-                "Save each channel as a file of its own: <case>_0000, <case>_0001, …"
+                "Save each channel as a separate file: <case>_0000, <case>_0001, …"
             )
         extra = further[..., 0] if further.shape[-1] else None
         return _Stored(
             samples=pixels[..., :n_colours],
             bits=int(bits),
-            white_is_zero=shown == kind.MINISWHITE,
-            palette=_tiff_palette(page) if shown == kind.PALETTE else None,
+            white_is_zero=photometric == kind.MINISWHITE,
+            palette=_tiff_palette(page) if photometric == kind.PALETTE else None,
             alpha=extra if is_alpha else None,
             opaque=1.0 if pixels.dtype.kind == "f" else 2 ** int(bits) - 1,
             extra=None if is_alpha else extra,
@@ -364,43 +386,49 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
 
 
 def _only_page(path: Path, tiff: Any) -> Any:
-    """Return the one full page of a TIFF file, which may have thumbnails beside it."""
+    """Return the only full page of a TIFF file, which may also have thumbnails."""
     full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
     pages = full or [*tiff.pages]
     n_pages = len(pages)
-    if n_pages == 1 and pages[0].is_imagej:  # ImageJ's large stacks have one page and a count
+    if n_pages == 1 and pages[0].is_imagej:  # a large stack of ImageJ has one page and a count
         n_pages = int((tiff.imagej_metadata or {}).get("images", 1))
     elif n_pages == 1 and pages[0].is_shaped and tiff.series:
         n_pages = tiff.series[0].size // max(int(np.prod(pages[0].shape)), 1)
     if n_pages != 1:
-        raise ReadError(f"{path}: {n_pages} pages. Convert a stack to NIfTI or NRRD.")
+        raise ReadError(
+            f"{path}: the file has {n_pages} pages, expected 1. Convert a stack to NIfTI or NRRD."
+        )
     return pages[0]
 
 
 def _tiff_palette(page: Any) -> NDArray[np.uint8]:
-    """Return the colours `[k, 3]` of a page; some programs write 8 bits in place of 16."""
+    """Return the colours `[k, 3]` of a page. Some programs write 8 bits instead of 16."""
     colours = np.asarray(page.colormap).T
     return (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
 
 
 def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
+    """Decode a picture by Pillow and undo the changes that Pillow makes to samples."""
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
-        _geometry(path, (image.height, image.width), raster_mm)
-        bands, raw = image.getbands(), _raw_mode(image)
-        bits = _bits(image.mode, raw)
+        _make_grid(path, (image.height, image.width), raster_mm)
+        bands = image.getbands()
+        raw = _raw_mode(image)
+        bits = _count_bits(image.mode, raw)
         is_lossy = image.format in ("JPEG", "MPO")
-        if image.format in ("PNG", "BMP"):  # the others shrink without a bound; Pillow has its own
-            wide = 16 if ";16" in raw else bits
-            check_size(path, image.width * image.height * len(bands) * wide // 8)
+        if image.format in ("PNG", "BMP"):  # other formats have no bound of compression
+            file_bits = 16 if ";16" in raw else bits
+            check_size(path, image.width * image.height * len(bands) * file_bits // 8)
         n_frames = getattr(image, "n_frames", 1)
         if image.format == "PNG" and n_frames > 1:
-            raise ReadError(f"{path}: an animation of {n_frames} pictures. Save one of them.")
-        if len(bands) > 1 and ";16" in raw:  # Pillow keeps half of each sample
+            raise ReadError(
+                f"{path}: the file is an animation of {n_frames} pictures. Save one of them."
+            )
+        if len(bands) > 1 and ";16" in raw:  # Pillow would reduce the samples to 8 bits
             return _decode_wide_png(path)
-        image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
-        # no viewer turns a PNG
+        image.load()  # newer versions of Pillow turn a TIFF here and reset its tag
+        # viewers do not turn a PNG
         turn = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION) or 1)
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             samples = np.asarray(image.convert("RGB"))
@@ -412,30 +440,33 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
         samples = samples[..., : 3 if len(bands) > 2 else 1]
         if alpha is None:
             alpha = _stated_transparency(samples, image.info.get("transparency"))
-        if bits in (2, 4) and palette is None:  # Pillow spreads them over 0 to 255
+        if bits in (2, 4) and palette is None:  # Pillow scales them to 0 to 255
             samples = samples // (255 // (2**bits - 1))
         return _Stored(samples, bits, palette=palette, alpha=alpha, is_lossy=is_lossy, turn=turn)
 
 
 def _pillow_palette(image: Any) -> NDArray[np.uint8]:
-    """Return the colours `[k, 3]` that the file states; Pillow may fill up the others."""
+    """Return the colours `[k, 3]` that the file states, without those that Pillow may add."""
     mode, colours = image.palette.getdata()
     if mode not in ("RGB", "BGR", "BGRX", "RGBA"):
-        colours, mode = bytes(image.getpalette("RGB")), "RGB"
+        mode = "RGB"
+        colours = bytes(image.getpalette("RGB"))
     table = np.frombuffer(bytes(colours), np.uint8).reshape(-1, len(mode))[:, :3]
     return np.asarray(table[:, ::-1] if mode.startswith("BGR") else table)
 
 
 def _raw_mode(image: Any) -> str:
-    """Return how Pillow unpacks a picture, such as `L;4`: the number of bits is found there."""
+    """Return Pillow's name of the packed samples, such as `L;4`, which states the bits."""
     for tile in image.tile:
         arguments: Sequence[Any] = tile[3] if isinstance(tile[3], tuple | list) else (tile[3],)
-        if names := [argument for argument in arguments if isinstance(argument, str)]:
+        names = [argument for argument in arguments if isinstance(argument, str)]
+        if names:
             return names[0]
     return ""
 
 
-def _bits(mode: str, raw: str) -> int:
+def _count_bits(mode: str, raw: str) -> int:
+    """Return the number of bits of a sample from Pillow's mode and raw mode."""
     if mode == "1":
         return 1
     if mode.startswith("I;16"):
@@ -447,10 +478,10 @@ def _bits(mode: str, raw: str) -> int:
 
 
 def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8] | None:
-    """Return the opacity `[y, x]` of a PNG that names transparent colours; None if it has none."""
+    """Return the opacity `[y, x]` of a PNG that states transparent colours, otherwise None."""
     if stated is None:
         return None
-    if isinstance(stated, bytes):  # of each palette entry; those that are not listed are opaque
+    if isinstance(stated, bytes):  # one value per palette entry; unlisted entries are opaque
         table = np.full(256, 255, np.uint8)
         table[: len(stated)] = np.frombuffer(stated, np.uint8)
         return np.asarray(table[samples[..., 0]])
@@ -458,7 +489,7 @@ def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8
 
 
 def _decode_wide_png(path: Path) -> _Stored:
-    """Decode a PNG of 16 bits for each of several channels."""
+    """Decode a PNG with several channels of 16 bits."""
     import imagecodecs
 
     samples = np.asarray(imagecodecs.png_decode(path.read_bytes()))

@@ -1,13 +1,13 @@
-"""Datasets and results at a URL: files are downloaded before they are read, and uploaded when done.
+"""Datasets and results at a URL: downloading files before reading, and uploading results.
 
-`s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`: whatever fsspec knows. Endpoint, key and
-region come from the store's own settings: `~/.config/fsspec/*.json`, variables such as
-`FSSPEC_S3_ENDPOINT_URL`, or the cloud's usual files.
+All stores of fsspec can be used: `s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`.
+Endpoint, key and region come from the settings of the store: `~/.config/fsspec/*.json`, variables
+such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,60 +18,100 @@ from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
-# what stores call the number or date that changes with a file's content, the best first
+# the names by which stores report a number or date that changes with the content, the best first
 _KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
-    """The local copy of a folder at a URL; a path is given back as it is.
+    """Download a folder at a URL into a local copy and return its path.
 
-    Below `folder` (None: `lesionseg` in the user's cache folder). Files that are here and have not
-    changed at the store are not fetched again; those that are gone there are removed. Raises
-    `ReadError` when the store cannot be read or, unless it may be `new`, has no file there.
+    Files that have not changed at the store are not downloaded again. Files that the store no
+    longer has are removed.
+
+    Args:
+        place: A URL, or a path, which is returned as it is.
+        folder: The folder of the copies. None means `lesionseg` in the user's cache folder.
+        new: True if the folder may have no files yet.
+
+    Raises:
+        ReadError: The store cannot be read, or there are no files at the URL and `new` is False.
+        ConfigError: The store is unknown, or its package is not installed.
     """
     if not is_url(place):
         return Path(place)
     cache = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg"))
     base = cache.expanduser().absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
-    copy, states = base / (PurePosixPath(place).name or "data"), base / "states.json"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)  # scans are their user's alone
+    copy = base / (PurePosixPath(place).name or "data")
+    states = base / "states.json"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
     copy.mkdir(exist_ok=True)
     with FileLock(base / ".lock"):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
-        listed: dict[str, str] = {}
         try:
-            with suppress(FileNotFoundError):
-                for name, info in system.find(root, detail=True).items():
-                    state = (info[key] for key in ("size", *_KEYS) if info.get(key) is not None)
-                    listed[name.removeprefix(root.rstrip("/") + "/")] = " ".join(map(str, state))
-            if any(".." in PurePosixPath(n).parts or n.startswith("/") for n in listed):
-                raise ValueError("a name leads out of its folder")
+            listed = _list_states(system, root)
             for name in before.keys() - listed.keys():
                 (copy / name).unlink(missing_ok=True)
-            kept = {n for n, s in listed.items() if before.get(n) == s and (copy / n).is_file()}
+            kept = {
+                name: state
+                for name, state in listed.items()
+                if before.get(name) == state and (copy / name).is_file()
+            }
             wanted = [name for name in listed if name not in kept]
+            if wanted:
+                write_json(states, kept)  # an interrupted download is repeated
+                _fetch(system, root, wanted, copy)
             for name in wanted:
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            if wanted:  # many at once
-                sources = [f"{root.rstrip('/')}/{name}" for name in wanted]
-                write_json(states, {name: before[name] for name in kept})
-                system.get(sources, [str(copy / name) for name in wanted])
-            for name in wanted:  # a time that every copy of this content has
-                ns = int(hashlib.sha256(listed[name].encode()).hexdigest()[:15], 16)
-                os.utime(copy / name, ns=(ns, ns))
+                _set_time(copy / name, listed[name])
         except Exception as error:  # stores raise errors of their own packages
-            raise ReadError(f"{place}: the folder cannot be downloaded ({error!r}).") from error
+            raise ReadError(
+                f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
+                "connection and the settings of the store."
+            ) from error
         write_json(states, listed)
     if not listed and not new:
-        raise ReadError(f"{place}: there is no file below this URL.")
+        raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")
     return copy
 
 
-def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
-    """Copy files of `copy`, which `download` gave for `place`, to the store; of a path, nothing.
+def _list_states(system: Any, root: str) -> dict[str, str]:
+    """Return a text per file of a store that changes with its content, by relative path."""
+    listed: dict[str, str] = {}
+    with suppress(FileNotFoundError):
+        for path, info in system.find(root, detail=True).items():
+            name = path.removeprefix(root.rstrip("/") + "/")
+            values = [info[key] for key in ("size", *_KEYS) if info.get(key) is not None]
+            listed[name] = " ".join(map(str, values))
+    if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in listed):
+        raise ValueError("a file name leads out of the folder")
+    return listed
 
-    A file that is no longer in `copy` is removed there.
+
+def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
+    """Download several files at once."""
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    sources = [f"{root.rstrip('/')}/{name}" for name in names]
+    system.get(sources, [str(copy / name) for name in names])
+
+
+def _set_time(path: Path, state: str) -> None:
+    """Set the modification time to one that follows from `state`, so that equal copies agree."""
+    nanoseconds = int(hashlib.sha256(state.encode()).hexdigest()[:15], 16)
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
+    """Upload files of a local copy. Do nothing if `place` is a path.
+
+    Args:
+        paths: Files in `copy`. A file that does not exist is removed from the store.
+        copy: The path that `download` returned for `place`.
+        place: The URL.
+
+    Raises:
+        OutputError: The store refuses a file.
+        ConfigError: The store is unknown, or its package is not installed.
     """
     if not is_url(place):
         return
@@ -85,16 +125,21 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             elif system.exists(target):
                 system.rm_file(target)
         except Exception as error:
-            raise OutputError(f"{place}: {path.name} cannot be uploaded ({error!r}).") from error
+            raise OutputError(
+                f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
+                "your permissions."
+            ) from error
 
 
 def _open(place: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path within it."""
     try:
         from fsspec.core import url_to_fs
 
-        # listings change while others write: none is remembered
+        # no cache of listings, because other processes write too
         system, root = url_to_fs(place, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        install = pip_install("remote")
-        raise ConfigError(f"{place}: there is no such store ({error}). {install}.") from error
+        raise ConfigError(
+            f"{place}: the store cannot be used ({error}). Run {pip_install('remote')}."
+        ) from error
     return system, root

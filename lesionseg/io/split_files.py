@@ -1,6 +1,7 @@
-"""Split files: who trains and who validates, as our `splits.json` and nnU-Net's list state it.
+"""Split files, which assign cases to training and validation.
 
-Accepted are a list of folds (nnU-Net's `splits_final.json`), one such fold, and our own roles:
+Accepted are a list of folds (nnU-Net's `splits_final.json`), a single fold, and our `splits.json`
+with a role per case:
 
     [{"train": ["P01", "P02"], "val": ["P03"]}, …]
     {"train": ["P01", "P02"], "val": ["P03"]}
@@ -26,10 +27,13 @@ _ROLE_OF: Mapping[str, Role] = {"train": "train", "val": "validation", "test": "
 
 @dataclass(frozen=True)
 class SplitFile:
-    """The content of a split file: the role of every named case, per fold.
+    """The content of a split file.
 
-    `is_list` is False if the file holds a single split, which has no fold numbers.
-    `divides_patients` is True if the file itself states that it divides a patient.
+    Attributes:
+        path: The file.
+        folds: The role of every named case, for each fold.
+        is_list: False if the file contains a single split, which has no fold number.
+        divides_patients: True if the file states that it divides a patient.
     """
 
     path: Path
@@ -38,15 +42,15 @@ class SplitFile:
     divides_patients: bool = False
 
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
-        """Return the roles of one fold, by default of the first. Raise `DatasetError` if absent."""
+        """Return the roles of a fold, by default of the first. Raise `DatasetError` if missing."""
         if fold and not self.is_list:
             raise DatasetError(
-                f"{self.path}: data.fold={fold}, but this file holds a single split. Leave out "
+                f"{self.path}: data.fold={fold}, but this file contains a single split. Leave out "
                 "data.fold."
             )
         if fold is not None and not 0 <= fold < len(self.folds):
             raise DatasetError(
-                f"{self.path}: data.fold={fold} is not in the file, which holds "
+                f"{self.path}: data.fold={fold} is not in the file, which contains "
                 f"{count(len(self.folds), 'fold')} (0 to {len(self.folds) - 1})."
             )
         return self.folds[fold or 0]
@@ -55,32 +59,37 @@ class SplitFile:
 def read_split_file(path: Path) -> SplitFile:
     """Read a split file of any accepted form.
 
-    Raises `ReadError` if the file is missing or not JSON, and `DatasetError` if it does not state
-    one role per case: an unknown form, a case that is listed twice in a fold, or a case that
-    validates in two folds.
+    Raises:
+        ReadError: The file is missing or not JSON.
+        DatasetError: The form is unknown, a case is listed twice in a fold, or a case validates in
+            two folds.
     """
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise DatasetError(
-            f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save that as JSON "
-            "and name it by data.splits=FILE."
+            f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save this as JSON "
+            "and set data.splits=FILE."
         )
     content = read_json(path, unique_keys=True)
     if isinstance(content, dict) and "roles" in content:
-        stated_unsafe = content.get("group_safe") is False
-        return SplitFile(path, (_own_roles(path, content["roles"]),), False, stated_unsafe)
+        return SplitFile(
+            path=path,
+            folds=(_check_roles(path, content["roles"]),),
+            is_list=False,
+            divides_patients=content.get("group_safe") is False,
+        )
     if isinstance(content, dict) and {"train", "val"} & content.keys():
-        return SplitFile(path, (_fold_roles(path, "the split", content),), False)
+        return SplitFile(path, (_parse_fold(path, "the split", content),), is_list=False)
     if not isinstance(content, list):
         raise DatasetError(f"{path}: this is not a split file. {_EXAMPLE}")
     if not content:
         raise DatasetError(f"{path}: the list of folds is empty. {_EXAMPLE}")
-    folds = tuple(_fold_roles(path, f"fold {k}", fold) for k, fold in enumerate(content))
-    _require_one_validation(path, folds)
-    return SplitFile(path, folds, True)
+    folds = tuple(_parse_fold(path, f"fold {k}", fold) for k, fold in enumerate(content))
+    _check_validation(path, folds)
+    return SplitFile(path, folds, is_list=True)
 
 
-def _own_roles(path: Path, roles: Any) -> dict[str, Role]:
-    """Check the object `roles` of our own file."""
+def _check_roles(path: Path, roles: Any) -> dict[str, Role]:
+    """Check the object `roles` of our own file and return it."""
     if not isinstance(roles, dict) or not roles:
         raise DatasetError(f'{path}: "roles" is not an object of cases and roles. {_EXAMPLE_ROLES}')
     known: dict[str, Role] = {role: role for role in get_args(Role)}
@@ -94,8 +103,8 @@ def _own_roles(path: Path, roles: Any) -> dict[str, Role]:
     return {case: known[role] for case, role in roles.items()}
 
 
-def _fold_roles(path: Path, where: str, fold: Any) -> dict[str, Role]:
-    """Check one object of lists `train` and `val` (and perhaps `test`), and return its roles."""
+def _parse_fold(path: Path, where: str, fold: Any) -> dict[str, Role]:
+    """Return the role of each case in an object with the lists `train`, `val` and maybe `test`."""
     if not isinstance(fold, dict):
         raise DatasetError(f"{path}: {where} is not an object with two lists of cases. {_EXAMPLE}")
     for key in ("train", "val"):
@@ -119,18 +128,18 @@ def _fold_roles(path: Path, where: str, fold: Any) -> dict[str, Role]:
     return roles
 
 
-def _require_one_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:
-    """Raise `DatasetError` if a case validates in two folds: the folds are then no partition."""
+def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:
+    """Raise `DatasetError` if a case validates in two folds, because folds must be a partition."""
     first: dict[str, int] = {}
-    twice: dict[str, tuple[int, int]] = {}
+    repeated: dict[str, tuple[int, int]] = {}
     for k, roles in enumerate(folds):
         for case, role in roles.items():
             if role == "validation" and first.setdefault(case, k) != k:
-                twice.setdefault(case, (first[case], k))
-    if twice:
-        one, other = next(iter(twice.values()))
+                repeated.setdefault(case, (first[case], k))
+    if repeated:
+        one, other = next(iter(repeated.values()))
         raise DatasetError(
-            f'{path}: the "val" lists of two folds share {count(len(twice), "case")}: '
-            f"{listed(twice)} (folds {one} and {other}). List each case in one of them, or save "
-            "the fold that you want in a file of its own and name it by data.splits=FILE."
+            f'{path}: the "val" lists of two folds share {count(len(repeated), "case")}: '
+            f"{listed(repeated)} (folds {one} and {other}). List each case in one of them, or save "
+            "the fold that you want in a separate file and set data.splits=FILE."
         )

@@ -1,7 +1,7 @@
 """Volumes as TIFF files of several grey pages, as nnU-Net's `Tiff3DIO` reads them.
 
-A JSON file beside them states the spacing, `{"spacing": [z, y, x]}` in millimetres: for the image
-`case_0000.tif` and the mask `case.tif` it is `case.json` in their folder.
+A JSON file in the same folder states the spacing in millimetres, `{"spacing": [z, y, x]}`. For the
+image `case_0000.tif` and the mask `case.tif` this file is `case.json`.
 """
 
 import json
@@ -21,14 +21,16 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff")
 _CHANNEL = re.compile(r"_\d{4}$")
 _REDUCED, _TRANSPARENCY_MASK = 1, 4  # bits of a page's type: a thumbnail, a mask of opacity
-_MOST_JSON_BYTES = 2**16
+_MAX_JSON_BYTES = 2**16
 
 
 def read_stack(path: Path) -> Volume | None:
-    """Read a volume `[1, z, y, x]`; None for a file that is no TIFF of several grey pages.
+    """Read a volume `[1, z, y, x]`. Return None for a file that is not a TIFF of several pages.
 
-    Without a JSON file the spacing is 1 mm, with a warning. Raises `ReadError` for pages of
-    different sizes, colours, and a spacing that is none.
+    Without a JSON file the spacing is 1 mm, with a warning.
+
+    Raises:
+        ReadError: The pages differ in size or are in colour, or the stated spacing is not valid.
     """
     if path.suffix.lower() not in SUFFIXES:
         return None
@@ -37,9 +39,9 @@ def read_stack(path: Path) -> Volume | None:
     try:
         tiff = tifffile.TiffFile(path)
     except tifffile.TiffFileError:
-        return None  # a picture of another format, which its reader knows
+        return None  # a picture of another format with a wrong suffix
     with tiff:
-        series = _stacked(tiff)
+        series = _find_stack(tiff)
         if series is None:
             return None
         pages = [page for page in series.pages if page is not None]
@@ -48,7 +50,7 @@ def read_stack(path: Path) -> Volume | None:
         if first.photometric not in (kind.MINISBLACK, kind.MINISWHITE) or len(series.shape) != 3:
             raise ReadError(
                 f"{path}: the pages have the shape {series.shape} ({series.axes}), expected grey "
-                "slices of one size. Save one volume per file, each channel as a file of its own."
+                "slices of one size. Save one volume per file, and each channel as a separate file."
             )
         shape = tuple(int(n) for n in series.shape)
         geometry = check_grid(path, Geometry.from_spacing(shape, _spacing(path)))
@@ -56,15 +58,18 @@ def read_stack(path: Path) -> Volume | None:
         check_size(path, n_bytes, compressed=first.compression != 1)
         array = np.asarray(series.asarray())
     if array.dtype.kind not in "biuf":
-        raise ReadError(f"{path}: the voxels are not plain numbers ({array.dtype}).")
+        raise ReadError(
+            f"{path}: the voxels are not plain numbers ({array.dtype}). Save them as integers or "
+            "floating-point numbers."
+        )
     if first.photometric == kind.MINISWHITE:
         raise ReadError(f"{path}: white is stored as 0. Save the slices with black as 0.")
     array = array.astype(np.uint8) if array.dtype.kind == "b" else array
     return Volume(array.astype(array.dtype.newbyteorder("="), copy=False)[np.newaxis], geometry)
 
 
-def _stacked(tiff: Any) -> Any | None:
-    """Return the series of the file's full pages if there are several; None for one picture."""
+def _find_stack(tiff: Any) -> Any | None:
+    """Return the series of the file's full pages if there are several, or None for one picture."""
     full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
     if not tiff.series:
         return None
@@ -77,24 +82,23 @@ def _stacked(tiff: Any) -> Any | None:
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
+    """Read the spacing in millimetres from the JSON file of a TIFF file."""
     stem = path.name[: -len(path.suffix)]
-    beside = [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
-    stated = next((file for file in beside if file.is_file()), None)
-    if stated is None:
-        logger.warning(
-            "%s: no file %s states the spacing, so it is 1 mm along every axis.",
-            *(path, beside[0].name),
-        )
+    candidates = [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        text = "%s: no file %s states the spacing, so it is 1 mm along every axis."
+        logger.warning(text, path, candidates[0].name)
         return (1.0, 1.0, 1.0)
     try:
-        if stated.stat().st_size > _MOST_JSON_BYTES:
+        if file.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("it is too long")
-        spacing = json.loads(stated.read_text(encoding="utf-8-sig"))["spacing"]
+        spacing = json.loads(file.read_text(encoding="utf-8-sig"))["spacing"]
         numbers = tuple(float(mm) for mm in spacing)
         if len(numbers) != 3 or not all(np.isfinite(numbers)) or min(numbers) <= 0:
             raise ValueError(f"spacing is {spacing}")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ReadError(
-            f'{stated}: states no spacing ({error}). Write {{"spacing": [z, y, x]}} in mm.'
+            f'{file}: states no spacing ({error}). Write {{"spacing": [z, y, x]}} in mm.'
         ) from error
     return numbers

@@ -1,4 +1,4 @@
-"""Volumes in any format: the suffix of the file's name decides who reads and writes it."""
+"""Reading and writing volumes in any format. The suffix of the file name decides the format."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
 
 def case_suffix(path: Path) -> str:
-    """The suffix that names the format, as written; any other file's last suffix.
+    """Return the suffix that names the format as written, or the last suffix of any other file.
 
     >>> case_suffix(Path("scan.v2.nii.gz")), case_suffix(Path("scan.PNG"))
     ('.nii.gz', '.PNG')
@@ -28,7 +28,7 @@ def case_suffix(path: Path) -> str:
 
 
 def strip_suffix(path: Path) -> str:
-    """The file's name without the suffix that names its format.
+    """Return the file name without the suffix that names its format.
 
     >>> strip_suffix(Path("scan.v2.nii.gz"))
     'scan.v2'
@@ -37,17 +37,17 @@ def strip_suffix(path: Path) -> str:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name is that of an image we read; hidden files are none."""
+    """Return True if the name is that of an image in a known format. Hidden files do not count."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def is_raster(path: Path) -> bool:
-    """Whether the name is that of a format that states no position: PNG, JPEG, BMP or TIFF."""
+    """Return True if the name is that of a PNG, JPEG, BMP or TIFF, which state no position."""
     return case_suffix(path).lower() in raster.SUFFIXES
 
 
 def is_dicom_image(path: Path) -> bool:
-    """Whether it is a folder, or a DICOM file by suffix or first bytes."""
+    """Return True for a folder, a series in a folder, and a DICOM file by suffix or content."""
     if path.is_dir() or split_series(path) is not None:
         return True
     suffix = case_suffix(path).lower()
@@ -55,7 +55,7 @@ def is_dicom_image(path: Path) -> bool:
 
 
 def result_suffix(path: Path, dims: int) -> str:
-    """The format in which a prediction on the image is written: its own where that is exact.
+    """Return the suffix of predictions on an image: its own if the format stores exact values.
 
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
@@ -68,13 +68,22 @@ def result_suffix(path: Path, dims: int) -> str:
 
 
 def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
-    """Read one file as a volume `[C, *spatial]`, voxels as stored, affine to RAS millimetres.
+    """Read a file as a volume, without reorienting it.
 
-    C is 3 for a PNG, JPEG, BMP or TIFF in colour, else 1. The dtype is the file's (float32 where a
-    NIfTI header scales). Nothing is reoriented: the array axes are the file's, slowest first.
-    Rasters have two spatial axes and pixels of `raster_mm` (1 mm when not given). `as_labels` reads
-    a mask: see `raster.read_raster`. A folder is a DICOM series. Raises `ReadError` naming the
-    file, and `GeometryError` for DICOM slices that are no even stack.
+    Args:
+        path: The file, or a folder with a DICOM series.
+        raster_mm: The pixel size of a PNG, JPEG, BMP or TIFF in millimetres. None means 1 mm.
+        as_labels: True reads a mask, see `raster.read_raster`.
+
+    Returns:
+        A volume `[C, *spatial]` with an affine to RAS millimetres. C is 3 for a PNG, JPEG, BMP or
+        TIFF in colour, otherwise 1. Pictures have two spatial axes. The axes are those of the file,
+        the slowest first. The dtype is that of the file, or float32 for DICOM and for a NIfTI file
+        whose header scales.
+
+    Raises:
+        ReadError: The file is missing, damaged or of an unknown format.
+        GeometryError: DICOM slices do not form an even stack.
     """
     suffix = _format(path)
     if suffix in nifti.SUFFIXES:
@@ -83,33 +92,43 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         return in_worker(itk.read_itk, path)
     if suffix in raster.SUFFIXES:
         return in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
-    with reading(path):  # pydicom understands an element when it is asked for
+    with reading(path):  # pydicom parses an element only when it is accessed
         return read_dicom(path)
 
 
 def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
-    """Read shape and affine from the header alone; raises as `read_volume` does."""
+    """Read the grid from the header only. Raises the errors of `read_volume`."""
     suffix = _format(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)
     if suffix in itk.SUFFIXES:
         return in_worker(itk.read_itk_geometry, path)
     if suffix in raster.SUFFIXES:
-        return read_volume(path, raster_mm=raster_mm).geometry  # decoding alone tells it is whole
+        # decoding is the only way to find out whether the file is complete
+        return read_volume(path, raster_mm=raster_mm).geometry
     with reading(path):
         return read_dicom_geometry(path)
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
-    """Write a volume of one channel atomically, with its own affine, in the suffix's format.
+    """Write a volume of one channel atomically.
 
-    The dtype is kept, but bool becomes uint8, float16 float32 and 64-bit integers int32. `like`
-    names a NIfTI file whose form codes are taken over. Rasters lose their pixel size. Raises
-    `OutputError` for several channels, an unknown suffix and numbers the format cannot hold.
+    The dtype is kept, except that bool becomes uint8, float16 becomes float32, and 64-bit integers
+    become int32. Pictures do not store the pixel size.
+
+    Args:
+        path: The file. Its suffix decides the format.
+        volume: The volume `[1, *spatial]`.
+        like: A NIfTI file on the same grid, whose position is copied exactly, see `write_nifti`.
+
+    Raises:
+        OutputError: There are several channels, the suffix is unknown, the format cannot store the
+            numbers, or the disk refuses.
     """
-    suffix, array = case_suffix(path).lower(), volume.array[0]
+    suffix = case_suffix(path).lower()
+    array = volume.array[0]
     if len(volume.array) != 1:
-        raise OutputError(f"{path}: a file holds one channel, not {len(volume.array)}.")
+        raise OutputError(f"{path}: a file contains one channel, not {len(volume.array)}.")
     if array.dtype in (np.int64, np.uint64):
         if array.size and max(abs(int(array.min())), int(array.max())) > np.iinfo(np.int32).max:
             raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
@@ -120,23 +139,23 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
         try:
             if suffix in nifti.SUFFIXES:
                 nifti.write_nifti(temporary, array, volume.geometry, like)
-            elif suffix in (".nrrd", ".mha"):  # .mhd would be two files: two renames are not one
+            elif suffix in (".nrrd", ".mha"):  # .mhd has two files, which cannot be renamed at once
                 itk.write_itk(temporary, array, volume.geometry)
             elif suffix in raster.SUFFIXES:
                 raster.write_raster(temporary, array)
             else:
-                raise OutputError("write .nii.gz, .nii, .nrrd, .mha, .png or .tif")
+                raise OutputError("the suffix must be .nii.gz, .nii, .nrrd, .mha, .png or .tif")
         except OSError:
             raise
-        except Exception as error:  # what a format's library says of numbers that do not fit
+        except Exception as error:  # the library of the format rejects the numbers
             raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
 def _format(path: Path) -> str:
-    """The suffix in lower case; ".dcm" for a folder and for DICOM files without one."""
+    """Return the suffix in lower case, ".dcm" for folders and for DICOM files without a suffix."""
     with reading(path):
         if not path.is_dir() and split_series(path) is None:
-            if not path.is_file():  # nor is a pipe one
+            if not path.is_file():  # missing, or a pipe
                 raise ReadError(f"{path}: no such file. Check its name and folder.")
             if path.stat().st_size == 0:
                 raise ReadError(f"{path}: the file is empty. Copy it again from its source.")

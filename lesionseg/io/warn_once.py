@@ -1,32 +1,32 @@
-"""Warnings about a file that is read several times, logged once by a process."""
+"""Warnings that a process logs only once, although the file is read several times."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-_said: set[str] = set()
+_logged: set[str] = set()
 _lock = Lock()
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
-    """Log a warning, unless this process has logged the same one already."""
+    """Log a warning, unless this process has already logged the same text."""
     message = text % values
     with _lock:
-        is_new = message not in _said
-        _said.add(message)
+        is_new = message not in _logged
+        _logged.add(message)
     if is_new:
         logger.warning("%s", message)
 
 
 @contextmanager
-def warning_again() -> Iterator[None]:
-    """Log every warning again within the context, for a caller that collects them."""
+def repeat_warnings() -> Iterator[None]:
+    """Log all warnings again within the context, for a caller that collects them."""
     with _lock:
-        before = set(_said)
-        _said.clear()
+        before = set(_logged)
+        _logged.clear()
     try:
         yield
     finally:
         with _lock:
-            _said.update(before)
+            _logged.update(before)

@@ -1,6 +1,7 @@
-"""Anatomy masks and the names of their values: what TotalSegmentator, SynthSeg or FreeSurfer write.
+"""Anatomy masks, such as those of TotalSegmentator, SynthSeg or FreeSurfer, and their names.
 
-A folder holds a mask per case, named by case, on any grid, and at most one table of names.
+A folder contains one mask per case, named after the case, on any grid, and at most one table with
+the names of the mask values.
 """
 
 import logging
@@ -8,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,19 +22,27 @@ from lesionseg.io.predictions import find_masks
 _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
-# cells between commas, semicolons and tabs; else words, those in quotes together
-_CELLS, _WORDS = re.compile(r"[^,;\t]+"), re.compile(r"\"[^\"]*\"|\S+")
+_CELLS = re.compile(r"[^,;\t]+")
+_WORDS = re.compile(r"\"[^\"]*\"|\S+")  # for lines without separators; quotes join words
 
 
 @dataclass(frozen=True)
 class ZoneFolder:
-    """The anatomy masks of a folder by case, and what their values are called."""
+    """The anatomy masks of a folder.
+
+    Attributes:
+        masks: The masks by case id.
+        names: The names of the mask values.
+    """
 
     masks: Mapping[str, Path]
     names: Mapping[int, str]
 
     def read(self, case: str, pixel_mm: float | None = None) -> Zones | None:
-        """The zones of a case, `pixel_mm` of a picture; None where the folder has no mask of it."""
+        """Read the zones of a case. Return None if the folder has no mask of it.
+
+        `pixel_mm` is the pixel size of a picture.
+        """
         path = self.masks.get(case)
         if path is None:
             return None
@@ -40,12 +50,12 @@ class ZoneFolder:
         return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:
-        """Warn of cases without a mask; raise `DatasetError` when there are only such."""
+        """Warn about cases without a mask. Raise `DatasetError` if no case has one."""
         missing = [case for case in cases if case not in self.masks]
         if missing and len(missing) == len(cases):
             raise DatasetError(
-                f"No zone mask ({', '.join(list(self.masks)[:3])}) has the name of a case "
-                f"({', '.join(missing[:3])}). Name the masks <case>.nii.gz."
+                f"None of the zone masks ({', '.join(list(self.masks)[:3])}) has the name of a "
+                f"case ({', '.join(missing[:3])}). Rename the masks to <case>.nii.gz."
             )
         if missing:
             text = "These cases have no zone mask, so their lesions have no zone: %s"
@@ -53,11 +63,14 @@ class ZoneFolder:
 
 
 def find_zones(folder: Path) -> ZoneFolder:
-    """The masks of a folder, and the names of their values where it has a table of them.
+    """Find the anatomy masks of a folder and read the table of their names, if there is one.
 
-    The table is CSV, TSV, JSON (`{"17": "Left-Hippocampus"}`, either way round, also as nnU-Net's
-    dataset.json) or a colour table as FreeSurfer's, ITK-SNAP's and Slicer's. Raises `DatasetError`
-    for a folder without masks or with several tables, `ContentError` for a table without names.
+    The table is CSV, TSV, JSON (`{"17": "Left-Hippocampus"}` or the reverse, also nnU-Net's
+    dataset.json) or a colour table of FreeSurfer, ITK-SNAP or Slicer.
+
+    Raises:
+        DatasetError: The folder has no masks, or several tables.
+        ContentError: The table contains no names.
     """
     masks = find_masks(folder)
     tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
@@ -68,22 +81,42 @@ def find_zones(folder: Path) -> ZoneFolder:
 
 
 def read_zone_names(path: Path) -> dict[int, str]:
-    """Names by mask value; 0, the background, has none. Raises `ContentError` without any."""
-    pairs = list[tuple[str, str]]()
+    """Read the names by mask value, except for 0, the background.
+
+    Raises:
+        ReadError: A JSON file is damaged.
+        ContentError: There are no names.
+    """
     if path.suffix.lower() == ".json":
-        content = read_json(path)
-        entries = content.get("labels", content) if isinstance(content, dict) else {}
-        pairs = [(str(a), str(b)) for a, b in entries.items()] if isinstance(entries, dict) else []
-        pairs = [(a, b) if a.isdecimal() else (b, a) for a, b in pairs]
-    else:  # of each line the first whole number, and the first cell that is no number
-        for line in path.read_text("utf-8-sig", "replace").splitlines():
-            pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS
-            cells = [cell.strip(" \"'") for cell in pattern.findall(line)]
-            values = [cell for cell in cells if cell.isdecimal()]
-            texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
-            if values and texts and not line.startswith("#"):
-                pairs.append((values[0], texts[0]))
+        pairs = _json_pairs(read_json(path))
+    else:
+        pairs = _text_pairs(path.read_text("utf-8-sig", "replace"))
     names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
     if not names:
-        raise ContentError(f"{path}: no line of the table has a whole number and a name.")
+        raise ContentError(
+            f"{path}: no line of the table has an integer and a name. Write lines such as "
+            "17,Left-Hippocampus."
+        )
     return names
+
+
+def _json_pairs(content: Any) -> list[tuple[str, str]]:
+    """Return value and name of each entry of a JSON object, whichever of them is the key."""
+    entries = content.get("labels", content) if isinstance(content, dict) else None
+    if not isinstance(entries, dict):
+        return []
+    pairs = [(str(key), str(value)) for key, value in entries.items()]
+    return [(a, b) if a.isdecimal() else (b, a) for a, b in pairs]
+
+
+def _text_pairs(text: str) -> list[tuple[str, str]]:
+    """Return the first integer and the first cell that is not a number from each line."""
+    pairs = list[tuple[str, str]]()
+    for line in text.splitlines():
+        pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS
+        cells = [cell.strip(" \"'") for cell in pattern.findall(line)]
+        values = [cell for cell in cells if cell.isdecimal()]
+        texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
+        if values and texts and not line.startswith("#"):
+            pairs.append((values[0], texts[0]))
+    return pairs

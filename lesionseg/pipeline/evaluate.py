@@ -23,7 +23,7 @@ from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.io.files import locks, read_csv
-from lesionseg.io.layouts.checks import unread_files
+from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
@@ -111,7 +111,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     by_image = cfg.geometry == "image"
     dataset, labelled = open_references(Path(cfg.reference), unusable, by_image=by_image)
     predictions = find_predictions(folder, unusable)
-    for remark in unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
+    for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)

@@ -19,9 +19,9 @@ from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts.input_images import (
     FoundScan,
     FoundScans,
+    explain_nothing_found,
     find_scans,
-    nothing_found,
-    with_clashes,
+    mark_clashes,
 )
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
@@ -189,6 +189,6 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
         raise ConfigError(f"output={output} holds the scan {source}. Name another folder.")
     found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
     if not found.scans:
-        raise DatasetError(nothing_found(source, found))
+        raise DatasetError(explain_nothing_found(source, found))
     found = select(found, series, plan, archive=is_archive(source))
-    return replace(found, scans=tuple(with_clashes(found.scans)))
+    return replace(found, scans=tuple(mark_clashes(found.scans)))

@@ -63,7 +63,7 @@ def predict_on_ray(
         given = cfg, output.resolve(), ray.put(known), ray.put(architectures)
         idle = [kind.remote(*given) for _ in range(n_actors)]
         n = max(1, min(_AT_ONCE, len(scans) // max(n_actors, 1)))
-        found = [scan.absolute() for scan in scans]
+        found = [scan.to_absolute() for scan in scans]
         left = [found[i : i + n] for i in range(0, len(scans), n)]
         under_way: dict[Any, tuple[Any, list[FoundScan]]] = {}
         while left or under_way:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.inference.nnunet.outputs import find_labels
-from lesionseg.io.layouts import read_dataset, read_dataset_of, recognised
+from lesionseg.io.layouts import find_convention, read_dataset, read_dataset_of
 from lesionseg.io.predictions import PredictionFiles, find_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
 
@@ -26,7 +26,7 @@ def open_references(
     raise `DatasetError`, as does a folder without a reference. `by_image`: see
     `Dataset.grid_of_image`.
     """
-    name = recognised(folder)
+    name = find_convention(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
         masks = find_masks(folder, faults)
         if (dataset := read_dataset_of(masks.values())) is not None:

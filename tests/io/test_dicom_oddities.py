@@ -55,9 +55,9 @@ def test_screen_shots_colour_and_films_are_no_radiographs(tmp_path):
     film = np.stack([PIXELS] * 3)
     for number, (kind, pixels, more, words) in enumerate(
         [
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "OT"}, "screen shot"),
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CT"}, "screen shot"),
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CR", **colour}, "screen shot"),
+            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "OT"}, "screenshot"),
+            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CT"}, "screenshot"),
+            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CR", **colour}, "screenshot"),
             (XA, film, {"Modality": "XA"}, "3 frames.*Save one frame"),
             (RF, film, {"Modality": "RF"}, "3 frames.*Save one frame"),
         ]
@@ -83,8 +83,8 @@ IGNORED = [
     ({"WindowCenter": 40000, "WindowWidth": 20}, "shows no grey values"),
     ({"WindowCenter": 1200, "WindowWidth": 1}, "shows no grey values"),
     ({"WindowCenter": "", "WindowWidth": ""}, ""),
-    ({"WindowCenter": 200, "WindowWidth": ""}, "not a centre and a width"),
-    ({"WindowCenter": 200}, "not a centre and a width"),
+    ({"WindowCenter": 200, "WindowWidth": ""}, "does not consist of a centre and a width"),
+    ({"WindowCenter": 200}, "does not consist of a centre and a width"),
     ({"VOILUTFunction": "ODD"}, "VOILUTFunction 'ODD'"),
     ({"VOILUTFunction": ""}, ""),
     ({"VOILUTSequence": Sequence()}, ""),
@@ -107,7 +107,7 @@ IGNORED = [
     ({"SamplesPerPixel": None}, ""),
     ({"PixelRepresentation": None}, ""),
     ({"BitsStored": None, "HighBit": None}, ""),
-    ({"PixelSpacing": [0.2], "ImagerPixelSpacing": ""}, "PixelSpacing is not two positive numbers"),
+    ({"PixelSpacing": [0.2], "ImagerPixelSpacing": ""}, "PixelSpacing does not consist of two"),
     ({"EstimatedRadiographicMagnificationFactor": "", "DistanceSourceToPatient": ""}, ""),
 ]
 
@@ -171,7 +171,7 @@ def test_a_series_ignores_them_too_and_says_so_once(series, caplog, elements, ex
     np.testing.assert_array_equal(read_volume(folder).array[0], expected)
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert bool(said) == bool(words)
-    assert all("in 5 files, the first d.dcm" in message for message in said)
+    assert all("in 5 files, the first is d.dcm" in message for message in said)
     assert words in " ".join(said)
 
 

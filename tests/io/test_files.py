@@ -244,7 +244,7 @@ WRONG_TABLES = [
     ("case,image\n".encode("utf-16-le"), "UTF-16. Save it as UTF-8"),
     (b"case,image,image\nA,a,b\n", "two columns are called 'image'"),
     (b"case,image\nA,a,b\n", "line 2 has more values"),
-    (b'case,image\nA,"a\n' + b"b" * 200_000, "Is a double quote left open"),
+    (b'case,image\nA,"a\n' + b"b" * 200_000, "closing double quote"),
 ]
 
 

@@ -17,7 +17,7 @@ def fill(folder, case, source, content="1"):
     """The files of a case, as `write_prediction` names them."""
     for kind in ("mask", "instances"):
         (folder / f"{case}_{kind}.nii").write_text(content)
-    stated = {} if source is None else {"source": source.stated()}
+    stated = {} if source is None else {"source": source.to_json()}
     (folder / f"{case}_candidates.json").write_text(json.dumps({"candidates": [], **stated}))
 
 

@@ -228,5 +228,5 @@ def test_doubles_emptiness_and_absence_are_an_error(tmp_path, find):
     with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
         find(tmp_path)
     (tmp_path / "A.nii.gz").rename(tmp_path / "a\nb_mask.nii.gz")
-    with pytest.raises(DatasetError, match="does not show"):
+    with pytest.raises(DatasetError, match="invisible"):
         find(tmp_path)

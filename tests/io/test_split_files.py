@@ -37,9 +37,9 @@ def test_every_accepted_form_gives_the_same_roles(write):
 
 WRONG = [
     ([], "the list of folds is empty"),
-    ("x", "not JSON from line 1, column 1"),
+    ("x", "has an error in line 1, column 1"),
     ("[{'train': ['a'], 'val': ['b']}]", "double quotes around names"),
-    ('{"roles": {"a": "train", "a": "test"}}', "'a' is there twice"),
+    ('{"roles": {"a": "train", "a": "test"}}', "'a' occurs twice"),
     (3, "not a split file"),
     ({"folds": []}, "not a split file"),
     ({"roles": {}}, '"roles" is not an object'),
@@ -79,14 +79,16 @@ def test_the_example_in_a_message_is_a_split_file(write):
 def test_a_pickle_is_not_opened(tmp_path):
     path = tmp_path / "splits_final.pkl"
     path.write_bytes(pickle.dumps([ONE]))
-    with pytest.raises(DatasetError, match="Save that as JSON"):
+    with pytest.raises(DatasetError, match="Save this as JSON"):
         read_split_file(path)
 
 
-def test_a_fold_that_the_file_does_not_hold_is_an_error(write):
-    with pytest.raises(DatasetError, match=r"data\.fold=1 is not in the file, which holds 1 fold"):
+def test_a_fold_that_the_file_does_not_contain_is_an_error(write):
+    with pytest.raises(
+        DatasetError, match=r"data\.fold=1 is not in the file, which contains 1 fold"
+    ):
         read_split_file(write([ONE])).roles(1)
-    with pytest.raises(DatasetError, match=r"data\.fold=1, but this file holds a single split"):
+    with pytest.raises(DatasetError, match=r"data\.fold=1, but this file contains a single split"):
         read_split_file(write(ONE)).roles(1)
     with pytest.raises(DatasetError, match=r"data\.fold=-1"):
         read_split_file(write([ONE])).roles(-1)

@@ -39,7 +39,7 @@ def test_a_folder_is_read_by_case(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
     assert "have no zone: b" in caplog.text
-    with pytest.raises(DatasetError, match=r"No zone mask \(a\) has the name of a case"):
+    with pytest.raises(DatasetError, match=r"None of the zone masks \(a\) has the name of a case"):
         folder.check(["b"])
     folder.check([])
     with pytest.raises(DatasetError, match="does not exist"):

@@ -245,7 +245,7 @@ def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
     masks = {"m": Image.fromarray(mask)}
     root = write_pictures(tmp_path / "data", f"case,image,{column}\n", masks)
     status, printed = check_command(root, capsys)
-    assert f"column {column!r} has no meaning here" in printed
+    assert f"column {column!r} is unknown and only makes subgroups" in printed
     assert "Did you mean 'reference'?" in printed
     assert "there is no reference to learn from" in printed
     assert "train data.root" not in printed
@@ -284,7 +284,7 @@ def test_a_mask_drawn_in_its_opacity_is_named(tmp_path, capsys):
     root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
     status, printed = check_command(root, capsys)
     assert status == 1
-    assert printed.count("the mask is drawn in its opacity") == 4
+    assert printed.count("but its opacity varies") == 4
     assert "train data.root" not in printed
 
 

@@ -83,7 +83,7 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
     # a report in the archive is counted; what is skipped again is not in the log again
     save(archive / "P1" / "t1" / "report.dcm", None, "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
     outcome, _ = run(bundle, archive, tmp_path / "out")
-    assert any("DICOM, objects that are no image" in line for line in outcome.summary())
+    assert any("DICOM, objects that are not images" in line for line in outcome.summary())
     log = (tmp_path / "out" / "predictions.log").read_text()
     assert log.count("P1_loc: skipped. A localiser by its description, '3-plane loc'.") == 1
     (archive / "P1" / "t1" / "report.dcm").unlink()

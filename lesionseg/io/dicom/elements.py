@@ -1,4 +1,4 @@
-"""Optional DICOM elements, which vendors leave empty or fill with values that make no sense."""
+"""Access to optional DICOM elements, which may be empty or contain impossible values."""
 
 import logging
 import math
@@ -20,35 +20,42 @@ Header: TypeAlias = "Dataset"
 
 @dataclass
 class Remarks:
-    """The elements that a reader ignored in the files of one image, logged once for each kind."""
+    """A list of the elements that a reader ignored in one image, for one warning of each kind.
+
+    Attributes:
+        path: The image: a file or a folder.
+        files: The names of the files that each remark is about, by its text. "" names no file.
+    """
 
     path: Path
     files: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, text: str, file: Path | None = None) -> None:
-        """Note what is ignored, and in which of the image's files."""
+        """Add a remark, about one of the image's files or about the whole image."""
         self.files.setdefault(text, []).append("" if file is None else file.name)
 
     def log(self) -> None:
-        """Write one warning for each kind of remark, with the number of files and the first."""
+        """Log one warning per text, with the number of files and the name of the first one."""
         for text, files in self.files.items():
-            where = f" in {count(len(files), 'file')}, the first {files[0]}" if files[0] else ""
-            logger.warning("%s: %s%s.", self.path, text, where)
+            place = ""
+            if files[0]:
+                place = f" in {count(len(files), 'file')}, the first is {files[0]}"
+            logger.warning("%s: %s%s.", self.path, text, place)
         self.files.clear()
 
 
 def value_of(header: "Header", name: str) -> Any:
-    """Return an element's value; None if it is absent, empty or not of its type."""
+    """Return an element's value, or None if it is absent, empty or not of its type."""
     try:
         value = header.get(name)
-    except Exception:  # pydicom converts a value when it is asked for
+    except Exception:  # pydicom converts a value only when it is accessed
         return None
     is_empty = value is None or (hasattr(value, "__len__") and len(value) == 0)
     return None if is_empty else value
 
 
 def numbers(header: "Header", name: str) -> list[float]:
-    """Return an element's values as numbers; an empty list if one of them is no finite number."""
+    """Return an element's values as numbers, or an empty list if any is not a finite number."""
     value = value_of(header, name)
     if value is None:
         return []
@@ -71,13 +78,13 @@ def whole_number(header: "Header", name: str, default: int) -> int:
 
 
 def text(header: "Header", name: str) -> str:
-    """Return an element's value as text without spaces around it; "" if it has none."""
+    """Return an element's value as text without surrounding spaces, or "" if it has no value."""
     value = value_of(header, name)
     return "" if value is None else str(value).strip()
 
 
 def texts(header: "Header", name: str) -> list[str]:
-    """Return an element's values in capitals; a single value gives a list of one."""
+    """Return an element's values in capitals. A single value gives a list with one entry."""
     value = value_of(header, name)
     if value is None:
         return []

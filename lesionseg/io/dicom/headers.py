@@ -1,4 +1,4 @@
-"""DICOM files: which of them are images, their elements and their stored pixels."""
+"""DICOM files: recognising images, and reading their elements and stored pixels."""
 
 import logging
 import os
@@ -18,42 +18,42 @@ from lesionseg.errors import ReadError, pip_install
 from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
 from lesionseg.io.limits import check_size, in_worker, reading
 
-# DICOM's axes run to the patient's left and back, those of the affines here to right and front
+# DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SUFFIXES = (".dcm", ".dicom", ".ima")
 # CR, DX, mammography, intra-oral, each for presentation and processing: PS3.4 table B.5-1
 _XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1(\.[123](\.1)?)?")
-# angiography and fluoroscopy, classic and enhanced: one frame is a radiograph, several are a film
+# angiography and fluoroscopy, classic and enhanced: a single frame is read as a radiograph
 _FLUOROSCOPY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.12\.[12](\.1)?")
 _XRAY_MODALITIES = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
-_GROUP_2 = 144  # behind the element that holds the length of group 2, PS3.10 section 7.1
+_GROUP_2 = 144  # first byte after the element with the length of group 2, PS3.10 section 7.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MOST_INFLATED = 2**28
+_MAX_INFLATED_BYTES = 2**28
 _START_BYTES = 2**10
-# compressed syntaxes with a known bound of their ratio: RLE; blank images of the others are tiny
+# the only codec whose compression ratio has a known bound
 _RLE = "1.2.840.10008.1.2.5"
 _VALUE_TYPES = {
     *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO", "LT", "OB", "OW", "PN"),
     *("SH", "SL", "SQ", "SS", "ST", "TM", "UI", "UL", "UN", "US", "UT"),
 }
-_LONG_TYPES = {"OB", "OW", "SQ", "UN", "UT"}  # whose length has four bytes
+_LONG_TYPES = {"OB", "OW", "SQ", "UN", "UT"}  # types whose length field has four bytes
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True for a DICOM file: by its suffix, the letters DICM, or its first element.
+    """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
 
-    Old archives write files without the preamble and the letters DICM: they begin with an element
-    of group 2 or 8. A file without a suffix that is cut within the preamble's zeros counts as one.
+    Files of old archives have no preamble and no letters DICM. They begin with an element of group
+    2 or 8. A file without a suffix that is truncated within the zeros of the preamble also counts.
     """
     if not path.is_file() or path.name.startswith("."):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    if not os.access(path, os.R_OK):  # what may be a slice says so when it is read
+    if not os.access(path, os.R_OK):  # if it is a slice, reading it reports the missing permission
         return not path.suffix
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)
@@ -64,43 +64,62 @@ def is_dicom(path: Path) -> bool:
 
 
 def _is_bare(start: bytes, n_bytes: int) -> bool:
-    """Return True if two DICOM elements in ascending order begin a file, without a preamble."""
-    for order in "<>":
-        at, last = 0, (0, 0)
-        for _ in range(2):
-            if len(start) < at + 12:
-                break
-            tag = struct.unpack_from(f"{order}HH", start, at)
-            if tag[0] not in (2, 8) or tag <= last or (not at and tag[1] > 0x20):
-                break
-            kind = start[at + 4 : at + 6].decode("latin-1")
-            if kind not in _VALUE_TYPES:
-                length, begin = struct.unpack_from(f"{order}I", start, at + 4)[0], at + 8
-            elif kind in _LONG_TYPES:
-                length, begin = struct.unpack_from(f"{order}I", start, at + 8)[0], at + 12
-            else:
-                length, begin = struct.unpack_from(f"{order}H", start, at + 6)[0], at + 8
-            at, last = begin + length, tag
-            if at > n_bytes or length % 2:
-                break
+    """Return True if a file without a preamble begins with two DICOM elements in ascending order.
+
+    Args:
+        start: The first bytes of the file.
+        n_bytes: The size of the file.
+    """
+    return any(_has_two_elements(start, n_bytes, order) for order in "<>")
+
+
+def _has_two_elements(start: bytes, n_bytes: int, order: str) -> bool:
+    """Return True if two elements of the byte `order`, as `struct` writes it, begin the file."""
+    at = 0
+    last_tag = (0, 0)
+    for _ in range(2):
+        if len(start) < at + 12:
+            return False
+        group, element = struct.unpack_from(f"{order}HH", start, at)
+        tag = (group, element)
+        is_first = at == 0
+        if group not in (2, 8) or tag <= last_tag or (is_first and element > 0x20):
+            return False
+        kind = start[at + 4 : at + 6].decode("latin-1")
+        if kind not in _VALUE_TYPES:  # implicit: the length follows the tag
+            (length,) = struct.unpack_from(f"{order}I", start, at + 4)
+            begin = at + 8
+        elif kind in _LONG_TYPES:
+            (length,) = struct.unpack_from(f"{order}I", start, at + 8)
+            begin = at + 12
         else:
-            return True
-    return False
+            (length,) = struct.unpack_from(f"{order}H", start, at + 6)
+            begin = at + 8
+        at = begin + length
+        last_tag = tag
+        if at > n_bytes or length % 2:
+            return False
+    return True
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
-    """Read a file's elements, and its pixels only if asked. Raises `ReadError`.
+    """Read the elements of a DICOM file.
 
-    The header of a file without a preamble gets the transfer syntax in which it is written.
+    Args:
+        path: The file. If it has no preamble, its header gets the transfer syntax it is written in.
+        pixels: True reads the pixels too.
+
+    Raises:
+        ReadError: The file is damaged, is not DICOM, or pydicom is not installed.
     """
     try:
         from pydicom import dcmread, uid
     except ImportError as error:
         install = pip_install("dicom")
         raise ReadError(f"{path}: DICOM files need the package pydicom: {install}.") from error
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may quote patient data
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
+        warnings.simplefilter("ignore")  # a user cannot change the deviations of vendors
         with path.open("rb") as stream:
             start = stream.read(_START_BYTES)
         has_preamble = start[128:_PREAMBLE] == b"DICM"
@@ -111,40 +130,42 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
                 "or move it out of the folder."
             )
         deflated = has_preamble and _DEFLATED in start
-        source = _inflated(path) if deflated else path
+        source = _inflate(path) if deflated else path
         header = dcmread(source, stop_before_pixels=not pixels, force=not has_preamble)
         if deflated:
             header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
         elif "TransferSyntaxUID" not in header.file_meta:
             is_implicit, is_little_endian = header.original_encoding
-            plain = uid.ExplicitVRLittleEndian if is_little_endian else uid.ExplicitVRBigEndian
-            header.file_meta.TransferSyntaxUID = (
-                uid.ImplicitVRLittleEndian if is_implicit else plain
-            )
+            syntax = uid.ExplicitVRLittleEndian if is_little_endian else uid.ExplicitVRBigEndian
+            if is_implicit:
+                syntax = uid.ImplicitVRLittleEndian
+            header.file_meta.TransferSyntaxUID = syntax
         return header
 
 
-def _inflated(path: Path) -> BytesIO:
-    """Return a deflated file as one of the plain syntax; pydicom would inflate gigabytes."""
+def _inflate(path: Path) -> BytesIO:
+    """Decompress a deflated file, up to a limit that pydicom does not have."""
     data = path.read_bytes()
     start = _GROUP_2 + int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
     inflater = decompressobj(-MAX_WBITS)
-    content = inflater.decompress(data[start:], _MOST_INFLATED)
+    content = inflater.decompress(data[start:], _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
-        raise ReadError(f"{path}: the file inflates to over 256 MiB. Export it uncompressed.")
-    # the plain syntax is the same without the last three characters
+        raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
+    # the UID of the plain syntax is the same without the last three characters
     return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
 
 
 def image_header(file: Path) -> "Header | None":
-    """Return the header of an image; None for another file or another DICOM object.
+    """Read the header of an image. Return None for any other file or DICOM object.
 
-    Raises `ReadError` for a file that is cut short: an image must not miss a slice unnoticed.
+    Raises:
+        ReadError: The file is damaged or truncated. It is not skipped, because a series would then
+            miss a slice unnoticed.
     """
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
     header = read_header(file)
-    with reading(file):  # pydicom understands an element when it is asked for
+    with reading(file):  # pydicom parses an element only when it is accessed
         kind = header.get("SOPClassUID")
         header.get("SeriesInstanceUID")
         has_rows = bool(header.get("Rows"))
@@ -158,8 +179,8 @@ def image_header(file: Path) -> "Header | None":
     return None
 
 
-def stated_series(file: Path) -> str:
-    """Return the SeriesInstanceUID of a file whose header is damaged; "" if it cannot be told."""
+def read_series_uid(file: Path) -> str:
+    """Return the SeriesInstanceUID of a file with a damaged header, or "" if it is unreadable."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pydicom import dcmread
@@ -174,9 +195,9 @@ def stated_series(file: Path) -> str:
 def is_radiograph(header: "Header") -> bool:
     """Return True for a projection X-ray image of one plane.
 
-    These are CR, DX, mammograms and intra-oral images; single frames of angiography and
-    fluoroscopy; and secondary captures of these modalities with one grey frame, as public
-    collections distribute radiographs.
+    Such images are CR, DX, mammograms and intra-oral images; single frames of angiography and
+    fluoroscopy; and secondary captures of these modalities with one grey frame, because public
+    collections distribute radiographs in this form.
     """
     kind = text(header, "SOPClassUID")
     if _XRAY.fullmatch(kind):
@@ -195,33 +216,33 @@ def is_secondary_capture(header: "Header") -> bool:
 
 
 def n_frames(header: "Header") -> int:
-    """Return the number of frames; 1 if the file does not state it."""
+    """Return the number of frames, or 1 if the file does not state it."""
     return max(whole_number(header, "NumberOfFrames", 1), 1)
 
 
-def unfit(header: "Header") -> str:
-    """Explain why an image is never read: a localiser, screen shot, colour image or film.
+def explain_unfit(header: "Header") -> str:
+    """Explain why an image cannot be read: a localiser, screenshot, colour image or film.
 
-    Return an empty string if there is no reason.
+    Return an empty string if it can be read.
     """
     frames = n_frames(header)
     if is_secondary_capture(header) and not is_radiograph(header):
-        return "a secondary capture (a screen shot), not a scan. Leave it out."
+        return "a secondary capture (a screenshot), not a scan. Leave it out."
     if _LOCALISERS & set(texts(header, "ImageType")):
         return "a localiser. Leave it out of the series' folder."
     if whole_number(header, "SamplesPerPixel", 1) != 1:
-        return "in colour; a scan has one value per voxel. Leave it out."
+        return "in colour, but a scan has one value per voxel. Leave it out."
     if frames > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return (
-            f"{frames} frames without a place in the patient, as of a film. Save one frame as a "
-            "DICOM file of its own, or as PNG."
+            f"{frames} frames without a position in the patient, as in a film. Save one frame as "
+            "a separate DICOM file, or as PNG."
         )
     return ""
 
 
 def check_scan(path: Path, header: "Header") -> None:
-    """Raise `ReadError` for an unfit image and for one with more pixels than the file can hold."""
-    if reason := unfit(header):
+    """Raise `ReadError` if an image cannot be read or its header claims too many pixels."""
+    if reason := explain_unfit(header):
         raise ReadError(f"{path}: {reason}")
     frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
     n_planes = max(n_frames(header), len(frames))
@@ -234,28 +255,29 @@ def check_scan(path: Path, header: "Header") -> None:
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:
-    """Return a file's pixels `[frame, y, x]` as stored; the worker decodes compressed ones."""
+    """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels."""
     header = read_header(path, pixels=True)
-    return in_worker(_decoded, path) if _is_compressed(header) else _decoded(path, header)
+    return in_worker(_decode, path) if _is_compressed(header) else _decode(path, header)
 
 
 def _is_compressed(header: "Header") -> bool:
-    """Return True if the pixels are encoded by a codec, as also a vendor's own syntax may do."""
+    """Return True if a codec encodes the pixels. This includes the private syntaxes of vendors."""
     syntax = header.file_meta.TransferSyntaxUID
     return bool(syntax.is_private or syntax.is_compressed)
 
 
-def _decoded(path: Path, header: "Header | None" = None) -> NDArray[Any]:
+def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
+    """Decode a file's pixels `[frame, y, x]`, in the worker without the header that was read."""
     header = header or read_header(path, pixels=True)
     _fill_in(header)
     with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
+        warnings.simplefilter("ignore")  # about more frames than the header states
         _check_decoder(path, header)
         return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
 
 
 def _fill_in(header: "Header") -> None:
-    """Give elements that a decoder needs, but that are absent or empty, their usual values."""
+    """Set the elements that a decoder needs to their usual values if they are absent or empty."""
     allocated = whole_number(header, "BitsAllocated", 16)
     stored = whole_number(header, "BitsStored", allocated)
     usual: dict[str, int | str] = {
@@ -273,14 +295,14 @@ def _fill_in(header: "Header") -> None:
 
 
 def _check_decoder(path: Path, header: "Header") -> None:
-    """Raise `ReadError` with a remedy if no installed package decodes the file's pixels."""
+    """Raise `ReadError` with advice if no installed package can decode the file's pixels."""
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID
     if not _is_compressed(header):
         if "PixelData" in header and header["PixelData"].is_undefined_length:
             raise ReadError(
-                f"{path}: the pixels are compressed, and the file does not state how. Export it "
+                f"{path}: the pixels are compressed, but the file does not state how. Export it "
                 "again with a transfer syntax, or uncompressed."
             )
         return
@@ -288,11 +310,11 @@ def _check_decoder(path: Path, header: "Header") -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise ReadError(
-            f"{path}: the pixels are compressed as {syntax.name}, which is not read. Export the "
-            "file uncompressed (Explicit VR Little Endian)."
+            f"{path}: the pixels are compressed as {syntax.name}, which is not supported. Export "
+            "the file uncompressed (Explicit VR Little Endian)."
         ) from error
     if not decoder.is_available:
         raise ReadError(
-            f"{path}: the pixels are compressed as {syntax.name}; its decoder is not installed. "
+            f"{path}: the pixels are compressed as {syntax.name}, and no decoder is installed. "
             f"Run {pip_install('dicom')}, or export the file uncompressed."
         )

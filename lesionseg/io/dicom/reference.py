@@ -1,8 +1,9 @@
-"""DICOM references: segmentation objects (SEG) and contours (RTSTRUCT), on the image's grid."""
+"""DICOM references: segmentations (SEG) and contours (RTSTRUCT), read onto the image's grid."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,54 +16,78 @@ from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import reading
 from lesionseg.ops.components import fill_polygon
 
-Drawn = dict[int, NDArray[np.bool_]]  # voxels by the number of a segment or contour set
-_OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference may lie
+Masks = dict[int, NDArray[np.bool_]]  # by the number of a segment or contour set
+_OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel centres or slices
 
 
 def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
-    """Read a SEG or RTSTRUCT file as label values on the image's `geometry`.
+    """Read a SEG or RTSTRUCT file as label values.
 
-    Segments and contour sets that have the name of one of `labels`, in upper or lower case and
-    with or without a number ("lesion 7"), get its value. The others are left out. A single one with
-    a single label needs no name. If two overlap, the later one holds the voxel. Raises
-    `ContentError` if no name fits, `GeometryError` for another grid.
+    Args:
+        path: The file.
+        geometry: The grid of the image, with three axes.
+        labels: Names by label value. A segment or contour set gets the value whose name it has, in
+            upper or lower case and with or without a number ("lesion 7"). Others are left out. If
+            there is only one segment and only one label, the name does not matter.
+
+    Returns:
+        Label values on `geometry`. If two segments overlap, the later one keeps the voxel.
+
+    Raises:
+        ReadError: The file is damaged or of another kind.
+        ContentError: No segment has the name of a label.
+        GeometryError: The file was drawn on another grid, or the image has two axes.
     """
     header = read_header(path)
     modality = str(header.get("Modality", ""))
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(
-            f"{path}: a reference of modality {modality or '(not stated)'}, expected SEG or "
+            f"{path}: the modality of the reference is {modality or 'not stated'}, expected SEG or "
             "RTSTRUCT. Save a mask that is an ordinary DICOM image as PNG or NIfTI."
         )
     if geometry.dims != 3:
         raise GeometryError(
-            f"{path}: a DICOM reference belongs to a volume of slices. Give a radiograph a mask "
-            "as PNG, or boxes."
+            f"{path}: a DICOM reference needs a volume of slices, but the image has two axes. Save "
+            "the mask of a radiograph as PNG, or give boxes."
         )
     with reading(path):
+        values = _match_labels(path, _segment_names(header, modality), labels)
+        masks = {n: np.zeros(geometry.shape, dtype=bool) for n in values if values[n]}
         if modality == "SEG":
-            names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
+            _draw_segments(path, header, geometry, masks)
         else:
-            names = {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
-        values = {number: _label_of(str(name), labels) for number, name in names.items()}
-        if not any(values.values()) and len(names) == len(labels) == 1:
-            values = dict(zip(names, labels, strict=True))
-        if names and not any(values.values()):
-            raise ContentError(
-                f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
-                f"{', '.join(sorted(map(str, names.values()))[:10])}. Name it in labels.json."
-            )
-        drawn = {n: np.zeros(geometry.shape, dtype=bool) for n in values if values[n]}
-        draw = _draw_segments if modality == "SEG" else _draw_contours
-        draw(path, header, geometry, drawn)
+            _draw_contours(path, header, geometry, masks)
         marked = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
-        for number, inside in drawn.items():
+        for number, inside in masks.items():
             marked[inside] = values[number]
     return Reference(geometry, labels=marked)
 
 
+def _segment_names(header: "Header", modality: str) -> dict[int, Any]:
+    """Return the names of the segments or contour sets by their numbers."""
+    if modality == "SEG":
+        return {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
+    return {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
+
+
+def _match_labels(
+    path: Path, names: Mapping[int, Any], labels: Mapping[int, str]
+) -> dict[int, int]:
+    """Return the label value of each segment, 0 for one that is left out."""
+    values = {number: _label_of(str(name), labels) for number, name in names.items()}
+    if any(values.values()) or not names:
+        return values
+    if len(names) == len(labels) == 1:
+        return dict(zip(names, labels, strict=True))
+    present = sorted(str(name) for name in names.values())
+    raise ContentError(
+        f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
+        f"{', '.join(present[:10])}. Add its name to labels.json."
+    )
+
+
 def _label_of(name: str, labels: Mapping[int, str]) -> int:
-    """Return the label that a segment is named after; 0 if none.
+    """Return the label whose name a segment has, or 0 if it has none of the names.
 
     >>> _label_of("Lesion 7", {2: "lesion"}), _label_of("grade 2", {1: "grade", 3: "grade 2"})
     (2, 3)
@@ -72,21 +97,25 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
     return by_name.get(whole) or by_name.get(re.sub(r"[\s_]+\d+$", "", whole), 0)
 
 
-def _draw_segments(path: Path, header: "Header", geometry: Geometry, drawn: Drawn) -> None:
+def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
+    """Set the voxels of each segment in its mask."""
     check_scan(path, header)
-    fractional = str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL"
-    least = int(header.get("MaximumFractionalValue", 255)) / 2 if fractional else 0.5
+    threshold = 0.5
+    if str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL":
+        threshold = int(header.get("MaximumFractionalValue", 255)) / 2
     for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
         number = int(frame.elements.ReferencedSegmentNumber)
-        if number in drawn:
-            points = np.argwhere(pixels >= least) @ frame.axes_mm + frame.position
-            index = _on_grid(path, geometry.to_index(points @ LPS_TO_RAS[:3, :3]), geometry)
-            drawn[number][tuple(index.T)] = True
+        if number in masks:
+            points = np.argwhere(pixels >= threshold) @ frame.axes_mm + frame.position
+            index = _round_to_grid(path, geometry.to_index(points @ LPS_TO_RAS[:3, :3]), geometry)
+            masks[number][tuple(index.T)] = True
 
 
-def _draw_contours(path: Path, header: "Header", geometry: Geometry, drawn: Drawn) -> None:
+def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
+    """Set the voxels inside each set of contours in its mask."""
     for roi in header.get("ROIContourSequence", None) or ():
-        if (inside := drawn.get(int(roi.ReferencedROINumber))) is None:
+        inside = masks.get(int(roi.ReferencedROINumber))
+        if inside is None:
             continue
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
@@ -97,18 +126,21 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, drawn: Draw
                 )
             points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
             index = geometry.to_index(points @ LPS_TO_RAS[:3, :3])
-            slices = _on_grid(path, index[:, :1], geometry)[:, 0]
+            slices = _round_to_grid(path, index[:, :1], geometry)[:, 0]
             if np.ptp(slices):
                 raise GeometryError(
-                    f"{path}: a contour does not lie in one of the image's slices. Export the "
+                    f"{path}: a contour is not within one slice of the image. Export the "
                     "contours of this series, or a mask as NIfTI."
                 )
-            # a hole is a second contour within the first: inside both is outside
+            # a hole is a second contour inside the first one, so points inside both are outside
             inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
 
 
-def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:
-    """Whole voxel indices; the leading axes of `geometry` are those of `index`."""
+def _round_to_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:
+    """Round voxel indices `[n, axes]`. Raise `GeometryError` if they are off the grid.
+
+    `index` may have the first axes of `geometry` only.
+    """
     whole = np.rint(index).astype(np.int64)
     off = float(np.abs(index - whole).max(initial=0))
     if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():

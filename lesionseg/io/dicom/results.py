@@ -1,4 +1,4 @@
-"""Predictions as DICOM: a segmentation (SEG) on the scan's slices and a report (SR, TID 1500)."""
+"""Writing predictions as DICOM: a segmentation (SEG) and a report (SR, TID 1500)."""
 
 import logging
 import warnings
@@ -21,26 +21,33 @@ from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.components import present_values
 
-# what the names of a case's results end in
-SEGMENTATION, REPORT = "_seg.dcm", "_sr.dcm"
+# endings of the file names
+SEGMENTATION = "_seg.dcm"
+REPORT = "_sr.dcm"
 RESEARCH_ONLY = "For research use only: not a medical device."
-# beyond this many viewers become slow, and a list of segments is no longer read
+# with more segments viewers become slow, and nobody reads the list of segments
 MOST_SEGMENTS = 100
-_LONGEST = 64  # characters of a label, PS3.5 LO
-# CIELab, light enough to be seen on grey: red, yellow, green, cyan, blue, magenta
+_MAX_LABEL_CHARACTERS = 64  # PS3.5, LO
+# CIELab colours that are visible on grey: red, yellow, green, cyan, blue, magenta
 _COLOURS = ((60, 70, 45), (85, -5, 75), (75, -60, 55), (80, -45, -15), (55, 10, -60), (60, 80, -45))
-# what every object of a study must state, though it may state that it is not known
+# elements that every object of a study must have, possibly with an empty value
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
     "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 _LOCATED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-_OWN_CODES = "99LESIONSEG"  # for what the standard has no word for
+_OWN_CODES = "99LESIONSEG"  # coding scheme of the terms that the standard does not have
 
 
 @dataclass(frozen=True)
 class ResultOrigin:
-    """lesionseg's version, the model's digest and a key that changes with scan and settings."""
+    """The origin of a prediction.
+
+    Attributes:
+        version: The version of lesionseg.
+        bundle: The digest of the model.
+        key: A text that changes with the scan and the settings.
+    """
 
     version: str
     bundle: str
@@ -48,14 +55,14 @@ class ResultOrigin:
 
 
 def require_highdicom() -> Any:
-    """The package highdicom; raises `ConfigError` where it is not installed."""
+    """Import the package highdicom. Raise `ConfigError` if it is not installed."""
     try:
         import highdicom
-        import highdicom.sr  # what it shows is imported with it
+        import highdicom.sr  # not imported by the package itself
     except ImportError as error:
         raise ConfigError(
-            f"dicom_output: DICOM results need {error.name}: {pip_install('dicom')}, "
-            "or give dicom_output=false."
+            f"dicom_output: DICOM results need the package {error.name}. Run "
+            f"{pip_install('dicom')}, or set dicom_output=false."
         ) from error
     return highdicom
 
@@ -72,65 +79,95 @@ def write_dicom_results(
     since: Mapping[int, tuple[str, float | None]] | None = None,
     remark: str = "",
 ) -> bool:
-    """Write a `report` and, where a path is given, a `segmentation`; False where that is empty.
+    """Write a report and, if a path is given, a segmentation of one case.
 
-    The segmentation holds the accepted candidates that have voxels. Each is a segment with the name
-    that the report tracks it by, such as "lesion 7": its label and id. Beyond 100 of them, and if
-    labels are regions, each mask value is a segment, named by its label. The report has a group for
-    every accepted candidate with score, probability, volume and diameter as far as they are known.
-    It refers to the segment or, without one, to the box on every slice. Without an accepted
-    candidate it says so. Patient, study and date are those of `scan`, a series' folder or a file.
-    UIDs follow from it and `origin`.
+    The segmentation contains the accepted candidates that have voxels. Each is a segment whose name
+    is the name by which the report tracks it: label and id, such as "lesion 7". If there are more
+    than 100 of them, or if labels are regions, each mask value is a segment, named by its label.
 
-    `labels`: names of candidates' labels; `mask_labels`: of mask values, where these are others;
-    `since`: by candidate's id what became of the lesion since an earlier visit, and its volume then
-    in ml; `remark` ends the report's comment. Raises `ConfigError` without highdicom,
-    `OutputError` and as `read_dicom` does.
+    The report has a group for every accepted candidate with score, probability, volume and
+    diameter, as far as they are known. The group refers to the candidate's segment, or to its box
+    on every slice. A report without accepted candidates says so. Patient, study and date are those
+    of the scan. UIDs follow from the scan and `origin`.
+
+    Args:
+        scan: The folder of a series, or a DICOM file.
+        prediction: The prediction on this scan.
+        origin: The origin of the prediction.
+        labels: The names of the candidates' labels.
+        report: The path of the report.
+        segmentation: The path of the segmentation. None writes no segmentation.
+        mask_labels: The names of mask values, if they differ from `labels`.
+        since: By candidate id, the change since an earlier visit and the volume then in ml.
+        remark: Text at the end of the report's comment.
+
+    Returns:
+        True if a segmentation was written. It is not written if it would be empty.
+
+    Raises:
+        ConfigError: highdicom is not installed.
+        OutputError: The scan's headers do not allow a result, or the disk refuses.
+        ReadError: The scan cannot be read.
+        GeometryError: The slices do not form an even stack.
     """
     hd = require_highdicom()
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results = _Results(hd, prediction, origin, labels, *_source(scan))
-            seg, segments = None, dict[int, int]()
+            headers, slices = _read_source(scan)
+            results = _Results(
+                hd=hd,
+                prediction=prediction,
+                origin=origin,
+                labels=labels,
+                headers=headers,
+                slices=slices,
+            )
+            seg = None
+            segments = dict[int, int]()
             if segmentation is not None:
-                seg, segments = results.segmentation(mask_labels or labels)
-            made = results.report(seg, segments, since or {}, remark)
-            for path, dataset in ((segmentation, seg), (report, made)):
-                if path is not None and dataset is not None:
-                    with atomic_path(path) as temporary:
-                        dataset.save_as(temporary, enforce_file_format=True)
+                seg, segments = results.make_segmentation(mask_labels or labels)
+            if segmentation is not None and seg is not None:
+                _save(seg, segmentation)
+            _save(results.make_report(seg, segments, since or {}, remark), report)
     except LesionsegError:
         raise
-    except Exception as error:  # whatever a library says of headers it does not like; it may
-        raise OutputError(  # quote the patient
+    except Exception as error:  # any error of the libraries; its text may quote the patient
+        raise OutputError(
             f"{report}: the scan's headers do not allow a DICOM result ({type(error).__name__}). "
-            "Give dicom_output=false for masks alone."
+            "Set dicom_output=false to write masks only."
         ) from None
     return seg is not None
 
 
-def _source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None]]]:
-    """The complete headers of a scan's files, and where each slice lies; see `_Results`."""
+def _save(dataset: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+
+
+def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None]]]:
+    """Read the headers of a scan's files and the place of each slice; see `_Results`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        header = _complete(read_header(radiograph))
+        header = _fill_in(read_header(radiograph))
         if not all(name in header for name in _LOCATED):
-            header.pop("FrameOfReferenceUID", None)  # of what has no place it says nothing
+            # without a position the frame of reference has no meaning
+            header.pop("FrameOfReferenceUID", None)
         return [header], []
     files = series_headers(path)
     stack, geometry = read_stack(path)
     index: dict[Path, int] = {}
-    slices = [(index.setdefault(p.path, len(index)), p.frame) for p in stack]
-    headers = [_complete(files[file]) for file in index]
-    for header in headers:  # what the files say of distances is not always so, or not there
+    slices = [(index.setdefault(piece.path, len(index)), piece.frame) for piece in stack]
+    headers = [_fill_in(files[file]) for file in index]
+    for header in headers:  # the files may state wrong distances, or none
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
     return headers, slices
 
 
-def _complete(header: "Header") -> "Header":
+def _fill_in(header: "Header") -> "Header":
+    """Set the elements that results must have, if they are absent or not valid."""
     from pydicom.valuerep import DA, TM
 
     for name in _MAY_BE_EMPTY:
@@ -147,22 +184,23 @@ def _complete(header: "Header") -> "Header":
     for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
         if not header.get(name):
             parent = "SOPInstanceUID" if name.startswith("Series") else "SeriesInstanceUID"
-            setattr(header, name, _made_up_uid(header[parent].value, name))
+            setattr(header, name, _derive_uid(header[parent].value, name))
     return header
 
 
-def _made_up_uid(*parts: object) -> str:
+def _derive_uid(*parts: object) -> str:
+    """Return a UID that depends only on `parts`."""
     from pydicom.uid import generate_uid
 
     return str(generate_uid(entropy_srcs=[repr([str(part) for part in parts])]))
 
 
-def _name(labels: Mapping[int, str], value: int) -> str:
-    return labels.get(value, f"label {value}")[:_LONGEST]
+def _label_name(labels: Mapping[int, str], value: int) -> str:
+    return labels.get(value, f"label {value}")[:_MAX_LABEL_CHARACTERS]
 
 
-def _undated(dataset: Any) -> Any:
-    """The object without the time of its making: the same run gives the same bytes."""
+def _remove_times(dataset: Any) -> Any:
+    """Remove the times of creation, so that the same run gives the same bytes."""
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
@@ -170,12 +208,41 @@ def _undated(dataset: Any) -> Any:
     return dataset
 
 
+@dataclass(frozen=True)
+class _Codes:
+    """The coded terms of the objects, made by the `CodedConcept` of highdicom."""
+
+    concept: Any
+
+    @property
+    def lesion(self) -> Any:
+        return self.concept("52988006", "SCT", "Lesion")
+
+    @property
+    def category(self) -> Any:
+        return self.concept("49755003", "SCT", "Morphologically Abnormal Structure")
+
+    @property
+    def no_units(self) -> Any:
+        return self.concept("1", "UCUM", "no units")
+
+    def own(self, value: str, meaning: str) -> Any:
+        """Return a term that the standard does not have."""
+        return self.concept(value, _OWN_CODES, meaning)
+
+
 @dataclass(frozen=True, eq=False)
 class _Results:
-    """The objects of one case.
+    """The DICOM objects of one case.
 
-    `headers` of the scan's files; `slices`: of slice z the index into `headers` and, in a file of
-    many, the frame from 0; none of a radiograph.
+    Attributes:
+        hd: The package highdicom.
+        prediction: The prediction.
+        origin: The origin of the prediction.
+        labels: The names of the candidates' labels.
+        headers: The headers of the scan's files.
+        slices: For each slice the index of its file in `headers` and, for a file with several
+            frames, the frame from 0. Empty for a radiograph.
     """
 
     hd: Any
@@ -185,41 +252,45 @@ class _Results:
     headers: Sequence["Header"]
     slices: Sequence[tuple[int, int | None]]
 
+    @property
+    def codes(self) -> _Codes:
+        return _Codes(self.hd.sr.CodedConcept)
+
     @cached_property
     def accepted(self) -> list[Candidate]:
         return [candidate for candidate in self.prediction.candidates if candidate.accepted]
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """What a reader of the result may want to know of its making, by name."""
+        """The parameters of the algorithm by name, for the readers of the result."""
+        parameters = {"bundle": self.origin.bundle}
         point = self.prediction.operating_point
-        at = {} if point is None else {"operating point": point.name, "score": f"{point.score:g}"}
-        return {"bundle": self.origin.bundle, **at, "use": RESEARCH_ONLY}
+        if point is not None:
+            parameters["operating point"] = point.name
+            parameters["score"] = f"{point.score:g}"
+        parameters["use"] = RESEARCH_ONLY
+        return parameters
 
     def uid(self, *parts: object) -> str:
-        """A UID that follows from the series and `parts`: the same in every run."""
-        return _made_up_uid(self.headers[0].SeriesInstanceUID, *parts)
+        """Return a UID that follows from the series and `parts`: the same in every run."""
+        return _derive_uid(self.headers[0].SeriesInstanceUID, *parts)
 
-    def lesion_codes(self) -> tuple[Any, Any]:
-        code = self.hd.sr.CodedConcept
-        kind = code("49755003", "SCT", "Morphologically Abnormal Structure")
-        return code("52988006", "SCT", "Lesion"), kind
-
-    def tracking(self, candidate: Candidate) -> str:
+    def tracking_name(self, candidate: Candidate) -> str:
         """Return the name of a candidate in both objects: its label and its id."""
         number = f" {candidate.id}"
-        name = _name(self.labels, candidate.label)
-        return name[: _LONGEST - len(number)].rstrip() + number
+        name = _label_name(self.labels, candidate.label)
+        return name[: _MAX_LABEL_CHARACTERS - len(number)].rstrip() + number
 
-    def stated(self, kind: str, nth: int) -> dict[str, Any]:
-        """What every object states; the date is the study's."""
-        header, key = self.headers[0], self.origin.key
-        number = min(int(header.get("SeriesNumber", None) or 0), 10**6)
+    def common_elements(self, kind: str, nth: int) -> dict[str, Any]:
+        """Return the arguments that both objects share. Their date is the date of the study."""
+        header = self.headers[0]
+        key = self.origin.key
+        series_number = min(int(header.get("SeriesNumber", None) or 0), 10**6)
         return {
             "series_instance_uid": self.uid(f"{kind} series", key),
-            # another machine may round otherwise: what differs must not be called the same
+            # another machine may round differently, and different objects need different UIDs
             "sop_instance_uid": self.uid(kind, key, self.prediction.candidates),
-            "series_number": number * 100 + nth,
+            "series_number": series_number * 100 + nth,
             "instance_number": 1,
             "manufacturer": "lesionseg",
             "manufacturer_model_name": "lesionseg",
@@ -230,25 +301,51 @@ class _Results:
             "specific_character_set": "ISO_IR 192",
         }
 
-    def segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
-        """A binary SEG, and the segment of each candidate; None and none without voxels.
+    def make_segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
+        """Make a binary SEG.
 
-        Candidates have none where labels do: because these are regions, or candidates too many.
+        Returns:
+            The SEG, or None if no accepted candidate has voxels, and the segment number of each
+            candidate. The numbers are empty if labels are the segments, because they are regions or
+            because there are too many candidates.
         """
-        hd = self.hd
         values: NDArray[Any] | None = self.prediction.instances
         present = set() if values is None else set(present_values(values))
-        drawn = [candidate for candidate in self.accepted if candidate.id in present]
-        if values is None or not drawn:
+        candidates = [candidate for candidate in self.accepted if candidate.id in present]
+        if values is None or not candidates:
             return None, {}
-        segments = [(c.id, self.tracking(c)) for c in drawn]
-        by_label = len(drawn) > MOST_SEGMENTS or self.prediction.values is not None
+        by_label = len(candidates) > MOST_SEGMENTS or self.prediction.values is not None
         if by_label:
             values = self.prediction.mask()
-            shown = ((value, _name(mask_labels, value)) for value in present_values(values))
-            segments = [(value, name) for value, name in sorted(shown) if value]
-        number_of = np.zeros(int(values.max()) + 1, np.uint8)  # of a value its segment; 0: in none
-        number_of[[value for value, _ in segments]] = np.arange(len(segments)) + 1
+            present_labels = sorted(value for value in present_values(values) if value)
+            segments = {value: _label_name(mask_labels, value) for value in present_labels}
+            numbers = {}
+        else:
+            segments = {candidate.id: self.tracking_name(candidate) for candidate in candidates}
+            numbers = {candidate.id: n for n, candidate in enumerate(candidates, start=1)}
+        number_of_value = np.zeros(int(values.max()) + 1, np.uint8)  # 0 is no segment
+        number_of_value[list(segments)] = np.arange(len(segments)) + 1
+        images, pixels = self._arrange_frames(values, number_of_value)
+        used = {id(image) for image in images}
+        dataset = self.hd.seg.Segmentation(
+            source_images=images,
+            pixel_array=pixels,
+            segmentation_type=self.hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=self._describe_segments(list(segments.values())),
+            content_label="LESIONS",
+            content_description=RESEARCH_ONLY,
+            series_description="lesionseg: lesions (research use only)",
+            further_source_images=[h for h in self.headers if id(h) not in used] or None,
+            **self.common_elements("SEG", 1),
+        )
+        uid = self.uid("dimensions", self.origin.key)  # replaces the random UID of the library
+        for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+            item.DimensionOrganizationUID = uid
+        return _remove_times(dataset), numbers
+
+    def _describe_segments(self, names: Sequence[str]) -> list[Any]:
+        """Return the description of each segment, numbered from 1."""
+        hd = self.hd
         algorithm = hd.AlgorithmIdentificationSequence(
             name="lesionseg",
             family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
@@ -256,179 +353,251 @@ class _Results:
             source="lesionseg",
             parameters=self.parameters,
         )
-        lesion, kind = self.lesion_codes()
-        images, pixels = self._on_frames(values, number_of)
-        used = {id(image) for image in images}
-        dataset = hd.seg.Segmentation(
-            source_images=images,
-            pixel_array=pixels,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[
-                hd.seg.SegmentDescription(
-                    segment_number=n,
-                    segment_label=name,
-                    segmented_property_type=lesion,
-                    segmented_property_category=kind,
-                    algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                    algorithm_identification=algorithm,
-                    tracking_id=name,
-                    tracking_uid=self.uid("tracking", self.origin.key, name),
-                    display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
-                )
-                for n, (_, name) in enumerate(segments, start=1)
-            ],
-            content_label="LESIONS",
-            content_description=RESEARCH_ONLY,
-            series_description="lesionseg: lesions (research use only)",
-            further_source_images=[h for h in self.headers if id(h) not in used] or None,
-            **self.stated("SEG", 1),
-        )
-        uid = self.uid("dimensions", self.origin.key)  # the library draws a random one
-        for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
-            item.DimensionOrganizationUID = uid
-        return _undated(dataset), {} if by_label else {c.id: n for n, c in enumerate(drawn, 1)}
+        return [
+            hd.seg.SegmentDescription(
+                segment_number=n,
+                segment_label=name,
+                segmented_property_type=self.codes.lesion,
+                segmented_property_category=self.codes.category,
+                algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_identification=algorithm,
+                tracking_id=name,
+                tracking_uid=self.uid("tracking", self.origin.key, name),
+                display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
+            )
+            for n, name in enumerate(names, start=1)
+        ]
 
-    def _on_frames(
-        self, values: NDArray[Any], number_of: NDArray[np.uint8]
+    def _arrange_frames(
+        self, values: NDArray[Any], number_of_value: NDArray[np.uint8]
     ) -> tuple[Sequence[Any], Any]:
-        """Source images, and segment numbers frame for frame, where those may lie a bit uneven.
+        """Return source images and the segment numbers of their frames.
 
-        Of several enhanced files it is a volume with its own place: the library takes one of them.
+        Slices whose distances differ a little keep their own positions in this way. The library
+        accepts only one enhanced file. Several of them become a volume with its own position.
         """
         if not self.slices:
-            return self.headers, number_of[values]
-        planes = np.flatnonzero(number_of[values].any(axis=(1, 2))).tolist()
+            return self.headers, number_of_value[values]
+        planes = np.flatnonzero(number_of_value[values].any(axis=(1, 2))).tolist()
         if all(frame is None for _, frame in self.slices):
-            return [self.headers[z] for z in planes], number_of[values[planes]]
+            return [self.headers[z] for z in planes], number_of_value[values[planes]]
         if len(self.headers) == 1:
-            return self.headers, number_of[values[np.argsort([f or 0 for _, f in self.slices])]]
+            order = np.argsort([frame or 0 for _, frame in self.slices])
+            return self.headers, number_of_value[values[order]]
         affine = LPS_TO_RAS @ self.prediction.geometry.affine
         affine[:, 3] += affine[:, 0] * planes[0]
-        place = str(self.headers[0].FrameOfReferenceUID)
-        numbers = number_of[values[planes[0] : planes[-1] + 1]]
-        volume = self.hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
+        volume = self.hd.Volume(
+            number_of_value[values[planes[0] : planes[-1] + 1]],
+            affine,
+            "PATIENT",
+            frame_of_reference_uid=str(self.headers[0].FrameOfReferenceUID),
+        )
         return self.headers[:1], volume
 
-    def report(
+    def make_report(
         self,
         seg: Any,
         segments: Mapping[int, int],
         since: Mapping[int, tuple[str, float | None]],
         remark: str,
     ) -> Any:
-        """A Measurement Report; `segments`: of candidates in `seg`, others are boxes."""
-        sr, code, origin = self.hd.sr, self.hd.sr.CodedConcept, self.origin
-        lesion, kind = self.lesion_codes()
-        parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
+        """Make a Measurement Report.
 
-        def common(name: str) -> dict[str, Any]:
-            uid = self.uid("tracking", origin.key, name)
-            return {
-                "finding_type": lesion,
-                "algorithm_id": sr.AlgorithmIdentification("lesionseg", origin.version, parameters),
-                "tracking_identifier": sr.TrackingIdentifier(uid=uid, identifier=name),
-            }
-
-        group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
-        if self.slices:
-            group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-        change = code("change", _OWN_CODES, "Change since the earlier visit")
+        Args:
+            seg: The segmentation, or None.
+            segments: The number of a candidate's segment in `seg`. Other candidates get boxes.
+            since: See `write_dicom_results`.
+            remark: See `write_dicom_results`.
+        """
+        sr = self.hd.sr
+        code = sr.CodedConcept
         groups = []
         for candidate in self.accepted:
             state, volume_before = since.get(candidate.id, ("", None))
-            now = code(f"state-{state}", _OWN_CODES, state.capitalize()) if state else None
             groups.append(
-                group(
-                    **self._place(candidate, seg, segments.get(candidate.id)),
-                    **common(self.tracking(candidate)),
-                    finding_category=kind,
-                    measurements=self._measurements(candidate, volume_before),
-                    qualitative_evaluations=now and [sr.QualitativeEvaluation(change, now)],
-                )
+                self._make_group(candidate, seg, segments.get(candidate.id), state, volume_before)
             )
-        if not groups:  # a report needs a group
-            name = code("n-accepted", _OWN_CODES, "Number of accepted candidates")
-            none = sr.Measurement(name, 0, code("1", "UCUM", "no units"))
-            empty = sr.MeasurementsAndQualitativeEvaluations
-            groups = [empty(**common("accepted candidates"), measurements=[none])]
-        names = {"name": "lesionseg", "manufacturer_name": "lesionseg", "model_name": "lesionseg"}
-        device = sr.DeviceObserverIdentifyingAttributes(
-            uid=_made_up_uid("device", origin.bundle), serial_number=origin.bundle, **names
-        )
-        observer = sr.ObserverContext(code("121007", "DCM", "Device"), device)
         content = sr.MeasurementReport(
-            observation_context=sr.ObservationContext(observer_device_context=observer),
+            observation_context=sr.ObservationContext(observer_device_context=self._observer()),
             procedure_reported=code("363679005", "SCT", "Imaging procedure"),
-            imaging_measurements=groups,
+            imaging_measurements=groups or [self._make_empty_group()],
         )[0]
-        point, check = self.prediction.operating_point, self.prediction.input
-        n = len(self.prediction.candidates)
-        summary = f"{len(self.accepted)} of {n} candidates were accepted"
-        rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
-        warning = f" Warning: {check.warning}" if check and check.warning else ""
-        text = f"{RESEARCH_ONLY} {summary}{rule}.{warning} {remark}".strip()
-        comment, contains = code("121106", "DCM", "Comment"), sr.RelationshipTypeValues.CONTAINS
-        content.ContentSequence.append(sr.TextContentItem(comment, text, contains))
-        own_codes = self.hd.coding_schemes.CodingSchemeIdentificationItem(
-            designator=_OWN_CODES, name="lesionseg", version=origin.version
+        comment = sr.TextContentItem(
+            code("121106", "DCM", "Comment"),
+            self._comment(remark),
+            sr.RelationshipTypeValues.CONTAINS,
         )
+        content.ContentSequence.append(comment)
+        own_codes = self.hd.coding_schemes.CodingSchemeIdentificationItem(
+            designator=_OWN_CODES, name="lesionseg", version=self.origin.version
+        )
+        evidence = list(self.headers)
+        if seg is not None:
+            evidence.append(seg)
         report = sr.Comprehensive3DSR(
-            evidence=[*self.headers, *([] if seg is None else [seg])],
+            evidence=evidence,
             content=content,
             is_complete=True,
             series_description="lesionseg: measurements (research use only)",
             coding_schemes=[own_codes],
-            **self.stated("SR", 2),
+            **self.common_elements("SR", 2),
         )
-        return _undated(report)
+        return _remove_times(report)
+
+    def _comment(self, remark: str) -> str:
+        """Return the comment of the report: counts, operating point and warning."""
+        n_candidates = len(self.prediction.candidates)
+        summary = f"{len(self.accepted)} of {n_candidates} candidates were accepted"
+        point = self.prediction.operating_point
+        if point is not None:
+            summary += f" at the operating point {point.name} ({point.score:g})"
+        check = self.prediction.input
+        warning = f" Warning: {check.warning}" if check and check.warning else ""
+        return f"{RESEARCH_ONLY} {summary}.{warning} {remark}".strip()
+
+    def _observer(self) -> Any:
+        """Return the observer of the report: lesionseg as a device."""
+        sr = self.hd.sr
+        device = sr.DeviceObserverIdentifyingAttributes(
+            uid=_derive_uid("device", self.origin.bundle),
+            name="lesionseg",
+            manufacturer_name="lesionseg",
+            model_name="lesionseg",
+            serial_number=self.origin.bundle,
+        )
+        return sr.ObserverContext(sr.CodedConcept("121007", "DCM", "Device"), device)
+
+    def _algorithm(self) -> Any:
+        parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
+        return self.hd.sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
+
+    def _tracking_identifier(self, name: str) -> Any:
+        uid = self.uid("tracking", self.origin.key, name)
+        return self.hd.sr.TrackingIdentifier(uid=uid, identifier=name)
+
+    def _make_group(
+        self,
+        candidate: Candidate,
+        seg: Any,
+        number: int | None,
+        state: str,
+        volume_before: float | None,
+    ) -> Any:
+        """Make the group of an accepted candidate.
+
+        Args:
+            candidate: The candidate.
+            seg: The segmentation, or None.
+            number: The candidate's segment, or None if it gets boxes.
+            state: The change since an earlier visit, or "".
+            volume_before: The volume at that visit in ml, or None.
+        """
+        sr = self.hd.sr
+        codes = self.codes
+        segment = None if number is None else self._refer_to_segment(seg, number)
+        regions = self._box_regions(candidate) if number is None else None
+        evaluations = None
+        if state:
+            change = codes.own("change", "Change since the earlier visit")
+            now = codes.own(f"state-{state}", state.capitalize())
+            evaluations = [sr.QualitativeEvaluation(change, now)]
+        tracking = self._tracking_identifier(self.tracking_name(candidate))
+        measurements = self._measurements(candidate, volume_before)
+        if self.slices:
+            return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=tracking,
+                referenced_regions=regions,
+                referenced_segment=segment,
+                finding_type=codes.lesion,
+                finding_category=codes.category,
+                algorithm_id=self._algorithm(),
+                measurements=measurements,
+                qualitative_evaluations=evaluations,
+            )
+        return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=tracking,
+            referenced_region=regions[0] if regions else None,
+            referenced_segment=segment,
+            finding_type=codes.lesion,
+            finding_category=codes.category,
+            algorithm_id=self._algorithm(),
+            measurements=measurements,
+            qualitative_evaluations=evaluations,
+        )
+
+    def _make_empty_group(self) -> Any:
+        """Make a group that states 0 accepted candidates. A report must have at least one group."""
+        sr = self.hd.sr
+        name = self.codes.own("n-accepted", "Number of accepted candidates")
+        return sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=self._tracking_identifier("accepted candidates"),
+            finding_type=self.codes.lesion,
+            algorithm_id=self._algorithm(),
+            measurements=[sr.Measurement(name, 0, self.codes.no_units)],
+        )
 
     def _measurements(self, candidate: Candidate, volume_before: float | None) -> list[Any]:
-        code, unit = self.hd.sr.CodedConcept, self.prediction.geometry.size_unit
-        score = candidate.score if self.prediction.scored else None  # none is invented
-        one, ml = code("1", "UCUM", "no units"), code("ml", "UCUM", "milliliter")
-        mm, pixels = code("mm", "UCUM", "millimeter"), code("{pixels}", "UCUM", "pixels")
+        """Return the measurements of a candidate that are known."""
+        code = self.hd.sr.CodedConcept
+        own = self.codes.own
+        no_units = self.codes.no_units
+        ml = code("ml", "UCUM", "milliliter")
+        unit = self.prediction.geometry.size_unit
+        if unit == "px":
+            length_unit = code("{pixels}", "UCUM", "pixels")
+            place = ""
+        else:
+            length_unit = code("mm", "UCUM", "millimeter")
+            place = unit.removeprefix("mm").strip()  # "at the detector", or nothing
         shape = "a ball of equal volume" if self.slices else "a disc of equal area"
-        where = "" if unit == "px" else unit.removeprefix("mm").strip()
-        how = code("equivalent", _OWN_CODES, f"of {shape}{where and ', '}{where}")
-        probability = code("probability", _OWN_CODES, "Calibrated probability of a lesion")
-        earlier = code("volume-before", _OWN_CODES, "Volume at the earlier visit")
-        diameter = code("81827009", "SCT", "Diameter")
+        method = own("equivalent", f"of {shape}{place and ', '}{place}")
+        score = candidate.score if self.prediction.scored else None
         rows = (
-            (code("score", _OWN_CODES, "Score of the model"), score, one, None),
-            (probability, candidate.probability, one, None),
+            (own("score", "Score of the model"), score, no_units, None),
+            (
+                own("probability", "Calibrated probability of a lesion"),
+                candidate.probability,
+                no_units,
+                None,
+            ),
             (code("118565006", "SCT", "Volume"), candidate.volume_ml, ml, None),
-            (earlier, volume_before, ml, None),
-            (diameter, candidate.diameter_mm, pixels if unit == "px" else mm, how),
+            (own("volume-before", "Volume at the earlier visit"), volume_before, ml, None),
+            (code("81827009", "SCT", "Diameter"), candidate.diameter_mm, length_unit, method),
         )
-        # six digits: more than is known, and what fits a decimal string
-        measurement = self.hd.sr.Measurement
-        return [
-            measurement(n, float(f"{v:.6g}"), u, method=m) for n, v, u, m in rows if v is not None
-        ]
+        measurements = []
+        for name, value, value_unit, how in rows:
+            if value is not None:
+                rounded = float(f"{value:.6g}")  # a decimal string has at most 16 characters
+                measurements.append(self.hd.sr.Measurement(name, rounded, value_unit, method=how))
+        return measurements
 
-    def _place(self, candidate: Candidate, seg: Any, number: int | None) -> dict[str, Any]:
-        """The candidate's segment; without one its box on each slice."""
-        sr, headers = self.hd.sr, self.headers
-        if number is not None:
-            written = (str(seg.SOPClassUID), str(seg.SOPInstanceUID))
-            if self.slices:
-                series = sr.SourceSeriesForSegmentation(headers[0].SeriesInstanceUID)
-                segment = sr.ReferencedSegment(*written, number, source_series=series)
-                return {"referenced_segment": segment}
-            # of a radiograph the frames are its segments in their order
-            image = sr.SourceImageForSegmentation.from_source_image(headers[0])
-            frame = sr.ReferencedSegmentationFrame(*written, number, number, source_image=image)
-            return {"referenced_segment": frame}
+    def _refer_to_segment(self, seg: Any, number: int) -> Any:
+        """Return a reference to a segment, or to its frame if the scan is a radiograph."""
+        sr = self.hd.sr
+        class_uid = str(seg.SOPClassUID)
+        instance_uid = str(seg.SOPInstanceUID)
+        if self.slices:
+            series = sr.SourceSeriesForSegmentation(self.headers[0].SeriesInstanceUID)
+            return sr.ReferencedSegment(class_uid, instance_uid, number, source_series=series)
+        # the frames of a radiograph's segmentation are its segments in their order
+        image = sr.SourceImageForSegmentation.from_source_image(self.headers[0])
+        return sr.ReferencedSegmentationFrame(
+            class_uid, instance_uid, number, number, source_image=image
+        )
+
+    def _box_regions(self, candidate: Candidate) -> list[Any]:
+        """Return the outline of a candidate's box on each of its slices."""
+        sr = self.hd.sr
         # columns and rows from the corner of the first pixel
         shape = self.prediction.geometry.shape[-2:]
-        start, stop = (np.clip(v[-2:], 0, shape) for v in (candidate.start_vox, candidate.stop_vox))
-        (top, left), (bottom, right) = start.tolist(), stop.tolist()
+        top, left = np.clip(candidate.start_vox[-2:], 0, shape).tolist()
+        bottom, right = np.clip(candidate.stop_vox[-2:], 0, shape).tolist()
         corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
         first = min(max(floor(candidate.start_vox[0]), 0), max(len(self.slices) - 1, 0))
         last = max(ceil(candidate.stop_vox[0]), first + 1)
         regions = []
         for index, frame in self.slices[first:last] or [(0, None)]:
             frames = None if frame is None else [frame + 1]
-            image = sr.SourceImageForRegion.from_source_image(headers[index], frames)
+            image = sr.SourceImageForRegion.from_source_image(self.headers[index], frames)
             regions.append(sr.ImageRegion("POLYLINE", np.array(corners), image))
-        return {"referenced_regions": regions} if self.slices else {"referenced_region": regions[0]}
+        return regions

@@ -1,4 +1,4 @@
-"""The scans in a folder of DICOM files: series, enhanced files, single slices and radiographs."""
+"""Finding the scans in a folder of DICOM files: series, enhanced files, slices and radiographs."""
 
 import re
 from collections import defaultdict
@@ -11,16 +11,16 @@ from lesionseg.errors import ReadError
 from lesionseg.io.dicom.elements import Header, text
 from lesionseg.io.dicom.headers import (
     SUFFIXES,
+    explain_unfit,
     image_header,
     is_radiograph,
     n_frames,
-    stated_series,
-    unfit,
+    read_series_uid,
 )
 from lesionseg.io.dicom.series import series_headers
 
-_UID_DIGITS = 8  # of the digest that tells the series of a folder apart
-# what scanners call the images that a scan is planned on, where ImageType does not say so
+_UID_DIGITS = 8  # digits of the digest that distinguishes the series of a folder
+# names that scanners give to the images that a scan is planned on, if ImageType does not state it
 _LOCALISER = re.compile(
     r"(?<![a-z])(locali[sz]ers?|scouts?|surveys?|topograms?|3[- ]?pl(ane)?|loc)(?![a-z])", re.I
 )
@@ -31,16 +31,22 @@ class DicomScan:
     """A scan in a folder: a series of several files, or a single file.
 
     Attributes:
-        place: what readers take: the folder, `folder/series=…` or the file.
-        name: distinguishes the scan within its folder: "" for the only series,
-            `<number>_<digest of its UID>` for one of several, the stem of a single file.
-        other_name: the name that a series would have if the folder had one series more or less;
+        place: The path that readers take: the folder, `folder/series=…` or the file.
+        files: The files with its slices.
+        name: The name of the scan within its folder: "" for the only series, `<number>_<digest of
+            its UID>` for one of several, the stem of a single file.
+        other_name: The name that a series would have if the folder had one series more or less.
             None for a single file.
-        instance_uid: of a single file, else "".
-        n_slices: the number of slices, frames of a file included.
-        is_localiser: the description says that other scans were planned on it.
-        unfit: why it is never read, "" if it can be.
-        fault: why its header cannot be read, "" if it can be.
+        study_uid: The UID of the study, "" if unknown. The same applies to the other texts.
+        series_uid: The UID of the series.
+        instance_uid: The UID of a single file. "" for a series.
+        modality: The modality, such as CT.
+        description: The description of the series.
+        n_slices: The number of slices, including the frames of a file.
+        is_radiograph: True for a projection X-ray image.
+        is_localiser: True if the description says that other scans were planned on it.
+        unfit: The reason why it cannot be read, "" if it can be read.
+        fault: The reason why its header cannot be read, "" if it can be read.
     """
 
     place: Path
@@ -60,15 +66,21 @@ class DicomScan:
 
 
 def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
-    """Sort the DICOM files of one folder into scans; the second list has those that are no image.
+    """Sort the DICOM files of one folder into scans.
 
-    A file whose header cannot be read is a scan with a `fault`. If there is a series next to it, it
-    may be a slice of that, whose reader then names it: it is no scan of its own, unless it states
-    another series.
+    A file whose header cannot be read becomes a scan with a `fault`. The exception is a file next
+    to a series: it may be one of its slices, and the reader of the series reports it. If the file
+    states another series, it is nevertheless a scan with a `fault`.
+
+    Args:
+        files: DICOM files of one folder.
+
+    Returns:
+        The scans, and the files that are not images.
     """
     damaged = list[DicomScan]()
     others = list[Path]()
-    alone = list[tuple[Path, Header]]()
+    radiographs = list[tuple[Path, Header]]()
     series: dict[str, dict[Path, Header]] = defaultdict(dict)
     for file in files:
         try:
@@ -79,38 +91,43 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
         if header is None:
             others.append(file)
         elif is_radiograph(header):
-            alone.append((file, header))
+            radiographs.append((file, header))
         else:
             series[text(header, "SeriesInstanceUID")][file] = header
-    scans = [_single(file, header) for file, header in alone]
-    whole = dict[str, dict[Path, Header]]()
-    for uid, headers in series.items():
+    scans = [_describe_file(file, header) for file, header in radiographs]
+    several_files = list[dict[Path, Header]]()
+    for headers in series.values():
         if len(headers) == 1:
-            scans += [_single(file, header) for file, header in headers.items()]
+            scans += [_describe_file(file, header) for file, header in headers.items()]
         else:
-            whole[uid] = headers
-    firsts = [header for _, header in alone]
-    firsts += [next(iter(headers.values())) for headers in series.values()]
-    numbers = [text(header, "SeriesNumber") for header in firsts]
-    n_fit = sum(not all(map(unfit, headers.values())) for headers in whole.values())
-    for headers in whole.values():
-        scans.append(_series(headers, numbers, is_only_series=n_fit <= 1))
+            several_files.append(headers)
+    first_headers = [header for _, header in radiographs]
+    first_headers += [next(iter(headers.values())) for headers in series.values()]
+    numbers = [text(header, "SeriesNumber") for header in first_headers]
+    n_fit = sum(not _are_all_unfit(headers) for headers in several_files)
+    for headers in several_files:
+        scans.append(_describe_series(headers, numbers, is_only_series=n_fit <= 1))
     has_series = any(not scan.unfit for scan in scans if len(scan.files) > 1)
     if has_series:
-        damaged = [each for each in damaged if stated_series(each.place) not in ("", *series)]
+        damaged = [each for each in damaged if read_series_uid(each.place) not in ("", *series)]
     return scans + damaged, others
 
 
 def describe_dicom(place: Path) -> DicomScan:
-    """Return the scan that a folder, a file or `folder/series=…` names. Raises `ReadError`."""
+    """Describe the scan at a path: a folder, a file or `folder/series=…`.
+
+    Raises:
+        ReadError: A header is damaged, or there is no such image.
+    """
     headers = series_headers(place)
     if len(headers) == 1:
         ((file, header),) = headers.items()
-        return replace(_single(file, header), place=place)
-    return replace(_series(headers, [], is_only_series=False), place=place)
+        return replace(_describe_file(file, header), place=place)
+    return replace(_describe_series(headers, [], is_only_series=False), place=place)
 
 
-def _single(file: Path, header: "Header") -> DicomScan:
+def _describe_file(file: Path, header: "Header") -> DicomScan:
+    """Describe the scan of a single file."""
     return DicomScan(
         place=file,
         files=(file,),
@@ -123,21 +140,26 @@ def _single(file: Path, header: "Header") -> DicomScan:
         n_slices=n_frames(header),
         is_radiograph=is_radiograph(header),
         is_localiser=_is_localiser(header),
-        unfit=unfit(header),
+        unfit=explain_unfit(header),
     )
 
 
-def _series(
+def _describe_series(
     headers: Mapping[Path, "Header"], numbers: Sequence[str], *, is_only_series: bool
 ) -> DicomScan:
-    """Return the scan of a series of several files; `numbers`: of all images in its folder."""
+    """Describe the scan of a series of several files.
+
+    Args:
+        headers: The headers of its files.
+        numbers: The series numbers of all scans in the folder.
+        is_only_series: True if the folder contains no other readable series.
+    """
     file, header = next(iter(headers.items()))
     number = text(header, "SeriesNumber")
     uid = text(header, "SeriesInstanceUID")
     key = number if number and numbers.count(number) == 1 else uid
     digits = sha256(uid.encode()).hexdigest()[:_UID_DIGITS]
     own_name = f"{number}_{digits}" if number.isdecimal() else digits
-    is_unfit = all(map(unfit, headers.values()))
     return DicomScan(
         place=file.parent if len(numbers) == 1 else file.parent / f"series={key}",
         files=tuple(headers),
@@ -149,8 +171,12 @@ def _series(
         description=text(header, "SeriesDescription"),
         n_slices=sum(map(n_frames, headers.values())),
         is_localiser=all(map(_is_localiser, headers.values())),
-        unfit=unfit(header) if is_unfit else "",
+        unfit=explain_unfit(header) if _are_all_unfit(headers) else "",
     )
+
+
+def _are_all_unfit(headers: Mapping[Path, "Header"]) -> bool:
+    return all(map(explain_unfit, headers.values()))
 
 
 def _is_localiser(header: "Header") -> bool:

@@ -1,11 +1,12 @@
 """DICOM images: a folder with one series, an enhanced file, a single slice or a radiograph.
 
-Of several series in one folder, `folder/series=3` names that of number 3, or of that UID. No such
-file exists: it is how a manifest, and prediction on a whole study, point into the folder.
+If a folder contains several series, `folder/series=3` names the one with this series number or UID.
+Such a path does not exist on disk. Manifests and predictions on a whole study use it to refer to
+one series of a folder.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,41 +23,45 @@ from lesionseg.io.dicom.headers import (
     image_header,
     is_dicom,
     read_header,
-    stated_series,
+    read_series_uid,
     stored_pixels,
 )
 from lesionseg.io.dicom.radiograph import (
     radiograph_file,
     radiograph_geometry,
     read_radiograph,
-    rescaled,
+    rescale,
 )
 from lesionseg.io.limits import check_grid, reading
 
 logger = logging.getLogger(__name__)
 
 _PREFIX = "series="
-_ECHO = ("EffectiveEchoTime", "EchoTime")  # of an enhanced frame, of a classic file
-_UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
+_ECHO_OF_FRAME = "EffectiveEchoTime"
+_ECHO_OF_FILE = "EchoTime"
+_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
-_LEAST_LENGTH = 1e-6  # of a direction
+_MIN_LENGTH = 1e-6  # of a direction vector
 _NO_PLACE_ADVICE = (
     "The file does not state where its slice is located in the patient. Export the series again "
     "as CT or MR images, or leave the file out."
 )
-# files beside slices that nobody takes for one
+# suffixes of files next to slices that cannot be slices themselves
 _NOTES = {
     *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini"),
     *(".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha"),
 }
-_DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
+_DRIFT_PIXELS = 0.5  # over the whole stack: a smaller drift moves no voxel to its neighbour
 
 
 @dataclass(frozen=True, eq=False)
 class DicomSlice:
-    """One slice: a classic file, or frame `frame` of an enhanced one.
+    """A slice: a classic file, or one frame of an enhanced file.
 
-    `elements`: the file's, with those of the frame's functional groups.
+    Attributes:
+        path: The file.
+        frame: The index of the frame from 0. None for a classic file.
+        elements: The elements of the file, updated by the functional groups of the frame.
     """
 
     path: Path
@@ -65,94 +70,113 @@ class DicomSlice:
 
     @property
     def name(self) -> str:
+        """The name of the file, with the number of the frame, for messages."""
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
         return int(self.elements.Rows), int(self.elements.Columns)
 
     @cached_property
     def position(self) -> NDArray[np.float64]:
-        """Centre of the first pixel, LPS millimetres."""
+        """Centre of the first pixel in LPS millimetres `[3]`."""
         return self._numbers("ImagePositionPatient", 3)
 
     @cached_property
     def directions(self) -> NDArray[np.float64]:
-        """Unit vectors along rows and columns `[2, 3]`."""
+        """LPS unit vectors along a row and along a column `[2, 3]`."""
         rows = self._numbers("ImageOrientationPatient", 6).reshape(2, 3)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if lengths.min() < _LEAST_LENGTH:
+        if lengths.min() < _MIN_LENGTH:
             raise ReadError(f"{self.path}: ImageOrientationPatient is 0. {_NO_PLACE_ADVICE}")
         return np.asarray(rows / lengths)
 
     @cached_property
     def pixel_mm(self) -> NDArray[np.float64]:
-        """Down, across."""
+        """Distance of the rows and of the columns `[2]`."""
         values = self._numbers("PixelSpacing", 2)
         if values.min() <= 0:
             raise ReadError(f"{self.path}: PixelSpacing is {values.tolist()}. {_NO_PLACE_ADVICE}")
         return values
 
     def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
+        """Return the `n` numbers of an element. Raise `ReadError` if it does not have them."""
         values = numbers(self.elements, name)
         if len(values) != n:
             stated = value_of(self.elements, name)
-            seen = "missing" if stated is None else f"{stated!s:.60}, expected {n} numbers"
-            raise ReadError(f"{self.path}: {name} is {seen}. {_NO_PLACE_ADVICE}")
+            content = "missing" if stated is None else f"{stated!s:.60}, expected {n} numbers"
+            raise ReadError(f"{self.path}: {name} is {content}. {_NO_PLACE_ADVICE}")
         return np.asarray(values)
 
     @property
     def axes_mm(self) -> NDArray[np.float64]:
-        """Millimetres from a row, and from a column, to the next one `[2, 3]`."""
+        """LPS vectors from one row and from one column to the next, in millimetres `[2, 3]`."""
         return self.directions[::-1] * self.pixel_mm[:, None]
 
 
 def read_dicom(path: Path) -> Volume:
-    """Read a series' folder or one file as a volume `[1, *spatial]` float32.
+    """Read the folder of a series, or one file, as a volume `[1, *spatial]` float32.
 
-    Slices are sorted by their position along the normal and rescaled each by its own slope.
-    Distances come from positions, never from the thickness. Files of the folder that are no DICOM
-    images are left out with a warning.
+    Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
+    distances are computed from positions, never from the thickness. Other files of the folder are
+    left out with a warning.
+
+    Raises:
+        ReadError: A file is damaged, or the path names no DICOM image.
+        GeometryError: The slices do not form an even stack.
     """
-    if (radiograph := radiograph_file(path)) is not None:
+    radiograph = radiograph_file(path)
+    if radiograph is not None:
         return read_radiograph(radiograph)
     remarks = Remarks(path)
     slices, geometry = read_stack(path, remarks)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
-    file, pixels = Path(), np.empty(0)
+    file = Path()
+    pixels = np.empty(0)
     for z, piece in enumerate(slices):
-        if piece.path != file:
-            file, pixels = piece.path, stored_pixels(piece.path)
+        if piece.path != file:  # the frames of an enhanced file are decoded once
+            file = piece.path
+            pixels = stored_pixels(file)
         with reading(file):
             frame = pixels[piece.frame or 0]
-            values[0, z] = rescaled(frame, piece.elements, remarks, file)
+            values[0, z] = rescale(frame, piece.elements, remarks, file)
     remarks.log()
     return Volume(values, geometry)
 
 
 def read_dicom_geometry(path: Path) -> Geometry:
-    if (radiograph := radiograph_file(path)) is not None:
+    """Read the grid from the headers. Raises the errors of `read_dicom`."""
+    radiograph = radiograph_file(path)
+    if radiograph is not None:
         return radiograph_geometry(radiograph, read_header(radiograph))
     return read_stack(path)[1]
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
-    """Folder, and number or UID, of a path that names a series within it; None for any other."""
+    """Split a path `folder/series=3` into folder and series. Return None for any other path."""
     if path.name.startswith(_PREFIX) and path.parent.is_dir() and not path.exists():
         return path.parent, path.name.removeprefix(_PREFIX)
     return None
 
 
 def folder_name(folder: Path) -> str:
-    """What a folder is called, also where the path to it is `.` or ends in `..`."""
+    """Return the name of a folder, also if its path is `.` or ends in `..`."""
     return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
 def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
-    """Return the headers of the images in a file, a folder or a series of it, by file.
+    """Read the headers of the images in a file, a folder or one series of a folder.
 
-    Files of the folder that are no DICOM images, and might be slices, are noted in `remarks`.
-    Raises `ReadError` for a damaged file, unless it states that it is of another series.
+    Args:
+        path: The file, the folder or `folder/series=…`.
+        remarks: Receives a remark for each file that might be a slice but is not a DICOM image.
+
+    Returns:
+        The headers by file.
+
+    Raises:
+        ReadError: There is no image, or a file is damaged, unless it states another series.
     """
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
@@ -172,28 +196,37 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
     wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
     uids = {_uid(header) for header in wanted.values()}
     for file, fault in damaged.items():
-        if name is None or not wanted or stated_series(file) in ("", *uids):
+        if name is None or not wanted or read_series_uid(file) in ("", *uids):
             raise fault
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
         raise ReadError(
-            f"{path}: there is no such DICOM image{known and f', only {known}'}. Name another "
-            "series or folder."
+            f"{path}: no such DICOM image{known and f', only {known}'}. Name another series or "
+            "folder."
         )
     return wanted
 
 
 def _might_be_a_slice(file: Path) -> bool:
-    """Return True for a file whose name does not say that it is something else."""
+    """Return True if the name does not show that the file is something other than a slice."""
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
     return not is_dicom(file) and file.suffix.lower() not in _NOTES
 
 
 def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
-    """Return the slices of a folder's series, or of one file, in ascending order; and their grid.
+    """Read the slices of a series or file, without their pixels, and the grid that they form.
 
-    What is left out or replaced is noted in `remarks`.
+    Args:
+        path: The file, the folder or `folder/series=…`.
+        remarks: Receives a remark for everything that is left out or replaced.
+
+    Returns:
+        The slices in ascending order along the normal, and their grid.
+
+    Raises:
+        ReadError: A file is damaged.
+        GeometryError: The slices do not form an even stack.
     """
     slices: list[DicomSlice] = []
     for file, header in series_headers(path, remarks).items():
@@ -202,83 +235,110 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             slices += read_slices(file, header)
     first = slices[0]
     for piece in slices:
-        same = {
-            "direction": np.allclose(piece.directions, first.directions, atol=1e-4),
-            "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
-            "number of pixels": piece.shape == first.shape,
-            "series": _uid(piece.elements) == _uid(first.elements),
-            "echo time": _same_number(piece, first, _ECHO[piece.frame is None]),
-            "b-value": _same_number(piece, first, "DiffusionBValue"),
-        }
-        if not all(same.values()):
-            what = ", ".join(what for what, is_same in same.items() if not is_same)
-            raise GeometryError(
-                f"{path}: {piece.name} and {first.name} differ in their {what}. Sort them apart."
-            )
+        _check_alike(path, piece, first)
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
-    places = np.stack([piece.position for piece in slices])
-    steps = np.diff(places, axis=0)
-    for n in np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)[:1]:
-        one, two = slices[n], slices[n + 1]
-        raise GeometryError(
-            f"{path}: {one.name} and {two.name} lie at the same place: duplicates, or two times or "
-            "acquisitions. Sort them into a folder each."
-        )
     if len(slices) == 1:
-        thickness = number(first.elements, "SliceThickness") or 0.0
-        stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
-        if remarks is not None:
-            remarks.add(f"the scan is a single slice; {stated} is used as spacing")
-        step = normal * (thickness if thickness > 0 else 1.0)
+        step = normal * _thickness(first, remarks)
     else:
-        lengths = np.linalg.norm(steps, axis=1)
-        # the lower median: a distance that occurs, also if half of them are double
-        usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
-        whole = places[-1] - places[0]
-        distance = float(np.linalg.norm(usual))
-        step = whole / len(steps)
-        off = np.linalg.norm(steps - usual, axis=1)
-        if off.max() > _UNEVEN * distance:
-            n = int(off.argmax())
-            raise GeometryError(
-                f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
-                f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
-                "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
-            )
-        drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
-        if drift.max() > _DRIFT_PIXELS:
-            raise GeometryError(
-                f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
-                "straightens it, and use its NIfTI file."
-            )
+        step = _even_step(path, slices, normal)
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
-    affine[:3, 3] = places[0]
+    affine[:3, 3] = slices[0].position
     shape = (len(slices), *first.shape)
     return slices, check_grid(path, Geometry(shape, LPS_TO_RAS @ affine))
 
 
+def _check_alike(path: Path, piece: DicomSlice, first: DicomSlice) -> None:
+    """Raise `GeometryError` if a slice cannot belong to the same stack as the first one."""
+    echo = _ECHO_OF_FILE if piece.frame is None else _ECHO_OF_FRAME
+    is_same = {
+        "direction": np.allclose(piece.directions, first.directions, atol=1e-4),
+        "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
+        "number of pixels": piece.shape == first.shape,
+        "series": _uid(piece.elements) == _uid(first.elements),
+        "echo time": _have_same_number(piece, first, echo),
+        "b-value": _have_same_number(piece, first, "DiffusionBValue"),
+    }
+    different = [name for name, same in is_same.items() if not same]
+    if different:
+        raise GeometryError(
+            f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. Sort "
+            "them into separate folders."
+        )
+
+
+def _thickness(piece: DicomSlice, remarks: Remarks | None) -> float:
+    """Return the thickness of a scan's only slice in millimetres, or 1 if it is not stated."""
+    thickness = number(piece.elements, "SliceThickness") or 0.0
+    stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
+    if remarks is not None:
+        remarks.add(f"the scan is a single slice; {stated} is used as spacing")
+    return thickness if thickness > 0 else 1.0
+
+
+def _even_step(
+    path: Path, slices: Sequence[DicomSlice], normal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the LPS vector from one slice to the next.
+
+    Raise `GeometryError` if two slices share a place, distances differ or the gantry was tilted.
+    """
+    first = slices[0]
+    places = np.stack([piece.position for piece in slices])
+    steps = np.diff(places, axis=0)
+    for n in np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)[:1]:
+        raise GeometryError(
+            f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place: duplicates, "
+            "or two times or acquisitions. Sort them into a folder each."
+        )
+    lengths = np.linalg.norm(steps, axis=1)
+    # the lower median occurs in the stack, even if half of the distances are doubled
+    usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
+    distance = float(np.linalg.norm(usual))
+    deviation = np.linalg.norm(steps - usual, axis=1)
+    if deviation.max() > _UNEVEN * distance:
+        n = int(deviation.argmax())
+        raise GeometryError(
+            f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
+            f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
+            "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
+        )
+    whole = places[-1] - places[0]
+    drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
+    if drift.max() > _DRIFT_PIXELS:
+        raise GeometryError(
+            f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
+            "straightens it, and use its NIfTI file."
+        )
+    return np.asarray(whole / len(steps))
+
+
 def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
-    """A classic file's slice, or those of an enhanced one, whose elements lie in groups."""
+    """Yield the slice of a classic file, or those of an enhanced file.
+
+    The elements of an enhanced frame are in the functional groups of the file and of the frame.
+    """
     from pydicom.dataset import Dataset
 
     shared = header.get("SharedFunctionalGroupsSequence", None) or ()
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
-    for n, frame in enumerate(frames or [Dataset()]):
-        elements = header
-        if frames:
-            elements = Dataset()
-            elements.update(header)
-            for sequence in (s for group in (*shared[:1], frame) for s in group):
+    if not frames:
+        yield DicomSlice(path, None, header)
+        return
+    for n, frame in enumerate(frames):
+        elements = Dataset()
+        elements.update(header)
+        for group in (*shared[:1], frame):
+            for sequence in group:
                 if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                     elements.update(sequence.value[0])
-        yield DicomSlice(path, n if frames else None, elements)
+        yield DicomSlice(path, n, elements)
 
 
-def _same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:
+def _have_same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:
     return numbers(one.elements, name) == numbers(other.elements, name)
 
 

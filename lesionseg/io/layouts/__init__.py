@@ -1,8 +1,8 @@
-"""Dataset folders in every known layout, recognised by what lies in them.
+"""Reading dataset folders of every known layout, recognised by their content.
 
-In comes a folder; out comes a `Dataset` of case files with labels, groups and roles. Tables are
-read, and of images the header of the first (of BIDS the grids of the first session, of DICOM
-radiographs what each states). References that tables hold are drawn when a case is read.
+The result is a `Dataset` of case files with labels, groups and roles. Tables are read completely.
+Of the images only the first header is read. BIDS also needs the grids of the first session, and
+DICOM radiographs the header of each. References in tables are drawn when a case is read.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.bids import read_bids, recognises_bids
+from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.checks import (
     Problems,
     find_problems,
@@ -37,10 +37,15 @@ ENTRY_POINTS = "lesionseg.layouts"
 
 @dataclass(frozen=True)
 class Convention:
-    """One way of laying out a dataset: its name, what it looks for, and who reads it.
+    """A dataset layout.
 
-    `read` lists cases and what is wrong with single entries (`Dataset.problems`); axes are counted
-    in the first image, and whether files and channels are there is checked, for all layouts alike.
+    Attributes:
+        name: The name of the layout.
+        looks_for: The files by which it is recognised, for messages.
+        recognises: A function that returns a true value if a folder has this layout.
+        read: A function that lists the cases of a folder, and single wrong entries as
+            `Dataset.problems`. It need not count axes or check for files and channels, because
+            `read_dataset` does so for all layouts.
     """
 
     name: str
@@ -49,34 +54,40 @@ class Convention:
     read: Callable[[Path], Dataset]
 
 
-def _holds(name: str) -> Callable[[Path], object]:
-    return lambda root: (root / name).is_file()
+def _has_manifest(root: Path) -> bool:
+    return (root / MANIFEST).is_file()
 
 
-# asked in this order: a manifest was written on purpose
+def _has_dataset_json(root: Path) -> bool:
+    return (root / "dataset.json").is_file()
+
+
+# The first layout that recognises a folder is used. A manifest comes first, because it is written
+# on purpose.
 CONVENTIONS = (
-    Convention("manifest", MANIFEST, _holds(MANIFEST), read_manifest),
+    Convention("manifest", MANIFEST, _has_manifest, read_manifest),
     Convention("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
-    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _holds("dataset.json"), read_nnunet),
+    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
     Convention(
         "coco",
         "annotations.json, annotations/instances_*.json or _annotations.coco.json, and images",
         find_annotations,
         read_coco,
     ),
-    Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
+    Convention("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
 )
 
 
 def conventions() -> tuple[Convention, ...]:
-    """Ours, then those of installed packages: each entry point names a `Convention`."""
+    """Return our layouts, then the `Convention` objects that installed packages register."""
     return (*CONVENTIONS, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
 
 
-def recognised(root: Path) -> str | None:
-    """The name of the convention that a folder follows; None: it is no dataset known here."""
-    fitting = (c.name for c in conventions() if c.recognises(root))
-    return next(fitting, None) if root.is_dir() else None
+def find_convention(root: Path) -> str | None:
+    """Return the name of the layout that a folder has, or None if it is not a known dataset."""
+    if not root.is_dir():
+        return None
+    return next((c.name for c in conventions() if c.recognises(root)), None)
 
 
 def read_dataset(
@@ -89,25 +100,30 @@ def read_dataset(
     grid_of_image: bool = False,
     lenient: bool = False,
 ) -> Dataset:
-    """Read the cases of a data folder, without opening more than one image's header.
+    """Read the cases of a data folder, opening the header of only one image.
 
-    Radiographs in DICOM get the columns of `radiograph_columns`. Remarks are logged unless
-    `lenient`. Raises `DatasetError` for a folder that is missing, not recognised or without cases,
-    and one that names every case that is there twice, lacks a file, or states what cannot be;
-    `ReadError` for unreadable tables.
+    DICOM radiographs get the columns of `radiograph_columns`. Remarks are logged unless `lenient`.
 
     Args:
-        root: the folder.
-        group: a regular expression that finds the patient in a case id (see `assign_groups`).
-        merge_labels: makes all labels one, `{1: "lesion"}`.
-        may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
-        nan_background: takes NaN voxels of images and masks for background.
-        grid_of_image: takes the first image's grid for files of equal shape and spacing.
-        lenient: keeps cases with faults, and lists wrong entries in `Dataset.problems`; a folder
-            without any case is then a problem in that list, beside those that explain it.
+        root: The folder.
+        group: A regular expression that finds the patient in a case id (see `assign_groups`).
+        merge_labels: True merges all labels into one, `{1: "lesion"}`.
+        may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
+        nan_background: True treats NaN voxels of images and masks as background.
+        grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
+        lenient: True keeps cases with faults, and lists wrong entries in `Dataset.problems`. A
+            folder without cases is then one of these problems.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DatasetError: The folder is missing, has no known layout or no case, or has wrong entries.
+            The message lists all of them.
+        ReadError: A table cannot be read.
     """
     if not root.is_dir():
-        raise DatasetError(f"{root}: the data folder does not exist.")
+        raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
     layout = _layout_of(root)
     dataset = replace(
         layout.read(root),
@@ -115,8 +131,8 @@ def read_dataset(
         nan_background=nan_background,
         grid_of_image=grid_of_image,
     )
-    for case in dataset.cases:  # where none can be read, reading the cases says what is wrong
-        with suppress(LesionsegError, OSError):
+    for case in dataset.cases:
+        with suppress(LesionsegError, OSError):  # reading the cases reports the error
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
             break
     problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
@@ -128,32 +144,41 @@ def read_dataset(
             logger.log(logging.INFO if remark.is_note else logging.WARNING, remark.message)
         problems.raise_all(root)
     if not dataset.cases:
-        text = f"{root}: no labelled case; {layout.name} has {layout.looks_for}."
+        text = (
+            f"{root}: the folder has no labelled case. The layout {layout.name} consists of "
+            f"{layout.looks_for}."
+        )
         if not lenient:
             raise DatasetError(text)
         problems.append(Problem("", text))
-    single = [*{case.case: case for case in reversed(dataset.cases)}.values()][::-1]
-    with problems.of("", root) if lenient else nullcontext():
-        single = [*assign_groups(single, group)]
-    dataset = replace(dataset, cases=tuple(map(_with_radiograph_columns, single)), remarks=remarks)
-    with problems.of("", root) if lenient else nullcontext():
-        dataset = _merged(dataset) if merge_labels else dataset
+    cases: dict[str, CaseFiles] = {}
+    for case in dataset.cases:
+        cases.setdefault(case.case, case)
+    grouped = list(cases.values())
+    with problems.collect("", root) if lenient else nullcontext():
+        grouped = [*assign_groups(grouped, group)]
+    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
+    with problems.collect("", root) if lenient else nullcontext():
+        dataset = _merge_labels(dataset) if merge_labels else dataset
     _log_size(dataset)
     return replace(dataset, problems=tuple(problems))
 
 
 def _layout_of(root: Path) -> Convention:
-    """Return the convention that a folder follows. Raise `DatasetError` if it follows none."""
+    """Return the layout of a folder. Raise `DatasetError` if it is not known."""
     known = {layout.name: layout for layout in conventions()}
-    name = recognised(root)
+    name = find_convention(root)
     if name is not None:
         return known[name]
-    if inner := [d.name for d in sorted(root.iterdir()) if d.is_dir() and recognised(d)]:
-        named = ", ".join(inner[:9])
-        raise DatasetError(f"{root} is no dataset, but holds some: {named}. Name one of them.")
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+    inner = [folder.name for folder in folders if find_convention(folder)]
+    if inner:
+        raise DatasetError(
+            f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
+        )
     expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
     advice = "Write a manifest.csv with the columns case, image and reference."
-    for path in sorted(root.glob("*.json")):  # a list of cases, perhaps
+    for path in sorted(root.glob("*.json")):  # one of them may be a datalist
         try:
             read_json(path, allow_nan=True)
         except ReadError as error:
@@ -161,32 +186,33 @@ def _layout_of(root: Path) -> Convention:
     raise DatasetError(f"{root} has no known dataset layout ({expected}). {advice}")
 
 
-def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """Add the columns of a radiograph in DICOM; reading the case says what is wrong with it."""
-    with suppress(LesionsegError, OSError):
+def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
+    """Add the columns of a DICOM radiograph to its case."""
+    with suppress(LesionsegError, OSError):  # reading the case reports the error
         file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
 
 
-def _merged(dataset: Dataset) -> Dataset:
-    """Make all labels one. Raise `DatasetError` if a case does not annotate all of them."""
+def _merge_labels(dataset: Dataset) -> Dataset:
+    """Merge all labels into one. Raise `DatasetError` if a case does not annotate all of them."""
     for case in dataset.cases:
         if case.annotated:
             raise DatasetError(
                 f"{dataset.root}: data.merge_labels=true needs all labels annotated in every case, "
-                f"but in {case.case!r} only {';'.join(case.annotated)}."
+                f"but {case.case!r} has only {';'.join(case.annotated)}. Remove the case or the "
+                "setting."
             )
     return replace(dataset, labels=dataset.labels.merge())
 
 
 def _log_size(dataset: Dataset) -> None:
-    """Log layout, cases and patients, and warn if patients are in training and test."""
+    """Log layout and size, and warn about patients that are both in training and in test."""
     cases = dataset.cases
     held_out = {c.group for c in cases if c.role in ("test", "external")}
     if shared := held_out & {c.group for c in cases if c.role not in ("test", "external")}:
-        text = "Training and test cases share %s, so test scores will be too good."
+        text = "Training and test cases share %s, so the test scores will be too good."
         logger.warning(text, count(len(shared), "patient"))
     size = f"{count(len(cases), 'case')} of {count(len({c.group for c in cases}), 'patient')}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
@@ -195,15 +221,24 @@ def _log_size(dataset: Dataset) -> None:
 
 
 def read_dataset_of(masks: Collection[Path]) -> Dataset | None:
-    """The dataset one of whose folders holds these masks, as nnU-Net's `labelsTs`; None: no such.
+    """Find the dataset that a set of masks belongs to, such as those in nnU-Net's `labelsTs`.
 
-    Its cases are those of the masks, which otherwise would lose their labels' names, the value to
-    ignore, regions and roles.
+    The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
+    do not state.
+
+    Returns:
+        The dataset with the cases of these masks, or None if they do not belong to one.
     """
-    files, roots = {*masks}, {mask.parent.parent for mask in masks}
-    with suppress(LesionsegError):  # what is no sound dataset holds masks like any other folder
-        if len(roots) == 1 and recognised(root := roots.pop()):
+    roots = {mask.parent.parent for mask in masks}
+    if len(roots) != 1:
+        return None
+    (root,) = roots
+    dataset = None
+    with suppress(LesionsegError):  # a damaged dataset is treated like any other folder of masks
+        if find_convention(root):
             dataset = read_dataset(root, may_lack=True, lenient=True)
-            cases = tuple(c for c in dataset.cases if c.reference in files)
-            return replace(dataset, cases=cases) if len(cases) == len(files) else None
-    return None
+    if dataset is None:
+        return None
+    files = {*masks}
+    cases = tuple(case for case in dataset.cases if case.reference in files)
+    return replace(dataset, cases=cases) if len(cases) == len(files) else None

@@ -17,20 +17,21 @@ _MASK = re.compile(
     r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
 )
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
-_NO_CHANNEL = ("mask", "dseg", "probseg", "boldref", "events")
+_NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events")
 
 
-def recognises_bids(root: Path) -> bool:
-    """Whether a folder of subjects somewhere below holds lesion masks."""
+def is_bids(root: Path) -> bool:
+    """Return True if a folder contains lesion masks with names of BIDS."""
     places = [p for p in (root, root / "derivatives") if p.is_dir()]
     return any(next(place.glob("**/sub-*_label-*"), None) is not None for place in places)
 
 
 def read_bids(root: Path) -> Dataset:
-    """Read a BIDS folder: label 1 is the lesion, channels are the suffixes all sessions share.
+    """Read a BIDS folder. Label 1 is the lesion.
 
-    Images are those beside the mask, else those of the raw session; of these the ones on the mask's
-    grid, which is looked up in the first session. Sessions without a mask are named in a remark.
+    The images of a session are located next to its mask, otherwise in its raw folder. The channels
+    are the suffixes that all sessions share and that are on the grid of the mask, which is checked
+    in the first session. A remark names the sessions without a mask.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -39,26 +40,30 @@ def read_bids(root: Path) -> Dataset:
         if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
             continue
         case = _session_of(file)
-        with problems.of(case, file):
+        with problems.collect(case, file):
             if not case:
-                raise DatasetError("it is not named after a subject.")
+                raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
             if case in masks:
-                raise DatasetError(f"{masks[case].name} is a second lesion mask of {case}.")
+                raise DatasetError(
+                    f"{masks[case].name} is a second lesion mask of {case}. Keep one."
+                )
             masks[case] = file
-            if not (found := _images(root, case, file)):
-                raise DatasetError(f"the session {case} has no image.")
+            found = _find_images(root, case, file)
+            if not found:
+                raise DatasetError(f"the session {case} has no image. Add one, or remove the mask.")
             images[case] = found
     channels: list[str] = []
     remarks: list[Remark] = []
-    with problems.of("", root):
-        channels = _channels(root, images, masks, remarks) if images else []
-    cases = tuple(
-        CaseFiles(case, tuple(files[c] for c in channels), masks[case], case.partition("_")[0])
-        for case, files in images.items()
-        if channels
-    )
-    without = sorted({_session_of(f) for f in root.glob("sub-*/**/sub-*") if is_image_file(f)})
-    if without := [case for case in without if case and case not in masks]:
+    with problems.collect("", root):
+        channels = _find_channels(root, images, masks, remarks) if images else []
+    cases: list[CaseFiles] = []
+    for case, files in images.items():
+        if channels:
+            case_images = tuple(files[channel] for channel in channels)
+            cases.append(CaseFiles(case, case_images, masks[case], case.partition("_")[0]))
+    sessions = {_session_of(f) for f in root.glob("sub-*/**/sub-*") if is_image_file(f)}
+    without = sorted(case for case in sessions if case and case not in masks)
+    if without:
         text = f"{root}: {count(len(without), 'session')} without a lesion mask, left out: "
         advice = "A lesion-free session needs a mask of zeros."
         remarks.append(Remark("left_out", f"{text}{listed(without)}. {advice}"))
@@ -69,27 +74,27 @@ def read_bids(root: Path) -> Dataset:
         dims=3,
         channel_names=tuple(channels),
         labels=Labels.of({1: "lesion"}),
-        cases=cases,
+        cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),
     )
 
 
 def _session_of(file: Path) -> str:
-    """Return subject and session of a file's name, as a case id; "" if it names no subject."""
+    """Return subject and session of a file name as a case id, or "" if it has no subject."""
     match = _SESSION.fullmatch(strip_suffix(file))
     return "_".join(part for part in match.groups() if part) if match else ""
 
 
-def _channels(
+def _find_channels(
     root: Path,
     images: Mapping[str, Mapping[str, Path]],
     masks: Mapping[str, Path],
     remarks: list[Remark],
 ) -> list[str]:
-    """Return the kinds of image that every session has and that lie on the mask's grid.
+    """Return the kinds of image that every session has and that are on the grid of the mask.
 
-    Raises `DatasetError` if there is none, `ReadError` if the first session's mask is damaged.
+    Raise `DatasetError` if there are none, and `ReadError` if the first session's mask is damaged.
     """
     first, own = next(iter(images.items()))
     shared = set.intersection(*(set(files) for files in images.values()))
@@ -98,25 +103,30 @@ def _channels(
     channels: list[str] = []
     for name in sorted(shared):
         with suppress(LesionsegError):
-            channels += [name] if read_geometry(own[name]).matches(grid) else []
+            if read_geometry(own[name]).matches(grid):
+                channels.append(name)
     if not channels:
         raise DatasetError(
-            f"no kind of image ({', '.join(sorted(everything))}) is there in every session and on "
-            "the grid of its mask. Resample the images onto the masks' grid."
+            f"none of the kinds of image ({', '.join(sorted(everything))}) exists in every session "
+            "on the grid of the mask. Resample the images onto the grid of the masks."
         )
-    if left_out := sorted(everything - set(channels)):
-        text = f"{root}: not in every session, or not on the mask's grid, and so left out: "
+    left_out = sorted(everything - set(channels))
+    if left_out:
+        text = f"{root}: not in every session or not on the grid of the mask, and so left out: "
         remarks.append(Remark("left_out", f"{text}{', '.join(left_out)}."))
     return channels
 
 
-def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
-    """Images of a session by suffix, such as FLAIR; those beside the mask go first."""
+def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
+    """Return the images of a session by suffix, such as FLAIR.
+
+    They are searched in the folder of the mask first, then in the raw folder of the session.
+    """
     for folder in (mask.parent, root.joinpath(*case.split("_"))):
         images: dict[str, Path] = {}
         for file in sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else ():
             channel = strip_suffix(file).rpartition("_")[2]
-            if is_image_file(file) and "label-" not in file.name and channel not in _NO_CHANNEL:
+            if is_image_file(file) and "label-" not in file.name and channel not in _NOT_CHANNELS:
                 images.setdefault(channel, file)
         if images:
             return images

@@ -1,7 +1,8 @@
 """COCO folders: images and JSON files with boxes, polygons, RLE or instance masks.
 
-Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `mask_file`,
-`pixel_mm`, `role` and `fold`, an annotation `mask_label`: its value in `masks/<mask_file>`.
+Format: cocodataset.org, "Data format". In addition an image may have `patient`, `mask_file`,
+`pixel_mm`, `role` and `fold`, and an annotation may have `mask_label`, its value in
+`masks/<mask_file>`.
 """
 
 import logging
@@ -33,8 +34,8 @@ from lesionseg.io.layouts.checks import (
     Number,
     Problems,
     path_id,
-    unread_files,
-    validated,
+    remark_unread_files,
+    validate,
 )
 from lesionseg.io.limits import in_worker
 from lesionseg.io.volumes import is_image_file, read_volume
@@ -43,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 ANNOTATIONS = "annotations.json"
 _ROBOFLOW = "_annotations.coco.json"
-# COCO's own files of one task, or a file per part: instances_train2017.json, val.json
-_OF_PART = re.compile(r"(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json")
+# the file of one part of the dataset: instances_train2017.json, val.json
+_PART_FILE = re.compile(r"(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json")
 _ANY_INSTANCES = re.compile(r"instances_(.+)\.json")
 _ROLES: Mapping[str, Role] = {
     "train": "train",
@@ -60,7 +61,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A COCO file, the folders in which its images may be located, and the role of its images."""
+    """A COCO file.
+
+    Attributes:
+        path: The file.
+        folders: The folders in which its images may be located.
+        role: The role of its images.
+    """
 
     path: Path
     folders: tuple[Path, ...]
@@ -68,16 +75,17 @@ class AnnotationFile:
 
 
 class CocoLesion(BaseModel):
-    """One annotation as COCO has it; `label` is the rank of its category's id, from 1.
+    """An annotation of a COCO file.
 
-    `bbox` is None if the file states a segmentation alone.
+    `label` is the rank of its category's id, from 1. `bbox` is None if the file states only a
+    segmentation.
     """
 
     label: int
     bbox: tuple[Number, Number, Side, Side] | None = None  # x, y, width, height
     segmentation: Any = None
     mask_label: Count | None = None
-    iscrowd: bool = False  # a region not to be scored
+    iscrowd: bool = False  # a region to ignore
 
     @field_validator("bbox", mode="before")
     @classmethod
@@ -92,7 +100,7 @@ class CocoLesion(BaseModel):
 
     @property
     def box(self) -> tuple[float, ...]:
-        """Starts and stops y, x, y, x in half-open pixels; of bare polygons their extent."""
+        """Start and stop (y, x, y, x) in half-open pixels, from the polygons if bbox is None."""
         if self.bbox is not None:
             x, y, width, height = self.bbox
             return y, x, y + height, x + width
@@ -102,6 +110,8 @@ class CocoLesion(BaseModel):
 
 
 class _Image(BaseModel):
+    """An image of a COCO file. Unknown fields are kept as columns."""
+
     model_config = ConfigDict(extra="allow")
 
     id: Id
@@ -127,12 +137,15 @@ class _Content(BaseModel):
 
 
 def find_annotations(root: Path) -> list[AnnotationFile]:
-    """Find the COCO files of a folder; an empty list if it has none.
+    """Find the COCO files of a folder.
 
-    They are, in this order: `annotations.json`; COCO's own `annotations/instances_train2017.json`
-    and the like; `_annotations.coco.json` beside the images, as Roboflow writes it, in the folder
-    itself or in its `train`, `valid` and `test`. If one file of several is to validate or test, the
-    parts are roles.
+    The first of these that exists is used: `annotations.json`; Roboflow's `_annotations.coco.json`
+    next to the images; COCO's `annotations/instances_train2017.json` and similar names; Roboflow's
+    file in the folders `train`, `valid` and `test`. If one of several files is for validation or
+    test, their parts are roles.
+
+    Returns:
+        The files, or an empty list.
     """
     if (root / ANNOTATIONS).is_file():
         return [AnnotationFile(root / ANNOTATIONS, (root / "images", root))]
@@ -140,11 +153,11 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
         return [AnnotationFile(root / _ROBOFLOW, (root, root / "images"))]
     found: list[AnnotationFile] = []
     for path in sorted((root / "annotations").glob("*.json")):
-        match = _OF_PART.fullmatch(path.name) or _ANY_INSTANCES.fullmatch(path.name)
+        match = _PART_FILE.fullmatch(path.name) or _ANY_INSTANCES.fullmatch(path.name)
         if match:
             part = match[1]
             folders = (root / part, root / "images" / part, root / "images", root)
-            role = _ROLES.get(match[2]) if match.re is _OF_PART else None
+            role = _ROLES.get(match[2]) if match.re is _PART_FILE else None
             found.append(AnnotationFile(path, folders, role))
     if not found:
         for part, role in _ROLES.items():
@@ -156,27 +169,27 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 
 
 def read_coco(root: Path) -> Dataset:
-    """Read a COCO folder; labels are 1..K in the order of the category ids.
+    """Read a COCO folder. Labels are 1 to K in the order of the category ids.
 
-    A case id is the image's path, folders joined by `_`. `annotations` of each case hold `lesions`,
-    a tuple of `CocoLesion`, and `size` (height, width). `columns` keep `pixel_mm` ("" if unknown)
-    and every other plain field.
+    A case id is the path of the image, with folders joined by `_`. `annotations` of a case contain
+    `lesions`, a tuple of `CocoLesion`, and `size` (height, width). `columns` contain `pixel_mm` (""
+    if unknown) and every further field with a text or number.
     """
-    files = find_annotations(root)
     problems = Problems()
-    remarks: list[Remark] = []
-    contents = [
-        (file, validated(_Content, read_json(file.path, allow_nan=True), file.path))
-        for file in files
-    ]
+    contents: list[tuple[AnnotationFile, _Content]] = []
+    for file in find_annotations(root):
+        content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
+        contents.append((file, content))
     names = _category_names(contents)
     label_of = {str(number): rank for rank, number in enumerate(sorted(names), start=1)}
     cases: list[CaseFiles] = []
     for file, content in contents:
-        cases += _cases(root, file, content, label_of, problems)
-    folders = {case.images[0].parent for case in cases}
-    remarks += [remark for folder in sorted(folders) if folder.is_dir() for remark in _rest(folder)]
-    remarks += _unlisted(folders, cases)
+        cases += _make_cases(root, file, content, label_of, problems)
+    folders = {case.images[0].parent for case in cases if case.images[0].parent.is_dir()}
+    remarks: list[Remark] = []
+    for folder in sorted(folders):
+        remarks += remark_unread_files(folder, folders=False)  # folders may contain more images
+    remarks += _remark_unlisted(folders, cases)
     return Dataset(
         name=root.name,
         root=root,
@@ -198,106 +211,122 @@ def _category_names(contents: Iterable[tuple[AnnotationFile, _Content]]) -> dict
             known = names.setdefault(category.id, category.name)
             if known != category.name:
                 raise DatasetError(
-                    f"{file.path}: the category {category.id} is {category.name!r} here, but "
-                    f"{known!r} before. Give each id one name in all files."
+                    f"{file.path}: the category {category.id} is called {category.name!r} here, "
+                    f"but {known!r} in another file. Give each id one name in all files."
                 )
     return names
 
 
-def _cases(
+def _make_cases(
     root: Path,
     file: AnnotationFile,
     content: _Content,
     label_of: Mapping[str, int],
     problems: Problems,
 ) -> list[CaseFiles]:
-    """Return the cases of one COCO file; entries that do not fit become problems."""
+    """Make the cases of one COCO file. Entries that do not fit become problems."""
     path = file.path
     ids = {str(image.get("id")): _case_id(str(image.get("file_name"))) for image in content.images}
     lesions: dict[str, list[CocoLesion]] = {number: [] for number in ids}
     for annotation in content.annotations:
-        image, category = str(annotation.get("image_id")), str(annotation.get("category_id"))
+        image = str(annotation.get("image_id"))
+        category = str(annotation.get("category_id"))
         where = f"{path}: annotation {str(annotation.get('id'))[:40]}"
-        with problems.of(ids.get(image, ""), where):
+        with problems.collect(ids.get(image, ""), where):
             if image not in ids or category not in label_of:
-                raise DatasetError(f"image {image[:40]} or category {category[:40]} is not listed.")
+                raise DatasetError(
+                    f"image {image[:40]} or category {category[:40]} is not listed. Add it to the "
+                    "images or categories."
+                )
             entry = annotation | {"label": label_of[category]}
-            lesions[image].append(validated(CocoLesion, entry))
+            lesions[image].append(validate(CocoLesion, entry))
     cases: list[CaseFiles] = []
     for record in content.images:
         number = str(record.get("id"))
-        with problems.of(ids[number], path):
-            stated = validated(_Image, record)
-            cases.append(_case(root, file, ids[number], stated, lesions[number]))
+        with problems.collect(ids[number], path):
+            image_record = validate(_Image, record)
+            cases.append(_make_case(root, file, ids[number], image_record, lesions[number]))
     return cases
 
 
 def _case_id(file_name: str) -> str:
-    """Return the case id of an image: its path, without the folder `images` in front."""
+    """Return the case id of an image: its path without the leading folder `images`."""
     path = Path(file_name)
     return path_id(Path(*path.parts[1:]) if path.parts[:1] == ("images",) else path)
 
 
-def _case(
+def _make_case(
     root: Path, file: AnnotationFile, case: str, image: _Image, lesions: Sequence[CocoLesion]
 ) -> CaseFiles:
-    places = [folder / image.file_name for folder in file.folders]
+    """Make the case of one image."""
+    paths = [folder / image.file_name for folder in file.folders]
     mask = root / "masks" / image.mask_file if image.mask_file else None
-    plain = {k: v for k, v in (image.model_extra or {}).items() if isinstance(v, str | int | float)}
+    columns = {"pixel_mm": ""}
+    for name, value in (image.model_extra or {}).items():
+        if isinstance(value, str | int | float):
+            columns[name] = str(value)
     return CaseFiles(
         case,
-        (next((place for place in places if place.is_file()), places[0]),),
+        (next((path for path in paths if path.is_file()), paths[0]),),
         reference=mask if mask and mask.is_file() else None,
         group=str(image.patient),
         role=image.role or file.role,
         fold=image.fold,
         annotations={"lesions": tuple(lesions), "size": (image.height, image.width)},
-        columns={"pixel_mm": "", **{k: str(v) for k, v in plain.items()}},
+        columns=columns,
     )
 
 
-def _rest(folder: Path) -> list[Remark]:
-    """Remark on files of unknown formats; folders beside images hold further images."""
-    return unread_files(folder, folders=False)
-
-
-def _unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> list[Remark]:
-    """Remark on images that lie beside those of the list, but are not in it."""
+def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> list[Remark]:
+    """Return a remark that names the images in the folders that no case has."""
     listed_files = {case.images[0] for case in cases}
-    there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    unlisted = sorted(f for f in there if is_image_file(f) and f not in listed_files)
+    present = {file for folder in folders for file in folder.iterdir()}
+    unlisted = sorted(f for f in present if is_image_file(f) and f not in listed_files)
     if not unlisted:
         return []
-    text = f"{count(len(unlisted), 'image')} beside the listed ones, left out: "
+    text = f"{count(len(unlisted), 'image')} next to the listed images, left out: "
     names = listed(file.name for file in unlisted)
     return [Remark("left_out", f"{text}{names}.", is_note=True)]
 
 
 def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
-    """Reference of a COCO case on its image's `geometry`; zeros where it is lesion-free.
+    """Read the reference of a COCO case.
 
-    Instances come from the mask file when every annotation has a `mask_label`, else from polygons
-    or RLE; where lesions overlap the smaller keeps the pixel. With an annotation that has only a
-    box there are boxes alone. Crowd regions become `ignore`, but for lesions within.
+    Instances come from the mask file if every annotation has a `mask_label`, otherwise from
+    polygons or RLE. If lesions overlap, the smaller one keeps the pixel. If an annotation has only
+    a box, the reference consists of boxes. Crowd regions become `ignore`, except for lesions in
+    them.
+
+    Args:
+        files: The files of the case.
+        geometry: The grid of the image.
+        merged: The label values that become 1.
+
+    Returns:
+        The reference, with zeros for a lesion-free case.
+
+    Raises:
+        GeometryError: The image or the mask has another size than stated.
+        ContentError: A segmentation cannot be drawn, or does not fit its box.
     """
-    size, shape, case = files.annotations["size"], geometry.shape, files.case
+    size = files.annotations["size"]
+    shape = geometry.shape
+    case = files.case
     if None not in size and tuple(size) != shape:
-        raise GeometryError(f"{files.images[0]} is {shape} pixels, its annotations say {size}.")
-    stated = _with_boxes(case, files.annotations["lesions"], shape)
-    lesions = [lesion for lesion in stated if not lesion.iscrowd]
-    crowds = [lesion for lesion in stated if lesion.iscrowd]
+        raise GeometryError(
+            f"{files.images[0]} has {shape} pixels, but its annotations state {size}. Correct "
+            "height and width, or the image."
+        )
+    annotations = _add_boxes(case, files.annotations["lesions"], shape)
+    lesions = [lesion for lesion in annotations if not lesion.iscrowd]
+    crowds = [lesion for lesion in annotations if lesion.iscrowd]
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     boxes = clipped_boxes(given, shape, f"case {case}")
-    crowd_boxes = clipped_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
-    stated_boxes = StatedBoxes(given, tuple(labels.tolist()))
-    ignore = np.zeros(shape, dtype=bool)
-    for crowd, box in zip(crowds, crowd_boxes, strict=True):
-        drawn = bool(crowd.segmentation)
-        ignore[_drawn(case, [crowd], shape)[0] if drawn else box_slices(box, 2)] = True
-    if files.reference is not None and all(le.mask_label is not None for le in lesions):
-        instances = _from_mask(files.reference, lesions, shape)
-    elif any(not lesion.segmentation for lesion in lesions):
+    stated = StatedBoxes(given, tuple(labels.tolist()))
+    ignore = _draw_crowds(case, crowds, shape)
+    has_masks = files.reference is not None and all(le.mask_label is not None for le in lesions)
+    if not has_masks and any(not lesion.segmentation for lesion in lesions):
         for box in boxes:
             ignore[box_slices(box, 2)] = False
         return Reference(
@@ -305,61 +334,91 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
             boxes=boxes,
             box_labels=tuple(labels.tolist()),
             ignore=ignore if crowds else None,
-            stated=stated_boxes,
+            stated=stated,
         )
+    if files.reference is not None and has_masks:
+        instances = _read_instances(files.reference, lesions, shape)
     else:
-        masks = _drawn(case, lesions, shape)
+        masks = _draw_lesions(case, lesions, shape)
         instances = np.zeros(shape, dtype=np.int32)
         for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
             instances[masks[index]] = index + 1
     sizes = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
-    for number, (box, n_pixels) in enumerate(zip(boxes, sizes, strict=True), start=1):
-        wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # a pixel more for rounding
-        within = int((instances[box_slices(wide, 2)] == number).sum())
-        if 2 * within < n_pixels:  # the other way round smaller lesions hide pixels
-            what = f"the mask of lesion {number} and its box {box.tolist()} disagree"
-            raise ContentError(f"case {case}: {what}: {within} of {n_pixels} pixels lie in it.")
+    _check_boxes(case, instances, boxes, sizes)
     visible = sizes > 0
     if not visible.all():
         text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
         logger.warning(text, case, count(int((~visible).sum()), "lesion"))
     renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
     values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
-    kept = tuple(labels[visible].tolist())
+    visible_labels = tuple(labels[visible].tolist())
     return Reference(
         geometry,
         labels=np.asarray(values[instances]),
         instances=renumber[instances],
-        instance_labels=kept,
+        instance_labels=visible_labels,
         boxes=boxes[visible],
-        box_labels=kept,
+        box_labels=visible_labels,
         ignore=ignore & (instances == 0) if crowds else None,
-        stated=stated_boxes,
+        stated=stated,
     )
 
 
-def _from_mask(
+def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) -> Mask:
+    """Return the pixels of crowd regions, from the box of a region without a segmentation."""
+    boxes = clipped_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
+    inside = np.zeros(shape, dtype=bool)
+    for crowd, box in zip(crowds, boxes, strict=True):
+        if crowd.segmentation:
+            inside[_draw_lesions(case, [crowd], shape)[0]] = True
+        else:
+            inside[box_slices(box, 2)] = True
+    return inside
+
+
+def _check_boxes(
+    case: str, instances: NDArray[np.int32], boxes: NDArray[Any], sizes: NDArray[np.int64]
+) -> None:
+    """Raise `ContentError` if most pixels of a lesion are outside its box.
+
+    The reverse is allowed, because smaller lesions may cover the pixels in a box.
+    """
+    for number, (box, n_pixels) in enumerate(zip(boxes, sizes, strict=True), start=1):
+        wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # one pixel more because of rounding
+        n_inside = int((instances[box_slices(wide, 2)] == number).sum())
+        if 2 * n_inside < n_pixels:
+            raise ContentError(
+                f"case {case}: the mask of lesion {number} and its box {box.tolist()} disagree: "
+                f"{n_inside} of {n_pixels} pixels are inside. Correct one of them."
+            )
+
+
+def _read_instances(
     path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
+    """Read a mask whose values are the annotations' `mask_label`, as the numbers of lesions."""
     mask = read_volume(path, as_labels=True).array[0]
     if mask.shape != shape:
-        raise GeometryError(f"{path} is {mask.shape} pixels, its image {shape}.")
+        raise GeometryError(
+            f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "
+            "the image."
+        )
     ids = {int(le.mask_label or 0): i for i, le in enumerate(lesions, start=1)}
     unknown = sorted({int(v) for v in np.unique(mask)} - {0} - set(ids))
     if unknown or len(ids) < len(lesions) or min(ids, default=1) < 1:
         raise ContentError(
             f"{path} and the annotations' mask_label {sorted(ids)} do not fit together (values "
-            f"without annotation: {unknown}). Give each its own mask_label from 1 on."
+            f"without annotation: {unknown}). Give each annotation its own mask_label, from 1."
         )
     table = np.zeros(max(int(mask.max()), *ids, 0) + 1, dtype=np.int32)
     table[list(ids)] = list(ids.values())
     return np.asarray(table[mask])
 
 
-def _with_boxes(
+def _add_boxes(
     case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
 ) -> list[CocoLesion]:
-    """Give annotations without a box the box of their run lengths; polygons have an extent."""
+    """Add a box to annotations with run lengths but no box. `CocoLesion.box` handles polygons."""
     boxed: list[CocoLesion] = []
     for lesion in lesions:
         if lesion.bbox is None:
@@ -369,7 +428,9 @@ def _with_boxes(
             rows = np.flatnonzero(mask.any(axis=1))
             columns = np.flatnonzero(mask.any(axis=0))
             if not len(rows):
-                raise ContentError(f"case {case}: a segmentation in run lengths is empty.")
+                raise ContentError(
+                    f"case {case}: a segmentation in run lengths is empty. Remove the annotation."
+                )
             width = float(columns[-1] - columns[0] + 1)
             height = float(rows[-1] - rows[0] + 1)
             box = (float(columns[0]), float(rows[0]), width, height)
@@ -379,25 +440,35 @@ def _with_boxes(
 
 
 def _check_drawing(case: str, drawing: Any, shape: tuple[int, ...]) -> None:
-    """Raise `ContentError` for drawings that crash the library, which is written in C."""
-    is_rle = isinstance(drawing, dict)
-    if is_rle and drawing.get("size") != list(shape):
-        raise ContentError(f"case {case}: an RLE has another size than its image, {shape}.")
-    for polygon in () if is_rle else drawing if isinstance(drawing, list) else [drawing]:
-        if (
-            not isinstance(polygon, list)
-            or len(polygon) % 2
-            or len(polygon) < 6
-            or not all(isinstance(v, int | float) and abs(v) <= 10 * max(shape) for v in polygon)
-        ):
+    """Raise `ContentError` for a segmentation that would crash the C library."""
+    if isinstance(drawing, dict):
+        if drawing.get("size") != list(shape):
             raise ContentError(
-                f"case {case}: a segmentation cannot be drawn, {str(polygon)[:60]} is no list of "
-                f"numbers x, y of three or more points within {10 * max(shape)} pixels."
+                f"case {case}: the run lengths of a segmentation have the size "
+                f"{str(drawing.get('size'))[:40]}, but the image has {shape}. Correct the size."
+            )
+        return
+    limit = 10 * max(shape)
+    for polygon in drawing if isinstance(drawing, list) else [drawing]:
+        if not _is_polygon(polygon, limit):
+            raise ContentError(
+                f"case {case}: a segmentation cannot be drawn: {str(polygon)[:60]} is not a list "
+                f"of numbers x, y of three or more points within {limit} pixels. Correct it."
             )
 
 
-def _drawn(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> list[Mask]:
-    """Pixels `[y, x]` of annotations; one that holds no pixel's centre keeps the nearest."""
+def _is_polygon(polygon: Any, limit: int) -> bool:
+    """Return True for a list of at least three points whose numbers are at most `limit`."""
+    if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
+        return False
+    return all(isinstance(value, int | float) and abs(value) <= limit for value in polygon)
+
+
+def _draw_lesions(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> list[Mask]:
+    """Return the pixels `[y, x]` of each annotation.
+
+    An annotation that contains no pixel centre gets the pixel nearest to the centre of its box.
+    """
     drawings = [lesion.segmentation for lesion in lesions]
     for drawing in drawings:
         _check_drawing(case, drawing, shape)
@@ -410,17 +481,23 @@ def _drawn(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> 
 
 
 def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mask]:
-    """Draw polygons and run lengths as masks `[y, x]`; raises `ContentError`."""
+    """Draw polygons and run lengths as masks `[y, x]`.
+
+    Raise `ContentError` if the library rejects one.
+    """
     from pycocotools import mask as coco_mask
 
     masks = []
     try:
         for drawing in drawings:
             if not (isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)):
-                drawing = coco_mask.frPyObjects(drawing, *shape)
+                height, width = shape
+                drawing = coco_mask.frPyObjects(drawing, height, width)
             if isinstance(drawing, list):
                 drawing = coco_mask.merge(drawing)
             masks.append(coco_mask.decode(drawing).astype(bool).reshape(shape))
     except Exception as error:  # the library raises bare Exceptions for malformed input
-        raise ContentError(f"case {case}: a segmentation cannot be drawn: {error}.") from error
+        raise ContentError(
+            f"case {case}: a segmentation cannot be drawn: {error}. Correct it."
+        ) from error
     return masks

@@ -1,6 +1,6 @@
-"""MONAI datalists: a JSON file that names image and label, or image and boxes, of every case.
+"""MONAI datalists: a JSON file with image and label, or image and boxes, of every case.
 
-Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as its detection tutorial writes them.
+Format: `monai.data.load_decathlon_datalist`, with boxes as in MONAI's detection tutorial.
 """
 
 from collections import Counter
@@ -26,15 +26,17 @@ from lesionseg.core import (
 from lesionseg.core.lesions import clipped_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validated
+from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 
 _LISTS = ("training", "validation", "test", "testing")
 _ROLES: tuple[Role | None, ...] = (None, "validation", "test", "test")
-Class = Annotated[int, Field(ge=0, lt=255)]  # as many as a mask of bytes holds
+Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
 
 
 class _Entry(BaseModel):
+    """A case of a datalist."""
+
     image: str | Annotated[list[str], Field(min_length=1)]
     label: str | list[Class] | None = None
     box: list[Annotated[list[Number], Field(min_length=4, max_length=6)]] | None = None
@@ -43,9 +45,10 @@ class _Entry(BaseModel):
 
 
 def find_datalist(root: Path) -> Path | None:
-    """The JSON file of a folder that has a list `training` of objects with an `image`.
+    """Find the JSON file of a folder that has a list `training` of objects with an `image`.
 
-    The `dataset.json` of nnU-Net and the Decathlon may have one too, with an `imagesTr` beside.
+    A `dataset.json` next to a folder `imagesTr` does not count, because nnU-Net and the Decathlon
+    write such a list, too.
     """
     for path in sorted(root.glob("*.json")):
         with suppress(ReadError):
@@ -57,41 +60,55 @@ def find_datalist(root: Path) -> Path | None:
 
 
 def read_datalist(root: Path) -> Dataset:
-    """Read the datalist of a folder; paths are relative to it, a list of images is channels.
+    """Read the datalist of a folder.
 
-    Entries of `training` and `validation` without `label` are unlabelled cases; those of the test
-    lists are left out. With `box`, `label` lists the class of each from 0, which becomes label 1
-    and so on; boxes are centre and size in LPS millimetres (`cccwhd`), on pictures corners in
-    pixels (`xyxy`). Labels are named by `labels.json` beside it.
+    - Paths are relative to the folder. A list of images names the channels.
+    - Entries of `training` and `validation` without `label` are unlabelled cases. Such entries of
+      the test lists are left out.
+    - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
+      centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
+    - `labels.json` in the same folder names the labels.
     """
-    if (path := find_datalist(root)) is None:
-        raise DatasetError(f'{root}: no datalist, a JSON file with {{"training": […]}}.')
+    path = find_datalist(root)
+    if path is None:
+        raise DatasetError(
+            f'{root}: the folder has no datalist. Write a JSON file with {{"training": […]}}.'
+        )
     content = read_json(path, allow_nan=True)
     for key in ("box_mode", "box_space"):
         if key in content:
-            raise DatasetError(f"{path}: {key} is not read; write cccwhd in LPS mm, or xyxy.")
+            raise DatasetError(
+                f"{path}: the key {key} is not supported. Remove it, and write boxes as cccwhd in "
+                "LPS mm, or as xyxy on pictures."
+            )
     cases: list[CaseFiles] = []
     problems = Problems()
     for key, role in zip(_LISTS, _ROLES, strict=True):
         entries = content.get(key, [])
         if not isinstance(entries, list):
-            problems.append(Problem("", f"{path}: {key!r} is not a list of cases."))
+            problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
             continue
         for place, entry in enumerate(entries):
             is_named = isinstance(entry, dict) and "image" in entry
             if role == "test" and not (isinstance(entry, dict) and "label" in entry):
                 continue  # a scan to predict on
-            with problems.of(str(entry["image"]) if is_named else "", f"{path}: {key}[{place}]"):
-                cases.append(_case(root, validated(_Entry, entry), role))
-    cases = _told_apart(root, cases)
+            name = str(entry["image"]) if is_named else ""
+            with problems.collect(name, f"{path}: {key}[{place}]"):
+                cases.append(_make_case(root, validate(_Entry, entry), role))
+    cases = _make_unique(root, cases)
     n_channels = len(cases[0].images) if cases else 1
     names = content.get("modality")
     if not (isinstance(names, dict) and len(names) == n_channels):
         names = {i: f"channel {i}" for i in range(n_channels)}
     labels = read_labels(root)
-    highest = max((k for c in cases for k in c.annotations.get("boxes", ((), ()))[1]), default=1)
+    highest = 1
+    for case in cases:
+        if "boxes" in case.annotations:
+            _, box_labels = case.annotations["boxes"]
+            highest = max([highest, *box_labels])
     if highest > 1 and not (root / LABELS).is_file():
-        labels = Labels.of({k: f"class {k}" for k in range(1, highest + 1)}, labels.ignore)
+        names_of_classes = {k: f"class {k}" for k in range(1, highest + 1)}
+        labels = Labels.of(names_of_classes, labels.ignore)
     return Dataset(
         name=root.name,
         root=root,
@@ -104,25 +121,33 @@ def read_datalist(root: Path) -> Dataset:
     )
 
 
-def _told_apart(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
-    """Put the folders' names before ids that several files share: `p1/t1.nii`, `p2/t1.nii`."""
-    times = Counter(case.case for case in cases)
-    named: list[CaseFiles] = []
+def _make_unique(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """Add the names of folders to ids that several files share: `p1/t1.nii`, `p2/t1.nii`."""
+    n_cases = Counter(case.case for case in cases)
+    unique: list[CaseFiles] = []
     for case in cases:
-        file = case.images[0]
-        inner = file.relative_to(root) if file.is_relative_to(root) else file
-        is_alone = times[case.case] == 1
-        named.append(case if is_alone else replace(case, case=path_id(inner)))
-    return named
+        if n_cases[case.case] > 1:
+            file = case.images[0]
+            inner = file.relative_to(root) if file.is_relative_to(root) else file
+            case = replace(case, case=path_id(inner))
+        unique.append(case)
+    return unique
 
 
-def _case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
+def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
+    """Make the case of an entry. Its id is the name of the first image."""
     images = [entry.image] if isinstance(entry.image, str) else entry.image
     case = path_id(Path(Path(images[0]).name))
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
     if (entry.box is None) != (classes is None) or len(entry.box or ()) != len(classes or ()):
-        raise DatasetError(f"{case!r} needs a mask's path as label, or boxes and as many classes.")
+        raise DatasetError(
+            f"{case!r} must have the path of a mask as label, or boxes as box and as many classes "
+            "as label."
+        )
+    annotations = {}
+    if classes is not None:
+        annotations["boxes"] = (entry.box, [number + 1 for number in classes])
     return CaseFiles(
         case,
         tuple(root / name for name in images),
@@ -130,26 +155,44 @@ def _case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
         group=entry.patient,
         role=role,
         fold=entry.fold,
-        annotations={} if classes is None else {"boxes": (entry.box, [k + 1 for k in classes])},
+        annotations=annotations,
     )
 
 
 def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) -> Reference:
-    """Boxes of a datalist cut to the image, of a rotated one what holds them; zeros for none."""
+    """Read the boxes of a datalist as a reference, clipped to the image.
+
+    In a rotated image, a box becomes the smallest box along the array axes that contains it.
+
+    Args:
+        files: The files of the case.
+        geometry: The grid of the image.
+        merged: True gives all boxes label 1.
+
+    Returns:
+        A reference with boxes, or a mask of zeros if there are none.
+
+    Raises:
+        ContentError: A box has the wrong number of values.
+    """
     given, labels = files.annotations["boxes"]
     dims = geometry.dims
     if not given:
         return Reference(geometry, labels=np.zeros(geometry.shape, dtype=np.uint8))
     if any(len(box) != 2 * dims for box in given):
-        raise ContentError(f"case {files.case}: a box has not {2 * dims} numbers.")
+        raise ContentError(
+            f"case {files.case}: a box must have {2 * dims} numbers, as the image has {dims} axes."
+        )
     values = np.array(given, dtype=np.float64)
     if dims == 2:
-        low, high = values[:, 1::-1], values[:, :1:-1]  # x, y to the array's order
+        low = values[:, 1::-1]  # from (x, y) to the order of the array
+        high = values[:, :1:-1]
     else:
-        # world coordinates are points: voxel i covers [i, i + 1) and has its centre at the point i
+        # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
         centre = geometry.to_index(values[:, :3] * (-1, -1, 1)) + 0.5
         half = values[:, 3:] / 2 @ np.abs(np.linalg.inv(geometry.affine)[:3, :3]).T
-        low, high = centre - half, centre + half
+        low = centre - half
+        high = centre + half
     ends = np.concatenate([low, high], axis=1)
     boxes = clipped_boxes(ends, geometry.shape, files.images[0])
     box_labels = (1,) * len(boxes) if merged else tuple(labels)

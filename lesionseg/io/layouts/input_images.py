@@ -1,7 +1,7 @@
-"""Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases.
+"""Finding scans to predict on in a folder, a glob, a file or a table, and grouping them into cases.
 
-A case id is made of the scan's own path below the input, and of a DICOM series' own number and UID
-if its folder holds several. It never depends on another case.
+A case id is made of the scan's path below the input, and of the number and UID of a DICOM series if
+its folder contains several. It never depends on another case.
 """
 
 import logging
@@ -39,32 +39,33 @@ from lesionseg.io.volumes import (
 logger = logging.getLogger(__name__)
 
 _OWN_OUTPUT = ("_mask", "_instances", "_regions")
-_CANDIDATES, _PROBABILITIES = "_candidates.json", "_probabilities.npz"
-_PATTERN = set("*?[")
+_CANDIDATES = "_candidates.json"
+_PROBABILITIES = "_probabilities.npz"
+_WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
-# text and tables next to scans, and files of file managers
-_BESIDE = {
+# suffixes of text and tables, which are skipped without a message
+_TEXT_SUFFIXES = {
     *(".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf"),
     *(".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock"),
 }
-_MANAGERS = {"thumbs.db", "desktop.ini", "dicomdir"}
+_SKIPPED_NAMES = {"thumbs.db", "desktop.ini", "dicomdir"}
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
-_SHOWN = 3
-_DIGEST = 10  # characters that stand for the part of an id that is too long
-_WHOLE = -1  # instead of a channel's number: the file is a case of its own
+_MAX_SHOWN = 3  # names in a message
+_DIGEST_DIGITS = 10  # that replace the middle of an id that is too long
+_WHOLE = -1  # instead of a channel number: the file is a case
 
 
 @dataclass(frozen=True)
 class FoundScan:
-    """A scan that was found, and how a table names it.
+    """A scan that was found.
 
     Attributes:
-        files: the case.
-        path: of the scan (of its first channel) below the input, or as the table has it.
-        dicom: the headers' facts on a DICOM scan.
-        other_case: the id that a series would have if its folder had one series more or less.
-        fault: why it cannot be predicted whatever its files hold, "" if it can be.
-        left_out: why it is not to be predicted, "" if it is.
+        files: The case.
+        path: The path of the scan or its first channel, below the input or as the table states it.
+        dicom: The description of a DICOM scan.
+        other_case: The id that a series would have if its folder had one series more or less.
+        fault: The reason why it cannot be predicted, whatever its files contain, otherwise "".
+        left_out: The reason why it will not be predicted, otherwise "".
     """
 
     files: CaseFiles
@@ -81,14 +82,15 @@ class FoundScan:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Case id and path, which no two scans share."""
+        """Case id and path. No two scans share both."""
         return self.case, self.path
 
     @cached_property
     def facts(self) -> DicomScan | None:
-        """The headers' facts on a DICOM scan, also of one that a table names, else None.
+        """The description of a DICOM scan, also if a table names it. None for other formats.
 
-        Raises `ReadError` for headers that cannot be read.
+        Raises:
+            ReadError: A header is damaged.
         """
         if self.dicom is None and is_dicom_image(self.files.images[0]):
             return describe_dicom(self.files.images[0])
@@ -96,14 +98,14 @@ class FoundScan:
 
     @property
     def contents(self) -> list[tuple[Path, ...]]:
-        """The files of each channel's image. Raises `ReadError` for headers that are damaged."""
+        """The files of each channel's image. Raises `ReadError` if a header is damaged."""
         facts = self.facts
         if facts is not None and len(self.files.images) == 1:
             return [facts.files]
         return [content_files(image) for image in self.files.images]
 
-    def absolute(self) -> "FoundScan":
-        """Return the scan with paths that every process understands."""
+    def to_absolute(self) -> "FoundScan":
+        """Return the scan with absolute paths, which are valid in every process."""
         files = replace(self.files, images=tuple(path.absolute() for path in self.files.images))
         dicom = self.dicom
         if dicom is not None:
@@ -117,77 +119,88 @@ class FoundScan:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files that are no scans for this model: `what` they are called, why, and their paths."""
+    """Files that are not scans for this model.
+
+    Attributes:
+        what: The kind of file, such as `*.bvec`.
+        reason: The reason why they are left out.
+        paths: Their paths below the input.
+    """
 
     what: str
     reason: str
     paths: tuple[str, ...]
 
     def __str__(self) -> str:
-        shown = ", ".join(self.paths[:_SHOWN])
-        if len(self.paths) > _SHOWN:
-            shown += f" and {len(self.paths) - _SHOWN} more"
+        shown = ", ".join(self.paths[:_MAX_SHOWN])
+        if len(self.paths) > _MAX_SHOWN:
+            shown += f" and {len(self.paths) - _MAX_SHOWN} more"
         return f"Left out: {len(self.paths)} × {self.what}, {self.reason} ({shown})"
 
 
 @dataclass(frozen=True)
 class FoundScans:
-    """The scans of an input, sorted by case id, and the files that are none."""
+    """The scans of an input, sorted by case id, and the files that are not scans."""
 
     scans: tuple[FoundScan, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
-    """Find the cases under `source` whose ids differ, sorted by id; see `find_scans`.
+    """Find the cases under `source` that can be predicted, sorted by id; see `find_scans`.
 
-    A warning names the others. Raises `DatasetError` if there is none.
+    A warning names the scans that are left out. Raises `DatasetError` if no case remains.
     """
     found = find_scans(source, channels)
+    scans = mark_clashes(found.scans)
     cases = list[CaseFiles]()
-    for scan in with_clashes(found.scans):
+    for scan in scans:
         if scan.fault or scan.left_out:
             logger.warning("%s is left out: %s", scan.path, scan.fault or scan.left_out)
         else:
             cases.append(scan.files)
     if not cases:
-        faults = [f"{source}: {scan.fault}" for scan in with_clashes(found.scans) if scan.fault]
-        raise DatasetError(faults[0] if faults else nothing_found(source, found))
+        faults = [f"{source}: {scan.fault}" for scan in scans if scan.fault]
+        raise DatasetError(faults[0] if faults else explain_nothing_found(source, found))
     return cases
 
 
 def find_scans(
     source: Path, channels: int, *, dims: int | None = None, results: Path | None = None
 ) -> FoundScans:
-    """Find the scans under `source`; a `.csv` lists them (see `read_scan_list`).
+    """Find the scans of an input.
 
-    Folders are searched recursively. Hidden files and folders are passed by. Masks written by
-    `predict`, a dataset's `labelsTr` and the like, and files of unknown formats are left out by
-    name. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks
-    those of the `channels` whose numbers are not there (a single picture may be one in colour).
-    With one channel every file is a case, and `_0000` is dropped. For DICOM see `find_dicom_scans`.
+    Folders are searched recursively. Hidden files and folders are skipped. Masks written by
+    `predict`, folders such as a dataset's `labelsTr`, and files of unknown formats are left out and
+    listed. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case. Numbers
+    below `channels` without a file are missing channels, except for a single picture, which may be
+    in colour. For a model with one channel every file is a case, and `_0000` is removed from its
+    id. For DICOM see `find_dicom_scans`.
 
-    The id is the path below `source`, joined by `_`, without the suffix; of a single file its stem,
-    of a series in `source` itself the folder's name, of a glob the path below the folder before the
-    first wildcard. `with_clashes` says which scans would get the same id.
+    The case id is the path below `source`, joined by `_`, without the suffix. For a single file it
+    is the stem, for a series in `source` itself the name of the folder, for a glob the path below
+    the folder before the first wildcard. `mark_clashes` finds scans that would get the same id.
 
     Args:
-        source: folder, glob, file or table.
-        channels: the model's number of channels.
-        dims: the model's number of axes; with 3, pictures in a folder are left out.
-        results: a folder whose files are results and no scans.
+        source: A folder, glob, file or `.csv` table (see `read_scan_list`).
+        channels: The number of channels of the model.
+        dims: The number of axes of the model. With 3, pictures in a folder are left out.
+        results: A folder whose files are results and not scans.
 
-    Raises `DatasetError` if `source` does not exist or is a table that cannot be used.
+    Raises:
+        DatasetError: `source` does not exist, or is a table that cannot be used.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
         return _listed_scans(source, channels)
     is_series = split_series(source) is not None
     if source.is_file() or is_series:
         return FoundScans(tuple(_single_scans(source, channels)))
-    # below which folder a path is the scan's own
-    root = Path(*takewhile(lambda part: not _PATTERN & set(part) or source.exists(), source.parts))
-    if not source.is_dir() and not _PATTERN & set(str(source)):
-        raise DatasetError(f"{source}: the input does not exist.")
+    # ids are made of the path below this folder
+    root = Path(
+        *takewhile(lambda part: not _WILDCARDS & set(part) or source.exists(), source.parts)
+    )
+    if not source.is_dir() and not _WILDCARDS & set(str(source)):
+        raise DatasetError(f"{source}: the input does not exist. Check its name.")
     listing = _Listing(root, dims, results)
     if source.is_dir():
         listing.walk(source)
@@ -202,23 +215,23 @@ def find_scans(
     return FoundScans(tuple(ordered), tuple(listing.summaries()))
 
 
-def with_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
-    """Return the scans with a fault for those that would get the same id, and so the same files.
+def mark_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
+    """Add a fault to scans that would get the same id and therefore the same files.
 
-    Windows and macOS take `P1` and `p1` for one file, and two ways to write an accented letter.
-    Scans that are left out get no files.
+    On Windows and macOS `P1` and `p1` are the same file name, and so are two encodings of an
+    accented letter. Scans that are left out do not clash, because they get no files.
     """
     same: dict[str, list[FoundScan]] = defaultdict(list)
     for scan in scans:
         if not scan.left_out:
-            same[folded(scan.case)].append(scan)
+            same[comparison_key(scan.case)].append(scan)
     result = []
     for scan in scans:
-        others = [other.path for other in same[folded(scan.case)] if other is not scan]
+        others = [other.path for other in same[comparison_key(scan.case)] if other is not scan]
         if scan.left_out or scan.fault or not others:
             result.append(scan)
             continue
-        shown = ", ".join(others[:_SHOWN])
+        shown = ", ".join(others[:_MAX_SHOWN])
         fault = (
             f"{scan.path} and {shown} would get the same case id, {scan.case}. "
             "Rename a file or a folder."
@@ -227,19 +240,19 @@ def with_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
     return result
 
 
-def folded(case: str) -> str:
-    """Return an id as the least exact file system compares it.
+def comparison_key(case: str) -> str:
+    """Return a text that is equal for ids whose files some file system cannot distinguish.
 
-    >>> folded("P1") == folded("p1")
+    >>> comparison_key("P1") == comparison_key("p1")
     True
     """
     return normalize("NFC", normalize("NFC", case).casefold())
 
 
 def case_id(parts: Sequence[str]) -> str:
-    """Join the parts of a path to an id that can name files.
+    """Join the parts of a path to an id that can be part of file names.
 
-    The middle of one that is too long is replaced by its digest.
+    If the id is too long, its middle is replaced by a digest of the whole id.
 
     >>> case_id(["2026-01-07", "P017", "FLAIR"])
     '2026-01-07_P017_FLAIR'
@@ -247,25 +260,31 @@ def case_id(parts: Sequence[str]) -> str:
     case = "_".join(parts)
     if len(case.encode(errors="replace")) <= MAX_ID_BYTES:
         return case
-    digest = sha256("/".join(parts).encode(errors="replace")).hexdigest()[:_DIGEST]
+    digest = sha256("/".join(parts).encode(errors="replace")).hexdigest()[:_DIGEST_DIGITS]
     room = (MAX_ID_BYTES - len(digest) - 2) // 2
     begin = case.encode(errors="replace")[:room].decode(errors="ignore")
     end = case.encode(errors="replace")[-room:].decode(errors="ignore")
     return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 
-def nothing_found(source: Path, found: FoundScans) -> str:
-    """Say that there is no scan, and name what is there instead."""
+def explain_nothing_found(source: Path, found: FoundScans) -> str:
+    """Return a message that there is no scan and what the input contains instead."""
     text = f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}."
     scans = [f"{scan.path} is left out: {scan.left_out}" for scan in found.scans if scan.left_out]
-    return " ".join([text, *scans[:_SHOWN], *(f"{each}." for each in found.left_out)])
+    files = [f"{each}." for each in found.left_out]
+    return " ".join([text, *scans[:_MAX_SHOWN], *files])
 
 
 @dataclass
 class _Listing:
-    """The files below a folder, or that a glob matches, by kind.
+    """The files in a folder, or those that a glob matches, sorted by kind.
 
-    `root`: below which folder ids are made.
+    Attributes:
+        root: The folder below which ids are made.
+        dims: The number of axes of the model, or None.
+        results: A folder with results, or None.
+        images: The images except DICOM.
+        dicom: The DICOM files by folder.
     """
 
     root: Path
@@ -277,9 +296,9 @@ class _Listing:
     _unknown: list[Path] = field(default_factory=list)
 
     def walk(self, folder: Path, *, deep: bool = True) -> None:
-        """Take up the files of a folder and of those in it.
+        """Add the files of a folder and, if `deep`, of the folders in it.
 
-        A link is entered, the folders in it are not: they may lead in a circle.
+        A linked folder is entered, but not the folders in it, because they may form a circle.
         """
         try:
             entries = sorted(folder.iterdir())
@@ -290,16 +309,17 @@ class _Listing:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                self._take(entry)
+                self._add(entry)
             elif entry.name in _LABELS:
                 self._leave_out(entry, entry.name, "a dataset's masks")
             elif deep and not self._is_result(entry):
                 self.walk(entry, deep=not entry.is_symlink())
 
     def match(self, pattern: Path) -> None:
-        """Take up the files that a glob matches.
+        """Add the files that a glob matches.
 
-        Folders are searched if it matches nothing else, else only their DICOM files count.
+        If it matches only folders, these are searched. If it matches files too, folders contribute
+        only their DICOM files.
         """
         anchor = pattern.anchor
         found = Path(anchor or ".").glob(str(pattern.relative_to(anchor)))
@@ -309,7 +329,7 @@ class _Listing:
         are_folders = all(path.is_dir() for path in matches)
         for path in matches:
             if not path.is_dir():
-                self._take(path)
+                self._add(path)
                 continue
             if are_folders:
                 self.walk(path)
@@ -324,12 +344,12 @@ class _Listing:
                 self.images += [file for file in inner.images if file not in known]
 
     def leave_out_objects(self, files: Sequence[Path]) -> None:
-        """Take up DICOM files that are no image, such as reports and segmentations."""
+        """Leave out DICOM files that are not images, such as reports and segmentations."""
         for file in files:
-            self._leave_out(file, "DICOM", "objects that are no image")
+            self._leave_out(file, "DICOM", "objects that are not images")
 
     def summaries(self) -> Iterator[LeftOut]:
-        """Yield what was left out, one entry for each kind of file."""
+        """Yield the files that were left out, one entry for each kind."""
         voxels = self._voxel_files()
         for file in self._unknown:
             if file not in voxels:
@@ -337,11 +357,12 @@ class _Listing:
                 what = f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix"
                 self._leave_out(file, what, "of an unknown format")
         for (what, reason), paths in sorted(self._left_out.items()):
-            yield LeftOut(what, reason, tuple(_below(path, self.root) for path in paths))
+            yield LeftOut(what, reason, tuple(_relative_path(path, self.root) for path in paths))
 
-    def _take(self, file: Path) -> None:
+    def _add(self, file: Path) -> None:
+        """Add a file to the images, the DICOM files or the files that are left out."""
         name = file.name.lower()
-        if file.name.startswith(".") or name in _MANAGERS or not file.is_file():
+        if file.name.startswith(".") or name in _SKIPPED_NAMES or not file.is_file():
             return
         if file.is_symlink() and self._is_result(file):
             return
@@ -360,15 +381,20 @@ class _Listing:
                 self._leave_out(file, kind, "pictures, while this model reads volumes")
             else:
                 self.images.append(file)
-        elif file.suffix.lower() not in _BESIDE and not name.endswith(_PROBABILITIES):
+        elif file.suffix.lower() not in _TEXT_SUFFIXES and not name.endswith(_PROBABILITIES):
             self._unknown.append(file)
 
     def _is_result(self, path: Path) -> bool:
+        """Return True if the path, or the target of a link, is in the folder with results."""
         if self.results is None:
             return False
         try:
             resolved = path.resolve()
-        except (OSError, ValueError, RuntimeError):  # no such path, or a circle: reading says so
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # missing, or a circle of links: reading it fails
             return False
         return self.results == resolved or self.results in resolved.parents
 
@@ -382,34 +408,34 @@ class _Listing:
         found = set[Path]()
         for image in self.images:
             if image.suffix.lower() in itk.SUFFIXES:
-                with suppress(LesionsegError):  # reading the header says what is wrong
+                with suppress(LesionsegError):  # reading the scan reports the error
                     found.add(itk.voxel_file(image))
         return found
 
 
 def _is_dicom_file(file: Path) -> bool:
-    """Return True for a DICOM file by suffix or, if no other format has its suffix, by content."""
+    """Return True for a DICOM file, by content unless the suffix is that of another format."""
     return is_dicom(file) and (file.name.lower().endswith(DICOM) or not is_image_file(file))
 
 
-def _below(path: Path, root: Path) -> str:
-    """Return a path below `root` with slashes."""
+def _relative_path(path: Path, root: Path) -> str:
+    """Return the path below `root` with slashes, or the name of a path outside it."""
     with suppress(ValueError):
         return path.relative_to(root).as_posix()
     return path.name
 
 
-def _parts(folder: Path, root: Path) -> list[str]:
-    """Return the folders on the way from `root` to `folder`."""
+def _folders_between(root: Path, folder: Path) -> list[str]:
+    """Return the names of the folders from `root` down to `folder`."""
     with suppress(ValueError):
         return [part for part in folder.relative_to(root).parts if part != ".."]
     return []
 
 
 def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[FoundScan]:
-    """Yield the scans of files that are no DICOM, several channels of a case together.
+    """Yield the scans of files other than DICOM, with all channels of a case in one scan.
 
-    Numbered pictures in colour are a case each.
+    A picture in colour is a case even if its name ends in a number.
     """
     grouped: dict[tuple[Path, str], dict[int, list[Path]]] = {}
     numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
@@ -421,40 +447,41 @@ def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[Fo
         stem = strip_suffix(file)
         number = _WHOLE
         if match and _is_channel(int(match[2]), numbers[file.parent, match[1]], channels):
-            is_whole = channels == 1 or (channels == 3 and _is_coloured(file))
-            number = _WHOLE if is_whole else int(match[2])
+            is_whole = channels == 1 or (channels == 3 and _is_in_colour(file))
+            if not is_whole:
+                number = int(match[2])
             if not is_whole or int(match[2]) == 0:
                 stem = match[1]
         grouped.setdefault((file.parent, stem), {}).setdefault(number, []).append(file)
     for (folder, stem), found in grouped.items():
-        case = case_id([*_parts(folder, root), stem])
+        case = case_id([*_folders_between(root, folder), stem])
         for file in found.pop(_WHOLE, ()):
             files_of_case = CaseFiles(case, (file,), group=case)
-            yield FoundScan(files_of_case, _below(file, root))
+            yield FoundScan(files_of_case, _relative_path(file, root))
         if found:
             yield _channel_scan(case, found, root, channels)
 
 
 def _is_channel(number: int, numbers: set[int], channels: int) -> bool:
-    """Return True if the number that a name ends in is a channel's.
+    """Return True if the number at the end of a file name is a channel number.
 
-    A number may also be a film's or a year. With several channels, a number beyond them is a
-    channel's if all smaller ones are there: the case has more files than the model takes.
+    It could also be a year or the number of a film. If the model has several channels, a number
+    above them is a channel number if all smaller numbers exist: the case has too many files.
     """
     if number < channels:
         return True
     return channels > 1 and numbers.issuperset(range(number))
 
 
-def _is_coloured(file: Path) -> bool:
-    """Return True for a picture in colour; reading one that is damaged says so."""
-    with suppress(LesionsegError):
+def _is_in_colour(file: Path) -> bool:
+    """Return True for a picture in colour."""
+    with suppress(LesionsegError):  # reading the scan reports the error
         return is_raster(file) and len(read_volume(file).array) == 3
     return False
 
 
 def _channel_scan(case: str, found: dict[int, list[Path]], root: Path, channels: int) -> FoundScan:
-    """Return the scan whose channels are numbered files."""
+    """Return the scan whose channels are the numbered files `found`."""
     by_number = {number: found[number][0] for number in sorted(found)}
     files = CaseFiles(
         case,
@@ -462,18 +489,18 @@ def _channel_scan(case: str, found: dict[int, list[Path]], root: Path, channels:
         group=case,
         missing=missing_channels(by_number, channels),
     )
-    path = _below(files.images[0], root)
-    twice = next((same for same in found.values() if len(same) > 1), None)
-    if twice is None:
+    path = _relative_path(files.images[0], root)
+    repeated = next((same for same in found.values() if len(same) > 1), None)
+    if repeated is None:
         return FoundScan(files, path)
-    names = " and ".join(file.name for file in twice)
+    names = " and ".join(file.name for file in repeated)
     return FoundScan(files, path, fault=f"{names} are the same channel of {case}. Keep one.")
 
 
 def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
-    """Return the scan that DICOM files make."""
+    """Return the scan with the case id of DICOM files."""
     folder = dicom.files[0].parent
-    parts = _parts(folder, root)
+    parts = _folders_between(root, folder)
     is_series = dicom.other_name is not None
     if is_series and not parts:
         parts = [folder_name(folder)]
@@ -481,7 +508,7 @@ def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     other_case = ""
     if dicom.other_name is not None:
         other_case = case_id([*parts, *filter(None, [dicom.other_name])])
-    path = _below(dicom.place, root) if dicom.place != root else folder_name(folder)
+    path = _relative_path(dicom.place, root) if dicom.place != root else folder_name(folder)
     return FoundScan(
         CaseFiles(case, (dicom.place,), group=case),
         path,
@@ -492,7 +519,7 @@ def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
 
 
 def _single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
-    """Yield the scan of an input that is one file, or one series of a folder."""
+    """Yield the scan of an input that is a file or a series in a folder."""
     if split_series(source) is not None:
         dicom = describe_dicom(source)
         yield _dicom_scan(dicom, source.parent)
@@ -511,9 +538,13 @@ def _listed_scans(table: Path, channels: int) -> FoundScans:
     n_rows = Counter(files.case for files in cases)
     scans = []
     for files in cases:
-        twice = f"{table.name}: the case {files.case!r} is listed {n_rows[files.case]} times."
-        fault = twice if n_rows[files.case] > 1 else ""
-        scans.append(FoundScan(files, _below(files.images[0], table.parent), fault=fault))
+        fault = ""
+        if n_rows[files.case] > 1:
+            fault = (
+                f"{table.name}: the case {files.case!r} is listed {n_rows[files.case]} times. Keep "
+                "one row."
+            )
+        scans.append(FoundScan(files, _relative_path(files.images[0], table.parent), fault=fault))
     for problem in problems:
         unusable = CaseFiles(problem.case, (), group=problem.case)
         scans.append(FoundScan(unusable, problem.case, fault=problem.message))

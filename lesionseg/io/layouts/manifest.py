@@ -1,4 +1,4 @@
-"""A dataset as a table: `manifest.csv`, one row per case, next to or above its files."""
+"""Datasets described by a table, `manifest.csv`, with one row per case."""
 
 import re
 from collections import Counter
@@ -12,13 +12,15 @@ from pydantic import BaseModel, PositiveInt, RootModel
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
 from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.files import read_csv, read_json
-from lesionseg.io.layouts.checks import Count, Problems, validated
+from lesionseg.io.layouts.checks import Count, Problems, validate
 
-MANIFEST, LABELS, IGNORE = "manifest.csv", "labels.json", "ignore"
+MANIFEST = "manifest.csv"
+LABELS = "labels.json"
+IGNORE = "ignore"  # the name of the label to ignore
 _OWN_COLUMNS = {"case", "reference", "instances", "group", "role", "fold"}
 _KNOWN_COLUMNS = (*sorted(_OWN_COLUMNS), "image", "annotated", "pixel_mm")
-# what others call our columns, in small letters without spaces and lines
-_MEANT = {
+# names that other tables use for our columns, in lower case without spaces, dashes and underscores
+_OTHER_NAMES = {
     "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
     "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
     "group": "patient patientid subject subjectid participant participantid pid",
@@ -28,7 +30,7 @@ _MEANT = {
 }
 
 
-class _Stated(BaseModel):
+class _RoleAndFold(BaseModel):
     role: Role | None = None
     fold: Count | None = None
 
@@ -37,42 +39,34 @@ _LabelsFile = RootModel[dict[PositiveInt, str]]
 
 
 def read_manifest(root: Path) -> Dataset:
-    """Read `manifest.csv`: `case, image[, image_0001 …], reference, group, role, fold` and others.
+    """Read the table `manifest.csv` of a folder.
 
-    Paths are relative to it; a folder is a DICOM series, an empty reference means unlabelled. In
-    place of `reference`, `instances` names a mask whose values are lesion ids, all of label 1.
-    `annotated` names the labels that were looked for, `lesion;cyst`; empty means all. `pixel_mm` is
-    the pixel size of rasters. Labels are those of `labels.json` beside it (`{"1": "lesion", "9":
-    "ignore"}`), else one lesion.
+    The columns are `case`, `image`, further channels `image_0001` and so on, `reference`, `group`,
+    `role`, `fold`, and any others, which are kept for subgroups.
+
+    - Paths are relative to the table. A folder is a DICOM series.
+    - An empty `reference` makes an unlabelled case.
+    - `instances` replaces `reference` by a mask whose values are lesion ids, all of label 1.
+    - `annotated` names the labels that were searched for, such as `lesion;cyst`. Empty means all.
+    - `pixel_mm` is the pixel size of pictures.
+
+    Labels come from `labels.json` in the same folder (`{"1": "lesion", "9": "ignore"}`). Without
+    it there is one label, `lesion`.
+
+    Raises:
+        DatasetError: The table has no case, or lacks a column.
+        ReadError: A table cannot be read.
     """
     path = root / MANIFEST
-    rows, images = _table(path)
+    rows, images = _read_table(path)
     labels = read_labels(root)
-    cases: list[CaseFiles] = []
+    cases = list[CaseFiles]()
     problems = Problems()
-    names = labels.names
     for line, row in enumerate(rows, start=2):
-        with problems.of(row["case"], f"{path}: line {line}"):
-            files = _case(root, row, images)
-            cases.append(files)  # stays where the rest is wrong: its files are checked, too
-            mask, instances = row.get("reference", ""), row.get("instances", "")
-            stated = validated(_Stated, {k: row[k] for k in ("role", "fold") if row.get(k)})
-            given = {n.strip() for n in row.get("annotated", "").split(";") if n.strip()}
-            for name in sorted(given):
-                one_of("annotated", name, names)
-            if mask and instances:
-                raise DatasetError("a row has either a reference or instances, not both.")
-            if instances and given and names[0] not in given:
-                what = f"lesions of an instance mask are {names[0]!r}, not annotated here."
-                raise DatasetError(what)
-            cases[-1] = replace(
-                files,
-                reference=root / (mask or instances) if mask or instances else None,
-                role=stated.role,
-                fold=stated.fold,
-                annotations={"instances": None} if instances else {},
-                annotated=() if given == {*names} else tuple(n for n in names if n in given),
-            )
+        with problems.collect(row["case"], f"{path}: line {line}"):
+            files = _make_case(root, row, images)
+            cases.append(files)  # kept if a later column is wrong, so that its files are checked
+            cases[-1] = _add_reference(files, root, row, labels.names)
     return Dataset(
         name=root.name,
         root=root,
@@ -86,68 +80,117 @@ def read_manifest(root: Path) -> Dataset:
     )
 
 
+def _add_reference(
+    files: CaseFiles, root: Path, row: Mapping[str, str], names: Sequence[str]
+) -> CaseFiles:
+    """Add reference, role, fold and annotated labels of a row. `names` are those of the labels."""
+    mask = row.get("reference", "")
+    instances = row.get("instances", "")
+    given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
+    stated = validate(_RoleAndFold, {key: row[key] for key in ("role", "fold") if row.get(key)})
+    for name in sorted(given):
+        one_of("annotated", name, names)
+    if mask and instances:
+        raise DatasetError("a row has either a reference or instances, not both.")
+    if instances and given and names[0] not in given:
+        raise DatasetError(
+            f"the lesions of an instance mask have the label {names[0]!r}, which is not in the "
+            "column annotated. Add it there."
+        )
+    annotated: tuple[str, ...] = ()
+    if given != set(names):
+        annotated = tuple(name for name in names if name in given)
+    return replace(
+        files,
+        reference=root / (mask or instances) if mask or instances else None,
+        role=stated.role,
+        fold=stated.fold,
+        annotations={"instances": None} if instances else {},
+        annotated=annotated,
+    )
+
+
 def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
-    """Remark on columns whose name is nearly that of a column that has a meaning here."""
-    there = {*columns}
+    """Remark on unknown columns whose name resembles that of a known column."""
+    present = {*columns}
     remarks: list[Remark] = []
-    for column in sorted(there - {*_KNOWN_COLUMNS, ""}):
+    for column in sorted(present - {*_KNOWN_COLUMNS, ""}):
         plain = re.sub(r"[\s_-]", "", column).lower()
-        meant = [name for name, words in _MEANT.items() if plain in words.split()]
+        meant = [name for name, words in _OTHER_NAMES.items() if plain in words.split()]
         meant += get_close_matches(column.lower(), _KNOWN_COLUMNS, n=1, cutoff=0.8)
-        has_masks = bool({"reference", "instances"} & there)
-        if meant and meant[0] not in there and not (meant[0] == "reference" and has_masks):
-            text = f"{path}: the column {column!r} has no meaning here, it only makes subgroups."
-            remarks.append(Remark("columns", f"{text} Did you mean {meant[0]!r}? Then rename it."))
+        has_masks = bool({"reference", "instances"} & present)
+        if meant and meant[0] not in present and not (meant[0] == "reference" and has_masks):
+            text = (
+                f"{path}: the column {column!r} is unknown and only makes subgroups. Did you mean "
+                f"{meant[0]!r}? Then rename it."
+            )
+            remarks.append(Remark("columns", text))
     return remarks
 
 
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
-    """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
+    """Read a table with the columns `case`, `image` and perhaps `image_0001` and so on.
 
-    An empty cell among the first `channels` columns (None: all) is a channel that the case lacks.
+    Args:
+        path: The table. Paths are relative to it. The images are not opened.
+        channels: The number of channels. An empty cell among their columns is a missing channel.
+            None takes all columns.
+
+    Returns:
+        The cases, sorted by case id.
+
+    Raises:
+        DatasetError: A row cannot be used, or two rows have the same case id.
+        ReadError: The table cannot be read.
     """
     listed, problems = read_scan_rows(path, channels)
     problems.raise_all(path)
     cases = {files.case: files for files in listed}
     if len(cases) < len(listed):
-        twice = next(case for case, n in Counter(f.case for f in listed).items() if n > 1)
-        raise DatasetError(f"{path}: the case {twice!r} is named twice.")
+        n_rows = Counter(files.case for files in listed)
+        repeated = next(case for case, n in n_rows.items() if n > 1)
+        raise DatasetError(f"{path}: the case {repeated!r} is listed twice. Keep one row.")
     return [cases[case] for case in sorted(cases)]
 
 
 def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], Problems]:
-    """Read a table as `read_scan_list` does, with the rows that cannot be used as problems.
+    """Read a table like `read_scan_list`, but return rows that cannot be used as problems.
 
-    Rows of one case id are all among the cases.
+    If several rows have the same case id, all of them are among the cases.
     """
-    rows, images = _table(path)
-    cases, problems = list[CaseFiles](), Problems()
+    rows, images = _read_table(path)
+    cases = list[CaseFiles]()
+    problems = Problems()
     for line, row in enumerate(rows, start=2):
-        with problems.of(row["case"] or f"line {line}", f"{path}: line {line}"):
-            files = _case(path.parent, row, images, channels)
+        with problems.collect(row["case"] or f"line {line}", f"{path}: line {line}"):
+            files = _make_case(path.parent, row, images, channels)
             if Path(files.case).name != files.case:
-                raise DatasetError(f"the case {files.case!r} is a path.")
+                raise DatasetError(f"the case {files.case!r} is a path. Give it a name.")
             cases.append(replace(files, group=files.group or files.case))
     return cases, problems
 
 
-def _table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+def _read_table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Read the rows of a table and the names of its image columns."""
     rows = read_csv(path)
     if not rows:
-        raise DatasetError(f"{path}: the table has no case.")
+        raise DatasetError(f"{path}: the table has no case. Write one row per case.")
     for name in ("case", "image"):
         if name not in rows[0]:
-            raise DatasetError(f"{path}: no column {name!r} (it has {', '.join(rows[0])}).")
+            raise DatasetError(
+                f"{path}: the table has no column {name!r}, only {', '.join(rows[0])}. Add it."
+            )
     further = (c for c in rows[0] if c.startswith("image_") and c[6:].isdigit())
     return rows, ("image", *sorted(further))
 
 
-def _case(
+def _make_case(
     folder: Path, row: Mapping[str, str], images: Sequence[str], channels: int | None = None
 ) -> CaseFiles:
+    """Make a case of a row, without its reference. Paths are relative to `folder`."""
     files = tuple(folder / row[name] for name in images if row[name])
     if not row["case"] or not files:
-        raise DatasetError("the case or its image is not named.")
+        raise DatasetError("the cell of the case or its image is empty. Fill in both.")
     return CaseFiles(
         row["case"],
         files,
@@ -158,12 +201,15 @@ def _case(
 
 
 def read_labels(root: Path) -> Labels:
-    """Read the labels from `labels.json`; without that file 1 is the lesion."""
+    """Read the labels from `labels.json`. Without this file, value 1 is the lesion."""
     path = root / LABELS
     content = read_json(path, allow_nan=True) if path.is_file() else {"1": "lesion"}
-    named = dict(sorted(validated(_LabelsFile, content, path).root.items()))
+    named = dict(sorted(validate(_LabelsFile, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}
     if not lesions or len(ignored) > 1:
-        raise DatasetError(f"{path}: the labels {named} are no lesions and one value to ignore.")
+        raise DatasetError(
+            f"{path}: the labels {named} must be at least one lesion and at most one value to "
+            'ignore. Write {"1": "lesion", "9": "ignore"}.'
+        )
     return Labels.of(lesions, next(iter(ignored), None))

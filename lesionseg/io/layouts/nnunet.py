@@ -20,8 +20,8 @@ from lesionseg.io.layouts.checks import (
     Count,
     Problems,
     missing_channels,
-    unread_files,
-    validated,
+    remark_unread_files,
+    validate,
 )
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.nifti import SUFFIXES as NIFTI
@@ -32,13 +32,19 @@ from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 FilesByCase = dict[str, dict[int, Path]]
 
 
-class _Listed(BaseModel):
+class _ListedCase(BaseModel):
+    """An entry of the list `dataset` in `dataset.json`."""
+
     images: list[str] = Field(min_length=1)
     label: str
 
 
-class _Facts(BaseModel):
-    """`dataset.json`; version 1 and the Decathlon say `modality` and label names by value."""
+class _DatasetJson(BaseModel):
+    """The content of `dataset.json`.
+
+    Version 1 and the Decathlon write `modality` instead of `channel_names`, and label names by
+    value instead of values by name.
+    """
 
     channel_names: dict[int, str] = Field(
         validation_alias=AliasChoices("channel_names", "modality"), min_length=1
@@ -46,16 +52,19 @@ class _Facts(BaseModel):
     labels: dict[str, Count | list[Count]] | dict[Count, str]
     regions_class_order: list[int] | None = None
     file_ending: str | None = None
-    dataset: dict[str, _Listed] | None = None
+    dataset: dict[str, _ListedCase] | None = None
     n_training: Any = Field(default=None, validation_alias="numTraining")
     training: Any = None
 
 
 @dataclass(frozen=True)
 class _Naming:
-    """Which files end in a channel number `_0000`: the images, and by mistake the masks too.
+    """The naming of the files of a dataset.
 
-    Without a number each image is the only channel of its own case, as in the Decathlon.
+    Attributes:
+        images: True if images end in a channel number such as `_0000`. Otherwise each image is the
+            only channel of its case, as in the Decathlon.
+        masks: True if the masks, too, end in `_0000`, by mistake.
     """
 
     images: bool
@@ -63,50 +72,55 @@ class _Naming:
 
 
 def read_nnunet_labels(path: Path) -> Labels:
-    """Read the labels of nnU-Net's `dataset.json`; raises `ReadError` or `DatasetError`."""
+    """Read the labels of nnU-Net's `dataset.json`.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+        DatasetError: The labels are not valid.
+    """
     return nnunet_labels(read_json(path), path)
 
 
 def nnunet_labels(content: object, path: Path) -> Labels:
-    """Return the labels of a `dataset.json` that is read already.
-
-    Raises:
-        DatasetError: if they are not as nnU-Net has them.
-    """
-    return _labels(validated(_Facts, content, path), path)
+    """Return the labels in the content of a `dataset.json`. Raises `DatasetError`."""
+    return _parse_labels(validate(_DatasetJson, content, path), path)
 
 
 def read_nnunet(root: Path) -> Dataset:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
-    A list `dataset` in `dataset.json` names the training files in place of the folders. Other
-    files beside those of the stated `file_ending` are left out with a remark.
+    A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
+    is stated, other files are left out with a remark.
     """
     path = root / "dataset.json"
     problems = Problems()
     remarks: list[Remark] = []
     content = read_json(path, allow_nan=True)
-    facts = validated(_Facts, content, path)
+    facts = validate(_DatasetJson, content, path)
     names = tuple(name for _, name in sorted(facts.channel_names.items()))
     if sorted(facts.channel_names) != list(range(len(names))):
-        raise DatasetError(f"{path}: the channels {facts.channel_names} are not 0, 1, ….")
-    labels = _labels(facts, path)
-    files = {
-        part: _image_files(root / part, facts.file_ending, remarks)
-        for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
-    }
-    naming = _find_naming(files["imagesTr"], files["labelsTr"], len(names), remarks)
+        raise DatasetError(
+            f"{path}: the channels {facts.channel_names} are not numbered 0, 1, …. Correct "
+            "channel_names."
+        )
+    labels = _parse_labels(facts, path)
+    training_images = _find_images(root / "imagesTr", facts.file_ending, remarks)
+    training_masks = _find_images(root / "labelsTr", facts.file_ending, remarks)
+    test_images = _find_images(root / "imagesTs", facts.file_ending, remarks)
+    test_masks = _find_images(root / "labelsTs", facts.file_ending, remarks)
+    naming = _find_naming(training_images, training_masks, len(names), remarks)
     cases: list[CaseFiles] = []
     if facts.dataset is None:
-        images = _by_case(files["imagesTr"], naming.images, problems)
-        masks = _by_case(files["labelsTr"], naming.masks, problems)
-        cases += _matched(root, "Tr", images, masks, names, problems)
+        images = _group_by_case(training_images, naming.images, problems)
+        masks = _group_by_case(training_masks, naming.masks, problems)
+        cases += _match_cases(root, "Tr", images, masks, len(names), problems)
         remarks += _count_remarks(path, facts, [case.case for case in cases])
     else:
-        cases += _listed_cases(root, facts.dataset, names)
-    test_images = _by_case(files["imagesTs"], naming.images, problems)
-    test_masks = _by_case(files["labelsTs"], naming.masks, problems)
-    cases += _matched(root, "Ts", test_images, test_masks, names, problems)
+        cases += _listed_cases(root, facts.dataset, len(names))
+    images = _group_by_case(test_images, naming.images, problems)
+    masks = _group_by_case(test_masks, naming.masks, problems)
+    cases += _match_cases(root, "Ts", images, masks, len(names), problems)
+    split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Dataset(
         name=str(content.get("name") or root.name),
         root=root,
@@ -117,40 +131,45 @@ def read_nnunet(root: Path) -> Dataset:
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),
-        split_file=next((root / n for n in (SPLITS_FINAL, PICKLED) if (root / n).is_file()), None),
+        split_file=next((file for file in split_files if file.is_file()), None),
     )
 
 
-def _matched(
+def _match_cases(
     root: Path,
     part: str,
     images: FilesByCase,
     masks: FilesByCase,
-    names: Sequence[str],
+    n_channels: int,
     problems: Problems,
 ) -> list[CaseFiles]:
     """Return the cases of a part, `Tr` or `Ts`, that have both image and mask.
 
-    Other files are problems, but for images without a mask in `Ts`, which are only predicted.
+    Remaining files are problems, except for images in `Ts`, which need no mask to be predicted.
     """
-    misnamed = _misnamed(images, masks)
+    misnamed = _find_misnamed(images, masks)
     for case, file in misnamed.items():
         number = case[-4:]
         suffix = file.name.removeprefix(case)
         problems.append(
             Problem(
                 case,
-                f"{file}: the last four digits, {number}, were taken for a channel, as other "
-                f"images end in one. If {case!r} is the case, call the image {case}_0000{suffix}.",
+                f"{file}: the last four digits, {number}, were read as a channel number, because "
+                f"other images end in one. If {case!r} is the case, rename the image to "
+                f"{case}_0000{suffix}.",
             )
         )
     for case in sorted(set(masks) - set(images) - set(misnamed)):
-        text = f"the mask of {case!r} in {root / f'labels{part}'} has no image."
+        text = (
+            f"the mask of {case!r} in {root / f'labels{part}'} has no image. Add the image, or "
+            "remove the mask."
+        )
         problems.append(Problem(case, text))
-    explained = {case[:-5] for case in misnamed}
-    for case in sorted(set(images) - set(masks) - explained) if part == "Tr" else ():
-        text = "has no mask in labelsTr; a lesion-free one needs a mask of zeros."
-        problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
+    if part == "Tr":
+        explained = {case[:-5] for case in misnamed}
+        for case in sorted(set(images) - set(masks) - explained):
+            text = "has no mask in labelsTr. A lesion-free image needs a mask of zeros."
+            problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
     role: Role | None = "test" if part == "Ts" else None
     return [
         CaseFiles(
@@ -158,56 +177,58 @@ def _matched(
             tuple(file for _, file in sorted(images[case].items())),
             reference=masks[case][min(masks[case])],
             role=role,
-            missing=missing_channels(images[case], len(names)),
+            missing=missing_channels(images[case], n_channels),
         )
         for case in sorted(set(images) & set(masks))
     ]
 
 
-def _misnamed(images: FilesByCase, masks: FilesByCase) -> dict[str, Path]:
-    """Return images, by the case of their mask, whose id ends in four digits without `_0000`."""
-    return {
-        strip_suffix(file): file
-        for case, files in images.items()
-        if case not in masks
-        for file in files.values()
-        if strip_suffix(file) in masks and strip_suffix(file) != case
-    }
+def _find_misnamed(images: FilesByCase, masks: FilesByCase) -> dict[str, Path]:
+    """Find images whose case id ends in four digits and that lack the channel number `_0000`.
+
+    Their mask has the same name. The result has the images by the case of the mask.
+    """
+    misnamed: dict[str, Path] = {}
+    for case, files in images.items():
+        for file in files.values():
+            stem = strip_suffix(file)
+            if case not in masks and stem in masks and stem != case:
+                misnamed[stem] = file
+    return misnamed
 
 
 def _listed_cases(
-    root: Path, entries: Mapping[str, _Listed], names: Sequence[str]
+    root: Path, entries: Mapping[str, _ListedCase], n_channels: int
 ) -> list[CaseFiles]:
-    """Return the training cases of the list `dataset`; paths are relative to the folder."""
-
-    def resolved(name: str) -> Path:
-        return root / os.path.expandvars(name)
-
-    return [
-        CaseFiles(
-            case,
-            tuple(map(resolved, entry.images)),
-            reference=resolved(entry.label),
-            missing=missing_channels(dict(enumerate(map(resolved, entry.images))), len(names)),
+    """Return the training cases of the list `dataset`. Paths are relative to the folder."""
+    cases: list[CaseFiles] = []
+    for case, entry in sorted(entries.items()):
+        images = [root / os.path.expandvars(name) for name in entry.images]
+        cases.append(
+            CaseFiles(
+                case,
+                tuple(images),
+                reference=root / os.path.expandvars(entry.label),
+                missing=missing_channels(dict(enumerate(images)), n_channels),
+            )
         )
-        for case, entry in sorted(entries.items())
-    ]
+    return cases
 
 
 def _is_nifti(file: Path) -> bool:
     return file.name.lower().endswith(NIFTI)
 
 
-def _image_files(folder: Path, ending: str | None, remarks: list[Remark]) -> list[Path]:
+def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> list[Path]:
     """Return the images of a folder, sorted, and remark on the files that are left out.
 
-    Pictures beside volumes are previews, and volumes beside pictures are no cases either, if
-    `ending` says of which kind the cases are. Of `a.nii` and `a.nii.gz` the one with `ending` is
+    If `ending` states the kind of the cases, pictures next to volumes are previews, and volumes
+    next to pictures are left out, too. If `a.nii` and `a.nii.gz` exist, the one with `ending` is
     read.
     """
     if not folder.is_dir():
         return []
-    remarks += unread_files(folder)
+    remarks += remark_unread_files(folder)
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
@@ -217,64 +238,73 @@ def _image_files(folder: Path, ending: str | None, remarks: list[Remark]) -> lis
         remarks.append(Remark("file_ending", f"{text} All images are read.", is_note=True))
         return files
     stems = {strip_suffix(file) for file in own}
-    beside = [
-        file
-        for file in files
-        if is_raster(file) != is_raster(own[0])
-        or (file not in own and _is_nifti(file) and strip_suffix(file) in stems)
-    ]
-    if beside:
-        text = f"{folder}: {count(len(beside), 'file')} beside those that end in {ending}"
-        what = f"{text} (file_ending in dataset.json) are left out: "
-        remarks.append(Remark("left_out", what + listed(f.name for f in beside), is_note=True))
-    return [file for file in files if file not in beside]
+    left_out: list[Path] = []
+    for file in files:
+        is_other_kind = is_raster(file) != is_raster(own[0])
+        is_copy = file not in own and _is_nifti(file) and strip_suffix(file) in stems
+        if is_other_kind or is_copy:
+            left_out.append(file)
+    if left_out:
+        text = (
+            f"{folder}: {count(len(left_out), 'file')} next to those that end in {ending} "
+            f"(file_ending in dataset.json) are left out: {listed(f.name for f in left_out)}"
+        )
+        remarks.append(Remark("left_out", text, is_note=True))
+    return [file for file in files if file not in left_out]
 
 
 def _find_naming(
     images: Sequence[Path], masks: Sequence[Path], n_channels: int, remarks: list[Remark]
 ) -> _Naming:
-    """Decide whether names end in a channel number: by the masks, whose names have none.
+    """Decide by the names of the masks whether the names of images end in a channel number.
 
-    An image `lesion_0001` whose mask is called `lesion_0001` has no channel number. If masks fit
-    neither way, a name that ends in `_0000` decides.
+    An image `lesion_0001` with a mask `lesion_0001` has no channel number. If the masks do not
+    match the images in either way, images have channel numbers if one name ends in `_0000`.
     """
     stems = [strip_suffix(file) for file in images]
     ids = {strip_suffix(file) for file in masks}
     ends = [(stem, match) for stem in stems if (match := CHANNEL.fullmatch(stem))]
-    n_alone = sum(stem in ids for stem, _ in ends)
+    n_equal = sum(stem in ids for stem, _ in ends)
     n_numbered = sum(match[1] in ids for _, match in ends)
-    if not images or n_numbered > n_alone:
+    if not images or n_numbered > n_equal:
         return _Naming(images=True)
     with_number = [match for stem in ids if (match := CHANNEL.fullmatch(stem))]
     first_channels = {match[1] for match in with_number if match[2] == "0000"}
-    if ids and len(first_channels) == len(ids):  # every mask is called as the first channel is
+    if ids and len(first_channels) == len(ids):  # every mask has the name of a first channel
         fitting = [match for _, match in ends if match[1] in first_channels]
         if len(fitting) == len(stems) and all(int(match[2]) < n_channels for match in fitting):
-            text = f"{masks[0].parent}: the masks end in _0000, as if that were their channel."
-            text += " It is dropped from the case ids."
+            text = (
+                f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
+                "from the case ids."
+            )
             remarks.append(Remark("names", text, is_note=True))
             return _Naming(images=True, masks=True)
-    if not n_alone:
+    if not n_equal:
         return _Naming(images=any(match[2] == "0000" for _, match in ends))
     if ends:
         example = ends[0][0]
-        text = f"{images[0].parent}: the four digits at the end of {example}, for example, belong"
-        text += " to the case id and are no channel number, as the mask has the same name."
+        text = (
+            f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
+            "the case id and are not a channel number, because the mask has the same name."
+        )
         remarks.append(Remark("names", text, is_note=True))
     return _Naming(images=False)
 
 
-def _count_remarks(path: Path, facts: _Facts, cases: Sequence[str]) -> list[Remark]:
-    """Compare the training cases of the folders with what `dataset.json` states of them."""
+def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Remark]:
+    """Compare the training cases in the folders with the list or number in `dataset.json`."""
     remarks: list[Remark] = []
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         named |= {CHANNEL.sub(r"\1", name) for name in named}
-        if named and (beyond := [case for case in cases if case not in named]):
-            cases_beyond = f"{count(len(beyond), 'case')} of imagesTr: {listed(beyond)}"
-            text = f"{path}: the list training leaves out {cases_beyond}. They take part all the "
-            text += "same. Remove their files if they should not."
+        unlisted = [case for case in cases if case not in named]
+        if named and unlisted:
+            text = (
+                f"{path}: the list training leaves out {count(len(unlisted), 'case')} of imagesTr: "
+                f"{listed(unlisted)}. They are used for training. Remove their files if they "
+                "should not be."
+            )
             remarks.append(Remark("listed_otherwise", text))
     elif isinstance(facts.n_training, int) and facts.n_training != len(cases):
         text = f"{path} states numTraining {facts.n_training}, but {len(cases)} training cases have"
@@ -282,31 +312,36 @@ def _count_remarks(path: Path, facts: _Facts, cases: Sequence[str]) -> list[Rema
     return remarks
 
 
-def _by_case(files: Sequence[Path], numbered: bool, problems: Problems) -> FilesByCase:
-    """Sort files by case and channel number; without numbers each is channel 0 of its own case.
+def _group_by_case(files: Sequence[Path], numbered: bool, problems: Problems) -> FilesByCase:
+    """Group files by case and channel number.
 
-    A raster without a number is the only file of its case, in colour.
+    If names are not `numbered`, each file is channel 0 of its own case. A picture without a number
+    is the only file of its case and may be in colour.
     """
     cases: FilesByCase = {}
     for file in files:
         stem = strip_suffix(file)
         match = CHANNEL.fullmatch(stem) if numbered else None
         case, number = (match[1], int(match[2])) if match else (stem, 0)
-        with problems.of(case, file):
+        with problems.collect(case, file):
             if numbered and match is None and file.suffix.lower() not in RASTERS:
-                raise DatasetError(f"no channel number, such as {stem}_0000.")
+                raise DatasetError(
+                    f"the name has no channel number. Rename it, for example to {stem}_0000."
+                )
             if number in cases.setdefault(case, {}):
-                raise DatasetError(f"{cases[case][number].name} is the same case. Keep one.")
+                raise DatasetError(
+                    f"{cases[case][number].name} is the same channel of the same case. Keep one."
+                )
             cases[case][number] = file
     return cases
 
 
-def _labels(facts: _Facts, path: Path) -> Labels:
-    """Return the labels of a `dataset.json`.
+def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
+    """Parse the labels of `dataset.json`.
 
-    Version 2 maps a name to a value, or to a list of values that are learned as one region; version
-    1 maps a value to a name. 0 is background whatever its name. A list makes all labels regions; a
-    single value is then a region of itself.
+    Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
+    name by value. Value 0 is background, whatever its name. If one label is a list, all labels are
+    regions, and a single value is a region of one value.
     """
     sets: dict[str, tuple[int, ...]] = {}
     for key, value in facts.labels.items():
@@ -314,21 +349,26 @@ def _labels(facts: _Facts, path: Path) -> Labels:
         sets[name] = tuple(sorted(set(values))) if isinstance(values, list) else (int(values),)
     lesions = {n: values for n, values in sets.items() if n != IGNORE and values != (0,)}
     ignored = sets.get(IGNORE, ())
-    mixed = any({0, *ignored} & set(values) or not values for values in lesions.values())
-    if not lesions or mixed or len(ignored) > 1 or len(set(sets.values())) < len(facts.labels):
+    is_mixed = any({0, *ignored} & set(values) or not values for values in lesions.values())
+    if not lesions or is_mixed or len(ignored) > 1 or len(set(sets.values())) < len(facts.labels):
         raise DatasetError(
             f"{path}: the labels {facts.labels} are not distinct values from 0 on with a lesion "
             'among them. Write "labels": {"background": 0, "lesion": 1}.'
         )
     ignore = ignored[0] if ignored else None
     if all(len(values) == 1 for values in lesions.values()):
-        return Labels.of({value: name for name, (value,) in lesions.items()}, ignore)
+        return Labels.of({values[0]: name for name, values in lesions.items()}, ignore)
     painted = facts.regions_class_order or []
     pairs = zip(lesions.values(), painted, strict=False)
-    misfit = any(value not in region for region, value in pairs)
-    if not len(painted) == len(set(painted)) == len(lesions) or misfit:
+    is_wrong = any(value not in region for region, value in pairs)
+    if not len(painted) == len(set(painted)) == len(lesions) or is_wrong:
         raise DatasetError(
             f"{path}: regions need a regions_class_order of {len(lesions)} different values, one "
             f"of each region's own, not {painted}."
         )
-    return Labels(tuple(painted), tuple(lesions), tuple(lesions.values()), ignore)
+    return Labels(
+        values=tuple(painted),
+        names=tuple(lesions),
+        regions=tuple(lesions.values()),
+        ignore=ignore,
+    )

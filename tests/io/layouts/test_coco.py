@@ -158,14 +158,14 @@ ANNOTATIONS = [
     ({"bbox": [50, 50, 3, 3]}, "case a: the box"),
     ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
     *(({"segmentation": [p]}, "cannot be drawn") for p in ([1.0, 2.0], ["a"] * 6, [1e9] * 6)),
-    ({"segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
+    ({"segmentation": {"counts": [9], "size": [3, 3]}}, "have the size"),
     ({"segmentation": {"size": [8, 10]}}, "cannot be drawn"),
 ]
 IMAGES = [[], [1], [{"id": 1}]]
 TWICE = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
 WRONG = [
     *(({"annotations": [{**LESION, **change}]}, match) for change, match in ANNOTATIONS),
-    ({"width": 20}, r"a\.png .*annotations say"),
+    ({"width": 20}, r"a\.png .*annotations state"),
     ({"file_name": "gone.png"}, r"gone\.png"),
     ({"facts": {"images": TWICE}}, "'a' is listed more than once"),
     *(({"facts": {"images": images}}, r"annotations\.json") for images in IMAGES),
@@ -242,7 +242,7 @@ def test_coco_s_own_files_give_roles_by_their_part(tmp_path):
     assert roles(dataset) == [("a", "train"), ("b", "train"), ("c", "validation")]
     assert read_case(dataset.cases[2], dataset).image.geometry.shape == (96, 96)
     write_coco(val, ("c.png",), ((1, "mass"),), folder=tmp_path / "images" / "val2017")
-    with pytest.raises(DatasetError, match="category 1 is 'mass' here, but 'nodule' before"):
+    with pytest.raises(DatasetError, match="category 1 is called 'mass' here, but 'nodule'"):
         read_dataset(tmp_path)
 
 
@@ -289,5 +289,7 @@ def test_images_that_no_entry_lists_are_named(folder, caplog):
     for name in ("b.png", "c.png", "d.dcm.bz2"):
         (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())
     said = [remark.message for remark in read_dataset(root).remarks]
-    assert any("2 images beside the listed ones, left out: b.png, c.png." in text for text in said)
+    assert any(
+        "2 images next to the listed images, left out: b.png, c.png." in text for text in said
+    )
     assert any("(.bz2): d.dcm.bz2" in text for text in said)

@@ -19,7 +19,7 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path, nnunet_folder):
         read_dataset(tmp_path)
     assert all(convention.looks_for in str(caught.value) for convention in CONVENTIONS)
     root = nnunet_folder()
-    with pytest.raises(DatasetError, match=f"holds some: .*{root.name}"):
+    with pytest.raises(DatasetError, match=f"contains some: .*{root.name}"):
         read_dataset(root.parent)
 
 

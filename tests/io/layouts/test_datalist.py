@@ -124,5 +124,5 @@ def test_entries_without_a_label_are_unlabelled_and_odd_ones_are_named(tmp_path,
 
 def test_a_damaged_list_is_named(tmp_path):
     (tmp_path / "datalist.json").write_text('{"training": [{"image": "a.nii",}]}')
-    with pytest.raises(DatasetError, match=r"datalist\.json: this is not JSON from line 1"):
+    with pytest.raises(DatasetError, match=r"datalist\.json: the JSON has an error in line 1"):
         read_dataset(tmp_path)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import MAX_ID_BYTES
-from lesionseg.io.layouts.input_images import find_images, find_scans, with_clashes
+from lesionseg.io.layouts.input_images import find_images, find_scans, mark_clashes
 
 
 def _touch(root, *names):
@@ -110,7 +110,7 @@ def test_scans_that_would_get_one_id_are_faults_and_the_others_are_not(
     tmp_path, names, clashing, others
 ):
     _touch(tmp_path, *names.split())
-    scans = with_clashes(find_scans(tmp_path, 1).scans)
+    scans = mark_clashes(find_scans(tmp_path, 1).scans)
     assert {scan.path for scan in scans if scan.fault} == clashing
     assert {scan.path for scan in scans if not scan.fault} == others
     for scan in scans:

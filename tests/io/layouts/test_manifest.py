@@ -181,7 +181,7 @@ COLUMNS = [
 def test_a_column_that_may_mean_another_is_named(manifest, column, meant):
     dataset = read_dataset(manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
     (remark,) = dataset.remarks
-    assert f"the column {column!r} has no meaning here" in remark.message
+    assert f"the column {column!r} is unknown and only makes subgroups" in remark.message
     assert f"Did you mean {meant!r}?" in remark.message
 
 

@@ -88,7 +88,7 @@ def test_decathlon_of_one_channel_is_read(nnunet_folder, write_nifti):
     with pytest.raises(ReadError, match="Split a 4-D file"):
         read_case(dataset.cases[0], read_dataset(root))
     (root / "dataset.json").write_text(json.dumps({**facts, "modality": {"0": "T1", "1": "T2"}}))
-    with pytest.raises(DatasetError, match=r"split a 4-D one.*_0000"):
+    with pytest.raises(DatasetError, match=r"split a 4-D file.*_0000"):
         read_dataset(root)
 
 
@@ -130,12 +130,16 @@ def test_a_case_may_lack_a_channel_where_that_is_asked_for(nnunet_folder):
 @pytest.mark.parametrize(
     ("before", "after", "match"),
     [
-        ("imagesTr/B_0001.nii.gz", "imagesTr/B.nii.gz", r"B\.nii\.gz: no channel number"),
+        (
+            "imagesTr/B_0001.nii.gz",
+            "imagesTr/B.nii.gz",
+            r"B\.nii\.gz: the name has no channel number",
+        ),
         ("imagesTr/B_0000.nii.gz", "imagesTr/B_0002.nii.gz", "'B' does not have one file"),
         ("labelsTr/B.nii.gz", "B.nii.gz", "'B' has no mask.*mask of zeros"),
         ("labelsTr/B.nii.gz", "labelsTr/C.nii.gz", "'C' in .*labelsTr has no image"),
-        ("labelsTr/B.nii.gz", "labelsTr/A.nrrd", r"A\.nii\.gz is the same case"),
-        ("imagesTr/B_0000.nii.gz", "imagesTr/A_0000.nrrd", "is the same case"),
+        ("labelsTr/B.nii.gz", "labelsTr/A.nrrd", r"A\.nii\.gz is the same channel"),
+        ("imagesTr/B_0000.nii.gz", "imagesTr/A_0000.nrrd", "is the same channel"),
     ],
 )
 def test_files_without_a_counterpart_are_named(nnunet_folder, before, after, match):
@@ -193,7 +197,7 @@ def test_ids_that_end_in_four_digits_are_understood_by_the_names_of_the_masks(nn
         "lesion_0001.nii.gz",
     ]
     (remark,) = dataset.remarks
-    assert "lesion_0000, for example, belong to the case id" in remark.message
+    assert "lesion_0000, belong to the case id" in remark.message
 
 
 def test_masks_that_have_a_channel_number_too_are_those_of_the_case(nnunet_folder):
@@ -216,8 +220,8 @@ def test_an_id_that_was_taken_for_a_channel_is_said_to_be_so(nnunet_folder):
     with pytest.raises(DatasetError) as caught:
         read_dataset(root)
     said = str(caught.value)
-    assert "B_0001.nii.gz: the last four digits, 0001, were taken for a channel" in said
-    assert "call the image B_0001_0000.nii.gz" in said
+    assert "B_0001.nii.gz: the last four digits, 0001, were read as a channel number" in said
+    assert "rename the image to B_0001_0000.nii.gz" in said
     assert said.count("\n") == 0  # and nothing else is wrong
 
 
@@ -248,7 +252,7 @@ def test_previews_beside_volumes_do_not_matter(nnunet_folder):
     assert [case.case for case in dataset.cases] == ["A", "B"]
     assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
     said = " ".join(remark.message for remark in dataset.remarks)
-    assert "2 files beside those that end in .nii.gz" in said
+    assert "2 files next to those that end in .nii.gz" in said
     assert "A_0000.png, overview.jpg" in said
     other = nnunet_folder(file_ending=".nrrd")  # a wrong one is said, and stops nothing
     for file in other.rglob("*.[jp][pn]g"):

@@ -48,7 +48,7 @@ def test_a_mask_less_than_half_a_voxel_away_is_on_its_image(nnunet_folder, tmp_p
     assert count_voxels(dataset) == [2, 2]
     texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
     assert not errors
-    assert "its header puts it elsewhere than A_0000.nii.gz" in texts
+    assert "the header states another position than A_0000.nii.gz" in texts
 
 
 @pytest.mark.parametrize("change", ["origin", "direction"])
@@ -68,7 +68,7 @@ def test_another_origin_or_direction_is_taken_by_geometry_image(nnunet_folder, t
     lenient = read_dataset(root, grid_of_image=True, lenient=True)
     texts, errors = said_in_check(lenient, tmp_path)
     assert not errors
-    assert "its header puts it elsewhere than A_0000.nii.gz" in texts
+    assert "the header states another position than A_0000.nii.gz" in texts
 
 
 def test_another_spacing_or_shape_is_still_an_error(nnunet_folder):
@@ -218,7 +218,7 @@ def test_any_positive_value_is_lesion_when_labels_are_merged(nnunet_folder, tmp_
     lenient = read_dataset(root, merge_labels=True, lenient=True)
     texts, errors = said_in_check(lenient, tmp_path)
     assert not errors
-    assert "they count as lesion" in texts
+    assert "They count as lesion" in texts
 
 
 def test_numbers_of_lesions_are_named_as_such(nnunet_folder):
