@@ -192,7 +192,7 @@ def test_a_colour_picture_has_three_channels(tmp_path, name):
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array, expected)
     assert volume.geometry.shape == read_geometry(path).shape == (3, 4)
-    with pytest.raises(ReadError, match="mask in colour"):
+    with pytest.raises(ReadError, match="mask is in colour"):
         read_volume(path, as_labels=True)
 
 
