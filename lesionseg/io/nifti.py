@@ -43,7 +43,8 @@ def read_nifti(path: Path) -> Volume:
             array = array.astype(np.float32)
             array *= np.float32(data.slope)
             array += np.float32(data.inter)
-        copy = True if isinstance(array, np.memmap) else None  # the file may be replaced later
+        # a memory map would change if the file were replaced
+        copy = True if isinstance(array, np.memmap) else None
         array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
         array = array.reshape(geometry.shape[::-1])
         n_after = 0  # reading to the end verifies the checksum of a gzip file

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff")
 _CHANNEL = re.compile(r"_\d{4}$")
-_REDUCED, _TRANSPARENCY_MASK = 1, 4  # bits of a page's type: a thumbnail, a mask of opacity
+_REDUCED = 1  # bit in the type of a page: a thumbnail
+_TRANSPARENCY_MASK = 4  # bit in the type of a page: a mask of opacity
 _MAX_JSON_BYTES = 2**16
 
 

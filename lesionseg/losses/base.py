@@ -83,7 +83,7 @@ def mask_unannotated(
     gradient.
 
     Args:
-        logits: Of any floating type, with a background channel for a softmax.
+        logits: Logits of any floating type, with a background channel for a softmax.
         unannotated: True for each class that nobody marked in the tile.
         activation: `sigmoid` or `softmax`.
 
@@ -98,6 +98,7 @@ def mask_unannotated(
     lesions = logits[:, 1:]
     merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
     outside = merged.logsumexp(1, keepdim=True)
+    # far below the background: p = 0, without a gradient
     lesions = torch.where(unknown, outside.detach() - CERTAIN_LOGIT, lesions)
     return torch.cat([outside, lesions], 1)
 

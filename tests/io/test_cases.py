@@ -26,7 +26,7 @@ def dataset(tmp_path, write_nifti):
     )
 
 
-def test_a_case_is_its_channels_and_its_reference(dataset):
+def test_case_has_all_channels_and_its_reference_on_one_grid(dataset):
     case = read_case(dataset.cases[0], dataset)
     assert (case.case, case.group) == ("A", "p1")
     assert (case.image.array.dtype, case.image.array.shape) == (np.float32, (2, 3, 4, 5))
@@ -40,7 +40,7 @@ def test_a_case_is_its_channels_and_its_reference(dataset):
 
 
 @pytest.mark.parametrize("name", ["A_0001.nii.gz", "A.nii.gz"])
-def test_grids_within_half_a_voxel_are_one(dataset, write_nifti, name, caplog):
+def test_grids_within_half_a_voxel_are_accepted_as_equal(dataset, write_nifti, name, caplog):
     moved, array = np.eye(4), np.zeros((5, 4, 3), np.int16)
     for mm in (0.0009, 0.45):
         caplog.clear()
@@ -57,7 +57,7 @@ def test_grids_within_half_a_voxel_are_one(dataset, write_nifti, name, caplog):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_voxels_that_are_no_numbers_are_counted(dataset, write_nifti, value):
+def test_error_counts_nan_and_infinite_voxels(dataset, write_nifti, value):
     image = np.zeros((5, 4, 3))
     image[0, 0, :2] = value
     write_nifti(dataset.root / "A_0001.nii.gz", image)
@@ -66,7 +66,7 @@ def test_voxels_that_are_no_numbers_are_counted(dataset, write_nifti, value):
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -1, 1e12, 255])
-def test_mask_values_that_are_no_labels_are_an_error(dataset, write_nifti, value):
+def test_unknown_mask_values_are_an_error(dataset, write_nifti, value):
     mask = np.zeros((5, 4, 3))
     mask[0, 0, 0] = value
     write_nifti(dataset.root / "A.nii.gz", mask)
@@ -74,7 +74,7 @@ def test_mask_values_that_are_no_labels_are_an_error(dataset, write_nifti, value
         read_case(dataset.cases[0], dataset)
 
 
-def test_missing_channels_other_axes_and_unclear_pixel_sizes_are_an_error(dataset):
+def test_missing_channels_other_axes_and_invalid_pixel_sizes_are_an_error(dataset):
     files = replace(dataset.cases[0], images=dataset.cases[0].images[:1])
     with pytest.raises(DatasetError, match=r"'A' does not have one file per channel.*A_0000"):
         read_case(files, dataset)
@@ -90,12 +90,12 @@ def test_missing_channels_other_axes_and_unclear_pixel_sizes_are_an_error(datase
         read_image(replace(files, columns={"pixel_mm": "half"}), flat)
 
 
-def test_a_large_mask_of_one_bit_a_pixel(tmp_path):
+def test_large_mask_of_one_bit_per_pixel_is_read(tmp_path):
     Image.fromarray(np.zeros((2048, 2048), bool)).save(tmp_path / "m.png")
     assert not read_mask(tmp_path / "m.png").labels.any()
 
 
-def test_a_mask_of_any_storage_type(tmp_path, write_nifti):
+def test_mask_of_any_dtype_gives_the_same_labels(tmp_path, write_nifti):
     for dtype in ("float32", "float64", "int16", "int32", "uint16"):
         mask = np.zeros((5, 4, 3), dtype)
         mask[0, 0, 0], mask[1, 1, 1] = 7, 300
@@ -104,7 +104,7 @@ def test_a_mask_of_any_storage_type(tmp_path, write_nifti):
         assert np.unique(labels).tolist() == [0, 7, 300]
 
 
-def test_nan_is_background_where_that_is_declared(dataset, write_nifti):
+def test_nan_voxels_become_background_if_declared(dataset, write_nifti):
     outside = np.zeros((5, 4, 3), bool)
     outside[:, :2] = True
     for lowest, expected in ((100.0, 0.0), (-1000.0, -1000.0)):  # a magnitude, Hounsfield units
@@ -127,7 +127,7 @@ def test_nan_is_background_where_that_is_declared(dataset, write_nifti):
         read_case(dataset.cases[0], replace(dataset, nan_background=True))
 
 
-def test_nan_in_a_mask_is_background_where_that_is_declared(dataset, write_nifti):
+def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
     mask = np.full((5, 4, 3), np.nan, np.float32)
     mask[0, 1, 2], mask[1, 1, 1] = 1, 0
     write_nifti(dataset.root / "A.nii.gz", mask)

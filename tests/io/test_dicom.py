@@ -36,7 +36,7 @@ def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series
     assert volume.geometry.distance_mm(grid) < 1e-6
 
 
-def test_an_independent_reader_sees_the_same_scan(series):
+def test_simpleitk_reads_the_same_scan(series):
     folder = series({z: {"RescaleSlope": 2} for z in range(5)})
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -66,12 +66,12 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("change", "error", "named"), UNFIT, ids=[next(iter(r[0])) for r in UNFIT])
-def test_what_is_no_slice_of_one_volume_is_named(series, change, error, named):
+def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error, named):
     with pytest.raises(error, match=rf"c\.dcm.*{named}"):
         read_volume(series({2: change}))
 
 
-def test_slices_twice_apart_or_missing_or_of_a_tilted_gantry(series, grid):
+def test_uneven_missing_or_tilted_slices_are_an_error(series, grid):
     with pytest.raises(GeometryError, match="duplicates"):
         read_volume(series({2: place(grid, 1)}))
     read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
@@ -97,7 +97,7 @@ def test_slices_twice_apart_or_missing_or_of_a_tilted_gantry(series, grid):
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
-def test_a_last_slice_cut_anywhere_is_named(series, bare):
+def test_error_names_a_truncated_last_slice(series, bare):
     """However much of it was copied, the scan is not read as one of four slices."""
     folder = series()
     for file in list(folder.iterdir()) if bare else ():
@@ -113,7 +113,7 @@ def test_a_last_slice_cut_anywhere_is_named(series, bare):
         assert [c.images for c in find_images(folder, 1)] == [(folder,)]  # told by reading it
 
 
-def test_a_damaged_element_is_an_error_wherever_it_is_asked_for(series):
+def test_damaged_element_is_an_error_in_every_reader(series):
     file = series() / "d.dcm"
     content = file.read_bytes()  # SOPClassUID, of no known representation
     file.write_bytes(content.replace(b"\x08\x00\x16\x00UI", b"\x08\x00\x16\x00U\x13"))
@@ -122,7 +122,7 @@ def test_a_damaged_element_is_an_error_wherever_it_is_asked_for(series):
             read(file)
 
 
-def test_what_is_no_scan_is_left_out(series, tmp_path):
+def test_files_that_are_not_scans_are_left_out(series, tmp_path):
     folder, other = series(), tmp_path / "other"
     for kind in ("1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.481.5", "1.3.12.2.1107"):
         save(folder / f"{kind}.dcm", None, kind, Modality="OT")  # a report, a plan, a vendor's own
@@ -158,7 +158,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
         read_volume(folder / "series=8")
 
 
-def test_a_series_in_rle_or_deflated_is_the_same_scan(series):
+def test_rle_and_deflated_series_give_the_same_scan(series):
     for syntax in (uid.RLELossless, uid.DeflatedExplicitVRLittleEndian):
         folder = series()
         plain = read_volume(folder)
@@ -214,7 +214,7 @@ def xray(path, **elements):
     return save(path, PIXELS, dicom.DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
 
 
-def test_bright_is_dense_and_values_of_interest_are_applied_once(tmp_path):
+def test_dense_pixels_are_bright_and_windows_are_applied_once(tmp_path):
     volume = read_volume(xray(tmp_path / "a.dcm"))
     np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
     for shape in (None, "INVERSE"):
@@ -232,7 +232,7 @@ def test_bright_is_dense_and_values_of_interest_are_applied_once(tmp_path):
     np.testing.assert_array_equal(read_volume(path).array[0], 2.0 * PIXELS)
 
 
-def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path):
+def test_padding_is_dark_invalid_and_ignored_except_for_lesions(tmp_path):
     padding = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 150}
     volume = read_volume(xray(tmp_path / "a.dcm", **padding))
     np.testing.assert_array_equal(volume.array[0], [[200, 200, 200], [300, 400, 500]])
@@ -274,9 +274,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
-def test_the_pixel_size_is_the_corrected_one_or_that_of_the_detector(
-    tmp_path, elements, mm, source
-):
+def test_pixel_size_is_calibrated_or_that_of_the_detector(tmp_path, elements, mm, source):
     path = xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
     assert pixel_size(read_header(path))[1] == source
@@ -286,7 +284,7 @@ def test_the_pixel_size_is_the_corrected_one_or_that_of_the_detector(
     assert radiograph_columns(path) == {**columns, "pixel_size_source": source}
 
 
-def test_a_folder_of_several_radiographs_is_no_image(tmp_path):
+def test_folder_of_several_radiographs_is_an_error(tmp_path):
     xray(tmp_path / "a.dcm")
     assert read_volume(tmp_path).geometry.dims == 2
     xray(tmp_path / "b.dcm")
@@ -301,7 +299,7 @@ def marked(root, reference, labels=None):
     return found.labels, found.ignore
 
 
-def test_a_segmentation_object_is_read_as_label_values(series, grid, tmp_path):
+def test_seg_is_read_as_label_values(series, grid, tmp_path):
     series()
     path = tmp_path / "seg.dcm"
     masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
@@ -319,7 +317,7 @@ def test_a_segmentation_object_is_read_as_label_values(series, grid, tmp_path):
         marked(tmp_path, "seg.dcm")
 
 
-def test_contours_are_filled_and_inner_ones_are_holes(series, grid, tmp_path):
+def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path):
     series()
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
     inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))

@@ -50,7 +50,7 @@ def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, mod
     assert [c.images for c in find_images(tmp_path / "in", 1)] == [(path,)]
 
 
-def test_screen_shots_colour_and_films_are_no_radiographs(tmp_path):
+def test_screenshots_colour_images_and_films_are_not_radiographs(tmp_path):
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
     film = np.stack([PIXELS] * 3)
     for number, (kind, pixels, more, words) in enumerate(
@@ -113,9 +113,7 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("elements", "words"), IGNORED, ids=lambda v: str(v)[:60])
-def test_an_element_that_makes_no_sense_is_ignored_with_a_warning(
-    tmp_path, caplog, elements, words
-):
+def test_impossible_element_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
     path = xray(tmp_path / "a.dcm", **elements)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
     assert read_geometry(path).shape == (4, 6)
@@ -130,7 +128,7 @@ TEXTS += ["EstimatedRadiographicMagnificationFactor", "NumberOfFrames", "Distanc
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_text_in_place_of_a_number_is_ignored(tmp_path, monkeypatch, name):
+def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, name):
     monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
     value = {"PixelSpacing": [12345, 12345], "PixelPaddingValue": 12345}.get(name, 12345)
     more = {"WindowCenter": 250} if name == "WindowWidth" else {}
@@ -145,7 +143,7 @@ def test_text_in_place_of_a_number_is_ignored(tmp_path, monkeypatch, name):
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
 
 
-def test_the_first_window_that_makes_sense_is_used(tmp_path):
+def test_first_usable_window_is_used(tmp_path):
     two = {"WindowCenter": [0, 1150], "WindowWidth": [0, 100]}
     seen = read_volume(xray(tmp_path / "a.dcm", **two)).array[0]
     expected = read_volume(xray(tmp_path / "b.dcm", WindowCenter=1150, WindowWidth=100)).array[0]
@@ -166,7 +164,9 @@ SLICES = [
 
 
 @pytest.mark.parametrize(("elements", "expected", "words"), SLICES, ids=lambda v: str(v)[:50])
-def test_a_series_ignores_them_too_and_says_so_once(series, caplog, elements, expected, words):
+def test_series_with_impossible_rescale_elements_warns_once(
+    series, caplog, elements, expected, words
+):
     folder = series(dict.fromkeys(range(5), elements))
     np.testing.assert_array_equal(read_volume(folder).array[0], expected)
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -188,7 +188,7 @@ def test_a_single_slice_without_a_thickness_is_1_mm_thick(series, thickness):
 @pytest.mark.parametrize(
     "name", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"]
 )
-def test_a_slice_without_a_place_gets_advice_that_can_be_followed(series, name):
+def test_error_for_a_slice_without_position_gives_possible_advice(series, name):
     n = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2}[name]
     for value in (None, "", [0] * n if n != 3 else [1, 2]):
         with pytest.raises(ReadError, match=rf"c\.dcm: {name} is .*leave the file out"):
@@ -217,7 +217,7 @@ SYNTAXES = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.Explicit
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", ["b.dcm", "IM0001", "1.2.840.77", "0001.IMA"])
-def test_files_without_preamble_are_read_whatever_they_are_called(tmp_path, syntax, name):
+def test_files_without_preamble_are_read_by_any_name(tmp_path, syntax, name):
     path = bare(xray(tmp_path / "in" / name), syntax)
     assert is_dicom_image(path)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
@@ -254,7 +254,7 @@ def test_a_stray_file_among_slices_is_a_warning_and_a_finding(series, caplog, na
     assert any(name in remark for remark in seen.remarks)
 
 
-def test_a_file_with_dicom_s_suffix_that_is_none_is_an_error_by_name(series):
+def test_error_names_a_dcm_file_that_is_not_dicom(series):
     folder = series()
     (folder / "z.dcm").write_text("Not a slice. " * 40)
     for path in (folder, folder / "z.dcm"):
@@ -296,7 +296,7 @@ CODECS = [
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
-def test_lossless_codecs_give_the_very_pixels(tmp_path, rng, bits, name, syntax, encode):
+def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax, encode):
     kind = np.uint8 if bits == 8 else np.uint16
     pixels = rng.integers(0, 2**bits, (24, 32)).astype(kind)
     pixels[0, :2] = 0, 2**bits - 1
@@ -307,7 +307,7 @@ def test_lossless_codecs_give_the_very_pixels(tmp_path, rng, bits, name, syntax,
     assert not read_volume(path).array.any()
 
 
-def test_a_missing_decoder_is_named_with_a_command_that_brings_it(tmp_path, monkeypatch):
+def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeypatch):
     pixels = PIXELS.astype(np.uint16)
     path = packed(tmp_path / "a.dcm", pixels, jpeg_lossless(pixels, 12), uid.JPEGLosslessSV1, 12)
     monkeypatch.setattr(headers, "in_worker", lambda read, *args: read(*args))
@@ -316,7 +316,7 @@ def test_a_missing_decoder_is_named_with_a_command_that_brings_it(tmp_path, monk
         read_volume(path)
 
 
-def test_an_unknown_compression_is_an_error_that_names_the_way_out(tmp_path):
+def test_error_for_an_unknown_compression_gives_advice(tmp_path):
     path = packed(tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID("1.2.840.10008.1.2.4.100"), 12)
     with pytest.raises(ReadError, match=r"a\.dcm: .*MPEG2.*Export the file uncompressed"):
         read_volume(path)

@@ -83,7 +83,7 @@ def volumetric(sr):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_voxel_lies_where_the_scan_has_it(name, tmp_path):
+def test_every_voxel_has_the_position_of_the_scan(name, tmp_path):
     scan = series(tmp_path, GRIDS[name])
     seg, _ = written(tmp_path, predict(scan), scan)
     # the library's reader places the segments as one volume, ours each frame by its elements
@@ -94,7 +94,7 @@ def test_every_voxel_lies_where_the_scan_has_it(name, tmp_path):
     assert {tuple(p) for p in np.round(mm, 2) + 0.0} == {tuple(p) for p in np.round(expected, 2)}
 
 
-def test_patient_study_and_source_are_the_scans(tmp_path):
+def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
     uneven = {"ImagePositionPatient": lps(GRIDS["oblique"], (3.04, 0, 0))}  # a bit, as scanners do
     changes = {z: PATIENT | (uneven if z == 3 else {}) for z in range(5)}
     scan = write_series(tmp_path, GRIDS["oblique"], changes)
@@ -136,7 +136,7 @@ def comments(path):
     return " ".join(str(i.TextValue) for i in raw.ContentSequence if i.ValueType == "TEXT")
 
 
-def test_the_report_has_a_group_a_candidate_that_names_its_segment(tmp_path):
+def test_report_has_a_group_per_candidate_that_names_its_segment(tmp_path):
     scan = series(tmp_path, GRIDS["oblique"])
     path, sr = written(tmp_path, predict(scan), scan)
     seg, groups = hd.seg.segread(path), volumetric(sr)
@@ -159,7 +159,7 @@ def test_the_report_has_a_group_a_candidate_that_names_its_segment(tmp_path):
     assert "2 of 3 candidates" in comments(sr)
 
 
-def test_a_segment_of_a_long_label_keeps_its_number(tmp_path):
+def test_segment_name_of_a_long_label_keeps_its_number(tmp_path):
     scan = series(tmp_path, GRIDS["axial"])
     names, seg = {1: "l" * 64, 2: "cyst"}, tmp_path / "A_seg.dcm"
     paths = {"report": tmp_path / "A_sr.dcm", "segmentation": seg}
@@ -179,7 +179,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
 
 
-def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path):
+def test_without_accepted_candidates_only_a_report_is_written(tmp_path):
     scan = series(tmp_path, GRIDS["axial"])
     none = tuple(replace(c, accepted=False) for c in predict(scan).candidates)
     seg, sr = written(tmp_path, predict(scan, candidates=none), scan)
@@ -190,7 +190,7 @@ def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path):
     assert "0 of 3 candidates" in comments(sr)
 
 
-def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path):
+def test_boxes_are_drawn_on_the_slices_that_they_cover(tmp_path):
     scan = series(tmp_path, GRIDS["head first"])
     geometry, prediction = read_geometry(scan), predict(scan, drawn=False)
     seg, sr = written(tmp_path, prediction, scan)
@@ -236,7 +236,7 @@ def test_a_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_pat
     assert region.value.tolist() == [[1, 0], [5, 0], [5, 2], [1, 2], [1, 0]]
 
 
-def test_very_many_candidates_and_regions_are_one_segment_a_mask_value(tmp_path):
+def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
     scan = series(tmp_path, GRIDS["axial"])
     ids = np.arange(1, 121, dtype=np.int32).reshape(5, 4, 6)
     assert ids.max() > MOST_SEGMENTS
@@ -265,7 +265,7 @@ def test_poor_headers_are_completed(changes, tmp_path):
     assert len(volumetric(sr)) == 2
 
 
-def test_what_the_library_refuses_is_told_without_the_patient(tmp_path):
+def test_error_of_the_library_does_not_contain_the_patient(tmp_path):
     scan = series(tmp_path, GRIDS["axial"], PatientName="SECRET", SOPInstanceUID=None)
     with pytest.raises(OutputError, match="dicom_output=false") as caught:
         written(tmp_path, predict(scan), scan)

@@ -29,7 +29,7 @@ from lesionseg.io.files import (
 )
 
 
-def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     target = tmp_path / "new" / "scan.nii.gz"
     synced = []
     monkeypatch.setattr("os.fsync", lambda _: synced.append(target.exists()))
@@ -78,7 +78,7 @@ def test_atomic_files_and_their_folders_follow_the_umask(tmp_path, mask):
     }
 
 
-def test_json_comes_back_and_does_not_hold_everything(tmp_path):
+def test_json_round_trip_and_content_without_a_json_form(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
     assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
@@ -104,7 +104,7 @@ DAMAGED = [(read, text) for read, texts in DAMAGED for text in texts]
 
 
 @pytest.mark.parametrize(("read", "text"), DAMAGED, ids=range(len(DAMAGED)))
-def test_what_cannot_be_read_is_named_in_one_line(tmp_path, read, text):
+def test_error_names_an_unreadable_file_in_one_line(tmp_path, read, text):
     path = tmp_path / "study.txt"
     path.write_bytes(text)
     with pytest.raises(ReadError) as caught:
@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, read, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_comes_back(tmp_path):
+def test_table_round_trip(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
     assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
@@ -131,7 +131,7 @@ PLAIN = ("-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1", -2.5)
 
 
 @pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
-def test_m6_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path, cell):
+def test_spreadsheets_run_no_cell_and_all_cells_survive_a_round_trip(tmp_path, cell):
     path = tmp_path / "a.csv"
     write_csv(path, [{"x": cell}], ["x"])
     mark = "'" if cell in FORMULAS else ""
@@ -149,7 +149,7 @@ GOOD_IDS = ("a", "MSCS_19L", "sub-01.v2", "a b", "患者　1", "扫" * 66, "Ма
 
 
 @pytest.mark.parametrize("case", BAD_IDS)
-def test_h6_an_id_that_cannot_name_files_is_an_error(case):
+def test_id_that_cannot_be_a_file_name_is_an_error(case):
     for error in (DatasetError, OutputError):
         with pytest.raises(error) as caught:
             check_case_id(case, Path("list.csv"), error)
@@ -158,7 +158,7 @@ def test_h6_an_id_that_cannot_name_files_is_an_error(case):
     assert printable_id(case) == repr(case)
 
 
-def test_other_ids_pass_in_any_script_and_on_windows_its_signs_do_not(monkeypatch):
+def test_ids_of_any_script_pass_but_forbidden_characters_fail_on_windows(monkeypatch):
     for case in (*GOOD_IDS, "10:30"):
         check_case_id(case, Path("a"))
         assert printable_id(case) == case
@@ -167,7 +167,7 @@ def test_other_ids_pass_in_any_script_and_on_windows_its_signs_do_not(monkeypatc
         check_case_id("10:30", Path("a"))
 
 
-def test_m3_a_locked_folder_is_closed_to_others_until_it_is_free(tmp_path):
+def test_locked_folder_is_closed_to_others_until_it_is_released(tmp_path):
     folder = tmp_path / "out"
     with locked_folder(folder):
         with pytest.raises(OutputError, match="out"):
@@ -182,7 +182,7 @@ def test_m3_a_locked_folder_is_closed_to_others_until_it_is_free(tmp_path):
         locked_folder(folder / "a").__enter__()
 
 
-def test_m3_who_locks_a_folder_removes_what_killed_processes_left(tmp_path):
+def test_locking_a_folder_removes_temporary_files_of_killed_processes(tmp_path):
     halves = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
     kept = [tmp_path / ".hidden-file", tmp_path / "5f85e7d9-report.pdf"]
     kept += [
@@ -208,7 +208,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_m3_two_commands_never_write_into_one_folder(name, tmp_path, monkeypatch):
+def test_two_commands_never_write_into_one_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
     cfg = config.COMMANDS[name].of(**SETTINGS[name])
@@ -249,7 +249,7 @@ WRONG_TABLES = [
 
 
 @pytest.mark.parametrize(("content", "match"), WRONG_TABLES, ids=range(len(WRONG_TABLES)))
-def test_a_table_that_cannot_be_read_says_what_to_do(tmp_path, content, match):
+def test_error_for_an_unreadable_table_gives_advice(tmp_path, content, match):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(ReadError, match=match):
         read_csv(tmp_path / "a.csv")

@@ -55,7 +55,7 @@ def check(path, expected, **settings):
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DEPTHS)
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
-def test_grey_tiff(tmp_path, photometric, dtype, compression):
+def test_grey_tiff_gives_its_values_in_images_and_masks(tmp_path, photometric, dtype, compression):
     stored = samples(dtype, 21, 34)
     expected = (mirrored(stored) if photometric == "miniswhite" else stored)[np.newaxis]
     for layout, how in LAYOUTS.items():
@@ -69,7 +69,7 @@ def test_grey_tiff(tmp_path, photometric, dtype, compression):
 
 @pytest.mark.parametrize("compression", ["deflate", "lzw"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_predictors_change_nothing(tmp_path, dtype, compression):
+def test_tiff_predictors_do_not_change_values(tmp_path, dtype, compression):
     stored = samples(dtype, 21, 34)
     for predictor in (True, False):
         path = tmp_path / "a.tif"
@@ -80,7 +80,7 @@ def test_predictors_change_nothing(tmp_path, dtype, compression):
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_colour_tiff_with_and_without_opacity(tmp_path, dtype, compression):
+def test_colour_tiff_gives_three_channels_with_and_without_opacity(tmp_path, dtype, compression):
     stored = samples(dtype, 21, 34, 3)
     expected, path = np.moveaxis(stored, -1, 0), tmp_path / "a.tif"
     how = {"photometric": "rgb", "compression": compression}
@@ -123,7 +123,9 @@ def test_inks_become_colours(tmp_path, dtype, compression):
     [None, "tiff_ccitt", "group3", "group4", "packbits", "tiff_lzw", "tiff_adobe_deflate"],
 )
 @pytest.mark.parametrize("form", ["mask", "image"])
-def test_one_bit_tiff(tmp_path, form, compression, photometric):
+def test_one_bit_tiff_is_0_and_255_in_images_and_0_and_1_in_masks(
+    tmp_path, form, compression, photometric
+):
     shown, path = np.zeros((40, 70), bool), tmp_path / "a.tif"
     shown[10:20, 30:42] = True
     Image.fromarray(shown).save(path, compression=compression, tiffinfo={262: photometric})
@@ -140,7 +142,9 @@ def test_one_bit_tiff(tmp_path, form, compression, photometric):
 @pytest.mark.parametrize("compression", ["jpeg", "lzw"])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb", "ycbcr"])
 @pytest.mark.parametrize("layout", ["strips", "tiles"])
-def test_jpeg_in_tiff_is_an_image_but_no_mask(tmp_path, photometric, compression, layout):
+def test_jpeg_in_tiff_is_read_as_an_image_but_not_as_a_mask(
+    tmp_path, photometric, compression, layout
+):
     y, x = np.mgrid[:32, :48]
     smooth, path = (3 * y + 2 * x).astype(np.uint8), tmp_path / "a.tif"
     expected = 255 - smooth[np.newaxis] if photometric == "miniswhite" else smooth[np.newaxis]
@@ -194,7 +198,7 @@ def rows_of(values, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_grey_png_of_every_depth(tmp_path, bits):
+def test_grey_png_of_every_depth_gives_its_values(tmp_path, bits):
     most = 2**bits - 1
     stored = RNG.integers(0, most, (7, 13), endpoint=True)
     path = png(tmp_path / "a.png", bits, 0, rows_of(stored, bits))
@@ -230,7 +234,7 @@ def test_palettes_are_colours_in_images_and_indices_in_masks(tmp_path, form, bit
 
 @pytest.mark.parametrize("wide", [np.uint8, np.uint16])
 @pytest.mark.parametrize("colour", [2, 4, 6], ids=["rgb", "grey and opacity", "rgba"])
-def test_png_with_colour_or_opacity(tmp_path, caplog, colour, wide):
+def test_png_with_colour_or_opacity_gives_its_colours(tmp_path, caplog, colour, wide):
     n, bits = {2: 3, 4: 2, 6: 4}[colour], 8 * np.dtype(wide).itemsize
     stored = samples(wide, 7, 13, n)
     path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
@@ -353,7 +357,7 @@ def test_the_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opac
         np.testing.assert_array_equal(read_raster(path, as_labels=True).array[0], values)
 
 
-def test_a_transparent_colour_of_a_png_is_an_opacity(tmp_path):
+def test_transparent_colour_of_a_png_counts_as_opacity(tmp_path):
     for transparent, is_error in ((0, False), (1, True)):
         path = png(tmp_path / "m.png", 8, 0, rows_of(MARK, 8), None, struct.pack(">H", transparent))
         np.testing.assert_array_equal(read_raster(path).array[0], MARK)
@@ -364,7 +368,7 @@ def test_a_transparent_colour_of_a_png_is_an_opacity(tmp_path):
             check(path, MARK[np.newaxis], as_labels=True)
 
 
-def test_a_second_value_of_unknown_meaning_is_an_error(tmp_path):
+def test_mask_with_an_extra_sample_is_an_error(tmp_path):
     path = tmp_path / "m.tif"
     four = np.stack([MARK, MARK, MARK, CLEAR], axis=-1)
     tifffile.imwrite(path, four, photometric="rgb", extrasamples=["unspecified"])
@@ -380,7 +384,7 @@ def test_a_second_value_of_unknown_meaning_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "words"), [("uint8", ""), ("int16", "-2 to -1"), ("float32", "")]
 )
-def test_white_is_zero_masks_keep_lesion_and_background_apart(tmp_path, dtype, words):
+def test_white_is_zero_masks_do_not_exchange_lesion_and_background(tmp_path, dtype, words):
     path = tmp_path / "m.tif"
     stored = (1 - MARK).astype(dtype)  # as if they had one bit
     tifffile.imwrite(path, stored, photometric="miniswhite")
@@ -398,7 +402,7 @@ def test_white_is_zero_masks_keep_lesion_and_background_apart(tmp_path, dtype, w
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("upside_down", [False, True])
-def test_bmp_of_few_bits_with_a_grey_palette(tmp_path, bits, upside_down):
+def test_bmp_of_few_bits_with_a_grey_palette_gives_indices_or_greys(tmp_path, bits, upside_down):
     n, path = 2**bits, tmp_path / "a.bmp"
     stored = RNG.integers(0, n, (7, 13)).astype(np.uint8)
     table = np.zeros((n, 4), np.uint8)
@@ -431,7 +435,7 @@ def test_thumbnails_do_not_count_as_pages_and_further_pictures_are_slices(tmp_pa
         check(path, stack[np.newaxis])
 
 
-def test_the_content_decides_on_the_format_and_on_jpeg(tmp_path):
+def test_content_decides_the_format(tmp_path):
     y, x = np.mgrid[:16, :24]
     smooth = (5 * y + 4 * x).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.png", smooth, photometric="miniswhite")
@@ -444,7 +448,7 @@ def test_the_content_decides_on_the_format_and_on_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "jpeg", "packbits", "zstd"])
-def test_a_blank_picture_is_not_taken_for_a_bomb(tmp_path, compression):
+def test_blank_picture_passes_the_size_check(tmp_path, compression):
     """Its file is far smaller than that of any picture with content."""
     path = tmp_path / "a.tif"
     blank = Image.new("1" if compression == "group4" else "L", (6000, 5000))

@@ -25,7 +25,7 @@ def texts(folder):
     return {f.name: f.read_text() for f in folder.iterdir() if f.suffix == ".nii"}
 
 
-def test_results_of_the_same_content_may_be_replaced_and_of_another_not(tmp_path):
+def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     fill(tmp_path, "a", ONE)
     results = PredictionFolder(tmp_path)
     results.claim("a", ONE)
@@ -49,7 +49,7 @@ def test_results_of_the_same_content_may_be_replaced_and_of_another_not(tmp_path
         (ScanSource("aa", "1", ""), ScanSource("bb", "1", ""), False),
     ],
 )
-def test_a_changed_scan_is_known_by_its_uids(tmp_path, recorded, now, is_same):
+def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same):
     fill(tmp_path, "a", recorded)
     assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
     if is_same:
@@ -79,7 +79,7 @@ def test_a_result_that_states_no_source_is_not_replaced(tmp_path, name):
     PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
 
 
-def test_names_of_masks_as_nnunet_has_them(tmp_path):
+def test_names_nnunet_does_not_replace_masks_or_take_ambiguous_ids(tmp_path):
     (tmp_path / "a.nii.gz").write_text("someone's mask")
     PredictionFolder(tmp_path).claim("a", ONE)
     with pytest.raises(ConflictError, match=r"a\.nii\.gz"):
@@ -91,7 +91,7 @@ def test_names_of_masks_as_nnunet_has_them(tmp_path):
         PredictionFolder(tmp_path).claim(case, ONE)
 
 
-def test_an_id_that_differs_in_case_or_in_the_way_of_writing_an_accent_is_taken(tmp_path):
+def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path):
     fill(tmp_path, "P1é", ONE)
     results = PredictionFolder(tmp_path)
     for case in ("p1é", "P1É", "P1e\u0301"):
@@ -100,7 +100,7 @@ def test_an_id_that_differs_in_case_or_in_the_way_of_writing_an_accent_is_taken(
     results.claim("P1", TWO)
 
 
-def test_the_new_files_take_the_place_of_all_old_ones(tmp_path):
+def test_new_files_replace_all_old_files(tmp_path):
     fill(tmp_path, "a", ONE, "old")
     (tmp_path / "a_regions.nrrd").write_text("old")
     (tmp_path / "a_b_mask.nii").write_text("another case's")
@@ -124,7 +124,7 @@ def test_an_error_while_writing_leaves_the_old_files(tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", range(12))
-def test_killed_at_any_moment_a_case_has_its_old_files_or_its_new_ones(
+def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     tmp_path, monkeypatch, killed_at
 ):
     """Every change of a name or a folder may be the last."""
@@ -160,7 +160,7 @@ def test_files_that_were_not_all_written_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digest_is_of_the_content_in_the_order_of_channels(tmp_path):
+def test_digest_depends_on_content_and_order_of_channels(tmp_path):
     for name, text in {"a": "1", "b": "2", "c": "1", "d": "2"}.items():
         (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / name for name in "abcd")

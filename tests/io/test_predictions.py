@@ -52,7 +52,7 @@ def _read(folder, geometry=None):
     return read_prediction(find_predictions(folder)["A"], geometry=geometry)
 
 
-def _comes_back(folder, prediction, geometry=None, **settings):
+def _check_round_trip(folder, prediction, geometry=None, **settings):
     write_prediction(folder, prediction, **settings)
     again = _read(folder, geometry)
     np.testing.assert_array_equal(again.instances, prediction.instances)
@@ -61,29 +61,29 @@ def _comes_back(folder, prediction, geometry=None, **settings):
         assert getattr(again, name) == getattr(prediction, name)
 
 
-def test_the_number_of_candidates_left_out_comes_back(tmp_path, oblique):
-    _comes_back(tmp_path, _prediction(oblique, n_left_out=17))
+def test_number_of_candidates_left_out_survives_a_round_trip(tmp_path, oblique):
+    _check_round_trip(tmp_path, _prediction(oblique, n_left_out=17))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_a_volume_comes_back_and_a_raster_as_png(tmp_path, oblique, suffix):
-    _comes_back(tmp_path, _prediction(oblique), suffix=suffix)
+def test_volume_and_picture_survive_a_round_trip(tmp_path, oblique, suffix):
+    _check_round_trip(tmp_path, _prediction(oblique), suffix=suffix)
     names = {"A_candidates.json", f"A_instances{suffix}", f"A_mask{suffix}"}
     assert {f.name for f in tmp_path.iterdir()} == names
     gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
     said = InputCheckResult(2.5, "Another grid.", ("T1",))
-    _comes_back(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
+    _check_round_trip(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
-    _comes_back(tmp_path, empty, suffix=suffix)
+    _check_round_trip(tmp_path, empty, suffix=suffix)
     # a PNG states none of this: a plane as ITK writes it, off the origin, of pixels not square
     plane = Geometry((6, 9), np.array([[0, -0.2, 5], [-0.25, 0, 7], [0, 0, 1]]))
-    _comes_back(tmp_path / "flat", _prediction(plane), plane, suffix=suffix)
+    _check_round_trip(tmp_path / "flat", _prediction(plane), plane, suffix=suffix)
     assert (tmp_path / "flat" / "A_mask.png").is_file()
     with Image.open(tmp_path / "flat" / "A_instances.png") as image:
         assert image.mode == "I;16"
 
 
-def test_the_files_hold_what_is_promised(tmp_path, oblique):
+def test_files_have_the_documented_content(tmp_path, oblique):
     write_prediction(tmp_path, _prediction(oblique))
     content = json.loads((tmp_path / "A_candidates.json").read_text())
     keys = "id label score probability start_vox stop_vox centre_mm diameter_mm volume_ml"
@@ -92,14 +92,16 @@ def test_the_files_hold_what_is_promised(tmp_path, oblique):
     assert (np.argwhere(mask).tolist(), mask[0, 0, 0], mask.dtype) == ([[0, 0, 0]], 2, np.uint8)
     geometry = Geometry.from_spacing((1, 1, 2), (1, 1, 1))  # more ids than 16 bits hold
     candidates = (_candidate(70000, geometry, (0, 0, 1)),)
-    _comes_back(tmp_path, Prediction("A", geometry, candidates, np.array([[[0, 70000]]], np.int32)))
+    _check_round_trip(
+        tmp_path, Prediction("A", geometry, candidates, np.array([[[0, 70000]]], np.int32))
+    )
     assert nibabel.load(tmp_path / "A_instances.nii.gz").get_data_dtype() == np.int32
 
 
-def test_boxes_alone_need_a_grid_and_what_no_file_holds_is_an_error(tmp_path, oblique):
+def test_boxes_need_a_grid_and_nan_scores_are_not_written(tmp_path, oblique):
     candidates = (_candidate(1, oblique, (0, 0, 0), has_mask=False),)
     boxes = _prediction(oblique, instances=None, candidates=candidates)
-    _comes_back(tmp_path, boxes, oblique)
+    _check_round_trip(tmp_path, boxes, oblique)
     assert [f.name for f in tmp_path.iterdir()] == ["A_candidates.json"]
     with pytest.raises(ReadError, match=r"A_candidates\.json"):
         _read(tmp_path)
@@ -111,7 +113,7 @@ def test_boxes_alone_need_a_grid_and_what_no_file_holds_is_an_error(tmp_path, ob
 
 
 @pytest.mark.parametrize("name", ["A_mask.nii.gz", "A.nii.gz"])
-def test_bare_masks_give_unscored_candidates(tmp_path, oblique, name):
+def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, name):
     """Two voxels that touch at a corner are one candidate, another label is another."""
     mask = np.zeros((1, 3, 4, 5), np.uint8)
     mask[0, 0, 0, 0] = mask[0, 1, 1, 1] = 1
@@ -133,7 +135,7 @@ def test_bare_masks_give_unscored_candidates(tmp_path, oblique, name):
     assert _read(tmp_path).candidates == ()
 
 
-def test_instances_without_candidates_keep_their_cut(tmp_path, write_nifti):
+def test_instances_without_candidates_stay_separate(tmp_path, write_nifti):
     """Two instances that touch stay two; ids become consecutive, labels come from the mask."""
     ids = np.zeros((5, 4, 3), np.int32)
     ids[0, 0, 0], ids[1, 0, 0] = 12, 5
@@ -173,7 +175,7 @@ NO_CANDIDATES = [
 
 
 @pytest.mark.parametrize("change", [*WRONG, *NO_CANDIDATES], ids=str)
-def test_candidates_that_make_no_sense_are_an_error(tmp_path, oblique, change):
+def test_invalid_candidates_are_an_error(tmp_path, oblique, change):
     write_prediction(tmp_path, _prediction(oblique))
     path, named = tmp_path / "A_candidates.json", ""
     if isinstance(change, dict):
@@ -220,7 +222,7 @@ def test_finding_sorts_files_into_cases(tmp_path):
 
 
 @pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_doubles_emptiness_and_absence_are_an_error(tmp_path, find):
+def test_two_masks_of_a_case_and_empty_or_missing_folders_are_an_error(tmp_path, find):
     for folder in (tmp_path / "gone", tmp_path):
         with pytest.raises(DatasetError):
             find(folder)

@@ -13,7 +13,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
 
 
-def test_a_folder_is_downloaded_and_followed(tmp_path):
+def test_folder_is_downloaded_and_changes_are_followed(tmp_path):
     store = fsspec.filesystem("memory")
     store.pipe({"/set/a.nii": b"one", "/set/deep/b.csv": b"two"})
     copy = download("memory://set", str(tmp_path))
@@ -28,7 +28,7 @@ def test_a_folder_is_downloaded_and_followed(tmp_path):
     assert download(str(copy)) == copy  # a path is no URL
 
 
-def test_results_are_uploaded_and_what_is_not_there_is_named(tmp_path):
+def test_results_are_uploaded_and_errors_name_the_url(tmp_path):
     copy = download("memory://results", str(tmp_path), new=True)
     assert files(copy) == {}
     (copy / "deep").mkdir()

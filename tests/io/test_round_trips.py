@@ -80,14 +80,14 @@ TABLE += [(f, ending) for f in (nnunet, msd, manifest, datalist) for ending in V
 
 
 @pytest.mark.parametrize(("layout", "ending"), TABLE, ids=[f"{f.__name__}{e}" for f, e in TABLE])
-def test_a_case_comes_back_as_it_was_written(tmp_path, layout, ending):
+def test_case_survives_a_round_trip_in_every_layout_and_format(tmp_path, layout, ending):
     layout(tmp_path, ending)
     check(tmp_path, layout.__name__)
 
 
 @pytest.mark.parametrize("reference", ["seg.dcm", "rtstruct.dcm", "m.nii.gz"])
 @pytest.mark.parametrize("kind", ["", ".nii.gz"])
-def test_dicom_series_and_dicom_references(tmp_path, kind, reference):
+def test_dicom_series_with_dicom_references_survive_a_round_trip(tmp_path, kind, reference):
     write_as(tmp_path / f"scan{kind}", IMAGE)
     corners = ((1.5, 0.5), (1.5, 3.5), (2.5, 3.5), (2.5, 0.5))
     contours(tmp_path / "rtstruct.dcm", GRID, (1, corners))
@@ -97,7 +97,7 @@ def test_dicom_series_and_dicom_references(tmp_path, kind, reference):
     check(tmp_path, "manifest")
 
 
-def test_a_jpeg_is_an_image_and_no_mask(tmp_path):
+def test_jpeg_is_read_as_an_image_but_not_as_a_mask(tmp_path):
     manifest(tmp_path, ".jpg")
     with pytest.raises(ReadError, match="lost its exact values"):
         check(tmp_path, "manifest")

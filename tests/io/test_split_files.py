@@ -59,7 +59,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("content", "match"), WRONG)
-def test_what_states_no_roles_is_an_error_with_a_remedy(write, content, match):
+def test_file_without_roles_is_an_error_with_advice(write, content, match):
     path = write(content)
     with pytest.raises((DatasetError, ReadError), match=match) as caught:
         read_split_file(path)

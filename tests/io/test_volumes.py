@@ -27,7 +27,7 @@ def ramp(geometry, dtype="int16"):
     return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
-def comes_back(path, volume, **settings):
+def check_round_trip(path, volume, **settings):
     write_volume(path, volume)
     again = read_volume(path, **settings)
     np.testing.assert_array_equal(again.array, volume.array)
@@ -37,11 +37,13 @@ def comes_back(path, volume, **settings):
 
 @pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_every_orientation_comes_back_where_simpleitk_sees_it(tmp_path, oblique, suffix, axes):
+def test_every_orientation_survives_a_round_trip_and_agrees_with_simpleitk(
+    tmp_path, oblique, suffix, axes
+):
     affine, path = oblique.affine.copy(), tmp_path / f"a{suffix}"
     affine[:3, :3] = affine[:3, axes] * (-1, 1, -1)
     volume = ramp(Geometry((3, 4, 5), affine))
-    assert comes_back(path, volume).geometry.distance_mm(volume.geometry) < 1e-4
+    assert check_round_trip(path, volume).geometry.distance_mm(volume.geometry) < 1e-4
     image = sitk.ReadImage(str(path))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.array[0])
     theirs = np.array(image.TransformIndexToPhysicalPoint((4, 3, 2))) * (-1, -1, 1)  # x, y, z
@@ -49,7 +51,7 @@ def test_every_orientation_comes_back_where_simpleitk_sees_it(tmp_path, oblique,
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
-def test_a_header_is_read_with_the_voxels_beside_it(tmp_path, suffix):
+def test_header_is_read_with_its_voxel_file(tmp_path, suffix):
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     image.SetSpacing((0.5, 0.75, 3))
     image.SetOrigin((10, -20, 30))
@@ -65,11 +67,11 @@ def test_a_header_is_read_with_the_voxels_beside_it(tmp_path, suffix):
 def test_number_types_are_kept_or_widened(tmp_path, oblique, suffix):
     stored = {t: t for t in ("uint8", "int16", "uint16", "int32", "float32", "float64")}
     for dtype, kept in {**stored, "bool": "uint8", "float16": "float32", "int64": "int32"}.items():
-        assert comes_back(tmp_path / f"a{suffix}", ramp(oblique, dtype)).array.dtype == kept
+        assert check_round_trip(tmp_path / f"a{suffix}", ramp(oblique, dtype)).array.dtype == kept
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
-def test_what_a_format_does_not_hold_is_not_written(tmp_path, name):
+def test_values_that_a_format_cannot_store_are_an_error(tmp_path, name):
     held = {"t": np.zeros((2, 3, 4), np.uint8), "l": np.full((1, 3, 4), 2**40)}
     array = held.get(name[0], np.zeros((1, 3, 4), np.float32))
     with pytest.raises(OutputError, match=name):
@@ -77,7 +79,7 @@ def test_what_a_format_does_not_hold_is_not_written(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_nifti_big_endian_version_2_units_and_scaling(tmp_path):
+def test_nifti_big_endian_version_2_units_and_scaling_are_read(tmp_path):
     array, path = np.arange(24).reshape(2, 3, 4), tmp_path / "a.nii"
     header = nibabel.Nifti2Image(array.astype(np.int16), np.eye(4)).header
     header.set_xyzt_units("micron")
@@ -96,14 +98,14 @@ def test_nifti_big_endian_version_2_units_and_scaling(tmp_path):
     np.testing.assert_array_equal(volume.array[0].T, array * 0.5 - 10)
 
 
-def test_nifti_of_two_axes(tmp_path, write_nifti):
+def test_nifti_of_two_axes_has_two_spatial_axes(tmp_path, write_nifti):
     affine = np.diag([-0.5, 2.0, 1, 1])
     affine[:2, 3] = (7, 8)
     array = np.arange(20, dtype=np.uint8).reshape(5, 4)
     volume = read_volume(write_nifti(tmp_path / "a.nii.gz", array, affine))
     np.testing.assert_array_equal(volume.array[0].T, array)
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 2]]), [[6, 10]])
-    again = comes_back(tmp_path / "b.nii.gz", volume)
+    again = check_round_trip(tmp_path / "b.nii.gz", volume)
     assert again.geometry.matches(volume.geometry, 1e-5)
     for shape in ((5, 4, 3, 2), (7,)):
         path = write_nifti(tmp_path / "many.nii", np.zeros(shape, np.uint8))
@@ -114,7 +116,7 @@ def test_nifti_of_two_axes(tmp_path, write_nifti):
         assert read_volume(path).array.shape == axes
 
 
-def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(tmp_path, oblique):
+def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique):
     path = tmp_path / "scan.nii.gz"
     write_volume(path, ramp(oblique))
     scan = nibabel.load(path)
@@ -129,7 +131,7 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(tmp_path, obli
 
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)])
 @pytest.mark.parametrize("codes", [(1, 1), (0, 2), (2, 0), (0, 0)])
-def test_a_mask_goes_back_in_the_scan_s_unit_of_length(tmp_path, unit, mm, codes):
+def test_mask_is_written_in_the_unit_of_length_of_the_scan(tmp_path, unit, mm, codes):
     per_unit = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
     affine = per_unit @ np.array([[-1.5, 0, 0, 9], [0, 2, 0, -8], [0, 0, 3, 7], [0, 0, 0, 1]])
     scan = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), affine)
@@ -167,9 +169,9 @@ def test_nifti_is_read_whether_compressed_or_not_whatever_its_suffix(tmp_path, w
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_pictures_come_back(tmp_path, name, dtype):
+def test_pictures_survive_a_round_trip(tmp_path, name, dtype):
     picture = Volume(GREY.astype(dtype)[np.newaxis], PLANE)
-    volume = comes_back(tmp_path / name, picture, raster_mm=0.2)
+    volume = check_round_trip(tmp_path / name, picture, raster_mm=0.2)
     assert volume.array.dtype == dtype
     assert volume.geometry.spacing_mm == (0.2, 0.2)
     np.testing.assert_allclose(volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]])  # rows run down
@@ -213,7 +215,7 @@ def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
         read("a.png", "R", "G")
 
 
-def test_palettes_bits_white_as_zero_and_pages(tmp_path):
+def test_palettes_few_bits_white_is_zero_and_pages_are_read(tmp_path):
     path = tmp_path / "a.png"
     image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8))
     image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
@@ -238,7 +240,7 @@ def test_palettes_bits_white_as_zero_and_pages(tmp_path):
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
-def test_a_stated_rotation_is_followed(tmp_path, suffix, turn):
+def test_stated_orientation_is_applied(tmp_path, suffix, turn):
     picture = np.zeros((16, 24), np.uint8)  # bright at the upper left, dim at the upper right
     picture[:8, :8], picture[:8, 16:] = 200, 100
     path = tmp_path / f"a{suffix}"
@@ -257,7 +259,7 @@ def test_a_stated_rotation_is_followed(tmp_path, suffix, turn):
 
 
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".mhd", ".png", ".jpg", ".bmp", ".tif", ".xyz"])
-def test_what_is_no_image_is_named(tmp_path, suffix):
+def test_error_names_a_file_that_is_not_an_image(tmp_path, suffix):
     path = tmp_path / f"bad{suffix}"
     for content in (None, b"", b"no image at all, but some text " * 40):
         if content is not None:
@@ -268,7 +270,7 @@ def test_what_is_no_image_is_named(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".tif"])
-def test_truncated_and_flipped_voxels_are_noticed(tmp_path, suffix, rng):
+def test_truncated_or_damaged_voxels_are_an_error(tmp_path, suffix, rng):
     path = tmp_path / f"cut{suffix}"
     noise = rng.integers(0, 255, (1, 30, 31)).astype(np.uint8)
     write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))

@@ -28,7 +28,7 @@ def test_every_table_gives_the_same_names(name, tmp_path):
     assert read_zone_names(tmp_path / name) == EXPECTED
 
 
-def test_a_folder_is_read_by_case(tmp_path, caplog):
+def test_zones_are_read_by_case_id(tmp_path, caplog):
     values = np.full((1, 4, 4, 4), 17, np.uint8)
     write_volume(tmp_path / "a.nii.gz", Volume(values, Geometry.from_spacing((4, 4, 4), (1, 1, 1))))
     (tmp_path / "names.csv").write_text(TABLES["a.csv"])

@@ -28,7 +28,7 @@ from lesionseg.losses.base import count_positives, mask_unannotated, region_targ
 SHAPE = (2, 6, 7, 8)
 
 
-def made(target: str, activation: str = "sigmoid", **settings: Any) -> nn.Module:
+def make(target: str, activation: str = "sigmoid", **settings: Any) -> nn.Module:
     return make_loss(LossConfig.model_validate({"_target_": target, **settings}), activation)
 
 
@@ -38,12 +38,12 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_focal": DiceFocalLoss,
     "dice_cross_entropy": DiceCrossEntropyLoss,
     "lesion_balanced": LesionBalancedLoss,
-    "monai": partial(made, "monai.losses.DiceFocalLoss"),
+    "monai": partial(make, "monai.losses.DiceFocalLoss"),
 }
 EVERY = pytest.mark.parametrize("name", LOSSES)
 
 
-def scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, labels of two classes and the lesions they make; the right half is empty."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn((SHAPE[0], channels, *SHAPE[1:]), generator=draw)
@@ -53,7 +53,7 @@ def scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits, labels, labels.int()
 
 
-def called(
+def compute_terms(
     loss: nn.Module, logits: Tensor, labels: Tensor, instances: Tensor, valid: Tensor | None
 ) -> dict[str, Tensor]:
     seen = instances if valid is None else instances.masked_fill(~valid, 0)
@@ -62,7 +62,7 @@ def called(
     return loss(logits, labels, valid=valid, **extra)
 
 
-def slope(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
+def compute_gradient(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
     return torch.autograd.grad(torch.stack(list(terms.values())).sum(), logits)[0]
 
 
@@ -74,23 +74,23 @@ def test_terms_are_finite_fp32_scalars_with_a_gradient(
     name: str, activation: str, lesion: bool, dtype: torch.dtype
 ) -> None:
     """Also where no lesion is, for two classes, and from half precision."""
-    logits, labels, instances = scene(2 if activation == "sigmoid" else 3)
+    logits, labels, instances = make_scene(2 if activation == "sigmoid" else 3)
     logits = logits.to(dtype).requires_grad_()
     loss = LOSSES[name](activation=activation)
-    terms = called(loss, logits, lesion * labels, lesion * instances, None)
+    terms = compute_terms(loss, logits, lesion * labels, lesion * instances, None)
     for term in terms.values():
         assert (term.shape, term.dtype) == ((), torch.float32)
         assert 0 <= term.item() < 1000
-    gradient = slope(terms, logits)
+    gradient = compute_gradient(terms, logits)
     assert torch.isfinite(gradient).all()
     assert gradient.abs().sum() > 0
 
 
 @EVERY
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", "regions"])
-def test_what_is_ignored_teaches_nothing(name: str, activation: str) -> None:
+def test_invalid_voxels_have_no_effect_and_no_gradient(name: str, activation: str) -> None:
     loss = LOSSES[name](activation="softmax" if activation == "softmax" else "sigmoid")
-    logits, labels, instances = scene(3 if activation == "softmax" else 2)
+    logits, labels, instances = make_scene(3 if activation == "softmax" else 2)
     valid = torch.ones(SHAPE, dtype=torch.bool)
     valid[..., 4:] = False
     # another truth, another lesion and wild logits where nobody is to look
@@ -100,28 +100,28 @@ def test_what_is_ignored_teaches_nothing(name: str, activation: str) -> None:
     other_instances[..., 5:7] = 9
     if activation == "regions":
         labels, other_labels = (region_target(x, [(1, 2), (2,)]) for x in (labels, other_labels))
-    first = called(loss, logits, labels, instances, valid)
+    first = compute_terms(loss, logits, labels, instances, valid)
     leaf = other.requires_grad_()
-    second = called(loss, leaf, other_labels, other_instances, valid)
+    second = compute_terms(loss, leaf, other_labels, other_instances, valid)
     torch.testing.assert_close(second, first)
-    gradient = slope(second, leaf)
+    gradient = compute_gradient(second, leaf)
     assert gradient[..., 4:].abs().max() == 0
     assert gradient[..., :4].abs().max() > 0
 
 
 @EVERY
-def test_regions_of_one_label_each_are_the_labels(name: str) -> None:
+def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> None:
     loss = LOSSES[name](activation="sigmoid")
-    logits, labels, instances = scene(2)
-    by_label = called(loss, logits, labels, instances, None)
-    by_region = called(loss, logits, region_target(labels, [(1,), (2,)]), instances, None)
+    logits, labels, instances = make_scene(2)
+    by_label = compute_terms(loss, logits, labels, instances, None)
+    by_region = compute_terms(loss, logits, region_target(labels, [(1,), (2,)]), instances, None)
     torch.testing.assert_close(by_region, by_label)
 
 
 @EVERY
-def test_a_class_that_a_tile_does_not_annotate_has_no_gradient_and_costs_nothing(name: str) -> None:
+def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) -> None:
     """Class 2 of the second tile: its logits may be anything, and the first tile's still learns."""
-    logits, labels, instances = scene(2)
+    logits, labels, instances = make_scene(2)
     labels[1][labels[1] == 2] = 0
     unannotated = torch.tensor([[False, False], [False, True]])
     loss, values = LOSSES[name](activation="sigmoid"), []
@@ -130,15 +130,15 @@ def test_a_class_that_a_tile_does_not_annotate_has_no_gradient_and_costs_nothing
         given[1, 1] *= factor
         given.requires_grad_()
         known = mask_unannotated(given, unannotated, "sigmoid")
-        terms = called(loss, known, labels, instances, None)
-        gradient = slope(terms, given)
+        terms = compute_terms(loss, known, labels, instances, None)
+        gradient = compute_gradient(terms, given)
         assert not gradient[1, 1].any()
         assert all(bool(gradient[b, k].any()) for b, k in ((0, 0), (0, 1), (1, 0)))
         values.append({term: value.item() for term, value in terms.items()})
     assert values[0] == values[1]
 
 
-def test_the_marginal_loss_of_a_softmax_by_hand() -> None:
+def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
     """p = 0.5, 0.2, 0.3 and class 2 unknown: background is 0.8, class 1 stays 0.2."""
     logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1).expand(1, 3, 2)
     logits = logits.clone().requires_grad_()
@@ -151,20 +151,20 @@ def test_the_marginal_loss_of_a_softmax_by_hand() -> None:
     # of background -p_0/0.8, p_1, -p_2/0.8 beside p; a known lesion rules the unknown class out
     background, lesion = [0.5 - 0.625, 0.2, 0.3 - 0.375], [0.5, 0.2 - 1, 0.3]
     expected = torch.tensor([background, lesion]).T[None]
-    torch.testing.assert_close(slope(terms, logits), expected)
+    torch.testing.assert_close(compute_gradient(terms, logits), expected)
 
 
 # --- the divisor ---
 
 
-def test_counts_valid_lesion_voxels_and_those_of_each_region() -> None:
+def test_positives_are_valid_lesion_voxels_counted_once_per_region() -> None:
     labels, valid = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[True, True, True, False]])
     target = region_target(labels, [(1, 2), (2,)])
     for given, counts in ((labels, (3, 2)), (target, (5, 3))):
         assert (count_positives(given).item(), count_positives(given, valid).item()) == counts
 
 
-def test_follows_the_counts_slowly_and_never_falls_below_what_is_expected() -> None:
+def test_average_follows_counts_and_stays_above_the_expected_number() -> None:
     average = PositiveAverage(expected=50, momentum=0.5)
     counts = torch.tensor([150, 0, 0, 1000, 0])
     assert [average.update(n).item() for n in counts[:3]] == [100, 50, 50]
@@ -174,7 +174,7 @@ def test_follows_the_counts_slowly_and_never_falls_below_what_is_expected() -> N
     assert [restarted.update(n) for n in counts] == [average.update(n) for n in counts]
 
 
-def test_all_averages_at_once_are_those_one_by_one():
+def test_several_averages_in_one_module_equal_single_ones():
     one, all_ = [PositiveAverage(expected=n) for n in (10, 100)], PositiveAverage((10.0, 100.0))
     for counts in (torch.tensor([50.0, 1000.0]), torch.zeros(2)):
         expected = [a.update(n) for a, n in zip(one, counts, strict=True)]
@@ -186,21 +186,21 @@ def test_all_averages_at_once_are_those_one_by_one():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("name", ["DiceFocalLoss", "DiceCELoss", "TverskyLoss", "FocalLoss"])
-def test_monai_s_own_number_is_the_term(name: str, activation: str) -> None:
+def test_term_of_a_monai_loss_is_its_value(name: str, activation: str) -> None:
     softmax = activation == "softmax"
-    logits, labels, _ = scene(2 + softmax)
-    loss = made(f"monai.losses.{name}", activation)
+    logits, labels, _ = make_scene(2 + softmax)
+    loss = make(f"monai.losses.{name}", activation)
     one_hot = torch.stack([labels == k for k in range(0 if softmax else 1, 3)], 1).float()
     flags = {"use_softmax": softmax} if name == "FocalLoss" else {activation: True}
     expected = getattr(monai.losses, name)(**flags)(logits, one_hot)
     assert loss(logits, labels) == {name: pytest.approx(expected.item(), rel=1e-5)}
 
 
-def test_ours_is_told_the_activation_and_another_s_is_wrapped() -> None:
-    told = made("lesionseg.losses.FocalLoss", "softmax", gamma=1.0)
+def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
+    told = make("lesionseg.losses.FocalLoss", "softmax", gamma=1.0)
     assert isinstance(told, FocalLoss)
     assert told.activation == "softmax"
-    assert isinstance(made("torch.nn.BCEWithLogitsLoss"), CustomLoss)
+    assert isinstance(make("torch.nn.BCEWithLogitsLoss"), CustomLoss)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_ours_is_told_the_activation_and_another_s_is_wrapped() -> None:
         ("collections.Counter", {}),
     ],
 )
-def test_what_cannot_be_a_loss_is_refused(target: str, settings: dict[str, Any]) -> None:
-    logits, labels, _ = scene(2)
+def test_invalid_loss_configuration_is_an_error(target: str, settings: dict[str, Any]) -> None:
+    logits, labels, _ = make_scene(2)
     with pytest.raises(ConfigError):
-        made(target, **settings)(logits, labels)
+        make(target, **settings)(logits, labels)
     with pytest.raises(ConfigError, match=r"'gama'.*'gamma'"):
-        made("lesionseg.losses.FocalLoss", gama=2)
+        make("lesionseg.losses.FocalLoss", gama=2)

@@ -16,13 +16,13 @@ from lesionseg.losses import (
 )
 
 
-def test_hand_value() -> None:
+def test_dice_has_the_value_computed_by_hand() -> None:
     """p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
     loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]]), smooth=0.5)
     assert loss.item() == pytest.approx(1 - (2 * 0.5 + 0.5) / (2 + 1 + 0.5))
 
 
-def test_classes_count_alike_and_the_batch_is_summed() -> None:
+def test_dice_is_summed_over_the_batch_and_averaged_over_classes() -> None:
     labels = torch.tensor([[1, 1, 0, 0], [2, 0, 0, 0]])
     p = torch.tensor([[[0.9, 0.8, 0.1, 0.2], [0.1] * 4], [[0.1] * 4, [0.7, 0.2, 0.1, 0.1]]])
     one = 1 - (2 * 1.7 + 1) / (2.0 + 0.4 + 2 + 1)
@@ -39,7 +39,7 @@ def test_lesion_free_tiles_push_probabilities_down() -> None:
     assert (torch.autograd.grad(loss, logits)[0] > 0).all()
 
 
-def test_cross_entropies_are_torch_s() -> None:
+def test_cross_entropies_equal_those_of_torch() -> None:
     logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
     labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
     labels[0, 1:3, 1:3, 1:4], labels[1, 4:, 5:, 6:] = 1, 2
@@ -53,7 +53,7 @@ def test_cross_entropies_are_torch_s() -> None:
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
 
 
-def test_refuses_what_is_no_training_loss() -> None:
+def test_settings_that_give_no_training_loss_are_an_error() -> None:
     for make, wrong in (
         (FocalLoss, {"activation": "relu"}),
         (FocalLoss, {"reduction": "none"}),
@@ -63,7 +63,9 @@ def test_refuses_what_is_no_training_loss() -> None:
             make(**wrong)
 
 
-def nnunet_by_loops(logits: torch.Tensor, labels: torch.Tensor, per_tile: bool) -> float:
+def compute_nnunet_loss_by_loops(
+    logits: torch.Tensor, labels: torch.Tensor, per_tile: bool
+) -> float:
     """Mean cross-entropy of every voxel, minus Dice of lesions with 1e-5 added above and below."""
     p = logits.double().softmax(1)
     entropy, sums = 0.0, [[0.0, 0.0, 0.0] for _ in labels]
@@ -79,7 +81,7 @@ def nnunet_by_loops(logits: torch.Tensor, labels: torch.Tensor, per_tile: bool) 
 
 
 @pytest.mark.parametrize("per_tile", [False, True])
-def test_nnunets_loss_is_within_ours(per_tile: bool) -> None:
+def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile: bool) -> None:
     """Ours is larger by 1; the second tile has no lesion, where `per_tile` matters most."""
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)
@@ -88,4 +90,6 @@ def test_nnunets_loss_is_within_ours(per_tile: bool) -> None:
     ours = DiceFocalLoss(0.5, 0.0, reduction="mean", focal_weight=2.0, **how)
     for loss in (ours, DiceCrossEntropyLoss(**how)):
         total = float(sum(loss(logits, labels).values()))
-        assert total - 1 == pytest.approx(nnunet_by_loops(logits, labels, per_tile), abs=1e-6)
+        assert total - 1 == pytest.approx(
+            compute_nnunet_loss_by_loops(logits, labels, per_tile), abs=1e-6
+        )

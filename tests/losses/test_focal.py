@@ -24,7 +24,7 @@ REDUCTIONS = ("none", "mean", "sum", "per_positive")
 BOTH = pytest.mark.parametrize("function", [sigmoid_focal_loss, softmax_focal_loss])
 
 
-def closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: float) -> np.ndarray:
+def compute_closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: float) -> np.ndarray:
     """FL(p_t) = −α_t (1−p_t)^γ log p_t word for word, in double precision, for moderate logits."""
     return -alpha_t * (1 - p_t) ** gamma * np.log(p_t)
 
@@ -40,7 +40,7 @@ def closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: float) -> n
         (math.log(9), 0, 0.75 * 0.9**2 * 2.3025851),
     ],
 )
-def test_hand_values(logit: float, lesion: int, expected: float) -> None:
+def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expected: float) -> None:
     x, y = torch.tensor([[logit]]), torch.tensor([lesion])
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(expected, rel=1e-5)
     pair = torch.tensor([[0.0, logit]])
@@ -48,7 +48,7 @@ def test_hand_values(logit: float, lesion: int, expected: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_equals_the_closed_form_in_double_precision(seed: int) -> None:
+def test_loss_equals_the_closed_form(seed: int) -> None:
     """Random α, γ, shapes and numbers of classes, anchors included; in single precision too."""
     draw = np.random.default_rng(seed)
     n_classes, dims = int(draw.integers(1, 4)), int(draw.integers(0, 4))
@@ -61,10 +61,10 @@ def test_equals_the_closed_form_in_double_precision(seed: int) -> None:
     weights = draw.uniform(0, 1, n_classes + 1)
     p = 1 / (1 + np.exp(-x[:, 1:]))
     alpha_t = 1.0 if alpha is None else np.where(lesion, alpha, 1 - alpha)
-    by_sigmoid = closed_form(np.where(lesion, p, 1 - p), alpha_t, gamma)
+    by_sigmoid = compute_closed_form(np.where(lesion, p, 1 - p), alpha_t, gamma)
     p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     p_t = np.take_along_axis(p, labels[:, None], 1)[:, 0]
-    by_softmax = closed_form(p_t, weights[labels], gamma)
+    by_softmax = compute_closed_form(p_t, weights[labels], gamma)
     logits, target = torch.tensor(x), torch.tensor(labels)
     for function, x, a, expected in (
         (sigmoid_focal_loss, logits[:, 1:], alpha, by_sigmoid),
@@ -78,7 +78,7 @@ def test_equals_the_closed_form_in_double_precision(seed: int) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.3])
-def test_gradients_are_those_of_the_formula(gamma: float) -> None:
+def test_gradients_pass_a_numerical_check(gamma: float) -> None:
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[0, 1, 2, 0], [3, 0, 1, 1]])
     valid = torch.tensor([[True, True, False, True], [True] * 4])
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_the_formula(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", LABEL_TYPES)
-def test_value_and_gradient_of_several_blocks_are_those_in_double(dtype: torch.dtype) -> None:
+def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: torch.dtype) -> None:
     """A million voxels in single precision, and labels of every type."""
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(1, 1, 10**6, generator=draw), torch.rand(1, 10**6, generator=draw) < 0.1
@@ -105,7 +105,9 @@ def test_value_and_gradient_of_several_blocks_are_those_in_double(dtype: torch.d
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_finite_for_enormous_logits(dtype: torch.dtype, gamma: float) -> None:
+def test_value_and_gradient_are_finite_for_enormous_logits(
+    dtype: torch.dtype, gamma: float
+) -> None:
     x = torch.tensor([[[-1e4, 1e4, -1e4, 1e4]]]).to(dtype).requires_grad_()
     y = torch.tensor([[0, 0, 1, 1]])
     loss = sigmoid_focal_loss(x, y, gamma=gamma)
@@ -125,11 +127,11 @@ def test_finite_for_enormous_logits(dtype: torch.dtype, gamma: float) -> None:
 def test_easy_voxels_keep_their_digits_in_single_precision() -> None:
     """p_t = 1 − 5e-5: 1 − p_t taken as a difference would be wrong in the fourth digit."""
     x, y = torch.full((1, 1, 3), -10.0), torch.zeros(1, 3, dtype=torch.uint8)
-    exact = 3 * closed_form(1 / (1 + np.exp(-10.0)), 0.75, 2.0)
+    exact = 3 * compute_closed_form(1 / (1 + np.exp(-10.0)), 0.75, 2.0)
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_divides_by_the_lesion_voxels_or_by_the_normaliser() -> None:
+def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser() -> None:
     x, y = torch.randn(2, 2, 5, 5), torch.zeros(2, 5, 5, dtype=torch.int16)
     y[0, :2], y[1, 0, 0] = 1, 2  # 11 lesion voxels
     total = sigmoid_focal_loss(x, y, reduction="sum")
@@ -144,7 +146,7 @@ def test_divides_by_the_lesion_voxels_or_by_the_normaliser() -> None:
 
 @BOTH
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_empty_input_gives_nothing(function: Any, reduction: str) -> None:
+def test_empty_input_gives_zero(function: Any, reduction: str) -> None:
     x = torch.zeros(0, 2, requires_grad=True)
     loss = function(x, torch.zeros(0, dtype=torch.int64), reduction=reduction)
     loss.sum().backward()
@@ -156,7 +158,9 @@ def test_empty_input_gives_nothing(function: Any, reduction: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("reduction", REDUCTIONS[1:])
-def test_what_is_not_valid_might_as_well_be_absent(function: Any, reduction: str) -> None:
+def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(
+    function: Any, reduction: str
+) -> None:
     """Even a NaN, or a label that is no class, in a voxel left out."""
     channels = 1 if function is sigmoid_focal_loss else 3
     x, y = torch.randn(2, channels, 7), torch.randint(0, max(channels, 2), (2, 7))
@@ -203,12 +207,14 @@ SETTINGS: tuple[dict[str, Any], ...] = (
         (GeometryError, {"logits": torch.zeros(4), "target": torch.zeros(4)}),
     ],
 )
-def test_what_is_refused_by_both(function: Any, error: Any, wrong: dict[str, Any]) -> None:
+def test_invalid_arguments_are_an_error_in_both_losses(
+    function: Any, error: Any, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(error):
         function(**{"logits": LOGITS, "target": LABELS, **wrong})
 
 
-def test_what_is_refused_by_one() -> None:
+def test_invalid_targets_of_one_loss_are_an_error() -> None:
     for value in (-0.1, 0.5, 1.1, math.nan, 2):
         with pytest.raises(ContentError):
             sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), value))
@@ -220,7 +226,7 @@ def test_what_is_refused_by_one() -> None:
 # --- from scores back to chances ---
 
 
-def minimiser(eta: float, alpha: float, gamma: float) -> float:
+def find_minimiser(eta: float, alpha: float, gamma: float) -> float:
     """The logit of least expected focal loss for a voxel that is lesion with chance η."""
     how: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "reduction": "sum"}
 
@@ -234,9 +240,9 @@ def minimiser(eta: float, alpha: float, gamma: float) -> float:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_gives_back_the_chance_that_the_loss_was_minimised_for(alpha: float, gamma: float) -> None:
+def test_posterior_logits_return_the_true_probability(alpha: float, gamma: float) -> None:
     for eta in (0.02, 0.3, 0.5, 0.9):
-        logit = torch.full((1, 1, 1), minimiser(eta, alpha, gamma))
+        logit = torch.full((1, 1, 1), find_minimiser(eta, alpha, gamma))
         found = posterior_logits(logit, alpha=alpha, gamma=gamma).sigmoid().item()
         assert found == pytest.approx(eta, abs=2e-3)
     logits = torch.linspace(-80, 80, 2001).view(1, 1, -1)
@@ -245,7 +251,7 @@ def test_gives_back_the_chance_that_the_loss_was_minimised_for(alpha: float, gam
     assert (out.diff() > 0).all()
 
 
-def test_each_class_has_its_own_weight_and_losses_say_what_undoes_them() -> None:
+def test_posterior_logits_take_a_weight_per_class_and_losses_state_their_link() -> None:
     found = posterior_logits(torch.zeros(1, 2, 1), alpha=[0.25, 0.5], gamma=2.0).sigmoid()
     assert found.flatten().tolist() == pytest.approx([0.75, 0.5], abs=1e-6)
     assert FocalLoss(0.25, 2.0).link == (0.25, 2.0)

@@ -9,7 +9,7 @@ from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
 TILE = (2, 24, 24)
 
 
-def two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A lesion of 1 pixel and one of 49 in a tile, and a lesion-free tile."""
     instances = torch.zeros(TILE, dtype=torch.int32)
     instances[0, 4, 4], instances[0, 13:20, 13:20] = 7, 2
@@ -19,8 +19,8 @@ def two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_against_a_loop_over_lesions(activation: str) -> None:
-    logits, labels, instances = two_lesions()
+def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
+    logits, labels, instances = make_two_lesions()
     valid = torch.ones(TILE, dtype=torch.bool)
     valid[0, 15:, 19:] = False
     instances = instances.masked_fill(~valid, 0)
@@ -38,7 +38,7 @@ def test_against_a_loop_over_lesions(activation: str) -> None:
         torch.testing.assert_close(found[f"lesion_{name}"], 2 * mean)
 
 
-def test_every_class_has_its_own_dice() -> None:
+def test_lesion_dice_is_averaged_over_classes() -> None:
     labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
     logits = torch.full((1, 2, 7), -20.0)
     logits[0, 0, :2] = 20
@@ -46,7 +46,7 @@ def test_every_class_has_its_own_dice() -> None:
     torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # 0 and 1
 
 
-def test_without_lesions_their_terms_are_nothing() -> None:
+def test_lesion_terms_are_zero_without_lesions() -> None:
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
     nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
     terms = LesionBalancedLoss()(logits, nothing, nearest=nearest_lesions(nothing), normaliser=10)
@@ -57,7 +57,7 @@ def test_without_lesions_their_terms_are_nothing() -> None:
         LesionBalancedLoss()(logits, nothing)
 
 
-def test_nearest_lesions_against_all_distances() -> None:
+def test_nearest_lesions_equal_a_search_over_all_distances() -> None:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 40, (1, 6, 7, 8), generator=generator)
     ids[ids > 4] = 0

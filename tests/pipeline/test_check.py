@@ -212,7 +212,7 @@ def test_ids_of_four_digits_are_checked_and_the_guess_is_said(tmp_path):
     dataset = read_dataset(write_nnunet(tmp_path / "data", names, names), lenient=True)
     checked = check_dataset(dataset, tmp_path / "page.html")
     assert checked.exit_status == 0
-    assert any("- note: " in line and "lesion_0001, for" in line for line in checked.summary())
+    assert any("- note: " in line and "lesion_0001, belong" in line for line in checked.summary())
 
 
 def write_pictures(root, table, masks=()):
@@ -255,7 +255,7 @@ def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
     )
     status, printed = check_command(root, capsys)
     assert (status, "train data.root" in printed) == (0, True)
-    assert "no meaning here" not in printed
+    assert "only makes subgroups" not in printed
 
 
 def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_path, capsys, caplog):

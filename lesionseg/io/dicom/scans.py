@@ -185,4 +185,5 @@ def _is_localiser(header: "Header") -> bool:
 
 
 def _stem(file: Path) -> str:
+    """Return the name of a file without a DICOM suffix. Other dots belong to the name."""
     return file.stem if file.suffix.lower() in SUFFIXES else file.name

@@ -105,7 +105,8 @@ class CocoLesion(BaseModel):
             x, y, width, height = self.bbox
             return y, x, y + height, x + width
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in self.segmentation])
-        low, high = points.min(axis=0), points.max(axis=0)
+        low = points.min(axis=0)
+        high = points.max(axis=0)
         return float(low[1]), float(low[0]), float(high[1]), float(high[0])
 
 
@@ -349,6 +350,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     if not visible.all():
         text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
         logger.warning(text, case, count(int((~visible).sum()), "lesion"))
+    # new number and label by old number; hidden lesions become background
     renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
     values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     visible_labels = tuple(labels[visible].tolist())

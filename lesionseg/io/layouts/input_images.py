@@ -402,7 +402,7 @@ class _Listing:
         self._left_out.setdefault((what, reason), []).append(path)
 
     def _voxel_files(self) -> set[Path]:
-        """Return the files that hold the voxels of headers (`.mhd`, `.nhdr`)."""
+        """Return the files with the voxels of headers (`.mhd`, `.nhdr`)."""
         if not self._unknown:
             return set()
         found = set[Path]()

@@ -190,7 +190,7 @@ def _make_case(
     """Make a case of a row, without its reference. Paths are relative to `folder`."""
     files = tuple(folder / row[name] for name in images if row[name])
     if not row["case"] or not files:
-        raise DatasetError("the cell of the case or its image is empty. Fill in both.")
+        raise DatasetError("the case or its image is missing. Fill in both cells.")
     return CaseFiles(
         row["case"],
         files,

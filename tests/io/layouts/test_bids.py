@@ -37,7 +37,7 @@ def test_sessions_are_cases_and_subjects_groups(bids):
         assert case.reference.labels.sum() == 2
 
 
-def test_channels_are_shared_and_on_the_masks_grid(bids, write_nifti, caplog):
+def test_channels_are_in_all_sessions_and_on_the_grid_of_the_mask(bids, write_nifti, caplog):
     anat = bids / "sub-01" / "ses-a" / "anat"
     write_nifti(anat / "sub-01_ses-a_T1w.nii.gz", np.ones((2, 2, 2), np.int16))
     write_nifti(anat / "sub-01_ses-a_T2w.nii.gz", np.ones(SHAPE, np.int16))
@@ -45,7 +45,7 @@ def test_channels_are_shared_and_on_the_masks_grid(bids, write_nifti, caplog):
     assert "T1w, T2w" in caplog.text
 
 
-def test_images_beside_the_mask_go_first(tmp_path, write_nifti):
+def test_images_in_the_folder_of_the_mask_are_preferred(tmp_path, write_nifti):
     place = tmp_path / "sub-1" / "anat"
     write_nifti(place / "sub-1_space-MNI_FLAIR.nii.gz", np.ones(SHAPE, np.int16))
     write_nifti(place / "sub-1_space-MNI_label-L_desc-T1lesion_mask.nii.gz", MASK)
@@ -68,7 +68,7 @@ def test_sessions_without_a_mask_are_named(bids):
     assert "1 session without a lesion mask, left out: sub-02_ses-a." in remark.message
 
 
-def test_a_check_lists_all_faults_beside_a_damaged_first_mask(bids, write_nifti):
+def test_check_lists_all_faults_despite_a_damaged_first_mask(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     first = next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*"))
     first.write_bytes(b"damaged")

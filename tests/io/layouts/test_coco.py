@@ -43,13 +43,13 @@ def _case(root, **settings):
     return read_case(dataset.cases[0], dataset)
 
 
-def _drawn(root, **settings):
+def _draw(root, **settings):
     """The reference, its instances and its labels."""
     reference = _case(root, **settings).reference
     return reference, reference.instances, reference.labels
 
 
-def test_an_image_says_patient_pixel_role_and_more(folder):
+def test_image_fields_give_patient_pixel_size_role_and_columns(folder):
     dataset = read_dataset(folder())
     assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
     assert dataset.labels == Labels((1, 2), ("nodule", "mass"))  # by category id
@@ -63,15 +63,15 @@ def test_an_image_says_patient_pixel_role_and_more(folder):
     assert read_case(files, dataset).image.geometry.spacing_mm == (0.2, 0.2)
 
 
-def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder):
+def test_boxes_become_starts_and_stops_in_the_order_y_x(folder):
     root = folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
-    reference, instances, labels = _drawn(root)
+    reference, instances, labels = _draw(root)
     assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [0, 0, 2, 1]]
     assert (reference.box_labels, reference.boxes.dtype) == ((1, 2), np.float32)
     assert instances is labels is None
-    cut = _drawn(folder([{"bbox": [-2, 5, 6, 60]}]))[0]  # to the image
+    cut = _draw(folder([{"bbox": [-2, 5, 6, 60]}]))[0]  # to the image
     assert cut.boxes.tolist() == [[5, 0, 8, 4]]
-    reference, instances, labels = _drawn(folder())  # lesion-free
+    reference, instances, labels = _draw(folder())  # lesion-free
     assert instances.shape == labels.shape == (8, 10)
     assert not np.any([instances, labels])
     assert (reference.instance_labels, reference.boxes.shape) == ((), (0, 4))
@@ -81,15 +81,15 @@ def test_a_polygon_is_drawn(folder):
     polygon = [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE, "category_id": 30}]
     expected = np.zeros((8, 10))
     expected[1:4, 2:5] = 1
-    reference, instances, labels = _drawn(folder(polygon, mask_file="gone.png"))
+    reference, instances, labels = _draw(folder(polygon, mask_file="gone.png"))
     np.testing.assert_array_equal(instances, expected)
     np.testing.assert_array_equal(labels, expected * 2)
     assert reference.instance_labels == (2,)
-    reference, _, labels = _drawn(folder(polygon), merge_labels=True)
+    reference, _, labels = _draw(folder(polygon), merge_labels=True)
     np.testing.assert_array_equal(labels, expected)
     assert reference.instance_labels == (1,)
     speck = [[3.1, 2.1, 3.2, 2.1, 3.2, 2.2]]  # too small for a pixel keeps one
-    _, instances, _ = _drawn(folder([{"bbox": [3.1, 2.1, 0.1, 0.1], "segmentation": speck}]))
+    _, instances, _ = _draw(folder([{"bbox": [3.1, 2.1, 0.1, 0.1], "segmentation": speck}]))
     assert np.argwhere(instances).tolist() == [[2, 3]]
 
 
@@ -99,15 +99,15 @@ def test_rle_is_drawn(folder):
     rle = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
     for counts in (rle, [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]):  # runs down the columns
         drawing = {"size": [8, 10], "counts": counts}
-        _, instances, _ = _drawn(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
+        _, instances, _ = _draw(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
         np.testing.assert_array_equal(instances, mask)
 
 
-def test_where_polygons_overlap_the_smaller_keeps_the_pixel(folder):
+def test_smaller_of_two_overlapping_polygons_keeps_the_pixel(folder):
     big = [[0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]]
     small = {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}
     root = folder([small, {"bbox": [0, 0, 8, 8], "segmentation": big}])
-    reference, instances, labels = _drawn(root)
+    reference, instances, labels = _draw(root)
     assert np.bincount(instances.ravel()).tolist() == [16, 9, 64 - 9]
     assert reference.instance_labels == (2, 1)
     assert labels[2, 3] == 2
@@ -117,28 +117,28 @@ TWO = np.zeros((8, 10), np.uint8)
 TWO[1:3, 1:3], TWO[5, 5] = 9, 4
 
 
-def test_an_instance_mask_goes_before_polygons(folder, caplog):
+def test_instance_mask_is_preferred_to_polygons(folder, caplog):
     nodule = {"bbox": [5, 5, 1, 1], "mask_label": 4, "segmentation": SQUARE}
     mass = {"bbox": [1, 1, 2, 2], "mask_label": 9, "segmentation": SQUARE, "category_id": 30}
-    reference, instances, labels = _drawn(folder([nodule, mass], TWO))
+    reference, instances, labels = _draw(folder([nodule, mass], TWO))
     assert instances.dtype == np.int32
     assert (instances[5, 5], instances[1, 1]) == (1, 2)
     assert (labels[5, 5], labels[1, 1]) == (1, 2)
     assert reference.instance_labels == reference.box_labels == (1, 2)
     # a finding under two names is left out once
-    reference, instances, _ = _drawn(folder([{**mass, "mask_label": 8}, mass, nodule], TWO))
+    reference, instances, _ = _draw(folder([{**mass, "mask_label": 8}, mass, nodule], TWO))
     assert "1 lesion left out" in caplog.text
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
     assert (instances[1, 1], instances[5, 5]) == (1, 2)
 
 
-def test_crowds_are_ignored_but_for_lesions_within(folder):
+def test_crowds_are_ignored_except_for_lesions_in_them(folder):
     crowds = [
         {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "iscrowd": 1},
         {"bbox": [8, 6, 1.5, 2], "iscrowd": 1},
     ]
-    reference, _, labels = _drawn(folder(crowds))
+    reference, _, labels = _draw(folder(crowds))
     assert reference.ignore.sum() == 9 + 4
     assert not labels.any()
     crowd = {"bbox": [1, 0, 7, 7], "iscrowd": 1}
@@ -174,13 +174,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "match"), WRONG)
-def test_what_fits_nothing_is_an_error(folder, wrong, match):
+def test_invalid_annotation_is_an_error(folder, wrong, match):
     with pytest.raises((DatasetError, ReadError, ContentError, GeometryError), match=match):
         _case(folder(**wrong))
 
 
 @pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
-def test_a_mask_and_annotations_that_do_not_fit_are_an_error(folder, labels):
+def test_mask_that_does_not_fit_its_annotations_is_an_error(folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
         _case(folder(annotations, TWO))
@@ -217,7 +217,7 @@ def roles(dataset):
     return [(case.case, case.role) for case in dataset.cases]
 
 
-def test_equal_names_in_folders_are_cases_of_their_own(tmp_path):
+def test_equal_names_in_different_folders_are_different_cases(tmp_path):
     names = ("p1/view1.png", "p2/view1.png", "images/p3/view1.png", "p1/view1.v2.png")
     dataset = read_dataset(write_coco(tmp_path / "annotations.json", names[:2]))
     assert [c.case for c in dataset.cases] == ["p1_view1", "p2_view1"]
@@ -229,7 +229,7 @@ def test_equal_names_in_folders_are_cases_of_their_own(tmp_path):
     assert ids == ["p1_view1", "p2_view1", "p3_view1", "p1_view1.v2"]
 
 
-def test_coco_s_own_files_give_roles_by_their_part(tmp_path):
+def test_names_of_coco_files_give_roles(tmp_path):
     train = tmp_path / "annotations" / "instances_train2017.json"
     write_coco(train, ("a.png", "b.png"), folder=tmp_path / "train2017")
     (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
@@ -256,8 +256,8 @@ def test_roboflow_s_folders_give_roles(tmp_path):
     assert roles(read_dataset(alone)) == [("a", None)]
 
 
-def test_drawings_without_a_box_have_that_of_what_is_drawn(folder):
-    reference, instances, _ = _drawn(folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}]))
+def test_segmentation_without_a_box_gets_the_box_of_its_pixels(folder):
+    reference, instances, _ = _draw(folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}]))
     assert reference.stated.boxes.tolist() == [[1, 2, 4, 5]] * 2
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]  # the second hides the first
     assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
@@ -266,7 +266,7 @@ def test_drawings_without_a_box_have_that_of_what_is_drawn(folder):
     counts = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
     drawing = {"size": [8, 10], "counts": counts}
     for box in ({}, {"bbox": []}):
-        reference, instances, _ = _drawn(folder([{"segmentation": drawing, **box}]))
+        reference, instances, _ = _draw(folder([{"segmentation": drawing, **box}]))
         assert reference.boxes.tolist() == [[2, 6, 4, 9]]
         np.testing.assert_array_equal(instances > 0, mask)
     wrong = {"size": [8, 10], "counts": [80]}
@@ -277,14 +277,14 @@ def test_drawings_without_a_box_have_that_of_what_is_drawn(folder):
         _case(folder([{"id": 3}]))
 
 
-def test_nan_where_no_number_is_needed_does_not_matter(folder):
+def test_nan_in_unused_fields_is_allowed(folder):
     root = folder([{"bbox": [2, 1, 3, 3], "area": float("nan")}], score=float("nan"))
     assert _case(root).reference.boxes.tolist() == [[1, 2, 4, 5]]
     with pytest.raises(DatasetError, match="pixel_mm of 'a' is nan"):
         _case(folder(pixel_mm=float("nan")))
 
 
-def test_images_that_no_entry_lists_are_named(folder, caplog):
+def test_remark_names_unlisted_images(folder, caplog):
     root = folder()
     for name in ("b.png", "c.png", "d.dcm.bz2"):
         (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())

@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.layouts import CONVENTIONS, read_dataset
 
 
-def test_a_folder_of_nothing_known_names_what_would_be(tmp_path, nnunet_folder):
+def test_error_for_an_unknown_layout_names_the_known_ones(tmp_path, nnunet_folder):
     with pytest.raises(DatasetError, match="gone"):
         read_dataset(tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("")
@@ -23,7 +23,7 @@ def test_a_folder_of_nothing_known_names_what_would_be(tmp_path, nnunet_folder):
         read_dataset(root.parent)
 
 
-def test_a_group_on_both_sides_is_warned_about(nnunet_folder, caplog):
+def test_patient_in_training_and_test_is_a_warning(nnunet_folder, caplog):
     root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
     for part in ("images", "labels"):
         (root / f"{part}Ts").mkdir()
@@ -49,7 +49,7 @@ def test_groups_follow_from_names(ids, groups):
     assert [case.group for case in assign_groups(cases, None)] == groups.split()
 
 
-def test_a_pattern_comes_first_then_what_the_dataset_says():
+def test_pattern_for_groups_overrides_groups_of_the_dataset():
     cases = [CaseFiles("sub-01_v1", (Path("a"),), role="test", fold=2, group="ann")]
     assert assign_groups(cases, None) == (cases[0],)
     assert assign_groups(cases, r"_v(\d)") == (replace(cases[0], group="1"),)

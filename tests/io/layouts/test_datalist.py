@@ -83,7 +83,7 @@ def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
         ({"box": [[900, 0, 0, 5, 5, 5]]}, ContentError),
     ],
 )
-def test_unclear_boxes_are_an_error(tmp_path, change, error):
+def test_invalid_boxes_and_other_box_modes_are_an_error(tmp_path, change, error):
     datalist(tmp_path, {"box": [[1, 2, 3, 4, 5, 6]], "label": [0], **change})
     with pytest.raises(error):
         reference_of(tmp_path)
@@ -97,7 +97,7 @@ def write_list(root, **lists):
     return root
 
 
-def test_equal_names_in_folders_are_cases_of_their_own(tmp_path, write_nifti):
+def test_equal_names_in_different_folders_are_different_cases(tmp_path, write_nifti):
     names = ("p1/t1.nii.gz", "p2/t1.nii.gz", "p3/t2_0000.nii.gz")
     for name in names:
         write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
@@ -109,7 +109,7 @@ def test_equal_names_in_folders_are_cases_of_their_own(tmp_path, write_nifti):
     assert [c.case for c in dataset.cases] == ["p1_t1", "p2_t1", "t2"]
 
 
-def test_entries_without_a_label_are_unlabelled_and_odd_ones_are_named(tmp_path, write_nifti):
+def test_entries_without_a_label_are_unlabelled_and_wrong_entries_are_named(tmp_path, write_nifti):
     for name in "abcd":
         write_nifti(tmp_path / f"{name}.nii.gz", np.ones((5, 4, 3), np.uint8))
     labelled = {"image": "a.nii.gz", "label": "b.nii.gz"}
@@ -122,7 +122,7 @@ def test_entries_without_a_label_are_unlabelled_and_odd_ones_are_named(tmp_path,
     assert all(any(w in s for s in said) for w in ("training[1]", "training[2]", "'validation'"))
 
 
-def test_a_damaged_list_is_named(tmp_path):
+def test_error_names_a_damaged_list(tmp_path):
     (tmp_path / "datalist.json").write_text('{"training": [{"image": "a.nii",}]}')
     with pytest.raises(DatasetError, match=r"datalist\.json: the JSON has an error in line 1"):
         read_dataset(tmp_path)

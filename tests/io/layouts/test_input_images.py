@@ -51,7 +51,7 @@ def _found(source, channels=1):
         ("x/P1.nii y/p1.nii", 1, {"x_P1": "P1.nii", "y_p1": "p1.nii"}),
     ],
 )
-def test_files_of_a_folder_are_cases_called_by_their_path(tmp_path, names, channels, expected):
+def test_files_of_a_folder_are_cases_named_by_their_path(tmp_path, names, channels, expected):
     found = _found(_touch(tmp_path, *names.split()), channels)
     assert found == {case: files.split() for case, files in expected.items()}
 
@@ -76,7 +76,7 @@ def test_pictures_in_colour_are_not_channels(tmp_path):
     assert _found(tmp_path, 3) == {**films, "film_0002": ["film_0002.png"], "grey": greys}
 
 
-def test_a_file_a_pattern_and_a_name_with_brackets(tmp_path):
+def test_file_pattern_and_name_with_brackets_are_found(tmp_path):
     _touch(tmp_path, "a_0000.nii", "b.nii", "c.png", "scans [1]/a.nii", "labelsTr/b.nii")
     assert _found(tmp_path / "a_0000.nii") == {"a": ["a_0000.nii"]}
     assert list(_found(tmp_path / "*.nii")) == ["a", "b"]
@@ -85,7 +85,7 @@ def test_a_file_a_pattern_and_a_name_with_brackets(tmp_path):
     assert list(_found(tmp_path / "scans*")) == ["scans [1]_a"]  # folders alone are searched
 
 
-def test_nothing_is_an_error_that_names_what_is_there(tmp_path):
+def test_error_for_no_scan_names_the_files_present(tmp_path):
     for source in (tmp_path, tmp_path / "gone", tmp_path / "*.nii"):
         with pytest.raises(DatasetError):
             find_images(source, 1)
@@ -106,9 +106,7 @@ def test_nothing_is_an_error_that_names_what_is_there(tmp_path):
         ("e\u0301.nii \u00e9.mha q.nii", {"e\u0301.nii", "\u00e9.mha"}, {"q.nii"}),
     ],
 )
-def test_scans_that_would_get_one_id_are_faults_and_the_others_are_not(
-    tmp_path, names, clashing, others
-):
+def test_only_scans_with_the_same_id_are_faults(tmp_path, names, clashing, others):
     _touch(tmp_path, *names.split())
     scans = mark_clashes(find_scans(tmp_path, 1).scans)
     assert {scan.path for scan in scans if scan.fault} == clashing
@@ -119,7 +117,7 @@ def test_scans_that_would_get_one_id_are_faults_and_the_others_are_not(
     assert len(find_images(tmp_path, 1)) == len(others)
 
 
-def test_a_channel_that_is_there_twice_is_a_fault(tmp_path):
+def test_repeated_channel_is_a_fault(tmp_path):
     _touch(tmp_path, "a_0000.nii", "a_0001.nii", "a_0001.mha", "b_0000.nii", "b_0001.nii")
     found = {s.case: s.fault for s in find_scans(tmp_path, 2).scans}
     assert found["b"] == ""
@@ -135,7 +133,7 @@ def test_an_id_that_is_too_long_is_shortened_the_same_way_each_time(tmp_path):
     assert list(_found(tmp_path)) == [first, second]
 
 
-def test_what_is_no_scan_is_counted_and_named(tmp_path):
+def test_files_that_are_not_scans_are_counted_and_named(tmp_path):
     _touch(tmp_path, "a.nii", "old/b.hdr", "old/b.img", "c.png", "a_mask.nii", "notes.txt")
     _touch(tmp_path, "voxels.raw", "other.raw", "README", "labelsTr/a.nii")
     header = "ObjectType = Image\nNDims = 3\nElementDataFile = voxels.raw\n"

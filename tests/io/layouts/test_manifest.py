@@ -43,7 +43,7 @@ CYST = '{"1": "cyst", "2": "scar"}'
 ONE = "case,image,reference\nA,a.nii,m.nii\n"
 
 
-def test_every_column_is_taken_up(manifest):
+def test_every_column_is_read(manifest):
     root = manifest(
         "case,image,image_0001,reference,group,role,fold,scanner\n"
         "A,a.nii,b.nii,m.nii,p1,test,,Siemens\n"
@@ -63,7 +63,7 @@ def test_every_column_is_taken_up(manifest):
     assert reference_of(dataset).labels.sum() == 1
 
 
-def test_labels_beside_it_name_the_values(manifest):
+def test_labels_json_names_the_values(manifest):
     dataset = read_dataset(manifest(ONE, '{"3": "cyst", "2": "scar"}'))
     assert dataset.labels == Labels((2, 3), ("scar", "cyst"))
     with pytest.raises(ContentError, match=r"m\.nii: the values \[1\]"):
@@ -96,12 +96,12 @@ def test_labels_beside_it_name_the_values(manifest):
         ("case,image,instances,annotated\nA,a.nii,m.nii,scar\n", "line 2: .*'cyst'"),
     ],
 )
-def test_what_is_wrong_is_said(manifest, text, match):
+def test_wrong_row_is_an_error_with_advice(manifest, text, match):
     with pytest.raises((DatasetError, ReadError), match=match):
         read_dataset(manifest(text, CYST))
 
 
-def test_an_empty_cell_is_a_channel_that_the_case_may_lack(manifest):
+def test_empty_cell_is_a_missing_channel_if_allowed(manifest):
     root = manifest("case,image,image_0001\nA,,a.nii\nB,b.nii,a.nii\n")
     with pytest.raises(DatasetError, match="one file per channel"):
         read_dataset(root)
@@ -120,7 +120,7 @@ D,b.nii,m.nii,cyst
 """
 
 
-def test_a_case_says_which_labels_were_looked_for(manifest):
+def test_column_annotated_states_the_labels_that_were_searched_for(manifest):
     """The mask holds one voxel of a cyst; where none were looked for it is background."""
     dataset = read_dataset(manifest(ANNOTATED, CYST))
     assert [case.annotated for case in dataset.cases] == [("scar",), (), (), ("cyst",)]
@@ -134,7 +134,7 @@ def test_a_case_says_which_labels_were_looked_for(manifest):
         read_dataset(manifest(ANNOTATED, CYST.replace("cyst", "cysts")))
 
 
-def test_instance_masks_between_semicolons(manifest, write_nifti):
+def test_instance_masks_in_a_table_with_semicolons_are_read(manifest, write_nifti):
     root = manifest("case;image;instances;age\nA;a.nii;ids.nii.gz;61\n")
     ids = np.zeros((5, 4, 3), np.uint8)
     ids[1, 2, 0], ids[4, 0, 2] = 5, 10
@@ -178,7 +178,7 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize(("column", "meant"), COLUMNS)
-def test_a_column_that_may_mean_another_is_named(manifest, column, meant):
+def test_remark_names_a_column_similar_to_a_known_one(manifest, column, meant):
     dataset = read_dataset(manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
     (remark,) = dataset.remarks
     assert f"the column {column!r} is unknown and only makes subgroups" in remark.message
@@ -190,7 +190,7 @@ def test_columns_for_subgroups_are_not_remarked_on(manifest):
     assert read_dataset(manifest(text)).remarks == ()
 
 
-def test_cases_without_a_fold_are_named_where_others_have_one(manifest):
+def test_remark_names_cases_without_a_fold_if_others_have_one(manifest):
     text = (
         "case,image,reference,fold,role\nA,a.nii,m.nii,0,\nB,b.nii,m.nii,,\nC,b.nii,m.nii,,test\n"
     )
@@ -199,7 +199,7 @@ def test_cases_without_a_fold_are_named_where_others_have_one(manifest):
 
 
 @pytest.mark.parametrize("size", ["nan", "0", "-1", "inf", "0,14"])
-def test_a_pixel_size_that_is_none_is_an_error_with_an_example(manifest, size):
+def test_invalid_pixel_size_is_an_error_with_an_example(manifest, size):
     root = manifest(f'case,image,reference,pixel_mm\nA,a.nii,m.nii,"{size}"\n')
     dataset = read_dataset(root)
     with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):

@@ -47,7 +47,7 @@ def test_labelled_test_scans_get_the_test_role(nnunet_folder, labelled):
     assert [(c.case, c.role) for c in read_dataset(root).cases] == expected
 
 
-def test_a_split_file_in_the_folder_is_named(nnunet_folder):
+def test_split_file_in_the_folder_is_found(nnunet_folder):
     root = nnunet_folder()
     assert read_dataset(root).split_file is None
     for name in ("splits_final.pkl", "splits_final.json"):  # the latter goes first
@@ -107,12 +107,12 @@ WRONG += [{"labels": REGIONS, "regions_class_order": order} for order in ORDERS]
 
 
 @pytest.mark.parametrize("facts", WRONG, ids=str)
-def test_facts_that_do_not_fit_are_an_error(nnunet_folder, facts):
+def test_invalid_dataset_json_is_an_error(nnunet_folder, facts):
     with pytest.raises(DatasetError, match=r"dataset\.json"):
         read_dataset(nnunet_folder(**facts))
 
 
-def test_a_case_may_lack_a_channel_where_that_is_asked_for(nnunet_folder):
+def test_case_may_lack_a_channel_if_allowed(nnunet_folder):
     root = nnunet_folder()
     (root / "imagesTr" / "B_0000.nii.gz").unlink()
     with pytest.raises(DatasetError, match="'B' does not have one file per channel"):
@@ -187,7 +187,7 @@ def rename(root, **new):
 FOUR_DIGITS = {"A_0000": "lesion_0000", "B_0000": "lesion_0001"}
 
 
-def test_ids_that_end_in_four_digits_are_understood_by_the_names_of_the_masks(nnunet_folder):
+def test_names_of_masks_decide_whether_four_digits_are_a_channel_number(nnunet_folder):
     root = nnunet_folder(channels=1)
     rename(root, images=FOUR_DIGITS, labels={"A": "lesion_0000", "B": "lesion_0001"})
     dataset = read_dataset(root)
@@ -200,7 +200,7 @@ def test_ids_that_end_in_four_digits_are_understood_by_the_names_of_the_masks(nn
     assert "lesion_0000, belong to the case id" in remark.message
 
 
-def test_masks_that_have_a_channel_number_too_are_those_of_the_case(nnunet_folder):
+def test_channel_number_of_masks_is_removed_from_their_case_id(nnunet_folder):
     for channels in (1, 2):
         root = nnunet_folder(channels=channels)
         rename(root, labels={"A": "A_0000", "B": "B_0000"})
@@ -214,7 +214,7 @@ def test_masks_that_have_a_channel_number_too_are_those_of_the_case(nnunet_folde
         rename(root, labels={"A_0000": "A", "B_0000": "B"})
 
 
-def test_an_id_that_was_taken_for_a_channel_is_said_to_be_so(nnunet_folder):
+def test_error_explains_an_id_that_was_read_as_a_channel_number(nnunet_folder):
     root = nnunet_folder(("A", "B", "C"), channels=1)
     rename(root, images={"B_0000": "B_0001"}, labels={"B": "B_0001"})
     with pytest.raises(DatasetError) as caught:
@@ -225,7 +225,7 @@ def test_an_id_that_was_taken_for_a_channel_is_said_to_be_so(nnunet_folder):
     assert said.count("\n") == 0  # and nothing else is wrong
 
 
-def test_a_check_lists_every_fault_where_no_case_is_left(nnunet_folder):
+def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder):
     root = nnunet_folder(channels=1)
     rename(root, labels={"A": "other1", "B": "other2"})
     dataset = read_dataset(root, lenient=True)
@@ -236,7 +236,7 @@ def test_a_check_lists_every_fault_where_no_case_is_left(nnunet_folder):
 
 
 @pytest.mark.parametrize("pattern", ["(", "x(.)"])
-def test_a_check_lists_a_wrong_group_beside_the_other_faults(nnunet_folder, pattern):
+def test_check_lists_a_wrong_group_among_other_faults(nnunet_folder, pattern):
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").unlink()
     said = [p.message for p in read_dataset(root, group=pattern, lenient=True).problems]
@@ -244,7 +244,7 @@ def test_a_check_lists_a_wrong_group_beside_the_other_faults(nnunet_folder, patt
     assert any("data.group=" in message for message in said)
 
 
-def test_previews_beside_volumes_do_not_matter(nnunet_folder):
+def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     root = nnunet_folder()
     for name in ("imagesTr/A_0000.png", "imagesTr/overview.jpg", "labelsTr/A.png"):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / name)
@@ -290,7 +290,7 @@ def test_the_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monk
         read_dataset(root)
 
 
-def test_other_numbers_than_dataset_json_states_are_said(nnunet_folder):
+def test_remark_states_a_difference_from_numbers_in_dataset_json(nnunet_folder):
     root = nnunet_folder(numTraining=5)
     assert "numTraining 5, but 2 training cases" in read_dataset(root).remarks[0].message
     entries = [{"image": "./imagesTr/A.nii.gz", "label": "./labelsTr/A.nii.gz"}]

@@ -39,7 +39,7 @@ def elsewhere(root, affine):
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
 
 
-def test_a_mask_less_than_half_a_voxel_away_is_on_its_image(nnunet_folder, tmp_path):
+def test_mask_less_than_half_a_voxel_away_is_on_the_grid_of_its_image(nnunet_folder, tmp_path):
     root = nnunet_folder()
     affine = np.eye(4)
     affine[1, 3] = 0.3
@@ -52,7 +52,7 @@ def test_a_mask_less_than_half_a_voxel_away_is_on_its_image(nnunet_folder, tmp_p
 
 
 @pytest.mark.parametrize("change", ["origin", "direction"])
-def test_another_origin_or_direction_is_taken_by_geometry_image(nnunet_folder, tmp_path, change):
+def test_geometry_image_accepts_another_origin_or_direction(nnunet_folder, tmp_path, change):
     root = nnunet_folder()
     affine = np.eye(4)
     if change == "origin":
@@ -78,7 +78,7 @@ def test_another_spacing_or_shape_is_still_an_error(nnunet_folder):
         count_voxels(read_dataset(root, grid_of_image=True))
 
 
-def test_of_nii_beside_nii_gz_the_stated_ending_is_read(nnunet_folder, tmp_path):
+def test_file_with_the_stated_ending_is_read_if_nii_and_nii_gz_exist(nnunet_folder, tmp_path):
     root = nnunet_folder()
     for folder, name in (("imagesTr", "A_0000"), ("labelsTr", "B")):
         other = nibabel.Nifti1Image(np.full((5, 4, 3), 1, np.int16), np.eye(4))
@@ -92,7 +92,7 @@ def test_of_nii_beside_nii_gz_the_stated_ending_is_read(nnunet_folder, tmp_path)
     assert "B.nii" in texts
 
 
-def test_explicit_paths_of_the_list_dataset(nnunet_folder, tmp_path):
+def test_explicit_paths_in_the_list_dataset_are_read(nnunet_folder, tmp_path):
     root = nnunet_folder(channels=1)
     elsewhere_folder = tmp_path / "archive"
     (root / "imagesTr").rename(elsewhere_folder)
@@ -106,7 +106,7 @@ def test_explicit_paths_of_the_list_dataset(nnunet_folder, tmp_path):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_slice_of_999_millimetres_is_a_picture(nnunet_folder, tmp_path, axis):
+def test_single_slice_of_999_millimetres_is_read_as_a_picture(nnunet_folder, tmp_path, axis):
     root = nnunet_folder(channels=1)
     spacing = [0.7, 0.7, 0.7]
     spacing[axis] = 999.0
@@ -166,7 +166,7 @@ def stacks(nnunet_folder, spacing):
     return root
 
 
-def test_a_stack_of_tiff_pages_has_its_spacing_beside_it(nnunet_folder, tmp_path):
+def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder, tmp_path):
     dataset = read_dataset(stacks(nnunet_folder, [3.0, 0.5, 0.7]))
     assert dataset.dims == 3
     case = read_case(dataset.cases[0], dataset)
@@ -177,7 +177,7 @@ def test_a_stack_of_tiff_pages_has_its_spacing_beside_it(nnunet_folder, tmp_path
     assert not errors
 
 
-def test_a_stack_without_a_spacing_has_one_millimetre_and_a_warning(
+def test_tiff_stack_without_spacing_has_one_millimetre_and_a_warning(
     nnunet_folder, tmp_path, caplog
 ):
     dataset = read_dataset(stacks(nnunet_folder, None))
@@ -191,7 +191,7 @@ def test_a_stack_without_a_spacing_has_one_millimetre_and_a_warning(
 
 
 @pytest.mark.parametrize("spacing", [[1, 1], "many", [0, 1, 1], [1, float("inf"), 1]])
-def test_a_spacing_that_is_none_is_an_error_of_its_file(nnunet_folder, spacing):
+def test_error_names_the_file_with_an_invalid_spacing(nnunet_folder, spacing):
     dataset = read_dataset(stacks(nnunet_folder, [1, 1, 1]))
     text = json.dumps({"spacing": spacing})
     (dataset.root / "imagesTr" / "A.json").write_text(text)
@@ -208,7 +208,7 @@ def marked(root, values):
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
 
 
-def test_any_positive_value_is_lesion_when_labels_are_merged(nnunet_folder, tmp_path):
+def test_every_positive_value_is_lesion_if_labels_are_merged(nnunet_folder, tmp_path):
     root = nnunet_folder()
     marked(root, [255, 255, 1])
     with pytest.raises(ContentError, match=r"255.*data\.merge_labels=true"):
@@ -221,7 +221,7 @@ def test_any_positive_value_is_lesion_when_labels_are_merged(nnunet_folder, tmp_
     assert "They count as lesion" in texts
 
 
-def test_numbers_of_lesions_are_named_as_such(nnunet_folder):
+def test_error_suggests_instances_for_consecutive_mask_values(nnunet_folder):
     root = nnunet_folder()
     marked(root, [1, 2, 3, 4])
     with pytest.raises(ContentError, match="column instances of a manifest"):
@@ -229,7 +229,7 @@ def test_numbers_of_lesions_are_named_as_such(nnunet_folder):
     assert count_voxels(read_dataset(root, merge_labels=True)) == [4, 4]
 
 
-def test_the_ignored_value_stays_ignored_when_labels_are_merged(nnunet_folder):
+def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
     root = nnunet_folder(labels={"background": 0, "lesion": 1, "ignore": 2})
     marked(root, [255, 2, 1])
     dataset = read_dataset(root, merge_labels=True)
