@@ -177,7 +177,7 @@ def make(raw: RawSet, folder: Path) -> None:
 def bright(image: Array, mask: Array, raw: RawSet) -> Scan:
     """Make lesions larger and much brighter, so that a few steps of training find them."""
     mask = ndimage.binary_dilation(mask > 0, structure=np.ones((3, 3, 3))).astype(np.uint8)
-    height = 900.0 if raw.is_ct else 0.8 * image.max()
+    height = 1500.0 if raw.is_ct else 0.8 * image.max()
     return Scan(image + np.float32(height) * mask, mask, raw.spacing_mm)
 
 

@@ -40,6 +40,22 @@ def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
     assert (written.array > 0).sum() == (mask > 0).sum()
 
 
+@pytest.mark.slow
+def test_ray_writes_what_this_machine_does(cluster: None, tmp_path: Path) -> None:
+    model = SmallModel(n_folds=2).write(tmp_path / "results")
+    volume = Volume(VOXELS[None].astype(np.float32), Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
+    for name in ("one", "two"):
+        write_volume(tmp_path / "scans" / f"{name}.nii.gz", volume)
+    predict(model, tmp_path / "scans", tmp_path / "here", device="cpu")
+    predict(model, tmp_path / "scans", tmp_path / "there", device="cpu", engine="ray")
+    masks = sorted(path.name for path in (tmp_path / "here").glob("*.nii.gz"))
+    assert len(masks) == 4  # of two cases, masks and instances
+    for name in masks:
+        there = read_volume(tmp_path / "there" / name).array
+        np.testing.assert_array_equal(there, read_volume(tmp_path / "here" / name).array)
+    assert read_volume(tmp_path / "there" / "one_mask.nii.gz").array.any()
+
+
 def test_serve_gives_the_mask_of_a_scan(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     with warnings.catch_warnings():
