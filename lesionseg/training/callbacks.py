@@ -1,4 +1,4 @@
-"""What happens beside the steps: checkpoints, metrics.csv, focal statistics, pictures."""
+"""Callbacks of a training: checkpoints, metrics.csv, progress, focal statistics, pictures."""
 
 import logging
 import math
@@ -26,25 +26,25 @@ from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
 
-PAUSE_SHARE = 50  # between checkpoints, of the time that one takes: at most 2 % of the training
-# Statistics of one step say little, as a batch holds a few lesions or none
-STRETCH = 20
-HARD_SHARE = 0.01  # of the background: its voxels of the highest lesion probability
-# Of the gradient. In balance all background together takes half of it; well above, outliers decide
+PAUSE_SHARE = 50  # the pause before a checkpoint per duration of the last: at most 2 % of the time
+STRETCH = 20  # steps: the statistics of one say little, as a batch has a few lesions or none
+HARD_SHARE = 0.01  # of the background: the voxels with the highest lesion probability
+# Shares of the gradient. In balance the whole background has half of it; far above, it is outliers
 HARD_LIMIT, LESION_LIMIT = 0.65, 0.01
 # mean probability in lesions, from this share of the budget on
 FOUND_FROM, FOUND_AFTER = 0.02, 0.25
 NAMES = ("grad_share/hard_background", "grad_share/lesion", "p/lesion")
 PREVIEW_MINUTES, PREVIEW_TILES = 10.0, 4
-LEAST_P = 0.2  # of boxes in pictures; a detector's first ones are timid
+LEAST_P = 0.2  # of boxes in pictures; those of an early detector have low scores
 
 
 class LastCheckpoint(Checkpoint):
-    """checkpoints/last.ckpt, written from time to time between steps, and at the end.
+    """Writes checkpoints/last.ckpt between steps, at intervals, and at the end.
 
-    The pause is at least `pause`, and at least `PAUSE_SHARE` times as long as the last one took to
-    write: a GPU stands still meanwhile. All processes go by the minutes that they have agreed on.
-    The file is next.ckpt until metrics.csv has its step's row, which Lightning writes after it.
+    The interval is at least `pause`, and at least `PAUSE_SHARE` times the duration of the last
+    checkpoint, because a GPU idles meanwhile. All processes use the minutes that they have agreed
+    on. The file is called next.ckpt until metrics.csv has the row of its step, which Lightning
+    writes later.
     """
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
@@ -58,9 +58,11 @@ class LastCheckpoint(Checkpoint):
             (self.folder / "next.ckpt").unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Wait for a whole pause after a training was resumed."""
         self._due = 60 * module.minutes + self.pause
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        """Rename the checkpoint of the step before: its row is written."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
             new.replace(new.with_name("last.ckpt"))
@@ -68,7 +70,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # tiles resume at a whole step
+        """Write a checkpoint if it is due, at a whole step: there the stream of tiles resumes."""
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step or 60 * module.minutes < self._due:
             return
@@ -79,24 +81,25 @@ class LastCheckpoint(Checkpoint):
         self._due = 60 * module.minutes + took + max(self.pause, PAUSE_SHARE * took)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Write the last checkpoint."""
         trainer.save_checkpoint(self.folder / "next.ckpt")
         self.on_train_batch_start(trainer)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; Lightning moves it from TMPDIR."""
+    """Writes a checkpoint in its own folder and renames it; Lightning would move it from TMPDIR."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Killed at any moment, the file is the one before or the one after."""
+        """Write the file. If the process is killed, the file is complete: the old or the new."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
 
 class History(CSVLogger):
-    """metrics.csv of a run; a resumed training goes on after the rows of its first `n_steps`."""
+    """metrics.csv of a run. A resumed training keeps the rows of its first `n_steps`."""
 
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
@@ -109,24 +112,28 @@ class History(CSVLogger):
 
 
 class Progress(pl.Callback):
-    """One bar for the whole training: the share of its budget, the step and the smoothed loss.
+    """Shows one bar for the whole training: share of the budget, step and smoothed loss.
 
-    `bar` opens it and yields what is called with (text, share done, 1).
+    `bar` opens the bar and yields a function of (text, share done, 1).
     """
 
     def __init__(
         self, bar: Callable[[], AbstractContextManager[Callable[[str, float, int], None]]]
     ) -> None:
-        self.bar, self.loss, self._open = bar, math.nan, ExitStack()
+        self.bar = bar
+        self.loss = math.nan
+        self._open = ExitStack()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Open the bar."""
         if trainer.is_global_zero:
             self._advance = self._open.enter_context(self.bar())
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        """Advance the bar. Read the loss only after a logged step: a GPU would wait for others."""
         if not trainer.is_global_zero:
             return
-        logged = trainer.logged_metrics  # a GPU would wait at every step
+        logged = trainer.logged_metrics
         if trainer.global_step % trainer.log_every_n_steps == 0 and "loss" in logged:
             newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
@@ -134,17 +141,20 @@ class Progress(pl.Callback):
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
         self._open.close()
 
     def on_exception(self, *_: Any) -> None:
+        """Close the bar."""
         self._open.close()
 
 
 class FocalStatistics(pl.Callback):
-    """Logs who gets the gradient and how probable lesions are; warns once where that goes wrong.
+    """Logs the distribution of the gradient and the probability in lesions; warns about faults.
 
-    Of the finest logits: the shares of the L1 norm of the loss's gradient that fall on lesions and
-    on the hardest 1 % of background, and the mean probability in lesions.
+    For the finest logits it computes two shares of the L1 norm of the loss's gradient, that of
+    lesions and that of the hardest 1 % of background, and the mean probability in lesions. Each
+    warning appears once.
     """
 
     def __init__(self, activation: str = "sigmoid") -> None:
@@ -154,11 +164,13 @@ class FocalStatistics(pl.Callback):
         self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        """Observe the batch if its step is logged."""
         self.latest = {}
         module.observer = self.observe if module.is_logged else None
         self._activation = module.plan.activation
 
     def observe(self, logits: Tensor, class_axis: int, labels: Tensor, valid: Tensor) -> None:
+        """Take the probability in lesions now, and the gradient when it is computed."""
         values = logits.detach().movedim(class_axis, 1).float()
         softmax = self._activation == "softmax"
         p = 1 - values.softmax(1)[:, 0] if softmax else values.sigmoid().amax(1)
@@ -182,6 +194,7 @@ class FocalStatistics(pl.Callback):
             logits.register_hook(shares)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        """Log the statistics of the step, and warn if those of the last steps show a fault."""
         if not self.latest:
             return
         module.count_skipped()
@@ -191,8 +204,9 @@ class FocalStatistics(pl.Callback):
         self._rows.append(self.latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
-        # a number that is not there is NaN, and holds nowhere
-        means, progress = pd.DataFrame(list(self._rows)).mean(), module.progress
+        # a missing number is NaN, for which no comparison holds
+        means = pd.DataFrame(list(self._rows)).mean()
+        progress = module.progress
         hard, lesion, p = (means.get(name, np.nan) for name in NAMES)
         warnings = {}
         if hard > HARD_LIMIT:
@@ -217,31 +231,37 @@ class FocalStatistics(pl.Callback):
 
 
 class Previews(pl.Callback):
-    """A picture of the first tiles with a lesion in `run_dir/previews`, every few minutes.
+    """Draws the first tiles with a lesion into `run_dir/previews`, every few minutes.
 
-    `draw(path, tiles)` is given of each its image, lesions, what the network marks at p ≥ 0.5, and
-    of a detector its boxes at p ≥ `LEAST_P`.
+    `draw(path, tiles)` gets each tile's image, lesion mask, mask of p ≥ 0.5, and a detector's boxes
+    with p ≥ `LEAST_P`.
     """
 
     def __init__(self, run_dir: Path, draw: Callable[[Path, list[Any]], None]) -> None:
-        self.folder, self.draw = run_dir / "previews", draw
-        self.tiles, self._due = list[tuple[Tensor, Tensor]](), PREVIEW_MINUTES
+        self.folder = run_dir / "previews"
+        self.draw = draw
+        self.tiles = list[tuple[Tensor, Tensor]]()
+        self._due = PREVIEW_MINUTES
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
+        """Keep the first tiles with a lesion."""
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
             pairs = zip(batch["image"], batch["instances"], strict=True)
             found = [(image.cpu(), ids.cpu()) for image, ids in pairs if (ids > 0).any()]
             self.tiles += found[: PREVIEW_TILES - len(self.tiles)]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        if (minutes := module.minutes) >= self._due:
+        """Draw if it is due."""
+        if module.minutes >= self._due:
             self.on_train_end(trainer, module)
-            self._due = minutes + PREVIEW_MINUTES
+            self._due = module.minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Draw the tiles and the network's current output."""
         if not self.tiles:
             return
-        window, shown = SlidingWindow((deepcopy(module.network),), module.plan), []
+        window = SlidingWindow((deepcopy(module.network),), module.plan)
+        shown = []
         for image, ids in self.tiles:
             store, boxes = window(image.float())
             marked = (store.decode(store.values) >= 0.5).any(0).numpy()

@@ -1,4 +1,4 @@
-"""Train a network: the one entrance to this package."""
+"""Train a network with Lightning: the entry point of this package."""
 
 import logging
 import math
@@ -51,14 +51,14 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("checkpoints")
 CHECKPOINT_EVERY = timedelta(seconds=15)
-STEPS_PER_EPOCH = 50  # whose tiles have the sampler's exact mix
+STEPS_PER_EPOCH = 50  # the tiles of so many steps have the sampler's exact mix
 GRADIENT_CLIP = 12.0  # the norm; another one by trainer.lightning.gradient_clip_val
 LOG_EVERY = 5  # steps; another number by trainer.lightning.log_every_n_steps
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """The network that is kept, in eval mode on the CPU; `steps` counts `skipped` ones too."""
+    """The network with the kept weights, in eval mode on the CPU. `steps` includes `skipped`."""
 
     network: nn.Module
     steps: int
@@ -78,19 +78,30 @@ def fit(
     loss: nn.Module | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles` (see `read_batches`); returns what is kept.
+    """Train `network` in place on numbered `tiles`, and return it with the weights that are kept.
 
-    A training that was interrupted goes on from `run_dir/checkpoints/last.ckpt`; one that had ended
-    is not prolonged. Raises `TrainingError` when the checkpoint does not fit or the loss stays NaN,
-    and passes on whatever reading tiles or `validate` raises.
+    An interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is
+    not prolonged. Errors of reading tiles and of `validate` are passed on.
 
-    `network`: what `build_network(plan)` makes, or one's own with the same outputs. `validate`:
-    given the network in eval mode, returns scores for metrics.csv. `loss`: of voxels, in
-    place of the configured one. `callbacks`: Lightning's, beside the configured ones.
+    Args:
+        network: of `build_network(plan)`, or another one with the same outputs.
+        plan: tile shape, batch size, channels and labels.
+        tiles: see `read_batches`.
+        cfg: all settings of `train`.
+        run_dir: gets checkpoints and metrics.csv.
+        validate: returns scores by name for the network in eval mode.
+        loss: of voxels; replaces the configured one.
+        callbacks: of Lightning, in addition to the configured ones.
+
+    Raises:
+        TrainingError: if the checkpoint does not fit the network, or the loss stays NaN.
+        ConfigError: if memory ends, or loss and plan disagree.
     """
-    last, best = (run_dir / CHECKPOINTS / f"{name}.ckpt" for name in ("last", "best"))
+    last = run_dir / CHECKPOINTS / "last.ckpt"
+    best = run_dir / CHECKPOINTS / "best.ckpt"
     module = lesion_module(plan, cfg, network, loss)
-    settings, device = module.settings, training_device(cfg.trainer.accelerator)
+    settings = module.settings
+    device = training_device(cfg.trainer.accelerator)
     before = broadcast_from_rank_zero(lambda: _read(last) if last.is_file() else None)
     steps, spent = (before["global_step"], before["minutes"]) if before else (0, 0.0)
     if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
@@ -119,13 +130,14 @@ def fit(
     except RuntimeError as error:
         raise _unusable(last, str(error)) from error
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    steps, minutes = after["global_step"], after["minutes"]
-    log.info("Trained %d steps in %.1f minutes.", steps, minutes)  # skipped ones were said
+    steps = after["global_step"]
+    minutes = after["minutes"]
+    log.info("Trained %d steps in %.1f minutes.", steps, minutes)
     return FitResult(network.eval(), steps, after["skipped"], minutes, device)
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
-    """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
+    """Return the endless, numbered tiles of `cases`. Raise `ConfigError` if there are no cases."""
     batches = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
     n_tiles = STEPS_PER_EPOCH * batches * plan.batch_size * n_processes(cfg.trainer)
     tiles = TileDataset(
@@ -137,7 +149,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )
-    tiles[0]  # faults of the cases are raised here rather than by a worker process
+    tiles[0]  # raise faults of the cases here, not in a worker process
     log.debug("Sampling: %s", tiles.sampler.mix)
     return tiles
 
@@ -148,9 +160,10 @@ def lesion_module(
     network: nn.Module | None = None,
     loss: nn.Module | None = None,
 ) -> LesionModule:
-    """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
+    """Return the module for a `pl.Trainer`: a network with its objective, budget and optimiser.
 
-    Raises `ConfigError` where loss and plan disagree, or the loss has weights to learn.
+    Without `network`, build the plan's from the seed. Raises `ConfigError` if loss and plan
+    disagree, or if the loss has trainable weights.
     """
     objective = make_objective(plan, cfg, loss)
     if any(weight.requires_grad for weight in objective.loss.parameters()):
@@ -218,12 +231,12 @@ def make_trainer(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU: tensors and plain values only, no pickled code is run."""
+    """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["minutes"], checkpoint["skipped"], checkpoint["state_dict"]
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
-        # by its name alone: the text advises to load without `weights_only`
+        # only the name of the error: its text advises to load without `weights_only`
         raise _unusable(path, type(error).__name__) from error
     return checkpoint
 
@@ -242,6 +255,7 @@ def _out_of_memory(plan: Plan, module: LesionModule, error: torch.OutOfMemoryErr
 
 
 def _unusable(path: Path, why: str) -> TrainingError:
+    """Return the error of a checkpoint from which training cannot continue."""
     return TrainingError(
         f"{path}: training cannot be resumed from this checkpoint ({why}). Choose another run_dir, "
         "or delete the checkpoint to start afresh."
@@ -250,13 +264,14 @@ def _unusable(path: Path, why: str) -> TrainingError:
 
 @contextmanager
 def _undisturbed(*, on_cpu: bool) -> Iterator[None]:
-    """Lightning without banners and advice, Ctrl-C as itself, and freed memory kept on a CPU.
+    """Silence Lightning's banners and advice, raise Ctrl-C, and keep freed memory on a CPU.
 
-    Lightning would exit with status 1 and ignore further Ctrl-C. glibc would return the block of
-    each layer's output to the system, which clears the pages of the next one: a sixth of the time
-    of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
+    After Ctrl-C Lightning would exit with status 1 and ignore further ones. glibc would return the
+    memory of each layer's output to the system, which then clears the pages of the next one: a
+    sixth of the time of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
     """
-    banners, handler = logging.getLogger("pytorch_lightning"), signal.getsignal(signal.SIGINT)
+    banners = logging.getLogger("pytorch_lightning")
+    handler = signal.getsignal(signal.SIGINT)
     level = banners.level
     banners.setLevel(logging.WARNING)
     if on_cpu:

@@ -26,19 +26,20 @@ MAX_SKIPPED_IN_A_ROW = 10
 NNUNET_STEPS, NNUNET_VOXELS = 250_000, {3: 2 * 128**3, 2: 12 * 512**2}
 LONG = 30.0  # minutes from which validations choose the weights
 N_VALIDATIONS, VALIDATION_MINUTES = 6, 20.0
-BATCHES = {3: 2, 2: 4}  # that a learning rate is stated for, by number of axes
-WARMUP = 0.05  # share of the training, of AdamW; SGD begins at its full rate
-WARMUP_FLOOR = 0.01  # a first step at rate 0 would be a step for nothing
+BATCHES = {3: 2, 2: 4}  # tiles for which `optim.lr` is stated, by number of axes
+WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
+WARMUP_FLOOR = 0.01  # a first step at rate 0 would be wasted
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 
 
 class LesionModule(pl.LightningModule):
-    """Trains `network` by `objective` until the budget of `settings` is spent.
+    """Trains `network` with `objective` until the budget of `settings` is spent.
 
-    A batch holds `plan.batch_size` tiles. Terms reduced per positive are divided by a moving
-    average of the positives of a step's batches over all processes, which average gradients: hence
-    the normaliser over their number. A step whose gradient is not finite leaves the weights; it is
-    counted one step later, since a GPU would have to be waited for.
+    A batch holds `plan.batch_size` tiles. Terms that are reduced per positive are divided by a
+    moving average of the positives in a step's batches, summed over all processes. Processes
+    average their gradients, so each divides by this normaliser over the number of processes. A step
+    whose gradient is not finite does not change the weights. It is counted one step later, because
+    reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -50,13 +51,18 @@ class LesionModule(pl.LightningModule):
         optim: OptimConfig,
     ) -> None:
         super().__init__()
-        self.network, self.objective, self.plan = network, objective, plan
-        self.settings, self.optim = settings, optim
+        self.network = network
+        self.objective = objective
+        self.plan = plan
+        self.settings = settings
+        self.optim = optim
         self.loss = objective.loss  # registered, so that its buffers follow to the device
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
-        self.minutes, self.skipped, self.skipped_in_a_row = 0.0, 0, 0
+        self.minutes = 0.0  # of training at the end of the last step, agreed on by all processes
+        self.skipped = 0
+        self.skipped_in_a_row = 0
         self._began = time.monotonic()
-        self.recent: list[Tensor] = []  # what the steps since the last row came to
+        self.recent: list[Tensor] = []  # loss terms of the batches since the last logged row
         self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
         self._shared_minutes: HostCopy | None = None  # the sum over all processes
@@ -64,19 +70,20 @@ class LesionModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the budget spent, by the limit nearer to its end."""
+        """The share of the budget that is spent, for the limit that is nearer."""
         by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
         limit = self.settings.max_minutes
         return max(by_steps, self.minutes / limit if limit else 0.0)
 
     @property
     def is_logged(self) -> bool:
-        """Whether the step under way is one of those whose numbers are logged."""
-        step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        """True if the numbers of the current step are logged."""
+        step = self.global_step + 1
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Expect the positives of all processes; compile."""
+        """Set the expected positives of all processes, and compile the network if asked to."""
         n_tiles = self.plan.batch_size * self.trainer.world_size
         self.normalisers = PositiveAverage(self.objective.expected(n_tiles))
         if self.settings.compile:  # in place: names of weights stay as they are
@@ -94,15 +101,17 @@ class LesionModule(pl.LightningModule):
         return (time.monotonic() - self._began) / 60
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch; the means of its terms over the steps since the last row."""
-        targets, world = self.objective.targets(batch), self.trainer.world_size
+        """Return the loss of a batch. Log the means of its terms since the last logged row."""
+        targets = self.objective.targets(batch)
+        world = self.trainer.world_size
         counts = targets.counts()
         if world > 1:  # with them the minutes, so that all processes end together
             minutes = torch.full_like(counts[:1], self.elapsed_minutes())
             counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
             if self._shared_minutes is not None:  # of the step before: nothing waits for this one
                 self.minutes = self._shared_minutes.read().item() / world
-            self._shared_minutes, counts = HostCopy(counts[-1]), counts[:-1]
+            self._shared_minutes = HostCopy(counts[-1])
+            counts = counts[:-1]
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.known(output, batch["unannotated"])
@@ -124,10 +133,11 @@ class LesionModule(pl.LightningModule):
         return loss
 
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
-        """By the mean of the batches accumulated so far, as the loss is; a step moves it once."""
+        """Update the normaliser once per optimiser step, from the mean over accumulated batches."""
         n_before = batch_idx % self.trainer.accumulate_grad_batches
         if n_before == 0 or self._counts is None:
-            self._counts, self._average = counts * 0, self.normalisers.average.clone()
+            self._counts = counts * 0
+            self._average = self.normalisers.average.clone()
         self._counts = self._counts + counts
         self.normalisers.average.copy_(self._average)
         return self.normalisers.update(self._counts / (n_before + 1))
@@ -138,9 +148,9 @@ class LesionModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip, or have the optimiser leave the step out if the gradient is not finite.
+        """Clip the gradient. If it is not finite, the optimiser skips the step.
 
-        One norm serves both. Lightning's own clipping refuses fused optimisers in half precision.
+        Both use the same norm. Lightning's own clipping refuses fused optimisers in half precision.
         """
         self.count_skipped()
         weights = [p for p in self.network.parameters() if p.grad is not None]
@@ -150,12 +160,12 @@ class LesionModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-        if optimizer.defaults.get("fused"):  # without, Lightning's scaler leaves the step out
+        if optimizer.defaults.get("fused"):  # otherwise Lightning's scaler skips the step
             optimizer.found_inf = (~is_finite).float()
         self._unread = self.global_step + 1, HostCopy(is_finite)
 
     def count_skipped(self) -> None:
-        """Count the last step if it was left out; raise `TrainingError` after ten in a row."""
+        """Count the last step if it was skipped. Raise `TrainingError` after ten in a row."""
         if self._unread is None:
             return
         (step, copy), self._unread = self._unread, None
@@ -179,6 +189,7 @@ class LesionModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def configure_optimizers(self) -> Any:
+        """Return the optimiser, and the schedule that follows `progress`."""
         trainer = self.trainer
         fused = trainer.precision != "16-mixed"  # else gradients would be clipped before unscaling
         n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -191,21 +202,25 @@ class LesionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the minutes, the skipped steps and the terms since the last logged row."""
         self.count_skipped()
         checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.minutes, self.skipped = checkpoint["minutes"], checkpoint["skipped"]
+        """Restore the additions of `on_save_checkpoint`."""
+        self.minutes = checkpoint["minutes"]
+        self.skipped = checkpoint["skipped"]
         self.recent = checkpoint["recent"]
 
 
 def make_optimiser(
     network: nn.Module, settings: OptimConfig, *, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with nnU-Net's Nesterov momentum, over the weights of `network` that learn.
+    """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
-    Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head towards
-    0 regularises nothing. All but the heads learn at `backbone_lr_scale`.
+    Weight decay applies to kernels only: to shrink a norm's scale or the prior bias of a head
+    towards 0 regularises nothing. The rate of all weights except the heads' is multiplied by
+    `backbone_lr_scale`.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
@@ -223,7 +238,7 @@ def make_optimiser(
     if settings.name == "adamw":
         return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
     sgd = torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
-    # torch leaves it to the first step, which would not fill it if its gradient is not finite
+    # torch fills the buffer in the first step, but not if the gradient of that step is not finite
     for group in sgd.param_groups:
         for weight in group["params"]:
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -231,18 +246,23 @@ def make_optimiser(
 
 
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
-    """The settings with limits in place of what is open, and minutes in place of `auto`.
+    """Return the settings with a budget, and with the interval of validations in minutes.
 
-    Without them: an hour on a processor; on a GPU as many voxels as nnU-Net sees, in at most as
-    many steps. Validation: six times in over half an hour, every 20 minutes of steps, or never.
+    A training without limits takes an hour on a processor. On a GPU it sees as many voxels as
+    nnU-Net's, in at most as many steps. With `validate_every_minutes=auto`, a training of more than
+    half an hour validates six times, one without a limit on a GPU every 20 minutes, and another one
+    never (None).
     """
-    minutes, steps, every = settings.max_minutes, settings.max_steps, None
+    minutes = settings.max_minutes
+    steps = settings.max_steps
+    every = None
     if minutes is None and steps is None:
         if device.startswith("cuda"):
             batches = int(settings.lightning.get("accumulate_grad_batches", 1))
             n_tiles = plan.batch_size * batches * n_processes(settings)
             share = NNUNET_VOXELS[plan.dims] / (n_tiles * prod(plan.tile_shape))
-            steps, every = round(NNUNET_STEPS * min(share, 1.0)), VALIDATION_MINUTES
+            steps = round(NNUNET_STEPS * min(share, 1.0))
+            every = VALIDATION_MINUTES
         else:
             minutes = 60.0
     if minutes and minutes > LONG:
@@ -254,16 +274,17 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 
 
 def budget_text(settings: TrainerConfig) -> str:
-    """What ends a training whose budget is resolved: "5 minutes or 300 steps"."""
+    """Return the limits of a resolved budget as text: "5 minutes or 300 steps"."""
     limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
     return " or ".join(f"{value:g} {what}" for value, what in limits if value)
 
 
 def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
-    """The settings with the rate for a step of `n_tiles` tiles: linear for SGD, √ for AdamW.
+    """Return the settings with the learning rate for a step of `n_tiles` tiles.
 
-    Relative to 2 tiles in 3-D and 4 in 2-D (Goyal et al. 2017, arXiv 1706.02677; Malladi et al.
-    2022, arXiv 2205.10287). The tiles of all processes and accumulated batches count.
+    The rate grows linearly with the tiles for SGD (Goyal et al. 2017, arXiv 1706.02677) and with
+    their root for AdamW (Malladi et al. 2022, arXiv 2205.10287). It is stated for 2 tiles in 3-D
+    and 4 in 2-D. `n_tiles` are those of all processes and accumulated batches.
     """
     times = n_tiles / BATCHES[dims]
     factor = times if settings.name == "sgd" else sqrt(times)
@@ -271,11 +292,11 @@ def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
 
 
 def learning_rate(progress: float, settings: OptimConfig) -> float:
-    """The rate at `progress` in [0, 1] (above 1: at the end).
+    """Return the learning rate at `progress` in [0, 1]; above 1 it is the last one.
 
     AdamW: linear warm-up from a hundredth of `lr`, then cosine `lr · (1 + cos πq) / 2` (Loshchilov
-    and Hutter 2017, eq. 5), q being the share done of what follows the warm-up. SGD: poly
-    `lr · (1 − progress)^0.9`.
+    and Hutter 2017, eq. 5), where q is the progress from the end of the warm-up (0) to the end of
+    the training (1). SGD: poly `lr · (1 − progress)^0.9`.
     """
     progress = min(max(progress, 0.0), 1.0)
     if settings.name == "sgd":

@@ -1,4 +1,4 @@
-"""What a network is taught: the targets of a batch and the named terms of its loss."""
+"""Targets of a batch, and the named terms of the loss of a network's output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +18,17 @@ from lesionseg.plan.plan import Architecture, Plan, total_strides
 from lesionseg.training.batch_targets import AnchorGrid, BatchTargets, anchor_targets
 
 Terms = dict[str, Tensor]
-POSITIVES_A_TILE = 4.0  # anchors: what a lesion of a few voxels gets by ATSS
+POSITIVES_A_TILE = 4.0  # anchors that ATSS assigns to a lesion of a few voxels
 
 
 @dataclass(frozen=True, eq=False)
 class LevelTargets:
     """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
 
-    `labels` holds 0 for background and k for class k; with regions it is `[B, K, *spatial]` and
-    says whether a voxel belongs to each. `valid` is False where a voxel teaches nothing.
-    `instances` holds lesion ids, `nearest` the id of the nearest lesion where a loss asks for it.
+    `labels` contains 0 for background and k for class k. With regions it is `[B, K, *spatial]`, and
+    True where a voxel belongs to the region. `valid` is False for voxels that the loss ignores.
+    `instances` contains lesion ids. `nearest` contains the id of the nearest lesion if the loss
+    needs it.
     """
 
     labels: Tensor
@@ -37,7 +38,7 @@ class LevelTargets:
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
-        """The targets of a batch; invalid voxels carry no label. `regions`: the plan's."""
+        """Return the targets of a batch with the plan's regions. Invalid voxels have no label."""
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
         instances = batch["instances"].masked_fill(~valid, 0)
@@ -47,16 +48,16 @@ class LevelTargets:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The targets of a batch: of a detector's anchors, and of every level of voxels, finest first.
+    """The targets of a batch for a detector's anchors and for every level of voxels, finest first.
 
-    A network without anchors has None, one without voxels no level.
+    `anchors` is None for a network without anchors; `levels` is empty for one without voxels.
     """
 
     anchors: AnchorTargets | None
     levels: tuple[LevelTargets, ...]
 
     def counts(self) -> Tensor:
-        """Positive anchors, then lesion voxels of each level: one number per normaliser."""
+        """Return the positive anchors, then the lesion voxels of each level: one per normaliser."""
         counts = [count_positives(level.labels, level.valid) for level in self.levels]
         if self.anchors is not None:
             counts.insert(0, (self.anchors.labels > 0).sum(dtype=torch.float32))
@@ -64,16 +65,18 @@ class Targets:
 
 
 class Objective:
-    """Makes targets of a batch, and of a network's output on it the terms of the loss.
+    """Computes the targets of a batch, and the terms of the loss of a network's output.
 
-    `loss` teaches voxels on every supervised level, `detection` anchors, as far as the plan's
-    network has them. Terms are fp32 scalars by name, each already weighted: the loss is their sum.
-    The anchors and each level have a normaliser; `expected` and the targets' `counts()` have their
-    order. `batch_targets`: what a worker should add to a batch, otherwise `targets` does.
+    `loss` applies to voxels on every supervised level, `detection` to anchors, if the plan's
+    network has them. Terms are weighted fp32 scalars by name, and the loss is their sum. The
+    anchors and each level have a normaliser; `expected` and `Targets.counts` have the same order. A
+    worker should add `batch_targets` to a batch; otherwise `targets` does.
     """
 
     def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
-        self.plan, self.loss, self.detection = plan, loss, detection
+        self.plan = plan
+        self.loss = loss
+        self.detection = detection
         self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
         takes_nearest = "nearest" in signature(loss.forward).parameters
         self.batch_targets = BatchTargets(
@@ -82,7 +85,7 @@ class Objective:
         )
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """Positives of `n_tiles` tiles: of a level what the lesion fraction makes of its voxels."""
+        """Return the expected positives of `n_tiles` tiles, of voxels by the lesion fraction."""
         lesion = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
         anchors = (POSITIVES_A_TILE * n_tiles,) if self.plan.has_boxes else ()
         return (*anchors, *(lesion / prod(stride) for stride in self.strides))
@@ -98,7 +101,7 @@ class Objective:
         return Targets(anchors, tuple(smaller(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
-        """The terms of the anchors, then those of the voxels, summed over the levels; in fp32."""
+        """Return the terms of the anchors, then those of the voxels summed over levels, in fp32."""
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
@@ -128,7 +131,7 @@ class Objective:
         return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
     def known(self, output: Any, unannotated: Tensor) -> Any:
-        """The output without what labels `[B, K]` that were not annotated would teach."""
+        """Return the output in which labels `[B, K]` that were not annotated have no gradient."""
         activation = self.plan.activation
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxels(output)]
         if not self.plan.has_boxes:
@@ -137,9 +140,9 @@ class Objective:
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
     def observed(self, output: Any, targets: Targets) -> tuple[Tensor, int, Tensor, Tensor]:
-        """The finest logits, the axis of their classes, and their labels and valid places.
+        """Return the finest logits, the axis of their classes, and their labels and valid places.
 
-        Of a network without voxels the anchors, as if they were voxels in a row.
+        For a network without voxels they are those of the anchors.
         """
         if not targets.levels and targets.anchors is not None:
             return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
@@ -148,10 +151,10 @@ class Objective:
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
-    """What the plan's network is taught; `loss` of voxels in place of the configured one.
+    """Return the objective of the plan's network; `loss` replaces the configured one of voxels.
 
-    Raises `ConfigError` where a loss for independent labels teaches a network of exclusive ones, or
-    the reverse.
+    Raises `ConfigError` if the loss is for independent labels and the network for exclusive ones,
+    or the reverse.
     """
     loss = loss or make_loss(cfg.loss, plan.activation)
     activation = getattr(loss, "activation", plan.activation)
@@ -164,12 +167,13 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
+    """Return the targets on a grid that is `stride` times coarser.
 
-    A coarse voxel takes the highest label in its block, or belongs to every region in it: nearest
-    sampling would drop the small lesions. A block with an invalid voxel is invalid unless a lesion
-    is known to be in it. Its id is that of a voxel, or where a loss asks for nearest lesions the
-    highest; the nearest lesion of a block without one is that of its middle voxel.
+    Spatial axes must be multiples of `stride`. A coarse voxel has the highest label of its block,
+    or belongs to all regions in it: nearest sampling would drop small lesions. A block with an
+    invalid voxel is invalid unless it contains a known lesion voxel. The id is that of the block's
+    middle voxel, or the highest one if the loss needs nearest lesions. The nearest lesion of a
+    block without a lesion is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets
@@ -185,7 +189,7 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
 
 
 def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """nnU-Net's coarse targets: the voxel in, or after, the middle of each block."""
+    """Return nnU-Net's coarse targets: the voxel in, or after, the middle of each block."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
     nearest = None if targets.nearest is None else targets.nearest[places]
     masks = targets.labels[places], targets.instances[places], targets.valid[places]
@@ -203,7 +207,7 @@ def _block_max(
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
-    """Stride from the input to each supervised level, finest first; the finest has none.
+    """Return the stride from the input to each supervised level; the finest is first and has 1.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)

@@ -24,12 +24,12 @@ PATIENCE = timedelta(days=1)  # while the first one reads, plans, validates and 
 
 
 def training_device(accelerator: str) -> str:
-    """`cuda` or `cpu`: a GPU where one is there and `accelerator` does not say `cpu`."""
+    """Return `cuda` if torch finds a GPU and `accelerator` is not `cpu`, otherwise `cpu`."""
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def require_device(accelerator: str) -> None:
-    """Raise `ConfigError` where a GPU is asked for and there is none."""
+    """Raise `ConfigError` if the settings ask for a GPU and there is none."""
     if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
@@ -55,10 +55,10 @@ def require_compiler(trainer: TrainerConfig) -> None:
 
 
 def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
-    """Lightning's environment of the launcher; None where this process was started alone.
+    """Return Lightning's environment of the launcher; None if this process was started alone.
 
-    Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
-    launcher started other processes than the settings say.
+    Tasks of srun with one device each are separate trainings. Raises `ConfigError` if the launcher
+    started other processes than the settings say.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -97,7 +97,7 @@ def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 
 @contextmanager
 def joined(trainer: TrainerConfig) -> Iterator[None]:
-    """Connect this process with the others of its training, if any; only the first one logs."""
+    """Connect this process with the other ones of its training. Only the first one logs."""
     environment, listed = launched(trainer), trainer.devices
     local = environment.local_rank() if environment is not None else 0
     on_gpu = training_device(trainer.accelerator) == "cuda"
@@ -126,7 +126,7 @@ def joined(trainer: TrainerConfig) -> Iterator[None]:
 
 
 def n_processes(trainer: TrainerConfig) -> int:
-    """How many train together, those that Lightning is still to start among them."""
+    """Return the number of processes that train together, including those not yet started."""
     if distributed.is_initialized():
         return distributed.get_world_size()
     on_gpu = training_device(trainer.accelerator) == "cuda"
@@ -134,12 +134,12 @@ def n_processes(trainer: TrainerConfig) -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process writes: alone, or the first of those that train together."""
+    """Return True if this process writes: it trains alone, or is the first of several."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
-    """What the first process makes, on all of them; they wait for it, and fail with it."""
+    """Call `make` in the first process and return its result in all. An error is raised in all."""
     if not distributed.is_initialized():
         return make()
     answer: list[Any] = [None]
@@ -156,7 +156,7 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def local_rank_zero_first(make: Callable[[], T]) -> T:
-    """What each process makes, the first one of every node before the others there."""
+    """Call `make` in each process, first in one of every node. Return the own result."""
     if not distributed.is_initialized():
         return make()
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"

@@ -1,4 +1,4 @@
-"""The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
+"""The endless stream of tiles in batches per step. It can begin at any step."""
 
 import logging
 import os
@@ -31,17 +31,18 @@ log = logging.getLogger(__name__)
 Join = Callable[[Sequence[TileItem]], Batch]
 SHARED_MEMORY = "/dev/shm"
 AHEAD, MOST_WORKERS = 2, 8  # steps that each worker reads ahead; a GPU is fed by as many
-# quick where the system has it; on a Mac its libraries do not survive a fork
+# fork is quick where the system has it; on a Mac its libraries do not survive it
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 def step_tiles(
     tiles_per_step: int, first_step: int = 0, rank: int = 0, world_size: int = 1
 ) -> Iterator[list[int]]:
-    """Numbers of the tiles that process `rank` of `world_size` sees in each step from `first_step`.
+    """Yield the numbers of the tiles of each step from `first_step`, for one process.
 
-    Step s of the whole training takes the tiles s·n, s·n + 1 … of the stream, n being the tiles of
-    all processes together; so a resumed training sees what an undisturbed one would have seen.
+    Step s of the whole training takes the tiles s·n, s·n + 1 … of the stream, where n is the number
+    of tiles of all processes together. So a resumed training sees the same tiles as an undisturbed
+    one.
 
     >>> steps = step_tiles(tiles_per_step=2, first_step=3, rank=1, world_size=2)
     >>> next(steps), next(steps)
@@ -60,12 +61,18 @@ def read_batches(
     pin: bool = False,
     add_targets: BatchTargets | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of these `step_tiles`, read by MONAI's loader; `workers` read ahead.
+    """Yield the batches of these `step_tiles`, read by MONAI's loader.
 
-    No loader itself: the trainer would take it apart and could not keep the order of tiles when it
-    restarts in mid-epoch. `tiles`: a `TileDataset`, or any that gives `image`, `labels`,
-    `instances` and `valid` as `to_batch` does, for any number from 0 on and the same each time.
-    `add_targets`: of the objective; a worker has more time for them than a step.
+    The function is no loader: Lightning would replace a loader's sampler, and could not keep the
+    order of tiles when a training resumes.
+
+    Args:
+        tiles: a `TileDataset`, or another one that returns `image`, `labels`, `instances` and
+            `valid` as `to_batch` does, for any number from 0 on, and the same each time.
+        steps: the numbers of tiles for each batch.
+        workers: processes that read ahead; 0 reads in this process.
+        pin: put batches into pinned memory, for a GPU.
+        add_targets: of the objective. A worker computes them while the device trains.
     """
     is_ours = isinstance(tiles, TileDataset)
     join = to_batch if is_ours else cast(Join, default_collate)
@@ -78,7 +85,7 @@ def read_batches(
         pin_memory=pin,
         collate_fn=partial(_collate, join=join, add_targets=add_targets or BatchTargets()),
         worker_init_fn=begin_worker,
-        # else MONAI would set back torch's own, which networks draw from
+        # otherwise MONAI would reset torch's own generator, from which networks draw
         generator=torch.Generator(),
     )
 
