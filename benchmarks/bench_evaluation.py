@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.common.table import Row, device_name, print_report, versions
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
-from lesionseg.ops.components import lesion_instances, mask_boxes
+from lesionseg.evaluation import PRESETS, CaseResult, match_case
+from lesionseg.ops.components import lesion_instances, lesions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".peers/bin/python"
@@ -42,13 +42,13 @@ class Pair:
         geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
         reference = Reference(geometry, labels=self.reference)
         prediction = as_prediction(self.prediction, geometry)
-        return evaluate_case(reference, prediction, PRESETS["lesionseg"], case="case")
+        return match_case(reference, prediction, PRESETS["lesionseg"], case="case").result()
 
 
 def as_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
     """The components as candidates; scores by place, for the curves to have something to do."""
     found = lesion_instances(mask)
-    boxes = mask_boxes(found.instances, len(found.labels)).tolist()
+    boxes = lesions_of(Reference(geometry, labels=mask)).boxes.tolist()
     n = len(boxes)
     candidates = tuple(
         Candidate(i + 1, 1, 1 - i / (n + 1), tuple(b[:3]), tuple(b[3:]), (0.0, 0.0, 0.0), 1.0, None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,16 +15,15 @@ from lesionseg.core.operating_point import OperatingPoint
 
 @dataclass(frozen=True)
 class Calibration:
-    """Score to probability, by the logit x of the score.
+    """Map from score to probability (Platt 1999), by the logit x of the score.
 
-    `platt`: 1 / (1 + exp(−(`intercept` + `slope`·x))). `fitted_on`: the role of the cases it was
-    fitted on, `validation` or `out-of-fold`; `n_true` and `n_false`: their candidates.
+    The probability is 1 / (1 + exp(−(`intercept` + `slope`·x))). `fitted_on`: the role of the
+    cases it was fitted on, `validation` or `out-of-fold`. `n_true` and `n_false`: their candidates.
 
-    >>> Calibration("platt", intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
+    >>> Calibration(intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
     [0.25, 0.5]
     """
 
-    kind: Literal["platt"]
     intercept: float = 0.0
     slope: float = 1.0
     fitted_on: str | None = None
@@ -32,7 +31,7 @@ class Calibration:
     n_false: Annotated[int, Field(ge=0)] = 0
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """The chance of being a lesion of each score in [0, 1]."""
+        """Return the chance of being a lesion of each score in [0, 1]."""
         return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * logit(scores), -500, 500)))
 
 
@@ -125,7 +124,6 @@ class Prediction:
     geometry: Geometry
     candidates: tuple[Candidate, ...]
     instances: NDArray[np.int32] | None
-    voxel_threshold: float | None = None
     operating_point: OperatingPoint | None = None
     scored: bool = True
     values: NDArray[np.uint8] | None = None

@@ -8,7 +8,6 @@ from lesionseg.evaluation.case_results import (
     CaseResult,
     LesionResult,
     MatchedCase,
-    evaluate_case,
     match_case,
 )
 from lesionseg.evaluation.criteria import PRESETS, Criterion, Preset, find_preset
@@ -27,7 +26,6 @@ __all__ = [
     "Scores",
     "SummarySettings",
     "choose",
-    "evaluate_case",
     "find_preset",
     "match_case",
     "read_scores",

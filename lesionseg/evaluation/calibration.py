@@ -53,9 +53,8 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
     targets = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
     intercept, slope = fit_logistic(logit(scores), targets[None], np.ones((1, len(true))))[0]
     return Calibration(
-        "platt",
-        float(intercept),
-        float(slope),
+        intercept=float(intercept),
+        slope=float(slope),
         fitted_on=fitted_on,
         n_true=n_true,
         n_false=n_false,

@@ -555,25 +555,6 @@ def _unannotated(
     return Unannotated(others.candidates, match(reference, others, preset.criterion))
 
 
-def evaluate_case(
-    reference: Reference,
-    prediction: Prediction | None,
-    preset: Preset,
-    *,
-    case: str,
-    operating_point: OperatingPoint | None = None,
-    group: str = "",
-    role: str = "",
-) -> CaseResult:
-    """Match candidates with lesions and compute every number of the case; see `match_case`.
-
-    `operating_point`: candidates of at least its score are accepted; None: those that the
-    prediction itself marks as accepted.
-    """
-    matched = match_case(reference, prediction, preset, case=case, group=group, role=role)
-    return matched.result(operating_point)
-
-
 def describe_grid(geometry: Geometry) -> str:
     """Shape, spacing and place (RAS) of a grid in the order of files, x first, for messages."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))

@@ -96,12 +96,13 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
     if n_true and n_false:
         weights = voxels / voxels.sum()
         a, b = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)[0].tolist()
-    return Calibration("platt", a, b, n_true=n_true, n_false=n_false)
+    return Calibration(a, b, n_true=n_true, n_false=n_false)
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     """One for the mean of several networks, of which each has its own or none (as it is)."""
-    known, every = [f for f in fits if f], [f or Calibration("platt") for f in fits]
+    known = [f for f in fits if f]
+    every = [f or Calibration() for f in fits]
     if not known:
         return None
     return replace(

@@ -64,7 +64,7 @@ case{% endif %}\
 - no operating point was chosen; accepted from score 0.5
 {% endfor %}
 {% if plan.calibration %}
-- each candidate's probability: {{ plan.calibration.kind }} calibration of its score, fitted on \
+- each candidate's probability: Platt calibration of its score, fitted on \
 {{ plan.calibration.n_true }} true and {{ plan.calibration.n_false }} false candidates of \
 {{ plan.calibration.fitted_on }} data
 {% else %}

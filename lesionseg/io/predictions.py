@@ -113,7 +113,6 @@ class _Content(BaseModel):
     schema_version: Literal[1] = 1
     candidates: list[_Entry]
     removed: list[_Entry] = []
-    voxel_threshold: FiniteFloat | None = None
     operating_point: OperatingPoint | None = None
     scored: bool = True
     input_check: InputCheckResult | None = None
@@ -181,7 +180,6 @@ def _candidate_json(
         "schema_version": 1,
         "case": prediction.case,
         "size_unit": prediction.geometry.size_unit,
-        "voxel_threshold": prediction.voxel_threshold,
         "operating_point": prediction.operating_point and asdict(prediction.operating_point),
         "candidates": list(map(_entry_json, prediction.candidates)),
     }
@@ -370,7 +368,6 @@ def read_prediction(
         geometry=grid,
         candidates=tuple(replace(c, has_mask=c.id in present) for c in ranked),
         instances=instances,
-        voxel_threshold=stated.voxel_threshold,
         operating_point=stated.operating_point,
         scored=stated.scored,
         values=values,

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from lesionseg.ops.components import LesionInstances as LesionInstances
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
-    from lesionseg.ops.components import mask_boxes as mask_boxes
     from lesionseg.ops.resample import resample_slabs as resample_slabs
     from lesionseg.ops.resample import resample_to as resample_to
     from lesionseg.ops.suppression import batched_nms as batched_nms
@@ -25,7 +24,6 @@ _HOMES = {
     "box_volume": "boxes",
     "label_components": "components",
     "lesion_instances": "components",
-    "mask_boxes": "components",
     "nms": "suppression",
     "resample_slabs": "resample",
     "resample_to": "resample",

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from lesionseg.core import Geometry
-from lesionseg.ops.components import mask_boxes as mask_boxes
 
 LARGEST_RATIO = log(1000 / 16)  # of sides, in logarithms: keeps exp finite (Fast R-CNN's clamp)
 

@@ -100,24 +100,6 @@ def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
     return tuple(slices)
 
 
-def mask_boxes(instances: NDArray[np.integer[Any]], n: int) -> NDArray[np.float32]:
-    """Boxes `[n, 2·dims]` (starts, stops; half-open voxels) of the instances 1..n.
-
-    An id that no voxel holds has a box of zeros; `n = 0` gives an empty array.
-
-    >>> mask_boxes(np.array([[0, 1, 1], [2, 0, 0]]), 2).tolist()
-    [[0.0, 1.0, 1.0, 3.0], [1.0, 0.0, 2.0, 1.0]]
-    """
-    dims, boxes = instances.ndim, np.zeros((n, 2 * instances.ndim), dtype=np.float32)
-    array = np.where((instances > 0) & (instances <= n), instances, 0).astype(np.int32)
-    from scipy import ndimage  # here: it takes half a second to import
-
-    for box, found in zip(boxes, ndimage.find_objects(array, n), strict=False):
-        if found is not None:
-            box[:dims], box[dims:] = [s.start for s in found], [s.stop for s in found]
-    return boxes
-
-
 def lesions_of(reference: Reference) -> Lesions:
     """The lesions of a reference: its instances, else the components of its labels, else boxes.
 
@@ -256,10 +238,14 @@ def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[n
 
 
 def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Pixels `[y, x]` whose centre lies inside the closed polygon `corners` `[n, 2]` (y, x).
+    """Return the pixels `[y, x]` with a centre inside the closed polygon `corners` `[n, 2]` (y, x).
 
-    Inside is where a ray to the left crosses the outline an odd number of times. A polygon without
-    a centre keeps the pixel nearest to its middle, so that no lesion is lost.
+    A centre is inside if a ray to the left crosses the outline an odd number of times. A polygon
+    that contains no centre keeps the pixel nearest to its middle, so that no lesion is lost.
+
+    Libraries do not serve: Pillow also paints every pixel that the outline touches, which enlarges
+    small lesions, and matplotlib states no rule for corners on pixel centres, where contours of
+    DICOM often have them.
 
     >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
     array([[ True,  True, False],

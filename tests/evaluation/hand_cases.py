@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.ops.components import mask_boxes
+from lesionseg.evaluation import PRESETS, match_case
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,20 @@ class HandCase:
     accepted_from: float = 0.0
     sides: dict[str, tuple[int, int]] = field(default_factory=dict)
     by_pairs: dict[str, object] = field(default_factory=dict)
+
+
+def evaluate_case(reference, prediction, preset, operating_point=None, **known):
+    """The result of a case: its candidates matched with its lesions, and decided by a point."""
+    return match_case(reference, prediction, preset, **known).result(operating_point)
+
+
+def mask_boxes(instances, n):
+    """Boxes `[n, 2·dims]` (starts, stops; half-open voxels) of the instances 1..n."""
+    boxes = np.zeros((n, 2 * instances.ndim))
+    for box, found in zip(boxes, find_objects(instances, n), strict=False):
+        if found is not None:
+            box[:] = [*(s.start for s in found), *(s.stop for s in found)]
+    return boxes
 
 
 def draw(text, spacing_mm=None):

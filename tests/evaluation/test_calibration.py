@@ -109,5 +109,5 @@ def test_probabilities_that_are_right_are_left_alone():
 
 def test_the_mean_of_several_networks_takes_those_without_a_fit_as_they_are():
     assert mean_calibration([None, None]) is None
-    mean = mean_calibration([Calibration("platt", 2.0, 0.6, n_true=3), None])
+    mean = mean_calibration([Calibration(2.0, 0.6, n_true=3), None])
     assert (mean.intercept, mean.slope, mean.n_true) == (1.0, 0.8, 3)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.evaluation import PRESETS
 from tests.evaluation.hand_cases import (
     CASES,
     HAND_CASES,
+    evaluate_case,
     evaluated,
     make_prediction,
     make_reference,

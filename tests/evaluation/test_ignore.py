@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Labels, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, evaluate_case, match_case, summarise
-from tests.evaluation.hand_cases import prediction_of
+from lesionseg.evaluation import PRESETS, SummarySettings, match_case, summarise
+from tests.evaluation.hand_cases import evaluate_case, prediction_of
 
 SHAPE = (12, 24)
 GEOMETRY = Geometry.from_spacing(SHAPE, (1.5, 1.5))

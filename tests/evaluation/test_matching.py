@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.criteria import INSTANCES
 from lesionseg.evaluation.matching import NEVER, Links, assign, detection_scores, match
-from lesionseg.ops.components import mask_boxes
-from tests.evaluation.hand_cases import evaluated, prediction_of
+from tests.evaluation.hand_cases import evaluate_case, evaluated, mask_boxes, prediction_of
 
 PRESET = PRESETS["lesionseg"]
 

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, evaluate_case
+from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.missed import WhyMissed
-from tests.evaluation.hand_cases import CASES, HandCase, evaluated, make_reference, prediction_of
+from tests.evaluation.hand_cases import (
+    CASES,
+    HandCase,
+    evaluate_case,
+    evaluated,
+    make_reference,
+    prediction_of,
+)
 
 POINT = OperatingPoint("score:0.5", 0.5)
 

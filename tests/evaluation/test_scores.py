@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Geometry, InputCheckResult, OperatingPoint, Reference
 from lesionseg.errors import ConfigError, ContentError
-from lesionseg.evaluation import PRESETS, Scores, SummarySettings, evaluate_case, read_scores
+from lesionseg.evaluation import PRESETS, Scores, SummarySettings, read_scores
 from lesionseg.evaluation import summarise as summary
 from lesionseg.evaluation.adjudication import Answer, adjudicate
 from lesionseg.evaluation.compare import compare
@@ -17,6 +17,7 @@ from lesionseg.evaluation.scores import FailedCase
 from lesionseg.evaluation.subgroups import divide_by, find_subgroups
 from tests.evaluation.hand_cases import (
     HAND_CASES,
+    evaluate_case,
     evaluated,
     make_prediction,
     make_reference,

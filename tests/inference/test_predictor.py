@@ -104,7 +104,7 @@ def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
 
 
 def test_the_operating_point_decides_what_is_accepted(volume, plan):
-    fit = Calibration("platt", intercept=-2.0, slope=1.0)
+    fit = Calibration(intercept=-2.0, slope=1.0)
     pointed = plan.with_(operating_points=(OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
     strict = predictor_of(Bright(), pointed).predict_volume(volume, "a")
     assert strict.operating_point == pointed.operating_points[0]
@@ -150,7 +150,7 @@ def test_several_channels_come_as_several_files(volume, plan, tmp_path):
 def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
     plan = replace(plan, labels=Labels((1, 2), ("a", "b")), spacing_mm=(2.0, 2.0, 2.0))
     raw = predictor_of(Bright(level=6.0, n_labels=2), plan, settings=EXACT)
-    fit = Calibration("platt", 3.0, 0.5)
+    fit = Calibration(3.0, 0.5)
     right = raw.with_plan(plan.with_(voxel_calibration=fit))
     p, q = raw.probabilities(volume), right.probabilities(volume)
     assert (p.shape, p.dtype) == ((2, *SHAPE), np.float32)  # on the file's grid
@@ -207,7 +207,7 @@ def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path)
 @pytest.mark.parametrize("image", [np.zeros(SHAPE), np.full(SHAPE, 100.0)], ids=["0", "100"])
 def test_nothing_is_detected_in_an_image_of_equal_voxels(plan, image):
     """The network takes everything for lesion, and calibration raises what is low."""
-    network, calibration = Bright(level=-100.0), Calibration("platt", intercept=20.0)
+    network, calibration = Bright(level=-100.0), Calibration(intercept=20.0)
     predictor = predictor_of(network, plan.with_(voxel_calibration=calibration), settings=EXACT)
     blank = predictor(image.astype(np.float32), np.eye(4))
     assert blank.candidates == ()

@@ -22,7 +22,6 @@ from lesionseg.io.volumes import write_volume
 FIELDS = (
     "candidates",
     "case",
-    "voxel_threshold",
     "operating_point",
     "scored",
     "removed",
@@ -44,7 +43,7 @@ def _prediction(geometry, **changes):
     second = _candidate(2, geometry, last, accepted=False, probability=None)
     point = OperatingPoint("fp_per_case:1", 0.4, "validation", 0.75, 1.0)
     candidates = (_candidate(1, geometry, first), second)
-    made = Prediction("A", geometry, candidates, instances, 0.4, operating_point=point)
+    made = Prediction("A", geometry, candidates, instances, operating_point=point)
     return replace(made, **changes)
 
 
@@ -170,7 +169,6 @@ NO_CANDIDATES = [
     *("{", "[]", '{"candidates": [3]}', '{"candidates": [{"score": NaN}]}'),
     *(BEGIN + ', "removed": "all"}', BEGIN + ', "input_check": {"warning": 3}}'),
     *(BEGIN + ', "schema_version": 9}', BEGIN + ', "operating_point": {}}'),
-    BEGIN + ', "voxel_threshold": "x"}',
 ]
 
 

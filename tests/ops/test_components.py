@@ -10,7 +10,6 @@ from lesionseg.ops.components import (
     foreground_slices,
     label_components,
     lesion_instances,
-    mask_boxes,
     present_values,
 )
 
@@ -32,13 +31,10 @@ def test_touching_lesions_of_different_labels_stay_apart():
         lesion_instances(np.zeros((2, 2, 2, 2), dtype=np.uint8))
 
 
-def test_boxes_of_instances_bound_their_voxels():
-    instances = np.zeros((4, 5, 6), dtype=np.int32)
-    instances[1:3, 2:5, 0:1], instances[3, 4, 5] = 1, 3
-    expected = [[1, 2, 0, 3, 5, 1], [0, 0, 0, 0, 0, 0], [3, 4, 5, 4, 5, 6]]
-    assert mask_boxes(instances, 3).tolist() == expected
-    assert mask_boxes(instances, 0).shape == (0, 6)
-    assert foreground_slices(instances == 1) == (slice(1, 3), slice(2, 5), slice(0, 1))
+def test_slices_of_the_foreground_bound_its_voxels():
+    mask = np.zeros((4, 5, 6), dtype=bool)
+    mask[1:3, 2:5, 0:1] = True
+    assert foreground_slices(mask) == (slice(1, 3), slice(2, 5), slice(0, 1))
     assert foreground_slices(np.zeros((3, 3))) is None
 
 

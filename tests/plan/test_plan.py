@@ -20,7 +20,7 @@ POINT = OperatingPoint(
 def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
     full = plan.with_(
         operating_points=(POINT,),
-        calibration=Calibration("platt", -1.0, 2.0, n_true=3),
+        calibration=Calibration(-1.0, 2.0, n_true=3),
         link=FocalCorrection((0.25, 0.5), 2.0),
         n_members=5,
         reasons={"spacing": "as measured"},

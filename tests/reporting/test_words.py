@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, choose, evaluate_case, summarise
+from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.scores import SizeClass
@@ -33,7 +33,13 @@ from lesionseg.reporting.words import (
     why_missed,
 )
 from lesionseg.reporting.write import about, page_title
-from tests.evaluation.hand_cases import CASES, make_prediction, make_reference, prediction_of
+from tests.evaluation.hand_cases import (
+    CASES,
+    evaluate_case,
+    make_prediction,
+    make_reference,
+    prediction_of,
+)
 from tests.evaluation.hand_cases import result as hand_result
 
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positives_per_case=1.0)
