@@ -47,14 +47,14 @@ class Pair:
 
 def as_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
     """The components as candidates; scores by place, for the curves to have something to do."""
-    found = lesion_instances(mask)
+    instances, _ = lesion_instances(mask)
     boxes = lesions_of(Reference(geometry, labels=mask)).boxes.tolist()
     n = len(boxes)
     candidates = tuple(
         Candidate(i + 1, 1, 1 - i / (n + 1), tuple(b[:3]), tuple(b[3:]), (0.0, 0.0, 0.0), 1.0, None)
         for i, b in enumerate(boxes)
     )
-    return Prediction("case", geometry, candidates, found.instances)
+    return Prediction("case", geometry, candidates, instances)
 
 
 def brain_case(seed: int, n_lesions: int = 30) -> Pair:

@@ -36,9 +36,9 @@ from monai import transforms as mt
 from benchmarks.common import table
 from benchmarks.peers.monai_chain import monai_chain
 from lesionseg.config import AugmentConfig, SamplingConfig
-from lesionseg.core import Geometry, Labels, Volume
+from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.preprocess import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -213,8 +213,9 @@ def make_case(folder: Path) -> CachedCase:
     image = rng.normal(size=(1, *CASE)).astype(np.float32)
     labels = lesions(rng, CASE)
     instances = label_components(labels > 0)
-    reference = PreparedReference(labels, instances, (1,) * int(instances.max()), None)
-    volume = Volume(image, Geometry.from_spacing(CASE, (1.0, 1.0, 1.0)))
+    geometry = Geometry.from_spacing(CASE, (1.0, 1.0, 1.0))
+    reference = Reference(geometry, labels, instances, (1,) * int(instances.max()))
+    volume = Volume(image, geometry)
     folder.mkdir()
     write_cached_case(folder, PreparedCase("a", "a", volume, reference), "none")
     return read_cached_case(folder)

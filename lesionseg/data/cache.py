@@ -32,7 +32,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
-from lesionseg.data.preprocess import PreparedCase, PreparedReference, prepare_case
+from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.dicom.series import split_series
@@ -60,8 +60,8 @@ _LONGEST_HEADER = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class LesionTable:
-    """The lesions of a prepared case, one row each.
+class LesionIndex:
+    """Where the lesions of a cached case are, one row each; tiles are drawn by it.
 
     `ids` `[n]`: voxel value in the instances, ascending. `labels` `[n]`: k for the plan's k-th
     label. `voxels` `[n]`: their number. `boxes` `[n, 2·dims]`: half-open, in voxels of the plan's
@@ -77,9 +77,13 @@ class LesionTable:
     first_seed: NDArray[np.int64]
 
     @classmethod
-    def of(cls, reference: PreparedReference) -> "LesionTable":
-        """The lesions of a reference; ids that no voxel holds are left out."""
-        instances, dims = reference.instances, reference.instances.ndim
+    def of(cls, instances: NDArray[np.int32], labels: Sequence[int]) -> "LesionIndex":
+        """List lesions. Ids that no voxel has are left out.
+
+        Args:
+            instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
+            labels: the label of each id, from 1 on.
+        """
         where = np.flatnonzero(instances)
         ids = instances.reshape(-1)[where]
         order = np.argsort(ids, kind="stable")
@@ -89,9 +93,9 @@ class LesionTable:
         boxes = [np.concatenate([p.min(axis=0), p.max(axis=0) + 1]) for p in places]
         seeds = [p[_evenly_spaced(len(p), MAX_SEEDS)] for p in places]
         return cls.from_json(
-            dims,
+            instances.ndim,
             ids=distinct,
-            labels=[reference.instance_labels[i - 1] for i in distinct.tolist()],
+            labels=[labels[i - 1] for i in distinct.tolist()],
             voxels=[len(p) for p in places],
             boxes=boxes,
             seeds=np.concatenate(seeds) if seeds else [],
@@ -100,8 +104,8 @@ class LesionTable:
     @classmethod
     def from_json(
         cls, dims: int, *, ids: Any, labels: Any, voxels: Any, boxes: Any, seeds: Any
-    ) -> "LesionTable":
-        """From lists, or arrays; raises `ValueError` where they do not fit together."""
+    ) -> "LesionIndex":
+        """Build an index from lists or arrays. Raise `ValueError` if they do not fit together."""
         rows = [np.array(column, dtype=np.int64) for column in (ids, labels, voxels)]
         boxes = np.array(boxes, dtype=np.int64).reshape(-1, 2 * dims)
         seeds = np.array(seeds, dtype=np.int64).reshape(-1, dims)
@@ -112,7 +116,7 @@ class LesionTable:
         return cls(rows[0], rows[1], rows[2], boxes, small, first[:-1])
 
     def to_json(self) -> dict[str, list[Any]]:
-        """What `from_json` takes."""
+        """Return the arguments of `from_json`."""
         columns = ("ids", "labels", "voxels", "boxes", "seeds")
         return {name: getattr(self, name).tolist() for name in columns}
 
@@ -120,12 +124,12 @@ class LesionTable:
         return len(self.ids)
 
     def seeds_of(self, row: int) -> NDArray[Any]:
-        """Seed voxels `[k, dims]` of the lesion in that row."""
+        """Return the seed voxels `[k, dims]` of the lesion in that row."""
         start = int(self.first_seed[row])
         return self.seeds[start : start + min(int(self.voxels[row]), MAX_SEEDS)]
 
     def label_of_id(self) -> NDArray[np.uint8]:
-        """The label of the lesion with each id, from id 0 (background, 0) on."""
+        """Return the label of the lesion with each id, from id 0 (background, 0) on."""
         table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, dtype=np.uint8)
         table[self.ids] = self.labels
         return table
@@ -139,7 +143,8 @@ class CachedCase:
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
     background voxels that teach, spread over it, where not all do; None where all do. `missing`:
-    channels of which there was no file; they are 0. `unannotated`: as in `PreparedReference`.
+    channels of which there was no file; they are 0. `unannotated`: the labels that a reader did not
+    look for.
     """
 
     case: str
@@ -148,7 +153,7 @@ class CachedCase:
     source: str
     geometry: Geometry
     channels: int
-    lesions: LesionTable
+    lesions: LesionIndex
     has_valid: bool
     is_mixed: bool = False
     valid_seeds: tuple[tuple[int, ...], ...] | None = None
@@ -223,23 +228,25 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
     Raises `ContentError` for a case without a reference, `OSError` where the disk refuses.
     """
     reference, geometry = prepared.reference, prepared.image.geometry
-    if reference is None:
+    if reference is None or reference.labels is None or reference.instances is None:
         raise ContentError(f"{prepared.case}: has no reference and cannot teach. Leave it out.")
+    instances = reference.instances
     with np.errstate(over="ignore"):  # what float16 cannot hold becomes its ends, not infinity
         half = prepared.image.array.astype(np.float16)
     _save(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
     _save(folder, "labels", reference.labels)
     n = len(reference.instance_labels)
-    _save(folder, "instances", reference.instances.astype(np.min_scalar_type(n)))
+    _save(folder, "instances", instances.astype(np.min_scalar_type(n)))
     valid_seeds = None
-    if reference.valid is not None:
-        _save(folder, "valid", reference.valid)
-        flat = np.flatnonzero(reference.valid & (reference.instances == 0))
+    if reference.ignore is not None:
+        valid = ~reference.ignore
+        _save(folder, "valid", valid)
+        flat = np.flatnonzero(valid & (instances == 0))
         # by chance: equal steps through rows of a plane lie on its diagonals
         at = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
         places = flat[at.astype(np.int64)]
         valid_seeds = np.stack(np.unravel_index(places, geometry.shape), axis=1).tolist()
-    inside = reference.instances > 0
+    inside = instances > 0
     own = np.array((0, *reference.instance_labels), dtype=np.uint8)
     entry = {
         "version": CACHE_VERSION,
@@ -250,11 +257,11 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         "missing": prepared.image.missing,
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),
-        "has_valid": reference.valid is not None,
-        "is_mixed": bool((reference.labels[inside] != own[reference.instances[inside]]).any()),
+        "has_valid": reference.ignore is not None,
+        "is_mixed": bool((reference.labels[inside] != own[instances[inside]]).any()),
         "valid_seeds": valid_seeds,
         "unannotated": reference.unannotated,
-        "lesions": LesionTable.of(reference).to_json(),
+        "lesions": LesionIndex.of(instances, reference.instance_labels).to_json(),
     }
     (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
 
@@ -282,7 +289,7 @@ def read_cached_case(folder: Path) -> CachedCase:
             source=raw["source"],
             geometry=Geometry(tuple(raw["shape"]), np.array(raw["affine"])),
             channels=raw["channels"],
-            lesions=LesionTable.from_json(len(raw["shape"]), **raw["lesions"]),
+            lesions=LesionIndex.from_json(len(raw["shape"]), **raw["lesions"]),
             has_valid=raw["has_valid"],
             is_mixed=raw["is_mixed"],
             valid_seeds=None if seeds is None else tuple(map(tuple, seeds)),

@@ -41,31 +41,13 @@ _LEAST_VOXELS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedReference:
-    """What a reader marked, on the plan's grid.
-
-    `labels` `[*spatial]` uint8: 0 background, k for `plan.labels.mask_values[k-1]` (network channel
-    k-1 without regions). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
-    the label k of lesion id, 1 for all with regions, 0 for an id without a lesion. `valid`
-    `[*spatial]` bool: voxels that teach; None when all do. `unannotated`: the k of which nothing
-    is known here.
-    """
-
-    labels: NDArray[np.uint8]
-    instances: NDArray[np.int32]
-    instance_labels: tuple[int, ...]
-    valid: NDArray[np.bool_] | None
-    unannotated: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A case as the network meets it: image `[C, *spatial]` float32 on the plan's grid."""
+    """A case on the plan's grid: image `[C, *spatial]` float32, and its prepared reference."""
 
     case: str
     group: str
     image: Volume
-    reference: PreparedReference | None
+    reference: Reference | None
 
 
 def prepare_case(case: Case, plan: Plan) -> PreparedCase:
@@ -247,8 +229,12 @@ def _slabs(
 
 def prepare_reference(
     reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
-) -> PreparedReference:
+) -> Reference:
     """Bring a reference to the plan's grid `geometry` (that of the prepared image).
+
+    The result has `labels` uint8 and `instances` int32. A label is k for
+    `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions. The label of a
+    lesion is 1 with regions, and 0 for an id without a lesion. Voxels in `ignore` do not teach.
 
     Lesions are the reference's instances; else the components of its labels; else its boxes,
     filled, the smaller over the larger. A voxel is lesion where lesions cover half of it, and
@@ -282,16 +268,23 @@ def prepare_reference(
     else:
         channel[lesions.ids] = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
         labels = channel[moved]
-    valid = None
-    invisible = (moved > 0) & (covered < VISIBLE_SHARE)
-    if reference.ignore is not None or invisible.any():
-        valid = ~invisible
+    untaught = (moved > 0) & (covered < VISIBLE_SHARE)
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
         # a lesion restored beside its place is still one
-        valid &= (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
-    unannotated = tuple(mask_values.index(v) + 1 for v in reference.unannotated if v in mask_values)
-    return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid, unannotated)
+        untaught |= (_read_nearest(ignore, reference.geometry, geometry) != 0) & (moved == 0)
+    return Reference(
+        geometry,
+        labels=labels,
+        instances=moved,
+        instance_labels=tuple(channel[1:].tolist()),
+        ignore=untaught if reference.ignore is not None or untaught.any() else None,
+        annotated={
+            mask_values.index(value) + 1: False
+            for value in reference.unannotated
+            if value in mask_values
+        },
+    )
 
 
 def _parts(

@@ -601,12 +601,12 @@ def _reference_of(reference: Reference, values: Sequence[int]) -> Reference:
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
     inside = np.isin(reference.labels, values).astype(np.uint8)
-    found = lesion_instances(inside)
+    instances, labels = lesion_instances(inside)
     return Reference(
         reference.geometry,
         labels=inside,
-        instances=found.instances,
-        instance_labels=found.labels,
+        instances=instances,
+        instance_labels=labels,
         ignore=reference.ignore,
     )
 

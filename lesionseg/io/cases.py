@@ -252,8 +252,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     reference = replace(reference, labels=binary if labels.merged else values)
     if not labels.regions:
         return reference
-    lesions = lesion_instances(binary)
-    return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
+    instances, of_instance = lesion_instances(binary)
+    return replace(reference, instances=instances, instance_labels=of_instance)
 
 
 def _label_advice(present: list[int], labels: Labels) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
-    from lesionseg.ops.components import LesionInstances as LesionInstances
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.resample import resample_slabs as resample_slabs
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from lesionseg.ops.suppression import nms as nms
 
 _HOMES = {
-    "LesionInstances": "components",
     "batched_nms": "suppression",
     "box_iou": "boxes",
     "box_volume": "boxes",

@@ -2,7 +2,6 @@
 
 import itertools
 from math import log
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -152,22 +151,20 @@ def decode_boxes(
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-class TileLesions(NamedTuple):
-    """The lesions of B tiles, m rows a tile in order of id; at least one row, the rest is empty.
-
-    `ids` `[B, m]` int64, 0 in an empty row; `labels` `[B, m]` int64: the label of a lesion's first
-    voxel; `boxes` `[B, m, 2·dims]` float32: starts then stops, half-open, 0 in an empty row.
-    """
-
-    ids: Int64[Tensor, "b m"]
-    labels: Int64[Tensor, "b m"]
-    boxes: Float[Tensor, "b m two_d"]
-
-
-def lesion_table(
+def tile_boxes(
     instances: Integer[Tensor, "b *tile"], labels: Integer[Tensor, "b *tile"]
-) -> TileLesions:
-    """List the lesions of tiles, given their ids, above 0, and their labels."""
+) -> tuple[Float[Tensor, "b m two_d"], Int64[Tensor, "b m"]]:
+    """Find the boxes and labels of the lesions in a batch of tiles.
+
+    Args:
+        instances: lesion ids, 0 for background.
+        labels: label values.
+
+    Returns:
+        Boxes in float32 (starts, then stops; half-open voxels), and the label of each lesion's
+        first voxel. The m rows of a tile are in the order of ids. There is at least one row, and
+        the rows after the last lesion of a tile are 0.
+    """
     n_tiles, shape = len(instances), instances.shape[1:]
     flat = instances.flatten()
     voxels = flat.nonzero()[:, 0]
@@ -193,8 +190,6 @@ def lesion_table(
         low.append(table(place, "amin"))
         high.append(table(place + 1, "amax"))
     listed, first = table(ids, "amax"), table(voxels, "amin")
-    return TileLesions(
-        listed.view(n_tiles, m),
-        torch.where(listed > 0, labels.flatten()[first].long(), 0).view(n_tiles, m),
-        torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1),
-    )
+    found = torch.where(listed > 0, labels.flatten()[first].long(), 0)
+    boxes = torch.stack([*low, *high], dim=1).float()
+    return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)

@@ -1,7 +1,7 @@
 """Connected components: the one definition of a lesion, and the one derivation of a reference's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cc3d
@@ -15,18 +15,6 @@ from lesionseg.errors import ContentError
 FULL_CONNECTIVITY = {2: 8, 3: 26}
 
 
-@dataclass(frozen=True, eq=False)
-class LesionInstances:
-    """The lesions of a label map.
-
-    `instances` `[*spatial]` int32 holds lesion ids 1..n, 0 elsewhere; `labels[id - 1]` is the
-    label value of lesion `id`.
-    """
-
-    instances: NDArray[np.int32]
-    labels: tuple[int, ...]
-
-
 def label_components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the connected components of a mask of two or three axes.
 
@@ -37,17 +25,25 @@ def label_components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     >>> label_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
     [[1, 0, 0, 2], [0, 1, 0, 2]]
     """
-    return lesion_instances(np.asarray(mask, dtype=np.uint8)).instances
+    return lesion_instances(np.asarray(mask, dtype=np.uint8))[0]
 
 
-def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
+def lesion_instances(
+    labels: NDArray[np.integer[Any]],
+) -> tuple[NDArray[np.int32], tuple[int, ...]]:
     """Find the lesions of a label map: the components of each label value on its own.
 
-    `labels` `[*spatial]` holds 0 for background. Lesions of different labels never join, even
-    where they touch. Ids are ordered by first voxel in C order; no lesion gives zeros and `()`.
+    Lesions of different labels never join, even if they touch.
 
-    >>> found = lesion_instances(np.array([[3, 3, 0], [2, 0, 0]]))
-    >>> found.instances.tolist(), found.labels
+    Args:
+        labels: label values `[*spatial]`, 0 for background.
+
+    Returns:
+        Lesion ids 1..n `[*spatial]`, 0 elsewhere, in the order of first voxels in C order, and the
+        label value of each id. Zeros and `()` without a lesion.
+
+    >>> instances, of = lesion_instances(np.array([[3, 3, 0], [2, 0, 0]]))
+    >>> instances.tolist(), of
     ([[1, 1, 0], [2, 0, 0]], (3, 2))
     """
     if labels.ndim not in FULL_CONNECTIVITY:
@@ -58,7 +54,7 @@ def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
     index = nonzero_voxels(found)
     _, first = np.unique(found.reshape(-1)[index], return_index=True)
     values = tuple(array.reshape(-1)[index[first]].tolist())
-    return LesionInstances(found.astype(np.int32, copy=False), values)
+    return found.astype(np.int32, copy=False), values
 
 
 def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
@@ -145,8 +141,7 @@ def unscored_prediction(
     An instance has the label of its first labelled voxel, 1 where there is none.
     """
     if instances is None:
-        found = lesion_instances(labels)
-        instances, of_instance = found.instances, found.labels
+        instances, of_instance = lesion_instances(labels)
     else:
         label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
         inside = (instances > 0) & (labels > 0)
@@ -211,11 +206,11 @@ def _components(
 ) -> Lesions:
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
-    found = lesion_instances(labels)
-    ids = np.arange(1, len(found.labels) + 1)
-    index = nonzero_voxels(found.instances)
-    order, first = _grouped(found.instances.reshape(-1)[index] - 1, len(ids))
-    return Lesions.measured(geometry, ids, found.labels, None, index[order], first)
+    instances, of_instance = lesion_instances(labels)
+    ids = np.arange(1, len(of_instance) + 1)
+    index = nonzero_voxels(instances)
+    order, first = _grouped(instances.reshape(-1)[index] - 1, len(ids))
+    return Lesions.measured(geometry, ids, of_instance, None, index[order], first)
 
 
 def _grouped(

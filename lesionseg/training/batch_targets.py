@@ -11,7 +11,7 @@ from torch import Tensor
 from lesionseg.losses import AnchorTargets, nearest_lesions
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
-from lesionseg.ops.boxes import lesion_table, split_box
+from lesionseg.ops.boxes import split_box, tile_boxes
 from lesionseg.plan.plan import Plan
 
 Batch = dict[str, Tensor]
@@ -118,22 +118,22 @@ class AnchorGrid:
         nothing unless a lesion is assigned to it. Labels and instances are 0 where not valid.
         """
         anchors = self.boxes(valid.device)
-        table = lesion_table(instances, labels.sign() if self.has_regions else labels)
-        rows = torch.stack([assign_atss(self.levels, anchors, boxes) for boxes in table.boxes])
+        boxes, lesion_labels = tile_boxes(instances, labels.sign() if self.has_regions else labels)
+        rows = torch.stack([assign_atss(self.levels, anchors, own) for own in boxes])
         places = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
         centres = split_box(anchors)[0].floor().long().unbind(1)
         for centre, n in zip(centres, valid.shape[1:], strict=True):
             places = places * n + centre.clamp(0, n - 1)
         hidden = ~valid.flatten(1)[:, places]
         rows = torch.where(hidden & (rows == BACKGROUND), IGNORED, rows)
-        found = torch.where(rows >= 0, table.labels.gather(1, rows.clamp(min=0)), 0)
+        found = torch.where(rows >= 0, lesion_labels.gather(1, rows.clamp(min=0)), 0)
         positive = (found > 0).flatten().nonzero()[:, 0]
-        boxes = table.boxes[positive // max(len(anchors), 1), rows.flatten()[positive]]
+        assigned = boxes[positive // max(len(anchors), 1), rows.flatten()[positive]]
         small = labels.dtype == torch.uint8  # less to move to a GPU
         return AnchorTargets(
             labels=found.to(torch.uint8) if small else found,
             valid=rows != IGNORED,
-            boxes=boxes,
+            boxes=assigned,
             places=positive,
         )
 

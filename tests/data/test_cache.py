@@ -9,13 +9,12 @@ import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import (
-    LesionTable,
+    LesionIndex,
     cache_key,
     fill_cache,
     read_cached_case,
     source_hash,
 )
-from lesionseg.data.preprocess import PreparedReference
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.volumes import read_volume, write_volume
@@ -201,9 +200,8 @@ def test_a_table_of_lesions_has_at_most_32_seeds_each_and_comes_back_from_json()
     instances = np.zeros((1, 1, 200), np.int32)
     instances[0, 0, 20:120] = 1
     instances[0, 0, 150:152] = 3
-    labels = (instances > 0).astype(np.uint8)
-    table = LesionTable.of(PreparedReference(labels, instances, (1, 1, 2), None))
-    again = LesionTable.from_json(3, **json.loads(json.dumps(table.to_json())))
+    table = LesionIndex.of(instances, (1, 1, 2))
+    again = LesionIndex.from_json(3, **json.loads(json.dumps(table.to_json())))
     for found in (table, again):
         places = found.seeds_of(0)[:, 2].astype(int)
         assert (len(places), places[0], places[-1], np.diff(places).max()) == (32, 20, 119, 4)
@@ -213,7 +211,7 @@ def test_a_table_of_lesions_has_at_most_32_seeds_each_and_comes_back_from_json()
         assert found.boxes.tolist() == [[0, 0, 20, 1, 1, 120], [0, 0, 150, 1, 1, 152]]
         assert found.label_of_id().tolist() == [0, 1, 0, 2]
     nothing = np.zeros((1, 1, 200), np.uint8)
-    empty = LesionTable.of(PreparedReference(nothing, nothing.astype(np.int32), (), None))
+    empty = LesionIndex.of(nothing.astype(np.int32), ())
     assert (len(empty), empty.boxes.shape, empty.label_of_id().tolist()) == (0, (0, 6), [0])
     with pytest.raises(ValueError, match="fit together"):
-        LesionTable.from_json(3, **{**table.to_json(), "labels": [1]})
+        LesionIndex.from_json(3, **{**table.to_json(), "labels": [1]})

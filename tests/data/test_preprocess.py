@@ -173,7 +173,7 @@ def test_labels_become_channels_and_touching_labels_stay_two_lesions():
     prepared, _ = drawn(labels, plan)
     assert prepared.instance_labels == (2, 1)
     np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
-    assert prepared.valid is None
+    assert prepared.ignore is None
     empty, _ = drawn(np.zeros(SHAPE, np.uint8), plan)
     assert empty.instance_labels == ()
     assert not empty.labels.any()
@@ -196,7 +196,7 @@ def test_a_lesion_smaller_than_a_voxel_keeps_one_and_teaches_only_where_it_shows
     labels[5, 5, 5] = 1  # a sixty-fourth of a voxel of 4 mm: the image cannot show it
     labels[16:18, 16:18, 16:19] = 1  # 12 of 64
     prepared, _ = drawn(labels, make_plan((4.0, 4.0, 4.0)))
-    np.testing.assert_array_equal(prepared.valid, prepared.instances != 1)
+    np.testing.assert_array_equal(prepared.ignore, prepared.instances == 1)
     assert (prepared.instances == 2).sum() == 1
 
 
@@ -229,7 +229,7 @@ def test_reference_and_image_move_together_through_an_oblique_turn():
     prepared = prepare_case(Case("c", image, reference, "g"), make_plan())
     np.testing.assert_array_equal(prepared.reference.labels, labels == 1)
     np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels == 1)
-    np.testing.assert_array_equal(prepared.reference.valid, labels != 2)
+    np.testing.assert_array_equal(prepared.reference.ignore, labels == 2)
 
 
 def test_what_is_ignored_holds_no_lesion_and_boxes_are_filled():
@@ -241,7 +241,7 @@ def test_what_is_ignored_holds_no_lesion_and_boxes_are_filled():
         reference = Reference(straight((6, 8)), ignore=ignore, **marked)
         prepared = prepare_reference(reference, straight((6, 8)), make_plan((1.0, 1.0)))
         assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
-        np.testing.assert_array_equal(prepared.valid, ~ignore)
+        np.testing.assert_array_equal(prepared.ignore, ignore)
     boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)  # the small one on top
     reference = Reference(straight((10, 12)), boxes=boxes, box_labels=(1, 1))
     prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
@@ -253,8 +253,8 @@ def test_a_lesion_of_several_mask_values_is_one():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
     parts = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (9,)))
     plan = make_plan((1.0, 1.0)).with_(labels=parts)
-    found = lesion_instances((labels > 0).astype(np.uint8))
-    lesions = {"instances": found.instances, "instance_labels": found.labels}
+    instances, of = lesion_instances((labels > 0).astype(np.uint8))
+    lesions = {"instances": instances, "instance_labels": of}
     prepared, _ = drawn(labels, plan, **lesions)
     assert prepared.labels.tolist() == [[0, 1, 2, 0, 0], [0, 3, 3, 0, 2]]
     assert prepared.instance_labels == (1, 1)

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.config import SamplingConfig
 from lesionseg.core import Geometry
-from lesionseg.data.cache import CachedCase, LesionTable
+from lesionseg.data.cache import CachedCase, LesionIndex
 from lesionseg.data.sampling import TileSampler
 
 TILE = (8, 8, 8)
@@ -16,7 +16,7 @@ TILE = (8, 8, 8)
 def make_case(name, lesions=(), shape=(20, 24, 28)):
     """A cached case without arrays; `lesions` are (first voxel, side)."""
     dims, ends = len(shape), [(first, [f + side - 1 for f in first]) for first, side in lesions]
-    table = LesionTable.from_json(
+    table = LesionIndex.from_json(
         dims,
         ids=range(1, len(lesions) + 1),
         labels=[1] * len(lesions),

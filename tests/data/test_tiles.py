@@ -6,9 +6,9 @@ import torch
 from monai.data import Dataset, MetaTensor
 
 from lesionseg.config import AugmentConfig, SamplingConfig
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.preprocess import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.tiling import TileGrid, clip_start, read_tile
 from lesionseg.errors import ConfigError
@@ -21,14 +21,16 @@ def cases(tmp_path, rng):
     """Two small cases, the second smaller than the tile along x and with an ignored corner."""
     made = []
     for name, shape in (("a", (20, 24, 28)), ("b", (9, 20, 7))):
-        instances, valid = np.zeros(shape, np.int32), None
+        geometry = Geometry.from_spacing(shape, (1, 1, 1))
+        instances, ignore = np.zeros(shape, np.int32), None
         instances[2:4, 3:6, 4:6] = 1
         if name == "b":
-            valid = np.ones(shape, bool)
-            valid[:2, :2, :2] = False
+            ignore = np.zeros(shape, bool)
+            ignore[:2, :2, :2] = True
         image = rng.normal(size=(2, *shape)).astype(np.float32)
-        reference = PreparedReference((instances > 0).astype(np.uint8), instances, (1,), valid)
-        volume = Volume(image, Geometry.from_spacing(shape, (1, 1, 1)))
+        labels = (instances > 0).astype(np.uint8)
+        reference = Reference(geometry, labels, instances, (1,), ignore=ignore)
+        volume = Volume(image, geometry)
         (tmp_path / name).mkdir()
         write_cached_case(tmp_path / name, PreparedCase(name, name, volume, reference), "hash")
         made.append(read_cached_case(tmp_path / name))

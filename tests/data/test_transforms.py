@@ -11,10 +11,10 @@ from monai.transforms import LoadImaged, MapTransform
 from scipy.ndimage import binary_erosion
 
 from lesionseg.config import AugmentConfig, TrainConfig
-from lesionseg.core import Geometry, Labels, Volume
+from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.preprocess import PreparedCase, PreparedReference, prepare_image
+from lesionseg.data.preprocess import PreparedCase, prepare_image
 from lesionseg.data.transforms import check_transforms, require_trusted, with_masks
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
@@ -30,7 +30,7 @@ def case(tmp_path):
     image = geometry.to_mm(np.indices(SHAPE).reshape(3, -1).T).T.reshape(3, *SHAPE)
     instances = np.zeros(SHAPE, np.int32)
     instances[12:16, 14:19, 11:15], instances[20:23, 25:28, 20:24] = 1, 2
-    reference = PreparedReference(instances.astype(np.uint8), instances, (1, 2), None)
+    reference = Reference(geometry, instances.astype(np.uint8), instances, (1, 2))
     prepared = PreparedCase("a", "a", Volume(image.astype(np.float32), geometry), reference)
     (tmp_path / "a").mkdir()
     write_cached_case(tmp_path / "a", prepared, "hash")

@@ -224,11 +224,9 @@ def test_candidates_and_components_of_the_mask_agree_at_every_threshold(seed, sh
     for threshold in (0.1, 0.3, 0.5, 0.7):
         drawn = accept(found, OperatingPoint(f"score:{threshold}", threshold))
         of_candidate = {c.id for c in drawn.candidates if c.accepted}
-        components = lesion_instances(drawn.mask())
-        assert len(components.labels) == len(of_candidate)
-        pairs = np.unique(
-            np.stack([components.instances, found.instances])[:, components.instances > 0], axis=1
-        )
+        components, of_component = lesion_instances(drawn.mask())
+        assert len(of_component) == len(of_candidate)
+        pairs = np.unique(np.stack([components, found.instances])[:, components > 0], axis=1)
         assert pairs.shape[1] == len(of_candidate)  # each component is one candidate
 
 

@@ -24,9 +24,9 @@ def test_ids_follow_the_first_voxel_in_c_order_whatever_the_memory_layout(order)
 
 def test_touching_lesions_of_different_labels_stay_apart():
     labels = np.array([[1, 1, 2, 2, 0, 1]], dtype=np.uint8)
-    found = lesion_instances(labels)
-    assert found.instances.tolist() == [[1, 1, 2, 2, 0, 3]]
-    assert (found.labels, found.instances.dtype) == ((1, 2, 1), np.int32)
+    instances, of = lesion_instances(labels)
+    assert instances.tolist() == [[1, 1, 2, 2, 0, 3]]
+    assert (of, instances.dtype) == ((1, 2, 1), np.int32)
     with pytest.raises(ContentError, match="two or three axes"):
         lesion_instances(np.zeros((2, 2, 2, 2), dtype=np.uint8))
 
@@ -44,14 +44,15 @@ def test_components_of_crowded_maps_equal_flood_filling(seed):
     shape = tuple(rng.integers(1, 11, rng.integers(2, 4)))
     kept = rng.random(shape) < rng.random()
     labels = (rng.integers(1, 4, shape) * kept).astype(rng.choice(["u1", "i2", "i4", "i8"]))
-    found, pairs, n_parts = lesion_instances(labels), set(), 0
+    instances, of = lesion_instances(labels)
+    pairs, n_parts = set(), 0
     for value in (1, 2, 3):
         parts, n = ndimage.label(labels == value, np.ones((3,) * len(shape)))
         inside, n_parts = parts > 0, n_parts + n
-        pairs |= {(value, *p) for p in zip(parts[inside], found.instances[inside], strict=True)}
-    assert len(pairs) == len(found.labels) == n_parts
-    assert {(i, value) for value, _, i in pairs} == set(enumerate(found.labels, start=1))
-    ids, first = np.unique(found.instances, return_index=True)
+        pairs |= {(value, *p) for p in zip(parts[inside], instances[inside], strict=True)}
+    assert len(pairs) == len(of) == n_parts
+    assert {(i, value) for value, _, i in pairs} == set(enumerate(of, start=1))
+    ids, first = np.unique(instances, return_index=True)
     assert (np.diff(first[ids > 0]) > 0).all()  # numbered by first voxel
 
 
@@ -85,6 +86,6 @@ def test_a_polygon_is_what_a_plain_loop_finds(rng) -> None:
 
 def test_a_read_only_array_has_the_same_components():
     labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
-    expected = lesion_instances(labels).instances
+    expected = lesion_instances(labels)[0]
     labels.flags.writeable = False
-    assert np.array_equal(lesion_instances(labels).instances, expected)
+    assert np.array_equal(lesion_instances(labels)[0], expected)

@@ -33,7 +33,7 @@ CFG = TrainConfig.of()
 def predicted(files, dataset, rng):
     """The reference's lesions of a case, and six single voxels that score lower."""
     case = read_case(files, dataset)
-    instances = lesion_instances(case.reference.labels).instances.copy()
+    instances = lesion_instances(case.reference.labels)[0].copy()
     n_lesions = int(instances.max())
     for k, voxel in enumerate(rng.permutation(np.argwhere(instances == 0))[:6], start=1):
         instances[tuple(voxel)] = n_lesions + k

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lesionseg.config import AugmentConfig
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
-from lesionseg.data.preprocess import PreparedCase, PreparedReference
+from lesionseg.data.preprocess import PreparedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.io.files import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
@@ -32,7 +32,7 @@ def cases(tmp_path, rng):
         image = rng.normal(size=(1, *instances.shape)).astype(np.float32) + 3 * (instances > 0)
         geometry = Geometry.from_spacing(instances.shape, (1, 1, 1))
         labels, n = (instances > 0).astype(np.uint8), int(instances.max())
-        reference = PreparedReference(labels, instances, (1,) * n, None)
+        reference = Reference(geometry, labels, instances, (1,) * n)
         (tmp_path / name).mkdir()
         prepared = PreparedCase(name, name, Volume(image, geometry), reference)
         write_cached_case(tmp_path / name, prepared, "hash")
