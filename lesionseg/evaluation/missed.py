@@ -108,48 +108,65 @@ class Misses:
 
     def explain(self, row: int) -> Miss:
         """Return the first reason that holds, from the nearest miss to the farthest."""
-        match, rule = self.match, self.match.criterion
         pairs = self._touching(row)
-        candidate = match.overlaps.candidate[pairs]
-        accepted, same = self.accepted[candidate], match.comparable[pairs]
-        drawn = pairs[accepted & same]
-        if (near := self._marked(drawn, row)) is not None:
-            return self._miss(near[0], row, near[1])
-        others = pairs[accepted & ~same]
-        fitting = self._fitting(others, row)
-        if len(fitting):
-            return self._miss(WhyMissed.WRONG_LABEL, row, self._best(fitting))
-        if self._is_marked_as_unannotated(row):
-            return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
+        accepted = self.accepted[self.match.overlaps.candidate[pairs]]
+        same = self.match.comparable[pairs]
+        return (
+            self._nearly_found(pairs[accepted & same], row)
+            or self._found_by_other_label(pairs[accepted & ~same], row)
+            or self._found_by_unannotated_label(row)
+            or self._found_later(row)
+            or self._touched(pairs[accepted & same], row)
+            or self._found_by_removed(row, self.least)
+            or self._touched(pairs[accepted & ~same], row)
+            or self._nearly_found(pairs[~accepted & same], row)
+            or self._found_by_other_label(pairs[~same], row)
+            or self._touched(pairs, row)
+            or self._found_by_removed(row, 0.0)
+            or Miss(WhyMissed.NO_RESPONSE)
+        )
+
+    def _nearly_found(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+        """Explain why pairs that mark the lesion do not find it; None if none marks it."""
+        near = self._marked(pairs, row)
+        return None if near is None else self._miss(near[0], row, near[1])
+
+    def _found_by_other_label(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+        fitting = self._fitting(pairs, row)
+        return self._miss(WhyMissed.WRONG_LABEL, row, self._best(fitting)) if len(fitting) else None
+
+    def _found_by_unannotated_label(self, row: int) -> Miss | None:
+        if not self._is_marked_as_unannotated(row):
+            return None
+        return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
+
+    def _found_later(self, row: int) -> Miss | None:
+        """Name the candidate that finds the lesion if more are accepted; None if none does."""
+        match = self.match
         found_at = float(match.detected_at[row])
-        if found_at > NEVER:
-            links = match.links[rule]
-            able = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
-            able &= ~self.accepted[links.candidate]
-            best = links.candidate[able][np.argmax(links.weight[able])] if able.any() else None
-            is_below = found_at < self.least
-            why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
-            name = None if best is None else int(match.candidates.ids[best])
-            return Miss(why, self.covered(row), name, found_at)
-        if len(drawn):
-            return self._miss(self._too_little, row, self._best(drawn))
-        removed = [c for c in self.removed if self._is_removed_from(c, row)]
-        loudest = max(removed, key=lambda c: c.score, default=None)
-        if loudest is not None and loudest.score >= self.least:
-            return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), None, loudest.score)
-        if len(others):
-            return self._miss(self._too_little, row, self._best(others))
-        faint = pairs[~accepted & same]
-        if (near := self._marked(faint, row)) is not None:
-            return self._miss(near[0], row, near[1])
-        fitting = self._fitting(pairs[~same], row)
-        if len(fitting):
-            return self._miss(WhyMissed.WRONG_LABEL, row, self._best(fitting))
-        if len(pairs):
-            return self._miss(self._too_little, row, self._best(pairs))
-        if loudest is not None:
-            return Miss(WhyMissed.REMOVED_BY_SIZE, 0.0, None, loudest.score)
-        return Miss(WhyMissed.NO_RESPONSE)
+        if found_at <= NEVER:
+            return None
+        links = match.links[match.criterion]
+        able = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
+        able &= ~self.accepted[links.candidate]
+        name = None
+        if able.any():
+            best = links.candidate[able][np.argmax(links.weight[able])]
+            name = int(match.candidates.ids[best])
+        is_below = found_at < self.least
+        why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
+        return Miss(why, self.covered(row), name, found_at)
+
+    def _touched(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+        return self._miss(self._too_little, row, self._best(pairs)) if len(pairs) else None
+
+    def _found_by_removed(self, row: int, least: float) -> Miss | None:
+        """Name the highest score, at least `least`, of candidates removed for their size."""
+        scores = [c.score for c in self.removed if self._is_removed_from(c, row)]
+        highest = max(scores, default=None)
+        if highest is None or highest < least:
+            return None
+        return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), None, highest)
 
     @property
     def _too_little(self) -> WhyMissed:

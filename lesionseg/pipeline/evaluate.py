@@ -13,18 +13,25 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, CaseFiles, OperatingPoint, Problem
+from lesionseg.core import UNKNOWN_ROLE, Aim, CaseFiles, Dataset, OperatingPoint, Problem
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
-from lesionseg.evaluation import Scores, SummarySettings, find_preset, summarise
+from lesionseg.evaluation import (
+    CaseResult,
+    Preset,
+    Scores,
+    SummarySettings,
+    find_preset,
+    summarise,
+)
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.result_tables import scores_table, write_scores
-from lesionseg.evaluation.scores import FailedCase
+from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.io.files import locks, read_csv
 from lesionseg.io.layouts.checks import remark_unread_files
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
     Decision,
@@ -106,8 +113,112 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.margin is not None and cfg.compare is None:
         raise ConfigError("margin= needs compare=: it is one between two models.")
     aim = stated_aim(cfg)
-    output, folder = Path(cfg.output), Path(cfg.prediction)
+    inputs = _find_inputs(cfg)
+    second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
+    zones = None
+    if cfg.zones is not None:
+        zones = find_zones(Path(cfg.zones))
+        zones.check([files.case for files in inputs.cases])
+    answers = None
+    if cfg.adjudication is not None:
+        answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
+    columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
+    decision = _stated_decision(cfg, aim, preset, inputs)
+    output = Path(cfg.output)
+    options = MatchOptions(
+        preset,
+        dataset=inputs.dataset,
+        role=inputs.role,
+        zones=zones,
+        resample=cfg.resample,
+        by_image=cfg.geometry == "image",
+    )
+    with KeptPredictions(output, inputs.predictions) as kept:
+        matches = list(
+            match_cases(
+                inputs.cases,
+                inputs.predictions,
+                options,
+                progress=progress,
+                keep=kept.keep,
+                faults=inputs.faults,
+            )
+        )
+        if inputs.cases and not matches:
+            said = "\n  ".join(problem.message for problem in inputs.faults)
+            raise DatasetError(f"No case can be scored:\n  {said}")
+        if aim is not None and decision.point is None:
+            seen = [match.result(surface=False) for match in matches]
+            decision = Decision(choose_point(seen, aim, cfg.rate_confidence))
+        results = [match.result(decision.point) for match in decided(matches, decision)]
+        unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
+        settings = SummarySettings(
+            evaluated_on=inputs.role,
+            operating_point=decision.point,
+            labels=inputs.lesion_names,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
+            provenance=_made() | _origin(cfg, inputs),
+            columns=columns,
+            subgroups=cfg.subgroups,
+        )
+        scores = summarise(results, preset, settings)
+        scores = replace(scores, failed_cases=_failed_cases(inputs.faults))
+        if second is not None and inputs.cases:
+            comparison = _compare(cfg, inputs, second, results, settings, options)
+            scores = replace(scores, comparison=comparison)
+        else:
+            (output / COMPARED / SCORES_FILE).unlink(missing_ok=True)  # an earlier run's
+        if answers is not None:
+            scores = replace(scores, adjudication=adjudicate(results, answers))
+        write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
+        written = kept.finish(decision)
+    pictured = written if kept.has_all_of(inputs.predictions) else None
+    given = {
+        "images": "SCANS",
+        "reference": cfg.reference,
+        "prediction": cfg.prediction if pictured is None else str(pictured),
+    }
+    failed = (*inputs.faults, *unread, *(() if second is None else second.faults))
+    return EvaluateOutcome(scores, output, given, written, failed)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The files to evaluate.
+
+    `labelled`: all cases with a reference. `cases`: those to evaluate, of the role `role`.
+    `faults`: the cases that cannot be scored, and why; matching adds to it. `wrong`: the cases that
+    were at fault before matching.
+    """
+
+    dataset: Dataset | None
+    labelled: Sequence[CaseFiles]
+    cases: Sequence[CaseFiles]
+    predictions: Mapping[str, PredictionFiles]
+    role: str
+    faults: list[Problem]
+    wrong: frozenset[str]
+
+    @property
+    def lesion_names(self) -> Mapping[int, str]:
+        """Names of label values; empty for masks without a dataset."""
+        return self.dataset.labels.lesion_names if self.dataset else {}
+
+    def unlabelled(self, cases: Iterable[str]) -> list[str]:
+        """Return the cases that have no reference."""
+        known = {files.case for files in self.labelled} | self.wrong
+        return [case for case in cases if case not in known]
+
+
+def _find_inputs(cfg: EvaluateConfig) -> Inputs:
+    """Find references and predictions, and choose the cases to evaluate.
+
+    Raises:
+        DatasetError: if no case can be scored.
+    """
     unusable: list[Problem] = []
+    folder = Path(cfg.prediction)
     by_image = cfg.geometry == "image"
     dataset, labelled = open_references(Path(cfg.reference), unusable, by_image=by_image)
     predictions = find_predictions(folder, unusable)
@@ -116,7 +227,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = of_role(labelled, predictions, cfg.evaluated_on)
     faults = _wanted(unusable, [*(c.case for c in chosen), *predictions])
-    wrong = {problem.case for problem in faults}
+    wrong = frozenset(problem.case for problem in faults)
     chosen = [c for c in chosen if c.case not in wrong]
     predictions = {case: files for case, files in predictions.items() if case not in wrong}
     if faults and not chosen:
@@ -128,128 +239,112 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         there = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
         _log.warning(
             "No case of the reference has the role %s (it has %s). The scores are empty.",
-            *(cfg.evaluated_on, there),
+            cfg.evaluated_on,
+            there,
         )
     stated = {c.role for c in chosen}
     role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
-    others = zones = answers = None
-    compared: list[CaseFiles] = []
-    compared_faults: list[Problem] = []
-    if cfg.compare is not None:
-        found: list[Problem] = []
-        others = find_predictions(Path(cfg.compare), found)
-        compared_faults = _wanted(found, [c.case for c in cases])
-        unfit = {problem.case for problem in compared_faults}
-        compared = [c for c in cases if c.case not in unfit]
-        _check_names(compared, labelled, others, Path(cfg.compare))
-    if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
-        zones.check([files.case for files in cases])
-    if cfg.adjudication is not None:
-        answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
-    columns = read_columns(cases, Path(cfg.columns) if cfg.columns else None)
-
-    decision = Decision()
-    if aim is not None and cfg.chosen_on is not None:
-        evaluated = {c.case: role for c in cases}
-        decision = decide_on_development(cfg, aim, preset, evaluated)
-    elif aim is not None and aim.kind == "score":
-        decision = Decision(OperatingPoint(str(aim), aim.value))
-    options = MatchOptions(
-        preset,
+    return Inputs(
         dataset=dataset,
+        labelled=labelled,
+        cases=cases,
+        predictions=predictions,
         role=role,
-        zones=zones,
-        resample=cfg.resample,
-        by_image=by_image,
+        faults=faults,
+        wrong=wrong,
     )
-    with KeptPredictions(output, predictions) as kept:
-        matches = list(
-            match_cases(
-                cases,
-                predictions,
-                options,
-                progress=progress,
-                keep=kept.keep,
-                faults=faults,
-            )
-        )
-        if cases and not matches:
-            said = "\n  ".join(problem.message for problem in faults)
-            raise DatasetError(f"No case can be scored:\n  {said}")
-        if aim is not None and decision.point is None:
-            seen = [match.result(surface=False) for match in matches]
-            decision = Decision(choose_point(seen, aim, cfg.rate_confidence))
-        results = [match.result(decision.point) for match in decided(matches, decision)]
-        known = {c.case for c in labelled}
-        unlabelled = [case for case in kept.cases if case not in known | wrong]
-        unread = kept.keep_unlabelled(unlabelled)
 
-        made: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
-        own = model_of(folder) | {"dataset": f"masks in {Path(cfg.reference).name}"}
-        if dataset is not None:
-            own |= {"dataset": dataset.name, "convention": dataset.convention}
-            own["simulated"] = "simulated" in dataset.name.lower()
-        labels = dataset.labels.lesion_names if dataset else {}
-        settings = SummarySettings(
-            evaluated_on=role,
-            operating_point=decision.point,
-            labels=labels,
-            replicates=cfg.replicates,
-            seed=cfg.seed,
-            provenance=made | own,
-            columns=columns,
-            subgroups=cfg.subgroups,
-        )
-        scores = replace(summarise(results, preset, settings), failed_cases=_failed_cases(faults))
-        if others is not None and cases:
-            scored = {result.case for result in results}
-            matched = match_cases(
-                [c for c in compared if c.case in scored],
-                others,
-                replace(options, zones=None),
-                faults=compared_faults,
-            )
-            second = [match.result() for match in matched]
-            if not second:
-                raise DatasetError(f"{cfg.compare}: {compared_faults[0].message}")
-            in_both = {result.case for result in second}
-            comparison = compare_models(
-                [result for result in results if result.case in in_both],
-                second,
-                fp_per_case=preset.fp_per_case,
-                margin=cfg.margin,
-                replicates=cfg.replicates,
-                seed=cfg.seed,
-            )
-            scores = replace(scores, comparison=comparison)
-            of_other = SummarySettings(
-                evaluated_on=role,
-                labels=labels,
-                replicates=cfg.replicates,
-                seed=cfg.seed,
-                provenance=made,
-            )
-            beside = replace(
-                summarise(second, preset, of_other), failed_cases=_failed_cases(compared_faults)
-            )
-            write_scores(output / COMPARED, second, beside, labels, compared_faults)
-        else:
-            (output / COMPARED / "scores.json").unlink(missing_ok=True)  # an earlier run's
-        if answers is not None:
-            scores = replace(scores, adjudication=adjudicate(results, answers))
-        write_scores(output, results, scores, labels, faults)
-        written = kept.finish(decision)
-    pictured = written if kept.has_all_of(predictions) else None
-    given = {
-        "images": "SCANS",
-        "reference": cfg.reference,
-        "prediction": cfg.prediction if pictured is None else str(pictured),
+
+@dataclass(frozen=True, eq=False)
+class SecondModel:
+    """The predictions of a second model, the cases that have usable ones, and the others."""
+
+    predictions: Mapping[str, PredictionFiles]
+    cases: Sequence[CaseFiles]
+    faults: list[Problem]
+
+
+def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
+    unusable: list[Problem] = []
+    predictions = find_predictions(folder, unusable)
+    faults = _wanted(unusable, [c.case for c in inputs.cases])
+    wrong = {problem.case for problem in faults}
+    cases = [c for c in inputs.cases if c.case not in wrong]
+    _check_names(cases, inputs.labelled, predictions, folder)
+    return SecondModel(predictions, cases, faults)
+
+
+def _stated_decision(
+    cfg: EvaluateConfig, aim: Aim | None, preset: Preset, inputs: Inputs
+) -> Decision:
+    """Return the operating point that is known before the cases are matched."""
+    if aim is not None and cfg.chosen_on is not None:
+        evaluated = {c.case: inputs.role for c in inputs.cases}
+        return decide_on_development(cfg, aim, preset, evaluated)
+    if aim is not None and aim.kind == "score":
+        return Decision(OperatingPoint(str(aim), aim.value))
+    return Decision()
+
+
+def _compare(
+    cfg: EvaluateConfig,
+    inputs: Inputs,
+    second: SecondModel,
+    results: Sequence[CaseResult],
+    settings: SummarySettings,
+    options: MatchOptions,
+) -> Mapping[str, Difference]:
+    """Score the second model into `output/compare`, and compare it on the cases of both.
+
+    `results`, `settings` and `options` are those of the first model.
+    """
+    preset = options.preset
+    scored = {result.case for result in results}
+    matches = match_cases(
+        [c for c in second.cases if c.case in scored],
+        second.predictions,
+        replace(options, zones=None),
+        faults=second.faults,
+    )
+    others = [match.result() for match in matches]
+    if not others:
+        raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
+    in_both = {result.case for result in others}
+    comparison = compare_models(
+        [result for result in results if result.case in in_both],
+        others,
+        fp_per_case=preset.fp_per_case,
+        margin=cfg.margin,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+    )
+    of_other = replace(
+        settings, operating_point=None, provenance=_made(), columns={}, subgroups=None
+    )
+    scores = summarise(others, preset, of_other)
+    scores = replace(scores, failed_cases=_failed_cases(second.faults))
+    folder = Path(cfg.output) / COMPARED
+    write_scores(folder, others, scores, inputs.lesion_names, second.faults)
+    return comparison
+
+
+def _made() -> dict[str, Any]:
+    """Return the version and the day, for the provenance."""
+    return {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
+
+
+def _origin(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+    """Return the model and the dataset, for the provenance."""
+    known = model_of(Path(cfg.prediction))
+    if inputs.dataset is None:
+        return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
+    return known | {
+        "dataset": inputs.dataset.name,
+        "convention": inputs.dataset.convention,
+        "simulated": "simulated" in inputs.dataset.name.lower(),
     }
-    failed = (*faults, *unread, *compared_faults)
-    return EvaluateOutcome(scores, output, given, written, failed)
 
 
 def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:

@@ -325,26 +325,10 @@ _INSIDE = 0.95  # of a lesion: from here on it is said to be inside a marking
 def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     """Return in words why a lesion was missed; `row` is one of lesions.csv."""
     why = str(row.get("why_missed") or "")
-    words = _WHY.get(why, why.replace("_", " "))
-    least = tables.scores.provenance.rule_threshold
-    covered, iou = _known(row.get("covered")), _known(row.get("nearest_iou"))
+    words = _reason_words(why, row, tables)
     score = _known(row.get("nearest_score"))
     if score is None:
         score = _known(row.get("detected_at"))
-    needed = f"{percent(least)} needed" if least is not None else ""
-    if why == "no_response" and tables.threshold is None:
-        words = "no marking touches it"
-    elif why == "overlap_too_small" and covered is not None and least is not None:
-        words = f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
-    elif why == "candidate_too_large" and least is not None:
-        if covered is not None and covered < _INSIDE:
-            words = f"{percent(covered)} of it is {words}"
-        candidate = _known(row.get("nearest_candidate"))
-        share = None if candidate is None else _in_lesions(tables, str(row["case"]), candidate)
-        if share is not None:
-            words += f": {percent_below(share, least)} of the marking is lesion ({needed})"
-    elif why == "iou_too_small" and iou is not None and least is not None:
-        words += f" (IoU {_decimals(iou, least, 2)}; {least:g} needed)"
     if why in ("no_response", "case_failed", "not_accepted") or score is None:
         return words
     if tables.threshold is None or score >= tables.threshold:
@@ -354,6 +338,30 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     if why == "below_operating_point":
         return f"seen, but rated {near} the limit ({shown}; limit {limit})"
     return f"{words}; that marking is also rated {near} the limit ({shown}; limit {limit})"
+
+
+def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
+    """Return a reason of lesions.csv in words, with the measured numbers."""
+    words = _WHY.get(why, why.replace("_", " "))
+    if why == "no_response" and tables.threshold is None:
+        return "no marking touches it"
+    least = tables.scores.provenance.rule_threshold
+    if least is None:
+        return words
+    covered = _known(row.get("covered"))
+    iou = _known(row.get("nearest_iou"))
+    needed = f"{percent(least)} needed"
+    if why == "overlap_too_small" and covered is not None:
+        return f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
+    if why == "iou_too_small" and iou is not None:
+        return f"{words} (IoU {_decimals(iou, least, 2)}; {least:g} needed)"
+    if why == "candidate_too_large":
+        if covered is not None and covered < _INSIDE:
+            words = f"{percent(covered)} of it is {words}"
+        share = _in_lesions(tables, str(row["case"]), _known(row.get("nearest_candidate")))
+        if share is not None:
+            words += f": {percent_below(share, least)} of the marking is lesion ({needed})"
+    return words
 
 
 def false_positive_words(row: Mapping[str, Any]) -> str:
@@ -388,9 +396,10 @@ def _told_apart(score: float, limit: float) -> tuple[str, str]:
     return shown, of
 
 
-def _in_lesions(tables: Tables, case: str, candidate: float) -> float | None:
+def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | None:
+    """Return the share of a candidate that is located in lesions; None if it is not known."""
     rows = tables.candidates
-    if "in_lesions" not in rows:
+    if candidate is None or "in_lesions" not in rows:
         return None
     own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
     return None if own.empty else _known(own["in_lesions"].iloc[0])

@@ -72,7 +72,7 @@ def test_volume_and_picture_survive_a_round_trip(tmp_path, oblique, suffix):
     gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
     said = InputCheckResult(2.5, "Another grid.", ("T1",))
     _check_round_trip(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
-    empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
+    empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32))
     _check_round_trip(tmp_path, empty, suffix=suffix)
     # a PNG states none of this: a plane as ITK writes it, off the origin, of pixels not square
     plane = Geometry((6, 9), np.array([[0, -0.2, 5], [-0.25, 0, 7], [0, 0, 1]]))
