@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +50,7 @@ from lesionseg.evaluation.change import (
     order_visits,
 )
 from lesionseg.evaluation.result_tables import write_rows, write_scores
+from lesionseg.evaluation.scores import SCORES_FILE
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
@@ -149,85 +150,157 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     pairs.csv, and the others are followed. Raises `ConfigError`, `DatasetError`, `ContentError` for
     visits with different labels, and the error of the only pair if that cannot be compared.
     """
-    rule, folder, failed = ChangeRule(cfg.overlap, cfg.confidence), Path(cfg.output), list[Any]()
+    rule = ChangeRule(cfg.overlap, cfg.confidence)
+    folder = Path(cfg.output)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError("operating_point= needs bundle=: it decides what is predicted.")
-    if cfg.before is not None and cfg.after is not None:
-        images = cfg.before_images, cfg.after_images
-        timelines = visits_of_folders(Path(cfg.before), Path(cfg.after), *images)
-    else:  # as the settings have it: visits with either a bundle or predictions
-        table = Path(str(cfg.visits))
-        patients = order_visits(read_scan_list(table), table)
-        predictions = Path(cfg.predictions or folder / "predictions")
-        if cfg.bundle is not None:
-            from lesionseg.pipeline.predict import predict  # here: masks alone need no network
-
-            predicted = PredictConfig.of(
-                bundle=cfg.bundle,
-                input=cfg.visits,
-                output=predictions,
-                operating_point=cfg.operating_point,
-            )
-            outcome = predict(predicted, progress=progress)
-            failed = [row for row in outcome.rows if row.status == "failed"]
-            for row in failed:
-                _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
-        timelines = visits_of_table(patients, predictions)
+    timelines, n_unpredicted = _timelines(cfg, progress)
     pairs: dict[str, FilePair] = {
         pair[1].case: pair for visits in timelines for pair in pairwise(visits)
     }
-    masks: Mapping[str, Path] = {}
-    if cfg.reference is not None:
-        masks = find_masks(Path(cfg.reference))
-        missing = [case for case in pairs if case not in masks]
-        if len(missing) == len(pairs):
-            named = f"no reference of change has the name of a pair, such as {missing[0]}"
-            raise DatasetError(f"{cfg.reference}: {named}.")
-        if missing:
-            _log.warning("These have no reference of change: %s", ", ".join(missing))
+    masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(a.image and is_dicom_image(a.image) for _, a in pairs.values()):
         require_highdicom()  # before anything is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
-    changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
-    cards, units = list[tuple[LesionChange, Card]](), set[str]()
+    followed: dict[str, FollowedPair] = {}
     faults: dict[str, LesionsegError] = {}
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
-            scans = [visit.image for visit in files if visit.image is not None]
-            least = 0.0 if point is None else point.score
-            score: CaseResult | None = None
-            drawn: list[tuple[LesionChange, Card]] = []
             try:
-                if cfg.dicom_output:
-                    _check_report(files[1], folder)
-                pair, alignment = open_pair(files, rule, cfg.register_)
-                decided = [
-                    replace(c, accepted=c.score >= least) if c.score is not None else c
-                    for c in pair.changes
-                ]
-                if len(scans) == 2:
-                    drawn = draw_changes(pair, decided, names[case], scans)
-                if case in masks:
-                    score = _score(pair, read_mask(masks[case]), point, files[1].group or case)
+                found = _follow_pair(cfg, files, point, names[case], masks.get(case))
             except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
                 faults[case] = error
                 _log.warning("Not followed, %s: %s", case, error)
-                advance(case, done, len(pairs))
-                continue
-            changes += decided
-            units.add(pair.after.geometry.size_unit)
-            rows.append(_row(files, decided, alignment))
-            cards += drawn
-            scored += [] if score is None else [score]
-            if cfg.dicom_output and (image := files[1].image) and is_dicom_image(image):
-                write_change_report(folder / f"{case}{REPORT}", image, pair.after, decided)
+            else:
+                followed[case] = found
+                image = files[1].image
+                if cfg.dicom_output and image and is_dicom_image(image):
+                    report = folder / f"{case}{REPORT}"
+                    write_change_report(report, image, found.pair.after, found.changes)
             advance(case, done, len(pairs))
-    if not rows:
+    if not followed:
         if len(faults) == 1:
             raise next(iter(faults.values()))
         said = "\n  ".join(str(error) for error in faults.values())
         raise DatasetError(f"No pair can be followed:\n  {said}")
+    changes = [change for one in followed.values() for change in one.changes]
+    _check_labels(changes)
+    _write_change_scores(cfg, followed.values(), point)
+    rows = [one.row for one in followed.values()]
+    write_rows(folder / "changes.csv", changes, LesionChange)
+    failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
+    write_follow_page(
+        folder / "follow.html",
+        changes,
+        {case: names[case] for case in followed},
+        [card for one in followed.values() for card in one.cards],
+        rule,
+        point,
+        joint_unit({one.pair.after.geometry.size_unit for one in followed.values()}),
+        {case: one.row["registered"] for case, one in followed.items()},
+    )
+    return FollowOutcome(
+        changes=tuple(changes),
+        n_pairs=len(followed),
+        output=folder,
+        n_failed=n_unpredicted + len(faults),
+        has_images=all(visit.image is not None for pair in pairs.values() for visit in pair),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FollowedPair:
+    """The comparison of two visits: its changes, row of pairs.csv, pictures and score."""
+
+    pair: VisitPair
+    changes: Sequence[LesionChange]
+    row: Mapping[str, Any]
+    cards: Sequence[tuple[LesionChange, Card]]
+    score: CaseResult | None
+
+
+def _follow_pair(
+    cfg: FollowConfig,
+    files: FilePair,
+    point: OperatingPoint | None,
+    name: str,
+    mask: Path | None,
+) -> FollowedPair:
+    """Compare the visits of a pair.
+
+    Args:
+        cfg: the settings.
+        files: the earlier and the later visit.
+        point: the operating point of changes; None accepts all.
+        name: the name of the pair on the page.
+        mask: a mask of its new lesions, to score against; None for no score.
+    """
+    if cfg.dicom_output:
+        _check_report(files[1], Path(cfg.output))
+    rule = ChangeRule(cfg.overlap, cfg.confidence)
+    pair, alignment = open_pair(files, rule, cfg.register_)
+    least = 0.0 if point is None else point.score
+    changes = [
+        change if change.score is None else replace(change, accepted=change.score >= least)
+        for change in pair.changes
+    ]
+    scans = [visit.image for visit in files if visit.image is not None]
+    cards = draw_changes(pair, changes, name, scans) if len(scans) == 2 else []
+    score = None
+    if mask is not None:
+        score = _score(pair, read_mask(mask), point, files[1].group or files[1].case)
+    return FollowedPair(pair, changes, _row(files, changes, alignment), cards, score)
+
+
+def _timelines(cfg: FollowConfig, progress: Advance | None) -> tuple[list[list[VisitFiles]], int]:
+    """Return the visits of each patient in order, and how many could not be predicted."""
+    if cfg.before is not None and cfg.after is not None:
+        before = Path(cfg.before)
+        after = Path(cfg.after)
+        return visits_of_folders(before, after, cfg.before_images, cfg.after_images), 0
+    # as the settings have it: visits with either a bundle or predictions
+    table = Path(str(cfg.visits))
+    patients = order_visits(read_scan_list(table), table)
+    predictions = Path(cfg.predictions or Path(cfg.output) / "predictions")
+    n_failed = 0
+    if cfg.bundle is not None:
+        from lesionseg.pipeline.predict import predict  # here: masks alone need no network
+
+        predicted = PredictConfig.of(
+            bundle=cfg.bundle,
+            input=cfg.visits,
+            output=predictions,
+            operating_point=cfg.operating_point,
+        )
+        for row in predict(predicted, progress=progress).rows:
+            if row.status == "failed":
+                n_failed += 1
+                _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
+    return visits_of_table(patients, predictions), n_failed
+
+
+def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
+    """Find the masks of new lesions. Warn of pairs without one.
+
+    Raises:
+        DatasetError: if no mask has the name of a pair.
+    """
+    if cfg.reference is None:
+        return {}
+    masks = find_masks(Path(cfg.reference))
+    missing = [case for case in pairs if case not in masks]
+    if len(missing) == len(pairs):
+        named = f"no reference of change has the name of a pair, such as {missing[0]}"
+        raise DatasetError(f"{cfg.reference}: {named}.")
+    if missing:
+        _log.warning("These have no reference of change: %s", ", ".join(missing))
+    return masks
+
+
+def _check_labels(changes: Sequence[LesionChange]) -> None:
+    """Raise `ContentError` if the visits have no label in common."""
     first = {c.label for c in changes if c.lesion_before}
     second = {c.label for c in changes if c.lesion_after}
     if first and second and not first & second:
@@ -235,34 +308,25 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             f"The visits have different labels: before {sorted(first)}, after {sorted(second)}. "
             "Write both with the same values."
         )
-    (folder / "scores.json").unlink(missing_ok=True)  # an earlier run's
-    if scored:
-        made = {"lesionseg": __version__, "scored": "new lesions between two visits"}
-        settings = SummarySettings(
-            evaluated_on=UNKNOWN_ROLE,
-            operating_point=point,
-            replicates=cfg.replicates,
-            seed=cfg.seed,
-            provenance=made,
-        )
-        scores = summarise(scored, find_preset("lesionseg"), settings)
-        write_scores(folder, scored, scores)
-    write_rows(folder / "changes.csv", changes, LesionChange)
-    failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
-    write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
-    write_follow_page(
-        folder / "follow.html",
-        changes,
-        {case: name for case, name in names.items() if case not in faults},
-        cards,
-        rule,
-        point,
-        joint_unit(units),
-        {row["case"]: row["registered"] for row in rows},
+
+
+def _write_change_scores(
+    cfg: FollowConfig, followed: Iterable[FollowedPair], point: OperatingPoint | None
+) -> None:
+    """Write the scores of new lesions, and remove those of an earlier run."""
+    folder = Path(cfg.output)
+    (folder / SCORES_FILE).unlink(missing_ok=True)
+    results = [one.score for one in followed if one.score is not None]
+    if not results:
+        return
+    settings = SummarySettings(
+        evaluated_on=UNKNOWN_ROLE,
+        operating_point=point,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+        provenance={"lesionseg": __version__, "scored": "new lesions between two visits"},
     )
-    has_images = all(visit.image is not None for pair in pairs.values() for visit in pair)
-    n_failed = len(failed) + len(faults)
-    return FollowOutcome(tuple(changes), len(rows), folder, n_failed, has_images)
+    write_scores(folder, results, summarise(results, find_preset("lesionseg"), settings))
 
 
 def _check_report(later: VisitFiles, folder: Path) -> None:
