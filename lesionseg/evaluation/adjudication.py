@@ -15,7 +15,7 @@ LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader says of a false positive; `box_vox` tells whether it is still the same one."""
+    """The answer of a reader to a false positive. `box_vox` shows if it is still the same one."""
 
     case: str
     candidate: int
@@ -24,7 +24,7 @@ class Answer:
 
 
 def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
-    """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
+    """Read the filled-in rows of adjudicate.csv. Raise `ContentError` for an unusable row."""
     found = []
     for line, row in enumerate(rows, 2):
         cell = row.get("answer") or ""

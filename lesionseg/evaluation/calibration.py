@@ -25,7 +25,7 @@ N_BINS = 10
 def scores_and_outcomes(
     results: Sequence[CaseResult], *, probabilities: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Scores, or `probabilities`, of all candidates that are not ignored, and which are true."""
+    """Return the scores, or `probabilities`, of candidates that count, and which are true."""
     known = [
         (value, c.outcome_any == "true_positive")
         for r in results
@@ -104,7 +104,7 @@ def fit_logistic(
     *,
     ridge: float = 1e-9,
 ) -> NDArray[np.float64]:
-    """Intercept and slope `[fits, 2]` of logistic regressions, by Newton's method.
+    """Fit logistic regressions by Newton's method. Return intercept and slope `[fits, 2]`.
 
     From counts `[fits, n]` at each x `[n]`: `true` of `totals` are true there; fractions count as
     such. `weights` `[n]`: counts by whose mean and deviation x is standardised for all fits alike;

@@ -167,7 +167,7 @@ class CaseResult:
 
     @property
     def is_lesion_free(self) -> bool:
-        """Whether a reader looked for all labels and marked nothing, and there is a prediction."""
+        """True if a reader looked for all labels and marked nothing, and a prediction exists."""
         return self.status == "ok" and not self.lesions and all(self.annotated.values())
 
     @property
@@ -176,7 +176,7 @@ class CaseResult:
         return sum(lesion.detected for lesion in self.lesions)
 
     def n_outcome(self, outcome: Outcome) -> int:
-        """Candidates of that outcome at the operating point."""
+        """Count the candidates with that outcome at the operating point."""
         return sum(candidate.outcome == outcome for candidate in self.candidates)
 
     @property
@@ -237,7 +237,7 @@ class MatchedCase:
         return self.match.lesions.geometry
 
     def decide(self, prediction: Prediction) -> "MatchedCase":
-        """The same match by the flags, probabilities and operating point of `prediction`.
+        """Return the match with the flags, probabilities and operating point of `prediction`.
 
         It has the candidates that were matched. Nothing is matched again.
         """
@@ -256,7 +256,7 @@ class MatchedCase:
     def result(
         self, operating_point: OperatingPoint | None = None, *, surface: bool = True
     ) -> CaseResult:
-        """Every number of the case.
+        """Compute every number of the case.
 
         Candidates of at least the operating point's score are accepted; without a point, or
         without scores, those that the prediction marks as accepted. Without `surface` the distances
@@ -366,7 +366,7 @@ class MatchedCase:
         )
 
     def _overlap(self, accepted: NDArray[np.bool_], surface: bool) -> dict[str, Any]:
-        """Dice, surface Dice and HD95 of all labels taken as one, and Dice by label."""
+        """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label."""
         lesions, candidates, pairs = self.match.lesions, self.match.candidates, self.match.overlaps
         if not self.match.has_masks:
             return {}
@@ -556,7 +556,7 @@ def _unannotated(
 
 
 def describe_grid(geometry: Geometry) -> str:
-    """Shape, spacing and place (RAS) of a grid in the order of files, x first, for messages."""
+    """Describe shape, spacing and place (RAS) of a grid in the order of files, x first."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
     spacing = tuple(round(s, 4) for s in reversed(geometry.spacing_mm))
     shape = tuple(reversed(geometry.shape))

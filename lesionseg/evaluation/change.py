@@ -45,7 +45,7 @@ class ChangeRule:
 
     @property
     def n_deviations(self) -> float:
-        """How many standard errors a change must exceed: 2.58 for a confidence of 0.99."""
+        """The number of standard errors that a change must exceed: 2.58 for confidence 0.99."""
         return float(ndtri((1 + self.confidence) / 2))
 
 
@@ -92,7 +92,7 @@ class LesionChange:
 
 
 def size_errors(lesions: Lesions) -> NDArray[np.float64]:
-    """Standard error `[n]` in mm³ (mm² in 2-D) of each lesion's size, from the grid alone.
+    """Compute the standard error `[n]` in mm³ (mm² in 2-D) of each lesion's size from the grid.
 
     The model: each of the 2·dims sides of a lesion lies anywhere within ± half a voxel of where it
     is drawn, uniformly, independent of the others. A side of f faces then errs by f/√12 voxels, and
@@ -112,7 +112,7 @@ def size_errors(lesions: Lesions) -> NDArray[np.float64]:
 def find_changes(
     case: str, before: Visit, after: Visit, rule: ChangeRule | None = None
 ) -> list[LesionChange]:
-    """The changes of a case, sorted by state as in `STATES`, then by ids; no lesion gives none.
+    """Find the changes of a case, sorted by state as in `STATES`, then by ids.
 
     Lesions of one label belong together when both cover `rule.overlap` of the smaller one. One that
     has no partner so is looked for one voxel around, among others without: alignment is no better.
@@ -143,7 +143,7 @@ class VisitPair:
     changes: list[LesionChange]
 
     def new_lesions(self) -> Prediction:
-        """The later visit's prediction with nothing but the new lesions that have a score."""
+        """Return the later visit's prediction with only the new lesions that have a score."""
         score_of = {c.lesion_after[0]: c.score for c in self.changes if c.score is not None}
         new = [
             replace(c, score=score_of[c.id], accepted=True)
@@ -164,7 +164,7 @@ def compare_visits(
     rule: ChangeRule,
     matrix: NDArray[np.float64] | None = None,
 ) -> VisitPair:
-    """What became of each lesion; `matrix` moves the earlier visit's RAS mm to the later one's.
+    """Compare two visits. `matrix` moves the earlier visit's RAS mm to the later one's.
 
     New lesions that exceed the grid's error have the later visit's scores. Masks have none: there
     the diameter d ranks, as d / (d + 10 mm). Raises `GeometryError` for visits that share no space.
@@ -200,7 +200,7 @@ def compare_visits(
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
-    """The visits of each patient, the earliest first; `table` named them.
+    """Order the visits of each patient by time. `table` names the file for messages.
 
     `group` is the patient, the column `visit` a number or a date (2024-05-31 or 20240531). Raises
     `DatasetError` where no patient has two visits, and for visits without an order.
@@ -226,7 +226,7 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
 
 
 def _time(text: str) -> Any:
-    """A date as text, a number as such, and None for what is neither."""
+    """Return a date as text and a number as a number; None for anything else."""
     if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
         return text.replace("-", "")
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
@@ -246,7 +246,7 @@ def _inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bo
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """What one visit has of a group: ids, and sizes and errors `[n]` in mm³ or mm²."""
+    """The lesions of a group at one visit: ids, and sizes and errors `[n]` in mm³ or mm²."""
 
     ids: tuple[int, ...]
     sizes: NDArray[np.float64]
@@ -266,12 +266,12 @@ class _Side:
         return cls(ids, sizes, errors[rows], accepted, label, lesions.geometry.dims)
 
     def n_whole(self, rule: ChangeRule) -> int:
-        """How many lesions are no pieces: all, but for small ones beside a larger one."""
+        """Count the lesions that are no pieces: all except small ones next to a larger one."""
         least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > least).sum()))
 
     def named(self, visit: str) -> dict[str, Any]:
-        """The fields of `LesionChange` of one visit."""
+        """Return the fields of `LesionChange` for one visit."""
         size = float(self.sizes.sum())
         diameter = float(equivalent_diameter_mm(size, self.dims)) if self.ids else None
         return {
@@ -311,7 +311,7 @@ def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionC
 
 
 def _groups(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
-    """Rows before and after that belong together; those out of the other's view are left out."""
+    """Return the rows before and after that belong together and are in view of both visits."""
     n, m = len(before.lesions), len(after.lesions)
     ends = _links(before.placed, after.placed, overlap)
     graph = coo_array((np.ones(len(ends[0])), (ends[0], n + ends[1])), shape=(n + m, n + m))
@@ -326,7 +326,7 @@ def _groups(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows,
 
 
 def _links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
-    """Pairs of rows that belong together: by overlap or, for those without, one voxel around."""
+    """Return pairs of rows that belong together: by overlap, otherwise by one voxel around."""
     table = overlap_table(before, after)
     least = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
     enough = (table.voxels >= overlap * least) & (table.voxels > 0)
@@ -357,7 +357,7 @@ def _near(
 
 
 def _grown(voxels: Rows, shape: tuple[int, ...]) -> Rows:
-    """Array indices `[v, dims]` with all neighbours that share a face, an edge or a corner."""
+    """Return array indices `[v, dims]` with all neighbours that share a face, edge or corner."""
     dims = len(shape)
     steps = np.stack(np.meshgrid(*[(-1, 0, 1)] * dims, indexing="ij"), -1).reshape(1, -1, dims)
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)

@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset called `name`; raises `ConfigError` naming those there are."""
+    """Return the preset called `name`. Raise `ConfigError` with the known names otherwise."""
     if name not in PRESETS:
         raise ConfigError(f"There is no preset {name!r}. There are {', '.join(PRESETS)}.")
     return PRESETS[name]

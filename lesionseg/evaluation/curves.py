@@ -39,7 +39,7 @@ class Pool:
 
     @classmethod
     def of(cls, results: Sequence[CaseResult]) -> "Pool":
-        """Gather cases; those without scores count as if nothing was ever found."""
+        """Gather cases. Cases without scores count as if nothing was ever found."""
         groups = tuple(sorted({r.group for r in results}))
         index = {group: i for i, group in enumerate(groups)}
         lesions = [
@@ -90,16 +90,16 @@ class Pool:
         return np.unique(np.concatenate([found, self.false_score]))
 
     def n_detected(self, threshold: float) -> int:
-        """Lesions found when candidates count from `threshold`."""
+        """Count the lesions found if candidates count from `threshold`."""
         return int((self.detected_at >= threshold).sum())
 
     def false_by_group(self, threshold: float) -> NDArray[np.float64]:
-        """False positives of each group when candidates count from `threshold`."""
+        """Count the false positives of each group if candidates count from `threshold`."""
         counted = self.false_group[self.false_score >= threshold]
         return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
 
     def beside(self, other: "Pool") -> "Pool":
-        """The items of both; the other's groups come after the own ones."""
+        """Return the items of both. The other's groups come after the own ones."""
         fields = ("detected_at", "false_score", "case_score", "case_positive", "case_share")
         items = {f: np.concatenate([getattr(self, f), getattr(other, f)]) for f in fields}
         groups = {
@@ -110,7 +110,7 @@ class Pool:
 
 
 def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
-    """Statistic: lesion recall at no more than each of `fp_per_case` false positives per case.
+    """Return the statistic: lesion recall at each of `fp_per_case` false positives per case.
 
     A step curve: for x, the lowest threshold at which the false positives of all cases number at
     most x times the cases. Beyond the false positives there are it stays flat.
@@ -139,13 +139,13 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def cpm(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
-    """Statistic: mean recall of the FROC at the given rates (van Ginneken et al. 2010)."""
+    """Return the statistic: mean recall of the FROC at these rates (van Ginneken et al. 2010)."""
     curve = froc(pool, fp_per_case)
     return lambda weights: curve(weights).mean(axis=1, keepdims=True)
 
 
 def average_precision(pool: Pool) -> Statistic:
-    """Statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores, ignored candidates left out.
+    """Return the statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores, without ignored candidates.
 
     Missed lesions stay in the recall's denominator. Without any candidate it is 0.
     """
@@ -169,7 +169,7 @@ def average_precision(pool: Pool) -> Statistic:
 
 
 def case_auroc(pool: Pool) -> Statistic:
-    """Statistic: chance that a case with a lesion scores above one without, ties half.
+    """Return the statistic: chance that a case with a lesion scores above one without; ties half.
 
     A case without a score is neither.
     """
@@ -200,7 +200,7 @@ def sums_by_group(
 
 
 def _cumulative(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cumulative sums `[replicates, items + 1]` of the weights of items' groups, from 0."""
+    """Sum the weights of items' groups cumulatively from 0, `[replicates, items + 1]`."""
     sums = np.zeros((len(weights), len(groups) + 1))
     # gathered in the weights' own type: as bytes those of 25 000 groups fit the nearest cache
     np.cumsum(np.take(weights, groups, axis=1), axis=1, out=sums[:, 1:])

@@ -42,7 +42,7 @@ class Estimate:
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:
-    """How often each group is drawn, `[replicates, n_groups]`: n draws with replacement each.
+    """Draw n groups with replacement. Return how often each was drawn, `[replicates, n_groups]`.
 
     No group is drawn 256 times: as bytes, 10⁵ groups take 100 MB.
     """
@@ -55,7 +55,7 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
 
 
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
-    """The statistic of the data themselves; None where undefined."""
+    """Return the statistic of the data themselves; None if it is undefined."""
     values = statistic(np.ones((1, n_groups)))[0]
     return [None if np.isnan(v) else float(v) for v in values]
 
@@ -63,11 +63,15 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
 def bootstrap(
     statistic: Statistic, draws: Draws, support: NDArray[np.float64], undefined: str, items: int
 ) -> list[Estimate]:
-    """The statistic's k values with percentile intervals.
+    """Compute the statistic's k values with percentile intervals.
 
-    `support` `[groups]`: how much each group has to count; without any there is no value, for the
-    reason `undefined`. `items`: how many lesions, candidates or cases the statistic spreads the
-    weights over, so that replicates are taken a chunk at a time.
+    Args:
+        statistic: the statistic.
+        draws: from `draw_groups`.
+        support: how much each group has to count `[groups]`. Without any there is no value.
+        undefined: the reason for that.
+        items: number of lesions, candidates or cases that the weights are spread over. It decides
+            how many replicates are computed at once.
     """
     values = value_of(statistic, draws.shape[1])
     if not support.any():
@@ -86,13 +90,13 @@ def bootstrap(
 
 
 def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, str | None]:
-    """The percentile interval of the replicates `[n]` of a number, drawn from so many groups.
+    """Compute the percentile interval of the replicates `[n]` of a number.
 
-    Or None and the reason: where more than 5 % of the replicates are undefined, or all agree. What
-    lies beyond each end is under 2.5 % for few groups, whose variance is underestimated:
-    Φ(−√(n/(n−1))·t), t the 97.5 % point with n − 1 degrees of freedom (Hesterberg 2015). Of a share
-    each end is at least √(n/(n−1))·t standard errors away, within 0 and 1: the replicates of five
-    groups do not reach as far.
+    Return None and the reason if more than 5 % of the replicates are undefined, or if all agree.
+    For few groups the variance is underestimated, so less than 2.5 % are left beyond each end:
+    Φ(−√(n/(n−1))·t) for n `groups`, with t the 97.5 % point of n − 1 degrees of freedom (Hesterberg
+    2015). Each end of a share is at least √(n/(n−1))·t standard errors away, within 0 and 1,
+    because the replicates of five groups do not reach as far.
     """
     n = max(groups, 2.0)
     reach = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
@@ -115,7 +119,7 @@ def proportion(
     undefined: str,
     least_deff: float = 1.0,
 ) -> Estimate:
-    """Σhits/Σtotals of sums by group, with Wilson's interval widened by the design effect.
+    """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
 
     `least_deff`: 0 for means of numbers between 0 and 1, which vary less than hits and misses do.
     """
@@ -134,7 +138,7 @@ def proportion(
 
 
 def rate(counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: str) -> Estimate:
-    """Σcounts/Σexposure of sums by group, with Garwood's interval (1936) of a Poisson count.
+    """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
     Of so many events as the count divided by its design effect, scaled back.
     """
@@ -162,7 +166,7 @@ def poisson_interval(events: float) -> CI:
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
-    """Wilson's 95 % interval of a proportion with an effective sample of `total / deff`.
+    """Return Wilson's 95 % interval of a proportion with an effective sample of `total / deff`.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 4), round(high, 4)
@@ -177,7 +181,7 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
 
 
 def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> float:
-    """Variance of a proportion of grouped lesions over that of independent ones; 1 without lesions.
+    """Return the variance of a proportion of grouped lesions over that of independent ones.
 
     `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
     at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not
@@ -202,7 +206,7 @@ def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> flo
 
 
 def effective_groups(sizes: NDArray[np.float64]) -> float:
-    """How many groups of equal size `[groups]` tell as much: (Σm)²/Σm² (Kish 1965); 0 for none.
+    """Return the number of groups of equal size that tell as much: (Σm)²/Σm² (Kish 1965).
 
     >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
     (3.0, 1.5151515151515151)
@@ -211,7 +215,7 @@ def effective_groups(sizes: NDArray[np.float64]) -> float:
 
 
 def few_groups_factor(groups: float) -> float:
-    """By how much an effective sample shrinks because its variance is estimated from few groups.
+    """Return by how much an effective sample shrinks if few groups estimate its variance.
 
     (t/z)² of the 97.5 % points, t with `groups − 1` degrees of freedom, at least 1 (Korn & Graubard
     1998). Groups of unequal size count as `effective_groups`.
@@ -223,7 +227,7 @@ def few_groups_factor(groups: float) -> float:
 
 
 def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float64]) -> float:
-    """How much wider groups make a count vary than Poisson's law would; at least 1.
+    """Return the variance of counts by group over that of Poisson's law; at least 1.
 
     `counts` and `exposure` `[groups]`: events and cases. 1 where nothing was counted.
 
@@ -238,12 +242,12 @@ def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float6
 
 
 def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:
-    """Statistic Σabove/Σbelow of sums by group `[groups]`; undefined at 0/0."""
+    """Return the statistic Σabove/Σbelow of sums by group `[groups]`; undefined at 0/0."""
     return lambda weights: divide(weights @ above, weights @ below)[:, None]
 
 
 def divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quotient; NaN where the denominator is 0."""
+    """Divide; NaN if the denominator is 0."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out

@@ -45,7 +45,7 @@ Numbers = NDArray[np.float64]
 
 class _Pairs:
     def where(self, kept: Flags | Rows) -> Self:
-        """The chosen pairs: which `[pairs]` of them, or their places."""
+        """Return the chosen pairs, given by flags `[pairs]` or by places."""
         columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns)  # type: ignore[type-var]
 
@@ -101,7 +101,7 @@ class Shares(_Pairs):
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """Which candidate may find which lesion of a case, whoever is accepted; holds no volume.
+    """The candidates that may find each lesion of a case, whichever are accepted. Has no volume.
 
     `scores` `[n]` are the candidates'. `comparable` `[pairs]`: pairs of `overlaps` whose labels may
     match, all of them where the labels are pooled. `ignored` `[n]`: candidates that lie mostly in
@@ -131,7 +131,7 @@ class Match:
     def of_accepted(
         self, accepted: Flags, rule: Criterion | None = None
     ) -> tuple[Rows, list[Outcome]]:
-        """The candidate `[lesions]` that finds each lesion, −1 for none, and each one's outcome.
+        """Return the candidate `[lesions]` that finds each lesion, −1 for none, and all outcomes.
 
         Of the `accepted` `[n]` candidates, by `rule` or the case's own criterion.
         """
@@ -196,7 +196,7 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
 def _ignored(
     reference: Reference, prediction: Prediction, candidates: Lesions
 ) -> tuple[Flags, Flags]:
-    """Which candidates lie mostly in the ignored region, and of which masks nothing is left."""
+    """Return the candidates that are mostly ignored, and those of whose mask nothing is left."""
     none = np.zeros(len(candidates), dtype=np.bool_)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
@@ -218,7 +218,7 @@ def _ignored(
 
 
 def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps) -> Links:
-    """The links of a case under a criterion.
+    """Find the links of a case under a criterion.
 
     Only pairs of the same label; jointly all of `overlaps`, whatever their labels.
     """
@@ -259,7 +259,7 @@ def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
-    """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is."""
+    """Return the highest score `[n_lesions]` at which each lesion is found; `NEVER` for none."""
     found_at, rule = np.full(links.n_lesions, NEVER), links.criterion
     if rule.assignment == "all":  # whatever finds it
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
@@ -284,7 +284,7 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
 
 
 def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows:
-    """The candidate `[n_lesions]` that finds each lesion, -1 for none.
+    """Return the candidate `[n_lesions]` that finds each lesion, -1 for none.
 
     Of the candidates that are `present` (all by default), as the links' criterion has it. At every
     threshold: as many pairs as possible, then the largest summed weight, then the lesions in
@@ -309,7 +309,7 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
 
 
 def _best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
-    """Rows and columns of the best one-to-one matching by a weight `[candidates, lesions]`."""
+    """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`."""
     # a pair more always outweighs all that the weights could add up to
     pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
     value = np.where(weight > 0, pair + weight + _KEEP_FOUND * prefer, 0)
@@ -319,14 +319,14 @@ def _best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
 
 
 def _single(links: Links) -> Flags:
-    """Links whose candidate and lesion have no other: most of them, and there is no choice."""
+    """Return the links whose candidate and lesion have no other link: there is no choice."""
     of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
     of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
     return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
 
 
 def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
-    """Candidates, lesions and dense weight `[candidates, lesions]` of each connected part."""
+    """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part."""
     if len(links.candidate) == 0:
         return
     n = links.n_candidates + links.n_lesions
@@ -352,7 +352,7 @@ def _grouped(values: NDArray[np.integer]) -> list[Rows]:
 
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
-    """All overlapping pairs of a case, sorted by candidate, then lesion; none gives no rows."""
+    """List all overlapping pairs of a case, sorted by candidate, then lesion."""
     n, pair = len(lesions), np.zeros(0, dtype=np.int64)
     if candidates.instances is not None and len(candidates) and len(lesions.voxels):
         row_of = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
@@ -392,7 +392,7 @@ def together(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -> 
 
 
 def covered(row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float) -> Flags:
-    """Of which rows `[n_rows]` their pairs `[pairs]` cover at least `enough` between them."""
+    """Return the rows `[n_rows]` of which the pairs `[pairs]` together cover at least `enough`."""
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
         doubtful = np.flatnonzero(
@@ -405,7 +405,10 @@ def covered(row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enou
 
 
 def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enough: float) -> float:
-    """The highest score from which pairs `[pairs]` cover `enough` of one lesion, or `NEVER`."""
+    """Return the highest score from which pairs `[pairs]` cover `enough` of a lesion.
+
+    `NEVER` if all of them together do not.
+    """
     order = np.argsort(-scores, kind="stable")
 
     def cover(n: int) -> float:
@@ -425,7 +428,7 @@ def _together(share: Numbers, common: Numbers | None) -> float:
 
 
 def union_volume(boxes: Numbers) -> float:
-    """Volume of what any of the boxes `[n, 2·dims]` covers.
+    """Return the volume of the union of boxes `[n, 2·dims]`.
 
     Of three axes slab by slab, so that memory stays small; of two, the cells between all edges.
 
@@ -448,7 +451,7 @@ def union_volume(boxes: Numbers) -> float:
 
 
 def _common(a: Numbers, b: Numbers) -> Numbers:
-    """The intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
+    """Return the intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
     dims = a.shape[1] // 2
     start = np.maximum(a[:, :dims], b[:, :dims])
     return np.hstack([start, np.minimum(a[:, dims:], b[:, dims:])])

@@ -41,7 +41,7 @@ class Extent:
 
 
 def through_plane_axis(spacing_mm: Sequence[float]) -> int:
-    """The axis of the coarsest spacing; equal within 1 %: the first.
+    """Return the axis of the coarsest spacing; the first of those equal within 1 %.
 
     >>> through_plane_axis((1.0, 1.0, 1.0)), through_plane_axis((0.5, 3.0, 0.5))
     (0, 1)
@@ -70,7 +70,7 @@ def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Ex
 
 
 def _axes_mm(points: NDArray[np.float64], pixel_mm: NDArray[np.float64]) -> tuple[float, float]:
-    """Largest distance and the width perpendicular to it, each a pixel wider than the centres."""
+    """Return the largest distance and the width perpendicular to it, each a pixel wider."""
     apart = squareform(pdist(points))
     first, second = np.unravel_index(apart.argmax(), apart.shape)
     length = float(apart[first, second])
@@ -88,7 +88,7 @@ def surface_scores(
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> tuple[float, float] | None:
-    """Surface Dice and HD95 in mm of two masks given as voxels `[v, dims]`.
+    """Compute surface Dice and HD95 in mm of two masks given as voxels `[v, dims]`.
 
     Surface Dice: the share of both surfaces' area within `tolerance_mm` of the other one. HD95: the
     larger of the two directed 95th percentiles, by area. None when either mask is empty: there is
@@ -128,7 +128,7 @@ def _surface(
 
 @lru_cache(maxsize=64)
 def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Area by neighbourhood code, and what each voxel of a neighbourhood adds to the code."""
+    """Return the area by neighbourhood code, and how much each voxel adds to the code."""
     from monai.metrics.utils import get_code_to_measure_table
 
     areas, kernel = get_code_to_measure_table(spacing)
@@ -138,7 +138,7 @@ def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
 def counts_of(
     candidates: Sequence[Candidate], labels: Mapping[int, str], zones: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Number and volume of the accepted candidates by label and zone, and `volume_ml` of all.
+    """Count the accepted candidates, and sum their volume, by label and zone and in total.
 
     What is named and empty has 0. Volumes are left out altogether where one of them is not known.
     """

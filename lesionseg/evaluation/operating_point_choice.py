@@ -158,7 +158,7 @@ def most_false_positives(
     confidence: float | None = None,
     groups: int | None = None,
 ) -> int:
-    """How many false positives the cases may show so that new ones keep to a rate per case.
+    """Return how many false positives the cases may have so that new ones keep to a rate.
 
     On average; with `confidence`, the most after which as many new cases give no more than `asked`
     with that chance. Under 0: even none is too many. `deff`: how much more than by Poisson's law

@@ -106,7 +106,7 @@ def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:
 
 
 def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
-    """The columns of a dataclass; numbered ones as many as some of `rows` has, at least one."""
+    """Yield the columns of a dataclass; as many numbered ones as the longest of `rows` has."""
     for one in fields(kind):
         name = one.name
         if name in _POINTS:
@@ -119,7 +119,7 @@ def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
 
 
 def cells_of(item: Any) -> Row:
-    """The cells of a dataclass by column; None for what is undefined."""
+    """Return the cells of a dataclass by column; None for an undefined value."""
     cells: Row = {}
     for one in fields(item):
         name, value = one.name, getattr(item, one.name)

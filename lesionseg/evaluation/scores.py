@@ -313,7 +313,7 @@ class Adjudication:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the scores were made of and by: versions, hashes, data and model.
+    """The origin of scores: versions, hashes, data and model.
 
     `stated` is the content of the file. The properties are those that a reader of scores needs.
     """
@@ -363,7 +363,7 @@ class Provenance:
 
     @property
     def scored(self) -> str:
-        """What was scored, if it was not all lesions."""
+        """The part that was scored, if not all lesions were."""
         return self._text("scored")
 
     @property

@@ -41,7 +41,7 @@ Columns = Mapping[str, Mapping[str, str]]  # what a table says of each case, by 
 
 
 def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
-    """What the dataset, and a CSV file with a column `case`, say of each case.
+    """Read the columns of each case, from the dataset and a CSV file with a column `case`.
 
     Raises `DatasetError` for a table without that column, or with none of the cases.
     """
@@ -155,7 +155,7 @@ class Members:
 def find_subgroups(
     results: Sequence[CaseResult], columns: Columns, by: Sequence[str] | None = None
 ) -> Iterator[Members]:
-    """Every subgroup of cases, then by zone.
+    """Yield every subgroup of cases, then the lesions of each zone.
 
     `by` names columns; None takes every column that divides. Raises `ConfigError` for a column that
     is not there or has too many words.
@@ -178,7 +178,7 @@ def find_subgroups(
 
 
 def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, set[str]]:
-    """Cases by word, or four ranges of about as many cases where all values are numbers.
+    """Divide cases by word, or into four ranges of equal numbers if all values are numbers.
 
     Up to as many different numbers as quantiles are taken as words. An empty cell is "not stated".
     """
@@ -210,7 +210,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
 
 
 def _dividing(cases: Sequence[str], columns: Columns, groups: Sequence[str]) -> list[str]:
-    """The columns that have several values, at most 20, and not one per case or per patient."""
+    """Return the columns with 2 to 20 values that are not one per case or per patient."""
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
     for name in names:

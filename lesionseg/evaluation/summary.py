@@ -108,7 +108,7 @@ RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = 
 
 @dataclass(frozen=True, kw_only=True)
 class SummarySettings:
-    """What is known of the cases, and how intervals are computed.
+    """The facts about the cases, and the settings of the bootstrap.
 
     Args:
         evaluated_on: the role of the cases.

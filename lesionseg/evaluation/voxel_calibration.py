@@ -24,7 +24,7 @@ Slab = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class LevelCounts:
-    """How many voxels of one case have a probability near each level, and how many are lesion."""
+    """Numbers of voxels, and of lesion voxels, of one case by their level of probability."""
 
     group: str
     voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
@@ -52,7 +52,7 @@ class LevelCounts:
         self.lesion[:] += np.bincount(place[lesion.ravel()], minlength=len(_LEVELS))
 
     def dice(self, level: float) -> float:
-        """Dice of all voxels from a logit on; NaN without a lesion."""
+        """Return the Dice of all voxels from a logit on; NaN without a lesion."""
         above, n_lesion = level <= _LEVELS, self.lesion.sum()
         total = self.voxels[above].sum() + n_lesion
         return float(2 * self.lesion[above].sum() / total) if n_lesion else float("nan")
@@ -61,7 +61,7 @@ class LevelCounts:
 def select_voxel_calibration(
     counts: Sequence[LevelCounts], extent: float, chosen_on: str
 ) -> tuple[Calibration | None, str]:
-    """The calibration of voxels by these cases, None where it gains too little, and why.
+    """Fit the calibration of voxels; None if it gains too little. Return the reason as well.
 
     The gain is in mean Dice of all voxels from `extent` on, where a sure candidate ends: each fold
     of whole groups by the fit of the others; with one group by its own fit. It must be `MIN_GAIN`
@@ -88,7 +88,7 @@ def select_voxel_calibration(
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
-    """A straight line in the logit of all voxels; the identity without one of both kinds."""
+    """Fit a straight line in the logit of all voxels; the identity without both kinds."""
     voxels = np.sum([case.voxels for case in counts], axis=0)
     lesion = np.sum([case.lesion for case in counts], axis=0)
     n_true, n_false = int(lesion.sum()), int(voxels.sum() - lesion.sum())
@@ -100,7 +100,7 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
-    """One for the mean of several networks, of which each has its own or none (as it is)."""
+    """Average the calibrations of several networks. A network without one counts as identity."""
     known = [f for f in fits if f]
     every = [f or Calibration() for f in fits]
     if not known:

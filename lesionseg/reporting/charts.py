@@ -50,7 +50,7 @@ class Chart:
     figure: Figure
 
     def svg(self) -> str:
-        """The figure as text of an SVG element."""
+        """Return the figure as text of an SVG element."""
         buffer = io.StringIO()
         with rc_context(RC):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -76,7 +76,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
 
 
 def size_chart(tables: Tables) -> Chart | None:
-    """Lesions found and missed by size, with an interval and a ring per patient."""
+    """Draw lesions found and missed by size, with an interval and a ring per patient."""
     bins = [b for b in tables.scores.recall_by_size if b.n]
     if not bins:
         return None
@@ -259,7 +259,10 @@ def _froc_labels(
 
 
 def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
-    """Threshold, lesions found and false positives at about twice the rate; None for no gain."""
+    """Return threshold, lesions found and false positives at about twice the rate.
+
+    None if no such threshold finds more lesions.
+    """
     if tables.threshold is None:
         return None
     found, false = tables.at(tables.threshold)
@@ -276,7 +279,7 @@ def _alarms(false: int, cases: float) -> str:
 
 
 def dice_chart(tables: Tables) -> Chart | None:
-    """Dice of each scan, sorted."""
+    """Draw the Dice of each scan, sorted."""
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
     if not len(values):
         return None
@@ -290,7 +293,7 @@ def dice_chart(tables: Tables) -> Chart | None:
 
 
 def curve_chart(tables: Tables) -> Chart | None:
-    """The fitted chance to be found against diameter."""
+    """Draw the fitted chance to be found against diameter."""
     curve = tables.scores.size_curve
     if isinstance(curve, NoSizeCurve):
         return None
@@ -309,7 +312,7 @@ def curve_chart(tables: Tables) -> Chart | None:
 
 
 def subgroup_chart(tables: Tables) -> Chart | None:
-    """Sensitivity by subgroup."""
+    """Draw sensitivity by subgroup."""
     groups = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None][:24]
     if not groups:
         return None
@@ -327,7 +330,7 @@ def subgroup_chart(tables: Tables) -> Chart | None:
 
 
 def reliability_chart(tables: Tables) -> Chart | None:
-    """Share of true candidates against their stated probability."""
+    """Draw the share of true candidates against their stated probability."""
     found = tables.scores.calibration
     if not isinstance(found, CalibrationScores):
         return None
@@ -345,7 +348,7 @@ def reliability_chart(tables: Tables) -> Chart | None:
 
 
 def load_chart(tables: Tables) -> Chart | None:
-    """Predicted minus reference volume per scan (Bland and Altman 1986)."""
+    """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
     both = tables.cases[["reference_ml", "predicted_ml"]].dropna()
     if len(both) < 2:
         return None
@@ -361,7 +364,7 @@ def load_chart(tables: Tables) -> Chart | None:
 
 
 def training_charts(history: Path) -> list[Chart]:
-    """Loss terms, and who got the gradient, over the training's steps; none without the file."""
+    """Draw loss terms and focal statistics over the training's steps; nothing without the file."""
     if not history.is_file():
         return []
     rows = pd.read_csv(history)

@@ -76,7 +76,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class CaseLook:
-    """What the page shows of one case; empty where it cannot be read.
+    """The pictures and numbers of one case on the page; empty if it cannot be read.
 
     `spacing_mm` along S, A, R (2-D: down, across); `ranges` has the 0.5, 50 and 99.5 percentile
     of each channel; `picture` a data URI; `taken` how a radiograph was taken.
@@ -93,7 +93,7 @@ class CaseLook:
 
 
 def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
-    """What the page shows of a case under a name that tells nobody; None: it cannot be read."""
+    """Collect a case's pictures and numbers under its pseudonym; None if it is unreadable."""
     stated = (files.columns[key] for key in _TAKEN if files.columns.get(key))
     taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)  # PA, L
     if case is None:
@@ -113,7 +113,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
-    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
+    """Return the 0.5, 50 and 99.5 percentile of a channel without its lowest value."""
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
     above = sample[sample > sample.min()]

@@ -63,7 +63,7 @@ class Tables:
 
     @property
     def patients_stated(self) -> bool:
-        """Whether groups are known beyond the cases' own names."""
+        """True if groups are known beyond the cases' own names."""
         return bool((self.cases["group"] != self.cases["case"]).any())
 
     @cached_property
@@ -74,12 +74,12 @@ class Tables:
         return np.sort(false["score"].fillna(1.0).to_numpy(np.float64))[::-1]
 
     def at(self, threshold: float) -> tuple[int, int]:
-        """Lesions found and false positives at a threshold."""
+        """Count the lesions found and the false positives at a threshold."""
         found = int((self.lesions["detected_at"] >= threshold).sum())
         return found, int((self.false_scores >= threshold).sum())
 
     def size_class(self, small: bool) -> pd.DataFrame:
-        """The lesions under 5 mm, or those of 5 mm and more."""
+        """Return the lesions under 5 mm, or those of 5 mm and more."""
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 

@@ -205,7 +205,7 @@ def _extent(change: LesionChange) -> float:
 
 
 def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
-    """Each lesion's diameter at both visits; None without any."""
+    """Draw each lesion's diameter at both visits; None without a lesion."""
     if not changes:
         return None
     figure, axes = new_figure()

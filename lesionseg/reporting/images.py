@@ -53,7 +53,7 @@ class Scene:
 
 
 class Sources:
-    """Where pictures come from; `load` reads one case.
+    """The sources of pictures; `load` reads one case.
 
     `images` and `reference` are dataset roots or folders of bare files, `images` may also be a
     dataset read already; `prediction` is a folder of prediction files. A dataset given as
@@ -159,7 +159,7 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
 def candidate_ids(
     prediction: Prediction, without: frozenset[int] = frozenset()
 ) -> NDArray[np.integer[Any]]:
-    """Ids `[*spatial]` of the candidates but for some: their masks, else their boxes."""
+    """Return the ids `[*spatial]` of candidates except some: their masks, otherwise their boxes."""
     ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
     boxes = [c for c in prediction.candidates if not c.has_mask or prediction.instances is None]
     for candidate in reversed([c for c in boxes if c.id not in without]):  # the best on top

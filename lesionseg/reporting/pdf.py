@@ -159,7 +159,7 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
 
 
 def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
-    """Cards of up to three planes, with their words below."""
+    """Draw cards of up to three planes, with their words below."""
     for k, card in enumerate(cards):
         row, column = divmod(k, COLUMNS)
         x, y = EDGE + column * (3 * SIDE + 0.12), top + row * (SIDE + 0.55)

@@ -38,7 +38,7 @@ class Card:
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Order of the file's axes, and those to flip so that they run closest to I, P, L.
+    """Return the order of the file's axes, and those to flip to run closest to I, P, L.
 
     The flips are named after the reordering. 2-D images stay as they are.
 
@@ -139,7 +139,7 @@ def draw_cutout(
 
 
 def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool_] | None) -> str:
-    """A small picture of a case: the axial slice with most of the mask, or the middle one."""
+    """Draw a small picture of a case: the axial slice with most of the mask, or the middle one."""
     order, flips = display_axes(geometry)
     turned = np.flip(image.transpose(order), flips)
     lesions = None if mask is None else np.flip(mask.transpose(order), flips)
@@ -156,7 +156,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
 
 
 def data_uri(figure: Figure) -> str:
-    """A figure as a JPEG in a data URI."""
+    """Return a figure as a JPEG in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=DPI, pil_kwargs={"quality": 82})
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -202,7 +202,7 @@ def _show(
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
-    """An image `[h, w]` in millimetres with the outlines of masks."""
+    """Draw an image `[h, w]` in millimetres with the outlines of masks."""
     height, width = np.array(image.shape) * spacing
     low, high = float(limits[0]), float(limits[1])
     axes.imshow(
@@ -240,7 +240,7 @@ def _show(
 def _middle(
     shape: Sequence[int], box: NDArray[Any], masks: Sequence[NDArray[np.bool_] | None]
 ) -> tuple[int, ...]:
-    """The voxel at the middle of the box, moved onto the nearest voxel of a mask in it."""
+    """Return the voxel in the middle of the box, moved onto the nearest voxel of a mask in it."""
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
     centre = (box[0] + box[1] - 1) / 2

@@ -21,12 +21,12 @@ class Tile:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell holds a number that can be shown."""
+    """Return True if a cell has a number that can be shown."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def percent(share: float | None) -> str:
-    """A share in whole per cent; only all is 100 %, only none is 0 %.
+    """Return a share in whole per cent; only all is 100 %, only none is 0 %.
 
     >>> percent(0.997), percent(0.004), percent(1.0), percent(None)
     ('99 %', '1 %', '100 %', '–')
@@ -42,7 +42,7 @@ def percent(share: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A rate in two digits.
+    """Return a rate in two digits.
 
     >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0)
     ('0.75', '1', '12', '0')
@@ -53,7 +53,7 @@ def rate(value: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """What a cell of a table shows: three digits of a number, yes or no, – for nothing."""
+    """Return the text of a cell: three digits of a number, yes or no, – for nothing."""
     if value is None or value is Ellipsis or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):

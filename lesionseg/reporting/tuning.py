@@ -58,7 +58,7 @@ class TuningSearch:
 
 
 def table(search: TuningSearch) -> list[list[str]]:
-    """A header and one row per trial, in the order of trials; what there is none of is a dash."""
+    """Return a header and one row per trial, in the order of trials; a dash for a missing value."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
     header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds"]
     rows, noted = list[list[str]](), any(trial.note for trial in search.trials)
@@ -110,7 +110,7 @@ BANDWIDTH = 0.12  # of each axis' length: how far a trial speaks for its surroun
 
 
 def steadiest(search: TuningSearch) -> TuningTrial | None:
-    """The finished trial that is best together with its neighbours: noise moves it less.
+    """Return the finished trial that is best together with its neighbours: noise moves it less.
 
     Each trial is given the weighted mean of the trials around it and of one more with the mean of
     all, so that a trial without neighbours cannot win by luck. None without a finished trial.

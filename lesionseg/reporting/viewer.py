@@ -53,7 +53,7 @@ def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
 
 
 def viewer_page(title: str, scene: Scene) -> str:
-    """The page of one case, with its voxels inside, and NiiVue beside it.
+    """Return the page of one case, with its voxels inside, and NiiVue next to it.
 
     `title` is what the page calls the case.
     """
@@ -61,7 +61,7 @@ def viewer_page(title: str, scene: Scene) -> str:
 
 
 def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
-    """What the script of `viewer_parts.html.j2` shows; without a prediction it lists nothing.
+    """Return the data for the script of `viewer_parts.html.j2`; no list without a prediction.
 
     `volumes` are `.nii.gz` in base64, every `step`-th voxel of each axis; `flat`: of two axes;
     `picture`: one slice with what is accepted, for a page without NiiVue.
@@ -107,7 +107,7 @@ def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _affine(geometry: Geometry) -> NDArray[np.float64]:
-    """From (z, y, x) to where the page shows it: in the patient; of two axes as on a light box."""
+    """Return the matrix from (z, y, x) to the patient; for two axes, to a light box."""
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
@@ -121,7 +121,7 @@ def _shown_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
 
 
 def _base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
-    """Every `step`-th voxel as `.nii.gz` in base64; two axes as a single slice."""
+    """Return every `step`-th voxel as `.nii.gz` in base64; two axes as a single slice."""
     thinned = array[(slice(None, None, step),) * array.ndim]
     thinned = thinned.reshape((1,) * (3 - array.ndim) + thinned.shape)
     grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))

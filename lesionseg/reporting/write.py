@@ -139,7 +139,7 @@ def write_report(
 
 
 def read_study(path: Path | None) -> dict[str, str]:
-    """The answers of study.yaml by key; none without a file.
+    """Read the answers of study.yaml by key; none without a file.
 
     Raises `ReadError`, and `ConfigError` for a key that there is none of, naming the nearest.
     """
@@ -186,7 +186,7 @@ def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[
 
 
 def case_rows(tables: Tables) -> list[dict[str, Any]]:
-    """A row per scan, those of a patient together."""
+    """Return a row per scan, those of a patient together."""
     columns = {
         "group": "patient",
         "case": "scan",
@@ -215,7 +215,7 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
 
 
 def slider(tables: Tables) -> dict[str, Any] | None:
-    """What the threshold slider moves over; None without scores, or where there is too much."""
+    """Return the data of the threshold slider; None without scores, or if there are too many."""
     n_moved = len(tables.lesions) + len(tables.false_scores)
     if tables.threshold is None or not 0 < n_moved <= MOST_MOVED:
         return None
@@ -278,7 +278,7 @@ def _pictures(
     options: ReportSection,
     progress: Progress | None,
 ) -> tuple[dict[str, list[Card]], list[tuple[str, str]]]:
-    """Cards by kind (top, missed, false, found; empty without images), and the outlines in them."""
+    """Draw cards by kind (top, missed, false, found; none without images). Name the outlines."""
     found: dict[str, list[Card]] = {kind: [] for kind in ("top", "missed", "false", "found")}
     if images is None:
         return found, []
