@@ -86,7 +86,7 @@ def test_the_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
     plan = Plan.from_json(text, file)
     assert plan.labels == Labels((1, 2), ("whole tumor", "core"), regions=((1, 2), (2,)))
     before = json.loads(text)
-    assert before["calibration"].pop("kind") == "platt"  # it had no other value, and is gone
+    assert before["voxel_calibration"].pop("kind") == "platt"  # it had no other value, and is gone
     assert before.items() <= json.loads(plan.to_json()).items()
 
 
