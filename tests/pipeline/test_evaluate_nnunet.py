@@ -76,7 +76,7 @@ def test_a_rate_gives_masks_and_candidates_at_its_threshold(
     assert mask[SECOND] == 1
     content = json.loads((folders[2] / "predictions" / "P0_candidates.json").read_text())
     assert content["operating_point"]["name"] == "fp_per_case:1"
-    assert f"prediction={folders[2] / 'predictions'}" in outcome.summary()[-1]
+    assert f"prediction={folders[2] / 'predictions'}" in outcome.next
     again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
     assert again.lesion_recall.value == 1.0
 

@@ -319,6 +319,6 @@ def test_what_is_to_be_followed_must_be_clear(tmp_path):
 @pytest.mark.parametrize(("has_images", "n"), [(False, 1), (True, 0)])
 def test_images_are_advised_only_if_none_were_given(has_images, n, tmp_path):
     outcome = FollowOutcome((), 1, tmp_path, has_images=has_images)
-    following = outcome.summary()[-1]
+    following = "\n".join(outcome.summary())
     assert following.count("before_images=") == n
     assert "reference=" in following
