@@ -1,4 +1,4 @@
-"""What runs a command: its name and overrides in, an exit status out, errors as sentences."""
+"""Run a command by its name and overrides: print its outcome, and errors as sentences."""
 
 import logging
 import os
@@ -25,12 +25,12 @@ from lesionseg.errors import (
     nearest,
     pip_install,
 )
-from lesionseg.pipeline.log import Once, progress_bars, say
+from lesionseg.pipeline.log import Once, progress_bars
 from lesionseg.pipeline.outcome import Outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`lesionseg COMMAND OVERRIDES…`; returns the exit status."""
+    """Run `lesionseg COMMAND OVERRIDES…`. Return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         return run(arguments[0], arguments[1:], program="lesionseg")
@@ -97,6 +97,12 @@ def recipe(command: str, cfg: Any) -> Outcome:
         function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
         outcome: Outcome = function(cfg)
     return outcome
+
+
+def say(text: str) -> None:
+    """Write to standard output. A character that its encoding lacks becomes a `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
 def finish(outcome: Outcome) -> int:

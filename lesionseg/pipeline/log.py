@@ -22,12 +22,6 @@ _LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer
 LOG = "train.log"
 
 
-def say(text: str) -> None:
-    """Write to standard output. A character that its encoding lacks becomes a `?`."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-
-
 def typed(command: str, **settings: object) -> str:
     """Return a command as the user would type it: by the script of a clone, or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"

@@ -82,6 +82,16 @@ def test_functions_of_the_pipeline_take_at_most_six_values() -> None:
     assert many == []
 
 
+def test_only_cli_writes_to_standard_output() -> None:
+    writers = set()
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            is_print = isinstance(node, ast.Name) and node.id == "print"
+            if is_print or (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.stdout"):
+                writers.add(name)
+    assert writers == {"lesionseg.cli.command"}
+
+
 def test_every_name_on_the_way_of_a_case_is_defined_in_its_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     ways = WAY.findall(page)
