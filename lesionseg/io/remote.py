@@ -52,11 +52,10 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
             listed = _list_states(system, root)
             for name in before.keys() - listed.keys():
                 (copy / name).unlink(missing_ok=True)
-            kept = {
-                name: state
-                for name, state in listed.items()
-                if before.get(name) == state and (copy / name).is_file()
-            }
+            kept: dict[str, str] = {}
+            for name, state in listed.items():
+                if before.get(name) == state and (copy / name).is_file():
+                    kept[name] = state
             wanted = [name for name in listed if name not in kept]
             if wanted:
                 write_json(states, kept)  # an interrupted download is repeated

@@ -1,4 +1,4 @@
-"""Small volumes and dataset folders, written with the formats' own libraries or by hand."""
+"""Fixtures that write small volumes and dataset folders, by the formats' libraries or by hand."""
 
 import json
 from functools import partial
@@ -12,19 +12,19 @@ from tests.io.dicom_files import grid_of, write_series
 
 @pytest.fixture
 def oblique():
-    """An asymmetric grid, turned about two axes, with three different spacings."""
+    """Return an asymmetric grid, rotated about two axes, with three different spacings."""
     return grid_of("SAR", (3.3, 1.1, 0.7), (20, 0, -35), (3, 4, 5))
 
 
 @pytest.fixture
 def grid():
-    """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
+    """Return an oblique grid with three spacings, whose axis 0 is the normal of the slices."""
     return grid_of("SAR", angles=(20, 0, -35))
 
 
 @pytest.fixture
 def write_nifti():
-    """Write a file array (x, y, z) by nibabel, identity affine unless one is given."""
+    """Write an array (x, y, z) by nibabel, with the identity as affine unless one is given."""
 
     def write(path, array, affine=None):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_nifti():
 
 @pytest.fixture
 def nnunet_folder(tmp_path, write_nifti):
-    """Write an nnU-Net raw folder of two training cases of two channels; facts may be changed."""
+    """Write an nnU-Net raw folder with two training cases of two channels and optional changes."""
 
     def write(cases=("A", "B"), channels=2, **facts):
         root = tmp_path / "Dataset001_toy"
@@ -63,5 +63,5 @@ def nnunet_folder(tmp_path, write_nifti):
 
 @pytest.fixture
 def series(tmp_path, grid):
-    """Write a CT series in shuffled file order; `changes` by slice replace elements."""
+    """Write a CT series in shuffled file order. `changes` replace elements, by slice."""
     return partial(write_series, tmp_path, grid)

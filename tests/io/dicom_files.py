@@ -1,4 +1,4 @@
-"""Grids, and DICOM files on them, each element written by hand with pydicom."""
+"""Helpers that make grids and DICOM files on them, with each element written by pydicom."""
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -20,7 +20,7 @@ VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)  # of series and 
 
 
 def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):
-    """A grid whose array axes run along the patient's, such as "SPL", then turned about x, y, z."""
+    """Make a grid whose array axes have the patient's directions, such as "SPL", then rotate it."""
     along = dict(zip("RASLPI", [*np.eye(3), *-np.eye(3)], strict=True))
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
@@ -37,12 +37,12 @@ def item(**elements):
 
 
 def one(**elements):
-    """A sequence of one item."""
+    """Make a sequence of one item."""
     return Sequence([item(**elements)])
 
 
 def save(path, pixels, sop_class, **elements):
-    """Write a DICOM file with 16-bit pixels and the elements given; None leaves one out."""
+    """Write a DICOM file with 16-bit pixels and the given elements. None removes an element."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = sop_class
@@ -73,7 +73,7 @@ def lps(geometry, index):
 
 
 def place(geometry, z):
-    """Position, orientation and pixel size of slice z of a grid whose axis 0 is the normal."""
+    """Return position, orientation and pixel size of slice z. Axis 0 of the grid is the normal."""
     spacing = geometry.spacing_mm
     across, down = ((geometry.affine[:3, a] * LPS / spacing[a]).tolist() for a in (2, 1))
     return {
@@ -84,7 +84,7 @@ def place(geometry, z):
 
 
 def framed(path, grid, frames, sop_class, **elements):
-    """A file of frames, each with its slice, pixels and sequences of its own."""
+    """Write a file of frames, each with its slice, pixels and sequences."""
     where, own = place(grid, 0), Sequence()
     orientation = one(ImageOrientationPatient=where["ImageOrientationPatient"])
     measures = one(PixelSpacing=where["PixelSpacing"], SliceThickness=9)
@@ -99,7 +99,7 @@ def framed(path, grid, frames, sop_class, **elements):
 
 
 def enhanced(path, grid):
-    """An enhanced MR file whose frames are stored from the last slice to the first."""
+    """Write an enhanced MR file with its frames in the order from the last slice to the first."""
     frames = []
     for z in range(grid.shape[0])[::-1]:
         rescaled = one(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")
@@ -108,7 +108,7 @@ def enhanced(path, grid):
 
 
 def segmentation(path, grid, masks):
-    """A SEG file with a frame for every slice that holds something, 8 bits fractional."""
+    """Write a fractional SEG file of 8 bits with a frame for every slice that is not empty."""
     frames, named = [], Sequence()
     for number, (name, mask) in enumerate(masks.items(), start=1):
         named.append(item(SegmentNumber=number, SegmentLabel=name))
@@ -120,7 +120,7 @@ def segmentation(path, grid, masks):
 
 
 def contours(path, grid, *drawn, name="Lesion"):
-    """An RTSTRUCT file with one contour set of polygons, each slice z and corners (y, x)."""
+    """Write an RTSTRUCT file with one set of polygons, given by slice z and corners (y, x)."""
     polygons = Sequence()
     for z, corners in drawn:
         points = [v for y, x in corners for v in lps(grid, (z, y, x))]
@@ -145,7 +145,7 @@ def blob(*where):
 
 
 def write_series(root, grid, changes=None, folder="scan"):
-    """Write a CT series in shuffled file order; `changes` by slice replace elements."""
+    """Write a CT series in shuffled file order. `changes` replace elements, by slice."""
     for z, name in enumerate(("d", "a", "c", "e", "b")):
         elements = {
             "Modality": "CT",

@@ -1,4 +1,4 @@
-"""Cases in memory: one grid, finite images, masks of known values."""
+"""Reading cases: one grid, finite images, masks with known values."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from lesionseg.io.cases import read_case, read_image, read_mask
 
 @pytest.fixture
 def dataset(tmp_path, write_nifti):
-    """One case of two int16 channels and a mask with values 0, 1, 4; 4 is to be ignored."""
+    """Write a case of two int16 channels and a mask of 0, 1 and 4. Value 4 is ignored."""
     images = tuple(
         write_nifti(tmp_path / f"A_000{c}.nii.gz", np.full((5, 4, 3), 10 + c, np.int16))
         for c in range(2)

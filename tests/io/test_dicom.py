@@ -1,4 +1,4 @@
-"""DICOM in: series sorted, placed and rescaled; radiographs; references; what is damaged."""
+"""Reading DICOM: sorting and rescaling of series, radiographs, references and damaged files."""
 
 import io
 import re
@@ -98,7 +98,7 @@ def test_uneven_missing_or_tilted_slices_are_an_error(series, grid):
 
 @pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
 def test_error_names_a_truncated_last_slice(series, bare):
-    """However much of it was copied, the scan is not read as one of four slices."""
+    """A scan of five slices is never read as one of four slices."""
     folder = series()
     for file in list(folder.iterdir()) if bare else ():
         file.rename(file.with_suffix(""))

@@ -1,4 +1,4 @@
-"""DICOM as archives and public collections have it: odd elements, no preamble, any codec."""
+"""DICOM of archives and public collections: odd elements, no preamble, any codec."""
 
 import io
 import logging
@@ -196,7 +196,7 @@ def test_error_for_a_slice_without_position_gives_possible_advice(series, name):
 
 
 def bare(path, syntax, *, group_2=False):
-    """Write a file again without its preamble, as old archives do."""
+    """Write a file again without its preamble, like old archives."""
     header, content = dcmread(path), io.BytesIO()
     out = DicomFileLike(content)
     if group_2:

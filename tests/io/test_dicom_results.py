@@ -1,4 +1,4 @@
-"""DICOM results: segmentations and reports lie where the scan does and say what made them."""
+"""DICOM results: segmentations and reports have the position of the scan and state their origin."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ GRIDS = {
 
 
 def lesions(dims=3):
-    """Two candidates without any symmetry, and a third that is not accepted."""
+    """Return instances of two asymmetric candidates and of a third that is not accepted."""
     ids = np.zeros((5, 4, 6), np.int32)
     ids[0, 0, 1:5], ids[1, 0, 1], ids[0, 1, 4], ids[2, 0, 1] = 1, 1, 1, 1
     ids[3, 2, 2], ids[4, 2, 2], ids[4, 3, 2], ids[4, 0, 5] = 2, 2, 2, 3
@@ -51,7 +51,7 @@ def lesions(dims=3):
 
 
 def predict(scan, *, drawn=True, **changes):
-    """Candidates of the `lesions`, bare boxes unless they are drawn."""
+    """Make candidates of the `lesions`, as boxes unless they are drawn."""
     geometry, made = read_geometry(scan), []
     ids = lesions(geometry.dims)
     for number, label, score in ((1, 1, 0.9), (2, 2, 0.7), (3, 1, 0.3)):
@@ -68,7 +68,7 @@ def series(root, grid, **elements):
 
 
 def written(folder, prediction, scan, origin=ORIGIN):
-    """The files of segmentation and report; the former holds what the mask does."""
+    """Write and read segmentation and report, and check that the former equals the mask."""
     seg, sr = folder / "A_seg.dcm", folder / "A_sr.dcm"
     paths = {"report": sr, "segmentation": seg}
     assert write_dicom_results(scan, prediction, origin, LABELS, **paths) == seg.exists()

@@ -1,4 +1,4 @@
-"""Whole files or none, tables that come back, ids that name files, folders that one writes."""
+"""Atomic files, round trips of tables, case ids in file names, and locks of folders."""
 
 import json
 import os

@@ -30,7 +30,7 @@ DEPTHS = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "flo
 
 
 def samples(dtype, *shape):
-    """Numbers over the whole range of a type; 0 to 1 for floating point."""
+    """Return numbers over the whole range of a type, or 0 to 1 for floating point."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return RNG.random(shape).astype(kind)
@@ -39,7 +39,7 @@ def samples(dtype, *shape):
 
 
 def mirrored(array):
-    """Grey values of which 0 is white, as values of which 0 is black."""
+    """Convert grey values with 0 as white to values with 0 as black."""
     if array.dtype.kind == "f":
         return (1 - array).astype(array.dtype)
     limits = np.iinfo(array.dtype)
@@ -169,7 +169,7 @@ def test_jpeg_in_tiff_is_read_as_an_image_but_not_as_a_mask(
 
 
 def png(path, bits, colour, rows, palette=None, transparent=None):
-    """Write a PNG by hand: rows of packed samples, as few programs can write them."""
+    """Write a PNG from rows of packed samples, which few programs can write."""
     height, width = len(rows), rows[0][1]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))]
     if palette is not None:
@@ -186,7 +186,7 @@ def png(path, bits, colour, rows, palette=None, transparent=None):
 
 
 def rows_of(values, bits):
-    """Pack whole numbers `[y, x]` or `[y, x, n]` into rows of samples of so many bits."""
+    """Pack integers `[y, x]` or `[y, x, n]` into rows of samples with this number of bits."""
     packed = []
     for row in np.asarray(values):
         if bits == 16:
@@ -449,7 +449,7 @@ def test_content_decides_the_format(tmp_path):
 
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "jpeg", "packbits", "zstd"])
 def test_blank_picture_passes_the_size_check(tmp_path, compression):
-    """Its file is far smaller than that of any picture with content."""
+    """The file of a blank picture is much smaller than that of any picture with content."""
     path = tmp_path / "a.tif"
     blank = Image.new("1" if compression == "group4" else "L", (6000, 5000))
     blank.save(path, compression=compression)

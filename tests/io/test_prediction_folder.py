@@ -1,4 +1,4 @@
-"""Results in a folder: of one scan each, all of a case's files or none."""
+"""Results in a folder: each case has the files of one scan, and either all of them or none."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ONE, TWO = ScanSource("aa"), ScanSource("bb")
 
 
 def fill(folder, case, source, content="1"):
-    """The files of a case, as `write_prediction` names them."""
+    """Write the files of a case under the names of `write_prediction`."""
     for kind in ("mask", "instances"):
         (folder / f"{case}_{kind}.nii").write_text(content)
     stated = {} if source is None else {"source": source.to_json()}
@@ -127,7 +127,7 @@ def test_an_error_while_writing_leaves_the_old_files(tmp_path):
 def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     tmp_path, monkeypatch, killed_at
 ):
-    """Every change of a name or a folder may be the last."""
+    """Kill the program after its first change of a name or folder, its second one, and so on."""
     fill(tmp_path, "a", ONE, "old")
     left = [killed_at]
 

@@ -1,4 +1,4 @@
-"""Predictions on disk: ours come back, others' are understood, broken ones refused."""
+"""Prediction files: round trips, files of other programs, and invalid files."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def _candidate(number, geometry, index, **changes):
 
 
 def _prediction(geometry, **changes):
-    """Candidate 1 accepted at the first voxel, candidate 2 not, at the last."""
+    """Make a prediction with an accepted candidate at the first voxel and another at the last."""
     instances, first = np.zeros(geometry.shape, np.int32), (0,) * geometry.dims
     last = tuple(n - 1 for n in geometry.shape)
     instances[first], instances[last] = 1, 2
@@ -113,7 +113,7 @@ def test_boxes_need_a_grid_and_nan_scores_are_not_written(tmp_path, oblique):
 
 @pytest.mark.parametrize("name", ["A_mask.nii.gz", "A.nii.gz"])
 def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, name):
-    """Two voxels that touch at a corner are one candidate, another label is another."""
+    """Two voxels that touch at a corner are one candidate. Another label is another candidate."""
     mask = np.zeros((1, 3, 4, 5), np.uint8)
     mask[0, 0, 0, 0] = mask[0, 1, 1, 1] = 1
     mask[0, 1, 1, 2] = 3
@@ -135,7 +135,7 @@ def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, na
 
 
 def test_instances_without_candidates_stay_separate(tmp_path, write_nifti):
-    """Two instances that touch stay two; ids become consecutive, labels come from the mask."""
+    """Two touching instances stay separate. Ids become consecutive, labels come from the mask."""
     ids = np.zeros((5, 4, 3), np.int32)
     ids[0, 0, 0], ids[1, 0, 0] = 12, 5
     write_nifti(tmp_path / "A_instances.nii.gz", ids)

@@ -1,4 +1,4 @@
-"""Folders at a URL: downloaded once, followed when they change, results uploaded."""
+"""Folders at a URL: download, changes at the store, and upload of results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every convention with every file type it can hold comes back the same; real scans are read."""
+"""Round trips of every layout with every file format, and reading of real scans."""
 
 import json
 import os
@@ -26,7 +26,7 @@ MASK[1, 2, 1:4] = 1  # three voxels in a row; of a picture in the second slice
 
 
 def write_as(path, array):
-    """Write in the format of the path's ending: a volume, a picture of slice 1, a DICOM series."""
+    """Write a volume, a picture of slice 1 or a DICOM series, depending on the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == "":
         for z, piece in enumerate(array.astype(np.uint16)):

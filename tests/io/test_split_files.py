@@ -1,4 +1,4 @@
-"""Split files: every accepted form gives its roles, every other one a sentence with the remedy."""
+"""Split files: every accepted form gives its roles, every other form an error with advice."""
 
 import json
 import pickle

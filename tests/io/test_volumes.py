@@ -1,4 +1,4 @@
-"""Volumes of every format: voxels, numbers and places come back; damaged files are named."""
+"""Volumes of every format: round trips of voxels, dtypes and positions, and damaged files."""
 
 import gzip
 import itertools

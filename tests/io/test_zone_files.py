@@ -1,4 +1,4 @@
-"""Tables of zone names as other programs write them, and folders that are refused."""
+"""Tables of zone names of other programs, and folders that cannot be used."""
 
 import logging
 

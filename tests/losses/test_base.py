@@ -1,4 +1,4 @@
-"""What every loss owes to voxels left out and to classes that overlap; the divisor; MONAI's."""
+"""All losses: invalid voxels, overlapping classes, the normaliser, and MONAI's losses by name."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,7 @@ EVERY = pytest.mark.parametrize("name", LOSSES)
 
 
 def make_scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels of two classes and the lesions they make; the right half is empty."""
+    """Make logits, labels of two classes and lesion ids. The right half is empty."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn((SHAPE[0], channels, *SHAPE[1:]), generator=draw)
     labels = torch.zeros(SHAPE, dtype=torch.uint8)
@@ -73,7 +73,7 @@ def compute_gradient(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
 def test_terms_are_finite_fp32_scalars_with_a_gradient(
     name: str, activation: str, lesion: bool, dtype: torch.dtype
 ) -> None:
-    """Also where no lesion is, for two classes, and from half precision."""
+    """Try tiles with and without lesions, two classes and half precision."""
     logits, labels, instances = make_scene(2 if activation == "sigmoid" else 3)
     logits = logits.to(dtype).requires_grad_()
     loss = LOSSES[name](activation=activation)
@@ -120,7 +120,7 @@ def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> Non
 
 @EVERY
 def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) -> None:
-    """Class 2 of the second tile: its logits may be anything, and the first tile's still learns."""
+    """The logits of class 2 in the second tile have no effect, those in the first tile do."""
     logits, labels, instances = make_scene(2)
     labels[1][labels[1] == 2] = 0
     unannotated = torch.tensor([[False, False], [False, True]])
@@ -139,7 +139,7 @@ def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) ->
 
 
 def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
-    """p = 0.5, 0.2, 0.3 and class 2 unknown: background is 0.8, class 1 stays 0.2."""
+    """With p = 0.5, 0.2, 0.3 and class 2 unknown, background is 0.8 and class 1 stays 0.2."""
     logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1).expand(1, 3, 2)
     logits = logits.clone().requires_grad_()
     known = mask_unannotated(logits, torch.tensor([[False, True]]), "softmax")

@@ -1,4 +1,4 @@
-"""The detector's loss by hand, without lesions, and in all its kinds."""
+"""The loss of a detector: values by hand, lesion-free tiles, and hard-negative mining."""
 
 import pytest
 import torch

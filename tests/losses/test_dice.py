@@ -1,4 +1,4 @@
-"""Dice by hand, and losses with named terms: what each term is."""
+"""Dice and the losses with named terms: values by hand and by loops."""
 
 import math
 
@@ -17,7 +17,7 @@ from lesionseg.losses import (
 
 
 def test_dice_has_the_value_computed_by_hand() -> None:
-    """p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
+    """With p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
     loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]]), smooth=0.5)
     assert loss.item() == pytest.approx(1 - (2 * 0.5 + 0.5) / (2 + 1 + 0.5))
 
@@ -66,7 +66,7 @@ def test_settings_that_give_no_training_loss_are_an_error() -> None:
 def compute_nnunet_loss_by_loops(
     logits: torch.Tensor, labels: torch.Tensor, per_tile: bool
 ) -> float:
-    """Mean cross-entropy of every voxel, minus Dice of lesions with 1e-5 added above and below."""
+    """Compute mean cross-entropy minus Dice, with 1e-5 added to numerator and denominator."""
     p = logits.double().softmax(1)
     entropy, sums = 0.0, [[0.0, 0.0, 0.0] for _ in labels]
     for b, one in enumerate(labels.tolist()):
@@ -82,7 +82,7 @@ def compute_nnunet_loss_by_loops(
 
 @pytest.mark.parametrize("per_tile", [False, True])
 def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile: bool) -> None:
-    """Ours is larger by 1; the second tile has no lesion, where `per_tile` matters most."""
+    """Our loss is larger by 1. The second tile has no lesion, for which `per_tile` matters most."""
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)
     labels[0, 3:9] = 1

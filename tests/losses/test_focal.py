@@ -1,4 +1,4 @@
-"""The focal loss against hand values, the closed form and its own invariances."""
+"""The focal loss: values by hand, the closed form, and invariances."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("function", [sigmoid_focal_loss, softmax_focal_lo
 
 
 def compute_closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: float) -> np.ndarray:
-    """FL(p_t) = −α_t (1−p_t)^γ log p_t word for word, in double precision, for moderate logits."""
+    """Compute −α_t (1−p_t)^γ log p_t in double precision, for moderate logits."""
     return -alpha_t * (1 - p_t) ** gamma * np.log(p_t)
 
 
@@ -49,7 +49,7 @@ def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expecte
 
 @pytest.mark.parametrize("seed", range(12))
 def test_loss_equals_the_closed_form(seed: int) -> None:
-    """Random α, γ, shapes and numbers of classes, anchors included; in single precision too."""
+    """Try random α, γ, shapes, classes and anchors, in double and single precision."""
     draw = np.random.default_rng(seed)
     n_classes, dims = int(draw.integers(1, 4)), int(draw.integers(0, 4))
     spatial = tuple(int(n) for n in draw.integers(1, 5, dims))
@@ -92,7 +92,7 @@ def test_gradients_pass_a_numerical_check(gamma: float) -> None:
 
 @pytest.mark.parametrize("dtype", LABEL_TYPES)
 def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: torch.dtype) -> None:
-    """A million voxels in single precision, and labels of every type."""
+    """Compare a million voxels in single and double precision, with labels of every dtype."""
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(1, 1, 10**6, generator=draw), torch.rand(1, 10**6, generator=draw) < 0.1
     valid, found = torch.rand(1, 10**6, generator=draw) < 0.9, []
@@ -125,7 +125,7 @@ def test_value_and_gradient_are_finite_for_enormous_logits(
 
 
 def test_easy_voxels_keep_their_digits_in_single_precision() -> None:
-    """p_t = 1 − 5e-5: 1 − p_t taken as a difference would be wrong in the fourth digit."""
+    """For p_t = 1 − 5e-5 the difference 1 − p_t would be wrong in the fourth digit."""
     x, y = torch.full((1, 1, 3), -10.0), torch.zeros(1, 3, dtype=torch.uint8)
     exact = 3 * compute_closed_form(1 / (1 + np.exp(-10.0)), 0.75, 2.0)
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(exact, rel=1e-6)
@@ -161,7 +161,7 @@ def test_empty_input_gives_zero(function: Any, reduction: str) -> None:
 def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(
     function: Any, reduction: str
 ) -> None:
-    """Even a NaN, or a label that is no class, in a voxel left out."""
+    """An invalid voxel may even contain NaN or an unknown label."""
     channels = 1 if function is sigmoid_focal_loss else 3
     x, y = torch.randn(2, channels, 7), torch.randint(0, max(channels, 2), (2, 7))
     valid = torch.rand(2, 7) < 0.6
@@ -227,7 +227,7 @@ def test_invalid_targets_of_one_loss_are_an_error() -> None:
 
 
 def find_minimiser(eta: float, alpha: float, gamma: float) -> float:
-    """The logit of least expected focal loss for a voxel that is lesion with chance η."""
+    """Find the logit of least expected loss for a voxel that is lesion with probability η."""
     how: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "reduction": "sum"}
 
     def risk(logit: float) -> float:

@@ -1,4 +1,4 @@
-"""Each lesion counts alike."""
+"""The loss in which each lesion has the same weight."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ TILE = (2, 24, 24)
 
 
 def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A lesion of 1 pixel and one of 49 in a tile, and a lesion-free tile."""
+    """Make a tile with lesions of 1 and 49 pixels, and a lesion-free tile."""
     instances = torch.zeros(TILE, dtype=torch.int32)
     instances[0, 4, 4], instances[0, 13:20, 13:20] = 7, 2
     generator = torch.Generator().manual_seed(0)

@@ -72,7 +72,7 @@ def number(header: "Header", name: str, default: float | None = None) -> float |
 
 
 def whole_number(header: "Header", name: str, default: int) -> int:
-    """Return an element's first value as a whole number, or `default`."""
+    """Return an element's first value as an integer, or `default`."""
     value = number(header, name)
     return default if value is None else int(value)
 

@@ -353,8 +353,9 @@ class _Results:
             source="lesionseg",
             parameters=self.parameters,
         )
-        return [
-            hd.seg.SegmentDescription(
+        descriptions = []
+        for n, name in enumerate(names, start=1):
+            description = hd.seg.SegmentDescription(
                 segment_number=n,
                 segment_label=name,
                 segmented_property_type=self.codes.lesion,
@@ -365,8 +366,8 @@ class _Results:
                 tracking_uid=self.uid("tracking", self.origin.key, name),
                 display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
             )
-            for n, name in enumerate(names, start=1)
-        ]
+            descriptions.append(description)
+        return descriptions
 
     def _arrange_frames(
         self, values: NDArray[Any], number_of_value: NDArray[np.uint8]

@@ -340,10 +340,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     if files.reference is not None and has_masks:
         instances = _read_instances(files.reference, lesions, shape)
     else:
-        masks = _draw_lesions(case, lesions, shape)
-        instances = np.zeros(shape, dtype=np.int32)
-        for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
-            instances[masks[index]] = index + 1
+        instances = _draw_instances(case, lesions, shape)
     sizes = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
     _check_boxes(case, instances, boxes, sizes)
     visible = sizes > 0
@@ -364,6 +361,17 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         ignore=ignore & (instances == 0) if crowds else None,
         stated=stated,
     )
+
+
+def _draw_instances(
+    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> NDArray[np.int32]:
+    """Return the number of each pixel's lesion, 0 for none. Smaller lesions are drawn last."""
+    masks = _draw_lesions(case, lesions, shape)
+    instances = np.zeros(shape, dtype=np.int32)
+    for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
+        instances[masks[index]] = index + 1
+    return instances
 
 
 def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) -> Mask:

@@ -171,16 +171,18 @@ def _match_cases(
             text = "has no mask in labelsTr. A lesion-free image needs a mask of zeros."
             problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
     role: Role | None = "test" if part == "Ts" else None
-    return [
-        CaseFiles(
-            case,
-            tuple(file for _, file in sorted(images[case].items())),
-            reference=masks[case][min(masks[case])],
-            role=role,
-            missing=missing_channels(images[case], n_channels),
+    cases: list[CaseFiles] = []
+    for case in sorted(set(images) & set(masks)):
+        cases.append(
+            CaseFiles(
+                case,
+                tuple(file for _, file in sorted(images[case].items())),
+                reference=masks[case][min(masks[case])],
+                role=role,
+                missing=missing_channels(images[case], n_channels),
+            )
         )
-        for case in sorted(set(images) & set(masks))
-    ]
+    return cases
 
 
 def _find_misnamed(images: FilesByCase, masks: FilesByCase) -> dict[str, Path]:

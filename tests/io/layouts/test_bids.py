@@ -1,4 +1,4 @@
-"""BIDS derivatives: written, recognised, read."""
+"""BIDS derivatives: recognising and reading them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""COCO folders: boxes, polygons, RLE, instance masks, and what can be wrong there."""
+"""COCO folders: boxes, polygons, RLE, instance masks, and errors in them."""
 
 import json
 
@@ -44,7 +44,7 @@ def _case(root, **settings):
 
 
 def _draw(root, **settings):
-    """The reference, its instances and its labels."""
+    """Read a case's reference, its instances and its labels."""
     reference = _case(root, **settings).reference
     return reference, reference.instances, reference.labels
 
@@ -190,7 +190,7 @@ def test_mask_that_does_not_fit_its_annotations_is_an_error(folder, labels):
 
 
 def write_coco(path, names, categories=((1, "nodule"),), boxes=((20, 30, 9, 9),), folder=None):
-    """A COCO file of images of 96 by 96, each with the boxes, and the images in `folder`."""
+    """Write a COCO file with equal boxes for images of 96 by 96 pixels, and these images."""
     for name in names:
         place = (folder or path.parent / "images") / name
         place.parent.mkdir(parents=True, exist_ok=True)

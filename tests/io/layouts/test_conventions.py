@@ -1,4 +1,4 @@
-"""Recognising a dataset folder, and what holds for all conventions."""
+"""Recognising a dataset folder, and behaviour common to all layouts."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""MONAI datalists of masks, and of boxes."""
+"""MONAI datalists of masks and of boxes."""
 
 import json
 
@@ -39,7 +39,7 @@ GRID = grid_of("IPL", (2.0, 0.8, 0.5), shape=(8, 10, 12))
 
 
 def written():
-    """`BOX` as MONAI's tutorial writes it, centre and size in LPS, computed the long way round."""
+    """Return `BOX` as MONAI's tutorial writes it, centre and size in LPS, computed step by step."""
     ends = GRID.to_mm([np.array(BOX[:3]) - 0.5, np.array(BOX[3:]) - 0.5]) * (-1, -1, 1)
     low, high = ends.min(axis=0), ends.max(axis=0)
     return [*((low + high) / 2).tolist(), *(high - low).tolist()]

@@ -1,4 +1,4 @@
-"""Datasets as a table of cases, and one that a converter of `examples/` writes."""
+"""Datasets described by a table, including one that a converter in `examples/` writes."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ import nndetection_to_manifest
 
 @pytest.fixture
 def manifest(tmp_path, write_nifti):
-    """Write a manifest, perhaps labels, beside images `a.nii`, `b.nii` and a mask `m.nii`."""
+    """Write a manifest, optional labels, images `a.nii` and `b.nii`, and a mask `m.nii`."""
     mask = np.zeros((5, 4, 3))
     mask[0, 0, 0] = 1
     for name in "abm":
@@ -121,7 +121,7 @@ D,b.nii,m.nii,cyst
 
 
 def test_column_annotated_states_the_labels_that_were_searched_for(manifest):
-    """The mask holds one voxel of a cyst; where none were looked for it is background."""
+    """The mask has one voxel of a cyst, which is background if nobody searched for cysts."""
     dataset = read_dataset(manifest(ANNOTATED, CYST))
     assert [case.annotated for case in dataset.cases] == [("scar",), (), (), ("cyst",)]
     assert dataset.cases[0].columns == {"annotated": "scar"}  # a subgroup, too

@@ -1,4 +1,4 @@
-"""nnU-Net raw (versions 1 and 2) and Decathlon folders, and what can be wrong there."""
+"""nnU-Net raw folders (versions 1 and 2), Decathlon folders, and errors in them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What nnU-Net accepts in a raw folder is accepted here, with a remark in the check."""
+"""Raw folders that nnU-Net accepts are accepted here, too, with a remark in the check."""
 
 import json
 import logging
@@ -18,13 +18,13 @@ from lesionseg.pipeline.check import check_dataset
 
 
 def count_voxels(dataset):
-    """Lesion voxels of each case, in order."""
+    """Count the lesion voxels of each case, in order."""
     references = [read_case(files, dataset).reference for files in dataset.cases]
     return [int(lesion_mask(reference).sum()) for reference in references]
 
 
 def said_in_check(dataset, tmp_path):
-    """All that the check says of the dataset and its cases, and its errors."""
+    """Return the text of the check on the dataset and its cases, and its errors."""
     found = check_dataset(dataset, tmp_path / "check.html").findings
     texts = " ".join(finding.named for finding in found)
     kinds = {"no_training"}  # too few cases, in these tests
@@ -144,7 +144,7 @@ def test_a_single_slice_of_a_scan_stays_a_volume(nnunet_folder):
 
 
 def write_stack(root, name, array, spacing=None, folder="imagesTr"):
-    """A TIFF of several pages, and its spacing where it is given."""
+    """Write a TIFF of several pages, and its spacing if it is given."""
     path = root / folder / f"{name}.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
@@ -155,7 +155,7 @@ def write_stack(root, name, array, spacing=None, folder="imagesTr"):
 
 
 def stacks(nnunet_folder, spacing):
-    """Two cases as stacks of 6 slices, with 8 lesion voxels each."""
+    """Write two cases as stacks of 6 slices, with 8 lesion voxels each."""
     root = nnunet_folder(cases=(), file_ending=".tif", channels=1)
     for case in "AB":
         image = np.random.default_rng(0).integers(0, 999, (6, 9, 7)).astype(np.uint16)
@@ -200,7 +200,7 @@ def test_error_names_the_file_with_an_invalid_spacing(nnunet_folder, spacing):
 
 
 def marked(root, values):
-    """Write masks of these values, a voxel each, into both cases."""
+    """Write masks with one voxel of each value into both cases."""
     for path in (root / "labelsTr").glob("*.nii.gz"):
         array = np.zeros((5, 4, 3), np.uint8)
         for place, value in enumerate(values):
