@@ -269,7 +269,7 @@ def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog)
     assert "the shapes differ" in rows["P1"]["message"]
     assert "corners are up to 0.6 mm apart" in rows["P2"]["message"]
     assert "P3.nii.gz" in rows["P3"]["message"]
-    assert "of the same case. Keep one" in rows["P4"]["message"]
+    assert "belong to the same case. Keep one" in rows["P4"]["message"]
     assert "inf" not in caplog.text
     assert all(caplog.text.count(f"Not scored, {case}:") == 1 for case in wrong)
     assert any("Failed:  P" in line for line in outcome.summary())
