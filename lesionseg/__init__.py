@@ -1,7 +1,8 @@
 """lesionseg: find small lesions in scans, and say honestly how well they are found."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lesionseg.api import Run as Run
@@ -14,27 +15,15 @@ if TYPE_CHECKING:
     from lesionseg.inference.predictor import Predictor as Predictor
 
 __version__ = "1.0.0"
-__all__ = [
-    "Predictor",
-    "Run",
-    "__version__",
-    "evaluate",
-    "follow",
-    "predict",
-    "prepare",
-    "report",
-    "train",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: the packages behind it are heavy."""
-    if name not in __all__:
-        raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
-    home = "inference.predictor" if name == "Predictor" else "api"
-    return getattr(import_module(f"lesionseg.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    """Return the public names, also those that are not imported yet."""
-    return sorted(__all__)
+_HOMES = {
+    "Predictor": "inference.predictor",
+    "Run": "api",
+    "evaluate": "api",
+    "follow": "api",
+    "predict": "api",
+    "prepare": "api",
+    "report": "api",
+    "train": "api",
+}
+__all__ = ["__version__", *_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

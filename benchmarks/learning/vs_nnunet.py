@@ -42,7 +42,7 @@ from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
 from lesionseg.config import TrainConfig
-from lesionseg.core import CaseFiles, Prediction, Volume
+from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
 from lesionseg.evaluation import Scores
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
@@ -296,7 +296,7 @@ def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
     folder = run / "validation"
-    return score_predicted(experiment, find_predictions(folder), folder, kept.plan)[1]
+    return score_predicted(experiment, find_predictions(folder), folder, NO_SELECTION)[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

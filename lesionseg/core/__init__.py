@@ -23,3 +23,5 @@ from lesionseg.core.prediction import Calibration as Calibration
 from lesionseg.core.prediction import Candidate as Candidate
 from lesionseg.core.prediction import InputCheckResult as InputCheckResult
 from lesionseg.core.prediction import Prediction as Prediction
+from lesionseg.core.selection import NO_SELECTION as NO_SELECTION
+from lesionseg.core.selection import Selection as Selection

@@ -1,13 +1,12 @@
 """From a case to tiles for a network: prepared, cached, tiled, sampled, augmented.
 
-The public API opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
-imported with the first name that needs them.
+Names are imported when they are first used: `lesionseg.data.tiling` needs only numpy, and MONAI and
+torch are imported with the first name that needs them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lesionseg.data.tiling import TileGrid as TileGrid
+from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lesionseg.data.cache import CachedCase as CachedCase
@@ -16,21 +15,17 @@ if TYPE_CHECKING:
     from lesionseg.data.preprocess import prepare_case as prepare_case
     from lesionseg.data.preprocess import prepare_image as prepare_image
     from lesionseg.data.tiles import TileDataset as TileDataset
+    from lesionseg.data.tiling import TileGrid as TileGrid
 
-_MODULES = {
+_HOMES = {
     "CachedCase": "cache",
     "TileDataset": "tiles",
+    "TileGrid": "tiling",
     "fill_cache": "cache",
     "open_dataset": "cache",
     "prepare_case": "preprocess",
     "prepare_image": "preprocess",
 }
 
-__all__ = ["TileGrid", *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module behind a public name, and MONAI with it, only when it is asked for."""
-    if name in _MODULES:
-        return getattr(import_module(f"lesionseg.data.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'lesionseg.data' has no attribute {name!r}")
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

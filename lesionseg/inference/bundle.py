@@ -1,17 +1,19 @@
-"""A bundle: a network's weights and its plan in a folder, readable without running any of it.
+"""A bundle: weights, plan and selection in a folder, readable without running any of it.
 
 bundle/
-├── weights.safetensors   tensors by name; its header holds the ranges of the training scans
-├── weights_1.safetensors … those of an ensemble's other members; plan.json says how many
-├── plan.json             grid, normalisation, architecture by name, operating points, calibration
+├── weights.safetensors   tensors by name; its header contains the ranges of the training scans
+├── weights_1.safetensors … those of an ensemble's other members; selection.json says how many
+├── plan.json             decided before training: grid, normalisation, architecture by name
+├── selection.json        chosen after training: operating points, calibration, number of members
 └── model_card.md         for people
+
+Bundles of version 1.0 have no selection.json; their plan.json contains its keys, too.
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,34 +25,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lesionseg.core import NO_SELECTION, Selection
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
-from lesionseg.io.bundle_folder import CARD, PLAN, WEIGHTS, resolve_bundle
+from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
 from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
 _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
-# what must be the same, for tiles and channels of an ensemble's members to lie on each other
-_SHARED = (
-    *("dims", "modality", "channel_names", "labels.values", "labels.regions", "spacing_mm"),
-    *("normalisation", "prepare_extra", "tile_shape", "activation", "link", "anchors", "nnunet"),
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Networks, in eval mode on the CPU, and the plan they were trained by.
+    """Networks, in eval mode on the CPU, with the plan they were trained by and the selection.
 
-    Of several (an ensemble) probabilities are averaged. `check`: the ranges of the training scans,
-    None where they are not known.
+    The probabilities of several networks (an ensemble) are averaged. `check`: the ranges of the
+    training scans, None if they are not known.
     """
 
     networks: tuple[nn.Module, ...]
     plan: Plan
     check: InputCheck | None = None
+    selection: Selection = NO_SELECTION
 
 
 def write_bundle(
@@ -59,21 +58,23 @@ def write_bundle(
     plan: Plan,
     card: str,
     check: InputCheck | None = None,
+    selection: Selection = NO_SELECTION,
 ) -> None:
-    """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
+    """Write a bundle. `folder` appears complete or not at all; an old one is replaced.
 
-    Several networks make an ensemble. Tensors keep their dtype. Raises `OutputError` when the disk
+    Several networks make an ensemble. Tensors keep their dtype. Raises `OutputError` if the disk
     refuses.
     """
     networks = (network,) if isinstance(network, nn.Module) else tuple(network)
-    plan = plan.with_(n_members=len(networks))
+    selection = replace(selection, n_members=len(networks))
     metadata = {} if check is None else {_CHECK: check.model_dump_json()}
     new = _beside(folder)
     try:
         new.mkdir(parents=True)
         (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
+        (new / SELECTION).write_text(selection.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
-        for name, member in zip(_weight_files(plan), networks, strict=True):
+        for name, member in zip(_weight_files(selection), networks, strict=True):
             # own copies: safetensors refuses tensors that share memory
             state = member.state_dict().items()
             tensors = {key: t.detach().cpu().contiguous().clone() for key, t in state}
@@ -107,10 +108,12 @@ def read_bundle(
     """
     model = find_nnunet_model(Path(folder))
     if model is not None:
-        return Bundle(*read_nnunet_model(model))
+        networks, plan = read_nnunet_model(model)
+        return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
     folder = resolve_bundle(Path(folder))
     plan = bundle_plan(folder)
-    paths = [folder / name for name in _weight_files(plan)]
+    selection = bundle_selection(folder)
+    paths = [folder / name for name in _weight_files(selection)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise BundleError(f"{folder}: no {', '.join(missing)}. Copy the bundle again.")
@@ -121,24 +124,24 @@ def read_bundle(
         check = None if text is None else InputCheck.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f"{paths[0]}: the ranges of training scans are no ranges.") from error
-    return Bundle(networks, plan, check)
+    return Bundle(networks, plan, check, selection)
 
 
 def ensemble(
     bundles: Sequence[str | PathLike[str] | Bundle],
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Bundle:
-    """One bundle with the networks of all; the plan is the first one's.
+    """Return one bundle with the networks of all; plan and selection are the first one's.
 
-    A scan may lack what all of them can do without. Raises `BundleError` when there is none or
-    they do not share grid, labels and normalisation.
+    A scan may lack the channels that all of them can do without. Raises `BundleError` if there is
+    no bundle, or if they do not share grid, labels and normalisation (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
         raise BundleError("bundle: there is none. Name at least one.")
     first, *others = members
     for number, member in enumerate(others, start=2):
-        different = [n for n in _SHARED if attrgetter(n)(first.plan) != attrgetter(n)(member.plan)]
+        different = first.plan.differences(member.plan)
         if different:
             raise BundleError(
                 f"bundle: number {number} has another {', '.join(different)} than the first. "
@@ -146,8 +149,12 @@ def ensemble(
             )
     networks = tuple(network for member in members for network in member.networks)
     may_lack = all(member.plan.may_lack for member in members)
-    plan = first.plan.with_(n_members=len(networks), may_lack=may_lack)
-    return replace(first, networks=networks, plan=plan)
+    return replace(
+        first,
+        networks=networks,
+        plan=first.plan.with_(may_lack=may_lack),
+        selection=replace(first.selection, n_members=len(networks)),
+    )
 
 
 def bundle_plan(bundle: str | Path) -> Plan:
@@ -159,25 +166,41 @@ def bundle_plan(bundle: str | Path) -> Plan:
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
 
+def bundle_selection(bundle: str | Path) -> Selection:
+    """Return the selection of a bundle or a run; `BundleError` if there is none.
+
+    A plan of version 1 has it in the same file.
+    """
+    folder = resolve_bundle(Path(bundle))
+    plan = bundle_plan(folder)
+    path = folder / (PLAN if plan.schema_version == 1 else SELECTION)
+    if not path.is_file():
+        raise BundleError(f"{folder}: no {SELECTION}. Copy the bundle again.")
+    return Selection.from_json(path.read_text("utf-8", "replace"), path)
+
+
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle, trusting it where the network that it names is the one the user typed."""
+    """Read a bundle, trusting it if the network that it names is the one the user typed."""
     same = bundle_plan(bundle).architecture.network == network
     return read_bundle(bundle, TRUSTED if same else None)
 
 
 def bundle_digest(folder: Path) -> str:
-    """Return sixteen hexadecimal digits that change whenever the weights or the plan change."""
+    """Return sixteen hexadecimal digits that change whenever weights, plan or selection change."""
     model = find_nnunet_model(folder)
     if model is not None:
         return nnunet_digest(model)
     folder, digest = resolve_bundle(folder), blake2b(digest_size=8)
-    for path in (folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))):
+    paths = [folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))]
+    if (folder / SELECTION).is_file():
+        paths.append(folder / SELECTION)
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _weight_files(plan: Plan) -> list[str]:
-    return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, plan.n_members))]
+def _weight_files(selection: Selection) -> list[str]:
+    return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, selection.n_members))]
 
 
 def _beside(folder: Path) -> Path:

@@ -16,9 +16,10 @@ from lesionseg.core import (
     InputCheckResult,
     OperatingPoint,
     Prediction,
+    Selection,
 )
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.inference.boxes import Boxes, box_candidates, fuse
+from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store
@@ -48,11 +49,14 @@ class Inferred:
     boxes: Boxes | None = None
     valid: NDArray[np.bool_] | None = None
 
-    def slabs(self, label: int, plan: Plan, on_slab: OnSlab | None = None) -> Iterator[Slab]:
+    def slabs(
+        self, label: int, calibration: Calibration | None, on_slab: OnSlab | None = None
+    ) -> Iterator[Slab]:
         """Yield probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid.
 
         They are 0 where the plan's grid does not reach. If the grids differ only by flips, axis
         order and whole voxels, they are those of the store; otherwise they are interpolated.
+        `calibration`: of voxels.
         """
         stored = self.store.values[label][None]
         moved = resample_slabs(
@@ -61,9 +65,9 @@ class Inferred:
         for rows, piece in moved:
             self.store.release()  # the pages of a store on disk that were read leave the memory
             slab = piece[0].numpy()
-            if plan.voxel_calibration is not None and not self.input.blank:
+            if calibration is not None and not self.input.blank:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
-                slab = calibrated_voxels(p, plan.voxel_calibration).numpy()
+                slab = calibrated_voxels(p, calibration).numpy()
             if self.valid is not None:
                 slab = np.where(self.valid[rows], slab, np.float32(0))
             if on_slab is not None:
@@ -75,19 +79,24 @@ def decide(
     inferred: Inferred,
     case: str,
     plan: Plan,
+    selection: Selection,
     accepted_by: Aim | None = None,
     on_slab: OnSlab | None = None,
 ) -> Prediction:
-    """The prediction of a case on its file's grid, by the plan's rules; what was inferred is freed.
+    """Return the prediction of a case on its file's grid; the memory of `inferred` is freed.
 
-    With a detector's boxes these are the candidates, or both are fused, as the rule says.
-    `accepted_by`: see `choose_operating_point`. `on_slab` is shown the probabilities slab by slab.
-    Raises `ConfigError` for an operating point that the plan does not have.
+    A detector's boxes are the candidates, or are fused with those of the voxels, by the plan's
+    rule. `accepted_by`: see `choose_operating_point`. `on_slab` is shown the probabilities slab by
+    slab. Raises `ConfigError` for an operating point that the selection does not have.
     """
-    rule, geometry, valid = plan.candidate_rule, inferred.file_geometry, inferred.valid
-    point = choose_operating_point(plan.operating_points, accepted_by)
+    rule = plan.candidate_rule
+    geometry = inferred.file_geometry
+    valid = inferred.valid
+    point = choose_operating_point(selection.operating_points, accepted_by)
     channels = [
-        collect_sparse(inferred.slabs(label, plan, on_slab), geometry.shape, rule)
+        collect_sparse(
+            inferred.slabs(label, selection.voxel_calibration, on_slab), geometry.shape, rule
+        )
         for label in range(len(inferred.store.values))
     ]
     inferred.store.close()
@@ -112,7 +121,7 @@ def decide(
         prediction = find_by_plan(channels, geometry, plan, case, keep_from=point.score)
     prediction = within_limit(prediction, rule.candidate_limit, point.score)
     prediction = replace(
-        accept(prediction, point, plan.calibration),
+        accept(prediction, point, selection.calibration),
         input=inferred.input,
         n_left_out=prediction.n_left_out + n_left_out,
     )

@@ -34,7 +34,7 @@ from torch.export import ExportedProgram
 
 from lesionseg import __version__
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.inference.boxes import MOST_ANCHORS, SAME_LESION_IN_A_TILE
+from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
 from lesionseg.io.files import atomic_path
@@ -76,9 +76,12 @@ class ExportedNetwork(nn.Module):
     probabilities after them.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], plan: Plan) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self.networks, self._plan = nn.ModuleList(network.eval() for network in networks), plan
+        plan = bundle.plan
+        self.networks = nn.ModuleList(network.eval() for network in bundle.networks)
+        self._plan = plan
+        self._calibration = bundle.selection.voxel_calibration
         self.anchors: Tensor
         if plan.anchors is not None:
             levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
@@ -92,14 +95,14 @@ class ExportedNetwork(nn.Module):
             return torch.stack([levels[0] for levels in outputs]).mean(0)
         if plan.anchors is None:
             total = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
-            return calibrated_voxels(total.mean(0), plan.voxel_calibration)
+            return calibrated_voxels(total.mean(0), self._calibration)
         (output,) = outputs
         boxes = decode_boxes(output.box_deltas, self.anchors)
         detections = (box_scores(output.class_logits, plan), boxes)
         if not output.segmentation:
             return detections
         voxels = label_probabilities(output.segmentation[0], plan)
-        return (*detections, calibrated_voxels(voxels, plan.voxel_calibration))
+        return (*detections, calibrated_voxels(voxels, self._calibration))
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
@@ -111,7 +114,7 @@ def trace(bundle: Bundle) -> ExportedProgram:
         raise ConfigError(
             f"bundle: {len(bundle.networks)} detectors have no mean. Export each by itself."
         )
-    network = ExportedNetwork(bundle.networks, bundle.plan).float()
+    network = ExportedNetwork(bundle).float()
     # a batch of one would be taken for a constant
     example = torch.zeros(2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
     free = {INPUT: {0: torch.export.Dim("batch")}}
@@ -183,8 +186,9 @@ def write_onnx(
     return run
 
 
-def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """What a program needs to know around the ONNX file: names, axes, tiles, and the whole plan."""
+def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
+    """Describe the ONNX file for a program: names, axes, tiles, the whole plan and selection."""
+    plan = bundle.plan
     note: dict[str, Any] = {
         "schema_version": 1,
         "lesionseg_version": __version__,
@@ -203,6 +207,7 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
         },
         "plan": json.loads(plan.to_json()),
+        "selection": json.loads(bundle.selection.to_json()),
     }
     if plan.nnunet is not None:
         shape = ["batch", n_logits(plan), *plan.nnunet.patch]
@@ -243,7 +248,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     shape = (1, len(plan.channel_names), *network_tile(plan))
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        network = ExportedNetwork(bundle.networks, plan)
+        network = ExportedNetwork(bundle)
         own = _arrays(network(torch.from_numpy(tiles)))
     theirs = run(tiles)
     if plan.nnunet is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lesionseg.core import UNKNOWN_ROLE, Aim, OperatingPoint
+from lesionseg.core import UNKNOWN_ROLE, Aim, OperatingPoint, Selection
 from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
@@ -33,7 +33,7 @@ protocol or population may give worse results than those stated here.
 {{ plan.tile_shape | join(" × ") }} voxels
 - network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}, \
 features {{ plan.architecture.features | join(", ") }}\
-{% if plan.n_members > 1 %}; the mean of {{ plan.n_members }}{% endif %}
+{% if selection.n_members > 1 %}; the mean of {{ selection.n_members }}{% endif %}
 
 ## Output
 
@@ -49,7 +49,7 @@ painted as {{ value }}
 - a lesion is what touches, of whatever region; later regions are painted over earlier
 {% endif %}
 - candidates from score {{ plan.candidate_rule.floor | number }}, each with its extent
-{% for p in plan.operating_points %}
+{% for p in selection.operating_points %}
 - operating point {{ p.name }}: accepted from score {{ p.score | number }}\
 {% if p.chosen_on %}, chosen on {{ p.chosen_on }} data{% endif %}\
 {% if p.lesion_recall is not none %}; there, lesion recall \
@@ -63,10 +63,10 @@ case{% endif %}\
 {% else %}
 - no operating point was chosen; accepted from score 0.5
 {% endfor %}
-{% if plan.calibration %}
+{% set fit = selection.calibration %}
+{% if fit %}
 - each candidate's probability: Platt calibration of its score, fitted on \
-{{ plan.calibration.n_true }} true and {{ plan.calibration.n_false }} false candidates of \
-{{ plan.calibration.fitted_on }} data
+{{ fit.n_true }} true and {{ fit.n_false }} false candidates of {{ fit.fitted_on }} data
 {% else %}
 - scores are not calibrated: they rank candidates and are no probabilities
 {% endif %}
@@ -87,7 +87,7 @@ On {{ scores.evaluated_on }} data ({{ caution }}).
 
 ## Decisions
 
-{% for name, reason in plan.reasons | dictsort %}
+{% for name, reason in reasons | dictsort %}
 - {{ name }}: {{ reason }}
 {% else %}
 Not recorded.
@@ -105,13 +105,15 @@ Not recorded.
 
 def model_card(
     plan: Plan,
+    selection: Selection,
     scores: Scores | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the model card of a network trained by `plan`.
 
     Args:
-        plan: the plan with everything that was chosen.
+        plan: the plan that it was trained by.
+        selection: what was chosen after training.
         scores: the scores of the validation cases; None if it was not evaluated.
         provenance: what is known of the run: version, date, data, seed. None if nothing is known.
 
@@ -124,6 +126,8 @@ def model_card(
     page.filters["interval"] = lambda v, ci: _number(v) + (f" ({_number(ci)})" if ci else "")
     return page.from_string(_CARD).render(
         plan=plan,
+        selection=selection,
+        reasons={**plan.reasons, **selection.reasons},
         modality=_MODALITIES[plan.modality],
         scores=scores,
         caution=""

@@ -14,12 +14,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import Aim, CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.core import (
+    NO_SELECTION,
+    Aim,
+    CaseFiles,
+    Dataset,
+    Geometry,
+    OperatingPoint,
+    Prediction,
+    Selection,
+    Volume,
+)
 from lesionseg.data.preprocess import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.body import Body, find_body
-from lesionseg.inference.boxes import no_boxes
+from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import (
@@ -59,7 +69,7 @@ class PreparedScan:
 
 
 class Predictor:
-    """Networks and their plan, ready for scans.
+    """Networks with their plan and selection, ready for scans.
 
     >>> predictor = Predictor("runs/ms")  # doctest: +SKIP
     >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
@@ -98,7 +108,9 @@ class Predictor:
         joint = ensemble(given, trusting(trust, architectures))
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
-        self.plan, self.settings = joint.plan, settings or InferenceConfig.of()
+        self.plan = joint.plan
+        self.selection = joint.selection
+        self.settings = settings or InferenceConfig.of()
         self.raster_mm = raster_mm
         self._check = joint.check
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
@@ -120,20 +132,26 @@ class Predictor:
 
     @classmethod
     def from_network(
-        cls, network: nn.Module, plan: Plan, *, check: InputCheck | None = None, **options: Any
+        cls,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        check: InputCheck | None = None,
+        selection: Selection = NO_SELECTION,
+        **options: Any,
     ) -> "Predictor":
-        """A predictor of a network in memory; it stays where it lies unless `device` is given."""
-        return cls(Bundle((network,), plan, check), trust=True, **options)
+        """Return a predictor of a network in memory, on its own device unless `device` is given."""
+        return cls(Bundle((network,), plan, check, selection), trust=True, **options)
 
-    def with_plan(self, plan: Plan) -> "Predictor":
-        """The same networks by another plan, which differs in what is decided after them."""
+    def with_selection(self, selection: Selection) -> "Predictor":
+        """Return a predictor with the same networks and another selection."""
         other = copy(self)
-        other.plan = plan
+        other.selection = selection
         return other
 
     def operating_point(self) -> OperatingPoint:
-        """What accepts candidates; raises `ConfigError`."""
-        return choose_operating_point(self.plan.operating_points, self._accepted_by)
+        """Return the operating point that accepts candidates; raises `ConfigError`."""
+        return choose_operating_point(self.selection.operating_points, self._accepted_by)
 
     def __call__(
         self,
@@ -181,8 +199,9 @@ class Predictor:
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
         inferred = self.infer(self.prepare_volume(volume, "volume"))
+        fit = self.selection.voxel_calibration
         labels = range(len(inferred.store.values))
-        return np.stack([np.concatenate(list(inferred.slabs(k, self.plan))) for k in labels])
+        return np.stack([np.concatenate(list(inferred.slabs(k, fit))) for k in labels])
 
     def read(self, files: CaseFiles) -> Volume:
         """A case's channels as one volume `[C, *spatial]` float32, on the file's grid.
@@ -301,5 +320,5 @@ class Predictor:
         return Inferred(store, scan.view, scan.file_geometry, checked, None, scan.valid)
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
-        """The prediction of a case on its file's grid; see `decision.decide`."""
-        return decide(inferred, case, self.plan, self._accepted_by, on_slab)
+        """Return the prediction of a case on its file's grid; see `decision.decide`."""
+        return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)

@@ -15,10 +15,11 @@ SURE = 8.0  # log-odds: p = 0.9997
 def label_probabilities(
     logits: Float[Tensor, "b k *spatial"], plan: Plan
 ) -> Float[Tensor, "b labels *spatial"]:
-    """Probabilities float32 of the plan's labels.
+    """Return the probabilities, float32, of the plan's labels.
 
-    Softmax's background channel is dropped; what the focal loss did to sigmoid logits is undone
-    where the plan has a `link` (`losses.focal`).
+    Softmax's background channel is dropped. If the plan has a `link`, the effect of the focal loss
+    on sigmoid logits is undone (`losses.focal`). Beyond p = 0.9997 probabilities keep their order
+    (`compress_log_odds`).
     """
     logits = logits.float()
     if plan.activation == "softmax":  # log-odds of each label against all other channels
@@ -27,7 +28,7 @@ def label_probabilities(
         logits = logits[:, 1:] - torch.stack([logits[:, o].logsumexp(1) for o in others], dim=1)
     elif plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
-    return _sigmoid(logits, plan)
+    return compress_log_odds(logits).sigmoid()
 
 
 def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -43,23 +44,24 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return logits.clamp(-SURE, SURE) + beyond * logits.sign()
 
 
-def _sigmoid(logits: Tensor, plan: Plan) -> Tensor:
-    """Probabilities; beyond p = 0.9997 they keep their order where the plan compresses them."""
-    return (compress_log_odds(logits) if plan.compressed else logits).sigmoid()
-
-
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
-    """Probabilities float32 of a detector's anchors; the focal loss's effect is undone."""
+    """Return the probabilities, float32, of a detector's anchors.
+
+    The effect of the focal loss is undone.
+    """
     logits, anchors = logits.float(), planned_anchors(plan)
     if anchors.gamma is None:
-        return _sigmoid(logits, plan)
+        return compress_log_odds(logits).sigmoid()
     by_label = logits.reshape(-1, logits.shape[-1]).T[None]
     undone = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
-    return _sigmoid(undone[0].T.reshape(logits.shape), plan)
+    return compress_log_odds(undone[0].T.reshape(logits.shape)).sigmoid()
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
-    """Probabilities as `fit` has them (`plan.voxel_calibration`); 0 stays 0, None changes none."""
+    """Return the voxels' probabilities after a calibration (`Selection.voxel_calibration`).
+
+    0 stays 0. None changes nothing.
+    """
     if fit is None:
         return p
     clipped = p.clamp(1e-6, 1 - 1e-6)

@@ -5,6 +5,8 @@ image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import prod
 from typing import Any
@@ -18,7 +20,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.body import Body
-from lesionseg.inference.boxes import BoxCollector, Boxes
+from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 from lesionseg.models.build import autocast_dtype
@@ -29,6 +31,73 @@ from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.plan import Plan
 
 OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles of the scan
+
+
+@dataclass(frozen=True, eq=False)
+class _Covered:
+    """The part of an image that tiles cover: the body's box, at least as wide as a tile.
+
+    `region` is that part, and `offset` the place of the tile grid's first voxel in the image.
+    `body`: None for the whole image.
+    """
+
+    shape: tuple[int, ...]
+    region: tuple[slice, ...]
+    grid: TileGrid
+    offset: tuple[int, ...]
+    body: Body | None
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        tile_shape: tuple[int, ...],
+        overlap: float,
+        body: Body | None,
+    ) -> "_Covered":
+        """Return the part of an image of this shape that tiles of `tile_shape` cover."""
+        region = []
+        spans = tuple(slice(0, n) for n in shape) if body is None else body.box
+        for box, tile, n in zip(spans, tile_shape, shape, strict=True):
+            width = max(box.stop - box.start, min(tile, n))
+            start = min(max(box.start - (width - box.stop + box.start) // 2, 0), n - width)
+            region.append(slice(start, start + width))
+        grid = TileGrid(tuple(r.stop - r.start for r in region), tile_shape, overlap)
+        offset = tuple(r.start - before for r, (before, _) in zip(region, grid.pad, strict=True))
+        return cls(shape, tuple(region), grid, offset, body)
+
+    def tiles(self) -> list[int]:
+        """Return the numbers of the tiles that touch the body."""
+        return [number for number in range(len(self.grid)) if self._touches(number)]
+
+    def _touches(self, number: int) -> bool:
+        if self.body is None:
+            return True
+        pairs = zip(self.grid.slices(number), self.offset, strict=True)
+        return self.body.touches(tuple(slice(s.start + o, s.stop + o) for s, o in pairs))
+
+    def write_rows(self, store: Store, first: int, average: Tensor) -> None:
+        """Write finished rows `[K, rows, *padded]` from row `first` on, without the padding."""
+        own_rows, *rest = self.grid.inside
+        start = max(first, own_rows.start)
+        stop = min(first + average.shape[1], own_rows.stop)
+        if start >= stop:  # padding
+            return
+        rows = average[(slice(None), slice(start - first, stop - first), *rest)]
+        where = (slice(start + self.offset[0], stop + self.offset[0]), *self.region[1:])
+        inside = None if self.body is None else torch.from_numpy(self.body.mask(where))
+        store.write(where, rows, inside)
+
+    def boxes(self, found: Boxes) -> Boxes:
+        """Move boxes from the region to the image. Those with their centre in air are left out."""
+        places = found.boxes + torch.tensor([r.start for r in self.region] * 2)
+        kept = torch.ones(len(found), dtype=torch.bool)
+        if self.body is not None:
+            last = torch.tensor(self.shape) - 1
+            centres = split_box(places)[0].long().clamp(min=0).minimum(last)
+            for i, centre in enumerate(centres.tolist()):
+                kept[i] = self.body.touches(tuple(slice(c, c + 1) for c in centre))
+        return Boxes(places[kept], found.scores[kept], found.labels[kept], found.n_left_out)
 
 
 class SlidingWindow:
@@ -92,7 +161,7 @@ class SlidingWindow:
         store: Store | None = None,
         on_batch: OnBatch | None = None,
     ) -> tuple[Store, Boxes | None]:
-        """Probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
+        """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
         Tiles cover the body's box (the whole image without a `body`); those that the body does not
         touch are left out. Overlapping tiles are averaged with Gaussian weights; outside the body
@@ -107,49 +176,23 @@ class SlidingWindow:
                 f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
                 f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
             )
-        n_channels = self.n_outputs
-        store = store or Store((n_channels, *shape))
-        region = []  # at least a tile wide, where the image is
-        spans = tuple(slice(0, n) for n in shape) if body is None else body.box
-        for box, tile, n in zip(spans, self.tile_shape, shape, strict=True):
-            width = max(box.stop - box.start, min(tile, n))
-            start = min(max(box.start - (width - box.stop + box.start) // 2, 0), n - width)
-            region.append(slice(start, start + width))
-        grid = TileGrid(tuple(r.stop - r.start for r in region), self.tile_shape, self.overlap)
-        offset = [r.start - before for r, (before, _) in zip(region, grid.pad, strict=True)]
-
-        def touches(tile: int) -> bool:
-            pairs = zip(grid.slices(tile), offset, strict=True)
-            return body is None or body.touches(
-                tuple(slice(s.start + o, s.stop + o) for s, o in pairs)
-            )
-
-        def take_rows(first: int, average: Tensor) -> None:
-            own_rows, *rest = grid.inside
-            start = max(first, own_rows.start)
-            stop = min(first + average.shape[1], own_rows.stop)
-            if start >= stop:  # padding
-                return
-            rows = average[(slice(None), slice(start - first, stop - first), *rest)]
-            where = (slice(start + offset[0], stop + offset[0]), *region[1:])
-            inside = None if body is None else torch.from_numpy(body.mask(where))
-            store.write(where, rows, inside)
-
-        tiles = [i for i in range(len(grid)) if touches(i)]
-        memory, n_voxels = self.device, prod(grid.padded_shape)
-        if memory.type == "cuda":  # float32 values of the image and of sums one tile high
-            n_sums = (n_channels + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
-            if 4 * (len(image) * n_voxels + n_sums) > free_bytes(memory) / 2:
-                memory = torch.device("cpu")
-        covered = image[(slice(None), *region)].to(memory).float()
+        store = store or Store((self.n_outputs, *shape))
+        covered = _Covered.of(shape, self.tile_shape, self.overlap, body)
+        grid = covered.grid
+        tiles = covered.tiles()
+        memory = self._memory(len(image), grid)
+        array = image[(slice(None), *covered.region)].to(memory).float()
         if any(map(any, grid.pad)):  # zeros around an image smaller than the tile, as in training
-            covered = functional.pad(covered, [n for pair in reversed(grid.pad) for n in pair])
-        stitcher = Stitcher(grid.padded_shape, n_channels, self.tile_weight(), take_rows, memory)
+            array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
+        take_rows = partial(covered.write_rows, store)
+        stitcher = Stitcher(
+            grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, memory
+        )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None
         for first in range(0, len(tiles), self.batch_size):
             some = tiles[first : first + self.batch_size]
-            batch = torch.stack([covered[(slice(None), *grid.slices(i))] for i in some])
+            batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
             for i, p in zip(some, self.predict(batch, some, collector), strict=True):
                 stitcher.add(p, grid.slices(i))
             if collector is not None:
@@ -157,17 +200,18 @@ class SlidingWindow:
             if on_batch is not None:
                 on_batch(first + len(some), len(tiles))
         stitcher.finish()
-        if collector is None:
-            return store, None
-        found = collector.finish()
-        places = found.boxes + torch.tensor([r.start for r in region] * 2)
-        kept = torch.ones(len(found), dtype=torch.bool)
-        if body is not None:  # boxes in the air are left out
-            centres = split_box(places)[0].long().clamp(min=0).minimum(torch.tensor(shape) - 1)
-            for i, centre in enumerate(centres.tolist()):
-                kept[i] = body.touches(tuple(slice(c, c + 1) for c in centre))
-        inside = Boxes(places[kept], found.scores[kept], found.labels[kept], found.n_left_out)
-        return store, inside
+        return store, None if collector is None else covered.boxes(collector.finish())
+
+    def _memory(self, n_channels: int, grid: TileGrid) -> torch.device:
+        """Return the device for image and sums: the CPU if they fill half the GPU's free memory."""
+        if self.device.type != "cuda":
+            return self.device
+        n_voxels = prod(grid.padded_shape)
+        # float32 values of the image, and of sums that are one tile high
+        n_sums = (self.n_outputs + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
+        if 4 * (n_channels * n_voxels + n_sums) > free_bytes(self.device) / 2:
+            return torch.device("cpu")
+        return self.device
 
     @torch.inference_mode()
     def predict(

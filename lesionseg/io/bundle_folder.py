@@ -6,6 +6,7 @@ from lesionseg.errors import BundleError
 
 WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"
+SELECTION = "selection.json"
 CARD = "model_card.md"
 _MAX_SHOWN = 8  # file names in the message about a wrong folder
 

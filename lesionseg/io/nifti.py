@@ -233,3 +233,15 @@ def _mm_scale(image: Any) -> NDArray[np.float64]:
     """Return the matrix that converts coordinates of the header to millimetres."""
     factor = _MM_PER_UNIT.get(_unit(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])
+
+
+def axis_codes(geometry: Geometry) -> str:
+    """Return the direction of each array axis of a volume as a letter, such as `SAR`.
+
+    >>> import numpy as np
+    >>> axis_codes(Geometry((2, 2, 2), np.diag([-1.0, 1.0, 1.0, 1.0])))
+    'LAS'
+    """
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(aff2axcodes(geometry.affine))

@@ -1,10 +1,11 @@
 """Array in, array out: functions that know neither cases nor files.
 
-Names are imported when they are asked for, so that `lesionseg.ops.components` does without torch.
+Names are imported when they are first used, so that `lesionseg.ops.components` needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lesionseg.ops.boxes import box_iou as box_iou
@@ -27,10 +28,4 @@ _HOMES = {
     "resample_to": "resample",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public function from its module when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lesionseg.ops' has no attribute {name!r}")
-    return getattr(import_module(f"lesionseg.ops.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

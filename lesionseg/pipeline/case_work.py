@@ -31,7 +31,7 @@ from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
-from lesionseg.inference.volumes import needed_bytes, read_ahead
+from lesionseg.inference.read_ahead import needed_bytes, read_ahead
 from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,

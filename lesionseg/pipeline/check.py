@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.config import TrainConfig
-from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
+from lesionseg.core import CaseFiles, Dataset, joint_unit
 from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
+from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.log import bar, typed
 from lesionseg.pipeline.outcome import Outcome
@@ -210,7 +211,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         found.patient,
         tuple(_digest(channel) for channel in image.present),
         _digest(lesions) if lesions is not None and telling else "",
-        _axes(image.geometry) if image.geometry.dims == 3 else "",
+        axis_codes(image.geometry) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
         None if reference is None else reference_facts(reference),
         reference is not None and reference.mask() is None and len(look.diameters) > 0,
@@ -282,12 +283,6 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
             )
             detail = f" {own} mm; usual {usual} mm."
             yield Finding(trace.files.case, "spacing", "warning", detail)
-
-
-def _axes(geometry: Geometry) -> str:
-    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
-    rows = np.abs(directions).argmax(axis=0)
-    return "".join(("LR", "PA", "IS")[r][int(directions[r, a] > 0)] for a, r in enumerate(rows))
 
 
 def _digest(array: NDArray[np.generic]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, Calibration, OperatingPoint, Problem
+from lesionseg.core import Aim, OperatingPoint, Problem, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
@@ -26,17 +26,6 @@ from lesionseg.pipeline.select import OUT_OF_FOLD
 log = logging.getLogger(__name__)
 
 _VALIDATION = "validation"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What accepts candidates, and how their scores become chances.
-
-    `point` is None if each prediction's own flags decide.
-    """
-
-    point: OperatingPoint | None = None
-    calibration: Calibration | None = None
 
 
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
@@ -83,7 +72,7 @@ def choose_point(
 
 def decide_on_development(
     cfg: EvaluateConfig, aim: Aim, preset: Preset, evaluated: Mapping[str, str]
-) -> Decision:
+) -> Selection:
     """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
 
     `evaluated`: the role of each evaluated case. If one of them is among the development cases, the
@@ -121,7 +110,7 @@ def decide_on_development(
         point.false_positives_per_case or 0.0,
         point.expected_false_positives_per_case or 0.0,
     )
-    return Decision(point, calibration)
+    return Selection((point,), calibration)
 
 
 @dataclass(frozen=True)
@@ -198,13 +187,16 @@ def development_results(
     return results
 
 
-def decided(matches: Iterable[MatchedCase], decision: Decision) -> list[MatchedCase]:
-    """Return the matches with candidates accepted and calibrated by a decision."""
-    point = decision.point
+def decided(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:
+    """Return the matches with candidates accepted and calibrated by a selection.
+
+    Without an operating point, each prediction keeps its own accepted candidates.
+    """
+    point = selection.point
     if point is None:
         return list(matches)
     return [
-        match.decide(accept(match.prediction, point, decision.calibration))
+        match.decide(accept(match.prediction, point, selection.calibration))
         if match.prediction.scored
         else match
         for match in matches

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from lesionseg import __version__
 from lesionseg.config import ExportConfig
-from lesionseg.core import Aim
+from lesionseg.core import Aim, Selection
 from lesionseg.errors import ConfigError, count
 from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
-from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +21,14 @@ BUNDLE = "bundle"  # as in a run's folder
 
 @dataclass(frozen=True)
 class OwnBundle:
-    """A bundle that was written, and its plan."""
+    """A bundle that was written, and its selection."""
 
     path: Path
-    plan: Plan
+    selection: Selection
 
 
 def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> OwnBundle:
-    """Write the weights as safetensors, the plan and a model card to `output/bundle`.
+    """Write weights as safetensors, plan, selection and a model card to `output/bundle`.
 
     With `cfg.reference`, operating points and calibration are chosen on the predictions in
     `fold_*/validation` of the model folder.
@@ -40,25 +39,27 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
     plan = bundle.plan
     if plan.nnunet is None:
         raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
+    selection = bundle.selection
     if cfg.reference is not None:
-        plan = with_selection(plan, cfg)
+        selection = select_on_validation(cfg, selection)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
-    write_bundle(output / BUNDLE, bundle.networks, plan, model_card(plan, provenance=provenance))
-    return OwnBundle(output / BUNDLE, plan)
+    card = model_card(plan, selection, provenance=provenance)
+    write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)
+    return OwnBundle(output / BUNDLE, selection)
 
 
-def describe_points(plan: Plan) -> list[str]:
+def describe_points(selection: Selection) -> list[str]:
     """Return a line on each operating point."""
     lines = []
-    for point in plan.operating_points:
+    for point in selection.operating_points:
         expected = point.expected_false_positives_per_case
         rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
         lines.append(f"         {point.name}: score {point.score:.4g}{rate}")
     return lines
 
 
-def with_selection(plan: Plan, cfg: ExportConfig) -> Plan:
-    """Return the plan with operating points and calibration from nnU-Net's own validation."""
+def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
+    """Select operating points and calibration on nnU-Net's own validation predictions."""
     aim = Aim.parse(cfg.operating_point)
     if len(cfg.bundle) != 1:
         raise ConfigError("format=bundle: reference= needs a single model folder as bundle=.")
@@ -85,7 +86,7 @@ def with_selection(plan: Plan, cfg: ExportConfig) -> Plan:
     fold_of = {r.case: predictions.fold_of[r.case] for r in results}
     complete, _ = select(
         results,
-        plan,
+        selection,
         aim,
         cfg.rate_confidence,
         chosen_on=OUT_OF_FOLD,

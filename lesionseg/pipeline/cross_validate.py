@@ -16,10 +16,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from lesionseg.core import Selection
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
-from lesionseg.inference.bundle import bundle_plan, ensemble, read_own_bundle
+from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, write_json
 from lesionseg.io.predictions import find_predictions
@@ -34,7 +35,6 @@ from lesionseg.pipeline.run_dir import (
     training_counts,
 )
 from lesionseg.pipeline.score_roles import score_folds
-from lesionseg.pipeline.select import unselected
 from lesionseg.pipeline.survey import CACHE, divided, folds_of
 from lesionseg.pipeline.train_fold import Trained, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
@@ -42,8 +42,6 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
-
-_DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link", "anchors")
 
 
 def cross_validate(experiment: Experiment) -> Trained | None:
@@ -67,7 +65,7 @@ def cross_validate(experiment: Experiment) -> Trained | None:
         paths = [fold.bundle / "plan.json" for fold in folds.values()]
         path = next((path for path in paths if path.is_file()), None)
         if path is not None:
-            given = unselected(Plan.from_json(path.read_text("utf-8"), path))
+            given = Plan.from_json(path.read_text("utf-8"), path)
     plan = begin(experiment, given)
     if is_rank_zero():
         _write_splits(run, folds.values())
@@ -122,10 +120,11 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
 def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trained:
     """Select on the out-of-fold predictions, and keep the folds' networks as one bundle."""
     cfg = experiment.cfg
-    plans = [bundle_plan(fold.run) for fold in folds.values()]
-    _check_equal(plans, [fold.run.name for fold in folds.values()])
     network = network_spec(cfg.model)
-    members = ensemble([read_own_bundle(fold.bundle, network) for fold in folds.values()])
+    bundles = [read_own_bundle(fold.bundle, network) for fold in folds.values()]
+    plans = [bundle.plan for bundle in bundles]
+    _check_equal(plans, [fold.run.name for fold in folds.values()])
+    members = ensemble(bundles)
     minutes = sum(
         read_provenance(fold.run / SCORES_FILE).training_minutes for fold in folds.values()
     )
@@ -139,21 +138,22 @@ def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trained:
     is_safe = all(fold.survey.splits.group_safe for fold in folds.values())
     splits = replace(experiment.survey.splits, group_safe=is_safe)
     experiment = replace(experiment, survey=replace(experiment.survey, splits=splits))
-    voxels = mean_calibration([plan.voxel_calibration for plan in plans])
-    plan = unselected(members.plan).with_(voxel_calibration=voxels, n_members=len(folds))
+    voxels = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
+    selection = Selection(voxel_calibration=voxels, n_members=len(folds))
     surveys = {number: fold.survey for number, fold in folds.items()}
-    plan, scores = score_folds(experiment, surveys, plan)
-    keep_bundle(experiment, members.networks, plan, scores, members.check)
-    predictor = Predictor(
-        replace(members, plan=plan), device=experiment.device, settings=cfg.inference, trust=True
-    )
-    return Trained(experiment, plan, predictor, {"out of fold": scores})
+    selection, scores = score_folds(experiment, surveys, selection)
+    complete = replace(members, selection=selection)
+    keep_bundle(experiment, complete, scores)
+    predictor = Predictor(complete, device=experiment.device, settings=cfg.inference, trust=True)
+    return Trained(experiment, predictor, {"out of fold": scores})
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
-    """Raise `ConfigError` if the plans of the folds differ in what their networks share."""
+    """Raise `ConfigError` if the folds cannot be one bundle: it has one plan for all networks."""
     for name, plan in zip(names, plans, strict=True):
-        other = [key for key in _DECISIVE if getattr(plan, key) != getattr(plans[0], key)]
+        other = plans[0].differences(plan)
+        if plan.architecture != plans[0].architecture:
+            other.append("architecture")
         if other:
             raise ConfigError(
                 f"{name} has another {', '.join(other)} than {names[0]}. State these in the "

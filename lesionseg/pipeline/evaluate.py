@@ -13,7 +13,16 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import UNKNOWN_ROLE, Aim, CaseFiles, Dataset, OperatingPoint, Problem
+from lesionseg.core import (
+    NO_SELECTION,
+    UNKNOWN_ROLE,
+    Aim,
+    CaseFiles,
+    Dataset,
+    OperatingPoint,
+    Problem,
+    Selection,
+)
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
 from lesionseg.evaluation import (
@@ -34,7 +43,6 @@ from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
-    Decision,
     choose_point,
     decide_on_development,
     decided,
@@ -123,7 +131,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
-    decision = _stated_decision(cfg, aim, preset, inputs)
+    selection = _stated_selection(cfg, aim, preset, inputs)
     output = Path(cfg.output)
     options = MatchOptions(
         preset,
@@ -147,14 +155,14 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if inputs.cases and not matches:
             said = "\n  ".join(problem.message for problem in inputs.faults)
             raise DatasetError(f"No case can be scored:\n  {said}")
-        if aim is not None and decision.point is None:
+        if aim is not None and selection.point is None:
             seen = [match.result(surface=False) for match in matches]
-            decision = Decision(choose_point(seen, aim, cfg.rate_confidence))
-        results = [match.result(decision.point) for match in decided(matches, decision)]
+            selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
+        results = [match.result(selection.point) for match in decided(matches, selection)]
         unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
         settings = SummarySettings(
             evaluated_on=inputs.role,
-            operating_point=decision.point,
+            operating_point=selection.point,
             labels=inputs.lesion_names,
             replicates=cfg.replicates,
             seed=cfg.seed,
@@ -172,7 +180,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
-        written = kept.finish(decision)
+        written = kept.finish(selection)
     pictured = written if kept.has_all_of(inputs.predictions) else None
     given = {
         "images": "SCANS",
@@ -276,16 +284,16 @@ def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
     return SecondModel(predictions, cases, faults)
 
 
-def _stated_decision(
+def _stated_selection(
     cfg: EvaluateConfig, aim: Aim | None, preset: Preset, inputs: Inputs
-) -> Decision:
+) -> Selection:
     """Return the operating point that is known before the cases are matched."""
     if aim is not None and cfg.chosen_on is not None:
         evaluated = {c.case: inputs.role for c in inputs.cases}
         return decide_on_development(cfg, aim, preset, evaluated)
     if aim is not None and aim.kind == "score":
-        return Decision(OperatingPoint(str(aim), aim.value))
-    return Decision()
+        return Selection((OperatingPoint(str(aim), aim.value),))
+    return NO_SELECTION
 
 
 def _compare(

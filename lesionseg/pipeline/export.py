@@ -81,14 +81,14 @@ def export(
     if cfg.format == "bundle":
         own = write_own_bundle(cfg, read, folder, digest)
         then = typed("predict", bundle=folder, input="SCANS", output="FOUND")
-        return ExportOutcome(own.path, 0.0, tuple(describe_points(own.plan)), then)
+        return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), then)
     note: list[str] = []
     command = None
     if cfg.format == "onnx":
         path = folder / ONNX
         run = write_onnx(path, trace(read), cfg.opset, output_names(plan))
         difference = largest_difference(read, run)
-        write_json(folder / ONNX_NOTE, onnx_note(plan, digest, cfg.opset, difference))
+        write_json(folder / ONNX_NOTE, onnx_note(read, digest, cfg.opset, difference))
         note.append(f"Read:    {folder / ONNX_NOTE}, which says what to do around it")
     else:
         if plan.anchors is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from lesionseg.core import Geometry, Prediction, Problem
+from lesionseg.core import Geometry, Prediction, Problem, Selection
 from lesionseg.errors import (
     ConflictError,
     ContentError,
@@ -26,7 +26,6 @@ from lesionseg.io.predictions import (
     write_prediction,
 )
 from lesionseg.io.volumes import result_suffix
-from lesionseg.pipeline.chosen_point import Decision
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class KeptPredictions:
                 self.keep(prediction)
         return faults
 
-    def finish(self, decision: Decision) -> Path | None:
+    def finish(self, selection: Selection) -> Path | None:
         """Accept the candidates of all kept cases and move the files to `output/predictions`.
 
         Return that folder, or None if nothing was kept.
@@ -97,10 +96,10 @@ class KeptPredictions:
         if not self._geometry:
             return None
         for case, files in find_predictions(self._temporary).items():
-            if decision.point is not None:
+            if selection.point is not None:
                 geometry = self._geometry[case]
                 prediction = replace(read_prediction(files, geometry=geometry), case=case)
-                accepted = accept(prediction, decision.point, decision.calibration)
+                accepted = accept(prediction, selection.point, selection.calibration)
                 like = self._of[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)

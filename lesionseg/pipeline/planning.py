@@ -25,7 +25,6 @@ from lesionseg.models.weights import architecture_of, is_checkpoint, read_checkp
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG
 from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_config, save_config
-from lesionseg.pipeline.select import unselected
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
@@ -128,7 +127,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
     path = run / "plan.json"
     if given is None and has_config(run) and path.is_file():
         log.info("Resuming: the plan stays as this run first made it.")
-        given = unselected(Plan.from_json(path.read_text(encoding="utf-8"), path))
+        given = Plan.from_json(path.read_text(encoding="utf-8"), path)
     check_transforms(cfg)
     plan = given or _make_plan(experiment)
     # only what the user typed is imported, whoever wrote the plan

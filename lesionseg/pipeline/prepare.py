@@ -9,7 +9,7 @@ from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.errors import count
 from lesionseg.host_memory import default_budget
-from lesionseg.inference.volumes import needed_bytes
+from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.files import locks, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.experiment import Experiment
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 PAGE = "dataset_report.html"
 NOT_TRIED = (
-    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with "
-    "fewer or smaller tiles"
+    "none, so memory is estimated. On a GPU, train and tune try two steps first, and may continue "
+    "with fewer or smaller tiles"
 )
 
 
@@ -81,9 +81,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     check_config(run, config)
     experiment = Experiment.open(cfg, run)
     plan = plan_run(experiment)
-    before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
-    memory = "; ".join(filter(None, (before, NOT_TRIED)))
-    plan = plan.with_(reasons={**plan.reasons, "memory": memory})
+    plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config)
     if cfg.run_dir is None:  # its name contains the time, so the same command makes another

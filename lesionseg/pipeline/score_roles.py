@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.core import Aim, Case, CaseFiles, OperatingPoint, Prediction, Role, Volume
+from lesionseg.core import Aim, Case, CaseFiles, OperatingPoint, Prediction, Role, Selection, Volume
+from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
     MatchedCase,
@@ -25,7 +26,7 @@ from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.volumes import predict_volumes
+from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import PredictionFiles, find_predictions, write_prediction
 from lesionseg.pipeline.experiment import Experiment
@@ -36,7 +37,7 @@ from lesionseg.pipeline.match_files import (
     open_reference,
     read_on_grid,
 )
-from lesionseg.pipeline.select import OUT_OF_FOLD, VOXELS, select
+from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.pipeline.survey import Survey, labelled
 from lesionseg.plan.plan import Plan
 
@@ -45,12 +46,13 @@ log = logging.getLogger(__name__)
 FP_PER_CASE = 1.0
 
 
-def score_validation(predictor: Predictor, experiment: Experiment) -> tuple[Plan, Scores] | None:
+def score_validation(
+    predictor: Predictor, experiment: Experiment
+) -> tuple[Selection, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
     If the outlines of these cases gain by it, voxels are calibrated and all cases are predicted
-    again. Return the plan with what was selected, and the scores. Return None if no validation case
-    has a reference.
+    again. Return the selection and the scores. Return None if no validation case has a reference.
     """
     cases = experiment.cases("validation")
     folder = experiment.run / "validation"
@@ -66,25 +68,25 @@ def score_validation(predictor: Predictor, experiment: Experiment) -> tuple[Plan
     log.info("Predicting %s.", _named(cases))
     _predict(predictor, experiment, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
-    plan = plan.with_(voxel_calibration=fit, reasons={**plan.reasons, VOXELS: why})
+    selection = Selection(voxel_calibration=fit, reasons={VOXEL_CALIBRATION: why})
     if fit is not None:
         log.info("Predicting again: the calibration of voxels changes the outlines.")
-        _predict(predictor.with_plan(plan), experiment, cases, folder)
-    return score_predicted(experiment, find_predictions(folder), folder, plan)
+        _predict(predictor.with_selection(selection), experiment, cases, folder)
+    return score_predicted(experiment, find_predictions(folder), folder, selection)
 
 
 def score_predicted(
     experiment: Experiment,
     predictions: Mapping[str, PredictionFiles],
     folder: Path,
-    plan: Plan,
+    selection: Selection,
     fold_of: Mapping[str, int] | None = None,
-) -> tuple[Plan, Scores]:
+) -> tuple[Selection, Scores]:
     """Select on predictions of the validation cases, write them to `folder` as selected, and score.
 
-    The tables are written next to `folder`. Return the plan with what was selected. What is
-    selected on the cases it is scored on flatters; the scores say so. `fold_of`: the fold whose
-    network never saw the case.
+    The tables are written next to `folder`. `selection`: what was selected before, such as the
+    calibration of voxels. Return the complete selection. Scores of the cases that something was
+    selected on are optimistic; they say so. `fold_of`: the fold whose network never saw the case.
     """
     cfg = experiment.cfg
     dataset = experiment.dataset
@@ -92,7 +94,7 @@ def score_predicted(
     matches = list(match_cases(experiment.cases("validation"), predictions, options))
     complete, calibration_of = select(
         [match.result(surface=False) for match in matches],
-        plan,
+        selection,
         Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
@@ -110,8 +112,8 @@ def score_predicted(
 
 
 def score_folds(
-    experiment: Experiment, folds: Mapping[int, Survey], plan: Plan
-) -> tuple[Plan, Scores]:
+    experiment: Experiment, folds: Mapping[int, Survey], selection: Selection
+) -> tuple[Selection, Scores]:
     """Select on the predictions of the cases that each fold's network never saw, and score them.
 
     Fold k left them in `run/fold_k/validation`, which stays as it is. All are written again, as
@@ -129,13 +131,13 @@ def score_folds(
     everyone = replace(survey, splits=replace(survey.splits, roles=roles))
     gathered = replace(experiment, survey=everyone)
     folder = experiment.run / "oof" / "predictions"
-    return score_predicted(gathered, predictions, folder, plan, fold_of)
+    return score_predicted(gathered, predictions, folder, selection, fold_of)
 
 
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
     """Predict the cases of a role into `run/<role>`, and score them.
 
-    The predictor's plan has its operating point. Return None if no case of the role has a
+    The predictor's selection has its operating point. Return None if no case of the role has a
     reference.
     """
     cases = experiment.cases(role)

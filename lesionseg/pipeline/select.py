@@ -1,15 +1,15 @@
-"""What is selected on development predictions: operating points and calibration."""
+"""Select operating points and the calibration of scores on development predictions."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from lesionseg.core import Aim, Calibration, OperatingPoint
+from lesionseg.core import Aim, Calibration, OperatingPoint, Selection
+from lesionseg.core.selection import CALIBRATION, OPERATING_POINT
 from lesionseg.errors import ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
-from lesionseg.plan.plan import Plan
 
 # every bundle stores a score for these
 AIMS = (
@@ -23,46 +23,33 @@ AIMS = (
     Aim("best_f1"),
 )
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
-VOXELS = "voxel calibration"
-CHOSEN = ("operating point", "calibration", VOXELS)  # by their keys in the plan's reasons
 OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 _N_FOLDS = 5
 
 
-def unselected(plan: Plan) -> Plan:
-    """The plan as it was before anything was selected on predictions."""
-    return plan.with_(
-        operating_points=(),
-        calibration=None,
-        voxel_calibration=None,
-        n_members=1,
-        reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
-    )
-
-
 def select(
     results: Sequence[CaseResult],
-    plan: Plan,
+    selection: Selection,
     aim: Aim,
     rate_confidence: float | None,
     *,
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
-) -> tuple[Plan, dict[str, Calibration | None]]:
+) -> tuple[Selection, dict[str, Calibration | None]]:
     """Select operating points and calibration on evaluated development cases.
 
     Args:
         results: the evaluated cases.
-        plan: the plan before the selection.
+        selection: what was selected before, such as the calibration of voxels.
         aim: the operating point that accepts candidates. If it is out of reach, `DEFAULT_AIM`.
         rate_confidence: see `choose`.
         chosen_on: the role of the cases, for the record.
         fold_of: the fold of each case; None deals groups into five.
 
     Returns:
-        The plan with the selection and a sentence for each part of it in its reasons. And by case
-        the calibration that was fitted without the case, which tests the final one; None if it
-        could not be fitted.
+        The selection with operating points and calibration, and a reason for each. And by case the
+        calibration that was fitted without the case, which tests the final one; None if it could
+        not be fitted.
     """
     points: dict[str, OperatingPoint] = {}
     words = ""
@@ -102,8 +89,12 @@ def select(
     except ContentError as error:
         why = f"skipped. {error}"
     words += f"{_sentence(first, points['best_f1'])} {_doubt(first, results, rate_confidence)}"
-    reasons = {**plan.reasons, "operating point": words.strip(), "calibration": why}
-    complete = plan.with_(operating_points=tuple(points.values()), calibration=fit, reasons=reasons)
+    complete = replace(
+        selection,
+        operating_points=tuple(points.values()),
+        calibration=fit,
+        reasons={**selection.reasons, OPERATING_POINT: words.strip(), CALIBRATION: why},
+    )
     return complete, {case: fits.get(fold) for case, fold in five.items()}
 
 

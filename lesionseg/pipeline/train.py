@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lesionseg.config import TrainConfig
 from lesionseg.core import Aim
+from lesionseg.core.selection import SELECTED
 from lesionseg.errors import count
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.result_tables import scores_table
@@ -25,7 +26,6 @@ from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
-from lesionseg.pipeline.select import CHOSEN
 from lesionseg.pipeline.survey import ALL_FOLDS
 from lesionseg.pipeline.train_fold import Trained, train_fold
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, joined
@@ -126,8 +126,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
 
 def closing_lines(trained: Trained, scores: Mapping[str, Scores]) -> list[str]:
     """Return what was chosen and why, and warnings about the scores."""
-    reasons = trained.plan.reasons
-    lines = [f"{key.capitalize()}: {reasons[key]}" for key in CHOSEN if key in reasons]
+    reasons = trained.predictor.selection.reasons
+    lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
     if not trained.experiment.survey.splits.group_safe:
         lines.append(
             "Warning: the validation scores are not independent: they come from scans of a patient "

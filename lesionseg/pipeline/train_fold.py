@@ -8,14 +8,15 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from lesionseg.core import CaseFiles
+from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation.scores import Scores
-from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
-from lesionseg.inference.input_check import InputCheck, training_ranges
+from lesionseg.inference.input_check import training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.bundle_folder import SELECTION
 from lesionseg.io.files import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
@@ -52,13 +53,11 @@ class Trained:
 
     Attributes:
         experiment: the experiment, with the facts of the training in its provenance.
-        plan: the plan with what was chosen.
-        predictor: predicts by this plan.
+        predictor: predicts by the plan and what was selected.
         scores: the scores by role; empty if there is no validation case.
     """
 
     experiment: Experiment
-    plan: Plan
     predictor: Predictor
     scores: Mapping[str, Scores]
 
@@ -93,14 +92,14 @@ def train_fold(experiment: Experiment, plan: Plan) -> Trained | None:
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
+    selection = Selection((DEFAULT_POINT,))
+    scores = {}
     validation = score_validation(predictor, experiment)
-    if validation is None:
-        complete = plan.with_(operating_points=(DEFAULT_POINT,))
-        keep_bundle(experiment, [fitted.network], complete, check=check)
-        return Trained(experiment, complete, predictor.with_plan(complete), {})
-    complete, scores = validation
-    keep_bundle(experiment, [fitted.network], complete, scores, check)
-    return Trained(experiment, complete, predictor.with_plan(complete), {"validation": scores})
+    if validation is not None:
+        selection, scores["validation"] = validation
+    bundle = Bundle((fitted.network,), plan, check, selection)
+    keep_bundle(experiment, bundle, scores.get("validation"))
+    return Trained(experiment, predictor.with_selection(selection), scores)
 
 
 def train_network(
@@ -122,26 +121,21 @@ def train_network(
     return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=callbacks)
 
 
-def keep_bundle(
-    experiment: Experiment,
-    networks: Sequence[nn.Module],
-    plan: Plan,
-    scores: Scores | None = None,
-    check: InputCheck | None = None,
-) -> None:
-    """Write the networks as one bundle, and the plan again with all that was chosen.
+def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = None) -> None:
+    """Write the bundle of a run, and the selection next to the run's plan.
 
-    Args:
-        experiment: its provenance goes into the model card.
-        networks: the members of an ensemble, or one network.
-        plan: the plan with what was chosen.
-        scores: the scores of the validation cases, for the model card.
-        check: the ranges of the training scans, by which `predict` checks its input.
+    The model card contains the experiment's provenance and the scores of the validation cases.
     """
-    plan = plan.with_(n_members=len(networks))
-    card = model_card(plan, scores, experiment.origin)
-    write_bundle(experiment.bundle, networks, plan, card, check)
-    write_text(experiment.run / "plan.json", plan.to_json())
+    card = model_card(bundle.plan, bundle.selection, scores, experiment.origin)
+    write_bundle(
+        experiment.bundle,
+        bundle.networks,
+        bundle.plan,
+        card,
+        check=bundle.check,
+        selection=bundle.selection,
+    )
+    write_text(experiment.run / SELECTION, bundle.selection.to_json())
 
 
 def _spread(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
 from lesionseg.core import Case, Dataset, Reference
+from lesionseg.core.records import read_record
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.plan.plan import Millimetres, Modality, Share, read_record
+from lesionseg.plan.plan import Millimetres, Modality, Share
 from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)

@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.config import ModelConfig
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
-from lesionseg.plan.anchors import fit_anchors
+from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, total_stride, tuples
@@ -57,82 +58,157 @@ def make_plan(
     `pyramid`: the stages of a backbone that is not ours, or whose weights are not. Raises
     `ConfigError` for overrides that do not fit, and for a GPU without `step_memory`.
     """
-    chosen = asked = overrides or ModelConfig.of()
+    asked = overrides or ModelConfig.of()
+    chosen = asked
     if before is not None:
-        check_compatible(before, chosen, fingerprint, dataset)
-        tile_shape = chosen.tile_shape or before.tile_shape
-        followed = {"spacing_mm": before.spacing_mm, "tile_shape": tile_shape}
-        chosen = chosen.model_copy(update=followed)
-    on_gpu = device.startswith("cuda")
+        check_compatible(before, asked, fingerprint, dataset)
+        chosen = asked.model_copy(
+            update={
+                "spacing_mm": before.spacing_mm,
+                "tile_shape": asked.tile_shape or before.tile_shape,
+            }
+        )
     draft = _draft(fingerprint, dataset, device, chosen, before)
-
-    @cache
-    def anchors_of(shape: Architecture) -> Decision[AnchorPlan | None]:
-        if "detection" not in sources_of(shape.name):
-            return Decision(None, "")
-        if before is not None and before.anchors is not None:
-            return Decision(before.anchors, FOLLOWED)
-        extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
-        found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
-        if on_gpu and found.value is not None:  # heads as the paper has them
-            width = max(found.value.width, HEAD_WIDTH)
-            found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
-        return found
+    anchors_of = cache(partial(_anchors, fingerprint, draft, before, device))
 
     def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        anchors = anchors_of(shape).value
         return draft.with_(
-            architecture=shape, tile_shape=tuple(tile), batch_size=batch, anchors=anchors
+            architecture=shape,
+            tile_shape=tuple(tile),
+            batch_size=batch,
+            anchors=anchors_of(shape).value,
         )
 
-    step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    n_channels = len(dataset.channel_names)
-    budget = rules.budget(device, memory_gb, step_gb, n_channels=n_channels, dims=draft.dims)
-    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
-    capped = not (on_gpu and chosen.architecture == "residual_unet")
-    allowed = replace(budget.value, architecture=chosen.architecture, capped=capped)
-    if (base := chosen.base_features) is not None:
-        widest = max(allowed.widest * base // allowed.base_features, base)
-        allowed = replace(allowed, base_features=base, widest=widest)
-    # cases and lesions on the plan's grid; a lesion is a ball, in 2-D a disc, of its diameter
-    sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
-    shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
-    median_shape = tuple(int(n) for n in np.ceil(np.median(shapes, axis=0)))
-    n_voxels = float(shapes.prod(axis=1).sum())
-    if chosen.tile_shape is None and chosen.batch_size is None:
-        unit = np.pi / (6 if draft.dims == 3 else 4) / np.prod(draft.spacing_mm)
-        lesions = unit * np.asarray(fingerprint.diameters_mm, dtype=np.float64) ** draft.dims
-        allowed = rules.for_small_tiles(allowed, median_shape, draft.spacing_mm, n_voxels, lesions)
-    tile: Decision[tuple[int, ...]] = _pick(
-        chosen.tile_shape, lambda: rules.tile_shape(median_shape, draft.spacing_mm, allowed)
+    step_gb = None
+    if step_memory is not None:
+        step_gb = partial(_step_gb, step_memory, sized)
+    budget = rules.budget(
+        device,
+        memory_gb,
+        step_gb,
+        n_channels=len(dataset.channel_names),
+        dims=draft.dims,
     )
-    if pyramid is not None:
-        if chosen.tile_shape is None:
-            cells = zip(tile.value, total_stride(pyramid), strict=True)
-            tile = replace(tile, value=tuple(max(round(n / s), 1) * s for n, s in cells))
-        name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
-        shape = Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
-    elif before is not None:
-        shape = Decision(replace(before.architecture, name=chosen.architecture), FOLLOWED)
-    else:
-        shape = _architecture(tile.value, draft.spacing_mm, allowed, chosen)
+    allowed = _allowed(budget.value, chosen, device)
+    sizes = _on_grid(fingerprint, draft)
+    if chosen.tile_shape is None and chosen.batch_size is None:
+        allowed = rules.for_small_tiles(
+            allowed, sizes.median_shape, draft.spacing_mm, sizes.n_voxels, sizes.lesion_voxels
+        )
+    tile: Decision[tuple[int, ...]] = _pick(
+        chosen.tile_shape, lambda: rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
+    )
+    if pyramid is not None and chosen.tile_shape is None:
+        tile = replace(tile, value=_multiple(tile.value, total_stride(pyramid)))
+    shape = _shape(tile.value, draft, allowed, chosen, before, pyramid)
     stride = total_stride(shape.value)
     if (pyramid or before) and any(np.remainder(tile.value, stride)):
         raise ConfigError(f"model.tile_shape={tile.value}: takes multiples of {list(stride)}.")
     batch = _pick(
-        chosen.batch_size, lambda: rules.batch_size(shape.value, tile.value, allowed, n_voxels)
+        chosen.batch_size,
+        lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
     )
     plan = sized(shape.value, tile.value, batch.value)
-    reasons = {**draft.reasons, "budget": budget.reason, "tile_shape": tile.reason}
-    reasons |= {"architecture": shape.reason, "batch_size": batch.reason}
+    reasons = {
+        **draft.reasons,
+        "budget": budget.reason,
+        "tile_shape": tile.reason,
+        "architecture": shape.reason,
+        "batch_size": batch.reason,
+    }
     if plan.anchors is not None:
         reasons["anchors"] = anchors_of(shape.value).reason
-    if step_memory is not None and on_gpu:
+    if step_memory is not None and device.startswith("cuda"):
         reasons["memory"] = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
     if before is not None:  # not chosen by hand
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     return plan.with_(reasons=reasons)
+
+
+def _step_gb(
+    step_memory: StepMemory,
+    sized: Callable[[Architecture, Sequence[int], int], Plan],
+    shape: Architecture,
+    tile: Sequence[int],
+    batch: int,
+) -> float:
+    """Return the memory, in 10⁹ bytes, of a training step of a network, a tile and a batch."""
+    return step_memory(sized(shape, tile, batch))
+
+
+@dataclass(frozen=True)
+class _GridSizes:
+    """Sizes of the cases on the plan's grid, in voxels: median shape, all cases, each lesion."""
+
+    median_shape: tuple[int, ...]
+    n_voxels: float
+    lesion_voxels: NDArray[np.float64]
+
+
+def _on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
+    """Compute the sizes of cases and lesions on the plan's grid.
+
+    A lesion is taken as a ball, in 2-D as a disc, of its diameter.
+    """
+    sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
+    shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
+    unit = np.pi / (6 if draft.dims == 3 else 4) / np.prod(draft.spacing_mm)
+    return _GridSizes(
+        median_shape=tuple(int(n) for n in np.ceil(np.median(shapes, axis=0))),
+        n_voxels=float(shapes.prod(axis=1).sum()),
+        lesion_voxels=unit * np.asarray(fingerprint.diameters_mm, dtype=np.float64) ** draft.dims,
+    )
+
+
+def _anchors(
+    fingerprint: Fingerprint, draft: Plan, before: Plan | None, device: str, shape: Architecture
+) -> Decision[AnchorPlan | None]:
+    """Choose a detector's anchors for an architecture; None for a network without anchors."""
+    if "detection" not in sources_of(shape.name):
+        return Decision(None, "")
+    if before is not None and before.anchors is not None:
+        return Decision(before.anchors, FOLLOWED)
+    extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
+    found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
+    if device.startswith("cuda") and found.value is not None:  # heads as the paper has them
+        width = max(found.value.width, HEAD_WIDTH)
+        found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
+    return found
+
+
+def _allowed(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
+    """Adapt the device's budget to the chosen architecture and its number of features."""
+    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
+    capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
+    allowed = replace(budget, architecture=chosen.architecture, capped=capped)
+    base = chosen.base_features
+    if base is None:
+        return allowed
+    widest = max(allowed.widest * base // allowed.base_features, base)
+    return replace(allowed, base_features=base, widest=widest)
+
+
+def _multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Round each side of a tile to a multiple of the stride, at least one."""
+    return tuple(max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True))
+
+
+def _shape(
+    tile: Sequence[int],
+    draft: Plan,
+    allowed: DeviceBudget,
+    chosen: ModelConfig,
+    before: Plan | None,
+    pyramid: Architecture | None,
+) -> Decision[Architecture]:
+    """Choose the architecture: that of a given backbone, of earlier weights, or by the rules."""
+    if pyramid is not None:
+        name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
+        return Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
+    if before is not None:
+        return Decision(replace(before.architecture, name=chosen.architecture), FOLLOWED)
+    return _architecture(tile, draft.spacing_mm, allowed, chosen)
 
 
 def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
@@ -182,7 +258,6 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        compressed=True,  # voxels near p = 1 keep their order
         # a radiograph without a pixel size is taken to have the training's median
         raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),

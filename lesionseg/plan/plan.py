@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat
 from pydantic_core import from_json
 
-from lesionseg.core import Calibration, Labels, OperatingPoint
-from lesionseg.errors import BundleError, LesionsegError
+from lesionseg.core import Labels
+from lesionseg.core.records import read_record
+from lesionseg.core.selection import SELECTED
+from lesionseg.errors import BundleError
 from lesionseg.ops.anchors import AnchorLevel
-from lesionseg.plan.nnunet import NnunetRecipe
+from lesionseg.plan.nnunet_recipe import NnunetRecipe
 
-T = TypeVar("T")
-
+SCHEMA: Literal[2] = 2  # of the plan.json that is written
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 # labels are flat in plan.json: its keys, and the fields of `Labels` that they state
 _LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
@@ -177,21 +178,26 @@ class FocalCorrection:
     gamma: Gamma
 
 
+# fields in which networks may differ although their probabilities are averaged
+_OWN = {"own": True}
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Everything that training and inference must agree on; tuples in array order (z, y, x).
+    """The decisions made from the data before training; tuples in array order (z, y, x).
+
+    What is chosen after training is a `core.Selection`.
 
     `labels`: those that the network predicts, one per channel of its voxels. `lesion_fraction` is
     the share of lesion voxels (the prior π). `link`: None if outputs are taken as they are.
-    `anchors`: of a detector. `calibration`: from score to chance; `voxel_calibration`: of a voxel's
-    probability, before candidates are found. `n_members`: networks whose probabilities are
-    averaged. `prepare_extra`: further transforms of a prepared image (`data.transforms`).
-    `may_lack`: a scan may lack any one channel. `compressed`: whether log-odds beyond 8 are
-    compressed (`inference.probabilities`). `raster_mm`: the pixel size of radiographs that state
-    none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are background.
-    `grid_of_image`: channels of equal shape and spacing are on the first one's grid. `nnunet`: of a
-    model that nnU-Net trained, which prepares and slides in its own way; `spacing_mm`,
-    `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for each decision.
+    `anchors`: of a detector. `prepare_extra`: further transforms of a prepared image
+    (`data.transforms`). `may_lack`: a scan may lack any one channel. `raster_mm`: the pixel size of
+    radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
+    background. `grid_of_image`: channels of equal shape and spacing are on the first one's grid.
+    `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
+    `spacing_mm`, `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for
+    each decision. `schema_version`: of the `plan.json` that it was read from; files of version 1
+    contain the selection, too.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
@@ -201,26 +207,21 @@ class Plan:
     spacing_mm: tuple[Millimetres, ...]
     normalisation: tuple[Normalisation, ...]
     tile_shape: tuple[Voxels, ...]
-    batch_size: Voxels
-    architecture: Architecture
-    lesion_fraction: Share
+    batch_size: Voxels = field(metadata=_OWN)
+    architecture: Architecture = field(metadata=_OWN)
+    lesion_fraction: Share = field(metadata=_OWN)
     activation: Activation = "sigmoid"
-    candidate_rule: CandidateRule = field(default_factory=CandidateRule)
-    operating_points: tuple[OperatingPoint, ...] = ()
+    candidate_rule: CandidateRule = field(default_factory=CandidateRule, metadata=_OWN)
     link: FocalCorrection | None = None
     anchors: AnchorPlan | None = None
-    calibration: Calibration | None = None
-    voxel_calibration: Calibration | None = None
-    n_members: Annotated[int, Field(ge=1, le=1000)] = 1
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
-    may_lack: bool = False
-    compressed: bool = False
-    raster_mm: Millimetres | None = None
-    nan_background: bool = False
-    grid_of_image: bool = False
+    may_lack: bool = field(default=False, metadata=_OWN)
+    raster_mm: Millimetres | None = field(default=None, metadata=_OWN)
+    nan_background: bool = field(default=False, metadata=_OWN)
+    grid_of_image: bool = field(default=False, metadata=_OWN)
     nnunet: NnunetRecipe | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    schema_version: Literal[1] = 1
+    reasons: Mapping[str, str] = field(default_factory=dict, metadata=_OWN)
+    schema_version: Literal[1, 2] = field(default=SCHEMA, compare=False, metadata=_OWN)
 
     @property
     def has_boxes(self) -> bool:
@@ -242,11 +243,28 @@ class Plan:
     def with_(self, **changes: Any) -> "Plan":
         return replace(self, **changes)
 
+    def differences(self, other: "Plan") -> list[str]:
+        """Return the decisions, by name, that keep networks of two plans from being averaged.
+
+        Probabilities can be averaged if tiles, channels and labels of the networks agree. Each
+        network may have an architecture of its own, and labels may have other names.
+        """
+        found = []
+        for decision in fields(self):
+            ours = getattr(self, decision.name)
+            theirs = getattr(other, decision.name)
+            if decision.name == "labels":
+                theirs = replace(theirs, names=ours.names)
+            if not decision.metadata.get("own") and ours != theirs:
+                found.append(decision.name)
+        return found
+
     def to_json(self) -> str:
         record = asdict(self)
         labels = record.pop("labels")
         for key, name in _LABEL_KEYS.items():
             record[key] = labels[name]
+        record["schema_version"] = SCHEMA
         return json.dumps(record, indent=2, sort_keys=True)
 
     @classmethod
@@ -276,7 +294,8 @@ class Plan:
             if not fits:
                 raise BundleError(f"{where}: {key} does not fit the rest of the plan.")
         network = dict(tuples(shape.network))  # as it was written
-        return plan.with_(architecture=replace(shape, network=network))
+        reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
+        return plan.with_(architecture=replace(shape, network=network), reasons=reasons)
 
 
 def _with_labels(text: str) -> str:
@@ -289,29 +308,6 @@ def _with_labels(text: str) -> str:
         return text
     labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
     return json.dumps({**content, "labels": labels})
-
-
-def read_record(
-    kind: type[T],
-    text: str,
-    where: str | Path,
-    error: type[LesionsegError],
-    key_of: Mapping[str, str] | None = None,
-) -> T:
-    """Read a dataclass from JSON.
-
-    Raises `error` naming `where` and the first key that is wrong. `key_of`: keys of the file by the
-    names of fields that are not found under their own names.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as failed:
-        first = failed.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the content"
-        for name, in_file in (key_of or {}).items():
-            if key == name or key.startswith(f"{name}."):
-                key = in_file + key.removeprefix(name)
-        raise error(f"{where}: {key} is {str(first['input'])[:60]}. {first['msg']}.") from failed
 
 
 def tuples(value: Any) -> Any:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, listed, nearest
 from lesionseg.io.layouts.checks import path_id
 from lesionseg.io.split_files import SplitFile, read_split_file
-from lesionseg.plan.plan import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,13 @@ def make_splits(
     stated, development = _stated(dataset, counts)
     rng = np.random.default_rng(seed)
     # the same with a stated validation taking part in training
-    roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in stated.items()}
+    roles = _all_train(stated)
     held: set[str] = set()
     file = given or dataset.split_file
     if file is not None:
-        roles = _follow(read_split_file(file), dataset, stated, fold)
-        note = f"as given in {file.name}" + ("" if fold is None else f", fold {fold}")
-        if n_out := len(stated.keys() - roles.keys()):
-            note += f", which leaves out {count(n_out, 'labelled case')}"
+        roles, note = _follow_noted(file, dataset, stated, fold)
         if given is None and fold is None and validation_fraction <= 0:
-            roles = {c: "train" if r == "validation" else r for c, r in roles.items()}
+            roles = _all_train(roles)
             text = "data.validation_fraction=0: the validation cases of %s train, too."
             logger.warning(text, file)
             note = f"no validation was asked for; cases as given in {file.name}"
@@ -118,9 +115,30 @@ def make_splits(
         logger.warning(
             "Patient %s is in both training and %s, so %s scores will be too good. Add other "
             "patients, or divide by patient (data.splits, data.group).",
-            *(name, other, other),
+            name,
+            other,
+            other,
         )
     return Splits(roles, not cut, seed, note)
+
+
+def _all_train(roles: Mapping[str, Role]) -> dict[str, Role]:
+    """Return the roles with the validation cases as training cases."""
+    return {case: "train" if role == "validation" else role for case, role in roles.items()}
+
+
+def _follow_noted(
+    file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
+) -> tuple[dict[str, Role], str]:
+    """Follow a split file. Return the roles, and a note on where they come from."""
+    roles = _follow(read_split_file(file), dataset, stated, fold)
+    note = f"as given in {file.name}"
+    if fold is not None:
+        note += f", fold {fold}"
+    n_out = len(stated.keys() - roles.keys())
+    if n_out:
+        note += f", which leaves out {count(n_out, 'labelled case')}"
+    return roles, note
 
 
 def fold_numbers(

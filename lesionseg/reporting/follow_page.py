@@ -17,7 +17,7 @@ from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
-from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
+from lesionseg.io.dicom.results import Comparison, ResultOrigin, write_dicom_results
 from lesionseg.io.files import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
@@ -127,8 +127,10 @@ def write_change_report(
         ResultOrigin(__version__, "follow-up", key),
         {c.label: f"lesion of label {c.label}" for c in candidates},
         report=path,
-        since=since,
-        remark=f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
+        comparison=Comparison(
+            since,
+            f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
+        ),
     )
 
 

@@ -36,11 +36,12 @@ def folder(once):
 
 
 def test_a_cross_validation_leaves_everything_that_is_promised(folder):
-    promised = """config.yaml plan.json splits.json fold_0/bundle fold_1/bundle oof/scores.json
+    promised = """config.yaml plan.json selection.json splits.json fold_0/bundle fold_1/bundle
+        oof/scores.json
         fold_0/previews/step_000003.png
         oof/cases.csv oof/lesions.csv oof/candidates.csv report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
-        bundle/plan.json bundle/model_card.md"""
+        bundle/plan.json bundle/selection.json bundle/model_card.md"""
     assert [name for name in promised.split() if not (folder / "cv" / name).exists()] == []
 
 
@@ -77,8 +78,9 @@ def test_a_fold_that_was_trained_alone_is_kept_as_it_is(folder):
 
 def test_the_bundle_is_an_ensemble_of_the_folds(folder):
     run_dir = folder / "cv"
-    plan = lesionseg.Predictor(run_dir).plan
-    assert (plan.n_members, {p.chosen_on for p in plan.operating_points}) == (2, {"out-of-fold"})
+    selection = lesionseg.Predictor(run_dir).selection
+    assert selection.n_members == 2
+    assert {point.chosen_on for point in selection.operating_points} == {"out-of-fold"}
     for k, name in enumerate(("weights", "weights_1")):
         ours = (run_dir / "bundle" / f"{name}.safetensors").read_bytes()
         assert ours == (run_dir / f"fold_{k}" / WEIGHTS).read_bytes()

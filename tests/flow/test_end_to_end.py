@@ -28,10 +28,11 @@ def folder(once):
 
 
 def test_a_run_leaves_everything_that_is_promised(folder):
-    promised = """config.yaml fingerprint.json plan.json splits.json checkpoints/last.ckpt
+    promised = """config.yaml fingerprint.json plan.json selection.json splits.json
+        checkpoints/last.ckpt
         train.log metrics.csv validation
         scores.json cases.csv lesions.csv candidates.csv report.html
-        bundle/weights.safetensors bundle/plan.json bundle/model_card.md
+        bundle/weights.safetensors bundle/plan.json bundle/selection.json bundle/model_card.md
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
     assert [name for name in promised.split() if not (folder / "run" / name).exists()] == []
     names = [p.name.lower() for p in (folder / "run").rglob("*")]

@@ -67,6 +67,8 @@ def test_probabilities_of_an_oblique_volume(monkeypatch):
         "flips": {"overlap": 0.5, "flips": True},
     }.items():
         with monkeypatch.context() as patch:
+            # no compression of log-odds beyond 8: tests/inference/test_window.py tests that
+            patch.setattr("lesionseg.inference.probabilities.SURE", float("inf"))
             if name == "little overlap":  # and nothing left out
                 patch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
             found[name] = gist(probabilities_of(phantom(0), oblique_affine(), **settings), 40)

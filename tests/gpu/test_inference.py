@@ -9,7 +9,7 @@ import torch
 
 from lesionseg.config import InferenceConfig
 from lesionseg.inference.body import Body
-from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.build import build_network
@@ -143,7 +143,7 @@ def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then(monkeypat
 
 
 def test_the_number_of_anchors_left_out_reaches_the_boxes_of_a_volume(monkeypatch) -> None:
-    monkeypatch.setattr("lesionseg.inference.boxes.MOST_ANCHORS", 2)
+    monkeypatch.setattr("lesionseg.inference.box_candidates.MOST_ANCHORS", 2)
     plan = card_plan("retinanet")
     _, boxes = SlidingWindow([build_network(plan)], plan)(torch.randn(1, *SHAPE), body=EVERYWHERE)
     assert boxes is not None

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lesionseg.core import OperatingPoint
+from lesionseg.core import OperatingPoint, Selection
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import (
     Bundle,
@@ -18,7 +19,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.models.build import build_network
-from lesionseg.plan.plan import AnchorPlan
+from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.inference.networks import Bright
 
 
@@ -30,11 +31,12 @@ def folder(tmp_path, plan):
 
 def test_a_bundle_read_back_is_the_same_networks_and_plan(folder, plan):
     before = bundle_digest(folder)
-    pointed = replace(plan, operating_points=(OperatingPoint("fp_per_case:1", 0.3, "validation"),))
+    selection = Selection((OperatingPoint("fp_per_case:1", 0.3, "validation"),))
     members = [build_network(plan, seed=seed) for seed in (5, 6, 7)]
-    write_bundle(folder, members, pointed, "# card\n")
+    write_bundle(folder, members, plan, "# card\n", selection=selection)
     back, whole = read_bundle(folder), bundle_digest(folder)
-    assert back.plan == replace(pointed, n_members=3)
+    assert back.plan == plan
+    assert back.selection == replace(selection, n_members=3)
     image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     for network, member in zip(back.networks, members, strict=True):
         assert not network.training
@@ -49,7 +51,7 @@ def test_a_bundle_read_back_is_the_same_networks_and_plan(folder, plan):
 def test_an_old_bundle_is_replaced_as_a_whole_or_stays(folder, plan, monkeypatch):
     (folder / "stale.txt").write_text("old")
     write_bundle(folder, build_network(plan, seed=9), plan, "# new\n")
-    names = ["model_card.md", "plan.json", "weights.safetensors"]
+    names = ["model_card.md", "plan.json", "selection.json", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
     assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # who reads the plan, reads all
     after = bundle_digest(folder)
@@ -111,9 +113,13 @@ def test_tensors_that_do_not_fit_are_named(folder, plan):
 
 
 def test_damaged_files_are_an_error(folder):
-    plan, weights = folder / "plan.json", folder / "weights.safetensors"
-    newer = json.dumps({**json.loads(plan.read_text()), "schema_version": 99}).encode()
-    damage = (plan, newer), (plan, b"\xff\xfe\x00"), (weights, weights.read_bytes()[:-100])
+    plan, selection, weights = (
+        folder / name for name in ("plan.json", "selection.json", "weights.safetensors")
+    )
+    damage = [(weights, weights.read_bytes()[:-100])]
+    for path in (plan, selection):
+        newer = json.dumps({**json.loads(path.read_text()), "schema_version": 99}).encode()
+        damage += [(path, newer), (path, b"\xff\xfe\x00")]
     for path, content in damage:
         sound = path.read_bytes()
         path.write_bytes(content)
@@ -121,6 +127,30 @@ def test_damaged_files_are_an_error(folder):
             read_bundle(folder)
         path.write_bytes(sound)
     read_bundle(folder)
+
+
+def old_bundle(folder, tmp_path):
+    """Make a bundle of version 1.0, whose plan.json contains the selection, too."""
+    old = Path(__file__).parents[1] / "plan" / "plan_schema_1.json"
+    plan = Plan.from_json(old.read_text("utf-8"))
+    write_bundle(folder, build_network(plan), plan, "# card\n")
+    (folder / "selection.json").unlink()
+    shutil.copy(old, folder / "plan.json")
+    return plan, Selection.from_json(old.read_text("utf-8"))
+
+
+def test_a_bundle_of_version_1_0_is_read_with_its_selection(folder, tmp_path):
+    plan, selection = old_bundle(folder, tmp_path)
+    found = read_bundle(folder)
+    assert (found.plan, found.selection) == (plan, selection)
+    assert len(selection.operating_points) == 9
+    assert selection.voxel_calibration is not None
+
+
+def test_a_bundle_without_its_selection_is_an_error(folder):
+    (folder / "selection.json").unlink()
+    with pytest.raises(BundleError, match=r"no selection\.json\. Copy the bundle again"):
+        read_bundle(folder)
 
 
 def test_a_network_of_ones_own_is_passed_as_an_object_and_never_imported(tmp_path, plan):
@@ -135,7 +165,7 @@ def test_a_network_of_ones_own_is_passed_as_an_object_and_never_imported(tmp_pat
 
 def test_members_of_an_ensemble_share_grid_and_labels(plan):
     bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
-    assert ensemble(bundles).plan.n_members == 2
+    assert ensemble(bundles).selection.n_members == 2
     for other in ({"spacing_mm": (2.0, 2.0, 2.0)}, {"anchors": AnchorPlan((1,), ())}):
         with pytest.raises(BundleError, match=f"number 2 has another {next(iter(other))}"):
             ensemble([bundles[0], replace(bundles[1], plan=replace(plan, **other))])

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from lesionseg.core import OperatingPoint
+from lesionseg.core import OperatingPoint, Selection
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import MeanEstimate, Scores
 from lesionseg.inference.model_card import model_card
@@ -11,7 +11,7 @@ def holds(card, *texts):
 
 
 def test_a_card_lists_scores_and_calls_those_of_development_optimistic(plan):
-    assert holds(model_card(plan), "# Lesion model: lesion\n", "T1", "Not evaluated.")
+    assert holds(model_card(plan, Selection()), "# Lesion model: lesion\n", "T1", "Not evaluated.")
     scores = Scores(
         n_cases=12,
         n_groups=12,
@@ -26,7 +26,7 @@ def test_a_card_lists_scores_and_calls_those_of_development_optimistic(plan):
     )
     rows = "| lesion recall | 0.812 |", "| Dice, mean of cases with a lesion | undefined |"
     for role in ("validation", "test", "unknown"):
-        card = model_card(plan, replace(scores, evaluated_on=role))
+        card = model_card(plan, Selection(), replace(scores, evaluated_on=role))
         assert holds(card, *rows)
         assert holds(card, "optimistic") == (role == "validation")
 
@@ -34,7 +34,7 @@ def test_a_card_lists_scores_and_calls_those_of_development_optimistic(plan):
 def test_a_card_says_if_more_false_positives_are_expected_than_the_aim(plan):
     point = OperatingPoint("fp_per_case:0.5", 0.9, expected_false_positives_per_case=1.0)
     kept = OperatingPoint("fp_per_case:1", 0.8, expected_false_positives_per_case=1.0)
-    card = model_card(plan.with_(operating_points=(point, kept)))
+    card = model_card(plan, Selection((point, kept)))
     (first, second) = (line for line in card.splitlines() if line.startswith("- operating point"))
     assert "1 expected on new cases (more than the aim" in first
     assert "more than the aim" not in second

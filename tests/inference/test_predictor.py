@@ -7,7 +7,15 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import Calibration, CaseFiles, Geometry, Labels, OperatingPoint, Volume
+from lesionseg.core import (
+    Calibration,
+    CaseFiles,
+    Geometry,
+    Labels,
+    OperatingPoint,
+    Selection,
+    Volume,
+)
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
@@ -105,17 +113,17 @@ def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
 
 def test_the_operating_point_decides_what_is_accepted(volume, plan):
     fit = Calibration(intercept=-2.0, slope=1.0)
-    pointed = plan.with_(operating_points=(OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
-    strict = predictor_of(Bright(), pointed).predict_volume(volume, "a")
-    assert strict.operating_point == pointed.operating_points[0]
-    lenient = predictor_of(Bright(), pointed, operating_point="score:0")
+    selection = Selection((OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
+    strict = predictor_of(Bright(), plan, selection=selection).predict_volume(volume, "a")
+    assert strict.operating_point == selection.point
+    lenient = predictor_of(Bright(), plan, selection=selection, operating_point="score:0")
     accepted = lenient.predict_volume(volume, "a").candidates
     assert len(accepted) == len(strict.candidates)
     assert all(c.accepted for c in accepted)
     chances = fit.probability([c.score for c in accepted])
     assert [c.probability for c in accepted] == pytest.approx(chances.tolist())
     with pytest.raises(ConfigError):
-        predictor_of(Bright(), pointed, operating_point="fp_per_case:3")
+        predictor_of(Bright(), plan, selection=selection, operating_point="fp_per_case:3")
 
 
 @pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
@@ -151,13 +159,13 @@ def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
     plan = replace(plan, labels=Labels((1, 2), ("a", "b")), spacing_mm=(2.0, 2.0, 2.0))
     raw = predictor_of(Bright(level=6.0, n_labels=2), plan, settings=EXACT)
     fit = Calibration(3.0, 0.5)
-    right = raw.with_plan(plan.with_(voxel_calibration=fit))
+    right = raw.with_selection(Selection(voxel_calibration=fit))
     p, q = raw.probabilities(volume), right.probabilities(volume)
     assert (p.shape, p.dtype) == ((2, *SHAPE), np.float32)  # on the file's grid
     some = p > 1e-5
     np.testing.assert_allclose(q[some], fit.probability(p[some]), atol=1e-5)
     assert (q[p == 0] == 0).all()
-    assert (raw.probabilities(volume) == p).all()  # the first one follows its own plan
+    assert (raw.probabilities(volume) == p).all()  # the first one keeps its own selection
 
 
 @pytest.mark.parametrize("image", [np.where(EMPTY == 0, np.nan, 1), EMPTY.repeat(2, 0), EMPTY[0]])
@@ -208,7 +216,8 @@ def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path)
 def test_nothing_is_detected_in_an_image_of_equal_voxels(plan, image):
     """The network takes everything for lesion, and calibration raises what is low."""
     network, calibration = Bright(level=-100.0), Calibration(intercept=20.0)
-    predictor = predictor_of(network, plan.with_(voxel_calibration=calibration), settings=EXACT)
+    selection = Selection(voxel_calibration=calibration)
+    predictor = predictor_of(network, plan, selection=selection, settings=EXACT)
     blank = predictor(image.astype(np.float32), np.eye(4))
     assert blank.candidates == ()
     assert not blank.instances.any()

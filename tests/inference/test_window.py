@@ -76,17 +76,16 @@ def test_the_surer_voxel_has_the_higher_probability_and_doubt_stays_as_it_is(pla
     assert torch.sigmoid(SURER)[-1] == torch.sigmoid(SURER)[-3] == 1  # as they are, these tie
     doubtful = torch.linspace(-8, 8, 33)
     assert torch.equal(compress_log_odds(doubtful), doubtful)
-    for compressed, expected in ((False, SURER), (True, compress_log_odds(SURER))):
-        found = label_probabilities(SURER[None, None], replace(plan, compressed=compressed))
-        assert torch.equal(found[0, 0], expected.sigmoid())
+    found = label_probabilities(SURER[None, None], plan)
+    assert torch.equal(found[0, 0], compress_log_odds(SURER).sigmoid())
 
 
 def test_softmax_gives_its_own_probabilities_and_sure_channels_keep_their_order(plan):
-    softmax = replace(plan, activation="softmax", compressed=False)
+    softmax = replace(plan, activation="softmax")
     for n in (2, 3, 4):
         logits = noise(2, n, 3, 4, 5)
         found = label_probabilities(logits, softmax)
         assert torch.allclose(found, logits.softmax(1)[:, 1:], atol=1e-6)
     logits = torch.stack([-SURER, SURER, torch.zeros_like(SURER)])[None]
-    found = label_probabilities(logits, replace(softmax, compressed=True))[0, 0]
+    found = label_probabilities(logits, softmax)[0, 0]
     assert (found.diff() > 0).all()

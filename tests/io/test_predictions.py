@@ -169,6 +169,7 @@ NO_CANDIDATES = [
     *("{", "[]", '{"candidates": [3]}', '{"candidates": [{"score": NaN}]}'),
     *(BEGIN + ', "removed": "all"}', BEGIN + ', "input_check": {"warning": 3}}'),
     *(BEGIN + ', "schema_version": 9}', BEGIN + ', "operating_point": {}}'),
+    BEGIN + ', "n_left_out": "x"}',
 ]
 
 

@@ -13,7 +13,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Labels
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
-from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.export_formats import (
     inference_config,
@@ -88,7 +88,8 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     (image,), (output,) = session.get_inputs(), session.get_outputs()
     for node, said in ((image, note["input"]), (output, note["output"])):
         assert (node.name, node.shape) == (said["name"], said["shape"])
-    assert note["plan"] == json.loads((tmp_path / "bundle/plan.json").read_text())
+    for name in ("plan", "selection"):
+        assert note[name] == json.loads((tmp_path / f"bundle/{name}.json").read_text())
     window = SlidingWindow(networks, two, InferenceConfig.of(precision="fp32"))
     for n_tiles in (1, 3):
         tiles = rng.normal(size=(n_tiles, dims - 1, *two.tile_shape)).astype(np.float32)

@@ -11,7 +11,7 @@ import torch
 
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import bundle_plan, read_bundle, write_bundle
+from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
@@ -112,13 +112,13 @@ def test_a_bundle_of_our_own_has_points_of_the_cross_validation(tmp_path: Path) 
         reference=labels,
         operating_point="fp_per_case:0.5",
     )
-    plan = bundle_plan(tmp_path / "out")
-    first = plan.operating_points[0]
+    selection = bundle_selection(tmp_path / "out")
+    first = selection.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:0.5", "out-of-fold")
-    assert {p.name for p in plan.operating_points} >= {"fp_per_case:1", "sensitivity:0.9"}
-    assert plan.calibration is not None
-    assert plan.calibration.fitted_on == "out-of-fold"
-    assert plan.nnunet == bundle_plan(model).nnunet
+    assert {p.name for p in selection.operating_points} >= {"fp_per_case:1", "sensitivity:0.9"}
+    assert selection.calibration is not None
+    assert selection.calibration.fitted_on == "out-of-fold"
+    assert bundle_plan(tmp_path / "out").nnunet == bundle_plan(model).nnunet
     write_scans(tmp_path / "scans", 1)
     predict(tmp_path / "out", tmp_path / "scans", tmp_path / "found", device="cpu")
     found = read_prediction(find_predictions(tmp_path / "found")["P0"])
@@ -137,7 +137,7 @@ def test_what_cannot_be_chosen_or_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--val --npz"):
         export(model, tmp_path / "out", format="bundle", reference=labels)
     export(model, tmp_path / "out", format="bundle")
-    assert bundle_plan(tmp_path / "out").operating_points == ()
+    assert bundle_selection(tmp_path / "out").operating_points == ()
     with pytest.raises(ConfigError, match="already"):
         export_own(tmp_path)
 

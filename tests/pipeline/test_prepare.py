@@ -53,7 +53,7 @@ def planned(plan):
 
 def test_the_log_says_what_was_taken_and_what_is_new(planned, tmp_path, caplog):
     old, network = build_network(planned, seed=1), build_network(planned, seed=2)
-    write_bundle(tmp_path / "run" / "bundle", [old, old], planned.with_(n_members=2), "card")
+    write_bundle(tmp_path / "run" / "bundle", [old, old], planned, "card")
     assert bundle_plan(str(tmp_path / "run")).architecture == planned.architecture
     with caplog.at_level(logging.INFO, "lesionseg"):
         start_from(str(tmp_path / "run"), network, planned.with_(labels=Labels((1,), ("nodule",))))

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
-from lesionseg.core import Aim
+from lesionseg.core import Aim, Calibration, Selection
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
@@ -22,9 +22,8 @@ from lesionseg.pipeline.score_roles import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.select import AIMS, select, unselected
+from lesionseg.pipeline.select import AIMS, select
 from lesionseg.pipeline.survey import divided, folds_of, labelled, take_survey
-from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import prediction_of, result
 
 CFG = TrainConfig.of()
@@ -41,7 +40,7 @@ def predicted(files, dataset, rng):
     return prediction_of(instances, scores, case.image.geometry, case=files.case)
 
 
-def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, plan, rng):
+def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, rng):
     """A run directory with what three folds predicted of their validation cases."""
     run = tmp_path / "run"
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
@@ -53,7 +52,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
             prediction = predicted(files, found.dataset, rng)
             write_prediction(run / f"fold_{number}" / "validation", prediction)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
-    choice, scores = score_folds(Experiment(CFG, found, run), folds, plan)
+    choice, scores = score_folds(Experiment(CFG, found, run), folds, Selection())
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == scores.lesion_recall.value
@@ -121,11 +120,10 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp
     fit = complete.voxel_calibration
     assert fit is not None
     assert fit.intercept > 1
-    assert Plan.from_json(complete.to_json()) == complete
+    assert Selection.from_json(complete.to_json()) == complete
     gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
     assert scores.dice.mean > 0.1
-    assert unselected(complete) == plan
 
 
 # --- what is chosen on development predictions, by hand ---
@@ -141,17 +139,17 @@ def results():
 
 
 @pytest.fixture
-def chosen(plan):
-    """The plan with what is selected on validation cases."""
+def chosen():
+    """What is selected on validation cases."""
 
     def of(results, aim="fp_per_case:1", confidence=None):
-        return select(results, plan, Aim.parse(aim), confidence, chosen_on="validation")[0]
+        return select(results, Selection(), Aim.parse(aim), confidence, chosen_on="validation")[0]
 
     return of
 
 
-def test_points_say_what_they_were_chosen_on_and_what_to_expect(results, plan):
-    choice, _ = select(results, plan, Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD)
+def test_points_say_what_they_were_chosen_on_and_what_to_expect(results):
+    choice, _ = select(results, Selection(), Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD)
     first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
     assert [p.aim for p in choice.operating_points[1:]] == list(AIMS)
@@ -179,10 +177,11 @@ def test_few_patients_are_named_with_what_they_cannot_hold(results, chosen):
     assert some.operating_points[0].confidence is None
 
 
-def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, plan, chosen):
-    planned = plan.with_(reasons={"spacing": "as measured"})
-    complete, fits = select(results, planned, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD)
+def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, chosen):
+    voxels = Selection(voxel_calibration=Calibration(), n_members=5, reasons={"a": "b"})
+    complete, fits = select(results, voxels, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD)
     assert (complete.calibration.n_true, complete.calibration.n_false) == (24, 12)
     assert fits["c00"] is fits["c03"] is None  # 8 false ones elsewhere are too few
     assert chosen(results[:6]).calibration is None
-    assert unselected(complete.with_(n_members=5)) == planned  # it forgets what was chosen
+    assert (complete.voxel_calibration, complete.n_members) == (Calibration(), 5)
+    assert set(complete.reasons) == {"a", "operating point", "calibration"}

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lesionseg.plan.anchors import fit_anchors
+from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 
 

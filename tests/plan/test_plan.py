@@ -1,28 +1,19 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from lesionseg.core import Calibration, Labels, OperatingPoint
+from lesionseg.core import Labels, Selection
 from lesionseg.errors import BundleError
 from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
-POINT = OperatingPoint(
-    *("fp_per_case:1", 0.3, "out-of-fold"),
-    lesion_recall=0.8,
-    lesion_recall_ci95=(0.7, 0.9),
-    expected_false_positives_per_case=1.1,
-)
 
 
 def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
     full = plan.with_(
-        operating_points=(POINT,),
-        calibration=Calibration(-1.0, 2.0, n_true=3),
         link=FocalCorrection((0.25, 0.5), 2.0),
-        n_members=5,
         reasons={"spacing": "as measured"},
     )
     assert Plan.from_json(full.to_json()) == full
@@ -61,7 +52,6 @@ def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> 
         ("spacing_mm", [1, 1, -1.5], r"spacing_mm\.2 is -1\.5"),
         ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
         ("modality", "xxx", "modality is xxx.*'mri', 'ct' or 'xray'"),
-        ("n_members", 10**9, "n_members is 1000000000"),
         ("architecture.blocks", 10**7, r"architecture\.blocks is 10000000"),
         ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma is"),
         ("dims", "many", "dims is many"),
@@ -85,9 +75,25 @@ def test_the_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
     text = file.read_text("utf-8")
     plan = Plan.from_json(text, file)
     assert plan.labels == Labels((1, 2), ("whole tumor", "core"), regions=((1, 2), (2,)))
-    before = json.loads(text)
-    assert before["voxel_calibration"].pop("kind") == "platt"  # it had no other value, and is gone
-    assert before.items() <= json.loads(plan.to_json()).items()
+    assert set(plan.reasons) >= {"spacing_mm", "tile_shape"}
+    assert not set(plan.reasons) & {"operating point", "calibration", "voxel calibration"}
+    before, after = json.loads(text), json.loads(plan.to_json())
+    same = (key for key in after if key not in ("reasons", "schema_version"))
+    assert [key for key in same if before.get(key, after[key]) != after[key]] == []
+    selection = Selection.from_json(text)
+    assert (selection.n_members, len(selection.operating_points)) == (1, 9)
+    assert before["voxel_calibration"].items() >= asdict(selection.voxel_calibration).items()
+    kept = {*after, *json.loads(selection.to_json())}
+    assert set(before) - kept == {"compressed"}
+
+
+def test_differences_are_decisions_that_keep_networks_from_being_averaged(plan: Plan) -> None:
+    renamed = replace(plan.labels, names=("another name",))
+    own = plan.with_(batch_size=plan.batch_size + 1, may_lack=True, reasons={}, labels=renamed)
+    assert plan.differences(own) == []
+    valued = replace(plan.labels, values=(7,))
+    other = own.with_(spacing_mm=(9.0, 9.0, 9.0), anchors=ANCHORS, labels=valued)
+    assert plan.differences(other) == ["labels", "spacing_mm", "anchors"]
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", "null", "", "{", '{"a": NaN}'])

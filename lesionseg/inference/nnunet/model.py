@@ -29,7 +29,7 @@ from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
-from lesionseg.plan.nnunet import (
+from lesionseg.plan.nnunet_recipe import (
     NnunetNormalisation,
     NnunetRecipe,
     NnunetResampling,
@@ -126,7 +126,7 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
         name = files.checkpoint(fold)
         content = BytesIO(files.read_bytes(name))
         checkpoints.append(read_nnunet_checkpoint(content, files.where(name)))
-    plan = _plan_of(files, checkpoints[0]).with_(n_members=len(checkpoints))
+    plan = _plan_of(files, checkpoints[0])
     networks = []
     for fold, checkpoint in zip(files.folds, checkpoints, strict=True):
         where = files.where(files.checkpoint(fold))
@@ -139,7 +139,7 @@ def nnunet_plan(files: NnunetModelFiles) -> Plan:
     name = files.checkpoint(files.folds[0])
     content = BytesIO(files.read_bytes(name))
     checkpoint = read_nnunet_checkpoint(content, files.where(name))
-    return _plan_of(files, checkpoint).with_(n_members=len(files.folds))
+    return _plan_of(files, checkpoint)
 
 
 def nnunet_digest(files: NnunetModelFiles) -> str:
@@ -193,7 +193,6 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         lesion_fraction=0.01,
         activation="sigmoid" if labels.regions else "softmax",
         candidate_rule=NNUNET_RULE,
-        compressed=True,
         raster_mm=1.0 if dims == 2 else None,
         grid_of_image=True,  # nnU-Net's readers only warn
         nnunet=recipe,

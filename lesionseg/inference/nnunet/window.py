@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.errors import BundleError, GeometryError
-from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.nnunet.prepare import NnunetScan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow
 from lesionseg.models.foreign import n_logits
 from lesionseg.ops.convolutions import fastest_convolutions
-from lesionseg.plan.nnunet import NnunetRecipe
+from lesionseg.plan.nnunet_recipe import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
 _SIGMA_SCALE = 1 / 8

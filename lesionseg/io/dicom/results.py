@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, floor
 from pathlib import Path
@@ -54,6 +54,18 @@ class ResultOrigin:
     key: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison with an earlier visit, for the report.
+
+    `since`: by a candidate's id, the state of the lesion and its volume in ml at the earlier visit.
+    `remark` ends the report's comment.
+    """
+
+    since: Mapping[int, tuple[str, float | None]] = field(default_factory=dict)
+    remark: str = ""
+
+
 def require_highdicom() -> Any:
     """Import the package highdicom. Raise `ConfigError` if it is not installed."""
     try:
@@ -76,8 +88,7 @@ def write_dicom_results(
     report: Path,
     segmentation: Path | None = None,
     mask_labels: Mapping[int, str] | None = None,
-    since: Mapping[int, tuple[str, float | None]] | None = None,
-    remark: str = "",
+    comparison: Comparison | None = None,
 ) -> bool:
     """Write a report and, if a path is given, a segmentation of one case.
 
@@ -98,8 +109,7 @@ def write_dicom_results(
         report: The path of the report.
         segmentation: The path of the segmentation. None writes no segmentation.
         mask_labels: The names of mask values, if they differ from `labels`.
-        since: By candidate id, the change since an earlier visit and the volume then in ml.
-        remark: Text at the end of the report's comment.
+        comparison: The comparison with an earlier visit. None if there is none.
 
     Returns:
         True if a segmentation was written. It is not written if it would be empty.
@@ -130,7 +140,9 @@ def write_dicom_results(
                 seg, segments = results.make_segmentation(mask_labels or labels)
             if segmentation is not None and seg is not None:
                 _save(seg, segmentation)
-            _save(results.make_report(seg, segments, since or {}, remark), report)
+            compared = comparison or Comparison()
+            made = results.make_report(seg, segments, compared.since, compared.remark)
+            _save(made, report)
     except LesionsegError:
         raise
     except Exception as error:  # any error of the libraries; its text may quote the patient

@@ -100,25 +100,29 @@ def read_datalist(root: Path) -> Dataset:
     names = content.get("modality")
     if not (isinstance(names, dict) and len(names) == n_channels):
         names = {i: f"channel {i}" for i in range(n_channels)}
-    labels = read_labels(root)
-    highest = 1
-    for case in cases:
-        if "boxes" in case.annotations:
-            _, box_labels = case.annotations["boxes"]
-            highest = max([highest, *box_labels])
-    if highest > 1 and not (root / LABELS).is_file():
-        names_of_classes = {k: f"class {k}" for k in range(1, highest + 1)}
-        labels = Labels.of(names_of_classes, labels.ignore)
     return Dataset(
         name=root.name,
         root=root,
         convention="datalist",
         dims=3,
         channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
-        labels=labels,
+        labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),
     )
+
+
+def _labels(root: Path, cases: Sequence[CaseFiles]) -> Labels:
+    """Read the labels of the folder. Without a file of names, the classes of boxes are numbered."""
+    labels = read_labels(root)
+    highest = 1
+    for case in cases:
+        if "boxes" in case.annotations:
+            _, box_labels = case.annotations["boxes"]
+            highest = max([highest, *box_labels])
+    if highest == 1 or (root / LABELS).is_file():
+        return labels
+    return Labels.of({k: f"class {k}" for k in range(1, highest + 1)}, labels.ignore)
 
 
 def _make_unique(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lesionseg.inference.volumes import read_ahead
+from lesionseg.inference.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("fits", [True, False])

@@ -9,7 +9,7 @@ import torch
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference import boxes as boxes_module
-from lesionseg.inference.boxes import (
+from lesionseg.inference.box_candidates import (
     BoxCollector,
     Boxes,
     _partners,

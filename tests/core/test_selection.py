@@ -1,0 +1,54 @@
+"""What is chosen after training, and its file."""
+
+import json
+
+import pytest
+
+from lesionseg.core import Calibration, OperatingPoint, Selection
+from lesionseg.errors import BundleError
+
+POINT = OperatingPoint(
+    name="fp_per_case:1",
+    score=0.3,
+    chosen_on="out-of-fold",
+    lesion_recall=0.8,
+    lesion_recall_ci95=(0.7, 0.9),
+    expected_false_positives_per_case=1.1,
+)
+FULL = Selection(
+    operating_points=(POINT, OperatingPoint("score:0.5", 0.5)),
+    calibration=Calibration(-1.0, 2.0, n_true=3),
+    voxel_calibration=Calibration(0.5, 1.5),
+    n_members=5,
+    reasons={"calibration": "of three lesions"},
+)
+
+
+def test_a_selection_read_back_is_the_selection_written():
+    assert Selection.from_json(FULL.to_json()) == FULL
+
+
+def test_the_first_operating_point_accepts_candidates():
+    assert FULL.point == POINT
+    assert Selection().point is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("n_members", 10**9, "n_members is 1000000000"),
+        ("schema_version", 9, "schema_version is 9"),
+        ("calibration", {"slope": "steep"}, "calibration.slope is steep"),
+        ("operating_points", [{"name": "score:1"}], r"operating_points\.0\.score"),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_key(key, value, expected):
+    text = json.dumps({**json.loads(FULL.to_json()), key: value})
+    with pytest.raises(BundleError, match=f"^a/selection.json: {expected}"):
+        Selection.from_json(text, "a/selection.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", "null", "", "{"])
+def test_text_that_is_not_a_selection_is_refused(text):
+    with pytest.raises(BundleError, match=r"selection\.json"):
+        Selection.from_json(text)
