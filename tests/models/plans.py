@@ -13,6 +13,7 @@ def plan_of(
     strides: tuple[tuple[int, ...], ...] = (),
     n_channels: int = 1,
     labels: tuple[str, ...] = ("lesion",),
+    regions: tuple[tuple[int, ...], ...] = (),
     table: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Plan:
@@ -29,7 +30,7 @@ def plan_of(
         dims=dims,
         modality="mri",
         channel_names=tuple(f"channel {c}" for c in range(n_channels)),
-        labels=Labels(tuple(range(1, len(labels) + 1)), labels),
+        labels=Labels(tuple(range(1, len(labels) + 1)), labels, regions),
         spacing_mm=(1.0,) * dims,
         normalisation=(Normalisation("zscore"),) * n_channels,
         tile_shape=(16,) * dims,
