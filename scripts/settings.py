@@ -47,6 +47,7 @@ def settings_page() -> str:
                 continue
             text = file.read_text(encoding="utf-8").strip()
             lines += ["", "```yaml", f"# {group}={file.stem}", text, "```"]
+    lines += ["", "Next: [training](training.md), or [inference](inference.md)."]
     return "\n".join(lines) + "\n"
 
 
