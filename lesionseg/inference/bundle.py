@@ -180,7 +180,7 @@ def bundle_selection(bundle: str | Path) -> Selection:
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle, trusting it if the network that it names is the one the user typed."""
+    """Read a bundle. Its network may be imported if it is the one that the user's settings name."""
     same = bundle_plan(bundle).architecture.network == network
     return read_bundle(bundle, TRUSTED if same else None)
 

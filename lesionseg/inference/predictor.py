@@ -47,7 +47,7 @@ from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
-from lesionseg.models.build import NetworkFactory, fast_memory_format, trusting
+from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
@@ -105,7 +105,7 @@ class Predictor:
         trust: bool = False,
     ) -> None:
         given = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else list(bundle)
-        joint = ensemble(given, trusting(trust, architectures))
+        joint = ensemble(given, allowed_architectures(trust, architectures))
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
         self.plan = joint.plan

@@ -1,7 +1,8 @@
-"""Networks: backbone and heads from the plan's tables, by a closed table of names.
+"""Networks: backbones and heads, built from the tables of a plan.
 
-A segmentation network takes `[B, C, *spatial]` and returns a list of logits, full resolution
-first; coarser, supervised levels follow in train mode only.
+`ARCHITECTURES` lists the names that a plan can contain. A segmentation network takes
+`[B, C, *spatial]` and returns a list of logits at full resolution. In train mode, the logits of the
+coarser supervised levels follow in the same list.
 """
 
 from lesionseg.models.build import (

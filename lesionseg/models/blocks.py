@@ -1,4 +1,4 @@
-"""The smallest parts of a network: convolution, instance norm, leaky ReLU; plain or residual."""
+"""Building blocks of networks: convolution, instance norm and leaky ReLU, plain or residual."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,9 +20,10 @@ AVERAGE: Mapping[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPoo
 
 
 class InstanceNorm(nn.Module):
-    """Zero mean and unit variance per channel and case, then a learnt scale and shift.
+    """Instance normalisation with a learnt scale and shift (Ulyanov et al. 2016).
 
-    `[B, channels, *spatial]` of any number of axes, more than one voxel (Ulyanov et al. 2016).
+    Each channel of each case gets zero mean and unit variance. Inputs are `[B, channels, *spatial]`
+    with any number of axes and more than one voxel.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -32,39 +33,54 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """Normalised features, in the precision of `x`."""
+        """Return normalised features in the precision of `x`."""
         if x.device.type != "cpu":
             return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        # The same formula by another kernel: on GPUs autocast would widen group norm's output to
-        # fp32, on a CPU it is the faster one; channels-last its backward pass is 25 times as slow.
+        # Group norm with one channel per group is the same formula, and its kernel is faster on a
+        # CPU. Its backward pass is 25 times slower in channels-last. On a GPU, autocast would
+        # convert its output to fp32.
         if x.is_contiguous():
             return functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
-        # Batch norm of a batch of one is instance norm, and quick in channels-last.
-        rest = (self.weight, self.bias, None, None, True, 0.0, self.eps, False)
-        return torch.cat([torch.batch_norm(case, *rest) for case in torch.split(x, 1)])
+        # Batch norm of a batch of one is instance norm, and fast in channels-last.
+        return torch.cat([self._batch_norm(case) for case in torch.split(x, 1)])
+
+    def _batch_norm(self, x: Tensor) -> Tensor:
+        return torch.batch_norm(
+            x,
+            weight=self.weight,
+            bias=self.bias,
+            running_mean=None,
+            running_var=None,
+            training=True,
+            momentum=0.0,
+            eps=self.eps,
+            cudnn_enabled=False,
+        )
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm in the precision of its input.
+    """Group normalisation that returns the precision of its input.
 
-    On a GPU autocast would widen it to fp32, and the maps of a detector's towers with it: a third
-    more memory. The statistics are computed in fp32 in any case.
+    On a GPU, autocast would convert the output to fp32, and a detector's towers would need a third
+    more memory. The statistics are always computed in fp32.
     """
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
-        """Normalised features, in the precision of `x`."""
-        if x.device.type == "cpu":  # whose autocast leaves it alone
+        """Return normalised features in the precision of `x`."""
+        if x.device.type == "cpu":  # autocast on a CPU keeps the precision
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            scale, shift = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            scale = self.weight.to(x.dtype)
+            shift = self.bias.to(x.dtype)
             return functional.group_norm(x, self.num_groups, scale, shift, self.eps)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm with learnt scale and shift, leaky ReLU.
+    """Convolution, instance norm with learnt scale and shift, and leaky ReLU.
 
-    `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`, spatial divisible by
-    `stride`. `kernel` holds odd sizes. The convolution has no bias: the norm would remove it.
+    The block maps `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`. Every
+    axis must be a multiple of its stride. `kernel` contains odd sizes. The convolution has no bias,
+    because the norm would remove it.
     """
 
     def __init__(
@@ -76,17 +92,18 @@ class ConvBlock(nn.Module):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
-        """Features of the block."""
+        """Return the features of the block."""
         out: Tensor = self.activation(self.norm(self.conv(x)))
         return out
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a way past them: y = leaky(norm(conv(block(x))) + past(x)).
+    """Two convolutions with a skip connection: y = leaky(norm(conv(block(x))) + past(x)).
 
-    `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`. Past them, a stride is
-    an average (no voxel is skipped), and another width a 1×1 convolution with norm (ResNet-D, He et
-    al. 2019, arXiv 1812.01187).
+    The block maps `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`. The
+    skip connection `past` averages over the stride, so that no voxel is ignored. If the number of
+    channels changes, it also has a 1×1 convolution with norm (ResNet-D, He et al. 2019, arXiv
+    1812.01187).
     """
 
     def __init__(
@@ -96,7 +113,7 @@ class ResidualBlock(nn.Module):
         self.first = ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride)
         self.second = convolution(dims, out_channels, out_channels, kernel)
         self.norm = InstanceNorm(out_channels)
-        self.past = nn.Sequential()  # empty where nothing changes
+        self.past = nn.Sequential()  # empty, the identity, if the shape does not change
         if any(s > 1 for s in stride):
             self.past.append(AVERAGE[dims](tuple(stride), tuple(stride)))
         if in_channels != out_channels:
@@ -105,13 +122,13 @@ class ResidualBlock(nn.Module):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
-        """Features of the block."""
+        """Return the features of the block."""
         out: Tensor = self.activation(self.norm(self.second(self.first(x))) + self.past(x))
         return out
 
 
 class Stage(nn.Sequential):
-    """`n_blocks` blocks in a row; only the first changes channels and takes the stride."""
+    """A sequence of `n_blocks` blocks; the first one changes channels and applies the stride."""
 
     def __init__(
         self,
@@ -127,13 +144,17 @@ class Stage(nn.Sequential):
         super().__init__()
         for _ in range(n_blocks):
             self.append(block(dims, in_channels, out_channels, kernel=kernel, stride=stride))
-            in_channels, stride = out_channels, (1,) * dims
+            in_channels = out_channels
+            stride = (1,) * dims
 
 
 def convolution(
     dims: int, in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes = ()
 ) -> Conv:
-    """A convolution of odd sizes without bias that keeps the size but for its stride."""
+    """Return a convolution without bias, padded so that only the stride changes the shape.
+
+    `kernel` contains odd sizes.
+    """
     layer = CONV[dims](
         in_channels,
         out_channels,
@@ -147,7 +168,7 @@ def convolution(
 
 
 def initialise(conv: Conv | Up) -> None:
-    """He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in), no bias, in place."""
+    """Set He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in) and zero bias."""
     nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -1,6 +1,6 @@
-"""From a plan to its network, by a closed table, and the number format that suits a device.
+"""Build the network of a plan, and choose the number format for a device.
 
-No name found in a file is imported unasked.
+Classes that a plan names are imported only if the caller passes `TRUSTED`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ ARCHITECTURES: Mapping[str, NetworkFactory] = {
     "retina_unet": detector,
     "custom": custom_network,
 }
-# as `architectures`: what the plan names may be imported
+# Given as `architectures`, these factories may import the class that the plan names.
 TRUSTED: Mapping[str, NetworkFactory] = {
     name: ARCHITECTURES[name] for name in ("custom", "retinanet", "retina_unet")
 }
@@ -36,45 +36,56 @@ TRUSTED: Mapping[str, NetworkFactory] = {
 def build_network(
     plan: Plan, *, architectures: Mapping[str, NetworkFactory] | None = None, seed: int = 0
 ) -> nn.Module:
-    """The network named by `plan.architecture.name`, freshly initialised.
+    """Build the network that `plan.architecture.name` names, with initial weights.
 
-    `architectures` adds a user's own factories to the table (and may replace entries); with
-    `TRUSTED` a class that the plan names is imported. The same plan and `seed` give the same
-    weights; the global random state is left as it was. Raises `ConfigError` for a name in neither
-    table, `BundleError` for a class that nobody trusts.
+    The same plan and `seed` give the same weights. The global random state does not change.
+
+    Args:
+        plan: the architecture, channels and labels.
+        architectures: further factories by name, which may replace those of `ARCHITECTURES`. With
+            `TRUSTED`, a class that the plan names is imported.
+        seed: of the initial weights.
+
+    Returns:
+        The network in train mode on the CPU.
+
+    Raises:
+        ConfigError: if neither table contains the name.
+        BundleError: if the plan names a class to import, and `architectures` does not allow it.
     """
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
     if name not in table:
         near = "".join(f"; did you mean {n!r}?" for n in get_close_matches(name, table, n=1))
         raise ConfigError(
-            f"plan.architecture.name: there is no network {name!r}, but {', '.join(sorted(table))}"
-            f"{near or '.'} A bundle with a network of your own is read from Python, by "
-            "Predictor(bundle, architectures={name: factory})."
+            f"plan.architecture.name: there is no network {name!r}, only "
+            f"{', '.join(sorted(table))}{near or '.'} To read a bundle with your own network, use "
+            "Predictor(bundle, architectures={name: factory}) in Python."
         )
     target = plan.architecture.network.get(TARGET)
     if target is not None and name not in (architectures or {}):
         raise BundleError(
-            f"The bundle's network is code from elsewhere: {target} would be imported. Add "
-            "trust=true, if you trust whoever made the bundle."
+            f"The bundle's network is defined outside of lesionseg: {target} would be imported. "
+            "Add trust=true if you trust the author of the bundle."
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return table[name](plan)
 
 
-def trusting(
+def allowed_architectures(
     trust: bool, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Mapping[str, NetworkFactory]:
-    """The caller's own `architectures`, and what a bundle names where the user trusts it."""
+    """Return the caller's `architectures`, and those that import code if the user trusts it."""
     return {**(TRUSTED if trust else {}), **(architectures or {})}
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies it faster than fp32, else fp32.
+    """Return bf16 if the device multiplies it faster than fp32, otherwise fp32.
 
-    Processors: with AMX, or of AMD with avx512_bf16 (0.74 s a step in place of 1.33 s). On an Intel
-    Xeon with avx512_bf16 whose AMX the host hides bf16 is slower: 2.6 s in place of 1.9 s.
+    bf16 is faster on processors with AMX and on those of AMD with avx512_bf16 (0.74 s instead of
+    1.33 s per step). It is slower on an Intel Xeon with avx512_bf16 if the host hides AMX (2.6 s
+    instead of 1.9 s).
     """
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32
@@ -89,10 +100,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 
 
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
-    """Channels-last on CPUs, whose convolutions want it; contiguous for all else.
+    """Return channels-last for a CPU, on which convolutions are faster in it, else contiguous.
 
-    A step of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on a core with amx_bf16: bf16 0.91 s
-    channels-last and 1.18 s contiguous, fp32 2.2 and 3.1 s.
+    A step of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on one core with amx_bf16 takes
+    0.91 s channels-last and 1.18 s contiguous in bf16, and 2.2 s and 3.1 s in fp32.
     """
     if device.type == "cpu":
         return torch.channels_last_3d if dims == 3 else torch.channels_last
@@ -106,6 +117,6 @@ def _cpu_has_bf16() -> bool:
 
 
 def bf16_is_faster(cpu_info: str) -> bool:
-    """Whether a processor that says this of itself (`/proc/cpuinfo`) gains from bf16."""
+    """Return True if bf16 is faster on a processor with this text in `/proc/cpuinfo`."""
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

@@ -1,6 +1,6 @@
-"""Networks that are not ours, MONAI's, an installed package's or the user's, by name and arguments.
+"""Networks of MONAI, another installed package or the user, given by class name and arguments.
 
-In come a plan and what `Architecture.network` names; out goes a module that trains as ours do.
+`Architecture.network` contains both. The result is a module that trains like our own networks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,22 @@ from lesionseg.errors import ConfigError
 from lesionseg.models.heads import prior_bias
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 
-# names of the arguments that the plan fills in: channels, logits, axes, tile
+# Names of the arguments that the plan fills in: channels, logits, axes, tile.
 _INPUTS = ("in_channels", "in_chans", "input_channels", "n_channels")
 _OUTPUTS = ("out_channels", "num_classes", "n_classes")
 _AXES = ("spatial_dims", "dimensions", "dims")
 _TILE = ("img_size", "image_size", "input_size", "tile_shape")
-_BACKBONE_SIDE = 64  # of the tile on which a backbone's strides are looked at
+_BACKBONE_SIDE = 64  # voxels along each axis of the tile that shows the strides of a backbone
 
 
 class ForeignNetwork(nn.Module):
-    """A network, whatever it returns, as one that gives a list of maps, finest first.
+    """A network whose outputs are converted to a list of maps, finest first.
 
-    It may return a tensor `[B, K, *tile]`, several of any resolutions, or one `[B, n, K, *tile]`
-    (MONAI's `DynUNet`). With `bias` the maps are logits: it is added to every one, so that training
-    starts at the lesion fraction, as with our own heads, and in eval mode the finest alone is
-    returned. Without, they are a backbone's features.
+    The network may return one tensor `[B, K, *tile]`, several with any resolutions, or one
+    `[B, n, K, *tile]` like MONAI's `DynUNet`. With `bias` the maps are logits. The bias is added to
+    each of them, so that training starts at the lesion fraction, as with our own heads. In eval
+    mode only the finest logits are returned. Without `bias` the maps are the features of a
+    backbone.
     """
 
     def __init__(self, network: nn.Module, bias: Sequence[float] = ()) -> None:
@@ -42,7 +43,7 @@ class ForeignNetwork(nn.Module):
         self.bias = nn.Parameter(torch.tensor(list(bias))) if bias else None
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
-        """Logits or features, finest first."""
+        """Return logits or features, finest first."""
         levels = as_levels(self.network(image), image.ndim)
         if self.bias is None:
             return levels
@@ -51,7 +52,9 @@ class ForeignNetwork(nn.Module):
 
 
 def as_levels(output: Any, ndim: int) -> list[Tensor]:
-    """The tensors of a network's output, finest first; raises `ConfigError` for what is no tensor.
+    """Return the tensors of a network's output, finest first.
+
+    Raises `ConfigError` if the output contains anything else, or a tensor without `ndim` axes.
 
     >>> [tuple(x.shape) for x in as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3)]
     [(1, 2, 8), (1, 2, 4)]
@@ -63,83 +66,115 @@ def as_levels(output: Any, ndim: int) -> list[Tensor]:
         levels = list(output.values() if isinstance(output, Mapping) else output)
     if not levels or not all(isinstance(x, Tensor) and x.ndim == ndim for x in levels):
         seen = [list(getattr(x, "shape", [type(x)])) for x in levels]
-        raise ConfigError(f"model.network gives {seen}, not tensors [B, K, *tile].")
-    # not by their product, of which an export would make a condition
+        raise ConfigError(
+            f"model.network returns {seen}, not tensors [B, K, *tile]. Choose a class that returns "
+            "logits, or change its arguments."
+        )
+    # Compare one axis: an export would turn a product of axes into a condition.
     return sorted(levels, key=lambda x: -x.shape[-1]) if len(levels) > 1 else levels
 
 
 def custom_network(plan: Plan) -> ForeignNetwork:
-    """The network that the plan names by `_target_`; raises `ConfigError` where it cannot be."""
+    """Build the network that the plan names by `_target_`.
+
+    Raises `ConfigError` if it cannot be imported or constructed.
+    """
+    network = _construct(
+        "model.network",
+        plan.architecture.network,
+        n_inputs=len(plan.channel_names),
+        n_outputs=n_logits(plan),
+        tile=plan.tile_shape,
+    )
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
-    n_inputs, spec = len(plan.channel_names), plan.architecture.network
-    network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
     return ForeignNetwork(network, bias)
 
 
 def foreign_backbone(plan: Plan) -> ForeignNetwork:
-    """The backbone that the plan of a detector names."""
-    n_inputs, spec = len(plan.channel_names), plan.architecture.network
-    return ForeignNetwork(
-        _construct("model.backbone", spec, n_inputs, n_logits(plan), plan.tile_shape)
+    """Build the backbone that the plan of a detector names."""
+    network = _construct(
+        "model.backbone",
+        plan.architecture.network,
+        n_inputs=len(plan.channel_names),
+        n_outputs=n_logits(plan),
+        tile=plan.tile_shape,
     )
+    return ForeignNetwork(network)
 
 
 def _construct(
     where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int, tile: tuple[int, ...]
 ) -> nn.Module:
+    """Construct the class that `spec` names, with the arguments that the plan fills in.
+
+    `where` is the key of the settings for messages. Arguments in `spec` take precedence.
+    """
     try:
-        takes = list(signature(named(spec.get(TARGET, ""), where)).parameters)
-    except ValueError:  # written in another language than Python
-        takes = []
-    values = (n_inputs, n_outputs, len(tile), tile)
-    names = zip((_INPUTS, _OUTPUTS, _AXES, _TILE), values, strict=True)
-    filled = {name: value for alike, value in names for name in alike if name in takes}
+        parameters = list(signature(named(spec.get(TARGET, ""), where)).parameters)
+    except ValueError:  # a class that is not written in Python has no signature
+        parameters = []
+    filled: dict[str, Any] = {}
+    for names, value in (
+        (_INPUTS, n_inputs),
+        (_OUTPUTS, n_outputs),
+        (_AXES, len(tile)),
+        (_TILE, tile),
+    ):
+        filled |= {name: value for name in names if name in parameters}
     network = build({**filled, **spec}, where)
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"{where}: a {type(network).__name__} is no torch.nn.Module.")
+        raise ConfigError(
+            f"{where}: {type(network).__name__} is not a torch.nn.Module. Name a class that is one."
+        )
     return network
 
 
 def n_logits(plan: Plan) -> int:
-    """Channels of logits: one per label, and the background's of a softmax."""
+    """Return the number of logits per voxel: one per label, and one for softmax's background."""
     return len(plan.labels) + (plan.activation == "softmax")
 
 
 def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
-    """The plan of a network that is not ours, with its supervised levels; ours are returned as is.
+    """Run the network of a `custom` plan, and return the plan with its supervised levels.
 
-    A tile that it cannot take is rounded to multiples of 8 to 64, unless it was chosen `by_hand`.
-    It is run on torch's meta device, which computes no number, or the CPU where that fails. Raises
-    `ConfigError` with what the network said.
+    Other plans are returned unchanged. If the network does not accept the tile, the tile is rounded
+    to multiples of 8 to 64, unless the user chose it (`by_hand`). The network runs on torch's meta
+    device, which computes no numbers, or on the CPU if that fails. Raises `ConfigError` with the
+    network's own message if it accepts no tile.
     """
     if plan.architecture.name != "custom":
         return plan
-    said, levels, tile, fits = "", None, plan.tile_shape, plan
+    message = ""
+    levels = None
+    tile = plan.tile_shape
+    fits = plan
     for multiple in (1, 8, 16, 32, 64):
         tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
         fits = plan.with_(tile_shape=tile)
         try:
             levels = _levels(fits)
             break
-        except ConfigError:  # of another thing than the tile
+        except ConfigError:  # the tile is not the reason
             raise
-        except Exception as error:  # of the network's own choice
-            said = said or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        except Exception as error:  # a network may raise any type
+            first_line = (str(error).splitlines() or [""])[0]
+            message = message or f"{type(error).__name__}: {first_line}"
     if levels is None or (by_hand and tile != plan.tile_shape):
-        remedy = f"Please set model.tile_shape={list(tile)}."
+        remedy = f"Set model.tile_shape={list(tile)}."
         if levels is None:
-            remedy = "Look at the arguments model.network.…; only channels are filled in."
+            remedy = "Correct the arguments model.network.…; only channels are filled in."
         raise ConfigError(
-            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. {remedy}"
+            f"The network does not accept tiles of {list(plan.tile_shape)}: {message}. {remedy}"
         )
-    step = max(tile)  # by how many voxels a tile may grow
+    step = max(tile)  # the number of voxels by which a tile may grow
     for multiple in (1, 2, 4, 8, 16, 32, 64):
-        with suppress(Exception):  # whatever it says: the next
+        with suppress(Exception):  # any error means that this multiple is not accepted
             _levels(fits.with_(tile_shape=tuple(n + multiple for n in tile)))
             step = multiple
             break
-    features, ones = plan.architecture.features[0], (1,) * plan.dims
-    architecture = replace(  # two stages that say nothing but that step
+    features = plan.architecture.features[0]
+    ones = (1,) * plan.dims
+    architecture = replace(  # two stages whose only purpose is to state the step
         plan.architecture,
         levels=levels,
         n_supervised=len(levels),
@@ -153,29 +188,32 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
 
 
 def _levels(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Voxels of the tile per voxel of each output; raises what the network raises."""
-    n_channels, tile = len(plan.channel_names), plan.tile_shape
+    """Return the stride of each output, in voxels of the tile. Pass on the network's errors."""
+    n_channels = len(plan.channel_names)
+    tile = plan.tile_shape
     try:
         outputs = _run(custom_network(plan), n_channels, tile, "meta")
     except ConfigError:
         raise
-    except Exception:  # what the meta device cannot do, or a tile that does not fit
+    except Exception:  # an operation that the meta device lacks, or a tile that does not fit
         outputs = _run(custom_network(plan), n_channels, tile, "cpu")
     levels = _strides(outputs, tile)
     if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(levels[0]) > 1:
         raise ConfigError(
             f"The network's logits do not fit the labels: {[list(x.shape) for x in outputs]}, not "
-            f"{n_logits(plan)} channels of {list(tile)} voxels."
+            f"{n_logits(plan)} channels of {list(tile)} voxels. Correct the arguments "
+            "model.network.…."
         )
     return levels
 
 
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
-    """The stages of a detector called `name` on the backbone that `spec` names.
+    """Return the stages of the detector `name` on the backbone that `spec` names.
 
-    Raises `ConfigError` for a backbone whose maps do not divide a tile of 64 voxels a side.
+    Raises `ConfigError` if the maps of the backbone do not divide a tile of 64 voxels per axis.
     """
-    ones, tile = (1,) * dims, (_BACKBONE_SIDE,) * dims
+    ones = (1,) * dims
+    tile = (_BACKBONE_SIDE,) * dims
     backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, 1, tile))
     maps = _run(backbone, n_channels, tile, "meta")
     totals = (ones, *_strides(maps, tile))
@@ -184,13 +222,17 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
         for fine, coarse in pairwise(totals)
     )
     if total_strides(strides) != totals[1:]:
-        raise ConfigError(f"model.backbone: maps of strides {totals[1:]} are no pyramid.")
-    features, kernels = tuple(int(x.shape[1]) for x in maps), ((3,) * dims,) * len(maps)
+        raise ConfigError(
+            f"model.backbone: maps with strides {totals[1:]} do not form a pyramid. Choose a "
+            "backbone in which each stride is a multiple of the one before."
+        )
+    features = tuple(int(x.shape[1]) for x in maps)
+    kernels = ((3,) * dims,) * len(maps)
     return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
 def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str) -> list[Tensor]:
-    """Its outputs for a tile of zeros, in train mode; one tile, as norms refuse a single value."""
+    """Return the network's outputs in train mode for a batch of one tile of zeros."""
     with torch.no_grad():
         outputs: list[Tensor] = network.to(device).train()(
             torch.zeros((1, n_channels, *tile), device=device)
@@ -199,7 +241,11 @@ def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
 
 
 def _strides(outputs: Sequence[Tensor], tile: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return how many voxels of the tile one voxel of each output spans along each axis."""
     shapes = [tuple(x.shape[2:]) for x in outputs]
     if any(n % max(m, 1) for shape in shapes for n, m in zip(tile, shape, strict=True)):
-        raise ConfigError(f"The network's outputs {shapes} do not divide a tile of {list(tile)}.")
+        raise ConfigError(
+            f"The network's outputs {shapes} do not divide a tile of {list(tile)}. Choose a "
+            "network that pads its convolutions, or another model.tile_shape."
+        )
     return tuple(tuple(n // m for n, m in zip(tile, shape, strict=True)) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Heads: the last layers, which turn features into logits and boxes, and what a detector gives."""
+"""Heads: the last layers of a network, which compute logits and boxes from features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,17 @@ from lesionseg.plan.plan import Activation, AnchorPlan
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
 
-_GROUPS = 8  # of the normalisation: the level sizes differ, so batches and instances will not do
+# Groups of the towers' normalisation. Batch and instance norm do not fit levels of different sizes.
+_GROUPS = 8
 
 
 class SegmentationHead(nn.Module):
     """A 1×1 convolution whose first predictions are the prior probability of a lesion.
 
-    `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`: each voxel has
-    logits of its own for every voxel of its block. Computed in the precision of its own weights
-    (fp32) even under autocast: logits near ±10 carry three digits in bf16, and the focal loss of an
-    easy voxel needs more.
+    It maps `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`: each voxel
+    of the map gives logits for every voxel of its block. It computes in the precision of its
+    weights (fp32), also under autocast: logits near ±10 have only three digits in bf16, and the
+    focal loss of an easy voxel needs more.
     """
 
     def __init__(
@@ -40,14 +41,15 @@ class SegmentationHead(nn.Module):
                 self.conv.bias.copy_(biases)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *larger"]:
-        """Logits."""
+        """Return the logits."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
             if x.device.type != "cpu":
                 return depth_to_space(torch.as_tensor(self.conv(x)), self.block)
-            # The same as a product: a CPU's convolution to one channel is badly vectorised (at
-            # 2 × 16 × 64³ and two cores 27 ms forward, 73 ms backward of a step of 900 ms). Over
-            # the last axis, so that the gradient is channels-last as `x` is: 11 ms, else 38.
+            # The same convolution as a matrix product: a CPU's convolution to one channel is badly
+            # vectorised (at 2 × 16 × 64³ and two cores 27 ms forward and 73 ms backward, in a step
+            # of 900 ms). The product over the last axis gives a channels-last gradient, like `x`:
+            # 11 ms instead of 38 ms.
             weight = self.conv.weight.flatten(1)
             logits = functional.linear(x.movedim(1, -1), weight, self.conv.bias)
             return depth_to_space(logits.movedim(-1, 1), self.block)
@@ -56,26 +58,39 @@ class SegmentationHead(nn.Module):
 def depth_to_space(
     x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
 ) -> Shaped[Tensor, "b c *spatial"]:
-    """Channels as the voxels of a block: n per channel, in C order (pixel shuffle).
+    """Rearrange channels into the voxels of blocks, in C order (pixel shuffle, Shi et al. 2016).
 
-    What a head on a map coarser than the image makes full resolution of (Shi et al. 2016).
+    A head on a map that is coarser than the image reaches full resolution this way.
     """
     if prod(block) == 1:
         return x
-    dims, small = len(block), x.shape[2:]
-    grid, inside = range(2 + dims, 2 + 2 * dims), range(2, 2 + dims)
+    dims = len(block)
+    small = x.shape[2:]
+    grid = range(2 + dims, 2 + 2 * dims)
+    inside = range(2, 2 + dims)
     order = [axis for pair in zip(grid, inside, strict=True) for axis in pair]
     large = [n * side for n, side in zip(small, block, strict=True)]
     n_channels = x.shape[1] // prod(block)
-    blocks = x.reshape(x.shape[0], n_channels, *block, *small)
-    return blocks.permute(0, 1, *order).reshape(x.shape[0], n_channels, *large)
+    blocks = x.reshape([x.shape[0], n_channels, *block, *small])
+    return blocks.permute([0, 1, *order]).reshape([x.shape[0], n_channels, *large])
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
-    """Biases with which a head starts at p = π / n for each of n labels, π = `lesion_fraction`.
+    """Return the biases with which each label starts at the probability p = π / n.
 
-    Sigmoid: n logits −log((1−p)/p) (Lin et al. 2017, section 3.3). Softmax: 1 + n logits, 0 for
-    background (p = 1−π) and log(p/(1−π)) for each label. Raises `ConfigError` unless 0 < π < 1.
+    With sigmoid they are n logits −log((1−p)/p) (Lin et al. 2017, section 3.3). With softmax they
+    are 1 + n logits: 0 for background (p = 1−π) and log(p/(1−π)) for each label.
+
+    Args:
+        lesion_fraction: the prior probability π of any lesion, between 0 and 1.
+        n_labels: the number n of labels.
+        activation: `sigmoid` or `softmax`.
+
+    Returns:
+        One bias per channel of logits.
+
+    Raises:
+        ConfigError: if π is not between 0 and 1, or there are no labels.
 
     >>> [round(b, 3) for b in prior_bias(0.01, 1, "sigmoid")]
     [-4.595]
@@ -94,21 +109,23 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
 
 
 class DetectionHead(nn.Module):
-    """Two towers over every level, one for classes and one for boxes (Lin et al. 2017, figure 3).
+    """Two towers for all levels, one for classes and one for boxes (Lin et al. 2017, figure 3).
 
-    Feature maps `[B, channels[level], *shape]`, finest first, to class logits `[B, n, K]` and box
-    deltas `[B, n, 2·dims]` of all levels' anchors, in fp32. A level's map is first brought to
-    `width` channels; the towers (GroupNorm, ReLU) are the same weights at all levels. The class
-    bias starts at the prior (Lin et al. 2017, section 3.3). The last layers are 1×1 where the paper
-    has 3×3: with so few outputs these cost as much as a tower on a processor.
+    The head maps features `[B, channels[level], *shape]`, finest first, to class logits `[B, n, K]`
+    and box deltas `[B, n, 2·dims]` of the anchors of all levels, in fp32. A 1×1 convolution first
+    gives each level's map `width` channels. The towers (GroupNorm, ReLU) have the same weights at
+    all levels. The class bias starts at the prior (Lin et al. 2017, section 3.3). The last layers
+    are 1×1 instead of the paper's 3×3, which on a CPU would take as long as a whole tower.
     """
 
     def __init__(
         self, dims: int, channels: Sequence[int], n_labels: int, anchors: AnchorPlan
     ) -> None:
         super().__init__()
-        width, n = anchors.width, anchors.n_shapes
-        self.n_labels, self.n_coordinates = n_labels, 2 * dims
+        width = anchors.width
+        n = anchors.n_shapes
+        self.n_labels = n_labels
+        self.n_coordinates = 2 * dims
         self.laterals = nn.ModuleList(convolution(dims, c, width, (1,) * dims) for c in channels)
         self.class_tower = _tower(dims, width, anchors.depth)
         self.box_tower = _tower(dims, width, anchors.depth)
@@ -119,7 +136,7 @@ class DetectionHead(nn.Module):
     def forward(
         self, pyramid: Sequence[Tensor]
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n two_d"]]:
-        """Class logits and box deltas."""
+        """Return class logits and box deltas."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, pyramid, strict=True)]
         logits = [_by_anchor(self.classes, self.class_tower(x), self.n_labels) for x in maps]
         deltas = [_by_anchor(self.boxes, self.box_tower(x), self.n_coordinates) for x in maps]
@@ -127,12 +144,14 @@ class DetectionHead(nn.Module):
 
 
 def _by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
+    """Apply the last layer to a map, and return `[B, anchors, n_values]`."""
     out: Tensor = last(x)
-    # not len(x), which an export would take for a constant
+    # An export would treat len(x) as a constant.
     return out.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
 
 
 def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
+    """Return `depth` convolutions, each with group norm and ReLU."""
     steps: list[nn.Module] = []
     for _ in range(depth):
         norm = GroupNorm(min(_GROUPS, width), width)
@@ -142,11 +161,12 @@ def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
 
 @dataclass(frozen=True, eq=False)
 class DetectorOutput:
-    """Scores and boxes of every anchor, in the order of `ops.anchors.grid_anchors`, in fp32.
+    """Logits and boxes of every anchor, in the order of `ops.anchors.grid_anchors`, in fp32.
 
-    `class_logits` `[B, n, K]`: one independent logit a label. `box_deltas` `[B, n, 2·dims]`:
-    offsets from the anchors (`ops.boxes`). `segmentation`: logits of the voxels as a U-Net
-    gives them, finest first; empty for a network that only detects.
+    `class_logits` `[B, n, K]` contains one independent logit per label. `box_deltas`
+    `[B, n, 2·dims]` contains offsets from the anchors (`ops.boxes`). `segmentation` contains the
+    logits of voxels, finest first, as a U-Net returns them. It is empty for a network without
+    segmentation.
     """
 
     class_logits: Float[Tensor, "b n k"]

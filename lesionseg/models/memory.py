@@ -1,4 +1,4 @@
-"""How much memory a training step of a plan's network takes, by a formula."""
+"""A formula for the GPU memory that a training step of a plan's network takes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +10,22 @@ from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign import n_logits
 from lesionseg.plan.plan import Architecture, Plan
 
-# 10⁹ bytes: of the driver and its libraries, and of what convolutions work in
-CONTEXT_GB, WORKSPACE_GB = 0.9, 1.5
-# Bytes of a number, under autocast in bf16 or fp16
-HALF, FULL = 2, 4
+# 10⁹ bytes of the driver and its libraries
+CONTEXT_GB = 0.9
+# 10⁹ bytes of the workspaces of convolutions
+WORKSPACE_GB = 1.5
+# Bytes of a number in bf16 or fp16, as under autocast
+HALF = 2
+# Bytes of a number in fp32
+FULL = 4
 # Bytes of a weight: fp32, AdamW's two moments, and the copy in half precision
 WEIGHT_BYTES = 14
 # Bytes per voxel of a batch: labels, instances, valid
 MASK_BYTES = 6
-# Bytes per logit of a voxel while the loss is computed (the most of our losses), and after it
-LOSS_BYTES, GRADIENT_BYTES = 60, 12
+# Bytes per logit of a voxel while the loss is computed, for the loss that needs most
+LOSS_BYTES = 60
+# Bytes per logit of a voxel after the loss
+GRADIENT_BYTES = 12
 # Bytes per output of a detector's heads
 ANCHOR_BYTES = 20
 
@@ -27,8 +33,8 @@ ANCHOR_BYTES = 20
 def step_gb(plan: Plan) -> float:
     """Return about how many 10⁹ bytes of GPU memory a training step of the plan takes.
 
-    In half precision with AdamW. A network that is not ours counts as our U-Net.
-    `training.memory` corrects it by trying.
+    The step is in half precision with AdamW. A network that is not ours counts as our U-Net.
+    `training.memory` corrects the result by trial steps.
     """
     return CONTEXT_GB + WORKSPACE_GB + tensors_gb(plan)
 
@@ -36,9 +42,9 @@ def step_gb(plan: Plan) -> float:
 def tensors_gb(plan: Plan) -> float:
     """Return the part of `step_gb` that is tensors, without the workspaces of convolutions.
 
-    The sum of what autograd keeps for the backward pass, plus the gradient of the finest head's
-    input: the most is needed when the backward pass begins. Counted allocation by allocation for
-    the plans of 8 to 80 GB, it is within 10 %, and never more than 5 % below.
+    It is the sum of the tensors that autograd keeps for the backward pass, plus the gradient of the
+    finest head's input, because memory is highest when the backward pass begins. Compared with
+    counted allocations for plans of 8 to 80 GB, it is within 10 %, and never more than 5 % too low.
     """
     shape = plan.architecture
     if shape.network and not plan.has_boxes:
@@ -68,7 +74,7 @@ def _shares(shape: Architecture) -> list[float]:
 
 
 def _block_bytes(features: int) -> int:
-    """Return what a convolution's block keeps per voxel: the norm's input and the activation."""
+    """Return the bytes that a convolution block keeps per voxel: norm's input and activation."""
     return 2 * HALF * features
 
 
@@ -84,7 +90,7 @@ def _encoder_bytes(shape: Architecture) -> list[float]:
             if stage == 0:
                 n_bytes += _block_bytes(features)  # the stem
             else:
-                n_bytes += HALF * (before + features)  # the way past the first block
+                n_bytes += HALF * (before + features)  # the skip connection of the first block
         found.append(share * n_bytes)
         before = features
     return found
@@ -95,20 +101,22 @@ def _decoder_bytes(plan: Plan) -> list[float]:
     shape = plan.architecture
     first = 0 if plan.has_voxels or plan.anchors is None else plan.anchors.stages[0]
     stages = list(zip(shape.features, _shares(shape), strict=True))[first:-1]
-    joined = 2 * HALF  # two maps of the stage's width, concatenated
-    return [share * (joined * f + shape.blocks * _block_bytes(f)) for f, share in stages]
+    concatenated = 2 * HALF  # two maps of the stage's width
+    return [share * (concatenated * f + shape.blocks * _block_bytes(f)) for f, share in stages]
 
 
 def _heads_bytes(plan: Plan) -> float:
-    """Return the bytes per voxel of the image that the heads of the voxels need at a time.
+    """Return the highest number of bytes per voxel of the image that the voxel heads need.
 
-    The heads keep their inputs in fp32. The most is needed either when the loss of the finest level
-    is computed, or when the backward pass comes to the finest head: its input then has a gradient
-    in fp32, and those of the coarser heads have theirs in half precision.
+    The heads keep their inputs in fp32. Memory is highest either when the loss of the finest level
+    is computed, or when the backward pass reaches the finest head. In the second case the input of
+    that head has a gradient in fp32, and the inputs of the coarser heads have gradients in half
+    precision.
     """
     shape = plan.architecture
     widths = [f * share for f, share in zip(shape.features, _shares(shape), strict=True)]
-    finest, coarser = widths[0], widths[1 : shape.n_supervised]
+    finest = widths[0]
+    coarser = widths[1 : shape.n_supervised]
     loss = FULL * (finest + sum(coarser)) + LOSS_BYTES * n_logits(plan)
     backward = 2 * FULL * finest + HALF * sum(coarser) + GRADIENT_BYTES * n_logits(plan)
     return max(loss, backward)

@@ -1,4 +1,4 @@
-"""A checkpoint of nnU-Net v2: its weights by our names, and what it states of its training."""
+"""Read a checkpoint of nnU-Net v2: its weights by our names, and facts about its training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,12 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from lesionseg.errors import BundleError
-from lesionseg.models.weights import by_our_names, load_plain, their_weights, without_name
+from lesionseg.models.weights import (
+    find_unknown,
+    load_plain,
+    rename_weights,
+    unwrap_weights,
+)
 
 _FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")
 _LAST = "heads.0.conv.weight"
@@ -15,10 +20,10 @@ _LAST = "heads.0.conv.weight"
 
 @dataclass(frozen=True, eq=False)
 class NnunetCheckpoint:
-    """What a checkpoint contains.
+    """The content of an nnU-Net checkpoint.
 
-    `unknown`: names of tensors that belong to no layer of nnU-Net's two networks. `mirror_axes`:
-    those that its trainer allows for mirrored views.
+    `unknown` contains the names of tensors that belong to neither of nnU-Net's two networks.
+    `mirror_axes` are the axes along which its trainer allows mirrored views.
     """
 
     weights: Mapping[str, Tensor]
@@ -29,13 +34,13 @@ class NnunetCheckpoint:
 
     @property
     def n_inputs(self) -> int:
-        """Channels that the network takes."""
+        """The number of channels of the input."""
         first = next(self.weights[name] for name in _FIRST if name in self.weights)
         return int(first.shape[1])
 
     @property
     def n_outputs(self) -> int:
-        """Channels of logits that the network gives."""
+        """The number of channels of the logits."""
         return len(self.weights[_LAST])
 
 
@@ -46,22 +51,25 @@ def read_nnunet_checkpoint(source: BinaryIO, where: str) -> NnunetCheckpoint:
     a U-Net.
     """
     content = load_plain(source, where)
-    theirs = their_weights(content)
-    weights = by_our_names(theirs)
+    theirs = unwrap_weights(content)
+    weights = rename_weights(theirs)
     if _LAST not in weights or not any(name in weights for name in _FIRST):
         seen = ", ".join([*theirs][:3]) or "no tensor"
         raise BundleError(
-            f"{where}: contains no U-Net of nnU-Net v2's ({seen}). Predict with nnU-Net and give "
-            "its probabilities to evaluate."
+            f"{where}: contains no U-Net of nnU-Net v2 ({seen}). Predict with nnU-Net and give its "
+            "probabilities to evaluate."
         )
     stated = content.get("init_args")
     options: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
     axes = content.get("inference_allowed_mirroring_axes") or ()
     if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
-        raise BundleError(f"{where}: inference_allowed_mirroring_axes is {axes!r}.")
+        raise BundleError(
+            f"{where}: inference_allowed_mirroring_axes is {axes!r}, not a list of axes. Export "
+            "the model from nnU-Net again."
+        )
     return NnunetCheckpoint(
         weights=weights,
-        unknown=tuple(without_name(theirs)),
+        unknown=tuple(find_unknown(theirs)),
         trainer=str(content.get("trainer_name") or ""),
         configuration=str(options.get("configuration") or ""),
         mirror_axes=tuple(axes),

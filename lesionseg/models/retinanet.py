@@ -1,4 +1,4 @@
-"""RetinaNet and Retina U-Net, on the U-Net's backbone or another."""
+"""RetinaNet and Retina U-Net, with the backbone of our U-Net or another one."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,15 @@ from lesionseg.plan.plan import AnchorPlan, Architecture, Plan
 
 
 class RetinaNet(nn.Module):
-    """Encoder, decoder as feature pyramid, and a detector's heads on some of its levels.
+    """An encoder, a decoder as feature pyramid, and detection heads on some of its levels.
 
-    `forward`: image `[B, C, *spatial]` to a `DetectorOutput`. Without `bias` it is a RetinaNet (Lin
-    et al. 2017), whose decoder ends at the finest level that the anchors stand on. With `bias` (one
-    number per channel of the segmentation) it is a Retina U-Net (Jaeger et al. 2020, arXiv
-    1811.08661): the whole decoder also feeds `segmentation`, of `architecture.n_supervised` levels
-    in train mode and the finest alone in eval mode. `encoder`: in place of our own. Raises
-    `GeometryError` for inputs that the total stride does not divide.
+    `forward` maps an image `[B, C, *spatial]` to a `DetectorOutput`. Without `bias` the network is
+    a RetinaNet (Lin et al. 2017), and its decoder ends at the finest level that has anchors. With
+    `bias` (one number per channel of the segmentation) it is a Retina U-Net (Jaeger et al. 2020,
+    arXiv 1811.08661). Its whole decoder also computes `segmentation`: the logits of
+    `architecture.n_supervised` levels in train mode, and only the finest ones in eval mode.
+    `encoder` replaces our own encoder. Raises `GeometryError` if an axis of the input is not a
+    multiple of the total stride.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RetinaNet(nn.Module):
             )
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
-        """Scores and boxes of every anchor, and the voxels' logits where there are any."""
+        """Return logits and boxes of every anchor, and the logits of voxels if there are any."""
         pyramid = self.decoder(self.encoder(image)[self.finest :])
         logits, deltas = self.head([pyramid[stage] for stage in self.stages])
         heads = list(getattr(self, "segmentation", ()))
@@ -57,23 +58,28 @@ class RetinaNet(nn.Module):
 
 
 def detector(plan: Plan) -> RetinaNet:
-    """The RetinaNet or Retina U-Net that `plan` names; `ConfigError` for a plan without anchors."""
+    """Build the RetinaNet or Retina U-Net that `plan` names.
+
+    Raises `ConfigError` if the plan has no anchors.
+    """
     bias: tuple[float, ...] = ()
     if plan.architecture.name == "retina_unet":
         bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     return RetinaNet(
-        plan.dims,
-        len(plan.channel_names),
-        plan.architecture,
-        len(plan.labels.lesion_names),
-        planned_anchors(plan),
-        foreign_backbone(plan) if plan.architecture.network else None,
-        bias,
+        dims=plan.dims,
+        in_channels=len(plan.channel_names),
+        architecture=plan.architecture,
+        n_labels=len(plan.labels.lesion_names),
+        anchors=planned_anchors(plan),
+        encoder=foreign_backbone(plan) if plan.architecture.network else None,
+        bias=bias,
     )
 
 
 def planned_anchors(plan: Plan) -> AnchorPlan:
-    """The plan's anchors; raises `ConfigError` when there are none."""
+    """Return the plan's anchors. Raise `ConfigError` if there are none."""
     if plan.anchors is None:
-        raise ConfigError("plan.anchors: none; plan for model=retinanet or model=retina_unet.")
+        raise ConfigError(
+            "plan.anchors: the plan has none. Plan with model=retinanet or model=retina_unet."
+        )
     return plan.anchors

@@ -1,4 +1,4 @@
-"""U-Nets: an encoder and a decoder that give feature pyramids to any head, and heads per level."""
+"""U-Nets: an encoder and a decoder that compute feature pyramids, and a head per level."""
 
 from collections.abc import Sequence
 from math import prod
@@ -14,20 +14,22 @@ from lesionseg.plan.plan import Architecture, Plan, total_stride
 
 
 class Encoder(nn.Module):
-    """One stage per entry of the architecture's tables, each coarser by its stride.
+    """An encoder with one stage per entry of the architecture's tables.
 
-    `[B, in_channels, *spatial]` to one map `[B, features[i], *(spatial / product of strides)]` per
-    stage, finest first. A `residual` one has a stem and stages of residual blocks, of which
-    `architecture.encoder_blocks` says how many. `forward` raises `GeometryError` unless every axis
-    is a multiple of the total stride, and one of them larger: a single voxel at the coarsest stage
-    leaves instance norm nothing to normalise by.
+    It maps `[B, in_channels, *spatial]` to one map
+    `[B, features[i], *(spatial / product of strides)]` per stage, finest first. A `residual`
+    encoder has a stem and stages of residual blocks; `architecture.encoder_blocks` contains the
+    number of blocks per stage. `forward` raises `GeometryError` unless every axis is a multiple of
+    the total stride, and at least one is larger than it: instance norm cannot normalise a single
+    voxel at the coarsest stage.
     """
 
     def __init__(
         self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
     ) -> None:
         super().__init__()
-        n, tables = len(architecture.features), (*architecture.strides, *architecture.kernels)
+        n = len(architecture.features)
+        tables = (*architecture.strides, *architecture.kernels)
         if (
             not n == len(architecture.strides) == len(architecture.kernels)
             or any(len(row) != dims for row in tables)
@@ -36,12 +38,14 @@ class Encoder(nn.Module):
             or not 1 <= architecture.n_supervised <= n
         ):
             raise ConfigError(
-                f"The architecture's tables do not fit each other and {dims} axes (kernels are "
-                f"odd, 1 to {n} levels are supervised): {architecture}."
+                f"plan.architecture: the tables do not fit each other and {dims} axes (kernels "
+                f"must be odd, and 1 to {n} levels supervised): {architecture}. Correct the plan."
             )
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
-        ones, kernels, wide = (1,) * dims, architecture.kernels, architecture.features[0]
+        ones = (1,) * dims
+        kernels = architecture.kernels
+        wide = architecture.features[0]
         self.stem: nn.Module = nn.Identity()
         if residual:
             self.stem = ConvBlock(dims, in_channels, wide, kernel=kernels[0], stride=ones)
@@ -64,19 +68,20 @@ class Encoder(nn.Module):
                 strict=True,
             )
         )
-        if residual and architecture.layout == "nnunet":  # every block starts as its way past
+        if residual and architecture.layout == "nnunet":  # every block starts as the identity
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
                     nn.init.zeros_(block.norm.weight)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Feature maps, finest first."""
-        shape, stride = tuple(x.shape[2:]), self.total_stride
+        """Return feature maps, finest first."""
+        shape = tuple(x.shape[2:])
+        stride = self.total_stride
         fits = len(shape) == len(stride) and prod(shape) > prod(stride)
         if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
             raise GeometryError(
-                f"The network cannot take an input of {shape}: plan tiles of multiples of "
-                f"{stride}, along one axis at least larger."
+                f"The network cannot take an input of {shape}. Plan tiles whose sides are "
+                f"multiples of {stride}, and larger along at least one axis."
             )
         x = self.stem(x)
         pyramid = []
@@ -87,19 +92,21 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Climbs back up the encoder's pyramid, joining each finer map on the way.
+    """A decoder that upsamples from the coarsest map and concatenates each finer map.
 
-    An encoder's list of maps to a list of the same shapes, finest first, the coarsest passed on as
-    it is; `channels[i]` is the width of map i. Maps come coarse to fine by a transposed convolution
-    whose kernel is its stride, so that no voxel is written twice (no chequerboard). `first`: the
-    encoder's stage that is the finest here.
+    It maps the encoder's list of maps to a list with the same spatial shapes, finest first. The
+    coarsest map stays as it is. `channels[i]` is the width of map i. Maps are upsampled by
+    transposed convolutions whose kernel equals their stride, so that no voxel is written twice (no
+    chequerboard). `first` is the encoder's stage at which the decoder ends.
     """
 
     def __init__(self, dims: int, architecture: Architecture, first: int = 0) -> None:
         super().__init__()
         self.channels = architecture.features[first:]
-        fine, coarse = self.channels[:-1], self.channels[1:]
-        ones, n_blocks = (1,) * dims, architecture.blocks
+        fine = self.channels[:-1]
+        coarse = self.channels[1:]
+        ones = (1,) * dims
+        n_blocks = architecture.blocks
         self.ups = nn.ModuleList()
         for wide, narrow, stride in zip(
             coarse, fine, architecture.strides[first + 1 :], strict=True
@@ -114,7 +121,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Decoded maps, finest first, of the same number and shapes as `pyramid`."""
+        """Return decoded maps, finest first, one for each map of `pyramid`."""
         x = pyramid[-1]
         decoded = [x]
         steps = list(zip(self.ups, self.stages, pyramid[:-1], strict=True))
@@ -127,10 +134,11 @@ class Decoder(nn.Module):
 class UNet(nn.Module):
     """Encoder, decoder with skips, and heads (Ronneberger et al. 2015, Isensee et al. 2021).
 
-    `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
-    the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution. K = `len(bias)`. `residual`: see `Encoder`. Raises
-    `GeometryError` for inputs that the total stride does not divide.
+    `forward` maps an image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval
+    mode the list has one entry, at full resolution. In train mode it has
+    `architecture.n_supervised` entries, finest first, each at the resolution of its stage. K is
+    `len(bias)`. For `residual` see `Encoder`. Raises `GeometryError` if an axis of the input is not
+    a multiple of the total stride.
     """
 
     def __init__(
@@ -155,17 +163,17 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Logits, finest first."""
+        """Return logits, finest first."""
         features = self.decoder(self.encoder(image))
         heads = list(self.heads) if self.training else [self.heads[0]]
-        return [head(x) for head, x in zip(heads, features, strict=False)]  # rest unsupervised
+        return [head(x) for head, x in zip(heads, features, strict=False)]
 
 
 def unet(plan: Plan) -> UNet:
-    """Build the U-Net that `plan` describes; its heads start at the plan's lesion fraction.
+    """Build the U-Net that `plan` describes. Its heads start at the plan's lesion fraction.
 
-    The architecture's tables tell the network's number of axes: a 2-D network of nnU-Net's sees the
-    slices of 3-D scans.
+    The number of axes is that of the architecture's tables, not of the scans: a 2-D network of
+    nnU-Net segments the slices of 3-D scans.
     """
     dims = len(plan.architecture.strides[0])
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)

@@ -1,14 +1,15 @@
-"""Weights that a network starts from: those of another of our networks, or of nnU-Net's.
+"""Initial weights of a network, taken from another of our networks or from an nnU-Net checkpoint.
 
-Ours move by place: the backbone's tensors by name and shape, heads where they mean the same.
-Checkpoints of nnU-Net v2 and of nnssl (its ResEnc) are read without running code: their plain and
-residual encoder U-Nets are ours with `layout: nnunet`, but for biases of convolutions before an
-instance norm, which removes them. All sizes are read off the weights.
+Between our own networks, tensors of the backbone are copied if name and shape agree, and those of a
+head if its outputs also have the same meaning. Checkpoints of nnU-Net v2 and of nnssl (its ResEnc)
+are read without running code. Their plain and residual encoder U-Nets are our U-Nets with
+`layout: nnunet`. Only the biases of convolutions before an instance norm are left out, because the
+norm removes them. All sizes are read from the shapes of the weights.
 """
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,12 +24,13 @@ from lesionseg.plan.make import backbone_kind
 from lesionseg.plan.plan import Architecture, Plan
 
 Weights = Mapping[str, Tensor]
-# What a network's parts are called, and what they are called here: heads of voxels alike
+# The name of a head within a network, and the kind of its outputs.
 _HEADS: Mapping[str, str] = {"heads": "voxels", "segmentation": "voxels", "head": "anchors"}
-# what torch or a compiled or shared network puts before the names
+# Prefixes that torch.compile and data-parallel wrappers add to names.
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _BLOCK = r"encoder\.stages\.(\d+)\.blocks\.(\d+)\."
-# nnU-Net's names and ours; N: decoder stages count from the finest here, from the coarsest there
+# Patterns of nnU-Net's names, and our names. N is the stage of the decoder, which we count from the
+# finest and nnU-Net from the coarsest.
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)", r"encoder.stages.\1.\2.\3"),
     (r"encoder\.stem\.convs\.0\.(conv|norm)", r"encoder.stem.\1"),
@@ -42,19 +44,23 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)", r"decoder.stages.N.\2.\3"),
     (r"decoder\.seg_layers\.(\d+)", r"heads.N.conv"),
 )
-# a block's layers are listed once by name and once in the order in which they run
+# nnU-Net lists the layers of a block by name, and again by number in the order in which they run.
 _TWICE = re.compile(r"\.all_modules\.(\d+)\.")
 _LAYERS = {0: "conv", 1: "norm"}
-_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")  # sees the image
-_BIASED = ("decoder.ups.", "heads.")  # convolutions that no norm follows
+# The first convolution, whose input is the image.
+_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")
+# Convolutions with a bias: no norm follows them.
+_BIASED = ("decoder.ups.", "heads.")
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Names of the new network's tensors that were `taken` over, and that stayed `fresh`.
+    """The result of copying weights from an old network to a new one.
 
-    `unused`: tensors of the old one that the new one does not have. `why_fresh`: the reason, or
-    empty. `adapted`: how the first convolution was changed to another number of channels, or empty.
+    `taken` contains the names of the new network's tensors that were copied, and `fresh` those that
+    keep their initial values. `unused` contains the tensors of the old network that the new network
+    does not have. `why_fresh` is the reason for fresh heads, or empty. `adapted` describes how the
+    first convolution was changed to other channels, or is empty.
     """
 
     taken: tuple[str, ...]
@@ -65,17 +71,16 @@ class Transfer:
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor of that name belongs to a head, not to the backbone."""
+    """Return True if the tensor belongs to a head, False if it belongs to the backbone."""
     return name.partition(".")[0] in _HEADS
 
 
 def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
-    """Copy what fits of `before` into `network`, in place.
+    """Copy the weights of `before` that fit into `network`, in place.
 
-    The backbone's tensors go by place and shape: a RetinaNet's decoder, which begins at a coarser
-    stage, finds its stages in that of a U-Net. A head is taken when it means the same: heads of
-    voxels by the labels (and regions) and the activation, a detector's by the labels and the
-    anchors.
+    A tensor of the backbone fits if stage, name and shape agree, also between the decoder of a
+    RetinaNet, which ends at a coarser stage, and that of a U-Net. The head of voxels fits if
+    labels, regions and activation agree, and that of a detector if labels and anchors agree.
     """
     reasons: dict[str, str] = {}
     here = plan.labels
@@ -88,7 +93,7 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
         reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
     sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
     if all(sizes) and sizes[0] != sizes[1]:
-        reasons.setdefault("anchors", "the anchors are others")
+        reasons.setdefault("anchors", "the anchors differ")
     return take_tensors(
         network,
         before.state_dict(),
@@ -107,25 +112,27 @@ def take_tensors(
     channels: Sequence[str] = (),
     channels_before: Sequence[str] = (),
 ) -> Transfer:
-    """Copy what fits of named tensors into `network`, in place, but for heads with `reasons`.
+    """Copy the named tensors that fit into `network`, in place, except heads with a reason.
 
-    A first convolution of another number of channels, or of the same channels in another order, is
-    adapted: see `adapt_channels`.
+    `adapt_channels` adapts the first convolution if the channels or their order differ.
 
     Args:
-        network: takes the tensors.
+        network: receives the tensors.
         before: the tensors by name.
-        reasons: why heads are not taken, by the kind of head.
-        first: the finest stage that their decoder has.
-        channels: names of the network's channels; none if they are not known.
+        reasons: why a head is not copied, by the kind of head.
+        first: the finest stage of the decoder in `before`.
+        channels: names of the network's channels; empty if they are not known.
         channels_before: names of the channels of `before`.
     """
     theirs = {_place(name, first): name for name in before}
-    taken, fresh, why = [], [], set()
+    taken: list[str] = []
+    fresh: list[str] = []
+    why: set[str] = set()
     adapted = ""
     for name, tensor in network.state_dict().items():
         place = _place(name, getattr(network, "finest", 0))
-        head, value = place.partition(".")[0], before.get(theirs.get(place, ""))
+        head = place.partition(".")[0]
+        value = before.get(theirs.get(place, ""))
         if place in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
             value, adapted = adapt_channels(value, tensor.shape[1], channels, channels_before)
         if head not in reasons and value is not None and value.shape == tensor.shape:
@@ -134,9 +141,14 @@ def take_tensors(
             del theirs[place]
         else:
             fresh.append(name)
-            why |= {reasons[head]} if head in reasons else set()
+            if head in reasons:
+                why.add(reasons[head])
     return Transfer(
-        tuple(taken), tuple(fresh), tuple(theirs.values()), "; ".join(sorted(why)), adapted
+        taken=tuple(taken),
+        fresh=tuple(fresh),
+        unused=tuple(theirs.values()),
+        why_fresh="; ".join(sorted(why)),
+        adapted=adapted,
     )
 
 
@@ -145,9 +157,10 @@ def adapt_channels(
 ) -> tuple[Tensor, str]:
     """Return a first convolution `[features, c, *kernel]` for `n_channels`, and a description.
 
-    A channel that continues an old one (`channel_sources`) keeps its weights. New channels get the
-    mean over all old channels, times the ratio of old to new channels. Without names, equal numbers
-    of channels are taken to be the same channels. The description is empty if nothing changed.
+    A channel that corresponds to an old one (`channel_sources`) keeps its weights. New channels get
+    the mean over all old channels, times the ratio of old to new channels. Without names, channels
+    are assumed to be the same if their number is the same. The description is empty if nothing
+    changed.
     """
     is_named = len(before) == weight.shape[1] and len(names) == n_channels
     places: tuple[int | None, ...]
@@ -164,17 +177,21 @@ def adapt_channels(
     kept = [names[i] for i, place in enumerate(places) if place is not None]
     words = f"the first convolution had {weight.shape[1]} channels and has {n_channels}: "
     words += f"{', '.join(kept)} kept, " if kept else ""
-    words += "others are the mean of the old ones" if None in places else "others left out"
+    words += "the rest set to the mean of the old ones" if None in places else "the rest left out"
     return torch.stack(columns, dim=1), words
 
 
 def new_heads(why: str) -> dict[str, str]:
-    """The reasons by which `take_tensors` leaves all heads as they are."""
+    """Return `why` as the reason for each kind of head; `take_tensors` then copies no head."""
     return dict.fromkeys(_HEADS.values(), why)
 
 
 def _place(name: str, first: int) -> str:
-    """Where a tensor stands, the same in all networks of a kind."""
+    """Return a name that equivalent tensors of different networks share.
+
+    `first` is the stage of the encoder at which the decoder ends. Stages of the decoder are counted
+    from the encoder's finest stage.
+    """
     part, _, rest = name.partition(".")
     if part in _HEADS:
         return f"{_HEADS[part]}.{rest}"
@@ -185,31 +202,35 @@ def _place(name: str, first: int) -> str:
 
 
 def is_checkpoint(name: str | None) -> bool:
-    """Whether `model.init_from` names a file of torch's rather than a bundle or a run."""
+    """Return True if `model.init_from` names a torch file, False for a bundle, a run or None."""
     return name is not None and Path(name).suffix in (".pth", ".pt")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the weights of an nnU-Net checkpoint, by our names.
 
-    Raises `BundleError` for a file that is missing, that contains more than tensors and numbers, or
-    whose network is none of nnU-Net's two.
+    Raises `BundleError` if the file is missing, if it contains more than tensors and numbers, or if
+    its network is not one of nnU-Net's two.
     """
-    theirs = their_weights(load_plain(path, str(path)))
-    weights = by_our_names(theirs)
+    theirs = unwrap_weights(load_plain(path, str(path)))
+    weights = rename_weights(theirs)
     if not any(name.startswith("encoder.stages.0.0.") for name in weights):
         seen = ", ".join([*theirs][:3]) or "no tensor"
-        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
+        raise BundleError(
+            f"{path}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net or "
+            "nnssl, or a bundle."
+        )
     return weights
 
 
 def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
-    """Read a file of `torch.save` by `weights_only=True`, which makes tensors and numbers only.
+    """Read a file of `torch.save` that contains only tensors and numbers. No code in it is run.
 
-    `where`: how messages call it. Raises `BundleError` for a file that is missing, damaged or
-    contains anything else; nothing in it is run.
+    `where` names the file in messages. Raises `BundleError` if the file is missing or damaged, or
+    contains anything else.
     """
-    scalar: Any = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers: nnU-Net's log
+    # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
+    scalar: Any = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     plain: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
@@ -219,25 +240,28 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise BundleError(
-            f"{where} holds more than tensors and numbers and was not read: "
-            f"{named[1] if named else str(error).splitlines()[0]}. Where you trust whoever made "
-            "it, keep its weights alone: torch.save({'network_weights': torch.load(FILE, "
+            f"{where} contains more than tensors and numbers and was not read: "
+            f"{named[1] if named else str(error).splitlines()[0]}. If you trust its author, save "
+            "only its weights: torch.save({'network_weights': torch.load(FILE, "
             "weights_only=False)['network_weights']}, NEW)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BundleError(f"The checkpoint {where} cannot be read: {error}.") from error
+        raise BundleError(
+            f"The checkpoint {where} cannot be read: {error}. Check the path, or copy the file "
+            "again."
+        ) from error
     return read if isinstance(read, Mapping) else {}
 
 
-def their_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by nnU-Net's names, without what wraps them."""
+def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by nnU-Net's names, without prefixes of wrappers."""
     inner = content.get("network_weights", content.get("state_dict", content))
     inner = inner if isinstance(inner, Mapping) else {}
     return {_WRAPPED.sub("", str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
 
 
-def by_our_names(theirs: Weights) -> dict[str, Tensor]:
-    """Return nnU-Net's tensors by our names; those that ours does not have are left out."""
+def rename_weights(theirs: Weights) -> dict[str, Tensor]:
+    """Return nnU-Net's tensors by our names. Tensors that our U-Net does not have are left out."""
     last = _last_stage(theirs)
     weights: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
@@ -248,21 +272,26 @@ def by_our_names(theirs: Weights) -> dict[str, Tensor]:
     return weights
 
 
-def without_name(theirs: Weights) -> list[str]:
-    """Return nnU-Net's tensors that neither have a name of ours nor repeat one that has.
+def find_unknown(theirs: Weights) -> list[str]:
+    """Return the names of nnU-Net's tensors for which our U-Net has no counterpart.
 
-    nnU-Net lists layers twice, and the encoder again in the decoder. Biases before an instance norm
-    mean nothing.
+    Repeated tensors are not unknown: nnU-Net lists each layer twice, and the encoder again in the
+    decoder. Nor are biases before an instance norm, which have no effect.
     """
     last = _last_stage(theirs)
     unknown = []
     for name in theirs:
         once = re.sub(r"^decoder\.encoder\.", "encoder.", name)
-        once = _TWICE.sub(lambda m: f".{_LAYERS.get(int(m[1]), 'unknown')}.", once)
+        once = _TWICE.sub(_layer_name, once)
         part, _, kind = once.rpartition(".")
         if not _our_name(part, last) or kind not in ("weight", "bias"):
             unknown.append(name)
     return unknown
+
+
+def _layer_name(match: re.Match[str]) -> str:
+    """Return the name of the layer whose number in its block is the match's first group."""
+    return f".{_LAYERS.get(int(match[1]), 'unknown')}."
 
 
 def _last_stage(theirs: Weights) -> int:
@@ -272,7 +301,7 @@ def _last_stage(theirs: Weights) -> int:
 
 
 def _our_name(part: str, last: int) -> str:
-    """What a layer is called here; empty for one that is not there."""
+    """Return our name of one of nnU-Net's layers; empty if our U-Net does not have the layer."""
     for pattern, ours in _NAMES:
         if match := re.fullmatch(pattern, part):
             name = match.expand(ours)
@@ -281,45 +310,60 @@ def _our_name(part: str, last: int) -> str:
 
 
 def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
-    """The tables of the network that the weights are of, for our network `name`.
+    """Return the architecture of our network `name` that fits the weights.
 
-    Raises `ConfigError` where that is of another kind, `BundleError` where ours has no such form.
+    Args:
+        weights: by our names.
+        name: of our network.
+        where: the weights come from, for messages.
+
+    Raises:
+        ConfigError: if the backbone of the weights is of another kind than that of `name`.
+        BundleError: if our U-Net cannot have this form.
     """
     residual = "encoder.stem.conv.weight" in weights
-    kind, wanted = "residual_unet" if residual else "plain", backbone_kind(name)
+    kind = "residual_unet" if residual else "plain"
+    wanted = backbone_kind(name)
     if kind != wanted:
         raise ConfigError(
-            f"model.init_from: {where} is of a {kind} backbone, the network of a {wanted} one. Set "
+            f"model.init_from: {where} has a {kind} backbone, the network has a {wanted} one. Set "
             f"model={'residual_unet' if residual else 'unet'}."
         )
     conv = "first.conv.weight" if residual else "conv.weight"
-    first = list(_in_turn(weights, f"encoder.stages.{{}}.0.{conv}"))
-    ups = list(_in_turn(weights, "decoder.ups.{}.weight"))
-    dims, n = first[0].ndim - 2, len(first)
-    depths = [len(list(_in_turn(weights, f"encoder.stages.{i}.{{}}.{conv}"))) for i in range(n)]
-    joined = range(n - 1)
-    decoder = {len(list(_in_turn(weights, f"decoder.stages.{i}.{{}}.conv.weight"))) for i in joined}
-    alike = decoder if residual else {*decoder, *depths}
-    if len(ups) != n - 1 or len(alike) != 1:
+    first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
+    ups = _numbered_weights(weights, "decoder.ups.{}.weight")
+    dims = first[0].ndim - 2
+    n = len(first)
+    encoder_depths = []
+    for i in range(n):
+        encoder_depths.append(len(_numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")))
+    decoder_depths = set()
+    for i in range(n - 1):
+        blocks = _numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight")
+        decoder_depths.add(len(blocks))
+    # our U-Net has the same number of blocks in all stages, except in a residual encoder
+    depths = decoder_depths if residual else {*decoder_depths, *encoder_depths}
+    if len(ups) != n - 1 or len(depths) != 1:
         raise BundleError(
-            f"Our U-Net has no such form as {where}: {depths} blocks in the encoder, "
-            f"{sorted(decoder)} in the decoder's stages, {len(ups)} transposed convolutions."
+            f"{where}: our U-Net cannot have {encoder_depths} blocks in the encoder, "
+            f"{sorted(decoder_depths)} in the decoder's stages, and {len(ups)} transposed "
+            "convolutions. Use weights of a U-Net that nnU-Net has planned."
         )
     return Architecture(
         name=name,
         features=tuple(len(w) for w in first),
         strides=((1,) * dims, *(tuple(w.shape[2:]) for w in ups)),
         kernels=tuple(tuple(w.shape[2:]) for w in first),
-        blocks=alike.pop(),
+        blocks=depths.pop(),
         n_supervised=max(n - 2, 1),
-        encoder_blocks=tuple(depths) if residual else (),
+        encoder_blocks=tuple(encoder_depths) if residual else (),
         layout="nnunet",
     )
 
 
-def _in_turn(weights: Weights, pattern: str) -> Iterator[Tensor]:
-    """The weights that are called so with 0, 1, … in the braces."""
-    i = 0
-    while (name := pattern.format(i)) in weights:
-        yield weights[name]
-        i += 1
+def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:
+    """Return the weights whose names are `pattern` with 0, 1, … in the braces."""
+    found: list[Tensor] = []
+    while (name := pattern.format(len(found))) in weights:
+        found.append(weights[name])
+    return found

@@ -24,7 +24,7 @@ from lesionseg.inference.export_formats import (
 )
 from lesionseg.io.bundle_folder import CARD, resolve_bundle
 from lesionseg.io.files import locks, write_json, write_text
-from lesionseg.models.build import NetworkFactory, trusting
+from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import describe_points, write_own_bundle
 from lesionseg.pipeline.log import typed
 from lesionseg.pipeline.outcome import Outcome
@@ -74,7 +74,7 @@ def export(
         ConfigError: if a package is missing, or the network cannot be exported.
         OutputError: if the result differs from the bundle's.
     """
-    read = ensemble(cfg.bundle, trusting(cfg.trust, architectures))
+    read = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
     folder = Path(cfg.output)
     plan = read.plan
     digest = "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.models.build import TRUSTED, build_network, trusting
+from lesionseg.models.build import TRUSTED, allowed_architectures, build_network
 from lesionseg.models.foreign import probe_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import supervised_strides
@@ -73,7 +73,7 @@ def test_what_cannot_be_built_is_said(spec: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["custom", "retinanet"])
 def test_a_bundle_s_class_is_imported_only_with_trust(name: str) -> None:
-    for architectures in (None, trusting(False)):
+    for architectures in (None, allowed_architectures(False)):
         with pytest.raises(BundleError, match=r"antigravity\.fly.*trust=true"):
             build_network(plan(name, _target_="antigravity.fly"), architectures=architectures)
 
@@ -100,7 +100,7 @@ def test_a_swin_transformer_s_tile_is_rounded_to_what_it_takes() -> None:
     pytest.importorskip("einops")
     small = plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
     assert probe_network(small, by_hand=False).tile_shape == (64, 64)
-    with pytest.raises(ConfigError, match=r"set model.tile_shape=\[64, 64\]"):
+    with pytest.raises(ConfigError, match=r"Set model.tile_shape=\[64, 64\]"):
         probe_network(small, by_hand=True)
 
 
