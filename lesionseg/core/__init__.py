@@ -1,4 +1,4 @@
-"""The nouns: frozen dataclasses over numpy arrays, imported by every other package."""
+"""The data types that all packages share: frozen dataclasses over numpy arrays."""
 
 from lesionseg.core.dataset import UNKNOWN_ROLE as UNKNOWN_ROLE
 from lesionseg.core.dataset import Case as Case

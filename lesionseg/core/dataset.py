@@ -1,4 +1,4 @@
-"""A dataset and its cases: each one visit of one patient, on disk and in memory."""
+"""A dataset and its cases, on disk and in memory. A case is one visit of one patient."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from lesionseg.errors import ConfigError, DatasetError, GeometryError, count
 logger = logging.getLogger(__name__)
 
 Role = Literal["train", "validation", "test", "external"]
-# What scores say where nobody stated one role for the cases; no dataset can state it.
+# The role in scores if the role of the cases was not stated. A dataset cannot state it.
 UNKNOWN_ROLE = "unknown"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
@@ -26,14 +26,14 @@ _HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where a case lies on disk and what the dataset says of it.
+    """The files of a case, and the metadata that its dataset states.
 
-    `images` has one file per channel, but for those whose places are `missing`. `reference` is a
-    label mask, an instance mask or None (boxes only, or unlabelled). `annotations` holds what a
-    table says of the lesions (COCO); `{}` for masks. `role` and `fold` are None where the dataset
-    leaves the choice to us. `columns` keeps all further manifest columns, for subgroups.
-    `annotated`: names of the labels that a reader looked for in this case; empty: all of the
-    dataset's.
+    `images` has one file per channel, except for the channels in `missing` (by index). `reference`
+    is a label mask, an instance mask or None (boxes only, or unlabelled). `annotations` contains
+    the lesions as a table states them (COCO); `{}` for masks. `role` and `fold` are None if the
+    dataset states none. `columns` contains all further manifest columns, for subgroups.
+    `annotated` names the labels that a reader looked for in this case; empty means all labels of
+    the dataset.
     """
 
     case: str
@@ -49,14 +49,15 @@ class CaseFiles:
 
     @property
     def is_labelled(self) -> bool:
-        """Whether a reader's result is known of it: one without lesions, too."""
+        """True if the case has a reference, even one without lesions."""
         return self.reference is not None or bool(self.annotations)
 
     @property
     def pixel_mm(self) -> float | None:
-        """Pixel size of its rasters, from the column of that name; None when unknown.
+        """Pixel size in millimetres of its PNG or JPEG images, from the manifest column `pixel_mm`.
 
-        Raises `DatasetError` if it is no positive number.
+        None if the column is absent or empty. Raises `DatasetError` for a value that is not a
+        positive number.
         """
         text = self.columns.get("pixel_mm", "")
         try:
@@ -73,7 +74,10 @@ class CaseFiles:
 
 @dataclass(frozen=True, eq=False)
 class StatedBoxes:
-    """Boxes `[n, 2·dims]` of lesions as a table states them, not cut to the image; their labels."""
+    """The lesion boxes of a table, `[n, 2·dims]`, before they are clipped to the image.
+
+    `labels` has one label per box.
+    """
 
     boxes: NDArray[np.float64]
     labels: tuple[int, ...]
@@ -81,16 +85,23 @@ class StatedBoxes:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a reader marked, on the image's grid; lesion-free is all zeros and no boxes.
+    """The ground truth of a case on the image's grid. A lesion-free case has zeros and no boxes.
 
-    `labels` `[*spatial]` integer: 0 background, else the label's file value; None with boxes only.
-    `instances` `[*spatial]` int32: lesion id 1..n; None when the components of `labels` are the
-    lesions (`ops.components.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
-    `boxes` `[n, 2·dims]` (starts, stops; half-open voxels) float32 and `box_labels` `[n]`: given by
-    the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
-    neither teach nor score; None for none. `annotated`: whether a reader looked for each label, by
-    its value; empty: for all. Of the others nothing is marked here, and background may be of them.
-    `stated`: the boxes of a table as it has them; None if the lesions come from elsewhere.
+    Attributes:
+        geometry: grid of the image.
+        labels: `[*spatial]` integer, 0 for background, otherwise the label's value in the file.
+            None if the dataset has only boxes.
+        instances: `[*spatial]` int32, lesion ids 1 to n. None if the lesions are the connected
+            components of `labels` (`ops.components.lesions_of`).
+        instance_labels: the label of each lesion id, `instance_labels[id - 1]`.
+        boxes: `[n, 2·dims]` float32 (starts, stops; half-open voxels) as the dataset gives them.
+            None if they follow from the instances.
+        box_labels: the label of each box.
+        ignore: `[*spatial]` bool, voxels that are neither learned nor scored. None if there are
+            none.
+        annotated: True for each label value that a reader looked for. Empty means all labels. A
+            label with False is not marked, so its lesions may be among the background.
+        stated: the boxes of a table before clipping. None if the lesions are not from a table.
     """
 
     geometry: Geometry
@@ -111,13 +122,13 @@ class Reference:
                 raise GeometryError(f"The reference's {name} do not fit its grid: {shapes}.")
 
     def mask(self) -> NDArray[np.bool_] | None:
-        """Voxels `[*spatial]` of any lesion; None where there are boxes alone."""
+        """Return a boolean mask `[*spatial]` of all lesions; None if there are only boxes."""
         marked = self.labels if self.instances is None else self.instances
         return None if marked is None else np.asarray(marked > 0)
 
     @property
     def unannotated(self) -> tuple[int, ...]:
-        """The labels of which nothing is known."""
+        """The label values that no reader looked for in this case."""
         return tuple(label for label, looked_for in self.annotated.items() if not looked_for)
 
 
@@ -132,17 +143,17 @@ class Case:
 
 
 class Problem(NamedTuple):
-    """Why an entry of a dataset's list is wrong; `case` is "" where it names none."""
+    """An error in one entry of a dataset's list. `case` is "" if the entry names no case."""
 
     case: str
     message: str
 
 
 class Remark(NamedTuple):
-    """Something in a dataset's folder or tables that may be wrong, but stops nothing.
+    """A possible mistake in a dataset's folder or tables that is not an error.
 
     `kind` is one of the findings of `prepare check=true`. `case` is "" if the remark is about the
-    whole dataset. `is_note` is True if nothing needs to be done.
+    whole dataset. `is_note` is True if no action is needed.
     """
 
     kind: str
@@ -155,13 +166,22 @@ class Remark(NamedTuple):
 class Dataset:
     """The content of a data folder, in any layout.
 
-    `convention` is the name of the layout. `may_lack`: cases may lack channels; otherwise that is
-    an error. `problems`: errors in single cases, if the folder was read to find them. `remarks`:
-    possible mistakes in the folder or in single cases that stop nothing. `split_file`: a file in
-    the folder that states which cases train and which validate. `nan_background`: NaN voxels of
-    images and masks are background; otherwise they are an error. `grid_of_image`: files of a case
-    that have the shape and the spacing of its first image are on that image's grid, whatever else
-    their headers say.
+    Attributes:
+        name: name of the dataset.
+        root: the data folder.
+        convention: name of the layout.
+        dims: number of spatial axes, 2 or 3.
+        channel_names: names of the image channels, in order.
+        labels: the lesion labels.
+        cases: the cases.
+        may_lack: True if cases may lack channels. Otherwise a missing channel is an error.
+        problems: errors in single cases, if the folder was read to find them.
+        remarks: possible mistakes in the folder or in single cases that are not errors.
+        split_file: a file in the folder with the training and validation cases.
+        nan_background: True if NaN voxels of images and masks are background. Otherwise they are
+            an error.
+        grid_of_image: True if a file with the shape and spacing of the case's first image is on
+            that image's grid, even if origin or direction in its header differ.
     """
 
     name: str
@@ -179,49 +199,84 @@ class Dataset:
     grid_of_image: bool = False
 
     def datalist(self) -> list[dict[str, Any]]:
-        """The cases as MONAI's loaders and `CacheDataset` take them, paths as strings.
+        """Return the cases in the form of MONAI's loaders and `CacheDataset`.
 
-        `image`: a path, or one per channel; `label`: the mask, where there is one; `case`, `group`,
-        and `role` and `fold` where the dataset states them.
+        Each entry has `case`, `group` and `image` (a path as text, or a list with one path per
+        channel). It has `label` if the case has a mask, and `role` and `fold` if the dataset
+        states them.
         """
         entries = []
         for case in self.cases:
             images = [str(path) for path in case.images]
-            stated: dict[str, Any] = {
-                **{name: getattr(case, name) for name in ("case", "group", "role", "fold")},
+            entry: dict[str, Any] = {
+                "case": case.case,
+                "group": case.group,
+                "role": case.role,
+                "fold": case.fold,
                 "image": images[0] if len(images) == 1 else images,
                 "label": case.reference and str(case.reference),
             }
-            entries.append({name: value for name, value in stated.items() if value is not None})
+            entries.append({name: value for name, value in entry.items() if value is not None})
         return entries
 
 
 def assign_groups(
     cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
 ) -> tuple[CaseFiles, ...]:
-    """Give every case its group.
+    """Assign each case to its group, usually the patient.
 
-    With a `pattern` (searched in the case id) it is its first bracket, or the whole match; else
-    what the dataset says, the BIDS subject `sub-…` in the id, the common part of two ids that
-    differ only in a last L or R (two halves of one patient), or the id itself. `setting` is what
-    messages call the pattern.
+    With a `pattern`, the group is its first capture group in the case id, or the whole match if it
+    has no capture group. Without a pattern, it is the first of these that exists:
+
+    1. the group that the dataset states
+    2. the BIDS subject `sub-…` in the id
+    3. the common part of two ids that differ only in a last L or R (left and right side)
+    4. the id itself
+
+    Args:
+        cases: the cases of a dataset.
+        pattern: regular expression that is searched in each case id, or None.
+        setting: the name of the pattern in error messages.
+
+    Returns:
+        The cases with their groups, in the same order.
+
+    Raises:
+        ConfigError: if the pattern is not a regular expression.
+        DatasetError: if the pattern does not match a case id, or its capture group is empty.
     """
     groups = {case.case: case.group for case in cases}
     if pattern is not None:
         try:
             found = {case: re.search(pattern, case) for case in groups}
         except re.error as error:
-            raise ConfigError(f"{setting}={pattern} is no regular expression: {error}.") from error
-        groups = {case: m[m.re.groups > 0] or "" if m else "" for case, m in found.items()}
+            raise ConfigError(
+                f"{setting}={pattern} is not a regular expression: {error}."
+            ) from error
+        for case, match in found.items():
+            group = None
+            if match is not None:
+                group = match[1] if match.re.groups else match[0]
+            groups[case] = group or ""
         if "" in groups.values():
             case = next(case for case, group in groups.items() if not group)
-            raise DatasetError(f"{setting}={pattern} finds no patient in the case {case!r}.")
+            raise DatasetError(
+                f"{setting}={pattern} does not match the case {case!r}. Give a pattern that "
+                "matches every case id."
+            )
     open_ids = {case for case, group in groups.items() if not group}
     n_halves = 0
     for case in open_ids:
-        subject, half = _BIDS_SUBJECT.search(case), _HALF.fullmatch(case)
-        is_half = half is not None and case[:-1] + "LR"[case[-1] == "L"] in open_ids
-        groups[case] = subject[1] if subject else half[1] if half and is_half else case
+        subject = _BIDS_SUBJECT.search(case)
+        half = _HALF.fullmatch(case)
+        other_side = case[:-1] + ("R" if case.endswith("L") else "L")
+        is_half = half is not None and other_side in open_ids
+        if subject:
+            groups[case] = subject[1]
+        elif half and is_half:
+            groups[case] = half[1]
+        else:
+            groups[case] = case
         n_halves += is_half
     if n_halves:
         paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"

@@ -1,8 +1,8 @@
-"""Where voxels lie in the patient: shape and affine; and an array with them."""
+"""The grid of an image in the patient (shape and affine), and an array on such a grid."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.errors import GeometryError
 
-_LEAST_DETERMINANT = 1e-9  # of the axes' directions, whatever the spacing
+_LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
 
 
 def joint_unit(units: Iterable[str]) -> str:
-    """What sizes of several grids are called; "px" only where no pixel size is known of any.
+    """Return the common unit of sizes on several grids; "px" if none of them has a pixel size.
+
+    Without any unit, it is "mm".
 
     >>> joint_unit(["mm", "mm at the detector"]), joint_unit(["px", "mm"])
     ('mm, partly at the detector', 'mm')
@@ -31,9 +33,9 @@ class Geometry:
     """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).
 
     `affine` is `[dims+1, dims+1]` and maps an array index (z, y, x) to RAS millimetres (x, y, z);
-    in 2-D it maps (y, x) to (x, y). `unit` says what its lengths are measured in: "mm", or
-    "mm at the detector" for a radiograph that shows things larger than they are. Raises
-    `GeometryError` when the affine cannot be inverted.
+    in 2-D it maps (y, x) to (x, y). `unit` is the unit of its lengths: "mm", or "mm at the
+    detector" for a radiograph, which magnifies the patient. Raises `GeometryError` if the affine
+    cannot be inverted.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +58,7 @@ class Geometry:
     def from_spacing(
         cls, shape: Sequence[int], spacing_mm: Sequence[float], unit: str = "mm"
     ) -> "Geometry":
-        """Grid whose axes (z, y, x) run along +S, +A, +R from the origin.
+        """Return the grid whose axes (z, y, x) run along +S, +A, +R from the origin.
 
         >>> Geometry.from_spacing((4, 5, 6), (3, 2, 1)).to_mm([[1, 1, 1]]).tolist()
         [[1.0, 2.0, 3.0]]
@@ -78,7 +80,7 @@ class Geometry:
 
     @property
     def canonical_order(self) -> tuple[int, ...]:
-        """Which array axes run along S, A and R, as nearly as they do; a raster's stay.
+        """The array axes that are closest to S, A and R, in this order. In 2-D, (0, 1).
 
         >>> Geometry((2, 3, 4), np.eye(4)).canonical_order  # array axes: R, A, S
         (2, 1, 0)
@@ -90,9 +92,9 @@ class Geometry:
 
     @property
     def size_unit(self) -> str:
-        """What sizes on this grid are to be called: `unit`, or "px" where no pixel size is known.
+        """Name of the unit of sizes on this grid: `unit`, or "px" if the pixel size is unknown.
 
-        A picture whose pixels are exactly 1 mm wide is one that states none.
+        Readers give an image without a pixel size pixels of exactly 1 mm.
         """
         return "px" if self.dims == 2 and set(self.spacing_mm) == {1.0} else self.unit
 
@@ -102,48 +104,49 @@ class Geometry:
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
     def to_mm(self, index: ArrayLike) -> NDArray[np.float64]:
-        """RAS millimetres `[n, dims]` (x, y, z) of array indices `[n, dims]` (z, y, x)."""
-        return _moved(index, self.affine)
+        """Convert array indices `[n, dims]` (z, y, x) to RAS millimetres `[n, dims]` (x, y, z)."""
+        return _apply_affine(index, self.affine)
 
     def to_index(self, mm: ArrayLike) -> NDArray[np.float64]:
-        """Array indices `[n, dims]` (z, y, x), not rounded, of RAS millimetres `[n, dims]`."""
-        return _moved(mm, np.linalg.inv(self.affine))
+        """Convert RAS millimetres `[n, dims]` (x, y, z) to array indices (z, y, x), not rounded."""
+        return _apply_affine(mm, np.linalg.inv(self.affine))
 
     def crop(self, part: Sequence[slice]) -> "Geometry":
-        """Return the grid of a part of this one: a slice with start and stop for each axis."""
+        """Return the grid of a part of this one, given by a slice (start, stop) for each axis."""
         affine = self.affine.copy()
         affine[:-1, -1] = self.to_mm([[axis.start for axis in part]])[0]
         return Geometry(tuple(axis.stop - axis.start for axis in part), affine, self.unit)
 
     def distance_mm(self, other: "Geometry") -> float:
-        """Largest distance between the same corner of the two grids; infinite if shapes differ."""
+        """Return the largest distance between corresponding corners; infinite if shapes differ."""
         if self.shape != other.shape:
             return float("inf")
-        corners = list(product(*[(0, n - 1) for n in self.shape]))
+        last = np.subtract(self.shape, 1)
+        corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
-    def apart_text(self, other: "Geometry") -> str:
-        """Say for a message how two grids differ: in shape, or by how many millimetres."""
+    def describe_difference(self, other: "Geometry") -> str:
+        """Describe the difference of two grids for a message: in shape, or in millimetres."""
         if self.shape != other.shape:
             return "the shapes differ"
         return f"corners are up to {self.distance_mm(other):.4g} mm apart"
 
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and all corners within `tolerance_mm`."""
+        """Return True if shapes are equal and corners differ by at most `tolerance_mm`."""
         return self.distance_mm(other) <= tolerance_mm
 
 
-def _moved(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(np.asarray(points, np.float64) @ affine[:-1, :-1].T + affine[:-1, -1])
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An array `[C, *spatial]` with its geometry; a 2-D X-ray is a volume with two spatial axes.
+    """An array `[C, *spatial]` with its geometry. A radiograph is a volume with two spatial axes.
 
-    `valid` `[*spatial]` bool: voxels that show something, and not the padding, shutter or
-    collimator of a radiograph; None when all do. `missing`: the channels of which there is no file;
-    they are 0.
+    `valid` `[*spatial]` bool is True for voxels of the patient, and False for the padding, shutter
+    or collimator of a radiograph; None means that all voxels are valid. `missing` contains the
+    indices of channels without a file; these channels are 0.
     """
 
     array: NDArray[Any]
@@ -152,11 +155,11 @@ class Volume:
     missing: tuple[int, ...] = ()
 
     @property
-    def present(self) -> list[NDArray[Any]]:
-        """The channels `[*spatial]` that are not missing."""
+    def present_channels(self) -> list[NDArray[Any]]:
+        """The channels `[*spatial]` that have a file."""
         return [channel for c, channel in enumerate(self.array) if c not in self.missing]
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape:
             shapes = f"{self.array.shape}, not {('C', *self.geometry.shape)}"
-            raise GeometryError(f"The array does not fit its geometry: {shapes}.")
+            raise GeometryError(f"The array does not fit its geometry: shape {shapes}.")

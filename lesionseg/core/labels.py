@@ -7,19 +7,19 @@ from typing import Annotated
 from pydantic import Field
 
 LabelValue = Annotated[int, Field(ge=1, le=255)]
-# the label of a lesion whose voxels may have several mask values
+# the single label of lesions if the labels are regions, whose voxels have several mask values
 UNION: Mapping[int, str] = {1: "lesion"}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The lesion labels in the order of the network's channels; background is not among them.
+    """The lesion labels in the order of the network's channels, without the background.
 
     Channel k is called `names[k]`, and `values[k]` is its value in predicted masks. Without
     `regions` it is learned from the voxels of that value. With regions, channel k is learned from
-    the voxels of all values in `regions[k]`, which may overlap. `values[k]` is then one of them,
-    and later channels are painted over earlier ones. Regions do not divide lesions: a lesion is a
-    connected component of all regions together.
+    the voxels of all values in `regions[k]`, and regions may overlap. `values[k]` is then one of
+    the values of the region, and later channels are painted over earlier ones. Regions do not
+    divide lesions: a lesion is a connected component of all regions together.
 
     `ignore`: mask value of voxels that are neither learned nor scored; None if there is none.
     `merged`: names of the mask values that all count as label 1, if the user merged them.
@@ -62,9 +62,10 @@ class Labels:
 
     @property
     def mask_names(self) -> Mapping[int, str]:
-        """The name of each value in reference masks, in ascending order with regions.
+        """The name of each value in reference masks; with regions, in ascending order.
 
-        A value of several regions has the name of the smallest, of equal ones the last.
+        A value of several regions has the name of the smallest region. Among regions of equal
+        size, the last one counts.
         """
         if not self.regions:
             return self.value_names
@@ -75,7 +76,7 @@ class Labels:
 
     @property
     def mask_values(self) -> tuple[int, ...]:
-        """The values in reference masks: prepared label k stands for the k-th of them."""
+        """The values in reference masks. In prepared masks, label k encodes the k-th of them."""
         return tuple(self.mask_names)
 
     @property
@@ -86,7 +87,7 @@ class Labels:
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
-        """The labels by which lesions and candidates differ; with regions all have one label."""
+        """The names of the labels of lesions and candidates. With regions, there is one label."""
         return UNION if self.regions else self.value_names
 
     def merge(self) -> "Labels":

@@ -1,4 +1,4 @@
-"""The lesions of one case, marked or predicted: where each lies, in which zone, how large it is."""
+"""The lesions of one case, marked or predicted: their places, zones and sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,16 @@ _UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axe
 
 
 def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float64]:
-    """Diameter in mm of the ball (3-D, from mm³) or disc (2-D, from mm²) of the same size.
+    """Compute the diameter of the ball (3-D) or disc (2-D) of the same size.
 
-    `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`. Any shape; zero gives zero.
+    It is `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`.
+
+    Args:
+        volume_mm: volumes in mm³, in 2-D areas in mm², of any shape.
+        dims: number of spatial axes.
+
+    Returns:
+        Diameters in mm, float64, of the same shape. A volume of 0 has a diameter of 0.
 
     >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
     10.0
@@ -27,7 +34,9 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float6
 
 
 def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
-    """Equivalent diameters `[n]` of what is inscribed in boxes `[n, 2·dims]`: ellipsoid or ellipse.
+    """Compute the equivalent diameters `[n]` of the ellipsoids (2-D: ellipses) inscribed in boxes.
+
+    `boxes` is `[n, 2·dims]` (starts, stops; half-open voxels).
 
     >>> box_diameters_mm(np.array([[0, 0, 8, 2]]), Geometry.from_spacing((9, 9), (1, 1))).tolist()
     [4.0]
@@ -38,12 +47,13 @@ def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.floa
 
 
 def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
-    """Middles `[n, dims]` of half-open boxes: half a voxel below the mean of start and stop."""
+    """Compute the centres `[n, dims]` of half-open boxes `[n, 2·dims]` in RAS millimetres."""
+    # the centre of voxel i is i, so a half-open box ends half a voxel below its stop
     return geometry.to_mm((boxes[:, : geometry.dims] + boxes[:, geometry.dims :]) / 2 - 0.5)
 
 
 def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
-    """The voxels that a box touches, also in part; what lies before the grid is cut off.
+    """Return slices of the voxels that a box touches, even partly. Negative indices are cut off.
 
     >>> box_slices((-1.0, 2.5, 3.0, 4.5), 2)
     (slice(0, 3, None), slice(2, 5, None))
@@ -53,25 +63,38 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
     return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
 
 
-def clipped_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
-    """Boxes `[n, 2·dims]` (starts, stops) cut to the grid; `ContentError` for one outside it."""
-    dims, given = len(shape), np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * len(shape))
+def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
+    """Clip boxes `[n, 2·dims]` (starts, stops) to a grid.
+
+    Raises `ContentError` naming `where` if a box is empty or outside the grid.
+    """
+    dims = len(shape)
+    given = np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * dims)
     clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
     for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
-        what = f"the box {box.tolist()} (starts, stops) is empty or lies outside its image of"
-        raise ContentError(f"{where}: {what} {tuple(shape)} voxels.")
+        raise ContentError(
+            f"{where}: the box {box.tolist()} (starts, stops) is empty or outside its image of "
+            f"{tuple(shape)} voxels. Correct the box."
+        )
     return clipped
 
 
 @dataclass(frozen=True, eq=False)
 class Lesions:
-    """Lesions or candidates, one row each, and the voxels of those that have a mask.
+    """A table of lesions or candidates, one row each, and their voxels.
 
-    `ids` and `labels` `[n]`; `boxes` `[n, 2·dims]` (starts, stops; half-open voxels);
-    `centres_mm` `[n, dims]` (mean of the voxels, or middle of the box); `diameters_mm` `[n]` (of
-    a bare box: of the inscribed ellipsoid). `voxels` `[v, dims]` are array indices, those of row i
-    at `first[i]:first[i + 1]`; a row without any has only its box. `instances` `[*spatial]` is a
-    mask that the ids stand in, where one was given.
+    Attributes:
+        geometry: grid of the boxes and voxels.
+        ids: `[n]`.
+        labels: `[n]`.
+        boxes: `[n, 2·dims]` (starts, stops; half-open voxels).
+        centres_mm: `[n, dims]`, the mean of the voxels, or the centre of a box without voxels.
+        diameters_mm: `[n]` equivalent diameters; for a box without voxels, that of the inscribed
+            ellipsoid.
+        voxels: `[v, dims]` array indices. Those of row i are `voxels[first[i]:first[i + 1]]`. A
+            row without voxels has only its box.
+        first: `[n + 1]`, the first voxel of each row, and the number of voxels.
+        instances: `[*spatial]` mask of the ids, if there is one.
     """
 
     geometry: Geometry
@@ -85,7 +108,7 @@ class Lesions:
     instances: NDArray[np.integer[Any]] | None = None
 
     @classmethod
-    def measured(
+    def measure(
         cls,
         geometry: Geometry,
         ids: NDArray[np.int64],
@@ -94,10 +117,11 @@ class Lesions:
         index: NDArray[np.int64],
         first: NDArray[np.int64],
     ) -> "Lesions":
-        """Measure lesions; one that has neither voxels nor a box is left out.
+        """Measure lesions. Rows that have neither voxels nor a box are left out.
 
-        `index` `[v]` are flat indices, those of row i at `first[i]:first[i + 1]`. `boxes`
-        `[n, 2·dims]` count for rows without voxels; the others get the boxes around theirs.
+        `index` `[v]` are flat indices of voxels; those of row i are `index[first[i]:first[i + 1]]`.
+        `boxes` `[n, 2·dims]` are used only for rows without voxels. The box of other rows is the
+        bounding box of their voxels.
         """
         counts = np.diff(first)
         present = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
@@ -107,7 +131,8 @@ class Lesions:
         if boxes is not None:
             sides[:] = boxes
         voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
-        centres, masked = box_centres_mm(sides, geometry), np.flatnonzero(counts)
+        centres = box_centres_mm(sides, geometry)
+        masked = np.flatnonzero(counts)
         if len(masked):
             sides[masked, : geometry.dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
             sides[masked, geometry.dims :] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
@@ -130,32 +155,39 @@ class Lesions:
 
     @cached_property
     def n_voxels(self) -> NDArray[np.int64]:
-        """Number of voxels of each row; 0 for a bare box."""
+        """Number of voxels of each row; 0 for a box without voxels."""
         return np.diff(self.first)
 
     @cached_property
     def sizes_vox(self) -> NDArray[np.int64]:
-        """Size of each row in voxels, of a bare box that of the inscribed ellipsoid; at least 1."""
+        """Size of each row in voxels, at least 1.
+
+        A box without voxels has the size of its inscribed ellipsoid.
+        """
         dims = self.geometry.dims
         balls = _UNIT_BALL[dims] * (self.diameters_mm / 2) ** dims
         return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
 
     @property
-    def masked(self) -> NDArray[np.bool_]:
-        """Which rows have a mask."""
+    def has_voxels(self) -> NDArray[np.bool_]:
+        """Boolean array `[n]`: True for rows with voxels."""
         return self.n_voxels > 0
 
     def voxels_of(self, row: int) -> NDArray[np.int64]:
-        """Array indices `[v, dims]` of one row's voxels, in C order."""
+        """Return the array indices `[v, dims]` of one row's voxels, in C order."""
         return self.voxels[self.first[row] : self.first[row + 1]]
 
     def volume_ml(self, row: int) -> float | None:
-        """Volume in ml; None in 2-D and for a bare box."""
+        """Return the volume in ml; None in 2-D and for a box without voxels."""
         n = int(self.n_voxels[row])
         return n * self.geometry.voxel_size / 1000 if self.geometry.dims == 3 and n else None
 
-    def drawn(self) -> NDArray[np.int32]:
-        """The ids `[*spatial]`, 0 elsewhere; bare boxes are filled, and smaller ones lie on top."""
+    def draw(self) -> NDArray[np.int32]:
+        """Draw the ids into an array `[*spatial]` that is 0 elsewhere.
+
+        Boxes without voxels are filled. Smaller boxes are drawn over larger ones, and voxels over
+        boxes.
+        """
         instances = np.zeros(self.geometry.shape, dtype=np.int32)
         dims = self.geometry.dims
         volumes = np.prod(self.boxes[:, dims:] - self.boxes[:, :dims], axis=1)
@@ -168,16 +200,20 @@ class Lesions:
 
 @dataclass(frozen=True, eq=False)
 class Zones:
-    """Zone values `[*spatial]`, 0 outside any, on a grid of their own, and the values' names."""
+    """A mask `[*spatial]` of anatomical zones, 0 outside all zones, on its own grid.
+
+    `names` has a name for each value.
+    """
 
     values: NDArray[np.integer[Any]]
     geometry: Geometry
     names: Mapping[int, str]
 
     def of(self, lesions: Lesions) -> list[str]:
-        """The zone of each lesion: the one that most of its voxels lie in, else the nearest.
+        """Return the name of each lesion's zone; "" if there are no zones.
 
-        Of equals the smaller value; of a bare box its centre counts. Empty without any zone.
+        The zone is the one that contains most of the lesion's voxels, or the nearest zone if none
+        contains any. For a box without voxels, its centre counts. Ties go to the smaller value.
         """
         names = []
         for row, centre in enumerate(lesions.centres_mm):
@@ -198,7 +234,10 @@ class Zones:
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:
-        """Where zones end, for look-ups by place: a tree of points in mm, and their values."""
+        """The surface voxels of all zones: a search tree of their places in mm, and their values.
+
+        The tree is None if there are no zones.
+        """
         from scipy.ndimage import binary_erosion
         from scipy.spatial import cKDTree
 

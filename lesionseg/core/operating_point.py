@@ -1,4 +1,4 @@
-"""Operating points: the score from which a candidate is accepted, and its aim."""
+"""Operating points: the lowest score of an accepted candidate, and the aim it is chosen for."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,16 +8,16 @@ from lesionseg.errors import ConfigError
 AimKind = Literal["auto", "best_f1", "fp_per_case", "sensitivity", "score"]
 _WITHOUT_VALUE: tuple[AimKind, ...] = ("auto", "best_f1")
 _WITH_VALUE: tuple[AimKind, ...] = ("fp_per_case", "sensitivity", "score")
-_HOW = "Write auto, best_f1, fp_per_case:1, sensitivity:0.9 or score:0.5, or another number"
+_ADVICE = "Write auto, best_f1, fp_per_case:1, sensitivity:0.9 or score:0.5, with your own number"
 
 
 @dataclass(frozen=True)
 class Aim:
-    """The aim of an operating point: what its score is chosen for.
+    """The aim that the score of an operating point is chosen for.
 
     `auto`: the default rule (`evaluation.operating_point_choice.default_rate`). `best_f1`: the
-    highest F1 of lesions. `fp_per_case`: a rate `value` of false positives per case. `sensitivity`:
-    a share `value` of the lesions found. `score`: the score `value` itself.
+    highest F1 of lesions. `fp_per_case`: `value` false positives per case. `sensitivity`: a
+    lesion recall of `value`. `score`: the score `value` itself.
     """
 
     kind: AimKind
@@ -25,10 +25,10 @@ class Aim:
 
     @classmethod
     def parse(cls, text: str | float) -> "Aim":
-        """Read an aim as users write it, such as `fp_per_case:1` or `best_f1`.
+        """Parse an aim such as `fp_per_case:1` or `best_f1`.
 
         Raises:
-            ConfigError: if the text names no aim, or a number that is out of range.
+            ConfigError: if the text is not an aim, or its number is out of range.
 
         >>> Aim.parse("fp_per_case:0.50")
         Aim(kind='fp_per_case', value=0.5)
@@ -47,7 +47,9 @@ class Aim:
                 return cls(known, value)
         bare = _number(kind) if not colon else None
         hint = f" Did you mean score:{kind}?" if bare is not None and 0 <= bare <= 1 else ""
-        raise ConfigError(f"operating_point={text}: this names no operating point.{hint} {_HOW}.")
+        raise ConfigError(
+            f"operating_point={text}: this is not an operating point.{hint} {_ADVICE}."
+        )
 
     def __str__(self) -> str:
         if self.kind in _WITHOUT_VALUE:
@@ -56,7 +58,7 @@ class Aim:
 
 
 def _number(text: str) -> float | None:
-    """Return the number that a text states, None if it states none."""
+    """Convert a text to a number; return None if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -65,16 +67,23 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The score from which a candidate is accepted, and what it was chosen for.
+    """The lowest score of an accepted candidate, and the aim that it was chosen for.
 
-    `name` is the aim as text (`str(Aim)`), as files state it. `chosen_on`: the role of the cases it
-    was chosen on (`validation` or `out-of-fold`), None for a score given by hand.
-    `lesion_recall`, `false_positives_per_case` and `lesion_f1` are the values of those cases, the
-    first two with 95 % intervals for patients like these.
-    `expected_false_positives_per_case` is the rate that new cases have on average.
-    `attainable_recall` is the highest recall of any score. `confidence`: the chance that as many
-    new cases have no more false positives per case than the aim; None if no chance was asked for,
-    or none can be kept. `is_default`: the aim was chosen by the default rule (`auto`).
+    Attributes:
+        name: the aim as text (`str(Aim)`), as in files.
+        score: candidates with this score or a higher one are accepted.
+        chosen_on: role of the cases that it was chosen on (`validation` or `out-of-fold`). None
+            for a score given by hand.
+        lesion_recall: lesion recall of those cases.
+        false_positives_per_case: rate of false positives in those cases.
+        lesion_recall_ci95: 95 % confidence interval of the recall for patients like these.
+        false_positives_per_case_ci95: the same for false positives per case.
+        expected_false_positives_per_case: mean rate to expect in new cases.
+        attainable_recall: highest recall that any score reaches.
+        confidence: probability that an equal number of new cases has at most the false positives
+            per case of the aim. None if no probability was requested, or if it cannot be kept.
+        lesion_f1: F1 of the lesions of those cases.
+        is_default: True if the default rule (`auto`) chose the aim.
     """
 
     name: str
@@ -92,5 +101,5 @@ class OperatingPoint:
 
     @property
     def aim(self) -> Aim:
-        """The aim that the name states."""
+        """The aim, parsed from the name."""
         return Aim.parse(self.name)

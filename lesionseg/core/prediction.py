@@ -15,10 +15,11 @@ from lesionseg.core.operating_point import OperatingPoint
 
 @dataclass(frozen=True)
 class Calibration:
-    """Map from score to probability (Platt 1999), by the logit x of the score.
+    """A map from scores to probabilities (Platt 1999).
 
-    The probability is 1 / (1 + exp(−(`intercept` + `slope`·x))). `fitted_on`: the role of the
-    cases it was fitted on, `validation` or `out-of-fold`. `n_true` and `n_false`: their candidates.
+    For the logit x of a score, the probability is 1 / (1 + exp(−(`intercept` + `slope`·x))).
+    `fitted_on` is the role of the cases that it was fitted on, `validation` or `out-of-fold`.
+    `n_true` and `n_false` are the numbers of true and false positives among their candidates.
 
     >>> Calibration(intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
     [0.25, 0.5]
@@ -31,25 +32,33 @@ class Calibration:
     n_false: Annotated[int, Field(ge=0)] = 0
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """Return the chance of being a lesion of each score in [0, 1]."""
+        """Return the probability of being a lesion for each score in [0, 1], in any shape."""
         return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * logit(scores), -500, 500)))
 
 
 def logit(p: ArrayLike) -> NDArray[np.float64]:
-    """ln(p/(1−p)), with p kept a millionth off 0 and 1."""
+    """Compute ln(p / (1 − p)); p is clipped to [1e-6, 1 − 1e-6]."""
     clipped = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
     return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One predicted instance, on the grid of the scan's own file.
+    """A predicted lesion with its score, on the grid of the scan's own file.
 
-    `id` is its voxel value in the instance mask (from 1). `score` in [0, 1] ranks candidates;
-    `probability` is the calibrated chance of being a lesion, None before calibration.
-    `start_vox`, `stop_vox`: half-open box in array order (z, y, x). `centre_mm`: RAS millimetres
-    (x, y, z). `diameter_mm`: equivalent diameter; `volume_ml` is None in 2-D and for bare boxes.
-    `zone`: the anatomical zone, empty where none was asked for.
+    Attributes:
+        id: its voxel value in the instance mask, from 1.
+        label: its value in label masks.
+        score: rank of the candidate, in [0, 1].
+        start_vox: first corner of its half-open box in array order (z, y, x).
+        stop_vox: second corner of the box.
+        centre_mm: centre in RAS millimetres (x, y, z).
+        diameter_mm: equivalent diameter.
+        volume_ml: volume. None in 2-D and for a box without a mask.
+        has_mask: False for a box without a mask.
+        accepted: True if its score reaches the operating point.
+        probability: calibrated probability of being a lesion. None before calibration.
+        zone: anatomical zone. Empty if no zones were requested.
     """
 
     id: int
@@ -69,35 +78,52 @@ class Candidate:
     def from_voxels(
         cls, id: int, label: int, score: float, voxels: NDArray[np.int64], geometry: Geometry
     ) -> "Candidate":
-        """The candidate of the array indices `voxels` `[v, dims]`, at least one, of `geometry`."""
-        low, high = voxels.min(axis=0).astype(float), voxels.max(axis=0) + 1.0
+        """Measure the candidate that consists of `voxels`: array indices `[v, dims]`, v ≥ 1."""
+        start = voxels.min(axis=0).astype(float)
+        stop = voxels.max(axis=0) + 1.0
         centre = geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0]
         volume_mm = len(voxels) * geometry.voxel_size
-        diameter = float(equivalent_diameter_mm(volume_mm, geometry.dims))
-        volume_ml = volume_mm / 1000 if geometry.dims == 3 else None
-        box = tuple(low.tolist()), tuple(high.tolist())
-        return cls(id, label, score, *box, tuple(centre.tolist()), diameter, volume_ml)
+        return cls(
+            id=id,
+            label=label,
+            score=score,
+            start_vox=tuple(start.tolist()),
+            stop_vox=tuple(stop.tolist()),
+            centre_mm=tuple(centre.tolist()),
+            diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
+            volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+        )
 
     @classmethod
     def from_box(
         cls, id: int, label: int, score: float, box: Sequence[float], geometry: Geometry
     ) -> "Candidate":
-        """The candidate of a bare box (starts, stops): the ellipsoid inscribed in it."""
-        boxes, dims = np.asarray([box], dtype=np.float64), geometry.dims
-        centre = tuple(box_centres_mm(boxes, geometry)[0].tolist())
-        diameter, start, stop = box_diameters_mm(boxes, geometry)[0], box[:dims], box[dims:]
-        shown = (tuple(start), tuple(stop), centre, float(diameter))
-        return cls(id, label, score, *shown, volume_ml=None, has_mask=False)
+        """Measure the candidate of a box (starts, stops) without a mask.
+
+        Its diameter is that of the ellipsoid inscribed in the box.
+        """
+        boxes = np.asarray([box], dtype=np.float64)
+        return cls(
+            id=id,
+            label=label,
+            score=score,
+            start_vox=tuple(box[: geometry.dims]),
+            stop_vox=tuple(box[geometry.dims :]),
+            centre_mm=tuple(box_centres_mm(boxes, geometry)[0].tolist()),
+            diameter_mm=float(box_diameters_mm(boxes, geometry)[0]),
+            volume_ml=None,
+            has_mask=False,
+        )
 
 
 @dataclass(frozen=True)
 class InputCheckResult:
-    """Whether a scan is like those that the network was trained on.
+    """The comparison of a scan with the training scans.
 
-    `score`: its distance from them as a share of the limit, so that above 1 it is unlike them; None
-    where nothing was compared. `warning`: a sentence that says what is unlike, or "". `missing`:
-    names of the channels that it lacks. `blank`: names of the channels without contrast; nothing is
-    detected if there is one.
+    `score` is the scan's distance from the training scans divided by the limit. Above 1, the scan
+    is unlike them. It is None if the scan was not compared. `warning` is a sentence that describes
+    the difference, or "". `missing` contains the names of missing channels. `blank` contains the
+    names of channels without contrast; if there is one, nothing is detected.
     """
 
     score: float | None = None
@@ -110,14 +136,22 @@ class InputCheckResult:
 class Prediction:
     """All retained candidates of a case, on the grid of the scan's own file.
 
-    `candidates` are sorted by descending score, ties by id. `instances` `[*spatial]` int32 holds
-    candidate ids, 0 elsewhere; None with boxes only. `scored` is False for bare masks of another
-    program: their candidates' scores are a placeholder and FROC, CPM and AP are null. `values`
-    `[*spatial]` holds the mask values of all candidates where they differ within one (regions);
-    None: a candidate's voxels all hold its label. `removed`: what would be candidates but for
-    their size, boxes without masks, with ids of their own; only to tell why a lesion was missed.
-    `input`: whether the scan is like the training scans; None for another program's. `n_left_out`:
-    candidates (of a detector: anchors) of the lowest scores that a limit left out.
+    Attributes:
+        case: id of the case.
+        geometry: grid of the scan's file.
+        candidates: sorted by descending score, ties by id.
+        instances: `[*spatial]` int32, candidate ids, 0 for background. None if all candidates are
+            boxes.
+        operating_point: the operating point that accepted candidates.
+        scored: False for masks of another program without scores. The scores of their candidates
+            are placeholders, so FROC, CPM and AP are null.
+        values: `[*spatial]` mask values of all candidates if they differ within a candidate
+            (regions). None if all voxels of a candidate have its label.
+        removed: objects that were too small to be candidates, as boxes without masks, with their
+            own ids. They only serve to explain why a lesion was missed.
+        input: the comparison with the training scans. None for predictions of other programs.
+        n_left_out: number of candidates (for a detector: anchors) that a limit left out. These
+            have the lowest scores.
     """
 
     case: str
@@ -133,7 +167,7 @@ class Prediction:
 
     @property
     def left_out_note(self) -> str:
-        """A sentence about the candidates that the limit left out, "" if there are none."""
+        """A sentence about the candidates that a limit left out; "" if there are none."""
         if not self.n_left_out:
             return ""
         return (
@@ -142,7 +176,7 @@ class Prediction:
         )
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
-        """The prediction without the candidates of some labels."""
+        """Return the prediction without the candidates of some labels."""
         candidates = tuple(c for c in self.candidates if c.label not in labels)
         if self.instances is None or len(candidates) == len(self.candidates):
             return replace(self, candidates=candidates)
@@ -150,7 +184,10 @@ class Prediction:
         return replace(self, candidates=candidates, instances=np.where(inside, self.instances, 0))
 
     def mask(self) -> NDArray[np.uint8]:
-        """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""
+        """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.
+
+        All voxels are 0 if there are no accepted candidates, or if candidates are boxes.
+        """
         if self.instances is None:
             return np.zeros(self.geometry.shape, dtype=np.uint8)
         label_of = np.zeros(max([c.id for c in self.candidates], default=0) + 1, dtype=np.uint8)

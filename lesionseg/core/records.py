@@ -1,4 +1,4 @@
-"""Frozen dataclasses from the JSON files that keep them."""
+"""Read frozen dataclasses from JSON files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,17 @@ def read_record(
     error: type[LesionsegError],
     key_of: Mapping[str, str] | None = None,
 ) -> T:
-    """Read a dataclass from JSON.
+    """Read a dataclass from JSON and check its types.
 
-    Raises `error` naming `where` and the first key that is wrong. `key_of`: keys of the file by the
-    names of fields that are not found under their own names.
+    Args:
+        kind: the dataclass.
+        text: the JSON text.
+        where: name of the file in error messages.
+        error: the class of the error to raise.
+        key_of: the key in the file for each field whose key differs from its name.
+
+    Raises:
+        LesionsegError: of class `error`. It names `where` and the first wrong key.
     """
     try:
         return TypeAdapter(kind).validate_json(text)

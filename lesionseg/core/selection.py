@@ -1,4 +1,4 @@
-"""What is selected after training, on predictions of development cases."""
+"""The choices made after training, on predictions for development cases."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from lesionseg.core.prediction import Calibration
 from lesionseg.core.records import read_record
 from lesionseg.errors import BundleError
 
-# the parts of a selection that have a reason, by their keys in `reasons`
+# keys of `Selection.reasons`: the parts of a selection that have a reason
 OPERATING_POINT = "operating point"
 CALIBRATION = "calibration"
 VOXEL_CALIBRATION = "voxel calibration"
@@ -22,12 +22,12 @@ SELECTED = (OPERATING_POINT, CALIBRATION, VOXEL_CALIBRATION)
 
 @dataclass(frozen=True)
 class Selection:
-    """The choices made after training; an empty one accepts candidates from score 0.5.
+    """The choices made after training. Without operating points, score 0.5 accepts candidates.
 
-    `operating_points`: the first one accepts candidates by default. `calibration` turns a
-    candidate's score into its chance of being a lesion. `voxel_calibration` is applied to the
-    voxels' probabilities before candidates are found. `n_members`: networks whose probabilities are
-    averaged. `reasons`: a sentence for each part, by the names in `SELECTED`.
+    The first of `operating_points` accepts candidates by default. `calibration` converts a
+    candidate's score to its probability of being a lesion. `voxel_calibration` is applied to the
+    voxels' probabilities before candidates are found. `n_members` is the number of networks whose
+    probabilities are averaged. `reasons` has a sentence for each part; its keys are in `SELECTED`.
     """
 
     operating_points: tuple[OperatingPoint, ...] = ()
@@ -47,10 +47,10 @@ class Selection:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "selection.json") -> "Selection":
-        """Read a selection; raises `BundleError` naming `where` and the key that is wrong.
+        """Read a selection. Raise `BundleError` naming `where` and the wrong key.
 
-        Keys that are not of a selection are skipped: version 1 of `plan.json` had those of plan and
-        selection in one file.
+        Unknown keys are skipped, because version 1 of `plan.json` contained both plan and
+        selection.
         """
         selection = read_record(cls, text, where, BundleError)
         reasons = {name: why for name, why in selection.reasons.items() if name in SELECTED}

@@ -245,7 +245,7 @@ def prepare_reference(
     """
     mask_values = plan.labels.mask_values
     lesions = lesions_of(reference)
-    instances = lesions.drawn()
+    instances = lesions.draw()
     if reference.ignore is not None:  # a box may reach into what is ignored
         instances[reference.ignore] = 0
     values = np.unique(lesions.labels)

@@ -282,7 +282,11 @@ class MatchedCase:
         pairs = match.overlaps
         ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
         iou_of: IoUs = dict(zip(ends, pairs.iou.tolist(), strict=True))
-        masked = lesions.masked & candidates.masked[pairs_of] if len(candidates) else lesions.masked
+        masked = (
+            lesions.has_voxels & candidates.has_voxels[pairs_of]
+            if len(candidates)
+            else lesions.has_voxels
+        )
         several = match.comparable & accepted[pairs.candidate]
         split = np.bincount(pairs.lesion[several], minlength=len(lesions)) > 1
         merging = np.bincount(pairs.candidate[several], minlength=len(candidates)) > 1
@@ -502,8 +506,8 @@ def match_case(
         if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
             raise GeometryError(
                 f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
-                f"reference {describe_grid(grid)}: {grid.apart_text(other)}. Resample it onto the "
-                "reference's grid."
+                f"reference {describe_grid(grid)}: {grid.describe_difference(other)}. Resample it "
+                "onto the reference's grid."
             )
         unannotated = _unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
@@ -586,7 +590,7 @@ def _extent(lesions: Lesions, row: int) -> dict[str, Any]:
 
 
 def _summed_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
-    if instances.geometry.dims == 2 or not instances.masked[rows].all():
+    if instances.geometry.dims == 2 or not instances.has_voxels[rows].all():
         return None
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 

@@ -100,7 +100,7 @@ def size_errors(lesions: Lesions) -> NDArray[np.float64]:
     for boxes. A bare box without voxels gives 0.
     """
     sums = np.zeros(len(lesions))
-    for row in np.flatnonzero(lesions.masked):
+    for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
         mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
         mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
@@ -344,9 +344,9 @@ def _near(
     alone: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     overlap: float,
 ) -> tuple[Rows, Rows]:
-    drawn, highest = others.drawn(), int(others.ids.max(initial=0))
+    drawn, highest = others.draw(), int(others.ids.max(initial=0))
     pairs: list[tuple[int, int]] = []
-    for row in np.flatnonzero(alone[0] & lesions.masked):
+    for row in np.flatnonzero(alone[0] & lesions.has_voxels):
         grown = _grown(lesions.voxels_of(int(row)), lesions.geometry.shape)
         covered = np.bincount(drawn[tuple(grown.T)], minlength=highest + 1)[others.ids]
         enough = covered >= overlap * np.minimum(lesions.n_voxels[row], others.n_voxels)

@@ -182,7 +182,7 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
             lost,
             criterion,
             {**sides, criterion: links(criterion, overlaps.where(comparable))},
-            prediction.instances is not None and bool(lesions.masked.all()),
+            prediction.instances is not None and bool(lesions.has_voxels.all()),
             within_labels,
         )
 
@@ -363,7 +363,7 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     candidate, lesion = np.divmod(pair, max(n, 1))
     union = candidates.n_voxels[candidate] + lesions.n_voxels[lesion] - shared
     by_mask = Overlaps(candidate, lesion, shared.astype(np.int64), shared / np.maximum(union, 1))
-    bare = ~np.outer(candidates.masked, lesions.masked)
+    bare = ~np.outer(candidates.has_voxels, lesions.has_voxels)
     if not bare.any():
         return by_mask
     a, b = torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)

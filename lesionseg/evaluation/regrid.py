@@ -45,7 +45,7 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
             accepted=c.accepted,
             probability=c.probability,
         )
-        if lesions.masked[row]
+        if lesions.has_voxels[row]
         else _moved_box(c, own, geometry)
         for row, c in enumerate(prediction.candidates)
     )

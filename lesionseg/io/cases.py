@@ -305,7 +305,7 @@ def check_grid(
         return
     if is_same_grid(seen, expected, by_image=by_image):
         text = "%s: the header states another position than %s (%s). The grid of %s is used."
-        warn_once(logger, text, path, other.name, seen.apart_text(expected), other.name)
+        warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
         return
     advice = "Resample one onto the other."
     if seen.shape == expected.shape and _has_same_spacing(seen, expected):
@@ -315,7 +315,7 @@ def check_grid(
         )
     raise GeometryError(
         f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
-        f"{expected.shape}): {seen.apart_text(expected)}. {advice}"
+        f"{expected.shape}): {seen.describe_difference(expected)}. {advice}"
     )
 
 

@@ -178,7 +178,7 @@ def listed_lesions(
         counted = ~ignore.reshape(-1)[index]
         index, owner = index[counted], owner[counted]
     order, first = _grouped(owner, len(ids))
-    return Lesions.measured(geometry, ids, labels, boxes, index[order], first)
+    return Lesions.measure(geometry, ids, labels, boxes, index[order], first)
 
 
 def lesion_mask(reference: Reference) -> NDArray[np.bool_]:
@@ -210,7 +210,7 @@ def _components(
     ids = np.arange(1, len(of_instance) + 1)
     index = nonzero_voxels(instances)
     order, first = _grouped(instances.reshape(-1)[index] - 1, len(ids))
-    return Lesions.measured(geometry, ids, of_instance, None, index[order], first)
+    return Lesions.measure(geometry, ids, of_instance, None, index[order], first)
 
 
 def _grouped(

@@ -195,7 +195,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     image, reference = found.case.image, found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
     for kind, severity, applies in (
-        ("constant", "warning", any(c.min() == c.max() for c in image.present)),
+        ("constant", "warning", any(c.min() == c.max() for c in image.present_channels)),
         ("unoriented", "warning", not found.oriented),
         ("detector", "note", image.geometry.unit != "mm"),
         ("unlabelled", "note", lesions is None),
@@ -209,7 +209,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         look,
         tuple(flaws),
         found.patient,
-        tuple(_digest(channel) for channel in image.present),
+        tuple(_digest(channel) for channel in image.present_channels),
         _digest(lesions) if lesions is not None and telling else "",
         axis_codes(image.geometry) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,

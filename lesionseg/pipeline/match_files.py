@@ -164,8 +164,8 @@ def read_on_grid(
     if not resample:
         raise GeometryError(
             f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
-            f"{describe_grid(geometry)}: {own.apart_text(geometry)}. Give resample=true, or "
-            "resample it with the program that wrote it."
+            f"{describe_grid(geometry)}: {own.describe_difference(geometry)}. Give resample=true, "
+            "or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
     return onto_grid(replace(open_prediction(files, binary=binary), geometry=own), geometry)

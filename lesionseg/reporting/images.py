@@ -101,7 +101,9 @@ class Sources:
             reference = None if other is None else read_case(other, self._reference).reference
         elif case in self._masks:
             reference = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
-        scene = Scene(found.image.present[0], geometry, _reference_mask(reference, geometry))
+        scene = Scene(
+            found.image.present_channels[0], geometry, _reference_mask(reference, geometry)
+        )
         if case not in self._predictions:
             return scene
         datasets = (self._images, self._reference)

@@ -276,7 +276,7 @@ def test_a_missing_channel_is_the_mean_of_its_scale(scheme, spacing, rng):
     assert lacking.missing == (1,)
     assert not lacking.array[1].any()
     np.testing.assert_array_equal(lacking.array[0], whole.array[0])
-    np.testing.assert_array_equal(lacking.present, lacking.array[:1])
+    np.testing.assert_array_equal(lacking.present_channels, lacking.array[:1])
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "range"])

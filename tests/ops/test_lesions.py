@@ -26,7 +26,7 @@ def test_components_of_a_label_map():
     assert lesions.centres_mm.tolist() == [[0.5, 0], [5, 1], [4, 6]]  # x, then y
     np.testing.assert_allclose(lesions.diameters_mm, 2 * np.sqrt(np.array([4, 4, 2]) / np.pi))
     assert lesions.voxels_of(1).tolist() == [[0, 5], [1, 5]]
-    assert lesions.drawn().tolist() == text("110002", "000002", "000000", "000030").tolist()
+    assert lesions.draw().tolist() == text("110002", "000002", "000000", "000030").tolist()
 
 
 def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
@@ -39,7 +39,7 @@ def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
     assert lesions.labels.tolist() == [5, 6]
     assert lesions.boxes.tolist() == [[1, 0, 2, 2], [1, 2, 2, 4]]
     assert lesion_mask(reference).sum() == 4
-    assert (lesions.drawn() > 0).tolist() == lesion_mask(reference).tolist()
+    assert (lesions.draw() > 0).tolist() == lesion_mask(reference).tolist()
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 78.54), (3, 523.6)])
@@ -50,7 +50,7 @@ def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, size):
     lesions = lesions_of(reference)
     assert lesions.diameters_mm.tolist() == [pytest.approx(10)]  # of a box of 10 mm
     assert lesions.sizes_vox.tolist() == [round(size)]
-    assert (lesions.n_voxels.tolist(), lesions.masked.tolist()) == ([0], [False])
+    assert (lesions.n_voxels.tolist(), lesions.has_voxels.tolist()) == ([0], [False])
     assert lesions.centres_mm.tolist() == [[9.5] * dims]
     assert lesions.volume_ml(0) is None
     assert lesion_mask(reference).sum() == 10**dims  # but its pixels are all of the box
@@ -62,8 +62,8 @@ def test_anisotropic_boxes_and_their_pixels():
     lesions = lesions_of(reference)
     np.testing.assert_allclose(lesions.diameters_mm, [4.0, np.sqrt(2 * 1.8)], rtol=1e-6)
     # the smaller lies on top, and every pixel that a box touches is its own
-    assert lesions.drawn().tolist() == text("122000", "122000", "110000", "110000").tolist()
-    assert lesion_mask(reference).tolist() == (lesions.drawn() > 0).tolist()
+    assert lesions.draw().tolist() == text("122000", "122000", "110000", "110000").tolist()
+    assert lesion_mask(reference).tolist() == (lesions.draw() > 0).tolist()
 
 
 def test_a_listed_lesion_without_voxels_has_its_box():
@@ -71,10 +71,10 @@ def test_a_listed_lesion_without_voxels_has_its_box():
     boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 4, 6]], dtype=np.float32)
     reference = Reference(PLANE, instances=instances, instance_labels=(1, 2, 1), boxes=boxes)
     lesions = lesions_of(reference)
-    assert lesions.masked.tolist() == [False, False, True]
+    assert lesions.has_voxels.tolist() == [False, False, True]
     assert lesions.boxes.tolist() == [[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 1, 2]]
     np.testing.assert_allclose(lesions.diameters_mm[:2], np.sqrt([8, 16]))
-    assert lesions.drawn().tolist() == text("330000", "110000", "002222", "002222").tolist()
+    assert lesions.draw().tolist() == text("330000", "110000", "002222", "002222").tolist()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_lesion_free_gives_no_rows(reference):
     assert len(lesions) == 0
     assert lesions.boxes.shape == (0, 4)
     assert lesions.centres_mm.shape == (0, 2)
-    assert not lesions.drawn().any()
+    assert not lesions.draw().any()
     assert not lesion_mask(reference).any()
 
 
@@ -108,7 +108,7 @@ def test_candidates_are_lesions_in_the_order_of_the_prediction():
     prediction = Prediction("a", PLANE, (drawn, box), instances)
     lesions = candidates_of(prediction)
     assert (lesions.ids.tolist(), lesions.labels.tolist()) == ([2, 1], [1, 3])
-    assert lesions.masked.tolist() == [True, False]
+    assert lesions.has_voxels.tolist() == [True, False]
     for row, candidate in enumerate(prediction.candidates):
         assert lesions.diameters_mm[row] == pytest.approx(candidate.diameter_mm)
         assert tuple(lesions.centres_mm[row]) == candidate.centre_mm

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Dataset, Geometry, Labels, Reference, StatedBoxes
-from lesionseg.core.lesions import clipped_boxes
+from lesionseg.core.lesions import clip_boxes
 from lesionseg.plan.plausibility import (
     DOUBTS,
     ReferenceFacts,
@@ -36,7 +36,7 @@ def boxed(*boxes, labels=None):
     x, y, width, height = np.array(boxes, np.float64).T
     given = np.stack([y, x, y + height, x + width], axis=1)
     names = tuple(labels or [1] * len(boxes))
-    cut = clipped_boxes(given, PLANE.shape, "a")
+    cut = clip_boxes(given, PLANE.shape, "a")
     return Reference(PLANE, boxes=cut, box_labels=names, stated=StatedBoxes(given, names))
 
 

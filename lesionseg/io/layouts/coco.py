@@ -26,7 +26,7 @@ from lesionseg.core import (
     Role,
     StatedBoxes,
 )
-from lesionseg.core.lesions import box_slices, clipped_boxes
+from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, listed
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
@@ -322,7 +322,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     lesions = [lesion for lesion in annotations if not lesion.iscrowd]
     crowds = [lesion for lesion in annotations if lesion.iscrowd]
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
-    boxes = clipped_boxes(given, shape, f"case {case}")
+    boxes = clip_boxes(given, shape, f"case {case}")
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     stated = StatedBoxes(given, tuple(labels.tolist()))
     ignore = _draw_crowds(case, crowds, shape)
@@ -376,7 +376,7 @@ def _draw_instances(
 
 def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) -> Mask:
     """Return the pixels of crowd regions, from the box of a region without a segmentation."""
-    boxes = clipped_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
+    boxes = clip_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
     inside = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, boxes, strict=True):
         if crowd.segmentation:

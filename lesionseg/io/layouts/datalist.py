@@ -23,7 +23,7 @@ from lesionseg.core import (
     Role,
     StatedBoxes,
 )
-from lesionseg.core.lesions import clipped_boxes
+from lesionseg.core.lesions import clip_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
@@ -198,7 +198,7 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
         low = centre - half
         high = centre + half
     ends = np.concatenate([low, high], axis=1)
-    boxes = clipped_boxes(ends, geometry.shape, files.images[0])
+    boxes = clip_boxes(ends, geometry.shape, files.images[0])
     box_labels = (1,) * len(boxes) if merged else tuple(labels)
     stated = StatedBoxes(ends, box_labels)
     return Reference(geometry, boxes=boxes, box_labels=box_labels, stated=stated)
