@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.ops.compiled import compiled, root_of
+from lesionseg.ops.compiled import compile_loops, root_of
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
@@ -120,7 +120,7 @@ def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
     return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
 
 
-@compiled
+@compile_loops
 def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     """How many held voxels touch the one at position `v`, itself included; `places` is filled."""
     n_z, n_y, n_x = shape
@@ -146,7 +146,7 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     return n
 
 
-@compiled
+@compile_loops
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
     stack = np.empty(len(p), dtype=np.int32)
@@ -176,7 +176,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     return peaks
 
 
-@compiled
+@compile_loops
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
     """Return the positions of the kept regions one after the other, and where each region ends."""
     ratio, extent, prominence = limits
@@ -257,7 +257,7 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
     return joined
 
 
-@compiled
+@compile_loops
 def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent: Any) -> None:
     """Unite regions with neighbouring voxels in `parent`; the root of a set is its first region."""
     places = np.empty(27, dtype=np.int64)

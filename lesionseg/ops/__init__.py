@@ -1,4 +1,4 @@
-"""Array in, array out: functions that know neither cases nor files.
+"""Functions from arrays to arrays, which know neither cases nor files.
 
 Names are imported when they are first used, so that `lesionseg.ops.components` needs no torch.
 """

@@ -1,4 +1,4 @@
-"""Anchors: boxes on the grid of each pyramid level, and which of them are to find which lesion."""
+"""Anchors: boxes on the grid of each pyramid level, and their assignment to lesions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from lesionseg.ops.boxes import box_volume, paired_iou, split_box
 class AnchorLevel:
     """One pyramid level: its grid and the anchors at each of its cells.
 
-    `shape`: cells along each axis; `stride`: voxels from one to the next; `sizes`: side lengths of
-    each anchor in voxels. The centre of cell i lies at (i + ½) · stride.
+    `shape` is the number of cells along each axis, and `stride` the number of voxels from one cell
+    to the next. `sizes` contains the side lengths of each anchor in voxels. The centre of cell i is
+    at (i + ½) · stride.
     """
 
     shape: tuple[int, ...]
@@ -25,17 +26,18 @@ class AnchorLevel:
 
     @property
     def n_anchors(self) -> int:
-        """Anchors of the whole level."""
+        """The number of anchors of the whole level."""
         return len(self.sizes) * prod(self.shape)
 
 
 def grid_anchors(
     levels: Sequence[AnchorLevel], *, device: torch.device | None = None
 ) -> Float[Tensor, "n two_d"]:
-    """All anchors `[n, 2·dims]` float32 in voxels of the tile: starts, then stops.
+    """Return all anchors `[n, 2·dims]` float32 in voxels of the tile: starts, then stops.
 
-    In the order in which heads give their outputs: level by level, cells in C order, the anchors of
-    a cell in that of `sizes`. Anchors may reach beyond the tile. No level gives `[0, 0]`.
+    Anchors have the order of a head's outputs: level by level, cells in C order, and the anchors of
+    a cell in the order of `sizes`. They may extend beyond the tile. Without levels the shape is
+    `[0, 0]`.
 
     >>> grid_anchors([AnchorLevel((1, 2), (4, 4), ((2.0, 6.0),))]).tolist()
     [[1.0, -1.0, 3.0, 5.0], [1.0, 3.0, 3.0, 9.0]]
@@ -44,10 +46,10 @@ def grid_anchors(
         return torch.zeros((0, 0), device=device)
     anchors = []
     for level in levels:
-        axes = [
-            (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * s
-            for n, s in zip(level.shape, level.stride, strict=True)
-        ]
+        axes = []
+        for n, stride in zip(level.shape, level.stride, strict=True):
+            cells = torch.arange(n, device=device, dtype=torch.float32)
+            axes.append((cells + 0.5) * stride)
         centres = torch.cartesian_prod(*axes).reshape(-1, 1, len(axes))
         half = torch.tensor(level.sizes, device=device, dtype=torch.float32)[None] / 2
         anchors.append(torch.cat([centres - half, centres + half], dim=-1).flatten(0, 1))
@@ -57,14 +59,15 @@ def grid_anchors(
 def nearest_cells(
     level: AnchorLevel, points: Float[Tensor, "m d"], k: int
 ) -> Int64[Tensor, "m near"]:
-    """The `k` cells of a level whose centres lie nearest to each point, ties by index.
+    """Return the `k` cells of a level whose centres are nearest to each point, ties by index.
 
-    Their numbers in C order `[m, k']`, nearest first; k' is smaller than `k` where the level has
-    fewer cells. They lie among the `k` nearest cells along every axis, so that no distance to all
-    cells is ever taken.
+    The result contains their numbers in C order `[m, k']`, nearest first. k' is smaller than `k` if
+    the level has fewer cells. Only the `k` nearest cells along each axis are candidates, so that
+    distances to all other cells need not be computed.
     """
     dims = len(level.shape)
-    columns, offsets = [], []
+    columns = []
+    offsets = []
     for axis, (n, stride) in enumerate(zip(level.shape, level.stride, strict=True)):
         width = min(k, n)
         place = points[:, axis] / stride - 0.5
@@ -83,7 +86,7 @@ def nearest_cells(
 
 
 def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """IoU of boxes of these side lengths `[n, dims]`, `[m, dims]` that share their centre.
+    """Return the IoU of boxes with side lengths `[n, dims]`, `[m, dims]` and the same centre.
 
     >>> centred_iou(torch.tensor([[2.0, 2.0]]), torch.tensor([[2.0, 4.0]])).tolist()
     [[0.5]]
@@ -92,8 +95,9 @@ def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
     return shared / (a.prod(-1)[:, None] + b.prod(-1)[None] - shared)
 
 
-N_NEAREST = 9  # cells of each level whose anchors a lesion considers; nnDetection takes 4
-BACKGROUND, IGNORED = -1, -2
+N_NEAREST = 9  # cells of each level whose anchors are candidates of a lesion; nnDetection takes 4
+BACKGROUND = -1
+IGNORED = -2
 
 
 def assign_atss(
@@ -101,18 +105,32 @@ def assign_atss(
     anchors: Float[Tensor, "n two_d"],
     boxes: Float[Tensor, "m two_d"],
 ) -> Int64[Tensor, " n"]:
-    """Adaptive training sample selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
+    """Assign anchors to lesions by adaptive training sample selection (ATSS).
 
-    Candidates of a lesion are the anchors at the `N_NEAREST` cells of each level around its centre;
-    those whose IoU reaches mean + standard deviation of the candidates' IoUs are positive. Their
-    centre need not lie inside the lesion: none would for a lesion of two voxels. An anchor wanted
-    twice goes to the higher IoU. A lesion left without any takes its best candidate, unless that is
-    another's only one. Memory grows with `m · N_NEAREST^dims`, not with the anchors. No lesion
-    gives background throughout.
+    Candidates of a lesion are the anchors at the `N_NEAREST` cells of each level around its centre.
+    A candidate is positive if its IoU reaches the mean plus the standard deviation of the
+    candidates' IoUs. Unlike in the paper, its centre may be outside of the lesion: a lesion of two
+    voxels would have no anchor otherwise. An anchor that is positive for several lesions belongs to
+    the one with the highest IoU. A lesion without an anchor receives its best candidate, unless
+    that is the only anchor of another lesion. Memory grows with `m · N_NEAREST^dims`, not with the
+    number of anchors.
+
+    Args:
+        levels: the pyramid levels, as given to `grid_anchors`.
+        anchors: the result of `grid_anchors`.
+        boxes: the lesions; rows of zeros are ignored.
+
+    Returns:
+        The row of the assigned lesion for each anchor, or `BACKGROUND`. Without lesions all anchors
+        are background.
+
+    Source: Zhang et al. 2020, arXiv 1912.02424, algorithm 1.
     """
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-    centres, first, numbers = split_box(boxes.float())[0], 0, []
+    centres = split_box(boxes.float())[0]
+    first = 0
+    numbers = []
     for level in levels:
         cells = nearest_cells(level, centres, N_NEAREST)
         shapes = torch.arange(len(level.sizes), device=boxes.device)
@@ -124,23 +142,26 @@ def assign_atss(
     overlap = overlap.view_as(candidates)
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     wanted = (overlap >= threshold[:, None]) & (overlap > 0)
-    # each anchor goes to the highest overlap above 0, ties to the lower lesion
-    overlap_wanted, flat, none = torch.where(wanted, overlap, 0), candidates.flatten(), len(boxes)
+    # each anchor belongs to the lesion with the highest overlap above 0, ties to the lower row
+    overlap_wanted = torch.where(wanted, overlap, 0)
+    flat = candidates.flatten()
+    none = len(boxes)
     best = torch.zeros(len(anchors), device=overlap.device)
     best = best.scatter_reduce_(0, flat, overlap_wanted.flatten(), "amax")
     is_best = (overlap_wanted > 0) & (overlap_wanted == best[candidates])
     lesion = torch.full((len(anchors),), none, device=owner.device)
     lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, none).flatten(), "amin")
     assigned = torch.where(lesion < none, lesion, BACKGROUND)
-    _leave_none_out(assigned, candidates, overlap, box_volume(boxes) > 0)
+    _assign_missed_lesions(assigned, candidates, overlap, box_volume(boxes) > 0)
     return assigned
 
 
-def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor) -> None:
-    """Give every lesion without an anchor its best candidate. In place.
+def _assign_missed_lesions(
+    assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor
+) -> None:
+    """Assign its best candidate to every lesion without an anchor, in place.
 
-    Lesions of the largest overlap choose first; an anchor that is a lesion's only one is not taken
-    from it.
+    Lesions with the largest overlap come first. The only anchor of a lesion stays with it.
     """
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
     without = (exists & (counts == 0)).nonzero()[:, 0]

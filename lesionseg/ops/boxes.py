@@ -1,4 +1,4 @@
-"""Boxes of any number of axes: `[n, 2·dims]`, all starts then all stops, half-open, in voxels."""
+"""Boxes `[n, 2·dims]` with any number of axes: all starts, then all stops, half-open, in voxels."""
 
 import itertools
 from math import log
@@ -11,31 +11,39 @@ from torch import Tensor
 
 from lesionseg.core import Geometry
 
-LARGEST_RATIO = log(1000 / 16)  # of sides, in logarithms: keeps exp finite (Fast R-CNN's clamp)
+LARGEST_RATIO = log(1000 / 16)  # largest logarithm of a side ratio: keeps exp finite (Fast R-CNN)
 
 
 def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Volume (2-D: area) of each box in voxels; a box whose stop lies before its start has 0."""
+    """Compute the volume (2-D: area) of each box.
+
+    Args:
+        boxes: `[n, 2·dims]`, starts then stops, in voxels.
+
+    Returns:
+        Volumes `[n]` in voxels; 0 if a stop is below its start. Without boxes the result is empty.
+    """
     start, stop = boxes.chunk(2, dim=-1)
     return _product((stop - start).clamp(min=0))
 
 
 def is_degenerate(boxes: Float[Tensor, "n two_d"]) -> Tensor:
-    """Which boxes `[n]` are not finite or have no volume."""
+    """Return a boolean tensor `[n]`: True for boxes that are not finite or have no volume."""
     return ~torch.isfinite(boxes).all(-1) | (box_volume(boxes.nan_to_num()) <= 0)
 
 
 def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
-    """Centre and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
+    """Return the centres and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
     start, stop = boxes.chunk(2, dim=-1)
     return (start + stop) / 2, stop - start
 
 
 def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> NDArray[np.float64]:
-    """Return boxes `[n, 2·dims]` of the grid `source` on the grid `target`, not cut at its border.
+    """Convert boxes `[n, 2·dims]` from the grid `source` to the grid `target`.
 
-    Each is the smallest box around the moved corners: exact if the grids differ by spacing, flips,
-    axis order and shifts, larger if they are oblique to each other. No boxes give `[0, 2·dims]`.
+    The result is the smallest box around the moved corners. It is exact if the grids differ by
+    spacing, flips, axis order and shifts, and larger if they are oblique to each other. Boxes are
+    not clipped at the border of `target`. Without boxes the result is `[0, 2·dims]`.
 
     >>> coarse = Geometry.from_spacing((4, 4), (2.0, 2.0))
     >>> move_boxes([[0, 1, 2, 3]], coarse, Geometry.from_spacing((8, 8), (1.0, 1.0))).tolist()
@@ -43,24 +51,32 @@ def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> NDArray[
     """
     dims = source.dims
     sides = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, dims)
-    picks = np.array(list(itertools.product((0, 1), repeat=dims)))  # of each corner, by axis
-    corners = sides[:, picks, np.arange(dims)] - 0.5  # half a voxel before its centre
+    # the side (0 start, 1 stop) of each corner along each axis
+    picks = np.array(list(itertools.product((0, 1), repeat=dims)))
+    corners = sides[:, picks, np.arange(dims)] - 0.5  # faces are half a voxel before centres
     points = source.to_mm(corners.reshape(-1, dims))
     index = target.to_index(points).reshape(-1, len(picks), dims) + 0.5
     return np.concatenate([index.min(axis=1), index.max(axis=1)], axis=1)
 
 
 def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[Tensor, "n m"]:
-    """Intersection over union of each box in `a` with each in `b`, in [0, 1].
+    """Compute the intersection over union of each box in `a` with each box in `b`.
 
-    Boxes are `[n, 2·dims]`, starts then stops, half-open. Half precision is raised to float32,
-    since volumes overflow it. Empty boxes have IoU 0; no boxes give an empty matrix.
+    Half precision is converted to float32, because volumes would overflow.
+
+    Args:
+        a: boxes `[n, 2·dims]`, starts then stops, half-open, in voxels.
+        b: boxes `[m, 2·dims]`.
+
+    Returns:
+        IoU `[n, m]` in [0, 1]; 0 for boxes without volume. Without boxes the matrix is empty.
 
     >>> a = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     >>> box_iou(a, torch.tensor([[0.0, 1.0, 2.0, 3.0], [5.0, 5.0, 6.0, 6.0]])).tolist()
     [[0.3333333432674408, 0.0]]
     """
-    a, b = _at_least_float32(a), _at_least_float32(b)
+    a = _at_least_float32(a)
+    b = _at_least_float32(b)
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start = torch.maximum(start_a[:, None], start_b[None])  # [n, m, d]
@@ -71,44 +87,49 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
 
 
 def paired_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """IoU of each box in `a` with the one of the same number in `b`; else as `box_iou`."""
-    a, b = _at_least_float32(a), _at_least_float32(b)
-    shared = _shared(a, b)
+    """Compute the IoU of each box in `a` with the box in the same row of `b`, like `box_iou`."""
+    a = _at_least_float32(a)
+    b = _at_least_float32(b)
+    shared = _intersection(a, b)
     union = box_volume(a) + box_volume(b) - shared
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
 
 
 def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Generalised IoU of each box in `a` with the one of the same number in `b`, in [−1, 1].
+    """Compute the generalised IoU of each box in `a` with the box in the same row of `b`.
 
-    IoU minus the share of the smallest enclosing box that neither covers (Rezatofighi et al. 2019,
-    arXiv 1902.09630, algorithm 1). An enclosing box without volume counts as covered.
+    It is the IoU minus the share of the smallest enclosing box that neither box covers, in [−1, 1]
+    (Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1). An enclosing box without volume counts
+    as covered.
 
     >>> a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0, 3.0]])
     >>> paired_giou(a, b).tolist()
     [-0.3333333432674408]
     """
-    a, b = _at_least_float32(a), _at_least_float32(b)
-    shared = _shared(a, b)
+    a = _at_least_float32(a)
+    b = _at_least_float32(b)
+    shared = _intersection(a, b)
     union = box_volume(a) + box_volume(b) - shared
-    (start_a, stop_a), (start_b, stop_b) = a.chunk(2, dim=-1), b.chunk(2, dim=-1)
+    start_a, stop_a = a.chunk(2, dim=-1)
+    start_b, stop_b = b.chunk(2, dim=-1)
     sides = torch.maximum(stop_a, stop_b) - torch.minimum(start_a, start_b)
     hull = _product(sides.clamp(min=0))
     return shared / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
 
 
-_TINY = 1e-9  # below any voxel's volume; keeps quotients and their gradients finite
+_TINY = 1e-9  # smaller than any voxel; keeps quotients and their gradients finite
 
 
-def _shared(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+def _intersection(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
-    start, stop = torch.maximum(start_a, start_b), torch.minimum(stop_a, stop_b)
+    start = torch.maximum(start_a, start_b)
+    stop = torch.minimum(stop_a, stop_b)
     return _product((stop - start).clamp(min=0))
 
 
 def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-    """Product over the last axis, from left to right: the order in which `nms` multiplies."""
+    """Multiply over the last axis from left to right, in the same order as `nms`."""
     product = sides[..., 0]
     for axis in range(1, sides.shape[-1]):
         product = product * sides[..., axis]
@@ -122,10 +143,11 @@ def _at_least_float32(boxes: Tensor) -> Tensor:
 def encode_boxes(
     boxes: Float[Tensor, "n two_d"], anchors: Float[Tensor, "n two_d"]
 ) -> Float[Tensor, "n two_d"]:
-    """Offsets of boxes from their anchors: shifts of the centre, then logarithms of side ratios.
+    """Compute offsets of boxes from anchors: shifts of the centre, then logarithms of side ratios.
 
     shift = (centre − anchor's centre) / anchor's side, ratio = log(side / anchor's side) (Girshick
-    et al. 2014, appendix C). Sides under 10⁻³ voxels count as that. No boxes give none.
+    et al. 2014, appendix C). Sides below 10⁻³ voxels count as 10⁻³. Without boxes the result is
+    empty.
 
     >>> anchor = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
     >>> encode_boxes(torch.tensor([[0.0, 1.0, 4.0, 5.0]]), anchor).tolist()
@@ -140,7 +162,7 @@ def encode_boxes(
 def decode_boxes(
     deltas: Float[Tensor, "*n two_d"], anchors: Float[Tensor, "*m two_d"]
 ) -> Float[Tensor, "*n two_d"]:
-    """The boxes that offsets from anchors mean; the inverse of `encode_boxes`, in fp32.
+    """Compute boxes in fp32 from offsets and anchors; the inverse of `encode_boxes`.
 
     Logarithms of ratios are clamped to log(1000/16), so that no output overflows; NaN stays NaN.
     """
@@ -165,31 +187,35 @@ def tile_boxes(
         first voxel. The m rows of a tile are in the order of ids. There is at least one row, and
         the rows after the last lesion of a tile are 0.
     """
-    n_tiles, shape = len(instances), instances.shape[1:]
+    n_tiles = len(instances)
+    shape = instances.shape[1:]
     flat = instances.flatten()
     voxels = flat.nonzero()[:, 0]
-    tile, ids = voxels // shape.numel(), flat[voxels].long()
+    tile = voxels // shape.numel()
+    ids = flat[voxels].long()
     width = int(ids.max()) + 1 if len(ids) else 1
-    keys, owner = torch.unique(tile * width + ids, return_inverse=True)  # by tile, then id
+    keys, owner = torch.unique(tile * width + ids, return_inverse=True)  # sorted by tile, then id
     per_tile = torch.bincount(keys // width, minlength=n_tiles)
     m = max(int(per_tile.max()) if n_tiles else 0, 1)
     row = keys // width * m + torch.arange(len(keys), device=flat.device)
     row -= (per_tile.cumsum(0) - per_tile)[keys // width]
     rows = row[owner]
 
-    def table(values: Tensor, how: str) -> Tensor:
-        """The lowest or highest of each row, 0 in an empty one."""
+    def reduce_rows(values: Tensor, how: str) -> Tensor:
+        """Return the lowest or highest value of each row, 0 for an empty row."""
         empty = torch.zeros(n_tiles * m, dtype=torch.int64, device=flat.device)
         return empty.scatter_reduce_(0, rows, values, how, include_self=False)
 
-    low, high = [], []
+    low = []
+    high = []
     pitch = shape.numel()
     for n in shape:
         pitch //= n
         place = voxels // pitch % n
-        low.append(table(place, "amin"))
-        high.append(table(place + 1, "amax"))
-    listed, first = table(ids, "amax"), table(voxels, "amin")
+        low.append(reduce_rows(place, "amin"))
+        high.append(reduce_rows(place + 1, "amax"))
+    listed = reduce_rows(ids, "amax")
+    first = reduce_rows(voxels, "amin")
     found = torch.where(listed > 0, labels.flatten()[first].long(), 0)
     boxes = torch.stack([*low, *high], dim=1).float()
     return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)

@@ -1,4 +1,4 @@
-"""Loops as machine code, by numba: compiled at the first call, kept for the next process."""
+"""Decorators that compile loops to machine code with numba and cache it on disk."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -10,29 +10,31 @@ from numpy.typing import NDArray
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiler(*fastmath: str) -> Callable[[Function], Function]:
-    """A decorator that makes machine code, which runs without Python's lock, and keeps it on disk.
+def make_compiler(*fastmath: str) -> Callable[[Function], Function]:
+    """Return a decorator that compiles a function, which then runs without Python's lock.
 
-    `fastmath`: LLVM's flags, such as `contract`; none: exactly what IEEE 754 says. Dividing by 0
-    gives infinity, as in numpy.
+    A function is compiled at its first call. `fastmath` contains flags of LLVM, such as `contract`.
+    Without flags, arithmetic follows IEEE 754. Division by 0 gives infinity, as in numpy.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
+    flags = set(fastmath)
 
-    def compile_it(function: Function) -> Function:
+    def compile_function(function: Function) -> Function:
         try:
-            return cast(Function, numba.njit(cache=True, **options)(function))
-        except RuntimeError:  # no folder can be written
-            return cast(Function, numba.njit(**options)(function))
+            cached = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags)
+            return cast(Function, cached(function))
+        except RuntimeError:  # no folder is writable
+            uncached = numba.njit(nogil=True, error_model="numpy", fastmath=flags)
+            return cast(Function, uncached(function))
 
-    return compile_it
+    return compile_function
 
 
-compiled = compiler()
+compile_loops = make_compiler()
 
 
-@compiled
+@compile_loops
 def root_of(parent: NDArray[np.int64], i: int) -> int:
-    """The one by which a set is known, of `parent` `[n]` in a forest; halves the way there."""
+    """Return the root of node `i` in the forest `parent` `[n]`, and halve the path to it."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]

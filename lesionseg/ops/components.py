@@ -1,4 +1,4 @@
-"""Connected components: the one definition of a lesion, and the one derivation of a reference's."""
+"""Connected components: the definition of a lesion, for references and predictions alike."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +19,16 @@ def label_components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Number the connected components of a mask of two or three axes.
 
     Voxels that share a face, an edge or a corner belong together (8 neighbours in 2-D, 26 in 3-D).
-    Ids run from 1 in the order of each component's first voxel in C order; 0 is background. An
-    empty mask gives zeros. Raises `ContentError` for other numbers of axes.
+
+    Args:
+        mask: `[*spatial]`.
+
+    Returns:
+        Ids `[*spatial]` from 1, in the order of each component's first voxel in C order. Background
+        is 0. An empty mask gives zeros.
+
+    Raises:
+        ContentError: if the mask does not have two or three axes.
 
     >>> label_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
     [[1, 0, 0, 2], [0, 1, 0, 2]]
@@ -31,16 +39,19 @@ def label_components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 def lesion_instances(
     labels: NDArray[np.integer[Any]],
 ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Find the lesions of a label map: the components of each label value on its own.
+    """Find the lesions of a label map: the connected components of each label value.
 
-    Lesions of different labels never join, even if they touch.
+    Voxels with different labels belong to different lesions, even if they touch.
 
     Args:
         labels: label values `[*spatial]`, 0 for background.
 
     Returns:
         Lesion ids 1..n `[*spatial]`, 0 elsewhere, in the order of first voxels in C order, and the
-        label value of each id. Zeros and `()` without a lesion.
+        label value of each id. Without lesions, zeros and `()`.
+
+    Raises:
+        ContentError: if the label map does not have two or three axes.
 
     >>> instances, of = lesion_instances(np.array([[3, 3, 0], [2, 0, 0]]))
     >>> instances.tolist(), of
@@ -48,7 +59,7 @@ def lesion_instances(
     """
     if labels.ndim not in FULL_CONNECTIVITY:
         raise ContentError(f"A label map has two or three axes, not the shape {labels.shape}.")
-    # cc3d refuses read-only arrays, such as Pillow's; it numbers in the order of first voxels, too
+    # cc3d refuses read-only arrays such as Pillow's. It numbers in the order of first voxels, too.
     array = np.require(labels, dtype=labels.dtype.newbyteorder("="), requirements=["C", "W"])
     found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
     index = nonzero_voxels(found)
@@ -58,7 +69,7 @@ def lesion_instances(
 
 
 def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Flat indices of the voxels that are not 0, ascending.
+    """Return the flat indices of the voxels that are not 0, ascending.
 
     >>> nonzero_voxels(np.array([[0, 2], [0, 5]])).tolist()
     [1, 3]
@@ -67,18 +78,18 @@ def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
-    """The different values of an array, ascending; of one mostly 0 it is quick.
+    """Return the distinct values of an array, ascending. This is fast if most values are 0.
 
     >>> present_values(np.array([[3, 0], [0, 1]])), present_values(np.array([2, 2]))
     ([0, 1, 3], [2])
     """
-    others = array[array != 0]
-    zero = {0} if others.size < array.size else set()
-    return sorted({*zero, *np.unique(others).tolist()})
+    nonzero = array[array != 0]
+    zero = {0} if nonzero.size < array.size else set()
+    return sorted({*zero, *np.unique(nonzero).tolist()})
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
-    """Smallest box that holds all non-zero voxels, as slices; None when there is none.
+    """Return the smallest box that contains all non-zero voxels, or None if there are none.
 
     >>> foreground_slices(np.array([[0, 0, 0], [0, 1, 1]]))
     (slice(1, 2, None), slice(1, 3, None))
@@ -86,29 +97,31 @@ def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
     slices = []
     rest = array
     for axis in range(array.ndim):
-        others = tuple(a for a in range(array.ndim) if a != axis)
-        used = np.flatnonzero(rest.any(axis=others))
+        other_axes = tuple(a for a in range(array.ndim) if a != axis)
+        used = np.flatnonzero(rest.any(axis=other_axes))
         if len(used) == 0:
             return None
         slices.append(slice(int(used[0]), int(used[-1]) + 1))
-        # later axes need only look at what is left
+        # crop, so that later axes read fewer voxels
         rest = rest[(slice(None),) * axis + (slices[-1],)]
     return tuple(slices)
 
 
 def lesions_of(reference: Reference) -> Lesions:
-    """The lesions of a reference: its instances, else the components of its labels, else boxes.
+    """Return the lesions of a reference.
 
-    Voxels to be ignored are taken out first. A lesion that has neither voxels nor a box is left
-    out. Lesion-free gives no rows. Raises `ContentError` for an instance without a label.
+    They are its instances if it has any, otherwise the components of its labels, otherwise its
+    boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left out. A
+    reference without lesions gives no rows. Raises `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
         return _components(reference.geometry, reference.labels, reference.ignore)
-    labels, boxes = reference.instance_labels, reference.boxes
+    labels = reference.instance_labels
+    boxes = reference.boxes
     if reference.instances is None:
         labels = reference.box_labels
     if boxes is not None and len(boxes) != len(labels):
-        boxes = None  # boxes of something else than these lesions
+        boxes = None  # the boxes do not belong to these lesions
     ids = np.arange(1, len(labels) + 1)
     return listed_lesions(
         reference.geometry, ids, labels, boxes, reference.instances, reference.ignore
@@ -116,9 +129,9 @@ def lesions_of(reference: Reference) -> Lesions:
 
 
 def candidates_of(prediction: Prediction, ignore: NDArray[np.bool_] | None = None) -> Lesions:
-    """The candidates of a prediction, in its order; voxels to be ignored are taken out.
+    """Return the candidates of a prediction in its order, without ignored voxels.
 
-    Raises `ContentError` when the instance mask holds an id that no candidate has.
+    Raises `ContentError` if the instance mask contains an id that no candidate has.
     """
     candidates = prediction.candidates
     boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], dtype=np.float64)
@@ -136,9 +149,10 @@ def unscored_prediction(
     labels: NDArray[np.integer[Any]],
     instances: NDArray[np.int32] | None,
 ) -> Prediction:
-    """A prediction from masks alone: a candidate of score 1 per instance, else per component.
+    """Make a prediction from masks without scores: each candidate has score 1.
 
-    An instance has the label of its first labelled voxel, 1 where there is none.
+    Candidates are the instances, or the components of the labels if `instances` is None. An
+    instance has the label of its first labelled voxel, or 1 without such a voxel.
     """
     if instances is None:
         instances, of_instance = lesion_instances(labels)
@@ -165,10 +179,18 @@ def listed_lesions(
     instances: NDArray[np.integer[Any]] | None,
     ignore: NDArray[np.bool_] | None = None,
 ) -> Lesions:
-    """The lesions whose ids `[n]` are known; `instances` `[*spatial]` holds the ids.
+    """Measure the lesions with known ids.
 
-    `boxes` `[n, 2·dims]` count for lesions without voxels. Voxels where `ignore` `[*spatial]` is
-    set are taken out. Raises `ContentError` when the instances hold an id that is not listed.
+    Args:
+        geometry: of the masks.
+        ids: lesion ids `[n]`.
+        labels: label values of the lesions.
+        boxes: `[n, 2·dims]`, for lesions without voxels.
+        instances: lesion ids `[*spatial]`, 0 elsewhere.
+        ignore: True for voxels `[*spatial]` to remove.
+
+    Raises:
+        ContentError: if `instances` contains an id that is not in `ids`.
     """
     index = owner = np.zeros(0, dtype=np.int64)
     if instances is not None:
@@ -176,25 +198,26 @@ def listed_lesions(
         owner = _rows(ids, instances.reshape(-1)[index])
     if ignore is not None:
         counted = ~ignore.reshape(-1)[index]
-        index, owner = index[counted], owner[counted]
-    order, first = _grouped(owner, len(ids))
+        index = index[counted]
+        owner = owner[counted]
+    order, first = _group_by_owner(owner, len(ids))
     return Lesions.measure(geometry, ids, labels, boxes, index[order], first)
 
 
 def lesion_mask(reference: Reference) -> NDArray[np.bool_]:
-    """Voxels `[*spatial]` of any lesion, boxes filled; voxels to be ignored are left out."""
+    """Return True for voxels `[*spatial]` of any lesion or box, except ignored voxels."""
     mask = reference.mask()
     if mask is None:
-        mask = filled_boxes(
+        mask = fill_boxes(
             () if reference.boxes is None else reference.boxes, reference.geometry.shape
         )
     return mask if reference.ignore is None else mask & ~reference.ignore
 
 
-def filled_boxes(
+def fill_boxes(
     boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]
 ) -> NDArray[np.bool_]:
-    """Boxes as a mask of all voxels that they touch."""
+    """Return a mask of `shape` with all voxels that the boxes touch."""
     mask = np.zeros(shape, dtype=np.bool_)
     for box in boxes:
         mask[box_slices(box, len(shape))] = True
@@ -209,26 +232,30 @@ def _components(
     instances, of_instance = lesion_instances(labels)
     ids = np.arange(1, len(of_instance) + 1)
     index = nonzero_voxels(instances)
-    order, first = _grouped(instances.reshape(-1)[index] - 1, len(ids))
+    order, first = _group_by_owner(instances.reshape(-1)[index] - 1, len(ids))
     return Lesions.measure(geometry, ids, of_instance, None, index[order], first)
 
 
-def _grouped(
+def _group_by_owner(
     owner: NDArray[np.integer[Any]], n: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order `[v]` that puts owners 0..n−1 together, as it was within, and n + 1 bounds."""
+    """Return the stable order `[v]` that sorts by owner 0..n−1, and the n + 1 bounds of owners."""
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n))])
     return np.argsort(owner, kind="stable"), bounds.astype(np.int64)
 
 
 def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return the row in `ids` of each value. Raise `ContentError` for values that have none."""
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, dtype=np.int64)
     row_of[ids] = np.arange(len(ids))
     rows: NDArray[np.int64] = row_of[values]
     if (rows < 0).any():
         unlisted = np.unique(values[rows < 0])[:10].tolist()
-        raise ContentError(f"The instance mask holds ids that are not listed: {unlisted}.")
+        raise ContentError(
+            f"The instance mask contains ids that no lesion or candidate has: {unlisted}. Correct "
+            "the mask or the list of lesions."
+        )
     return rows
 
 
@@ -238,9 +265,9 @@ def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArra
     A centre is inside if a ray to the left crosses the outline an odd number of times. A polygon
     that contains no centre keeps the pixel nearest to its middle, so that no lesion is lost.
 
-    Libraries do not serve: Pillow also paints every pixel that the outline touches, which enlarges
-    small lesions, and matplotlib states no rule for corners on pixel centres, where contours of
-    DICOM often have them.
+    Other libraries are not suitable. Pillow also paints every pixel that the outline touches, which
+    enlarges small lesions. matplotlib has no rule for corners on pixel centres, and contours of
+    DICOM often have such corners.
 
     >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
     array([[ True,  True, False],

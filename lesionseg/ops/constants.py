@@ -14,13 +14,13 @@ def constant(values: Sequence[float], like: Tensor, *, n_after: int = 0) -> Tens
     time, because every copy from the host waits until all queued work is done.
     """
     if like.device.type == "cpu" or torch.compiler.is_compiling():
-        return like.new_tensor(values).view(-1, *[1] * n_after)
-    return _kept(tuple(values), n_after, like.dtype, like.device)
+        return like.new_tensor(values).view([-1] + [1] * n_after)
+    return _make_once(tuple(values), n_after, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _kept(
+def _make_once(
     values: tuple[float, ...], n_after: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    with torch.inference_mode(False):  # a training may use what a prediction has made
-        return torch.tensor(values, dtype=dtype, device=device).view(-1, *[1] * n_after)
+    with torch.inference_mode(False):  # training may use a tensor that a prediction has created
+        return torch.tensor(values, dtype=dtype, device=device).view([-1] + [1] * n_after)

@@ -1,4 +1,4 @@
-"""How a GPU's library chooses the algorithm of a convolution."""
+"""The choice of algorithms for convolutions on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

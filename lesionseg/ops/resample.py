@@ -1,9 +1,9 @@
-"""Resampling an array from one grid to another, by position in space and slab by slab.
+"""Resampling of an array from one grid to another, by position in space and slab by slab.
 
-Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. If each input axis runs
-along one output axis (identity, flips, permutations and zooms, such as between a plan's grid and a
-file's), the axes are resampled one after the other, and if the grids differ by whole voxels, flips
-and axis order only, values are copied. For any other affine, every output voxel is sampled.
+Index coordinates refer to voxel centres: voxel 0 extends from −½ to ½. There are three cases. If
+the grids differ only by whole voxels, flips and axis order, values are copied. If each input axis
+is parallel to one output axis, as between a plan's grid and a file's, the axes are resampled one
+after the other. For any other affine, each output voxel is sampled separately.
 """
 
 import itertools
@@ -26,15 +26,15 @@ Interpolation = Literal["linear", "mean", "share", "nearest"]
 Edge = Literal["zero", "extend"]
 Decode = Callable[[Tensor], Tensor]
 
-# Coordinates are rounded to this many voxels, so that affines read as float32 still hit voxel
-# centres. Interpolation cannot show a smaller difference.
+# Coordinates are rounded to multiples of this many voxels, so that affines read as float32 still
+# hit voxel centres. A smaller difference does not change an interpolated value visibly.
 _GRAIN = 1e-5
 _TOLERANCE_VOX = 1e-3
-# an output voxel longer than this many input voxels covers more than a sample shows
+# if an output voxel is longer than this many input voxels, a single sample does not represent it
 _COARSER = 1 + 1e-3
-# output rows at a time: temporaries of a few per cent of a volume
+# output rows per slab, so that temporaries are a few per cent of a volume
 _SLAB_ROWS = 8
-# unsigned integers that torch cannot flip, pad or index
+# wider types for unsigned integers that torch cannot flip, pad or index
 _WIDER: dict[str, type] = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
@@ -46,23 +46,24 @@ def resample_to(
     *,
     edge: Edge = "zero",
 ) -> Shaped[Tensor, "c *target"]:
-    """Return an array on another grid, by position in space.
+    """Resample an array to another grid, by position in space.
 
     Args:
         array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
         source: grid of `array`.
         target: grid of the result, with as many axes.
-        how: `linear` interpolates between voxel centres. `mean` does so, too, but takes the mean
-            over the voxel's extent along axes on which target voxels are longer than source voxels.
-            `share` is the mean over the voxel's whole extent of an array that is constant within
-            its voxels; of a mask it is the covered share. `nearest` takes the value of the nearest
-            voxel; halfway between two centres the higher index wins.
-        edge: `zero`: the outermost value applies up to the outer face of its voxel, 0 outside.
-            `extend`: the outermost values continue.
+        how: `linear` interpolates between voxel centres. `mean` also interpolates, but takes the
+            mean over the voxel's extent along axes on which target voxels are longer than source
+            voxels. `share` takes the mean over the voxel's whole extent, and treats the array as
+            constant within its voxels. For a mask this is the covered share. `nearest` takes the
+            value of the nearest voxel; halfway between two centres the higher index wins.
+        edge: With `zero`, the outermost value applies up to the outer face of its voxel, and the
+            result is 0 outside. With `extend`, the outermost values continue.
 
     Returns:
-        `[C, *target.shape]`, float32; for `nearest` in the dtype of `array` (unsigned integers of
-        16 bits and more become signed ones that are wider).
+        `[C, *target.shape]` in float32. For `nearest` in the dtype of `array`, except that unsigned
+        integers of 16 bits and more become wider signed ones. A target without rows gives an empty
+        array.
 
     Raises:
         GeometryError: if the grids have different numbers of axes.
@@ -92,10 +93,10 @@ def resample_slabs(
     decode: Decode | None = None,
     n_rows: int = _SLAB_ROWS,
 ) -> Iterator[tuple[slice, Shaped[Tensor, "c rows *rest"]]]:
-    """Yield what `resample_to` returns, some rows at a time, with their place.
+    """Yield the result of `resample_to` in slabs along the first spatial axis.
 
-    Temporaries have the size of one slab and of the input that it reads. A slab may share memory
-    with `array`.
+    Temporary arrays have the size of one slab and of the input that it reads. A slab may share
+    memory with `array`.
 
     Args:
         array: see `resample_to`.
@@ -103,16 +104,23 @@ def resample_slabs(
         target: grid of the result.
         how: see `resample_to`.
         edge: see `resample_to`.
-        decode: turns stored numbers into values. It is called with the input of each slab.
-        n_rows: rows of a slab.
+        decode: converts stored numbers to values. It is called with the input of each slab.
+        n_rows: the number of rows of a slab.
+
+    Yields:
+        The rows of the target as a slice, and their values `[C, rows, *rest]`.
+
+    Raises:
+        GeometryError: if the grids have different numbers of axes.
     """
     matrix = index_matrix(source, target)
     whole = np.rint(matrix)
-    drift = np.abs(matrix - whole)[:-1] @ np.array([*(n - 1 for n in target.shape), 1.0])
+    last_index = np.array([*(n - 1 for n in target.shape), 1.0])
+    drift = np.abs(matrix - whole)[:-1] @ last_index
     is_exact = bool(drift.max() < _TOLERANCE_VOX)
     if is_exact:
         matrix = whole
-    axes = _unmixed(matrix[:-1, :-1], target.shape)
+    axes = _find_parallel_axes(matrix[:-1, :-1], target.shape)
     for start in range(0, target.shape[0], n_rows):
         rows = slice(start, min(start + n_rows, target.shape[0]))
         there = matrix.copy()
@@ -131,7 +139,7 @@ def resample_slabs(
             piece = _pad(piece, first - lowest, after, zeros=edge == "zero")
             first = lowest
         there[:-1, -1] -= first
-        yield rows, _Resampling(there, shape, axes, is_exact).of(piece, how).contiguous()
+        yield rows, _Resampling(there, shape, axes, is_exact).apply(piece, how).contiguous()
 
 
 def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
@@ -141,7 +149,8 @@ def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
     """
     if source.dims != target.dims:
         raise GeometryError(
-            f"An array of {source.dims} axes cannot be resampled on a grid of {target.dims}."
+            f"An array with {source.dims} axes cannot be resampled to a grid with {target.dims}. "
+            "Give grids with the same number of axes."
         )
     return np.asarray(np.linalg.inv(source.affine) @ target.affine, dtype=np.float64)
 
@@ -149,8 +158,8 @@ def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
 def as_torch(array: NDArray[Any]) -> Tensor:
     """Return the array as a tensor, which shares memory unless torch needs a copy.
 
-    Foreign byte order, negative strides and read-only memory are copied; unsigned integers of 16
-    bits and more become int32 or int64.
+    Arrays with foreign byte order, negative strides or read-only memory are copied. Unsigned
+    integers of 16 bits and more are converted to int32 or int64.
     """
     wider = _WIDER.get(array.dtype.name)
     if wider is not None or not array.dtype.isnative:
@@ -165,8 +174,8 @@ def _reach(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the lowest and highest input index that an output of `shape` can read, by axis.
 
-    Output voxels reach to their faces, as a coarser one is a mean over its extent. Indices may be
-    outside of the input.
+    The faces of output voxels count, because a coarse voxel is a mean over its extent. Indices may
+    be outside of the input.
     """
     corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
     moved = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
@@ -178,25 +187,26 @@ def _reach(
 def _pad(
     piece: Tensor, before: NDArray[np.int64], after: NDArray[np.int64], *, zeros: bool
 ) -> Tensor:
-    """Add voxels before and after each axis: zeros, or the outermost values again."""
+    """Add voxels before and after each axis: zeros, or copies of the outermost values."""
     for axis, (n_before, n_after) in enumerate(zip(before, after, strict=True), start=1):
         n = piece.shape[axis]
         index = np.arange(-n_before, n + n_after)
         if len(index) == n:
             continue
-        piece = piece.index_select(axis, _on(piece, index.clip(0, n - 1)))
+        piece = piece.index_select(axis, _as_tensor(index.clip(0, n - 1), piece.device))
         if zeros:
             outside = (index < 0) | (index >= n)
-            piece = piece.masked_fill(_along(piece, axis, outside), 0)
+            piece = piece.masked_fill(_broadcast_along(piece, axis, outside), 0)
     return piece
 
 
 @dataclass(frozen=True, eq=False)
 class _Resampling:
-    """The way from the indices of an output to those of the input that is read for it.
+    """The map from the indices of an output to the indices of the input that is read for it.
 
     `matrix` `[dims+1, dims+1]` maps output indices to input indices. `source[j]` is the input axis
-    along output axis j; None if axes mix. `is_exact`: the matrix has whole numbers only.
+    that is parallel to output axis j; it is None if the axes are oblique. `is_exact` is True if the
+    matrix contains only whole numbers.
     """
 
     matrix: NDArray[np.float64]
@@ -204,14 +214,14 @@ class _Resampling:
     source: tuple[int, ...] | None
     is_exact: bool
 
-    def of(self, piece: Tensor, how: Interpolation) -> Tensor:
+    def apply(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return `piece` `[C, *input]` on the output's grid, 0 outside of it."""
         if self.source is None:
-            return self._by_voxels(piece, how)
-        piece = piece.permute(0, *(1 + axis for axis in self.source))
+            return self._sample_voxels(piece, how)
+        piece = piece.permute([0] + [1 + axis for axis in self.source])
         for axis, along in enumerate(self.source):
             ratio = float(abs(self.matrix[along, axis]))
-            x = self._line(axis, along)
+            x = self._axis_coordinates(axis, along)
             if how == "share" or (how == "mean" and ratio > _COARSER):
                 piece = _take_mean(piece, axis + 1, x, ratio)
             elif how == "nearest":
@@ -220,23 +230,23 @@ class _Resampling:
                 piece = _take_linear(piece, axis + 1, x)
         return piece
 
-    def _line(self, axis: int, along: int) -> NDArray[np.float64]:
+    def _axis_coordinates(self, axis: int, along: int) -> NDArray[np.float64]:
         """Return the coordinates on input axis `along` of the indices of output axis `axis`."""
         row = self.matrix[along]
         x = row[axis] * np.arange(self.out_shape[axis]) + row[-1]
         return x if self.is_exact else _snap(x)
 
-    def _by_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
-        """Return the samples of each output voxel, or their mean."""
-        take = _sample_nearest if how in ("nearest", "share") else _sample_linear
+    def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
+        """Return the sample of each output voxel, or the mean of several samples."""
+        sample = _sample_nearest if how in ("nearest", "share") else _sample_linear
         parts: list[Tensor] = []
-        for at in self._samples(how):
-            part = take(piece, self._coordinates(at))
+        for offset in self._sample_offsets(how):
+            part = sample(piece, self._coordinates(offset))
             parts.append(part.float() if how == "share" else part)
         return torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
 
-    def _samples(self, how: Interpolation) -> list[tuple[float, ...]]:
-        """Return places within an output voxel, −½ to ½, whose mean is its value."""
+    def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
+        """Return positions within an output voxel, −½ to ½, at which to sample its value."""
         if how in ("linear", "nearest"):
             return [(0.0,) * len(self.out_shape)]
         steps = np.ceil(np.abs(self.matrix[:-1, :-1]).max(axis=0) / _COARSER).astype(int)
@@ -244,35 +254,39 @@ class _Resampling:
         lines = [(np.arange(n) + 0.5) / n - 0.5 for n in np.maximum(steps, least)]
         return list(itertools.product(*(line.tolist() for line in lines)))
 
-    def _coordinates(self, at: Sequence[float]) -> list[NDArray[np.float64]]:
+    def _coordinates(self, offset: Sequence[float]) -> list[NDArray[np.float64]]:
         """Return input coordinates `[*out_shape]`, one array for each input axis.
 
-        `at` moves all of them by a part of an output voxel.
+        `offset` is the position within each output voxel, −½ to ½.
         """
         grid = np.ogrid[tuple(slice(0, n) for n in self.out_shape)]
-        index = [i + part for i, part in zip(grid, at, strict=True)]
-        return [
-            _snap(np.asarray(sum(m * i for m, i in zip(row[:-1], index, strict=True)) + row[-1]))
-            for row in self.matrix[:-1]
-        ]
+        index = [i + part for i, part in zip(grid, offset, strict=True)]
+        coordinates = []
+        for row in self.matrix[:-1]:
+            x = sum(factor * i for factor, i in zip(row[:-1], index, strict=True)) + row[-1]
+            coordinates.append(_snap(np.asarray(x)))
+        return coordinates
 
 
-def _unmixed(linear: NDArray[np.float64], out_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the input axis of each output axis, or None if axes mix.
+def _find_parallel_axes(
+    linear: NDArray[np.float64], out_shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return the input axis that is parallel to each output axis, or None if axes are oblique.
 
-    Axes mix if one moves another's coordinate by 0.001 voxels or more.
+    They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along
+    another output axis.
     """
     along = np.abs(linear).argmax(axis=1)  # the output axis of each input axis
     if len(set(along.tolist())) < len(along):
         return None
     drift = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
     drift[np.arange(len(along)), along] = 0
-    is_unmixed = drift.sum(1).max() < _TOLERANCE_VOX
-    return tuple(int(i) for i in np.argsort(along)) if is_unmixed else None
+    is_parallel = drift.sum(1).max() < _TOLERANCE_VOX
+    return tuple(int(i) for i in np.argsort(along)) if is_parallel else None
 
 
 def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -> Tensor:
-    """Return the mean over `ratio` input voxels around each coordinate, inside the array only."""
+    """Return the mean over `ratio` input voxels around each coordinate, within the array."""
     n = array.shape[axis]
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
     high = np.clip(x + ratio / 2, -0.5, n - 0.5)
@@ -284,73 +298,90 @@ def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -
         at = first + tap
         share = np.clip(np.minimum(high, at + 0.5) - np.maximum(low, at - 0.5), 0, None) / total
         if share.any():
-            values = array.index_select(axis, _on(array, np.minimum(at, n - 1))).float()
-            mean += values * _along(array, axis, share.astype(np.float32))
-    return _cut(mean, axis, x, n)
+            index = _as_tensor(np.minimum(at, n - 1), array.device)
+            values = array.index_select(axis, index).float()
+            mean += values * _broadcast_along(array, axis, share.astype(np.float32))
+    return _zero_outside(mean, axis, x, n)
 
 
 def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+    """Interpolate linearly at coordinates along an axis."""
     n = array.shape[axis]
     clipped = np.clip(x, 0, n - 1)
     low = np.floor(clipped).astype(np.int64)
     share = clipped - low
     piece = _select(array, axis, low).float()
     if share.any():
-        high = array.index_select(axis, _on(array, np.minimum(low + 1, n - 1))).float()
-        piece = torch.lerp(piece, high, _along(array, axis, share.astype(np.float32)))
-    return _cut(piece, axis, x, n)
+        index = _as_tensor(np.minimum(low + 1, n - 1), array.device)
+        high = array.index_select(axis, index).float()
+        weight = _broadcast_along(array, axis, share.astype(np.float32))
+        piece = torch.lerp(piece, high, weight)
+    return _zero_outside(piece, axis, x, n)
 
 
 def _take_nearest(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+    """Return the nearest values at coordinates along an axis."""
     n = array.shape[axis]
     index = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
-    return _cut(_select(array, axis, index), axis, x, n)
+    return _zero_outside(_select(array, axis, index), axis, x, n)
 
 
 def _select(array: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
-    """Return `array` at `index` along an axis: a view if the indices follow one another."""
+    """Return `array` at `index` along an axis: a view if the indices are consecutive."""
     if (np.diff(index) == 1).all():
         return array.narrow(axis, int(index[0]), len(index))
-    return array.index_select(axis, _on(array, index))
+    return array.index_select(axis, _as_tensor(index, array.device))
 
 
-def _cut(piece: Tensor, axis: int, x: NDArray[np.float64], n: int) -> Tensor:
-    """Return `piece` with 0 at coordinates along `axis` outside of `n` voxels."""
-    inside = _inside(x, n)
-    return piece if inside.all() else piece.masked_fill(_along(piece, axis, ~inside), 0)
+def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int) -> Tensor:
+    """Set `piece` to 0 at coordinates along `axis` that are outside of `n` voxels."""
+    inside = _is_inside(x, n)
+    if inside.all():
+        return piece
+    return piece.masked_fill(_broadcast_along(piece, axis, ~inside), 0)
 
 
 def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
-    """Interpolate at scattered coordinates; `grid_sample` wants them last axis first, in ±1."""
+    """Interpolate linearly at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
+    inside = np.logical_and.reduce([_is_inside(x, n) for x, n in pairs])
+    # grid_sample expects coordinates from −1 to 1, last axis first
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
-    grid = _on(array, np.stack(scaled, axis=-1).astype(np.float32))
+    grid = _as_tensor(np.stack(scaled, axis=-1).astype(np.float32), array.device)
     sampled = functional.grid_sample(
         array[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
     )
-    return sampled[0].masked_fill(~_on(array, inside), 0)
+    return sampled[0].masked_fill(~_as_tensor(inside, array.device), 0)
 
 
 def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
+    """Return the nearest values at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
-    index = [_on(array, np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)) for x, n in pairs]
+    inside = np.logical_and.reduce([_is_inside(x, n) for x, n in pairs])
+    index = []
+    for x, n in pairs:
+        nearest = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
+        index.append(_as_tensor(nearest, array.device))
     sampled = torch.stack([channel[tuple(index)] for channel in array])
-    return sampled.masked_fill(~_on(array, inside), 0)
+    return sampled.masked_fill(~_as_tensor(inside, array.device), 0)
 
 
-def _inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+def _is_inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """Return True for coordinates within the `n` voxels of an axis."""
     return np.asarray((x >= -0.5) & (x <= n - 0.5))
 
 
 def _snap(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round coordinates to multiples of `_GRAIN`."""
     return np.asarray(np.round(x / _GRAIN) * _GRAIN)
 
 
-def _on(array: Tensor, values: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(array.device)
+def _as_tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
-def _along(array: Tensor, axis: int, values: NDArray[np.generic]) -> Tensor:
-    return _on(array, values).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+def _broadcast_along(array: Tensor, axis: int, values: NDArray[np.generic]) -> Tensor:
+    """Return `values` with a shape that broadcasts against `array` along an axis."""
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    return _as_tensor(values, array.device).reshape(shape)

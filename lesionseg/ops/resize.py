@@ -1,8 +1,9 @@
 """Resizing of whole arrays by splines, one axis after the other.
 
-Both grids cover the same extent: voxel i of `n` lies at (i + ½) · m/n − ½ of `m`, and beyond the
-outermost voxel its value holds. A spline is linear in the voxels, so that along an axis it is a
-matrix. SciPy makes it; it is applied as a product (cubic) or as two neighbours (linear, nearest).
+Both grids cover the same extent: voxel i of `n` is at (i + ½) · m/n − ½ of `m`, and the outermost
+values continue. A spline is linear in the voxel values, so that it is a matrix along each axis.
+SciPy computes the matrix of a cubic spline, which is applied as a product. Linear and nearest
+interpolation need only two neighbours.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-NEAREST, LINEAR = 0, 1
+NEAREST = 0
+LINEAR = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Neighbours:
     weight: Tensor
 
     def within(self, rows: slice, start: int) -> "Neighbours":
-        """Return those of some output positions, for an input that begins at `start`."""
+        """Return the neighbours of some output positions, for an input that begins at `start`."""
         return Neighbours(self.first[rows] - start, self.second[rows] - start, self.weight[rows])
 
     def reach(self, rows: slice) -> slice:
@@ -48,7 +50,7 @@ class Neighbours:
 
 @lru_cache(maxsize=64)
 def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the neighbours by which an axis is resized, `order` 0 (nearest) or 1 (linear).
+    """Return the neighbours with which to resize an axis, for `order` 0 (nearest) or 1 (linear).
 
     >>> found = neighbours(2, 4, 1)
     >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()
@@ -57,7 +59,8 @@ def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
     place = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
     if order == NEAREST:
         first = np.floor(place + 0.5).clip(0, n_in - 1)
-        second, weight = first, np.zeros(n_out)
+        second = first
+        weight = np.zeros(n_out)
     else:
         inside = place.clip(0, n_in - 1)
         first = np.floor(inside)
@@ -73,7 +76,7 @@ def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
 
 @lru_cache(maxsize=64)
 def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
-    """Return the matrix `[n_out, n_in]` by which an axis is resized, `order` 2 to 5.
+    """Return the matrix `[n_out, n_in]` with which to resize an axis, for `order` 2 to 5.
 
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -94,9 +97,9 @@ def resize(
 ) -> Float[Tensor, "*out"]:
     """Resize an array to `shape`, with a spline order for each axis; float32.
 
-    Splines of order 2 and more overshoot; values are clipped to the range of the array, or with
-    `clip_along` to that of each slice across this axis, before it is resized itself. An axis that
-    keeps its length is left as it is.
+    Splines of order 2 and more overshoot, so values are clipped to the range of the array. With
+    `clip_along`, they are clipped to the range of each slice across this axis, before the axis
+    itself is resized. An axis that keeps its length does not change.
 
     >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
     [[0.0, 0.5, 1.5, 2.0]]
@@ -104,7 +107,7 @@ def resize(
     out = array.float().contiguous()
     changed = [axis for axis, n in enumerate(shape) if n != array.shape[axis]]
     smooth = [axis for axis in changed if orders[axis] > LINEAR]
-    rest = [axis for axis in changed if orders[axis] <= LINEAR]
+    simple = [axis for axis in changed if orders[axis] <= LINEAR]
     if smooth:
         others = [a for a in range(array.ndim) if a != clip_along or a in smooth]
         low = out.amin(dim=others, keepdim=True)
@@ -112,17 +115,18 @@ def resize(
         for axis in smooth:
             out = _product(out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis]))
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
-    # what gets shorter comes first
-    for axis in sorted(rest, key=lambda axis: shape[axis] / array.shape[axis]):
+    # axes that become shorter come first, so that later ones have fewer values
+    for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):
         out = neighbours(out.shape[axis], shape[axis], orders[axis]).apply(out, axis)
     return out
 
 
 def _product(array: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
+    """Multiply an array by `matrix` `[out, n]` along an axis."""
     weights = torch.from_numpy(matrix)
     if axis == array.ndim - 1:
         return array @ weights.T
-    before = array.shape[:axis]
-    after = array.shape[axis + 1 :]
-    product = torch.matmul(weights, array.reshape(*before, array.shape[axis], -1))
-    return product.reshape(*before, len(matrix), *after)
+    before = list(array.shape[:axis])
+    after = list(array.shape[axis + 1 :])
+    product = torch.matmul(weights, array.reshape([*before, array.shape[axis], -1]))
+    return product.reshape([*before, len(matrix), *after])

@@ -7,33 +7,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ContentError
-from lesionseg.ops.compiled import compiled
+from lesionseg.ops.compiled import compile_loops
 
 
 def nms(
     boxes: Float[Tensor, "n two_d"], scores: Float[Tensor, " n"], iou_threshold: float
 ) -> Int64[Tensor, " kept"]:
-    """Keep the highest scoring of boxes that overlap by more than `iou_threshold`.
+    """Keep the box with the highest score among boxes that overlap (non-maximum suppression).
 
-    `boxes` `[n, 2·dims]`: starts then stops, half-open. Returns the kept indices by descending
-    score, ties by index; none for no boxes. A box is dropped when its IoU with a kept box of
-    higher rank is above the threshold (equal is kept). Computed in float32, on the CPU whatever
-    the boxes' device. Raises `ContentError` for shapes that do not fit.
+    A box is dropped if its IoU with a kept box of higher rank is above the threshold. The IoU is
+    computed in float32 on the CPU.
+
+    Args:
+        boxes: `[n, 2·dims]`, starts then stops, half-open, on any device.
+        scores: `[n]`; ties are ranked by index.
+        iou_threshold: highest IoU of two kept boxes.
+
+    Returns:
+        The kept indices by descending score. Without boxes the result is empty.
+
+    Raises:
+        ContentError: if the shapes do not fit together.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
     [1, 2]
     """
     if boxes.ndim != 2 or boxes.shape[1] % 2 or scores.shape != boxes.shape[:1]:
-        shapes = tuple(boxes.shape), tuple(scores.shape)
-        raise ContentError(f"Boxes [n, 2·dims] and scores [n] do not fit together: {shapes}.")
+        raise ContentError(
+            f"Boxes {tuple(boxes.shape)} and scores {tuple(scores.shape)} do not fit together. "
+            "Give boxes [n, 2·dims] and scores [n]."
+        )
     order = torch.argsort(scores.detach(), descending=True, stable=True)
     ranked = boxes.detach()[order].float().cpu().numpy()
-    n, dims = len(ranked), ranked.shape[1] // 2
+    n = len(ranked)
+    dims = ranked.shape[1] // 2
     if n == 0:
         return order
-    # what reaches a box lies, along the axis on which the boxes are spread most, between its start
-    # less the longest side, and its stop
+    # Boxes are sorted by start along the axis on which they are spread most. A box that overlaps
+    # another one starts between the other's start minus the longest side, and the other's stop.
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
     axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
     place = np.argsort(ranked[:, axis], kind="stable")
@@ -50,17 +62,31 @@ def batched_nms(
     groups: Int64[Tensor, " n"],
     iou_threshold: float,
 ) -> Int64[Tensor, " kept"]:
-    """`nms` within each group alone (a label, an image): boxes of different groups never meet.
+    """Apply `nms` to each group of boxes, such as a label or an image.
 
-    `groups` `[n]` int64, any values. Order and errors as in `nms`.
+    Boxes of different groups do not suppress each other.
+
+    Args:
+        boxes: `[n, 2·dims]`, starts then stops, half-open, on any device.
+        scores: `[n]`; ties are ranked by index.
+        groups: `[n]` int64, any values.
+        iou_threshold: highest IoU of two kept boxes of the same group.
+
+    Returns:
+        The kept indices by descending score. Without boxes the result is empty.
+
+    Raises:
+        ContentError: if the shapes do not fit together.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     >>> batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([0, 1]), 0.5).tolist()
     [1, 0]
     """
     if groups.shape != scores.shape:
-        shapes = tuple(groups.shape), tuple(scores.shape)
-        raise ContentError(f"There is not one group for each box: {shapes}.")
+        raise ContentError(
+            f"Groups {tuple(groups.shape)} and scores {tuple(scores.shape)} do not fit together. "
+            "Give one group for each box."
+        )
     kept = [groups.new_zeros(0, dtype=torch.int64)]
     for group in sorted(set(groups.tolist())):
         index = torch.nonzero(groups == group)[:, 0]
@@ -69,7 +95,7 @@ def batched_nms(
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
-@compiled  # 10 000 boxes of 3-D: 15 to 40 ms
+@compile_loops  # 10 000 boxes of 3-D: 15 to 40 ms
 def _sweep(
     starts: NDArray[np.float32],
     stops: NDArray[np.float32],
@@ -78,7 +104,11 @@ def _sweep(
     longest: np.float32,
     iou_threshold: np.float32,
 ) -> NDArray[np.bool_]:
-    """`starts`, `stops` `[dims, n]` sorted along `axis`; `position[rank]` is a box's column."""
+    """Return True for the rank of each kept box.
+
+    `starts` and `stops` `[dims, n]` are sorted by start along `axis`. `position[rank]` is the
+    column of a box. `longest` is the longest side along `axis`.
+    """
     dims, n = starts.shape
     volume = np.ones(n, dtype=np.float32)
     for d in range(dims):
@@ -94,12 +124,14 @@ def _sweep(
         kept[rank] = True
         first = np.searchsorted(starts[axis], starts[axis, i] - longest)
         last = np.searchsorted(starts[axis], stops[axis, i])
-        # slices that start at 0 and plain comparisons are what the compiler turns into vectors
+        # slices that start at 0 and plain comparisons allow the compiler to vectorise
         here = shared[: last - first]
         here[:] = 1
         for d in range(dims):
-            low, high = starts[d, i], stops[d, i]
-            others_start, others_stop = starts[d, first:last], stops[d, first:last]
+            low = starts[d, i]
+            high = stops[d, i]
+            others_start = starts[d, first:last]
+            others_stop = stops[d, first:last]
             for j in range(last - first):
                 start = others_start[j] if others_start[j] > low else low
                 stop = others_stop[j] if others_stop[j] < high else high

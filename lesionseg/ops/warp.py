@@ -1,11 +1,13 @@
-"""Moving a tile: each of its voxels is read from somewhere in a larger piece of the volume.
+"""Warping of tiles: each voxel of a tile is read at some position in a larger piece of the volume.
 
-The image is interpolated linearly, masks take the nearest voxel. Coordinates are those of voxel
-centres; half a voxel around the source its outermost value holds, farther outside all is 0. Tensors
-lie on the CPU. Coordinates are made row by row and never lie in memory: each row is a few short
-loops over arrays that stay in the L1 cache, which LLVM turns into vector instructions; indices are
-unsigned, because numba tests signed ones for being negative. 2-D arrays come as 3-D ones of one
-slice. Speed against `grid_sample`: docs/extend.md.
+Images are interpolated linearly; masks take the nearest voxel. Coordinates refer to voxel centres.
+The outermost value applies up to half a voxel outside of the source, and 0 beyond. All tensors are
+on the CPU.
+
+The loops are written for speed. Coordinates are computed row by row and are never stored for the
+whole tile. Each row is a few short loops over arrays that stay in the L1 cache, and LLVM vectorises
+them. Indices are unsigned, because numba tests signed indices for negative values. 2-D arrays are
+passed as 3-D arrays with one slice. docs/extend.md compares the speed with `grid_sample`.
 """
 
 from collections.abc import Sequence
@@ -18,15 +20,15 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.ops.compiled import compiler
+from lesionseg.ops.compiled import make_compiler
 
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where the voxels of an output of `shape` come from: matrix · (index, 1) + bend[index].
+    """The source position of each voxel of an output: matrix · (index, 1) + bend[index].
 
-    `matrix` `[dims, dims + 1]` and `bend` `[dims, *shape]` float32 (None: straight) are in voxels
-    of the source, axes in array order.
+    `matrix` `[dims, dims + 1]` and `bend` `[dims, *shape]` float32 are in voxels of the source,
+    with axes in array order. `shape` is that of the output. `bend` is None for an affine warp.
     """
 
     matrix: NDArray[np.float64]
@@ -35,9 +37,9 @@ class Warp:
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
-    """Interpolate `image` where the warp says; float32."""
+    """Interpolate `image` linearly at the positions of the warp, in float32."""
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
-    matrix, bend = _padded(warp)
+    matrix, bend = _with_three_axes(warp)
     _interpolate(_as_3d(image.float()), matrix, bend, _as_3d(out))
     return out
 
@@ -45,47 +47,56 @@ def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c
 def warp_nearest(
     masks: Sequence[Shaped[Tensor, "*inp"]], warp: Warp
 ) -> list[Shaped[Tensor, "*out"]]:
-    """The nearest voxel of each mask, in its own dtype; between two centres the higher index."""
+    """Return the nearest voxel of each mask at the positions of the warp, in the mask's dtype.
+
+    Halfway between two centres the higher index wins.
+    """
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
     places = np.empty((1,) * (3 - dims) + warp.shape, dtype=np.int32)
-    _nearest_places(shape, *_padded(warp), places)
+    matrix, bend = _with_three_axes(warp)
+    _nearest_places(shape, matrix, bend, places)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
         if mask.dtype == torch.bool and source.all():
             out.copy_(torch.from_numpy(places.reshape(warp.shape)) >= 0)
-        elif source.any():  # by numpy: torch takes as long as for the gather
+        elif source.any():  # numpy's any; torch's takes as long as `_take`
             _take(source, places.reshape(-1), out.numpy().reshape(-1))
     return warped
 
 
-def _padded(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The warp with three axes; an added first axis has one voxel, read from the first."""
+def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return matrix and bend with three axes. An added first axis has one voxel."""
     extra = 3 - len(warp.shape)
     matrix = np.zeros((3, 4), dtype=np.float32)
     matrix[extra:, extra:] = warp.matrix
     bend = np.zeros((3, 0, 0, 0), dtype=np.float32)
     if warp.bend is not None:
-        bend = warp.bend.numpy().reshape(len(warp.shape), *(1,) * extra, *warp.shape)
+        bend = warp.bend.numpy().reshape([len(warp.shape), *[1] * extra, *warp.shape])
         if extra:
             bend = np.concatenate([np.zeros((extra, *bend.shape[1:]), np.float32), bend])
     return matrix, np.ascontiguousarray(bend)
 
 
 def _as_3d(image: Tensor) -> NDArray[np.float32]:
+    """Return an image as `[C, Z, Y, X]`; a 2-D image has one slice."""
     array = image.contiguous().numpy()
-    missing = (1,) * (4 - array.ndim)
-    return array.reshape(array.shape[0], *missing, *array.shape[1:])
+    missing = [1] * (4 - array.ndim)
+    return array.reshape([array.shape[0], *missing, *array.shape[1:]])
 
 
-_compiled = compiler("contract", "nsz")
+_compile_loops = make_compiler("contract", "nsz")
 
-_F, _I, _U = np.float32, np.int32, np.uint32
-_ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
+_F = np.float32
+_I = np.int32
+_U = np.uint32
+_ZERO = _F(0)
+_HALF = _F(0.5)
+_ONE = _F(1)
 
 
-@_compiled
+@_compile_loops
 def _coordinate_row(
     row: NDArray[np.float32],
     matrix: NDArray[np.float32],
@@ -94,7 +105,10 @@ def _coordinate_row(
     k: int,
     j: int,
 ) -> None:
-    """Source coordinates along `axis` of output row (k, j); an empty `bend` bends nothing."""
+    """Fill `row` with source coordinates along `axis` of output row (k, j).
+
+    `bend` is empty for an affine warp.
+    """
     first = matrix[axis, 0] * _F(k) + matrix[axis, 1] * _F(j) + matrix[axis, 3]
     step = matrix[axis, 2]
     for i in range(row.size):
@@ -105,22 +119,25 @@ def _coordinate_row(
             row[i] += bent[i]
 
 
-@_compiled
+@_compile_loops
 def _interpolate(
     image: NDArray[np.float32],
     matrix: NDArray[np.float32],
     bend: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Fill `out` by interpolating `image` where a `Warp` says; contiguous `[C, Z, Y, X]` both."""
+    """Fill `out` by interpolating `image` at the positions of a warp.
+
+    Both are contiguous `[C, Z, Y, X]`.
+    """
     channels = image.reshape(image.shape[0], -1)
     n_out = out.shape[3]
     place = np.empty(n_out, np.uint32)
     row = np.empty(n_out, np.float32)
     share = np.empty((3, n_out), np.float32)
     inside = np.empty(n_out, np.float32)
-    # elements from one voxel to the next along an axis; 0 where an axis has only one voxel
     pitch = (image.shape[2] * image.shape[3], image.shape[3], 1)
+    # array elements from one voxel to the next along each axis; 0 if the axis has only one voxel
     dz = _U(pitch[0] if image.shape[1] > 1 else 0)
     dy = _U(pitch[1] if image.shape[2] > 1 else 0)
     dx = _U(1 if image.shape[3] > 1 else 0)
@@ -132,8 +149,11 @@ def _interpolate(
             for axis in range(3):
                 _coordinate_row(row, matrix, bend, axis, k, j)
                 n = image.shape[axis + 1]
-                last, low = _F(n - 1), _I(max(n - 2, 0))
-                beyond, along, stride = last + _HALF, share[axis], _U(pitch[axis])
+                last = _F(n - 1)
+                low = _I(max(n - 2, 0))
+                beyond = last + _HALF
+                along = share[axis]
+                stride = _U(pitch[axis])
                 for i in range(n_out):
                     x = row[i]
                     inside[i] = inside[i] if (x >= -_HALF) & (x <= beyond) else _ZERO
@@ -142,10 +162,13 @@ def _interpolate(
                     along[i] = x - _F(cell)
                     place[i] += _U(cell) * stride
             for c in range(out.shape[0]):
-                source, target = channels[c], out[c, k, j]
+                source = channels[c]
+                target = out[c, k, j]
                 for i in range(n_out):
                     p = place[i]
-                    fx, fy, fz = share[2, i], share[1, i], share[0, i]
+                    fx = share[2, i]
+                    fy = share[1, i]
+                    fz = share[0, i]
                     a = source[p] + fx * (source[p + dx] - source[p])
                     q = p + dy
                     b = source[q] + fx * (source[q + dx] - source[q])
@@ -157,14 +180,14 @@ def _interpolate(
                     target[i] = (near + fz * (a + fy * (b - a) - near)) * inside[i]
 
 
-@_compiled
+@_compile_loops
 def _nearest_places(
     shape: NDArray[np.int64],
     matrix: NDArray[np.float32],
     bend: NDArray[np.float32],
     out: NDArray[np.int32],
 ) -> None:
-    """Flat index of the nearest voxel of an array of `shape` for each of `out`; −1 outside."""
+    """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside."""
     row = np.empty(out.shape[2], np.float32)
     pitch = (shape[1] * shape[2], shape[2], 1)
     for k in range(out.shape[0]):
@@ -174,7 +197,8 @@ def _nearest_places(
                 place[i] = _I(0)
             for axis in range(3):
                 _coordinate_row(row, matrix, bend, axis, k, j)
-                last, stride = _F(shape[axis] - 1), _I(pitch[axis])
+                last = _F(shape[axis] - 1)
+                stride = _I(pitch[axis])
                 beyond = last + _HALF
                 for i in range(place.size):
                     x = row[i]
@@ -183,9 +207,9 @@ def _nearest_places(
                     place[i] = _I(-1) if out_here else place[i] + min(cell, _I(last)) * stride
 
 
-@_compiled
+@_compile_loops
 def _take(source: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
-    """Copy `source[places]` (all flat) into `out`; what is outside keeps what `out` holds."""
+    """Copy `source[places]` into `out`, all flat. Negative places leave `out` unchanged."""
     for i in range(places.size):
         place = places[i]
         if place >= _I(0):

@@ -18,7 +18,7 @@ from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import read_volume
-from lesionseg.ops.components import filled_boxes, lesion_mask
+from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
         for c in prediction.candidates
         if c.id in accepted and (not c.has_mask or prediction.instances is None)
     ]
-    mask = filled_boxes(boxes, prediction.geometry.shape)
+    mask = fill_boxes(boxes, prediction.geometry.shape)
     if prediction.instances is not None:
         mask |= np.isin(prediction.instances, np.fromiter(accepted, dtype=np.int64))
     return mask

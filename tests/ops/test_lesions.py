@@ -97,7 +97,7 @@ def test_lesion_free_gives_no_rows(reference):
 
 def test_an_instance_that_is_not_listed_is_refused():
     instances = text("120000")
-    with pytest.raises(ContentError, match=r"not listed.*\[2\]"):
+    with pytest.raises(ContentError, match=r"no lesion or candidate.*\[2\]"):
         lesions_of(Reference(PLANE, instances=instances, instance_labels=(1,)))
 
 
