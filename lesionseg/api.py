@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.cli.command import recipe
 from lesionseg.cli.compose import compose
 from lesionseg.config import settings_of
-from lesionseg.errors import ConfigError, ReadError, one_of
+from lesionseg.errors import ConfigError, ReadError, require_one_of
 from lesionseg.pipeline.log import progress_bars
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Run:
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """Return one of `TABLES`, with the columns of the CSV; see docs/reference.md."""
-        one_of("to_pandas: the table", table, TABLES)
+        require_one_of("to_pandas: the table", table, TABLES)
         return _table(self.folder / f"{table}.csv")
 
     def plot(self) -> "Figure":

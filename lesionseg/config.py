@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from lesionseg.errors import ConfigError, LesionsegError, misfits, nearest
+from lesionseg.errors import ConfigError, LesionsegError, describe_misfits, suggest
 
 Above0 = Annotated[float, Field(gt=0)]
 From0 = Annotated[float, Field(ge=0)]
@@ -453,9 +453,9 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
         for one in error.errors():
             if one["type"] == "extra_forbidden":
                 key = ".".join(map(str, one["loc"]))
-                near = nearest(key, dict(keys(kind)))
+                near = suggest(key, dict(keys(kind)))
                 raise ConfigError(f"There is no setting {key!r}.{near}") from None
-        raise ConfigError(misfits(error, plain)) from None
+        raise ConfigError(describe_misfits(error, plain)) from None
 
 
 def is_url(place: str) -> bool:
@@ -509,7 +509,7 @@ def _group(group: str, choice: str) -> dict[str, Any]:
     path = conf_dir() / group / f"{choice}.yaml"
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if choice not in known:
-        hint = f"{nearest(choice, known)} There are {', '.join(known)}."
+        hint = f"{suggest(choice, known)} There are {', '.join(known)}."
         raise ConfigError(f"There is no {group}={choice}.{hint}")
     return _load(path)
 
@@ -595,7 +595,7 @@ def _value(plain: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def named(target: str, key: str) -> Any:
+def import_target(target: str, key: str) -> Any:
     """What `package.module.Name` stands for; raises `ConfigError` where there is none."""
     try:
         return resolve_name(target)
@@ -612,7 +612,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
         if not isinstance(value, Mapping):
             return value
         arguments = {name: made(part) for name, part in value.items() if name != TARGET}
-        return named(value[TARGET], key)(**arguments) if TARGET in value else arguments
+        return import_target(value[TARGET], key)(**arguments) if TARGET in value else arguments
 
     try:
         return made(spec)

@@ -74,11 +74,11 @@ def pip_install(extra: str) -> str:
     return " ".join(["pip install", *wanted])
 
 
-def one_of(what: str, value: object, choices: Iterable[str]) -> None:
+def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise `ConfigError` for a value that is not among the choices; it names the nearest one."""
     known = tuple(choices)
     if value not in known:
-        near = nearest(str(value), known)
+        near = suggest(str(value), known)
         raise ConfigError(f"{what} {value!r} is none of {', '.join(known)}.{near}")
 
 
@@ -91,10 +91,10 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     return f"{n} {noun if n == 1 else nouns or noun + 's'}"
 
 
-def listed(names: Iterable[object], most: int = 20) -> str:
+def join_names(names: Iterable[object], most: int = 20) -> str:
     """Join names for a message and count those that are left out.
 
-    >>> listed(["a", "b"]), listed("abcd", most=2)
+    >>> join_names(["a", "b"]), join_names("abcd", most=2)
     ('a, b', 'a, b and 2 more')
     """
     known = [str(name) for name in names]
@@ -113,17 +113,17 @@ def format_score(score: float) -> str:
     return f"{score:.{min(6, ceil(-log10(1 - score)))}f}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """` Did you mean …?`, or nothing when no known word is near.
 
-    >>> nearest("los.gamma", ["loss.gamma", "seed"])
+    >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"
     """
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def misfits(error: Any, raw: object) -> str:
+def describe_misfits(error: Any, raw: object) -> str:
     """What pydantic's `ValidationError` says of plain data, as one sentence: each key and value."""
     said: dict[str, tuple[object, list[str]]] = {}
     for one in error.errors():

@@ -55,7 +55,7 @@ def peak_memory_mb() -> int:
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
+def pause_collection() -> Iterator[None]:
     """Pause the search for reference cycles: among 10⁷ objects it takes seconds."""
     was_on = gc.isenabled()
     gc.disable()

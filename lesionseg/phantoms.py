@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, OutputError, nearest
+from lesionseg.errors import ConfigError, OutputError, suggest
 from lesionseg.io.files import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -85,7 +85,7 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), dtype=np.float32)
 
 
-def inside(depth_mm: Field, width_mm: float) -> Field:
+def coverage(depth_mm: Field, width_mm: float) -> Field:
     """Share of a voxel inside a surface `depth_mm` away (positive inside); linear over a voxel."""
     return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
 
@@ -105,7 +105,7 @@ def ellipsoid_depth(
     return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
 
 
-def rippled(rng: Generator, points: Field) -> Field:
+def rippled_radius(rng: Generator, points: Field) -> Field:
     """|A·x| of a random ellipsoid plus ripples, at `points` `[n, d]` in units of the radius."""
     dims = points.shape[1]
     turn, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
@@ -116,7 +116,11 @@ def rippled(rng: Generator, points: Field) -> Field:
 
 
 def lesion_share(
-    rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field, outline: Outline = rippled
+    rng: Generator,
+    diameter: float,
+    spacing_mm: Spacing,
+    jitter: Field,
+    outline: Outline = rippled_radius,
 ) -> Field:
     """Share 0..1 of each voxel of an odd box that an irregular blob at its middle covers.
 
@@ -206,12 +210,16 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     surface = np.minimum(brain, np.minimum(sulci, fissure))
     wide, bow = scale * rng.uniform(0.8, 1.4), (y / (32 * scale)) ** 2 * np.float32(8 * scale)
     horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
-    ventricle = inside(ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel)
-    tissue = inside(surface - 0.7 * scale, voxel) * (1 - ventricle)
-    white = inside(surface - 3.6 * scale, voxel) * (1 - ventricle)
+    ventricle = coverage(
+        ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel
+    )
+    tissue = coverage(surface - 0.7 * scale, voxel) * (1 - ventricle)
+    white = coverage(surface - 3.6 * scale, voxel) * (1 - ventricle)
     texture = 1 + 0.04 * smooth_field(rng, *grid, 14 * scale)
-    scalp = inside(skin, voxel) - inside(skin - 5 * scale, voxel)
-    signal = 0.9 * scalp + (0.12 * inside(brain, voxel) + white + 1.12 * (tissue - white)) * texture
+    scalp = coverage(skin, voxel) - coverage(skin - 5 * scale, voxel)
+    signal = (
+        0.9 * scalp + (0.12 * coverage(brain, voxel) + white + 1.12 * (tissue - white)) * texture
+    )
     return np.asarray(signal, dtype=np.float32), white
 
 
@@ -254,14 +262,16 @@ def write_mri_phantoms(
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid, described = (shape, spacing_mm), ("simulated_flair", "FLAIR", about)
-    cases = each_case(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
+    cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
     write_nnunet_raw(folder, cases, n_cases, n_test, *described)
 
 
 def _threads(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
     """Share of each voxel in winding vessels: where two random fields vanish."""
     distance = np.hypot(*(smooth_field(rng, *grid, wave_mm) for _ in range(2)))
-    return inside(radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1])))
+    return coverage(
+        radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1]))
+    )
 
 
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
@@ -275,16 +285,16 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     both = (z, y * narrow, (np.abs(x) - 0.44 * side) * narrow)
     lungs = ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
     heart = ellipsoid_depth((z, y, x), (-0.3 * up, 0.15 * front, 0.12 * side), 0.4 * half)
-    lung = inside(np.minimum(lungs, -heart), voxel)
+    lung = coverage(np.minimum(lungs, -heart), voxel)
     hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
     large = _threads(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
     small = _threads(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
     fine, coarse = (smooth_field(rng, *grid, wave) for wave in (7.0, 25.0))
     air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
-    rib = inside(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
-    spine = inside(15 - np.hypot(x, y + 0.7 * front), voxel)
+    rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
+    spine = coverage(15 - np.hypot(x, y + 0.7 * front), voxel)
     hounsfield = np.full(grid[0], -1000, dtype=np.float32)
-    filled = ((inside(torso, voxel), 40), (rib, 350), (spine, 180), (lung, air))
+    filled = ((coverage(torso, voxel), 40), (rib, 350), (spine, 180), (lung, air))
     for share, value in (*filled, (lung * np.maximum(large, small), 45)):
         hounsfield += share * (value - hounsfield)
     return hounsfield, lung
@@ -323,7 +333,9 @@ def write_ct_phantoms(
 
     about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
     grid, described = (shape, spacing_mm), ("simulated_chest_ct", "CT", about)
-    cases = each_case(simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress)
+    cases = draw_cases(
+        simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress
+    )
     write_nnunet_raw(folder, cases, n_cases, n_test, *described)
 
 
@@ -378,7 +390,9 @@ def write_xray_phantoms(
     size = {"width": shape[1], "height": shape[0], "pixel_mm": pixel_mm}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    cases = each_case(simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress)
+    cases = draw_cases(
+        simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress
+    )
     for index, (case, levels, instances, geometry) in enumerate(cases, start=1):
         png = f"{case}.png"
         _write(folder / "images" / png, levels.astype(np.uint16), geometry)
@@ -459,7 +473,7 @@ def write_visit_phantoms(
     return folder
 
 
-def each_case(
+def draw_cases(
     simulate: Callable[[Generator, Range], Simulated],
     prefix: str,
     n_cases: int,
@@ -525,7 +539,7 @@ def simulate_once(
         raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
     takes = signature(write).parameters
     for name in settings.keys() - takes.keys():
-        raise ConfigError(f"data.phantoms takes no setting {name!r}.{nearest(name, takes)}")
+        raise ConfigError(f"data.phantoms takes no setting {name!r}.{suggest(name, takes)}")
     if root.exists():
         path = root / SETTINGS
         before = read_json(path) if path.is_file() else settings

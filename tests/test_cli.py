@@ -16,7 +16,7 @@ from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import compose_plain, groups
 from lesionseg.cli.help import examples
 from lesionseg.config import InferenceConfig, TrainConfig, keys
-from lesionseg.errors import ConfigError, LesionsegError, one_of
+from lesionseg.errors import ConfigError, LesionsegError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
@@ -251,10 +251,10 @@ def test_a_section_takes_what_is_named_and_checks_it() -> None:
     assert cfg.inference.flips
     with pytest.raises(ConfigError, match=r"overlp.*overlap"):
         InferenceConfig.of(overlp=0.1)
-    one_of("model.stem", "full", ["full", "space_to_depth"])
+    require_one_of("model.stem", "full", ["full", "space_to_depth"])
     for wrong, named in (("ful", "Did you mean 'full'"), (None, "none of full")):
         with pytest.raises(ConfigError, match=named):
-            one_of("model.stem", wrong, ["full", "space_to_depth"])
+            require_one_of("model.stem", wrong, ["full", "space_to_depth"])
 
 
 WRONG = {

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from lesionseg.host_memory import default_budget, physical_bytes, without_collection
+from lesionseg.host_memory import default_budget, pause_collection, physical_bytes
 from tests.commands import python
 
 MEBIBYTE = 2**20
@@ -23,13 +23,13 @@ def test_what_is_free_is_some_of_what_there_is() -> None:
 
 
 def test_cycles_are_looked_for_again_afterwards() -> None:
-    with suppress(ValueError), without_collection():
+    with suppress(ValueError), pause_collection():
         assert not gc.isenabled()
         raise ValueError
     assert gc.isenabled()
     gc.disable()
     try:
-        with without_collection():
+        with pause_collection():
             pass
         assert not gc.isenabled()  # as it was
     finally:

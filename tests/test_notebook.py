@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 import lesionseg
-from lesionseg.cli.compose import composed
+from lesionseg.cli.compose import compose_files
 from lesionseg.config import COMMANDS, defaults, groups_of, settings_of
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.pipeline.train import TrainOutcome
@@ -144,7 +144,7 @@ def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> No
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_equal_what_hydra_composes(command: str) -> None:
-    by_hydra = composed(command)
+    by_hydra = compose_files(command)
     by_hydra.pop("experiment", None)  # a group without a choice
     assert defaults(command) == by_hydra
     assert set(groups_of(command)) - {"experiment"} <= set(by_hydra)

@@ -20,9 +20,9 @@ from lesionseg.phantoms import (
     Placed,
     Range,
     Simulated,
-    each_case,
+    coverage,
+    draw_cases,
     ellipsoid_depth,
-    inside,
     lesion_share,
     millimetre_axes,
     place_at,
@@ -118,16 +118,24 @@ def simulate_head(rng: Generator, shape: Sequence[int], spacing_mm: Sequence[flo
     signals = _signals(rng)
     signal = _envelope(depth, voxel, scale, signals)
     surface = _surface_mm(rng, axes, depth, shape, spacing_mm, scale)
-    brain, white = inside(surface - 0.7 * scale, voxel), inside(surface - 3.4 * scale, voxel)
+    brain, white = (
+        coverage(surface - 0.7 * scale, voxel),
+        coverage(surface - 3.4 * scale, voxel),
+    )
     ventricle = _ventricle_depth(rng, axes, scale)
-    grey_core, fluid = inside(_nuclei_depth(axes, scale), voxel), inside(ventricle, voxel)
+    grey_core, fluid = (
+        coverage(_nuclei_depth(axes, scale), voxel),
+        coverage(ventricle, voxel),
+    )
     white = white * (1 - grey_core) * (1 - fluid)
     brain = brain * (1 - fluid)
     texture = 1 + 0.04 * smooth_field(rng, shape, spacing_mm, 14 * scale)
     tissue = white * signals["white"] + (brain - white) * signals["grey"] * texture
-    signal = signal * inside(-depth, voxel) + tissue
+    signal = signal * coverage(-depth, voxel) + tissue
     signal += (
-        _flow_artefacts(rng, shape, spacing_mm, scale, signals) * inside(depth, voxel) * (1 - brain)
+        _flow_artefacts(rng, shape, spacing_mm, scale, signals)
+        * coverage(depth, voxel)
+        * (1 - brain)
     )
     signal += _plexus(axes, ventricle, voxel, scale) * signals["lesion"] * 0.6
     signal += white * _caps(ventricle, scale) * rng.uniform(0.05, 0.2) * signals["lesion"]
@@ -154,10 +162,10 @@ def _deformed_axes(
 
 def _envelope(depth: Field, voxel: float, scale: float, signals: Mapping[str, float]) -> Field:
     """Skin, subcutaneous fat, dark bone with a line of marrow, and dark fluid, by depth."""
-    skin = inside(depth + 13 * scale, voxel)
-    fat = inside(depth + 11.5 * scale, voxel)
-    bone = inside(depth + 8 * scale, voxel)
-    marrow = inside(depth + 6 * scale, voxel) - inside(depth + 4.5 * scale, voxel)
+    skin = coverage(depth + 13 * scale, voxel)
+    fat = coverage(depth + 11.5 * scale, voxel)
+    bone = coverage(depth + 8 * scale, voxel)
+    marrow = coverage(depth + 6 * scale, voxel) - coverage(depth + 4.5 * scale, voxel)
     return np.asarray(
         (skin - fat) * signals["muscle"] + (fat - bone + 0.4 * marrow) * signals["fat"],
         dtype=np.float32,
@@ -222,7 +230,7 @@ def _plexus(axes: Sequence[Field], ventricle: Field, voxel: float, scale: float)
     """Choroid plexus: bright, lesion-like tissue inside the back of the lateral ventricles."""
     z, y, x = (a / np.float32(scale) for a in axes)
     depth = ellipsoid_depth((z, y, np.abs(x)), (9, -17, 10), (4, 9, 3)) * np.float32(scale)
-    return inside(depth, voxel) * inside(ventricle, voxel)
+    return coverage(depth, voxel) * coverage(ventricle, voxel)
 
 
 def _caps(ventricle: Field, scale: float) -> Field:
@@ -363,7 +371,7 @@ def write_mri_phantoms(
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid, n = (settings.shape, settings.spacing_mm), settings.n_lesions
-    cases = each_case(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n, None)
+    cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n, None)
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
 
 

@@ -22,8 +22,8 @@ from lesionseg.errors import (
     WRONG_SETTING,
     ConfigError,
     LesionsegError,
-    nearest,
     pip_install,
+    suggest,
 )
 from lesionseg.pipeline.log import Once, progress_bars
 from lesionseg.pipeline.outcome import Outcome
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("\n".join(f"  {name:<9} {summary(name)}" for name in COMMANDS))
         say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
-        sys.stderr.write(f"Unknown command {arguments[0]!r}.{nearest(arguments[0], COMMANDS)}\n")
+        sys.stderr.write(f"Unknown command {arguments[0]!r}.{suggest(arguments[0], COMMANDS)}\n")
         return WRONG_SETTING
     return 0
 

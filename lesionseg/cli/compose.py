@@ -9,8 +9,8 @@ from threading import Lock
 from typing import Any
 
 from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read
-from lesionseg.errors import ConfigError, nearest
-from lesionseg.pipeline.log import typed
+from lesionseg.errors import ConfigError, suggest
+from lesionseg.pipeline.log import command_line
 
 SEARCHPATH = "hydra.searchpath"
 _HYDRA = Lock()
@@ -24,7 +24,7 @@ KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 
 
 @cache
-def composed(
+def compose_files(
     command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
 ) -> dict[str, Any]:
     """Compose a command's files and overrides by Hydra.
@@ -61,13 +61,13 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
     if missing:
         raise ConfigError(
             f"{command}: give {' '.join(f'{key}=…' for key in missing)} "
-            f"({typed(command)} --help has examples)."
+            f"({command_line(command)} --help has examples)."
         )
     return read(COMMANDS[command], plain)
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    return composed(command, tuple(override_list(command, argv)), resolve=True)
+    return compose_files(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
@@ -75,16 +75,16 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     for path in (a for a in argv if "=" not in a and a[:1] != "~"):
         raise ConfigError(f"{path!r} is no setting. Write {_meant(command)}={path}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
-    overrides = [quoted(a, texts) for a in argv]
+    overrides = [quote_text(a, texts) for a in argv]
     options = groups(command, overrides)
     chosen = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     for group in sorted(options.keys() & chosen.keys()):
         for value in chosen[group].split(","):  # several in a multirun
             if value not in (*options[group], "null"):
-                hint = f"{nearest(value, options[group])} There are {', '.join(options[group])}."
+                hint = f"{suggest(value, options[group])} There are {', '.join(options[group])}."
                 raise ConfigError(f"There is no {group}={value}.{hint}")
     own = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
-    known = [*options, *(key for key, _ in _leaves(composed(command, tuple(own))))]
+    known = [*options, *(key for key, _ in _leaves(compose_files(command, tuple(own))))]
     result = []
     for override in overrides:
         key = key_of(override)
@@ -95,7 +95,7 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
         elif key in known or key.startswith("hydra") or override.startswith("~"):
             result.append(override.lstrip("+") if key not in options else override)
         else:
-            raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}")
+            raise ConfigError(f"There is no setting {key!r}.{suggest(key, known)}")
     return result
 
 
@@ -186,17 +186,17 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
         else:
             value = value or next((a for a in remaining if a[:1] != "-"), "…")
             key = _meant(command, name)
-            near = f" Write {key}={value}" if key else nearest(name, FLAGS.values())
+            near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
     return flags, overrides
 
 
-def quoted(argument: str, keys: Iterable[str]) -> str:
+def quote_text(argument: str, keys: Iterable[str]) -> str:
     """Quote the value of a key of text, so that spaces, `=`, commas and brackets pass Hydra.
 
-    >>> quoted("input=a b,c.nii", ["input"])
+    >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
-    >>> quoted("bundle=[runs/a b, runs/c]", ["bundle"])
+    >>> quote_text("bundle=[runs/a b, runs/c]", ["bundle"])
     "bundle=['runs/a b','runs/c']"
     """
     key, separator, value = argument.partition("=")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import DataConfig, PathKind, Settings, is_url
-from lesionseg.errors import DatasetError, OutputError, ReadError, nearest
+from lesionseg.errors import DatasetError, OutputError, ReadError, suggest
 
 _PATTERN = set("*?[")
 
@@ -108,7 +108,7 @@ def _hint(path: Path) -> str:
     """Return the nearest name in the same folder, or the last folder on the way that exists."""
     parent = path.absolute().parent
     if parent.is_dir():
-        return nearest(path.name, (entry.name for entry in parent.iterdir()))
+        return suggest(path.name, (entry.name for entry in parent.iterdir()))
     existing = next(folder for folder in parent.parents if folder.is_dir())
     return f" {existing} exists, but {existing / parent.relative_to(existing).parts[0]} does not."
 

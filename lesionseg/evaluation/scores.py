@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from lesionseg.core import Aim
-from lesionseg.errors import ConfigError, ContentError, ReadError, misfits
+from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits
 from lesionseg.evaluation.intervals import CI, Estimate
 from lesionseg.io.files import read_json
 
@@ -495,7 +495,7 @@ class Scores(Counts, Evaluated):
             return _ADAPTER.validate_python(dict(content))
         except ValidationError as error:
             raise ContentError(
-                f"{where}: {misfits(error, content)}. Run evaluate again."
+                f"{where}: {describe_misfits(error, content)}. Run evaluate again."
             ) from error
 
 

@@ -53,7 +53,7 @@ from lesionseg.evaluation.subgroups import (
     recall_by_size,
     size_curve,
 )
-from lesionseg.host_memory import without_collection
+from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class SummarySettings:
     subgroups: Sequence[str] | None = None
 
 
-@without_collection()
+@pause_collection()
 def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySettings) -> Scores:
     """Sum up the results of the cases as scores. Without results all numbers are undefined.
 

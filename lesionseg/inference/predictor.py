@@ -27,7 +27,7 @@ from lesionseg.core import (
 )
 from lesionseg.data.preprocess import prepare_image
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, one_of
+from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
@@ -169,7 +169,7 @@ class Predictor:
         an unknown name, `DatasetError` for channels that the network cannot do without.
         """
         for name in missing:
-            one_of("missing: the channel", name, self.plan.channel_names)
+            require_one_of("missing: the channel", name, self.plan.channel_names)
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
         if not isinstance(image, np.ndarray):
             paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)

@@ -30,7 +30,7 @@ from lesionseg.core import (
     Problem,
     Volume,
 )
-from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, misfits
+from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, describe_misfits
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
@@ -421,7 +421,7 @@ def _read_candidates(
         kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
         removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
     except ValidationError as error:
-        raise ContentError(f"{path}: {misfits(error, content)[:300]}.") from error
+        raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
     except ValueError as error:
         raise ContentError(f"{path}: {error}. Correct the candidate.") from error
     return stated, kept, removed

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lesionseg.core import Role
-from lesionseg.errors import DatasetError, count, listed, nearest
+from lesionseg.errors import DatasetError, count, join_names, suggest
 from lesionseg.io.files import read_json
 
 SPLITS_FINAL = "splits_final.json"  # nnU-Net's name
@@ -98,7 +98,7 @@ def _check_roles(path: Path, roles: Any) -> dict[str, Role]:
             near = "validation" if role == "val" else str(role)
             raise DatasetError(
                 f"{path}: the role of {case!r} is {json.dumps(role)[:40]}. A role is one of "
-                f"{', '.join(known)}.{nearest(near, known)}"
+                f"{', '.join(known)}.{suggest(near, known)}"
             )
     return {case: known[role] for case, role in roles.items()}
 
@@ -140,6 +140,6 @@ def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None
         one, other = next(iter(repeated.values()))
         raise DatasetError(
             f'{path}: the "val" lists of two folds share {count(len(repeated), "case")}: '
-            f"{listed(repeated)} (folds {one} and {other}). List each case in one of them, or save "
-            "the fold that you want in a separate file and set data.splits=FILE."
+            f"{join_names(repeated)} (folds {one} and {other}). List each case in one of them, or "
+            "save the fold that you want in a separate file and set data.splits=FILE."
         )

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
-from lesionseg.config import TARGET, LossConfig, named
-from lesionseg.errors import ConfigError, nearest
+from lesionseg.config import TARGET, LossConfig, import_target
+from lesionseg.errors import ConfigError, suggest
 from lesionseg.losses.focal import Alpha, Normaliser, lesion_target
 
 Logits = Float[Tensor, "b c *spatial"]
@@ -205,14 +205,14 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     """
     given = cfg.plain()
     softmax = activation == "softmax"
-    make = named(given.pop(TARGET), "loss")
+    make = import_target(given.pop(TARGET), "loss")
     parameters = signature(make).parameters
     if given.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in given.keys() - parameters.keys():
             raise ConfigError(
-                f"loss does not take the setting {name!r}.{nearest(name, parameters)}"
+                f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
             )
     flags = {
         "softmax": softmax,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.config import TARGET, build, named
+from lesionseg.config import TARGET, build, import_target
 from lesionseg.errors import ConfigError
 from lesionseg.models.heads import prior_bias
 from lesionseg.plan.plan import Architecture, Plan, total_strides
@@ -110,7 +110,7 @@ def _construct(
     `where` is the key of the settings for messages. Arguments in `spec` take precedence.
     """
     try:
-        parameters = list(signature(named(spec.get(TARGET, ""), where)).parameters)
+        parameters = list(signature(import_target(spec.get(TARGET, ""), where)).parameters)
     except ValueError:  # a class that is not written in Python has no signature
         parameters = []
     filled: dict[str, Any] = {}

@@ -47,7 +47,7 @@ from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
-from lesionseg.pipeline.predict_selection import is_archive, too_few_slices
+from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
 from lesionseg.pipeline.predict_tables import (
     CONFLICT,
     CaseRow,
@@ -204,7 +204,9 @@ class CaseWork:
             self.rows[scan.key] = row
             return row
         plan, series = self.predictor.plan, self.cfg.series
-        reason = too_few_slices(scan, series, plan, archive=is_archive(Path(self.cfg.input)))
+        reason = explain_too_few_slices(
+            scan, series, plan, archive=is_archive(Path(self.cfg.input))
+        )
         if reason:
             return self._skipped(scan, reason)
         prepared = self.predictor.prepare(scan.files)

@@ -16,7 +16,7 @@ from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
-from lesionseg.pipeline.log import bar, typed
+from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.survey import first_splits, require_lesions
 from lesionseg.plan.plan import sources_of
@@ -73,8 +73,8 @@ class CheckOutcome(Outcome):
         if self.model is not None:
             dataset["model"] = self.model
         if self.can_train:
-            return typed("train", **dataset)
-        return typed("prepare", check="true", **dataset)
+            return command_line("train", **dataset)
+        return command_line("prepare", check="true", **dataset)
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def development_results(
     return results
 
 
-def decided(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:
+def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:
     """Return the matches with candidates accepted and calibrated by a selection.
 
     Without an operating point, each prediction keeps its own accepted candidates.

@@ -35,7 +35,7 @@ from lesionseg.pipeline.run_dir import (
     training_counts,
 )
 from lesionseg.pipeline.score_roles import score_folds
-from lesionseg.pipeline.survey import CACHE, divided, folds_of
+from lesionseg.pipeline.survey import CACHE, folds_of, with_fold
 from lesionseg.pipeline.train_fold import Trained, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
@@ -91,7 +91,7 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
         folds[number] = replace(
             experiment,
             cfg=cfg.model_copy(update={"data": data, "run_dir": str(run)}),
-            survey=divided(experiment.survey, cfg.data, cfg.seed, number),
+            survey=with_fold(experiment.survey, cfg.data, cfg.seed, number),
             run=run,
         )
     return folds

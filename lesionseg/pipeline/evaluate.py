@@ -24,7 +24,7 @@ from lesionseg.core import (
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, listed
+from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, join_names
 from lesionseg.evaluation import (
     CaseResult,
     Preset,
@@ -43,13 +43,13 @@ from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
+    apply_selection,
     choose_point,
     decide_on_development,
-    decided,
     stated_aim,
 )
 from lesionseg.pipeline.kept_predictions import KeptPredictions
-from lesionseg.pipeline.log import Advance, aligned, typed
+from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.references import open_references, with_labels_of_outputs
@@ -83,11 +83,11 @@ class EvaluateOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return the table of the most important numbers, and the files with the others."""
         lines = [
-            *aligned(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
+            *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
         ]
         if self.failed:
-            names = listed(dict.fromkeys(problem.case for problem in self.failed))
+            names = join_names(dict.fromkeys(problem.case for problem in self.failed))
             lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
@@ -96,7 +96,7 @@ class EvaluateOutcome(Outcome):
     @property
     def next(self) -> str:
         """The report on these scores."""
-        return typed("report", scores=self.output, **self.given, output="REPORT")
+        return command_line("report", scores=self.output, **self.given, output="REPORT")
 
 
 @locks("output")
@@ -158,7 +158,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if aim is not None and selection.point is None:
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
-        results = [match.result(selection.point) for match in decided(matches, selection)]
+        results = [match.result(selection.point) for match in apply_selection(matches, selection)]
         unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
         settings = SummarySettings(
             evaluated_on=inputs.role,
@@ -233,7 +233,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
-    chosen = of_role(labelled, predictions, cfg.evaluated_on)
+    chosen = cases_of_role(labelled, predictions, cfg.evaluated_on)
     faults = _wanted(unusable, [*(c.case for c in chosen), *predictions])
     wrong = frozenset(problem.case for problem in faults)
     chosen = [c for c in chosen if c.case not in wrong]
@@ -392,7 +392,7 @@ def model_of(predictions: Path) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value not in ("", None)}
 
 
-def of_role(
+def cases_of_role(
     cases: Sequence[CaseFiles], predicted: Collection[str], evaluated_on: str | None
 ) -> list[CaseFiles]:
     """The cases to evaluate: of the role that is asked for, else of the roles that were predicted.

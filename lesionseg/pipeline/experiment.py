@@ -9,7 +9,7 @@ from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.evaluation import Preset, find_preset
 from lesionseg.pipeline.run_dir import config_of, provenance
-from lesionseg.pipeline.survey import Survey, facts_folder, labelled, take_survey
+from lesionseg.pipeline.survey import Survey, facts_folder, labelled_cases, take_survey
 from lesionseg.training.processes import training_device
 
 BUNDLE = "bundle"
@@ -64,7 +64,7 @@ class Experiment:
 
     def cases(self, role: Role) -> list[CaseFiles]:
         """Return the cases of a role that have a reference."""
-        return labelled(self.survey, role)
+        return labelled_cases(self.survey, role)
 
     def with_origin(self, **facts: Any) -> "Experiment":
         """Return the experiment with further facts in its provenance."""

@@ -26,7 +26,7 @@ from lesionseg.io.bundle_folder import CARD, resolve_bundle
 from lesionseg.io.files import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import describe_points, write_own_bundle
-from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
 ONNX, ONNX_NOTE = "model.onnx", "model.json"
@@ -80,7 +80,7 @@ def export(
     digest = "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
     if cfg.format == "bundle":
         own = write_own_bundle(cfg, read, folder, digest)
-        then = typed("predict", bundle=folder, input="SCANS", output="FOUND")
+        then = command_line("predict", bundle=folder, input="SCANS", output="FOUND")
         return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), then)
     note: list[str] = []
     command = None

@@ -11,7 +11,7 @@ from lesionseg.errors import ReadError
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
 from lesionseg.io.files import read_json, write_json
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
 
 FINISHED = "finished.json"
@@ -37,7 +37,7 @@ class Finished:
         longer = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
-            f"Further: {typed('train', **longer)}  # trains on from these weights",
+            f"Further: {command_line('train', **longer)}  # trains on from these weights",
         )
 
 

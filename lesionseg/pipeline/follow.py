@@ -68,7 +68,7 @@ from lesionseg.io.predictions import (
     read_source,
 )
 from lesionseg.io.volumes import is_dicom_image, read_volume
-from lesionseg.pipeline.log import Advance, aligned, bar, typed
+from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.follow_page import draw_changes, write_change_report, write_follow_page
 from lesionseg.reporting.pictures import Card
@@ -118,7 +118,7 @@ class FollowOutcome(Outcome):
             else (s, str(everyone[s]), "–", "–")
             for s in STATES
         ]
-        lines = aligned([("", "lesions", "sure changes", "per pair"), *rows])
+        lines = align_columns([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
         if not self.has_scores:
@@ -137,7 +137,7 @@ class FollowOutcome(Outcome):
         """The report on the scores; None if no reference was given."""
         if not self.has_scores:
             return None
-        return typed("report", scores=self.output, output="REPORT")
+        return command_line("report", scores=self.output, output="REPORT")
 
 
 @locks("output")

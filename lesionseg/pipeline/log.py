@@ -22,7 +22,7 @@ _LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer
 LOG = "train.log"
 
 
-def typed(command: str, **settings: object) -> str:
+def command_line(command: str, **settings: object) -> str:
     """Return a command as the user would type it: by the script of a clone, or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
@@ -100,10 +100,10 @@ def bar(
         yield advance
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(table: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines of equal columns. The first column is aligned left, the others right.
 
-    >>> aligned([["", "a"], ["recall", "0.5"]])
+    >>> align_columns([["", "a"], ["recall", "0.5"]])
     ['          a', 'recall  0.5']
     """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -75,7 +75,7 @@ def _unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
     return ""
 
 
-def too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
+def explain_too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain why a file that is no DICOM has too few slices; "" if it has enough.
 
     Its slices are counted along the shortest axis. This opens the file.

@@ -19,7 +19,7 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
 from lesionseg.io.sources import ScanSource
-from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class PredictOutcome(Outcome):
         """The evaluation of the results; None if there are none."""
         if not any(row.is_done for row in self.rows):
             return None
-        return typed("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
+        return command_line("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
 
 
 def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:

@@ -13,7 +13,7 @@ from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.files import locks, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import bar, typed
+from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.run_dir import (
@@ -65,7 +65,7 @@ class PrepareOutcome(Outcome):
         settings: dict[str, object] = {"data.root": self.cfg.data.root}
         if self.cfg.run_dir is not None:  # in the same folder, where the cache is
             settings["run_dir"] = self.run.parent / "NAME"
-        return typed("train", **settings)
+        return command_line("train", **settings)
 
 
 @locks("run_dir")

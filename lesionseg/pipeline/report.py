@@ -7,7 +7,7 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.log import bar, typed
+from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.write import write_report
 
@@ -44,7 +44,7 @@ class ReportOutcome(Outcome):
         """`evaluate` with the answers of a reader; None if there is nothing to adjudicate."""
         if self.adjudication is None:
             return None
-        return typed(
+        return command_line(
             "evaluate",
             reference=self.cfg.reference or "MASKS",
             prediction=self.cfg.prediction or "FOUND",

@@ -23,7 +23,7 @@ from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
-from lesionseg.pipeline.log import typed
+from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.splits import Splits
 
@@ -97,7 +97,7 @@ def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -
     settings |= {"model.init_from": run_dir, "run_dir": "NEW"} | (budget if only_budget else {})
     return (
         "This training is finished and stays as it is. To train further, start a new run from its "
-        f"weights: {typed('train', **settings)} (with your other settings)."
+        f"weights: {command_line('train', **settings)} (with your other settings)."
     )
 
 

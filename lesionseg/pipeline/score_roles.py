@@ -38,7 +38,7 @@ from lesionseg.pipeline.match_files import (
     read_on_grid,
 )
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
-from lesionseg.pipeline.survey import Survey, labelled
+from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def score_folds(
     predictions: dict[str, PredictionFiles] = {}
     for number, fold in folds.items():
         files_of = find_predictions(experiment.run / f"fold_{number}" / "validation")
-        for files in labelled(fold, "validation"):
+        for files in labelled_cases(fold, "validation"):
             fold_of[files.case] = number
             predictions[files.case] = files_of[files.case]
     roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")

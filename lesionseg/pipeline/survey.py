@@ -10,7 +10,7 @@ from statistics import median
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.data.facts import read_records
-from lesionseg.errors import ConfigError, DatasetError, count, listed
+from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.remote import download
 from lesionseg.io.split_files import read_split_file
@@ -117,7 +117,7 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     if left_out := [case for case in known if case not in development | _tested(survey)]:
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
-        log.warning("%s leaves out %s, not used here: %s.", file, cases, listed(left_out))
+        log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
     if any(case not in development for case in known.keys() - held_out):  # by a split file
         taken = [found for case, found in known.items() if case in development]
         boxed = {case: n for case, n in survey.boxed.items() if case not in left_out}
@@ -202,7 +202,7 @@ def _tested(survey: Survey) -> set[str]:
     return stated | given
 
 
-def divided(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
+def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
     """Return the same survey with the roles of one fold, or of the split that the settings name."""
     splits = _splits(survey.dataset, survey.counts, survey.sizes, data, seed, fold)
     return replace(survey, splits=splits)
@@ -261,7 +261,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
     )
 
 
-def labelled(survey: Survey, role: Role) -> list[CaseFiles]:
+def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:
     """Return the cases of a role that have a reference, as cases of this role."""
     return [replace(c, role=role) for c in survey.of_role(role) if c.is_labelled]
 

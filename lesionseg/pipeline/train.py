@@ -20,7 +20,7 @@ from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.finished import read_finished, write_finished
-from lesionseg.pipeline.log import aligned, run_log, typed
+from lesionseg.pipeline.log import align_columns, command_line, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import report_run
@@ -68,7 +68,7 @@ class TrainOutcome(Outcome):
         """The command that predicts with the trained model."""
         if not self.is_first:
             return None
-        return typed("predict", bundle=self.run, input="SCANS", output="FOUND")
+        return command_line("predict", bundle=self.run, input="SCANS", output="FOUND")
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
@@ -121,7 +121,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         lines = [*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes."]
         write_finished(experiment, page, minutes)
         note("\n".join(lines))
-    return TrainOutcome(run, (*aligned(scores_table(scores)), "", *lines), page)
+    return TrainOutcome(run, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
 def closing_lines(trained: Trained, scores: Mapping[str, Scores]) -> list[str]:
@@ -133,10 +133,10 @@ def closing_lines(trained: Trained, scores: Mapping[str, Scores]) -> list[str]:
             "Warning: the validation scores are not independent: they come from scans of a patient "
             "who was also trained on. Test on other patients before you rely on them."
         )
-    return lines + nothing_found(scores)
+    return lines + explain_nothing_found(scores)
 
 
-def nothing_found(scores: Mapping[str, Scores]) -> list[str]:
+def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     """Explain what to try if no lesion was found in one of the roles.
 
     Return an empty list if lesions were found.

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.config import TrainerConfig, TuneConfig, named
+from lesionseg.config import TrainerConfig, TuneConfig, import_target
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
@@ -23,7 +23,7 @@ from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import aligned, typed
+from lesionseg.pipeline.log import align_columns, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
@@ -72,7 +72,7 @@ class TuneOutcome(Outcome):
 
     def summary(self) -> list[str]:
         """Return the table of trials, what they show, and the page."""
-        rows = aligned(table(self.search))
+        rows = align_columns(table(self.search))
         return [*rows, "", *self.search.notes, f"Open:    {self.run / 'tune.html'}"]
 
     @property
@@ -84,7 +84,7 @@ class TuneOutcome(Outcome):
         settings = {"data.root": self.root}
         settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in self.groups}
         settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in self.groups}
-        return typed("train", **settings)
+        return command_line("train", **settings)
 
 
 def tune(cfg: TuneConfig) -> TuneOutcome:
@@ -219,7 +219,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
         if low > high:
             raise ConfigError(f"tune.{name}=[{low:g},{high:g}]: give the lower bound first.")
     if "segmentation" in sources:
-        takes = signature(named(cfg.loss.target, "loss")).parameters
+        takes = signature(import_target(cfg.loss.target, "loss")).parameters
         if not takes.keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "

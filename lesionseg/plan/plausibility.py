@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
-from lesionseg.errors import count, listed
+from lesionseg.errors import count, join_names
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 
 # kind of doubt: what it means
@@ -192,7 +192,9 @@ def doubt_lines(doubts: Sequence[Doubt]) -> list[str]:
             lines.append(DOUBTS[kind] + details)
         else:
             example = f" ({own[0].case}:{own[0].detail})" if own[0].detail else ""
-            lines.append(f"{DOUBTS[kind]} {count(len(cases), 'case')}: {listed(cases)}{example}")
+            lines.append(
+                f"{DOUBTS[kind]} {count(len(cases), 'case')}: {join_names(cases)}{example}"
+            )
     return lines
 
 

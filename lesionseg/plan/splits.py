@@ -10,7 +10,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.records import read_record
-from lesionseg.errors import ConfigError, DatasetError, count, listed, nearest
+from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
 from lesionseg.io.layouts.checks import path_id
 from lesionseg.io.split_files import SplitFile, read_split_file
 
@@ -262,7 +262,7 @@ def _follow(
     if moved := [case for case, role in reserved.items() if wanted.get(case, role) != role]:
         raise DatasetError(
             f"{where} uses {count(len(moved), 'test case')} of {dataset.root} otherwise: "
-            f"{listed(moved)}. Take them out of the file."
+            f"{join_names(moved)}. Take them out of the file."
         )
     if "train" not in wanted.values():
         raise DatasetError(f'{where} trains on no case. List cases in "train".')
@@ -274,7 +274,7 @@ def _follow(
         own = [c.case for c in dataset.cases if (c.group or c.case) == name and c.case in wanted]
         raise DatasetError(
             f"{where} divides {count(len(cut), 'patient')}, such as {name!r}, between train and "
-            f"{other}: {listed(own)}. Give all cases of a patient one role. If every case is a "
+            f"{other}: {join_names(own)}. Give all cases of a patient one role. If every case is a "
             "patient of its own, set data.group=.+"
         )
     return roles
@@ -291,13 +291,13 @@ def _require_known(
     if unlabelled := [case for case in unknown if case in there]:
         raise DatasetError(
             f"{where} names {count(len(unlabelled), 'case')} without a reference: "
-            f"{listed(unlabelled)}. Add the references, or take the cases out of the file."
+            f"{join_names(unlabelled)}. Add the references, or take the cases out of the file."
         )
     plain = path_id(Path(Path(unknown[0]).name))  # without a suffix and a channel number
-    near = f" Did you mean {plain!r}?" if plain in stated else nearest(unknown[0], sorted(stated))
+    near = f" Did you mean {plain!r}?" if plain in stated else suggest(unknown[0], sorted(stated))
     raise DatasetError(
         f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
-        f"{listed(unknown)}. Correct the ids.{near}"
+        f"{join_names(unknown)}. Correct the ids.{near}"
     )
 
 

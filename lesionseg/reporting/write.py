@@ -9,7 +9,7 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import ContentError, LesionsegError, count, format_score, one_of
+from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables, read_tables
@@ -145,7 +145,7 @@ def read_study(path: Path | None) -> dict[str, str]:
     """
     answers = {} if path is None else read_yaml(path)
     for key in answers:
-        one_of(f"{path}: the key", key, QUESTIONS)
+        require_one_of(f"{path}: the key", key, QUESTIONS)
     return {
         key: "; ".join(map(str, v)) if isinstance(v, list) else str(v).strip()
         for key, v in answers.items()

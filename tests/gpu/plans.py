@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lesionseg.cli.compose import composed
+from lesionseg.cli.compose import compose_files
 from lesionseg.config import TrainConfig, read
 from lesionseg.plan.plan import AnchorPlan, CandidateRule, Plan
 from tests.models.plans import plan_of
@@ -34,7 +34,7 @@ def card_plan(name: str, **changes: Any) -> Plan:
 def card_config(*overrides: str) -> TrainConfig:
     """Return the settings of `train` for a card, with tiles made by the same process."""
     always = ("data.root=unused", "trainer.accelerator=gpu", "trainer.workers=0")
-    return read(TrainConfig, composed("train", (*always, *overrides), resolve=True))
+    return read(TrainConfig, compose_files("train", (*always, *overrides), resolve=True))
 
 
 class Cubes:

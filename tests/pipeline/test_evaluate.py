@@ -10,7 +10,7 @@ from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.evaluate import of_role
+from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
@@ -392,7 +392,7 @@ ROLES = {"a": None, "b": None, "c": "test", "d": "test"}
 
 def chosen(roles, predicted, evaluated_on=None):
     cases = [CaseFiles(case, (), role=role) for case, role in roles.items()]
-    return "".join(c.case for c in of_role(cases, predicted, evaluated_on))
+    return "".join(c.case for c in cases_of_role(cases, predicted, evaluated_on))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import LOG, bar, run_log
 from lesionseg.pipeline.planning import check_losses
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
-from lesionseg.pipeline.train import nothing_found
+from lesionseg.pipeline.train import explain_nothing_found
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
 from tests.commands import python
@@ -211,12 +211,12 @@ def scores(n_lesions, n_found, minutes=3.0):
 
 
 def test_if_nothing_was_found_it_says_what_to_try():
-    lines = nothing_found({"validation": scores(12, 3), "test": scores(1, 0)})
+    lines = explain_nothing_found({"validation": scores(12, 3), "test": scores(1, 0)})
     assert lines[0] == "It found none of 1 lesion of the test cases after 3 minutes of training."
     assert "trainer.max_minutes=60" in lines[1]
     assert "docs/troubleshooting.md" in lines[1]
-    assert nothing_found({"validation": scores(12, 3), "test": scores(0, 0)}) == []
-    (line, _) = nothing_found({"validation": scores(12, 0, minutes=0.5)})
+    assert explain_nothing_found({"validation": scores(12, 3), "test": scores(0, 0)}) == []
+    (line, _) = explain_nothing_found({"validation": scores(12, 0, minutes=0.5)})
     assert "none of 12 lesions of the validation cases after 30 seconds" in line
 
 

@@ -23,7 +23,7 @@ from lesionseg.pipeline.score_roles import (
     validation_scores,
 )
 from lesionseg.pipeline.select import AIMS, select
-from lesionseg.pipeline.survey import divided, folds_of, labelled, take_survey
+from lesionseg.pipeline.survey import folds_of, labelled_cases, take_survey, with_fold
 from tests.evaluation.hand_cases import prediction_of, result
 
 CFG = TrainConfig.of()
@@ -46,9 +46,9 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
     data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
     found = take_survey(data, 0)
-    folds = {k: divided(found, data, 0, k) for k in folds_of(found, data)}
+    folds = {k: with_fold(found, data, 0, k) for k in folds_of(found, data)}
     for number, fold in folds.items():
-        for files in labelled(fold, "validation"):
+        for files in labelled_cases(fold, "validation"):
             prediction = predicted(files, found.dataset, rng)
             write_prediction(run / f"fold_{number}" / "validation", prediction)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}

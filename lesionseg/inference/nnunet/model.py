@@ -22,7 +22,7 @@ from pydantic import (
 )
 from torch import nn
 
-from lesionseg.errors import BundleError, LesionsegError, misfits
+from lesionseg.errors import BundleError, LesionsegError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
@@ -346,7 +346,7 @@ def _checked_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
     try:
         recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
     except ValidationError as error:
-        raise BundleError(f"{where}: {misfits(error, content)[:300]}.") from error
+        raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error
     if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
         raise BundleError(f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch.")
     return recipe
@@ -428,4 +428,4 @@ def _validated(kind: type[M], content: Mapping[str, Any], where: str) -> M:
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
-        raise BundleError(f"{where}: {misfits(error, content)[:300]}.") from error
+        raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error

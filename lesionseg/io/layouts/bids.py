@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark
-from lesionseg.errors import DatasetError, LesionsegError, count, listed
+from lesionseg.errors import DatasetError, LesionsegError, count, join_names
 from lesionseg.io.layouts.checks import Problems
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
@@ -66,7 +66,7 @@ def read_bids(root: Path) -> Dataset:
     if without:
         text = f"{root}: {count(len(without), 'session')} without a lesion mask, left out: "
         advice = "A lesion-free session needs a mask of zeros."
-        remarks.append(Remark("left_out", f"{text}{listed(without)}. {advice}"))
+        remarks.append(Remark("left_out", f"{text}{join_names(without)}. {advice}"))
     return Dataset(
         name=root.name,
         root=root,

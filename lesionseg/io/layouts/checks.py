@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from lesionseg.core import CaseFiles, Dataset, Problem, Remark
-from lesionseg.errors import DatasetError, LesionsegError, count, listed, misfits
+from lesionseg.errors import DatasetError, LesionsegError, count, describe_misfits, join_names
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
@@ -60,7 +60,7 @@ def validate(model: type[M], entry: Any, path: Path | None = None) -> M:
         return model.model_validate(entry)
     except ValidationError as error:
         where = f"{path}: " if path else ""
-        raise DatasetError(f"{where}{misfits(error, entry)[:300]}.") from error
+        raise DatasetError(f"{where}{describe_misfits(error, entry)[:300]}.") from error
 
 
 def path_id(path: Path) -> str:
@@ -134,8 +134,8 @@ def remark_unread_files(
     kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
     text = (
         f"{folder}: {count(len(unread), 'entry', 'entries')} of formats that are not read here "
-        f"({', '.join(kinds)}): {listed(path.name for path in unread)}. Convert images to one of "
-        f"{', '.join(SUFFIXES)}."
+        f"({', '.join(kinds)}): {join_names(path.name for path in unread)}. Convert images to one "
+        f"of {', '.join(SUFFIXES)}."
     )
     return [Remark("unread", text)]
 
@@ -170,7 +170,7 @@ def fold_remarks(dataset: Dataset) -> list[Remark]:
     if len(without) == len(usable) or not without:
         return []
     text = f"{count(len(without), 'case')} without a fold, so that they train in every fold: "
-    return [Remark("folds", f"{dataset.root}: {text}{listed(without)}.")]
+    return [Remark("folds", f"{dataset.root}: {text}{join_names(without)}.")]
 
 
 def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:

@@ -27,7 +27,7 @@ from lesionseg.core import (
     StatedBoxes,
 )
 from lesionseg.core.lesions import box_slices, clip_boxes
-from lesionseg.errors import ContentError, DatasetError, GeometryError, count, listed
+from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     Count,
@@ -286,7 +286,7 @@ def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> l
     if not unlisted:
         return []
     text = f"{count(len(unlisted), 'image')} next to the listed images, left out: "
-    names = listed(file.name for file in unlisted)
+    names = join_names(file.name for file in unlisted)
     return [Remark("left_out", f"{text}{names}.", is_note=True)]
 
 

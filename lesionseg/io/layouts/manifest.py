@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
-from lesionseg.errors import DatasetError, one_of
+from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validate
 
@@ -89,7 +89,7 @@ def _add_reference(
     given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
     stated = validate(_RoleAndFold, {key: row[key] for key in ("role", "fold") if row.get(key)})
     for name in sorted(given):
-        one_of("annotated", name, names)
+        require_one_of("annotated", name, names)
     if mask and instances:
         raise DatasetError("a row has either a reference or instances, not both.")
     if instances and given and names[0] not in given:

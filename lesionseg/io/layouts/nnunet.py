@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, Field
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Problem, Remark, Role
-from lesionseg.errors import DatasetError, count, listed
+from lesionseg.errors import DatasetError, count, join_names
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     CHANNEL,
@@ -249,7 +249,7 @@ def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> lis
     if left_out:
         text = (
             f"{folder}: {count(len(left_out), 'file')} next to those that end in {ending} "
-            f"(file_ending in dataset.json) are left out: {listed(f.name for f in left_out)}"
+            f"(file_ending in dataset.json) are left out: {join_names(f.name for f in left_out)}"
         )
         remarks.append(Remark("left_out", text, is_note=True))
     return [file for file in files if file not in left_out]
@@ -304,7 +304,7 @@ def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> lis
         if named and unlisted:
             text = (
                 f"{path}: the list training leaves out {count(len(unlisted), 'case')} of imagesTr: "
-                f"{listed(unlisted)}. They are used for training. Remove their files if they "
+                f"{join_names(unlisted)}. They are used for training. Remove their files if they "
                 "should not be."
             )
             remarks.append(Remark("listed_otherwise", text))
