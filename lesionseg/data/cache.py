@@ -43,7 +43,7 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512

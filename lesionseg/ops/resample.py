@@ -372,8 +372,10 @@ def _is_inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
 
 
 def _snap(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round coordinates to multiples of `_GRAIN`."""
-    return np.asarray(np.round(x / _GRAIN) * _GRAIN)
+    """Return coordinates, rounded to multiples of `_GRAIN`; whole ones stay exactly whole."""
+    per_unit = round(1 / _GRAIN)
+    # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel
+    return np.asarray(np.round(x * per_unit) / per_unit)
 
 
 def _as_tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:

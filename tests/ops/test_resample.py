@@ -216,3 +216,17 @@ def test_the_crop_of_a_grid_keeps_the_place_of_its_voxels():
     np.testing.assert_allclose(
         part.to_mm([[0, 0, 0], [2, 1, 3]]), FILE.to_mm([[1, 2, 0], [3, 3, 3]])
     )
+
+
+def test_whole_coordinates_take_nothing_from_the_next_voxel():
+    # each eleventh output voxel has the centre of an input voxel, which floats miss by 1e-16
+    image = torch.zeros(1, 2, 40)
+    image[..., 1::2] = 100
+    source = Geometry.from_spacing((2, 40), (1.0, 1.1))
+    target = Geometry.from_spacing((2, 430), (1.0, 0.1))
+    found = resample_to(image, source, target, "linear")[0].numpy()
+    at = np.round(np.arange(430) / 11, 5)
+    expected = np.interp(at, np.arange(40), image[0, 0].numpy())
+    for row in found:
+        assert np.array_equal(row == 0, expected == 0)
+        assert np.abs(row - expected).max() < 1e-3
