@@ -1,4 +1,4 @@
-"""From dataset statistics to decisions: fingerprint, rules, plan and splits; no network here."""
+"""Decisions from dataset statistics: fingerprint, planning rules, plan and splits."""
 
 from lesionseg.plan.fingerprint import Fingerprint, facts_of, fingerprint_of
 from lesionseg.plan.make import make_plan

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 
 def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | None, ...]:
-    """Return the index in `before` that each channel of `names` continues, or None for a new one.
+    """Return for each channel of `names` the index of its source in `before`; None if it is new.
 
-    Names match regardless of upper and lower case. If both have equally many channels, a channel
-    with a new name continues the channel at the same index, unless that one is still among `names`.
+    Names match regardless of upper and lower case. If both have the same number of channels, the
+    source of a channel with a new name is the channel at the same index, unless the name of that
+    channel is also in `names`.
 
     >>> channel_sources(["FLAIR", "T1"], ["T1", "flair"])
     (1, 0)

@@ -1,4 +1,4 @@
-"""The fingerprint: what a dataset's images and lesions are like, in numbers."""
+"""The fingerprint: statistics of a dataset's images and lesions."""
 
 import json
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ from lesionseg.plan.plan import Millimetres, Modality, Share
 from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
-# voxels looked at per case and kind, evenly spaced, and per channel of all cases: memory is bounded
-SAMPLED, MOST_SAMPLED = 8192, 2**22
+# evenly spaced voxels that are sampled per case and kind, and at most per channel of all cases
+SAMPLED = 8192
+MOST_SAMPLED = 2**22
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
 NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, standard deviation and the 0.5 and 99.5 percentiles of some voxels."""
+    """The mean, standard deviation and 0.5 and 99.5 percentiles of some voxels."""
 
     mean: FiniteFloat
     std: FiniteFloat
@@ -36,10 +37,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Intensities of one channel in the file's units, every case with the same weight.
+    """The intensities of one channel in the file's units. All cases have the same weight.
 
-    `lesion` is None without any lesion voxel. `body` are voxels above -950 HU in a CT channel and
-    non-zero ones in others. `nonzero_share` is the mean share of non-zero voxels in a case.
+    `lesion` is None if there are no lesion voxels. `body` describes voxels above -950 HU in a CT
+    channel, and non-zero voxels in other channels. `nonzero_share` is the mean over cases of the
+    share of non-zero voxels.
     """
 
     name: str
@@ -51,13 +53,19 @@ class ChannelStatistics:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Statistics of a dataset's labelled cases.
+    """The statistics of a dataset's labelled cases.
 
-    Per case: `shapes` and `spacings_mm` (3-D: axes turned along +S, +A, +R, as prepared images
-    have them) and `lesions_per_case`. Per lesion, in no order that matters: `diameters_mm` (the
-    equivalent diameter), `lesion_voxels` on the file's grid and `extents_mm`, the sides of its box
-    along the axes of `spacings_mm`. `lesion_fraction` is the share of the scanned volume that is
-    lesion, what is to be ignored left out.
+    Attributes:
+        dims: number of spatial axes.
+        modality: MRI, CT or X-ray.
+        channels: intensities of each channel.
+        shapes: shape of each case. In 3-D the axes run along S, A, R, as in prepared images.
+        spacings_mm: spacing of each case, in the same axis order.
+        lesions_per_case: number of lesions of each case.
+        diameters_mm: equivalent diameter of each lesion of all cases.
+        lesion_voxels: number of voxels of each lesion on the file's grid.
+        lesion_fraction: share of lesion in the scanned volume, without ignored voxels.
+        extents_mm: sides of each lesion's bounding box, in the axis order of `spacings_mm`.
     """
 
     dims: int
@@ -73,7 +81,7 @@ class Fingerprint:
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
-        """The fingerprint as JSON, with the counts spelled out for readers."""
+        """Write the fingerprint as JSON. It begins with the numbers of cases and lesions."""
         lesions = self.lesions_per_case
         counts = {"n_cases": len(self.shapes), "n_lesions": sum(lesions)}
         counts["n_lesion_free_cases"] = sum(n == 0 for n in lesions)
@@ -81,17 +89,18 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "fingerprint.json") -> "Fingerprint":
-        """Read a fingerprint; raises `DatasetError` naming `where` when it is none."""
+        """Read a fingerprint. Raise `DatasetError` naming `where` and the wrong key."""
         return read_record(cls, text, where, DatasetError)
 
 
 @dataclass(frozen=True, eq=False)
 class CaseFacts:
-    """What is kept of one labelled case: sizes, and a sample of voxels `[C, n]` of each kind.
+    """The statistics of one labelled case, from which a fingerprint is computed.
 
-    `shape`, `spacing_mm` and `extents_mm` (a row per lesion) are in the order of the fingerprint's.
-    `boxed`: its lesions are boxes without a mask. `nonzero`: share of voxels, per channel.
-    `reference`: what its plausibility is judged by.
+    `shape`, `spacing_mm` and `extents_mm` (one row per lesion) are in the axis order of the
+    fingerprint. `boxed` is True if the lesions are boxes without a mask. `nonzero` is the share of
+    non-zero voxels per channel. `sample` and `lesion_sample` `[C, n]` are intensities of voxels of
+    the image and of its lesions. `reference` is for the plausibility checks.
     """
 
     shape: tuple[int, ...]
@@ -109,44 +118,66 @@ class CaseFacts:
 
 
 def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
-    """Take what the fingerprint needs of a case, with at most `most` voxels in either sample.
+    """Compute the statistics of a labelled case.
 
-    Lesions are those of `lesions_of`; intensities of a bare box are those of all its voxels.
+    Args:
+        case: the case.
+        reference: its reference. Lesions are those of `lesions_of`. The lesion voxels of a box
+            without a mask are all voxels of the box.
+        most: maximum number of voxels in each of the two samples.
     """
-    array, geometry = case.image.array, case.image.geometry
+    array = case.image.array
+    geometry = case.image.geometry
     order = geometry.canonical_order
-    lesions, covered = lesions_of(reference), lesion_mask(reference)
+    lesions = lesions_of(reference)
+    covered = lesion_mask(reference)
     start, stop = np.split(lesions.boxes, 2, axis=1)
     sides = np.maximum(stop - start, 1)
     n_known = covered.size if reference.ignore is None else np.count_nonzero(~reference.ignore)
     flat = array.reshape(len(array), -1)
+    extents_mm = []
+    for row in sides:
+        extents_mm.append(tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order))
     return CaseFacts(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
         boxed=reference.mask() is None and len(lesions.diameters_mm) > 0,
         lesion_voxels=tuple(int(v) for v in lesions.sizes_vox),
         diameters_mm=tuple(float(d) for d in lesions.diameters_mm),
-        extents_mm=tuple(
-            tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order) for row in sides
-        ),
+        extents_mm=tuple(extents_mm),
         lesion_mm=float(covered.sum()) * geometry.voxel_size,
         scanned_mm=float(n_known) * geometry.voxel_size,
         nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
-        sample=_sampled(flat, most),
-        lesion_sample=_sampled(array[:, covered], most),
+        sample=_sample(flat, most),
+        lesion_sample=_sample(array[:, covered], most),
         reference=reference_facts(reference, lesions),
     )
 
 
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
-    """The fingerprint of labelled cases. Raises `DatasetError` for none."""
+    """Compute the fingerprint of a dataset from the statistics of its labelled cases.
+
+    Args:
+        dataset: the dataset. Its axes and channel names are used.
+        facts: the statistics of each labelled case.
+
+    Raises:
+        DatasetError: if there is no labelled case.
+    """
     if not facts:
-        raise DatasetError(f"{dataset.root}: no labelled case to plan from.")
+        raise DatasetError(
+            f"{dataset.root}: no case has a reference. Add masks or boxes for some cases."
+        )
     channels = tuple(_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
-    scanned = sum(n.scanned_mm for n in facts)  # 0 where every voxel is to be ignored
+    scanned = sum(n.scanned_mm for n in facts)  # 0 if all voxels are ignored
+    modality: Modality = "mri"
+    if dataset.dims == 2:
+        modality = "xray"
+    elif any(channel.is_ct for channel in channels):
+        modality = "ct"
     return Fingerprint(
         dims=dataset.dims,
-        modality="xray" if dataset.dims == 2 else "ct" if any(c.is_ct for c in channels) else "mri",
+        modality=modality,
         channels=channels,
         shapes=tuple(n.shape for n in facts),
         spacings_mm=tuple(n.spacing_mm for n in facts),
@@ -158,17 +189,24 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     )
 
 
-def _sampled(values: NDArray[Any], most: int) -> NDArray[np.float32]:
-    n = values.shape[1]  # a whole step could fall on one column of the image, its edge
+def _sample(values: NDArray[Any], most: int) -> NDArray[np.float32]:
+    """Return at most `most` evenly spaced columns of `[C, n]`."""
+    n = values.shape[1]
+    # not a constant step, which could sample one column of the image only, such as its edge
     places = np.linspace(0, max(n - 1, 0), min(n, most)).astype(int)
     return np.array(values[:, places], dtype=np.float32)
 
 
 def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
-    """CT by the channel's name (nnU-Net), else by values that only Hounsfield units have."""
-    # a channel is 0 in the cases that lack it
+    """Compute the statistics of channel `c`.
+
+    A channel is CT if it is called so (as in nnU-Net), or if it has values that only occur in
+    Hounsfield units.
+    """
+    # a channel is 0 in cases without its file
     facts = [n for n in facts if n.nonzero[c] > 0] or facts
-    samples, name = [n.sample[c] for n in facts], dataset.channel_names[c]
+    samples = [n.sample[c] for n in facts]
+    name = dataset.channel_names[c]
     is_ct = name.strip().casefold() == "ct"
     is_ct |= dataset.dims == 3 and bool(np.median([s.min() for s in samples]) < NO_MAGNITUDE)
     body = np.concatenate([s[s > AIR_HU] if is_ct else s[s != 0] for s in samples])
@@ -182,6 +220,7 @@ def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelSta
 
 
 def _spread(values: NDArray[np.float32]) -> Spread | None:
+    """Compute mean, standard deviation and percentiles; None if there are no values."""
     if values.size == 0:
         return None
     wide = values.astype(np.float64)

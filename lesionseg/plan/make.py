@@ -1,4 +1,4 @@
-"""From a fingerprint to a plan: the rules in their order, each decision with its reason."""
+"""Make a plan from a fingerprint: apply the planning rules in order, with reasons."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, total_stride, tuples
+from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, to_tuples, total_stride
 from lesionseg.plan.rules import Decision, DeviceBudget
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,16 @@ StepMemory = Callable[[Plan], float]
 BY_HAND = "chosen by hand"
 FOLLOWED = "as in the bundle that training starts from"
 FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
-# Heads of a detector on a GPU: at least so many channels, so many convolutions (Lin et al. 2017)
-HEAD_WIDTH, HEAD_DEPTH = 128, 4
-# Networks whose encoder and decoder are built alike, so that one's weights serve the other
+# heads of a detector on a GPU: minimum number of channels, and of convolutions (Lin et al. 2017)
+HEAD_WIDTH = 128
+HEAD_DEPTH = 4
+# networks with the same encoder and decoder, so that weights of one can initialise another
 _PLAIN = ("unet", "retinanet", "retina_unet")
 
 
 def network_spec(model: ModelConfig) -> dict[str, Any]:
-    """The network or backbone that is not ours, as `Architecture.network` has it."""
-    return dict(tuples(model.network or model.backbone or {}))
+    """Return the user's own network or backbone in the form of `Architecture.network`."""
+    return dict(to_tuples(model.network or model.backbone or {}))
 
 
 def make_plan(
@@ -49,14 +50,25 @@ def make_plan(
     step_memory: StepMemory | None = None,
     pyramid: Architecture | None = None,
 ) -> Plan:
-    """Decide everything that training and inference must agree on.
+    """Decide everything that training and inference have to agree on.
 
-    `memory_gb`: of the device, in 10⁹ bytes; `device`: torch's name. `before`: the plan of the
-    network whose weights training starts from. Grid, backbone and the normalisation of the channels
-    it had are kept, and so is the tile unless one is chosen. `step_memory`: 10⁹ bytes that a
-    training step of a plan takes.
-    `pyramid`: the stages of a backbone that is not ours, or whose weights are not. Raises
-    `ConfigError` for overrides that do not fit, and for a GPU without `step_memory`.
+    Args:
+        fingerprint: statistics of the dataset.
+        dataset: the dataset. Its labels and channel names are used.
+        memory_gb: memory of the device in 10⁹ bytes.
+        device: torch's name of the device, such as "cpu" or "cuda:0".
+        overrides: settings that replace decisions; None for none.
+        before: plan of the network whose weights training starts from. Its grid, its backbone and
+            the normalisation of its channels are kept, and its tile unless another is chosen.
+        step_memory: function that predicts the memory of a training step of a plan in 10⁹ bytes.
+        pyramid: stages of a backbone that is the user's own, or has weights of another program.
+
+    Returns:
+        The plan, with a reason for each decision.
+
+    Raises:
+        ConfigError: if overrides do not fit the data or `before`, or if a GPU has no
+            `step_memory`.
     """
     asked = overrides or ModelConfig.of()
     chosen = asked
@@ -71,7 +83,8 @@ def make_plan(
     draft = _draft(fingerprint, dataset, device, chosen, before)
     anchors_of = cache(partial(_anchors, fingerprint, draft, before, device))
 
-    def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+    def plan_with(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        """Return the plan with this architecture, tile and batch."""
         return draft.with_(
             architecture=shape,
             tile_shape=tuple(tile),
@@ -81,7 +94,7 @@ def make_plan(
 
     step_gb = None
     if step_memory is not None:
-        step_gb = partial(_step_gb, step_memory, sized)
+        step_gb = partial(_step_gb, step_memory, plan_with)
     budget = rules.budget(
         device,
         memory_gb,
@@ -89,26 +102,33 @@ def make_plan(
         n_channels=len(dataset.channel_names),
         dims=draft.dims,
     )
-    allowed = _allowed(budget.value, chosen, device)
-    sizes = _on_grid(fingerprint, draft)
+    allowed = _adapt_budget(budget.value, chosen, device)
+    sizes = _sizes_on_grid(fingerprint, draft)
     if chosen.tile_shape is None and chosen.batch_size is None:
-        allowed = rules.for_small_tiles(
-            allowed, sizes.median_shape, draft.spacing_mm, sizes.n_voxels, sizes.lesion_voxels
+        allowed = rules.limit_to_small_tiles(
+            allowed,
+            median_shape=sizes.median_shape,
+            spacing_mm=draft.spacing_mm,
+            n_voxels=sizes.n_voxels,
+            lesion_voxels=sizes.lesion_voxels,
         )
     tile: Decision[tuple[int, ...]] = _pick(
         chosen.tile_shape, lambda: rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
     )
     if pyramid is not None and chosen.tile_shape is None:
-        tile = replace(tile, value=_multiple(tile.value, total_stride(pyramid)))
+        tile = replace(tile, value=_round_to_multiple(tile.value, total_stride(pyramid)))
     shape = _shape(tile.value, draft, allowed, chosen, before, pyramid)
     stride = total_stride(shape.value)
     if (pyramid or before) and any(np.remainder(tile.value, stride)):
-        raise ConfigError(f"model.tile_shape={tile.value}: takes multiples of {list(stride)}.")
+        raise ConfigError(
+            f"model.tile_shape={list(tile.value)}: the sides must be multiples of {list(stride)} "
+            "for this backbone."
+        )
     batch = _pick(
         chosen.batch_size,
         lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
     )
-    plan = sized(shape.value, tile.value, batch.value)
+    plan = plan_with(shape.value, tile.value, batch.value)
     reasons = {
         **draft.reasons,
         "budget": budget.reason,
@@ -120,7 +140,7 @@ def make_plan(
         reasons["anchors"] = anchors_of(shape.value).reason
     if step_memory is not None and device.startswith("cuda"):
         reasons["memory"] = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
-    if before is not None:  # not chosen by hand
+    if before is not None:  # the draft's reason is that of a value chosen by hand
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     return plan.with_(reasons=reasons)
@@ -128,28 +148,28 @@ def make_plan(
 
 def _step_gb(
     step_memory: StepMemory,
-    sized: Callable[[Architecture, Sequence[int], int], Plan],
+    plan_with: Callable[[Architecture, Sequence[int], int], Plan],
     shape: Architecture,
     tile: Sequence[int],
     batch: int,
 ) -> float:
-    """Return the memory, in 10⁹ bytes, of a training step of a network, a tile and a batch."""
-    return step_memory(sized(shape, tile, batch))
+    """Return the memory, in 10⁹ bytes, of a training step with this network, tile and batch."""
+    return step_memory(plan_with(shape, tile, batch))
 
 
 @dataclass(frozen=True)
 class _GridSizes:
-    """Sizes of the cases on the plan's grid, in voxels: median shape, all cases, each lesion."""
+    """The sizes, in voxels of the plan's grid, of the median case, all cases and each lesion."""
 
     median_shape: tuple[int, ...]
     n_voxels: float
     lesion_voxels: NDArray[np.float64]
 
 
-def _on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
+def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
     """Compute the sizes of cases and lesions on the plan's grid.
 
-    A lesion is taken as a ball, in 2-D as a disc, of its diameter.
+    The size of a lesion is that of a ball (2-D: disc) of its diameter.
     """
     sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
     shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
@@ -171,15 +191,15 @@ def _anchors(
         return Decision(before.anchors, FOLLOWED)
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
-    if device.startswith("cuda") and found.value is not None:  # heads as the paper has them
+    if device.startswith("cuda") and found.value is not None:  # heads as in the paper
         width = max(found.value.width, HEAD_WIDTH)
         found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
     return found
 
 
-def _allowed(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
+def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
     """Adapt the device's budget to the chosen architecture and its number of features."""
-    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
+    # nnU-Net's presets of residual networks do not limit a batch to 5 % of the dataset
     capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
     allowed = replace(budget, architecture=chosen.architecture, capped=capped)
     base = chosen.base_features
@@ -189,8 +209,8 @@ def _allowed(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBu
     return replace(allowed, base_features=base, widest=widest)
 
 
-def _multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """Round each side of a tile to a multiple of the stride, at least one."""
+def _round_to_multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Round each side of a tile to a multiple of the stride; the smallest is the stride itself."""
     return tuple(max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True))
 
 
@@ -202,7 +222,7 @@ def _shape(
     before: Plan | None,
     pyramid: Architecture | None,
 ) -> Decision[Architecture]:
-    """Choose the architecture: that of a given backbone, of earlier weights, or by the rules."""
+    """Choose the architecture: of the given backbone, of the earlier plan, or by the rules."""
     if pyramid is not None:
         name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
         return Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
@@ -212,24 +232,29 @@ def _shape(
 
 
 def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
+    """Return the user's choice, or the decision of the rule if the user chose nothing."""
     return rule() if chosen is None else Decision(chosen, BY_HAND)
 
 
 def _draft(
     facts: Fingerprint, dataset: Dataset, device: str, chosen: ModelConfig, before: Plan | None
 ) -> Plan:
-    """All of the plan that no tile, network or batch decides, with the reasons for it.
+    """Return the plan with all decisions except tile, architecture and batch, with reasons.
 
-    `before`: the plan of the bundle that training starts from; None: from scratch.
+    `before` is the plan of the bundle that training starts from, or None.
     """
     for name in ("spacing_mm", "tile_shape"):
         value = getattr(chosen, name)
         if value is not None and len(value) != facts.dims:
             axes = "z, y, x" if facts.dims == 3 else "y, x"
-            raise ConfigError(f"model.{name}={list(value)}: wrong number of axes; give {axes}.")
+            raise ConfigError(
+                f"model.{name}={list(value)} has {len(value)} values, but the images have "
+                f"{facts.dims} axes. Give one value each for {axes}."
+            )
     if dataset.labels.regions and chosen.activation == "softmax":
         raise ConfigError(
-            "model.activation=softmax: regions overlap. Take sigmoid, or data.merge_labels=true."
+            "model.activation=softmax does not fit labels that are regions, because regions "
+            "overlap. Set model.activation=sigmoid or data.merge_labels=true."
         )
     spacing: Decision[tuple[float, ...]] = _pick(
         chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
@@ -237,12 +262,12 @@ def _draft(
     sources: tuple[int | None, ...] = (None,) * len(facts.channels)
     if before is not None:
         sources = channel_sources(dataset.channel_names, before.channel_names)
-    scales = [
-        rules.normalisation(channel, facts.dims)
-        if before is None or place is None
-        else Decision(before.normalisation[place], FOLLOWED)
-        for channel, place in zip(facts.channels, sources, strict=True)
-    ]
+    scales = []
+    for channel, source in zip(facts.channels, sources, strict=True):
+        if before is None or source is None:
+            scales.append(rules.normalisation(channel, facts.dims))
+        else:
+            scales.append(Decision(before.normalisation[source], FOLLOWED))
     prior = rules.prior(facts.lesion_fraction)
     candidates = rules.candidate_rule(facts.lesion_voxels, prior.value)
     xray_mm = [mm[0] for mm in facts.spacings_mm] if facts.dims == 2 else []
@@ -258,7 +283,7 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        # a radiograph without a pixel size is taken to have the training's median
+        # the assumed pixel size of a radiograph that states none: the median of the training
         raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
@@ -273,13 +298,13 @@ def _draft(
 def _architecture(
     tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: ModelConfig
 ) -> Decision[Architecture]:
-    """Stages and features; raises `ConfigError` for a tile that cannot be halved."""
-    network = network_spec(chosen)  # others have rules of their own
+    """Choose stages and features. Raise `ConfigError` for a tile that cannot be halved."""
+    network = network_spec(chosen)  # the user's own network may accept any tile
     by_hand = chosen.tile_shape is not None and not network
     shape = allowed.network(tile, spacing_mm, exact=by_hand)
     if by_hand and len(shape.features) == 1:
         raise ConfigError(
-            f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
+            f"model.tile_shape={list(tile)}: no side can be halved. Give multiples of 16."
         )
     shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
     if chosen.layout == "nnunet":  # all levels but the two coarsest
@@ -291,7 +316,10 @@ def _architecture(
 
 
 def backbone_kind(architecture: str) -> str:
-    """Networks of one kind share their backbone; a user's own network is a kind of its own."""
+    """Return the kind of backbone of an architecture. Weights fit networks of the same kind.
+
+    A user's own network is a kind of its own.
+    """
     return "plain" if architecture in _PLAIN else architecture
 
 
@@ -299,23 +327,30 @@ def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
     """Raise `ConfigError` if the weights of `before` do not fit the requested plan."""
-    theirs, shape = before.channel_names, before.architecture
+    shape = before.architecture
     for what, has, wanted in (
         ("number of axes", before.dims, fingerprint.dims),
         ("modality", before.modality, fingerprint.modality),
-        # a class that a bundle names is imported only if the user names it too
+        # the class of a bundle's network is imported only if the user names it, too
         ("network", dict(shape.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
     ):
         if has != wanted:
             raise ConfigError(
-                f"model.init_from: the bundle has another {what}: {has}, here {wanted}."
+                f"model.init_from: the {what} of the bundle is {has}, but here it is {wanted}. "
+                "Use another bundle, or leave out model.init_from."
             )
-    _log_channels(dataset.channel_names, theirs)
-    own_values = {"base_features": shape.features[0], "layout": shape.layout}
-    for name, own in {"spacing_mm": before.spacing_mm, **own_values}.items():
-        if (value := getattr(chosen, name)) not in (None, own):
-            raise ConfigError(f"model.{name}={value}: the bundle to start from has {own}.")
+    _log_channels(dataset.channel_names, before.channel_names)
+    for name, asked, own in (
+        ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
+        ("base_features", chosen.base_features, shape.features[0]),
+        ("layout", chosen.layout, shape.layout),
+    ):
+        if asked is not None and asked != own:
+            raise ConfigError(
+                f"model.{name}={asked}: the bundle of model.init_from has {own}. Leave out "
+                f"model.{name}."
+            )
 
 
 def _log_channels(here: Sequence[str], before: Sequence[str]) -> None:
@@ -330,4 +365,4 @@ def _log_channels(here: Sequence[str], before: Sequence[str]) -> None:
             seen,
         )
     elif not {name.strip().casefold() for name in here} <= {n.strip().casefold() for n in before}:
-        logger.warning("Channels are named differently (%s) and matched by their position.", seen)
+        logger.warning("Channels have other names (%s). They are matched by their position.", seen)

@@ -1,4 +1,4 @@
-"""What an nnU-Net v2 model does with a scan before and after its network, by its `plans.json`."""
+"""The preprocessing and restoring of scans by an nnU-Net v2 model, from its `plans.json`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -21,10 +21,11 @@ NnunetScheme = Literal[
 
 @dataclass(frozen=True)
 class NnunetNormalisation:
-    """The scheme of one channel.
+    """The normalisation of one channel.
 
-    `mean`, `std`, `lower` and `upper` (0.5 and 99.5 percentiles) are those of the training lesions
-    and belong to CT. `use_mask`: z-score from the voxels that are not 0, after holes are filled.
+    `mean`, `std`, `lower` and `upper` (0.5 and 99.5 percentiles) describe the training lesions and
+    are used for CT. `use_mask`: the z-score is computed from the voxels that are not 0, and from
+    holes among them.
     """
 
     scheme: NnunetScheme
@@ -37,10 +38,10 @@ class NnunetNormalisation:
 
 @dataclass(frozen=True)
 class NnunetResampling:
-    """How arrays are resized: by splines of `order`, along a separate axis of `order_z`.
+    """The resizing of arrays by splines of `order`; along a separate axis, of `order_z`.
 
-    `separate_z`: whether the axis of thick slices is separate; None: if one spacing is more than
-    `threshold` times another.
+    `separate_z` is True if the axis of thick slices is separate. None means that it is separate if
+    one spacing is more than `threshold` times another.
     """
 
     order: _Order = 3
@@ -51,12 +52,12 @@ class NnunetResampling:
 
 @dataclass(frozen=True)
 class NnunetRecipe:
-    """The way of a scan through an nnU-Net model.
+    """The preprocessing and test-time augmentation of an nnU-Net model.
 
-    Network axes are the file's after `transpose`, or those along +S, +A, +R after it if the
-    reader `reorients`. `spacing` and `patch` have two entries for a 2-D network, which sees a
-    volume slice by slice along the first axis. `mirror_axes`: of the patch, for views that are
-    averaged.
+    The network's axes are those of the file, permuted by `transpose`. If the reader `reorients`,
+    the axes are first turned along +S, +A, +R. `spacing` and `patch` have two entries for a 2-D
+    network, which processes a volume slice by slice along the first axis. Predictions are averaged
+    over views that are mirrored along the patch axes `mirror_axes`.
     """
 
     configuration: str
@@ -71,5 +72,5 @@ class NnunetRecipe:
 
     @property
     def network_dims(self) -> int:
-        """Spatial axes of the network: 2 or 3."""
+        """Number of spatial axes of the network: 2 or 3."""
         return len(self.patch)

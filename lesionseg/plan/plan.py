@@ -1,4 +1,4 @@
-"""The plan: every decision taken from a dataset's statistics, as a versioned JSON file."""
+"""The plan: all decisions that follow from a dataset's statistics, as a versioned JSON file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from lesionseg.errors import BundleError
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.plan.nnunet_recipe import NnunetRecipe
 
-SCHEMA: Literal[2] = 2  # of the plan.json that is written
+SCHEMA: Literal[2] = 2  # version of the plan.json that is written
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
-# labels are flat in plan.json: its keys, and the fields of `Labels` that they state
+# plan.json has labels as separate keys: each key, and its field of `Labels`
 _LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
 _FLAT_KEYS = {f"labels.{name}": key for key, name in _LABEL_KEYS.items()}
 Modality = Literal["mri", "ct", "xray"]
@@ -28,14 +28,14 @@ Activation = Literal["sigmoid", "softmax"]
 Layout = Literal["lesionseg", "nnunet"]
 CandidateSource = Literal["segmentation", "detection", "both"]
 
-# ranges of what a file may hold; pydantic takes no NaN and no infinity for them
+# ranges of the values in a file; pydantic rejects NaN and infinity for them
 Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Gamma = Annotated[float, Field(ge=0, le=100)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
 
-# what candidates of our own networks may come from, the default first
+# possible sources of candidates for each of our networks, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
     "unet": ("segmentation",),
     "residual_unet": ("segmentation",),
@@ -45,17 +45,18 @@ SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
 
 
 def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
-    """What candidates of a network to be planned may come from; of an unknown one: its voxels."""
+    """Return the possible sources of candidates; those of the user's own network are its voxels."""
     return SOURCES.get(architecture, ("segmentation",))
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How one channel's intensities become network input: clip to [lower, upper], then scale.
+    """The normalisation of one channel: clip to [lower, upper], then scale.
 
-    `zscore`: mean and std of each case's own non-zero voxels (MRI). `dataset`: the stated
-    `mean` and `std` of the training lesions' and bodies' voxels (CT). `range`: each case's own
-    0.5 and 99.5 percentiles become 0 and 1, then zero mean and unit variance (X-ray).
+    `zscore`: by mean and standard deviation of the case's own non-zero voxels (MRI). `dataset`: by
+    `mean` and `std`, which come from lesion and body voxels of the training cases (CT). `range`:
+    clip to the case's own 0.5 and 99.5 percentiles, then scale to zero mean and unit variance
+    (X-ray).
     """
 
     scheme: Literal["zscore", "dataset", "range"]
@@ -67,16 +68,22 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name from the closed table in `models.build`, and its shape.
+    """The shape of a network, and its name in the closed table of `models.build`.
 
-    One entry per resolution stage in `features`, `strides` and `kernels`. `blocks` per stage;
-    `encoder_blocks` are a residual encoder's own, one number per stage. `layout` nnunet: transposed
-    convolutions have biases, all starts as there (He, residual branches at 0, no prior), and coarse
-    levels are taught the voxel in the middle of each block.
-
-    `network` names a network or backbone that is not ours (`_target_`) and its arguments, as JSON
-    has them. `levels`: its supervised outputs, as the input's voxels per output voxel, finest
-    first. The product of its `strides` is what a tile's sides are multiples of.
+    Attributes:
+        name: name of the network.
+        features: number of features of each resolution stage.
+        strides: stride of each stage. The sides of a tile are multiples of their product.
+        kernels: kernel size of each stage.
+        blocks: number of blocks per stage.
+        n_supervised: number of resolutions with a loss (deep supervision).
+        encoder_blocks: number of blocks of each stage of a residual encoder.
+        network: `_target_` and arguments of the user's own network or backbone, as in JSON.
+        levels: for the user's own network, the size of a voxel of each supervised output in input
+            voxels, finest first.
+        layout: "nnunet" for the details of nnU-Net: transposed convolutions have biases, the
+            initialisation is nnU-Net's (He, residual branches at 0, no prior), and the target of a
+            coarse output is the voxel in the middle of each block.
     """
 
     name: str
@@ -92,28 +99,32 @@ class Architecture:
 
 
 def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Stride from the input to each stage.
+    """Return the stride from the input to each stage.
 
     >>> total_strides(((1, 1), (1, 2), (2, 2)))
     ((1, 1), (1, 2), (2, 4))
     """
-    return tuple(accumulate(strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))))
+    return tuple(accumulate(strides, _multiply))
+
+
+def _multiply(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a * b for a, b in zip(one, other, strict=True))
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:
-    """By how much each axis shrinks to the coarsest stage: a tile's sides are multiples of it."""
+    """Return the stride from the input to the coarsest stage. Tile sides are multiples of it."""
     return total_strides(architecture.strides)[-1]
 
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """The rule by which probabilities become candidates.
+    """The rule that finds candidates in probabilities.
 
     A candidate is a local peak with the connected voxels of p ≥ peak / `ratio` or p ≥ `extent`.
-    Peaks below `floor`, candidates of fewer than `min_voxels` and shoulders of a higher candidate
-    (`inference.candidates.PROMINENCE`) are dropped. Below the operating point a case keeps its
-    highest candidates until it has `candidate_limit`; above it there is no limit. `source`: voxels,
-    a detector's boxes or both.
+    Three kinds are dropped: peaks below `floor`, candidates of fewer than `min_voxels` voxels, and
+    shoulders of a higher candidate (`inference.candidates.PROMINENCE`). A case keeps at most its
+    `candidate_limit` highest candidates, but all those above the operating point. `source` says
+    whether candidates come from voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
@@ -126,15 +137,21 @@ class CandidateRule:
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """Which stages of the backbone look for lesions, and the boxes they start from.
+    """The anchors of a detector and its heads.
 
-    `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
-    each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
-    two heads that all levels share. `prior`: the share of anchors expected to be positive at the
-    start. `alpha`, `gamma`: as in `FocalCorrection`, of the scores. `merge_iou`: of boxes that
-    overlap by more the highest alone is kept. `mean_iou`, `small_recall`: how well the sizes fit
-    the training lesions (mean IoU with the best one, share of the smallest tenth with IoU ≥ 0.5);
-    None without.
+    Attributes:
+        stages: stages of the backbone with anchors, finest first.
+        sizes: side lengths in voxels of the anchors at each cell, for each level. All levels have
+            the same number of sizes.
+        width: number of channels of the two heads, which all levels share.
+        depth: number of convolutions of each head.
+        prior: expected share of positive anchors at the start of training.
+        alpha: as in `FocalCorrection`, for the scores.
+        gamma: as in `FocalCorrection`, for the scores.
+        merge_iou: if boxes have a higher IoU than this, only the one of the highest score is kept.
+        mean_iou: mean IoU of the training lesions with their best size. None without lesions.
+        small_recall: share of the smallest tenth of lesions with an IoU of 0.5 or more. None
+            without lesions.
     """
 
     stages: tuple[Annotated[int, Field(ge=0, le=31)], ...]
@@ -155,49 +172,61 @@ class AnchorPlan:
     def levels(
         self, strides: Sequence[tuple[int, ...]], tile_shape: Sequence[int]
     ) -> tuple[AnchorLevel, ...]:
-        """The grids on a tile of this shape, for a backbone of these strides per stage."""
+        """Return the anchor grids of a tile for a backbone with these strides per stage."""
         totals = total_strides(strides)
-        return tuple(
-            AnchorLevel(
-                tuple(n // s for n, s in zip(tile_shape, totals[stage], strict=True)),
-                totals[stage],
-                sizes,
-            )
-            for stage, sizes in zip(self.stages, self.sizes, strict=True)
-        )
+        levels = []
+        for stage, sizes in zip(self.stages, self.sizes, strict=True):
+            shape = tuple(n // s for n, s in zip(tile_shape, totals[stage], strict=True))
+            levels.append(AnchorLevel(shape, totals[stage], sizes))
+        return tuple(levels)
 
 
 @dataclass(frozen=True)
 class FocalCorrection:
-    """α (one number or one a label) and γ of the focal loss that taught the network.
+    """The α (one number, or one per label) and γ of the focal loss that trained the network.
 
-    Inference undoes them (`losses.focal`), so that its probabilities mean probabilities.
+    Inference undoes their effect (`losses.focal`), so that outputs are probabilities.
     """
 
     alpha: Share | tuple[Share, ...] | None
     gamma: Gamma
 
 
-# fields in which networks may differ although their probabilities are averaged
+# fields that may differ between networks whose probabilities are averaged
 _OWN = {"own": True}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions made from the data before training; tuples in array order (z, y, x).
+    """The decisions made from the data before training.
 
-    What is chosen after training is a `core.Selection`.
+    Tuples are in array order (z, y, x). Choices made after training are in `core.Selection`.
 
-    `labels`: those that the network predicts, one per channel of its voxels. `lesion_fraction` is
-    the share of lesion voxels (the prior π). `link`: None if outputs are taken as they are.
-    `anchors`: of a detector. `prepare_extra`: further transforms of a prepared image
-    (`data.transforms`). `may_lack`: a scan may lack any one channel. `raster_mm`: the pixel size of
-    radiographs that state none (None: `spacing_mm`). `nan_background`: NaN voxels of a scan are
-    background. `grid_of_image`: channels of equal shape and spacing are on the first one's grid.
-    `nnunet`: of a model that nnU-Net trained, which prepares and slides in its own way;
-    `spacing_mm`, `normalisation` and `tile_shape` then only describe it. `reasons`: a sentence for
-    each decision. `schema_version`: of the `plan.json` that it was read from; files of version 1
-    contain the selection, too.
+    Attributes:
+        dims: number of spatial axes.
+        modality: MRI, CT or X-ray.
+        channel_names: names of the input channels, in order.
+        labels: labels that the network predicts, one per channel of its voxel output.
+        spacing_mm: spacing of the grid that the network works on.
+        normalisation: normalisation of each channel.
+        tile_shape: shape of a tile in voxels.
+        batch_size: number of tiles of a training step.
+        architecture: shape of the network.
+        lesion_fraction: share of lesion voxels (the prior π).
+        activation: function that converts logits to probabilities.
+        candidate_rule: rule that finds candidates.
+        link: focal loss whose effect on the outputs is undone. None if they are used as they are.
+        anchors: anchors of a detector. None for a segmentation network.
+        prepare_extra: further transforms of a prepared image (`data.transforms`).
+        may_lack: True if a scan may lack any one channel.
+        raster_mm: assumed pixel size of radiographs that state none. None means `spacing_mm`.
+        nan_background: True if NaN voxels of a scan are background.
+        grid_of_image: True if channels of equal shape and spacing are on the first channel's grid.
+        nnunet: preprocessing of a model that nnU-Net trained. `spacing_mm`, `normalisation` and
+            `tile_shape` then only describe the model.
+        reasons: a sentence for each decision.
+        schema_version: version of the `plan.json` that it was read from. Files of version 1 also
+            contain the selection.
     """
 
     dims: Annotated[int, Field(ge=2, le=3)]
@@ -229,9 +258,9 @@ class Plan:
 
     @property
     def has_voxels(self) -> bool:
-        """Whether the network gives probabilities of voxels.
+        """True if the network predicts probabilities of voxels.
 
-        One that is not ours does, unless `candidate_rule.source` takes its boxes alone.
+        A user's own network does, unless `candidate_rule.source` is "detection".
         """
         sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
         return sources != ("detection",)
@@ -244,10 +273,10 @@ class Plan:
         return replace(self, **changes)
 
     def differences(self, other: "Plan") -> list[str]:
-        """Return the decisions, by name, that keep networks of two plans from being averaged.
+        """Return the names of decisions that prevent averaging the networks of two plans.
 
-        Probabilities can be averaged if tiles, channels and labels of the networks agree. Each
-        network may have an architecture of its own, and labels may have other names.
+        Probabilities can be averaged if tiles, channels and labels of the networks agree. The
+        architectures and the names of labels may differ.
         """
         found = []
         for decision in fields(self):
@@ -269,7 +298,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
-        """Read a plan; raises `BundleError` naming `where` and the key that is wrong."""
+        """Read a plan. Raise `BundleError` naming `where` and the wrong key."""
         plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
         shape = plan.architecture
         anchors = plan.anchors
@@ -277,7 +306,7 @@ class Plan:
         n = len(labels)
         stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
         axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
-        for key, fits in {  # what belongs together is of one length; a value names one channel
+        for key, fits in {  # lengths agree, and the values of labels differ
             "label_names": len(labels.names) == n,
             "label_values": len(set(labels.values)) == n > 0,
             "regions": len(labels.regions) in (0, n),
@@ -292,14 +321,16 @@ class Plan:
             ),
         }.items():
             if not fits:
-                raise BundleError(f"{where}: {key} does not fit the rest of the plan.")
-        network = dict(tuples(shape.network))  # as it was written
+                raise BundleError(
+                    f"{where}: {key} does not fit the other keys. Use the file as train wrote it."
+                )
+        network = dict(to_tuples(shape.network))
         reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
         return plan.with_(architecture=replace(shape, network=network), reasons=reasons)
 
 
 def _with_labels(text: str) -> str:
-    """Gather the keys of `plan.json` that describe labels under `labels`, as `Plan` has them."""
+    """Move the keys of `plan.json` that describe labels to one key, `labels`, as in `Plan`."""
     try:
         content = from_json(text)
     except ValueError:
@@ -310,10 +341,10 @@ def _with_labels(text: str) -> str:
     return json.dumps({**content, "labels": labels})
 
 
-def tuples(value: Any) -> Any:
-    """JSON lists as (nested) tuples, so that a plan read back equals the plan written."""
+def to_tuples(value: Any) -> Any:
+    """Convert nested lists to tuples, so that a plan that is read equals the one written."""
     if isinstance(value, list | tuple):
-        return tuple(tuples(v) for v in value)
+        return tuple(to_tuples(v) for v in value)
     if isinstance(value, dict):
-        return {key: tuples(v) for key, v in value.items()}
+        return {key: to_tuples(v) for key, v in value.items()}
     return value

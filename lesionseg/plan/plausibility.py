@@ -1,7 +1,7 @@
-"""Doubts about references: masks that may be inverted, boxes that may be corners or doubled.
+"""Doubts about references: inverted masks, boxes in another format, boxes that occur twice.
 
-Nothing here is an error by itself: a lesion may fill an image. Each doubt is a question to whoever
-knows the data.
+A doubt is not an error, because a lesion may fill an image. It is a question to the person who
+prepared the data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,35 +13,41 @@ from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
 from lesionseg.errors import count, join_names
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 
-# kind of doubt: what it means
+# the question of each kind of doubt
 DOUBTS: Mapping[str, str] = {
     "mostly_lesion": "Lesions fill more than half of the image: is the mask inverted?",
     "touches_borders": "A lesion touches all borders of the image: is the mask inverted?",
     "full_width": "A lesion is as wide as the image.",
-    "boxes_outside": "Boxes reach outside the image and are cut.",
+    "boxes_outside": "Boxes reach outside the image. They are clipped to it.",
     "box_corners": "Boxes may be corners (x, y, x, y) instead of sizes (x, y, width, height).",
-    "box_duplicates": "Boxes are there twice: the lesion counts twice.",
+    "box_duplicates": "Boxes occur twice, so the lesion counts twice.",
     "box_readers": "Boxes of one label overlap by more than 70 %: if several readers drew them, "
     "each lesion counts several times.",
     "empty_label": "A label has no lesion in any case.",
 }
-MOST_SHARE = 0.5  # of an image that lesions fill before background is the minority
-SAME_LESION_IOU = 0.7  # from here on two boxes of one label are probably one lesion
-_CUT_VOX = 1.0  # boxes reach so far outside by rounding
+MOST_SHARE = 0.5  # share of the image above which lesions are the majority
+SAME_LESION_IOU = 0.7  # two boxes of a label that overlap more are probably one lesion
+_CUT_VOX = 1.0  # rounding may move a box this far outside the image
 _EQUAL_VOX = 1e-3
-_SURE_OF_CORNERS = 5  # so many boxes that all fit as corners are no coincidence
-_BLOCK = 256  # rows of a matrix of overlaps
+_SURE_OF_CORNERS = 5  # if at least 5 boxes all fit as corners, it is hardly a coincidence
+_BLOCK = 256  # rows of the overlap matrix that are computed at a time
 
 
 @dataclass(frozen=True)
 class ReferenceFacts:
-    """What is asked of one reference.
+    """The facts about one reference from which doubts follow.
 
-    `share` of the image is lesion; a lesion touches all borders (`touches_all`), or both borders
-    of one of the two longest axes (`is_wide`). Of `n_boxes` that a table states, `n_outside` reach
-    outside the image, `n_as_corners` would be boxes within it if their width and height were a
-    second corner, `n_equal` repeat another box of their label and `n_overlapping` nearly do.
-    `labels`: the label values that are there.
+    Attributes:
+        share: share of lesion in the image.
+        touches_all: True if a lesion touches all borders of the image.
+        is_wide: True if a lesion touches both borders of one of the two longest axes.
+        n_boxes: number of boxes in the table.
+        n_outside: number of boxes that reach outside the image.
+        n_as_corners: number of boxes that would be valid if their width and height were the
+            second corner.
+        n_equal: number of boxes that repeat another box of their label.
+        n_overlapping: number of boxes that nearly repeat another box of their label.
+        labels: label values in the reference.
     """
 
     share: float = 0.0
@@ -57,7 +63,10 @@ class ReferenceFacts:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A question about a case, or about the dataset if `case` is ""; `detail` names nobody."""
+    """A question about a case, or about the dataset if `case` is "".
+
+    `detail` contains no identifiers of patients.
+    """
 
     kind: str
     case: str
@@ -65,7 +74,7 @@ class Doubt:
 
 
 def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
-    """Take the facts of a reference; `lesions` are its own, found again if not given."""
+    """Compute the facts of a reference. `lesions` are its lesions; None computes them."""
     lesions = lesions_of(reference) if lesions is None else lesions
     shape = np.array(reference.geometry.shape)
     dims = len(shape)
@@ -73,7 +82,8 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
     n_known = covered.size
     if reference.ignore is not None:
         n_known = int(np.count_nonzero(~reference.ignore))
-    start, stop = lesions.boxes[:, :dims], lesions.boxes[:, dims:]
+    start = lesions.boxes[:, :dims]
+    stop = lesions.boxes[:, dims:]
     spans = (start <= 0) & (stop >= shape)
     longest = np.argsort(-shape, kind="stable")[:2]
     if reference.labels is not None:
@@ -95,14 +105,14 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
 
 
 def _box_counts(reference: Reference) -> tuple[int, int, int, int]:
-    """Count boxes outside the image, those that fit as corners, equal and overlapping ones."""
+    """Count the boxes outside the image, those that fit as corners, equal and overlapping ones."""
     stated = reference.stated
     if stated is None or not len(stated.boxes):
         return 0, 0, 0, 0
     shape = np.array(reference.geometry.shape)
     start, stop = np.split(stated.boxes, 2, axis=1)
     outside = ((start < -_CUT_VOX) | (stop > shape + _CUT_VOX)).any(axis=1)
-    corner = stop - start  # as if the table held x, y, x, y
+    corner = stop - start  # the second corner, if the table has x, y, x, y
     as_corners = ((corner > start) & (corner <= shape + _CUT_VOX)).all(axis=1)
     n_corners = int(as_corners.sum()) if len(shape) == 2 else 0
     equal, overlapping = _repeats(stated)
@@ -114,7 +124,8 @@ def _repeats(stated: StatedBoxes) -> tuple[int, int]:
     boxes = stated.boxes
     label = np.array(stated.labels)
     dims = boxes.shape[1] // 2
-    start, stop = boxes[:, :dims], boxes[:, dims:]
+    start = boxes[:, :dims]
+    stop = boxes[:, dims:]
     volumes = np.prod(np.maximum(stop - start, 0), axis=1)
     n_equal = 0
     n_overlapping = 0
@@ -133,7 +144,7 @@ def _repeats(stated: StatedBoxes) -> tuple[int, int]:
 
 
 def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
-    """Return the doubts about the references of a dataset, those about all of it first."""
+    """Return the doubts about a dataset, then those about its cases."""
     return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
 
 
@@ -153,8 +164,8 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         if n_lesions and label not in present and not dataset.labels.merged:
             detail = f" It is {name!r}, value {label}."
             if dataset.convention == "coco":
-                detail = f" It is {name!r}. Roboflow writes such a category with the id 0: if it "
-                detail += "is one, take it out of categories."
+                detail = f" It is {name!r}. Roboflow adds such a category with the id 0. If this "
+                detail += "is one, remove it from categories."
             doubts.append(Doubt("empty_label", "", detail))
     return doubts
 
@@ -199,7 +210,7 @@ def doubt_lines(doubts: Sequence[Doubt]) -> list[str]:
 
 
 def has_no_background(facts: Mapping[str, ReferenceFacts]) -> bool:
-    """Return True if every reference with lesions is lesion everywhere: there is nothing to learn.
+    """Return True if each reference with lesions has no background, so nothing can be learned.
 
     >>> has_no_background({"a": ReferenceFacts(share=1.0), "b": ReferenceFacts()})
     True

@@ -1,10 +1,11 @@
-"""The planning rules: one pure function a decision, each with its reason and its source.
+"""The planning rules: one pure function per decision, with its reason and its source.
 
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, prod
 from typing import Generic, TypeVar
 
@@ -17,9 +18,9 @@ from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, tota
 
 T = TypeVar("T")
 
-RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
-LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
-# channel names by which nnU-Net chooses a normalisation, and ours of the same effect; CT below
+RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels across
+LARGE_VOXELS = 20  # half the resolution is enough for lesions of more voxels across
+# channel names by which nnU-Net chooses a normalisation, and our equivalent (CT: `normalisation`)
 NAMED_SCALES: Mapping[str, Normalisation] = {
     "nonorm": Normalisation("dataset"),
     "zscore": Normalisation("zscore"),
@@ -27,26 +28,26 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
     "rescale_0_1": Normalisation("range"),
     "rgb_to_0_1": Normalisation("dataset", std=255.0),
 }
-# GB that a training step of a network takes, with tiles of a shape and so many of them
+# memory in GB of a training step with an architecture, a tile shape and a batch size
 StepGb = Callable[[Architecture, Sequence[int], int], float]
-SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
-PROCESSOR = 1.4 * 65e9  # multiplications a step
+SHARE = 0.9  # share of a GPU's memory that a plan may use; predictions are accurate to 15 %
+PROCESSOR = 1.4 * 65e9  # multiplications per training step
 _BACKWARD = 3  # a training step costs about three forward passes
-NARROWEST = 4  # voxels an axis keeps at the coarsest stage
-# Residual blocks of each encoder stage, the last for all further ones; the decoder has one
-# convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
+NARROWEST = 4  # smallest side, in voxels, of the coarsest stage
+# Residual blocks of each encoder stage; further stages have the last number. The decoder has one
+# convolution per stage (Isensee et al. 2024; the same in nnU-Net's ResEnc M, L and XL).
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
-ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
-# Lesions in a tile from which on small ones are taken: with 1 (nodules) large tiles were better,
-# with 1.8 and more (MS, simulated heads) small ones
+ROUND_UP = 1.15  # a tile may be larger than the median volume by this to fit the total stride
+# Mean number of lesions per tile above which small tiles are used. In measurements, large tiles
+# were better with 1 lesion (nodules), small ones with 1.8 and more (MS, simulated heads).
 CROWDED = 1.5
-SMALL_TILE = 32**3  # voxels: a small lesion and what surrounds it
-MOST_SMALL_TILES = 16  # a step
+SMALL_TILE = 32**3  # voxels: enough for a small lesion and its surroundings
+MOST_SMALL_TILES = 16  # per training step
 
 
 @dataclass(frozen=True)
 class Decision(Generic[T]):
-    """A decided value and the sentence that explains it."""
+    """A decision and the sentence that explains it."""
 
     value: T
     reason: str
@@ -55,15 +56,17 @@ class Decision(Generic[T]):
 def spacing(
     spacings_mm: Sequence[Sequence[float]], diameters_mm: Sequence[float], device: str
 ) -> Decision[tuple[float, ...]]:
-    """The grid to train on: the median spacing of each axis (nnU-Net).
+    """Decide the spacing of the training grid.
 
-    An axis over three times as coarse as the finest takes the 10th percentile (nnU-Net); so does
-    one on which the smallest 5 % of lesions would be under 3 voxels across, if that is finer. On a
-    processor the axes finer than twice the finest are halved in resolution, once, when every lesion
-    is over 20 voxels across on them.
+    By default it is the median spacing of each axis (nnU-Net). An axis has the 10th percentile
+    instead in two cases: if it is more than three times as coarse as the finest axis (nnU-Net), and
+    if the smallest 5 % of lesions would be less than 3 voxels across and the percentile is finer.
+    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. This
+    concerns the axes that are less than twice as coarse as the finest.
     """
     table = np.asarray(spacings_mm, dtype=float)
-    spacing, fine = np.median(table, axis=0), np.percentile(table, 10, axis=0)
+    spacing = np.median(table, axis=0)
+    fine = np.percentile(table, 10, axis=0)
     reason = "the median spacing"
     if is_anisotropic(spacing.tolist()):
         spacing[spacing.argmax()] = min(spacing.max(), fine[spacing.argmax()])
@@ -85,17 +88,21 @@ def spacing(
 
 
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
-    """Whether the coarsest spacing is over three times the finest (nnU-Net)."""
+    """Return True if the coarsest spacing is more than three times the finest (nnU-Net)."""
     return max(spacing_mm) > 3 * min(spacing_mm)
 
 
 def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisation]:
-    """How a channel is scaled.
+    """Decide the normalisation of a channel.
 
-    CT has absolute units: one scale for all cases, clipped to the 0.5 and 99.5 percentiles of the
-    lesions (nnU-Net) *and* of the body, so that the lung around a nodule keeps its texture; mean
-    and spread are those of lesions and body in equal parts. Radiographs: each image's own range.
-    MRI: each case's z-score. A name by which nnU-Net chooses goes before all of this.
+    A channel name that selects a normalisation in nnU-Net has priority. Otherwise it depends on
+    the modality:
+
+    - CT has absolute units, so all cases have the same scale. Values are clipped to the 0.5 and
+      99.5 percentiles of the lesions (nnU-Net) and of the body, so that the lung around a nodule
+      keeps its texture. Mean and standard deviation weight lesions and body equally.
+    - Radiographs are scaled by each image's own range.
+    - MRI is scaled by each case's z-score.
     """
     name = channel.name.strip().casefold()
     if name in NAMED_SCALES:
@@ -104,7 +111,8 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
         return Decision(Normalisation("range"), "each radiograph's own range")
     if not channel.is_ct:
         return Decision(Normalisation("zscore"), "each case's z-score: units are arbitrary")
-    body, lesion = channel.body, channel.lesion or channel.body
+    body = channel.body
+    lesion = channel.lesion or channel.body
     mean = (body.mean + lesion.mean) / 2
     spread = (body.std**2 + lesion.std**2) / 2 + (body.mean - lesion.mean) ** 2 / 4
     scale = Normalisation(
@@ -118,23 +126,26 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
 
 
 def prior(lesion_fraction: float) -> Decision[float]:
-    """The prior π of the last layer's bias: the share of lesion voxels (Lin et al. 2017, 3.3).
+    """Decide the prior π for the bias of the last layer: the share of lesion voxels.
 
-    Kept within 10⁻⁶ and 0.2: beyond gradients vanish, or lesions are taken for the rule.
+    This is the initialisation of Lin et al. 2017, section 3.3. The prior is limited to 10⁻⁶ to
+    0.2. Gradients vanish below, and lesions are no longer treated as rare above.
     """
-    low, high = 1e-6, 0.2
+    low = 1e-6
+    high = 0.2
     value = min(max(lesion_fraction, low), high)
     kept = "" if value == lesion_fraction else f", kept within {low:g} and {high:g}"
     return Decision(value, f"{lesion_fraction:.2e} of the scanned volume is lesion{kept}")
 
 
 def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[CandidateRule]:
-    """Decide how probabilities become candidates on the file's grid.
+    """Decide the rule that finds candidates on the file's grid.
 
-    A candidate smaller than a tenth of the smallest lesions (5th percentile) covers a tenth of none
-    of them, so it is dropped. Single voxels are kept if the smallest lesions have up to 10 voxels;
-    otherwise 2 to 10 voxels are required (PI-CAI drops those of 10 and fewer). A peak no higher
-    than the prior says nothing, so the floor is at least π.
+    A candidate is too small if it has less than a tenth of the voxels of the smallest lesions (5th
+    percentile), because it then covers less than a tenth of any lesion. Single voxels are kept if
+    the smallest lesions have up to 10 voxels. Otherwise 2 to 10 voxels are required (PI-CAI drops
+    candidates of 10 voxels and fewer). A peak at or below the prior π carries no information, so
+    the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     least = 1 if smallest <= 10 else int(min(max(smallest // 10, 2), 10))
@@ -148,40 +159,64 @@ def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[Cand
 
 @dataclass(frozen=True)
 class DeviceBudget:
-    """What the device allows; `fits(architecture, tile_shape, batch_size)`: such a step."""
+    """The limits of a device.
+
+    Attributes:
+        fits: returns True if a training step with an architecture, a tile shape and a batch size
+            is possible.
+        longest: longest side of a tile, in voxels.
+        base_features: number of features of the first stage.
+        widest: maximum number of features of a stage.
+        batch: maximum number of tiles per training step.
+        start: side of the smallest tile to try.
+        fills: True if single axes may grow after the tile is rounded down.
+        capped: True if, in 3-D, the tiles of a step are limited to a share of the dataset.
+        small_tiles: True if several small tiles may replace a large one (`limit_to_small_tiles`).
+        most_voxels: maximum number of voxels of a tile.
+        architecture: name of the architecture.
+    """
 
     fits: Callable[[Architecture, Sequence[int], int], bool]
-    longest: int  # side of the longest tile, in voxels
-    base_features: int  # of the first stage
-    widest: int  # the most features of a stage
-    batch: int  # the most tiles a step
-    start: int = 16  # side of the smallest tile worth trying
-    fills: bool = False  # single axes take what rounding the tile leaves
-    capped: bool = True  # in 3-D the tiles of a step are at most a share of the dataset
-    small_tiles: bool = False  # several may take the place of a large one (`for_small_tiles`)
-    most_voxels: float = inf  # of a tile
-    architecture: str = "unet"  # it is spent on
+    longest: int
+    base_features: int
+    widest: int
+    batch: int
+    start: int = 16
+    fills: bool = False
+    capped: bool = True
+    small_tiles: bool = False
+    most_voxels: float = inf
+    architecture: str = "unet"
 
     def network(
         self, tile: Sequence[int], spacing_mm: Sequence[float], exact: bool = False
     ) -> Architecture:
-        """Stages, strides, kernels and features for a tile (nnU-Net).
+        """Choose stages, strides, kernels and features for a tile (nnU-Net).
 
         An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest
-        axis that can be halved; an axis over twice as coarse as the finest has kernels of 1, so
-        that it is mixed only once the others have caught up. Features double from stage to stage.
-        `exact`: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+        axis that can be halved. An axis that is more than twice as coarse as the finest has a
+        kernel size of 1. It is convolved only after the spacing of the other axes has become
+        similar. Features double from stage to stage, up to `widest`.
+
+        Args:
+            tile: shape of the tile.
+            spacing_mm: spacing of the plan's grid.
+            exact: halve only even sides. This is for a tile that the user has chosen.
         """
-        size, mm = np.array(tile, dtype=float), np.array(spacing_mm, dtype=float)
+        size = np.array(tile, dtype=float)
+        mm = np.array(spacing_mm, dtype=float)
         strides: list[tuple[int, ...]] = []
-        kernels, stride = [], np.ones(len(size), dtype=int)
+        kernels: list[tuple[int, ...]] = []
+        stride = np.ones(len(size), dtype=int)
         while not strides or stride.max() > 1:
-            size, mm = size / stride, mm * stride
+            size = size / stride
+            mm = mm * stride
             strides.append(tuple(stride.tolist()))
             kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
             able = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
             stride = np.where(able & (mm < 2 * mm.min(initial=inf, where=able)), 2, 1)
-        n, residual = len(strides), self.architecture == "residual_unet"
+        n = len(strides)
+        residual = self.architecture == "residual_unet"
         blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
         return Architecture(
             name=self.architecture,
@@ -202,26 +237,27 @@ def budget(
     n_channels: int = 1,
     dims: int = 3,
 ) -> Decision[DeviceBudget]:
-    """What a training step may take on a device with `memory_gb` of memory.
+    """Decide the limits of a training step on a device with `memory_gb` of memory.
 
-    A processor: 16 to 128 features and about 1.4 s a step on two cores at 65·10⁹ fp32
-    multiplications a second, for which any memory suffices. A GPU: nnU-Net's 32 to 320 features,
-    and nine tenths of the memory by `step_gb`, without which it is a `ConfigError`.
+    On a CPU, networks have 16 to 128 features. A step takes about 1.4 s on two cores, which compute
+    65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
+    to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
+    `step_gb`. Raises `ConfigError` for a GPU without `step_gb`.
     """
     if not device.startswith("cuda"):
         found = DeviceBudget(
-            lambda *step: multiplications(*step, n_channels=n_channels) <= PROCESSOR,
+            partial(_fits_processor, n_channels),
             longest=80 if dims == 3 else 320,
             base_features=16,
             widest=128,
             batch=4,
             small_tiles=dims == 3,
         )
-        return Decision(found, "planned for a processor: about a second a step on two cores")
+        return Decision(found, "planned for a CPU: about a second per step on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     found = DeviceBudget(
-        lambda *step: step_gb(*step) <= SHARE * memory_gb,
+        partial(_fits_gpu, step_gb, memory_gb),
         longest=256 if dims == 3 else 2048,
         base_features=32,
         widest=320,
@@ -232,16 +268,30 @@ def budget(
     return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
 
 
+def _fits_processor(n_channels: int, shape: Architecture, tile: Sequence[int], batch: int) -> bool:
+    """Return True if a CPU computes a training step in about a second."""
+    return multiplications(shape, tile, batch, n_channels=n_channels) <= PROCESSOR
+
+
+def _fits_gpu(
+    step_gb: StepGb, memory_gb: float, shape: Architecture, tile: Sequence[int], batch: int
+) -> bool:
+    """Return True if a training step fits into the planned share of a GPU's memory."""
+    return step_gb(shape, tile, batch) <= SHARE * memory_gb
+
+
 def multiplications(
     architecture: Architecture, tile_shape: Sequence[int], batch_size: int, *, n_channels: int = 1
 ) -> float:
-    """Multiply-accumulates of a training step, with two equal halves or a residual encoder.
+    """Count the multiply-accumulate operations of a training step of a U-Net.
 
     A stage of f features on v voxels with b blocks of a kernel of k voxels costs, encoder and
-    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²); the last stage has an encoder only. A
-    residual block has two convolutions, and the stem is in the first stage.
+    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²). The last stage has only an encoder. A
+    block of a residual encoder has two convolutions, and the stem counts to the first stage.
     """
-    macs, voxels, n = 0.0, float(prod(tile_shape)), len(architecture.features)
+    macs = 0.0
+    voxels = float(prod(tile_shape))
+    n = len(architecture.features)
     before = n_channels
     rows = zip(architecture.features, architecture.strides, architecture.kernels, strict=True)
     for stage, (width, stride, kernel) in enumerate(rows):
@@ -252,7 +302,7 @@ def multiplications(
             encoder = 2 * architecture.encoder_blocks[stage] + (stage == 0)
         per_voxel = prod(kernel) * (before * width + (encoder - 1) * width**2)
         per_voxel += prod(kernel) * (decoder + 1) * width**2 if decoder else 0
-        per_voxel += before * width * prod(stride) if stage else 0  # the way back up
+        per_voxel += before * width * prod(stride) if stage else 0  # transposed convolution
         macs += voxels * per_voxel
         before = width
     return _BACKWARD * batch_size * macs
@@ -261,31 +311,32 @@ def multiplications(
 def tile_shape(
     median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
 ) -> Decision[tuple[int, ...]]:
-    """The largest tile whose training step at batch 2 the budget allows (nnU-Net).
+    """Decide the tile: the largest whose training step at batch 2 the budget allows (nnU-Net).
 
-    Grown 8 voxels at a time along the axis that covers the fewest millimetres, at most to the
-    median volume, whose sides may be rounded up by 15 % to a multiple of the total stride. On a GPU
-    what rounding down leaves goes to single axes, a total stride at a time.
+    The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres, at most
+    to the median volume. Its sides are then rounded down to multiples of the total stride. A side
+    of the median volume is rounded up instead if this adds at most 15 %. On a GPU, single axes
+    then grow by total strides as far as the budget allows.
     """
 
     def stride(tile: Sequence[int]) -> tuple[int, ...]:
         return total_stride(allowed.network(tile, spacing_mm))
 
-    def affordable(tile: Sequence[int]) -> bool:
+    def is_affordable(tile: Sequence[int]) -> bool:
         fits = allowed.fits(allowed.network(tile, spacing_mm), tile, 2)
         return fits and prod(tile) <= allowed.most_voxels
 
-    def grown(
+    def grow(
         tile: tuple[int, ...],
         step: Callable[[tuple[int, ...], int], int],
         fits: Callable[[tuple[int, ...], int], bool],
     ) -> tuple[int, ...]:
-        """Longer by `step(tile, axis)` along the axes that cover the fewest millimetres first."""
+        """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first."""
         growing = set(range(len(tile)))
         while growing:
             axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
             larger = (*tile[:axis], tile[axis] + step(tile, axis), *tile[axis + 1 :])
-            if larger != tile and fits(larger, axis) and affordable(larger):
+            if larger != tile and fits(larger, axis) and is_affordable(larger):
                 tile = larger
             else:
                 growing.remove(axis)
@@ -293,39 +344,50 @@ def tile_shape(
 
     limit = [min(n, allowed.longest) for n in median_shape]
     tile = tuple(min(n, allowed.start) for n in limit)
-    if not affordable(tile):
+    if not is_affordable(tile):
         tile = tuple(min(n, 16) for n in limit)
-    tile = grown(tile, lambda t, a: min(8, limit[a] - t[a]), lambda t, a: True)
-    tile = tuple(
-        up if n == m and (up := -(-n // s) * s) <= ROUND_UP * n else max(n // s, 1) * s
-        for n, s, m in zip(tile, stride(tile), median_shape, strict=True)
-    )
+    tile = grow(tile, lambda t, a: min(8, limit[a] - t[a]), lambda t, a: True)
+    sides = []
+    for n, s, whole in zip(tile, stride(tile), median_shape, strict=True):
+        up = -(-n // s) * s
+        is_rounded_up = n == whole and up <= ROUND_UP * n
+        sides.append(up if is_rounded_up else max(n // s, 1) * s)
+    tile = tuple(sides)
     if allowed.fills:
         most = [min(int(ROUND_UP * m), allowed.longest) for m in median_shape]
-        tile = grown(
+        tile = grow(
             tile,
             lambda t, a: stride(t)[a],
             lambda t, a: t[a] <= most[a] and not any(np.remainder(t, stride(t))),
         )
-    whole = all(n >= m for n, m in zip(tile, median_shape, strict=True))
-    why = "The median volume fits" if whole else "This is the largest the device allows at batch 2"
+    covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
+    why = "This is the largest that the device allows at batch 2"
+    if covers_median:
+        why = "The median volume fits"
     if allowed.most_voxels < inf:
         why = "Larger tiles would contain several lesions from one patient"
     return Decision(tile, f"{' × '.join(map(str, tile))}. {why}")
 
 
-def for_small_tiles(
+def limit_to_small_tiles(
     allowed: DeviceBudget,
     median_shape: Sequence[int],
     spacing_mm: Sequence[float],
     n_voxels: float,
     lesion_voxels: Sequence[float] | NDArray[np.float64],
 ) -> DeviceBudget:
-    """The same budget for small tiles, where the largest would hold several lesions.
+    """Limit the budget to small tiles if the largest tile would contain several lesions.
 
-    Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
-    the same cost. Not (not measured) where one lesion of ten fills an eighth of a small tile, nor
-    on a GPU. `n_voxels`, `lesion_voxels`: of the dataset and of each lesion, on the plan's grid.
+    The lesions of one large tile are from the same patient. At the same cost, small tiles show
+    lesions from many patients. The budget stays as it is on a GPU, and if a tenth of the lesions
+    fill an eighth of a small tile; these cases were not measured.
+
+    Args:
+        allowed: the budget.
+        median_shape: median shape of the cases on the plan's grid.
+        spacing_mm: spacing of the plan's grid.
+        n_voxels: number of voxels of the dataset on the plan's grid.
+        lesion_voxels: number of voxels of each lesion on the plan's grid.
     """
     if not allowed.small_tiles:
         return allowed
@@ -339,9 +401,10 @@ def for_small_tiles(
 def batch_size(
     shape: Architecture, tile: Sequence[int], allowed: DeviceBudget, n_voxels: float
 ) -> Decision[int]:
-    """Tiles a step: 2, or more where the budget allows; in 3-D up to 5 % of all voxels (nnU-Net).
+    """Decide the number of tiles per training step: 2, or more if the budget allows it.
 
-    `n_voxels` is the number of voxels of the whole dataset on the plan's grid.
+    In 3-D, a step has at most 5 % of the dataset's voxels (nnU-Net). `n_voxels` is the number of
+    voxels of the dataset on the plan's grid.
     """
     most = allowed.batch
     if len(tile) == 3 and allowed.capped:

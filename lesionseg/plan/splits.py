@@ -1,4 +1,4 @@
-"""Roles of cases, training, validation or test: by group, balanced by lesions, repeatable."""
+"""Division of cases into training and validation: by group, balanced by lesions, repeatable."""
 
 import json
 import logging
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Splits:
-    """The role of each labelled case that takes part, and of every test or external one.
+    """The role of each labelled case that is used, and of each test or external case.
 
-    `group_safe` is False when a group has cases on both sides of training. `note` says in one
-    sentence how the roles came about.
+    `group_safe` is False if a group has cases both in training and in another role. `note`
+    explains the origin of the roles in one sentence.
     """
 
     roles: Mapping[str, Role]
@@ -35,7 +35,7 @@ class Splits:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "splits.json") -> "Splits":
-        """Read splits; raises `DatasetError` naming `where` when they are none."""
+        """Read splits. Raise `DatasetError` naming `where` and the wrong key."""
         return read_record(cls, text, where, DatasetError)
 
 
@@ -50,70 +50,84 @@ def make_splits(
     n_folds: int = 5,
     sizes: Mapping[str, float] | None = None,
 ) -> Splits:
-    """Give the labelled cases their roles.
+    """Assign roles to the labelled cases.
 
-    Stated test and external roles stay. Validation is, in this order: the split file `given`, or
-    the one that lies in the dataset's folder (of a list the first fold); nothing if
-    `validation_fraction` is 0; the dataset's own validation role; its lowest fold; or drawn: whole
-    groups, that fraction of them and at least one, evenly over the groups by their number of
-    lesions. With `fold` it is that fold: of the file, of the dataset, or of `n_folds` dealt out by
-    lesions and then by size. A split file is followed exactly: cases that it leaves out get no
-    role. A single group is drawn by case (`group_safe` False, with a warning), a single case is
-    not drawn.
+    The dataset's test and external roles are kept. The validation cases are the first of these
+    that applies:
+
+    1. those of the split file `given`, or of the split file in the dataset's folder; if it is a
+       list of folds, those of the first fold
+    2. none, if `validation_fraction` is 0
+    3. those with the dataset's role "validation"
+    4. those of the dataset's lowest fold
+    5. a random draw of whole groups, at least one, that is balanced by numbers of lesions
+
+    With `fold`, they are the cases of that fold: of the file, of the dataset, or of `n_folds`
+    random folds that are balanced by numbers and sizes of lesions. A split file is followed
+    exactly, so cases that it leaves out get no role. If there is a single group, its cases are
+    drawn one by one (`group_safe` is False, and a warning is logged). A single case is not drawn.
 
     Args:
         dataset: the cases.
-        counts: the number of lesions of each labelled case.
-        validation_fraction: the share of the groups to draw.
-        seed: of the draw.
-        given: a split file that goes before the dataset's own.
-        fold: the number of the fold that validates.
-        n_folds: how many folds are dealt out if neither file nor dataset states folds.
+        counts: number of lesions of each labelled case.
+        validation_fraction: share of the groups to draw.
+        seed: seed of the random draw.
+        given: a split file that replaces the dataset's own.
+        fold: number of the validation fold.
+        n_folds: number of folds if neither file nor dataset states folds.
         sizes: a typical lesion diameter of each case.
 
+    Returns:
+        The roles, with a note on their origin.
+
     Raises:
-        DatasetError: if a split file or the stated folds cannot be followed, or if the fold does
-            not exist.
+        DatasetError: if a split file or the dataset's folds cannot be followed, or if the fold
+            does not exist.
         ConfigError: if `given` or `fold` contradicts a fraction of 0.
     """
-    stated, development = _stated(dataset, counts)
+    stated, development = _stated_roles(dataset, counts)
     rng = np.random.default_rng(seed)
-    # the same with a stated validation taking part in training
     roles = _all_train(stated)
     held: set[str] = set()
     file = given or dataset.split_file
     if file is not None:
-        roles, note = _follow_noted(file, dataset, stated, fold)
+        roles, note = _follow_file(file, dataset, stated, fold)
         if given is None and fold is None and validation_fraction <= 0:
             roles = _all_train(roles)
-            text = "data.validation_fraction=0: the validation cases of %s train, too."
+            text = "data.validation_fraction=0: validation cases of %s are used for training."
             logger.warning(text, file)
             note = f"no validation was asked for; cases as given in {file.name}"
     elif fold is not None:
         folds, how = _folds(development, counts, sizes or {}, n_folds, rng)
         _require_fold(fold, folds, dataset.root)
-        held, note = folds[fold], f"fold {fold} of {how}"
+        held = folds[fold]
+        note = f"fold {fold} of {how}"
     elif validation_fraction <= 0:
         note = "no validation was asked for"
         if "validation" in stated.values():
-            logger.warning("data.validation_fraction=0: stated validation cases train, too.")
+            logger.warning(
+                "data.validation_fraction=0: the dataset's validation cases are used for training."
+            )
     elif "validation" in stated.values():
-        roles, note = stated, "validation as the dataset states it"
+        roles = stated
+        note = "validation as the dataset states it"
     elif any(case.fold is not None for case in development):
         folds, how = _folds(development, counts, {}, n_folds, rng)
-        held, note = folds[min(folds)], f"fold {min(folds)} of {how}"
+        held = folds[min(folds)]
+        note = f"fold {min(folds)} of {how}"
     else:
         held, note = _draw(development, counts, validation_fraction, rng)
     roles |= dict.fromkeys(held, "validation")
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
-            "data.validation_fraction=0 contradicts data.splits or data.fold: leave one out."
+            "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
+            "them."
         )
     cut = _divided_groups(dataset, roles)
     if cut:
         name, other = next(iter(cut.items()))
         logger.warning(
-            "Patient %s is in both training and %s, so %s scores will be too good. Add other "
+            "Patient %s is in both training and %s, so %s scores will be too optimistic. Add other "
             "patients, or divide by patient (data.splits, data.group).",
             name,
             other,
@@ -127,10 +141,10 @@ def _all_train(roles: Mapping[str, Role]) -> dict[str, Role]:
     return {case: "train" if role == "validation" else role for case, role in roles.items()}
 
 
-def _follow_noted(
+def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> tuple[dict[str, Role], str]:
-    """Follow a split file. Return the roles, and a note on where they come from."""
+    """Assign roles by a split file. Return the roles and a note on their origin."""
     roles = _follow(read_split_file(file), dataset, stated, fold)
     note = f"as given in {file.name}"
     if fold is not None:
@@ -144,28 +158,33 @@ def _follow_noted(
 def fold_numbers(
     dataset: Dataset, counts: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
 ) -> tuple[int, ...]:
-    """Return the folds that `make_splits` can make, ascending.
+    """Return the numbers of the folds that `make_splits` accepts, ascending.
 
-    They are those of the split file, of the dataset, or dealt out. Raises `DatasetError` if the
-    file holds one split instead of a list of folds, and if there is a single fold or a single
-    labelled case: nothing would be left to train on.
+    They are the folds of the split file, of the dataset, or random ones. Raises `DatasetError` if
+    the file contains one split instead of a list of folds, or if there are fewer than two folds.
     """
     path = given or dataset.split_file
     if path is not None:
         file = read_split_file(path)
         if not file.is_list:
-            raise DatasetError(f"{path}: a single split, not a list of folds. Leave out data.fold.")
+            raise DatasetError(
+                f"{path}: the file contains a single split, not a list of folds. Leave out "
+                "data.fold."
+            )
         numbers = tuple(range(len(file.folds)))
     else:
-        development = _stated(dataset, counts)[1]
+        development = _stated_roles(dataset, counts)[1]
         numbers = tuple(_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
     if len(numbers) < 2:
-        raise DatasetError(f"{path or dataset.root}: cross-validation needs at least two folds.")
+        raise DatasetError(
+            f"{path or dataset.root}: cross-validation needs at least two folds, but there is "
+            f"{len(numbers)}. Leave out data.fold."
+        )
     return numbers
 
 
 def _divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
-    """Return each group that has cases in training and in other roles, with those roles."""
+    """Return the groups with cases both in training and in other roles, and these roles."""
     of_group: dict[str, set[str]] = {}
     for case in dataset.cases:
         if case.case in roles:
@@ -177,8 +196,13 @@ def _divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, st
     }
 
 
-def _stated(dataset: Dataset, counts: Mapping[str, int]) -> tuple[dict[str, Role], list[CaseFiles]]:
-    """Roles the dataset states, labelled cases without one training; what is not for testing."""
+def _stated_roles(
+    dataset: Dataset, counts: Mapping[str, int]
+) -> tuple[dict[str, Role], list[CaseFiles]]:
+    """Return the roles that the dataset states, and the cases for training and validation.
+
+    A labelled case without a role is a training case.
+    """
     stated: dict[str, Role] = {}
     for case in dataset.cases:
         if case.role in ("test", "external"):
@@ -195,34 +219,37 @@ def _folds(
     n_folds: int,
     rng: np.random.Generator,
 ) -> tuple[dict[int, set[str]], str]:
-    """Return the cases of each fold, ascending, and whose folds they are.
+    """Return the cases of each fold, in ascending order, and a description of the folds.
 
-    They are the dataset's. If it states none, groups are sorted by lesions in blocks, within a
-    block by size, and dealt at random.
+    They are the dataset's folds. If it states none, groups are sorted by number of lesions in
+    about three classes, and by lesion size within a class. Each block of `n_folds` groups is then
+    dealt to the folds at random.
     """
     if folds := _stated_folds(development):
         return folds, "the dataset"
     units, weight = _units(development, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
-    rest = list(weight)[len(free) :]
-    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # three classes or so
-    classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
-    ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
-    hands: list[set[str]] = [set() for _ in range(n_folds)]
+    others = list(weight)[len(free) :]
+    width = n_folds * max(1, round(len(others) / (3 * n_folds)))
+    classes = [free]
+    for start in range(0, len(others), width):
+        classes.append(others[start : start + width])
+    ordered = [name for members in classes for name in sorted(members, key=size.__getitem__)]
+    folds_of_groups: list[set[str]] = [set() for _ in range(n_folds)]
     for start in range(0, len(ordered), n_folds):
         block = ordered[start : start + n_folds]
-        for name, hand in zip(block, rng.permutation(n_folds), strict=False):
-            hands[int(hand)].update(units[name])
-    how = f"{n_folds}, dealt out by group, balanced by lesions and their size"
-    return dict(enumerate(hand for hand in hands if hand)), how
+        for name, fold in zip(block, rng.permutation(n_folds), strict=False):
+            folds_of_groups[int(fold)].update(units[name])
+    how = f"{n_folds}, drawn by group, balanced by numbers and sizes of lesions"
+    return dict(enumerate(cases for cases in folds_of_groups if cases)), how
 
 
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
-    """Return the cases of each fold that the dataset states, ascending; empty if it states none.
+    """Return the cases of each fold that the dataset states, in ascending order.
 
-    Cases without a fold train in every fold. Raises `DatasetError` if a patient has cases in two
-    folds.
+    Cases without a fold are training cases in each fold. Raises `DatasetError` if a patient has
+    cases in two folds.
     """
     folds: dict[int, set[str]] = {}
     fold_of: dict[str, int] = {}
@@ -244,16 +271,19 @@ def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
 def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
     if fold not in folds:
         known = ", ".join(map(str, folds))
-        raise DatasetError(f"{where}: data.fold={fold} is not one of the folds {known}.")
+        raise DatasetError(
+            f"{where}: data.fold={fold} does not exist. Choose one of the folds {known}."
+        )
 
 
 def _follow(
     file: SplitFile, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> dict[str, Role]:
-    """Return the roles of one fold of a split file, and those of test cases that it leaves out.
+    """Return the roles of one fold of a split file, and of test cases that it leaves out.
 
-    Labelled cases that it leaves out get no role. Raises `DatasetError` if it names cases without
-    a reference, trains or selects on test cases, trains on no case, or divides a patient.
+    Other labelled cases that it leaves out get no role. Raises `DatasetError` if it names cases
+    without a reference, uses test cases for training or validation, has no training cases, or
+    divides a patient.
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
@@ -261,11 +291,11 @@ def _follow(
     reserved = {case: role for case, role in stated.items() if role in ("test", "external")}
     if moved := [case for case, role in reserved.items() if wanted.get(case, role) != role]:
         raise DatasetError(
-            f"{where} uses {count(len(moved), 'test case')} of {dataset.root} otherwise: "
-            f"{join_names(moved)}. Take them out of the file."
+            f"{where} uses {count(len(moved), 'test case')} of {dataset.root} for training or "
+            f"validation: {join_names(moved)}. Remove them from the file."
         )
     if "train" not in wanted.values():
-        raise DatasetError(f'{where} trains on no case. List cases in "train".')
+        raise DatasetError(f'{where} has no training cases. List cases in "train".')
     roles = {**reserved, **wanted}
     cut = _divided_groups(dataset, wanted)
     n_groups = len({case.group or case.case for case in dataset.cases if case.case in wanted})
@@ -291,9 +321,9 @@ def _require_known(
     if unlabelled := [case for case in unknown if case in there]:
         raise DatasetError(
             f"{where} names {count(len(unlabelled), 'case')} without a reference: "
-            f"{join_names(unlabelled)}. Add the references, or take the cases out of the file."
+            f"{join_names(unlabelled)}. Add the references, or remove the cases from the file."
         )
-    plain = path_id(Path(Path(unknown[0]).name))  # without a suffix and a channel number
+    plain = path_id(Path(Path(unknown[0]).name))  # the id of a file name
     near = f" Did you mean {plain!r}?" if plain in stated else suggest(unknown[0], sorted(stated))
     raise DatasetError(
         f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
@@ -304,7 +334,10 @@ def _require_known(
 def _units(
     pool: Sequence[CaseFiles], counts: Mapping[str, int], rng: np.random.Generator
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Cases that stay together, and the lesions of each such unit, fewest first, ties at random."""
+    """Return the cases of each unit, and its number of lesions, fewest first, ties at random.
+
+    A unit is a group. If there is a single group, each case is a unit.
+    """
     one_group = len({c.group or c.case for c in pool}) < 2
     units: dict[str, list[str]] = {}
     for case in pool:
@@ -318,22 +351,24 @@ def _units(
 def _draw(
     pool: Sequence[CaseFiles], counts: Mapping[str, int], fraction: float, rng: np.random.Generator
 ) -> tuple[set[str], str]:
-    """The validation cases, and how they were drawn.
+    """Draw the validation cases. Return them and a note on the draw.
 
-    One group at random from each of n equal blocks of the groups by count. Both sides get a lesion
-    where two groups have one: without, training or choosing an operating point is impossible.
+    Groups are sorted by their number of lesions and divided into equal blocks. One group of each
+    block is drawn at random. If two groups have lesions, training and validation both get one,
+    because training and the choice of an operating point need lesions.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "a single labelled case: no validation"
     units, weight = _units(pool, counts, rng)
-    ordered, n = list(weight), min(max(round(fraction * len(weight)), 1), len(weight) - 1)
+    ordered = list(weight)
+    n = min(max(round(fraction * len(weight)), 1), len(weight) - 1)
     held = [ordered[int(rng.choice(b))] for b in np.array_split(np.arange(len(ordered)), n)]
     with_lesions = [name for name in ordered if weight[name] > 0]
     if len(with_lesions) > 1 and not set(held) & set(with_lesions):
         held[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
     if with_lesions and set(with_lesions) <= set(held):
-        # training keeps the one with the most lesions; a lesion-free one validates in its place
+        # the group with the most lesions is for training; a lesion-free one replaces it
         most = max(held, key=lambda name: weight[name])
         free = [name for name in ordered if name not in held]
         held = [name for name in held if name != most] + free[:1]

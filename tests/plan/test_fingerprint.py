@@ -77,7 +77,7 @@ def test_two_axes_are_a_radiograph_whose_boxes_are_as_large_as_the_ellipses_in_t
 def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
     unlabelled = replace(cases[1], reference=None)
     assert take_fingerprint(dataset, [cases[0], unlabelled]).lesions_per_case == (3,)
-    with pytest.raises(DatasetError, match="no labelled case"):
+    with pytest.raises(DatasetError, match="no case has a reference"):
         take_fingerprint(dataset, [unlabelled])
 
 

@@ -101,9 +101,9 @@ def test_nnunets_layout_supervises_all_but_the_two_coarsest_stages(make: Make):
 @pytest.mark.parametrize(
     ("change", "overrides", "says"),
     [
-        ({"dims": 2}, {}, "another number of axes"),
-        ({"modality": "ct"}, {}, r"another modality: ct, here mri"),
-        ({}, {"architecture": "mine"}, "another kind of backbone"),
+        ({"dims": 2}, {}, "number of axes of the bundle is 2, but here it is 3"),
+        ({"modality": "ct"}, {}, "modality of the bundle is ct, but here it is mri"),
+        ({}, {"architecture": "mine"}, "kind of backbone of the bundle"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"model\.spacing_mm="),
         ({}, {"base_features": 99}, r"model\.base_features=99"),
         ({}, {"layout": "nnunet"}, r"model\.layout=nnunet"),
@@ -124,7 +124,7 @@ def test_a_bundle_that_does_not_fit_is_refused(
         (("T1", "FLAIR"), ("FLAIR", "T1"), (1, 0), ""),
         (("T1", "FLAIR"), ("flair", "T2"), (1, None), "differ"),
         (("T1", "FLAIR"), ("t1 ", "Flair"), (0, 1), ""),
-        (("T1", "FLAIR"), ("T1", "T2"), (0, 1), "named differently"),
+        (("T1", "FLAIR"), ("T1", "T2"), (0, 1), "other names"),
         (("T1",), ("FLAIR", "T1"), (None, 0), "differ"),
         (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), "differ"),
     ],

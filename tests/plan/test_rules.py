@@ -10,7 +10,13 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from lesionseg.plan.plan import Architecture, Normalisation, total_stride
-from lesionseg.plan.rules import batch_size, budget, for_small_tiles, multiplications, tile_shape
+from lesionseg.plan.rules import (
+    batch_size,
+    budget,
+    limit_to_small_tiles,
+    multiplications,
+    tile_shape,
+)
 
 BOTH = ("cpu", "cuda")
 
@@ -118,7 +124,7 @@ CUBE = (160, 160, 160)
 def small(allowed, median, lesions, mm=1.0, n_cases=1):
     """The budget of a dataset of cases of one shape, with lesions of these voxels."""
     spacing = (mm,) * len(median)
-    spent = for_small_tiles(allowed, median, spacing, n_cases * prod(median), lesions)
+    spent = limit_to_small_tiles(allowed, median, spacing, n_cases * prod(median), lesions)
     return spent, tile_shape(median, spacing, spent).value
 
 

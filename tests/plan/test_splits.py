@@ -91,7 +91,7 @@ def test_what_the_dataset_states_is_followed(dataset: Dataset, caplog, own, aske
     splits = make_splits(build(dataset, TEN, **own), ONES, **asked)
     assert of_role(splits, "validation") == held
     assert of_role(splits, "train") == set(TEN) - held
-    assert ("stated validation" in caplog.text) == (own is STATED and bool(asked))
+    assert ("the dataset's validation cases" in caplog.text) == (own is STATED and bool(asked))
 
 
 def test_test_cases_and_unlabelled_ones_are_never_drawn(dataset: Dataset):
@@ -151,7 +151,7 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
         ({"train": ["c1", "c2"], "val": ["c3"], "test": ["c11"]}, "1 case that.*c11"),
         ({"train": ["c1", "c2_0000.nii.gz"], "val": ["c3"]}, "Did you mean 'c2'"),
         ({"train": list(TEN), "val": []}, "1 test case.*c0"),
-        ({"train": [], "val": ["c1"]}, "trains on no case"),
+        ({"train": [], "val": ["c1"]}, "has no training cases"),
         ({"val": []}, "train"),
     ],
 )
@@ -185,7 +185,7 @@ def test_without_validation_the_held_out_cases_stay_out(
     data = replace(build(dataset, TEN), split_file=path)
     splits = make_splits(data, ONES, validation_fraction=0)
     assert splits.roles == {"c0": "train", "c1": "train", "c4": "train"}
-    assert "the validation cases of" in caplog.text
+    assert "validation cases of" in caplog.text
     with pytest.raises(ConfigError, match="contradicts"):
         make_splits(data, ONES, validation_fraction=0, fold=0)
 
@@ -201,7 +201,7 @@ def test_a_split_file_that_cannot_be_followed_is_never_replaced_by_a_draw(
     with pytest.raises(DatasetError, match="share 1 case: c4"):
         fold_numbers(data, ONES)
     path.write_text("[")
-    with pytest.raises(ReadError, match="not JSON"):
+    with pytest.raises(ReadError, match="the JSON has an error"):
         make_splits(data, ONES)
 
 
