@@ -1,4 +1,4 @@
-"""From a case to tiles for a network: prepared, cached, tiled, sampled, augmented.
+"""From cases to tiles for a network: preparation, cache, tiling, sampling and augmentation.
 
 Names are imported when they are first used: `lesionseg.data.tiling` needs only numpy, and MONAI and
 torch are imported with the first name that needs them.

@@ -1,13 +1,13 @@
-"""Prepared cases on disk: memory maps that tiles are copied out of, and tables of lesions.
+"""Prepared cases on disk: memory maps from which tiles are copied, and tables of lesions.
 
 folder/<key of plan and dataset>/<2 characters>/<case>/
 ├── image.npy      [C, *spatial] float16
 ├── labels.npy     [*spatial] uint8
-├── instances.npy  [*spatial] the smallest unsigned integer that holds the ids
-├── valid.npy      [*spatial] bool, only where something is not valid
+├── instances.npy  [*spatial] in the smallest unsigned integer type that fits the ids
+├── valid.npy      [*spatial] bool, only if some voxels are not valid
 └── case.json      geometry, lesions, hash of the source files
 
-The two characters spread the cases over 256 folders: no disk likes 10⁵ entries in one.
+The two characters distribute the cases over 256 folders, because a folder with 10⁵ entries is slow.
 """
 
 import hashlib
@@ -44,13 +44,13 @@ from lesionseg.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 7
-MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
+MAX_WORKERS = 8  # each keeps a case in memory, and a disk is not faster with more
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
-# a file that changed so shortly before may change again within one tick of its clock
-_SETTLED_NS = 2_000_000_000
+# A file that changed less than this before now may change again without a new time of change.
+_RECENT_NS = 2_000_000_000
 _HALF_MAX = float(np.finfo(np.float16).max)
-# Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
+# The header that `_save` writes: version 1.0 of the .npy format, C order, numbers only.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<|][biuf][0-9])', 'fortran_order': False, "
     rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
@@ -61,12 +61,15 @@ _LONGEST_HEADER = 1024
 
 @dataclass(frozen=True, eq=False)
 class LesionIndex:
-    """Where the lesions of a cached case are, one row each; tiles are drawn by it.
+    """The positions of the lesions of a cached case, from which the sampler chooses tiles.
 
-    `ids` `[n]`: voxel value in the instances, ascending. `labels` `[n]`: k for the plan's k-th
-    label. `voxels` `[n]`: their number. `boxes` `[n, 2·dims]`: half-open, in voxels of the plan's
-    grid. `seeds` `[m, dims]`: at most 32 voxels of each lesion, spread over it; those of row i
-    begin at `first_seed[i]`.
+    Attributes:
+        ids: voxel value in the instances `[n]`, ascending.
+        labels: k for the plan's k-th label `[n]`.
+        voxels: number of voxels `[n]`.
+        boxes: `[n, 2·dims]`, half-open, in voxels of the plan's grid.
+        seeds: at most 32 evenly spaced voxels of each lesion `[m, dims]`.
+        first_seed: row of the first seed of each lesion `[n]`.
     """
 
     ids: NDArray[np.int64]
@@ -139,12 +142,22 @@ class LesionIndex:
 class CachedCase:
     """A prepared case on disk. Its arrays are read-only memory maps, mapped again at each access.
 
-    No file stays open in between, so that thousands of cases cost no file handles. The object
-    travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
-    `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
-    background voxels that teach, spread over it, where not all do; None where all do. `missing`:
-    channels of which there was no file; they are 0. `unannotated`: the labels that a reader did not
-    look for.
+    No file stays open in between, so that thousands of cases need no file handles. Only a few
+    numbers are sent to worker processes.
+
+    Attributes:
+        case: id of the case.
+        group: id of the patient.
+        folder: contains the arrays.
+        source: hash of the source files.
+        geometry: of the plan's grid.
+        channels: number of channels.
+        lesions: positions of the lesions.
+        has_valid: True if some voxels are not valid.
+        is_mixed: True if voxels of a lesion may have other labels than the lesion (regions).
+        valid_seeds: random valid background voxels; None if all voxels are valid.
+        missing: channels without a file; they are 0.
+        unannotated: labels that the reader did not annotate.
     """
 
     case: str
@@ -162,27 +175,27 @@ class CachedCase:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Spatial shape on the plan's grid."""
+        """The spatial shape on the plan's grid."""
         return self.geometry.shape
 
     @property
     def image(self) -> NDArray[np.float16]:
-        """Normalised image `[C, *spatial]` float16."""
+        """The normalised image `[C, *spatial]` float16."""
         return self._map("image")
 
     @property
     def labels(self) -> NDArray[np.uint8]:
-        """Label map `[*spatial]` uint8: 0 background, k for the plan's k-th mask value."""
+        """The label map `[*spatial]` uint8: 0 background, k for the plan's k-th mask value."""
         return self._map("labels")
 
     @property
     def instances(self) -> NDArray[np.unsignedinteger[Any]]:
-        """Lesion ids `[*spatial]`, 0 elsewhere, in the smallest unsigned integer that fits."""
+        """The lesion ids `[*spatial]`, 0 elsewhere, in the smallest unsigned integer type."""
         return self._map("instances")
 
     @property
     def valid(self) -> NDArray[np.bool_] | None:
-        """Voxels that teach `[*spatial]`; None when all do."""
+        """True for voxels `[*spatial]` that count in training; None if all of them do."""
         return self._map("valid") if self.has_valid else None
 
     def _map(self, name: str) -> NDArray[Any]:
@@ -191,47 +204,53 @@ class CachedCase:
             return _map_array(path)
         except (OSError, ValueError) as error:
             raise ReadError(
-                f"{path}: cannot read the cached array ({error}). Start again."
+                f"{path}: cannot read the cached array ({error}). Run the command again."
             ) from error
 
 
 def _map_array(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, its pages read when they are touched; `ValueError` if cut short."""
+    """Map the array of a .npy file. Raise `ValueError` if the file is truncated."""
     with path.open("rb") as stream:
-        written = os.fstat(stream.fileno())
-        shape, dtype, offset = _layout(path, written.st_mtime_ns, written.st_size)
+        status = os.fstat(stream.fileno())
+        shape, dtype, offset = _read_layout(path, status.st_mtime_ns, status.st_size)
         pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     return np.ndarray(shape, dtype, pages, offset)
 
 
 @lru_cache(maxsize=1 << 16)
-def _layout(path: Path, modified_ns: int, size: int) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and offset that the header says: parsing it takes longer than reading a tile.
+def _read_layout(
+    path: Path, modified_ns: int, size: int
+) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape, dtype and offset from the header of a .npy file.
 
-    NumPy parses headers by `ast`, which fails now and then in threads on Python 3.11.7
+    The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
+    the key. NumPy parses headers with `ast`, which sometimes fails in threads on Python 3.11.7
     (CPython issue 106905: "AST constructor recursion depth mismatch").
     """
     with path.open("rb") as stream:
         header = _HEADER.match(stream.read(_LONGEST_HEADER))
     if header is None:
-        raise ValueError("not an array as the cache writes it")
+        raise ValueError("the header is not one that the cache writes")
     shape = tuple(int(n) for n in header["shape"].split(b",") if n.strip())
     dtype = np.dtype(header["dtype"].decode())
     if size != header.end() + math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{size} bytes do not hold the shape {shape}")
+        raise ValueError(f"{size} bytes do not fit the shape {shape}")
     return shape, dtype, header.end()
 
 
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
-    """Fill an empty folder with a prepared case; `source` is the hash of the files it is made of.
+    """Write a prepared case to an empty folder. `source` is the hash of its source files.
 
-    Raises `ContentError` for a case without a reference, `OSError` where the disk refuses.
+    Raises `ContentError` if the case has no reference, and `OSError` if the disk is not writable.
     """
-    reference, geometry = prepared.reference, prepared.image.geometry
+    reference = prepared.reference
+    geometry = prepared.image.geometry
     if reference is None or reference.labels is None or reference.instances is None:
-        raise ContentError(f"{prepared.case}: has no reference and cannot teach. Leave it out.")
+        raise ContentError(
+            f"{prepared.case}: has no reference and cannot be used in training. Leave it out."
+        )
     instances = reference.instances
-    with np.errstate(over="ignore"):  # what float16 cannot hold becomes its ends, not infinity
+    with np.errstate(over="ignore"):  # values outside of float16 are clipped below
         half = prepared.image.array.astype(np.float16)
     _save(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
     _save(folder, "labels", reference.labels)
@@ -242,12 +261,12 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         valid = ~reference.ignore
         _save(folder, "valid", valid)
         flat = np.flatnonzero(valid & (instances == 0))
-        # by chance: equal steps through rows of a plane lie on its diagonals
+        # random voxels: equal steps through the rows of a plane would follow its diagonals
         at = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
         places = flat[at.astype(np.int64)]
         valid_seeds = np.stack(np.unravel_index(places, geometry.shape), axis=1).tolist()
     inside = instances > 0
-    own = np.array((0, *reference.instance_labels), dtype=np.uint8)
+    label_of_id = np.array((0, *reference.instance_labels), dtype=np.uint8)
     entry = {
         "version": CACHE_VERSION,
         "source": source,
@@ -258,7 +277,7 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),
         "has_valid": reference.ignore is not None,
-        "is_mixed": bool((reference.labels[inside] != own[instances[inside]]).any()),
+        "is_mixed": bool((reference.labels[inside] != label_of_id[instances[inside]]).any()),
         "valid_seeds": valid_seeds,
         "unannotated": reference.unannotated,
         "lesions": LesionIndex.of(instances, reference.instance_labels).to_json(),
@@ -271,11 +290,15 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def _evenly_spaced(n: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` evenly spaced indices below `n`."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
 def read_cached_case(folder: Path) -> CachedCase:
-    """Read a case's folder; raises `ReadError` when a part of it is missing or does not fit."""
+    """Read the folder of a cached case.
+
+    Raises `ReadError` if a part is missing, is damaged, or does not fit the others.
+    """
     path = folder / "case.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -298,21 +321,36 @@ def read_cached_case(folder: Path) -> CachedCase:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
-            f"{path}: no case, or a damaged one ({error!r}). Prepare it again."
+            f"{path}: the cached case is missing or damaged ({error!r}). Prepare it again."
         ) from error
-    # mapping an array reads its header alone: a file may be cut short or of another shape
-    wanted = {"image": (cached.channels, *cached.shape)}
-    wanted |= dict.fromkeys(("labels", "instances"), cached.shape)
-    for name, shape in (wanted | {"valid": cached.shape} if cached.has_valid else wanted).items():
+    # a file may be truncated or have another shape; mapping an array reads only its header
+    shapes = {
+        "image": (cached.channels, *cached.shape),
+        "labels": cached.shape,
+        "instances": cached.shape,
+    }
+    if cached.has_valid:
+        shapes["valid"] = cached.shape
+    for name, shape in shapes.items():
         if getattr(cached, name).shape != shape:
-            raise ReadError(f"{folder / name}.npy: its shape is not {shape}. Prepare it again.")
+            raise ReadError(
+                f"{folder / name}.npy: its shape is not {shape}. Prepare the case again."
+            )
     return cached
 
 
 def open_dataset(root: str | PathLike[str], *, group: str | None = None) -> Dataset:
-    """What a data folder holds, in whatever layout; `.datalist()` of it is for MONAI.
+    """Read a data folder in any supported layout.
 
-    `group`: see `lesionseg.io.layouts.read_dataset`, which says what it raises.
+    Args:
+        root: the folder.
+        group: see `lesionseg.io.layouts.read_dataset`.
+
+    Returns:
+        The dataset; its method `datalist()` returns MONAI's form.
+
+    Raises:
+        LesionsegError: see `lesionseg.io.layouts.read_dataset`.
     """
     return read_dataset(Path(root), group=group)
 
@@ -328,31 +366,42 @@ def fill_cache(
     workers: int | None = None,
     source: Callable[[CaseFiles], str] | None = None,
 ) -> list[CachedCase]:
-    """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
+    """Prepare every case that the cache lacks, and return all of them.
 
-    Several processes may fill one cache: who finds a case locked by another waits for it. What is
-    made stays made: the next call goes on where an interrupted one stopped. The first error ends
-    the call. Raises `OutputError` where the disk refuses.
+    Several processes may fill the same cache: a process waits for a case that another one prepares.
+    Prepared cases are kept if the call is interrupted. The first error ends the call.
 
     Args:
-        dataset: which the cases are of.
+        dataset: contains the cases.
         cases: to prepare.
-        plan: the grid and normalisation; another plan has another entry.
+        plan: the grid and normalisation. Each plan has its own entries.
         folder: of the cache.
-        read: turns a case's files into arrays; None for `read_case`.
-        progress: called here after each case with its id, how many are done and how many there are.
-        workers: threads, each with one case; None for one per core, at most eight.
-        source: turns a case's files into the hash of their content; None for `source_hash`.
+        read: reads a case's files; None for `read_case`.
+        progress: called in this thread after each case with its id, the number of finished cases
+            and the number of all cases.
+        workers: number of threads, each with one case; None for one per core, at most eight.
+        source: computes the hash of the content of a case's files; None for `source_hash`.
+
+    Returns:
+        The cached cases in the order of `cases`; empty if there are none.
+
+    Raises:
+        ConfigError: if the folder is remote.
+        OutputError: if the disk is not writable.
+        LesionsegError: the first error of a case.
     """
     if "://" in str(folder):
-        raise ConfigError(f"data.cache_dir={folder}: a cache is a folder; mount what is remote.")
+        raise ConfigError(
+            f"data.cache_dir={folder}: the cache must be a local folder. Mount the remote folder, "
+            "or choose a local one."
+        )
     place = Path(folder) / cache_key(dataset, plan)
-    make = partial(
-        _find_or_make,
-        place,
-        lambda files: prepare_case((read or partial(read_case, dataset=dataset))(files), plan),
-        source or source_hash,
-    )
+    read_files = read or partial(read_case, dataset=dataset)
+
+    def prepare(files: CaseFiles) -> PreparedCase:
+        return prepare_case(read_files(files), plan)
+
+    make = partial(_find_or_make, place, prepare, source or source_hash)
     filled: dict[int, CachedCase] = {}
     with ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS)) as pool:
         futures = {pool.submit(make, files): i for i, files in enumerate(cases)}
@@ -368,7 +417,7 @@ def fill_cache(
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -380,10 +429,12 @@ def _find_or_make(
     source: Callable[[CaseFiles], str],
     files: CaseFiles,
 ) -> CachedCase:
-    # named by its content: what another training reads is never replaced
+    """Return a case from the cache folder `place`; prepare and write it first if necessary."""
+    # The name depends on the content, so that an entry which another training reads stays.
     wanted = source(files)
     name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
-    folder, entry = place / name[:2], place / name[:2] / name
+    folder = place / name[:2]
+    entry = folder / name
     if (cached := _find(entry, wanted)) is not None:
         return cached
     try:
@@ -392,9 +443,10 @@ def _find_or_make(
             if (cached := _find(entry, wanted)) is not None:  # another process has made it
                 return cached
             if entry.exists():
-                logger.warning("The cached case %s is damaged and made anew.", files.case)
-            prepared, scratch = prepare(files), folder / f".{name}"
-            for leftover in (scratch, entry):  # of a run that was killed, and what is damaged
+                logger.warning("The cached case %s is damaged and is prepared again.", files.case)
+            prepared = prepare(files)
+            scratch = folder / f".{name}"
+            for leftover in (scratch, entry):  # of a process that was killed, or damaged
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:
@@ -408,7 +460,7 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
-    """The case at `entry` if it is whole and of files with this `source_hash`; else None."""
+    """Return the case at `entry` if it is complete and has this `source_hash`, otherwise None."""
     try:
         cached = read_cached_case(entry)
     except ReadError:
@@ -417,7 +469,7 @@ def _find(entry: Path, source: str) -> CachedCase | None:
 
 
 def cache_key(dataset: Dataset, plan: Plan) -> str:
-    """16 characters that change with whatever plan and dataset decide about prepared arrays."""
+    """Return 16 characters that depend on all settings of plan and dataset for prepared arrays."""
     decisions = {
         "version": CACHE_VERSION,
         "dims": plan.dims,
@@ -435,9 +487,10 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
-    """Path, bytes and time of change (ns) of all files of these images, of a series of its folder.
+    """Return path, bytes and time of change (ns) of all files of these images.
 
-    None where they are unknown: a header whose voxels may lie elsewhere, what is missing or new.
+    For a DICOM series these are the files of its folder. Return None if they are unknown: the
+    voxels of a header may be in another file, or a file is missing or has just changed.
     """
     states = []
     for path in paths:
@@ -449,18 +502,21 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | Non
             states += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         except OSError:
             return None
-    if any(changed > time_ns() - _SETTLED_NS for _, _, changed in states):
+    if any(changed > time_ns() - _RECENT_NS for _, _, changed in states):
         return None
     return tuple(dict.fromkeys(states))
 
 
 def source_hash(files: CaseFiles) -> str:
-    """SHA-256 of the content of a case's files and of what tables say of its lesions."""
+    """Return the SHA-256 of the content of a case's files, and of its annotations in tables."""
     digest = hashlib.sha256()
-    named = (*files.images, *((files.reference,) if files.reference else ()))
-    for path in (part for image in named for part in content_files(image)):
-        with reading(path), path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    images = list(files.images)
+    if files.reference:
+        images.append(files.reference)
+    for image in images:
+        for path in content_files(image):
+            with reading(path), path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

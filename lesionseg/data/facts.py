@@ -1,4 +1,4 @@
-"""facts.json: what the fingerprint needs of each case, kept so that a case is read once."""
+"""facts.json: the facts about each case for the fingerprint, kept so that a case is read once."""
 
 import json
 from base64 import b64decode, b64encode
@@ -22,7 +22,7 @@ from lesionseg.plan.plausibility import ReferenceFacts
 
 Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
-_VERSION = 3  # of what is kept of a case, and how
+_VERSION = 3  # of the entries in facts.json
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _SHOWN_ERRORS = 20
 _IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
@@ -31,13 +31,13 @@ _IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
 def read_records(
     dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Record]:
-    """Return each case's facts, None without a reference, and the SHA-256 of its files.
+    """Return each case's facts (None without a reference) and the SHA-256 of its files.
 
-    Threads read the cases that `folder/facts.json` does not have. The file is written at the end,
-    and after an interruption. Without a folder nothing is kept.
+    Threads read the cases that `folder/facts.json` does not contain. The file is written at the
+    end, also after an interruption. Without a folder nothing is written.
 
     Raises:
-        LesionsegError: that of the case, if a single one cannot be used.
+        LesionsegError: the error of the case, if exactly one case cannot be used.
         DatasetError: if several cases cannot be used.
     """
     reader = _RecordReader(dataset, folder)
@@ -55,26 +55,26 @@ def read_records(
         pool.shutdown(cancel_futures=True)
         reader.save()
     if errors:
-        raise _all_in_one(errors, dataset.root)
+        raise _combine_errors(errors, dataset.root)
     return records
 
 
 class _RecordReader:
-    """Reads the facts of cases; knows those of `folder/facts.json` by the state of their files.
+    """A reader of the facts of cases, which reuses entries of `folder/facts.json`.
 
-    An entry has the path of the case's first image. Path, size and time of change of its files
-    stand for their content.
+    The key of an entry is the path of the case's first image. An entry is reused if path, size and
+    time of change of all files are the same.
     """
 
     def __init__(self, dataset: Dataset, folder: Path | None) -> None:
         self.dataset = dataset
         self.folder = folder
-        # a power of two: a few cases more do not ask for another sample of all the others
+        # a power of two, so that a few further cases do not change the samples of known cases
         voxels = max(64, min(SAMPLED, MOST_SAMPLED // max(len(dataset.cases), 1)))
         self.n_voxels = 1 << (voxels.bit_length() - 1)
         names = {f.name for f in fields(dataset)} - _IRRELEVANT
         self.settings = {name: getattr(dataset, name) for name in sorted(names)}
-        self._known = _read(folder)
+        self._known = _read_entries(folder)
         self._new = dict[str, Any]()
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:
@@ -82,24 +82,25 @@ class _RecordReader:
         state = self._state(files) if self.folder else None
         entry = self._known.get(str(files.images[0]))
         if entry and entry["state"] == state:
-            return _facts(entry["facts"]), str(entry["source"])
+            return _facts_from_json(entry["facts"]), str(entry["source"])
         try:
             case = read_case(files, self.dataset)
-            marked = case.reference
-            facts = None if marked is None else facts_of(case, marked, self.n_voxels)
+            reference = case.reference
+            facts = None if reference is None else facts_of(case, reference, self.n_voxels)
             source = source_hash(files)
         except LesionsegError as error:
             return error
         if state is not None and state == self._state(files):
-            entry = {"state": state, "facts": _plain(facts), "source": source}
+            entry = {"state": state, "facts": _facts_to_json(facts), "source": source}
             self._new[str(files.images[0])] = entry
         return facts, source
 
     def save(self) -> None:
         """Add the new records to the file."""
         if self.folder is not None and self._new:
-            with suppress(OutputError):  # it costs time at the next start, nothing else
-                write_text(self.folder / FACTS_FILE, json.dumps(_read(self.folder) | self._new))
+            with suppress(OutputError):  # without the file, the next start only takes longer
+                entries = _read_entries(self.folder) | self._new
+                write_text(self.folder / FACTS_FILE, json.dumps(entries))
 
     def _state(self, files: CaseFiles) -> str | None:
         """Return a digest of the case's entry, its files, and the settings to read them.
@@ -114,7 +115,7 @@ class _RecordReader:
         return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _all_in_one(errors: list[LesionsegError], root: Path) -> LesionsegError:
+def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
     """Return the only error, or one that lists the first of them."""
     if len(errors) == 1:
         return errors[0]
@@ -124,14 +125,16 @@ def _all_in_one(errors: list[LesionsegError], root: Path) -> LesionsegError:
     return DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")
 
 
-def _plain(facts: CaseFacts | None) -> dict[str, Any] | None:
+def _facts_to_json(facts: CaseFacts | None) -> dict[str, Any] | None:
+    """Return facts as plain values, with samples in base64."""
     if facts is None:
         return None
     samples = {n: b64encode(getattr(facts, n).astype("<f4").tobytes()).decode() for n in _SAMPLES}
     return {**asdict(facts), **samples}
 
 
-def _facts(values: dict[str, Any] | None) -> CaseFacts | None:
+def _facts_from_json(values: dict[str, Any] | None) -> CaseFacts | None:
+    """Return the facts that `_facts_to_json` converted."""
     if values is None:
         return None
     plain = {name: _tuples(value) for name, value in values.items()}
@@ -143,11 +146,13 @@ def _facts(values: dict[str, Any] | None) -> CaseFacts | None:
 
 
 def _tuples(value: Any) -> Any:
+    """Convert lists to tuples, also within lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _read(folder: Path | None) -> dict[str, dict[str, Any]]:
+def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """Return the entries of facts.json; empty without a folder."""
     try:
         return dict(json.loads((folder / FACTS_FILE).read_bytes())) if folder else {}
     except (OSError, ValueError, TypeError):
-        return {}  # missing or damaged: the cases are read again
+        return {}  # if the file is missing or damaged, the cases are read again

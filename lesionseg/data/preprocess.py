@@ -1,9 +1,9 @@
-"""A case on the plan's grid: oriented, resampled, normalised; the reference moves along.
+"""Preparation of cases: image and reference are oriented and resampled to the plan's grid.
 
-The grid covers what the file's covers. The image is read on it one slab at a time, as inference
-does on the way back to the file's grid. Every scheme of `plan.Normalisation` is one straight line
-for all voxels of a channel after clipping: air of a brain scan gets a constant below the tissue,
-and no edge between air and tissue is bent by it. No lesion of a reference is lost on the way.
+The grid covers the same region as the file's grid. The image is also normalised. After clipping,
+each scheme of `plan.Normalisation` is the same linear function for all voxels of a channel. So the
+air of a brain scan becomes a constant below the tissue, and edges between air and tissue keep their
+shape. Every lesion of a reference keeps at least one voxel.
 """
 
 import itertools
@@ -27,16 +27,16 @@ from lesionseg.plan.plan import Normalisation, Plan
 
 logger = logging.getLogger(__name__)
 
-# spacings and grids closer than this (millimetres) are the same
+# spacings and grids that differ by less than this (millimetres) are the same
 SAME_MM = 1e-3
-# a lesion that covers less of its voxel than this does not show in the image
+# a lesion that covers less than this share of a voxel is not visible in it
 VISIBLE_SHARE = 0.1
-# percentiles that the scheme `range` takes from each case
+# percentiles of each case that the scheme `range` uses
 RANGE_PERCENTILES = (0.5, 99.5)
 _SLAB_VOXELS = 1 << 18
-# percentiles of larger arrays are taken from evenly spaced voxels: sorting copies what it sorts
+# percentiles of larger arrays are computed from evenly spaced voxels, because sorting needs a copy
 _MAX_SORTED = 1 << 22
-# a scan that has no more voxels along any axis of the plan's grid shows nothing there
+# a scan with no more voxels than this along every axis of the plan's grid has a wrong spacing
 _LEAST_VOXELS = 2
 
 
@@ -51,7 +51,19 @@ class PreparedCase:
 
 
 def prepare_case(case: Case, plan: Plan) -> PreparedCase:
-    """Bring image and reference to the plan's grid; errors name the case."""
+    """Prepare image and reference of a case on the plan's grid.
+
+    Args:
+        case: as it is read from files.
+        plan: the grid, normalisation and labels.
+
+    Returns:
+        The prepared case. Its reference is None if the case has none.
+
+    Raises:
+        ContentError: if channels, axes or labels are not those of the plan.
+        GeometryError: if the spacing cannot be right, or the grid would have too many voxels.
+    """
     image = prepare_image(case.image, plan, where=case.case)
     reference = None
     if case.reference is not None:
@@ -67,23 +79,39 @@ def prepare_image(
     overwrite: bool = False,
     look: Callable[[Volume], None] | None = None,
 ) -> Volume:
-    """Orient, resample and normalise an image `[C, *file]`; `[C, *plan]` float32, a new array.
+    """Orient, resample and normalise an image.
 
-    In 3-D the axes end up along +S, +A, +R, as near as the file's own axes allow; in 2-D they stay.
-    Spacing becomes `plan.spacing_mm` by linear interpolation; an axis within 1e-3 mm of it keeps
-    its own, and if all do and nothing is sheared no voxel is changed. The geometry returned maps
-    the new indices to the patient's millimetres. The same voxels in whatever orientation give the
-    same array. Holds the image and the result, or, where `overwrite` gives leave and the image lies
-    on the plan's grid, the image alone. `look` is called before normalisation, and may not keep
-    what it is shown. The plan's further transforms come last. A missing channel is 0 in the end,
-    the mean of its scale. Raises `ContentError` when channels or axes are not the plan's,
-    `GeometryError` if the plan's grid would have more voxels than `FileLimits` allows.
+    In 3-D the axes of the result point along +S, +A, +R, as closely as the file's axes allow. In
+    2-D they stay. The spacing becomes `plan.spacing_mm` by linear interpolation. An axis within
+    1e-3 mm of it keeps its own spacing. If all axes do and nothing is sheared, no voxel changes.
+    The same scan in another orientation gives the same array. The plan's further transforms come
+    last. A missing channel is set to 0, which is its mean after normalisation.
+
+    Args:
+        volume: image `[C, *file]` of any dtype.
+        plan: the grid, channels and normalisation.
+        where: name of the case in messages.
+        overwrite: allows to normalise the image in place if it is on the plan's grid, which saves
+            the memory of a copy.
+        look: called with the volume before normalisation. It must not keep the array.
+
+    Returns:
+        The image `[C, *plan]` in float32. Its geometry maps the new indices to the patient's
+        millimetres.
+
+    Raises:
+        ContentError: if channels or axes are not those of the plan.
+        GeometryError: if the spacing cannot be right, or the plan's grid would have more voxels
+            than `FileLimits` allows.
     """
     kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
     expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
     if kind != expected:
-        raise ContentError(f"{where or 'image'}: has {kind}; the plan is for {expected}.")
-    prepared = _on_plan_grid(volume, plan, where=where, overwrite=overwrite)
+        raise ContentError(
+            f"{where or 'image'}: has {kind}; the plan is for {expected}. Give the files that the "
+            "plan expects."
+        )
+    prepared = _resample_to_plan(volume, plan, where=where, overwrite=overwrite)
     if look is not None:
         look(prepared)
     normalise(prepared.array, plan.normalisation)
@@ -94,8 +122,8 @@ def prepare_image(
     return Volume(prepared.array, prepared.geometry, missing=volume.missing)
 
 
-def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
-    """Oriented and resampled, float32 in C order, in memory of its own unless `overwrite`."""
+def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
+    """Orient and resample an image. Return float32 in C order, a copy unless `overwrite`."""
     view = to_canonical(volume)
     geometry = plan_geometry(view.geometry, plan)
     if geometry is view.geometry:
@@ -109,9 +137,9 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
         raise GeometryError(
             f"{where or 'image'}: with voxels of {spacing} mm, the whole scan is only "
             f"{max(geometry.shape)} of the plan's voxels large. Correct the spacing or its unit in "
-            "the file's header, or take a model that was trained on such scans."
+            "the file's header, or use a model that was trained on such scans."
         )
-    # a small file with large voxels must not ask for more memory than any machine has
+    # a small file with large voxels must not exhaust the memory
     if math.prod(geometry.shape) > limits().max_voxels:
         sizes = " × ".join(map(str, geometry.shape))
         raise GeometryError(
@@ -122,9 +150,9 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
 
 
 def to_canonical(volume: Volume) -> Volume:
-    """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
+    """Return a view of the volume whose axes point along +S, +A, +R; a 2-D image as it is.
 
-    A view of the same voxels, whose strides may be negative.
+    Oblique axes are assigned to the closest direction. Strides may be negative.
     """
     if volume.geometry.dims != 3:
         return volume
@@ -138,27 +166,26 @@ def to_canonical(volume: Volume) -> Volume:
         matrix[old, new] = signs[new]
         matrix[old, 3] = geometry.shape[old] - 1 if signs[new] < 0 else 0
     flips = tuple(slice(None, None, sign) for sign in signs)
-    view = volume.array.transpose(0, *(1 + axis for axis in axes))[(slice(None), *flips)]
+    view = volume.array.transpose([0] + [1 + axis for axis in axes])[(slice(None), *flips)]
     return Volume(view, Geometry(view.shape[1:], geometry.affine @ matrix))
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
-    """The plan's grid over an oriented one: what it covers, about the same centre, new spacing.
+    """Return the plan's grid for an oriented one: the same region and centre, with new spacing.
 
-    A shear (a tilted CT gantry) is straightened. Axes within 1e-3 mm of the plan's spacing keep
-    theirs; if all do and nothing is sheared, the very same geometry is returned.
+    A shear (a tilted CT gantry) is removed. An axis within 1e-3 mm of the plan's spacing keeps its
+    own. If all axes do and nothing is sheared, the same object is returned.
     """
-    target = [
-        own if abs(own - wanted) <= SAME_MM else wanted
-        for own, wanted in zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
-    ]
+    target = []
+    for own, planned in zip(oriented.spacing_mm, plan.spacing_mm, strict=True):
+        target.append(own if abs(own - planned) <= SAME_MM else planned)
     linear = oriented.affine[:-1, :-1]
     axes = linear / np.linalg.norm(linear, axis=0)
-    # off a right angle by more than 1e-3: half a voxel over 500
+    # an angle off by more than 1e-3 moves a voxel by half over 500 voxels
     is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
     if target == list(oriented.spacing_mm) and not is_sheared:
         return oriented
-    # the orthonormal directions of the axes: the first stays, a shear leaves the others
+    # orthonormal directions: the first axis stays, the other axes lose their shear
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
     extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
@@ -171,11 +198,11 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
 
 
 def read_linear(volume: Volume, geometry: Geometry) -> Volume:
-    """Read an image `[C, *spatial]` on another grid that covers about the same place.
+    """Resample an image `[C, *spatial]` to another grid that covers about the same region.
 
-    Linear between voxel centres; on a coarser grid the mean over each voxel. If the grid extends
-    beyond the volume (by up to half of its last voxel), the outermost voxels continue: an edge to
-    zero would look like air.
+    Values are interpolated linearly; on a coarser grid they are means over each voxel. If the grid
+    extends beyond the volume (by up to half of its last voxel), the outermost values continue,
+    because zeros would look like air.
     """
     array = resample_to(volume.array, volume.geometry, geometry, "mean", edge="extend")
     return Volume(array.numpy(), geometry)
@@ -184,19 +211,21 @@ def read_linear(volume: Volume, geometry: Geometry) -> Volume:
 def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
     """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
 
-    A constant channel becomes 0 under `zscore` and `range`; so does one without a non-zero voxel.
-    Temporaries stay under half a copy of one channel.
+    With `zscore` and `range`, a channel becomes 0 if it is constant or has no voxel other than 0.
+    Temporary arrays are smaller than half a channel.
     """
     for channel, scheme in zip(array, schemes, strict=True):
-        # zero means air before clipping, so the mask is taken first
+        # before clipping, zero means air
         inside = channel != 0 if scheme.scheme == "zscore" else None
-        lower, upper = scheme.lower, scheme.upper
+        lower = scheme.lower
+        upper = scheme.upper
         if scheme.scheme == "range":
             step = -(-channel.size // _MAX_SORTED)
             lower, upper = np.percentile(channel.reshape(-1)[::step], RANGE_PERCENTILES).tolist()
         if lower is not None or upper is not None:
             np.clip(channel, lower, upper, out=channel)
-        mean, std = scheme.mean, scheme.std
+        mean = scheme.mean
+        std = scheme.std
         if scheme.scheme != "dataset":
             mean, std = _moments(channel, inside)
         channel -= np.float32(mean)
@@ -204,7 +233,9 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
 
 
 def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> tuple[float, float]:
-    count, total = 0, 0.0
+    """Return mean and standard deviation of the voxels inside, or of all if `inside` is None."""
+    count = 0
+    total = 0.0
     for values in _slabs(channel, inside):
         count += values.size
         total += float(values.sum())
@@ -213,13 +244,14 @@ def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> 
     mean = total / count
     squares = sum(float(np.square(values - mean).sum()) for values in _slabs(channel, inside))
     std = float(np.sqrt(squares / count))
-    # rounding of float32 input is no variation
+    # a constant channel varies by the rounding of float32
     return mean, std if std > 1e-6 * abs(mean) else 0.0
 
 
 def _slabs(
     channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
 ) -> Iterator[NDArray[np.float64]]:
+    """Yield the voxels inside in float64, some rows at a time."""
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]
@@ -230,23 +262,33 @@ def _slabs(
 def prepare_reference(
     reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
 ) -> Reference:
-    """Bring a reference to the plan's grid `geometry` (that of the prepared image).
+    """Resample a reference to the plan's grid.
 
-    The result has `labels` uint8 and `instances` int32. A label is k for
-    `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions. The label of a
-    lesion is 1 with regions, and 0 for an id without a lesion. Voxels in `ignore` do not teach.
+    Lesions are the reference's instances if it has any, otherwise the components of its labels,
+    otherwise its filled boxes, the smaller over the larger. A voxel belongs to a lesion if lesions
+    cover half of it, and then to the one that covers most. A lesion that would vanish keeps the
+    voxel at its centre. If it covers less than a tenth of that voxel, it is not visible, and the
+    voxel is ignored. Ignored voxels contain no lesion.
 
-    Lesions are the reference's instances; else the components of its labels; else its boxes,
-    filled, the smaller over the larger. A voxel is lesion where lesions cover half of it, and
-    belongs to the one that covers most. A lesion that would vanish keeps the voxel at its centre;
-    where it covers less than a tenth of that, so that the image cannot show it, the voxel does not
-    teach. What is ignored holds no lesion. No lesion gives zeros. Raises `ContentError` for a
-    label the plan does not know.
+    Args:
+        reference: on the file's grid.
+        geometry: the plan's grid, that of the prepared image.
+        plan: its labels.
+        where: name of the case in messages.
+
+    Returns:
+        A reference with `labels` uint8 and `instances` int32 `[*spatial]`, zeros without lesions.
+        Label k means `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions.
+        In `instance_labels`, the label of a lesion is 1 with regions, and 0 for an id without a
+        lesion. `ignore` is True for voxels that do not count in training, or None.
+
+    Raises:
+        ContentError: if the plan does not have a label of the reference.
     """
     mask_values = plan.labels.mask_values
     lesions = lesions_of(reference)
     instances = lesions.draw()
-    if reference.ignore is not None:  # a box may reach into what is ignored
+    if reference.ignore is not None:  # a box may contain ignored voxels
         instances[reference.ignore] = 0
     values = np.unique(lesions.labels)
     inside: NDArray[np.integer[Any]] = np.ones(np.count_nonzero(instances), dtype=np.uint8)
@@ -256,29 +298,32 @@ def prepare_reference(
         values = np.unique(inside)
     if unknown := sorted(set(values.tolist()) - set(mask_values)):
         raise ContentError(
-            f"{where or 'reference'}: holds the labels {unknown}, which are not among the plan's "
-            f"{list(mask_values)}."
+            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
+            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
         )
     moved, covered = _read_instances(instances, reference.geometry, geometry)
-    channel = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
-    _restore_lost(moved, instances, len(channel) - 1, reference.geometry, geometry)
+    label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
+    _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
     if plan.labels.regions:
-        channel[1:] = 1
-        labels = _parts(inside, instances, moved, (reference.geometry, geometry), mask_values)
+        label_of_id[1:] = 1
+        labels = _resample_labels(
+            inside, instances, moved, (reference.geometry, geometry), mask_values
+        )
     else:
-        channel[lesions.ids] = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
-        labels = channel[moved]
-    untaught = (moved > 0) & (covered < VISIBLE_SHARE)
+        channels = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
+        label_of_id[lesions.ids] = channels
+        labels = label_of_id[moved]
+    ignored = (moved > 0) & (covered < VISIBLE_SHARE)
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
-        # a lesion restored beside its place is still one
-        untaught |= (_read_nearest(ignore, reference.geometry, geometry) != 0) & (moved == 0)
+        # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
+        ignored |= (_read_nearest(ignore, reference.geometry, geometry) != 0) & (moved == 0)
     return Reference(
         geometry,
         labels=labels,
         instances=moved,
-        instance_labels=tuple(channel[1:].tolist()),
-        ignore=untaught if reference.ignore is not None or untaught.any() else None,
+        instance_labels=tuple(label_of_id[1:].tolist()),
+        ignore=ignored if reference.ignore is not None or ignored.any() else None,
         annotated={
             mask_values.index(value) + 1: False
             for value in reference.unannotated
@@ -287,34 +332,40 @@ def prepare_reference(
     )
 
 
-def _parts(
+def _resample_labels(
     values: NDArray[np.integer[Any]],
     instances: NDArray[np.int32],
     moved: NDArray[np.int32],
     geometry: tuple[Geometry, Geometry],
     mask_values: Sequence[int],
 ) -> NDArray[np.uint8]:
-    """Return the prepared labels within lesions that contain several.
+    """Return the prepared labels of lesions whose voxels may have several labels.
 
-    `values`: mask value of each voxel of `instances`. `geometry`: the file's grid and the plan's.
-    `mask_values`: those that prepared labels 1, 2, … stand for.
+    Args:
+        values: mask value of each voxel of `instances`, in C order.
+        instances: lesion ids on the file's grid.
+        moved: lesion ids on the plan's grid.
+        geometry: the file's grid and the plan's grid.
+        mask_values: the values that become the labels 1, 2, …
     """
-    place = np.zeros(max(mask_values) + 1, dtype=np.uint8)
-    place[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    covered = np.zeros(instances.shape, dtype=np.uint8)
-    covered[instances > 0] = place[values]
-    labels = np.where(moved > 0, _read_nearest(covered, *geometry), np.uint8(0))
-    # a restored lesion may lie where its mask does not: there it is what most of it is
+    source, target = geometry
+    label_of_value = np.zeros(max(mask_values) + 1, dtype=np.uint8)
+    label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
+    before = np.zeros(instances.shape, dtype=np.uint8)
+    before[instances > 0] = label_of_value[values]
+    labels = np.where(moved > 0, _read_nearest(before, source, target), np.uint8(0))
+    # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
     for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
-        usual = np.bincount(covered[instances == lesion]).argmax()
-        labels[(moved == lesion) & (labels == 0)] = usual
+        most_frequent = np.bincount(before[instances == lesion]).argmax()
+        labels[(moved == lesion) & (labels == 0)] = most_frequent
     return labels
 
 
 def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
-    """Return `array` `[*file]` on the plan's grid, by the nearest voxel unless the grids agree.
+    """Return `array` `[*file]` on the plan's grid, by the nearest voxel.
 
-    If the grid extends beyond the volume, the outermost voxels continue.
+    If the grids agree, values are copied. If the plan's grid extends beyond the volume, the
+    outermost values continue.
     """
     view = to_canonical(Volume(array[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
@@ -326,19 +377,21 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
 def _read_instances(
     instances: NDArray[np.int32], source: Geometry, geometry: Geometry
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
+    """Return lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
     view = to_canonical(Volume(instances[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
         moved = np.ascontiguousarray(view.array[0])
         return moved, (moved > 0).astype(np.float32)
     moved = np.zeros(geometry.shape, dtype=np.int32)
-    most, total = (np.zeros(geometry.shape, dtype=np.float32) for _ in range(2))
+    most = np.zeros(geometry.shape, dtype=np.float32)
+    total = np.zeros(geometry.shape, dtype=np.float32)
     for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
         if place is not None:
             mask = view.array[0][place] == number
             there, share = _share_of_voxels(mask, view.geometry.crop(place), geometry)
-            more = share > most[there]
-            moved[there][more], most[there][more] = number, share[more]
+            is_more = share > most[there]
+            moved[there][is_more] = number
+            most[there][is_more] = share[is_more]
             total[there] += share
     moved[total < 0.5 - 1e-6] = 0
     return moved, total
@@ -347,9 +400,9 @@ def _read_instances(
 def _share_of_voxels(
     mask: NDArray[np.bool_], source: Geometry, geometry: Geometry
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """Return the part of `geometry` that a mask on the grid `source` reaches, and its share there.
+    """Return the slices of `geometry` that a mask on the grid `source` reaches, and its share.
 
-    The share is the fraction of each voxel that the mask covers; it is 0 outside of `source`.
+    The share is the fraction of each voxel that the mask covers. It is 0 outside of `source`.
     """
     corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
     reached = geometry.to_index(source.to_mm(list(corners)))
@@ -357,7 +410,8 @@ def _share_of_voxels(
     first = np.floor(reached.min(axis=0) + 0.5).clip(0, limit).astype(int)
     last = np.ceil(reached.max(axis=0) - 0.5).clip(first, limit).astype(int)
     there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    return there, resample_to(mask[np.newaxis], source, geometry.crop(there), "share")[0].numpy()
+    share = resample_to(mask[np.newaxis], source, geometry.crop(there), "share")
+    return there, share[0].numpy()
 
 
 def _restore_lost(
@@ -367,14 +421,17 @@ def _restore_lost(
     source: Geometry,
     geometry: Geometry,
 ) -> None:
-    """Give each lesion that resampling lost one voxel: its centre, or the nearest free one."""
+    """Assign one voxel to each lesion that resampling has lost, in place.
+
+    It is the voxel at the lesion's centre, or the nearest free one. `n` is the number of lesions.
+    """
     present = np.bincount(moved.reshape(-1), minlength=n + 1)
     lost = set(np.flatnonzero(present[1:] == 0) + 1)
     if not lost:
         return
     voxels = np.argwhere(np.isin(instances, list(lost)))
     ids = instances[tuple(voxels.T)]
-    # one lesion's voxel must not be taken from a lesion that has only that one
+    # do not take the only voxel of another lesion
     for lesion in np.unique(ids):
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
         moved[_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
@@ -382,7 +439,10 @@ def _restore_lost(
 
 
 def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
-    """The nearest free voxel within one step of `centre`, else of a lesion that keeps others."""
+    """Return the nearest free voxel within one step of `centre`.
+
+    If none is free, return the nearest voxel of a lesion that has others.
+    """
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)
     around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))

@@ -1,8 +1,8 @@
-"""Which tiles an epoch shows: lesion and background tiles in an exact mix.
+"""Sampling: the choice of lesion and background tiles for an epoch, in an exact mix.
 
-A tile is a function of (seed, epoch, index) alone, so that any number of workers, in any order,
-reads the same tiles. Lesions are chosen, not cases: otherwise a small lesion in a scan full of them
-would hardly ever be seen, and lesion-free scans would thin the lesions out.
+A tile depends only on (seed, epoch, index), so that any number of workers reads the same tiles in
+any order. The sampler chooses lesions, not cases. Otherwise a small lesion in a scan with many
+lesions would be seen rarely, and scans without lesions would reduce the number of lesions.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,21 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
-# share of the tile, around its centre, in which a lesion's seed voxel may come to lie
+# the seed voxel of a lesion is within this share of the tile, around its centre
 INNER_SHARE = 0.75
-# draws for a background tile free of lesions before one with lesions is taken
+# draws for a background tile without lesions before one with lesions is accepted
 _BACKGROUND_DRAWS = 10
-# as many as ten draws of a case and a place in it need, in up to four dimensions
+# enough for all draws of a case and a position in it, in up to four dimensions
 _NUMBERS = 6 * _BACKGROUND_DRAWS
 
 
 @dataclass(frozen=True)
 class TileChoice:
-    """One tile: an index into the sampler's cases and its first voxel, negative where it pads."""
+    """The case of a tile, its first voxel, and its kind.
+
+    `case` is an index into the sampler's cases. `start` is negative along an axis shorter than the
+    tile, which is padded.
+    """
 
     case: int
     start: tuple[int, ...]
@@ -36,14 +40,15 @@ class TileChoice:
 
 
 class TileSampler:
-    """Chooses the `n_tiles` tiles of `tile_shape` of every epoch.
+    """A sampler of the tiles of every epoch.
 
-    round(`lesion_share` · n) of them hold a lesion; the others are background from any case, free
-    of lesions where ten draws find such a place, around a voxel that teaches where some do not.
-    Within an epoch every lesion is chosen equally often, to within one, whatever its size and
-    patient. A lesion's seed voxel lies anywhere in the inner three quarters of the tile, which is
-    then moved into the volume. Without a lesion all is background. The choice depends on `seed` and
-    the epoch alone. Raises `ConfigError` for no case.
+    round(`lesion_share` · `n_tiles`) tiles contain a lesion, and the rest are background from any
+    case. A background tile has no lesion if ten draws find such a position. In a case with ignored
+    voxels it is placed around a valid voxel. Within an epoch every lesion is chosen equally often,
+    to within one, independently of its size and patient. Its seed voxel is at a random position in
+    the inner three quarters of the tile, which is then moved into the volume. If no case has a
+    lesion, all tiles are background. The choice depends only on `seed` and the epoch. Raises
+    `ConfigError` without cases or tiles.
     """
 
     def __init__(
@@ -56,11 +61,16 @@ class TileSampler:
         seed: int,
     ) -> None:
         if not cases or n_tiles < 1:
-            raise ConfigError(f"{len(cases)} cases, {n_tiles} tiles: nothing to take tiles from.")
-        self.cases, self.tile_shape = tuple(cases), tuple(tile_shape)
-        self.settings, self.n_tiles, self.seed = settings, n_tiles, seed
+            raise ConfigError(
+                f"Cannot sample {n_tiles} tiles from {len(cases)} cases. Give at least one of each."
+            )
+        self.cases = tuple(cases)
+        self.tile_shape = tuple(tile_shape)
+        self.settings = settings
+        self.n_tiles = n_tiles
+        self.seed = seed
         self._tables = [case.lesions for case in self.cases]
-        # lesions are counted through all cases: those of case i from _first[i] on
+        # lesions are numbered over all cases; those of case i start at _first[i]
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
@@ -72,7 +82,7 @@ class TileSampler:
 
     @property
     def mix(self) -> str:
-        """What an epoch shows, in a sentence."""
+        """The content of an epoch as a sentence."""
         lesions = np.bincount(self._groups)
         largest = lesions.max() / lesions.sum() if len(lesions) else 0.0
         return (
@@ -82,7 +92,7 @@ class TileSampler:
         )
 
     def choose(self, epoch: int, index: int) -> TileChoice:
-        """Tile `index` of 0 … n_tiles−1 in `epoch`."""
+        """Choose tile `index` of 0 … n_tiles−1 in `epoch`."""
         lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, 1])
         if lesion < 0:
@@ -90,18 +100,19 @@ class TileSampler:
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
         seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
         centre = seeds[rng.below(len(seeds))].tolist()
-        return TileChoice(case, self._around(case, centre, rng), "lesion")
+        return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
     def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
-        """One number per tile: a lesion, or −1 for background."""
+        """Return one number per tile: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
         if len(self._groups):
             n = round(self.settings.lesion_share * self.n_tiles)
-            table[:n] = evenly(len(self._groups), n, rng)
+            table[:n] = draw_evenly(len(self._groups), n, rng)
         return rng.permutation(table)
 
-    def _around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
+    def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
+        """Return the start of a tile with the voxel `centre` in its inner part."""
         margins = [int(n * (1 - INNER_SHARE) / 2) for n in self.tile_shape]
         places = [m + rng.below(n - 2 * m) for n, m in zip(self.tile_shape, margins, strict=True)]
         start = [int(c) - place for c, place in zip(centre, places, strict=True)]
@@ -112,43 +123,49 @@ class TileSampler:
         case = 0
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
-            start = self._anywhere(case, rng)
-            # first − tile < start < stop along every axis, as one comparison
+            start = self._random_start(case, rng)
+            # one comparison for first − tile < start < stop along every axis
             signed = np.array((*start, *(-s for s in start)))
             meets_lesion = (self._bounds(case) < signed).all(axis=1).any()
             if not meets_lesion and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
 
-    def _anywhere(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
-        """A tile anywhere in the case; where not all voxels teach, one around one that does."""
-        shape, seeds = self.cases[case].shape, self.cases[case].valid_seeds
+    def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
+        """Return the start of a random tile of the case, around a valid voxel if some are not."""
+        shape = self.cases[case].shape
+        seeds = self.cases[case].valid_seeds
         if seeds:
-            return self._around(case, seeds[rng.below(len(seeds))], rng)
+            return self._start_around(case, seeds[rng.below(len(seeds))], rng)
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
     def _bounds_of(self, case: int) -> NDArray[np.int64]:
-        """`[lesions, 2·dims]`: a tile meets a lesion if (start, −start) exceeds all of its row."""
-        boxes, dims = self._tables[case].boxes, len(self.tile_shape)
+        """Return bounds `[lesions, 2·dims]` of tiles that overlap a lesion's box.
+
+        A tile overlaps it if each value of (start, −start) is greater than that in the row.
+        """
+        boxes = self._tables[case].boxes
+        dims = len(self.tile_shape)
         return np.concatenate([boxes[:, :dims] - self.tile_shape, -boxes[:, dims:]], axis=1)
 
 
 class _Numbers:
-    """A tile's random numbers, drawn at once: one at a time they would take as long as reading."""
+    """The random numbers of a tile, drawn in one call, because single draws would be slow."""
 
     def __init__(self, seed: Sequence[int]) -> None:
         self._left = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())
 
     def below(self, n: int) -> int:
-        """A whole number from 0 to n−1."""
+        """Return the next number as an integer from 0 to n−1."""
         return int(next(self._left) * n)
 
 
-def evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`n` of the numbers below `n_lesions`, each as often as any other to within one.
+def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw `n` numbers below `n_lesions`, each equally often to within one.
 
-    Equidistant points with one random offset on a shuffled order (Madow 1949).
+    This is systematic sampling: equidistant points with one random offset on a shuffled order
+    (Madow 1949).
     """
     order = rng.permutation(n_lesions)
     points = (np.arange(n) + rng.random()) / n * n_lesions

@@ -1,4 +1,4 @@
-"""Cutting a volume into tiles; numpy only, for training and stitching alike.
+"""The tiles of a volume, for training and for stitching. Needs only numpy.
 
  tile 0        tile 2
 ├───────────┤├───────────┤
@@ -21,13 +21,20 @@ from lesionseg.errors import ConfigError
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of one shape that cover a volume, evenly spread, all of them inside where they fit.
+    """Evenly spaced tiles of one shape that cover a volume.
 
-    `shape`, `tile_shape`: voxels along each spatial axis. `overlap` in [0, 1): the least share of a
-    tile that its neighbour covers too. An axis shorter than the tile is padded on both sides to the
-    tile's length; `starts` and `slices` count in the padded array. What lies outside the volume is
-    0 after normalisation, as at the border of a convolution. Raises `ConfigError` for an overlap
-    outside [0, 1) or axes that do not fit.
+    Tiles do not extend beyond the volume, except along an axis shorter than the tile. Such an axis
+    is padded on both sides to the tile's length, with 0 after normalisation, as at the border of a
+    convolution. `starts` and `slices` refer to the padded array.
+
+    Args:
+        shape: voxels of the volume along each spatial axis.
+        tile_shape: voxels of a tile along each spatial axis.
+        overlap: smallest share of a tile that its neighbour also covers, in [0, 1).
+
+    Raises:
+        ConfigError: if the overlap is outside [0, 1), the numbers of axes differ, or a length is
+            below 1.
     """
 
     shape: tuple[int, ...]
@@ -38,23 +45,28 @@ class TileGrid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "tile_shape", tuple(int(n) for n in self.tile_shape))
         if not 0 <= self.overlap < 1:
-            raise ConfigError(f"The tiles' overlap {self.overlap} is not in [0, 1).")
+            raise ConfigError(
+                f"The overlap {self.overlap} of tiles is outside [0, 1). Give one in this range."
+            )
         if len(self.shape) != len(self.tile_shape) or min(self.shape + self.tile_shape) < 1:
-            raise ConfigError(f"A tile {self.tile_shape} does not fit a volume {self.shape}.")
+            raise ConfigError(
+                f"A tile {self.tile_shape} does not fit a volume {self.shape}. Give as many axes, "
+                "and at least one voxel along each."
+            )
 
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:
-        """Voxels to add (before, after) along each axis; zeros where the tile fits."""
+        """The voxels to add (before, after) along each axis; zeros if the tile fits."""
         return tuple(_pad(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
 
     @cached_property
     def padded_shape(self) -> tuple[int, ...]:
-        """Shape of the padded array: at least a tile along every axis."""
+        """The shape of the padded array: at least a tile along every axis."""
         return tuple(max(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
 
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
-        """First voxel of every tile in the padded array, in C order."""
+        """The first voxel of every tile in the padded array, in C order."""
         axes = [
             _axis_starts(n, tile, self.overlap)
             for n, tile in zip(self.padded_shape, self.tile_shape, strict=True)
@@ -63,7 +75,7 @@ class TileGrid:
 
     @cached_property
     def inside(self) -> tuple[slice, ...]:
-        """Where the volume lies in the padded array."""
+        """The slices of the volume in the padded array."""
         return tuple(
             slice(before, before + n) for n, (before, _) in zip(self.shape, self.pad, strict=True)
         )
@@ -72,7 +84,7 @@ class TileGrid:
         return len(self.starts)
 
     def slices(self, i: int) -> tuple[slice, ...]:
-        """Tile i as slices into the padded array."""
+        """Return the slices of tile i in the padded array."""
         return tuple(
             slice(start, start + tile)
             for start, tile in zip(self.starts[i], self.tile_shape, strict=True)
@@ -82,9 +94,9 @@ class TileGrid:
 def clip_start(
     start: Sequence[int], shape: Sequence[int], tile_shape: Sequence[int]
 ) -> tuple[int, ...]:
-    """The start nearest to `start` that keeps the tile in the volume.
+    """Return the start nearest to `start` that keeps the tile in the volume.
 
-    Along an axis shorter than the tile the volume sits in the tile's middle, as in `TileGrid`, and
+    Along an axis shorter than the tile, the volume is centred in the tile, as in `TileGrid`, and
     the start is negative.
 
     >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
@@ -97,10 +109,11 @@ def clip_start(
 
 
 def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[int]) -> NDArray[Any]:
-    """Copy one tile out of `[..., *spatial]`, zeros outside; touches nothing but the tile.
+    """Copy one tile of `[..., *spatial]`, with zeros outside of the array.
 
-    `start` may be negative and the tile may reach over the end. Keeps the dtype, so that a memory
-    map of float16 is copied as it is and converted afterwards, on a tile instead of a volume.
+    `start` may be negative, and the tile may extend beyond the end. Only the voxels of the tile are
+    read. The dtype stays, so that a memory map of float16 is converted later, for a tile instead of
+    a volume.
     """
     shape = array.shape[-len(tile_shape) :]
     source: list[Any] = [...]
@@ -120,11 +133,13 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
 
 
 def _pad(n: int, tile: int) -> tuple[int, int]:
+    """Return the voxels to add before and after an axis of `n` voxels."""
     missing = max(tile - n, 0)
     return missing // 2, missing - missing // 2
 
 
 def _axis_starts(n: int, tile: int, overlap: float) -> list[int]:
+    """Return the first voxels of the tiles along one axis."""
     step = max(tile * (1 - overlap), 1.0)
     count = math.ceil((n - tile) / step) + 1
     return [int(s) for s in np.linspace(0, n - tile, count).round()]

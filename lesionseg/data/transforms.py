@@ -1,7 +1,7 @@
-"""Dictionary transforms, MONAI's or anybody's, named in a configuration by `_target_`.
+"""Dictionary transforms of MONAI or another package, named in a configuration by `_target_`.
 
-Such as `{_target_: monai.transforms.RandBiasFieldd, keys: image, prob: 0.3}`; an argument may be a
-transform itself. MONAI takes seconds to import, which is left to the first that is built.
+An example is `{_target_: monai.transforms.RandBiasFieldd, keys: image, prob: 0.3}`. An argument may
+itself be a transform. MONAI takes seconds to import, so it is imported with the first transform.
 """
 
 import random
@@ -28,19 +28,19 @@ Spec = Mapping[str, Any]
 Transform = Callable[[Any], Any]
 TileItem = dict[str, Tensor]
 
-# what moves along with the label
+# the masks that move together
 MASKS = ("label", "instances", "valid")
-# arguments of which MONAI's transforms take one a key
+# arguments that have one value per key in MONAI's transforms
 _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")
-# of MONAI's transforms those that open files or call yet other packages
+# parts of the names of MONAI's transforms that open files or call other packages
 _REACHES_OUT = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
 def check_transforms(cfg: TrainConfig) -> None:
-    """Raise `ConfigError` for transforms that cannot be built, before cases are prepared.
+    """Raise `ConfigError` if a transform cannot be built, or one of `prepare.extra` is random.
 
-    Those of `prepare.extra` are done at prediction too, and may not be random.
+    `prepare.extra` also runs at prediction.
     """
     for spec in cfg.augment.extra:
         build(spec, "augment.extra")
@@ -49,37 +49,44 @@ def check_transforms(cfg: TrainConfig) -> None:
         from monai.transforms import RandomizableTrait
 
         if isinstance(transform, RandomizableTrait):
-            raise ConfigError(f"prepare.extra: {spec[TARGET]} is random.")
+            raise ConfigError(f"prepare.extra: {spec[TARGET]} is random. Move it to augment.extra.")
 
 
 def build(spec: Spec, where: str) -> Transform:
-    """The transform; raises `ConfigError` naming it where it cannot be imported or made."""
+    """Build a transform. Raise `ConfigError` if it cannot be imported or constructed.
+
+    `where` is the key of the settings for messages.
+    """
     transform: Transform = config.build(spec, where)
     if not callable(transform):
-        raise ConfigError(f"{where}: {spec[TARGET]} is no transform.")
+        raise ConfigError(
+            f"{where}: {spec[TARGET]} is not a transform. Name a class whose objects are callable."
+        )
     return transform
 
 
 def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
-    """Raise `BundleError` for transforms of a bundle that are not plain ones of MONAI.
+    """Raise `BundleError` if a bundle names anything but plain transforms of MONAI.
 
-    Nothing of theirs is imported. Transforms that open files or call another package are not plain,
-    nor are strings that MONAI evaluates.
+    Transforms that open files or call another package are not plain, and neither are strings that
+    MONAI evaluates. Nothing that is not plain is imported.
     """
     unknown = sorted({target for target in _targets(specs) if not _is_plain(target)})
     if unknown:
         raise BundleError(
-            f"{where}: asks to import {', '.join(unknown)}; set trust=true if you trust its author."
+            f"{where}: the bundle would import {', '.join(unknown)}. Set trust=true if you trust "
+            "its author."
         )
 
 
 def _targets(value: Any) -> Iterator[str]:
-    """What would be imported, or run by MONAI as an expression where the bundle is exported."""
+    """Yield the names to import, and the strings that MONAI would evaluate after an export."""
     if isinstance(value, str):
         if value[:1] in ("$", "@", "%"):
             yield value
     elif isinstance(value, Mapping):
-        yield from (str(value[key]) for key in (TARGET,) if key in value)
+        if TARGET in value:
+            yield str(value[TARGET])
         yield from _targets(list(value.values()))
     elif isinstance(value, Iterable):
         for part in value:
@@ -87,6 +94,7 @@ def _targets(value: Any) -> Iterator[str]:
 
 
 def _is_plain(target: str) -> bool:
+    """Return True if this is a transform of MONAI that opens no files and calls no package."""
     package, _, name = target.rpartition(".")
     if package != "monai.transforms":
         return False
@@ -98,8 +106,11 @@ def _is_plain(target: str) -> bool:
     return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _REACHES_OUT)
 
 
-def with_masks(spec: Spec) -> Spec:
-    """What is done to the label is done to instances and valid voxels as well: their keys added."""
+def add_mask_keys(spec: Spec) -> Spec:
+    """Add the keys of instances and valid voxels to a transform of the label.
+
+    All masks must move together. Arguments with one value per key get the label's value.
+    """
     keys = spec.get("keys")
     if not isinstance(keys, list | tuple) or "label" not in keys or "instances" in keys:
         return spec
@@ -107,15 +118,16 @@ def with_masks(spec: Spec) -> Spec:
     for name in _PER_KEY:
         values = spec.get(name)
         if isinstance(values, list | tuple) and len(values) == len(keys):
-            extended[name] = [*values, *[values[list(keys).index("label")]] * 2]
+            of_label = values[list(keys).index("label")]
+            extended[name] = [*values, of_label, of_label]
     return extended
 
 
 def as_meta_tensor(tensor: Tensor, affine: NDArray[np.float64], name: str = "") -> "MetaTensor":
-    """`[C, *spatial]` with its affine, and with `name` where MONAI keeps a file's.
+    """Return `[C, *spatial]` as MetaTensor with its affine, and with `name` as its file name.
 
-    MONAI asks of an affine only that it maps the array's own index to RAS millimetres, as
-    `Geometry.affine` does; axes stay in our order (z, y, x). In 2-D it wants an identity third.
+    MONAI's affine maps the array's own index to RAS millimetres, like `Geometry.affine`, so axes
+    stay in our order (z, y, x). In 2-D MONAI expects a third axis, which is the identity.
     """
     from monai.data import MetaTensor
     from monai.data.utils import to_affine_nd
@@ -125,10 +137,11 @@ def as_meta_tensor(tensor: Tensor, affine: NDArray[np.float64], name: str = "") 
 
 
 def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
-    """The tile after all transforms, which draw the same for the same seed, in any process.
+    """Apply transforms to a tile. The same seed gives the same result in any process.
 
-    `tile` has `image` `[C, *tile]` and `label`, `instances`, `valid` `[1, *tile]`; so has the
-    result, with the same shapes and types. Raises `ConfigError` for other shapes.
+    `tile` contains `image` `[C, *tile]` and `label`, `instances`, `valid` `[1, *tile]`. The result
+    has the same keys, shapes and types. Raises `ConfigError` if a transform fails or changes a
+    shape.
     """
     with _seeded(seed):
         chain.set_random_state(seed)
@@ -136,7 +149,11 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
 
 
 def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> Volume:
-    """The image `[C, *spatial]` float32 after a plan's transforms; raises `ConfigError`."""
+    """Apply a plan's transforms to an image `[C, *spatial]`, and return it in float32.
+
+    `where` is the case for messages. Raises `ConfigError` if a transform fails, changes the shape
+    or moves the image.
+    """
     from monai.transforms import Compose
 
     chain = Compose([build(spec, "prepare.extra") for spec in specs])
@@ -144,12 +161,14 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
     place = "prepare.extra" if where is None else f"prepare.extra, {where}"
     image = _run(chain, {"image": before}, place)["image"]
     if not torch.allclose(image.affine, before.affine):  # type: ignore[attr-defined]
-        raise ConfigError(f"{place}: a transform moved the image.")
+        raise ConfigError(
+            f"{place}: a transform moved the image. Use only transforms that change intensities."
+        )
     return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 
 
 def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
-    """The entries of `item` after the transforms, each of its type and shape."""
+    """Apply transforms to `item`, and return its entries with their types and shapes."""
     from monai.data import MetaTensor
 
     try:
@@ -157,11 +176,16 @@ def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
         found = {key: torch.as_tensor(result[key]) for key in item}
     except Exception as error:
         cause = error.__cause__ or error
-        raise ConfigError(f"{where}: a transform of {', '.join(item)} failed: {cause!r}") from error
+        raise ConfigError(
+            f"{where}: a transform of {', '.join(item)} failed ({cause!r}). Correct its arguments."
+        ) from error
     for key, before in item.items():
         if found[key].shape != before.shape:
             shapes = f"{tuple(before.shape)} to {tuple(found[key].shape)}"
-            raise ConfigError(f"{where}: a transform changed the shape of {key} from {shapes}.")
+            raise ConfigError(
+                f"{where}: a transform changed the shape of {key} from {shapes}. Use only "
+                "transforms that keep the shape."
+            )
         after = found[key].to(_DTYPES.get(key, torch.bool)).contiguous()
         if not isinstance(before, MetaTensor):
             after = torch.Tensor.as_subclass(after, Tensor)
@@ -173,8 +197,12 @@ def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The process's generators seeded, and put back: not every library has one of its own."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (theirs, not ours)
+    """Seed the global generators of the process, and restore them afterwards.
+
+    Not every library has its own generator.
+    """
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002  (other libraries use it)
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002

@@ -86,7 +86,7 @@ def test_what_a_case_lacks_stays_missing_and_a_plan_without_missing_channels_dro
 ):
     lacking = tiles(share=0.9, cases=[replace(case, missing=(1,)) for case in cases])
     assert {lacking.raw(i).change.missing for i in range(20)} == {(1,)}
-    with pytest.raises(ConfigError, match="no channel to do without"):
+    with pytest.raises(ConfigError, match="requires all channels"):
         tiles(share=0.3, may_lack=False)
 
 

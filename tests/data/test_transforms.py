@@ -15,7 +15,7 @@ from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase, prepare_image
-from lesionseg.data.transforms import check_transforms, require_trusted, with_masks
+from lesionseg.data.transforms import add_mask_keys, check_transforms, require_trusted
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
 from tests.io.dicom_files import grid_of
@@ -116,10 +116,10 @@ def test_a_tile_is_the_same_in_any_order_and_process_with_others_transforms(tile
 
 
 def test_masks_move_with_the_label():
-    moved = with_masks(spec("RandRotated", BOTH, mode=["bilinear", "nearest"], range_x=0.1))
+    moved = add_mask_keys(spec("RandRotated", BOTH, mode=["bilinear", "nearest"], range_x=0.1))
     assert moved["keys"] == ["image", "label", "instances", "valid"]
     assert moved["mode"] == ["bilinear", "nearest", "nearest", "nearest"]
-    assert with_masks(SMOOTH) == SMOOTH
+    assert add_mask_keys(SMOOTH) == SMOOTH
 
 
 @pytest.mark.parametrize(
