@@ -1,8 +1,8 @@
-"""Inference: from a scan to its candidates, by a trained model.
+"""Inference: find the candidates in a scan with a trained model.
 
-In comes a bundle and a scan; out comes a `Prediction` on the scan's own grid. `Predictor` is all of
-it behind one call: `window` computes probabilities and boxes in tiles, `stitch` brings them onto
-the scan's grid, `candidates` finds what they hold, `decision` accepts it.
+`Predictor` takes a bundle and a scan, and returns a `Prediction` on the scan's own grid. `window`
+computes probabilities and boxes in tiles, `stitch` combines the tiles, `candidates` finds
+candidates in the probabilities, and `decision` accepts them.
 """
 
 from lesionseg.inference.bundle import (

@@ -1,19 +1,21 @@
-"""Where the patient is: outside, everything is background and no tile need be computed.
+"""A mask of the patient's body. Outside of it, everything is background and no tile is computed.
 
-The mask is coarse (blocks of about 4 mm) and generous: it may hold air, but must not cut off
-tissue. From the image before normalisation, one small array whatever the volume's size:
+The mask is coarse (blocks of about 4 mm) and generous: it may contain air, but must not exclude
+tissue. It is computed from the image before normalisation:
 
-1. a block is tissue where one voxel is: CT above −500 HU (air −1000, lung −850 with its vessels,
-   fat −100); MRI above 5 % of the way from air (0, or the lowest value where that is negative) to
-   the 99.5th percentile, in any channel;
-2. crumbs (noise, a cable) under a hundredth of the largest connected piece are left out;
-3. what lies between two pieces of tissue along any axis counts as inside: lungs, sinuses, the
-   space between arms and chest;
-4. two blocks of margin;
-5. rows and columns at the volume's ends that hold nothing but its lowest value (a stripped skull,
-   padding) are outside whatever the margin.
+1. A block is tissue if one of its voxels is, in any channel. In CT, tissue is above −500 HU (air
+   has −1000, lung −850 with its vessels, fat −100). In MRI, tissue is above 5 % of the range from
+   air (0, or the lowest value if it is negative) to the 99.5th percentile.
+2. Connected components (noise, a cable) that are smaller than a hundredth of the largest one are
+   removed.
+3. Blocks between two blocks of tissue along any axis are inside: lungs, sinuses, the space between
+   arms and chest.
+4. A margin of two blocks is added.
+5. Rows and columns at the ends of the volume that contain only its lowest value (a stripped skull,
+   padding) are outside.
 
-Radiographs, and images where this finds next to nothing or nearly everything, have no mask.
+Radiographs have no mask. An image has no mask either if less than 2 % or more than 95 % of it is
+inside.
 """
 
 from dataclasses import dataclass
@@ -34,13 +36,17 @@ _MRI_TISSUE = 0.05
 _CRUMB = 0.01
 _MARGIN_BLOCKS = 2
 _PLAUSIBLE = (0.02, 0.95)
-# percentiles are taken from so many evenly spaced voxels
+# number of evenly spaced voxels from which percentiles are computed
 _SAMPLED = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The blocks `[*coarse]` that hold the body, each `block` voxels wide, inside `bounds`."""
+    """A mask of the body in blocks of voxels.
+
+    `blocks` `[*coarse]` is True for blocks of the body. Each block has `block` voxels along each
+    axis. Voxels outside `bounds` are not body.
+    """
 
     blocks: NDArray[np.bool_]
     block: tuple[int, ...]
@@ -48,25 +54,26 @@ class Body:
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """The smallest box of voxels that holds the body."""
+        """The bounding box of the body in voxels; the whole image if there is no body."""
         coarse = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
-        return tuple(
-            slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop))
-            for s, b, inner in zip(coarse, self.block, self.bounds, strict=True)
-        )
+        box = []
+        for s, b, inner in zip(coarse, self.block, self.bounds, strict=True):
+            box.append(slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop)))
+        return tuple(box)
 
     def touches(self, slices: tuple[slice, ...]) -> bool:
-        """Whether a box of voxels holds a part of the body."""
+        """Return True if a box of voxels contains a part of the body."""
         near = []
         for s, b, inner in zip(slices, self.block, self.bounds, strict=True):
-            start, stop = max(s.start, inner.start), min(s.stop, inner.stop)
+            start = max(s.start, inner.start)
+            stop = min(s.stop, inner.stop)
             if start >= stop:
                 return False
             near.append(slice(start // b, -(-stop // b)))
         return bool(self.blocks[tuple(near)].any())
 
     def mask(self, slices: tuple[slice, ...]) -> NDArray[np.bool_]:
-        """Which voxels of a box are body."""
+        """Return a boolean mask of the body's voxels in a box."""
         mask = self.blocks
         for axis, (s, b, inner) in enumerate(zip(slices, self.block, self.bounds, strict=True)):
             index = np.arange(s.start, s.stop)
@@ -77,7 +84,7 @@ class Body:
 
 
 def find_body(image: Volume, modality: Modality) -> Body | None:
-    """The body in an image `[C, *spatial]` of raw intensities; None when there is no mask."""
+    """Find the body in an image `[C, *spatial]` of raw intensities; None if there is no mask."""
     if modality == "xray":
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
@@ -89,19 +96,20 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     sizes[0] = 0
     inside = (sizes >= max(1, _CRUMB * sizes.max()))[pieces]
     lines = inside.copy()
-    for axis in range(inside.ndim):  # from the first to the last tissue along any axis
+    for axis in range(inside.ndim):  # from the first to the last block of tissue along each axis
         before = np.logical_or.accumulate(inside, axis=axis)
         after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
         lines |= before & after
     cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
     blocks = np.asarray(ndimage.binary_dilation(lines, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
-    # a box that is smaller than the volume may be full
+    # share of the whole image: blocks may fill a small box
     share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(image.geometry.shape)
     return body if _PLAUSIBLE[0] <= share <= _PLAUSIBLE[1] else None
 
 
 def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
+    """Return the intensity above which a voxel is tissue."""
     if modality == "ct":
         return _CT_TISSUE_HU
     sample = channel.reshape(-1)[:: max(1, channel.size // _SAMPLED)]
@@ -110,12 +118,17 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
 
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
-    """The box outside of which every channel has its lowest value; all of a constant channel."""
-    lowest, bounds = [channel.min() for channel in array], []
+    """Return the box outside of which each channel has its lowest value.
+
+    If a channel is constant, the box is the whole image.
+    """
+    lowest = [channel.min() for channel in array]
+    bounds = []
     for axis in range(1, array.ndim):
+        n = array.shape[axis]
         ends = []
         for channel, low in zip(array, lowest, strict=True):
-            planes, n = np.moveaxis(channel, axis - 1, 0), array.shape[axis]
+            planes = np.moveaxis(channel, axis - 1, 0)
             first = next((i for i in range(n) if (planes[i] > low).any()), 0)
             last = next((i for i in reversed(range(n)) if (planes[i] > low).any()), n - 1)
             ends.append((first, last + 1))
@@ -124,6 +137,7 @@ def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
 
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the maximum of each block of voxels, `[*coarse]`."""
     rows = range(0, len(channel), block[0])
     highest = np.stack([channel[start : start + block[0]].max(axis=0) for start in rows])
     for axis, b in enumerate(block[1:], start=1):

@@ -1,6 +1,6 @@
-"""A detector's boxes: gathered tile by tile, merged, restored to the file's grid.
+"""The boxes of a detector: collected from tiles, merged by NMS, restored to the file's grid.
 
-They are the candidates of a case, or are fused with those of its voxels.
+They are the candidates of a case, or are fused with the candidates from voxels.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,21 @@ from lesionseg.ops.boxes import (
 from lesionseg.ops.suppression import batched_nms
 from lesionseg.plan.plan import Plan
 
-MOST_ANCHORS = 10_000  # anchors of one view of a tile that NMS looks at, the highest first
+MOST_ANCHORS = 10_000  # number of anchors of a view, of the highest scores, that NMS processes
 _ROWS = 512  # candidates whose IoU with all boxes is computed at once
-SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
-SAME_LESION_IN_A_TILE = 0.3  # NMS threshold (IoU) in one view; of all views: `AnchorPlan.merge_iou`
+SAME_LESION = 0.1  # IoU from which candidates of both heads are one lesion, as in matching
+SAME_LESION_IN_A_TILE = (
+    0.3  # NMS threshold (IoU) in one view. For all views: `AnchorPlan.merge_iou`
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Boxes of one case, by descending score, on the CPU.
+    """The boxes of one case, by descending score, on the CPU.
 
-    `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open; `scores` `[n]` in [0, 1];
-    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out`: anchors above the floor
-    that were not looked at, because a view of a tile had more than `MOST_ANCHORS`.
+    `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open. `scores` `[n]` in [0, 1].
+    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` is the number of anchors
+    above the floor that were skipped, because a view of a tile had more than `MOST_ANCHORS`.
     """
 
     boxes: Float[Tensor, "n two_d"]
@@ -55,36 +57,44 @@ class Boxes:
 
 
 def no_boxes(dims: int) -> Boxes:
-    """Return the boxes of a case in which there are none."""
+    """Return an empty `Boxes`."""
     labels = torch.zeros(0, dtype=torch.int64)
     return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), labels)
 
 
 class BoxCollector:
-    """Gathers the boxes of all tiles, flips and ensemble members, and merges them once by NMS.
+    """A collector of the boxes of all tiles, mirrored views and ensemble members.
 
-    A view is one network's output on one tile, mirrored or not. Within a view NMS leaves one box
-    per lesion; boxes without volume or not finite are dropped. A box that the tile's edge cuts (an
-    edge inside the volume) is damped by the tile weight at its centre: a neighbour sees it whole.
+    A view is the output of one network for one tile, mirrored or not. Within a view, NMS keeps one
+    box per lesion, and boxes that are empty or not finite are dropped. If an edge of the tile
+    inside the volume cuts a box, its score is multiplied by the tile weight at its centre, because
+    a neighbouring tile contains the whole lesion. `finish` merges the boxes of all views by NMS.
     """
 
     def __init__(self, grid: TileGrid, plan: Plan) -> None:
-        self.grid, self.plan = grid, plan
+        self.grid = grid
+        self.plan = plan
         levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
-        self._anchors, self._weight = grid_anchors(levels), gaussian_weight(plan.tile_shape)
+        self._anchors = grid_anchors(levels)
+        self._weight = gaussian_weight(plan.tile_shape)
         none = torch.zeros(0)
         self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long())]
         self._waiting: list[tuple[int, Sequence[int], Tensor]] = []
         self.n_left_out = 0
 
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
-        """Take the highest scores of a batch of tiles, seen mirrored along spatial `flipped`.
+        """Add the boxes of the highest scores in a batch of tiles.
 
-        They stay on the device until `gather`. The batch may hold more than `tiles`.
+        They stay on the device until `gather`.
+
+        Args:
+            output: the network's output. It may have more rows than `tiles`; these are ignored.
+            tiles: the numbers of the tiles in the grid.
+            flipped: the spatial axes along which the tiles were mirrored.
         """
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)
-        flat = probabilities.flatten(1).nan_to_num(nan=0.0)  # NaN would be the highest
+        flat = probabilities.flatten(1).nan_to_num(nan=0.0)  # topk treats NaN as the highest
         n_above = (flat >= self.plan.candidate_rule.floor).sum(1)
         scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
         self._anchors = self._anchors.to(scores.device)
@@ -92,14 +102,14 @@ class BoxCollector:
         per_box = anchor[..., None].expand(-1, -1, 2 * self.plan.dims)
         deltas = output.box_deltas[:n].float().gather(1, per_box)
         boxes = decode_boxes(deltas, self._anchors[anchor])
-        # one table, so that a GPU is waited for once; float64 holds indices exactly
+        # one table needs only one synchronisation with a GPU; float64 represents indices exactly
         columns = (scores, index, n_above[:, None].expand_as(index))
         table = torch.cat([boxes.double(), *(c[..., None].double() for c in columns)], dim=-1)
         for tile, rows in zip(tiles, table, strict=True):
             self._waiting.append((tile, flipped, rows))
 
     def gather(self) -> None:
-        """Bring the boxes of all batches since the last call to the CPU, by one copy."""
+        """Copy the boxes of all batches since the last call to the CPU at once."""
         if not self._waiting:
             return
         tables = torch.stack([rows for _, _, rows in self._waiting]).cpu()
@@ -110,22 +120,25 @@ class BoxCollector:
     def _view(
         self, rows: Tensor, tile: int, flipped: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes in voxels of the padded volume, scores and labels of a view.
+        """Return the boxes of a view in voxels of the padded volume, their scores and labels.
 
-        `rows` `[k, 2·dims + 3]`: boxes in the tile, scores, indices of anchor and label, and the
-        number of anchors above the floor, the same in each row.
+        `rows` is `[k, 2·dims + 3]`: boxes in the tile, scores, flat indices of anchor and label,
+        and the number of anchors above the floor, which is the same in each row.
         """
         boxes, scores, index, n_above = torch.split(rows, [rows.shape[1] - 3, 1, 1, 1], dim=1)
         self.n_left_out += max(int(n_above[0]) - len(rows), 0) if len(rows) else 0
         above = (scores[:, 0].float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
         above = above[index[above, 0].argsort()]
         above = above[scores[above, 0].argsort(descending=True, stable=True)]  # ties by index
-        boxes, scores, index = boxes[above].float(), scores[above, 0].float(), index[above, 0]
-        label = index.long() % len(self.plan.labels.lesion_names) + 1
-        sound = ~is_degenerate(boxes)
-        boxes, scores, label = boxes[sound], scores[sound], label[sound]
+        boxes = boxes[above].float()
+        scores = scores[above, 0].float()
+        label = index[above, 0].long() % len(self.plan.labels.lesion_names) + 1
+        is_valid = ~is_degenerate(boxes)
+        boxes = boxes[is_valid]
+        scores = scores[is_valid]
+        label = label[is_valid]
         best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)
-        boxes = unflipped(boxes[best], flipped, self.plan.tile_shape)
+        boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
         shape = torch.tensor(self._weight.shape)
         place = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
         weight = self._weight[place.unbind(-1)]
@@ -137,7 +150,7 @@ class BoxCollector:
         return boxes + start.repeat(2), damped, label[best]
 
     def finish(self) -> Boxes:
-        """Return the boxes of the volume, without the padding of a small one, cut at its border."""
+        """Merge the boxes of all views, and clip them to the volume without its padding."""
         self.gather()
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*self._views, strict=True))
         best = batched_nms(boxes, scores, labels, planned_anchors(self.plan).merge_iou)
@@ -149,23 +162,25 @@ class BoxCollector:
         return Boxes(inside[keep], scores[best][keep], labels[best][keep], self.n_left_out)
 
 
-def unflipped(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
-    """Boxes `[n, 2·dims]` of a tile mirrored along the axes `flipped`, mirrored back.
+def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
+    """Mirror boxes `[n, 2·dims]` of a tile that was mirrored along the axes `flipped`.
 
-    >>> unflipped(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), [0], (10, 10)).tolist()
+    >>> flip_back(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), [0], (10, 10)).tolist()
     [[7.0, 0.0, 9.0, 2.0]]
     """
     start, stop = (part.clone() for part in boxes.chunk(2, dim=-1))
     for axis in flipped:
         n = tile_shape[axis]
-        start[:, axis], stop[:, axis] = n - stop[:, axis], n - start[:, axis]
+        new_start = n - stop[:, axis]
+        stop[:, axis] = n - start[:, axis]
+        start[:, axis] = new_start
     return torch.cat([start, stop], dim=-1)
 
 
 def restore_boxes(
     boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
 ) -> NDArray[np.float32]:
-    """Return boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border."""
+    """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
     moved = move_boxes(boxes, plan_geometry, file_geometry)
     limit = np.array(2 * file_geometry.shape, dtype=np.float64)
     return moved.clip(0, limit).astype(np.float32)
@@ -177,62 +192,59 @@ def box_candidates(
     file_geometry: Geometry,
     label_values: Sequence[int],
 ) -> tuple[Candidate, ...]:
-    """Candidates without masks, by descending score, ids from 1.
+    """Return a detector's boxes as candidates without masks, by descending score, ids from 1.
 
-    The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
-    lie outside the file, or whose sides are less than half a voxel (geometric mean), are left out.
+    The diameter is that of the ellipsoid (2-D: ellipse) inscribed in the box. Boxes outside the
+    file's grid, or with sides of less than half a voxel (geometric mean), are left out.
     """
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
     rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
-    candidates = [
-        Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
-        for box, score, label in rows
-    ]
-    dims = file_geometry.dims
-    large = [
-        c
-        for c in candidates
-        if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
-    ]
-    return _numbered(large)
+    large = []
+    for box, score, label in rows:
+        candidate = Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
+        sides = np.subtract(candidate.stop_vox, candidate.start_vox)
+        if prod(sides.tolist()) >= 0.5**file_geometry.dims:
+            large.append(candidate)
+    return _number(large)
 
 
 def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
-    """Both heads' candidates as one list: what both found first, what one found alone after.
+    """Fuse the candidates from voxels and from boxes into one list, by descending new score.
 
-    A candidate of the voxels and a box of the same label are one lesion where the IoU of their
-    boxes is at least 0.1. Each is used once, the largest IoU first. It keeps the voxels' mask and
-    has the mean of both scores; a candidate that only one head found has half its score, the mean
-    with 0, as an ensemble's member that saw nothing would. Ids follow the new scores.
+    A candidate from voxels and a box of the same label are one lesion if the IoU of their boxes is
+    at least 0.1. Each is used once, the largest IoU first. The fused candidate has the voxels' mask
+    and the mean of both scores. A candidate of only one head has half its score, which is the mean
+    with 0, as in an ensemble. Ids follow the new scores.
     """
     partner = _partners(voxels.candidates, boxes)
-    scored = [
-        (c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
-        for i, c in enumerate(voxels.candidates)
-    ]
+    scored: list[tuple[Candidate, float]] = []
+    for i, candidate in enumerate(voxels.candidates):
+        box_score = boxes[partner[i]].score if i in partner else 0.0
+        scored.append((candidate, (candidate.score + box_score) / 2))
     partners = set(partner.values())
     scored += [(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
-    scored.sort(key=lambda pair: -pair[1])  # stable: ties with the voxels' first
+    scored.sort(key=lambda pair: -pair[1])  # stable: at ties, candidates from voxels come first
     ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
     for number, (candidate, _) in enumerate(scored, start=1):
         if candidate.has_mask:
             ids[candidate.id] = number
-    candidates = _numbered([replace(candidate, score=score) for candidate, score in scored])
+    candidates = _number([replace(candidate, score=score) for candidate, score in scored])
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
     instances = None if voxels.instances is None else ids[voxels.instances]
     return replace(voxels, candidates=candidates, instances=instances, removed=removed)
 
 
-def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Give candidates the ids 1, 2, 3, … in their order."""
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 
 
 def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
-    """Pair candidates of the voxels with boxes of their label, the largest IoU first.
+    """Pair candidates from voxels with boxes of the same label, the largest IoU first.
 
-    Returns the row of the box for each row of `voxels` that has a partner. Ties go to the first
-    row of `voxels`, then of `boxes`.
+    Return the index of the box for the index of each candidate that has a partner. Ties go to the
+    first candidate, then to the first box.
     """
     if not voxels or not boxes:
         return {}
@@ -241,7 +253,7 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     voxel_labels = np.array([c.label for c in voxels])
     other_labels = np.array([c.label for c in boxes])
     pairs: list[tuple[float, int, int]] = []
-    for first in range(0, len(voxels), _ROWS):  # the whole table may be too large for the memory
+    for first in range(0, len(voxels), _ROWS):  # the whole table may not fit into memory
         rows = slice(first, first + _ROWS)
         overlap = box_iou(voxel_boxes[rows], other_boxes).numpy()
         overlap[voxel_labels[rows, None] != other_labels[None]] = 0

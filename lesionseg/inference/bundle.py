@@ -1,8 +1,8 @@
-"""A bundle: weights, plan and selection in a folder, readable without running any of it.
+"""A bundle: a folder with weights, plan and selection. Reading it executes nothing.
 
 bundle/
 ├── weights.safetensors   tensors by name; its header contains the ranges of the training scans
-├── weights_1.safetensors … those of an ensemble's other members; selection.json says how many
+├── weights_1.safetensors … of further members of an ensemble; selection.json has their number
 ├── plan.json             decided before training: grid, normalisation, architecture by name
 ├── selection.json        chosen after training: operating points, calibration, number of members
 └── model_card.md         for people
@@ -35,15 +35,15 @@ from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
 _CHECK = "input_check"
-_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
+_PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Networks, in eval mode on the CPU, with the plan they were trained by and the selection.
+    """Networks in eval mode on the CPU, with their plan and selection.
 
-    The probabilities of several networks (an ensemble) are averaged. `check`: the ranges of the
-    training scans, None if they are not known.
+    The probabilities of several networks (an ensemble) are averaged. `check` contains the ranges of
+    the training scans; None if they are unknown.
     """
 
     networks: tuple[nn.Module, ...]
@@ -60,28 +60,38 @@ def write_bundle(
     check: InputCheck | None = None,
     selection: Selection = NO_SELECTION,
 ) -> None:
-    """Write a bundle. `folder` appears complete or not at all; an old one is replaced.
+    """Write a bundle.
 
-    Several networks make an ensemble. Tensors keep their dtype. Raises `OutputError` if the disk
-    refuses.
+    The folder is complete or does not appear, and replaces an old one. Tensors keep their dtype.
+
+    Args:
+        folder: the folder to write.
+        network: the network, or the members of an ensemble.
+        plan: the plan of the networks.
+        card: text of the model card (Markdown).
+        check: the ranges of the training scans, or None.
+        selection: the choices made after training.
+
+    Raises:
+        OutputError: if the bundle cannot be written, for example on a full disk.
     """
     networks = (network,) if isinstance(network, nn.Module) else tuple(network)
     selection = replace(selection, n_members=len(networks))
     metadata = {} if check is None else {_CHECK: check.model_dump_json()}
-    new = _beside(folder)
+    new = _temporary_path(folder)
     try:
         new.mkdir(parents=True)
         (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
         (new / SELECTION).write_text(selection.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         for name, member in zip(_weight_files(selection), networks, strict=True):
-            # own copies: safetensors refuses tensors that share memory
+            # clone, because safetensors rejects tensors that share memory
             state = member.state_dict().items()
             tensors = {key: t.detach().cpu().contiguous().clone() for key, t in state}
             save_file(tensors, new / name, metadata=metadata)
-            # safetensors lets only the owner read
+            # safetensors makes files that only the owner can read
             (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
-        old = folder.rename(_beside(folder)) if folder.exists() else None
+        old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
             new.rename(folder)
         except OSError:
@@ -99,12 +109,17 @@ def write_bundle(
 def read_bundle(
     folder: str | PathLike[str], architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Bundle:
-    """Read a bundle, the bundle of a run, or a model of nnU-Net's; nothing in it is executed.
+    """Read a bundle, the bundle of a run, or an nnU-Net model. Nothing in it is executed.
 
-    The network is built from the plan by the closed table of `models.build` and the caller's own
-    `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
-    plan of another version, tensors that are missing, extra, of another shape or not finite;
-    `ConfigError` for an unknown architecture.
+    Args:
+        folder: folder of a bundle or a run, or an nnU-Net model folder or zip.
+        architectures: factories for architectures that are not in the closed table of
+            `models.build`, by their names in the plan.
+
+    Raises:
+        BundleError: if a file is missing, if weights are pickled, if the plan has another version,
+            or if tensors are missing, superfluous, of another shape or not finite.
+        ConfigError: if the architecture is unknown.
     """
     model = find_nnunet_model(Path(folder))
     if model is not None:
@@ -123,7 +138,10 @@ def read_bundle(
     try:
         check = None if text is None else InputCheck.model_validate_json(text)
     except ValidationError as error:
-        raise BundleError(f"{paths[0]}: the ranges of training scans are no ranges.") from error
+        raise BundleError(
+            f"{paths[0]}: the ranges of training scans in the header are damaged. Copy the bundle "
+            "again."
+        ) from error
     return Bundle(networks, plan, check, selection)
 
 
@@ -131,21 +149,21 @@ def ensemble(
     bundles: Sequence[str | PathLike[str] | Bundle],
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Bundle:
-    """Return one bundle with the networks of all; plan and selection are the first one's.
+    """Combine bundles into one with all networks. Plan and selection are those of the first.
 
-    A scan may lack the channels that all of them can do without. Raises `BundleError` if there is
-    no bundle, or if they do not share grid, labels and normalisation (`Plan.differences`).
+    A scan may lack a channel only if all plans allow it. Raises `BundleError` if there are no
+    bundles, or if grid, labels or normalisation differ (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
-        raise BundleError("bundle: there is none. Name at least one.")
+        raise BundleError("bundle: the list is empty. Name at least one bundle.")
     first, *others = members
     for number, member in enumerate(others, start=2):
         different = first.plan.differences(member.plan)
         if different:
             raise BundleError(
                 f"bundle: number {number} has another {', '.join(different)} than the first. "
-                "Average bundles of one plan, such as the folds of a cross-validation."
+                "Give bundles of the same plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
     may_lack = all(member.plan.may_lack for member in members)
@@ -158,7 +176,7 @@ def ensemble(
 
 
 def bundle_plan(bundle: str | Path) -> Plan:
-    """Return the plan of a bundle, a run or an nnU-Net model; `BundleError` if there is none."""
+    """Read the plan of a bundle, a run or an nnU-Net model. Raise `BundleError` if it has none."""
     model = find_nnunet_model(Path(bundle))
     if model is not None:
         return nnunet_plan(model)
@@ -167,9 +185,9 @@ def bundle_plan(bundle: str | Path) -> Plan:
 
 
 def bundle_selection(bundle: str | Path) -> Selection:
-    """Return the selection of a bundle or a run; `BundleError` if there is none.
+    """Read the selection of a bundle or a run. Raise `BundleError` if it has none.
 
-    A plan of version 1 has it in the same file.
+    If the plan has version 1, plan and selection are in the same file.
     """
     folder = resolve_bundle(Path(bundle))
     plan = bundle_plan(folder)
@@ -186,11 +204,12 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 
 def bundle_digest(folder: Path) -> str:
-    """Return sixteen hexadecimal digits that change whenever weights, plan or selection change."""
+    """Return 16 hexadecimal digits that change if weights, plan or selection change."""
     model = find_nnunet_model(folder)
     if model is not None:
         return nnunet_digest(model)
-    folder, digest = resolve_bundle(folder), blake2b(digest_size=8)
+    folder = resolve_bundle(folder)
+    digest = blake2b(digest_size=8)
     paths = [folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))]
     if (folder / SELECTION).is_file():
         paths.append(folder / SELECTION)
@@ -203,7 +222,8 @@ def _weight_files(selection: Selection) -> list[str]:
     return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, selection.n_members))]
 
 
-def _beside(folder: Path) -> Path:
+def _temporary_path(folder: Path) -> Path:
+    """Return a new hidden path in the parent folder, so that renaming to `folder` is atomic."""
     return folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
 
 
@@ -211,11 +231,12 @@ def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
     with path.open("rb") as file:
-        start = file.read(9)  # safetensors: a header's length, which may begin like a pickle, and {
+        # safetensors begins with the header's length, which may look like a pickle, and {
+        start = file.read(9)
     if start.startswith(_PICKLES) and start[8:] != b"{":
         raise BundleError(
-            f"{path}: a pickle, which could run any code; it was not opened. "
-            "Save the weights by safetensors.torch.save_file."
+            f"{path}: the file is a pickle, which can run any code, so it was not opened. "
+            "Save the weights with safetensors.torch.save_file."
         )
     try:
         tensors = load_file(path)
@@ -223,14 +244,18 @@ def _read_network(
         raise BundleError(f"{path}: the weights cannot be read: {error}") from error
     sides = {side for tensor in tensors.values() for side in tensor.shape}
     wide = sorted({*plan.architecture.features} - sides)
-    if plan.architecture.name in SOURCES and wide:  # nor is memory asked for on their account
+    # checked before the network is built, because wrong features could need too much memory
+    if plan.architecture.name in SOURCES and wide:
         raise BundleError(
-            f"{path}: no tensor of {wide} channels, which plan.json has. "
+            f"{path}: no tensor has {wide} channels, but plan.json states them. "
             "Use weights and plan of the same training run."
         )
     endless = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if endless:
-        raise BundleError(f"{path}: weights that are not finite: {', '.join(endless[:5])}.")
+        raise BundleError(
+            f"{path}: some weights are not finite: {', '.join(endless[:5])}. Use another "
+            "checkpoint."
+        )
     network = build_network(plan, architectures=architectures)
     try:
         network.load_state_dict(tensors)

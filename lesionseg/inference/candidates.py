@@ -1,7 +1,7 @@
-"""Candidates from probabilities: the connected region around each peak.
+"""Find candidates in probabilities: the connected region around each peak.
 
-Only voxels that can belong to a candidate are held in memory, not the volume. Memory therefore
-grows with what the network finds.
+Only the voxels that can belong to a candidate are kept in memory. The memory therefore depends on
+the number of these voxels, not on the size of the volume.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from lesionseg.plan.plan import CandidateRule
 
 Ints = NDArray[np.integer[Any]]
 
-TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
+TOP_VOXELS = 8  # the score is the mean of this many voxels, a cube of 2 × 2 × 2 in 3-D
 PROMINENCE = 1.5  # a peak below this times its contact with a higher region is a shoulder
 _FREE = 0
 _NO_PEAK = -1
@@ -29,9 +29,10 @@ _NO_REGION = -1
 
 @dataclass(frozen=True, eq=False)
 class SparseProbabilities:
-    """The voxels of one label's volume that matter for candidates.
+    """The voxels of a volume that can belong to candidates of one label.
 
-    `shape` is the volume's; `index` `[n]` flat indices ascending, `probabilities` `[n]` float32.
+    `shape` is the shape of the volume, `index` `[n]` their flat indices in ascending order, and
+    `probabilities` `[n]` float32 their values.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +42,7 @@ class SparseProbabilities:
 
 @dataclass(frozen=True, eq=False)
 class PeakRegion:
-    """A peak's voxels: flat indices `[n]` ascending, and their probabilities `[n]`."""
+    """The voxels around a peak: flat indices `[n]` in ascending order, and probabilities `[n]`."""
 
     voxels: Ints
     probabilities: NDArray[np.float32]
@@ -53,7 +54,7 @@ class PeakRegion:
 
     @property
     def score(self) -> float:
-        """The mean of its eight highest probabilities, of all if there are fewer."""
+        """The mean of its eight highest probabilities, or of all if there are fewer."""
         p = self.probabilities
         p = np.partition(p, -TOP_VOXELS)[-TOP_VOXELS:] if len(p) > TOP_VOXELS else p
         return float(p.mean(dtype=np.float64))
@@ -67,33 +68,44 @@ class PeakRegion:
 def collect_sparse(
     slabs: Iterable[NDArray[np.floating[Any]]], shape: tuple[int, ...], rule: CandidateRule
 ) -> SparseProbabilities:
-    """The voxels that a candidate of `rule` may hold, from slabs `[rows, *shape[1:]]` in order.
+    """Collect the voxels that can belong to a candidate, from slabs of a volume.
 
-    A candidate ends at floor / ratio, or at the rule's extent, at the lowest. Holds one slab and
-    what was found. Raises `ContentError` for NaN.
+    These are the voxels with probabilities of at least the rule's floor / ratio, or of at least its
+    extent if that is lower.
+
+    Args:
+        slabs: parts `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
+        shape: shape of the volume.
+        rule: the plan's rule.
+
+    Raises:
+        ContentError: if a probability is NaN.
     """
-    # half the memory wherever 32 bits suffice
+    # 32 bits need half the memory
     kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
     limit = np.float32(min(rule.floor / max(rule.ratio, 1.0), rule.extent) * (1 - 1e-6))
-    indices, values, row = [], [], 0
+    indices = []
+    values = []
+    row = 0
     for slab in slabs:
         flat = np.ascontiguousarray(slab).reshape(-1)
-        index = np.flatnonzero(~(flat < limit))  # NaN is found too
+        index = np.flatnonzero(~(flat < limit))  # includes NaN
         values.append(flat[index].astype(np.float32))
         offset = row * (flat.size // max(len(slab), 1))
         indices.append((index + offset).astype(kind))
         row += len(slab)
     p = np.concatenate(values)
     if np.isnan(p).any():
-        raise ContentError("The probabilities hold NaN.")
+        raise ContentError("The probabilities contain NaN.")
     return SparseProbabilities(shape, np.concatenate(indices), p)
 
 
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
     """Grow a region around each peak of one label.
 
-    Each peak takes, highest first, the free voxels connected to it with p ≥ peak / ratio or
-    p ≥ extent. A region that is a shoulder of a higher one is left out, but its voxels stay taken.
+    In descending order of height, each peak gets the free voxels connected to it with
+    p ≥ peak / ratio or p ≥ extent. A region that is a shoulder of a higher one is left out, but
+    later peaks do not get its voxels.
 
     Args:
         sparse: the voxels of one label.
@@ -115,23 +127,34 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
 
 
 def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Where in `index` each row of a volume of three axes begins, and its end."""
-    n_rows, n_x = shape[0] * shape[1], shape[2]
+    """Return the position in `index` at which each row of a 3-D volume begins.
+
+    The last entry is the length of `index`.
+    """
+    n_rows = shape[0] * shape[1]
+    n_x = shape[2]
     return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
 
 
 @compile_loops
 def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
-    """How many held voxels touch the one at position `v`, itself included; `places` is filled."""
+    """Write the positions of the voxels that touch the one at position `v` to `places`.
+
+    Return their number. The voxel itself is included.
+    """
     n_z, n_y, n_x = shape
     flat = index[v]
-    z, y, x = flat // (n_y * n_x), flat // n_x % n_y, flat % n_x
+    z = flat // (n_y * n_x)
+    y = flat // n_x % n_y
+    x = flat % n_x
     n = 0
     for a in range(max(z - 1, 0), min(z + 2, n_z)):
         for b in range(max(y - 1, 0), min(y + 2, n_y)):
             row = a * n_y + b
-            first, last = row * n_x + max(x - 1, 0), row * n_x + min(x + 1, n_x - 1)
-            low, high = starts[row], starts[row + 1]
+            first = row * n_x + max(x - 1, 0)
+            last = row * n_x + min(x + 1, n_x - 1)
+            low = starts[row]
+            high = starts[row + 1]
             end = high
             while low < high:
                 middle = (low + high) // 2
@@ -148,7 +171,10 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
 
 @compile_loops
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
-    """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
+    """Return the positions on plateaus at or above the floor that have no higher neighbour.
+
+    `state` is working memory. It is all free before and after.
+    """
     stack = np.empty(len(p), dtype=np.int32)
     places = np.empty(27, dtype=np.int64)
     n_stack = 0
@@ -162,7 +188,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
         if state[v] == _NO_PEAK:
             stack[n_stack] = v
             n_stack += 1
-    while n_stack:  # what is level with a voxel below a higher one is no peak either
+    while n_stack:  # neighbours of equal height on the same plateau are not peaks either
         n_stack -= 1
         v = stack[n_stack]
         for k in range(neighbours(index, starts, shape, v, places)):
@@ -178,7 +204,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 @compile_loops
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
-    """Return the positions of the kept regions one after the other, and where each region ends."""
+    """Return the positions of all kept regions in a row, and the end of each region."""
     ratio, extent, prominence = limits
     taken = np.empty(1024, dtype=np.int64)
     ends = np.empty(len(peaks), dtype=np.int64)
@@ -219,9 +245,9 @@ def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, l
 
 
 def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) -> list[PeakRegion]:
-    """Join the regions of one label that touch each other.
+    """Join regions of one label that touch each other.
 
-    Touching regions are one object of the written mask, so they are one candidate.
+    Touching regions are one object in the written mask, so they are one candidate.
 
     Args:
         regions: regions without a common voxel, by descending peak.
@@ -259,7 +285,10 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
 
 @compile_loops
 def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent: Any) -> None:
-    """Unite regions with neighbouring voxels in `parent`; the root of a set is its first region."""
+    """Unite regions with neighbouring voxels in `parent`.
+
+    The root of a set is its first region.
+    """
     places = np.empty(27, dtype=np.int64)
     for v in range(len(index)):
         if region_at[v] == _NO_REGION:
@@ -288,18 +317,18 @@ def find_candidates(
     belongs to the higher probability. The cost grows with the number of voxels above the floor.
 
     Args:
-        probabilities: K channels `[*spatial]`. They may come one by one from a generator, whole or
-            as the voxels that matter (`collect_sparse`).
+        probabilities: K channels, as arrays `[*spatial]` or as `SparseProbabilities`. A generator
+            is possible.
         geometry: the grid of the channels.
         rule: the plan's rule.
         label_values: the mask value of each channel.
         case: the case's id.
-        keep_from: every candidate of at least this score is kept. Candidates of lower scores are
-            kept by descending peak until there are `rule.candidate_limit`.
+        keep_from: all candidates of at least this score are kept. Candidates of lower scores are
+            kept in descending order of their peaks until there are `rule.candidate_limit`.
 
     Returns:
-        The candidates by descending score, and `instances` `[*spatial]` with their ids. Without a
-        voxel above the floor there are none.
+        The candidates by descending score, and `instances` `[*spatial]` with their ids. There are
+        no candidates if no voxel reaches the floor.
 
     Raises:
         GeometryError: if a channel does not fit the grid.
@@ -365,10 +394,10 @@ def _without_shared_voxels(
     large: NDArray[np.bool_],
     shape: tuple[int, ...],
 ) -> tuple[list[PeakRegion], list[int]]:
-    """Give each voxel that several large regions contain to the one of the highest probability.
+    """Assign each voxel that several large regions share to the one with the highest probability.
 
-    Ties go to the first region. A region that falls apart by its losses becomes a region for each
-    connected part, so that a candidate stays one object.
+    Ties go to the first region. If a region is no longer connected, each of its connected parts
+    becomes a region, so that a candidate is one object.
     """
     numbers = np.flatnonzero(large).tolist()
     voxels = np.concatenate([regions[i].voxels for i in numbers])

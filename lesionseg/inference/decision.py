@@ -1,4 +1,4 @@
-"""From what the networks said to a prediction: restored to the file's grid, found, accepted."""
+"""Decide on candidates: restore probabilities to the file's grid, find candidates, accept them."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ from lesionseg.core import (
     UNION,
     Aim,
     Calibration,
+    Candidate,
     Geometry,
     InputCheckResult,
     OperatingPoint,
@@ -29,17 +30,18 @@ from lesionseg.plan.plan import CandidateRule, Plan
 _log = logging.getLogger(__name__)
 
 Slab = NDArray[np.float32]
-# called with a label's place in the plan, the slab's first row, and the label's probabilities there
+# called with the number of a label in the plan, the slab's first row, and its probabilities
 OnSlab = Callable[[int, int, Slab], None]
 DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Inferred:
-    """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
+    """The outputs of the networks on the plan's grid, and the grid of the scan's own file.
 
-    `valid`: as in `core.Volume`, on the file's grid; nothing is found where a radiograph shows
-    nothing. `input`: whether the scan is like the training scans.
+    `store` contains probabilities, `boxes` those of a detector. `valid` is that of `core.Volume` on
+    the file's grid; there are no candidates in invalid voxels. `input` is the comparison with the
+    training scans.
     """
 
     store: Store
@@ -54,16 +56,16 @@ class Inferred:
     ) -> Iterator[Slab]:
         """Yield probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid.
 
-        They are 0 where the plan's grid does not reach. If the grids differ only by flips, axis
-        order and whole voxels, they are those of the store; otherwise they are interpolated.
-        `calibration`: of voxels.
+        They are 0 outside the plan's grid. If the grids differ only by flips, axis order and whole
+        voxels, the stored probabilities are copied. Otherwise they are interpolated.
+        `calibration` is applied to them, and `on_slab` is called with each slab.
         """
         stored = self.store.values[label][None]
         moved = resample_slabs(
             stored, self.plan_geometry, self.file_geometry, "linear", decode=self.store.decode
         )
         for rows, piece in moved:
-            self.store.release()  # the pages of a store on disk that were read leave the memory
+            self.store.release()  # free the memory of pages that were read from disk
             slab = piece[0].numpy()
             if calibration is not None and not self.input.blank:
                 p = torch.from_numpy(np.ascontiguousarray(slab))
@@ -83,11 +85,21 @@ def decide(
     accepted_by: Aim | None = None,
     on_slab: OnSlab | None = None,
 ) -> Prediction:
-    """Return the prediction of a case on its file's grid; the memory of `inferred` is freed.
+    """Return the prediction of a case on its file's grid.
 
-    A detector's boxes are the candidates, or are fused with those of the voxels, by the plan's
-    rule. `accepted_by`: see `choose_operating_point`. `on_slab` is shown the probabilities slab by
-    slab. Raises `ConfigError` for an operating point that the selection does not have.
+    Depending on the plan's rule, candidates come from voxels, from a detector's boxes, or from
+    both.
+
+    Args:
+        inferred: outputs of the networks. Its memory is freed.
+        case: id of the case.
+        plan: the plan.
+        selection: operating points and calibrations.
+        accepted_by: aim of the operating point, see `choose_operating_point`.
+        on_slab: called with the probabilities of each label, slab by slab.
+
+    Raises:
+        ConfigError: if the selection does not have the operating point.
     """
     rule = plan.candidate_rule
     geometry = inferred.file_geometry
@@ -104,22 +116,21 @@ def decide(
     n_left_out = 0
     if inferred.boxes is not None:
         n_left_out = inferred.boxes.n_left_out
-        grids = inferred.plan_geometry, geometry
-        boxes = box_candidates(inferred.boxes, *grids, tuple(plan.labels.lesion_names))
-        if valid is not None:  # those with their middle on a voxel that shows something
-            middles = [np.add(c.start_vox, c.stop_vox) / 2 for c in boxes]
-            places = [np.floor(m).astype(int).clip(0, np.array(valid.shape) - 1) for m in middles]
-            boxes = tuple(c for c, at in zip(boxes, places, strict=True) if valid[tuple(at)])
+        boxes = box_candidates(
+            inferred.boxes, inferred.plan_geometry, geometry, tuple(plan.labels.lesion_names)
+        )
+        if valid is not None:
+            boxes = tuple(c for c in boxes if _is_centre_valid(c, valid))
     if boxes is not None and rule.source == "detection":
         prediction = Prediction(case, geometry, boxes, None)
     elif boxes is not None:
-        # half of a score comes from the boxes, so that a candidate may rise to the threshold
+        # the mean with a box's score of at most 1 can reach the threshold from this score on
         keep_from = max(2 * point.score - 1, 0.0)
         voxels = find_by_plan(channels, geometry, plan, case, keep_from=keep_from)
         prediction = fuse(voxels, boxes)
     else:
         prediction = find_by_plan(channels, geometry, plan, case, keep_from=point.score)
-    prediction = within_limit(prediction, rule.candidate_limit, point.score)
+    prediction = limit_candidates(prediction, rule.candidate_limit, point.score)
     prediction = replace(
         accept(prediction, point, selection.calibration),
         input=inferred.input,
@@ -130,10 +141,17 @@ def decide(
     return prediction
 
 
-def within_limit(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
-    """Leave out candidates beyond the first `limit` whose scores are below `keep_from`.
+def _is_centre_valid(candidate: Candidate, valid: NDArray[np.bool_]) -> bool:
+    """Return True if the centre of a candidate's box is a valid voxel."""
+    centre = np.add(candidate.start_vox, candidate.stop_vox) / 2
+    place = np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1)
+    return bool(valid[tuple(place)])
 
-    Candidates have descending scores. The rest keep their ids and voxels.
+
+def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
+    """Leave out candidates after the first `limit` whose scores are below `keep_from`.
+
+    The candidates are in descending order of scores. The remaining ones keep their ids and voxels.
     """
     kept = [
         c for rank, c in enumerate(prediction.candidates) if rank < limit or c.score >= keep_from
@@ -162,11 +180,12 @@ def find_by_plan(
 ) -> Prediction:
     """Find the candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    With regions, all candidates have the label of the union, and `Prediction.values` contains the
-    mask values (`plan.labels.values`) of the regions, later ones over earlier ones. Candidates are
-    found in the highest probability over the regions. A voxel belongs to each region that has at
-    least half of that: given that the voxel is lesion, the region is then as likely as not. Every
-    voxel of a candidate belongs to at least one region. `keep_from`, errors: see `find_candidates`.
+    If the labels are regions, candidates are found in the highest probability over the regions, and
+    all have the label of the union. `Prediction.values` contains the mask values
+    (`plan.labels.values`) of the regions, later ones over earlier ones. A voxel belongs to each
+    region with at least half of its highest probability, because the region is then at least as
+    likely as not, given that the voxel is lesion. Each voxel of a candidate belongs to at least one
+    region. For `keep_from` and errors, see `find_candidates`.
     """
     return find_by_rule(
         probabilities,
@@ -189,9 +208,9 @@ def find_by_rule(
     case: str = "",
     keep_from: float = 1.0,
 ) -> Prediction:
-    """Find candidates as `find_by_plan` does, by a rule and the mask value of each channel.
+    """Find candidates like `find_by_plan`, with a rule and the mask value of each channel.
 
-    `are_regions`: the channels are regions, and `label_values` are the values painted for them.
+    If `are_regions`, the channels are regions, and `label_values` are their values in masks.
     """
     if not are_regions:
         return find_candidates(
@@ -202,8 +221,11 @@ def find_by_rule(
         for c in probabilities
     ]
     if len(channels) != len(label_values):
-        raise GeometryError(f"There are {len(channels)} channels for {len(label_values)} regions.")
-    union = highest(channels)
+        raise GeometryError(
+            f"The probabilities have {len(channels)} channels, but there are {len(label_values)} "
+            "regions."
+        )
+    union = highest_probabilities(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
     inside = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
@@ -214,12 +236,12 @@ def find_by_rule(
     return replace(found, values=values)
 
 
-def highest(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
-    """The highest probability over some channels of one shape.
+def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
+    """Return the highest probability over channels of the same shape, voxel by voxel.
 
     >>> a = SparseProbabilities((3,), np.array([0, 1]), np.array([0.5, 0.9], np.float32))
     >>> b = SparseProbabilities((3,), np.array([1, 2]), np.array([0.7, 0.25], np.float32))
-    >>> highest([a, b]).probabilities.tolist()
+    >>> highest_probabilities([a, b]).probabilities.tolist()
     [0.5, 0.8999999761581421, 0.25]
     """
     index = np.unique(np.concatenate([channel.index for channel in channels]))
@@ -233,13 +255,15 @@ def highest(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
 def choose_operating_point(
     points: Sequence[OperatingPoint], aim: Aim | None = None
 ) -> OperatingPoint:
-    """Return the operating point of this aim among a bundle's `points`.
+    """Return the operating point with this aim.
 
-    Any score can be an aim; other aims must be among the points. None and `auto` are the first
-    point, or score 0.5 without points.
+    Args:
+        points: operating points of a bundle.
+        aim: the aim. None and `auto` mean the first point, or score 0.5 if there are no points. A
+            score is always accepted. Other aims must be those of a point.
 
     Raises:
-        ConfigError: if there is no such point. The message names those there are.
+        ConfigError: if no point has this aim. The message names the available points.
 
     >>> choose_operating_point((), Aim("score", 0.37)).score
     0.37
@@ -256,7 +280,7 @@ def choose_operating_point(
     if aim.kind == "sensitivity" and reach:
         attainable = f" (attainable: 0 to {reach[0]:.3g})"
     raise ConfigError(
-        f"operating_point={aim}: the bundle has none of this name{attainable}. "
+        f"operating_point={aim}: the bundle has no such operating point{attainable}. "
         f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
     )
 
@@ -264,10 +288,15 @@ def choose_operating_point(
 def accept(
     prediction: Prediction, point: OperatingPoint, calibration: Calibration | None = None
 ) -> Prediction:
-    """The same candidates in the same order, accepted from the point's score on.
+    """Accept the candidates with at least the score of an operating point.
 
-    With a calibration each has its `probability`, which never ranks; not where scores are
-    placeholders (`scored` False).
+    With a calibration, candidates also get their `probability`, unless their scores are
+    placeholders (`scored` is False). Their order does not change.
+
+    Args:
+        prediction: the candidates of a case.
+        point: the operating point.
+        calibration: map from scores to probabilities, or None.
     """
     candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
     if calibration is not None and prediction.scored and candidates:

@@ -1,18 +1,19 @@
-"""Is this a scan like those of the training? A few numbers of it against their range.
+"""Compare a scan with the training scans, by a few statistics and their ranges.
 
-The numbers: spacing and extent of the file's grid; per channel, percentiles of the normalised
-intensities and the mean difference of neighbouring voxels along each axis (thick slices that were
-interpolated, blur, noise). The bundle keeps the median of each number over the training scans (of
-grids, over validation scans too) and how far a scan may be from it: 5 scaled MADs, or a fifth more
-than the farthest of these.
+The statistics are spacing and extent of the file's grid and, for each channel, percentiles of the
+normalised intensities and the mean difference of neighbouring voxels along each axis. The
+difference shows interpolated thick slices, blur and noise. The bundle contains the median of each
+statistic over the training scans (for grids, over validation scans, too) and the largest accepted
+distance from it: 5 scaled MADs, or 1.2 times the distance of the farthest training scan.
 
-A photographic negative can have all of these numbers in range, because films differ in brightness
-and contrast. Three signs of a channel change their sign in a negative: the skew of its intensities,
-the brightness of its border, and the correlation of its coarse picture with the training scans'
-mean. They are added with weights mean / variance over the training scans.
+A photographic negative can have all of these statistics in range, because films differ in
+brightness and contrast. Three signs of a channel change their sign in a negative: the skew of its
+intensities, the brightness of its border, and the correlation of its coarse picture with the mean
+picture of the training scans. Their weighted sum has the weights mean / variance over the training
+scans.
 
-A scan beyond a limit is still predicted, with one sentence that says what is unlike the training.
-Mirrored scans and swapped channels of like contrast are not seen.
+A scan beyond a limit is still predicted, with a sentence that describes the difference. Mirrored
+scans, and swapped channels of similar contrast, are not detected.
 """
 
 import math
@@ -33,33 +34,35 @@ from lesionseg.plan.plan import Plan
 
 Statistics = Mapping[str, float]
 
-LEAST_SCANS, N_SCANS = 5, 64  # needed for a check, and looked at
+LEAST_SCANS = 5  # a check needs at least this many training scans
+N_SCANS = 64  # maximum number of training scans that are used
 N_MAD = 5.0
 MAD_TO_STD = 1.4826
 BEYOND_FARTHEST = 1.2
 PERCENTILES = (5, 25, 50, 75, 95, 99)
-BLANK_SHARE, EQUAL = 0.999, 1e-5  # of the voxels, and of their value: see `_is_blank`
-# how much a file's voxels may differ from the plan's along an axis, and the extent of a volume
-MOST_RATIO, MOST_EXTENT_MM = 100.0, 5000.0
-MOST_PLACES = 48  # looked at along each axis
+BLANK_SHARE = 0.999  # a channel is blank if at least this share of its voxels are equal
+EQUAL = 1e-5  # values that differ by less than this share are equal
+MOST_RATIO = 100.0  # largest accepted ratio of the file's spacing and the plan's
+MOST_EXTENT_MM = 5000.0  # largest accepted extent of a volume
+MOST_PLACES = 48  # number of places along each axis that are sampled
 COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
-N_STD = 4.0  # below the mean of the training scans' agreement: they are skewed towards 0
-SIGN_VARIANCE = 0.01  # added to that of a sign, which few scans may not show
-_NO_LIMIT = 1e6  # below any agreement
-_LEAST_SCALE = 1e-6  # signs that vanish have no weights
-BORDER = 12  # one in so many places along each axis, at either end
+N_STD = 4.0  # the limit of the agreement is this many standard deviations below its mean
+SIGN_VARIANCE = 0.01  # added to the variance of a sign, which is unreliable for few scans
+_NO_LIMIT = 1e6  # the agreement of any scan is above the negative of this
+_LEAST_SCALE = 1e-6  # smaller signs have no weights
+BORDER = 12  # the border is 1/12 of each axis at both ends
 UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
-# the least that a number may vary: of logarithms, and of normalised intensities
-LEAST_LOG, LEAST_INTENSITY = np.log(1.5), 0.5
+LEAST_LOG = np.log(1.5)  # smallest tolerance of a logarithm
+LEAST_INTENSITY = 0.5  # smallest tolerance of a normalised intensity
 
 
 @dataclass(frozen=True, eq=False)
 class Signs:
-    """What changes its sign if dark and bright of a channel are exchanged.
+    """Statistics of a channel that change their sign if dark and bright are exchanged.
 
-    `skew`: (p99 + p1 - 2 p50) / (p99 - p1) of the intensities. `border`: mean of the border, in
-    standard deviations from the channel's mean, as its hyperbolic tangent. `picture`: a vector of
-    block means, of mean 0 and length 1.
+    `skew` is (p99 + p1 - 2 p50) / (p99 - p1) of the intensities. `border` is the hyperbolic tangent
+    of the mean of the border, in standard deviations from the channel's mean. `picture` is a vector
+    of block means, of mean 0 and length 1.
     """
 
     skew: float
@@ -67,18 +70,19 @@ class Signs:
     picture: NDArray[np.float64]
 
     def against(self, mean_picture: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the three signs, the last one the correlation with a mean picture."""
+        """Return the three signs `[3]`. The last one is the correlation with a mean picture."""
         is_like = mean_picture.shape == self.picture.shape
         correlation = float(mean_picture @ self.picture) if is_like else 0.0
         return np.array([self.skew, self.border, correlation])
 
 
 class Polarity(BaseModel, frozen=True):
-    """How the training scans' dark and bright are distributed in one channel.
+    """The distribution of dark and bright in one channel of the training scans.
 
-    `picture`: their mean coarse picture. `weights`: of the three signs; their sum is a scan's
-    agreement, whose mean over the training scans is 1, and -1 over their negatives. `lowest`:
-    agreement of a training scan with the others. `limit`: a scan below it is unlike them.
+    `picture` is their mean coarse picture. `weights` are those of the three signs. The weighted sum
+    of a scan's signs is its agreement; its mean is 1 over the training scans, and -1 over their
+    negatives. `lowest` is the lowest agreement of a training scan with the remaining ones. A scan
+    with an agreement below `limit` is unlike the training scans.
     """
 
     picture: tuple[FiniteFloat, ...]
@@ -92,9 +96,10 @@ class Polarity(BaseModel, frozen=True):
 
 
 class InputCheck(BaseModel, frozen=True):
-    """The training scans' medians, how far a scan may be from them, and their polarity.
+    """The medians of the training scans, the accepted distances from them, and their polarities.
 
-    `medians` and `tolerances` have the numbers' names as keys, `polarities` the channels' names.
+    The keys of `medians` and `tolerances` are names of statistics, those of `polarities` are names
+    of channels.
     """
 
     medians: dict[str, FiniteFloat]
@@ -104,10 +109,14 @@ class InputCheck(BaseModel, frozen=True):
     def compare(
         self, numbers: Statistics, signs: Mapping[str, Signs] | None = None
     ) -> tuple[float | None, str]:
-        """Return how unlike the training scans a scan is; above 1, the limit, with a sentence.
+        """Compare the statistics and signs of a scan with the training scans.
 
-        Numbers and channels that the training scans do not have are left out. Without any the score
-        is None. A negative is named before any number, of which it changes several.
+        Statistics and channels that the training scans do not have are ignored. A negative is
+        reported first, because it also changes several statistics.
+
+        Returns:
+            The distance from the training scans divided by the limit, or None if nothing could be
+            compared; and a sentence about the difference, which is empty up to a distance of 1.
         """
         ratios = {
             name: abs(value - self.medians[name]) / self.tolerances[name]
@@ -127,18 +136,19 @@ class InputCheck(BaseModel, frozen=True):
         worst = max(exchanged, key=lambda name: exchanged[name], default="")
         if exchanged.get(worst, 0) > 1:
             return score, (
-                f"{UNLIKE}: {worst} looks like a photographic negative of theirs, or is upside "
+                f"{UNLIKE}: {worst} looks like a photographic negative, or is upside "
                 f"down (agreement of dark and bright {agreements[worst]:.2f}, training: from "
                 f"{self.polarities[worst].lowest:.2f}, on average 1)."
             )
         name = max(ratios, key=lambda name: ratios[name], default="")
         if ratios.get(name, 0) <= 1:
             return score, ""
-        middle, width = self.medians[name], self.tolerances[name]
-        said = [numbers[name], middle - width, middle + width]
+        middle = self.medians[name]
+        width = self.tolerances[name]
+        values = [numbers[name], middle - width, middle + width]
         if name.startswith("log "):
-            said = [float(np.exp(value)) for value in said]
-        seen, low, high = (f"{value:.3g}" for value in said)
+            values = [float(np.exp(value)) for value in values]
+        seen, low, high = (f"{value:.3g}" for value in values)
         return (
             score,
             f"{UNLIKE}: {name.removeprefix('log ')} is {seen} (training: {low} to {high}).",
@@ -148,7 +158,10 @@ class InputCheck(BaseModel, frozen=True):
 def training_ranges(
     cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
 ) -> InputCheck | None:
-    """The check that the training cases make, up to 64 complete ones; None for too few."""
+    """Make the input check from the training cases; None if there are too few.
+
+    At most 64 cases with all channels are used.
+    """
     complete = [case for case in cases if not case.missing]
     some = complete[:: max(1, -(-len(complete) // N_SCANS))]
     return make_input_check(
@@ -163,10 +176,12 @@ def make_input_check(
     images: Sequence[Statistics],
     signs: Sequence[Mapping[str, Signs]] = (),
 ) -> InputCheck | None:
-    """Return what new scans are compared with; None for fewer than five scans.
+    """Make the input check from statistics of the training scans; None for fewer than five.
 
-    `grids`: `grid_statistics` of the training scans' files. `images` and `signs`:
-    `image_statistics` and `signs_of` the same scans prepared, or of some of them, in any order.
+    Args:
+        grids: `grid_statistics` of the training scans' files.
+        images: `image_statistics` of some of these scans after preparation, in any order.
+        signs: `signs_of` some of these scans after preparation, in any order.
     """
     if min(len(grids), len(images)) < LEAST_SCANS:
         return None
@@ -190,12 +205,12 @@ def make_input_check(
 
 
 def _polarity(scans: Sequence[Signs]) -> Polarity | None:
-    """Return the polarity of one channel; None if the scans show none at all.
+    """Compute the polarity of one channel; None if dark and bright do not differ.
 
-    The limit comes from the agreement of each scan with the others.
+    The limit follows from the agreement of each scan with the remaining scans.
     """
     total = np.sum([scan.picture for scan in scans], axis=0)
-    # a scan's own picture does not count in the mean that it is compared with
+    # each scan is compared with the mean picture of the remaining scans
     rows = np.stack([scan.against(_unit_length(total - scan.picture)) for scan in scans])
     weights = _sign_weights(rows)
     if weights is None:
@@ -211,12 +226,15 @@ def _polarity(scans: Sequence[Signs]) -> Polarity | None:
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
         lowest=min(agreements, default=0.0),
-        limit=max(min(0.0, limit), -_NO_LIMIT),  # the negative of a scan like the mean is below 0
+        limit=max(min(0.0, limit), -_NO_LIMIT),  # negatives have an agreement below 0
     )
 
 
 def _sign_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return weights of the signs `[n, 3]` that give the scans a mean agreement of 1."""
+    """Return the weights of the signs `[n, 3]` for which the mean agreement is 1.
+
+    None if the mean signs vanish.
+    """
     means = rows.mean(axis=0)
     weights = means / (rows.var(axis=0, ddof=1) + SIGN_VARIANCE)
     scale = float(means @ weights)
@@ -224,13 +242,13 @@ def _sign_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def _unit_length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale vectors `[..., n]` to length 1; a vector of zeros stays."""
+    """Scale vectors `[..., n]` to length 1. Vectors of zeros are unchanged."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Logarithms of the spacing and the extent along each axis of the canonical order."""
+    """Compute the logarithms of spacing and extent along each axis of the canonical order."""
     numbers = {}
     for axis, n, mm in zip(_axes(len(shape)), shape, spacing_mm, strict=True):
         numbers[f"log spacing along {axis} in mm"] = float(np.log(mm))
@@ -241,14 +259,14 @@ def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[s
 def image_statistics(
     channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
 ) -> dict[str, float]:
-    """Percentiles and differences of neighbours of a prepared image's channels `[*plan]`.
+    """Compute percentiles and mean differences of neighbouring voxels of a prepared image.
 
-    At most 48 evenly spaced places along each axis are looked at.
+    `channels` are `[*plan]`. At most 48 evenly spaced places along each axis are sampled.
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):
         steps = _steps(channel.shape)
-        sample = _sampled(channel)
+        sample = _sample(channel)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
         for axis, axis_name in enumerate(_axes(channel.ndim)):
@@ -266,10 +284,10 @@ def image_statistics(
 
 
 def signs_of(channels: Iterable[NDArray[Any]], channel_names: Sequence[str]) -> dict[str, Signs]:
-    """Return the signs of each channel of a prepared image, from at most 48 places per axis."""
+    """Compute the signs of each channel of a prepared image, from at most 48 places per axis."""
     signs = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        sample = _sampled(channel).astype(np.float64)
+        sample = _sample(channel).astype(np.float64)
         low, middle, high = np.percentile(sample, (1, 50, 99))
         width = max(high - low, _LEAST_SCALE)
         signs[name] = Signs(
@@ -281,7 +299,7 @@ def signs_of(channels: Iterable[NDArray[Any]], channel_names: Sequence[str]) -> 
 
 
 def _border(sample: NDArray[np.float64]) -> float:
-    """Return the mean of the border in standard deviations from the mean."""
+    """Compute the mean of the border, in standard deviations from the mean of all voxels."""
     widths = [max(1, n // BORDER) for n in sample.shape]
     inner = sample[
         tuple(
@@ -297,12 +315,12 @@ def _border(sample: NDArray[np.float64]) -> float:
 
 
 def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the means of 6 × 6 blocks (3-D: 4 × 4 × 4), of mean 0 and length 1, as one vector.
+    """Compute the means of 6 × 6 blocks (3-D: 4 × 4 × 4) as a vector of mean 0 and length 1.
 
-    Its scalar product with another one is their correlation. Exchanging dark and bright changes
-    its sign. A channel of equal voxels gives zeros.
+    The scalar product of two such vectors is their correlation. Exchanging dark and bright changes
+    the sign of the vector. A channel of equal voxels gives zeros.
     """
-    means = _sampled(channel).astype(np.float64)
+    means = _sample(channel).astype(np.float64)
     for axis, n in enumerate(means.shape):
         edges = np.linspace(0, n, COARSE[means.ndim] + 1)
         blocks = [
@@ -318,24 +336,25 @@ def _steps(shape: Sequence[int]) -> list[int]:
     return [max(1, -(-n // MOST_PLACES)) for n in shape]
 
 
-def _sampled(channel: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the voxels at evenly spaced places."""
+def _sample(channel: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the voxels at evenly spaced places, at most 48 along each axis."""
     places = tuple(slice(None, None, step) for step in _steps(channel.shape))
     return np.asarray(channel[places], dtype=np.float32)
 
 
 def _axes(dims: int) -> tuple[str, ...]:
+    """Return the names of the axes in messages."""
     return ("S", "A", "R") if dims == 3 else ("the columns", "the rows")
 
 
 def check_missing(plan: Plan, missing: Sequence[int]) -> None:
-    """Raise `DatasetError` for a scan without these channels, unless it may lack that one."""
+    """Raise `DatasetError` if channels are missing, unless the plan allows one to be missing."""
     if len(missing) > plan.may_lack:
         names = ", ".join(plan.channel_names[c] for c in missing)
-        raise DatasetError(
-            f"The scan has no {names}. This model may lack "
-            f"{'one channel' if plan.may_lack else 'none'}: train with data.channel_dropout."
-        )
+        advice = "This model needs all channels. Add the file, or train with data.channel_dropout."
+        if plan.may_lack:
+            advice = "This model can predict without one channel, but not more. Add the files."
+        raise DatasetError(f"The scan has no {names}. {advice}")
 
 
 def check_scan(
@@ -348,9 +367,9 @@ def check_scan(
 ) -> InputCheckResult:
     """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
-    Without a check only channels without contrast are found: those named in `blank` by
-    `channels_without_contrast`, and those whose prepared voxels are all equal. Missing channels are
-    not compared; the warning names them.
+    Missing channels are not compared, and the warning names them. A channel has no contrast if it
+    is in `blank` (`channels_without_contrast`), or if its prepared voxels are all equal. Without a
+    check, only missing channels and channels without contrast are reported.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
@@ -372,16 +391,16 @@ def check_scan(
         numbers = grid_statistics(shape, spacing_mm) | image_statistics(channels, names)
         score, warning = check.compare(numbers, signs_of(channels, names))
     if lacking:
-        without = f"Predicted without {', '.join(lacking)}: expect lower sensitivity."
+        without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
     return InputCheckResult(score, warning, lacking, empty)
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the channels in which at least 999 of 1000 voxels are equal.
+    """Return the names of the channels in which at least 99.9 % of the voxels are equal.
 
-    Values that differ by less than the hundred thousandth part are equal: a constant may have been
-    scaled. Voxels of a radiograph that show nothing do not count, nor do missing channels.
+    Values that differ by less than a factor of 1e-5 count as equal, because a constant may have
+    been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored.
     """
     found = []
     for c, name in enumerate(names):
@@ -391,28 +410,29 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
 
 
 def _is_blank(channel: NDArray[Any], valid: NDArray[np.bool_] | None) -> bool:
+    """Return True if at least 99.9 % of the valid voxels are equal."""
     values = channel if valid is None or not valid.any() else channel[valid]
     steps = tuple(slice(None, None, max(1, n // MOST_PLACES)) for n in values.shape)
     sample = values[steps]
     middle = float(np.median(sample))
     allowed = EQUAL * abs(middle)
-    # most scans are told by the sample
+    # for most scans, the sample is enough
     if np.mean(np.abs(sample - middle) <= allowed) < BLANK_SHARE / 2:
         return False
     return bool(np.mean(np.abs(values - middle) <= allowed) >= BLANK_SHARE)
 
 
 def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
-    """Raise `GeometryError` for voxels or an extent that cannot be meant, as by a wrong unit.
+    """Raise `GeometryError` if spacing or extent are implausible, as with a wrong unit.
 
-    Voxels a hundred times smaller or larger along an axis than those of the training scans would
-    be resampled to a few voxels, or to millions.
+    Voxels that are a hundred times smaller or larger than the plan's would be resampled to a few
+    voxels, or to too many.
     """
     order = geometry.canonical_order
     spacing = [geometry.spacing_mm[axis] for axis in order]
     extent = [geometry.shape[axis] * geometry.spacing_mm[axis] for axis in order]
     ratios = list[float]()
-    if len(plan.spacing_mm) == geometry.dims:  # a network of planes takes any distance of slices
+    if len(plan.spacing_mm) == geometry.dims:  # a 2-D network accepts any distance of slices
         ratios = [mm / usual for mm, usual in zip(spacing, plan.spacing_mm, strict=True)]
     is_odd = any(not 1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios)
     is_huge = geometry.dims == 3 and max(extent) > MOST_EXTENT_MM

@@ -1,4 +1,4 @@
-"""From a network's logits to probabilities."""
+"""Convert the logits of a network to probabilities."""
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,11 @@ SURE = 8.0  # log-odds: p = 0.9997
 def label_probabilities(
     logits: Float[Tensor, "b k *spatial"], plan: Plan
 ) -> Float[Tensor, "b labels *spatial"]:
-    """Return the probabilities, float32, of the plan's labels.
+    """Convert logits to probabilities float32 of the plan's labels.
 
-    Softmax's background channel is dropped. If the plan has a `link`, the effect of the focal loss
-    on sigmoid logits is undone (`losses.focal`). Beyond p = 0.9997 probabilities keep their order
-    (`compress_log_odds`).
+    The background channel of a softmax is dropped. If the plan has a `link`, the effect of the
+    focal loss on sigmoid logits is undone (`losses.focal`). Probabilities above 0.9997 keep their
+    order (`compress_log_odds`).
     """
     logits = logits.float()
     if plan.activation == "softmax":  # log-odds of each label against all other channels
@@ -32,10 +32,11 @@ def label_probabilities(
 
 
 def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Log-odds that grow by their logarithm beyond ±8, so that probabilities keep their order.
+    """Compress log-odds beyond ±8 logarithmically, so that probabilities keep their order.
 
-    Of any shape, also empty; signs are kept. float32 knows no p between 1 and 1 − 6e-8, log-odds
-    of 16.6; networks that Dice teaches go beyond, and what ties at 1 cannot be ranked.
+    float32 has no number between 1 − 6e-8 (log-odds of 16.6) and 1. The log-odds of networks that
+    are trained with Dice can be higher, and equal probabilities of 1 could not be ranked. The shape
+    is arbitrary and may be empty.
 
     >>> [round(float(x), 2) for x in compress_log_odds(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
     [-5.0, 8.0, 10.26, 13.26]
@@ -45,11 +46,12 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
-    """Return the probabilities, float32, of a detector's anchors.
+    """Convert the logits of a detector's anchors to probabilities float32.
 
     The effect of the focal loss is undone.
     """
-    logits, anchors = logits.float(), planned_anchors(plan)
+    logits = logits.float()
+    anchors = planned_anchors(plan)
     if anchors.gamma is None:
         return compress_log_odds(logits).sigmoid()
     by_label = logits.reshape(-1, logits.shape[-1]).T[None]
@@ -58,9 +60,9 @@ def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
-    """Return the voxels' probabilities after a calibration (`Selection.voxel_calibration`).
+    """Calibrate the probabilities of voxels (`Selection.voxel_calibration`).
 
-    0 stays 0. None changes nothing.
+    A probability of 0 stays 0. If `fit` is None, the probabilities are unchanged.
     """
     if fit is None:
         return p

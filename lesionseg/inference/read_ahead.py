@@ -1,4 +1,4 @@
-"""Many volumes one after the other: read ahead, written behind, within the machine's memory."""
+"""Process many volumes in a row: read the next and write the last while one is inferred."""
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.models.foreign import n_logits
 from lesionseg.plan.plan import Plan
 
-# the most that a case needs at one time, in copies of its larger grid in float32
+# peak memory of a case, in float32 copies of the image on its larger grid
 _COPIES = 2.5
 # bytes per voxel of the file for instances and masks while they are written
 _DECISION = 8
@@ -30,11 +30,18 @@ def read_ahead(
     *,
     fits: Callable[[Sequence[T]], bool] = lambda _: True,
 ) -> Generator[R]:
-    """What `write` makes of each item, in order; each step takes what the one before has made.
+    """Read, infer and write each item. Yield the results of `write` in order.
 
-    The next is read and the last written, each by a thread, while this one infers. `fits`: whether
-    items that lie beside each other may be in memory together; else one goes after the other. What
-    a step raises is raised here. Closing the generator ends it after the steps that run.
+    While one item is inferred, a thread reads the next item and another thread writes the last one.
+    Errors of a step are raised here. Closing the generator ends it after the running steps.
+
+    Args:
+        items: the items.
+        read: returns the content of an item.
+        infer: takes an item and the result of `read`.
+        write: takes an item and the result of `infer`.
+        fits: returns True if consecutive items fit into memory together. If they do not, they are
+            processed one after the other.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reading: Future[Any] | None = None
@@ -50,7 +57,7 @@ def read_ahead(
             while writing:
                 yield writing.pop().result()
             writing.append(writer.submit(write, item, made))
-            del made  # the writer's alone, which frees it bit by bit
+            del made  # the writer frees the memory step by step
             if reading is None:
                 yield writing.pop().result()
 
@@ -63,13 +70,21 @@ def predict_volumes(
     *,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> Generator[R]:
-    """What `use` makes of each case's prediction, in the order of `cases`.
+    """Apply `use` to each prediction and yield the results in the order of `cases`.
 
-    `read` gives a case's volume, in a thread of its own; `use` is called in another. `on_slab`:
-    what is shown a case's probabilities (`decision.decide`). The volume's memory is
-    used again. What goes wrong with a case is raised here.
+    Errors of a case are raised here.
+
+    Args:
+        predictor: the predictor.
+        cases: the cases.
+        read: returns the volume of a case. It runs in its own thread, and the memory of the volume
+            is overwritten.
+        use: takes a case and its prediction. It runs in another thread.
+        on_slab: returns the function that receives a case's probabilities (`decision.decide`), or
+            None.
     """
-    budget, sizes = default_budget(), {"": 0}
+    budget = default_budget()
+    sizes = {"": 0}
 
     def prepare(files: CaseFiles) -> PreparedScan | NnunetScan:
         volume = read(files)
@@ -86,10 +101,10 @@ def predict_volumes(
 
 
 def needed_bytes(geometry: Geometry, plan: Plan) -> int:
-    """Return the memory that a case on a file's grid takes at most, without the network.
+    """Return the peak memory of a case in bytes, without the network.
 
-    Two copies of the image, file and plan, or image and probabilities, and half a one to spare. A
-    model of nnU-Net's also keeps its logits.
+    It is the memory of the image on the file's grid and on the plan's grid with a reserve of half
+    an image, or of image and probabilities. An nnU-Net model also needs its logits.
     """
     finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, finer)

@@ -8,7 +8,7 @@ import torch
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
-from lesionseg.inference import boxes as boxes_module
+from lesionseg.inference import box_candidates as boxes_module
 from lesionseg.inference.box_candidates import (
     BoxCollector,
     Boxes,

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Labels, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.inference.decision import find_by_plan, within_limit
+from lesionseg.inference.decision import find_by_plan, limit_candidates
 from lesionseg.plan.plan import CandidateRule
 from tests.models.plans import plan_of
 
@@ -59,7 +59,7 @@ def test_candidates_beyond_the_limit_are_kept_from_the_threshold_up():
         Candidate.from_box(number, 1, score, (0, 0, 1, 1), geometry)
         for number, score in ((1, 0.9), (2, 0.6), (3, 0.2))
     )
-    kept = within_limit(Prediction("A", geometry, candidates, instances), 1, keep_from=0.5)
+    kept = limit_candidates(Prediction("A", geometry, candidates, instances), 1, keep_from=0.5)
     assert [c.id for c in kept.candidates] == [1, 2]
     assert kept.instances.tolist() == [[1, 0, 2, 0, 0, 0]]
     assert kept.n_left_out == 1
