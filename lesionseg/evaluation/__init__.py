@@ -1,6 +1,7 @@
 """Compare predictions with references: matching, overlap, curves, intervals, scores.
 
-Knows neither networks nor file formats: predictions and references in, numbers and tables out.
+The package takes predictions and references, and returns numbers and tables. It does not know
+networks.
 """
 
 from lesionseg.evaluation.case_results import (

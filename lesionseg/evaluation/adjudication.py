@@ -1,4 +1,4 @@
-"""False positives that a person found to be lesions the reference lacks: both numbers."""
+"""Scores with and without the false positives that a reader confirmed as lesions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,19 @@ from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, proportion, rate
 from lesionseg.evaluation.scores import AdjudicatedNumbers, Adjudication
 
-LESION, NO_LESION_HERE, UNSURE = WORDS = ("lesion", "no_lesion", "unsure")
+LESION = "lesion"
+NO_LESION_HERE = "no_lesion"
+UNSURE = "unsure"
+WORDS = (LESION, NO_LESION_HERE, UNSURE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of a reader to a false positive. `box_vox` shows if it is still the same one."""
+    """The answer of a reader to one false positive.
+
+    `box_vox` is the box of the candidate when the reader answered. If the candidate now has another
+    box, the answer is stale.
+    """
 
     case: str
     candidate: int
@@ -42,18 +49,21 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
             found.append(Answer(row["case"], int(float(row["candidate"])), box, word))
         except (KeyError, ValueError) as error:
             raise ContentError(
-                f"{where}, line {line}: no case, candidate and box as the report wrote them "
-                f"({error})."
+                f"{where}, line {line}: the case, the candidate or its box is missing or is not a "
+                f"number ({error}). Copy these cells from a new adjudicate.csv of the report."
             ) from error
     return found
 
 
 def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adjudication:
-    """Compute the main numbers by the reference alone and with the confirmed lesions added to it.
+    """Compute the main numbers without and with the lesions that a reader confirmed.
 
-    A false positive with the answer `lesion` counts as a lesion that was found; lesions that both
-    the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
-    Answers on candidates that are no longer false positives, or have moved, are counted as stale.
+    A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
+    reference and the model miss remain unknown, so the adjudicated recall is too high. Answers
+    about candidates that are no longer false positives, or that have moved, are counted as stale.
+
+    Raises:
+        ContentError: if two answers to the same candidate differ.
     """
     boxes = {
         (r.case, c.candidate): (*c.start_vox, *c.stop_vox)
@@ -71,8 +81,8 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adju
     for v in fresh:
         if word_of.setdefault((v.case, v.candidate), v.word) != v.word:
             raise ContentError(
-                f"adjudication: two answers to candidate {v.candidate} of {v.case}, "
-                f"{word_of[v.case, v.candidate]} and {v.word}. Keep the one agreed on."
+                f"adjudication: candidate {v.candidate} of {v.case} has two answers, "
+                f"{word_of[v.case, v.candidate]} and {v.word}. Keep one of them."
             )
     confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
     words = Counter(word_of.values())
@@ -88,22 +98,23 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adju
 
 
 def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> AdjudicatedNumbers:
-    """Compute the main numbers, with a case's `confirmed` false positives counted as found."""
+    """Compute the main numbers. `confirmed` false positives of a case count as found lesions."""
     groups = sorted({r.group for r in results})
-    rows = [
-        (
-            r.n_outcome("true_positive") + n,
-            r.n_outcome("false_positive") - n,
-            r.n_detected + n,
-            len(r.lesions) + n,
-            r.annotated_share,
-        )
-        for r in results
-        for n in [confirmed.get(r.case, 0)]
-    ]
-    true, false, found, lesions, cases = (
-        sums_by_group(groups, results, [row[i] for row in rows]) for i in range(5)
-    )
+    n_true = []
+    n_false = []
+    n_found = []
+    n_lesions = []
+    for r in results:
+        n_confirmed = confirmed.get(r.case, 0)
+        n_true.append(r.n_outcome("true_positive") + n_confirmed)
+        n_false.append(r.n_outcome("false_positive") - n_confirmed)
+        n_found.append(r.n_detected + n_confirmed)
+        n_lesions.append(len(r.lesions) + n_confirmed)
+    true = sums_by_group(groups, results, n_true)
+    false = sums_by_group(groups, results, n_false)
+    found = sums_by_group(groups, results, n_found)
+    lesions = sums_by_group(groups, results, n_lesions)
+    cases = sums_by_group(groups, results, [r.annotated_share for r in results])
     return AdjudicatedNumbers(
         n_lesions=int(lesions.sum()),
         n_false_positive=int(false.sum()),

@@ -1,7 +1,7 @@
-"""Is a candidate with probability p a true positive in a share p of cases?
+"""Calibration: candidates with a probability p should be true positives in a share p of cases.
 
-Platt's fit (1999) with an intercept, on the logit of the score. Probabilities are never used for
-ranking.
+A logistic regression on the logit of the score (Platt 1999) turns scores into probabilities.
+Probabilities are never used for ranking.
 """
 
 from collections.abc import Sequence
@@ -17,39 +17,51 @@ from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.scores import CalibrationScores, NoCalibration, ReliabilityBin
 
 TOO_FEW = "fewer than 5 of either kind are too few for a curve"
-MIN_FOR_PLATT = 10  # of each outcome, to fit
-MIN_FOR_CURVE = 5  # of each outcome, to describe a curve
+MIN_FOR_PLATT = 10  # candidates of each outcome that a fit needs
+MIN_FOR_CURVE = 5  # candidates of each outcome that the description of a curve needs
 N_BINS = 10
 
 
 def scores_and_outcomes(
     results: Sequence[CaseResult], *, probabilities: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the scores, or `probabilities`, of candidates that count, and which are true."""
-    known = [
-        (value, c.outcome_any == "true_positive")
-        for r in results
-        for c in r.candidates
-        for value in [c.probability if probabilities else c.score]
-        if c.outcome_any != "ignored" and value is not None
-    ]
-    values, true = zip(*known, strict=True) if known else ((), ())
+    """Return the scores of all candidates that are not ignored, and their outcomes.
+
+    Args:
+        results: The evaluated cases.
+        probabilities: True returns the calibrated probabilities instead of the scores.
+
+    Returns:
+        The values `[n]`, and `[n]` True for each true positive.
+    """
+    values = []
+    true = []
+    for r in results:
+        for c in r.candidates:
+            value = c.probability if probabilities else c.score
+            if c.outcome_any != "ignored" and value is not None:
+                values.append(value)
+                true.append(c.outcome_any == "true_positive")
     return np.array(values, dtype=np.float64), np.array(true, dtype=np.bool_)
 
 
 def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = None) -> Calibration:
-    """Fit on candidates of development cases, best out of fold.
+    """Fit the calibration of candidates on development cases.
 
-    Raises `ContentError` with fewer than 10 of each outcome.
+    The cases should be out-of-fold predictions: a model is too sure on its training cases.
+
+    Raises:
+        ContentError: if there are fewer than 10 candidates of either outcome.
     """
     scores, true = scores_and_outcomes(results)
-    n_true, n_false = int(true.sum()), int((~true).sum())
+    n_true = int(true.sum())
+    n_false = int((~true).sum())
     if min(n_true, n_false) < MIN_FOR_PLATT:
         raise ContentError(
             f"Calibration needs {MIN_FOR_PLATT} true and {MIN_FOR_PLATT} false candidates; there "
             f"are {n_true} and {n_false}."
         )
-    # Platt's targets: one pseudo-count of each outcome keeps probabilities off 0 and 1
+    # Platt's targets: one pseudo-count of each outcome keeps probabilities away from 0 and 1
     targets = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
     intercept, slope = fit_logistic(logit(scores), targets[None], np.ones((1, len(true))))[0]
     return Calibration(
@@ -62,12 +74,13 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
 
 
 def describe_calibration(results: Sequence[CaseResult]) -> CalibrationScores | NoCalibration:
-    """Measure how well the candidates' probabilities, or their scores, say what is a lesion.
+    """Measure the calibration of the candidates' probabilities, or of their scores.
 
-    Brier score (1950). Slope: logistic regression of the outcome on the chance's logit (Cox 1958);
-    1 if well calibrated, below 1 if chances are too extreme. `observed_expected`: true positives
-    over the sum of chances. There are no intervals: candidates of few patients give none that
-    holds.
+    The measures are the Brier score (1950), the slope and `observed_expected`. The slope belongs to
+    a logistic regression of the outcome on the logit of the probability (Cox 1958); it is 1 for
+    perfect calibration and below 1 for probabilities that are too extreme. `observed_expected` is
+    the number of true positives divided by the sum of the probabilities. The measures have no
+    intervals, because those of few patients would be unreliable.
     """
     candidates = [c for r in results for c in r.candidates]
     calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
@@ -104,12 +117,19 @@ def fit_logistic(
     *,
     ridge: float = 1e-9,
 ) -> NDArray[np.float64]:
-    """Fit logistic regressions by Newton's method. Return intercept and slope `[fits, 2]`.
+    """Fit logistic regressions by Newton's method.
 
-    From counts `[fits, n]` at each x `[n]`: `true` of `totals` are true there; fractions count as
-    such. `weights` `[n]`: counts by whose mean and deviation x is standardised for all fits alike;
-    `ridge`/2 · slope² of standardised x is added. A fit without counts stays at 0, without
-    deviation in x the slope is 0.
+    Args:
+        x: The values of the predictor `[n]`.
+        true: How many outcomes are true at each x, `[fits, n]`. Fractions are allowed.
+        totals: How many outcomes were observed at each x, `[fits, n]`.
+        weights: Weights `[n]` for the mean and deviation by which x is standardised in all fits.
+            None sums `totals` over the fits.
+        ridge: The penalty ridge/2 · slope² of standardised x is added.
+
+    Returns:
+        Intercept and slope `[fits, 2]`. Both are 0 for a fit without counts. The slope is 0 if all
+        x are equal.
     """
     weights = totals.sum(0) if weights is None else weights
     middle = float(np.average(x, weights=weights))
@@ -122,7 +142,9 @@ def fit_logistic(
         left = true - totals * p
         slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
         w = totals * np.maximum(p * (1 - p), 1e-9)
-        a, b, c = w.sum(1) + 1e-12, w @ z, w @ z**2 + prior
+        a = w.sum(1) + 1e-12
+        b = w @ z
+        c = w @ z**2 + prior
         step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], 1)
         step /= (a * c - b**2)[:, None]
         step *= np.minimum(1, 5 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]

@@ -1,9 +1,9 @@
-"""One case: reference and prediction in, every number of the case out."""
+"""Evaluate one case: match its prediction with its reference, and compute every number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,14 @@ from lesionseg.core import (
     Zones,
 )
 from lesionseg.errors import GeometryError
-from lesionseg.evaluation.criteria import INSTANCES, SIDE_CRITERIA, Preset
+from lesionseg.evaluation.criteria import (
+    ANY_OVERLAP,
+    CENTRE_DISTANCE,
+    INSTANCES,
+    IOU50,
+    SIDE_CRITERIA,
+    Preset,
+)
 from lesionseg.evaluation.matching import NEVER, Match, Outcome, match
 from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
 from lesionseg.evaluation.missed import Miss, Misses, WhyMissed
@@ -30,23 +37,44 @@ from lesionseg.ops.components import lesion_instances
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
 REGION_LABEL = next(iter(UNION))
-IoUs = Mapping[tuple[int, int], float]  # of rows of a candidate and a lesion that overlap
+IoUs = Mapping[tuple[int, int], float]  # IoU by the rows of an overlapping candidate and lesion
 
 
 @dataclass(frozen=True, slots=True)
 class LesionResult:
-    """One reference lesion and whether it was found; a line of lesions.csv.
+    """One reference lesion, found or missed; a line of lesions.csv.
 
-    `voxels`, `slices` and the axes are None for a bare box, `volume_ml` also in 2-D. `candidate`
-    and `iou` are those of the match at the operating point. `detected_at` is the highest score at
-    which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
-    `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
-    `why_missed`: empty for a found lesion. `covered`: the share of the lesion that the accepted
-    candidates cover together or, if none of them touches it, all retained ones. Of a missed lesion,
-    `nearest_candidate`, `nearest_score` and `nearest_iou` belong to the candidate that
-    `why_missed` concerns, as in `Miss`. `split`: several accepted candidates overlap it; `merged`:
-    one of them overlaps another lesion too. `zone`: the anatomical zone, empty if the evaluation
-    has none.
+    Attributes:
+        lesion: Id of the lesion in the reference.
+        label: Label value.
+        diameter_mm: Equivalent diameter.
+        volume_ml: Volume. None in 2-D and for a box without voxels.
+        voxels: Number of voxels. None for a box without voxels.
+        slices: As in `Extent`. None for a box without voxels.
+        long_axis_mm: As in `Extent`. None for a box without voxels.
+        short_axis_mm: As in `Extent`. None for a box without voxels.
+        near_resolution: As in `Extent`.
+        start_vox: First corner of its box in array order.
+        stop_vox: Last corner of its box, exclusive.
+        centre_mm: Centre in RAS mm.
+        detected: True if it is found at the operating point.
+        detected_at: The highest score at which it is found. None if it is never found, or if
+            candidates have no scores.
+        candidate: Id of the candidate that finds it at the operating point.
+        iou: IoU of the lesion and that candidate.
+        any_overlap: True if it is found under this side criterion at the operating point.
+        iou50: The same for this side criterion.
+        centre_distance: The same for this side criterion.
+        iou10: The same for this side criterion.
+        why_missed: The reason why it was missed, empty for a found lesion.
+        split: True if several accepted candidates overlap it.
+        merged: True if an accepted candidate overlaps this and another lesion.
+        zone: Anatomical zone, empty if the evaluation has none.
+        covered: The share of it that the accepted candidates cover together. If none of them
+            touches it, the share that all retained candidates cover.
+        nearest_candidate: Id of the candidate that `why_missed` concerns, as in `Miss`.
+        nearest_score: Score of that candidate.
+        nearest_iou: IoU of the lesion and that candidate.
     """
 
     lesion: int
@@ -81,12 +109,26 @@ class LesionResult:
 
 @dataclass(frozen=True, slots=True)
 class CandidateResult:
-    """One candidate and what became of it; a line of candidates.csv.
+    """One candidate and its outcome; a line of candidates.csv.
 
-    `outcome` at the operating point; `outcome_any` when all retained candidates count (the FROC's
-    view). `lesion` and `iou`: the lesion of its pair, else the one that it overlaps most.
-    `touches_lesion`: overlaps some lesion, of whatever label. `in_lesions`: the share of the
-    candidate that is located in lesions.
+    Attributes:
+        candidate: Id of the candidate.
+        label: Label value.
+        score: Score. None if the prediction has no scores.
+        probability: Calibrated probability of being a true positive.
+        diameter_mm: Equivalent diameter.
+        volume_ml: Volume. None in 2-D and for a box without voxels.
+        start_vox: First corner of its box in array order.
+        stop_vox: Last corner of its box, exclusive.
+        centre_mm: Centre in RAS mm.
+        accepted: True if it counts at the operating point.
+        outcome: Outcome at the operating point.
+        lesion: Id of the lesion that it finds, otherwise of the one that it overlaps most.
+        iou: IoU of the candidate and that lesion.
+        touches_lesion: True if it overlaps a lesion of any label.
+        outcome_any: Outcome if all retained candidates are accepted, as in the FROC.
+        zone: Anatomical zone, empty if the evaluation has none.
+        in_lesions: The share of the candidate that is located in lesions.
     """
 
     candidate: int
@@ -112,17 +154,40 @@ class CandidateResult:
 class CaseResult:
     """One evaluated case; a line of cases.csv.
 
-    `dice`, `surface_dice` and `hd95_mm` are None where docs/evaluation.md says so. `dice_by_label`
-    is empty where there are no masks to compare. `sides`: lesions found and false positives under
-    each side criterion. `pair_ious`: of each lesion found one to one, None without both masks, and
-    `n_unpaired`: detections of no such pair: what panoptic quality is of. `splits`: lesions
-    overlapped by several accepted candidates; `merges`: accepted candidates that overlap several
-    lesions. `case_score`: the highest candidate's that is not ignored, 0 without one, None without
-    scores. `scored`: whether candidates have scores. `unit`: what lengths are, "mm", "mm at the
-    detector" or, without a pixel size, "px". `regions`: each region by name, by itself.
-    `within_labels`: the same case with each label by itself, where labels are pooled and there are
-    several. `slice_spacing_mm`: the largest spacing of a volume's voxels, to 0.1 mm. `annotated`:
-    as in `core.Reference`; what was not has neither lesions nor candidates here.
+    Attributes:
+        case: Id of the case.
+        group: Id of the patient.
+        role: Role of the case, such as `test`.
+        status: `missing` if the case has no prediction.
+        dims: Number of spatial axes.
+        lesions: The reference lesions.
+        candidates: The retained candidates.
+        reference_ml: Volume of all lesions. None in 2-D and with boxes without voxels.
+        predicted_ml: Volume of the accepted candidates. None in the same cases.
+        case_score: The highest score of a candidate that is not ignored, 0 if there is none. None
+            without scores.
+        scored: True if the candidates have scores.
+        dice: Dice of all labels together. None without masks or without a lesion.
+        surface_dice: Surface Dice. None in the same cases.
+        hd95_mm: HD95. None also if one of the masks is empty.
+        splits: Number of lesions that several accepted candidates overlap.
+        merges: Number of accepted candidates that overlap several lesions.
+        dice_by_label: Dice of each label value, empty without masks.
+        sides: Lesions found and false positives under each side criterion.
+        pair_ious: IoU of each lesion that is found one to one, None if one side has no mask.
+            Panoptic quality is computed from this and `n_unpaired`.
+        n_unpaired: Number of accepted candidates without such a pair.
+        operating_point: The operating point that was applied.
+        unit: Unit of lengths: "mm", "mm at the detector" or, without a pixel size, "px".
+        seconds: Time of matching and evaluation.
+        regions: The result of each region by its name.
+        within_labels: The same case with each label matched separately. None if the labels are
+            not pooled, or if the case has one label.
+        warning: Warning of the input check, empty without one.
+        input_score: Score of the input check.
+        slice_spacing_mm: Largest spacing of a volume, rounded to 0.1 mm. None in 2-D.
+        annotated: As in `core.Reference`. Labels that are not annotated have neither lesions nor
+            candidates here.
     """
 
     case: str
@@ -157,9 +222,9 @@ class CaseResult:
 
     @property
     def annotated_share(self) -> float:
-        """As much of a scan it counts in rates: the share of the labels that a reader looked for.
+        """The share of the labels that a reader looked for. Rates count the case by this share.
 
-        0 without a prediction: what failed raises no false alarm.
+        It is 0 if the case has no prediction, because such a case cannot have false positives.
         """
         if self.status == "missing":
             return 0.0
@@ -181,28 +246,61 @@ class CaseResult:
 
     @property
     def false_positive_ml(self) -> float | None:
-        """Volume of the false positives; None in 2-D, and with one that is a bare box."""
+        """Volume of the false positives. None in 2-D, or if one of them is a box without voxels."""
         false = [c.volume_ml for c in self.candidates if c.outcome == "false_positive"]
         known = [volume for volume in false if volume is not None]
         return None if self.dims == 2 or len(known) < len(false) else sum(known, 0.0)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The label, size and position of a lesion or candidate."""
+
+    label: int
+    diameter_mm: float
+    volume_ml: float | None
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """The extent of a lesion, None for a box without voxels."""
+
+    voxels: int | None = None
+    slices: int | None = None
+    long_axis_mm: float | None = None
+    short_axis_mm: float | None = None
+    near_resolution: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Overlap:
+    """The agreement of the masks of a case, undefined without masks."""
+
+    dice: float | None = None
+    surface_dice: float | None = None
+    hd95_mm: float | None = None
+    dice_by_label: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Unannotated:
     """The candidates whose labels the reference does not annotate, matched with its lesions.
 
-    They count nowhere. They only explain why a lesion was missed.
+    They are not counted in any score. They only explain why a lesion was missed.
     """
 
     candidates: tuple[Candidate, ...]
     match: Match
 
     def decide(self, by_id: Mapping[int, Candidate]) -> "Unannotated":
-        """Return the same with the flags of other candidates of the same ids."""
+        """Replace the candidates by those of the same ids, which may have other flags."""
         return replace(self, candidates=tuple(by_id[c.id] for c in self.candidates))
 
     def accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
-        """Return the flags `[n]`: by the score of a point or, without one, as the files state."""
+        """Return True `[n]` for candidates that the point or, if None, the files accept."""
         if point is not None:
             return np.asarray(self.match.scores >= point.score)
         return np.array([c.accepted for c in self.candidates], dtype=np.bool_)
@@ -210,12 +308,24 @@ class Unannotated:
 
 @dataclass(frozen=True, eq=False)
 class MatchedCase:
-    """A case whose candidates were matched with its lesions, once, whichever are accepted.
+    """A case whose candidates are matched with its lesions once, for any operating point.
 
-    It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
-    the candidates alone. `zones` are the lesions'. `regions`: each region by itself. `annotated`:
-    as in `core.Reference`. `unannotated`: None if the reference annotates all labels. The rest:
-    see `match_case`.
+    It contains no volumes, so that all cases of a dataset fit into memory.
+
+    Attributes:
+        prediction: The candidates, without their voxels.
+        match: The possible pairs of candidates and lesions.
+        preset: The match rule.
+        case: Id of the case.
+        group: Id of the patient.
+        role: Role of the case, such as `test`.
+        status: `missing` if the case has no prediction.
+        regions: The matched case of each region by its name.
+        seconds: Time of matching.
+        zones: The anatomical zone of each lesion, empty if it has none.
+        annotated: As in `core.Reference`.
+        unannotated: The candidates of labels that the reference does not annotate. None without
+            such candidates.
     """
 
     prediction: Prediction
@@ -237,9 +347,9 @@ class MatchedCase:
         return self.match.lesions.geometry
 
     def decide(self, prediction: Prediction) -> "MatchedCase":
-        """Return the match with the flags, probabilities and operating point of `prediction`.
+        """Apply the flags, probabilities and operating point of `prediction`.
 
-        It has the candidates that were matched. Nothing is matched again.
+        `prediction` must have the candidates that were matched. Nothing is matched again.
         """
         by_id = {c.id: c for c in prediction.candidates}
         decided = replace(
@@ -258,23 +368,23 @@ class MatchedCase:
     ) -> CaseResult:
         """Compute every number of the case.
 
-        Candidates of at least the operating point's score are accepted; without a point, or
-        without scores, those that the prediction marks as accepted. Without `surface` the distances
-        between surfaces are left out: they take the longest, and nothing is chosen by them.
+        Args:
+            operating_point: Candidates with at least its score are accepted. If it is None, or if
+                the candidates have no scores, those that the prediction marks are accepted.
+            surface: False leaves out surface Dice and HD95, which take the most time. The choice of
+                an operating point does not need them.
         """
         begin = perf_counter()
-        given, match = self.prediction, self.match
-        lesions, candidates = match.lesions, match.candidates
+        given = self.prediction
+        match = self.match
+        lesions = match.lesions
+        candidates = match.candidates
         point = operating_point if given.scored else None  # a score is never invented
         accepted = np.array([c.accepted for c in given.candidates], dtype=np.bool_)
         if point is not None:
             accepted = match.scores >= point.score
         found_by, outcomes = match.of_accepted(accepted)
         sides = {rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA}
-        sides_of: list[dict[str, Any]] = [
-            {name: bool(by[row] >= 0) for name, (by, _) in sides.items()}
-            for row in range(len(lesions))
-        ]
         joint = self.preset.criterion.assignment == "jointly"
         pairs_of = sides[INSTANCES.name][0] if joint else found_by
         unpaired = accepted & ~match.ignored
@@ -302,16 +412,31 @@ class MatchedCase:
                 miss = Miss(WhyMissed.CASE_FAILED)
             else:
                 miss = misses.explain(row)
+            place = _describe_place(lesions, row)
+            size = _measure_size(lesions, row)
+            found_under = {name: bool(of[row] >= 0) for name, (of, _) in sides.items()}
             rows.append(
                 LesionResult(
                     lesion=int(lesions.ids[row]),
-                    **_place(lesions, row),
-                    **_extent(lesions, row),
+                    label=place.label,
+                    diameter_mm=place.diameter_mm,
+                    volume_ml=place.volume_ml,
+                    voxels=size.voxels,
+                    slices=size.slices,
+                    long_axis_mm=size.long_axis_mm,
+                    short_axis_mm=size.short_axis_mm,
+                    near_resolution=size.near_resolution,
+                    start_vox=place.start_vox,
+                    stop_vox=place.stop_vox,
+                    centre_mm=place.centre_mm,
                     detected=by >= 0,
                     detected_at=at if given.scored and at > NEVER else None,
                     candidate=int(candidates.ids[by]) if by >= 0 else None,
                     iou=iou_of.get((by, row), 0.0) if by >= 0 else None,
-                    **sides_of[row],
+                    any_overlap=found_under[ANY_OVERLAP.name],
+                    iou50=found_under[IOU50.name],
+                    centre_distance=found_under[CENTRE_DISTANCE.name],
+                    iou10=found_under[INSTANCES.name],
                     why_missed=miss.why,
                     split=bool(split[row]),
                     merged=bool(merged[row]),
@@ -322,6 +447,7 @@ class MatchedCase:
                     nearest_iou=miss.iou,
                 )
             )
+        overlap = self._measure_overlap(accepted, surface)
         return CaseResult(
             case=self.case,
             group=self.group or self.case,
@@ -329,10 +455,15 @@ class MatchedCase:
             status=self.status,
             dims=lesions.geometry.dims,
             lesions=tuple(rows),
-            candidates=self._candidates(accepted, found_by, outcomes, iou_of, misses.in_lesions),
-            **self._overlap(accepted, surface),
-            reference_ml=_summed_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
-            predicted_ml=_summed_ml(candidates, accepted & ~match.lost),
+            candidates=self._describe_candidates(
+                accepted, found_by, outcomes, iou_of, misses.in_lesions
+            ),
+            dice=overlap.dice,
+            surface_dice=overlap.surface_dice,
+            hd95_mm=overlap.hd95_mm,
+            dice_by_label=overlap.dice_by_label,
+            reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
+            predicted_ml=_sum_ml(candidates, accepted & ~match.lost),
             case_score=float(match.scores[~match.ignored].max(initial=0.0))
             if given.scored
             else None,
@@ -369,38 +500,44 @@ class MatchedCase:
             annotated=self.annotated,
         )
 
-    def _overlap(self, accepted: NDArray[np.bool_], surface: bool) -> dict[str, Any]:
+    def _measure_overlap(self, accepted: NDArray[np.bool_], surface: bool) -> _Overlap:
         """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label."""
-        lesions, candidates, pairs = self.match.lesions, self.match.candidates, self.match.overlaps
+        lesions = self.match.lesions
+        candidates = self.match.candidates
         if not self.match.has_masks:
-            return {}
-
-        def dice(of_lesion: NDArray[np.bool_], of_candidate: NDArray[np.bool_]) -> float | None:
-            both = of_candidate[pairs.candidate] & of_lesion[pairs.lesion]
-            sizes = lesions.n_voxels[of_lesion].sum() + candidates.n_voxels[of_candidate].sum()
-            return float(2 * pairs.voxels[both].sum() / sizes) if sizes else None
-
-        labels = sorted({*lesions.labels.tolist(), *candidates.labels.tolist()})
-        by_label = (
-            (label, dice(lesions.labels == label, accepted & (candidates.labels == label)))
-            for label in labels
-        )
-        found: dict[str, Any] = {
-            "dice_by_label": {label: value for label, value in by_label if value is not None}
-        }
-        if len(lesions) == 0:
-            return found
-        found["dice"] = dice(np.ones(len(lesions), dtype=np.bool_), accepted)
-        if surface:
-            surfaces = surface_scores(
-                lesions.voxels.astype(np.int64),
-                candidates.voxels[np.repeat(accepted, candidates.n_voxels)].astype(np.int64),
-                lesions.geometry.spacing_mm,
-                self.preset.surface_tolerance_mm,
+            return _Overlap()
+        by_label: dict[int, float] = {}
+        for label in sorted({*lesions.labels.tolist(), *candidates.labels.tolist()}):
+            of_label = self._compute_dice(
+                lesions.labels == label, accepted & (candidates.labels == label)
             )
-            # a missed case counts 0
-            found["surface_dice"], found["hd95_mm"] = surfaces or (0.0, None)
-        return found
+            if of_label is not None:
+                by_label[label] = of_label
+        if len(lesions) == 0:
+            return _Overlap(dice_by_label=by_label)
+        dice = self._compute_dice(np.ones(len(lesions), dtype=np.bool_), accepted)
+        if not surface:
+            return _Overlap(dice=dice, dice_by_label=by_label)
+        surfaces = surface_scores(
+            lesions.voxels.astype(np.int64),
+            candidates.voxels[np.repeat(accepted, candidates.n_voxels)].astype(np.int64),
+            lesions.geometry.spacing_mm,
+            self.preset.surface_tolerance_mm,
+        )
+        surface_dice, hd95_mm = surfaces or (0.0, None)  # a missed case counts 0
+        return _Overlap(
+            dice=dice, surface_dice=surface_dice, hd95_mm=hd95_mm, dice_by_label=by_label
+        )
+
+    def _compute_dice(
+        self, of_lesion: NDArray[np.bool_], of_candidate: NDArray[np.bool_]
+    ) -> float | None:
+        """Compute the Dice of some lesions and candidates; None if both are empty."""
+        pairs = self.match.overlaps
+        both = of_candidate[pairs.candidate] & of_lesion[pairs.lesion]
+        n_lesion = self.match.lesions.n_voxels[of_lesion].sum()
+        n_voxels = n_lesion + self.match.candidates.n_voxels[of_candidate].sum()
+        return float(2 * pairs.voxels[both].sum() / n_voxels) if n_voxels else None
 
     def _misses(
         self,
@@ -408,21 +545,22 @@ class MatchedCase:
         outcomes: Sequence[Outcome],
         point: OperatingPoint | None,
     ) -> Misses:
-        """Return what explains the missed lesions when some candidates are accepted."""
-        match, limit = self.match, point or self.prediction.operating_point
+        """Collect the facts that explain the missed lesions if these candidates are accepted."""
+        match = self.match
+        limit = point or self.prediction.operating_point
         least = limit.score if limit else float(match.scores[accepted].min(initial=1.0))
         others = self.unannotated
         return Misses(
-            match,
-            accepted,
-            np.array([outcome == "true_positive" for outcome in outcomes], dtype=np.bool_),
-            least,
-            self.prediction.removed,
-            None if others is None else others.match,
-            None if others is None else others.accepted(point),
+            match=match,
+            accepted=accepted,
+            true=np.array([outcome == "true_positive" for outcome in outcomes], dtype=np.bool_),
+            least=least,
+            removed=self.prediction.removed,
+            unannotated=None if others is None else others.match,
+            unannotated_accepted=None if others is None else others.accepted(point),
         )
 
-    def _candidates(
+    def _describe_candidates(
         self,
         accepted: NDArray[np.bool_],
         found_by: NDArray[np.int64],
@@ -430,11 +568,15 @@ class MatchedCase:
         iou_of: IoUs,
         in_lesions: NDArray[np.float64],
     ) -> tuple[CandidateResult, ...]:
-        match, candidates, pairs = self.match, self.match.candidates, self.match.overlaps
+        """Return the lines of candidates.csv."""
+        match = self.match
+        candidates = match.candidates
+        pairs = match.overlaps
         dims = candidates.geometry.dims
         _, outcomes_any = match.of_accepted(np.ones_like(accepted))
         joint = self.preset.criterion.assignment == "jointly"
-        # the lesion that it overlaps most, the first of equals; of its pair where there are pairs
+        # the lesion that a candidate overlaps most, or the first of equals; if the rule pairs one
+        # to one, the lesion that it finds
         lesion_of = np.full(len(candidates), -1, dtype=np.int64)
         measure = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou) if joint else pairs.iou
         order = np.flatnonzero(match.comparable)[::-1]
@@ -448,15 +590,21 @@ class MatchedCase:
         for row, (given, lesion) in enumerate(
             zip(self.prediction.candidates, lesion_of.tolist(), strict=True)
         ):
-            place = _place(candidates, row)
-            if place["volume_ml"] is None and dims == 3:
-                place["volume_ml"] = given.volume_ml
+            place = _describe_place(candidates, row)
+            volume_ml = place.volume_ml
+            if volume_ml is None and dims == 3:
+                volume_ml = given.volume_ml
             rows.append(
                 CandidateResult(
                     candidate=given.id,
-                    **place | {"label": given.label},
+                    label=given.label,
                     score=given.score if self.prediction.scored else None,
                     probability=given.probability,
+                    diameter_mm=place.diameter_mm,
+                    volume_ml=volume_ml,
+                    start_vox=place.start_vox,
+                    stop_vox=place.stop_vox,
+                    centre_mm=place.centre_mm,
                     accepted=bool(accepted[row]),
                     outcome=outcomes[row],
                     lesion=int(match.lesions.ids[lesion]) if lesion >= 0 else None,
@@ -483,33 +631,39 @@ def match_case(
 ) -> MatchedCase:
     """Match the prediction of one case with its reference.
 
-    Candidates of labels that the reference does not annotate are left out. Raises `GeometryError`
-    for a prediction on another grid.
+    Candidates of labels that the reference does not annotate are left out.
 
     Args:
-        reference: the lesions that a reader marked.
-        prediction: on the reference's grid; None where there is none: every lesion is missed.
-        preset: the match rule.
-        case: the case's id.
-        group: its patient; the case itself where nothing is known.
-        role: `train`, `validation`, `test`, `external` or nothing.
-        labels: the dataset's. If they have regions, each is scored by itself too, and all
-            candidates have the label of their union.
-        zones: anatomical zones, on any grid; None: lesions and candidates are in none.
+        reference: The lesions that a reader marked.
+        prediction: The prediction on the reference's grid. If it is None, every lesion is missed.
+        preset: The match rule.
+        case: Id of the case.
+        group: Id of the patient. If it is empty, the case is its own group.
+        role: `train`, `validation`, `test`, `external`, or empty.
+        labels: Labels of the dataset. If they have regions, each region is also scored separately,
+            and all candidates get the label of the union.
+        zones: Anatomical zones, on any grid. None leaves the zones empty.
+
+    Returns:
+        The matched case. `result` computes its numbers at an operating point.
+
+    Raises:
+        GeometryError: if the prediction is on another grid.
     """
     begin = perf_counter()
     unannotated = None
     if prediction is not None:
         if labels is not None and labels.regions:
-            prediction = _as_union(prediction)
-        grid, other = reference.geometry, prediction.geometry
+            prediction = _unite_labels(prediction)
+        grid = reference.geometry
+        other = prediction.geometry
         if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
             raise GeometryError(
                 f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
                 f"reference {describe_grid(grid)}: {grid.describe_difference(other)}. Resample it "
                 "onto the reference's grid."
             )
-        unannotated = _unannotated(prediction, reference, preset)
+        unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
     empty = np.zeros(reference.geometry.shape, dtype=np.int32)
     given = prediction or Prediction(case, reference.geometry, (), empty)
@@ -522,25 +676,25 @@ def match_case(
     has_values = prediction is None or prediction.values is not None
     if labels is not None and labels.regions and has_values:
         regions = dict(zip(labels.names, labels.regions, strict=True))
+    matched_regions = {}
+    for name, values in regions.items():
+        matched_regions[name] = match_case(
+            _cut_reference(reference, values),
+            None if prediction is None else _cut_prediction(prediction, values),
+            preset,
+            case=case,
+            group=group,
+            role=role,
+        )
     return MatchedCase(
-        replace(given, instances=None, values=None),
-        matched,
-        preset,
-        case,
-        group,
-        role,
+        prediction=replace(given, instances=None, values=None),
+        match=matched,
+        preset=preset,
+        case=case,
+        group=group,
+        role=role,
         status="missing" if prediction is None else "ok",
-        regions={
-            name: match_case(
-                _reference_of(reference, values),
-                None if prediction is None else _prediction_of(prediction, values),
-                preset,
-                case=case,
-                group=group,
-                role=role,
-            )
-            for name, values in regions.items()
-        },
+        regions=matched_regions,
         seconds=perf_counter() - begin,
         zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
         annotated=reference.annotated,
@@ -548,10 +702,10 @@ def match_case(
     )
 
 
-def _unannotated(
+def _match_unannotated(
     prediction: Prediction, reference: Reference, preset: Preset
 ) -> Unannotated | None:
-    """Match the candidates whose labels a reference does not annotate; None without any."""
+    """Match the candidates whose labels the reference does not annotate; None if there are none."""
     labels = {candidate.label for candidate in prediction.candidates}
     others = prediction.without_labels([x for x in labels if x not in reference.unannotated])
     if not others.candidates:
@@ -560,48 +714,60 @@ def _unannotated(
 
 
 def describe_grid(geometry: Geometry) -> str:
-    """Describe shape, spacing and place (RAS) of a grid in the order of files, x first."""
+    """Describe the shape, spacing and RAS position of a grid. x comes first, as in files."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
     spacing = tuple(round(s, 4) for s in reversed(geometry.spacing_mm))
     shape = tuple(reversed(geometry.shape))
     return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
 
-def _place(instances: Lesions, row: int) -> dict[str, Any]:
-    box, dims = instances.boxes[row], instances.geometry.dims
-    return {
-        "label": int(instances.labels[row]),
-        "diameter_mm": float(instances.diameters_mm[row]),
-        "volume_ml": instances.volume_ml(row),
-        "start_vox": tuple(box[:dims].tolist()),
-        "stop_vox": tuple(box[dims:].tolist()),
-        "centre_mm": tuple(instances.centres_mm[row].tolist()),
-    }
+def _describe_place(instances: Lesions, row: int) -> _Place:
+    """Return the fields that a lesion and a candidate have in common."""
+    box = instances.boxes[row]
+    dims = instances.geometry.dims
+    return _Place(
+        label=int(instances.labels[row]),
+        diameter_mm=float(instances.diameters_mm[row]),
+        volume_ml=instances.volume_ml(row),
+        start_vox=tuple(box[:dims].tolist()),
+        stop_vox=tuple(box[dims:].tolist()),
+        centre_mm=tuple(instances.centres_mm[row].tolist()),
+    )
 
 
-def _extent(lesions: Lesions, row: int) -> dict[str, Any]:
-    n_voxels, dims = int(lesions.n_voxels[row]), lesions.geometry.dims
+def _measure_size(lesions: Lesions, row: int) -> _Size:
+    """Measure a lesion by its voxels, or by its box if it has none."""
+    n_voxels = int(lesions.n_voxels[row])
+    dims = lesions.geometry.dims
     if n_voxels:
         voxels = lesions.voxels_of(row).astype(np.int64)
-        return {"voxels": n_voxels, **vars(measure_extent(voxels, lesions.geometry.spacing_mm))}
+        extent = measure_extent(voxels, lesions.geometry.spacing_mm)
+        return _Size(
+            voxels=n_voxels,
+            slices=extent.slices,
+            long_axis_mm=extent.long_axis_mm,
+            short_axis_mm=extent.short_axis_mm,
+            near_resolution=extent.near_resolution,
+        )
     sides = lesions.boxes[row][dims:] - lesions.boxes[row][:dims]
-    bare = dict.fromkeys(("voxels", "slices", "long_axis_mm", "short_axis_mm"))
-    return {**bare, "near_resolution": float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS}
+    return _Size(near_resolution=float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS)
 
 
-def _summed_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
+def _sum_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
+    """Sum the volumes of some rows; None in 2-D, or if one of them has no voxels."""
     if instances.geometry.dims == 2 or not instances.has_voxels[rows].all():
         return None
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 
 
-def _as_union(prediction: Prediction) -> Prediction:
+def _unite_labels(prediction: Prediction) -> Prediction:
+    """Give all candidates the label of the union of all regions."""
     candidates = tuple(replace(c, label=REGION_LABEL) for c in prediction.candidates)
     return replace(prediction, candidates=candidates)
 
 
-def _reference_of(reference: Reference, values: Sequence[int]) -> Reference:
-    """Return the lesions of a region: the connected components of its mask values."""
+def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
+    """Return the lesions of a region, which are the connected components of its mask values."""
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
     inside = np.isin(reference.labels, values).astype(np.uint8)
@@ -615,8 +781,8 @@ def _reference_of(reference: Reference, values: Sequence[int]) -> Reference:
     )
 
 
-def _prediction_of(prediction: Prediction, values: Sequence[int]) -> Prediction | None:
-    """Cut the candidates to a region's mask values; those without such voxels are left out.
+def _cut_prediction(prediction: Prediction, values: Sequence[int]) -> Prediction | None:
+    """Cut the candidates to the mask values of a region, and leave out those without such voxels.
 
     Return None if the prediction has no mask values.
     """
@@ -625,5 +791,5 @@ def _prediction_of(prediction: Prediction, values: Sequence[int]) -> Prediction 
     inside = np.isin(prediction.values, values)
     instances = np.where(inside, prediction.instances, 0)
     present = set(np.unique(instances).tolist())
-    kept = tuple(c for c in _as_union(prediction).candidates if c.id in present)
+    kept = tuple(c for c in _unite_labels(prediction).candidates if c.id in present)
     return replace(prediction, candidates=kept, instances=instances, values=None)

@@ -1,11 +1,12 @@
-"""What became of each lesion between two visits, and the smallest change that can be detected.
+"""Changes of lesions between two visits, and the smallest change that can be detected.
 
-Sizes are measured on each visit's own grid; which lesions belong together is decided on one grid.
+Sizes are measured on the grid of each visit. Lesions are compared by overlap on one common grid.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +27,20 @@ from lesionseg.ops.components import candidates_of
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
 
-HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
+HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ChangeRule:
-    """When lesions are the same, and from when a difference in size is a change.
+    """The rule that decides which lesions are the same, and which differences are changes.
 
-    `overlap`: the least share of the smaller of two lesions that both cover. `confidence`: the
-    share of stable lesions that are to be called stable; 0.95 gives Bland and Altman's 1.96
-    standard deviations.
+    Attributes:
+        overlap: Two lesions are the same if their overlap covers at least this share of the
+            smaller one.
+        confidence: The share of stable lesions that should be called stable. 0.95 gives the 1.96
+            standard deviations of Bland and Altman.
     """
 
     overlap: float = 0.1
@@ -51,10 +54,14 @@ class ChangeRule:
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """The lesions of a visit: `lesions` on its own grid, `placed` on the common one, row by row.
+    """The lesions of a visit.
 
-    `accepted` `[n]`: which count by themselves; the others only tell that a lesion was there.
-    `comparable` `[n]`: which lie within the other visit's field of view.
+    Attributes:
+        lesions: The lesions on the grid of the visit.
+        placed: The same lesions on the common grid, row by row.
+        accepted: True for accepted candidates `[n]`. A candidate that is not accepted only shows
+            that a lesion of the other visit was already or is still visible.
+        comparable: True for lesions `[n]` within the other visit's field of view.
     """
 
     lesions: Lesions
@@ -65,13 +72,27 @@ class Visit:
 
 @dataclass(frozen=True, kw_only=True)
 class LesionChange:
-    """One line of changes.csv: one lesion, or those that merged or split.
+    """One line of changes.csv: one lesion, or several lesions that merged or split.
 
-    `lesion_before` and `lesion_after` are ids; volumes and diameters are of all of them together,
-    empty on the side without any. Volumes are None in 2-D. `smallest_change_ml` and
-    `smallest_change_percent` (of the size before; of that after for new lesions) are what may come
-    from the grid alone. `score` is of a new lesion. `accepted`: stable ones aside, the change
-    exceeds the smallest, and a new lesion reaches the operating point.
+    Attributes:
+        case: Id of the pair of visits.
+        label: Label value.
+        lesion_before: Ids at the earlier visit, empty for a new lesion.
+        lesion_after: Ids at the later visit, empty for a lesion that is gone.
+        state: What happened to the lesion.
+        accepted: True if the change is larger than the smallest detectable one. A new lesion must
+            also reach the operating point. Stable lesions are never accepted; merged and split
+            lesions always are.
+        score: Score of a new lesion.
+        volume_before_ml: Summed volume at the earlier visit. None without a lesion and in 2-D.
+        volume_after_ml: Summed volume at the later visit. None without a lesion and in 2-D.
+        change_ml: Difference of the volumes. None in 2-D.
+        smallest_change_ml: The largest difference that grid errors explain. None in 2-D.
+        diameter_before_mm: Equivalent diameter of the summed size at the earlier visit.
+        diameter_after_mm: Equivalent diameter of the summed size at the later visit.
+        change_percent: Difference relative to the size before. None for new and gone lesions.
+        smallest_change_percent: The largest difference that grid errors explain, relative to
+            the size before, or for new lesions to the size after.
     """
 
     case: str
@@ -92,19 +113,23 @@ class LesionChange:
 
 
 def size_errors(lesions: Lesions) -> NDArray[np.float64]:
-    """Compute the standard error `[n]` in mm³ (mm² in 2-D) of each lesion's size from the grid.
+    """Compute the standard error of each lesion's size that the voxel grid causes.
 
-    The model: each of the 2·dims sides of a lesion lies anywhere within ± half a voxel of where it
-    is drawn, uniformly, independent of the others. A side of f faces then errs by f/√12 voxels, and
-    the lesion by √(Σ f²/6) voxels over the axes, both sides of an axis having the same f. Exact
-    for boxes. A bare box without voxels gives 0.
+    The model assumes that the true position of each of the 2·dims sides of a lesion is uniformly
+    distributed within ± half a voxel of the drawn position, independent of the other sides. A side
+    of f voxel faces then has a standard error of f/√12 voxels. Both sides of an axis have the same
+    f, so the lesion has a standard error of √(Σ f²/6) voxels, summed over the axes. This is exact
+    for boxes.
+
+    Returns:
+        Standard errors `[n]` in mm³, in 2-D in mm². A box without voxels has 0.
     """
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
         mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
         mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
-        for axis in range(mask.ndim):  # a side's faces: where a run of voxels begins
+        for axis in range(mask.ndim):  # a voxel without a predecessor along the axis has a face
             sums[row] += np.count_nonzero(mask & ~np.roll(mask, 1, axis)) ** 2
     return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
 
@@ -114,27 +139,35 @@ def find_changes(
 ) -> list[LesionChange]:
     """Find the changes of a case, sorted by state as in `STATES`, then by ids.
 
-    Lesions of one label belong together when both cover `rule.overlap` of the smaller one. One that
-    has no partner so is looked for one voxel around, among others without: alignment is no better.
-    Of several lesions on a side those that the grid explains, or under `rule.overlap` of the
-    largest, are pieces and make no merger or split. Candidates that are not accepted stand in where
-    a side has no other.
+    Two lesions of one label belong together if their overlap covers at least `rule.overlap` of the
+    smaller one. Lesions without a partner are compared again after they are grown by one voxel,
+    because the alignment of two visits is not more accurate than that.
+
+    If one side has several lesions, small ones are pieces, which count neither as a merger nor as a
+    split. A piece is smaller than its grid error or than `rule.overlap` of the largest lesion.
+    Candidates that are not accepted are used if a side has no accepted one.
     """
     rule = rule or ChangeRule()
-    errors = size_errors(before.lesions), size_errors(after.lesions)
+    errors_before = size_errors(before.lesions)
+    errors_after = size_errors(after.lesions)
     found = []
-    for rows in _groups(before, after, rule.overlap):
-        sides = [_Side.of(*side) for side in zip((before, after), rows, errors, strict=True)]
-        if any(side.accepted for side in sides):
-            found.append(_change(case, sides[0], sides[1], rule))
+    for rows_before, rows_after in _group_lesions(before, after, rule.overlap):
+        earlier = _Side.of(before, rows_before, errors_before)
+        later = _Side.of(after, rows_after, errors_after)
+        if earlier.accepted or later.accepted:
+            found.append(_describe_change(case, earlier, later, rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
 
 
 @dataclass(frozen=True, eq=False)
 class VisitPair:
-    """Two visits on the grid of the later one, `after`, and what became of each lesion.
+    """Two visits on the grid of the later one, and the changes of their lesions.
 
-    `placed`: the earlier visit's own grid, in the space of the later one.
+    Attributes:
+        before: The earlier visit, resampled onto the grid of the later one.
+        after: The later visit.
+        placed: The own grid of the earlier visit, in the space of the later one.
+        changes: The changes.
     """
 
     before: Prediction
@@ -164,30 +197,50 @@ def compare_visits(
     rule: ChangeRule,
     matrix: NDArray[np.float64] | None = None,
 ) -> VisitPair:
-    """Compare two visits. `matrix` moves the earlier visit's RAS mm to the later one's.
+    """Compare two visits.
 
-    New lesions that exceed the grid's error have the later visit's scores. Masks have none: there
-    the diameter d ranks, as d / (d + 10 mm). Raises `GeometryError` for visits that share no space.
+    A new lesion that is larger than its grid error gets the score of the later visit. If that has
+    no scores, a new lesion of the diameter d gets the score d / (d + 10 mm).
+
+    Args:
+        case: Id of the pair of visits.
+        before: The earlier visit.
+        after: The later visit.
+        rule: Which lesions are the same, and which differences are changes.
+        matrix: Affine from the RAS mm of the earlier visit to those of the later one. None if both
+            visits have the same coordinates.
+
+    Raises:
+        GeometryError: if the visits do not overlap in space.
     """
-    grid, own = after.geometry, before.geometry
+    grid = after.geometry
+    own = before.geometry
     placed = own if matrix is None else Geometry(own.shape, matrix @ own.affine)
     if own.dims != grid.dims or not _share_space(placed, grid):
         raise GeometryError(
-            f"Case {case}: the visits share no space; before {describe_grid(placed)}, after "
-            f"{describe_grid(grid)}. Give before_images= and after_images= to register."
+            f"Case {case}: the visits do not overlap in space; before {describe_grid(placed)}, "
+            f"after {describe_grid(grid)}. Set register=rigid, before_images= and after_images= to "
+            "register the scans."
         )
     moved = before
     if not placed.matches(grid):
         moved = onto_grid(replace(before, geometry=placed), grid)
-    first, second = candidates_of(before), candidates_of(after)
-    centres = placed.to_mm(own.to_index(first.centres_mm))
-    accepted = [np.array([c.accepted for c in p.candidates], bool) for p in (before, after)]
-    changes = find_changes(
-        case,
-        Visit(first, candidates_of(moved), accepted[0], _inside(centres, grid)),
-        Visit(second, second, accepted[1], _inside(second.centres_mm, placed)),
-        rule,
+    lesions = candidates_of(before)
+    centres = placed.to_mm(own.to_index(lesions.centres_mm))
+    earlier = Visit(
+        lesions=lesions,
+        placed=candidates_of(moved),
+        accepted=np.array([c.accepted for c in before.candidates], bool),
+        comparable=_is_inside(centres, grid),
     )
+    lesions = candidates_of(after)
+    later = Visit(
+        lesions=lesions,
+        placed=lesions,
+        accepted=np.array([c.accepted for c in after.candidates], bool),
+        comparable=_is_inside(lesions.centres_mm, placed),
+    )
+    changes = find_changes(case, earlier, later, rule)
     score_of = {
         c.id: c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
         for c in after.candidates
@@ -200,32 +253,38 @@ def compare_visits(
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
-    """Order the visits of each patient by time. `table` names the file for messages.
+    """Order the visits of each patient by time.
 
-    `group` is the patient, the column `visit` a number or a date (2024-05-31 or 20240531). Raises
-    `DatasetError` where no patient has two visits, and for visits without an order.
+    Args:
+        scans: The scans. `group` is the patient. The column `visit` contains a number or a date
+            such as 2024-05-31 or 20240531.
+        table: The file's name for messages.
+
+    Raises:
+        DatasetError: if no patient has two visits, or if the visits of a patient have no order.
     """
     patients: dict[str, list[CaseFiles]] = {}
     for files in scans:
         patients.setdefault(files.group, []).append(files)
     if all(len(visits) < 2 for visits in patients.values()):
         raise DatasetError(
-            f"{table}: no patient has two visits. The column group names the patient of each."
+            f"{table}: no patient has two visits. Give both scans of a patient the same name in "
+            "the column group."
         )
     for group, visits in patients.items():
         texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
-        times = {case: _time(text) for case, text in texts.items()}
+        times = {case: _parse_time(text) for case, text in texts.items()}
         kinds = {type(time) for time in times.values()}
         if len(visits) > 1 and (len(kinds) > 1 or len({*times.values(), None}) <= len(visits)):
             raise DatasetError(
-                f"{table}: the visits of {group} have no order ({', '.join(texts.values())}). Give "
-                "each its own number, or date as 2024-05-31, in the column visit."
+                f"{table}: the visits of {group} cannot be ordered ({', '.join(texts.values())}). "
+                "Give each its own number, or a date such as 2024-05-31, in the column visit."
             )
         visits.sort(key=lambda files: times[files.case] or 0)
     return list(patients.values())
 
 
-def _time(text: str) -> Any:
+def _parse_time(text: str) -> Any:
     """Return a date as text and a number as a number; None for anything else."""
     if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
         return text.replace("-", "")
@@ -233,20 +292,23 @@ def _time(text: str) -> Any:
 
 
 def _share_space(one: Geometry, other: Geometry) -> bool:
-    return any(
-        bool(_inside(a.to_mm([[(n - 1) / 2 for n in a.shape]]), b).any())
-        for a, b in ((one, other), (other, one))
-    )
+    """Return True if the centre of one grid is inside the other grid."""
+    for a, b in ((one, other), (other, one)):
+        centre_mm = a.to_mm([[(n - 1) / 2 for n in a.shape]])
+        if _is_inside(centre_mm, b).any():
+            return True
+    return False
 
 
-def _inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+def _is_inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+    """Return True `[n]` for the points that are inside a voxel of the grid."""
     index = geometry.to_index(points_mm)
     return np.asarray(((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """The lesions of a group at one visit: ids, and sizes and errors `[n]` in mm³ or mm²."""
+    """The lesions of a group at one visit. Sizes and errors `[n]` are in mm³, in 2-D in mm²."""
 
     ids: tuple[int, ...]
     sizes: NDArray[np.float64]
@@ -257,34 +319,49 @@ class _Side:
 
     @classmethod
     def of(cls, visit: Visit, rows: Rows, errors: NDArray[np.float64]) -> "_Side":
+        """Select the accepted lesions of some rows, or all of them if none is accepted."""
         accepted = bool(visit.accepted[rows].any())
         if accepted:
             rows = rows[visit.accepted[rows]]
-        lesions, label = visit.lesions, int(visit.lesions.labels[rows[0]]) if len(rows) else 0
-        sizes = np.asarray(lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64)
-        ids = tuple(lesions.ids[rows].tolist())
-        return cls(ids, sizes, errors[rows], accepted, label, lesions.geometry.dims)
+        lesions = visit.lesions
+        return cls(
+            ids=tuple(lesions.ids[rows].tolist()),
+            sizes=np.asarray(
+                lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64
+            ),
+            errors=errors[rows],
+            accepted=accepted,
+            label=int(lesions.labels[rows[0]]) if len(rows) else 0,
+            dims=lesions.geometry.dims,
+        )
 
     def n_whole(self, rule: ChangeRule) -> int:
-        """Count the lesions that are no pieces: all except small ones next to a larger one."""
+        """Count the lesions that are not pieces (see `find_changes`), at least 1."""
         least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > least).sum()))
 
-    def named(self, visit: str) -> dict[str, Any]:
-        """Return the fields of `LesionChange` for one visit."""
-        size = float(self.sizes.sum())
-        diameter = float(equivalent_diameter_mm(size, self.dims)) if self.ids else None
-        return {
-            f"lesion_{visit}": self.ids,
-            f"volume_{visit}_ml": size / 1000 if self.ids and self.dims == 3 else None,
-            f"diameter_{visit}_mm": diameter,
-        }
+    @property
+    def size(self) -> float:
+        """The summed size."""
+        return float(self.sizes.sum())
+
+    @property
+    def volume_ml(self) -> float | None:
+        """The summed volume. None without a lesion and in 2-D."""
+        return self.size / 1000 if self.ids and self.dims == 3 else None
+
+    @property
+    def diameter_mm(self) -> float | None:
+        """The equivalent diameter of the summed size. None without a lesion."""
+        return float(equivalent_diameter_mm(self.size, self.dims)) if self.ids else None
 
 
-def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
+def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
+    """Describe the change of one group of lesions."""
     error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
-    size, later = float(before.sizes.sum()), float(after.sizes.sum())
-    smallest, difference, is_volume = rule.n_deviations * error, later - size, before.dims == 3
+    smallest = rule.n_deviations * error
+    difference = after.size - before.size
+    is_volume = before.dims == 3
     state: State
     if not before.ids:
         state = "new"
@@ -299,66 +376,88 @@ def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionC
     return LesionChange(
         case=case,
         label=before.label or after.label,
-        **before.named("before"),
-        **after.named("after"),
+        lesion_before=before.ids,
+        lesion_after=after.ids,
+        volume_before_ml=before.volume_ml,
+        volume_after_ml=after.volume_ml,
+        diameter_before_mm=before.diameter_mm,
+        diameter_after_mm=after.diameter_mm,
         state=state,
         accepted=state in ("merged", "split") or (state != "stable" and abs(difference) > smallest),
         change_ml=difference / 1000 if is_volume else None,
         smallest_change_ml=smallest / 1000 if is_volume else None,
-        change_percent=100 * difference / size if before.ids and after.ids else None,
-        smallest_change_percent=100 * smallest / (size or later),
+        change_percent=100 * difference / before.size if before.ids and after.ids else None,
+        smallest_change_percent=100 * smallest / (before.size or after.size),
     )
 
 
-def _groups(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
-    """Return the rows before and after that belong together and are in view of both visits."""
-    n, m = len(before.lesions), len(after.lesions)
-    ends = _links(before.placed, after.placed, overlap)
-    graph = coo_array((np.ones(len(ends[0])), (ends[0], n + ends[1])), shape=(n + m, n + m))
+def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
+    """Yield the rows before and after that belong together.
+
+    A lesion without a partner is left out if it is outside the other visit's field of view.
+    """
+    n_before = len(before.lesions)
+    n_all = n_before + len(after.lesions)
+    rows_before, rows_after = _find_links(before.placed, after.placed, overlap)
+    ends = (rows_before, n_before + rows_after)
+    graph = coo_array((np.ones(len(rows_before)), ends), shape=(n_all, n_all))
     n_groups, group = connected_components(graph, directed=False)
-    seen = np.concatenate([before.comparable, after.comparable])
-    linked = np.zeros(n + m, dtype=np.bool_)
-    linked[ends[0]] = linked[n + ends[1]] = True
+    linked = np.zeros(n_all, dtype=np.bool_)
+    linked[rows_before] = True
+    linked[n_before + rows_after] = True
+    is_used = linked | np.concatenate([before.comparable, after.comparable])
     for number in range(n_groups):
-        rows = np.flatnonzero((group == number) & (seen | linked))
+        rows = np.flatnonzero((group == number) & is_used)
         if len(rows):
-            yield rows[rows < n], rows[rows >= n] - n
+            yield rows[rows < n_before], rows[rows >= n_before] - n_before
 
 
-def _links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
-    """Return pairs of rows that belong together: by overlap, otherwise by one voxel around."""
+def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
+    """Find pairs of rows that overlap, then those that overlap if one is grown by one voxel."""
     table = overlap_table(before, after)
     least = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
     enough = (table.voxels >= overlap * least) & (table.voxels > 0)
     enough &= before.labels[table.candidate] == after.labels[table.lesion]
-    rows, columns = table.candidate[enough], table.lesion[enough]
-    alone = ~np.isin(np.arange(len(before)), rows), ~np.isin(np.arange(len(after)), columns)
-    near = _near(before, after, alone, overlap)
-    far = _near(after, before, alone[::-1], overlap)[::-1]
-    return np.concatenate([rows, near[0], far[0]]), np.concatenate([columns, near[1], far[1]])
+    rows = table.candidate[enough]
+    columns = table.lesion[enough]
+    is_free_before = ~np.isin(np.arange(len(before)), rows)
+    is_free_after = ~np.isin(np.arange(len(after)), columns)
+    rows_grown, columns_near = _find_neighbours(
+        before, after, is_free_before, is_free_after, overlap
+    )
+    columns_grown, rows_near = _find_neighbours(
+        after, before, is_free_after, is_free_before, overlap
+    )
+    return (
+        np.concatenate([rows, rows_grown, rows_near]),
+        np.concatenate([columns, columns_near, columns_grown]),
+    )
 
 
-def _near(
+def _find_neighbours(
     lesions: Lesions,
     others: Lesions,
-    alone: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    is_free: NDArray[np.bool_],
+    is_other_free: NDArray[np.bool_],
     overlap: float,
 ) -> tuple[Rows, Rows]:
-    drawn, highest = others.draw(), int(others.ids.max(initial=0))
+    """Find pairs of free rows that overlap if `lesions` are grown by one voxel."""
+    drawn = others.draw()
+    highest = int(others.ids.max(initial=0))
     pairs: list[tuple[int, int]] = []
-    for row in np.flatnonzero(alone[0] & lesions.has_voxels):
-        grown = _grown(lesions.voxels_of(int(row)), lesions.geometry.shape)
+    for row in np.flatnonzero(is_free & lesions.has_voxels):
+        grown = _grow(lesions.voxels_of(int(row)), lesions.geometry.shape)
         covered = np.bincount(drawn[tuple(grown.T)], minlength=highest + 1)[others.ids]
         enough = covered >= overlap * np.minimum(lesions.n_voxels[row], others.n_voxels)
-        enough &= (covered > 0) & alone[1] & (others.labels == lesions.labels[row])
+        enough &= (covered > 0) & is_other_free & (others.labels == lesions.labels[row])
         pairs += [(int(row), int(other)) for other in np.flatnonzero(enough)]
     found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]
 
 
-def _grown(voxels: Rows, shape: tuple[int, ...]) -> Rows:
-    """Return array indices `[v, dims]` with all neighbours that share a face, edge or corner."""
+def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
+    """Add to array indices `[v, dims]` all neighbours that share a face, edge or corner."""
     dims = len(shape)
-    steps = np.stack(np.meshgrid(*[(-1, 0, 1)] * dims, indexing="ij"), -1).reshape(1, -1, dims)
+    steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
     return np.asarray(grown[((grown >= 0) & (grown < shape)).all(axis=1)])

@@ -1,13 +1,13 @@
-"""Two models on the same cases: differences, paired by group.
+"""Differences between two models on the same cases, paired by group.
 
-The interval is a percentile bootstrap over groups drawn for both at once, its tails widened for
-few groups. The p-value is that of a permutation test that swaps the two models within whole groups
-(Good 2005): under the null hypothesis it does not matter which model saw a patient.
+The interval is a percentile bootstrap over groups, drawn for both models together, with wider tails
+for few groups. The p-value belongs to a permutation test that swaps the two models within whole
+groups (Good 2005): under the null hypothesis it does not matter which model saw a patient.
 
-Operating points of two models ask different prices, so where both have scores the primary endpoint
-is the sensitivity at one false positive per case of both. The p-values of all others are corrected
-for their number (Holm 1979). Of a margin the whole interval of the primary endpoint's difference
-must lie above −margin: the one is then not inferior (Piaggio et al. 2012).
+At their own operating points, two models may have different numbers of false positives. If both
+have scores, the primary endpoint is therefore the sensitivity at one false positive per case. The
+p-values of all other endpoints are corrected for their number (Holm 1979). The first model is not
+inferior if the whole interval of the primary difference is above −margin (Piaggio et al. 2012).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +34,31 @@ from lesionseg.evaluation.scores import Difference, PrimaryDifference
 from lesionseg.evaluation.summary import RATIOS
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
-PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
+PRIMARY = "recall_at_1"
+PRIMARY_UNSCORED = "lesion_f1"
 UNDEFINED = "the number is undefined for one of the two"
-_PERMUTATIONS = 4096  # up to 12 groups all of them
-_MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`
+_PERMUTATIONS = 4096  # enough for all permutations of 12 groups
+_MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`
 
-# numerator and denominator of a case
+
+def _dice_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the Dice of a case and 1, or zeros if it is undefined."""
+    return r.dice or 0.0, r.dice is not None
+
+
+def _surface_dice_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the surface Dice of a case and 1, or zeros if it is undefined."""
+    return r.surface_dice or 0.0, r.surface_dice is not None
+
+
+# the numerator and denominator of each case, by the name of the number
 COMPARED: Mapping[str, Callable[[CaseResult], tuple[float, float]]] = {
-    **{name: RATIOS[name][0] for name in tuple(RATIOS)[:4]},
-    "dice": lambda r: (r.dice or 0.0, r.dice is not None),
-    "surface_dice": lambda r: (r.surface_dice or 0.0, r.surface_dice is not None),
+    "lesion_recall": RATIOS["lesion_recall"][0],
+    "lesion_precision": RATIOS["lesion_precision"][0],
+    "lesion_f1": RATIOS["lesion_f1"][0],
+    "false_positives_per_case": RATIOS["false_positives_per_case"][0],
+    "dice": _dice_terms,
+    "surface_dice": _surface_dice_terms,
 }
 
 
@@ -60,16 +75,16 @@ def compare(
 
     Both models are compared at their own operating points. If both have scores, they are also
     compared at equal false positives per case, by the mean sensitivity at `fp_per_case` and by
-    average precision. Fewer than 5 groups with something to count give neither interval nor
+    average precision. A number that fewer than 5 groups contribute to has neither interval nor
     p-value.
 
     Args:
-        one: the results of a model.
-        other: the results of another model on the same cases.
-        fp_per_case: the rates of the mean sensitivity.
-        margin: how much worse the one may be in the primary measure, between 0 and 1.
-        replicates: of the bootstrap.
-        seed: of the bootstrap and of the permutation test.
+        one: Results of the first model, one per case.
+        other: Results of the second model on the same cases in the same order.
+        fp_per_case: Rates of false positives per case for the mean sensitivity.
+        margin: Largest acceptable loss of the first model in the primary measure, between 0 and 1.
+        replicates: Number of resampled data sets of the bootstrap.
+        seed: Seed of the bootstrap and of the permutation test.
 
     Returns:
         The differences by name. The primary one is a `PrimaryDifference`.
@@ -78,38 +93,45 @@ def compare(
         DatasetError: if the two models have different cases.
     """
     if [r.case for r in one] != [r.case for r in other]:
-        apart = sorted({r.case for r in one} ^ {r.case for r in other})
-        raise DatasetError(f"The two models have different cases: {', '.join(apart[:5])}.")
+        unpaired = sorted({r.case for r in one} ^ {r.case for r in other})
+        raise DatasetError(
+            f"The two models have different cases: {', '.join(unpaired[:5])}. "
+            "Evaluate both on the same cases."
+        )
     groups = sorted({r.group for r in one})
     draws = draw_groups(len(groups), replicates, np.random.default_rng(seed))
-    # weights are [n, 2·groups]: the groups as the one saw them, then as the other did
+    # weights are [n, 2·groups]: the groups of the first model, then those of the second
     numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
     scored = all(r.scored for r in (*one, *other))
     if scored:
         first = Pool.of(one)
-        both, support = first.beside(Pool.of(other)), first.lesions_by_group
+        both = first.concatenate(Pool.of(other))
+        support = first.lesions_by_group
         for rate in EQUAL_RATES:
             numbers[f"recall_at_{rate:g}"] = curves.froc(both, [rate]), support
         numbers["cpm"] = curves.cpm(both, fp_per_case), support
         numbers["average_precision"] = curves.average_precision(both), support
     for name, of_case in COMPARED.items():
-        above, below = (
-            [sums_by_group(groups, rs, [of_case(r)[k] for r in rs]) for rs in (one, other)]
-            for k in (0, 1)
-        )
+        above = []
+        below = []
+        for results in (one, other):
+            terms = [of_case(r) for r in results]
+            above.append(sums_by_group(groups, results, [term[0] for term in terms]))
+            below.append(sums_by_group(groups, results, [term[1] for term in terms]))
         statistic = ratio(np.concatenate(above), np.concatenate(below))
-        numbers[name] = statistic, np.maximum(*below)
+        numbers[name] = statistic, np.maximum(below[0], below[1])
     items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
     found = {
         name: _difference(statistic, support, draws, items, seed)
         for name, (statistic, support) in numbers.items()
     }
     primary = PRIMARY if scored else PRIMARY_UNSCORED
-    corrected = _corrected(found, primary)
+    corrected = _correct_p_values(found, primary)
     return corrected | {primary: _as_primary(found[primary], margin)}
 
 
 def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
+    """Return the difference as the primary one, with the result of the test by `margin`."""
     not_inferior = None
     if margin is not None and found.ci95 is not None:
         not_inferior = found.ci95[0] > -margin
@@ -129,15 +151,19 @@ def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
 def _difference(
     statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
 ) -> Difference:
+    """Compute a number of both models, their difference, its interval and its p-value."""
     n = draws.shape[1]
 
-    def both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        a, b = (statistic(np.hstack(pair))[:, 0] for pair in ((first, second), (second, first)))
+    def compute_both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        """Return columns: the statistic at both orders of the weights, and the difference."""
+        a = statistic(np.hstack((first, second)))[:, 0]
+        b = statistic(np.hstack((second, first)))[:, 0]
         return np.stack([a, b, a - b], axis=1)
 
-    a, b, difference = bootstrap(
-        lambda weights: both(weights, np.zeros_like(weights)), draws, support, UNDEFINED, items
-    )
+    def compute_unswapped(weights: NDArray[Any]) -> NDArray[np.float64]:
+        return compute_both(weights, np.zeros_like(weights))
+
+    a, b, difference = bootstrap(compute_unswapped, draws, support, UNDEFINED, items)
     found = Difference(
         one=a.value,
         other=b.value,
@@ -148,16 +174,19 @@ def _difference(
     if difference.value is None or (support > 0).sum() < MIN_GROUPS:
         return found
 
-    def swapped(first: NDArray[Any], second: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    def compute_swapped(
+        first: NDArray[Any], second: NDArray[Any], axis: int
+    ) -> NDArray[np.float64]:
+        """Return the difference after swaps: `first` has the index of each group's results."""
         first = np.moveaxis(first, axis, -1)
         weights = np.zeros((*first.shape[:-1], 2 * n))
         np.put_along_axis(weights, first.astype(np.int64), 1.0, axis=-1)
         weights = weights.reshape(-1, 2 * n)
-        return both(weights[:, :n], weights[:, n:])[:, 2].reshape(first.shape[:-1])
+        return compute_both(weights[:, :n], weights[:, n:])[:, 2].reshape(first.shape[:-1])
 
     test = permutation_test(
         (np.arange(n), np.arange(n) + n),
-        swapped,
+        compute_swapped,
         permutation_type="samples",
         vectorized=True,
         n_resamples=_PERMUTATIONS,
@@ -167,8 +196,8 @@ def _difference(
     return replace(found, p_value=float(test.pvalue))
 
 
-def _corrected(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
-    """Return the differences with the corrected p-values of the secondary ones (Holm 1979)."""
+def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
+    """Add the corrected p-values (Holm 1979) to all differences except the primary one."""
     known = sorted(
         (row.p_value, name)
         for name, row in found.items()

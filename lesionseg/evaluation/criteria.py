@@ -1,4 +1,4 @@
-"""Presets: which candidate finds which lesion, by name."""
+"""The match criteria, which decide which candidate finds which lesion, and their presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +9,26 @@ from lesionseg.errors import ConfigError
 
 @dataclass(frozen=True)
 class Criterion:
-    """When a candidate may find a lesion of its own label, and which one it then finds.
+    """A rule that decides which candidates find which lesions of their label.
 
-    `measure`: `coverage`: a share ≥ `threshold` of the candidate lies in lesions. `iou`: IoU ≥
-    `threshold`, mask–mask where both have masks, else box–box. `overlap`: at least one voxel
-    shared. `centre`: distance between the centres under `threshold` times the lesion's radius
-    (half its equivalent diameter).
+    `measure` decides whether a candidate may find a lesion:
 
-    `assignment`: `jointly`: a lesion is found when its candidates cover a share ≥ `threshold` of it
-    between them; pooled scores take all labels as one. `every_threshold`: one to one, as many pairs
-    as possible at every score, then the largest summed IoU. `all`: each finds all lesions it may.
+    - `coverage`: at least the share `threshold` of the candidate is located in lesions.
+    - `iou`: the IoU is at least `threshold`. It is computed from masks if both have one, otherwise
+      from boxes.
+    - `overlap`: they share at least one voxel.
+    - `centre`: the distance of their centres is less than `threshold` times the radius of the
+      lesion, which is half its equivalent diameter.
 
-    A candidate that may find a lesion and is left without is ignored.
+    `assignment` decides which lesions are then found:
+
+    - `jointly`: a lesion is found if its candidates together cover at least the share `threshold`
+      of it. Scores of all labels together ignore the labels.
+    - `every_threshold`: pairs are one to one. At every score there are as many pairs as possible,
+      with the largest sum of IoU.
+    - `all`: each candidate finds every lesion that it may find.
+
+    A candidate that may find a lesion but finds none is ignored.
     """
 
     name: str
@@ -31,7 +39,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Preset:
-    """A rule set for a whole evaluation: the match criterion and the settings beside it."""
+    """The match criterion of an evaluation, and the settings of its other measures."""
 
     name: str
     criterion: Criterion
@@ -46,7 +54,7 @@ ANY_OVERLAP = Criterion("any_overlap", "overlap", assignment="all")
 IOU50 = Criterion("iou50", "iou", 0.5)
 CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, assignment="all")
 
-# Always printed beside the preset's own numbers: no rule suits every size of lesion.
+# always reported next to the preset's own criterion, because no criterion suits lesions of any size
 SIDE_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
 
 PRESETS: Mapping[str, Preset] = {
@@ -59,7 +67,11 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Return the preset called `name`. Raise `ConfigError` with the known names otherwise."""
+    """Return the preset with this name.
+
+    Raises:
+        ConfigError: if the name is unknown. The message states the known names.
+    """
     if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}. There are {', '.join(PRESETS)}.")
+        raise ConfigError(f"The preset {name!r} is unknown. Choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

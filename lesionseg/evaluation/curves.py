@@ -1,12 +1,12 @@
-"""FROC, average precision and AUROC, as functions of how often each group counts.
+"""FROC, average precision and AUROC, as statistics of the weights of groups.
 
-A candidate that may find no lesion is a false positive at every threshold, and a lesion is found
-from `detected_at` down. So a pool of the lesions' `detected_at` and the false positives' scores
-is all that the curves need; ignored candidates are in neither.
+A candidate that cannot find a lesion is a false positive at every threshold. A lesion is found at
+every threshold up to its `detected_at`. The curves therefore need only `detected_at` of the
+lesions and the scores of the false positives. Ignored candidates belong to neither.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +19,19 @@ from lesionseg.evaluation.matching import NEVER
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The lesions and false positives of all cases; `*_group` are indices into `groups`.
+    """The lesions and false positives of all cases.
 
-    `detected_at` `[lesions]`: `NEVER` for a lesion that no retained candidate finds.
-    `false_score` `[false positives]` among all retained candidates. `case_score` and
-    `case_positive` (has a lesion) `[cases]`; a score is NaN where not all labels were looked for
-    and none was found. `case_share`: `CaseResult.annotated_share`.
+    Attributes:
+        groups: Ids of the groups. The fields `*_group` are indices into it.
+        lesion_group: Group of each lesion `[lesions]`.
+        detected_at: Highest score at which each lesion is found `[lesions]`, or `NEVER`.
+        false_group: Group of each false positive `[false positives]`.
+        false_score: Score of each false positive among all retained candidates.
+        case_group: Group of each case `[cases]`.
+        case_score: Score of each case `[cases]`. NaN if no lesion was marked in it, but not all
+            labels were looked for.
+        case_positive: True for each case `[cases]` with a lesion.
+        case_share: `CaseResult.annotated_share` of each case `[cases]`.
     """
 
     groups: tuple[str, ...]
@@ -39,81 +46,87 @@ class Pool:
 
     @classmethod
     def of(cls, results: Sequence[CaseResult]) -> "Pool":
-        """Gather cases. Cases without scores count as if nothing was ever found."""
+        """Pool the results of cases. In a case without scores, no lesion is ever found."""
         groups = tuple(sorted({r.group for r in results}))
         index = {group: i for i, group in enumerate(groups)}
-        lesions = [
-            (index[r.group], NEVER if x.detected_at is None else x.detected_at)
-            for r in results
-            for x in r.lesions
-        ]
-        false = [
-            (index[r.group], c.score or 0.0)
-            for r in results
-            for c in r.candidates
-            if c.outcome_any == "false_positive"
-        ]
+        lesion_group = []
+        detected_at = []
+        false_group = []
+        false_score = []
+        for r in results:
+            for lesion in r.lesions:
+                lesion_group.append(index[r.group])
+                detected_at.append(NEVER if lesion.detected_at is None else lesion.detected_at)
+            for candidate in r.candidates:
+                if candidate.outcome_any == "false_positive":
+                    false_group.append(index[r.group])
+                    false_score.append(candidate.score or 0.0)
         known = [bool(r.lesions) or r.is_lesion_free for r in results]
         scores = [r.case_score or 0.0 for r in results]
         return cls(
-            groups,
-            np.array([g for g, _ in lesions], dtype=np.int64),
-            np.array([s for _, s in lesions], dtype=np.float64),
-            np.array([g for g, _ in false], dtype=np.int64),
-            np.array([s for _, s in false], dtype=np.float64),
-            np.array([index[r.group] for r in results], dtype=np.int64),
-            np.where(known, scores, np.nan),
-            np.array([bool(r.lesions) for r in results], dtype=np.bool_),
-            np.array([r.annotated_share for r in results], dtype=np.float64),
+            groups=groups,
+            lesion_group=np.array(lesion_group, dtype=np.int64),
+            detected_at=np.array(detected_at, dtype=np.float64),
+            false_group=np.array(false_group, dtype=np.int64),
+            false_score=np.array(false_score, dtype=np.float64),
+            case_group=np.array([index[r.group] for r in results], dtype=np.int64),
+            case_score=np.where(known, scores, np.nan),
+            case_positive=np.array([bool(r.lesions) for r in results], dtype=np.bool_),
+            case_share=np.array([r.annotated_share for r in results], dtype=np.float64),
         )
 
     @property
     def n_cases(self) -> float:
-        """Number of cases, each as far as it is annotated."""
+        """Number of cases. Each counts by its annotated share."""
         return float(self.case_share.sum())
 
     @property
     def cases_by_group(self) -> NDArray[np.float64]:
-        """The same by group `[groups]`."""
+        """Number of cases of each group `[groups]`. Each case counts by its annotated share."""
         counts = np.bincount(self.case_group, self.case_share, len(self.groups))
         return counts.astype(np.float64)
 
     @property
     def lesions_by_group(self) -> NDArray[np.float64]:
-        """Lesions of each group."""
+        """Number of lesions of each group `[groups]`."""
         return np.bincount(self.lesion_group, minlength=len(self.groups)).astype(np.float64)
 
     @cached_property
     def observed(self) -> NDArray[np.float64]:
-        """All scores at which something changes, ascending."""
+        """All scores at which a lesion is found or a false positive is accepted, ascending."""
         found = self.detected_at[self.detected_at > NEVER]
         return np.unique(np.concatenate([found, self.false_score]))
 
     def n_detected(self, threshold: float) -> int:
-        """Count the lesions found if candidates count from `threshold`."""
+        """Count the lesions that candidates with at least this score find."""
         return int((self.detected_at >= threshold).sum())
 
     def false_by_group(self, threshold: float) -> NDArray[np.float64]:
-        """Count the false positives of each group if candidates count from `threshold`."""
+        """Count the false positives of each group `[groups]` with at least this score."""
         counted = self.false_group[self.false_score >= threshold]
         return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
 
-    def beside(self, other: "Pool") -> "Pool":
-        """Return the items of both. The other's groups come after the own ones."""
-        fields = ("detected_at", "false_score", "case_score", "case_positive", "case_share")
-        items = {f: np.concatenate([getattr(self, f), getattr(other, f)]) for f in fields}
-        groups = {
-            f: np.concatenate([getattr(self, f), getattr(other, f) + len(self.groups)])
-            for f in ("lesion_group", "false_group", "case_group")
-        }
-        return replace(self, groups=self.groups + other.groups, **items, **groups)
+    def concatenate(self, other: "Pool") -> "Pool":
+        """Return a pool with the items of both. The groups of `other` come last."""
+        n = len(self.groups)
+        return Pool(
+            groups=self.groups + other.groups,
+            lesion_group=np.concatenate([self.lesion_group, other.lesion_group + n]),
+            detected_at=np.concatenate([self.detected_at, other.detected_at]),
+            false_group=np.concatenate([self.false_group, other.false_group + n]),
+            false_score=np.concatenate([self.false_score, other.false_score]),
+            case_group=np.concatenate([self.case_group, other.case_group + n]),
+            case_score=np.concatenate([self.case_score, other.case_score]),
+            case_positive=np.concatenate([self.case_positive, other.case_positive]),
+            case_share=np.concatenate([self.case_share, other.case_share]),
+        )
 
 
 def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
-    """Return the statistic: lesion recall at each of `fp_per_case` false positives per case.
+    """Return a statistic: the lesion recall at each rate of `fp_per_case`.
 
-    A step curve: for x, the lowest threshold at which the false positives of all cases number at
-    most x times the cases. Beyond the false positives there are it stays flat.
+    The recall at a rate x is that of the lowest threshold with at most x false positives per case.
+    It is constant above the largest rate that occurs.
     """
     by_score = np.argsort(-pool.false_score, kind="stable")
     scores = np.append(pool.false_score[by_score], NEVER)
@@ -121,12 +134,12 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     by_time = np.argsort(-pool.detected_at, kind="stable")
     lesion_group = pool.lesion_group[by_time]
     cases = pool.cases_by_group
-    # lesions found above the score of each false positive: ties with one are not
+    # lesions found above the score of each false positive, without ties
     found_before = np.searchsorted(-pool.detected_at[by_time], -scores, side="left")
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        false = _cumulative(weights, false_group)[:, 1:]
-        found = _cumulative(weights, lesion_group)
+        false = _accumulate(weights, false_group)[:, 1:]
+        found = _accumulate(weights, lesion_group)
         limits = np.outer(weights @ cases, fp_per_case) + 1e-9
         # the first false positive that is one too many, or the end of the list
         allowed = np.empty(limits.shape, np.intp)
@@ -139,15 +152,21 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def cpm(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
-    """Return the statistic: mean recall of the FROC at these rates (van Ginneken et al. 2010)."""
+    """Return a statistic: the mean recall of the FROC at these rates (van Ginneken et al. 2010)."""
     curve = froc(pool, fp_per_case)
-    return lambda weights: curve(weights).mean(axis=1, keepdims=True)
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        mean: NDArray[np.float64] = curve(weights).mean(axis=1, keepdims=True)
+        return mean
+
+    return statistic
 
 
 def average_precision(pool: Pool) -> Statistic:
-    """Return the statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores, without ignored candidates.
+    """Return a statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i.
 
-    Missed lesions stay in the recall's denominator. Without any candidate it is 0.
+    R is the recall and P the precision, both without ignored candidates. The denominator of the
+    recall includes missed lesions. Without candidates the statistic is 0.
     """
     found = pool.detected_at > NEVER
     score = np.concatenate([pool.detected_at[found], pool.false_score])
@@ -157,11 +176,12 @@ def average_precision(pool: Pool) -> Statistic:
     last = 1 + np.flatnonzero(np.diff(score[order], append=np.inf))  # the end of each tie
     n_true = true.cumsum()[last - 1]
     lesions = pool.lesions_by_group
-    group, found_group = group[order], group[order][true]
+    group = group[order]
+    found_group = group[true]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        hits = _cumulative(weights, found_group)[:, n_true]
-        precision = np.nan_to_num(divide(hits, _cumulative(weights, group)[:, last]))
+        hits = _accumulate(weights, found_group)[:, n_true]
+        precision = np.nan_to_num(divide(hits, _accumulate(weights, group)[:, last]))
         steps = np.diff(hits, axis=1, prepend=0)
         return divide((steps * precision).sum(1), weights @ lesions)[:, None]
 
@@ -169,22 +189,26 @@ def average_precision(pool: Pool) -> Statistic:
 
 
 def case_auroc(pool: Pool) -> Statistic:
-    """Return the statistic: chance that a case with a lesion scores above one without; ties half.
+    """Return a statistic: the chance that a case with a lesion scores higher than one without.
 
-    A case without a score is neither.
+    Ties count half. Cases without a score are left out.
     """
     known = ~np.isnan(pool.case_score)
     order = np.argsort(pool.case_score[known], kind="stable")
-    score, group = pool.case_score[known][order], pool.case_group[known][order]
-    ill = pool.case_positive[known][order]
-    start, stop = (np.searchsorted(score, score[ill], side=side) for side in ("left", "right"))
-    ill_group, well_before = group[ill], np.concatenate([[0], np.cumsum(~ill)])
+    score = pool.case_score[known][order]
+    group = pool.case_group[known][order]
+    positive = pool.case_positive[known][order]
+    positive_group = group[positive]
+    # how many negative cases have a lower score, and how many a lower or equal one
+    n_negative = np.concatenate([[0], np.cumsum(~positive)])
+    n_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
+    n_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        well = _cumulative(weights, group[~ill])
-        below = (well[:, well_before[start]] + well[:, well_before[stop]]) / 2
-        each = np.take(weights, ill_group, axis=1).astype(np.float64)
-        return divide((each * below).sum(1), each.sum(1) * well[:, -1])[:, None]
+        negative = _accumulate(weights, group[~positive])
+        below = (negative[:, n_lower] + negative[:, n_not_higher]) / 2
+        each = np.take(weights, positive_group, axis=1).astype(np.float64)
+        return divide((each * below).sum(1), each.sum(1) * negative[:, -1])[:, None]
 
     return statistic
 
@@ -192,16 +216,19 @@ def case_auroc(pool: Pool) -> Statistic:
 def sums_by_group(
     groups: Sequence[str], results: Sequence[CaseResult], values: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Sum `[groups]` of a value by case."""
+    """Sum a value of each case over the cases of each group `[groups]`."""
     index = {group: i for i, group in enumerate(groups)}
     rows = np.array([index[r.group] for r in results], dtype=np.int64)
     counted = np.asarray(values, dtype=np.float64)
     return np.bincount(rows, counted, len(groups)).astype(np.float64)
 
 
-def _cumulative(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sum the weights of items' groups cumulatively from 0, `[replicates, items + 1]`."""
+def _accumulate(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the cumulative sums of the items' weights, from 0 on, `[replicates, items + 1]`.
+
+    `groups` `[items]` has the group of each item, whose weight the item gets.
+    """
     sums = np.zeros((len(weights), len(groups) + 1))
-    # gathered in the weights' own type: as bytes those of 25 000 groups fit the nearest cache
+    # without a cast: as bytes, the weights of 25 000 groups fit into the fastest cache
     np.cumsum(np.take(weights, groups, axis=1), axis=1, out=sums[:, 1:])
     return sums

@@ -1,12 +1,13 @@
-"""95 % intervals that respect that cases and lesions of one patient are alike.
+"""95 % intervals for cases and lesions of one patient, which are not independent.
 
-Shares: Wilson's interval, counts per case: Garwood's, both with the design effect of groups. All
-else: a percentile bootstrap over groups, widened where they are few; of counts it holds the
-truth in as few as 86 of 100 studies.
+A share has Wilson's interval and a count per case has Garwood's, both with the design effect of
+groups. Every other number has a percentile bootstrap over groups, which is widened for few groups.
+Counts do not use the bootstrap, because its interval contains the true value in as few as 86 of 100
+studies.
 
-A statistic is a function of weights `[replicates, groups]`, how often each group was drawn, that
-returns `[replicates, k]` values, NaN where undefined. The number itself is the statistic at weights
-of one, so that value and interval come from the same code.
+A statistic is a function of weights `[replicates, groups]`, which state how often each group was
+drawn. It returns `[replicates, k]` values, NaN if undefined. The number itself is the statistic at
+weights of one, so that the same code computes value and interval.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,15 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 MIN_GROUPS = 5  # fewer give no interval
-MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
+# share of the replicates; more would bias the interval, since they are not undefined at random
+MAX_UNDEFINED = 0.05
 Z95 = 1.959963984540054
 NO_CASE = "there is no case"
 NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 patients are too few for an interval"
 _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets"
 _COLLAPSED = "all resampled data sets give the same number, which does not make it certain"
-_MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`: 8 MB, of which some live at once
+_MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
 
 Draws = NDArray[np.uint8]
 Weights = NDArray[np.float64] | Draws
@@ -34,7 +36,7 @@ CI = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval. If one of them is None, `reason` says why."""
+    """A value with its 95 % interval. If one of them is None, `reason` states why."""
 
     value: float | None
     ci95: CI | None = None
@@ -44,7 +46,8 @@ class Estimate:
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:
     """Draw n groups with replacement. Return how often each was drawn, `[replicates, n_groups]`.
 
-    No group is drawn 256 times: as bytes, 10⁵ groups take 100 MB.
+    The counts are bytes to save memory: 1000 replicates of 10⁵ groups take 100 MB. The chance that
+    a group is drawn 256 times or more is negligible.
     """
     drawn = np.zeros((replicates, n_groups), np.uint8)
     step = max(1, _MAX_ELEMENTS // max(n_groups, 1))
@@ -66,12 +69,13 @@ def bootstrap(
     """Compute the statistic's k values with percentile intervals.
 
     Args:
-        statistic: the statistic.
-        draws: from `draw_groups`.
-        support: how much each group has to count `[groups]`. Without any there is no value.
-        undefined: the reason for that.
-        items: number of lesions, candidates or cases that the weights are spread over. It decides
-            how many replicates are computed at once.
+        statistic: The statistic.
+        draws: The result of `draw_groups`.
+        support: The number of items that each group contributes `[groups]`. If all are 0, the value
+            is None.
+        undefined: The reason to state in that case.
+        items: The number of lesions, candidates or cases that the statistic spreads the weights
+            over. It limits how many replicates are computed at once.
     """
     values = value_of(statistic, draws.shape[1])
     if not support.any():
@@ -83,20 +87,22 @@ def bootstrap(
         [statistic(draws[i : i + chunk]) for i in range(0, max(len(draws), 1), chunk)]
     )
     groups = effective_groups(support)
-    return [
-        Estimate(value, *percentiles(column, groups))
-        for value, column in zip(values, replicates.T, strict=True)
-    ]
+    estimates = []
+    for value, column in zip(values, replicates.T, strict=True):
+        interval, reason = percentiles(column, groups)
+        estimates.append(Estimate(value, interval, reason))
+    return estimates
 
 
 def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, str | None]:
     """Compute the percentile interval of the replicates `[n]` of a number.
 
-    Return None and the reason if more than 5 % of the replicates are undefined, or if all agree.
-    For few groups the variance is underestimated, so less than 2.5 % are left beyond each end:
-    Φ(−√(n/(n−1))·t) for n `groups`, with t the 97.5 % point of n − 1 degrees of freedom (Hesterberg
-    2015). Each end of a share is at least √(n/(n−1))·t standard errors away, within 0 and 1,
-    because the replicates of five groups do not reach as far.
+    Return None and the reason if more than 5 % of the replicates are undefined, or if all are
+    equal. The bootstrap underestimates the variance for few groups. The share of replicates beyond
+    each end is therefore less than 2.5 %: Φ(−√(n/(n−1))·t) for n `groups`, with the 97.5 % point t
+    of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015). The replicates of
+    five groups do not reach so far. Each end of a share is therefore at least √(n/(n−1))·t standard
+    errors from the mean, but within 0 and 1.
     """
     n = max(groups, 2.0)
     reach = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
@@ -129,7 +135,7 @@ def proportion(
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
         return Estimate(value, None, TOO_FEW_GROUPS)
-    # no more than so many independent lesions (Korn & Graubard 1998)
+    # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
     deff = max(least_deff, deff)
     if deff < 1e-9:
@@ -140,9 +146,10 @@ def proportion(
 def rate(counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: str) -> Estimate:
     """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
-    Of so many events as the count divided by its design effect, scaled back.
+    The count is divided by its design effect, and the bounds of its interval are multiplied by it.
     """
-    total, groups = float(exposure.sum()), int((exposure > 0).sum())
+    total = float(exposure.sum())
+    groups = int((exposure > 0).sum())
     if total == 0:
         return Estimate(None, None, undefined)
     value = float(counts.sum() / total)
@@ -172,7 +179,8 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
     >>> round(low, 4), round(high, 4)
     (0.4902, 0.9433)
     """
-    n, p = total / deff, hits / total
+    n = total / deff
+    p = hits / total
     z2 = Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
@@ -181,20 +189,27 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
 
 
 def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> float:
-    """Return the variance of a proportion of grouped lesions over that of independent ones.
+    """Return the variance of a proportion of grouped lesions, relative to independent lesions.
 
-    `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
-    at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not
-    bias downwards) over the binomial one. Where all or nothing was hit both vanish and the data
-    cannot tell: then Σm²/Σm of m lesions a group (Kish 1965), as if a group's lesions were all hit
-    or missed together. Under 1 where groups vary less than independent lesions would.
+    The variance of the ratio Σhits/Σtotals is estimated by leaving out one group at a time. This
+    jackknife, the CR3 of Bell & McCaffrey 2002, is not biased downwards by few or unequal groups.
+    The result is its quotient with the binomial variance. It is below 1 if groups vary less than
+    independent lesions would.
+
+    If all lesions or none were hit, both variances are 0. The result is then Σm²/Σm for m lesions
+    per group (Kish 1965): it assumes that all lesions of a group are hit or missed together.
+
+    Args:
+        hits: Number of hits of each group `[groups]`.
+        totals: Number of lesions of each group `[groups]`.
 
     >>> design_effect(np.array([2.0, 0.0, 2.0, 0.0]), np.array([2.0, 2.0, 2.0, 2.0])) > 2
     True
     >>> design_effect(np.array([3.0, 1.0]), np.array([3.0, 1.0]))
     2.5
     """
-    n, counted = totals.sum(), totals > 0
+    n = totals.sum()
+    counted = totals > 0
     groups = int(counted.sum())
     if not n:
         return 1.0
@@ -206,7 +221,7 @@ def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> flo
 
 
 def effective_groups(sizes: NDArray[np.float64]) -> float:
-    """Return the number of groups of equal size that tell as much: (Σm)²/Σm² (Kish 1965).
+    """Return the number of equal groups that carry the same information: (Σm)²/Σm² (Kish 1965).
 
     >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
     (3.0, 1.5151515151515151)
@@ -215,10 +230,10 @@ def effective_groups(sizes: NDArray[np.float64]) -> float:
 
 
 def few_groups_factor(groups: float) -> float:
-    """Return by how much an effective sample shrinks if few groups estimate its variance.
+    """Return the factor by which few groups reduce the effective sample (Korn & Graubard 1998).
 
-    (t/z)² of the 97.5 % points, t with `groups − 1` degrees of freedom, at least 1 (Korn & Graubard
-    1998). Groups of unequal size count as `effective_groups`.
+    It is (t/z)² for the 97.5 % points t of Student's distribution with `groups − 1` degrees of
+    freedom and z of the normal distribution. Groups of unequal size count as `effective_groups`.
 
     >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
     (2.01, 1.05)
@@ -227,14 +242,17 @@ def few_groups_factor(groups: float) -> float:
 
 
 def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float64]) -> float:
-    """Return the variance of counts by group over that of Poisson's law; at least 1.
+    """Return the variance of counts by group, relative to a Poisson distribution; at least 1.
 
-    `counts` and `exposure` `[groups]`: events and cases. 1 where nothing was counted.
+    Args:
+        counts: Number of events of each group `[groups]`. If all are 0, the result is 1.
+        exposure: Number of cases of each group `[groups]`.
 
     >>> count_design_effect(np.array([4.0, 0.0, 4.0, 0.0]), np.ones(4))
     2.6666666666666665
     """
-    groups, events = int((exposure > 0).sum()), counts.sum()
+    groups = int((exposure > 0).sum())
+    events = counts.sum()
     if groups < 2 or events == 0:
         return 1.0
     spread = ((counts - events / exposure.sum() * exposure) ** 2).sum()
@@ -242,12 +260,16 @@ def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float6
 
 
 def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:
-    """Return the statistic Σabove/Σbelow of sums by group `[groups]`; undefined at 0/0."""
-    return lambda weights: divide(weights @ above, weights @ below)[:, None]
+    """Return the statistic Σabove/Σbelow of sums by group `[groups]`. It is undefined for 0/0."""
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        return divide(weights @ above, weights @ below)[:, None]
+
+    return statistic
 
 
 def divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide; NaN if the denominator is 0."""
+    """Divide two arrays. The quotient is NaN if the denominator is 0."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out

@@ -1,15 +1,15 @@
-"""Which candidate finds which lesion: one core for all presets, told apart by `Criterion`.
+"""Match candidates with lesions, by the rule that a `Criterion` states.
 
-By default several candidates find a lesion by what they cover of it together. A candidate is
-supported when enough of it lies in lesions; a lesion is found when the supported candidates cover
-enough of it. Voxels of instances never overlap and add up; boxes may overlap, so the volume of
+By default, several candidates may find a lesion together. A candidate is supported if enough of it
+is located in lesions. A lesion is found if the supported candidates together cover enough of it.
+Voxels of instances never overlap, so their shares are added. Boxes may overlap, so the volume of
 their union counts.
 
-One to one at every threshold: candidates enter by descending score, ties together. After each
-entry the matching has as many pairs as possible and, among such, the largest summed IoU. Adding a
-candidate changes an optimal matching only along one path that starts at this candidate, so a found
-lesion stays found, and one pass gives the score at which each lesion is found. Where two matchings
-are equally good the one that keeps the found lesions is taken.
+One-to-one rules match at every threshold. Candidates are added by descending score, and those of
+equal score together. After each addition, the matching has as many pairs as possible, with the
+largest sum of IoU. An added candidate changes an optimal matching only along one path that starts
+at this candidate. A found lesion therefore stays found, and one pass gives the score at which each
+lesion is found. If two matchings are equally good, the one that keeps the found lesions is used.
 """
 
 from bisect import bisect_left
@@ -32,11 +32,11 @@ from lesionseg.evaluation.criteria import SIDE_CRITERIA, Criterion
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import candidates_of, lesions_of
 
-NEVER = -np.inf  # the score at which a lesion is found that no candidate finds
-# a candidate with a larger share in the ignored region is neither true nor false
+NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
+# a candidate with a larger share in the ignored region is neither true nor false positive
 MOSTLY = 0.5
-ROUNDING = 1e-9  # shares are sums of fractions
-_KEEP_FOUND = 1e-9  # outweighs rounding, and no difference between IoUs that anybody would notice
+ROUNDING = 1e-9  # tolerance, because shares are sums of fractions
+_KEEP_FOUND = 1e-9  # larger than rounding errors, smaller than relevant differences of IoU
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -44,8 +44,10 @@ Numbers = NDArray[np.float64]
 
 
 class _Pairs:
+    """Base class of tables whose arrays have one row per pair."""
+
     def where(self, kept: Flags | Rows) -> Self:
-        """Return the chosen pairs, given by flags `[pairs]` or by places."""
+        """Select pairs, by flags `[pairs]` or by their positions."""
         columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns)  # type: ignore[type-var]
 
@@ -54,9 +56,9 @@ class _Pairs:
 class Overlaps(_Pairs):
     """The pairs of a candidate and a lesion that overlap; all arrays `[pairs]`.
 
-    `candidate` and `lesion` are rows. `voxels` counts the shared voxels, 0 where one of the two
-    has no mask; `iou` is mask–mask where both have masks, else box–box. Pairs of different labels
-    are listed too.
+    `candidate` and `lesion` are rows. `voxels` counts the shared voxels, 0 if one of the two has no
+    mask. `iou` is computed from masks if both have one, otherwise from boxes. Pairs of different
+    labels are included.
     """
 
     candidate: Rows
@@ -67,11 +69,18 @@ class Overlaps(_Pairs):
 
 @dataclass(frozen=True, eq=False)
 class Links(_Pairs):
-    """The pairs in which the candidate may find the lesion; `weight` > 0 ranks them.
+    """The pairs in which the candidate may find the lesion.
 
-    All arrays `[links]`; `candidate` and `lesion` are rows of `n_candidates`, `n_lesions`. Jointly,
-    `weight` is the share of the lesion that the candidate covers and `common` `[links, 2·dims]` the
-    place where boxes cover it, 0 for pairs of two masks; None without any bare box.
+    Attributes:
+        criterion: The rule.
+        n_candidates: Number of candidates of the case.
+        n_lesions: Number of lesions of the case.
+        candidate: Row of the candidate of each pair `[links]`.
+        lesion: Row of the lesion of each pair `[links]`.
+        weight: The rank of each pair `[links]`, above 0. For the assignment `jointly`, it is the
+            share of the lesion that the candidate covers.
+        common: For `jointly`, the intersection of the boxes `[links, 2·dims]`, 0 for pairs of two
+            masks. None if all pairs have masks.
     """
 
     criterion: Criterion
@@ -101,14 +110,22 @@ class Shares(_Pairs):
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The candidates that may find each lesion of a case, whichever are accepted. Has no volume.
+    """The candidates that may find each lesion of a case, for any operating point.
 
-    `scores` `[n]` are the candidates'. `comparable` `[pairs]`: pairs of `overlaps` whose labels may
-    match, all of them where the labels are pooled. `ignored` `[n]`: candidates that lie mostly in
-    the ignored region; `lost` `[n]`: they have a mask, and nothing of it is left. `links`: by
-    criterion, those of `criterion` and of the side criteria. `has_masks`: whether lesions and
-    prediction have voxels to compare. `within_labels`: the same, each label by itself, where labels
-    are pooled and there are several.
+    Attributes:
+        scores: Scores of the candidates `[n]`.
+        lesions: The lesions.
+        candidates: The candidates.
+        overlaps: The pairs of a candidate and a lesion that overlap.
+        comparable: True for pairs `[pairs]` of `overlaps` whose labels may match. If labels are
+            pooled, all pairs are comparable.
+        ignored: True for candidates `[n]` that are mostly located in the ignored region.
+        lost: True for candidates `[n]` whose mask is located only in the ignored region.
+        criterion: The rule of the case.
+        links: The links under `criterion` and under each side criterion.
+        has_masks: True if lesions and prediction have voxels to compare.
+        within_labels: The same match with each label separately. None if labels are not pooled, or
+            if the case has one label.
     """
 
     scores: Numbers
@@ -125,26 +142,33 @@ class Match:
 
     @cached_property
     def detected_at(self) -> Numbers:
-        """The highest score `[lesions]` at which each lesion is found; `NEVER` when it never is."""
+        """The highest score `[lesions]` at which each lesion is found, or `NEVER`."""
         return detection_scores(self.links[self.criterion], self.scores)
 
     def of_accepted(
         self, accepted: Flags, rule: Criterion | None = None
     ) -> tuple[Rows, list[Outcome]]:
-        """Return the candidate `[lesions]` that finds each lesion, −1 for none, and all outcomes.
+        """Decide which lesions are found, and the outcome of each candidate.
 
-        Of the `accepted` `[n]` candidates, by `rule` or the case's own criterion.
+        Args:
+            accepted: True for each accepted candidate `[n]`.
+            rule: A side criterion. None uses the criterion of the case.
+
+        Returns:
+            The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
+            the outcome of each candidate.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), dtype=np.bool_)
         if rule is None and accepted.any():
-            found = self.detected_at >= self.scores[accepted].min()  # they stay found
+            found = self.detected_at >= self.scores[accepted].min()  # lesions that stay found
         candidate_of = assign(links, found, present=accepted)
-        matched, linked = np.zeros_like(accepted), np.zeros_like(accepted)
+        matched = np.zeros_like(accepted)
+        linked = np.zeros_like(accepted)
         matched[candidate_of[candidate_of >= 0]] = True
         linked[links.candidate] = True
         if links.criterion.assignment == "jointly":
-            matched = linked  # the supported ones, whether or not they suffice
+            matched = linked  # all supported candidates, even if they cover too little of a lesion
         spared = linked | self.ignored
         names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
         index = np.select([~accepted, matched, spared], [3, 2, 1], 0)
@@ -152,51 +176,55 @@ class Match:
 
 
 def match(reference: Reference, prediction: Prediction, criterion: Criterion) -> Match:
-    """Link a prediction's candidates with the lesions of its reference, on the same grid."""
+    """Find the candidates that may find each lesion. Both files must be on the same grid."""
     lesions = lesions_of(reference)
     candidates = candidates_of(prediction, reference.ignore)
-    ignored, lost = _ignored(reference, prediction, candidates)
+    ignored, lost = _find_ignored(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions)
     overlaps = overlaps.where(~lost[overlaps.candidate])
     same = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
 
-    def links(rule: Criterion, pairs: Overlaps) -> Links:
+    def find_kept_links(rule: Criterion, pairs: Overlaps) -> Links:
+        """Find the links of candidates that are not lost."""
         found = find_links(rule, candidates, lesions, pairs)
         return found.where(~lost[found.candidate])
 
-    sides = {rule: links(rule, overlaps) for rule in SIDE_CRITERIA}
+    sides = {rule: find_kept_links(rule, overlaps) for rule in SIDE_CRITERIA}
     indices = np.min_scalar_type(max(reference.geometry.shape))  # many cases stay in memory
-    kept_lesions, kept_candidates = (
-        replace(x, voxels=x.voxels.astype(indices, copy=False), instances=None)
-        for x in (lesions, candidates)
+    kept_lesions = replace(
+        lesions, voxels=lesions.voxels.astype(indices, copy=False), instances=None
+    )
+    kept_candidates = replace(
+        candidates, voxels=candidates.voxels.astype(indices, copy=False), instances=None
     )
 
-    def among(comparable: Flags, within_labels: Match | None) -> Match:
+    def build_match(comparable: Flags, within_labels: Match | None) -> Match:
+        """Build the match in which only comparable pairs count."""
         return Match(
-            np.array([c.score for c in prediction.candidates], dtype=np.float64),
-            kept_lesions,
-            kept_candidates,
-            overlaps,
-            comparable,
-            ignored,
-            lost,
-            criterion,
-            {**sides, criterion: links(criterion, overlaps.where(comparable))},
-            prediction.instances is not None and bool(lesions.has_voxels.all()),
-            within_labels,
+            scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
+            lesions=kept_lesions,
+            candidates=kept_candidates,
+            overlaps=overlaps,
+            comparable=comparable,
+            ignored=ignored,
+            lost=lost,
+            criterion=criterion,
+            links={**sides, criterion: find_kept_links(criterion, overlaps.where(comparable))},
+            has_masks=prediction.instances is not None and bool(lesions.has_voxels.all()),
+            within_labels=within_labels,
         )
 
-    by_label = among(same, None)
+    by_label = build_match(same, None)
     several = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
     if criterion.assignment != "jointly" or not several:
         return by_label
-    return among(np.ones_like(same), by_label)
+    return build_match(np.ones_like(same), by_label)
 
 
-def _ignored(
+def _find_ignored(
     reference: Reference, prediction: Prediction, candidates: Lesions
 ) -> tuple[Flags, Flags]:
-    """Return the candidates that are mostly ignored, and those of whose mask nothing is left."""
+    """Flag the candidates that are mostly ignored, and those without a voxel outside."""
     none = np.zeros(len(candidates), dtype=np.bool_)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
@@ -206,9 +234,9 @@ def _ignored(
         highest = int(candidates.ids.max())
         counts = np.bincount(prediction.instances[ignore].reshape(-1), minlength=highest + 1)
         lost = counts[candidates.ids].astype(np.float64)
-    drawn = lost + candidates.n_voxels
-    share = lost / np.maximum(drawn, 1)
-    for row in np.flatnonzero(drawn == 0):
+    n_drawn = lost + candidates.n_voxels
+    share = lost / np.maximum(n_drawn, 1)
+    for row in np.flatnonzero(n_drawn == 0):
         part = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
         share[row] = part.mean() if part.size else 0.0
     return share > MOSTLY, (lost > 0) & (candidates.n_voxels == 0)
@@ -220,17 +248,27 @@ def _ignored(
 def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps) -> Links:
     """Find the links of a case under a criterion.
 
-    Only pairs of the same label; jointly all of `overlaps`, whatever their labels.
+    Links have the same label on both sides. The coverage rule uses all pairs in `overlaps`, with
+    any labels.
     """
-    candidate, lesion, common = overlaps.candidate, overlaps.lesion, None
+    candidate = overlaps.candidate
+    lesion = overlaps.lesion
+    common = None
     if rule.measure == "coverage":
         shares = shares_of(candidates, lesions, overlaps)
-        common, weight = shares.common, shares.of_lesion
-        supported = covered(candidate, len(candidates), shares.of_candidate, common, rule.threshold)
+        common = shares.common
+        weight = shares.of_lesion
+        supported = find_covered(
+            row=candidate,
+            n_rows=len(candidates),
+            share=shares.of_candidate,
+            common=common,
+            enough=rule.threshold,
+        )
         enough = supported[candidate]
     elif rule.measure == "centre":
-        apart = candidates.centres_mm[:, None] - lesions.centres_mm[None]
-        distance = np.linalg.norm(apart, axis=-1)
+        difference_mm = candidates.centres_mm[:, None] - lesions.centres_mm[None]
+        distance = np.linalg.norm(difference_mm, axis=-1)
         candidate, lesion = np.nonzero(distance < rule.threshold * lesions.diameters_mm / 2)
         enough = candidates.labels[candidate] == lesions.labels[lesion]
         weight = 1 / (1 + distance[candidate, lesion])
@@ -238,79 +276,103 @@ def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps:
         enough = overlaps.iou >= rule.threshold if rule.measure == "iou" else overlaps.iou > 0
         enough &= candidates.labels[candidate] == lesions.labels[lesion]
         weight = overlaps.iou
-    sizes = len(candidates), len(lesions)
-    return Links(rule, *sizes, candidate, lesion, weight, common).where(enough)
+    links = Links(
+        criterion=rule,
+        n_candidates=len(candidates),
+        n_lesions=len(lesions),
+        candidate=candidate,
+        lesion=lesion,
+        weight=weight,
+        common=common,
+    )
+    return links.where(enough)
 
 
 def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
-    """Measure by voxels, or by boxes if one of the two has no mask, what a pair has in common."""
+    """Compute the shares that each overlap covers, by boxes if one of the two has no mask."""
     common = None
     shared = pairs.voxels.astype(np.float64)
     of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
     of_lesion = lesions.n_voxels[pairs.lesion].astype(np.float64)
     bare = shared == 0
     if bare.any():
-        boxes = _common(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
+        boxes = _intersect(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
         common = boxes * bare[:, None]
-        shared[bare] = _volumes(common[bare])
-        of_candidate[bare] = _volumes(candidates.boxes[pairs.candidate[bare]])
-        of_lesion[bare] = _volumes(lesions.boxes[pairs.lesion[bare]])
+        shared[bare] = _compute_volumes(common[bare])
+        of_candidate[bare] = _compute_volumes(candidates.boxes[pairs.candidate[bare]])
+        of_lesion[bare] = _compute_volumes(lesions.boxes[pairs.lesion[bare]])
     return Shares(shared / of_candidate, shared / of_lesion, common)
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
-    """Return the highest score `[n_lesions]` at which each lesion is found; `NEVER` for none."""
-    found_at, rule = np.full(links.n_lesions, NEVER), links.criterion
-    if rule.assignment == "all":  # whatever finds it
+    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER`."""
+    found_at = np.full(links.n_lesions, NEVER)
+    rule = links.criterion
+    if rule.assignment == "all":
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
-    elif rule.assignment == "jointly":  # the supported ones that cover enough of it
-        for pairs in _grouped(links.lesion):
+    elif rule.assignment == "jointly":
+        for pairs in _group_equal(links.lesion):
             own = links.where(pairs)
             found_at[own.lesion[0]] = score_of_cover(
                 scores[own.candidate], own.weight, own.common, rule.threshold
             )
-    else:  # as many pairs as possible at every score
-        single = _single(links)
+    else:
+        single = _find_single(links)
         found_at[links.lesion[single]] = scores[links.candidate[single]]
-        for candidates, lesions, weight in _parts(links.where(~single)):
+        for candidates, lesions, weight in _split_parts(links.where(~single)):
             for score in np.unique(scores[candidates])[::-1]:
                 found = found_at[lesions] > NEVER
                 if found.all():
                     break
-                _, columns = _best(weight[scores[candidates] >= score], found)
+                _, columns = _pair_best(weight[scores[candidates] >= score], found)
                 new = lesions[columns]
                 found_at[new] = np.maximum(found_at[new], score)
     return found_at
 
 
 def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows:
-    """Return the candidate `[n_lesions]` that finds each lesion, -1 for none.
+    """Assign to each lesion the candidate that finds it, by the criterion of the links.
 
-    Of the candidates that are `present` (all by default), as the links' criterion has it. At every
-    threshold: as many pairs as possible, then the largest summed weight, then the lesions in
-    `prefer`. All, jointly: the candidate of the largest weight.
+    For `every_threshold`, the pairs are as many as possible, then of the largest summed weight,
+    then of the lesions in `prefer`. For `all` and `jointly`, a lesion gets the candidate with the
+    largest weight.
+
+    Args:
+        links: The links.
+        prefer: True for lesions `[n_lesions]` that should stay found.
+        present: True for the candidates `[n_candidates]` that may be assigned. None allows all.
+
+    Returns:
+        Rows of candidates `[n_lesions]`, −1 for a lesion that is not found.
     """
     if present is not None:
         links = links.where(present[links.candidate])
-    candidate_of, rule = np.full(links.n_lesions, -1, dtype=np.int64), links.criterion
+    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
+    rule = links.criterion
     if rule.assignment == "every_threshold":
-        single = _single(links)
+        single = _find_single(links)
         candidate_of[links.lesion[single]] = links.candidate[single]
-        for candidates, lesions, weight in _parts(links.where(~single)):
-            rows, columns = _best(weight, prefer[lesions])
+        for candidates, lesions, weight in _split_parts(links.where(~single)):
+            rows, columns = _pair_best(weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
     order = np.argsort(links.weight, kind="stable")
     candidate_of[links.lesion[order]] = links.candidate[order]
     if rule.assignment == "jointly":
-        cover = links.lesion, links.n_lesions, links.weight, links.common
-        candidate_of[~covered(*cover, rule.threshold)] = -1
+        found = find_covered(
+            row=links.lesion,
+            n_rows=links.n_lesions,
+            share=links.weight,
+            common=links.common,
+            enough=rule.threshold,
+        )
+        candidate_of[~found] = -1
     return candidate_of
 
 
-def _best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
+def _pair_best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`."""
-    # a pair more always outweighs all that the weights could add up to
+    # one more pair outweighs the largest possible sum of weights
     pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
     value = np.where(weight > 0, pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
@@ -318,14 +380,14 @@ def _best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     return rows[real], columns[real]
 
 
-def _single(links: Links) -> Flags:
-    """Return the links whose candidate and lesion have no other link: there is no choice."""
+def _find_single(links: Links) -> Flags:
+    """Flag the links `[links]` whose candidate and lesion have no other link."""
     of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
     of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
     return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
 
 
-def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
+def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
     """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part."""
     if len(links.candidate) == 0:
         return
@@ -333,7 +395,7 @@ def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
     ends = (links.candidate, links.n_candidates + links.lesion)
     graph = coo_array((np.ones(len(links.candidate)), ends), shape=(n, n))
     part_of = connected_components(graph, directed=False)[1][links.candidate]
-    for links_of_part in _grouped(part_of):
+    for links_of_part in _group_equal(part_of):
         candidates, row = np.unique(links.candidate[links_of_part], return_inverse=True)
         lesions, column = np.unique(links.lesion[links_of_part], return_inverse=True)
         weight = np.zeros((len(candidates), len(lesions)))
@@ -341,7 +403,8 @@ def _parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
         yield candidates, lesions, weight
 
 
-def _grouped(values: NDArray[np.integer]) -> list[Rows]:
+def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
+    """Return the positions of each distinct value."""
     if len(values) == 0:
         return []
     order = np.argsort(values, kind="stable")
@@ -353,7 +416,8 @@ def _grouped(values: NDArray[np.integer]) -> list[Rows]:
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     """List all overlapping pairs of a case, sorted by candidate, then lesion."""
-    n, pair = len(lesions), np.zeros(0, dtype=np.int64)
+    n = len(lesions)
+    pair = np.zeros(0, dtype=np.int64)
     if candidates.instances is not None and len(candidates) and len(lesions.voxels):
         row_of = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
         row_of[candidates.ids] = np.arange(len(candidates))
@@ -366,71 +430,92 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     bare = ~np.outer(candidates.has_voxels, lesions.has_voxels)
     if not bare.any():
         return by_mask
-    a, b = torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
-    iou: Numbers = box_iou(a, b).numpy()
+    iou: Numbers = box_iou(
+        torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
+    ).numpy()
     candidate, lesion = np.nonzero(bare & (iou > 0))
     by_box = Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])
     both = Overlaps(
-        *(
-            np.concatenate([getattr(by_mask, column), getattr(by_box, column)])
-            for column in ("candidate", "lesion", "voxels", "iou")
-        )
+        candidate=np.concatenate([by_mask.candidate, by_box.candidate]),
+        lesion=np.concatenate([by_mask.lesion, by_box.lesion]),
+        voxels=np.concatenate([by_mask.voxels, by_box.voxels]),
+        iou=np.concatenate([by_mask.iou, by_box.iou]),
     )
     return both.where(np.lexsort((both.lesion, both.candidate)))
 
 
-def together(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -> Numbers:
-    """Return the share `[n_rows]` of each row that its pairs `[pairs]` cover together, at most 1.
+def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -> Numbers:
+    """Compute the share of each lesion, or of each candidate, that all its pairs cover together.
 
-    Masks never overlap and add up. The union of overlapping boxes counts once.
+    Args:
+        row: Row of the lesion, or of the candidate, of each pair `[pairs]`.
+        n_rows: Number of lesions or candidates.
+        share: The share that each pair covers `[pairs]`. Shares of masks are added, because masks
+            never overlap.
+        common: As in `Shares`. Where boxes overlap, their union counts once.
+
+    Returns:
+        Shares `[n_rows]`, at most 1.
     """
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
         for one in np.flatnonzero(np.bincount(row, minlength=n_rows) > 1):
-            total[one] = _together(share[row == one], common[row == one])
+            total[one] = _sum_of_pairs(share[row == one], common[row == one])
     return np.minimum(total, 1.0)
 
 
-def covered(row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float) -> Flags:
-    """Return the rows `[n_rows]` of which the pairs `[pairs]` together cover at least `enough`."""
+def find_covered(
+    row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float
+) -> Flags:
+    """Return a boolean array `[n_rows]`: rows whose pairs together cover at least `enough`.
+
+    The other arguments are those of `sum_shares`.
+    """
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
+        # a plain sum counts overlapping boxes twice, so only these rows can be too high
         doubtful = np.flatnonzero(
             (total >= enough - ROUNDING) & (np.bincount(row, minlength=n_rows) > 1)
         )
         for one in doubtful:
-            total[one] = _together(share[row == one], common[row == one])
+            total[one] = _sum_of_pairs(share[row == one], common[row == one])
     reached: Flags = total >= enough - ROUNDING
     return reached
 
 
 def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enough: float) -> float:
-    """Return the highest score from which pairs `[pairs]` cover `enough` of a lesion.
+    """Return the highest score at which the pairs `[pairs]` of a lesion cover `enough` of it.
 
-    `NEVER` if all of them together do not.
+    Return `NEVER` if all of them together cover less.
     """
     order = np.argsort(-scores, kind="stable")
 
-    def cover(n: int) -> float:
+    def sum_first(n: int) -> float:
+        """Return the share that the n pairs with the highest scores cover."""
         first = order[:n]
-        return _together(share[first], None if common is None else common[first])
+        return _sum_of_pairs(share[first], None if common is None else common[first])
 
-    n = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=cover)
+    n = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
     return float(scores[order[n]]) if n < len(order) else NEVER
 
 
-def _together(share: Numbers, common: Numbers | None) -> float:
-    boxed = np.zeros(len(share), dtype=np.bool_) if common is None else _volumes(common) > 0
-    if common is None or np.count_nonzero(boxed) < 2:
+def _sum_of_pairs(share: Numbers, common: Numbers | None) -> float:
+    """Return the share that the pairs of one row cover together."""
+    if common is None:
         return float(share.sum())
-    by_volume = share[boxed][0] / _volumes(common[boxed])[0]
+    volumes = _compute_volumes(common)
+    boxed = volumes > 0
+    if np.count_nonzero(boxed) < 2:
+        return float(share.sum())
+    by_volume = share[boxed][0] / volumes[boxed][0]
     return float(share[~boxed].sum() + by_volume * union_volume(common[boxed]))
 
 
 def union_volume(boxes: Numbers) -> float:
-    """Return the volume of the union of boxes `[n, 2·dims]`.
+    """Compute the volume of the union of boxes `[n, 2·dims]`.
 
-    Of three axes slab by slab, so that memory stays small; of two, the cells between all edges.
+    In 3-D, the slabs between all edges along the first axis are added, which saves memory. In 2-D,
+    the cells between all edges are added.
 
     >>> union_volume(np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]]))
     7.0
@@ -441,22 +526,29 @@ def union_volume(boxes: Numbers) -> float:
     edges = [np.unique(boxes[:, [axis, axis + dims]]) for axis in range(dims)]
     if dims > 2:
         flat = np.delete(boxes, [0, dims], axis=1)
-        slabs = [(a, b, (boxes[:, 0] <= a) & (boxes[:, dims] >= b)) for a, b in pairwise(edges[0])]
-        return float(sum((b - a) * union_volume(flat[across]) for a, b, across in slabs))
+        volume = 0.0
+        for start, stop in pairwise(edges[0]):
+            across = (boxes[:, 0] <= start) & (boxes[:, dims] >= stop)
+            volume += (stop - start) * union_volume(flat[across])
+        return float(volume)
     inside = np.zeros([len(edge) - 1 for edge in edges], dtype=np.bool_)
     for box in boxes:
-        ends = zip(edges, box[:dims], box[dims:], strict=True)
-        inside[tuple(slice(*np.searchsorted(edge, (a, b))) for edge, a, b in ends)] = True
+        cells = []
+        for axis, edge in enumerate(edges):
+            first, last = np.searchsorted(edge, (box[axis], box[axis + dims]))
+            cells.append(slice(first, last))
+        inside[tuple(cells)] = True
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 
-def _common(a: Numbers, b: Numbers) -> Numbers:
+def _intersect(a: Numbers, b: Numbers) -> Numbers:
     """Return the intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
     dims = a.shape[1] // 2
     start = np.maximum(a[:, :dims], b[:, :dims])
     return np.hstack([start, np.minimum(a[:, dims:], b[:, dims:])])
 
 
-def _volumes(boxes: Numbers) -> Numbers:
+def _compute_volumes(boxes: Numbers) -> Numbers:
+    """Return the volume `[n]` of each box."""
     dims = boxes.shape[1] // 2
     return np.asarray(np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1))

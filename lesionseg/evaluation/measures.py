@@ -1,8 +1,8 @@
-"""The extent of lesions on their grid, the surfaces of two masks, and how much was accepted.
+"""The extent of a lesion, surface Dice and HD95 of two masks, and counts of accepted candidates.
 
-Surface Dice and HD95 are by area (Nikolov et al. 2018, arXiv 1809.04430): surface elements lie on
-the corners of the voxel grid; their areas are MONAI's table. Cost and memory follow the boxes
-around the masks, at a byte a voxel.
+Surface Dice and HD95 are weighted by area (Nikolov et al. 2018, arXiv 1809.04430). The surface
+elements are located at the corners of the voxel grid; MONAI's table states their areas. Time and
+memory depend on the bounding box of each mask: one byte per voxel.
 """
 
 import re
@@ -28,10 +28,13 @@ _SLACK_MM = 1e-4
 class Extent:
     """Extent of one lesion on its grid.
 
-    `slices` along the axis of the coarsest spacing (the first of equals; 1 in 2-D). The long axis
-    is the largest diameter within the slice of the most voxels, the short axis the width
-    perpendicular to it, both from voxel edge to voxel edge. `near_resolution`: under 8 voxels or
-    on one slice (in 2-D: under 8 pixels), where size and outline are uncertain themselves.
+    Attributes:
+        slices: Number of slices along the axis with the coarsest spacing (1 in 2-D).
+        long_axis_mm: Largest diameter within the slice with the most voxels, from voxel edge to
+            voxel edge.
+        short_axis_mm: Width of that slice perpendicular to the long axis.
+        near_resolution: True for a lesion of fewer than 8 voxels or of one slice (in 2-D: fewer
+            than 8 pixels). Its size and outline are uncertain.
     """
 
     slices: int
@@ -41,7 +44,7 @@ class Extent:
 
 
 def through_plane_axis(spacing_mm: Sequence[float]) -> int:
-    """Return the axis of the coarsest spacing; the first of those equal within 1 %.
+    """Return the axis with the coarsest spacing, or the first if several agree within 1 %.
 
     >>> through_plane_axis((1.0, 1.0, 1.0)), through_plane_axis((0.5, 3.0, 0.5))
     (0, 1)
@@ -51,9 +54,16 @@ def through_plane_axis(spacing_mm: Sequence[float]) -> int:
 
 
 def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Extent:
-    """Measure a lesion by its array indices `[v, dims]`, at least one, in C order."""
-    dims, n_slices = len(spacing_mm), 1
-    plane, mm = voxels, np.asarray(spacing_mm, dtype=np.float64)
+    """Measure the extent of a lesion.
+
+    Args:
+        voxels: Array indices of the lesion's voxels `[v, dims]` in C order, at least one.
+        spacing_mm: Spacing of each axis in mm.
+    """
+    dims = len(spacing_mm)
+    n_slices = 1
+    plane = voxels
+    mm = np.asarray(spacing_mm, dtype=np.float64)
     if dims == 3:
         axis = through_plane_axis(spacing_mm)
         counts = np.bincount(voxels[:, axis] - voxels[:, axis].min())
@@ -61,19 +71,22 @@ def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Ex
         fullest = voxels[:, axis].min() + counts.argmax()
         plane = np.delete(voxels[voxels[:, axis] == fullest], axis, axis=1)
         mm = np.delete(mm, axis)
-    # first and last pixel of each row: the corners of the hull are among them
+    # the first and last pixels of each row contain all corners of the convex hull
     starts = np.flatnonzero(np.diff(plane[:, 0], prepend=-1))
     ends = np.append(starts[1:], len(plane)) - 1
     points = plane[np.concatenate([starts, ends])] * mm
     near = len(voxels) < NEAR_RESOLUTION_VOXELS or (dims == 3 and n_slices == 1)
-    return Extent(n_slices, *_axes_mm(points, mm), near)
+    long_mm, short_mm = _measure_axes(points, mm)
+    return Extent(n_slices, long_mm, short_mm, near)
 
 
-def _axes_mm(points: NDArray[np.float64], pixel_mm: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the largest distance and the width perpendicular to it, each a pixel wider."""
-    apart = squareform(pdist(points))
-    first, second = np.unravel_index(apart.argmax(), apart.shape)
-    length = float(apart[first, second])
+def _measure_axes(
+    points: NDArray[np.float64], pixel_mm: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the largest distance and the width perpendicular to it, both plus one pixel."""
+    distances = squareform(pdist(points))
+    first, second = np.unravel_index(distances.argmax(), distances.shape)
+    length = float(distances[first, second])
     if length == 0:
         return float(pixel_mm.max()), float(pixel_mm.min())
     along = (points[first] - points[second]) / length
@@ -88,19 +101,28 @@ def surface_scores(
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> tuple[float, float] | None:
-    """Compute surface Dice and HD95 in mm of two masks given as voxels `[v, dims]`.
+    """Compute surface Dice and HD95 of two masks.
 
-    Surface Dice: the share of both surfaces' area within `tolerance_mm` of the other one. HD95: the
-    larger of the two directed 95th percentiles, by area. None when either mask is empty: there is
-    no surface to measure from.
+    Args:
+        reference: Array indices of the voxels of the first mask `[v, dims]`.
+        prediction: Array indices of the voxels of the second mask `[v, dims]`.
+        spacing_mm: Spacing of each axis in mm.
+        tolerance_mm: Distance in mm up to which two surfaces agree.
+
+    Returns:
+        Surface Dice: the share of the area of both surfaces that is within `tolerance_mm` of the
+        other surface. HD95 in mm: the larger of the two directed 95th percentiles, by area. None if
+        one of the masks is empty, because it has no surface.
     """
     if len(reference) == 0 or len(prediction) == 0:
         return None
     spacing = tuple(map(float, spacing_mm))
-    a, b = (_surface(voxels, spacing) for voxels in (reference, prediction))
-    within, hd95 = 0.0, 0.0
-    for (points, areas), (others, _) in ((a, b), (b, a)):
-        distance = KDTree(others).query(points)[0]
+    a = _find_surface(reference, spacing)
+    b = _find_surface(prediction, spacing)
+    within = 0.0
+    hd95 = 0.0
+    for (points, areas), (other_points, _) in ((a, b), (b, a)):
+        distance = KDTree(other_points).query(points)[0]
         within += areas[distance <= tolerance_mm + _SLACK_MM].sum()
         order = np.argsort(distance, kind="stable")
         share = np.cumsum(areas[order]) / areas.sum()
@@ -109,10 +131,10 @@ def surface_scores(
     return float(within / (a[1].sum() + b[1].sum())), hd95
 
 
-def _surface(
+def _find_surface(
     voxels: NDArray[np.int64], spacing: tuple[float, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Places in mm `[n, dims]` and areas `[n]` of the surface elements of a mask."""
+    """Return the positions in mm `[n, dims]` and areas `[n]` of a mask's surface elements."""
     low = voxels.min(axis=0)
     mask = np.zeros(np.ptp(voxels, axis=0) + 3, dtype=np.uint8)
     mask[tuple((voxels - low + 1).T)] = 1
@@ -128,7 +150,7 @@ def _surface(
 
 @lru_cache(maxsize=64)
 def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Return the area by neighbourhood code, and how much each voxel adds to the code."""
+    """Return the area of each neighbourhood code, and the number that each voxel adds to it."""
     from monai.metrics.utils import get_code_to_measure_table
 
     areas, kernel = get_code_to_measure_table(spacing)
@@ -138,9 +160,10 @@ def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArra
 def counts_of(
     candidates: Sequence[Candidate], labels: Mapping[int, str], zones: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Count the accepted candidates, and sum their volume, by label and zone and in total.
+    """Count the accepted candidates and sum their volumes, by label, by zone and in total.
 
-    What is named and empty has 0. Volumes are left out altogether where one of them is not known.
+    A label or zone that is named and has no candidate gets 0. If the volume of one candidate is
+    unknown, the total is None and the volumes by label and zone are left out.
     """
     accepted = [c for c in candidates if c.accepted]
     with_volume = all(c.volume_ml is not None for c in accepted)

@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Lesions
-from lesionseg.evaluation.matching import NEVER, ROUNDING, Match, Shares, shares_of, together
+from lesionseg.core import Candidate
+from lesionseg.evaluation.matching import NEVER, ROUNDING, Match, Shares, shares_of, sum_shares
 
-# A candidate that covers this share of a lesion marks it, whatever the rule makes of the pair.
+# a candidate that covers this share of a lesion marks it, even if the rule rejects the pair
 MARKED = 0.5
 Flags = NDArray[np.bool_]
 
@@ -19,15 +19,15 @@ Flags = NDArray[np.bool_]
 class WhyMissed(StrEnum):
     """The reason why a lesion was missed; empty for a found lesion.
 
-    A reason may concern an accepted candidate or, if no accepted candidate comes as close, a
-    retained one below the operating point. `LesionResult.nearest_candidate` names it.
+    A reason may concern an accepted candidate, or a retained candidate below the operating point if
+    that one comes closer. `LesionResult.nearest_candidate` is its id.
     """
 
     FOUND = ""
     CASE_FAILED = "case_failed"
     """The case has no prediction."""
     NO_RESPONSE = "no_response"
-    """No candidate touches the lesion, and none was removed there for its size."""
+    """No candidate touches the lesion, not even one that was removed for its size."""
     BELOW_OPERATING_POINT = "below_operating_point"
     """The lesion is found at a lower score."""
     NOT_ACCEPTED = "not_accepted"
@@ -35,7 +35,7 @@ class WhyMissed(StrEnum):
     OVERLAP_TOO_SMALL = "overlap_too_small"
     """Coverage rule: the candidates together cover too little of the lesion."""
     CANDIDATE_TOO_LARGE = "candidate_too_large"
-    """Coverage rule: the lesion is covered, but too little of the candidate lies in lesions."""
+    """Coverage rule: the lesion is covered, but too little of the candidate is in lesions."""
     IOU_TOO_SMALL = "iou_too_small"
     """IoU rules: the outlines of candidate and lesion agree too little."""
     CENTRE_TOO_FAR = "centre_too_far"
@@ -52,10 +52,13 @@ class WhyMissed(StrEnum):
 class Miss:
     """The reason why a lesion was missed, with the numbers behind it.
 
-    `candidate`: id of the candidate that the reason concerns, None if that is none of the
-    retained ones. `score`: its score. `covered`: the share of the lesion that the accepted
-    candidates cover together or, if none of them touches it, all retained ones. `iou`: of the
-    lesion and the candidate.
+    Attributes:
+        why: The reason.
+        covered: The share of the lesion that the accepted candidates cover together. If none of
+            them touches it, the share that all retained candidates cover.
+        candidate: Id of the candidate that the reason concerns. None if it is not retained.
+        score: Score of that candidate.
+        iou: IoU of the lesion and that candidate.
     """
 
     why: WhyMissed
@@ -69,10 +72,15 @@ class Miss:
 class Misses:
     """Explains the missed lesions of one case.
 
-    `accepted` and `true` `[candidates]`: the flags of the candidates and which of them are true
-    positives. `least`: the lowest score that is accepted. `removed`: candidates that were removed
-    for their size. `unannotated`: the match of the candidates whose labels the reference does not
-    annotate, None without any, and `unannotated_accepted` their flags.
+    Attributes:
+        match: The possible pairs of candidates and lesions.
+        accepted: True for accepted candidates `[candidates]`.
+        true: True for true positives `[candidates]`.
+        least: The lowest score that is accepted.
+        removed: Candidates that were removed for their size.
+        unannotated: The match of the candidates whose labels the reference does not annotate. None
+            if there are none.
+        unannotated_accepted: True for the accepted ones of these candidates.
     """
 
     match: Match
@@ -91,57 +99,62 @@ class Misses:
     def covered_by_accepted(self) -> NDArray[np.float64]:
         """The share of each lesion `[lesions]` that accepted candidates cover together."""
         pairs = np.flatnonzero(self.accepted[self.match.overlaps.candidate])
-        lesion, shares = self.match.overlaps.lesion[pairs], self._shares.where(pairs)
-        return together(lesion, len(self.match.lesions), shares.of_lesion, shares.common)
+        lesion = self.match.overlaps.lesion[pairs]
+        shares = self._shares.where(pairs)
+        return sum_shares(lesion, len(self.match.lesions), shares.of_lesion, shares.common)
 
     @cached_property
     def in_lesions(self) -> NDArray[np.float64]:
         """The share of each candidate `[candidates]` that is located in lesions."""
-        candidate, shares = self.match.overlaps.candidate, self._shares
+        candidate = self.match.overlaps.candidate
         n_candidates = len(self.match.candidates)
-        return together(candidate, n_candidates, shares.of_candidate, shares.common)
+        return sum_shares(candidate, n_candidates, self._shares.of_candidate, self._shares.common)
 
     def covered(self, row: int) -> float:
-        """Return the share of a lesion that accepted candidates cover; if none does, all do."""
+        """Return the share of a lesion that accepted candidates cover, or if that is 0, all."""
         by_accepted = float(self.covered_by_accepted[row])
-        return by_accepted or self._total(self._touching(row))
+        return by_accepted or self._sum_of_pairs(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that holds, from the nearest miss to the farthest."""
-        pairs = self._touching(row)
+        """Return the first reason that applies, from the nearest miss to the farthest."""
+        pairs = self._find_touching(row)
         accepted = self.accepted[self.match.overlaps.candidate[pairs]]
         same = self.match.comparable[pairs]
         return (
-            self._nearly_found(pairs[accepted & same], row)
-            or self._found_by_other_label(pairs[accepted & ~same], row)
-            or self._found_by_unannotated_label(row)
-            or self._found_later(row)
-            or self._touched(pairs[accepted & same], row)
-            or self._found_by_removed(row, self.least)
-            or self._touched(pairs[accepted & ~same], row)
-            or self._nearly_found(pairs[~accepted & same], row)
-            or self._found_by_other_label(pairs[~same], row)
-            or self._touched(pairs, row)
-            or self._found_by_removed(row, 0.0)
+            self._explain_near_miss(pairs[accepted & same], row)
+            or self._explain_other_label(pairs[accepted & ~same], row)
+            or self._explain_unannotated_label(row)
+            or self._explain_lower_score(row)
+            or self._explain_touch(pairs[accepted & same], row)
+            or self._explain_removed(row, self.least)
+            or self._explain_touch(pairs[accepted & ~same], row)
+            or self._explain_near_miss(pairs[~accepted & same], row)
+            or self._explain_other_label(pairs[~same], row)
+            or self._explain_touch(pairs, row)
+            or self._explain_removed(row, 0.0)
             or Miss(WhyMissed.NO_RESPONSE)
         )
 
-    def _nearly_found(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+    def _explain_near_miss(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
         """Explain why pairs that mark the lesion do not find it; None if none marks it."""
-        near = self._marked(pairs, row)
-        return None if near is None else self._miss(near[0], row, near[1])
+        near = self._find_marking(pairs, row)
+        return None if near is None else self._describe_miss(near[0], row, near[1])
 
-    def _found_by_other_label(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
-        fitting = self._fitting(pairs, row)
-        return self._miss(WhyMissed.WRONG_LABEL, row, self._best(fitting)) if len(fitting) else None
+    def _explain_other_label(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+        """Return a miss if a pair would find the lesion with the right label, otherwise None."""
+        fitting = self._select_fitting(pairs)
+        if not len(fitting):
+            return None
+        return self._describe_miss(WhyMissed.WRONG_LABEL, row, self._choose_best(fitting))
 
-    def _found_by_unannotated_label(self, row: int) -> Miss | None:
+    def _explain_unannotated_label(self, row: int) -> Miss | None:
+        """Return a miss if a candidate of an unannotated label fits, otherwise None."""
         if not self._is_marked_as_unannotated(row):
             return None
         return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
 
-    def _found_later(self, row: int) -> Miss | None:
-        """Name the candidate that finds the lesion if more are accepted; None if none does."""
+    def _explain_lower_score(self, row: int) -> Miss | None:
+        """Return a miss if a candidate finds the lesion when more are accepted, otherwise None."""
         match = self.match
         found_at = float(match.detected_at[row])
         if found_at <= NEVER:
@@ -157,11 +170,14 @@ class Misses:
         why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
         return Miss(why, self.covered(row), name, found_at)
 
-    def _touched(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
-        return self._miss(self._too_little, row, self._best(pairs)) if len(pairs) else None
+    def _explain_touch(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+        """Return a miss with the best of these pairs; None without pairs."""
+        if not len(pairs):
+            return None
+        return self._describe_miss(self._too_little, row, self._choose_best(pairs))
 
-    def _found_by_removed(self, row: int, least: float) -> Miss | None:
-        """Name the highest score, at least `least`, of candidates removed for their size."""
+    def _explain_removed(self, row: int, least: float) -> Miss | None:
+        """Return a miss if a candidate of at least this score was removed here for its size."""
         scores = [c.score for c in self.removed if self._is_removed_from(c, row)]
         highest = max(scores, default=None)
         if highest is None or highest < least:
@@ -170,7 +186,7 @@ class Misses:
 
     @property
     def _too_little(self) -> WhyMissed:
-        """The reason if a candidate touches a lesion and comes no closer."""
+        """The reason for a lesion that a candidate only touches."""
         measure = self.match.criterion.measure
         if measure == "coverage":
             return WhyMissed.OVERLAP_TOO_SMALL
@@ -178,79 +194,91 @@ class Misses:
             return WhyMissed.CENTRE_TOO_FAR
         return WhyMissed.IOU_TOO_SMALL if measure == "iou" else WhyMissed.WRONG_LABEL
 
-    def _marked(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
-        """Return why pairs that mark the lesion do not find it, and the pair; None for none."""
-        match, rule = self.match, self.match.criterion
+    def _find_marking(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
+        """Return a pair that marks the lesion without finding it, and the reason; None if none."""
+        match = self.match
+        rule = match.criterion
         if not len(pairs):
             return None
         candidate = match.overlaps.candidate[pairs]
         of_lesion = self._shares.of_lesion[pairs]
         if rule.measure == "coverage":
-            if self._total(pairs) < rule.threshold - ROUNDING:
+            if self._sum_of_pairs(pairs) < rule.threshold - ROUNDING:
                 return None
             links = match.links[rule]
             large = pairs[~np.isin(candidate, links.candidate)]
-            return (WhyMissed.CANDIDATE_TOO_LARGE, self._best(large)) if len(large) else None
+            if not len(large):
+                return None
+            return WhyMissed.CANDIDATE_TOO_LARGE, self._choose_best(large)
         if rule.measure == "centre":
             far = pairs[of_lesion >= MARKED]
-            return (WhyMissed.CENTRE_TOO_FAR, self._best(far)) if len(far) else None
+            return (WhyMissed.CENTRE_TOO_FAR, self._choose_best(far)) if len(far) else None
         links = match.links[rule]
         linked = np.isin(candidate, links.candidate[links.lesion == row])
         taken = pairs[linked | (self.true[candidate] & (of_lesion >= MARKED))]
-        return (WhyMissed.MERGED, self._best(taken)) if len(taken) else None
+        return (WhyMissed.MERGED, self._choose_best(taken)) if len(taken) else None
 
-    def _fitting(self, pairs: NDArray[np.int64], row: int) -> NDArray[np.int64]:
-        """Return the pairs that the rule would take as a hit if it did not look at labels."""
-        return pairs[fits(self.match, self._shares)[pairs]] if len(pairs) else pairs
+    def _select_fitting(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Select the pairs that the rule would count as hits if it ignored labels."""
+        return pairs[find_fitting(self.match, self._shares)[pairs]] if len(pairs) else pairs
 
     def _is_marked_as_unannotated(self, row: int) -> bool:
-        other, accepted = self.unannotated, self.unannotated_accepted
+        """Return True if an accepted candidate of an unannotated label fits the lesion."""
+        other = self.unannotated
+        accepted = self.unannotated_accepted
         if other is None or accepted is None:
             return False
         pairs = (other.overlaps.lesion == row) & accepted[other.overlaps.candidate]
         shares = shares_of(other.candidates, other.lesions, other.overlaps)
-        return bool((pairs & fits(other, shares)).any())
+        return bool((pairs & find_fitting(other, shares)).any())
 
     def _is_removed_from(self, candidate: Candidate, row: int) -> bool:
-        """Return True if the box of a removed candidate holds a part of the lesion."""
+        """Return True if the box of a removed candidate contains a part of the lesion."""
         lesions = self.match.lesions
         pooled = self.match.criterion.assignment == "jointly"
         if not pooled and candidate.label != lesions.labels[row]:
             return False
-        start, stop = np.array(candidate.start_vox), np.array(candidate.stop_vox)
+        start = np.array(candidate.start_vox)
+        stop = np.array(candidate.stop_vox)
         voxels = lesions.voxels_of(row)
         if len(voxels):
             return bool(((voxels >= start) & (voxels < stop)).all(axis=1).any())
-        box, dims = lesions.boxes[row], lesions.geometry.dims
+        box = lesions.boxes[row]
+        dims = lesions.geometry.dims
         return bool(((box[:dims] < stop) & (box[dims:] > start)).all())
 
-    def _touching(self, row: int) -> NDArray[np.int64]:
+    def _find_touching(self, row: int) -> NDArray[np.int64]:
+        """Return the pairs of a lesion."""
         return np.flatnonzero(self.match.overlaps.lesion == row)
 
-    def _total(self, pairs: NDArray[np.int64]) -> float:
-        shares, row = self._shares.where(pairs), np.zeros(len(pairs), dtype=np.int64)
-        return float(together(row, 1, shares.of_lesion, shares.common)[0])
+    def _sum_of_pairs(self, pairs: NDArray[np.int64]) -> float:
+        """Return the share of their lesion that these pairs cover together."""
+        shares = self._shares.where(pairs)
+        row = np.zeros(len(pairs), dtype=np.int64)
+        return float(sum_shares(row, 1, shares.of_lesion, shares.common)[0])
 
-    def _best(self, pairs: NDArray[np.int64]) -> int:
-        """Return the pair that covers most of the lesion, by IoU among equals."""
+    def _choose_best(self, pairs: NDArray[np.int64]) -> int:
+        """Return the pair that covers most of the lesion, or of several the largest IoU."""
         order = np.lexsort((self.match.overlaps.iou[pairs], self._shares.of_lesion[pairs]))
         return int(pairs[order[-1]])
 
-    def _miss(self, why: WhyMissed, row: int, pair: int) -> Miss:
+    def _describe_miss(self, why: WhyMissed, row: int, pair: int) -> Miss:
+        """Return a miss with the numbers of a pair."""
         match = self.match
         candidate = int(match.overlaps.candidate[pair])
         return Miss(
-            why,
-            self.covered(row),
-            int(match.candidates.ids[candidate]),
-            float(match.scores[candidate]),
-            float(match.overlaps.iou[pair]),
+            why=why,
+            covered=self.covered(row),
+            candidate=int(match.candidates.ids[candidate]),
+            score=float(match.scores[candidate]),
+            iou=float(match.overlaps.iou[pair]),
         )
 
 
-def fits(match: Match, shares: Shares) -> Flags:
-    """Return the pairs `[pairs]` that the match's rule takes as hits whatever their labels."""
-    rule, pairs = match.criterion, match.overlaps
+def find_fitting(match: Match, shares: Shares) -> Flags:
+    """Flag the pairs `[pairs]` that the rule would count as hits if it ignored labels."""
+    rule = match.criterion
+    pairs = match.overlaps
     if rule.measure == "coverage":
         return (shares.of_lesion >= rule.threshold - ROUNDING) & (
             shares.of_candidate >= rule.threshold - ROUNDING
@@ -259,13 +287,7 @@ def fits(match: Match, shares: Shares) -> Flags:
         return np.asarray(pairs.iou >= rule.threshold)
     if rule.measure == "overlap":
         return np.ones(len(pairs.candidate), dtype=np.bool_)
-    return _distances(match.candidates, match.lesions, pairs.candidate, pairs.lesion) < (
-        rule.threshold * match.lesions.diameters_mm[pairs.lesion] / 2
-    )
-
-
-def _distances(
-    candidates: Lesions, lesions: Lesions, rows: NDArray[np.int64], of: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    apart = candidates.centres_mm[rows] - lesions.centres_mm[of]
-    return np.asarray(np.linalg.norm(apart, axis=-1))
+    centres_mm = match.candidates.centres_mm[pairs.candidate]
+    difference_mm = centres_mm - match.lesions.centres_mm[pairs.lesion]
+    radii_mm = match.lesions.diameters_mm[pairs.lesion] / 2
+    return np.asarray(np.linalg.norm(difference_mm, axis=-1) < rule.threshold * radii_mm)

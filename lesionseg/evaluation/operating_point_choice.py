@@ -1,10 +1,11 @@
-"""Choose the score from which a candidate is accepted, and say what to expect of it.
+"""Choose the score from which candidates are accepted, and estimate its rate on new patients.
 
-Just above the (m+1)-th false positive of n patients, ranked by score, new ones show (m+1)/n false
-positives on average: the rate there is gamma distributed. Where patients differ, their rates
-varying by v times their mean squared, it is (m+1)/(n − v). So a rate k is expected with
-m = k·n − d, where d = 1 + k·v is the variance of the patients' counts over their mean, their design
-effect. (d is also the bound in conformal risk control, Angelopoulos et al., arXiv 2208.02814.)
+Rank the false positives of n patients by score, and put the threshold just above the (m+1)-th. The
+true rate is then gamma distributed, and new patients have (m+1)/n false positives on average. If
+the rates of patients differ, with a variance of v times the squared mean, the average is
+(m+1)/(n − v). A rate k is therefore expected for m = k·n − d. The design effect d = 1 + k·v is the
+variance of the patients' counts divided by their mean. It is also the bound of conformal risk
+control (Angelopoulos et al., arXiv 2208.02814).
 """
 
 import logging
@@ -31,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_AIM = Aim("auto")
 LESIONS_PER_FALSE_POSITIVE = 10
-# if no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
+# used if no case has a candidate: 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
-_MARGIN = 1e-4  # above a score that is not accepted, so that rounding does not accept it
+_MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
 
 
 def choose(
@@ -45,33 +46,38 @@ def choose(
 ) -> OperatingPoint:
     """Choose the operating point from evaluated cases that have scores.
 
-    - `fp_per_case`: the lowest score by which new cases have no more false positives per case on
-      average or, with `confidence`, by which as many new cases have no more with that chance. If
-      even zero false positives on these cases cannot promise that, the score allows none. If that
-      score finds no lesion, the rate on these cases is the one asked for. `confidence` of the
-      result is then None.
+    The kinds of aim are:
+
+    - `fp_per_case`: the lowest score at which the expected rate on new cases is at most this rate.
+      With `confidence`, an equal number of new cases has at most this rate with that probability.
+      If even zero false positives on these cases are too many for that, the score allows none. If
+      the score then finds no lesion, it is the one with this rate on these cases, and `confidence`
+      of the result is None.
     - `auto`: `fp_per_case` with the rate of `default_rate`.
-    - `best_f1`: the score with the highest lesion F1, the highest one of equals.
-    - `sensitivity`: just above the next candidate after those that find at least this share of the
-      lesions.
+    - `best_f1`: the score with the highest lesion F1, or the highest of several.
+    - `sensitivity`: at the score that finds at least this share of the lesions. The threshold is
+      lowered from there to just above the score of the next candidate.
     - `score`: this score.
 
     Args:
-        results: the evaluated cases.
-        aim: what the score is chosen for.
-        confidence: see `fp_per_case`.
-        quiet: no warning if no case has a candidate. The score is then `UNINFORMED_SCORE`.
+        results: The evaluated cases.
+        aim: The aim of the choice.
+        confidence: A probability, used by `fp_per_case` and `auto`.
+        quiet: True gives no warning if no case has a candidate. The score is `UNINFORMED_SCORE`.
 
     Returns:
-        The operating point, with its recall and rate on these cases. `auto` has the name of the
-        rate that it stands for.
+        The operating point, with its recall and rate on these cases. Its name states the rate if
+        the aim is `auto`.
 
     Raises:
-        ContentError: if candidates have no scores, or if a sensitivity is out of reach or there is
-            no lesion.
+        ContentError: if there are no cases, if candidates have no scores, or if a sensitivity
+            cannot be reached.
     """
     if not results or not all(r.scored for r in results):
-        raise ContentError("An operating point needs cases whose candidates have scores.")
+        raise ContentError(
+            "An operating point can only be chosen on cases whose candidates have scores. "
+            "Give candidate files with scores."
+        )
     pool = Pool.of(results)
     is_default = aim.kind == "auto"
     if is_default:
@@ -87,17 +93,17 @@ def choose(
     if aim.kind == "score":
         chosen = aim.value
     elif aim.kind == "sensitivity":
-        chosen = _for_sensitivity(pool, aim.value)
+        chosen = _find_score_of_sensitivity(pool, aim.value)
     elif aim.kind == "best_f1":
-        chosen = _for_best_f1(pool)
+        chosen = _find_score_of_best_f1(pool)
     else:
-        seen = _allowing(pool, int(np.floor(aim.value * pool.n_cases + 1e-9)))
-        # patients differ most visibly if most of their false positives count
+        seen = _find_score_allowing(pool, int(np.floor(aim.value * pool.n_cases + 1e-9)))
+        # estimated at this score, because fewer false positives show less of the difference
         design_effect = count_design_effect(pool.false_by_group(seen), pool.cases_by_group)
         most = most_false_positives(
             aim.value, pool.n_cases, design_effect, confidence, len(pool.groups)
         )
-        chosen = _allowing(pool, max(most, 0))
+        chosen = _find_score_allowing(pool, max(most, 0))
         keeps_confidence = most >= 0
         if pool.n_detected(seen) and not pool.n_detected(chosen):
             chosen = seen
@@ -107,7 +113,7 @@ def choose(
     found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
     recall = proportion(found, pool.lesions_by_group, NO_LESION)
     false_positives = rate(false, pool.cases_by_group, NO_CASE)
-    # below all false positives no next one is known; ½ is Jeffreys' prior
+    # if all false positives count, the score of the next one is unknown; ½ is Jeffreys' prior
     is_last = false.sum() == len(pool.false_score)
     expected = (false.sum() + (0.5 if is_last else design_effect)) / pool.n_cases
     reach = pool.detected_at > NEVER
@@ -131,8 +137,8 @@ def choose(
 def default_rate(n_lesions: int, n_cases: float) -> float:
     """Return the default rate of false positives per case.
 
-    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more: with 60 lesions per
-    case, one false positive per case would leave most of them out.
+    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more. With 60 lesions per
+    case, a limit of one false positive per case would leave most lesions undetected.
 
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)
@@ -142,7 +148,7 @@ def default_rate(n_lesions: int, n_cases: float) -> float:
 
 
 def lesion_f1(n_found: int, n_false: float, n_lesions: int) -> float | None:
-    """Return F1 of lesions, 2·TP / (2·TP + FP + FN); None without lesions and false positives.
+    """Compute F1 of lesions, 2·TP / (2·TP + FP + FN). Return None if the denominator is 0.
 
     >>> lesion_f1(n_found=8, n_false=4, n_lesions=12)
     0.6666666666666666
@@ -158,13 +164,23 @@ def most_false_positives(
     confidence: float | None = None,
     groups: int | None = None,
 ) -> int:
-    """Return how many false positives the cases may have so that new ones keep to a rate.
+    """Return the largest number of false positives for which new cases keep to a rate.
 
-    On average; with `confidence`, the most after which as many new cases give no more than `asked`
-    with that chance. Under 0: even none is too many. `deff`: how much more than by Poisson's law
-    the counts of patients vary. With `confidence`: of two equal Poisson counts the second given the
-    first, k, is at most negative binomial with k + 1 and ½ (Nelson 1970), both divided by `deff`,
-    which is raised where it was estimated from few `groups`.
+    Without `confidence`, the expected rate of new cases is at most `asked`. With it, an equal
+    number of new cases has at most this rate with that probability: for two Poisson counts of equal
+    mean, the second, given that the first is k, is at most negative binomial with k + 1 and ½
+    (Nelson 1970). Both counts are divided by the design effect.
+
+    Args:
+        asked: The rate of false positives per case.
+        n_cases: Number of cases.
+        deff: The design effect: the variance of the patients' counts, relative to a Poisson
+            distribution.
+        confidence: A probability, or None.
+        groups: Number of patients from which `deff` was estimated. Few patients increase it.
+
+    Returns:
+        The number, below 0 if even zero false positives are too many.
 
     >>> most_false_positives(1.0, 20), most_false_positives(1.0, 20, 2.5)
     (19, 17)
@@ -179,30 +195,36 @@ def most_false_positives(
     return int((chances >= confidence).sum()) - 1
 
 
-def _allowing(pool: Pool, allowed: int) -> float:
+def _find_score_allowing(pool: Pool, allowed: int) -> float:
+    """Return the lowest score with at most this number of false positives."""
     false = np.sort(pool.false_score)[::-1]
     if len(false) <= allowed:
         return float(pool.observed[0]) if len(pool.observed) else UNINFORMED_SCORE
-    return _above(false[allowed], pool)
+    return _step_above(false[allowed], pool)
 
 
-def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
-    n, found = len(pool.detected_at), np.sort(pool.detected_at[pool.detected_at > NEVER])[::-1]
+def _find_score_of_sensitivity(pool: Pool, sensitivity: float) -> float:
+    """Return a score that finds at least this share of the lesions, as `choose` describes."""
+    n = len(pool.detected_at)
+    found = np.sort(pool.detected_at[pool.detected_at > NEVER])[::-1]
     if n == 0:
-        raise ContentError("A sensitivity cannot be chosen without a reference lesion.")
+        raise ContentError(
+            "These cases have no reference lesion, so no sensitivity can be aimed at. "
+            "Choose fp_per_case or a score."
+        )
     wanted = max(1, int(np.ceil(sensitivity * n - 1e-9)))
     if len(found) < wanted:
         raise ContentError(
             f"Sensitivity {sensitivity:g} cannot be reached: even with the threshold at 0, only "
-            f"{len(found)} of {n} lesions ({len(found) / n:.3g}) are found."
+            f"{len(found)} of {n} lesions ({len(found) / n:.3g}) are found. Choose a lower one."
         )
     score = found[wanted - 1]
     below = pool.observed[pool.observed < score]
-    return _above(below[-1], pool) if len(below) else float(score)
+    return _step_above(below[-1], pool) if len(below) else float(score)
 
 
-def _for_best_f1(pool: Pool) -> float:
-    """Return the highest observed score with the highest F1, `UNINFORMED_SCORE` without scores."""
+def _find_score_of_best_f1(pool: Pool) -> float:
+    """Return the highest observed score with the highest F1, or `UNINFORMED_SCORE`."""
     if not len(pool.observed):
         return UNINFORMED_SCORE
     scores = pool.observed[::-1]
@@ -213,7 +235,8 @@ def _for_best_f1(pool: Pool) -> float:
     return float(scores[int(f1.argmax())])
 
 
-def _above(score: float, pool: Pool) -> float:
+def _step_above(score: float, pool: Pool) -> float:
+    """Return a score slightly above this one and below the next observed one."""
     higher = pool.observed[pool.observed > score]
     step = min(_MARGIN, (higher[0] - score) / 2) if len(higher) else _MARGIN
     return float(score + step) if score + step > score else float(higher[0])

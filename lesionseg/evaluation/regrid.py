@@ -1,4 +1,4 @@
-"""Bring a prediction onto another grid: masks take the nearest voxel."""
+"""Resample a prediction onto another grid by the nearest voxel."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,23 +14,26 @@ from lesionseg.ops.resample import resample_to
 
 
 def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
-    """Return the prediction on the grid `geometry`, by position in space.
+    """Resample the prediction onto the grid `geometry`, by position in space.
 
-    Each voxel takes the candidate of the nearest voxel, none outside of the prediction's grid. A
-    candidate that falls between the new voxels keeps the voxel nearest to its centre, if that is
-    free and inside. Boxes without voxels become the boxes around their moved corners. Sizes are
-    measured again. Raises `GeometryError` for another number of axes.
+    Each voxel gets the candidate of the nearest voxel, or none outside the prediction's grid. A
+    candidate that is located between the new voxels keeps the voxel nearest to its centre, if this
+    voxel is free and inside the grid. A box without voxels becomes the bounding box of its moved
+    corners. Sizes are measured again.
+
+    Raises:
+        GeometryError: if the grid has another number of axes.
     """
     if prediction.geometry.dims != geometry.dims:
         raise GeometryError(
             f"Case {prediction.case}: the prediction has {prediction.geometry.dims} axes, "
-            f"its reference {geometry.dims}."
+            f"its reference has {geometry.dims}. Give files of the same case."
         )
     own = prediction.geometry
     if prediction.instances is None:
-        moved = tuple(_moved_box(c, own, geometry) for c in prediction.candidates)
+        moved = tuple(_move_box(c, own, geometry) for c in prediction.candidates)
         return replace(prediction, geometry=geometry, candidates=moved)
-    instances = _nearest(prediction.instances, own, geometry)
+    instances = _resample_nearest(prediction.instances, own, geometry)
     lost = set(present_values(prediction.instances)) - set(present_values(instances))
     for candidate in prediction.candidates:
         if candidate.id in lost:  # none of the new voxels is in it
@@ -39,33 +42,33 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
             if inside and instances[tuple(at)] == 0:
                 instances[tuple(at)] = candidate.id
     lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
-    candidates = tuple(
-        replace(
-            Candidate.from_voxels(c.id, c.label, c.score, lesions.voxels_of(row), geometry),
-            accepted=c.accepted,
-            probability=c.probability,
-        )
-        if lesions.has_voxels[row]
-        else _moved_box(c, own, geometry)
-        for row, c in enumerate(prediction.candidates)
-    )
+    candidates = []
+    for row, c in enumerate(prediction.candidates):
+        if lesions.has_voxels[row]:
+            measured = Candidate.from_voxels(
+                c.id, c.label, c.score, lesions.voxels_of(row), geometry
+            )
+            candidates.append(replace(measured, accepted=c.accepted, probability=c.probability))
+        else:
+            candidates.append(_move_box(c, own, geometry))
     values = prediction.values
     return replace(
         prediction,
         geometry=geometry,
-        candidates=candidates,
+        candidates=tuple(candidates),
         instances=instances,
-        values=None if values is None else _nearest(values, own, geometry),
+        values=None if values is None else _resample_nearest(values, own, geometry),
     )
 
 
-def _nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
+def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
+    """Resample an array `[*spatial]` onto another grid by the nearest voxel."""
     moved: NDArray[Any] = resample_to(array[np.newaxis], source, geometry, "nearest")[0].numpy()
     return moved
 
 
-def _moved_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:
-    """Return the candidate with the box around the moved corners of its box, without voxels."""
+def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:
+    """Return the candidate without voxels. Its box encloses the moved corners of the old box."""
     box = [*candidate.start_vox, *candidate.stop_vox]
     moved = move_boxes([box], source, geometry)[0].tolist()
     return replace(

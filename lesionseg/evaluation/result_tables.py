@@ -1,8 +1,8 @@
-"""cases.csv, lesions.csv and candidates.csv: a line for each result, a column for each number.
+"""cases.csv, lesions.csv and candidates.csv: one line per result, one column per number.
 
-A field whose name ends with `_vox` is a column per axis in array order (`start_z_vox` …), one that
-ends with `_mm` and holds several numbers a column per axis of RAS (`centre_x_mm` …); z is empty in
-2-D. Other tuples are numbered from 1.
+A field that ends with `_vox` has one column per array axis (`start_z_vox` …). A point in mm has
+one column per RAS axis (`centre_x_mm` …). z is empty in 2-D. The columns of other tuples are
+numbered from 1.
 """
 
 import re
@@ -36,10 +36,15 @@ def write_scores(
     labels: Mapping[int, str] | None = None,
     failed: Sequence[Problem] = (),
 ) -> None:
-    """Write the three tables and, last, scores.json, each atomically.
+    """Write the three tables, then scores.json, each atomically.
 
-    `labels` names label values. `failed`: cases that could not be scored, which have a row with
-    the reason in cases.csv and count nowhere.
+    Args:
+        folder: The folder to write to.
+        results: The results of the scored cases.
+        scores: The content of scores.json.
+        labels: The names of label values.
+        failed: Cases that could not be scored. Each has a row with the reason in cases.csv, and is
+            not counted in any score.
     """
     regions = list(dict.fromkeys(name for result in results for name in result.regions))
     more = [_region_column(what, name) for name in regions for what in ("dice", "n_lesions")]
@@ -61,13 +66,14 @@ def write_scores(
 
 
 def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
-    """Return the most important numbers as text, a column per role; empty without a role.
+    """Return a table of the most important numbers as text, with one column per role.
 
-    An undefined number is a dash. A number that is undefined for all roles has no row.
+    An undefined number is a dash. A number that is undefined for all roles has no row. The table is
+    empty if there are no roles.
     """
     if not by_role:
         return []
-    columns = [_shown_numbers(scores) for scores in by_role.values()]
+    columns = [_format_numbers(scores) for scores in by_role.values()]
     table = [["", *by_role]]
     for name in columns[0]:
         cells = [column[name] for column in columns]
@@ -76,7 +82,7 @@ def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
     return table
 
 
-def _shown_numbers(scores: Scores) -> dict[str, str]:
+def _format_numbers(scores: Scores) -> dict[str, str]:
     """Return the most important numbers as text, by name."""
     point = scores.operating_point.score
     return {
@@ -84,29 +90,29 @@ def _shown_numbers(scores: Scores) -> dict[str, str]:
         "of them lesion-free": str(scores.n_lesion_free_cases),
         "lesions": str(scores.n_lesions),
         "found": str(scores.n_true_positive),
-        "lesion recall": _decimals(scores.lesion_recall.value),
-        "false positives per case": _decimals(scores.false_positives_per_case.value),
-        "lesion precision": _decimals(scores.lesion_precision.value),
-        "Dice, mean": _decimals(scores.dice.mean),
-        "Dice, median": _decimals(scores.dice.median),
-        "surface Dice, mean": _decimals(scores.surface_dice.mean),
-        "average precision": _decimals(scores.average_precision.value),
-        "CPM": _decimals(scores.cpm.value),
+        "lesion recall": _format_decimals(scores.lesion_recall.value),
+        "false positives per case": _format_decimals(scores.false_positives_per_case.value),
+        "lesion precision": _format_decimals(scores.lesion_precision.value),
+        "Dice, mean": _format_decimals(scores.dice.mean),
+        "Dice, median": _format_decimals(scores.dice.median),
+        "surface Dice, mean": _format_decimals(scores.surface_dice.mean),
+        "average precision": _format_decimals(scores.average_precision.value),
+        "CPM": _format_decimals(scores.cpm.value),
         "accepted from score": "–" if point is None else format_score(point),
     }
 
 
-def _decimals(value: float | None) -> str:
+def _format_decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
 def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:
-    """Write rows of one dataclass atomically; without rows the header alone."""
+    """Write rows of one dataclass atomically. Without rows, write only the header."""
     write_csv(path, map(cells_of, rows), tuple(columns_of(kind, rows)))
 
 
 def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
-    """Yield the columns of a dataclass; as many numbered ones as the longest of `rows` has."""
+    """Yield the columns of a dataclass. The longest tuple in `rows` sets how many are numbered."""
     for one in fields(kind):
         name = one.name
         if name in _POINTS:
@@ -122,7 +128,8 @@ def cells_of(item: Any) -> Row:
     """Return the cells of a dataclass by column; None for an undefined value."""
     cells: Row = {}
     for one in fields(item):
-        name, value = one.name, getattr(item, one.name)
+        name = one.name
+        value = getattr(item, name)
         if name in _POINTS:
             axes = _POINTS[name].replace("z", "") if len(value) == 2 else _POINTS[name]
             pairs = zip(axes, value, strict=True)
@@ -135,6 +142,7 @@ def cells_of(item: Any) -> Row:
 
 
 def _axis_column(name: str, axis: str) -> str:
+    """Return the column of one axis of a field: `start_vox`, z gives `start_z_vox`."""
     stem, _, unit = name.rpartition("_")
     return f"{stem}_{axis}_{unit}"
 

@@ -1,7 +1,7 @@
-"""The content of scores.json as types: every number of an evaluation.
+"""The types of scores.json, which contains every number of an evaluation.
 
 The names of fields are the keys of the file, in the order of the file. An undefined number is None
-(`null` in the file), and `reason` says why. docs/evaluation.md describes the numbers.
+(`null` in the file), and `reason` states why. docs/evaluation.md describes the numbers.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from lesionseg.io.files import read_json
 
 SCHEMA_VERSION = 3
 SCORES_FILE = "scores.json"
-# keys that a file has only if there is something to say
+# keys that are left out of the file if they have no value
 _OPTIONAL_KEYS = frozenset(
     {
         "reason",
@@ -68,7 +68,7 @@ class SurfaceDistance(MeanEstimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Froc:
-    """Recall at some rates of false positives per case; recall is None without scores."""
+    """Recall at each of several rates of false positives per case. None without scores."""
 
     fp_per_case: tuple[float, ...] = ()
     recall: tuple[float | None, ...] | None = ()
@@ -96,7 +96,7 @@ class LesionLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeClass:
-    """Recall of lesions with a diameter in `[from_mm, to_mm)`; the largest class has no end."""
+    """Recall of lesions with a diameter in `[from_mm, to_mm)`. The last class has `to_mm` None."""
 
     from_mm: float
     to_mm: float | None
@@ -111,8 +111,8 @@ class SizeClass:
 class SizeCurve:
     """A logistic curve: P(found) = 1 / (1 + exp(−(intercept + slope·ln diameter))).
 
-    `recall` and `ci95` are its values at `diameters_mm`. `d50_mm` and `d90_mm`: the diameters that
-    are found with 50 and 90 % probability.
+    `recall` and `ci95` are its values at `diameters_mm`. Lesions of the diameter `d50_mm` are found
+    with a probability of 50 %, those of `d90_mm` with 90 %.
     """
 
     intercept: float
@@ -128,7 +128,7 @@ class SizeCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class NoSizeCurve:
-    """The reason why there is no curve."""
+    """The reason why no curve could be fitted."""
 
     slope: None = None
     reason: str | None = None
@@ -136,9 +136,9 @@ class NoSizeCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """The candidates with a probability in `[from_, to)`, and the share of them that is true."""
+    """The candidates with a probability in `[from_, to)`, and the share of true positives."""
 
-    from_: Annotated[float, Field(alias="from")]  # `from` is a word of Python
+    from_: Annotated[float, Field(alias="from")]  # `from` is a keyword of Python
     to: float
     n: int
     mean_probability: float
@@ -159,7 +159,7 @@ class CalibrationScores:
 
 @dataclass(frozen=True, kw_only=True)
 class NoCalibration:
-    """The reason why scored candidates say nothing about calibration."""
+    """The reason why the calibration of scored candidates is undefined."""
 
     of: None
     reason: str
@@ -192,7 +192,7 @@ class PointInUse:
 
     @property
     def aim(self) -> Aim | None:
-        """The aim of the point; None if the name states no known one."""
+        """The aim of the point. None if its name is not a known aim."""
         try:
             return None if self.name is None else Aim.parse(self.name)
         except ConfigError:
@@ -238,7 +238,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScores(Counts):
-    """The numbers of one label by itself, or of one region."""
+    """The numbers of one label, or of one region."""
 
     dice: MeanEstimate
     lesion_recall: Estimate
@@ -249,7 +249,7 @@ class LabelScores(Counts):
 
 @dataclass(frozen=True, kw_only=True)
 class FailedCase:
-    """A case that could not be scored, and why."""
+    """A case that could not be scored, and the reason."""
 
     case: str
     message: str
@@ -275,7 +275,7 @@ class Difference:
 class PrimaryDifference(Difference):
     """The difference of the primary measure, whose p-value is not corrected.
 
-    `not_inferior`: the interval lies above `−margin`; None without a margin or an interval.
+    `not_inferior`: True if the interval is above `−margin`. None without a margin or an interval.
     """
 
     primary: Literal[True]
@@ -285,7 +285,7 @@ class PrimaryDifference(Difference):
 
 @dataclass(frozen=True, kw_only=True)
 class AdjudicatedNumbers:
-    """The main numbers by the reference alone, or with the confirmed lesions added to it."""
+    """The main numbers by the reference, without or with the lesions that a reader confirmed."""
 
     n_lesions: int
     n_false_positive: int
@@ -298,8 +298,8 @@ class AdjudicatedNumbers:
 class Adjudication:
     """The answers of a reader to the false positives, and both sets of numbers.
 
-    `n_open`: false positives without an answer. `n_stale`: answers on candidates that are no longer
-    false positives, or have moved.
+    `n_open`: false positives without an answer. `n_stale`: answers about candidates that are not
+    false positives any more, or that have moved.
     """
 
     n_lesion: int
@@ -315,13 +315,14 @@ class Adjudication:
 class Provenance:
     """The origin of scores: versions, hashes, data and model.
 
-    `stated` is the content of the file. The properties are those that a reader of scores needs.
+    `stated` is the content of the file. The properties give access to the keys that the library
+    uses.
     """
 
     stated: Mapping[str, Any]
 
     def states(self, key: str) -> bool:
-        """Return True if the file has the key, also with null."""
+        """Return True if the file has the key, even if its value is null."""
         return key in self.stated
 
     def _text(self, key: str) -> str:
@@ -333,7 +334,7 @@ class Provenance:
 
     @property
     def dataset(self) -> str:
-        """The name of the dataset, "" if not stated."""
+        """The name of the dataset, empty if it is not stated."""
         return self._text("dataset")
 
     @property
@@ -348,7 +349,7 @@ class Provenance:
 
     @property
     def bundle(self) -> str:
-        """The digest of the bundle that predicted."""
+        """The digest of the bundle that made the predictions."""
         return self._text("bundle")
 
     @property
@@ -363,17 +364,17 @@ class Provenance:
 
     @property
     def scored(self) -> str:
-        """The part that was scored, if not all lesions were."""
+        """The part of the lesions that was scored, empty if all were."""
         return self._text("scored")
 
     @property
     def simulated(self) -> bool:
-        """True if a program made the scans."""
+        """True if the scans are simulated."""
         return bool(self.stated.get("simulated"))
 
     @property
     def of_training(self) -> bool:
-        """True if a training wrote the scores."""
+        """True if `train` wrote the scores."""
         return self.states("training_steps") or self.states("folds")
 
     @property
@@ -388,7 +389,7 @@ class Provenance:
 
     @property
     def training_minutes(self) -> float:
-        """Minutes that the training took; 0 if not stated."""
+        """Duration of the training in minutes, 0 if it is not stated."""
         return float(self.stated.get("training_minutes") or 0.0)
 
     @property
@@ -405,7 +406,7 @@ def _as_provenance(content: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The cases and the rule of an evaluation."""
+    """The role of the evaluated cases, and the preset of the match rule."""
 
     schema_version: int = SCHEMA_VERSION
     evaluated_on: str = "unknown"
@@ -416,8 +417,8 @@ class Evaluated:
 class Scores(Counts, Evaluated):
     """Every number of an evaluation, as in scores.json.
 
-    A number that a file of an earlier version does not state is undefined, without a reason.
-    `failed_cases`, `comparison` and `adjudication` are None if they were not asked for.
+    A number that is missing in a file of an earlier version is undefined, without a reason.
+    `failed_cases`, `comparison` and `adjudication` are None if the evaluation has none.
     """
 
     dice: MeanEstimate = MeanEstimate()
@@ -451,7 +452,7 @@ class Scores(Counts, Evaluated):
     adjudication: Adjudication | None = None
 
     def measures(self) -> dict[str, int | Estimate | MeanEstimate]:
-        """Return the numbers of all cases together by their keys, in the order of the file."""
+        """Return the numbers that concern all cases by their keys, in the order of the file."""
         return {
             "n_cases": self.n_cases,
             "n_groups": self.n_groups,
@@ -484,13 +485,20 @@ class Scores(Counts, Evaluated):
 
     @classmethod
     def from_json(cls, content: object, where: str | Path = SCORES_FILE) -> "Scores":
-        """Build scores from the content of a scores.json. `where` names it in messages.
+        """Build scores from the content of a scores.json.
+
+        Args:
+            content: The JSON of the file.
+            where: The file's name for messages.
 
         Raises:
             ContentError: if a value does not fit its key, or the counts are missing.
         """
         if not isinstance(content, Mapping) or "n_lesions" not in content:
-            raise ContentError(f"{where}: this is no scores.json. Run evaluate again.")
+            raise ContentError(
+                f"{where}: the key n_lesions is missing, so this is not a scores.json of evaluate. "
+                "Run evaluate again."
+            )
         try:
             return _ADAPTER.validate_python(dict(content))
         except ValidationError as error:
@@ -505,17 +513,25 @@ _ADAPTER = TypeAdapter(Scores)
 def read_scores(path: Path) -> Scores:
     """Read a scores.json.
 
+    Args:
+        path: The file.
+
+    Returns:
+        The scores.
+
     Raises:
-        ReadError: if there is no such file, or it is not JSON.
-        ContentError: as `Scores.from_json`.
+        ReadError: if the file does not exist or is not JSON.
+        ContentError: if a value does not fit its key, or the counts are missing.
     """
     if not path.is_file():
-        raise ReadError(f"{path}: there are no scores. Run evaluate first and give its output.")
+        raise ReadError(
+            f"{path}: this file does not exist. Run evaluate first and give its output."
+        )
     return Scores.from_json(read_json(path), path)
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Read the provenance of a scores.json; empty without a file.
+    """Read the provenance of a scores.json. It is empty if the file does not exist.
 
     Raises:
         ReadError: if the file is not JSON.
@@ -526,11 +542,12 @@ def read_provenance(path: Path) -> Provenance:
 
 
 def _is_unset(value: object) -> bool:
-    return value is None or value is False  # a zero is a value
+    """Return True for None and False, but not for 0, which is a value."""
+    return value is None or value is False
 
 
 def _plain(value: object) -> object:
-    """Return the JSON of a value. Optional keys without a value are left out."""
+    """Convert a value to JSON. Optional keys without a value are left out."""
     if isinstance(value, Provenance):
         return dict(value.stated)
     if is_dataclass(value):

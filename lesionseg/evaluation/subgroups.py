@@ -1,7 +1,7 @@
-"""Recall by size of lesion, and subgroups of cases by what tables say, and of lesions by zone.
+"""Recall by lesion size, and subgroups of cases by columns of tables and of lesions by zone.
 
-Subgroups have no p-values, on purpose: they are found by looking, often at many, and a p-value
-would pretend that one was asked for.
+Subgroups deliberately have no p-values. Many are looked at, and a p-value is only valid for a
+comparison that was planned before.
 """
 
 import itertools
@@ -37,13 +37,14 @@ ZONE = "zone"
 N_CURVE_POINTS = 25
 _RIDGE = 1 / 2.5**2
 
-Columns = Mapping[str, Mapping[str, str]]  # what a table says of each case, by column
+Columns = Mapping[str, Mapping[str, str]]  # the cells of a table by case and column
 
 
 def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
-    """Read the columns of each case, from the dataset and a CSV file with a column `case`.
+    """Read the columns of each case from the dataset and from a CSV file with a column `case`.
 
-    Raises `DatasetError` for a table without that column, or with none of the cases.
+    Raises:
+        DatasetError: if the table lacks that column or contains none of the cases.
     """
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:
@@ -52,8 +53,8 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     if not any(row.get("case") in columns for row in rows):
         names = ", ".join(rows[0]) if rows else "none"
         raise DatasetError(
-            f"{table}: no row names a case, such as {next(iter(columns), '')}, in a column 'case' "
-            f"(its columns: {names})."
+            f"{table}: no row names a case of the dataset, such as {next(iter(columns), '')}, in "
+            f"the column case. Its columns are: {names}."
         )
     for row in rows:
         if row["case"] in columns:
@@ -64,7 +65,7 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
 def recall_by_size(
     results: Sequence[CaseResult], groups: Sequence[str], edges_mm: Sequence[float]
 ) -> tuple[SizeClass, ...]:
-    """Compute the recall of each size class `[from, to)`; the last has no upper bound."""
+    """Compute the recall of each size class `[from, to)`. The last class has no upper bound."""
     found = []
     for low, high in zip(edges_mm, [*edges_mm[1:], None], strict=True):
         end = np.inf if high is None else high
@@ -92,44 +93,50 @@ def size_curve(
 ) -> SizeCurve | NoSizeCurve:
     """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
 
-    `d50_mm` and `d90_mm` are undefined beyond the observed diameters. Ridge: the standardised slope
-    has a normal prior of standard deviation 2.5 (Gelman et al. 2008), so that a perfect separation
-    gives a steep curve instead of an infinite one.
+    `d50_mm` and `d90_mm` are undefined outside the observed diameters. The standardised slope has a
+    normal prior with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter
+    separates found and missed lesions perfectly, the slope is therefore steep instead of infinite.
     """
     index = {group: i for i, group in enumerate(groups)}
-    rows = [(x.diameter_mm, x.detected, index[r.group]) for r in results for x in r.lesions]
-    n_found = sum(found for _, found, _ in rows)
-    if min(n_found, len(rows) - n_found) < MIN_FOR_CURVE:
+    lesions = [(x, index[r.group]) for r in results for x in r.lesions]
+    n_found = sum(x.detected for x, _ in lesions)
+    if min(n_found, len(lesions) - n_found) < MIN_FOR_CURVE:
         return NoSizeCurve(reason=TOO_FEW)
-    diameters, found, group = (np.array(column) for column in zip(*rows, strict=True))
-    low, high = float(diameters.min()), float(diameters.max())
-    values, place = np.unique(diameters, return_inverse=True)  # counts of voxels repeat
-    x, counts = np.log(values), np.bincount(place).astype(np.float64)
+    diameters = np.array([x.diameter_mm for x, _ in lesions])
+    found = np.array([x.detected for x, _ in lesions])
+    group = np.array([i for _, i in lesions])
+    low = float(diameters.min())
+    high = float(diameters.max())
+    # many lesions have equal numbers of voxels, and with that equal diameters
+    values, place = np.unique(diameters, return_inverse=True)
+    x = np.log(values)
+    counts = np.bincount(place).astype(np.float64)
     shape = (len(groups), len(values))
-    totals = csr_array((np.ones(len(rows)), (group, place)), shape=shape)
+    totals = csr_array((np.ones(len(lesions)), (group, place)), shape=shape)
     hits = csr_array((found.astype(np.float64), (group, place)), shape=shape)
     along = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         fits = fit_logistic(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
-        intercept, slope = fits[:, :1], fits[:, 1:]
+        intercept = fits[:, :1]
+        slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(along))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             passed = np.exp((np.log([1.0, 9.0]) - intercept) / slope)
-        # a curve that does not grow passes no share: all lesions are on one side of it
+        # a curve that does not rise never passes 50 or 90 %: it is below or above throughout
         middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
         never = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
-        held = np.clip(np.where(slope > 0, passed, never), low, high)
-        return np.concatenate([curve, held, fits], axis=1)
+        within = np.clip(np.where(slope > 0, passed, never), low, high)
+        return np.concatenate([curve, within, fits], axis=1)
 
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
-    estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(rows))
+    estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(lesions))
     *points, d50, d90, intercept, slope = estimates
     return SizeCurve(
         intercept=float(intercept.value or 0.0),
         slope=float(slope.value or 0.0),
-        d50_mm=_within(d50, low, high),
-        d90_mm=_within(d90, low, high),
+        d50_mm=_clear_if_at_end(d50, low, high),
+        d90_mm=_clear_if_at_end(d90, low, high),
         observed_mm=(low, high),
         diameters_mm=tuple(along.tolist()),
         recall=tuple(one.value for one in points),
@@ -138,14 +145,14 @@ def size_curve(
     )
 
 
-def _within(diameter: Estimate, low: float, high: float) -> Estimate:
-    """Return the estimate, without its value if that is an end of the observed diameters."""
+def _clear_if_at_end(diameter: Estimate, low: float, high: float) -> Estimate:
+    """Remove the value if it was clipped to an end of the observed diameters."""
     return replace(diameter, value=None) if diameter.value in (low, high) else diameter
 
 
 @dataclass(frozen=True)
 class Members:
-    """The cases of one value, or range of values, of a column, or all with one zone's lesions."""
+    """The cases with one value, or range of values, of a column; or all cases, cut to one zone."""
 
     by: str
     value: str
@@ -157,11 +164,18 @@ def find_subgroups(
 ) -> Iterator[Members]:
     """Yield every subgroup of cases, then the lesions of each zone.
 
-    `by` names columns; None takes every column that divides. Raises `ConfigError` for a column that
-    is not there or has too many words.
+    Args:
+        results: The evaluated cases.
+        columns: The cells of a table by case and column.
+        by: Names of the columns to divide by. None uses every suitable column.
+
+    Raises:
+        ConfigError: if a column in `by` is missing or has too many different words.
     """
     cases = [r.case for r in results]
-    for name in _dividing(cases, columns, [r.group for r in results]) if by is None else by:
+    if by is None:
+        by = _find_dividing_columns(cases, columns, [r.group for r in results])
+    for name in by:
         for value, chosen in divide_by(cases, columns, name).items():
             yield Members(name, value, [r for r in results if r.case in chosen])
     items = (x for r in results for part in (r.lesions, r.candidates) for x in part)
@@ -178,16 +192,20 @@ def find_subgroups(
 
 
 def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, set[str]]:
-    """Divide cases by word, or into four ranges of equal numbers if all values are numbers.
+    """Divide cases by the words of a column, or by quartiles if all its values are numbers.
 
-    Up to as many different numbers as quantiles are taken as words. An empty cell is "not stated".
+    A column of at most four different numbers is divided by words, too. An empty cell is "not
+    stated".
+
+    Raises:
+        ConfigError: if the column is missing or has too many different words.
     """
     known = sorted({column for case in cases for column in columns.get(case, {})})
     if not cases:
         return {}
     if name not in known:
         raise ConfigError(
-            f"subgroups: no table has a column {name!r}; there are {known or 'none'}."
+            f"subgroups: no table has a column {name!r}. The columns are: {known or 'none'}."
         )
     values = _values(cases, columns, name)
     words = sorted(set(values), key=lambda word: (word == NOT_STATED, word))
@@ -203,14 +221,16 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
         words = [word for word in (*ranges, NOT_STATED) if word in values]
     if len(words) > MAX_VALUES:
         raise ConfigError(
-            f"subgroups: the column {name!r} has {len(words)} different words. "
-            f"At most {MAX_VALUES}, or numbers alone, make subgroups."
+            f"subgroups: the column {name!r} has {len(words)} different words. Choose a column of "
+            f"at most {MAX_VALUES} words, or of numbers only."
         )
     return {word: {c for c, v in zip(cases, values, strict=True) if v == word} for word in words}
 
 
-def _dividing(cases: Sequence[str], columns: Columns, groups: Sequence[str]) -> list[str]:
-    """Return the columns with 2 to 20 values that are not one per case or per patient."""
+def _find_dividing_columns(
+    cases: Sequence[str], columns: Columns, groups: Sequence[str]
+) -> list[str]:
+    """Find the columns with 2 to 20 values that differ neither for each case nor each patient."""
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
     for name in names:
@@ -224,10 +244,12 @@ def _dividing(cases: Sequence[str], columns: Columns, groups: Sequence[str]) -> 
 
 
 def _values(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
+    """Return the cell of each case in a column."""
     return [columns.get(case, {}).get(name, "").strip() or NOT_STATED for case in cases]
 
 
 def _is_numeric(values: Sequence[str] | set[str]) -> bool:
+    """Return True if all values are numbers, and there are more than four different ones."""
     stated = set(values) - {NOT_STATED}
     try:
         return len(stated) > N_QUANTILES and bool(np.isfinite([float(v) for v in stated]).all())

@@ -1,4 +1,4 @@
-"""Sum up the results of the cases as scores."""
+"""Summarise the results of all cases as scores."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)
 
-MIN_CASES_FOR_CPM = 8  # 1/8 false positive per case cannot be seen in fewer
+MIN_CASES_FOR_CPM = 8  # fewer cases cannot show 1/8 false positive per case
 DEVELOPMENT_ROLES = ("train", "validation")
 NO_LESION_FREE_CASE = "there is no lesion-free case"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
@@ -70,39 +70,48 @@ BOXES = "boxes have no voxels to compare"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
 
-def _of_lesions(r: CaseResult) -> tuple[float, float]:
+def _recall_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the found and all lesions of a case."""
     return r.n_detected, len(r.lesions)
 
 
-def _of_accepted(r: CaseResult) -> tuple[float, float]:
+def _precision_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the true positives of a case, and its true and false positives."""
     n_true = r.n_outcome("true_positive")
     return n_true, n_true + r.n_outcome("false_positive")
 
 
-def _f1(r: CaseResult) -> tuple[float, float]:
+def _f1_terms(r: CaseResult) -> tuple[float, float]:
+    """Return 2·TP and 2·TP + FP + FN of a case."""
     return 2 * r.n_detected, r.n_detected + len(r.lesions) + r.n_outcome("false_positive")
 
 
-def _false_per_case(r: CaseResult) -> tuple[float, float]:
+def _false_positive_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the false positives of a case and the share by which it counts as a case."""
     return r.n_outcome("false_positive"), r.annotated_share
 
 
-def _false_per_lesion_free_case(r: CaseResult) -> tuple[float, float]:
+def _lesion_free_false_positive_terms(r: CaseResult) -> tuple[float, float]:
+    """Return the false positives of a case and 1 if it is lesion-free, otherwise zeros."""
     return r.is_lesion_free * r.n_outcome("false_positive"), r.is_lesion_free
 
 
-def _without_false_positive(r: CaseResult) -> tuple[float, float]:
+def _specificity_terms(r: CaseResult) -> tuple[float, float]:
+    """Return 1 if a lesion-free case has no false positive, and 1 if the case is lesion-free."""
     return r.is_lesion_free and not r.n_outcome("false_positive"), r.is_lesion_free
 
 
-# the numerator and denominator of a case, and why there may be none
+# by name: the numerator and denominator of each case, and the reason if the sum of the latter is 0
 RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = {
-    "lesion_recall": (_of_lesions, NO_LESION),
-    "lesion_precision": (_of_accepted, NOTHING_ACCEPTED),
-    "lesion_f1": (_f1, NO_LESION),
-    "false_positives_per_case": (_false_per_case, NO_CASE),
-    "false_positives_per_lesion_free_case": (_false_per_lesion_free_case, NO_LESION_FREE_CASE),
-    "specificity": (_without_false_positive, NO_LESION_FREE_CASE),
+    "lesion_recall": (_recall_terms, NO_LESION),
+    "lesion_precision": (_precision_terms, NOTHING_ACCEPTED),
+    "lesion_f1": (_f1_terms, NO_LESION),
+    "false_positives_per_case": (_false_positive_terms, NO_CASE),
+    "false_positives_per_lesion_free_case": (
+        _lesion_free_false_positive_terms,
+        NO_LESION_FREE_CASE,
+    ),
+    "specificity": (_specificity_terms, NO_LESION_FREE_CASE),
 }
 
 
@@ -110,16 +119,18 @@ RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = 
 class SummarySettings:
     """The facts about the cases, and the settings of the bootstrap.
 
-    Args:
-        evaluated_on: the role of the cases.
-        operating_point: None for the one that all predictions state; bare masks have none.
-        labels: names of label values; others are named by their value.
-        split_is_group_safe: False if a patient is on both sides of the split; None if not known.
-        replicates: number of resampled data sets of the bootstrap.
-        seed: of the bootstrap.
-        provenance: versions and hashes, copied.
-        columns: the cells of a table by case and column; `slice_spacing_mm` is added.
-        subgroups: the columns to divide by; None for all that divide.
+    Attributes:
+        evaluated_on: Role of the cases.
+        operating_point: The operating point that was applied. None takes the one that all
+            predictions state; masks without candidates state none.
+        labels: Names of label values. A label without a name is named by its value.
+        split_is_group_safe: False if a patient has both training and evaluated cases. None if this
+            is not known.
+        replicates: Number of resampled data sets of the bootstrap.
+        seed: Seed of the bootstrap.
+        provenance: Versions and hashes, which are copied into the scores.
+        columns: The cells of a table by case and column. `slice_spacing_mm` is added.
+        subgroups: The columns to divide by. None uses every suitable column.
     """
 
     evaluated_on: str
@@ -135,18 +146,24 @@ class SummarySettings:
 
 @pause_collection()
 def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySettings) -> Scores:
-    """Sum up the results of the cases as scores. Without results all numbers are undefined.
+    """Summarise the results of the cases as scores.
 
     Args:
-        results: one per case.
-        preset: the match rule that they were matched by.
-        settings: the role of the cases, the operating point and the bootstrap.
+        results: One result per case. Without results, all numbers are undefined.
+        preset: The match rule by which the cases were matched.
+        settings: The role of the cases, the operating point and the bootstrap.
+
+    Returns:
+        The content of scores.json.
+
+    Raises:
+        ConfigError: if a column in `settings.subgroups` is missing or has too many words.
     """
     whole = Summary(results, preset, settings.replicates, settings.seed)
     counts = whole.counts()
     made = {
         **settings.provenance,
-        "preset": json.loads(json.dumps(asdict(preset))),  # lists, as when read back
+        "preset": json.loads(json.dumps(asdict(preset))),  # turns tuples into lists, as in a file
         "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
     }
     columns = _with_slice_spacing(results, settings.columns)
@@ -194,7 +211,7 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
 
 
 def _with_slice_spacing(results: Sequence[CaseResult], columns: Columns) -> Columns:
-    """Return the columns of each case, with the spacing of its slices if it is a volume."""
+    """Add the column `slice_spacing_mm` to the cases that are volumes."""
     found: dict[str, Mapping[str, str]] = {}
     for r in results:
         own = columns.get(r.case, {})
@@ -205,23 +222,25 @@ def _with_slice_spacing(results: Sequence[CaseResult], columns: Columns) -> Colu
 
 
 class Summary:
-    """The numbers of some cases; every interval resamples the same groups."""
+    """The numbers of some cases. All intervals resample the same groups."""
 
     def __init__(
         self, results: Sequence[CaseResult], preset: Preset, replicates: int, seed: int
     ) -> None:
-        self.results, self.preset, self.seed = results, preset, seed
+        self.results = results
+        self.preset = preset
+        self.seed = seed
         self.pool = Pool.of(results)
         self.groups = self.pool.groups
         self.draws = draw_groups(len(self.groups), replicates, np.random.default_rng(seed))
         self.scored = all(r.scored for r in results)
 
     def part(self, results: Sequence[CaseResult]) -> "Summary":
-        """Return the summary of other results, with the same rule and bootstrap."""
+        """Return the summary of other results, with the same match rule and bootstrap settings."""
         return Summary(results, self.preset, len(self.draws), self.seed)
 
     def sums(self, values: Sequence[float]) -> NDArray[np.float64]:
-        """Sum a value by case over the cases of each group `[groups]`."""
+        """Sum a value of each case over the cases of each group `[groups]`."""
         return sums_by_group(self.groups, self.results, values)
 
     def counts(self) -> Counts:
@@ -241,9 +260,12 @@ class Summary:
 
     @cached_property
     def _has_boxes_only(self) -> bool:
-        """True if no case with a lesion has masks to compare. A failed case is no 0 then."""
-        drawn = [r.dice is not None for r in self.results if r.status == "ok" and r.lesions]
-        return bool(drawn) and not any(drawn)
+        """True if no case with a lesion has masks to compare.
+
+        The Dice of a failed case is then undefined instead of 0.
+        """
+        has_dice = [r.dice is not None for r in self.results if r.status == "ok" and r.lesions]
+        return bool(has_dice) and not any(has_dice)
 
     def dice(self) -> MeanEstimate:
         """Compute the mean Dice of the cases with a lesion."""
@@ -274,16 +296,18 @@ class Summary:
         )
 
     def cpm(self) -> Estimate:
-        """Compute the mean recall of the FROC; undefined for few cases."""
+        """Compute the mean recall of the FROC. It is undefined for fewer than 8 cases."""
         found = self.of_curve(curves.cpm(self.pool, self.preset.fp_per_case))[0]
         if found.value is not None and len(self.results) < MIN_CASES_FOR_CPM:
             return Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
         return found
 
     def ratio(self, name: str) -> Estimate:
-        """Compute one of `RATIOS` of all cases, with the interval for a rate, an F1 or a share."""
+        """Compute one of `RATIOS` over all cases, with the interval that suits it."""
         of_case, undefined = RATIOS[name]
-        above, below = (self.sums([of_case(r)[k] for r in self.results]) for k in (0, 1))
+        terms = [of_case(r) for r in self.results]
+        above = self.sums([term[0] for term in terms])
+        below = self.sums([term[1] for term in terms])
         if name == "lesion_f1":
             lesions = self.pool.lesions_by_group
             statistic = ratio(above, below)
@@ -293,7 +317,10 @@ class Summary:
         return proportion(above, below, undefined)
 
     def mean(self, values: Sequence[float | None], *, is_share: bool = True) -> MeanEstimate:
-        """Compute mean and median of the defined values of cases; shares are in 0 to 1."""
+        """Compute mean and median of the defined values of the cases.
+
+        `is_share`: the values are between 0 and 1, which allows Wilson's interval.
+        """
         defined = [v for v in values if v is not None]
         counted = self.sums([v is not None for v in values])
         total = self.sums([v or 0.0 for v in values])
@@ -312,7 +339,7 @@ class Summary:
         )
 
     def of_curve(self, statistic: Statistic) -> list[Estimate]:
-        """Compute statistics of the pooled scores; undefined without scores."""
+        """Compute a statistic of the pooled scores. It is undefined without scores."""
         if not self.scored:
             return [Estimate(None, None, UNSCORED)]
         items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
@@ -320,11 +347,11 @@ class Summary:
         return bootstrap(statistic, self.draws, support, NO_LESION, items)
 
     def average_precision(self) -> Estimate:
-        """Compute the average precision; undefined without scores."""
+        """Compute the average precision. It is undefined without scores."""
         return self.of_curve(curves.average_precision(self.pool))[0]
 
     def case_auroc(self) -> Estimate:
-        """Compute the chance that a case with a lesion scores above one without."""
+        """Compute the chance that a case with a lesion has a higher score than one without."""
         if not self.scored:
             return Estimate(None, None, UNSCORED)
         known = ~np.isnan(self.pool.case_score)
@@ -334,7 +361,7 @@ class Summary:
         ]
         if not all(kind.any() for kind in kinds):
             return Estimate(None, None, ONE_KIND_OF_CASE)
-        support = min(kinds, key=np.count_nonzero).astype(np.float64)  # the rarer kind decides
+        support = min(kinds, key=np.count_nonzero).astype(np.float64)  # the rarer kind limits
         statistic = curves.case_auroc(self.pool)
         return bootstrap(statistic, self.draws, support, ONE_KIND_OF_CASE, len(self.results))[0]
 
@@ -367,7 +394,10 @@ class Summary:
         return bootstrap(statistic, self.draws, lesions, NO_LESION, len(self.results))[0]
 
     def lesion_load(self) -> LesionLoad:
-        """Compute the agreement of volume (undefined in 2-D) and of number of lesions by case."""
+        """Compute the agreement of the lesion volume and of the number of lesions of a case.
+
+        The volume is undefined in 2-D.
+        """
         volumes = [(r.reference_ml, r.predicted_ml) for r in self.results]
         counts = [(len(r.lesions), sum(c.accepted for c in r.candidates)) for r in self.results]
         return LesionLoad(
@@ -378,31 +408,34 @@ class Summary:
     def _agreement(
         self, pairs: Sequence[tuple[float | None, float | None]], undefined: str
     ) -> Agreement:
-        """Compute the mean of predicted minus reference, ± 1.96 standard deviations.
+        """Compute the bias and limits of agreement of pairs (reference, predicted).
 
-        Bland & Altman 1986.
+        The bias is the mean of predicted minus reference. The limits are ± 1.96 standard deviations
+        from it (Bland & Altman 1986).
         """
         errors = [None if x is None or y is None else y - x for x, y in pairs]
-        n, d, d2 = (
-            self.sums([0.0 if e is None else e**power for e in errors]) for power in (0, 1, 2)
-        )
+        counts = self.sums([0.0 if e is None else 1.0 for e in errors])
+        sums = self.sums([0.0 if e is None else e for e in errors])
+        squares = self.sums([0.0 if e is None else e**2 for e in errors])
 
         def statistic(weights: Weights) -> NDArray[np.float64]:
-            count, total, squares = weights @ n, weights @ d, weights @ d2
+            n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
-                bias = total / count
-                reach = Z95 * np.sqrt(np.maximum(squares - count * bias**2, 0.0) / (count - 1))
+                bias = weights @ sums / n
+                variance = np.maximum(weights @ squares - n * bias**2, 0.0) / (n - 1)
+                reach = Z95 * np.sqrt(variance)
             found = np.stack([bias, bias - reach, bias + reach], axis=1)
-            return np.where(count[:, None] > 1, found, np.nan)
+            return np.where(n[:, None] > 1, found, np.nan)
 
-        bias, lower, upper = bootstrap(statistic, self.draws, n, undefined, 6)
-        return Agreement(n=int(n.sum()), bias=bias, lower_limit=lower, upper_limit=upper)
+        bias, lower, upper = bootstrap(statistic, self.draws, counts, undefined, 6)
+        return Agreement(n=int(counts.sum()), bias=bias, lower_limit=lower, upper_limit=upper)
 
     def other_criteria(self) -> dict[str, CriterionScores]:
         """Compute recall and false positives of the accepted candidates by the side criteria."""
         found = {}
         for name in (criterion.name for criterion in SIDE_CRITERIA):
-            hits, false = (self.sums([r.sides[name][i] for r in self.results]) for i in (0, 1))
+            hits = self.sums([r.sides[name][0] for r in self.results])
+            false = self.sums([r.sides[name][1] for r in self.results])
             found[name] = CriterionScores(
                 lesion_recall=proportion(hits, self.pool.lesions_by_group, NO_LESION),
                 false_positives_per_case=rate(false, self.pool.cases_by_group, NO_CASE),
@@ -428,7 +461,7 @@ class Summary:
 
 
 def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, LabelScores]:
-    """Compute the numbers of each label by itself or, if there are regions, of each region."""
+    """Compute the numbers of each region or, without regions, of each label."""
     results = whole.results
     found: dict[str, LabelScores] = {}
     for name in dict.fromkeys(name for r in results for name in r.regions):
@@ -438,13 +471,14 @@ def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, LabelScor
         return found
     seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
     for label in sorted(seen | set(labels)):
-        own = [_of_label(r, label) for r in results if r.annotated.get(label, True)]
+        own = [_select_label(r, label) for r in results if r.annotated.get(label, True)]
         dice = [r.dice_by_label.get(label) if r.lesions else None for r in own]
         found[labels.get(label, str(label))] = _label_scores(whole.part(own), dice)
     return found
 
 
 def _label_scores(part: Summary, dice: Sequence[float | None]) -> LabelScores:
+    """Compute the numbers of one label. `dice` has the Dice of each case."""
     counts = part.counts()
     return LabelScores(
         n_cases=counts.n_cases,
@@ -463,7 +497,8 @@ def _label_scores(part: Summary, dice: Sequence[float | None]) -> LabelScores:
     )
 
 
-def _of_label(result: CaseResult, label: int) -> CaseResult:
+def _select_label(result: CaseResult, label: int) -> CaseResult:
+    """Return the result with the lesions and candidates of one label."""
     part = result.within_labels or result
     return replace(
         result,
@@ -476,9 +511,9 @@ def _of_label(result: CaseResult, label: int) -> CaseResult:
 def _operating_point(
     results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
-    """Return the point that decided, and whether it is optimistic on these cases.
+    """Return the operating point in use. It is None if the predictions state different ones.
 
-    It is if it was chosen on them, or if the program was developed on them.
+    It is optimistic if it was chosen on these cases, or if the program was developed on them.
     """
     predicted = [r for r in results if r.status == "ok"]
     unscored = [r.case for r in predicted if not r.scored]

@@ -1,8 +1,9 @@
-"""What the voxels' probabilities are worth, on development cases.
+"""Calibration of the probabilities of voxels on development cases.
 
-A network trained on Dice or on few patients may be far too sure, or not nearly sure enough. Then
-candidates end at the wrong level, and faint lesions fall below the floor. A straight line in the
-logit (Platt 1999) puts that right and changes no ranking of voxels.
+A network that was trained with Dice or on few patients may have probabilities that are too extreme
+or too moderate. The voxel threshold then delineates candidates too tightly or too widely, and faint
+lesions are lost. A linear function of the logit (Platt 1999) corrects the probabilities. It does
+not change the ranking of voxels.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,25 +18,31 @@ from lesionseg.evaluation.calibration import fit_logistic
 from lesionseg.plan.plan import Plan
 
 MIN_GAIN = 0.02  # in mean Dice
-_LEVELS = np.linspace(-12, 12, 481)  # logits at which voxels are counted, the nearest each
+_LEVELS = np.linspace(-12, 12, 481)  # logits; each voxel is counted at the nearest one
 _N_FOLDS = 5
 Slab = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class LevelCounts:
-    """Numbers of voxels, and of lesion voxels, of one case by their level of probability."""
+    """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`)."""
 
     group: str
     voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
     lesion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
     def counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
-        """Counts the probabilities that a decision is shown; voxels to be ignored do not count."""
+        """Return a function that counts the voxels of one slab of probabilities.
+
+        The function takes the channel, the first row of the slab and the slab. It leaves out
+        ignored voxels and labels that the reference does not annotate.
+        """
         values = plan.labels.channel_values
-        labels, ignore = reference.labels, reference.ignore
+        labels = reference.labels
+        ignore = reference.ignore
 
         def count(channel: int, row: int, slab: Slab) -> None:
+            """Count the voxels of one slab."""
             if labels is None or plan.labels.values[channel] in reference.unannotated:
                 return
             rows = slice(row, row + len(slab))
@@ -45,15 +52,16 @@ class LevelCounts:
         return count
 
     def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
-        """Count voxels of one shape: their probabilities, and whether they are lesion."""
+        """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
         place = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         place = place.clip(0, len(_LEVELS) - 1).ravel()
         self.voxels[:] += np.bincount(place, minlength=len(_LEVELS))
         self.lesion[:] += np.bincount(place[lesion.ravel()], minlength=len(_LEVELS))
 
     def dice(self, level: float) -> float:
-        """Return the Dice of all voxels from a logit on; NaN without a lesion."""
-        above, n_lesion = level <= _LEVELS, self.lesion.sum()
+        """Return the Dice of the voxels with at least this logit; NaN without a lesion."""
+        above = level <= _LEVELS
+        n_lesion = self.lesion.sum()
         total = self.voxels[above].sum() + n_lesion
         return float(2 * self.lesion[above].sum() / total) if n_lesion else float("nan")
 
@@ -61,11 +69,16 @@ class LevelCounts:
 def select_voxel_calibration(
     counts: Sequence[LevelCounts], extent: float, chosen_on: str
 ) -> tuple[Calibration | None, str]:
-    """Fit the calibration of voxels; None if it gains too little. Return the reason as well.
+    """Fit the calibration of voxels. Return None if it gains too little, and a reason.
 
-    The gain is in mean Dice of all voxels from `extent` on, where a sure candidate ends: each fold
-    of whole groups by the fit of the others; with one group by its own fit. It must be `MIN_GAIN`
-    at least.
+    The gain is the change of the mean Dice, in which voxels count as lesion if their probability is
+    at least `extent`. Each fold of whole groups is measured with the fit of the remaining folds. A
+    single group is measured with its own fit. The gain must be at least `MIN_GAIN`.
+
+    Args:
+        counts: The voxels of each case.
+        extent: The voxel threshold that delineates a candidate.
+        chosen_on: The role of the cases.
     """
     level = float(logit(extent))
     groups = sorted({case.group for case in counts if case.lesion.any()})
@@ -74,33 +87,38 @@ def select_voxel_calibration(
     for number in sorted(set(fold.values())):
         rest = [case for case in counts if fold.get(case.group) != number]
         fit = _fit_voxels(rest if len(groups) > 1 else counts)
-        if fit.slope <= 0:  # as where all voxels are less probable than the lowest level
+        if fit.slope <= 0:  # for example if all voxels are below the lowest level
             continue
         held_out = (case for case in counts if fold.get(case.group) == number)
         moved = (level - fit.intercept) / fit.slope
         gains += [case.dice(moved) - case.dice(level) for case in held_out]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
-        return None, f"not used; it changes Dice by {gain:+.3f}, and {MIN_GAIN:+g} is the least."
+        return None, f"not used: it changes Dice by {gain:+.3f}, less than {MIN_GAIN:+g}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
     half = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
     return fit, f"{half}, which changes Dice by {gain:+.3f}."
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
-    """Fit a straight line in the logit of all voxels; the identity without both kinds."""
+    """Fit a linear function of the logit. Return the identity without lesion or background."""
     voxels = np.sum([case.voxels for case in counts], axis=0)
     lesion = np.sum([case.lesion for case in counts], axis=0)
-    n_true, n_false = int(lesion.sum()), int(voxels.sum() - lesion.sum())
-    a, b = 0.0, 1.0
-    if n_true and n_false:
-        weights = voxels / voxels.sum()
-        a, b = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)[0].tolist()
-    return Calibration(a, b, n_true=n_true, n_false=n_false)
+    n_true = int(lesion.sum())
+    n_false = int(voxels.sum() - lesion.sum())
+    if not n_true or not n_false:
+        return Calibration(0.0, 1.0, n_true=n_true, n_false=n_false)
+    weights = voxels / voxels.sum()
+    fits = fit_logistic(_LEVELS, lesion[None], voxels[None], weights, ridge=1.0)
+    intercept, slope = fits[0].tolist()
+    return Calibration(intercept, slope, n_true=n_true, n_false=n_false)
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
-    """Average the calibrations of several networks. A network without one counts as identity."""
+    """Average the calibrations of several networks. None counts as the identity.
+
+    Return None if no network has a calibration.
+    """
     known = [f for f in fits if f]
     every = [f or Calibration() for f in fits]
     if not known:

@@ -87,7 +87,7 @@ def test_readers_who_disagree_are_an_error_and_two_who_agree_count_once():
     place = "c0", wrong.candidate, (*wrong.start_vox, *wrong.stop_vox)
     answers = [Answer(*place, word) for word in ("lesion", "lesion", "unsure")]
     assert adjudicate(cases, answers[:2]).adjudicated.n_false_positive == 0
-    with pytest.raises(ContentError, match="two answers to candidate"):
+    with pytest.raises(ContentError, match="has two answers"):
         adjudicate(cases, answers)
 
 

@@ -128,8 +128,8 @@ def test_scores_of_an_earlier_version_lack_keys_and_are_read():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], "this is no scores.json"),
-        ({"cases": 3}, "this is no scores.json"),
+        ([], "the key n_lesions is missing"),
+        ({"cases": 3}, "the key n_lesions is missing"),
         ({"n_lesions": "many"}, "n_lesions: many, "),
         ({"lesion_recall": {"value": "high"}}, "lesion_recall.value: high, "),
         ({"recall_by_size": [{"n": 1}]}, r"recall_by_size\[0\]"),

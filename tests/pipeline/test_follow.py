@@ -166,7 +166,7 @@ def test_a_pair_that_cannot_be_compared_fails_alone(visits, caplog):
     [
         ("others", {}, DatasetError, "no case in common"),
         ("two", {}, ContentError, r"different labels: before \[1\], after \[2\]"),
-        ("far", {}, GeometryError, "share no space"),
+        ("far", {}, GeometryError, "do not overlap in space"),
         ("after", {"register": "affine"}, ConfigError, "register"),
         ("after", {"before_images": "."}, ConfigError, "after_images"),
         ("after", {"register": "rigid"}, DatasetError, "(?s)a has no scan.*b has no scan"),
