@@ -35,7 +35,7 @@ from lesionseg.reporting.tuning import (
     State,
     TuningSearch,
     TuningTrial,
-    steadiest,
+    find_steadiest,
     table,
     write_tuning_page,
 )
@@ -78,7 +78,7 @@ class TuneOutcome(Outcome):
     @property
     def next(self) -> str | None:
         """The training with the best pair; None if no trial found a lesion."""
-        best = steadiest(self.search)
+        best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
         settings = {"data.root": self.root}
@@ -297,7 +297,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
         cfg.tune.alpha, cfg.tune.gamma, tuple(trials), objective, "Search for α and γ"
     )
     search = replace(search, notes=tuple(_notes(search, facts)))
-    best, steady = search.best, steadiest(search)
+    best, steady = search.best, find_steadiest(search)
     document = {
         "schema_version": 1,
         "objective": f"{objective} + {TIE_WEIGHT} · average precision",
@@ -314,7 +314,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
 
 
 def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
-    best, steady = search.best, steadiest(search)
+    best, steady = search.best, find_steadiest(search)
     if best is None or steady is None or not best.value:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 

@@ -1,6 +1,7 @@
-"""The report: from an evaluation's tables and the scans to a page that a clinician reads alone.
+"""The report: a page for clinicians, made from the tables of an evaluation and the scans.
 
-It computes no metric; it prints what `evaluation` found, and why something has no number.
+The package computes no metrics. It shows the numbers of `evaluation`, and the reasons for undefined
+numbers.
 """
 
 from lesionseg.reporting.write import write_report as write_report

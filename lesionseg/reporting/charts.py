@@ -1,4 +1,4 @@
-"""The report's charts: each a function of the tables that returns a figure, or None."""
+"""The charts of the report. Each function draws one from the tables, or returns None."""
 
 import io
 from collections.abc import Sequence
@@ -21,29 +21,32 @@ from lesionseg.reporting.evaluation_tables import Tables
 from lesionseg.reporting.rendering import rate
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
-# Okabe and Ito 2008: told apart by the colour-blind, and in grey
-FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
-    *("#0072b2", "#e4e8ea", "#d55e00", "#1a1a1a"),
-    *("#e0e3e5", "#999999"),
-)
+# colours of Okabe and Ito 2008, which colour-blind readers can distinguish, also in grey
+FOUND = "#0072b2"
+MISSED = "#e4e8ea"
+ACCENT = "#d55e00"
+INK = "#1a1a1a"
+GRID = "#e0e3e5"
+OTHER = "#999999"
 RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10,
     "svg.fonttype": "path",
     "svg.hashsalt": "lesionseg",
-    "text.parse_math": False,  # a name of the user's may hold dollars
+    "text.parse_math": False,  # names of cases may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-MOST_RINGS = 12  # patients drawn one by one
-SEVERAL = 5  # lesions of a size class that carry a statement about it
-FIRST_RATE, LAST_RATE = 0.125, 8.0  # false positives per scan: the usual axis of an FROC curve
+MOST_RINGS = 12  # with more patients, the chart does not show each of them
+SEVERAL = 5  # least number of lesions of a size class for a statement about it
+FIRST_RATE = 0.125  # false positives per scan at the start of the usual axis of an FROC curve
+LAST_RATE = 8.0  # and at its end
 
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure with its title, its caption and the words for those who do not see it."""
+    """A figure with its title and caption."""
 
     title: str
     caption: str
@@ -61,8 +64,8 @@ class Chart:
 def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
     """Return an empty figure in the report's style.
 
-    The number of ticks is fixed: automatic ones change while the layout is made, and labels are
-    then cut off.
+    The number of ticks is limited, because automatic ticks change during layout, which would cut
+    off labels.
     """
     with rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -109,7 +112,7 @@ def size_chart(tables: Tables) -> Chart | None:
         caption += f" Rings: one per {who}."
     if narrow:
         caption += (
-            f" Dashed: 95 % interval as if lesions were independent; the true one is wider "
+            f" Dashed: 95 % interval for independent lesions; the true one is wider "
             f"(fewer than {FEW} {who}s)."
         )
     title = "Lesions found, by size"
@@ -121,8 +124,11 @@ def size_chart(tables: Tables) -> Chart | None:
 def misses_grow(bins: Sequence[SizeClass]) -> bool:
     """Return True if smaller lesions are missed more often, by more than a few lesions.
 
-    `bins`: the size classes that have lesions, smallest first. Each needs several lesions, the
-    first one several missed ones, and no class has a lower sensitivity than a smaller one.
+    Each class needs several lesions, and the first class several missed lesions. No class may have
+    a lower sensitivity than a smaller class.
+
+    Args:
+        bins: The size classes that have lesions, smallest first.
     """
     if len(bins) < 2 or min(part.n for part in bins) < SEVERAL:
         return False
@@ -132,9 +138,12 @@ def misses_grow(bins: Sequence[SizeClass]) -> bool:
 
 
 def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
-    """Draw sensitivity against false positives per scan, of one model or several on one set.
+    """Draw the sensitivity of one or more models against false positives per scan.
 
-    The axis is logarithmic from ⅛ on, as in papers, and linear below so that it has a 0.
+    The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0.
+
+    Args:
+        models: The name and tables of each model, on the same scans.
     """
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):
@@ -142,20 +151,22 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     figure, axes = new_figure()
     n_lesions, scans = len(first.lesions), first.n_scanned
     found, false = first.at(first.threshold)
-    here = (false / scans, found / n_lesions)
+    in_use = (false / scans, found / n_lesions)
     looser = looser_setting(first)
-    farthest = max(here[0], looser[2] / scans if looser else 0.0)
+    farthest = max(in_use[0], looser[2] / scans if looser else 0.0)
     right = LAST_RATE
     while right < 1.4 * farthest:
         right *= 2
-    has_band = _interval_band(axes, first, right)
+    has_band = _draw_interval_band(axes, first, right)
     ends = False
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
-        ends |= _froc_curve(axes, name, tables, colour, right)
-    axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
-    _rate_axis(axes, right)
-    _froc_labels(axes, here, looser, (found, n_lesions, false, scans))
+        ends |= _draw_froc_curve(axes, name, tables, colour, right)
+    axes.plot(
+        in_use[0], in_use[1], "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5
+    )
+    _label_rate_axis(axes, right)
+    _label_settings(axes, in_use, looser, (found, n_lesions, false, scans))
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
@@ -177,15 +188,19 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
-    """Draw one model's curve, or its point if it has no scores; return True if it ends early."""
-    if tables.threshold is None:  # masks of a reader, say
-        alarms = tables.scores.n_false_positive / tables.n_scanned
-        axes.plot(alarms, tables.lesions["detected"].mean(), "s", color=colour, label=name)
+def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
+    """Draw the curve of a model, or one point if it has no scores.
+
+    Return True if the curve ends before the right end of the axis.
+    """
+    if tables.threshold is None:  # for example masks of a reader
+        false_rate = tables.scores.n_false_positive / tables.n_scanned
+        axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=name)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
     points = [tables.at(score) for score in scores]
-    n_lesions, scans = max(len(tables.lesions), 1), tables.n_scanned
+    n_lesions = max(len(tables.lesions), 1)
+    scans = tables.n_scanned
     x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
     y = [0.0, *(found / n_lesions for found, _ in points)]
     y.append(y[-1])
@@ -196,20 +211,25 @@ def _froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float
     return True
 
 
-def _interval_band(axes: Axes, tables: Tables, right: float) -> bool:
-    """Draw the intervals of scores.json around the curve; return False if there are none."""
+def _draw_interval_band(axes: Axes, tables: Tables, right: float) -> bool:
+    """Draw the intervals of scores.json around the curve. Return False if they are undefined."""
     froc = tables.scores.froc
-    ends = zip(froc.fp_per_case, froc.ci95 or (), strict=False)
-    known = [(at, *interval) for at, interval in ends if interval and at <= right]
-    if len(known) < 2:
+    rates = []
+    low = []
+    high = []
+    for at, interval in zip(froc.fp_per_case, froc.ci95 or (), strict=False):
+        if interval and at <= right:
+            rates.append(at)
+            low.append(interval[0])
+            high.append(interval[1])
+    if len(rates) < 2:
         return False
-    at, low, high = zip(*known, strict=True)
-    axes.fill_between(at, low, high, color=FOUND, alpha=0.15, linewidth=0)
+    axes.fill_between(rates, low, high, color=FOUND, alpha=0.15, linewidth=0)
     return True
 
 
-def _rate_axis(axes: Axes, right: float) -> None:
-    """Label the axis of false positives per scan: 0, then powers of 2 from ⅛ on."""
+def _label_rate_axis(axes: Axes, right: float) -> None:
+    """Label the axis of false positives per scan with 0 and powers of 2 from ⅛ on."""
     axes.set_xscale("symlog", base=2, linthresh=FIRST_RATE, linscale=0.6)
     axes.set_xlim(-0.01, right * 1.02)
     ticks = [0.0, *(FIRST_RATE * 2**k for k in range(int(np.log2(right / FIRST_RATE)) + 1))]
@@ -221,19 +241,26 @@ def _rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _froc_labels(
+def _label_settings(
     axes: Axes,
-    here: tuple[float, float],
+    in_use: tuple[float, float],
     looser: tuple[float, int, int] | None,
     counts: tuple[int, int, int, float],
 ) -> None:
-    """Label the setting in use and a looser one, where no curve that rises has a line."""
+    """Label the setting in use and a looser one, at places that a rising curve does not cross.
+
+    Args:
+        axes: The axes of the curve.
+        in_use: The point of the setting in use.
+        looser: The result of `looser_setting`.
+        counts: Lesions found, all lesions, false positives, and scans, for the setting in use.
+    """
     found, n_lesions, false, scans = counts
     halo = [withStroke(linewidth=3, foreground="white")]
-    is_low = here[1] < 0.4
+    is_low = in_use[1] < 0.4
     axes.annotate(
-        f"as set: {found} of {n_lesions} found,\n{_alarms(false, scans)}",
-        here,
+        f"as set: {found} of {n_lesions} found,\n{_rate_words(false, scans)}",
+        in_use,
         (0.98, 0.97 if is_low else 0.3),
         textcoords="axes fraction",
         ha="right",
@@ -245,9 +272,9 @@ def _froc_labels(
     if looser is None:
         return
     spot = (looser[2] / scans, looser[1] / n_lesions)
-    axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
+    axes.plot(spot[0], spot[1], "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
     place = axes.transAxes.inverted().transform(axes.transData.transform(spot))
-    is_left = float(place[0]) < 0.45  # otherwise the words would leave the chart
+    is_left = float(place[0]) < 0.45  # a label to the right of other points would leave the chart
     axes.annotate(
         f"looser: {looser[1]} of {n_lesions} at {rate(looser[2] / scans)} per scan",
         spot,
@@ -259,9 +286,10 @@ def _froc_labels(
 
 
 def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
-    """Return threshold, lesions found and false positives at about twice the rate.
+    """Find a lower threshold with up to twice the false positives, or one per scan.
 
-    None if no such threshold finds more lesions.
+    Return the threshold, the lesions found and the false positives of the one that finds most
+    lesions; None if none finds more than the setting in use.
     """
     if tables.threshold is None:
         return None
@@ -273,13 +301,13 @@ def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
     return max(better, key=lambda one: (one[1], -one[2])) if better else None
 
 
-def _alarms(false: int, cases: float) -> str:
+def _rate_words(false: int, cases: float) -> str:
     """Return the rate of false positives in words."""
     return per_scan(false / cases) if false else "no false positive"
 
 
 def dice_chart(tables: Tables) -> Chart | None:
-    """Draw the Dice of each scan, sorted."""
+    """Draw the Dice of each scan in ascending order."""
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
     if not len(values):
         return None
@@ -293,7 +321,7 @@ def dice_chart(tables: Tables) -> Chart | None:
 
 
 def curve_chart(tables: Tables) -> Chart | None:
-    """Draw the fitted chance to be found against diameter."""
+    """Draw the fitted chance that a lesion is found against its diameter."""
     curve = tables.scores.size_curve
     if isinstance(curve, NoSizeCurve):
         return None
@@ -326,7 +354,7 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
-    return Chart("Subgroups", "With 95 % intervals where there are five patients.", figure)
+    return Chart("Subgroups", "With 95 % intervals for five or more patients.", figure)
 
 
 def reliability_chart(tables: Tables) -> Chart | None:
@@ -353,7 +381,8 @@ def load_chart(tables: Tables) -> Chart | None:
     if len(both) < 2:
         return None
     difference = both["predicted_ml"] - both["reference_ml"]
-    mean, limits = difference.mean(), 1.96 * difference.std(ddof=1)
+    mean = difference.mean()
+    limits = 1.96 * difference.std(ddof=1)
     figure, axes = new_figure()
     axes.plot(both.mean(axis=1), difference, "o", color=FOUND)
     for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
@@ -364,7 +393,10 @@ def load_chart(tables: Tables) -> Chart | None:
 
 
 def training_charts(history: Path) -> list[Chart]:
-    """Draw loss terms and focal statistics over the training's steps; nothing without the file."""
+    """Draw loss terms and focal statistics over the training steps from metrics.csv.
+
+    Return an empty list if the file does not exist.
+    """
     if not history.is_file():
         return []
     rows = pd.read_csv(history)

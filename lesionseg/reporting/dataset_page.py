@@ -17,53 +17,59 @@ from lesionseg.reporting.charts import FOUND, Chart, new_figure
 from lesionseg.reporting.pictures import draw_overview
 from lesionseg.reporting.rendering import Tile, render
 
-# kind of finding: what it means to whoever reads the page
+# each kind of finding, explained to a reader of the page
 MEANING: Mapping[str, str] = {
     "listed": "The dataset's list has a wrong entry for a case.",
     "listed_otherwise": "The dataset's list states other cases than its folders contain.",
     "unread": "A folder contains files of formats that are not read.",
-    "left_out": "Files beside the cases are left out.",
+    "left_out": "Files next to the cases are left out.",
     "file_ending": "No file has the ending that the dataset states.",
     "names": "File names could be understood in two ways.",
-    "columns": "The table has a column without a meaning, whose name is nearly one with a meaning.",
+    "columns": "The table has an unknown column whose name resembles a known one.",
     "folds": "Some cases have no fold: they train in every fold.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing or too many.",
-    "geometry": "Files of the case do not lie on one grid, or slices are missing.",
-    "not_finite": "The image holds NaN or infinite voxels.",
-    "labels": "The reference holds values that are no labels, or does not fit its table.",
+    "geometry": "The files of the case are not on one grid, or slices are missing.",
+    "not_finite": "The image contains NaN or infinite voxels.",
+    "labels": "The reference contains values that are not labels, or does not fit its table.",
     **DOUBTS,
     "no_training": "Training cannot start.",
     "boxed": "The references are boxes without masks: train model=retinanet.",
     "constant": "A channel has the same value everywhere.",
-    "duplicate": "An image is there twice.",
-    "same_patient": "The same patient seems to be there under two names: a split could cut them.",
+    "duplicate": "Two cases have the same image.",
+    "same_patient": "Two names seem to belong to the same patient: a split could separate them.",
     "leak": "The same image or patient is in training and in the test role.",
     "spacing": "The voxel size is far from that of the other cases.",
-    "orientation": "The patient lies otherwise than in most cases (turned when prepared).",
-    "unoriented": "The file does not say how the patient lay: left and right may be swapped.",
-    "burned_in": "Letters are burned into the pixels, says the file: perhaps the patient's name.",
-    "detector": "Sizes are measured at the detector: things in the body look larger than they are.",
+    "orientation": "The orientation differs from most cases. Preparation rotates the image.",
+    "unoriented": "The file does not state the orientation: left and right may be swapped.",
+    "burned_in": "The file states that text, such as a name, may be burned into the pixels.",
+    "detector": "Sizes are measured at the detector, where objects appear larger than they are.",
     "remark": "Reading the file gave a warning.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
-    "unlabelled": "There is no reference.",
+    "unlabelled": "The case has no reference.",
 }
 SEVERITY: Mapping[str, str] = {
     "error": "cannot be used",
-    "warning": "look at it",
+    "warning": "needs a look",
     "note": "for information",
 }
 PIXELS = "pixels"
-_SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
-_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # of a radiograph
+_SAMPLED = 100_000  # about this number of voxels is used for the percentiles of a channel
+# columns that describe how a radiograph was acquired
+_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one case; `case` is "" for an entry of the list that is no case.
+    """One problem of one case.
 
-    `kind`: see `MEANING`. `detail` contains no names. `named` is the whole sentence for the
-    terminal, which may name files and patients. `others`: cases that share the problem.
+    Attributes:
+        case: Id of the case. Empty for an entry of the dataset's list that is not a case.
+        kind: A key of `MEANING`.
+        severity: A key of `SEVERITY`.
+        detail: An addition to the meaning, without names of files or patients.
+        named: The whole sentence for the terminal, which may name files and patients.
+        others: Ids of further cases with the same problem.
     """
 
     case: str
@@ -76,10 +82,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class CaseLook:
-    """The pictures and numbers of one case on the page; empty if it cannot be read.
+    """The picture and numbers of one case on the page.
 
-    `spacing_mm` along S, A, R (2-D: down, across); `ranges` has the 0.5, 50 and 99.5 percentile
-    of each channel; `picture` a data URI; `taken` how a radiograph was taken.
+    Attributes:
+        name: Pseudonym or id of the case.
+        role: Role of the case.
+        shape: Shape of the image. Empty, like the following fields, if the case cannot be read.
+        spacing_mm: Spacing along S, A and R; in 2-D down and across.
+        diameters: Equivalent diameters of its lesions.
+        ranges: The 0.5, 50 and 99.5 percentiles of each channel.
+        picture: The picture as a data URI.
+        taken: How a radiograph was acquired.
     """
 
     name: str
@@ -93,12 +106,17 @@ class CaseLook:
 
 
 def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
-    """Collect a case's pictures and numbers under its pseudonym; None if it is unreadable."""
+    """Collect the picture and numbers of a case under the name that the page shows.
+
+    `case` is None if the case cannot be read.
+    """
     stated = (files.columns[key] for key in _TAKEN if files.columns.get(key))
     taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)  # PA, L
     if case is None:
         return CaseLook(name, files.role or "", taken=taken)
-    image, grid, reference = case.image, case.image.geometry, case.reference
+    image = case.image
+    grid = image.geometry
+    reference = case.reference
     lesions = None if reference is None else lesion_mask(reference)
     return CaseLook(
         name,
@@ -106,14 +124,14 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
         shape=grid.shape,
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
         diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
-        ranges=tuple(_range(channel) for channel in image.array),
+        ranges=tuple(_measure_range(channel) for channel in image.array),
         picture=draw_overview(image.array[0], grid, lesions),
         taken=taken,
     )
 
 
-def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return the 0.5, 50 and 99.5 percentile of a channel without its lowest value."""
+def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Return the 0.5, 50 and 99.5 percentiles of the voxels above the channel's lowest value."""
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
     above = sample[sample > sample.min()]
@@ -122,7 +140,7 @@ def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def describe(finding: Finding) -> str:
-    """Return what is wrong in one sentence, with the names of cases and files."""
+    """Describe a finding with the names of cases and files."""
     text = finding.named or MEANING[finding.kind] + finding.detail
     if finding.others:
         text += f" Also: {', '.join(finding.others)}."
@@ -132,8 +150,8 @@ def describe(finding: Finding) -> str:
 def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> list[str]:
     """Return one line per finding, with the names of cases and files, and a line of totals.
 
-    Equal notes share a line. `pages`: the name of each case on the page, which is printed beside
-    the case's own name so that a reader finds the picture.
+    Equal notes share a line. `pages` contains the name of each case on the page. It is printed next
+    to the case's own name, so that a reader finds the picture.
     """
     lines = list[str]()
     notes = dict[str, list[str]]()
@@ -146,17 +164,17 @@ def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> lis
             name = finding.case or "the list of cases"
             lines.append(f"- {finding.severity}, {name}{place}: {describe(finding)}")
     for text, cases in notes.items():
-        of = f", {count(len(cases), 'case')} ({_first(cases, 5)})" if any(cases) else ""
-        lines.append(f"- note{of}: {text}")
-    read = count(len(pages), "case")
+        named = f", {count(len(cases), 'case')} ({_list_first(cases, 5)})" if any(cases) else ""
+        lines.append(f"- note{named}: {text}")
+    n_read = count(len(pages), "case")
     n_warned = _count_cases(findings, "warning")
     need = "needs" if n_warned == 1 else "need"
     n_bad = _count_cases(findings, "error")
-    return [*lines, f"{read} read, {n_bad} cannot be used, {n_warned} {need} a look."]
+    return [*lines, f"{n_read} read, {n_bad} cannot be used, {n_warned} {need} a look."]
 
 
 def _count_cases(findings: Sequence[Finding], severity: str) -> int:
-    """Return how many cases have a finding of this severity; a wrong entry counts as a case."""
+    """Count the cases with a finding of this severity. A wrong entry counts as a case."""
     own = [finding for finding in findings if finding.severity == severity]
     entries = [finding for finding in own if finding.kind == "listed" and not finding.case]
     return len({finding.case for finding in own} - {""}) + len(entries)
@@ -172,10 +190,19 @@ def write_dataset_report(
     *,
     identifiers: bool = False,
 ) -> None:
-    """Write the page of the dataset `name` to `path`, whole or not at all.
+    """Write the page of a dataset atomically.
 
-    `unit`: of sizes. `looks`: what the page shows of each case, by case id. With `identifiers` the
-    page also lists every finding with the names of cases and files.
+    Args:
+        path: The file to write.
+        looks: The picture and numbers of each case by its id.
+        findings: The problems of all cases.
+        channels: The names of the channels.
+        unit: The unit of sizes.
+        name: The name of the dataset.
+        identifiers: True also lists every finding with the names of cases and files.
+
+    Raises:
+        OutputError: if the file cannot be written.
     """
     diameters = [d for look in looks.values() for d in look.diameters]
     free = sum(f.kind == "lesion_free" for f in findings)
@@ -190,11 +217,11 @@ def write_dataset_report(
         for kind, meaning in MEANING.items():
             own = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
             if names := [look.name for case, look in looks.items() if case in own]:
-                row = {"": words, "what": meaning, "cases": len(names)}
-                table.append({**row, "which": _first(names, 20)})
+                which = _list_first(names, 20)
+                table.append({"": words, "what": meaning, "cases": len(names), "which": which})
             if "" in own:
-                row = {"": words, "what": meaning, "cases": own.count("")}
-                table.append({**row, "which": "not in the pictures below"})
+                which = "not in the pictures below"
+                table.append({"": words, "what": meaning, "cases": own.count(""), "which": which})
     named = [
         {"case": finding.case or "the list of cases", "what": describe(finding)}
         for finding in findings
@@ -238,13 +265,15 @@ def write_dataset_report(
     write_text(path, html)
 
 
-def _first(names: Sequence[str], most: int) -> str:
+def _list_first(names: Sequence[str], most: int) -> str:
+    """List the first names, with an ellipsis if there are more."""
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def _charts(
     looks: Sequence[CaseLook], diameters: Sequence[float], channels: Sequence[str], unit: str
 ) -> list[Chart]:
+    """Draw the lesion sizes, the intensities of each channel, and the spacings."""
     charts = []
     readable = [look for look in looks if look.ranges]
     if diameters:
@@ -262,7 +291,7 @@ def _charts(
         axes.plot(numbers, rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="case", ylabel="intensity")
-        caption = "From the 0.5 to the 99.5 percentile of each case; the ring is the median."
+        caption = "The 0.5 to 99.5 percentiles of each case; the ring is the median."
         charts.append(Chart(f"Intensities: {channel}", caption, figure))
     if readable and unit != PIXELS:
         figure, axes = new_figure()

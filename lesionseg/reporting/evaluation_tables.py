@@ -1,4 +1,4 @@
-"""What `evaluate` and `train` wrote, as the report reads it: scores.json and three tables."""
+"""Read scores.json and the three tables that `evaluate` and `train` write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,16 +15,25 @@ from lesionseg.evaluation.result_tables import FAILED
 from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_scores
 from lesionseg.io.files import plain_text
 
-SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
-_TEXT = (
-    *("case", "group", "role", "status", "label", "zone", "warning"),
-    *("why_missed", "outcome", "outcome_any", "message"),
+SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
+_TEXT = (  # columns that contain text
+    "case",
+    "group",
+    "role",
+    "status",
+    "label",
+    "zone",
+    "warning",
+    "why_missed",
+    "outcome",
+    "outcome_any",
+    "message",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """One evaluation; `names` maps the cases and groups that the page shows to the real ones."""
+    """One evaluation. `names` maps the pseudonyms of cases and groups to their real names."""
 
     folder: Path
     scores: Scores
@@ -42,7 +51,7 @@ class Tables:
 
     @property
     def n_predicted(self) -> int:
-        """Scans that have a prediction."""
+        """Number of scans that have a prediction."""
         return int((self.cases["status"] != "missing").sum())
 
     @property
@@ -52,23 +61,23 @@ class Tables:
 
     @property
     def n_scanned(self) -> float:
-        """Scans that rates are per: one whose labels are annotated in part counts by its share."""
+        """Number of scans by which rates are divided. Each counts by its annotated share."""
         shares = self.cases.get("annotated_share")
         return max(float(len(self.cases) if shares is None else shares.fillna(1.0).sum()), 1e-9)
 
     @property
     def real_names(self) -> list[str]:
-        """The cases' own names, in order."""
+        """The real names of the cases, in order."""
         return [self.names.get(case, case) for case in self.cases["case"]]
 
     @property
     def patients_stated(self) -> bool:
-        """True if groups are known beyond the cases' own names."""
+        """True if the groups differ from the cases."""
         return bool((self.cases["group"] != self.cases["case"]).any())
 
     @cached_property
     def false_scores(self) -> NDArray[np.float64]:
-        """Scores of all false positives, whatever the threshold, descending."""
+        """Scores of all false positives at any threshold, descending."""
         column = "outcome_any" if "outcome_any" in self.candidates else "outcome"
         false = self.candidates[self.candidates[column] == "false_positive"]
         return np.sort(false["score"].fillna(1.0).to_numpy(np.float64))[::-1]
@@ -84,21 +93,24 @@ class Tables:
 
 
 def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
-    """Read an evaluation; cases and groups become `case 1` and `patient 1` unless `identifiers`.
+    """Read an evaluation. Cases that could not be scored are left out.
 
-    Cases that could not be scored are left out; `Tables.n_failed` counts them.
+    Args:
+        folder: The folder that `evaluate` or `train` wrote.
+        identifiers: False replaces the names of cases and groups by `case 1` and `patient 1`.
 
-    Raises `ReadError` for a file that is missing, `ContentError` for one that cannot be read or
-    tables that do not belong to scores.json.
+    Raises:
+        ReadError: if a file is missing.
+        ContentError: if a file cannot be read, or if the tables do not belong to scores.json.
     """
     scores = read_scores(folder / SCORES_FILE)
-    cases, lesions, candidates = (
-        _read(folder / f"{name}.csv") for name in ("cases", "lesions", "candidates")
-    )
+    cases = _read(folder / "cases.csv")
+    lesions = _read(folder / "lesions.csv")
+    candidates = _read(folder / "candidates.csv")
     if len(lesions) != scores.n_lesions:
         raise ContentError(
-            f"{folder}: lesions.csv has {len(lesions)} lesions, scores.json {scores.n_lesions}. "
-            "Run evaluate again; it writes all tables together."
+            f"{folder}: lesions.csv has {len(lesions)} lesions, but scores.json states "
+            f"{scores.n_lesions}. Run evaluate again, which writes all tables together."
         )
     cases = cases[cases["status"] != FAILED].reset_index(drop=True)
     cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
@@ -107,30 +119,40 @@ def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """Read one table of the evaluation."""
     if not path.is_file():
         raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
+    dtypes: Any = dict.fromkeys(_TEXT, str)
     try:
-        how: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a case may be "NA"
-        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), **how)
+        # only empty cells are missing values: a case may have the name "NA"
+        table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
-        raise ContentError(f"{path}: this table cannot be read ({error}).") from error
+        raise ContentError(
+            f"{path}: this table cannot be read ({error}). Run evaluate again."
+        ) from error
     for name in (name for name in _TEXT if name in table):
         table[name] = table[name].fillna("").map(plain_text)
     return table
 
 
 def _with_pseudonyms(tables: Tables) -> Tables:
+    """Replace the names of cases and groups by pseudonyms."""
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
     if not tables.patients_stated:
         groups = cases
 
-    def renamed(table: pd.DataFrame) -> pd.DataFrame:
+    def rename(table: pd.DataFrame) -> pd.DataFrame:
+        """Replace the names in one table."""
         return table.assign(
             case=table["case"].map(cases).fillna("–"), group=table["group"].map(groups).fillna("–")
         )
 
-    parts = (renamed(t) for t in (tables.cases, tables.lesions, tables.candidates))
     names = {shown: real for one in (groups, cases) for real, shown in one.items()}
-    cases_, lesions, candidates = parts
-    return replace(tables, cases=cases_, lesions=lesions, candidates=candidates, names=names)
+    return replace(
+        tables,
+        cases=rename(tables.cases),
+        lesions=rename(tables.lesions),
+        candidates=rename(tables.candidates),
+        names=names,
+    )

@@ -1,4 +1,4 @@
-"""The page of `follow`: what became of each lesion between two visits."""
+"""The page of `follow`, which shows the changes of lesions between two visits."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from lesionseg.reporting.words import per_scan
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # a lesion without a sure change
-MAX_PICTURES = 40  # the largest changes; the tables hold every one
+MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
 SENTENCES: Mapping[str, str] = {
     "new": "Nothing was marked there at the earlier visit.",
     "enlarged": "Larger by more than the smallest detectable change.",
@@ -40,7 +40,7 @@ SENTENCES: Mapping[str, str] = {
 }
 
 
-ALIGNED: Mapping[str, str] = {  # how the two visits of a pair were laid over each other
+ALIGNED: Mapping[str, str] = {  # how the two visits of a pair were aligned
     "headers": "the positions that the files state are taken as they are; scans not registered to "
     "each other need register=rigid",
     "rigid": "the earlier scan was registered to the later one, moved and turned as a whole",
@@ -50,23 +50,28 @@ ALIGNED: Mapping[str, str] = {  # how the two visits of a pair were laid over ea
 def draw_changes(
     pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
 ) -> list[tuple[LesionChange, Card]]:
-    """Draw each accepted change: both visits at the same place, with the outlines of both visits.
+    """Draw each accepted change at both visits, at the same place and with both outlines.
 
-    `images`: the scans of both visits. `changes`: those of the pair, with what is accepted. Each
-    picture states its visit.
+    Args:
+        pair: The two visits.
+        changes: Changes of the pair. `accepted` decides which are drawn.
+        name: The name of the pair on the page.
+        images: The scans of the earlier and the later visit.
     """
-    accepted = sorted((c for c in changes if c.accepted), key=_extent, reverse=True)[:MAX_PICTURES]
+    accepted = sorted((c for c in changes if c.accepted), key=_max_diameter_mm, reverse=True)
     if not accepted:
         return []
-    grid, masks = pair.after.geometry, (pair.before.mask() > 0, pair.after.mask() > 0)
-    scenes = [
-        Scene(_scan_on(image, own, grid), grid, *masks)
-        for image, own in zip(images, (pair.placed, grid), strict=True)
-    ]
+    grid = pair.after.geometry
+    before = pair.before.mask() > 0
+    after = pair.after.mask() > 0
+    scenes = []
+    for image, own in zip(images, (pair.placed, grid), strict=True):
+        scan = _read_on_grid(image, own, grid)
+        scenes.append(Scene(scan, grid, reference=before, accepted=after))
     cards = []
-    for change in accepted:
-        sides = (pair.before, change.lesion_before), (pair.after, change.lesion_after)
-        shown = [c for visit, ids in sides for c in visit.candidates if c.id in ids]
+    for change in accepted[:MAX_PICTURES]:
+        shown = [c for c in pair.before.candidates if c.id in change.lesion_before]
+        shown += [c for c in pair.after.candidates if c.id in change.lesion_after]
         start = np.min([c.start_vox for c in shown], axis=0).tolist()
         stop = np.max([c.stop_vox for c in shown], axis=0).tolist()
         figure = Figure(figsize=(2 * INCHES, INCHES), facecolor="black")
@@ -97,8 +102,8 @@ def draw_changes(
     return cards
 
 
-def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
-    """Return the first channel of a scan, whose grid in space is `own`, on the grid `geometry`."""
+def _read_on_grid(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
+    """Read the first channel of a scan, and resample it from its grid `own` to `geometry`."""
     array = read_volume(path).array[:1]
     if own.matches(geometry):
         return np.asarray(array[0], dtype=np.float32)
@@ -108,9 +113,12 @@ def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float3
 def write_change_report(
     path: Path, image: Path, prediction: Prediction, changes: Sequence[LesionChange]
 ) -> None:
-    """Write a structured report: the lesions of the later visit, what became of each, what is gone.
+    """Write a DICOM structured report of the later visit, with the changes since the earlier one.
 
-    New lesions below the operating point are left out. Raises `OutputError`.
+    New lesions below the operating point are left out.
+
+    Raises:
+        OutputError: if the file cannot be written.
     """
     since = {
         lesion: (c.state, c.volume_before_ml)
@@ -144,10 +152,20 @@ def write_follow_page(
     unit: str,
     alignments: Mapping[str, str],
 ) -> Path:
-    """Write the page to `path` and return it; `names` are the shown ones of all cases, in order.
+    """Write the page of all pairs of visits.
 
-    `point` accepts new lesions; None: each of them counts. `unit`: of diameters. `alignments`: of
-    each case how its visits were laid over each other, a key of `ALIGNED`.
+    Args:
+        path: The file to write.
+        changes: The changes of all pairs.
+        names: The name of each pair on the page by its id, in the order of the page.
+        cards: The changes with their pictures.
+        rule: The rule by which the changes were found.
+        point: The operating point that accepts new lesions. None accepts all of them.
+        unit: The unit of diameters.
+        alignments: How the visits of each pair were aligned, a key of `ALIGNED`.
+
+    Returns:
+        The path of the page.
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
@@ -162,26 +180,28 @@ def write_follow_page(
     )
     if thin:
         summary += f"{', ' * bool(summary)}{thin} new or gone but too thin to be sure"
-    ordered = sorted(cards, key=lambda pair: _extent(pair[0]), reverse=True)[:MAX_PICTURES]
-    sections = [
-        (state.capitalize(), sentence, [card for change, card in ordered if change.state == state])
-        for state, sentence in SENTENCES.items()
-        if any(change.state == state for change, _ in ordered)
-    ]
+    ordered = sorted(cards, key=lambda pair: _max_diameter_mm(pair[0]), reverse=True)
+    ordered = ordered[:MAX_PICTURES]
+    sections = []
+    for state, sentence in SENTENCES.items():
+        own = [card for change, card in ordered if change.state == state]
+        if own:
+            sections.append((state.capitalize(), sentence, own))
     tiles = []
     for k, state in enumerate(("new", "enlarged", "shrunk", "gone")):
-        sizes = [_extent(change) for change in accepted if change.state == state]
+        sizes = [_max_diameter_mm(change) for change in accepted if change.state == state]
         words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
-    pairs = [_pair(case, names[case], changes) for case in names]
+    pairs = [_row_of_pair(case, names[case], changes) for case in names]
     ways = list(dict.fromkeys(alignments.values()))
     for row, case in zip(pairs, names, strict=True):
         if len(ways) > 1:
             row["aligned by"] = alignments[case]
-    listed = [_change(names[c.case], c, unit) for c in accepted]
+    listed = [_row_of_change(names[c.case], c, unit) for c in accepted]
     if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D has no volumes
-        for row in (*pairs, *listed):
-            del row["ml before"], row["ml after"]
+        for row in pairs + listed:
+            del row["ml before"]
+            del row["ml after"]
     expected = ""
     if point is not None:
         expected = per_scan(point.expected_false_positives_per_case, "false new lesion", "pair")
@@ -189,7 +209,7 @@ def write_follow_page(
         "follow.html.j2",
         headline=f"{summary.capitalize() or 'No sure change'}; {count(stable, 'lesion')} stable.",
         tiles=tiles,
-        charts=[c for c in [_chart(changes, unit)] if c],
+        charts=[_draw_chart(changes, unit)] if changes else [],
         rule=rule,
         point=point,
         expected=expected,
@@ -202,22 +222,22 @@ def write_follow_page(
     return path
 
 
-def _extent(change: LesionChange) -> float:
+def _max_diameter_mm(change: LesionChange) -> float:
+    """Return the larger diameter of both visits."""
     return max(change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0)
 
 
-def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
-    """Draw each lesion's diameter at both visits; None without a lesion."""
-    if not changes:
-        return None
+def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
+    """Draw the diameter of each lesion at the later visit against that at the earlier one."""
     figure, axes = new_figure()
     smaller = ("gone", "shrunk")
-    for change in sorted(changes, key=lambda one: one.accepted):  # sure changes on top
+    for change in sorted(changes, key=lambda one: one.accepted):  # accepted changes on top
         colour = FOUND if change.state in smaller else ACCENT
         if change.state == "stable" or not change.accepted:
             colour = UNSURE
-        at = change.diameter_before_mm or 0.0, change.diameter_after_mm or 0.0
-        axes.plot(*at, "o", color=colour, mec="white", mew=0.6, markersize=6)
+        x = change.diameter_before_mm or 0.0
+        y = change.diameter_after_mm or 0.0
+        axes.plot(x, y, "o", color=colour, mec="white", mew=0.6, markersize=6)
     top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([0, top], [0, top], color=OTHER, linewidth=1, zorder=0)
     axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
@@ -228,7 +248,8 @@ def _chart(changes: Sequence[LesionChange], unit: str) -> Chart | None:
     return Chart("Every lesion, earlier and later", caption, figure)
 
 
-def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
+def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
+    """Return the row of a pair of visits by column."""
     own = [c for c in changes if c.case == case]
     counts = Counter(c.state for c in own if c.accepted or c.state == "stable")
     return {
@@ -239,7 +260,8 @@ def _pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, ob
     }
 
 
-def _change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
+def _row_of_change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
+    """Return the row of a change by column."""
     return {
         "pair": name,
         "change": change.state,

@@ -1,4 +1,4 @@
-"""What was tested, when and on what: read from scores.json and from the run next to it."""
+"""The tested program, its dataset and the date, read from scores.json and its run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,17 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Identity:
-    """The dataset, the date of the evaluation, the model and its training; "" or None if unknown.
+    """The identity of an evaluation. Unknown values are empty or None.
 
-    `digest`: of the bundle, as `predict` writes it into its results. `evaluated`: a day such as
-    2026-01-31. `version`, `commit`: of lesionseg when the scores were made.
+    Attributes:
+        dataset: Name of the dataset.
+        evaluated: Day of the evaluation, such as 2026-01-31.
+        model: Architecture.
+        digest: Digest of the bundle, as `predict` writes it into its results.
+        training_patients: Number of training patients.
+        training_scans: Number of training scans.
+        version: Version of lesionseg that computed the scores.
+        commit: Commit of lesionseg that computed the scores.
     """
 
     dataset: str = ""
@@ -38,7 +45,7 @@ class Identity:
         return f"number of training patients {UNKNOWN}"
 
     def line(self) -> str:
-        """Return the identity in one line, with "unknown" for what is not known."""
+        """Return the identity in one line, with "unknown" for unknown values."""
         model = " ".join(filter(None, (self.model, self.digest))) or UNKNOWN
         parts = [f"dataset {self.dataset or UNKNOWN}", f"evaluated {self.evaluated or UNKNOWN}"]
         return " · ".join([*parts, f"model {model}", self.training()])
@@ -61,9 +68,9 @@ def read_identity(scores_dir: Path, made: Provenance) -> Identity:
     """Read the identity of an evaluation.
 
     Args:
-        scores_dir: the folder of scores.json.
-        made: the provenance that scores.json states. If `train` wrote the scores, the run to which
-            the folder belongs adds what the provenance lacks.
+        scores_dir: The folder of scores.json.
+        made: The provenance in scores.json. If `train` wrote the scores, missing values are read
+            from the run directory.
     """
     run = read_run(scores_dir) if made.of_training else Identity()
     patients = made.training_patients
@@ -81,9 +88,9 @@ def read_identity(scores_dir: Path, made: Provenance) -> Identity:
 
 
 def read_run(folder: Path) -> Identity:
-    """Read the model and its training from the run that a folder is or belongs to.
+    """Read the model and its training from a run directory, or from a folder inside it.
 
-    An unfinished run, or a folder that belongs to none, gives an empty identity.
+    The identity is empty if the run is unfinished, or if the folder belongs to no run.
     """
     from lesionseg.inference.bundle import bundle_digest
 
@@ -92,7 +99,8 @@ def read_run(folder: Path) -> Identity:
             continue
         try:
             plan = read_json(run / "bundle" / "plan.json")
-            model, digest = str(plan["architecture"]["name"]), bundle_digest(run / "bundle")
+            model = str(plan["architecture"]["name"])
+            digest = bundle_digest(run / "bundle")
             made = read_provenance(run / SCORES_FILE)
             roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):

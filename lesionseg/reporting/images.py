@@ -1,4 +1,4 @@
-"""Images, reference and detections of one case from the folders a report is given."""
+"""The image, reference and detections of one case, read from the folders that a report gets."""
 
 import logging
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
-# In voxels: programs round a grid differently, and no outline moves visibly by this.
+# in voxels: programs round grids differently, and this difference is not visible in an outline
 GRID_TOLERANCE = 0.05
 
 Mask = NDArray[np.bool_]
@@ -30,10 +30,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One case to be drawn: the first channel it has `[*spatial]`, and masks on its grid, or None.
+    """One case to draw. Masks are on the grid of the image, None if the case has none.
 
-    `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
-    candidates whose score is too low to count, 0 elsewhere; `prediction` all of them.
+    Attributes:
+        image: The first channel that the case has `[*spatial]`.
+        geometry: Its grid.
+        reference: Mask of all reference lesions.
+        accepted: Mask of all accepted candidates.
+        below: Ids of the candidates that are not accepted, 0 elsewhere.
+        prediction: All candidates.
     """
 
     image: NDArray[Any]
@@ -44,7 +49,7 @@ class Scene:
     prediction: Prediction | None = None
 
     def mask_of(self, candidate: int) -> Mask | None:
-        """Return the mask of one candidate, its box if it has no mask; None without it."""
+        """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
         if self.prediction is None:
             return None
         chosen = [c for c in self.prediction.candidates if c.id == candidate]
@@ -53,11 +58,16 @@ class Scene:
 
 
 class Sources:
-    """The sources of pictures; `load` reads one case.
+    """The folders from which `load` reads the pictures of a case.
 
-    `images` and `reference` are dataset roots or folders of bare files, `images` may also be a
-    dataset read already; `prediction` is a folder of prediction files. A dataset given as
-    `images` brings its own reference. Raises `ReadError` for a folder that is not there.
+    Args:
+        images: A dataset, the root of one, or a folder of image files. A dataset also provides the
+            reference.
+        reference: The root of a dataset, or a folder of masks.
+        prediction: A folder of prediction files.
+
+    Raises:
+        ReadError: if a folder does not exist.
     """
 
     def __init__(
@@ -68,34 +78,42 @@ class Sources:
     ) -> None:
         for folder in (images, reference, prediction):
             if isinstance(folder, Path) and not folder.exists():
-                raise ReadError(f"{folder}: the folder for the report's pictures is not there.")
-        self._images: Dataset | None
-        if isinstance(images, Dataset):
-            self._images, cases = images, images.cases
+                raise ReadError(
+                    f"{folder}: this folder does not exist. The pictures of the report need it."
+                )
+        self._images = images if isinstance(images, Dataset) else _find_dataset(images)
+        if self._images is not None:
+            cases = self._images.cases
         else:
-            self._images = _find_dataset(images)
-            found = self._images
-            cases = tuple(find_images(images, 1)) if found is None else found.cases
+            assert isinstance(images, Path)  # noqa: S101
+            cases = tuple(find_images(images, 1))
         self._files = _by_case(cases)
         self._reference = None if reference is None else _find_dataset(reference)
         bare = reference if self._reference is None else None
-        unusable: list[Problem] = []  # named by `evaluate`; the report is of the others
+        unusable: list[Problem] = []  # `evaluate` has named these files; the report omits them
         self._masks = {} if bare is None else find_masks(bare, unusable)
         self._reference = self._reference or read_dataset_of(self._masks.values())
         self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
-        """Read one case; `accepted` names the candidates to be drawn.
+        """Read one case.
 
-        Raises `LesionsegError` when it is missing, unreadable or on another grid.
+        Args:
+            case: Id of the case.
+            accepted: Ids of the accepted candidates.
+
+        Raises:
+            LesionsegError: if the image is missing or unreadable, or if the reference is on another
+                grid.
         """
         if case not in self._files:
-            raise ReadError(f"The image of the case {case!r} is not there.")
+            raise ReadError(f"The image of the case {case!r} is missing.")
         if self._images is None:
             found = Case(case, read_volume(self._files[case].images[0]))
         else:
             found = read_case(self._files[case], self._images)
-        geometry, reference = found.image.geometry, found.reference
+        geometry = found.image.geometry
+        reference = found.reference
         if self._reference is not None:
             other = _by_case(self._reference.cases).get(case)
             reference = None if other is None else read_case(other, self._reference).reference
@@ -110,7 +128,7 @@ class Sources:
         regions = any(data is not None and data.labels.regions for data in datasets)
         try:
             prediction = open_prediction(self._predictions[case], geometry=geometry, binary=regions)
-        except GeometryError as error:  # evaluated by resample=true
+        except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
             return scene
         return replace(
@@ -126,6 +144,7 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 
 
 def _find_dataset(folder: Path) -> Dataset | None:
+    """Read the dataset in a folder; None if its layout is unknown."""
     try:
         return read_dataset(
             folder, may_lack=True, nan_background=True, grid_of_image=True, lenient=True
@@ -140,8 +159,8 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
         return None
     if not reference.geometry.matches(geometry, GRID_TOLERANCE * min(geometry.spacing_mm)):
         raise GeometryError(
-            f"A reference of shape {reference.geometry.shape} does not lie on its image's grid of "
-            f"{geometry.shape}."
+            f"A reference of shape {reference.geometry.shape} is not on the grid of its image, "
+            f"{geometry.shape}. Give the images that were evaluated."
         )
     return lesion_mask(reference)
 
@@ -161,10 +180,14 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
 def candidate_ids(
     prediction: Prediction, without: frozenset[int] = frozenset()
 ) -> NDArray[np.integer[Any]]:
-    """Return the ids `[*spatial]` of candidates except some: their masks, otherwise their boxes."""
+    """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
+
+    A candidate without a mask fills its box. The candidates in `without` are left out.
+    """
     ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
     boxes = [c for c in prediction.candidates if not c.has_mask or prediction.instances is None]
-    for candidate in reversed([c for c in boxes if c.id not in without]):  # the best on top
+    # in reverse, so that the best candidate overwrites the others
+    for candidate in reversed([c for c in boxes if c.id not in without]):
         ids[box_slices((*candidate.start_vox, *candidate.stop_vox), ids.ndim)] = candidate.id
     if prediction.instances is None:
         return ids

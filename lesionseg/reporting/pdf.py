@@ -1,4 +1,4 @@
-"""The report on paper, A4 across: the first screen, then missed lesions, then the numbers."""
+"""The report as a PDF in A4 landscape: the first screen, the missed lesions, then the numbers."""
 
 import base64
 import io
@@ -24,25 +24,37 @@ from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import ACCEPTED, REFERENCE, Card
 from lesionseg.reporting.words import Measure
 
-WIDTH, HEIGHT, EDGE = 11.69, 8.27, 0.45  # inches
-GAP, WASH, SOFT = 0.28, "#f3f6f8", "#555555"
+# lengths are in inches
+WIDTH = 11.69
+HEIGHT = 8.27
+EDGE = 0.45
+GAP = 0.28  # between two charts
+WASH = "#f3f6f8"
+SOFT = "#555555"
 CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
-CHARTS_END = 5.5  # where the charts of page 1 and their captions end
-TOP_SIDE, SIDE, COLUMNS, PER_PAGE = 1.62, 1.18, 3, 12  # of a picture on page 1 and on the others
-LINE, NAME = 0.14, 31  # of a table: inches between lines, letters of a name
+CHARTS_END = 5.5  # lower end of the charts of page 1 and of their captions
+TOP_SIDE = 1.62  # side of a picture on page 1
+SIDE = 1.18  # side of a picture on the following pages
+COLUMNS = 3  # of pictures
+PER_PAGE = 12  # pictures
+LINE = 0.14  # distance between two lines of a table
+NAME = 31  # letters per line of a name in a table
 
 
 def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the report's values, as its template gets them, to a PDF. Raises `OutputError`."""
+    """Write the report to a PDF. `values` are the values of its HTML template.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     identity: Identity = values["identity"]
     made = {
         "Title": values["title"],
         "Subject": identity.line(),
         "Keywords": "research use only: not a medical device",
         "Creator": f"lesionseg {__version__}",
-        "CreationDate": _day(
-            identity.evaluated
-        ),  # not the time of writing: equal runs, equal files
+        # not the time of writing, so that equal runs give equal files
+        "CreationDate": _parse_day(identity.evaluated),
     }
     with (
         rc_context({**RC, "pdf.fonttype": 42}),
@@ -51,7 +63,7 @@ def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
     ):
         pdf.savefig(_first_page(values))
         missed = values["pictures"].get("missed", [])[: 3 * PER_PAGE]
-        if len(missed) <= len(values["pictures"]["top"]):  # on page 1 already
+        if len(missed) <= len(values["pictures"]["top"]):  # page 1 shows all of them
             missed = []
         for at in range(0, len(missed), PER_PAGE):
             page = _Page()
@@ -62,8 +74,8 @@ def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
             pdf.savefig(page.figure)
 
 
-def _day(text: str) -> datetime | None:
-    """Return the date that a text such as 2026-01-31 states; None if it states none."""
+def _parse_day(text: str) -> datetime | None:
+    """Return the date in a text such as 2026-01-31; None if it is not a date."""
     try:
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     except ValueError:
@@ -71,30 +83,34 @@ def _day(text: str) -> datetime | None:
 
 
 class _Page:
-    """An empty page; places are inches from its upper left corner."""
+    """A page of the PDF. Positions are in inches from its upper left corner."""
 
     def __init__(self) -> None:
         self.figure = Figure(figsize=(WIDTH, HEIGHT))
 
     def text(self, x: float, y: float, words: str, size: float, width: int = 0, **look: Any) -> int:
-        """Write under `y`, wrapped at `width` letters; returns the number of lines."""
-        lines = _lines(words, width)
-        for k, line in enumerate(lines):  # by the baseline, which is equal for all letters
+        """Write text below `y`, wrapped after `width` letters. Return the number of lines."""
+        lines = _wrap_lines(words, width)
+        for k, line in enumerate(lines):  # placed by the baseline, which all letters share
             below = y + (1 + 1.35 * k) * size / 72
             self.figure.text(x / WIDTH, 1 - below / HEIGHT, line, fontsize=size, **look)
         return len(lines)
 
     def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        """Draw a filled rectangle."""
         corner = (x / WIDTH, 1 - (y + height) / HEIGHT)
         self.figure.add_artist(
             Rectangle(corner, width / WIDTH, height / HEIGHT, color=colour, lw=0, zorder=0)
         )
 
     def line(self, x: float, y: float, width: float, **look: Any) -> None:
-        ends = (x / WIDTH, (x + width) / WIDTH), (1 - y / HEIGHT,) * 2
-        self.figure.add_artist(Line2D(*ends, **look))
+        """Draw a horizontal line."""
+        xs = (x / WIDTH, (x + width) / WIDTH)
+        ys = (1 - y / HEIGHT, 1 - y / HEIGHT)
+        self.figure.add_artist(Line2D(xs, ys, **look))
 
     def image(self, x: float, y: float, width: float, height: float, pixels: Any) -> None:
+        """Draw an image into the upper left corner of a rectangle."""
         axes = self.figure.add_axes(
             (x / WIDTH, 1 - (y + height) / HEIGHT, width / WIDTH, height / HEIGHT)
         )
@@ -103,13 +119,16 @@ class _Page:
         axes.set_axis_off()
 
 
-def _lines(words: str, width: int) -> list[str]:
+def _wrap_lines(words: str, width: int) -> list[str]:
+    """Wrap a text after `width` letters, or return it as one line for 0."""
     words = words.replace(" %", "\N{NO-BREAK SPACE}%")
     return wrap(words, width) if width else [words]
 
 
 def _first_page(values: Mapping[str, Any]) -> Figure:
-    page, y = _Page(), 0.2
+    """Draw the first page: headline, tiles, charts, up to three lesions, and the limits."""
+    page = _Page()
+    y = 0.2
     page.text(WIDTH - EDGE, y, f"{values['role']}research use only", 8, ha="right", color=SOFT)
     page.text(EDGE, y, values["identity"].line(), 8, color=SOFT)
     y += 0.24
@@ -131,7 +150,7 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
     for k, chart in enumerate(values["charts"]):
         x = EDGE + k * (CHART + GAP)
         page.text(x, top, chart.title, 11, weight="bold")
-        page.image(x, top + 0.24, CHART, height, _pixels(chart.figure))
+        page.image(x, top + 0.24, CHART, height, _render_pixels(chart.figure))
         page.text(x, CHARTS_END - 0.25, chart.caption, 7.5, 96, color=SOFT)
     y = CHARTS_END + 0.12 if values["charts"] else top + 0.16
     if top := values["pictures"]["top"]:
@@ -139,7 +158,7 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
         page.text(EDGE, y, words, 11, weight="bold")
         for k, card in enumerate(top):
             x = EDGE + 2.97 * k
-            page.image(x, y + 0.22, TOP_SIDE, TOP_SIDE, _picture(card))
+            page.image(x, y + 0.22, TOP_SIDE, TOP_SIDE, _decode_picture(card))
             page.text(x + TOP_SIDE + 0.08, y + 0.22, f"{card.size} · {card.case}", 8, weight="bold")
             page.text(x + TOP_SIDE + 0.08, y + 0.39, card.words, 8, 20)
         looks = {"": (REFERENCE, "-"), "a": (ACCEPTED, "--"), "b": ("#777777", ":")}
@@ -159,24 +178,25 @@ def _first_page(values: Mapping[str, Any]) -> Figure:
 
 
 def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
-    """Draw cards of up to three planes, with their words below."""
+    """Draw cards of up to three planes, with their captions below."""
     for k, card in enumerate(cards):
         row, column = divmod(k, COLUMNS)
-        x, y = EDGE + column * (3 * SIDE + 0.12), top + row * (SIDE + 0.55)
-        page.image(x, y, 3 * SIDE, SIDE, _picture(card))
+        x = EDGE + column * (3 * SIDE + 0.12)
+        y = top + row * (SIDE + 0.55)
+        page.image(x, y, 3 * SIDE, SIDE, _decode_picture(card))
         page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 7.5, 66)
 
 
 def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
-    """Draw what was tested on the left, all measures on the right, on as many pages as needed."""
+    """Draw two tables on as many pages as needed: the test on the left, all measures right."""
     rows = [(name, "", words) for name, words in values["about"]]
     measured = []
     for one in values["measures"]:
-        measured.append((one.name, one.value, _one_text(one)))
+        measured.append((one.name, one.value, _measure_text(one)))
     if note := values["measures_note"]:
         measured.append(("", "", note.replace("– instead of", "Without")))
-    left = _columns("About this test", rows, 2.2, 46)
-    right = _columns("All measures", measured, 2.65, 48)
+    left = _place_rows("About this test", rows, 2.2, 46)
+    right = _place_rows("All measures", measured, 2.65, 48)
     pages = []
     for k in range(max(len(left), len(right))):
         pages.append(_Page())
@@ -186,8 +206,8 @@ def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
     return pages
 
 
-def _one_text(one: Measure) -> str:
-    """Return the meaning of a measure with its interval, or why it has none."""
+def _measure_text(one: Measure) -> str:
+    """Return the meaning of a measure with its interval, or the reason why it has none."""
     if one.interval in ("", "–"):
         return one.meaning
     kind = "95 % interval" if one.interval[0] in "-0123456789" else "no interval"
@@ -198,7 +218,7 @@ def _one_text(one: Measure) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a table of the PDF: a name, a number right of it, and lines of text."""
+    """A row of a table in the PDF: a name, a number to the right of it, and lines of text."""
 
     y: float
     name: str
@@ -208,26 +228,26 @@ class _Row:
     is_title: bool = False
 
     def draw(self, page: _Page, x: float) -> None:
-        """Draw the row at a distance from the left edge, in inches."""
+        """Draw the row at a distance of x inches from the left edge."""
         if self.is_title:
             page.text(x, self.y, self.name, 13, weight="bold")
             return
-        for k, line in enumerate(_lines(self.name, NAME)):
+        for k, line in enumerate(_wrap_lines(self.name, NAME)):
             page.text(x, self.y + k * LINE, line, 7.5, weight="bold")
         page.text(x + self.indent - 0.15, self.y, self.value, 7.5, ha="right")
         for k, line in enumerate(self.lines):
             page.text(x + self.indent, self.y + k * LINE, line, 7.5, color=SOFT)
 
 
-def _columns(
+def _place_rows(
     title: str, rows: Sequence[tuple[str, str, str]], indent: float, letters: int
 ) -> list[list[_Row]]:
-    """Place the rows of a table one below the other; one list of rows per page."""
+    """Place the rows of a table one below the other. Return one list of rows per page."""
     pages = [[_Row(0.5, title, "", (), indent, is_title=True)]]
     y = 0.85
     for name, value, text in rows:
-        lines = _lines(text, letters) if text else []
-        height = LINE * max(1, len(lines), len(_lines(name, NAME))) + 0.04
+        lines = _wrap_lines(text, letters) if text else []
+        height = LINE * max(1, len(lines), len(_wrap_lines(name, NAME))) + 0.04
         if y + height > HEIGHT - 0.5:
             pages.append([_Row(0.5, f"{title} (continued)", "", (), indent, is_title=True)])
             y = 0.85
@@ -236,11 +256,13 @@ def _columns(
     return pages
 
 
-def _picture(card: Card) -> Any:
+def _decode_picture(card: Card) -> Any:
+    """Return the pixels of a card's picture."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(card.uri.partition(",")[2]))))
 
 
-def _pixels(figure: Figure) -> Any:
+def _render_pixels(figure: Figure) -> Any:
+    """Render a figure. Return its pixels."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=250, facecolor="white")
     return np.asarray(Image.open(buffer))

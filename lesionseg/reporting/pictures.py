@@ -1,4 +1,4 @@
-"""Cut-outs of a scan around a lesion, drawn as radiologists look at them."""
+"""Cut-outs of a scan around a lesion, in the orientation that radiologists are used to."""
 
 import base64
 import io
@@ -16,20 +16,24 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry
 from lesionseg.reporting.images import Scene
 
-SMALL_SIDE_MM, SIDE_MM, SIDE_PER_EXTENT = 38.0, 64.0, 3.0  # of a cut-out; small: under 8 mm
-SMALL_EXTENT_MM = 8.0
-MIN_SHARE_2D = 0.25  # of an image's longer side
-INCHES, DPI = 1.75, 110
+SMALL_EXTENT_MM = 8.0  # lesions under this have cut-outs of the smaller side
+SMALL_SIDE_MM = 38.0  # least side of their cut-out
+SIDE_MM = 64.0  # least side of other cut-outs
+SIDE_PER_EXTENT = 3.0  # side of a cut-out, relative to the extent of the lesion
+MIN_SHARE_2D = 0.25  # least side of a 2-D cut-out, relative to the longer side of the image
+INCHES = 1.75
+DPI = 110
 OUTLINE = 1.1  # width of a line
-FADED = 0.4  # opacity of outlines next to the one that is meant
-# outline of the reference, of what is accepted, of what was seen but not accepted
-REFERENCE, ACCEPTED, BELOW = "#56b4e9", "#f0a500", "white"
-EDGES = (("R", "A"), ("R", "S"), ("A", "S"))  # letters on the left and the upper edge
+FADED = 0.4  # opacity of the other outlines if a picture concerns one candidate
+REFERENCE = "#56b4e9"  # colour of the outline of the reference
+ACCEPTED = "#f0a500"  # colour of accepted candidates
+BELOW = "white"  # colour of candidates that are not accepted
+EDGES = (("R", "A"), ("R", "S"), ("A", "S"))  # letters at the left and the upper edge of each plane
 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its words: the scan, the size, and what became of the lesion."""
+    """A picture with its caption: the scan, the size, and a description of the lesion."""
 
     uri: str
     case: str
@@ -38,9 +42,9 @@ class Card:
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the order of the file's axes, and those to flip to run closest to I, P, L.
+    """Return the axis order and the flips that turn an image closest to I, P, L.
 
-    The flips are named after the reordering. 2-D images stay as they are.
+    The axes to flip are numbered after the reordering. 2-D images are not changed.
 
     >>> display_axes(Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
     ((0, 1, 2), (0, 1, 2))
@@ -57,7 +61,7 @@ def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class _Outline:
-    """A mask `[*axes]` whose outline is drawn, and how."""
+    """A mask `[*axes]` and the style of its outline."""
 
     mask: NDArray[np.bool_] | None
     colour: str
@@ -78,35 +82,40 @@ def draw_cutout(
     planes: int = 3,
     focus: NDArray[np.bool_] | None = None,
 ) -> Figure:
-    """Draw slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
+    """Draw slices through the middle of a box.
 
-    3-D: the first `planes` of axial, coronal and sagittal, seen from the feet, the front and the
-    left. 2-D: the whole image with a frame, and the cut-out; only the cut-out for one plane.
-    `focus`: the mask of the one accepted candidate that is meant; all other outlines are faded.
+    A 3-D scan is shown in axial, coronal and sagittal planes, seen from the feet, the front and the
+    left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.
+
+    Args:
+        scene: The scan and its masks.
+        start: First corner of the box in voxels of the scene's grid.
+        stop: Last corner of the box, exclusive.
+        planes: Number of planes. In 2-D, one plane shows only the cut-out.
+        focus: Mask of the accepted candidate that the picture concerns. All other outlines are
+            faded. None fades none.
     """
     order, flips = display_axes(scene.geometry)
-    spacing, unit = (
-        np.array([scene.geometry.spacing_mm[a] for a in order]),
-        scene.geometry.size_unit,
-    )
-    unit = unit.split(",")[0].split(" ")[0]
-    image, reference, accepted, below, meant = (
-        None if a is None else np.flip(a.transpose(order), flips)
-        for a in (scene.image, scene.reference, scene.accepted, scene.below, focus)
-    )
-    assert image is not None  # noqa: S101
-    fade = 1.0 if meant is None else FADED
-    others = accepted if accepted is None or meant is None else accepted & ~meant
+    spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
+    unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]
+    image = np.flip(scene.image.transpose(order), flips)
+    reference = _turn(scene.reference, order, flips)
+    accepted = _turn(scene.accepted, order, flips)
+    below = _turn(scene.below, order, flips)
+    chosen = _turn(focus, order, flips)
+    fade = 1.0 if chosen is None else FADED
+    others = accepted if accepted is None or chosen is None else accepted & ~chosen
     masks = (
         _Outline(reference, REFERENCE, "-"),
         _Outline(others, ACCEPTED, "--", alpha=fade),
         _Outline(None if below is None else below > 0, BELOW, ":", alpha=fade),
-        _Outline(meant, ACCEPTED, "--", 2 * OUTLINE),
+        _Outline(chosen, ACCEPTED, "--", 2 * OUTLINE),
     )
     box = np.array([start, stop], dtype=float)[:, list(order)]
     for axis in flips:
         box[:, axis] = image.shape[axis] - box[::-1, axis]
-    middle = _middle(image.shape, box, (reference, accepted) if meant is None else (meant,))
+    preferred = (reference, accepted) if chosen is None else (chosen,)
+    middle = _find_middle(image.shape, box, preferred)
     extent = float(((box[1] - box[0]) * spacing).max())
     least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
     if image.ndim == 2:
@@ -114,7 +123,7 @@ def draw_cutout(
     side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
     side = min(side, max(1.3 * extent, float((np.array(image.shape) * spacing).max())))
     if image.ndim == 2:
-        figure, panels = _panels(min(planes, 2))
+        figure, panels = _make_panels(min(planes, 2))
         _crop(panels[-1], image, masks, spacing, middle, side, unit)
         if planes == 1:
             return figure
@@ -125,7 +134,7 @@ def draw_cutout(
             Rectangle((corner[1], corner[0]), side, side, fill=False, ec=BELOW, lw=0.8)
         )
         return figure
-    figure, panels = _panels(planes)
+    figure, panels = _make_panels(planes)
     for axis, axes in enumerate(panels):
         rest = [k for k in range(3) if k != axis]
         cut: list[Any] = [slice(None)] * 3
@@ -133,23 +142,35 @@ def draw_cutout(
         plane = tuple(one.within(tuple(cut)) for one in masks)
         place = [middle[k] for k in rest]
         _crop(axes, image[tuple(cut)], plane, spacing[rest], place, side, unit)
-        for letter, spot in zip(EDGES[axis], ((0.02, 0.5), (0.5, 0.93)), strict=True):
-            axes.text(*spot, letter, color="white", fontsize=7, transform=axes.transAxes)
+        left, upper = EDGES[axis]
+        axes.text(0.02, 0.5, left, color="white", fontsize=7, transform=axes.transAxes)
+        axes.text(0.5, 0.93, upper, color="white", fontsize=7, transform=axes.transAxes)
     return figure
 
 
+def _turn(
+    array: NDArray[Any] | None, order: tuple[int, ...], flips: tuple[int, ...]
+) -> NDArray[Any] | None:
+    """Apply the result of `display_axes` to an array."""
+    return None if array is None else np.flip(array.transpose(order), flips)
+
+
 def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool_] | None) -> str:
-    """Draw a small picture of a case: the axial slice with most of the mask, or the middle one."""
+    """Draw a small picture of a case as a data URI.
+
+    It shows the axial slice with the most mask voxels, or the middle slice without a mask.
+    """
     order, flips = display_axes(geometry)
     turned = np.flip(image.transpose(order), flips)
-    lesions = None if mask is None else np.flip(mask.transpose(order), flips)
+    lesions = _turn(mask, order, flips)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
     if turned.ndim == 3:
         counts = np.zeros(len(turned)) if lesions is None else lesions.sum(axis=(1, 2))
         at = int(counts.argmax()) if counts.any() else len(turned) // 2
-        turned, spacing = turned[at], spacing[1:]
+        turned = turned[at]
+        spacing = spacing[1:]
         lesions = None if lesions is None else lesions[at]
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
     _show(axes, turned, (outline,), spacing, np.percentile(turned, (1, 99.5)))
     return data_uri(figure)
@@ -162,7 +183,8 @@ def data_uri(figure: Figure) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _panels(n: int) -> tuple[Figure, list[Axes]]:
+def _make_panels(n: int) -> tuple[Figure, list[Axes]]:
+    """Make a black figure of n square panels next to each other."""
     figure = Figure(figsize=(n * INCHES, INCHES), facecolor="black")
     panels = [figure.add_axes((k / n, 0, 1 / n, 1)) for k in range(n)]
     for axes in panels:
@@ -179,6 +201,7 @@ def _crop(
     side: float,
     unit: str,
 ) -> None:
+    """Draw the square of an image around `middle` (voxels) with a scale bar. `side` is in mm."""
     half = np.ceil(side / 2 / spacing).astype(int)
     window = tuple(
         slice(max(m - h, 0), min(m + h + 1, n))
@@ -190,9 +213,17 @@ def _crop(
     axes.set_ylim(x + side / 2, x - side / 2)
     axes.set_xlim(y - side / 2, y + side / 2)
     mm = 10 if side < 100 else 50  # a scale bar
-    axes.plot([y + 0.44 * side - mm, y + 0.44 * side], [x + 0.45 * side] * 2, color="white", lw=1.5)
-    at = (y + 0.44 * side, x + 0.43 * side)
-    axes.text(*at, f"{mm} {unit}", color="white", fontsize=7, ha="right", va="bottom")
+    right = y + 0.44 * side
+    axes.plot([right - mm, right], [x + 0.45 * side] * 2, color="white", lw=1.5)
+    axes.text(
+        right,
+        x + 0.43 * side,
+        f"{mm} {unit}",
+        color="white",
+        fontsize=7,
+        ha="right",
+        va="bottom",
+    )
 
 
 def _show(
@@ -204,7 +235,8 @@ def _show(
 ) -> None:
     """Draw an image `[h, w]` in millimetres with the outlines of masks."""
     height, width = np.array(image.shape) * spacing
-    low, high = float(limits[0]), float(limits[1])
+    low = float(limits[0])
+    high = float(limits[1])
     axes.imshow(
         image,
         cmap="gray",
@@ -217,14 +249,13 @@ def _show(
         mask = one.mask
         if mask is None or not mask.any():
             continue
-        fine = max(1, min(5, 500 // max(mask.shape)))  # so that outlines follow the voxels' edges
-        padded = np.pad(mask.astype(np.float32), 1)  # an outline at the border is closed, too
+        fine = max(1, min(5, 500 // max(mask.shape)))  # makes outlines follow the edges of voxels
+        padded = np.pad(mask.astype(np.float32), 1)  # closes outlines at the border
         padded = padded.repeat(fine, 0).repeat(fine, 1)
         down, across = ((np.arange(n) + 0.5) / fine - 1 for n in padded.shape)
-        y, x = down * spacing[0], across * spacing[1]
         axes.contour(
-            x,
-            y,
+            across * spacing[1],
+            down * spacing[0],
             padded,
             levels=[0.5],
             colors=one.colour,
@@ -237,10 +268,13 @@ def _show(
     axes.set_ylim(height, 0)
 
 
-def _middle(
+def _find_middle(
     shape: Sequence[int], box: NDArray[Any], masks: Sequence[NDArray[np.bool_] | None]
 ) -> tuple[int, ...]:
-    """Return the voxel in the middle of the box, moved onto the nearest voxel of a mask in it."""
+    """Return the voxel nearest to the centre of the box.
+
+    It is a voxel of the first mask that has voxels in the box, if there is one.
+    """
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
     centre = (box[0] + box[1] - 1) / 2

@@ -1,4 +1,4 @@
-"""What a network marks on a few tiles while it is trained."""
+"""Pictures of the predictions for a few tiles during training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from lesionseg.io.files import atomic_path
 
-# image [C, *tile], lesions and what is marked [*tile], boxes [n, 2·d]
+# image [C, *tile], reference and predicted masks [*tile], predicted boxes [n, 2·d]
 Preview = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Sequence[NDArray[Any]]]
 
 
 def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
-    """Write a PNG with a row per tile, at the slice with most of the lesion.
+    """Write a PNG with a row per tile, which shows the slice with the most lesion voxels.
 
-    Left the reference's outline, right that of what is marked, and the boxes.
+    The left picture has the outline of the reference. The right picture has the outline of the
+    predicted mask, and the predicted boxes.
     """
     figure = Figure(figsize=(6, 3 * len(tiles)), layout="constrained")
     axes = figure.subplots(len(tiles), 2, squeeze=False)

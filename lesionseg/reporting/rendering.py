@@ -1,4 +1,4 @@
-"""Templates filled with numbers: words stand in the templates, these filters print numbers."""
+"""Fill templates. The templates contain the words, and the filters of this file format numbers."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Tile:
-    """A number of a first screen; `weak` where little stands behind it or it needs attention."""
+    """A number of a first screen. `weak`: it is based on few data or needs attention."""
 
     value: str
     words: str
@@ -26,7 +26,7 @@ def is_number(value: Any) -> bool:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in whole per cent; only all is 100 %, only none is 0 %.
+    """Return a share in whole per cent. Only 1 becomes 100 %, and only 0 becomes 0 %.
 
     >>> percent(0.997), percent(0.004), percent(1.0), percent(None)
     ('99 %', '1 %', '100 %', '–')
@@ -42,7 +42,7 @@ def percent(share: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Return a rate in two digits.
+    """Return a rate with two digits.
 
     >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0)
     ('0.75', '1', '12', '0')
@@ -53,7 +53,7 @@ def rate(value: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return the text of a cell: three digits of a number, yes or no, – for nothing."""
+    """Return the text of a cell: a number with three digits, yes or no, or a dash for no value."""
     if value is None or value is Ellipsis or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):
@@ -64,7 +64,7 @@ def cell(value: Any) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package; what comes from tables is escaped."""
+    """Fill a template of this package. All values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

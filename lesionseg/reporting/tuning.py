@@ -1,4 +1,4 @@
-"""What a search for α and γ found, on a page: the pairs coloured by recall, and a table."""
+"""The page of a search for α and γ: a chart of the pairs, coloured by their value, and a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,18 @@ State = Literal["complete", "pruned", "unfinished", "failed"]
 
 @dataclass(frozen=True)
 class TuningTrial:
-    """One pair of α and γ and how training with it went.
+    """One training with a pair of α and γ.
 
-    `value` is what is searched for, None where there is none; a pruned trial's is the one at which
-    it was stopped. `scores`: the numbers behind it by name. `note`: what was odd.
+    Attributes:
+        number: Number of the trial.
+        alpha: α.
+        gamma: γ.
+        state: How the training ended.
+        value: The value to maximise, None if it is unknown. A pruned trial has its value when it
+            was stopped.
+        scores: Further numbers by name.
+        seconds: Duration of the training.
+        note: A remark, empty if there is none.
     """
 
     number: int
@@ -34,9 +42,15 @@ class TuningTrial:
 
 @dataclass(frozen=True)
 class TuningSearch:
-    """The rectangle that was searched, its trials, and what to say of them.
+    """A search for α and γ.
 
-    `objective` names the trials' value. `notes` are paragraphs in plain words.
+    Attributes:
+        alpha: The range of α.
+        gamma: The range of γ.
+        trials: The trials in their order.
+        objective: The name of the value to maximise.
+        title: The title of the page.
+        notes: Paragraphs about the result.
     """
 
     alpha: tuple[float, float]
@@ -48,31 +62,32 @@ class TuningSearch:
 
     @property
     def finished(self) -> list[TuningTrial]:
-        """The trials trained to their end."""
+        """The trials whose training was completed."""
         return [t for t in self.trials if t.state == "complete" and t.value is not None]
 
     @property
     def best(self) -> TuningTrial | None:
-        """The finished trial that has the highest value, the earliest of equals."""
+        """The finished trial with the highest value, or the earliest of several."""
         return max(self.finished, key=lambda t: (t.value or 0.0, -t.number), default=None)
 
 
 def table(search: TuningSearch) -> list[list[str]]:
-    """Return a header and one row per trial, in the order of trials; a dash for a missing value."""
+    """Return a header and one row per trial in order. A missing value is a dash."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
     header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds"]
-    rows, noted = list[list[str]](), any(trial.note for trial in search.trials)
+    rows = list[list[str]]()
+    noted = any(trial.note for trial in search.trials)
     for trial in search.trials:
         scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
-        note = [trial.note] if noted else []
-        rows.append([str(trial.number), *pair, *scores, trial.state, seconds, *note])
+        row = [str(trial.number), *pair, *scores, trial.state, seconds]
+        rows.append([*row, trial.note] if noted else row)
     return [[*header, "note"] if noted else header, *rows]
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
-    """Write the sentences, the pairs and the table as one page that needs no network."""
+    """Write the page of the search, which needs no network. Return its path."""
     figure, axes = new_figure(6, 4.4)
     done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
     dots = axes.scatter(
@@ -82,18 +97,29 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     for alpha, gamma, value in done:
         axes.annotate(f"{value:.2f}", (alpha, gamma), (8, 4), textcoords="offset points", size=8)
     stopped = [(t.alpha, t.gamma) for t in search.trials if t.state == "pruned"]
-    axes.plot(*np.array(stopped).reshape(-1, 2).T, "x", color=OTHER, clip_on=False)
+    alphas = [alpha for alpha, _ in stopped]
+    gammas = [gamma for _, gamma in stopped]
+    axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    caption = "Each dot is a training to its end; colour: what is searched for."
+    caption = f"Each dot is a completed training. Its colour is the value: {search.objective}."
     if stopped:
         caption += " Crosses: stopped early."
     headline = "No trial has found a lesion yet."
-    if (steady := steadiest(search)) is not None and steady.value:
-        at = ([steady.alpha], [steady.gamma])
-        axes.plot(*at, "o", mfc="none", mec=ACCENT, mew=2, markersize=15, clip_on=False)
-        caption += " Ring: the pair to take."
-        headline = f"Take α = {steady.alpha:.3f} and γ = {steady.gamma:.2f}: "
-        headline += f"{steady.scores.get('recall', 0.0):.2f} {search.objective}."
+    steadiest = find_steadiest(search)
+    if steadiest is not None and steadiest.value:
+        axes.plot(
+            [steadiest.alpha],
+            [steadiest.gamma],
+            "o",
+            mfc="none",
+            mec=ACCENT,
+            mew=2,
+            markersize=15,
+            clip_on=False,
+        )
+        caption += " Ring: the pair to use."
+        headline = f"Use α = {steadiest.alpha:.3f} and γ = {steadiest.gamma:.2f}: "
+        headline += f"{steadiest.scores.get('recall', 0.0):.2f} {search.objective}."
     header, *rows = table(search)
     html = render(
         "tuning.html.j2",
@@ -106,14 +132,15 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     return path
 
 
-BANDWIDTH = 0.12  # of each axis' length: how far a trial speaks for its surroundings
+BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
 
 
-def steadiest(search: TuningSearch) -> TuningTrial | None:
-    """Return the finished trial that is best together with its neighbours: noise moves it less.
+def find_steadiest(search: TuningSearch) -> TuningTrial | None:
+    """Return the finished trial with the highest smoothed value, which noise affects less.
 
-    Each trial is given the weighted mean of the trials around it and of one more with the mean of
-    all, so that a trial without neighbours cannot win by luck. None without a finished trial.
+    The smoothed value of a trial is the weighted mean of itself, its neighbours, and one further
+    value: the mean of all trials. A trial without neighbours therefore cannot win by luck. Return
+    None without a finished trial.
     """
     finished = search.finished
     if not finished:

@@ -1,7 +1,7 @@
-"""A case in NiiVue: three planes and 3-D, its candidates by score, without a network.
+"""A page that shows a case in NiiVue, with its candidates by score. It works without a network.
 
-NiiVue itself is no part of the repository: `make viewer` puts it and its licences beside this
-file, and a wheel built after that brings them.
+NiiVue does not belong to the repository. `make viewer` puts it and its licences next to this file,
+and a wheel that is built after that contains them.
 """
 
 import base64
@@ -24,28 +24,33 @@ from lesionseg.reporting.pictures import draw_overview
 from lesionseg.reporting.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
-MAX_VOXELS = 32_000_000  # beyond, every 2nd, 3rd … voxel of each axis is shown
-_WINDOW = (0.5, 99.5)  # percentiles of grey values that are shown, as black and as white
+MAX_VOXELS = 32_000_000  # of a larger scan, only every 2nd, 3rd … voxel of each axis is shown
+_WINDOW = (0.5, 99.5)  # percentiles of the grey values that are shown as black and as white
 
 
 def require_niivue() -> None:
-    """Raise `ConfigError` where NiiVue is not installed, with what to do."""
+    """Raise `ConfigError` if NiiVue is not installed."""
     if not NIIVUE.is_file():
         raise ConfigError(
-            f"{NIIVUE}: NiiVue, which shows scans, is not here. Run `make viewer` in the clone (it "
-            "needs npm), or leave report.viewer=false."
+            f"{NIIVUE}: NiiVue, which shows scans, is missing. Run `make viewer` in the clone (it "
+            "needs npm), or set report.viewer=false."
         )
 
 
 def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
-    """Write `folder/name.html` and, once, NiiVue and its licences; returns the page's path.
+    """Write `folder/name.html`. Return its path.
 
-    Raises `ConfigError` without NiiVue, `OutputError`.
+    NiiVue and its licences are copied into the folder if they are not there.
+
+    Raises:
+        ConfigError: if NiiVue is not installed.
+        OutputError: if the page cannot be written.
     """
     require_niivue()
     folder.mkdir(parents=True, exist_ok=True)
     for name_of_file in (NIIVUE.name, "LICENCES.txt"):
-        source, target = NIIVUE.with_name(name_of_file), folder / name_of_file
+        source = NIIVUE.with_name(name_of_file)
+        target = folder / name_of_file
         if source.is_file() and not target.is_file():
             shutil.copyfile(source, target)
     write_text(folder / f"{name}.html", viewer_page(title, scene))
@@ -53,21 +58,26 @@ def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
 
 
 def viewer_page(title: str, scene: Scene) -> str:
-    """Return the page of one case, with its voxels inside, and NiiVue next to it.
+    """Return the page of one case. It contains the voxels and loads NiiVue from its own folder.
 
-    `title` is what the page calls the case.
+    `title` is the name of the case on the page.
     """
     return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=viewer_data(scene))
 
 
 def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
-    """Return the data for the script of `viewer_parts.html.j2`; no list without a prediction.
+    """Return the data for the script of `viewer_parts.html.j2`.
 
-    `volumes` are `.nii.gz` in base64, every `step`-th voxel of each axis; `flat`: of two axes;
-    `picture`: one slice with what is accepted, for a page without NiiVue.
+    - `volumes`: image, candidates and reference as `.nii.gz` in base64. They contain every
+      `step`-th voxel of each axis.
+    - `candidates`: id, score, position in mm and diameter, empty without a prediction.
+    - `threshold`: the score from which candidates are accepted.
+    - `flat`: True for a 2-D image.
+    - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
+      only for `with_picture`.
     """
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
-    layers: dict[str, NDArray[Any]] = {"image": _grey(scene.image)}
+    layers: dict[str, NDArray[Any]] = {"image": _scale_to_grey(scene.image)}
     if scene.prediction is not None:
         layers["candidates"] = candidate_ids(scene.prediction).astype(np.uint16)
     if scene.reference is not None:
@@ -78,12 +88,14 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     if given is not None and given.operating_point is not None:
         threshold = given.operating_point.score
     data = {
-        "volumes": {name: _base64(array, scene.geometry, step) for name, array in layers.items()},
+        "volumes": {
+            name: _encode_base64(array, scene.geometry, step) for name, array in layers.items()
+        },
         "candidates": [
             {
                 "id": c.id,
-                "score": c.score,  # unrounded: some are at the threshold
-                "mm": _shown_mm(c.centre_mm, scene.geometry),
+                "score": c.score,  # not rounded, because the page compares it with the threshold
+                "mm": _convert_mm(c.centre_mm, scene.geometry),
                 "size": round(c.diameter_mm, 1),
             }
             for c in candidates
@@ -99,7 +111,8 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     return data
 
 
-def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
+def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale an image to 0 for black and 255 for white."""
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = np.percentile(values, _WINDOW)
     scaled: NDArray[np.float32] = (values - low) * (255.0 / max(float(high - low), 1e-6))
@@ -107,21 +120,22 @@ def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _affine(geometry: Geometry) -> NDArray[np.float64]:
-    """Return the matrix from (z, y, x) to the patient; for two axes, to a light box."""
+    """Return the affine of (z, y, x). A 2-D image is placed upright in an invented space."""
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
     return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
-def _shown_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
+def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
+    """Convert a position in the scan's mm to mm on the page, which differ in 2-D."""
     index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
     place = _affine(geometry) @ [*np.zeros(3 - geometry.dims), *index]
     return [round(float(v), 2) for v in place[:3]]
 
 
-def _base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
-    """Return every `step`-th voxel as `.nii.gz` in base64; two axes as a single slice."""
+def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
+    """Encode every `step`-th voxel as `.nii.gz` in base64. A 2-D image becomes a single slice."""
     thinned = array[(slice(None, None, step),) * array.ndim]
     thinned = thinned.reshape((1,) * (3 - array.ndim) + thinned.shape)
     grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))

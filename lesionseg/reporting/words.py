@@ -12,14 +12,20 @@ from lesionseg.evaluation.scores import SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
-FEW = 5  # patients; fewer give no interval that holds
-MOST_EXACT = 50  # lesions; a share of so many is stated as counts
+FEW = 5  # fewer patients give no reliable interval
+MOST_EXACT = 50  # up to this number of lesions, a share is stated as counts
 NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A key of study.yaml: its words on the page, and the items of STARD 2015 and CLAIM 2020."""
+    """A key of study.yaml.
+
+    Attributes:
+        words: Its name on the page.
+        stard: The item of STARD 2015 that it answers, empty if none.
+        claim: The item of CLAIM 2020 that it answers, empty if none.
+    """
 
     words: str
     stard: str = ""
@@ -33,7 +39,7 @@ class Question:
         return f"{self.words} ({', '.join(stated)})" if stated else self.words
 
 
-# The page cannot know these: a user answers them in study.yaml.
+# the program cannot know these facts, so a user states them in study.yaml
 QUESTIONS: Mapping[str, Question] = {
     "title": Question("Title", "1", "1"),
     "intended_use": Question("Intended use", "3", "3"),
@@ -57,7 +63,7 @@ _OPTIONAL = ("title", "contact", "remarks")  # not asked for if there is no answ
 
 
 def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
-    """Return a rate with its noun and what it is counted per.
+    """Return a rate with its noun and its unit.
 
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
@@ -67,7 +73,7 @@ def per_scan(value: float | None, noun: str = "false positive", per: str = "scan
 
 
 def share_words(hits: int, n: int) -> str:
-    """Return a share as one says it: exact up to 50, rounded beyond.
+    """Return a share in words: exact for up to 50, a simple fraction for more.
 
     >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
@@ -96,7 +102,7 @@ def share_words(hits: int, n: int) -> str:
 
 
 def size_text(diameter: float, limits: Iterable[float] = (SMALL_MM,)) -> str:
-    """Return a diameter in one decimal, in more next to the limit of a size class.
+    """Return a diameter with one decimal, or with more if it is close to the limit of a size class.
 
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
@@ -111,18 +117,18 @@ def size_text(diameter: float, limits: Iterable[float] = (SMALL_MM,)) -> str:
 
 
 def percent_below(share: float, limit: float) -> str:
-    """Return a share in per cent, with as many decimals as show on which side of a limit it is.
+    """Return a share in per cent, with enough decimals to show on which side of a limit it is.
 
     >>> percent_below(0.043, 0.1), percent_below(0.0996, 0.1), percent_below(0.25, 0.1)
     ('4 %', '9.96 %', '25 %')
     """
     if round(100 * share) == 0 or round(100 * share) == 100:
         return percent(share)
-    return f"{_decimals(100 * share, 100 * limit)} %"
+    return f"{_format_decimals(100 * share, 100 * limit)} %"
 
 
-def _decimals(value: float, limit: float, least: int = 0) -> str:
-    """Return a number with as many decimals as show on which side of a limit it is."""
+def _format_decimals(value: float, limit: float, least: int = 0) -> str:
+    """Return a number with enough decimals, at least `least`, to show its side of a limit."""
     shown = f"{value:.{least}f}"
     for decimals in range(least, 7):
         shown = f"{value:.{decimals}f}"
@@ -132,7 +138,7 @@ def _decimals(value: float, limit: float, least: int = 0) -> str:
 
 
 def short_unit(unit: str) -> str:
-    """Return the unit of sizes in one word: "mm at the detector" is mm.
+    """Return the unit of sizes in one word.
 
     >>> short_unit("mm at the detector"), short_unit("px")
     ('mm', 'px')
@@ -141,7 +147,7 @@ def short_unit(unit: str) -> str:
 
 
 def size_class_words(part: SizeClass, unit: str) -> str:
-    """Return the name of a size class, short enough for five next to each other."""
+    """Return the name of a size class, short enough to show five next to each other."""
     short = short_unit(unit)
     if part.to_mm is None:
         return f"≥ {part.from_mm:g} {short}"
@@ -165,16 +171,16 @@ def role_words(role: str) -> str:
 
 
 def tags(tables: Tables) -> list[tuple[str, str]]:
-    """Return what changes how the page is to be read, with one sentence each."""
+    """Return the tags that warn readers of the page, each with a sentence."""
     role = tables.scores.evaluated_on
     found: list[tuple[str, str]] = []
-    if not len(tables.cases):  # nothing to be read
+    if not len(tables.cases):
         return found
     if tables.scores.provenance.simulated:
-        words = "made by a program: these figures say nothing about patients"
+        words = "made by a program: these numbers say nothing about patients"
         found.append(("Simulated scans", words))
     if role in ("train", "validation"):
-        words = f"{role_words(role)} helped to make the program: these figures are too good"
+        words = f"{role_words(role)} were used to make the program: these numbers are too good"
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
@@ -182,15 +188,16 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Follow-up", f"only {what} were scored"))
     if tables.scores.split_is_group_safe is False:
         found.append(("Not independent", "the program learned from other scans of this patient"))
-    if words := broken_promise(tables):
+    if words := explain_excess(tables):
         found.append(("Setting", words))
     return found
 
 
-def broken_promise(tables: Tables) -> str:
-    """Return a sentence if these scans have far more false positives than the setting is for.
+def explain_excess(tables: Tables) -> str:
+    """Return a sentence if these scans have far more false positives than the setting aims at.
 
-    That is at least twice as many, and more than the counts vary by chance. Empty otherwise.
+    Far more means at least twice as many, and more than chance explains. Otherwise the sentence is
+    empty.
     """
     aim = tables.scores.operating_point.aim
     expected = tables.scores.operating_point.expected_false_positives_per_case
@@ -203,24 +210,24 @@ def broken_promise(tables: Tables) -> str:
     seen = false / tables.n_scanned
     if seen < 2 * most or poisson_interval(false)[0] / tables.n_scanned <= most:
         return ""
-    set_for = f"{'set for' if is_rate else 'expected were'} {per_scan(asked)}"
-    return f"{set_for}; these scans had {rate(seen)}: the setting does not carry over to them"
+    aimed = f"{'set for' if is_rate else 'expected were'} {per_scan(asked)}"
+    return f"{aimed}; these scans had {rate(seen)}: the setting does not carry over to them"
 
 
 def headline(tables: Tables) -> str:
-    """Return one plain sentence from the two size classes and the false positives."""
+    """Return one sentence about the lesions of two size classes and the false positives."""
     n_cases = len(tables.cases)
     false = tables.scores.n_false_positive
     scans = count(n_cases, "scan")
     if not n_cases:
         return "No scan was evaluated: this page says nothing about the program."
-    alarms = f"without a false positive on {count(tables.n_predicted, 'scan')}"
+    false_words = f"without a false positive on {count(tables.n_predicted, 'scan')}"
     if false:
-        alarms = f"with {per_scan(false / tables.n_scanned)}"
+        false_words = f"with {per_scan(false / tables.n_scanned)}"
     if not len(tables.lesions):
-        called = int((tables.cases["n_false_positive"] > 0).sum())
-        calm = tables.n_predicted - called
-        return f"{scans} without lesions: {called} with a false positive, {calm} without."
+        n_with = int((tables.cases["n_false_positive"] > 0).sum())
+        n_without = tables.n_predicted - n_with
+        return f"{scans} without lesions: {n_with} with a false positive, {n_without} without."
     short = short_unit(tables.scores.size_unit)
     parts: list[str] = []
     for small in (False, True):
@@ -230,18 +237,22 @@ def headline(tables: Tables) -> str:
             tail = f"{short}" if small else f"{short} or more"
             noun = "lesion" if len(own) == 1 else "lesions"
             if small and parts:
-                noun, size, tail = "smaller", noun.replace("lesion", "one"), ""
+                noun = f"smaller {noun.replace('lesion', 'one')}"
+                size = ""
+                tail = ""
             share = share_words(int(own["detected"].sum()), len(own))
             parts.append(f"{share} {noun} {size} {tail}".strip())
-    return f"Finds {', '.join(parts)}, {alarms}."
+    return f"Finds {', '.join(parts)}, {false_words}."
 
 
 def tiles(tables: Tables) -> list[Tile]:
-    """Return the four numbers of the first screen; dashes without a scan."""
-    found, n = list[Tile](), len(tables.cases)
+    """Return the four numbers of the first screen. They are dashes without a scan."""
+    found = list[Tile]()
+    n = len(tables.cases)
     for small in (False, True):
         own = tables.size_class(small)
-        hits, sign = int(own["detected"].sum()), "<" if small else "≥"
+        hits = int(own["detected"].sum())
+        sign = "<" if small else "≥"
         noun = "lesion" if len(own) == 1 else "lesions"
         size = f"{noun} {sign} {SMALL_MM:g} {tables.scores.size_unit.split(',')[0]}"
         if not len(own):
@@ -255,35 +266,35 @@ def tiles(tables: Tables) -> list[Tile]:
     if not n:
         return [*found, Tile("–", "false positives per scan"), Tile("–", "patients")]
     found.append(_false_positive_tile(tables))
-    ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
-    well = tables.cases["group"].nunique() - ill
+    n_with = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
+    n_without = tables.cases["group"].nunique() - n_with
     who = "patient" if tables.patients_stated else "scan"
-    words = f"with lesions, {well or 'none'} without"
-    words += ": a very small test" if ill < FEW else ""
-    return [*found, Tile(count(ill, who), words, ill < FEW)]
+    words = f"with lesions, {n_without or 'none'} without"
+    words += ": a very small test" if n_with < FEW else ""
+    return [*found, Tile(count(n_with, who), words, n_with < FEW)]
 
 
 def _false_positive_tile(tables: Tables) -> Tile:
+    """Return the tile of the rate of false positives, with its interval."""
     false = tables.scores.n_false_positive
     value = tables.scores.false_positives_per_case.value
     interval = tables.scores.false_positives_per_case.ci95
     scans = count(tables.n_predicted, "scan")
     if not false:
-        fits = interval[1] if interval else 3 / tables.cases["group"].nunique()
-        words = f"false positives. A true rate of up to {rate(fits)} per scan would still fit."
+        # without an interval: the rule of three for zero events
+        highest = interval[1] if interval else 3 / tables.cases["group"].nunique()
+        words = f"false positives. The true rate may be up to {rate(highest)} per scan."
         return Tile(f"0 on {scans}", words, len(tables.cases) < 20)
     noun = per_scan(value).split(" ", 1)[1]
     words = f"{noun} ({false} on {scans})"
     if interval:
         words += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
-    return Tile(rate(value), words, (value or 0) > 2 or bool(broken_promise(tables)))
+    return Tile(rate(value), words, (value or 0) > 2 or bool(explain_excess(tables)))
 
 
 def limits(tables: Tables, study: Mapping[str, str]) -> str:
-    """Return what the page cannot say, in one line."""
-    words = (
-        "An empty result does not exclude a lesion. Program alone: no reader was tested with it."
-    )
+    """Return the limits of the evaluation in one line."""
+    words = "An empty result does not exclude a lesion. The program was tested without a reader."
     is_simulated = tables.scores.provenance.simulated
     if not is_simulated and "reader" not in study:
         words += " Who marked the lesions is not stated."
@@ -298,15 +309,15 @@ def limits(tables: Tables, study: Mapping[str, str]) -> str:
     elif missing:
         words += f" {len(missing)} scans have no result: their lesions count as missed."
     if tables.n_failed == 1:
-        words += " 1 scan could not be scored and counts nowhere."
+        words += " 1 scan could not be scored and is not included."
     elif tables.n_failed:
-        words += f" {tables.n_failed} scans could not be scored and count nowhere."
+        words += f" {tables.n_failed} scans could not be scored and are not included."
     return words
 
 
 # --- lesions -------------------------------------------------------------------------------------
 
-_WHY = {  # why a lesion was missed, without numbers
+_WHY = {  # the reasons of lesions.csv in words
     "no_response": "not seen at all",
     "below_operating_point": "seen, but rated below the limit",
     "not_accepted": "seen, but the program did not accept the marking",
@@ -319,11 +330,11 @@ _WHY = {  # why a lesion was missed, without numbers
     "removed_by_size": "seen, but dropped for its size",
     "case_failed": "the scan has no result",
 }
-_INSIDE = 0.95  # of a lesion: from here on it is said to be inside a marking
+_INSIDE = 0.95  # a lesion is described as inside a marking if the marking covers this share of it
 
 
 def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
-    """Return in words why a lesion was missed; `row` is one of lesions.csv."""
+    """Return in words why a lesion was missed. `row` is its row of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _reason_words(why, row, tables)
     score = _known(row.get("nearest_score"))
@@ -334,7 +345,7 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     if tables.threshold is None or score >= tables.threshold:
         return words
     near = "just below" if score > 0.9 * tables.threshold else "below"
-    shown, limit = _told_apart(score, tables.threshold)
+    shown, limit = _format_distinct(score, tables.threshold)
     if why == "below_operating_point":
         return f"seen, but rated {near} the limit ({shown}; limit {limit})"
     return f"{words}; that marking is also rated {near} the limit ({shown}; limit {limit})"
@@ -354,7 +365,7 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
     if why == "overlap_too_small" and covered is not None:
         return f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
     if why == "iou_too_small" and iou is not None:
-        return f"{words} (IoU {_decimals(iou, least, 2)}; {least:g} needed)"
+        return f"{words} (IoU {_format_decimals(iou, least, 2)}; {least:g} needed)"
     if why == "candidate_too_large":
         if covered is not None and covered < _INSIDE:
             words = f"{percent(covered)} of it is {words}"
@@ -365,9 +376,10 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
 
 
 def false_positive_words(row: Mapping[str, Any]) -> str:
-    """Return the words under the picture of a false positive; `row` is one of candidates.csv."""
+    """Return the words below the picture of a false positive, from its row of candidates.csv."""
     parts = []
-    score, share = _known(row.get("score")), _known(row.get("in_lesions"))
+    score = _known(row.get("score"))
+    share = _known(row.get("in_lesions"))
     if score is not None:
         parts.append(f"rated {format_score(score)}")
     if share:
@@ -378,26 +390,28 @@ def false_positive_words(row: Mapping[str, Any]) -> str:
 
 
 def _known(value: Any) -> float | None:
-    """Return a cell's number; None if the cell is empty or the table has no such column."""
+    """Return the number in a cell. Return None if the cell or its column is missing."""
     return None if value is None or value != value else float(value)
 
 
-def _told_apart(score: float, limit: float) -> tuple[str, str]:
-    """Return two scores with as many digits as show that they differ.
+def _format_distinct(score: float, limit: float) -> tuple[str, str]:
+    """Return two scores with enough digits to show that they differ.
 
-    >>> _told_apart(0.3, 0.5), _told_apart(0.4988, 0.5)
+    >>> _format_distinct(0.3, 0.5), _format_distinct(0.4988, 0.5)
     (('0.3', '0.5'), ('0.499', '0.5'))
     """
-    shown, of = format_score(score), format_score(limit)
+    shown = format_score(score)
+    shown_limit = format_score(limit)
     digits = 3
-    while shown == of and digits <= 9:
-        shown, of = f"{score:.{digits}g}", f"{limit:.{digits}g}"
+    while shown == shown_limit and digits <= 9:
+        shown = f"{score:.{digits}g}"
+        shown_limit = f"{limit:.{digits}g}"
         digits += 1
-    return shown, of
+    return shown, shown_limit
 
 
 def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | None:
-    """Return the share of a candidate that is located in lesions; None if it is not known."""
+    """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
     if candidate is None or "in_lesions" not in rows:
         return None
@@ -409,7 +423,7 @@ def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | N
 
 
 def setting_words(tables: Tables) -> str:
-    """Return how the limit was chosen and what to expect of it; empty without a limit."""
+    """Return how the limit was chosen and its expected rate. Return "" without a limit."""
     point = tables.scores.operating_point
     aim = point.aim
     if tables.threshold is None:
@@ -420,11 +434,12 @@ def setting_words(tables: Tables) -> str:
         if point.is_default:
             words += ", the default" if aim.value == 1 else ", one per ten lesions (the default)"
     elif aim is not None and aim.kind == "best_f1":
-        words += "; the limit weighs missed lesions and false positives alike (highest F1)"
+        words += "; the limit gives the highest F1, which weighs missed lesions and false "
+        words += "positives equally"
     elif aim is not None and aim.kind == "sensitivity":
         words += f"; the limit is set to find {percent(aim.value)} of the lesions"
     elif aim is not None and aim.kind == "score":
-        words += "; the limit was set by hand"
+        words += "; a user set the limit"
     if point.chosen_on:
         words += f"; chosen on {point.chosen_on.replace('+', ' and ')} scans"
     if point.expected_false_positives_per_case is not None:
@@ -433,12 +448,12 @@ def setting_words(tables: Tables) -> str:
 
 
 def rule_words(tables: Tables) -> str:
-    """Return what counts as found and as a false positive."""
+    """Return the rule by which a lesion counts as found and a marking as a false positive."""
     if tables.scores.preset != "lesionseg":
         return f"by the rule {tables.scores.preset}"
     return (
-        "markings cover at least 10 % of the lesion; a marking of which less than 10 % lies in "
-        "lesions is a false positive"
+        "markings cover at least 10 % of the lesion; a marking is a false positive if less than "
+        "10 % of it is in lesions"
     )
 
 
@@ -465,7 +480,7 @@ class Measure:
     meaning: str
 
 
-# of each number of scores.json its name on the page and what it means
+# name and meaning of each number of scores.json on the page
 MEASURES: Mapping[str, tuple[str, str]] = {
     "n_cases": ("scans", ""),
     "n_groups": ("patients", "the intervals take patients as independent"),
@@ -473,12 +488,15 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "n_lesions": ("lesions", "as marked in the reference"),
     "n_candidates": ("markings of any rating", "also those below the limit, which do not count"),
     "n_true_positive": ("lesions found", ""),
-    "n_false_positive": ("false positives", "markings that count and, by the rule, are no lesion"),
+    "n_false_positive": (
+        "false positives",
+        "markings that count but, by the rule, match no lesion",
+    ),
     "n_missed": ("lesions missed", ""),
     "dice": (
         "Dice",
-        "overlap of the outlines, 1 if equal; mean of the scans with a lesion, "
-        "where a scan without a marking counts 0",
+        "overlap of marked and true lesions, 1 if equal; mean over the scans with a lesion. A scan "
+        "without a marking counts 0.",
     ),
     "surface_dice": (
         "surface Dice",
@@ -486,15 +504,14 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     ),
     "hd95_mm": (
         "HD95, mm",
-        "95 % of each surface are at most this far from the other one. Measured by area: 0 if "
-        "95 % of each surface coincide. Programs that measure between border voxels may state "
-        "one voxel instead.",
+        "95 % of the area of each surface is at most this far from the other surface; 0 if 95 % "
+        "coincide. Programs that measure between border voxels may state one voxel instead.",
     ),
     "lesion_recall": ("sensitivity", "{found} of {n_lesions} lesions found"),
     "lesion_precision": (
         "precision",
-        "{supported} of {counted} lesions. One marking may find several lesions, and several may "
-        "find one.",
+        "{supported} of {counted} lesions. One marking may find several lesions, and several "
+        "markings may find one lesion.",
     ),
     "lesion_f1": ("F1 of lesions", "2·found / (found + lesions + false positives)"),
     "false_positives_per_case": ("false positives per scan", "over all scans"),
@@ -510,8 +527,8 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "average_precision": ("average precision", "precision averaged over all limits"),
     "case_auroc": (
         "AUROC of scans",
-        "chance that a scan with a lesion has a higher top rating than one without; from {ill} "
-        "with and {well} without",
+        "chance that the highest rating in a scan with a lesion exceeds that in a scan without "
+        "one; from {with_lesion} scans with and {lesion_free} without a lesion",
     ),
     "panoptic_quality": (
         "panoptic quality",
@@ -522,7 +539,11 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 
 def measures(tables: Tables) -> tuple[list[Measure], str]:
-    """Return every number of scores.json, and a sentence for the reason that several share."""
+    """Return every number of scores.json.
+
+    If several numbers have no interval for the same reason, the reason is returned as a sentence of
+    its own. Otherwise that sentence is empty.
+    """
     shown: list[tuple[str, str, CI | None, str]] = []
     for key, node in tables.scores.measures().items():
         if isinstance(node, int):
@@ -545,12 +566,12 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
 
 
 def _counts(tables: Tables) -> dict[str, object]:
-    """Return the numbers that the meanings of measures mention."""
+    """Return the numbers that the meanings in `MEASURES` mention."""
     scores = tables.scores
     outcome = tables.candidates["outcome"]
     supported = int((outcome == "true_positive").sum())
     counted = supported + int((outcome == "false_positive").sum())
-    verb = "marking lies in" if counted == 1 else "markings lie in"
+    verb = "marking is in" if counted == 1 else "markings are in"
     if scores.preset != "lesionseg":
         verb = "marking matches" if counted == 1 else "markings match"
     return {
@@ -559,6 +580,6 @@ def _counts(tables: Tables) -> dict[str, object]:
         "n_lesions": scores.n_lesions,
         "supported": supported,
         "counted": f"{counted} {verb}",
-        "ill": len(tables.cases) - scores.n_lesion_free_cases,
-        "well": scores.n_lesion_free_cases,
+        "with_lesion": len(tables.cases) - scores.n_lesion_free_cases,
+        "lesion_free": scores.n_lesion_free_cases,
     }

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what is found, what is missed, and how sure that is."""
+"""Write the report of an evaluation: found and missed lesions, and the certainty of the numbers."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -37,15 +37,18 @@ from lesionseg.reporting.words import (
 )
 
 log = logging.getLogger(__name__)
-MOST_MISSED, MOST_FALSE, MOST_FOUND, ON_TOP = 60, 30, 12, 3  # pictures
-MOST_MOVED = 100_000  # lesions and false positives that the slider moves over
+MOST_MISSED = 60  # pictures of missed lesions
+MOST_FALSE = 30  # pictures of false positives
+MOST_FOUND = 12  # pictures of found lesions
+ON_TOP = 3  # pictures of missed lesions on the first screen
+MOST_MOVED = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
-LINES = {  # a mask of a scene: the class of its outline in style.css, and what it shows
+LINES = {  # by the mask of a scene: the class of its outline in style.css, and its name
     "reference": ("", "lesion as marked"),
     "accepted": ("a", "what the program marked"),
     "below": ("b", "seen, but not marked"),
 }
-ANSWERS = ("answer", "reader", "comment")  # what a person fills in
+ANSWERS = ("answer", "reader", "comment")  # columns that a reader fills in
 
 
 def write_report(
@@ -59,24 +62,30 @@ def write_report(
     options: ReportSection | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write `output/report.html` from the tables in `scores_dir`; returns its path.
+    """Write `output/report.html` from the tables of an evaluation.
 
-    The page needs no network. Beside it: `adjudicate.csv` with the false positives,
-    `pseudonyms.csv` unless names are printed, `report.pdf` where the options say so.
+    The page needs no network. Next to it are `adjudicate.csv` with the false positives,
+    `pseudonyms.csv` if the page shows pseudonyms, and `report.pdf` if the options ask for it.
 
     Args:
-        scores_dir: what `evaluate` or `train` wrote. A run directory brings its predictions and
-            its training's metrics.csv, an evaluation the second model's.
-        output: folder of the page.
-        images: a dataset, its root or a folder of images; None for no pictures.
-        reference: a dataset's root or a folder of masks, drawn into the pictures.
-        prediction: a folder of prediction files, drawn into the pictures.
-        compare: another model's evaluation of the same scans.
-        options: study file, names, PDF, viewer; None: as in conf/.
-        progress: told the case, how many are drawn and how many there are to draw.
+        scores_dir: The folder that `evaluate` or `train` wrote. Predictions and metrics.csv in a
+            run directory, and the evaluation of a second model in `compare`, are used.
+        output: The folder of the page.
+        images: A dataset, its root, or a folder of images. None draws no pictures.
+        reference: The root of a dataset, or a folder of masks, to draw into the pictures.
+        prediction: A folder of prediction files, to draw into the pictures.
+        compare: The evaluation of another model on the same scans.
+        options: Study file, names, PDF and viewer. None uses the defaults of conf/.
+        progress: Called with the case, the number of pictures drawn, and their total.
 
-    Raises `ReadError`, `ContentError` (tables that are missing, unreadable or do not belong
-    together), `ConfigError` (a study file with an unknown key) and `OutputError`.
+    Returns:
+        The path of the page.
+
+    Raises:
+        ReadError: if a file is missing or unreadable.
+        ContentError: if the tables do not belong together.
+        ConfigError: if the study file has an unknown key.
+        OutputError: if a file cannot be written.
     """
     options = options or ReportSection.of()
     own = (scores_dir / name for name in ("validation", "predictions"))
@@ -90,16 +99,27 @@ def write_report(
         models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
         if set(models[1][1].real_names) != set(tables.real_names):
             raise ContentError(
-                f"{compare}: this is an evaluation of other cases. Evaluate both anew."
+                f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
+                "same cases."
             )
-    pictures, lines = _pictures(tables, images, reference, prediction, output, options, progress)
+    pictures, lines = _draw_pictures(
+        tables=tables,
+        images=images,
+        reference=reference,
+        prediction=prediction,
+        output=output,
+        options=options,
+        progress=progress,
+    )
     role = tables.scores.evaluated_on
     outlines = charts.dice_chart(tables)
     second = charts.froc_chart(models) or outlines  # masks without scores have no FROC
     first = [c for c in (charts.size_chart(tables), second) if c]
     makers = (
-        *(charts.curve_chart, charts.subgroup_chart),
-        *(charts.reliability_chart, charts.load_chart),
+        charts.curve_chart,
+        charts.subgroup_chart,
+        charts.reliability_chart,
+        charts.load_chart,
     )
     annex = [outlines] if outlines and outlines is not second else []
     annex += [c for make in makers if (c := make(tables))]
@@ -139,9 +159,11 @@ def write_report(
 
 
 def read_study(path: Path | None) -> dict[str, str]:
-    """Read the answers of study.yaml by key; none without a file.
+    """Read the answers of study.yaml by key. They are empty without a file.
 
-    Raises `ReadError`, and `ConfigError` for a key that there is none of, naming the nearest.
+    Raises:
+        ReadError: if the file cannot be read.
+        ConfigError: if a key is unknown. The message names the nearest one.
     """
     answers = {} if path is None else read_yaml(path)
     for key in answers:
@@ -154,7 +176,7 @@ def read_study(path: Path | None) -> dict[str, str]:
 
 
 def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> str:
-    """Return a title of the page's own: the user's, or what was evaluated on which scans."""
+    """Return the title that the user gave, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
     role = tables.scores.evaluated_on
@@ -165,7 +187,7 @@ def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> 
 
 
 def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[tuple[str, str]]:
-    """Return the annex: what was tested, how, and by whose word."""
+    """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
     lesions = "as marked in the reference; it may be incomplete"
     if tables.scores.provenance.simulated:
         lesions = "put in by the program that made the scans"
@@ -186,7 +208,7 @@ def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[
 
 
 def case_rows(tables: Tables) -> list[dict[str, Any]]:
-    """Return a row per scan, those of a patient together."""
+    """Return one row per scan. The scans of a patient follow each other."""
     columns = {
         "group": "patient",
         "case": "scan",
@@ -203,7 +225,7 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
     if "warning" in kept and (tables.cases["warning"] == "").all():
         kept.pop("warning")
     cases = tables.cases
-    if tables.patients_stated:  # a patient's scans together
+    if tables.patients_stated:
         order = {group: n for n, group in enumerate(cases["group"].unique())}
         cases = cases.sort_values("group", key=lambda group: group.map(order), kind="stable")
     else:
@@ -215,7 +237,7 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
 
 
 def slider(tables: Tables) -> dict[str, Any] | None:
-    """Return the data of the threshold slider; None without scores, or if there are too many."""
+    """Return the data of the threshold slider; None without scores or with too many lesions."""
     n_moved = len(tables.lesions) + len(tables.false_scores)
     if tables.threshold is None or not 0 < n_moved <= MOST_MOVED:
         return None
@@ -234,9 +256,13 @@ def slider(tables: Tables) -> dict[str, Any] | None:
 
 
 def write_adjudication(path: Path, tables: Tables) -> int:
-    """Write one row per false positive, by descending score; rows filled in before are kept.
+    """Write one row per false positive, by descending score. Return their number.
 
-    However a spreadsheet has written their numbers, and also when they are no false positive now.
+    Rows that a reader has filled in are kept, even if a spreadsheet formats their numbers in
+    another way, and even if the candidate is not a false positive any more.
+
+    Raises:
+        ContentError: if the existing file is not such a table.
     """
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     false = false.sort_values("score", ascending=False, na_position="last").copy()
@@ -249,12 +275,14 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     try:
         for row in read_csv(path) if path.is_file() else ():
             if any(row[name] for name in ANSWERS):
-                filled.setdefault(_place(row), []).append(row)
+                filled.setdefault(_candidate_key(row), []).append(row)
     except (KeyError, ValueError) as error:
-        why = f"this is no table of false positives as the report writes it ({error})"
-        raise ContentError(f"{path}: {why}. Move it away, or mend it.") from error
+        raise ContentError(
+            f"{path}: a column or number that the report writes is missing ({error}). Correct the "
+            "table, or move it away."
+        ) from error
     for row in rows:
-        if given := filled.get(_place(row)):
+        if given := filled.get(_candidate_key(row)):
             row.update({name: given[0][name] for name in ANSWERS})
             del given[0]
     rows += [row for more in filled.values() for row in more]
@@ -263,13 +291,14 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     return len(false)
 
 
-def _place(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+def _candidate_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Return the case, candidate and box of a row, independent of the format of numbers."""
     ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
     box = [round(float(value), 2) for value in ends if value not in (None, "")]
     return str(row["case"]), int(float(row["candidate"])), *box
 
 
-def _pictures(
+def _draw_pictures(
     tables: Tables,
     images: Path | Dataset | None,
     reference: Path | None,
@@ -278,25 +307,30 @@ def _pictures(
     options: ReportSection,
     progress: Progress | None,
 ) -> tuple[dict[str, list[Card]], list[tuple[str, str]]]:
-    """Draw cards by kind (top, missed, false, found; none without images). Name the outlines."""
+    """Draw the cards of each kind (top, missed, false, found), and name the outlines in them.
+
+    Without images there are no cards.
+    """
     found: dict[str, list[Card]] = {kind: [] for kind in ("top", "missed", "false", "found")}
     if images is None:
         return found, []
-    wanted = list(_wanted(tables))
-    sources, scenes, drawn = Sources(images, reference, prediction), {}, {}
+    wanted = list(_choose_pictures(tables))
+    sources = Sources(images, reference, prediction)
+    scenes: dict[str, Scene | None] = {}
+    drawn: dict[int, tuple[str, Card]] = {}
     outlined: set[str] = set()
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][1]["case"])
     for done, i in enumerate(order, 1):
         kind, row, words = wanted[i]
         case = str(row["case"])
         if case not in scenes:
-            scenes = {case: _scene(sources, tables, case)}  # one scan at a time in memory
+            scenes = {case: _load_scene(sources, tables, case)}  # keeps one scan in memory
             if options.viewer and (shown := scenes[case]) is not None:
                 from lesionseg.reporting.viewer import write_viewer
 
                 write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
         if (scene := scenes[case]) is not None:
-            drawn[i] = kind, _card(scene, row, words, kind, tables)
+            drawn[i] = kind, _draw_card(scene, row, words, kind, tables)
             masks = {name: getattr(scene, name) for name in LINES}
             outlined |= {name for name, mask in masks.items() if mask is not None and mask.any()}
         if progress is not None:
@@ -306,7 +340,8 @@ def _pictures(
     return found, [words for name, words in LINES.items() if name in outlined]
 
 
-def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
+def _choose_pictures(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
+    """Yield the kind, the row and the words of each picture."""
     missed = tables.lesions[~tables.lesions["detected"].astype(bool)]
     missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
     for _, row in missed.head(ON_TOP).iterrows():
@@ -323,7 +358,8 @@ def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
         yield "found", row, "" if pd.isna(score) else f"rated {format_score(score)}"
 
 
-def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
+def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
+    """Read a case. Return None, with a warning, if it cannot be read."""
     own = tables.candidates[(tables.candidates["case"] == case) & tables.candidates["accepted"]]
     try:
         return sources.load(tables.names.get(case, case), frozenset(own["candidate"].astype(int)))
@@ -332,9 +368,11 @@ def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
         return None
 
 
-def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, tables: Tables) -> Card:
+def _draw_card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, tables: Tables) -> Card:
+    """Draw the picture of a row of lesions.csv or candidates.csv."""
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
-    start, stop = ([float(row[f"{end}_{a}_vox"]) for a in axes] for end in ("start", "stop"))
+    start = [float(row[f"start_{axis}_vox"]) for axis in axes]
+    stop = [float(row[f"stop_{axis}_vox"]) for axis in axes]
     focus = scene.mask_of(int(row["candidate"])) if kind == "false" else None
     figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3, focus=focus)
     bounds = [SMALL_MM, *(part.from_mm for part in tables.scores.recall_by_size)]

@@ -97,7 +97,7 @@ def test_an_answer_stays_with_its_false_positive(study, tmp_path):
     again = pd.read_csv(path, dtype=str)
     assert again["answer"].fillna("").tolist() == answers
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(ContentError, match=r"adjudicate\.csv: this is no table"):
+    with pytest.raises(ContentError, match=r"adjudicate\.csv: a column or number"):
         write_adjudication(path, tables)
 
 

@@ -18,7 +18,7 @@ from lesionseg.reporting.words import (
     _WHY,
     MEASURES,
     QUESTIONS,
-    broken_promise,
+    explain_excess,
     false_positive_words,
     headline,
     limits,
@@ -143,7 +143,7 @@ def test_one_is_singular_everywhere(tmp_path):
     assert "1 scan with lesions, none without: a very small test" in texts
     assert setting_words(tables).endswith("1 false positive per scan expected")
     precision = next(m for m in measures(tables)[0] if m.name == "precision")
-    assert precision.meaning.startswith("1 of 2 markings lie in lesions.")
+    assert precision.meaning.startswith("1 of 2 markings are in lesions.")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, w
 def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcd"]
     tile = tiles(tables_of(found, tmp_path))[2]
-    assert tile.words == "false positives. A true rate of up to 0.75 per scan would still fit."
+    assert tile.words == "false positives. The true rate may be up to 0.75 per scan."
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
 def test_a_rate_far_above_the_one_asked_for_is_said_first(n_false, point, words, tmp_path):
     false = np.linspace(0.6, 0.9, n_false).tolist()
     tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
-    assert broken_promise(tables) == words
+    assert explain_excess(tables) == words
     assert (("Setting", words) in tags(tables)) == bool(words)
 
 
 def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
-    # 3 markings that lie in lesions find 8 lesions; 32 do not
+    # 3 markings in lesions find 8 lesions; 32 do not
     base = hand_result("a", [0.9] * 8, [0.8] * 32)
     true = [c for c in base.candidates if c.outcome == "true_positive"][:3]
     false = [c for c in base.candidates if c.outcome == "false_positive"]
@@ -194,7 +194,7 @@ def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
     tables = tables_of([replace(base, candidates=tuple(numbered))], tmp_path)
     rows = {m.name: m for m in measures(tables)[0]}
     assert rows["precision"].value == "0.0857"
-    assert rows["precision"].meaning.startswith("3 of 35 markings lie in lesions.")
+    assert rows["precision"].meaning.startswith("3 of 35 markings are in lesions.")
     assert rows["lesions found"].value == "8"
     assert tables.scores.n_true_positive == 8
 
@@ -212,7 +212,7 @@ def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
 def test_the_auroc_states_its_scans(tmp_path):
     results = [hand_result("a", [0.9]), hand_result("b", [], [0.3]), hand_result("c", [None])]
     rows = {m.name: m for m in measures(tables_of(results, tmp_path))[0]}
-    assert rows["AUROC of scans"].meaning.endswith("from 2 with and 1 without")
+    assert rows["AUROC of scans"].meaning.endswith("from 2 scans with and 1 without a lesion")
 
 
 def test_a_size_next_to_a_limit_has_more_decimals():
