@@ -118,7 +118,7 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
 
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
-    """Return the box outside of which each channel has its lowest value.
+    """Return the smallest box with only the lowest value of each channel outside.
 
     If a channel is constant, the box is the whole image.
     """

@@ -1,17 +1,16 @@
-"""A bundle's network for other programs: ONNX, torch's exported program, MONAI's bundle layout.
+"""Export the network of a bundle: ONNX, torch's exported program, MONAI's bundle layout.
 
-The first two take a prepared tile `[B, C, *tile]` float32 and give what `ExportedNetwork` says. The
-number of tiles is free; their shape is the plan's, because instance norm takes its statistics from
-the whole tile, so that a tile of another shape is another function.
+The first two take prepared tiles `[B, C, *tile]` float32 and return the outputs of
+`ExportedNetwork`. The number of tiles is arbitrary, but their shape is the plan's: instance norm
+uses the statistics of the whole tile, so the result depends on its shape.
 
-MONAI's layout is what `monai.bundle` runs without lesionseg being installed. Its configuration
-names classes of MONAI, torch and numpy only; normalisation is written as expressions of the plan's
-own numbers: MONAI has no transform that takes mean and deviation from the non-zero voxels and
-applies them to all.
+`monai.bundle` runs MONAI's layout without lesionseg. Its configuration only names classes of
+MONAI, torch and numpy. Normalisation is written as expressions, because MONAI has no transform that
+computes mean and standard deviation from the non-zero voxels and applies them to all voxels.
 
 DIR/
-├── configs/metadata.json    what goes in, what comes out
-├── configs/inference.json   read, orient, resample, normalise, slide, undo, save
+├── configs/metadata.json    inputs and outputs
+├── configs/inference.json   read, orient, resample, normalise, infer, restore, save
 ├── models/model.pt2         network and weights, as torch's exported program
 └── docs/README.md           the model card
 """
@@ -45,9 +44,11 @@ from lesionseg.plan.plan import Normalisation, Plan
 
 OPSET = 18
 INPUT = "image"
-PROBABILITIES, SCORES, BOXES = "probabilities", "scores", "boxes"
-LOGITS = "logits"  # of nnU-Net's networks, which are averaged before they become probabilities
-# of fp32 runs of the same weights by two programs; probabilities lie in [0, 1]
+PROBABILITIES = "probabilities"
+SCORES = "scores"
+BOXES = "boxes"
+LOGITS = "logits"  # the output of nnU-Net models, which average logits
+# largest accepted difference of probabilities between two programs with the same weights
 SAME_PROBABILITY = 1e-3
 
 Runner = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
@@ -63,17 +64,17 @@ def output_names(plan: Plan) -> tuple[str, ...]:
 
 
 def network_tile(plan: Plan) -> tuple[int, ...]:
-    """Return the shape of the network's tile; a 2-D network of nnU-Net's takes single slices."""
+    """Return the shape of the network's tile; that of a 2-D nnU-Net model has two axes."""
     return plan.tile_shape if plan.nnunet is None else plan.nnunet.patch
 
 
 class ExportedNetwork(nn.Module):
-    """Networks whose outputs need neither plan nor anchors, the focal loss's effect undone.
+    """A module whose outputs can be used without plan and anchors.
 
-    Segmentation networks give the mean of their probabilities `[B, K, *tile]`, those of nnU-Net the
-    mean of their logits, with the background's first unless labels are regions; a detector gives
-    scores `[B, n, K]`, boxes `[B, n, 2·dims]` in voxels of the tile and a Retina U-Net's
-    probabilities after them.
+    The effect of the focal loss is undone. Segmentation networks return the mean of their
+    probabilities `[B, K, *tile]`. nnU-Net models return the mean of their logits; those of the
+    background come first unless the labels are regions. Detectors return scores `[B, n, K]`, boxes
+    `[B, n, 2·dims]` in voxels of the tile and, for a Retina U-Net, probabilities.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -106,16 +107,17 @@ class ExportedNetwork(nn.Module):
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
-    """The bundle's network as a program for any number of tiles of the plan's shape.
+    """Trace the network of a bundle as a program for any number of tiles.
 
-    Raises `ConfigError` for a network that torch cannot export, or for several detectors.
+    Raises `ConfigError` if torch cannot export the network, or if there are several detectors.
     """
     if bundle.plan.anchors is not None and len(bundle.networks) > 1:
         raise ConfigError(
-            f"bundle: {len(bundle.networks)} detectors have no mean. Export each by itself."
+            f"bundle: boxes of {len(bundle.networks)} detectors cannot be averaged. Export each "
+            "bundle separately."
         )
     network = ExportedNetwork(bundle).float()
-    # a batch of one would be taken for a constant
+    # torch would treat a batch size of 1 as a constant
     example = torch.zeros(2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
     free = {INPUT: {0: torch.export.Dim("batch")}}
     try:
@@ -124,12 +126,12 @@ def trace(bundle: Bundle) -> ExportedProgram:
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{bundle.plan.architecture.name}: the network cannot be exported "
-            f"({str(error).splitlines()[0]}). Its operations may not depend on the voxels' values."
+            f"({str(error).splitlines()[0]}). Remove operations that depend on the voxels' values."
         ) from error
 
 
 def write_program(path: Path, program: ExportedProgram) -> Runner:
-    """Write torch's own format (`.pt2`) and return what a reader of the file computes."""
+    """Write torch's own format (`.pt2`). Return a function that runs the written file."""
     with atomic_path(path) as temporary, _torch_quiet():
         torch.export.save(program, temporary)
     with _torch_quiet():
@@ -148,10 +150,10 @@ def write_onnx(
     opset: int = OPSET,
     outputs: Sequence[str] = (PROBABILITIES,),
 ) -> Runner:
-    """Write ONNX and return what onnxruntime computes from the file; `outputs`: their names.
+    """Write ONNX. Return a function that runs the written file with onnxruntime.
 
-    Raises `ConfigError` where the packages of the extra `export` are missing or the opset is one
-    that they cannot write.
+    `outputs` are the names of the outputs. Raises `ConfigError` if the packages of the extra
+    `export` are missing, or if they cannot write the opset.
     """
     try:
         import onnx
@@ -187,7 +189,7 @@ def write_onnx(
 
 
 def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """Describe the ONNX file for a program: names, axes, tiles, the whole plan and selection."""
+    """Return the machine-readable description of an ONNX file, with plan and selection."""
     plan = bundle.plan
     note: dict[str, Any] = {
         "schema_version": 1,
@@ -226,7 +228,7 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
     if plan.anchors is not None:
         levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
         n = sum(level.n_anchors for level in levels)
-        note["boxes"] = {  # of a box per anchor; `inference.candidates` is what to do with them
+        note["boxes"] = {  # one per anchor; `box_candidates` describes their processing
             "scores": {"name": SCORES, "shape": ["batch", n, len(plan.labels.lesion_names)]},
             "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
             "dtype": "float32",
@@ -239,10 +241,10 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
 
 
 def largest_difference(bundle: Bundle, run: Runner) -> float:
-    """How far an exported file's probabilities are from the network's own, on a random tile.
+    """Return the largest difference between an exported file and the network, on a random tile.
 
-    Boxes count by the tile's longest side. Raises `OutputError` above 1e-3: the file computes
-    something else.
+    Differences of boxes are divided by the longest side of the tile. Raises `OutputError` if the
+    difference is above 1e-3.
     """
     plan = bundle.plan
     shape = (1, len(plan.channel_names), *network_tile(plan))
@@ -252,15 +254,16 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
         own = _arrays(network(torch.from_numpy(tiles)))
     theirs = run(tiles)
     if plan.nnunet is not None:
-        own, theirs = _probabilities(own, plan), _probabilities(theirs, plan)
-    apart = [
-        np.abs(there - here).max() / (max(shape[2:]) if name == BOXES else 1)
-        for name, there, here in zip(output_names(plan), theirs, own, strict=True)
-    ]
-    difference = float(np.max(apart))  # NaN where there is one
+        own = _probabilities(own, plan)
+        theirs = _probabilities(theirs, plan)
+    differences = []
+    for name, there, here in zip(output_names(plan), theirs, own, strict=True):
+        scale = max(shape[2:]) if name == BOXES else 1
+        differences.append(np.abs(there - here).max() / scale)
+    difference = float(np.max(differences))  # NaN if any is NaN
     if not difference <= SAME_PROBABILITY:
         raise OutputError(
-            f"The exported network's probabilities are {difference:.3g} from the bundle's. "
+            f"The exported network's outputs differ from the bundle's by {difference:.3g}. "
             "Try another opset, or other versions of torch and onnxruntime."
         )
     return difference
@@ -271,6 +274,7 @@ def _probabilities(logits: Sequence[NDArray[np.float32]], plan: Plan) -> list[ND
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    """Convert one tensor, or a sequence of tensors, to a list of arrays."""
     return [t.numpy() for t in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
 
 
@@ -291,7 +295,9 @@ def _torch_quiet() -> Iterator[None]:
 # --- MONAI's layout ------------------------------------------------------------------------------
 
 PROGRAM = "models/model.pt2"
-CONFIG, METADATA, README = "configs/inference.json", "configs/metadata.json", "docs/README.md"
+CONFIG = "configs/inference.json"
+METADATA = "configs/metadata.json"
+README = "docs/README.md"
 _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
@@ -300,7 +306,7 @@ _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
-# as `data.preprocess.plan_geometry`: the extent of the image, about the same centre, in new voxels
+# like `data.preprocess.plan_geometry`: the same extent and centre with the plan's spacing
 _GRID = (
     "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
     "torch.as_tensor(np.block([[z, "
@@ -314,14 +320,18 @@ _GRID = (
 
 
 def inference_config(plan: Plan) -> dict[str, Any]:
-    """MONAI's `inference.json`: a probability map and a label map for every image of a folder.
+    """Return MONAI's `inference.json`: a probability map and a label map for each image.
 
-    Images are NIfTI in 3-D and PNG in 2-D, those of several channels named `<case>_0000.<suffix>`
-    and on. The label map holds, where the highest probability reaches `threshold`, that label's
-    value (of regions the last one's): MONAI has no candidates; lesionseg's own rule is in its plan.
+    Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
+    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. A voxel of the label map has the value
+    of the label with the highest probability if that reaches `threshold`, otherwise 0. With
+    regions, it has the value of the last region that reaches it. There are no candidates, because
+    MONAI has no such rule.
     """
-    n, suffix = len(plan.channel_names), ".png" if plan.dims == 2 else ".nii.gz"
-    first, channels = suffix, "f"
+    n = len(plan.channel_names)
+    suffix = ".png" if plan.dims == 2 else ".nii.gz"
+    first = suffix
+    channels = "f"
     if n > 1:
         first = f"_0000{suffix}"
         channels = f"[f[:-{len(first)}] + f'_{{c:04d}}{suffix}' for c in range({n})]"
@@ -343,7 +353,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
         "data": f"$[{{'image': {channels}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
-        **{f"normalise_{c}": _scheme(n) for c, n in enumerate(plan.normalisation)},
+        **{f"normalise_{c}": _normalisation_text(n) for c, n in enumerate(plan.normalisation)},
         "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
         "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
         "inferer": _step(
@@ -362,7 +372,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
 
 
 def metadata(plan: Plan, digest: str) -> dict[str, Any]:
-    """MONAI's `metadata.json`; `digest` tells which of our bundles it was made from."""
+    """Return MONAI's `metadata.json`. `digest` identifies the bundle that was exported."""
     return {
         "schema": _SCHEMA,
         "version": __version__,
@@ -373,7 +383,7 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel"), "pillow": version("pillow")},
         "name": "lesionseg",
         "task": f"Segmentation of {', '.join(plan.labels.names)}",
-        "description": "For research only; no medical device. See docs/README.md.",
+        "description": "For research only, not a medical device. See docs/README.md.",
         "authors": "see docs/README.md",
         "copyright": "see docs/README.md",
         "network_data_format": {
@@ -390,6 +400,7 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
 
 
 def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+    """Return the description of an input or output with these channels."""
     return {
         "num_channels": len(names),
         "spatial_shape": list(plan.tile_shape),
@@ -401,12 +412,18 @@ def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _step(target: str, **arguments: Any) -> dict[str, Any]:
+    """Return the entry of an object in MONAI's configuration: its class and arguments."""
     return {"_target_": target, **arguments}
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
-    """MONAI reads axes as (x, y, z), lesionseg as (z, y, x); a PNG has no pixel size to change."""
-    reader, float32 = "PILReader" if plan.dims == 2 else "NibabelReader", "$torch.float32"
+    """Return the steps before the network.
+
+    MONAI reads axes as (x, y, z), lesionseg as (z, y, x). A PNG has no pixel size, so it is not
+    resampled.
+    """
+    reader = "PILReader" if plan.dims == 2 else "NibabelReader"
+    float32 = "$torch.float32"
     steps = [
         _step("LoadImaged", keys="image", image_only=True, reader=reader),
         _step("EnsureChannelFirstd", keys="image"),
@@ -415,13 +432,19 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     if plan.dims == 2:
         steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
     else:
-        how = {"mode": "bilinear", "padding_mode": "border", "dtype": float32}
-        grid = _GRID.format(spacing=[*plan.spacing_mm])
+        grid = _GRID.format(spacing=list(plan.spacing_mm))
         steps += [
             _step("Orientationd", keys="image", axcodes="SAR", labels=_RAS),
             _step("CopyItemsd", keys="image", names="grid"),
             _step("Lambdad", keys="grid", func=grid),
-            _step("ResampleToMatchd", keys="image", key_dst="grid", **how),
+            _step(
+                "ResampleToMatchd",
+                keys="image",
+                key_dst="grid",
+                mode="bilinear",
+                padding_mode="border",
+                dtype=float32,
+            ),
         ]
     channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
     normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
@@ -430,41 +453,59 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
+    """Return the steps after the network: restore the file's grid and save two maps."""
     values = list(plan.labels.values)
-    label_map = (  # the label of the highest probability, where it reaches the threshold
+    label_map = (  # the label of the highest probability, if that reaches the threshold
         "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
         f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
     )
     if plan.labels.regions:
-        # they overlap: the last that reaches the threshold is painted over the others
+        # regions overlap, and later ones are painted over earlier ones
         label_map = (
             f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
             "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
         )
-    how = {"orig_keys": "image", "nearest_interp": False}
-    save = {"output_dir": "@output_dir", "separate_folder": False, "resample": False}
-    probabilities = {"output_ext": ".nii.gz", "output_dtype": "$np.float32", **save}
     suffix = ".png" if plan.dims == 2 else ".nii.gz"
-    mask = {"output_ext": suffix, "output_dtype": "$np.uint8", **save}
     return [
-        _step("Invertd", keys="pred", transform="@preprocessing", **how),
-        _step("SaveImaged", keys="pred", output_postfix="prob", print_log=False, **probabilities),
+        _step(
+            "Invertd",
+            keys="pred",
+            transform="@preprocessing",
+            orig_keys="image",
+            nearest_interp=False,
+        ),
+        _save_step("pred", "prob", ".nii.gz", "$np.float32"),
         _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
-        _step("SaveImaged", keys="mask", output_postfix="mask", print_log=False, **mask),
+        _save_step("mask", "mask", suffix, "$np.uint8"),
     ]
 
 
-def _scheme(scheme: Normalisation) -> str:
-    """One channel's normalisation as an expression on a tensor `[*spatial]` (`data.onto_grid`)."""
+def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
+    """Return the step that saves an image."""
+    return _step(
+        "SaveImaged",
+        keys=key,
+        output_postfix=postfix,
+        print_log=False,
+        output_ext=suffix,
+        output_dtype=dtype,
+        output_dir="@output_dir",
+        separate_folder=False,
+        resample=False,
+    )
+
+
+def _normalisation_text(scheme: Normalisation) -> str:
+    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess`)."""
     if scheme.scheme == "dataset":
-        return f"$lambda v: ({_clipped('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
+        return f"$lambda v: ({_clip_text('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
     standard = (
         "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
         "({c}, *(lambda i: (float(i.mean()), float(i.std(correction=0))) "
         "if i.numel() else (0.0, 0.0))({inside}.double()))"
     )
     if scheme.scheme == "zscore":
-        clipped = _clipped("v", scheme)
+        clipped = _clip_text("v", scheme)
         text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
         return f"$lambda v: {text}"
     text = standard.replace("{c}", "c").replace("{inside}", "c")
@@ -472,7 +513,8 @@ def _scheme(scheme: Normalisation) -> str:
     return f"$lambda v: (lambda c: {text})(v.clamp(*map(float, {limits})))"
 
 
-def _clipped(name: str, scheme: Normalisation) -> str:
+def _clip_text(name: str, scheme: Normalisation) -> str:
+    """Write the clipping of a tensor as an expression; only its name if it is not clipped."""
     if scheme.lower is None and scheme.upper is None:
         return name
     return f"{name}.clamp({scheme.lower!r}, {scheme.upper!r})"

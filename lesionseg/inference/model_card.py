@@ -1,4 +1,4 @@
-"""The model card: what a bundle is, how well it did and what it is not for, in Markdown."""
+"""The model card in Markdown: purpose, input, output, performance and limits of a bundle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -109,21 +109,21 @@ def model_card(
     scores: Scores | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the model card of a network trained by `plan`.
+    """Write the model card of a trained network.
 
     Args:
-        plan: the plan that it was trained by.
-        selection: what was chosen after training.
-        scores: the scores of the validation cases; None if it was not evaluated.
-        provenance: what is known of the run: version, date, data, seed. None if nothing is known.
+        plan: plan of the network.
+        selection: choices made after training.
+        scores: scores of the validation cases. None if it was not evaluated.
+        provenance: version, date, data and seed of the run. None if they are unknown.
 
     Returns:
-        Markdown. Undefined values are named as such.
+        The card in Markdown. Undefined scores are called "undefined".
     """
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
     page.tests["beyond_aim"] = _is_beyond_aim
-    page.filters["interval"] = lambda v, ci: _number(v) + (f" ({_number(ci)})" if ci else "")
+    page.filters["interval"] = _interval
     return page.from_string(_CARD).render(
         plan=plan,
         selection=selection,
@@ -139,7 +139,7 @@ def model_card(
 
 
 def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
-    """Return the rows of the table of performance."""
+    """Return names and values of the table of performance."""
     return [
         ("cases", scores.n_cases),
         ("lesions", scores.n_lesions),
@@ -158,7 +158,13 @@ def _is_beyond_aim(point: OperatingPoint) -> bool:
     return aim.kind == "fp_per_case" and expected is not None and expected > aim.value + 1e-9
 
 
+def _interval(value: float, ci95: Sequence[float] | None) -> str:
+    """Format a value with its confidence interval, if it has one."""
+    return f"{_number(value)} ({_number(ci95)})" if ci95 else _number(value)
+
+
 def _number(value: Any) -> str:
+    """Format a value of the card: a number, an interval, a text, or None."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, Sequence) and not isinstance(value, str):

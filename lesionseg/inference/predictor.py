@@ -1,4 +1,4 @@
-"""The predictor: from a scan's file to its candidates, by one bundle or several."""
+"""The predictor: find the candidates in scans with one or several bundles."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -55,10 +55,11 @@ StrPath = str | PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A scan on the plan's grid as the networks see it, and its own file's grid.
+    """A scan on the plan's grid, normalised, and the grid of its file.
 
-    `body`: where the patient is; None: everywhere. `valid`: see `core.Volume`, on the file's grid.
-    Channels that are missing (`image.missing`) are 0. `blank`: names of those without contrast.
+    `body` is the mask of the patient; None means the whole image. `valid` is that of `core.Volume`
+    on the file's grid. Missing channels (`image.missing`) are 0. `blank` contains the names of
+    channels without contrast.
     """
 
     image: Volume
@@ -69,28 +70,33 @@ class PreparedScan:
 
 
 class Predictor:
-    """Networks with their plan and selection, ready for scans.
+    """Networks with their plan and selection, which predict scans.
 
     >>> predictor = Predictor("runs/ms")  # doctest: +SKIP
     >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
-    A case goes through `prepare` (or `read` and `prepare_volume`), `infer` and `decide`; one may be
-    prepared while another is inferred. Raises `BundleError` for an unusable bundle, `ConfigError`
-    for a wrong device or operating point.
+    A call runs `prepare` (or `read` and `prepare_volume`), `infer` and `decide`. One case may be
+    prepared while another is inferred.
 
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
-            probabilities are averaged (an ensemble; the first one's plan decides).
-        settings: overlap of tiles, mirrored views, precision and memory; None: those of `conf/`.
-        device: "auto", "cpu", "cuda", …; None is "auto" for a folder and where the network lies
-            for a `Bundle`.
-        operating_point: accepts candidates, as `fp_per_case:1`; see `choose_operating_point`.
-        raster_mm: pixel size in mm of images that state none (PNG); None is that of the training
-            images.
-        architectures: maps a name in the plan to the caller's own factory.
-        trust: import whatever networks and transforms the bundle names; else only our own, and
-            MONAI's transforms.
+            probabilities are averaged (an ensemble). The plan of the first one is used.
+        settings: overlap of tiles, mirrored views, precision and memory. None uses the defaults in
+            `conf/`.
+        device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
+            network for a `Bundle`.
+        operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
+            `choose_operating_point`.
+        raster_mm: pixel size in mm of images that state none (PNG). None is the median of the
+            training images.
+        architectures: the caller's own factories by their names in the plan.
+        trust: import any networks and transforms that the bundle names. Otherwise only our own
+            networks and MONAI's transforms are imported.
+
+    Raises:
+        BundleError: if the bundle cannot be used.
+        ConfigError: if the device or the operating point is wrong.
     """
 
     def __init__(
@@ -115,12 +121,12 @@ class Predictor:
         self._check = joint.check
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
-        # where a network in memory lies, and its layout, are its owner's: it may be in training
+        # device and memory format of a network in memory are kept, because it may be in training
         place = None if device is None and in_memory else choose_device(device or "auto")
         recipe = self.plan.nnunet
         dims = self.plan.dims if recipe is None else recipe.network_dims
-        slides = SlidingWindow if recipe is None else NnunetWindow
-        self.window = slides(
+        window_class = SlidingWindow if recipe is None else NnunetWindow
+        self.window = window_class(
             joint.networks,
             self.plan,
             self.settings,
@@ -140,7 +146,10 @@ class Predictor:
         selection: Selection = NO_SELECTION,
         **options: Any,
     ) -> "Predictor":
-        """Return a predictor of a network in memory, on its own device unless `device` is given."""
+        """Return a predictor for a network in memory. It computes on the network's device.
+
+        `options` are further arguments of `Predictor`.
+        """
         return cls(Bundle((network,), plan, check, selection), trust=True, **options)
 
     def with_selection(self, selection: Selection) -> "Predictor":
@@ -150,7 +159,10 @@ class Predictor:
         return other
 
     def operating_point(self) -> OperatingPoint:
-        """Return the operating point that accepts candidates; raises `ConfigError`."""
+        """Return the operating point that accepts candidates.
+
+        Raises `ConfigError` if the selection does not have it.
+        """
         return choose_operating_point(self.selection.operating_points, self._accepted_by)
 
     def __call__(
@@ -160,13 +172,23 @@ class Predictor:
         *,
         missing: Sequence[str] = (),
     ) -> Prediction:
-        """Predict one case: its file, one file per channel in the plan's order, or an array.
+        """Predict one case.
 
-        An array is `[*spatial]` or `[C, *spatial]` with the affine that maps its index to RAS mm,
-        as nibabel and MONAI have it; masks come back on its own axes. `missing`: names of channels
-        that are left out of the files or the array. Raises `ReadError`, `GeometryError` or
-        `ContentError` naming the file at fault, `ConfigError` for an array without an affine and
-        an unknown name, `DatasetError` for channels that the network cannot do without.
+        Args:
+            image: its file, a list with one file per channel in the plan's order, or an array
+                `[*spatial]` or `[C, *spatial]`.
+            affine: map from indices of the array to RAS millimetres, as in nibabel and MONAI.
+            missing: names of channels that are not in the files or the array.
+
+        Returns:
+            The prediction. Masks have the axes of the file or the array.
+
+        Raises:
+            ReadError: if a file cannot be read.
+            GeometryError: if the grids of the files do not fit.
+            ContentError: if voxels are not finite, or the array has other axes than the plan.
+            ConfigError: if an array has no affine, or a name in `missing` is unknown.
+            DatasetError: if channels are missing that the network needs.
         """
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
@@ -174,12 +196,18 @@ class Predictor:
         if not isinstance(image, np.ndarray):
             paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
             if not paths:
-                raise DatasetError(f"A case needs files of {', '.join(self.plan.channel_names)}.")
+                raise DatasetError(
+                    f"The list of files is empty. Give the files of the channels "
+                    f"{', '.join(self.plan.channel_names)}."
+                )
             case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))  # the channel's number
             files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
             return self.decide(self.infer(self.prepare(files)), files.case)
         if affine is None:
-            raise ConfigError("affine: an array needs one, from its index to RAS millimetres.")
+            raise ConfigError(
+                "affine: an array needs an affine. Give the matrix that maps its indices to RAS "
+                "millimetres."
+            )
         channels = image[None] if image.ndim == self.plan.dims else image
         if len(channels) + len(lacking) == len(self.plan.channel_names):
             for channel in lacking:
@@ -190,27 +218,29 @@ class Predictor:
     def predict_volume(
         self, volume: Volume, case: str, *, on_batch: OnBatch | None = None
     ) -> Prediction:
-        """Predict a volume `[C, *spatial]`; candidates and masks lie on its own grid.
+        """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
 
-        Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
+        Raises `ContentError` naming `case` if channels or axes are wrong, or if voxels are not
+        finite.
         """
         return self.decide(self.infer(self.prepare_volume(volume, case), on_batch=on_batch), case)
 
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
-        """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
+        """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid."""
         inferred = self.infer(self.prepare_volume(volume, "volume"))
         fit = self.selection.voxel_calibration
         labels = range(len(inferred.store.values))
         return np.stack([np.concatenate(list(inferred.slabs(k, fit))) for k in labels])
 
     def read(self, files: CaseFiles) -> Volume:
-        """A case's channels as one volume `[C, *spatial]` float32, on the file's grid.
+        """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
 
-        Raises `DatasetError` for channels that are too many, or missing where the plan cannot do
-        without; `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
+        Raises `DatasetError` if there are too many channels, or if channels are missing that the
+        network needs. Raises `ReadError`, `GeometryError` or `ContentError` naming a wrong file.
         """
         plan = self.plan
-        n_channels, n_files = len(plan.channel_names), len(files.images) + len(files.missing)
+        n_channels = len(plan.channel_names)
+        n_files = len(files.images) + len(files.missing)
         if n_files != n_channels and not is_colour(files, n_channels):
             raise DatasetError(
                 f"Case {files.case!r} has {len(files.images)} files; this model needs "
@@ -221,13 +251,14 @@ class Predictor:
         if plan.dims == 2 and files.pixel_mm is None:
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
-        what = plan.dims, plan.channel_names, plan.labels
         unlabelled = Dataset(
-            "input",
-            files.images[0].parent,
-            "files",
-            *what,
-            (),
+            name="input",
+            root=files.images[0].parent,
+            convention="files",
+            dims=plan.dims,
+            channel_names=plan.channel_names,
+            labels=plan.labels,
+            cases=(),
             may_lack=True,
             nan_background=plan.nan_background,
             grid_of_image=plan.grid_of_image,
@@ -235,18 +266,25 @@ class Predictor:
         return read_image(files, unlabelled)
 
     def prepare(self, files: CaseFiles) -> PreparedScan | NnunetScan:
-        """Read and prepare a case, in the memory of one volume if that is possible."""
+        """Read and prepare a case. The memory of the volume is reused if possible."""
         return self.prepare_volume(self.read(files), str(files.images[0]), overwrite=True)
 
     def prepare_volume(
         self, volume: Volume, where: str, *, overwrite: bool = False
     ) -> PreparedScan | NnunetScan:
-        """Return the volume on the plan's grid, normalised.
+        """Resample a volume to the plan's grid and normalise it.
 
-        `overwrite`: the volume's own values may be lost. A model of nnU-Net's prepares it by its
-        own recipe. Raises `ContentError` naming `where` for other channels or axes than the plan's,
-        NaN and infinity, `GeometryError` for a spacing or an extent that cannot be meant, and
-        `DatasetError` for channels that the plan cannot do without.
+        An nnU-Net model prepares it by its own recipe.
+
+        Args:
+            volume: the volume `[C, *spatial]`.
+            where: name of the volume in error messages.
+            overwrite: True if the values of the volume may be overwritten.
+
+        Raises:
+            ContentError: if channels or axes are not those of the plan, or voxels are not finite.
+            GeometryError: if spacing or extent are implausible.
+            DatasetError: if channels are missing that the network needs.
         """
         plan = self.plan
         check_missing(plan, volume.missing)
@@ -261,7 +299,9 @@ class Predictor:
             volume = replace(volume, array=array)
         wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
         if wrong:
-            raise ContentError(f"{where}: {wrong} voxels are NaN or infinite. Set them to 0, say.")
+            raise ContentError(
+                f"{where}: {wrong} voxels are NaN or infinite. Set them to a number, such as 0."
+            )
         check_extent(volume.geometry, plan, where)
         blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
@@ -269,6 +309,7 @@ class Predictor:
         body: list[Body | None] = [None]
 
         def look(image: Volume) -> None:
+            """Find the body before normalisation, without the missing channels."""
             given = np.delete(image.array, volume.missing, 0) if volume.missing else image.array
             body[0] = find_body(Volume(given, image.geometry), plan.modality)
 
@@ -282,15 +323,20 @@ class Predictor:
         on_batch: OnBatch | None = None,
         folder: Path | None = None,
     ) -> Inferred:
-        """Run the networks on every voxel of the plan's grid.
+        """Run the networks on a prepared scan.
 
-        Probabilities are in memory, or in a nameless file in `folder`. `on_batch` is called after
-        every batch with the tiles done and all tiles; what it raises ends the inference. A scan
-        with a channel without contrast has probability 0 everywhere, and no box.
+        If a channel has no contrast, all probabilities are 0 and there are no boxes.
+
+        Args:
+            scan: the prepared scan.
+            on_batch: called after each batch with the number of finished tiles and of all tiles.
+                An exception in it ends the inference.
+            folder: folder of the file for probabilities. None keeps them in memory.
         """
         if isinstance(scan, NnunetScan):
             return self._infer_nnunet(scan, on_batch, folder)
-        image, plan = scan.image, self.plan
+        image = scan.image
+        plan = self.plan
         checked = check_scan(
             self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
         )
@@ -300,15 +346,24 @@ class Predictor:
             store, boxes = self.window(
                 torch.from_numpy(image.array), body=scan.body, store=store, on_batch=on_batch
             )
-        grids = image.geometry, scan.file_geometry
-        return Inferred(store, *grids, checked, boxes, scan.valid)
+        return Inferred(
+            store=store,
+            plan_geometry=image.geometry,
+            file_geometry=scan.file_geometry,
+            input=checked,
+            boxes=boxes,
+            valid=scan.valid,
+        )
 
     def _infer_nnunet(
         self, scan: NnunetScan, on_batch: OnBatch | None, folder: Path | None
     ) -> Inferred:
-        """Run nnU-Net's networks; probabilities are on the grid whose voxels are the file's."""
+        """Run nnU-Net's networks. Probabilities are on the scan's `view`, which has its voxels."""
         if not isinstance(self.window, NnunetWindow):
-            raise BundleError("plan.json: nnunet is missing, but the scan was prepared by it.")
+            raise BundleError(
+                "plan.json: nnunet is missing, but the scan was prepared with it. Prepare the scan "
+                "with this model."
+            )
         plan = self.plan
         image = scan.image.numpy()
         checked = check_scan(self._check, image, scan.file_geometry, plan, (), scan.blank)
@@ -317,8 +372,14 @@ class Predictor:
         else:
             logits = self.window.logits(scan, on_batch=on_batch, folder=folder)
             store = restore_probabilities(logits, scan, plan, folder=folder)
-        return Inferred(store, scan.view, scan.file_geometry, checked, None, scan.valid)
+        return Inferred(
+            store=store,
+            plan_geometry=scan.view,
+            file_geometry=scan.file_geometry,
+            input=checked,
+            valid=scan.valid,
+        )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
-        """Return the prediction of a case on its file's grid; see `decision.decide`."""
+        """Return the prediction of a case on its file's grid. See `decision.decide`."""
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)

@@ -1,8 +1,8 @@
 """Combine tile outputs into one volume, stored in memory or in a file.
 
-rows ──▶  done   │   at work: one tile high   │  to come
-─────────────────┼────────────────────────────┼──────────
-  handed over    │ ▣▣▣▣▣ tiles begin here     │
+rows ──▶  finished       │  sums, one tile high      │  not reached yet
+─────────────────────────┼───────────────────────────┼──────────────────
+  given to `take_rows`   │ ▣▣▣▣▣ current tiles       │
 """
 
 import mmap
@@ -20,21 +20,27 @@ from torch import Tensor
 from lesionseg.errors import OutputError
 
 TakeRows = Callable[[int, Tensor], None]
-# rows handed over at a time are about this large: on a CPU, temporaries the allocator finds room
-# for; on a GPU, few copies to wait for
-_HANDED_BYTES, _HANDED_BYTES_GPU = 1 << 22, 1 << 26
-# the smallest number above 0 that float16 has: 1 itself needs a sign
+# size of the rows that are given to `take_rows` at a time: on a CPU, small temporary arrays; on a
+# GPU, few copies to synchronise with
+_HANDED_BYTES = 1 << 22
+_HANDED_BYTES_GPU = 1 << 26
+# the smallest positive float16; the code of p = 1 needs a negative number
 _SMALLEST = 2.0**-24
 
 
 class Stitcher:
-    """Weighted average of overlapping tile outputs `[K, *tile]` on a grid `[K, *shape]`.
+    """The weighted average of overlapping tile outputs `[K, *tile]` on a grid `[K, *shape]`.
 
-    `weight` `[*tile]` positive, the same for each tile and channel. Tiles come by ascending first
-    row. Once no later tile can reach them, rows are handed to `take_rows(first_row, average)`,
-    `[K, rows, *shape[1:]]` float32, in order and each once; the sums behind them are held for one
-    tile's height only, in float32 on `device` (the weight's when None). Voxels that no tile covered
-    are 0. Feed every tile to `add`, then call `finish` once.
+    Call `add` for each tile in ascending order of first rows, then `finish` once. Voxels without a
+    tile are 0. Only the sums of as many rows as a tile has are in memory.
+
+    Args:
+        shape: shape of the grid.
+        n_channels: number of channels K.
+        weight: positive weights `[*tile]`, the same for each tile and channel.
+        take_rows: called as `take_rows(first_row, average)` with finished rows
+            `[K, rows, *shape[1:]]` float32, in order and once for each row.
+        device: device of the sums, which are float32. None is the device of the weights.
 
     >>> stitcher = Stitcher((3,), 1, torch.ones(2), lambda row, p: print(row, p.tolist()))
     >>> stitcher.add(torch.tensor([[1.0, 1.0]]), (slice(0, 2),))
@@ -53,7 +59,9 @@ class Stitcher:
         device: torch.device | None = None,
     ) -> None:
         self._weight = weight.to(device=device, dtype=torch.float32)
-        self._n_rows, self._take_rows, self._first_row = shape[0], take_rows, 0
+        self._n_rows = shape[0]
+        self._take_rows = take_rows
+        self._first_row = 0
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
         self._total = self._weight.new_zeros(shape_held)
@@ -62,7 +70,7 @@ class Stitcher:
         self._at_once = max(1, handed // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
-        """Add one tile's output at its place."""
+        """Add the output of a tile to the sums."""
         rows, *rest = slices
         self._hand_over(rows.start)
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
@@ -71,10 +79,11 @@ class Stitcher:
         self._total[(slice(None), *rest)].add_(self._weight)
 
     def finish(self) -> None:
-        """Hand over the last rows, once."""
+        """Give the last rows to `take_rows`."""
         self._hand_over(self._n_rows)
 
     def _hand_over(self, end: int) -> None:
+        """Give the rows before `end` to `take_rows`."""
         while self._first_row < end:
             n = min(end - self._first_row, len(self._total))
             for first in range(0, n, self._at_once):
@@ -88,6 +97,7 @@ class Stitcher:
 
 
 def _move_up(sums: Tensor, n: int) -> None:
+    """Move the rows of `sums` `[K, rows, …]` up by `n` in place; the last `n` rows become 0."""
     rows = sums.shape[1]
     for first in range(0, rows - n, n):
         last = min(first + n, rows - n)
@@ -96,26 +106,27 @@ def _move_up(sums: Tensor, n: int) -> None:
 
 
 class Store:
-    """Probabilities `[K, *shape]` on the CPU, 0 at first, to be written and read by slabs.
+    """Probabilities `[K, *shape]` on the CPU, 0 at first, that are written and read in slabs.
 
-    `values` are float16, which holds 11 binary digits, more than the probabilities are worth, of p
-    up to one half and of 1 − p above it (as the negative number p − 1): what is almost certain
-    keeps its rank. With `folder` they lie in a nameless file there, which is gone when the process
-    ends, however it ends. Raises `OutputError` when the disk has no room.
+    `values` are float16, whose 11 binary digits are more than the accuracy of the probabilities.
+    Up to 0.5, p itself is stored, above 0.5 the negative number p − 1, so that probabilities close
+    to 1 keep their rank. With `folder`, they are in a nameless file in that folder, which the
+    operating system deletes at the end of the process. Raises `OutputError` if the disk is full.
     """
 
     def __init__(self, shape: Sequence[int], *, folder: Path | None = None) -> None:
         self._map: mmap.mmap | None = None
-        shape, n_bytes = tuple(shape), 2 * prod(shape)
+        shape = tuple(shape)
+        n_bytes = 2 * prod(shape)
         if folder is None or not n_bytes:
-            # numpy's zeros take no memory before they are written
+            # numpy's zeros need no memory until they are written
             self.values = torch.from_numpy(np.zeros(shape, dtype=np.float16))
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 if hasattr(os, "posix_fallocate"):
-                    # a hole in the file would turn a full disk into a crash at the first write
+                    # in a sparse file, a full disk would crash the process at a later write
                     os.posix_fallocate(file.fileno(), 0, n_bytes)
                 mapped = np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
         except OSError as error:
@@ -132,36 +143,37 @@ class Store:
         probabilities: Float[Tensor, "k *where"],
         inside: Bool[Tensor, "*where"] | None = None,
     ) -> None:
-        """Put probabilities in their place, as the store's numbers; 0 where not `inside`."""
+        """Store the probabilities of a part of the volume. Voxels that are not `inside` get 0."""
         p = torch.where(
             probabilities > 0.5, (probabilities - 1).clamp_max(-_SMALLEST), probabilities
         )
         numbers = p.to(torch.float16).cpu()
-        if inside is not None:  # here, as a mask for the GPU would be one more copy
+        if inside is not None:  # on the CPU, because the mask would have to be copied to the GPU
             numbers.masked_fill_(~inside, 0)
         self.values[(slice(None), *where)] = numbers
         self.release()
 
     def decode(self, values: Tensor) -> Tensor:
-        """Probabilities float32, of numbers in the store."""
+        """Convert stored numbers to probabilities float32."""
         p = values.float()  # 1 − p was stored as a negative number
         return p.add_(p < 0)
 
     def close(self) -> None:
-        """Give all of it up."""
-        self.values, self._map = self.values.new_empty(0), None
+        """Free the memory or the file. The store is empty then."""
+        self.values = self.values.new_empty(0)
+        self._map = None
 
     def release(self) -> None:
-        """Take a file's pages that were read or written out of this process's memory."""
+        """Free the memory of file pages that were read or written."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def gaussian_weight(tile_shape: Sequence[int], sigma_scale: float = 0.125) -> Tensor:
-    """Gaussian over a tile `[*tile_shape]` float32: 1 at its centre, never below 0.001.
+    """Return a Gaussian over a tile `[*tile_shape]` float32: 1 at its centre, at least 0.001.
 
-    The standard deviation along each axis is `sigma_scale` times its length. The floor keeps the
-    sum of weights well above rounding where only a tile's corner reaches.
+    The standard deviation along each axis is `sigma_scale` times its length. The minimum limits
+    rounding errors in voxels that are only in the corner of a tile.
 
     >>> gaussian_weight((3,), sigma_scale=1 / 3).mul(100).round().int().tolist()
     [61, 100, 61]

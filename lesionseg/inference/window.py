@@ -1,4 +1,4 @@
-"""A network slid over a whole volume in overlapping tiles.
+"""Sliding-window inference: apply networks to a whole volume in overlapping tiles.
 
 image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶ Stitcher ──▶ Store (probabilities)
                                                     └──▶ BoxCollector ──▶ Boxes
@@ -35,10 +35,10 @@ OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles
 
 @dataclass(frozen=True, eq=False)
 class _Covered:
-    """The part of an image that tiles cover: the body's box, at least as wide as a tile.
+    """The part of an image that tiles cover: the body's bounding box, at least one tile wide.
 
-    `region` is that part, and `offset` the place of the tile grid's first voxel in the image.
-    `body`: None for the whole image.
+    `region` is that part of the image. `offset` is the place in the image of the first voxel of
+    the padded tile grid. `body` is None if the whole image is covered.
     """
 
     shape: tuple[int, ...]
@@ -71,6 +71,7 @@ class _Covered:
         return [number for number in range(len(self.grid)) if self._touches(number)]
 
     def _touches(self, number: int) -> bool:
+        """Return True if the tile contains a part of the body."""
         if self.body is None:
             return True
         pairs = zip(self.grid.slices(number), self.offset, strict=True)
@@ -89,7 +90,7 @@ class _Covered:
         store.write(where, rows, inside)
 
     def boxes(self, found: Boxes) -> Boxes:
-        """Move boxes from the region to the image. Those with their centre in air are left out."""
+        """Move boxes from the region to the image. Drop boxes with centres outside the body."""
         places = found.boxes + torch.tensor([r.start for r in self.region] * 2)
         kept = torch.ones(len(found), dtype=torch.bool)
         if self.body is not None:
@@ -101,18 +102,20 @@ class _Covered:
 
 
 class SlidingWindow:
-    """Networks on a device, and how they are slid over volumes: call it with an image.
+    """A sliding window with networks on a device. Call it with an image.
 
-    Logits become probabilities before anything is averaged: softmax's background is dropped, what
-    the focal loss did to them is undone (`plan.link`). The networks are put into eval mode.
+    Logits are converted to probabilities before tiles, views and networks are averaged
+    (`label_probabilities`). The networks are put into eval mode.
 
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
-        settings: overlap of tiles, mirrored views (`flip_axes`) and precision; None: `conf/`'s.
-        batch_size: tiles at a time; None is the plan's on a GPU and 1 on a CPU.
-        device: where to compute; None is the first network's.
-        memory_format: of the weights; None leaves them, for a network in training.
+        settings: overlap of tiles, mirrored views (`flip_axes`) and precision. None uses the
+            defaults in `conf/`.
+        batch_size: number of tiles at a time. None is the plan's batch size on a GPU and 1 on a
+            CPU.
+        device: device of the computation. None is the device of the first network.
+        memory_format: memory format of the weights. None keeps it, for a network in training.
     """
 
     def __init__(
@@ -126,10 +129,11 @@ class SlidingWindow:
         memory_format: torch.memory_format | None = None,
     ) -> None:
         settings = settings or InferenceConfig.of()
-        self.plan, self.overlap = plan, settings.overlap
+        self.plan = plan
+        self.overlap = settings.overlap
         self.device = device or next(networks[0].parameters(), torch.empty(0)).device
         if self.device.type == "cuda" and self.device.index is None:
-            # "cuda" alone is another card in another thread
+            # "cuda" without an index may be another GPU in another thread
             self.device = torch.device("cuda", torch.cuda.current_device())
         dtypes = {
             "auto": autocast_dtype(self.device),
@@ -146,11 +150,11 @@ class SlidingWindow:
 
     @property
     def n_outputs(self) -> int:
-        """Channels that `predict` gives for each voxel."""
+        """The number of channels that `predict` returns for each voxel."""
         return self.plan.n_voxel_channels
 
     def tile_weight(self) -> Tensor:
-        """The weights by which overlapping tiles are averaged."""
+        """Return the weights of the average over overlapping tiles, `[*tile]`."""
         return gaussian_weight(self.tile_shape)
 
     def __call__(
@@ -163,14 +167,25 @@ class SlidingWindow:
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
-        Tiles cover the body's box (the whole image without a `body`); those that the body does not
-        touch are left out. Overlapping tiles are averaged with Gaussian weights; outside the body
-        probabilities are 0, and boxes have their centre inside. Image and sums lie on the device if
-        they fill less than half its memory. K is 0 for a network without voxels, boxes are None
-        for one without boxes. `store`: where probabilities go; None: float16 in memory. Raises
-        `GeometryError` for an image or an output that does not fit the plan.
+        Overlapping tiles are averaged with Gaussian weights. Image and sums are on the device if
+        they need less than half of its free memory.
+
+        Args:
+            image: prepared image `[C, *spatial]`.
+            body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
+                probabilities are 0 and boxes are dropped. None is the whole image.
+            store: receives the probabilities. None is a new store in memory.
+            on_batch: called after each batch with the number of finished tiles and of all tiles.
+
+        Returns:
+            The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
+            if it predicts none.
+
+        Raises:
+            GeometryError: if the image or an output of the network does not fit the plan.
         """
-        plan, shape = self.plan, tuple(image.shape[1:])
+        plan = self.plan
+        shape = tuple(image.shape[1:])
         if (image.shape[0], len(shape)) != (len(plan.channel_names), len(self.tile_shape)):
             raise GeometryError(
                 f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
@@ -182,7 +197,7 @@ class SlidingWindow:
         tiles = covered.tiles()
         memory = self._memory(len(image), grid)
         array = image[(slice(None), *covered.region)].to(memory).float()
-        if any(map(any, grid.pad)):  # zeros around an image smaller than the tile, as in training
+        if any(map(any, grid.pad)):  # an image smaller than a tile is padded with 0, as in training
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
         take_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
@@ -203,11 +218,14 @@ class SlidingWindow:
         return store, None if collector is None else covered.boxes(collector.finish())
 
     def _memory(self, n_channels: int, grid: TileGrid) -> torch.device:
-        """Return the device for image and sums: the CPU if they fill half the GPU's free memory."""
+        """Return the device for image and sums.
+
+        It is the CPU if they need more than half of the GPU's free memory.
+        """
         if self.device.type != "cuda":
             return self.device
         n_voxels = prod(grid.padded_shape)
-        # float32 values of the image, and of sums that are one tile high
+        # float32 values: the image, and sums that are one tile high
         n_sums = (self.n_outputs + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
         if 4 * (n_channels * n_voxels + n_sums) > free_bytes(self.device) / 2:
             return torch.device("cpu")
@@ -220,13 +238,15 @@ class SlidingWindow:
         numbers: Sequence[int] = (),
         collector: BoxCollector | None = None,
     ) -> Float[Tensor, "b k *tile"]:
-        """Mean probabilities float32 over networks and mirrored views.
+        """Return mean probabilities float32 over networks and mirrored views.
 
-        Boxes go to `collector`, with the tiles' `numbers` in its grid. Raises `GeometryError` for
-        an output that does not fit the plan.
+        Boxes are added to `collector`, with the `numbers` of the tiles in its grid. Raises
+        `GeometryError` if an output of the network does not fit the plan.
         """
-        n_tiles, total, n = len(tiles), None, n_logits(self.plan)
-        tiles = self._filled(tiles.to(self.device))
+        n_tiles = len(tiles)
+        n = n_logits(self.plan)
+        total = None
+        tiles = self._fill_batch(tiles.to(self.device))
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
@@ -250,8 +270,11 @@ class SlidingWindow:
         mean = torch.as_tensor(total)
         return mean if n_views == 1 else mean / n_views
 
-    def _filled(self, tiles: Tensor) -> Tensor:
-        """Fill up the last batch on a GPU: cuDNN would time its algorithms for a new shape."""
+    def _fill_batch(self, tiles: Tensor) -> Tensor:
+        """Repeat the last tile on a GPU until the batch is full.
+
+        Otherwise cuDNN would benchmark its algorithms again for the smaller batch.
+        """
         n_missing = self.batch_size - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
             return tiles
@@ -266,28 +289,28 @@ class SlidingWindow:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU, that in the cache of torch's allocator included.
+    """Return the free memory of a GPU in bytes, including the cache of torch's allocator.
 
-    While a training validates, nearly all of the memory is in that cache.
+    During validation in a training, nearly all free memory is in that cache.
     """
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Every set of spatial axes to mirror, the empty one first.
+    """Return all sets of spatial axes to mirror, the empty one first.
 
-    An X-ray is seen only as it is: a radiograph has an up and a side, and the network was trained
-    on no mirrored one.
+    Radiographs are not mirrored, because they were not mirrored in training either.
     """
     axes = () if plan.modality == "xray" else tuple(range(plan.dims))
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one, else the CPU.
+    """Return the device of a name. "auto" is the GPU if there is one, otherwise the CPU.
 
-    Raises `ConfigError` for a device that is unknown or absent.
+    Raises:
+        ConfigError: if the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

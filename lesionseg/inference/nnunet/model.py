@@ -1,7 +1,7 @@
-"""An nnU-Net v2 model folder or zip as a bundle: `plans.json` and checkpoints, without nnU-Net.
+"""Read an nnU-Net v2 model folder or zip (`plans.json` and checkpoints) without nnU-Net.
 
-The plans are checked key by key, and a class that they name is compared with the names of the two
-networks that are known here; it is never imported. Checkpoints are read as tensors and numbers.
+The plans are checked key by key. A class that they name is compared with the names of the two
+supported networks, but never imported. Checkpoints are read as tensors and numbers.
 """
 
 from collections.abc import Mapping
@@ -46,10 +46,13 @@ _SPLINES = "resample_data_or_seg_to_shape"
 _TORCH = "resample_torch_fornnunet"
 _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
-_SLOPE, _EPS = 0.01, 1e-5
+_SLOPE = 0.01
+_EPS = 1e-5
 
 
 class _Intensities(BaseModel):
+    """The intensities of one channel in the lesions of the training data."""
+
     mean: FiniteFloat = 0.0
     std: FiniteFloat = 1.0
     percentile_00_5: FiniteFloat = 0.0
@@ -57,6 +60,8 @@ class _Intensities(BaseModel):
 
 
 class _SplineOptions(BaseModel):
+    """The arguments of nnU-Net's resampling by splines."""
+
     order: int = 3
     order_z: int = 0
     force_separate_z: bool | None = None
@@ -64,6 +69,8 @@ class _SplineOptions(BaseModel):
 
 
 class _TorchOptions(BaseModel):
+    """The arguments of nnU-Net's resampling by torch."""
+
     mode: Literal["linear"] = "linear"
     aniso_axis_mode: Literal["nearest-exact"] = "nearest-exact"
     force_separate_z: bool | None = None
@@ -71,6 +78,8 @@ class _TorchOptions(BaseModel):
 
 
 class _Architecture(BaseModel):
+    """The class of a network and its arguments."""
+
     network_class_name: str
     arch_kwargs: dict[str, Any] = {}
 
@@ -94,6 +103,8 @@ class _Configuration(BaseModel):
 
 
 class _Plans(BaseModel):
+    """The keys of `plans.json` that are used."""
+
     configurations: dict[str, dict[str, Any]]
     transpose_forward: Annotated[list[int], Field(min_length=3, max_length=3)]
     image_reader_writer: str
@@ -109,6 +120,8 @@ class _Plans(BaseModel):
 
 
 class _Facts(BaseModel):
+    """The keys of `dataset.json` that are used, besides the labels."""
+
     channel_names: dict[int, str] = Field(
         validation_alias=AliasChoices("channel_names", "modality"), min_length=1
     )
@@ -117,8 +130,8 @@ class _Facts(BaseModel):
 def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], Plan]:
     """Read the networks of all folds, in eval mode, and the plan that they share.
 
-    Raises `BundleError` for a cascade, for a network, a preprocessor or a resampling that is not
-    known here, for a checkpoint that contains more than tensors and numbers, and for weights that
+    Raises `BundleError` if the model is a cascade, if its network, preprocessor or resampling is
+    not supported, if a checkpoint contains anything besides tensors and numbers, or if the weights
     do not fit the plans.
     """
     checkpoints = []
@@ -135,7 +148,7 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
 
 
 def nnunet_plan(files: NnunetModelFiles) -> Plan:
-    """Read the plan of a model alone; raises as `read_nnunet_model`."""
+    """Read only the plan of a model. For errors, see `read_nnunet_model`."""
     name = files.checkpoint(files.folds[0])
     content = BytesIO(files.read_bytes(name))
     checkpoint = read_nnunet_checkpoint(content, files.where(name))
@@ -143,7 +156,7 @@ def nnunet_plan(files: NnunetModelFiles) -> Plan:
 
 
 def nnunet_digest(files: NnunetModelFiles) -> str:
-    """Return sixteen hexadecimal digits that change whenever plans, labels or weights change."""
+    """Return 16 hexadecimal digits that change if plans, labels or weights change."""
     digest = blake2b(digest_size=8)
     for name in (PLANS, LABELS, *map(files.checkpoint, files.folds)):
         digest.update(files.read_bytes(name))
@@ -151,21 +164,23 @@ def nnunet_digest(files: NnunetModelFiles) -> str:
 
 
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
-    plans_path, labels_path = files.where(PLANS), files.where(LABELS)
-    plans = _validated(_Plans, files.read_json(PLANS), plans_path)
+    """Convert the plans of an nnU-Net model and the shapes of its weights to a plan."""
+    plans_path = files.where(PLANS)
+    labels_path = files.where(LABELS)
+    plans = _validate(_Plans, files.read_json(PLANS), plans_path)
     described = files.read_json(LABELS)
-    facts = _validated(_Facts, described, labels_path)
+    facts = _validate(_Facts, described, labels_path)
     name = checkpoint.configuration or files.configuration
-    content = _inherited(plans, name, plans_path)
+    content = _inherit(plans, name, plans_path)
     where = f"{plans_path}: configurations.{name}"
-    config = _validated(_Configuration, content, where)
+    config = _validate(_Configuration, content, where)
     try:
         labels = nnunet_labels(described, Path(labels_path))
     except LesionsegError as error:
         raise BundleError(str(error)) from error
     kind = _network_kind(config, where, checkpoint, files)
     whole = architecture_of(checkpoint.weights, kind, where)
-    architecture = replace(whole, n_supervised=1)  # coarser outputs only teach
+    architecture = replace(whole, n_supervised=1)  # coarser outputs are only for training
     _check_strides(architecture.strides, config, where)
     recipe = _recipe(plans, config, name, checkpoint, where, len(facts.channel_names))
     dims = 2 if plans.image_reader_writer == _PICTURES else 3
@@ -203,8 +218,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     )
 
 
-def _inherited(plans: _Plans, name: str, where: str) -> dict[str, Any]:
-    """Return a configuration with the keys of those that it inherits from."""
+def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
+    """Return a configuration together with the keys that it inherits."""
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
         raise BundleError(f"{where}: there is no configuration {name!r}, but {known}.")
@@ -224,7 +239,7 @@ def _inherited(plans: _Plans, name: str, where: str) -> dict[str, Any]:
 def _network_kind(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> str:
-    """Return our name of the network; raises `BundleError` for one that is not known here."""
+    """Return our name of the network. Raise `BundleError` if it is not supported."""
     if config.previous_stage is not None:
         raise BundleError(
             f"{where}: this is a cascade, which needs the predictions of {config.previous_stage}. "
@@ -258,11 +273,12 @@ def _network_kind(
 
 
 def _unknown_option(options: Mapping[str, Any]) -> str:
-    """Return the first option of a network that is not nnU-Net's default; empty if none is.
+    """Return the first option that differs from nnU-Net's default; "" if there is none.
 
-    Dropout is absent when a network predicts, so it may be anything.
+    Dropout is not checked, because it is inactive in prediction.
     """
-    norm, nonlinearity = options.get("norm_op"), options.get("nonlin")
+    norm = options.get("norm_op")
+    nonlinearity = options.get("nonlin")
     norm_options = options.get("norm_op_kwargs") or {}
     nonlinearity_options = options.get("nonlin_kwargs") or {}
     found = {
@@ -282,7 +298,7 @@ def _unknown_option(options: Mapping[str, Any]) -> str:
 def _check_strides(
     strides: tuple[tuple[int, ...], ...], config: _Configuration, where: str
 ) -> None:
-    """Raise `BundleError` if the plans state other strides than the weights show."""
+    """Raise `BundleError` if the strides in the plans differ from those of the weights."""
     if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
         return
     stated = config.architecture.arch_kwargs["strides"]
@@ -339,10 +355,10 @@ def _recipe(
         "reorients": plans.image_reader_writer.endswith(_REORIENTING),
         "mirror_axes": checkpoint.mirror_axes,
     }
-    return _checked_recipe(content, where)
+    return _check_recipe(content, where)
 
 
-def _checked_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
+def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
     try:
         recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
     except ValidationError as error:
@@ -373,7 +389,7 @@ def _normalisation(
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     if function == _SPLINES:
-        splines = _validated(_SplineOptions, options, where)
+        splines = _validate(_SplineOptions, options, where)
         return NnunetResampling(
             order=splines.order,
             order_z=splines.order_z,
@@ -381,7 +397,7 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
             threshold=splines.separate_z_anisotropy_threshold,
         )
     if function == _TORCH:
-        linear = _validated(_TorchOptions, options, where)
+        linear = _validate(_TorchOptions, options, where)
         return NnunetResampling(
             order=1,
             order_z=0,
@@ -395,7 +411,7 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
 
 
 def _described_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
-    """Return the spacing of the network's grid in millimetres, for tables and memory estimates."""
+    """Return the spacing of the network's grid in mm, for tables and memory estimates."""
     if dims == len(recipe.spacing):
         return tuple(min(max(mm, 1e-3), 100.0) for mm in recipe.spacing)
     between = (plans.original_median_spacing_after_transp or [1.0])[0]
@@ -424,7 +440,7 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     return network.eval()
 
 
-def _validated(kind: type[M], content: Mapping[str, Any], where: str) -> M:
+def _validate(kind: type[M], content: Mapping[str, Any], where: str) -> M:
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:

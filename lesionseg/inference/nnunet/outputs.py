@@ -1,8 +1,8 @@
-"""The folder that `nnUNetv2_predict --save_probabilities` writes: probabilities become candidates.
+"""Find candidates in the output of `nnUNetv2_predict --save_probabilities`.
 
-`<case>.npz` has the probabilities and `<case>.nii.gz`, the mask, has the geometry. nnU-Net's
-readers may order the axes of an image otherwise than the file (`NibabelIOWithReorient`), so the
-axis order is the one in which the probabilities' own labels agree with the mask.
+`<case>.npz` contains the probabilities, and the mask `<case>.nii.gz` the geometry. Some of
+nnU-Net's readers change the axis order (`NibabelIOWithReorient`). The axis order is therefore
+chosen so that the labels of the probabilities agree with the mask.
 """
 
 import logging
@@ -37,19 +37,19 @@ _log = logging.getLogger(__name__)
 NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
 _LABELS = "dataset.json"
 _PLANS = "plans.json"
-_REORIENTING = "WithReorient"  # how the names of such readers end
+_REORIENTING = "WithReorient"  # the names of readers that change the axis order end with this
 _LEVELS_UP = 3  # from fold_0/validation to the model folder
 # log-odds are computed above this; `compress_log_odds` changes those beyond p = 0.99966
 _HIGH = 0.999
 _ROUNDING = 1e-3
-_SUM_TOLERANCE = 0.02  # of probabilities that were saved as 16-bit numbers
-_SAME_ORDER = 0.9  # Dice of two label maps in the same axis order
-_SOME_ORDER = 0.5  # below, no order agrees
+_SUM_TOLERANCE = 0.02  # accuracy of the sum of probabilities saved as 16-bit numbers
+_SAME_ORDER = 0.9  # label maps in the same axis order have at least this Dice
+_SOME_ORDER = 0.5  # with a lower Dice, the axis orders do not agree
 
 
 @dataclass(frozen=True)
 class AxisOrder:
-    """The order of an array's axes compared with the mask's.
+    """The relation of an array's axes to those of the mask.
 
     Mask axis `a` runs along array axis `axes[a]`, backwards if `flipped[a]`.
     """
@@ -59,7 +59,7 @@ class AxisOrder:
 
     @classmethod
     def same(cls, dims: int) -> "AxisOrder":
-        """Return the order of an array whose axes are the mask's."""
+        """Return the order of an array with the same axes as the mask."""
         return cls(tuple(range(dims)), (False,) * dims)
 
     def shape(self, array_shape: Sequence[int]) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class AxisOrder:
     def flat_index(
         self, index: NDArray[np.int64], array_shape: tuple[int, ...]
     ) -> NDArray[np.int64]:
-        """Return the mask's flat indices of the array's flat indices `[n]`."""
+        """Convert flat indices `[n]` of the array to flat indices of the mask."""
         if self == AxisOrder.same(len(array_shape)):
             return index
         places = np.unravel_index(index, array_shape)
@@ -95,10 +95,10 @@ def open_prediction(
     binary: bool = False,
     by_image: bool = False,
 ) -> Prediction:
-    """Read a predicted case: by nnU-Net's probabilities if it has some, else as `read_prediction`.
+    """Read a predicted case, from candidate files, nnU-Net's probabilities or masks.
 
-    Candidate files are read before probabilities: they have the candidates already. Arguments and
-    errors are those of `io.predictions.read_prediction`.
+    Candidate files have priority, because they contain the candidates already. For arguments and
+    errors, see `io.predictions.read_prediction`.
     """
     if files.probabilities is None or files.candidates is not None:
         return read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
@@ -108,23 +108,23 @@ def open_prediction(
 def read_probabilities(
     files: PredictionFiles, *, geometry: Geometry | None = None, by_image: bool = False
 ) -> Prediction:
-    """Find the candidates in nnU-Net's probabilities of one case, accepted from score 0.5.
+    """Find the candidates in nnU-Net's probabilities of one case. Score 0.5 accepts them.
 
     Args:
-        files: with `probabilities`, and the `mask` that nnU-Net wrote beside them.
-        geometry: of the scan, on which the mask must lie; None: the mask's own.
-        by_image: equal shape and spacing are enough for that.
+        files: the files of the case, with `probabilities` and the `mask` from nnU-Net.
+        geometry: grid of the scan, which the mask must have. None is the grid of the mask.
+        by_image: True if equal shape and spacing are enough for that.
 
     Raises:
-        ReadError: for a file that is damaged, contains objects, or has no mask.
-        GeometryError: if mask and scan, or mask and probabilities, do not fit.
-        ContentError: for NaN, and for channels that are not those of the labels.
+        ReadError: if a file is damaged or contains objects, or if there is no mask.
+        GeometryError: if the mask fits neither the scan nor the probabilities.
+        ContentError: if a probability is NaN, or if channels and labels do not fit.
     """
     path = files.probabilities
     if path is None or files.mask is None:
         raise ReadError(
-            f"{path}: there is no mask {files.case}.* beside it, which has the geometry. Keep the "
-            "masks that nnUNetv2_predict writes beside its probabilities."
+            f"{path}: the mask {files.case}.* with the geometry is missing in this folder. Keep "
+            "the masks of nnUNetv2_predict in the folder of the probabilities."
         )
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     mask = read_mask(files.mask, raster_mm=pixel_mm)
@@ -138,7 +138,7 @@ def read_probabilities(
     are_regions = labels is not None and bool(labels.regions)
     values = _channel_values(file, labels)
     voxels = _collect(file, are_regions=are_regions)
-    painted = _painted(voxels, values, are_regions=are_regions)
+    painted = _paint(voxels, values, are_regions=are_regions)
     shape = _spatial_shape(file, grid.dims)
     order = _axis_order(file, shape, voxels.index, painted, np.asarray(mask.labels), grid)
     channels = _channels(voxels, order, shape, are_regions=are_regions)
@@ -169,7 +169,7 @@ def find_labels(path: Path) -> Labels | None:
 
 
 def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
-    """Return the mask values of the channels, the background's left out."""
+    """Return the mask values of the channels, without the background."""
     n_channels = file.shape[0]
     if labels is None:
         return tuple(range(1, n_channels))
@@ -177,16 +177,16 @@ def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, 
     if n_channels != expected:
         raise ContentError(
             f"{file.path}: {n_channels} channels, but the labels of {_LABELS} need {expected}. Put "
-            f"the {_LABELS} of the model that predicted this case beside it."
+            f"the {_LABELS} of the model that predicted this case into the same folder."
         )
     return labels.values
 
 
 def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Keep the voxels at which some label's probability may belong to a candidate.
+    """Collect the voxels that can belong to a candidate of any label.
 
-    The background comes first and is 1 minus all labels, so it tells which voxels to keep. Regions
-    have no background: each channel is read twice.
+    The first channel is the background, which is 1 minus the sum of all labels. It is enough to
+    find these voxels. Regions have no background, so all channels are read for that.
     """
     limit = np.float32(NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6))
     n_row = prod(file.shape[2:])
@@ -195,12 +195,13 @@ def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
         if slab.channel > 0 and not are_regions:
             break
         flat = slab.values.reshape(-1)
-        # NaN is found as well
+        # includes NaN
         here = ~(flat < limit) if are_regions else ~(flat > 1 - limit)
         found.append(np.flatnonzero(here) + slab.first_row * n_row)
     index = np.unique(np.concatenate(found))
     values = np.empty((file.shape[0], len(index)), dtype=np.float32)
-    lowest, highest = np.float32(0), np.float32(1)
+    lowest = np.float32(0)
+    highest = np.float32(1)
     for slab in file.slabs():
         lowest = np.fmin(lowest, slab.values.min())
         highest = np.fmax(highest, slab.values.max())
@@ -211,21 +212,22 @@ def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
         raise ContentError(f"{file.path}: the probabilities contain NaN.")
     if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
         raise ContentError(
-            f"{file.path}: values from {lowest:.4g} to {highest:.4g} are no "
+            f"{file.path}: values from {lowest:.4g} to {highest:.4g} are not "
             "probabilities. Save them with nnUNetv2_predict --save_probabilities."
         )
     if not are_regions and np.abs(values.sum(axis=0) - 1).max(initial=0) > _SUM_TOLERANCE:
         raise ContentError(
-            f"{file.path}: the channels' probabilities do not sum to 1, as those of labels do. If "
-            f"the model has regions, put its {_LABELS} beside the file."
+            f"{file.path}: the probabilities of the channels do not sum to 1. If the model has "
+            f"regions, put its {_LABELS} into the same folder."
         )
     return _Voxels(index, values)
 
 
-def _painted(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDArray[np.int64]:
-    """Return the mask value `[n]` that nnU-Net gives each voxel: the likeliest label, or regions.
+def _paint(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDArray[np.int64]:
+    """Return the mask value `[n]` of each voxel in nnU-Net's mask.
 
-    Each region above one half is painted, later ones over earlier ones.
+    It is that of the most probable label. Regions are painted if their probability is above 0.5,
+    later ones over earlier ones.
     """
     if not are_regions:
         value_of = np.array([0, *values], dtype=np.int64)
@@ -237,7 +239,7 @@ def _painted(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> ND
 
 
 def _spatial_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
-    """Return the array's spatial shape with `dims` axes; a picture's first axis of 1 is dropped."""
+    """Return the array's spatial shape with `dims` axes. A first axis of 1 is dropped or added."""
     shape = file.shape[1:]
     if len(shape) > dims and shape[0] == 1:
         shape = shape[1:]
@@ -254,10 +256,10 @@ def _axis_order(
     labels: NDArray[np.int64],
     geometry: Geometry,
 ) -> AxisOrder:
-    """Find the axis order in which the probabilities' labels agree with the mask.
+    """Find the axis order in which the labels of the probabilities agree with the mask.
 
-    The order of the reader that the plans name comes first, then the mask's own. Without a labelled
-    voxel in either, the first order that fits the shape is taken.
+    The order of the reader in the plans is tried first, then the order of the mask. If labels or
+    mask are empty, the first order that fits the shape is returned.
     """
     marked = painted > 0
     index = index[marked]
@@ -268,48 +270,51 @@ def _axis_order(
             f"{file.path}: probabilities of shape {shape} do not fit the mask's shape "
             f"{labels.shape} in any axis order. Predict this case again."
         )
-    best, highest = fitting[0], -1.0
+    best = fitting[0]
+    highest = -1.0
     if not n_mask or not len(index):
         return best
     for order in fitting:
         agreeing = np.count_nonzero(labels.flat[order.flat_index(index, shape)] == painted)
         dice = 2 * agreeing / (len(index) + n_mask)
         if dice > highest:
-            best, highest = order, dice
+            best = order
+            highest = dice
         if highest >= _SAME_ORDER:
             break
     if highest < _SOME_ORDER:
         expected = fitting[0]
         if expected.shape(shape) == shape == labels.shape or len(fitting) == 1:
             _log.warning(
-                "%s: its labels and the mask beside it agree by a Dice of only %.2f. The mask may "
-                "be post-processed; candidates come from the probabilities.",
-                *(file.path, highest),
+                "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
+                "post-processed. Candidates come from the probabilities.",
+                file.path,
+                highest,
             )
             return expected
         raise ContentError(
-            f"{file.path}: its labels agree with the mask beside it in no axis order (Dice at most "
+            f"{file.path}: its labels do not agree with the mask in any axis order (Dice at most "
             f"{highest:.2f}). Predict this case again with --save_probabilities."
         )
     return best
 
 
 def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
-    """Return every axis order of an array, the likeliest first."""
+    """Return all axis orders of an array, the most probable first."""
     dims = geometry.dims
     orders = [
         AxisOrder(axes, flipped)
         for axes in permutations(range(dims))
         for flipped in product((False, True), repeat=dims)
     ]
-    reoriented = _reoriented(geometry)
+    reoriented = _reoriented_order(geometry)
     first = [AxisOrder.same(dims), reoriented]
     if _reader(file.path).endswith(_REORIENTING):
         first.reverse()
     return list(dict.fromkeys([*first, *orders]))
 
 
-def _reoriented(geometry: Geometry) -> AxisOrder:
+def _reoriented_order(geometry: Geometry) -> AxisOrder:
     """Return the order of an array whose axes run along +S, +A, +R."""
     if geometry.dims != 3:
         return AxisOrder.same(geometry.dims)
@@ -321,7 +326,7 @@ def _reoriented(geometry: Geometry) -> AxisOrder:
 
 
 def _reader(path: Path) -> str:
-    """Return the name of the image reader in nnU-Net's `plans.json`; empty if there is none."""
+    """Return the name of the image reader in nnU-Net's `plans.json`; "" if there is none."""
     for folder in list(path.parents)[:_LEVELS_UP]:
         if (folder / _PLANS).is_file():
             content = read_json(folder / _PLANS)
@@ -350,10 +355,10 @@ def _channels(
 
 
 def rank_sure(p: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return probabilities `[n]` in which those above 0.99966 keep their rank.
+    """Compress probabilities `[n]` above 0.99966 so that float32 keeps their rank.
 
-    float32 has no number between 1 − 6e-8 and 1, but it has many near 0: `rest` `[n]`, the
-    probability of everything else, still differs between voxels at which `p` is 1.
+    float32 has no number between 1 − 6e-8 and 1, but many near 0. The probability of all other
+    channels, `rest` `[n]`, therefore still differs between voxels with p = 1.
 
     >>> [f"{x:.6f}" for x in rank_sure(np.array([0.5, 1, 1]), np.array([0.5, 1e-10, 1e-20]))]
     ['0.500000', '0.999979', '0.999991']

@@ -1,7 +1,7 @@
-"""A scan as an nnU-Net model sees it: axes in its order, cropped, normalised, then resized.
+"""Prepare a scan for an nnU-Net model: transpose axes, crop, normalise, then resize.
 
-The order of these steps is nnU-Net's (`DefaultPreprocessor`). Arrays are resized to whole numbers
-of voxels over the same extent; an axis of thick slices is resized apart from the others.
+The order of these steps is that of nnU-Net's `DefaultPreprocessor`. Arrays are resized to whole
+numbers of voxels over the same extent. An axis of thick slices is resized separately.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from lesionseg.ops.resize import resize
 from lesionseg.plan.nnunet_recipe import NnunetNormalisation, NnunetRecipe, NnunetResampling
 
 _SMALLEST_STD = 1e-8
-# nnU-Net's readers state this spacing across a picture, and pixels of 1 mm
+# the spacing that nnU-Net's readers give a 2-D image: 999 mm across the plane, pixels of 1 mm
 _PICTURE_SPACING = (999.0, 1.0, 1.0)
 
 
@@ -32,10 +32,10 @@ _PICTURE_SPACING = (999.0, 1.0, 1.0)
 class NnunetScan:
     """A prepared scan: `image` `[C, *resized]` float32 in the network's axis order.
 
-    `view`: the grid whose axes, after the recipe's transposition, are the network's; it has the
-    file's voxels. `crop`: the part of the transposed volume that was kept, before resizing.
-    `spacing`: of the transposed volume. `valid`: as in `core.Volume`. `blank`: names of the
-    channels without contrast.
+    `view` is the grid with the file's voxels whose axes, transposed by the recipe, are those of
+    the network. `crop` is the part of the transposed volume that was kept before resizing.
+    `spacing` is the spacing of the transposed volume. `valid` is that of `core.Volume`. `blank`
+    contains the names of channels without contrast.
     """
 
     image: Float[Tensor, "c z y x"]
@@ -53,11 +53,11 @@ class NnunetScan:
 
 
 def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
-    """Prepare a volume `[C, *file]` by an nnU-Net model's recipe; a new array.
+    """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. Return a new array.
 
     Raises:
-        GeometryError: if the resized volume has more voxels than `FileLimits` allows. `where`
-            is named.
+        GeometryError: if the resized volume has more voxels than `FileLimits` allows. The message
+            names `where`.
     """
     view = to_canonical(volume) if recipe.reorients else volume
     array = view.array
@@ -76,17 +76,17 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     if prod(shape) > limits().max_voxels:
         sizes = " × ".join(map(str, shape))
         raise GeometryError(
-            f"{where}: would have {sizes} voxels for this model, more than "
+            f"{where}: the scan would have {sizes} voxels on this model's grid, more than "
             f"{limits().max_voxels}. Check the voxel size in the file's header."
         )
     if any(scheme.use_mask for scheme in recipe.normalisation):
         inside = fill_holes(inside)
-    orders, apart = spline_orders(recipe.image_resampling, spacing, target)
+    orders, thick_axis = spline_orders(recipe.image_resampling, spacing, target)
     image = torch.empty((len(cropped), *shape), dtype=torch.float32)
     for channel, scheme in enumerate(recipe.normalisation):
         normalise(cropped[channel], scheme, inside)
         values = torch.from_numpy(cropped[channel])
-        image[channel] = resize(values, shape, orders, clip_along=apart)
+        image[channel] = resize(values, shape, orders, clip_along=thick_axis)
     return NnunetScan(
         image=image,
         view=view.geometry,
@@ -98,7 +98,7 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
 
 
 def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the spacing that the network sees; a 2-D one leaves the slices where they are."""
+    """Return the spacing of the network's grid. A 2-D network keeps the distance of slices."""
     if recipe.network_dims == 2:
         return (spacing[0], *recipe.spacing)
     return recipe.spacing
@@ -107,7 +107,7 @@ def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[flo
 def resized_shape(
     shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]
 ) -> tuple[int, ...]:
-    """Return how many voxels of the target spacing an extent has, rounded, at least one.
+    """Return the shape after resizing to the target spacing, rounded, at least one voxel per axis.
 
     >>> resized_shape((10, 9), (3.0, 1.0), (1.0, 2.0))
     (30, 4)
@@ -120,9 +120,10 @@ def resized_shape(
 def spline_orders(
     resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
 ) -> tuple[tuple[int, ...], int | None]:
-    """Return the spline order of each axis, and the axis of thick slices (None: there is none).
+    """Return the spline order of each axis, and the axis of thick slices; None if there is none.
 
-    The spacing before decides, else the one after. Two equally thick axes are not separate.
+    An axis is thick by the spacing before resizing or, if that has none, by the spacing after it.
+    Two equally thick axes are not separate.
     """
     axis = None
     if resampling.separate_z or (resampling.separate_z is None and _is_thick(resampling, before)):
@@ -136,16 +137,18 @@ def spline_orders(
 
 
 def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
+    """Return True if the ratio of the coarsest and the finest spacing exceeds the threshold."""
     return max(spacing) / min(spacing) > resampling.threshold
 
 
 def _thickest(spacing: Sequence[float]) -> int | None:
+    """Return the axis of the coarsest spacing; None if several are equally coarse."""
     axes = [axis for axis, mm in enumerate(spacing) if max(spacing) / mm == 1]
     return axes[0] if len(axes) == 1 else None
 
 
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask `[z, y, x]` with its holes filled: what no path of faces leads out of.
+    """Fill the holes of a mask `[z, y, x]`: background without a path of faces to the border.
 
     >>> fill_holes(np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]] * 3, bool)).sum()
     np.int64(24)
@@ -163,7 +166,10 @@ def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def normalise(
     channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: NDArray[np.bool_]
 ) -> None:
-    """Normalise a cropped channel `[z, y, x]` in place; `inside`: the voxels of a masked scheme."""
+    """Normalise a cropped channel `[z, y, x]` in place.
+
+    A scheme with a mask only uses and changes the voxels in `inside`.
+    """
     if scheme.scheme == "ZScoreNormalization":
         values = channel[inside] if scheme.use_mask else channel
         mean = np.float32(values.mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""From logits on the network's grid to probabilities on the file's, some rows at a time."""
+"""Restore logits on the network's grid to probabilities on the file's grid, in slabs of rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,26 +14,27 @@ from lesionseg.inference.stitch import Store
 from lesionseg.ops.resize import LINEAR, Neighbours, neighbours, resize
 from lesionseg.plan.plan import Plan
 
-_SLAB_VOXELS = 1 << 21  # of all channels, made at a time
+_SLAB_VOXELS = 1 << 21  # voxels of all channels in a slab
 
 
 def restore_probabilities(
     logits: LogitStore, scan: NnunetScan, plan: Plan, *, folder: Path | None = None
 ) -> Store:
-    """Return the probabilities `[K, *view]` of the plan's labels; `logits` are given up.
+    """Return the probabilities `[K, *view]` of the plan's labels. The memory of `logits` is freed.
 
-    Logits are resized to the cropped volume, become probabilities there, and are 0 outside of it.
+    Logits are resized to the cropped volume and converted to probabilities. Outside of it,
+    probabilities are 0.
     """
     recipe = recipe_of(plan)
     store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
     backward = [recipe.transpose.index(axis) for axis in range(3)]
-    for first_row, values in _resized(logits, scan, plan):
+    for first_row, values in _resize_slabs(logits, scan, plan):
         p = label_probabilities(values[None], plan)[0]
         start = scan.crop[0].start + first_row
         where = (slice(start, start + p.shape[1]), *scan.crop[1:])
         turned = p.permute(0, *(1 + axis for axis in backward))
         places = tuple(where[axis] for axis in backward)
-        if scan.view.dims == 2:  # a picture has no first axis
+        if scan.view.dims == 2:  # a 2-D image has no first axis
             turned = turned[:, 0]
             places = places[1:]
         store.write(places, turned)
@@ -41,7 +42,7 @@ def restore_probabilities(
     return store
 
 
-def _resized(
+def _resize_slabs(
     logits: LogitStore, scan: NnunetScan, plan: Plan
 ) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
     """Yield rows of the logits on the cropped volume's grid, with the first row's number."""
@@ -51,7 +52,7 @@ def _resized(
     shape = scan.cropped_shape
     n_channels, n_rows = logits.values.shape[:2]
     at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))
-    if max(orders) > LINEAR:  # splines of a higher order need the whole volume
+    if max(orders) > LINEAR:  # splines of higher orders need the whole volume
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
@@ -67,4 +68,5 @@ def _resized(
 
 
 def _rows(n_in: int, n_out: int, order: int) -> Neighbours:
+    """Return the input rows of each output row; equal sizes need no interpolation."""
     return neighbours(n_in, n_out, order if n_in != n_out else 0)

@@ -1,4 +1,4 @@
-"""nnU-Net's networks slid over a prepared scan: logits are averaged, not probabilities.
+"""Sliding-window inference of nnU-Net models, which average logits instead of probabilities.
 
 Tiles, padding and Gaussian weights are those of `nnUNetPredictor`. Mirrored views and folds are
 averaged tile by tile, which gives the same mean as averaging whole volumes.
@@ -28,7 +28,7 @@ from lesionseg.plan.plan import Plan
 
 _SIGMA_SCALE = 1 / 8
 _HIGHEST = 10.0
-_SLICES_AT_ONCE = 8  # of a 2-D network on a CPU, which one slice does not keep busy
+_SLICES_AT_ONCE = 8  # batch size of a 2-D network on a CPU, which a single slice does not fill
 
 
 class LogitStore(Store):
@@ -40,9 +40,9 @@ class LogitStore(Store):
         logits: Float[Tensor, "k *where"],
         inside: Bool[Tensor, "*where"] | None = None,
     ) -> None:
-        """Put logits in their place; numbers beyond the format become its largest.
+        """Store the logits of a part of the volume, clipped to the range of float16.
 
-        Logits that are not `inside` are 0.
+        Voxels that are not `inside` get 0.
         """
         most = torch.finfo(torch.float16).max
         numbers = logits.clamp(-most, most).to(torch.float16).cpu()
@@ -52,15 +52,15 @@ class LogitStore(Store):
         self.release()
 
     def decode(self, values: Tensor) -> Tensor:
-        """Return logits float32 of numbers in the store."""
+        """Convert stored numbers to logits float32."""
         return values.float()
 
 
 class NnunetWindow(SlidingWindow):
-    """nnU-Net's networks on a device; `logits` slides them over a prepared scan.
+    """A sliding window with an nnU-Net model. `logits` applies it to a prepared scan.
 
-    `settings.flips` averages over the mirrored views that the model was trained for. A 2-D network
-    sees a volume slice by slice.
+    With `settings.flips`, logits are averaged over the mirrored views that the model was trained
+    with. A 2-D network processes a volume slice by slice.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class NnunetWindow(SlidingWindow):
 
     @property
     def n_outputs(self) -> int:
-        """Channels of logits: one for each label, and the background's of a softmax."""
+        """The number of logits per voxel: one per label, and one for background with a softmax."""
         return n_logits(self.plan)
 
     def tile_weight(self) -> Tensor:
-        """The weights by which overlapping tiles are averaged."""
+        """Return the weights of the average over overlapping tiles, `[*tile]`."""
         return nnunet_weight(self.tile_shape)
 
     def logits(
@@ -116,10 +116,10 @@ class NnunetWindow(SlidingWindow):
     ) -> Float[Tensor, "b k z y x"]:
         """Return mean logits float32 over networks and mirrored views.
 
-        Raises `GeometryError` for an output that does not fit the plan.
+        Raises `GeometryError` if an output of the network does not fit the plan.
         """
         n_tiles = len(tiles)
-        tiles = self._filled(tiles.to(self.device))
+        tiles = self._fill_batch(tiles.to(self.device))
         is_flat = self.recipe.network_dims == 2
         if is_flat:
             tiles = tiles[:, :, 0]
@@ -144,24 +144,24 @@ class NnunetWindow(SlidingWindow):
 
 
 def recipe_of(plan: Plan) -> NnunetRecipe:
-    """Return the recipe of an nnU-Net model's plan; raises `BundleError` for any other plan."""
+    """Return the recipe of an nnU-Net model's plan. Raise `BundleError` for other plans."""
     if plan.nnunet is None:
-        raise BundleError("plan.json: nnunet is missing, so this is no model of nnU-Net's.")
+        raise BundleError("plan.json: nnunet is missing, so this is not an nnU-Net model.")
     return plan.nnunet
 
 
 def mirrored_views(recipe: NnunetRecipe) -> tuple[tuple[int, ...], ...]:
-    """Return every set of axes to mirror, the empty one first."""
+    """Return all sets of axes to mirror, the empty one first."""
     axes = recipe.mirror_axes
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
 
 
 @lru_cache(maxsize=4)
 def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
-    """Return nnU-Net's Gaussian over a tile `[*tile_shape]` float32: 10 in the middle.
+    """Return nnU-Net's Gaussian over a tile `[*tile_shape]` float32, with 10 in the middle.
 
-    Its standard deviation is an eighth of the tile along each axis. Values are rounded to 16 bits,
-    as nnU-Net rounds them, and no value is 0.
+    Its standard deviation is an eighth of the tile along each axis. As in nnU-Net, values are
+    rounded to 16 bits, and all values are above 0.
 
     >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
     [[6, 278, 1000, 278, 6]]

@@ -145,7 +145,7 @@ def test_sure_voxels_keep_their_rank() -> None:
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     files = find_predictions(tmp_path)["a"]
-    with pytest.raises(ReadError, match="no mask"):
+    with pytest.raises(ReadError, match="is missing in this folder"):
         read_probabilities(replace(files, mask=None))
     with pytest.raises(GeometryError):
         read(tmp_path, geometry=Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
@@ -162,7 +162,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     ("values", "words"),
     [
         (np.stack([LESIONS, LESIONS]), "sum to 1"),
-        (softmax_of(LESIONS) * 30, "no probabilities"),
+        (softmax_of(LESIONS) * 30, "not probabilities"),
         (np.where(softmax_of(LESIONS) > 0.5, np.nan, 0.5), "NaN"),
     ],
 )
