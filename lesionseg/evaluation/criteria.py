@@ -69,6 +69,12 @@ PRESETS: Mapping[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """Return the preset with this name.
 
+    Args:
+        name: A key of `PRESETS`.
+
+    Returns:
+        The preset.
+
     Raises:
         ConfigError: if the name is unknown. The message states the known names.
     """

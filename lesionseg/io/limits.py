@@ -34,7 +34,7 @@ _ALWAYS_ALLOWED_BYTES = 2**20
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 _BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
 _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
-_ENDING_SECONDS = 30  # that a process may need to end after it has closed its pipe
+_ENDING_SECONDS = 30  # longest time between the end of a worker's pipe and the end of the worker
 _LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
 _BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
 _COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
@@ -72,7 +72,7 @@ def limits() -> FileLimits:
 
 def set_limits(limits: FileLimits) -> None:
     """Set the limits of this process and of its worker."""
-    global _limits  # passing them to every reader would concern most functions of the package
+    global _limits  # as an argument, most functions of the package would have to pass it on
     _limits = limits
 
 

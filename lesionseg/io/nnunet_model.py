@@ -1,8 +1,9 @@
 """Files of an nnU-Net v2 model: a folder of `nnUNet_results`, or a zip that nnU-Net exported.
 
-A model folder has `plans.json`, `dataset.json` and `fold_0/checkpoint_final.pth` and so on. A zip
-has one or more such folders; `FILE.zip/Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres` names
-one of several. Archives are read member by member; nothing is unpacked.
+A model folder contains `plans.json`, `dataset.json`, `fold_0/checkpoint_final.pth` and so on. A zip
+contains one or more such folders. A path such as
+`FILE.zip/Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres` names one of several. Archives are
+read member by member and never unpacked to disk.
 """
 
 import json
@@ -16,20 +17,25 @@ from typing import Any
 from lesionseg.errors import BundleError
 from lesionseg.io.limits import reading
 
-PLANS, LABELS = "plans.json", "dataset.json"
+PLANS = "plans.json"
+LABELS = "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 _FOLD = re.compile(r"fold_(\d+|all)")
-_MOST_BYTES = 2**33  # of a checkpoint
+_MOST_BYTES = 2**33  # largest size of a checkpoint
 _MOST_JSON_BYTES = 2**26
-_MOST_COMPRESSION = 1100  # of deflate, see `io.limits`
+_MOST_COMPRESSION = 1100  # largest compression ratio of deflate, see `io.limits`
 _ALWAYS_ALLOWED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class NnunetModelFiles:
-    """Where a model's files are: in the folder `root`, or in the archive `archive` below `inner`.
+    """The files of a model in a folder or in a zip.
 
-    `folds`: folder names of the folds to use, such as `fold_0`, in order.
+    Attributes:
+        root: The model folder, or the folder that contains the zip.
+        folds: The folders of the folds to use, such as `fold_0`, in order.
+        archive: The zip. None for a model folder.
+        inner: The path of the model folder within the zip.
     """
 
     root: Path
@@ -39,27 +45,27 @@ class NnunetModelFiles:
 
     @property
     def name(self) -> str:
-        """The model folder's own name, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
+        """The name of the model folder, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
         return PurePosixPath(self.inner).name if self.archive else self.root.name
 
     @property
     def configuration(self) -> str:
-        """The configuration that the folder's name states; empty if it states none."""
+        """The configuration in the name of the folder, empty if the name has another form."""
         parts = self.name.split("__")
         return parts[2] if len(parts) == 3 else ""
 
     @property
     def trainer(self) -> str:
-        """The trainer that the folder's name states; empty if it states none."""
+        """The trainer in the name of the folder, empty if the name has another form."""
         parts = self.name.split("__")
         return parts[0] if len(parts) == 3 else ""
 
     def where(self, name: str) -> str:
-        """Return how messages call a file of the model."""
+        """Return the path of a file of the model for messages."""
         return f"{self.archive}/{self.inner}/{name}" if self.archive else str(self.root / name)
 
     def read_bytes(self, name: str, most: int = _MOST_BYTES) -> bytes:
-        """Read one file; raises `BundleError` if it is missing, damaged or too large."""
+        """Read one file. Raise `BundleError` if it is missing, damaged or too large."""
         where = self.where(name)
         try:
             if self.archive is None:
@@ -75,18 +81,21 @@ class NnunetModelFiles:
                     raise BundleError(f"{where}: claims {info.file_size} bytes. Export it again.")
                 return archive.read(info)
         except KeyError as error:
-            raise BundleError(f"{where}: there is no such file. Export the model again.") from error
+            raise BundleError(f"{where}: this file is missing. Export the model again.") from error
         except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise BundleError(f"{where}: cannot be read ({error}). Copy it again.") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object; raises `BundleError` for anything else."""
+        """Read a JSON object. Raise `BundleError` if the file contains anything else."""
         try:
             content = json.loads(self.read_bytes(name, _MOST_JSON_BYTES).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.where(name)}: cannot be read as JSON: {error}.") from error
         if not isinstance(content, dict):
-            raise BundleError(f"{self.where(name)}: a {type(content).__name__} is no JSON object.")
+            raise BundleError(
+                f"{self.where(name)}: contains a {type(content).__name__} instead of a JSON "
+                "object. Export the model again."
+            )
         return content
 
     def checkpoint(self, fold: str) -> str:
@@ -95,11 +104,20 @@ class NnunetModelFiles:
 
 
 def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
-    """Return the nnU-Net model that a path names; None if it names none.
+    """Find the files of an nnU-Net model.
 
-    The path is a model folder, a fold of one, a zip of one, or a model folder inside a zip. Without
-    a fold's name all numbered folds are used, or `fold_all` if there is no other. Raises
-    `BundleError` for an unfinished or unsafe model, and for a zip of several.
+    All numbered folds are used unless the path names a fold. `fold_all` is used only if no numbered
+    fold exists.
+
+    Args:
+        path: A model folder, a fold in it, a zip, or a model folder or fold inside a zip.
+
+    Returns:
+        The files, or None if the path is not an nnU-Net model.
+
+    Raises:
+        BundleError: The training is unfinished, the zip is unsafe, or the zip contains several
+            models and the path does not name one of them.
     """
     if path.is_dir():
         fold = _FOLD.fullmatch(path.name)
@@ -107,7 +125,7 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
         if not (root / PLANS).is_file() or not (root / LABELS).is_file():
             return None
         names = [p.name for p in root.iterdir() if (p / CHECKPOINT).is_file()]
-        folds = _chosen_folds(names, path.name if root != path else None)
+        folds = _choose_folds(names, path.name if root != path else None)
         if not folds:
             begun = any((p / "checkpoint_latest.pth").is_file() for p in root.glob("fold_*"))
             raise BundleError(
@@ -117,21 +135,24 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
             )
         return NnunetModelFiles(root, folds)
     archive = next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
-    return None if archive is None else _in_archive(archive, path.relative_to(archive).as_posix())
+    if archive is None:
+        return None
+    return _find_in_archive(archive, path.relative_to(archive).as_posix())
 
 
-def _in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
+def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
+    """Find a model in a zip. `inner` is the path within the zip, "." if the path is the zip."""
     wanted = "" if inner == "." else inner
     with reading(archive):
         if not zipfile.is_zipfile(archive):
-            raise BundleError(f"{archive}: this is no zip archive. Copy it again.")
+            raise BundleError(f"{archive}: this is not a zip archive. Copy it again.")
         with zipfile.ZipFile(archive) as file:
             names = [name for name in file.namelist() if not name.endswith("/")]
     unsafe = [name for name in names if _is_outside(name)]
     if unsafe:
         raise BundleError(
-            f"{archive}: the archive names files outside of itself ({unsafe[0]!r}), which nnU-Net "
-            "never does; it was not read."
+            f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
+            "not read. Export the model again with nnUNetv2_export_model_to_zip."
         )
     models = [name.removesuffix(f"/{PLANS}") for name in names if name.endswith(f"/{PLANS}")]
     models = [m for m in models if f"{m}/{LABELS}" in names and "/ensembles/" not in f"/{m}/"]
@@ -146,19 +167,20 @@ def _in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )
     inside = [name.removeprefix(f"{chosen[0]}/") for name in names if name.startswith(chosen[0])]
-    folds = _chosen_folds([n.split("/")[0] for n in inside if n.endswith(f"/{CHECKPOINT}")], fold)
+    folds = _choose_folds([n.split("/")[0] for n in inside if n.endswith(f"/{CHECKPOINT}")], fold)
     if not folds:
         raise BundleError(f"{archive}/{chosen[0]}: no fold has a {CHECKPOINT}. Export it again.")
     return NnunetModelFiles(archive.parent, folds, archive, chosen[0])
 
 
 def _is_outside(name: str) -> bool:
+    """Return True if a member of an archive would be unpacked outside the target folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     return name.startswith(("/", "\\")) or ".." in parts or ":" in (parts or ("",))[0]
 
 
-def _chosen_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
-    """Return the folds to use: the one that is wanted, else the numbered ones, else `fold_all`."""
+def _choose_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
+    """Choose the wanted fold or, for None, the numbered folds, otherwise `fold_all`."""
     known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
     if wanted is not None:
         return (wanted,) if wanted in known else ()

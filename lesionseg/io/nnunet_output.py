@@ -1,8 +1,8 @@
-"""Probabilities as nnU-Net v2 writes them, for `nnUNetv2_ensemble` and `nnUNetv2_evaluate_folder`.
+"""Writing probabilities for `nnUNetv2_ensemble` and `nnUNetv2_evaluate_folder`, as nnU-Net v2 does.
 
-Of a case: `<case>.npz` with `probabilities` `[K, z, y, x]`, background first unless labels are
-regions, and `<case>.pkl` with the geometry, in which nnU-Net keeps it; lesionseg writes that file
-and never reads one. Of the folder: `dataset.json` and `plans.json`.
+Each case has `<case>.npz` with `probabilities` `[K, z, y, x]`, with the background first unless
+labels are regions, and `<case>.pkl` with the geometry. lesionseg writes this pickle because nnU-Net
+reads the geometry from it, but never reads one. The folder has `dataset.json` and `plans.json`.
 """
 
 import pickle
@@ -20,12 +20,12 @@ from lesionseg.io.files import write_json
 ENDINGS = (".npz", ".pkl")
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
-_LPS = np.array([-1.0, -1.0, 1.0])  # from RAS
-_ACROSS_MM = 999.0  # nnU-Net's spacing across a picture
+_LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
+_ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
 
 
 def check_nnunet_labels(labels: Labels) -> None:
-    """Raise `ConfigError` for labels that nnU-Net cannot have."""
+    """Raise `ConfigError` if nnU-Net cannot represent these labels."""
     if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
         raise ConfigError(
             f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
@@ -36,15 +36,14 @@ def check_nnunet_labels(labels: Labels) -> None:
 def write_description(
     folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
 ) -> None:
-    """Write `dataset.json` and `plans.json`; `suffix` is that of the masks."""
+    """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks."""
     values: Sequence[Any] = labels.regions or labels.values
-    named = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in zip(labels.names, values, strict=True)
-    }
+    value_of_name: dict[str, Any] = {"background": 0}
+    for name, value in zip(labels.names, values, strict=True):
+        value_of_name[name] = list(value) if isinstance(value, tuple) else value
     facts: dict[str, Any] = {
         "channel_names": {str(i): name for i, name in enumerate(channel_names)},
-        "labels": {"background": 0, **named},
+        "labels": value_of_name,
         "file_ending": suffix,
         "numTraining": 0,
     }
@@ -73,8 +72,8 @@ def write_probabilities(
 ) -> None:
     """Write `<case>.npz` and `<case>.pkl` of probabilities `[labels, *spatial]`.
 
-    The background of labels is what they leave of 1. If independent labels leave less than nothing,
-    they are scaled down to 1 together.
+    Unless labels are regions, a background channel is added: 1 minus the sum of the labels. If the
+    sum of independent labels is above 1, they are divided by it and the background is 0.
     """
     if geometry.dims == 2:
         probabilities = probabilities[:, np.newaxis]
@@ -92,11 +91,11 @@ def write_probabilities(
 
 
 def _properties(geometry: Geometry) -> dict[str, Any]:
-    """Return what nnU-Net's readers keep of a file's geometry, in plain numbers and lists."""
+    """Return the geometry in the form of nnU-Net's readers, as plain numbers and lists."""
     spacing = [float(mm) for mm in geometry.spacing_mm]
     if geometry.dims == 2:
         return {"spacing": [_ACROSS_MM, 1.0, 1.0]}
-    in_file_order = geometry.affine[:, [2, 1, 0, 3]]  # of x, y, z indices
+    in_file_order = geometry.affine[:, [2, 1, 0, 3]]  # affine of the indices (x, y, z)
     directions = in_file_order[:3, :3] / spacing[::-1]
     affine = in_file_order.tolist()
     return {

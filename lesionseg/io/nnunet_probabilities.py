@@ -1,7 +1,7 @@
-"""nnU-Net's probabilities: `<case>.npz` of `--save_probabilities`, read slab by slab.
+"""Reading nnU-Net's probabilities slab by slab: `<case>.npz`, written with `--save_probabilities`.
 
-The archive has one array: `probabilities` `[K, z, y, x]` (nnU-Net v2) or `softmax` (v1). Header and
-voxels are read as plain bytes. Nothing is unpickled, and the file `<case>.pkl` is not opened.
+The archive contains one array `[K, z, y, x]`, `probabilities` of nnU-Net v2 or `softmax` of v1.
+Header and voxels are read as plain bytes. Nothing is unpickled, and `<case>.pkl` is not opened.
 """
 
 import zipfile
@@ -37,9 +37,14 @@ class ProbabilitySlab:
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFile:
-    """An archive of probabilities whose header was read: `shape` is `[K, *spatial]`.
+    """An archive of probabilities after its header was read.
 
-    A 2-D picture, which nnU-Net stores as `[K, 1, y, x]`, keeps its axis of length 1.
+    Attributes:
+        path: The archive.
+        shape: `[K, *spatial]`. nnU-Net adds an axis of length 1 to a picture: `[K, 1, y, x]`.
+        dtype: The type of the numbers.
+        member: The name of the array in the archive.
+        fortran_order: True if the first index changes fastest in the file.
     """
 
     path: Path
@@ -49,9 +54,10 @@ class ProbabilityFile:
     fortran_order: bool
 
     def slabs(self) -> Iterator[ProbabilitySlab]:
-        """Yield all channels in order, each as slabs of rows in order.
+        """Yield the slabs of all channels, ordered by channel, then by row.
 
-        Raises `ReadError` for a truncated or damaged archive.
+        Raises:
+            ReadError: The archive is truncated or damaged.
         """
         with (
             reading(self.path),
@@ -60,7 +66,7 @@ class ProbabilityFile:
         ):
             _read_header(self.path, stream)
             if self.fortran_order:
-                yield from self._whole(stream)
+                yield from self._read_whole(stream)
                 return
             row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
             at_once = max(1, _SLAB_BYTES // max(row_bytes, 1))
@@ -71,12 +77,14 @@ class ProbabilityFile:
                     shaped = values.reshape(n_rows, *self.shape[2:])
                     yield ProbabilitySlab(channel, first, shaped)
 
-    def _whole(self, stream: IO[bytes]) -> Iterator[ProbabilitySlab]:
+    def _read_whole(self, stream: IO[bytes]) -> Iterator[ProbabilitySlab]:
+        """Yield each channel as one slab, because rows in Fortran order are not consecutive."""
         values = self._read(stream, prod(self.shape) * self.dtype.itemsize)
         for channel, rows in enumerate(values.reshape(self.shape, order="F")):
             yield ProbabilitySlab(channel, 0, rows)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
+        """Read the next numbers. Raise `ReadError` if the archive is damaged or truncated."""
         try:
             read = stream.read(n_bytes)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -92,19 +100,20 @@ _AGAIN = "Copy it again, or write it again with nnUNetv2_predict --save_probabil
 def open_probabilities(path: Path) -> ProbabilityFile:
     """Read the header of an archive of nnU-Net's probabilities.
 
-    Raises `ReadError` for a file that is no such archive, that contains objects instead of numbers,
-    or that claims more voxels than it can contain or than `FileLimits` allows.
+    Raises:
+        ReadError: The file is not such an archive, contains objects instead of numbers, or claims
+            more voxels than it can contain or than `FileLimits` allow.
     """
     with reading(path):
         if not path.is_file() or not zipfile.is_zipfile(path):
-            raise ReadError(f"{path}: this is no .npz archive. {_AGAIN}")
+            raise ReadError(f"{path}: this is not an .npz archive. {_AGAIN}")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             member = next((name for name in _NAMES if name in names), None)
             if member is None:
-                held = ", ".join(names[:5]) or "nothing"
+                listed = ", ".join(names[:5]) or "nothing"
                 raise ReadError(
-                    f"{path}: the archive contains {held}, but no array 'probabilities'. {_AGAIN}"
+                    f"{path}: the archive contains {listed}, but no array 'probabilities'. {_AGAIN}"
                 )
             info = archive.getinfo(member)
             with archive.open(info) as stream:
@@ -113,10 +122,12 @@ def open_probabilities(path: Path) -> ProbabilityFile:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise ReadError(
             f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
-            f"numbers; it was not opened. {_AGAIN}"
+            f"numbers, so it was not read. {_AGAIN}"
         )
     if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MOST_CHANNELS:
-        raise ReadError(f"{path}: the array has the shape {shape} instead of [K, z, y, x].")
+        raise ReadError(
+            f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_AGAIN}"
+        )
     if prod(shape[1:]) > limits().max_voxels:
         raise ReadError(
             f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
@@ -130,7 +141,7 @@ def open_probabilities(path: Path) -> ProbabilityFile:
 
 
 def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Read shape, order and type of an array; the header is a literal that runs no code."""
+    """Read shape, order and type of an array. NumPy parses this header without running code."""
     version = npy.read_magic(stream)
     if version not in _HEADERS:
         raise ReadError(f"{path}: the array's format {version} is unknown. {_AGAIN}")

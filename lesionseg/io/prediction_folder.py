@@ -195,8 +195,9 @@ class PredictionFolder:
     def _commit(self, case: str) -> None:
         """Remove the case's earlier files and move the new files to their place.
 
-        The folder is renamed in between. The second name states that the earlier files are gone, so
-        that a program that continues after a kill does not mistake moved files for earlier files.
+        Between the two steps, the folder with the new files gets a second name, which states that
+        the earlier files are removed. If the program is killed, `recover` can therefore distinguish
+        new files that were already moved from earlier files.
         """
         part = self._part(case)
         old = self.files(case)

@@ -95,7 +95,10 @@ def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
 
 
 def _set_time(path: Path, state: str) -> None:
-    """Set the modification time to one that follows from `state`, so that equal copies agree."""
+    """Set the modification time to a number computed from `state`.
+
+    Copies of the same content then have the same time on every machine.
+    """
     nanoseconds = int(hashlib.sha256(state.encode()).hexdigest()[:15], 16)
     os.utime(path, ns=(nanoseconds, nanoseconds))
 

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
 _CELLS = re.compile(r"[^,;\t]+")
-_WORDS = re.compile(r"\"[^\"]*\"|\S+")  # for lines without separators; quotes join words
+_WORDS = re.compile(r"\"[^\"]*\"|\S+")  # cells of a line without separators, possibly in quotes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
 
 def _json_pairs(content: Any) -> list[tuple[str, str]]:
-    """Return value and name of each entry of a JSON object, whichever of them is the key."""
+    """Return value and name of each entry of a JSON object. Either of them may be the key."""
     entries = content.get("labels", content) if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         return []

@@ -51,7 +51,7 @@ class VoxelLoss(nn.Module, ABC):
             labels: `[B, *spatial]`, 0 for background and k for class k. For a sigmoid also 0/1 of
                 the logits' shape, if classes overlap.
             valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
-            normaliser: Divisor of the terms that are reduced `per_positive`. The remaining terms
+            normaliser: Divisor of the terms with the reduction `per_positive`. The remaining terms
                 ignore it.
 
         Returns:

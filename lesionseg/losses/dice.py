@@ -168,8 +168,9 @@ class DiceFocalLoss(VoxelLoss):
     a voxel to 1 if the voxel's chance of being lesion is above Dice/2, and to 0 otherwise. Undoing
     γ as well would sharpen the scores twice.
 
-    With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss is
-    nnU-Net's plus 1. `per_tile=True` corresponds to `batch_dice: false` in nnU-Net's plans.
+    With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss
+    equals that of nnU-Net plus the constant 1. `per_tile=True` corresponds to `batch_dice: false`
+    in nnU-Net's plans.
 
     Args:
         alpha: As in `FocalLoss`.

@@ -123,7 +123,10 @@ def _sum_elements(
     negative: list[float],
     gamma: float,
 ) -> Tensor:
-    """Return the sum over all elements in less time and memory: classes of one α in one call."""
+    """Return the sum over all elements, in less time and memory than `_compute_elements`.
+
+    If all classes have the same α, they are summed in one call, otherwise one by one.
+    """
     if len(set(positive)) == 1:
         groups = [slice(None)]
     else:

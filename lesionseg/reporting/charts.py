@@ -149,11 +149,13 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
-    n_lesions, scans = len(first.lesions), first.n_scanned
+    n_lesions = len(first.lesions)
+    scans = first.n_scanned
     found, false = first.at(first.threshold)
-    in_use = (false / scans, found / n_lesions)
+    rate_in_use = false / scans
+    in_use = (rate_in_use, found / n_lesions)
     looser = looser_setting(first)
-    farthest = max(in_use[0], looser[2] / scans if looser else 0.0)
+    farthest = max(rate_in_use, looser[2] / scans if looser else 0.0)
     right = LAST_RATE
     while right < 1.4 * farthest:
         right *= 2

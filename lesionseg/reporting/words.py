@@ -56,7 +56,7 @@ QUESTIONS: Mapping[str, Question] = {
     "contact": Question("Contact"),
     "remarks": Question("Remarks"),
 }
-_OPTIONAL = ("title", "contact", "remarks")  # not asked for if there is no answer
+_OPTIONAL = ("title", "contact", "remarks")  # shown only if they are answered
 
 
 # --- numbers in words ----------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of scores.json: its name, value and interval, and what it means."""
+    """A number of scores.json with its name, value, interval and meaning."""
 
     name: str
     value: str

@@ -81,7 +81,7 @@ def test_an_array_of_objects_is_refused_and_not_unpickled(tmp_path: Path) -> Non
     refused(archive(tmp_path / "a.npz", "probabilities.npy", npy(objects)), "floating-point")
     refused(archive(tmp_path / "b.npz", "probabilities.npy", pickle.dumps(Touch(marker))), "cannot")
     (tmp_path / "c.npz").write_bytes(pickle.dumps(Touch(marker)))
-    refused(tmp_path / "c.npz", "no .npz archive")
+    refused(tmp_path / "c.npz", "not an .npz archive")
     assert not marker.exists()
 
 

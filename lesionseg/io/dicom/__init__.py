@@ -1,1 +1,1 @@
-"""DICOM: series and radiographs in, SEG, RTSTRUCT as references, SEG and SR out."""
+"""Reading DICOM images and references (SEG, RTSTRUCT), and writing results (SEG, SR)."""

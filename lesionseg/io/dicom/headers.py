@@ -74,7 +74,7 @@ def _is_bare(start: bytes, n_bytes: int) -> bool:
 
 
 def _has_two_elements(start: bytes, n_bytes: int, order: str) -> bool:
-    """Return True if two elements of the byte `order`, as `struct` writes it, begin the file."""
+    """Return True if the file begins with two elements. `order` is a byte order of `struct`."""
     at = 0
     last_tag = (0, 0)
     for _ in range(2):

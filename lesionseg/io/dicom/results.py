@@ -58,8 +58,10 @@ class ResultOrigin:
 class Comparison:
     """A comparison with an earlier visit, for the report.
 
-    `since`: by a candidate's id, the state of the lesion and its volume in ml at the earlier visit.
-    `remark` ends the report's comment.
+    Attributes:
+        since: The change of each candidate's lesion and its volume in ml at the earlier visit, by
+            the candidate's id.
+        remark: The last sentence of the report's comment.
     """
 
     since: Mapping[int, tuple[str, float | None]] = field(default_factory=dict)
@@ -335,7 +337,7 @@ class _Results:
         else:
             segments = {candidate.id: self.tracking_name(candidate) for candidate in candidates}
             numbers = {candidate.id: n for n, candidate in enumerate(candidates, start=1)}
-        number_of_value = np.zeros(int(values.max()) + 1, np.uint8)  # 0 is no segment
+        number_of_value = np.zeros(int(values.max()) + 1, np.uint8)  # 0 means background
         number_of_value[list(segments)] = np.arange(len(segments)) + 1
         images, pixels = self._arrange_frames(values, number_of_value)
         used = {id(image) for image in images}

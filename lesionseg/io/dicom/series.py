@@ -41,7 +41,7 @@ _ECHO_OF_FRAME = "EffectiveEchoTime"
 _ECHO_OF_FILE = "EchoTime"
 _UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
-_MIN_LENGTH = 1e-6  # of a direction vector
+_MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _NO_PLACE_ADVICE = (
     "The file does not state where its slice is located in the patient. Export the series again "
     "as CT or MR images, or leave the file out."
@@ -51,7 +51,7 @@ _NOTES = {
     *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini"),
     *(".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha"),
 }
-_DRIFT_PIXELS = 0.5  # over the whole stack: a smaller drift moves no voxel to its neighbour
+_DRIFT_PIXELS = 0.5  # largest drift over the whole stack; it moves no voxel to its neighbour
 
 
 @dataclass(frozen=True, eq=False)

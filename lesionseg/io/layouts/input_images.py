@@ -64,6 +64,7 @@ class FoundScan:
         path: The path of the scan or its first channel, below the input or as the table states it.
         dicom: The description of a DICOM scan.
         other_case: The id that a series would have if its folder had one series more or less.
+            Earlier results may have this id. Empty for a scan that is not a series.
         fault: The reason why it cannot be predicted, whatever its files contain, otherwise "".
         left_out: The reason why it will not be predicted, otherwise "".
     """
@@ -268,7 +269,7 @@ def case_id(parts: Sequence[str]) -> str:
 
 
 def explain_nothing_found(source: Path, found: FoundScans) -> str:
-    """Return a message that there is no scan and what the input contains instead."""
+    """Return a message that no scan was found. It lists the files that the input contains."""
     text = f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}."
     scans = [f"{scan.path} is left out: {scan.left_out}" for scan in found.scans if scan.left_out]
     files = [f"{each}." for each in found.left_out]
@@ -390,11 +391,8 @@ class _Listing:
             return False
         try:
             resolved = path.resolve()
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ):  # missing, or a circle of links: reading it fails
+        # a missing file or a circle of links, which the reader reports
+        except (OSError, ValueError, RuntimeError):
             return False
         return self.results == resolved or self.results in resolved.parents
 
