@@ -1,4 +1,4 @@
-"""The commands as functions, for notebooks: the same settings in, results out, nothing printed.
+"""The commands as functions, for notebooks: they accept the same settings and print nothing.
 
 run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
 run.scores.lesion_recall.value, run.to_pandas("lesions"), run.plot()
@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg.cli.command import recipe
+from lesionseg.cli.command import run_recipe
 from lesionseg.cli.compose import compose
 from lesionseg.config import settings_of
 from lesionseg.errors import ConfigError, ReadError, require_one_of
@@ -38,7 +38,11 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of results of `train` or `evaluate`. A notebook shows it as a table of scores."""
+    """A folder of results of `train` or `evaluate`. A notebook shows it as a table of scores.
+
+    Attributes:
+        folder: the run directory, or the output folder of `evaluate`.
+    """
 
     folder: Path
 
@@ -50,11 +54,11 @@ class Run:
         """The results on the test cases.
 
         Raises:
-            ReadError: if the run has none.
+            ReadError: if the run has no results on test cases.
         """
         folder = self.folder / "test"
         if not (folder / "scores.json").is_file():
-            raise ReadError(f"{self.folder}: the run has no test cases.")
+            raise ReadError(f"{self.folder}: the run has no scores of test cases.")
         return Run(folder)
 
     @property
@@ -62,19 +66,39 @@ class Run:
         """The content of `scores.json`: `scores.lesion_recall.value`, `scores.to_json()`.
 
         Raises:
-            ReadError: if there is none.
+            ReadError: if the folder has no `scores.json`, or it cannot be read.
         """
         from lesionseg.evaluation.scores import read_scores
 
         return read_scores(self.folder / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """Return one of `TABLES`, with the columns of the CSV; see docs/reference.md."""
+        """Return a table of the folder, with the columns of the CSV; see docs/reference.md.
+
+        Args:
+            table: one of `TABLES`, without `.csv`.
+
+        Returns:
+            A row per case, lesion, candidate, or validation during training; no row if there is
+            none. Case ids and other texts stay text, even if they look like numbers.
+
+        Raises:
+            ConfigError: if the table is not one of `TABLES`.
+            ReadError: if the folder does not have it.
+        """
         require_one_of("to_pandas: the table", table, TABLES)
-        return _table(self.folder / f"{table}.csv")
+        return _read_table(self.folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
-        """Draw sensitivity against false positives per scan; by size for masks without scores."""
+        """Draw sensitivity against false positives per scan.
+
+        Returns:
+            The figure. For masks without scores it shows sensitivity by lesion size; it is empty if
+            there is no lesion.
+
+        Raises:
+            ReadError: if the folder has no scores.
+        """
         from matplotlib.figure import Figure
 
         from lesionseg.reporting.charts import froc_chart, size_chart
@@ -85,13 +109,25 @@ class Run:
         return Figure() if chart is None else chart.figure
 
     def predictor(self, **settings: Any) -> "Predictor":
-        """Return the trained model, ready for scans; `settings` as `Predictor` takes them."""
+        """Return the trained model, ready to predict scans.
+
+        Args:
+            settings: the keyword arguments of `Predictor`.
+
+        Raises:
+            BundleError: if the run has no bundle, or it cannot be used.
+        """
         from lesionseg.inference.predictor import Predictor
 
         return Predictor(self.folder, **settings)
 
     def report(self, output: StrPath, **settings: Any) -> Path:
-        """Write the page on these scores, and return its path; see `lesionseg.report`."""
+        """Write the report on these scores into `output`, and return the path of the page.
+
+        Args:
+            output: the folder of the report.
+            settings: see `lesionseg.report`.
+        """
         return report(self.folder, output, **settings)
 
     def _repr_html_(self) -> str:
@@ -113,10 +149,11 @@ def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan 
         settings: see `train`.
 
     Returns:
-        The plan; with `check=True` the findings.
+        The plan, or with `check=True` the findings.
 
     Raises:
-        LesionsegError: as the command.
+        ConfigError: if a key or value is wrong.
+        DatasetError: if the dataset cannot be used. With `check=True` the findings say so instead.
     """
     from lesionseg.pipeline.prepare import PrepareOutcome
 
@@ -134,11 +171,12 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
             `trainer.max_minutes=5`. `lesionseg train --help` lists all of them.
 
     Returns:
-        The results, on the validation cases and, as `.test`, on the test cases.
+        The results on the validation cases. Its property `test` has those on the test cases.
 
     Raises:
         ConfigError: if a key or value is wrong; the message names the nearest key.
-        LesionsegError: as the command.
+        DatasetError: if the dataset cannot be used; the message names every bad file.
+        TrainingError: if the training diverges.
     """
     return Run(_call("train", {"data.root": root, **settings}, progress).run)
 
@@ -156,14 +194,18 @@ def predict(
         settings: see `train`.
 
     Returns:
-        A row per case, as in `predictions.csv`. `status` and `message` tell which cases failed.
+        A row per case, as in `predictions.csv`. The column `status` is `failed` for a case that
+        failed, and `message` is the reason.
 
     Raises:
-        LesionsegError: as the command.
+        BundleError: if the bundle cannot be used.
+        ConfigError: if a key or value is wrong.
+        DatasetError: if the input has no scan.
+        OutputError: if the results cannot be written.
     """
     given = {"bundle": bundle, "input": input, "output": output}
     _call("predict", given | settings, progress)
-    return _table(Path(output) / "predictions.csv")
+    return _read_table(Path(output) / "predictions.csv")
 
 
 def evaluate(
@@ -187,7 +229,8 @@ def evaluate(
         The scores and tables.
 
     Raises:
-        LesionsegError: as the command.
+        ConfigError: if a key or value is wrong.
+        DatasetError: if there is no case, or none can be scored.
     """
     given = {"reference": reference, "prediction": prediction, "output": output}
     _call("evaluate", given | settings, progress)
@@ -207,18 +250,19 @@ def follow(
         settings: see `train`.
 
     Returns:
-        A row per lesion, as in `changes.csv`.
+        A row per lesion, as in `changes.csv`; none if the masks are empty.
 
     Raises:
-        LesionsegError: as the command.
+        ConfigError: if a key or value is wrong.
+        DatasetError: if the folders have no case in common, or no pair can be compared.
     """
     given = {"before": before, "after": after, "output": output}
     _call("follow", given | settings, progress)
-    return _table(Path(output) / "changes.csv")
+    return _read_table(Path(output) / "changes.csv")
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
-    """Write the page and the PDF on scores, as `lesionseg report` does.
+    """Write a report on scores as a page and a PDF, as `lesionseg report` does.
 
     Args:
         scores: the output of `evaluate`, or a run directory.
@@ -230,47 +274,53 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
         The path of `report.html`.
 
     Raises:
-        LesionsegError: as the command.
+        ConfigError: if a key or value is wrong.
+        ReadError: if `scores` has no `scores.json`.
     """
     page: Path = _call("report", {"scores": scores, "output": output, **settings}, progress).page
     return page
 
 
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
-    """Run a command with settings given in Python. Return its outcome; nothing is printed."""
+    """Run a command with settings given in Python, and return its outcome. Print nothing."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if "experiment" in values:  # a file of overrides in Hydra's own language
-        overrides = [f"{key}={_typed(value)}" for key, value in values.items()]
+        overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]
         cfg = compose(command, overrides)
     else:
         cfg = settings_of(command, values)
     with progress_bars() if progress else nullcontext():
-        return recipe(command, cfg)
+        return run_recipe(command, cfg)
 
 
-def _typed(value: Any) -> str:
-    """Return a value as it would be typed after `key=`.
+def _override_text(value: Any) -> str:
+    """Return the text that a user would write after `key=` for a value.
 
-    >>> _typed([0.5, None, True]), _typed("focal")
+    >>> _override_text([0.5, None, True]), _override_text("focal")
     ('[0.5,null,true]', 'focal')
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(_override_text, value))}]"
     if not isinstance(value, str | int | float | PathLike):
         raise ConfigError(f"{value!r}: a setting is a number, a text or a list.")
     return str(value)
 
 
-def _table(path: Path) -> "DataFrame":
+def _read_table(path: Path) -> "DataFrame":
+    """Read a CSV table. The columns of `_TEXT` stay text.
+
+    Raises:
+        ReadError: if there is no such file.
+    """
     import pandas
 
     from lesionseg.io.files import plain_text
 
     if not path.is_file():
-        raise ReadError(f"{path}: there is no such table.")
-    frame = pandas.read_csv(path, dtype=dict.fromkeys(_TEXT, str))  # the case 007 is no number 7
+        raise ReadError(f"{path}: the table does not exist.")
+    frame = pandas.read_csv(path, dtype=dict.fromkeys(_TEXT, str))  # the case 007 must not become 7
     for name in frame.columns.intersection(_TEXT):
         frame[name] = frame[name].map(plain_text, na_action="ignore")
     return frame

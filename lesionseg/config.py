@@ -1,4 +1,4 @@
-"""The settings of every command: their types and ranges. Defaults and meanings stand in `conf/`.
+"""The settings of every command: their types and ranges. Defaults and meanings are in `conf/`.
 
 A key is in one model here and in one YAML file there. On the command line Hydra composes the files
 and the overrides (`cli.compose`), and `read` checks the result. In Python `TrainConfig.of(seed=1)`
@@ -35,27 +35,38 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, BeforeValidator(lambda v: fspath(v) if isinstance(v, PathLike) else v)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
 
 
-def _named(spec: Arguments) -> Arguments:
+def _path_to_text(value: Any) -> Any:
+    """Return a path as text, and any other value as it is."""
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
+def _path_to_tuple(value: Any) -> Any:
+    """Return a single path as a tuple of one, and any other value as it is."""
+    return (value,) if isinstance(value, str | PathLike) else value
+
+
+def _check_target(spec: Arguments) -> Arguments:
+    """Return the spec. Raise `ValueError` if it does not name a class."""
     if "." not in str(spec.get(TARGET, "")):
         raise ValueError("not {_target_: package.Class, argument: …}")
     return spec
 
 
-Spec = Annotated[Arguments, AfterValidator(_named)]
-Bundles = Annotated[  # several are averaged
-    tuple[Text, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str | PathLike) else v)
-]
+Text = Annotated[str, BeforeValidator(_path_to_text)]
+Spec = Annotated[Arguments, AfterValidator(_check_target)]
+# the predictions of several bundles are averaged
+Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
 
 class PathKind(Enum):
-    """What a setting's path must be; `cli.paths` checks it before the command begins.
+    """The kind of file or folder that a setting names; `cli.paths` checks it before a command runs.
 
-    SCANS: a folder, a file or a pattern. EXISTING: a file or a folder. OUTPUT: need not exist.
+    SCANS: a folder, a file or a pattern. EXISTING: a file or a folder. OUTPUT: a folder that need
+    not exist.
     """
 
     DATASET = auto()
@@ -74,26 +85,27 @@ OutputPath = Annotated[Text, PathKind.OUTPUT]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and without keys that nobody declared."""
+    """Base class of all settings. They are frozen, and an undeclared key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def of(cls, **chosen: Any) -> Self:
-        """The defaults of `conf/` with what is chosen here; raises `ConfigError`.
+        """Return the defaults of `conf/`, changed by the given values. Wrong ones: `ConfigError`.
 
         >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
         9
         """
         plain = dict(_defaults(cls))
-        for key, value in chosen.items():  # a section's dictionary changes some of its keys
+        for key, value in chosen.items():
+            # the dictionary of a section replaces only the keys that it contains
             if isinstance(value, dict) and isinstance(plain.get(key), dict):
                 value = {**plain[key], **value}
             plain[key] = value
         return read(cls, plain)
 
-    def plain(self) -> dict[str, Any]:
-        """The same as plain data, as the YAML files have it."""
+    def to_plain(self) -> dict[str, Any]:
+        """Return the settings as plain data, with the keys of the YAML files."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -113,11 +125,11 @@ class DataConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """What is decided by hand of the plan; None leaves it to the rules.
+    """Decisions of the plan that the user makes. The rules make those that are None.
 
-    `layout`: nnunet gives our own networks nnU-Net's details. `network`: the arguments of a network
-    that is not ours; its `_target_` is the class where `architecture` is custom. `backbone`:
-    likewise of a detector's feature maps.
+    `layout`: `nnunet` gives our own networks the details of nnU-Net's. `network`: the arguments of
+    a network that is not ours; its `_target_` is the class if `architecture` is custom. `backbone`:
+    the same for the network that computes a detector's feature maps.
     """
 
     architecture: str
@@ -132,12 +144,12 @@ class ModelConfig(Settings):
     backbone: Arguments | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_architecture(self) -> Self:
         detectors = ("retinanet", "retina_unet")
         ours = self.architecture in ("unet", "residual_unet", *detectors)
         if (self.network and ours) or (self.backbone and self.architecture not in detectors):
             raise ValueError(
-                f"network, backbone: a {self.architecture} takes no other. Take model=custom for a "
+                f"network, backbone: a {self.architecture} accepts neither. Use model=custom for a "
                 "network of your own, model=retinanet for a backbone"
             )
         if not ours and self.layout == "nnunet":
@@ -146,7 +158,7 @@ class ModelConfig(Settings):
 
 
 class LossConfig(Settings):
-    """A loss by its class; the class knows which further keys it takes."""
+    """The class of a loss and its arguments. The class checks the keys that are not listed here."""
 
     model_config = ConfigDict(extra="allow")
     target: str = Field(alias="_target_")
@@ -184,7 +196,7 @@ class OptimConfig(Settings):
 
 
 class TrainerConfig(Settings):
-    """How long, on what and how to train; `lightning` is handed to `pl.Trainer`."""
+    """Budget, device and precision of a training. `lightning` is passed to `pl.Trainer`."""
 
     max_minutes: Above0 | None
     max_steps: From1 | None
@@ -199,28 +211,28 @@ class TrainerConfig(Settings):
 
     @property
     def n_devices(self) -> int | None:
-        """How many of each node train; None for all of them."""
+        """The number of devices that train on each node; None for all of them."""
         if isinstance(self.devices, tuple):
             return len(self.devices)
         return None if self.devices == "auto" else self.devices
 
     @property
     def n_nodes(self) -> int:
-        """How many machines train together."""
+        """The number of machines that train together."""
         return int(self.lightning.get("num_nodes", 1))
 
     @property
     def has_one_device(self) -> bool:
-        """Whether one process trains, on one device."""
+        """True if a single process trains on a single device."""
         return self.n_devices == self.n_nodes == 1
 
 
 class InferenceConfig(Settings):
     """How whole volumes are predicted.
 
-    `overlap`: the fraction of a tile that its neighbour covers too. `flips` averages over mirrored
-    images: 2^dims times the work. `max_memory_gb`: the budget of all
-    cases at work; program and network take about 0.5 GB more.
+    `overlap`: the fraction of a tile that its neighbour covers as well. `flips`: average over
+    mirrored images, which takes 2^dims times as long. `max_memory_gb`: the memory for all cases
+    that are processed at the same time; program and network take about 0.5 GB more.
     """
 
     overlap: Share
@@ -276,38 +288,38 @@ class TuneConfig(TrainConfig):
 
 
 class OutputCommand(Settings):
-    """The settings that commands with an output folder have in common.
+    """Settings of all commands with an output folder.
 
-    `private`: only the user can read the results, whatever the umask says.
+    `private`: only the user can read the results, for any umask.
     """
 
     private: bool
 
 
-def _pattern(text: str) -> str:
-    """Return a regular expression; raises `ValueError` for text that is none."""
+def _check_pattern(text: str) -> str:
+    """Return the text. Raise `ValueError` if it is not a regular expression."""
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression ({error})") from error
+        raise ValueError(f"{text!r} is not a regular expression ({error})") from error
     return text
 
 
-def _capitals(value: Any) -> Any:
-    """Return a text or several as a tuple in capitals."""
+def _to_capitals(value: Any) -> Any:
+    """Return one or several texts as a tuple of texts in capitals."""
     several = (value,) if isinstance(value, str) else value
     return tuple(str(v).upper() for v in several) if isinstance(several, list | tuple) else value
 
 
 class SeriesConfig(Settings):
-    """Which DICOM series are predicted; None leaves out none for that reason.
+    """Conditions for the DICOM series to predict. None sets no condition.
 
-    `modality`: one of these; `description`: a regular expression found in SeriesDescription, in
-    capitals or not; `min_slices`: as many at least.
+    `modality`: the accepted modalities. `description`: a regular expression that must match a part
+    of SeriesDescription, regardless of case. `min_slices`: the least number of slices.
     """
 
-    modality: Annotated[tuple[str, ...] | None, BeforeValidator(_capitals)]
-    description: Annotated[str, AfterValidator(_pattern)] | None
+    modality: Annotated[tuple[str, ...] | None, BeforeValidator(_to_capitals)]
+    description: Annotated[str, AfterValidator(_check_pattern)] | None
     min_slices: From1 | None
 
 
@@ -332,9 +344,11 @@ class PredictConfig(OutputCommand):
     shard_index: Index
 
     @model_validator(mode="after")
-    def _is_a_shard(self) -> Self:
+    def _check_shard(self) -> Self:
         if self.shard_index >= self.num_shards:
-            raise ValueError(f"shard_index={self.shard_index} is not below num_shards")
+            raise ValueError(
+                f"shard_index={self.shard_index} must be below num_shards={self.num_shards}"
+            )
         return self
 
 
@@ -383,7 +397,7 @@ class FollowConfig(OutputCommand):
     seed: Index
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> Self:
+    def _check_sources(self) -> Self:
         rest = (self.visits, self.bundle, self.predictions)
         folders = self.before is not None and self.after is not None and rest == (None,) * 3
         table = self.visits is not None and (self.bundle is None) != (self.predictions is None)
@@ -446,7 +460,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def read(kind: type[S], plain: Mapping[str, Any]) -> S:
-    """The settings that plain data hold; raises `ConfigError` naming every wrong key."""
+    """Return plain data as settings. Raise `ConfigError` that names every wrong key."""
     try:
         return kind.model_validate(dict(plain))
     except ValidationError as error:
@@ -468,7 +482,7 @@ def is_url(place: str) -> bool:
 
 
 def conf_dir() -> Path:
-    """The configuration: within an installed package, else in the repository."""
+    """Return the folder `conf`: of the installed package if it has one, otherwise of the clone."""
     package = Path(__file__).resolve().parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
@@ -487,20 +501,20 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
         The settings as plain data. A required one is `"???"`.
 
     Raises:
-        ConfigError: if a group has no such file. The message names the files it has.
+        ConfigError: if a group does not have the file. The message names the files that it has.
     """
     own = _load(conf_dir() / f"{command}.yaml")
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ["_self_"]):
         if entry == "_self_":
-            merged = _merged(merged, own)
+            merged = _merge(merged, own)
         elif isinstance(entry, str):
-            merged = _merged(merged, defaults(entry, choices))
+            merged = _merge(merged, defaults(entry, choices))
         else:
             for group, default in entry.items():
                 choice = choices.get(group, default)
                 if choice is not None:
-                    merged = _merged(merged, {group: _group(group, choice)})
+                    merged = _merge(merged, {group: _group(group, choice)})
     return merged
 
 
@@ -521,13 +535,13 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(path.read_text("utf-8")) or {})
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return `below` with the values of `above`, section by section."""
     merged = dict(below)
     for key, value in above.items():
         inner = merged.get(key)
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            value = _merged(inner, value)
+            value = _merge(inner, value)
         merged[key] = value
     return merged
 
@@ -552,7 +566,7 @@ def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
         for name, field in whole.model_fields.items():
             if field.annotation is kind:
                 return MappingProxyType(dict(defaults(command)[name]))
-    raise ConfigError(f"{kind.__name__} is no section of a command.")
+    raise ConfigError(f"{kind.__name__} is not a section of a command.")
 
 
 def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
@@ -571,24 +585,24 @@ def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
     plain = defaults(command, choices)
     for key, value in values.items():
         if key not in choices:
-            plain = _merged(plain, _nested(key.split("."), value))
+            plain = _merge(plain, _nest(key.split("."), value))
     kind = COMMANDS[command]
     known = dict(keys(kind))
-    missing = [key for key in known if _value(plain, key) == "???"]
+    missing = [key for key in known if _value_of(plain, key) == "???"]
     if missing:
         raise ConfigError(f"{command}: give {' '.join(f'{key}=…' for key in missing)}.")
     return read(kind, plain)
 
 
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return the value as the innermost one of nested sections."""
+def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return sections inside each other; the innermost contains the value."""
     for name in reversed(path):
         value = {name: value}
     return dict(value)
 
 
-def _value(plain: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key, None if there is none."""
+def _value_of(plain: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, or None if it is missing."""
     value: Any = plain
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -596,7 +610,7 @@ def _value(plain: Mapping[str, Any], key: str) -> Any:
 
 
 def import_target(target: str, key: str) -> Any:
-    """What `package.module.Name` stands for; raises `ConfigError` where there is none."""
+    """Import the object called `package.module.Name`. Raise `ConfigError` if that fails."""
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -604,28 +618,33 @@ def import_target(target: str, key: str) -> Any:
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:
-    """The object of a `_target_` and its arguments; raises `ConfigError` naming `key`."""
+    """Construct the object of a `_target_` and its arguments. `key`: its setting, for errors.
 
-    def made(value: Any) -> Any:
+    Raises:
+        ConfigError: if the class cannot be imported, or its constructor raises.
+    """
+
+    def construct(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(made(part) for part in value)
+            return type(value)(construct(part) for part in value)
         if not isinstance(value, Mapping):
             return value
-        arguments = {name: made(part) for name, part in value.items() if name != TARGET}
+        arguments = {name: construct(part) for name, part in value.items() if name != TARGET}
         return import_target(value[TARGET], key)(**arguments) if TARGET in value else arguments
 
     try:
-        return made(spec)
+        return construct(spec)
     except LesionsegError:
         raise
-    except Exception as error:  # of the constructor's own choice
-        raise ConfigError(f"{key}: cannot make {spec.get(TARGET)}: {error}") from error
+    except Exception as error:  # a constructor may raise anything
+        raise ConfigError(f"{key}: {spec.get(TARGET)} cannot be constructed: {error}") from error
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
-    """Every key, `section.key` for those of a section, and whether it holds text."""
+    """Yield each key (`section.key` for those of a section) and True if its value is text."""
     for name, field in kind.model_fields.items():
-        key, inner = f"{prefix}{field.alias or name}", field.annotation
+        key = f"{prefix}{field.alias or name}"
+        inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{key}.")
         else:
@@ -634,7 +653,7 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
 
 
 def _kinds(hint: Any) -> Iterable[Any]:
-    """The types of an annotation; of lists and tuples those of their items."""
+    """Return the types of an annotation; for lists and tuples, the types of their items."""
     if get_origin(hint) is Annotated:
         return _kinds(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType, tuple, list):

@@ -1,4 +1,4 @@
-"""Everything lesionseg raises on purpose, each a `LesionsegError`."""
+"""The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from importlib import metadata
 from math import ceil, log10
 from typing import Any
 
-# what a command's exit status says besides 0, all done
+# exit statuses of a command; 0 means that all is done
 NOTHING_RAN = 1
 WRONG_SETTING = 2
 SOME_FAILED = 3
@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 class LesionsegError(Exception):
-    """Bad input: one sentence with what is wrong, in which file or key, and what to do."""
+    """An error of the input. The message names the fault, the file or key, and the remedy."""
 
 
 class ConfigError(LesionsegError):
@@ -30,7 +30,7 @@ class ReadError(LesionsegError):
 
 
 class ResourceError(ReadError):
-    """Time or memory did not suffice to read a file; with more of it the file may be fine."""
+    """A file was not read for lack of time or memory; with more of them it may be readable."""
 
 
 class GeometryError(LesionsegError):
@@ -38,7 +38,7 @@ class GeometryError(LesionsegError):
 
 
 class ContentError(LesionsegError):
-    """Voxels, labels, boxes or scores hold values they must not."""
+    """Voxels, labels, boxes or scores have values that are not allowed."""
 
 
 class BundleError(LesionsegError):
@@ -50,17 +50,17 @@ class OutputError(LesionsegError):
 
 
 class ConflictError(OutputError):
-    """A result would replace one of another scan."""
+    """A result would replace the result of another scan."""
 
 
 class TrainingError(LesionsegError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 def pip_install(extra: str) -> str:
-    """The command that installs what an extra brings, wherever lesionseg came from.
+    """Return the command that installs the packages of an extra.
 
-    It names the packages, as `lesionseg` is on no index.
+    It names these packages because no package index has `lesionseg`.
 
     >>> pip_install("tune")
     'pip install "optuna>=4"'
@@ -75,15 +75,15 @@ def pip_install(extra: str) -> str:
 
 
 def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise `ConfigError` for a value that is not among the choices; it names the nearest one."""
+    """Raise `ConfigError` if the value is not one of the choices; it names the nearest one."""
     known = tuple(choices)
     if value not in known:
         near = suggest(str(value), known)
-        raise ConfigError(f"{what} {value!r} is none of {', '.join(known)}.{near}")
+        raise ConfigError(f"{what} {value!r} is not one of {', '.join(known)}.{near}")
 
 
 def count(n: int, noun: str, nouns: str = "") -> str:
-    """A number with its noun.
+    """Return a number with its noun in singular or plural.
 
     >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
     ('1 patient', '3 patients', '2 studies')
@@ -92,7 +92,7 @@ def count(n: int, noun: str, nouns: str = "") -> str:
 
 
 def join_names(names: Iterable[object], most: int = 20) -> str:
-    """Join names for a message and count those that are left out.
+    """Join at most `most` names for a message, and count the remaining ones.
 
     >>> join_names(["a", "b"]), join_names("abcd", most=2)
     ('a, b', 'a, b and 2 more')
@@ -103,7 +103,7 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
 
 
 def format_score(score: float) -> str:
-    """A score in two digits, in as many more as it takes to tell it from 0 and from 1.
+    """Format a score with two digits, or with as many as distinguish it from 0 and 1.
 
     >>> format_score(0.889), format_score(0.0034), format_score(0.999942), format_score(1.0)
     ('0.89', '0.0034', '0.99994', '1')
@@ -114,7 +114,7 @@ def format_score(score: float) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean …?`, or nothing when no known word is near.
+    """Return ` Did you mean …?` with the nearest known word, or "" if none is near.
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"
@@ -124,21 +124,31 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def describe_misfits(error: Any, raw: object) -> str:
-    """What pydantic's `ValidationError` says of plain data, as one sentence: each key and value."""
-    said: dict[str, tuple[object, list[str]]] = {}
+    """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
+
+    `raw`: the plain data that did not validate.
+    """
+    messages_of: dict[str, list[str]] = {}
+    value_of: dict[str, object] = {}
     for one in error.errors():
-        value, key = raw, ""
-        for part in one["loc"]:  # pydantic adds the names of a union's members, which are no keys
+        value = raw
+        key = ""
+        for part in one["loc"]:  # some parts are names of a union's members, not keys
             if isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
-                value, key = value[part], f"{key}[{part}]"
+                value = value[part]
+                key = f"{key}[{part}]"
             elif isinstance(value, dict) and part in value:
-                value, key = value[part], f"{key}.{part}".lstrip(".")
+                value = value[part]
+                key = f"{key}.{part}".lstrip(".")
             elif one["type"] == "missing":
-                value, key = None, f"{key}.{part}".lstrip(".")
-        said.setdefault(key, (value, []))[1].append(one["msg"].removeprefix("Value error, "))
-    return "; ".join(
-        f"{key or 'the content'}: "
-        + ("" if isinstance(value, dict) else f"{str(value)[:60]}, ")
-        + " or ".join(dict.fromkeys(messages))
-        for key, (value, messages) in said.items()
-    )
+                value = None
+                key = f"{key}.{part}".lstrip(".")
+        value_of.setdefault(key, value)
+        messages_of.setdefault(key, []).append(one["msg"].removeprefix("Value error, "))
+    sentences = []
+    for key, messages in messages_of.items():
+        value = value_of[key]
+        shown = "" if isinstance(value, dict) else f"{str(value)[:60]}, "
+        faults = " or ".join(dict.fromkeys(messages))
+        sentences.append(f"{key or 'the content'}: {shown}{faults}")
+    return "; ".join(sentences)

@@ -1,4 +1,4 @@
-"""The machine's memory on every system, and whether glibc keeps memory that was freed."""
+"""The size of the memory, and the release of freed memory by glibc."""
 
 import ctypes
 import gc
@@ -11,39 +11,43 @@ from pathlib import Path
 from typing import Any
 
 # glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER, HUGE = -1, 2**30
-# where glibc's own adaptation ends
-USUAL_TRIM, USUAL_MMAP = 2**26, 2**25
-# "ru_maxrss" counts kilobytes, but bytes on a Mac
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+NEVER = -1
+HUGE = 2**30
+# the largest values that glibc chooses itself
+USUAL_TRIM = 2**26
+USUAL_MMAP = 2**25
+# `ru_maxrss` counts kilobytes on Linux and bytes on macOS
 _RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 _UNKNOWN_BYTES = 8 * 2**30
-_DEFAULT_SHARE = 0.6  # of what is free
+_DEFAULT_SHARE = 0.6  # of the free memory
 
 
 def physical_bytes() -> int:
-    """Return the memory of this machine in bytes; 8 GiB if its system does not say."""
+    """Return the memory of this machine in bytes; 8 GiB if the system does not tell."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kilobytes = ctypes.c_ulonglong()
-    with suppress(AttributeError):  # Windows alone has it
+    with suppress(AttributeError):  # only Windows has this function
         ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
     return 1024 * kilobytes.value or _UNKNOWN_BYTES
 
 
 def default_budget() -> int:
-    """Return the bytes that a command may take: 60 % of the free ones; 4 GiB if unknown."""
+    """Return the bytes that a command may use: 60 % of the free memory, or 4 GiB if unknown."""
     info = Path("/proc/meminfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
+    lines = info.read_text().splitlines() if info.is_file() else []
+    for line in lines:
         if line.startswith("MemAvailable:"):
             return int(int(line.split()[1]) * 1024 * _DEFAULT_SHARE)
     return _UNKNOWN_BYTES // 2
 
 
 def peak_memory_mb() -> int:
-    """Return the largest memory that this process has held in MB; 0 on Windows."""
+    """Return the peak memory of this process in MB; 0 on Windows."""
     if sys.platform == "linux":
-        # `getrusage` would count what the parent held when it started this process
+        # `getrusage` would include the parent's memory at the start of this process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return int(found[1]) // 1024
@@ -56,7 +60,7 @@ def peak_memory_mb() -> int:
 
 @contextmanager
 def pause_collection() -> Iterator[None]:
-    """Pause the search for reference cycles: among 10⁷ objects it takes seconds."""
+    """Pause Python's search for reference cycles, which takes seconds among 10⁷ objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -67,7 +71,7 @@ def pause_collection() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed blocks for the next ones of their size."""
+    """Make glibc keep freed blocks, so that later blocks of the same size reuse them."""
     library = _glibc()
     if library is not None:
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
@@ -75,7 +79,7 @@ def keep_memory() -> None:
 
 
 def hand_back_memory() -> None:
-    """Return freed blocks to the system, and undo `keep_memory`."""
+    """Undo `keep_memory`, and return freed blocks to the system."""
     library = _glibc()
     if library is not None:
         library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
@@ -84,13 +88,14 @@ def hand_back_memory() -> None:
 
 
 def trim_memory() -> None:
-    """Return the free blocks to the system, those between other ones too, in milliseconds."""
+    """Return all free blocks to the system, even between used ones. It takes milliseconds."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
 
 
 def _glibc() -> Any:
+    """Return the C library if it is glibc, otherwise None."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)

@@ -1,8 +1,8 @@
-"""Simulated scans with exact references, for trying lesionseg out where no patient's data may go.
+"""Simulated scans with exact references, to try lesionseg without the data of patients.
 
-One generator: smooth tissue, lesions with rippled outlines in it, and what a scanner makes of both.
-Case i of a set depends on the seed and on i alone. What is simulated says so in its own files; no
-number measured on it is a claim about patients.
+A case is made in three steps: smooth tissue, lesions with irregular outlines, and the noise and
+blur of a scanner. Case i of a set depends only on the seed and on i. The files of a set state that
+it is simulated. Numbers measured on simulated scans are not claims about patients.
 """
 
 import logging
@@ -41,20 +41,22 @@ Field = NDArray[np.floating[Any]]
 Outline = Callable[[Generator, Field], Field]
 Shape = Sequence[int]
 Spacing = Sequence[float]
-Grid = tuple[Shape, Spacing]  # the latter in mm
-Placed = tuple[tuple[slice, ...], Field]  # a lesion's box, and its share 0..1 of each voxel there
-Range = tuple[int, int]  # least and most
+Grid = tuple[Shape, Spacing]  # shape in voxels, spacing in mm
+Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
+Range = tuple[int, int]  # least and most, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
 SimulatedCase = tuple[str, Field, NDArray[Any], Geometry]
 Images = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]
-SUBSAMPLES = 3  # a lesion's share of a voxel is counted on 3 points along each axis
+SUBSAMPLES = 3  # points along each axis of a voxel, to count the share that a lesion covers
 SETTINGS = "simulation.json"
-TRIES = 60  # places tried for a lesion before it is given up
+TRIES = 60  # places tried for a lesion before it is left out
 
 
 def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
-    """Open grid of voxel centres in mm, the middle of the volume at 0; one broadcastable per axis.
+    """Return the coordinates of voxel centres in mm, one broadcastable array per axis.
+
+    The centre of the volume has the coordinate 0.
 
     >>> [axis.ravel().tolist() for axis in millimetre_axes((2, 3), (1.0, 2.0))]
     [[-0.5, 0.5], [-2.0, 0.0, 2.0]]
@@ -64,10 +66,10 @@ def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
 
 
 def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: float) -> Field:
-    """Gaussian random field `[*shape]` of zero mean, unit variance and about the given wavelength.
+    """Draw a random field `[*shape]` of mean 0, variance 1 and about the given wavelength.
 
-    Noise on a grid with two and a half nodes per wavelength, upsampled by cubic B-splines: its
-    cost hardly depends on the wavelength, which a Gaussian filter's would.
+    White noise on a coarse grid with 2.5 nodes per wavelength is upsampled by cubic B-splines. The
+    time hardly depends on the wavelength, unlike that of a Gaussian filter.
     """
     node_mm = wave_mm / 2.5
     nodes = [int(np.ceil(n * s / node_mm)) + 3 for n, s in zip(shape, spacing_mm, strict=True)]
@@ -86,32 +88,40 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
 
 
 def coverage(depth_mm: Field, width_mm: float) -> Field:
-    """Share of a voxel inside a surface `depth_mm` away (positive inside); linear over a voxel."""
+    """Return the share 0..1 of a voxel that is inside a surface.
+
+    `depth_mm`: distance from the voxel's centre to the surface, positive inside. `width_mm`: the
+    size of a voxel, over which the share increases linearly.
+    """
     return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
 
 
 def ellipsoid_depth(
     axes: Sequence[Field | np.floating[Any]], centre_mm: Sequence[float], radii_mm: Sequence[float]
 ) -> Field:
-    """Approximate signed distance in mm to an ellipsoid's surface, positive inside.
+    """Return the approximate distance in mm to the surface of an ellipsoid, positive inside.
 
-    First order: (1 − f) · f / |∇f| with f = |x / r|; exact for a sphere.
+    The first-order formula is (1 − f) · f / |∇f| with f = |x / r|. It is exact for a sphere.
     """
     each = zip(axes, centre_mm, radii_mm, strict=True)
     scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
-    floor = np.float32(1e-3)  # keeps the quotient at the centre finite and equal to the radius
+    floor = np.float32(1e-3)  # with it the quotient at the centre is finite: the radius
     value = np.sqrt(sum(x * x for x in scaled)) + floor
     slope = np.sqrt(sum((x / np.float32(r)) ** 2 for x, r in zip(scaled, radii_mm, strict=True)))
     return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
 
 
 def rippled_radius(rng: Generator, points: Field) -> Field:
-    """|A·x| of a random ellipsoid plus ripples, at `points` `[n, d]` in units of the radius."""
+    """Return |A·x| of a random ellipsoid plus ripples, at `points` `[n, d]` in units of the radius.
+
+    A level set of this function is the irregular outline of a lesion.
+    """
     dims = points.shape[1]
     turn, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
     stretch = np.exp(rng.normal(0, 0.2, size=dims))
     radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
-    waves, phases = rng.normal(0, 1.8, size=(dims, 3)), rng.uniform(0, 2 * np.pi, size=3)
+    waves = rng.normal(0, 1.8, size=(dims, 3))
+    phases = rng.uniform(0, 2 * np.pi, size=3)
     return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
 
 
@@ -122,12 +132,20 @@ def lesion_share(
     jitter: Field,
     outline: Outline = rippled_radius,
 ) -> Field:
-    """Share 0..1 of each voxel of an odd box that an irregular blob at its middle covers.
+    """Return the share 0..1 of each voxel that an irregular lesion covers, in a box around it.
 
-    `outline` grows outwards from the blob's middle; it is cut at the level where the volume is
-    that of a ball of that `diameter` in mm. `jitter` `[d]` moves it off the middle, in voxels.
+    Args:
+        rng: draws the outline.
+        diameter: the lesion has the volume of a ball of this diameter in mm.
+        spacing_mm: of the voxels.
+        jitter: offset `[d]` of the lesion from the centre of the box, in voxels.
+        outline: a function of points that increases outwards; a level set of it is the outline.
+
+    Returns:
+        An array with an odd number of voxels along each axis.
     """
-    spacing, dims = np.asarray(spacing_mm, dtype=np.float64), len(spacing_mm)
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    dims = len(spacing_mm)
     half = np.ceil(0.95 * diameter / spacing).astype(int) + 1
     fine = [
         ((np.arange((2 * h + 1) * SUBSAMPLES) + 0.5) / SUBSAMPLES - h - 0.5 - j) * s
@@ -145,13 +163,22 @@ def lesion_share(
 def place_at(
     centre: NDArray[np.int64], share: Field, tissue: Field, labels: NDArray[Any], gap: int
 ) -> Placed | None:
-    """A lesion (its share of each voxel of an odd box) cut to the tissue in which it may grow.
+    """Place a lesion at a voxel, restricted to the tissue in which it may grow.
 
-    None where it does not fit: the box and `gap` voxels around it must lie in the volume, the
-    lesion is one piece, and no lesion of `labels` is within `gap` voxels.
+    Args:
+        centre: the voxel.
+        share: the lesion, as `lesion_share` returns it.
+        tissue: share 0..1 of tissue in each voxel.
+        labels: the lesions that were placed before, as positive values.
+        gap: least number of voxels to other lesions and to the border of the volume.
+
+    Returns:
+        The box and the shares of its voxels. None if the lesion does not fit there, or if the
+        tissue would divide it into several components.
     """
     half = np.array(share.shape) // 2
-    start, stop = centre - half, centre + half + 1
+    start = centre - half
+    stop = centre + half + 1
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
         return None
     box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
@@ -170,10 +197,11 @@ def _place_lesions(
     diameter_mm: tuple[float, float, float],
     gap: int,
 ) -> tuple[list[tuple[*Placed, float]], NDArray[np.int32]]:
-    """Lesions in a tissue, each with its diameter in mm, and their instances 1..n `[*shape]`.
+    """Place lesions in a tissue. Return box, shares and diameter of each, and instances 1..n.
 
-    So many (least, most), of log-normal diameters (least, median, most), large ones first. A voxel
-    is lesion when at least half of it is. Lesions never touch; one without a place is left out.
+    Their number is drawn from `n_lesions` (least, most), their log-normal diameters from
+    `diameter_mm` (least, median, most). Large lesions are placed first. A voxel is lesion if at
+    least half of it is covered. Lesions never touch. A lesion that fits nowhere is left out.
     """
     instances = np.zeros(tissue.shape, dtype=np.int32)
     lesions: list[tuple[*Placed, float]] = []
@@ -193,22 +221,25 @@ def _place_lesions(
 
 
 def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """FLAIR signal of a head relative to white matter, and the share of white matter.
+    """Draw the FLAIR signal of a head, relative to white matter, and the share of white matter.
 
-    Skin, dark bone, folded cortex, white matter and dark ventricles; the head fills the grid.
+    The head fills the grid. It has skin, dark bone, folded cortex, white matter and dark
+    ventricles.
     """
     half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
-    scale, voxel = float(half.min()) / 75, float(np.mean(grid[1]))  # 75 mm: an adult's head
+    scale = float(half.min()) / 75  # an adult's head has a half-width of 75 mm
+    voxel = float(np.mean(grid[1]))
     bend = np.float32(2.5 * scale)
     z, y, x = (a + bend * smooth_field(rng, *grid, 120 * scale) for a in millimetre_axes(*grid))
     skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
-    wave = 26 * scale  # of the cortex's folds, whose sulci are the zero sheets of a field
+    wave = 26 * scale  # of the folded cortex: a field is zero along the sulci
     folds = np.abs(smooth_field(rng, *grid, wave)) * np.float32(wave / (2 * np.pi))
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
     surface = np.minimum(brain, np.minimum(sulci, fissure))
-    wide, bow = scale * rng.uniform(0.8, 1.4), (y / (32 * scale)) ** 2 * np.float32(8 * scale)
+    wide = scale * rng.uniform(0.8, 1.4)
+    bow = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
     horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
     ventricle = coverage(
         ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel
@@ -224,7 +255,10 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
 
 
 def _acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
-    """Coil shading, Rician noise (Gudbjartsson & Patz, Magn Reson Med 1995;34:910), any scale."""
+    """Add coil shading, Rician noise and a random intensity scale to an MRI signal.
+
+    Rician noise: Gudbjartsson & Patz, Magn Reson Med 1995;34:910.
+    """
     coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, 220.0))
     noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(0.05)
     scale = np.float32(300 * np.exp(rng.normal(0, 0.2)))
@@ -246,10 +280,22 @@ def write_mri_phantoms(
 ) -> None:
     """Write simulated FLAIR scans of heads with white-matter lesions as an nnU-Net raw folder.
 
-    The last `n_test` cases are test cases. A `lesion_free_share` of all, spread evenly, has no
-    lesion, the others `n_lesions` (least, most) of 2 to 15 mm, median 7. `shape` and `spacing_mm`:
-    of z, y and x. `contrast` multiplies the lesions' difference from the tissue around them.
-    `progress` gets case, number done and total. Raises `ConfigError` for impossible numbers.
+    Lesions have diameters of 2 to 15 mm, median 7 mm.
+
+    Args:
+        folder: the folder to write.
+        n_cases: number of cases.
+        seed: seed of the set.
+        n_test: the last `n_test` cases are test cases.
+        lesion_free_share: share of the cases without a lesion, spread evenly.
+        shape: voxels along z, y and x.
+        spacing_mm: size of a voxel along z, y and x.
+        contrast: factor for the difference between lesions and the tissue around them.
+        n_lesions: least and most lesions of a case.
+        progress: called with case, number done and total.
+
+    Raises:
+        ConfigError: if the numbers cannot be simulated, such as no case.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -261,23 +307,30 @@ def write_mri_phantoms(
         return _acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
-    grid, described = (shape, spacing_mm), ("simulated_flair", "FLAIR", about)
+    grid = (shape, spacing_mm)
     cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
-    write_nnunet_raw(folder, cases, n_cases, n_test, *described)
+    write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
 
 
-def _threads(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
-    """Share of each voxel in winding vessels: where two random fields vanish."""
-    distance = np.hypot(*(smooth_field(rng, *grid, wave_mm) for _ in range(2)))
+def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
+    """Draw winding vessels around the lines on which two random fields are 0.
+
+    Return the share 0..1 of each voxel that a vessel covers.
+    """
+    first = smooth_field(rng, *grid, wave_mm)
+    second = smooth_field(rng, *grid, wave_mm)
+    distance = np.hypot(first, second)
     return coverage(
         radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1]))
     )
 
 
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """Hounsfield units of a chest that fills the grid, and the share of lung."""
-    half, voxel = np.asarray(grid[0]) * np.asarray(grid[1]) / 2, float(np.mean(grid[1]))
-    (up, front, side), bend = half, np.float32(0.02 * half.min())
+    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung."""
+    half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
+    up, front, side = half
+    voxel = float(np.mean(grid[1]))
+    bend = np.float32(0.02 * half.min())
     z, y, x = (a + bend * smooth_field(rng, *grid, 90) for a in millimetre_axes(*grid))
     size = rng.uniform(0.92, 1.0, size=3)
     torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
@@ -287,8 +340,8 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     heart = ellipsoid_depth((z, y, x), (-0.3 * up, 0.15 * front, 0.12 * side), 0.4 * half)
     lung = coverage(np.minimum(lungs, -heart), voxel)
     hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
-    large = _threads(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
-    small = _threads(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
+    large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
+    small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
     fine, coarse = (smooth_field(rng, *grid, wave) for wave in (7.0, 25.0))
     air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
     rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
@@ -315,36 +368,40 @@ def write_ct_phantoms(
 ) -> None:
     """Write simulated chest CT scans with nodules of 3 to 15 mm as an nnU-Net raw folder.
 
-    A third of the scans has no nodule, as in LUNA16. Arguments as of `write_mri_phantoms`.
+    A third of the scans has no nodule, as in LUNA16. The arguments are those of
+    `write_mri_phantoms`; `n_nodules` corresponds to `n_lesions`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, (shape, spacing_mm))
         lesions, instances = _place_lesions(rng, lung, spacing_mm, n, (3.0, 6.0, 15.0), gap=2)
         for box, share, _ in lesions:
-            is_solid = rng.random() > 0.2  # the others are ground glass
+            is_solid = rng.random() > 0.2  # the remaining ones are ground glass
             level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
             excess = np.maximum(np.float32(level) - hounsfield[box], 0)
             hounsfield[box] += share * np.float32(contrast) * excess
         white = rng.standard_normal(shape, dtype=np.float32)
-        grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])  # of 0.5 mm
+        grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])  # σ = 0.5 mm
         blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
         return blurred + np.float32(40 / grain.std()) * grain, instances
 
     about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
-    grid, described = (shape, spacing_mm), ("simulated_chest_ct", "CT", about)
+    grid = (shape, spacing_mm)
     cases = draw_cases(
         simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
-    write_nnunet_raw(folder, cases, n_cases, n_test, *described)
+    write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_chest_ct", "CT", about)
 
 
 def _radiograph(rng: Generator, attenuation: Field) -> Field:
-    """Levels 0..4095 of Poisson counts behind the chest, after scatter; white stops most light."""
-    wide = 0.09 * min(attenuation.shape)  # pixels over which light scatters
+    """Return the pixel values 0..4095 of a radiograph: scatter, Poisson noise, film density.
+
+    Bright pixels are those where the chest absorbs most of the radiation.
+    """
+    wide = 0.09 * min(attenuation.shape)  # σ of the scatter in pixels
     light = np.exp(-attenuation)
     light = light + 0.3 * ndimage.gaussian_filter(light, wide, truncate=2.0)
-    photons = 4e5  # a pixel receives without a patient
+    photons = 4e5  # that a pixel receives without a patient
     counts = rng.poisson(ndimage.gaussian_filter(light, 0.6) * photons)
     density = -np.log(np.maximum(counts, 1) / photons)
     density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
@@ -366,12 +423,16 @@ def write_xray_phantoms(
 ) -> None:
     """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
 
-    A chest as of `write_ct_phantoms`, projected along parallel rays; `images/` holds 12-bit levels
-    in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Arguments as of `write_mri_phantoms`.
+    A chest like those of `write_ct_phantoms` is projected along parallel rays. `images/` contains
+    12-bit values in 16-bit PNG, `masks/` contains nodule ids in 8-bit PNG. The arguments are those
+    of `write_mri_phantoms`; `n_nodules` corresponds to `n_lesions`, and `shape` has rows and
+    columns.
     """
     depth_mm = 0.66 * min(shape) * pixel_mm / 48
-    volume = (-(-shape[0] // 2), 48, -(-shape[1] // 2)), (2 * pixel_mm, depth_mm, 2 * pixel_mm)
-    grid = shape, (pixel_mm, pixel_mm)
+    # the chest is simulated at half the resolution of the radiograph
+    volume_shape = (-(-shape[0] // 2), 48, -(-shape[1] // 2))
+    volume = (volume_shape, (2 * pixel_mm, depth_mm, 2 * pixel_mm))
+    grid = (shape, (pixel_mm, pixel_mm))
 
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, volume)
@@ -383,7 +444,7 @@ def write_xray_phantoms(
         for box, share, diameter in lesions:
             depth = ndimage.distance_transform_edt(np.pad(share >= 0.5, 1))[1:-1, 1:-1]
             thickness = diameter * np.sqrt(depth / depth.max() * (2 - depth / depth.max()))
-            density = 0.0164 * rng.uniform(0.9, 2.0)  # lung becomes tissue, often with calcium
+            density = 0.0164 * rng.uniform(0.9, 2.0)  # tissue replaces lung
             attenuation[box] += np.float32(contrast * density) * share * thickness
         return _radiograph(rng, attenuation), instances
 
@@ -412,10 +473,14 @@ def write_xray_phantoms(
 
 @dataclass(frozen=True)
 class VisitSettings:
-    """What pairs of visits look like.
+    """Settings of simulated pairs of visits.
 
-    `n_lesions`: new, gone, enlarged, shrunk and stable ones; `diameter_mm`: least and most,
-    log-uniform. `growth` multiplies the diameter of an enlarged lesion, divides a shrunk one's.
+    Attributes:
+        shape: voxels along z, y and x.
+        spacing_mm: size of a voxel along z, y and x.
+        n_lesions: number of new, gone, enlarged, shrunk and stable lesions.
+        diameter_mm: least and most; diameters are log-uniform between them.
+        growth: factor for the diameter of an enlarged lesion, divisor for that of a shrunk one.
     """
 
     shape: tuple[int, ...] = (48, 96, 96)
@@ -426,26 +491,33 @@ class VisitSettings:
 
 
 def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Images]:
-    """Draw a head with lesions seen twice, each time with its own noise and shading.
+    """Draw a head with lesions at two visits. Each visit has its own noise and shading.
 
-    Returns scans (`before`, `after`) and masks (`before`, `after`, `new`) `[Z, Y, X]`; `new` holds
-    the lesions that the later visit alone has.
+    Returns:
+        Two dictionaries of arrays `[Z, Y, X]`: the scans (`before`, `after`) and the masks
+        (`before`, `after`, `new`). The mask `new` has the lesions that only the later visit has.
     """
-    shape, spacing_mm, growth = settings.shape, settings.spacing_mm, settings.growth
+    shape = settings.shape
+    spacing_mm = settings.spacing_mm
+    growth = settings.growth
     radii = 0.375 * np.asarray(shape) * np.asarray(spacing_mm)
     within = ellipsoid_depth(millimetre_axes(shape, spacing_mm), (0, 0, 0), radii) > 0
-    brain, places = np.asarray(within, dtype=np.float32), np.argwhere(within)
+    brain = np.asarray(within, dtype=np.float32)
+    places = np.argwhere(within)
     shares = {name: np.zeros(shape, dtype=np.float32) for name in ("before", "after", "new")}
+    # factors of the diameter in the masks before, after and new; 0: the mask lacks the lesion
     fates = [(0, 1, 1), (1, 0, 0), (1, growth, 0), (1, 1 / growth, 0), (1, 1, 0)]
     log_least, log_most = np.log(settings.diameter_mm)
     for factors, n in zip(fates, settings.n_lesions, strict=True):
         for diameter in np.exp(rng.uniform(log_least, log_most, size=n)).tolist():
-            outline, jitter = int(rng.integers(2**31)), rng.uniform(-0.5, 0.5, size=3)
-            drawn = {  # of one outline, whatever the size
-                name: lesion_share(default_rng(outline), diameter * factor, spacing_mm, jitter)
-                for name, factor in zip(shares, factors, strict=True)
-                if factor
-            }
+            outline = int(rng.integers(2**31))  # the seed of one outline for all sizes
+            jitter = rng.uniform(-0.5, 0.5, size=3)
+            drawn: dict[str, Field] = {}
+            for name, factor in zip(shares, factors, strict=True):
+                if factor:
+                    of_outline = default_rng(outline)
+                    size = diameter * factor
+                    drawn[name] = lesion_share(of_outline, size, spacing_mm, jitter)
             taken = np.maximum(shares["before"], shares["after"]) >= 0.5
             for centre in rng.permutation(places)[:TRIES]:
                 fits = {k: place_at(centre, share, brain, taken, 3) for k, share in drawn.items()}
@@ -463,7 +535,17 @@ def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Im
 def write_visit_phantoms(
     folder: Path, n: int, settings: VisitSettings | None = None, seed: int = 0
 ) -> Path:
-    """Write `n` pairs into `before`, `after`, `before_images`, `after_images` and `new`."""
+    """Write `n` pairs of visits, and return `folder`.
+
+    The masks are in its folders `before`, `after` and `new`, the scans in `before_images` and
+    `after_images`.
+
+    Args:
+        folder: the folder to write.
+        n: number of pairs.
+        settings: by default `VisitSettings()`.
+        seed: pair i depends only on the seed and on i.
+    """
     settings = settings or VisitSettings()
     geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
     for number in range(n):
@@ -483,7 +565,10 @@ def draw_cases(
     n_lesions: Range,
     progress: Progress | None,
 ) -> Iterator[SimulatedCase]:
-    """Case by case what `simulate(rng, n_lesions)` draws; lesion-free ones are spread evenly."""
+    """Yield each simulated case. Lesion-free cases are spread evenly.
+
+    `simulate(rng, n_lesions)` draws the image and the lesions of a case.
+    """
     shape, spacing_mm = grid
     if n_cases < 1 or len(shape) != len(spacing_mm) or not 1 <= n_lesions[0] <= n_lesions[1]:
         raise ConfigError(f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}.")
@@ -498,9 +583,19 @@ def draw_cases(
 
 
 def write_nnunet_raw(
-    folder: Path, cases: Iterable[SimulatedCase], n_cases: int, n_test: int, *described: str
+    folder: Path,
+    cases: Iterable[SimulatedCase],
+    n_cases: int,
+    n_test: int,
+    name: str,
+    channel: str,
+    about: str,
 ) -> None:
-    """Write an nnU-Net raw folder `described` by name, channel and words; images as int16."""
+    """Write cases as an nnU-Net raw folder, with images as int16.
+
+    `name`, `channel` and `about` are the dataset's name, the name of its channel and its
+    description. The last `n_test` cases are test cases.
+    """
     if not 0 <= n_test <= n_cases:
         raise ConfigError(f"n_test must be 0 to n_cases, not {n_test=} of {n_cases=}.")
     for index, (case, image, lesions, geometry) in enumerate(cases):
@@ -509,7 +604,6 @@ def write_nnunet_raw(
         _write(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
         mask = (lesions > 0).astype(np.uint8)
         _write(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
-    name, channel, about = described
     about_set = {"name": name, "description": about, "licence": "CC0-1.0", "file_ending": ".nii.gz"}
     labels = {"channel_names": {"0": channel}, "labels": {"background": 0, "lesion": 1}}
     numbers = {"numTraining": n_cases - n_test, "numTest": n_test}
@@ -526,20 +620,26 @@ def simulate_once(
     phantoms: Mapping[str, Any],
     bar: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
 ) -> None:
-    """Simulate a dataset at `root`, unless it lies there already.
+    """Simulate a dataset at `root`, unless it exists already.
 
-    `phantoms`: the `kind` (mri, ct, xray) and what `write_<kind>_phantoms` takes, which is kept
-    beside the data. `bar`: opened around the work, yields its `progress`. Raises `ConfigError` for
-    others, and when `root` was simulated with others, `OutputError` when it cannot be written.
+    Args:
+        root: the folder of the dataset.
+        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They are
+            stored in the folder.
+        bar: a context manager around the work; it yields the function `progress`.
+
+    Raises:
+        ConfigError: if an argument is unknown, or `root` was simulated with other arguments.
+        OutputError: if the folder cannot be written.
     """
     settings = {key: value for key, value in phantoms.items() if key != "kind"}
     kind = phantoms.get("kind")
     write = globals().get(f"write_{kind}_phantoms")
     if write is None or kind == "visit":
-        raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
+        raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
     takes = signature(write).parameters
     for name in settings.keys() - takes.keys():
-        raise ConfigError(f"data.phantoms takes no setting {name!r}.{suggest(name, takes)}")
+        raise ConfigError(f"data.phantoms does not take {name!r}.{suggest(name, takes)}")
     if root.exists():
         path = root / SETTINGS
         before = read_json(path) if path.is_file() else settings
@@ -557,7 +657,7 @@ def simulate_once(
             with bar() as progress:
                 write(made, **settings, progress=progress)
             write_json(made / SETTINGS, settings)
-            if not root.exists():  # another process may have been quicker
+            if not root.exists():  # another process may have been faster
                 made.replace(root)
     except OSError as error:
         raise OutputError(f"{root}: the simulated dataset cannot be written: {error}.") from error

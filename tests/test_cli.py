@@ -59,8 +59,8 @@ def test_values_of_several_kinds_pass() -> None:
     lightning = composed("train", "trainer.lightning.profiler=simple").trainer.lightning
     assert lightning == {"profiler": "simple"}
     own = composed("train", "loss=custom", "loss._target_=my.Loss", "loss.power=3").loss
-    assert own.plain() == {"_target_": "my.Loss", "power": 3}
-    assert composed("train", "model.tile_shape=[8,8]").plain()["model"]["tile_shape"] == [8, 8]
+    assert own.to_plain() == {"_target_": "my.Loss", "power": 3}
+    assert composed("train", "model.tile_shape=[8,8]").to_plain()["model"]["tile_shape"] == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_every_option_composes(command: str, group: str, option: str) -> None:
     cfg: Any = compose(command, [*REQUIRED[command], f"{group}={option}"])
     if command == "train":
         make_loss(cfg.loss, cfg.model.activation)
-        DetectionLoss(**cfg.detection.plain())
+        DetectionLoss(**cfg.detection.to_plain())
         assert group != "experiment" or cfg.run_dir == f"runs/{option}"
 
 

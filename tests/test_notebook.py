@@ -91,7 +91,7 @@ def test_ids_stay_text_and_boxes_are_numbers(scored: lesionseg.Run, tmp_path: Pa
 def test_what_is_not_there_is_named(scored: lesionseg.Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the table"):
         scored.to_pandas("lesion")
-    with pytest.raises(ReadError, match="no such table"):
+    with pytest.raises(ReadError, match="the table does not exist"):
         lesionseg.Run(tmp_path).to_pandas("cases")
     with pytest.raises(ConfigError, match="Did you mean 'preset'"):
         lesionseg.evaluate("a", "b", "c", presett="iou50")

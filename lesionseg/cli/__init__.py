@@ -1,4 +1,4 @@
-"""The command line: Hydra overrides in, the recipe of a command called with its settings.
+"""The command line: it parses Hydra overrides and runs a command with the resulting settings.
 
 lesionseg train data.root=DIR model=unet loss.gamma=2
 python scripts/train.py data.root=DIR model=unet loss.gamma=2

@@ -1,4 +1,4 @@
-"""Run a command by its name and overrides: print its outcome, and errors as sentences."""
+"""Run a command by its name and overrides. Print its outcome, and an error as a sentence."""
 
 import logging
 import os
@@ -49,29 +49,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
     """Run one command and return its exit status.
 
-    It is 0 if all is done, 3 if some cases failed, 1 if nothing ran, 2 for a wrong setting and 130
-    after Ctrl-C or SIGTERM.
+    Args:
+        command: the name of the command.
+        argv: its overrides and flags.
+        program: the first word of the examples in its help. None: the script of the repository.
 
-    `program` is what the examples of its help begin with; None: the script of the repository.
+    Returns:
+        0 if all is done, 3 if some cases failed, 1 if nothing ran, 2 for a wrong setting and 130
+        after Ctrl-C or SIGTERM.
     """
     if {"-h", "--help"} & set(argv):
         say(help_page(command, program))
         return 0
-    # ours alone: other packages' notes on fonts and plug-ins are no news to a user
+    # only our own records: notes of other packages, such as on fonts, do not help a user
     shown = _OnTerminal()
     shown.setLevel(logging.INFO)  # details go to the log of a run
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("lesionseg").setLevel(logging.DEBUG)
     _end_at_sigterm()
-    # libgomp's waiting threads spin: two commands on the same cores would halve each other's speed
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # 0.99 alone, both as fast (benchmarks/)
+    # Waiting threads of libgomp spin, so two commands on the same cores would halve each other's
+    # speed. With this limit both are fast; a single command has 0.99 of its speed (benchmarks/).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         flags, overrides = read_flags(argv, command)
         if "--multirun" in flags and "--cfg" not in flags:
             return multirun(command, overrides)
         if "--cfg" not in flags:
             with progress_bars():
-                return finish(recipe(command, compose(command, overrides)))
+                return print_outcome(run_recipe(command, compose(command, overrides)))
         import yaml
 
         plain = compose_plain(command, overrides)
@@ -82,12 +87,12 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
         resumes = command in ("predict", "prepare", "tune") or "run_dir=" in " ".join(argv)
-        sys.stderr.write("Stopped. The same command goes on.\n" if resumes else "Stopped.\n")
+        sys.stderr.write("Stopped. The same command continues.\n" if resumes else "Stopped.\n")
         return INTERRUPTED
 
 
-def recipe(command: str, cfg: Any) -> Outcome:
-    """Call the function of a command with its settings. Return its outcome; nothing is printed."""
+def run_recipe(command: str, cfg: Any) -> Outcome:
+    """Call the function of a command with its settings, and return its outcome. Print nothing."""
     from lesionseg.cli.paths import check_paths
     from lesionseg.io.files import private_files
 
@@ -105,7 +110,7 @@ def say(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
-def finish(outcome: Outcome) -> int:
+def print_outcome(outcome: Outcome) -> int:
     """Print the outcome of a command. Return its exit status."""
     lines = outcome.summary()
     if outcome.next is not None:
@@ -116,7 +121,7 @@ def finish(outcome: Outcome) -> int:
 
 
 def multirun(command: str, argv: Sequence[str]) -> int:
-    """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
+    """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra."""
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -125,7 +130,8 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     launcher = next((a for a in argv if a.startswith("hydra/launcher=submitit")), None)
     if launcher and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise ConfigError(f"{launcher} needs hydra-submitit-launcher: {pip_install('slurm')}")
-    overrides, statuses = override_list(command, argv), list[int]()
+    overrides = override_list(command, argv)
+    statuses: list[int] = []
     if "run_dir" in COMMANDS[command].model_fields:
         named = [o for o in overrides if key_of(o) == "run_dir"]
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -138,28 +144,30 @@ def multirun(command: str, argv: Sequence[str]) -> int:
                 "'run_dir=runs/cv/fold_${data.fold}'."
             )
 
-    def task(cfg: Any) -> int:
+    def run_job(cfg: Any) -> int:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         with progress_bars():
-            statuses.append(finish(recipe(command, read(COMMANDS[command], plain))))
+            statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
         return statuses[-1]
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises the original errors
     sys.argv = [command, "--multirun", *overrides]
     try:
         with _logging_as_before():
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
+                run_job
+            )()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    return max(statuses, default=0)  # a job elsewhere leaves none; if it fails, it raises here
+    return max(statuses, default=0)  # a job of a launcher has no status here; it raises if it fails
 
 
 @contextmanager
 def _logging_as_before() -> Iterator[None]:
-    """Put back the handlers and the level of the root logger, which Hydra's jobs replace.
+    """Restore the handlers and the level of the root logger, which Hydra's jobs replace.
 
-    Hydra's handler keeps the standard output of now: a program that closes it, as a test does,
-    would get an error with each later line.
+    Hydra's handler keeps a reference to the current standard output. If a program closes that
+    stream, as a test does, each later line would be an error.
     """
     root = logging.getLogger()
     handlers = [*root.handlers]
@@ -174,20 +182,20 @@ def _logging_as_before() -> Iterator[None]:
 
 
 class _OnTerminal(logging.StreamHandler[Any]):
-    """Prints to standard error, a reader's warning once."""
+    """A handler that prints to standard error, and a warning of a reader only once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.addFilter(Once())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr  # a progress bar takes its place, and prints above itself
+        self.stream = sys.stderr  # a progress bar replaces it, to print lines above the bar
         super().emit(record)
 
 
 def _end_at_sigterm() -> None:
-    """Let SIGTERM end a command as Ctrl-C does; what is forked from it just ends."""
-    with suppress(ValueError):  # only the first thread may
+    """Make SIGTERM end a command like Ctrl-C. A forked process ends at once."""
+    with suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if hasattr(os, "register_at_fork"):
             fork_ends = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)

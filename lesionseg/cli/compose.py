@@ -1,4 +1,4 @@
-"""Overrides in, the checked settings of a command out: Hydra composes, pydantic checks."""
+"""Compose the settings of a command from its overrides with Hydra. pydantic checks them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,13 @@ from lesionseg.pipeline.log import command_line
 
 SEARCHPATH = "hydra.searchpath"
 _HYDRA = Lock()
-# what these take is for the class that they name
+# the class that such a section names checks the keys of the section
 OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
-# flags by their short names; those of KEYS become an override with the value behind them
+# flags by their short names; a flag of KEYS and the word after it become an override
 FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help"}
 FLAGS |= {"-i": "--input", "-o": "--output"}
-LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")  # whose items may be texts
+# keys of lists whose items may be texts
+LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 
 
@@ -27,9 +28,9 @@ KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 def compose_files(
     command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
 ) -> dict[str, Any]:
-    """Compose a command's files and overrides by Hydra.
+    """Compose a command's files and overrides with Hydra.
 
-    Hydra keeps the configuration in a global. It is left as it was found.
+    Hydra stores its state in a global. This function restores it.
 
     Raises:
         ConfigError: if Hydra refuses a file or an override.
@@ -41,7 +42,7 @@ def compose_files(
     from omegaconf.errors import OmegaConfBaseException
 
     with _HYDRA:
-        outer = GlobalHydra.instance().hydra  # of the job of a multirun, or of a user's own program
+        outer = GlobalHydra.instance().hydra  # set in the job of a multirun or by the user
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -55,7 +56,12 @@ def compose_files(
 
 
 def compose(command: str, argv: Sequence[str]) -> Settings:
-    """Return the settings of a command with overrides. `ConfigError` names the nearest key."""
+    """Return the checked settings of a command with overrides.
+
+    Raises:
+        ConfigError: if a key is unknown (the message names the nearest), required and missing, or
+            has a wrong value.
+    """
     plain = compose_plain(command, argv)
     missing = sorted(key for key, value in _leaves(plain) if value == "???")
     if missing:
@@ -67,13 +73,18 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a command with overrides as plain data, without checking values."""
     return compose_files(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
-    """Return the overrides as Hydra reads them: texts quoted, keys and options checked."""
+    """Check the keys and options of overrides, and quote their texts so that Hydra can read them.
+
+    Raises:
+        ConfigError: if a key or an option of a group is unknown; the message names the nearest.
+    """
     for path in (a for a in argv if "=" not in a and a[:1] != "~"):
-        raise ConfigError(f"{path!r} is no setting. Write {_meant(command)}={path}")
+        raise ConfigError(f"{path!r} is not a setting. Write {_guess_key(command)}={path}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
     overrides = [quote_text(a, texts) for a in argv]
     options = groups(command, overrides)
@@ -89,7 +100,7 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     for override in overrides:
         key = key_of(override)
         is_open = key.startswith((*OPEN, "loss.") if chosen.get("loss") == "custom" else OPEN)
-        is_open |= override.startswith("+") and "." in key  # its section says whether it takes it
+        is_open |= override.startswith("+") and "." in key  # the section checks it
         if is_open:
             result.append("++" + override.lstrip("+"))
         elif key in known or key.startswith("hydra") or override.startswith("~"):
@@ -100,6 +111,7 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield each dotted key of nested sections, those of the sections too, with its value."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
@@ -107,11 +119,14 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
 
 
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Return the command's groups and the options of each, with those of the user's folders."""
-    roots, found = [conf_dir(), *_own_folders(overrides)], dict[str, list[str]]()
-    entries = [entry for file in files_of(command) for entry in _contents(file)]
-    for name in (name for entry in entries if isinstance(entry, dict) for name in entry):
-        found[name] = sorted({p.stem for root in roots for p in (root / name).glob("*.yaml")})
+    """Return the options of each group of the command, including those in the user's folders."""
+    roots = [conf_dir(), *_own_folders(overrides)]
+    found: dict[str, list[str]] = {}
+    for file in files_of(command):
+        for entry in _contents(file):
+            for name in entry if isinstance(entry, dict) else ():
+                options = {path.stem for root in roots for path in (root / name).glob("*.yaml")}
+                found[name] = sorted(options)
     return found
 
 
@@ -133,8 +148,11 @@ def _contents(path: Path) -> list[Any]:
 
 def _own_folders(overrides: Sequence[str]) -> list[Path]:
     """Return the folders of `hydra.searchpath`. Raise `ConfigError` if one does not exist."""
-    folders = list[Path]()
-    for place in (o.partition("=")[2].strip("[]'\"") for o in overrides if key_of(o) == SEARCHPATH):
+    folders: list[Path] = []
+    for override in overrides:
+        if key_of(override) != SEARCHPATH:
+            continue
+        place = override.partition("=")[2].strip("[]'\"")
         scheme, _, name = place.rpartition("://")
         try:
             folders.append(Path(str(files(name))) if scheme == "pkg" else Path(name))
@@ -145,12 +163,12 @@ def _own_folders(overrides: Sequence[str]) -> list[Path]:
     return folders
 
 
-def _meant(command: str, flag: str = "") -> str | None:
-    """Return the setting that a flag of another program means; without a flag, the first setting.
+def _guess_key(command: str, flag: str = "") -> str | None:
+    """Return the key that a user means by an unknown flag; without a flag, the key of the input.
 
-    >>> _meant("train", "--data"), _meant("train", "--max-minutes"), _meant("predict")
+    >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
-    >>> _meant("evaluate"), _meant("report")
+    >>> _guess_key("evaluate"), _guess_key("report")
     ('reference', 'scores')
     """
     name = flag.lstrip("-").replace("-", "_")
@@ -160,12 +178,16 @@ def _meant(command: str, flag: str = "") -> str | None:
 
 
 def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
-    """Return the flags by their long names, and the overrides, including those of `KEYS`.
+    """Separate flags from overrides. Return both; flags have their long names.
+
+    A flag of `KEYS` becomes an override.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
     """
-    flags, overrides, remaining = set[str](), list[str](), list(argv)
+    flags: set[str] = set()
+    overrides: list[str] = []
+    remaining = list(argv)
     while remaining:
         name, separator, value = remaining.pop(0).partition("=")
         name = FLAGS.get(name, name)
@@ -185,14 +207,16 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
                 remaining.pop(0)
         else:
             value = value or next((a for a in remaining if a[:1] != "-"), "…")
-            key = _meant(command, name)
+            key = _guess_key(command, name)
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
     return flags, overrides
 
 
 def quote_text(argument: str, keys: Iterable[str]) -> str:
-    """Quote the value of a key of text, so that spaces, `=`, commas and brackets pass Hydra.
+    """Quote the value of an override if its key is one of `keys`, which have texts as values.
+
+    Spaces, `=`, commas and brackets would have a meaning for Hydra otherwise.
 
     >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
@@ -210,6 +234,7 @@ def quote_text(argument: str, keys: Iterable[str]) -> str:
 
 
 def _in_quotes(value: str) -> str:
+    """Return a text in single quotes, or unchanged if it has quotes already."""
     if value[:1] in ("'", '"') and value[:1] == value[-1:]:
         return value
     # Hydra reads a backslash as itself unless a quote follows the run of backslashes
@@ -218,7 +243,11 @@ def _in_quotes(value: str) -> str:
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override without sign and value. Raise `ConfigError` without a key."""
+    """Return the key of an override without `+`, `~` and its value.
+
+    Raises:
+        ConfigError: if the override has no `=`.
+    """
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):
         raise ConfigError(f"{override!r} has no '='. Write key=value or group=option.")

@@ -1,4 +1,4 @@
-"""The help of a command, made from the comments of its YAML files."""
+"""Make the help of a command from the comments of its YAML files."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from lesionseg.config import conf_dir
 
 
 def summary(command: str) -> str:
-    """Return the sentence that says what the command does: the first comment of its file."""
+    """Return the sentence that describes the command: the first comment of its file."""
     return first_comment(conf_dir() / f"{command}.yaml")
 
 
@@ -27,9 +27,9 @@ def most_used(command: str) -> str:
 
 def help_page(command: str, program: str | None = None) -> str:
     """Return examples, settings, groups and options of the command, with their comments."""
-    typed = f"{program} {command}" if program else f"python scripts/{command}.py"
+    start = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [f"{command}: {summary(command)}", "", "Examples:"]
-    lines += [f"  {typed} {example}" for example in examples(command)]
+    lines += [f"  {start} {example}" for example in examples(command)]
     if common := most_used(command):
         lines += ["", f"Most used: {common}"]
     lines += ["", "Settings (key=value, or section.key=value):"]

@@ -1,6 +1,6 @@
-"""Paths in a command's settings, checked before heavy packages are imported.
+"""Check the paths in a command's settings before heavy packages are imported.
 
-torch takes seconds to import. A mistyped path is reported before that.
+The import of torch takes seconds. A mistyped path is an error before it.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,7 @@ _PATTERN = set("*?[")
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    Reads no file. URLs are left to the download. A check that passes promises nothing: the
-    command itself checks what it reads.
+    No file is read, and URLs are not checked. The command still checks the files that it reads.
     """
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
@@ -33,6 +32,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
 
 
 def _places(value: Any) -> tuple[str, ...]:
+    """Return the paths in the value of a setting: none, one or several."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
@@ -56,7 +56,7 @@ def _check_dataset(setting: str, path: Path) -> None:
     from lesionseg.io.layouts import find_convention, read_dataset
 
     if find_convention(path) is None:
-        read_dataset(path)  # raises the error that says which layouts there are
+        read_dataset(path)  # it raises the error that lists the layouts
 
 
 def _check_file(setting: str, path: Path) -> None:
@@ -67,12 +67,12 @@ def _check_file(setting: str, path: Path) -> None:
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    if not path.exists():  # of an empty folder `predict` makes a note in its log
+    if not path.exists():  # an empty folder passes: `predict` notes it in its log
         if not _PATTERN & set(str(path)):
             raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")
         pattern = str(path.relative_to(path.anchor))
         if next(Path(path.anchor or ".").glob(pattern), None) is None:
-            raise DatasetError(f"{setting}: no file has such a name.")
+            raise DatasetError(f"{setting}: no file matches this pattern.")
 
 
 def _check_bundle(setting: str, path: Path) -> None:
@@ -105,7 +105,7 @@ def _check_output(setting: str, path: Path) -> None:
 
 
 def _hint(path: Path) -> str:
-    """Return the nearest name in the same folder, or the last folder on the way that exists."""
+    """Return a sentence with the nearest name in the folder, or the first missing folder."""
     parent = path.absolute().parent
     if parent.is_dir():
         return suggest(path.name, (entry.name for entry in parent.iterdir()))

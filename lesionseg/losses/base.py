@@ -203,7 +203,7 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     Raises:
         ConfigError: The class is not a loss or does not take these arguments.
     """
-    given = cfg.plain()
+    given = cfg.to_plain()
     softmax = activation == "softmax"
     make = import_target(given.pop(TARGET), "loss")
     parameters = signature(make).parameters

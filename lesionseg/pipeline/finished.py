@@ -52,7 +52,7 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
         files=tuple(path.relative_to(run).as_posix() for path in files),
         page=None if page is None else page.relative_to(run).as_posix(),
         data=_data_digest(experiment),
-        report=_digest(experiment.cfg.report.plain()),
+        report=_digest(experiment.cfg.report.to_plain()),
     )
     write_json(run / FINISHED, asdict(record))
 
@@ -75,13 +75,13 @@ def read_finished(experiment: Experiment) -> Finished | None:
     if not all((run / name).is_file() for name in record.files):
         return None
     is_drawn = record.page is None or (run / record.page).is_file()
-    if is_drawn and record.report == _digest(report.plain()):
+    if is_drawn and record.report == _digest(report.to_plain()):
         return record
     page = report_run(run, experiment.dataset, report)
     drawn = replace(
         record,
         page=None if page is None else page.relative_to(run).as_posix(),
-        report=_digest(report.plain()),
+        report=_digest(report.to_plain()),
     )
     write_json(run / FINISHED, asdict(drawn))
     return drawn

@@ -225,7 +225,7 @@ def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
 def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     """Return the plan with the α and γ that inference must undo; see `losses.focal`."""
     if plan.has_boxes:
-        alpha, gamma = DetectionLoss(**cfg.detection.plain()).link or (None, None)
+        alpha, gamma = DetectionLoss(**cfg.detection.to_plain()).link or (None, None)
         alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
         plan = plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
     link = getattr(make_loss(cfg.loss, plan.activation), "link", None)

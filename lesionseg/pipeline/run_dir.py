@@ -50,7 +50,7 @@ def config_of(cfg: TrainConfig) -> dict[str, Any]:
     The number of trials of a search is left out: a search with more trials stays the same.
     """
     name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
-    config = {"command": name, **cfg.plain()}
+    config = {"command": name, **cfg.to_plain()}
     config.get("tune", {}).pop("n_trials", None)
     return config
 

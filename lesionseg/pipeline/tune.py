@@ -303,7 +303,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
         "objective": f"{objective} + {TIE_WEIGHT} · average precision",
         "evaluated_on": "validation",
         **facts,
-        "search": cfg.tune.plain(),
+        "search": cfg.tune.to_plain(),
         "best": None if best is None else asdict(best),
         "steadiest": None if steady is None else asdict(steady),
         "trials": [asdict(trial) for trial in trials],

@@ -163,7 +163,7 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
             f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
             f"model.activation={activation}, or +loss.activation={plan.activation}."
         )
-    return Objective(plan, loss, DetectionLoss(**cfg.detection.plain()))
+    return Objective(plan, loss, DetectionLoss(**cfg.detection.to_plain()))
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
