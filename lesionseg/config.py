@@ -91,7 +91,10 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **chosen: Any) -> Self:
-        """Return the defaults of `conf/`, changed by the given values. Wrong ones: `ConfigError`.
+        """Return the defaults of `conf/`, changed by the given values.
+
+        Raises:
+            ConfigError: if a key is unknown or a value is wrong.
 
         >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
         9

@@ -10,8 +10,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`; the latter lists `__all__`.
 
-    The modules behind a package's public names may import torch or MONAI, which takes seconds. A
-    module of the package that needs neither can then be imported alone.
+    The modules of a package's public names may import torch or MONAI, which takes seconds. With
+    these functions, a module of the package that needs neither is imported without them.
 
     Args:
         package: the package's name.

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -227,14 +228,15 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     ventricles.
     """
     half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
+    draw_field = partial(smooth_field, rng, grid[0], grid[1])
     scale = float(half.min()) / 75  # an adult's head has a half-width of 75 mm
     voxel = float(np.mean(grid[1]))
     bend = np.float32(2.5 * scale)
-    z, y, x = (a + bend * smooth_field(rng, *grid, 120 * scale) for a in millimetre_axes(*grid))
+    z, y, x = (axis + bend * draw_field(120 * scale) for axis in millimetre_axes(*grid))
     skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
     wave = 26 * scale  # of the folded cortex: a field is zero along the sulci
-    folds = np.abs(smooth_field(rng, *grid, wave)) * np.float32(wave / (2 * np.pi))
+    folds = np.abs(draw_field(wave)) * np.float32(wave / (2 * np.pi))
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
     surface = np.minimum(brain, np.minimum(sulci, fissure))
@@ -246,7 +248,7 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     )
     tissue = coverage(surface - 0.7 * scale, voxel) * (1 - ventricle)
     white = coverage(surface - 3.6 * scale, voxel) * (1 - ventricle)
-    texture = 1 + 0.04 * smooth_field(rng, *grid, 14 * scale)
+    texture = 1 + 0.04 * draw_field(14 * scale)
     scalp = coverage(skin, voxel) - coverage(skin - 5 * scale, voxel)
     signal = (
         0.9 * scalp + (0.12 * coverage(brain, voxel) + white + 1.12 * (tissue - white)) * texture
@@ -317,8 +319,8 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
 
     Return the share 0..1 of each voxel that a vessel covers.
     """
-    first = smooth_field(rng, *grid, wave_mm)
-    second = smooth_field(rng, *grid, wave_mm)
+    first = smooth_field(rng, grid[0], grid[1], wave_mm)
+    second = smooth_field(rng, grid[0], grid[1], wave_mm)
     distance = np.hypot(first, second)
     return coverage(
         radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1]))
@@ -330,8 +332,9 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
     up, front, side = half
     voxel = float(np.mean(grid[1]))
+    draw_field = partial(smooth_field, rng, grid[0], grid[1])
     bend = np.float32(0.02 * half.min())
-    z, y, x = (a + bend * smooth_field(rng, *grid, 90) for a in millimetre_axes(*grid))
+    z, y, x = (axis + bend * draw_field(90) for axis in millimetre_axes(*grid))
     size = rng.uniform(0.92, 1.0, size=3)
     torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
     narrow = 1 + 0.35 * np.clip(z / up, 0, 1) ** 2  # the lungs are narrower at their tops
@@ -342,7 +345,8 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
     large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
     small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
-    fine, coarse = (smooth_field(rng, *grid, wave) for wave in (7.0, 25.0))
+    fine = draw_field(7.0)
+    coarse = draw_field(25.0)
     air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
     rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
     spine = coverage(15 - np.hypot(x, y + 0.7 * front), voxel)
@@ -368,8 +372,22 @@ def write_ct_phantoms(
 ) -> None:
     """Write simulated chest CT scans with nodules of 3 to 15 mm as an nnU-Net raw folder.
 
-    A third of the scans has no nodule, as in LUNA16. The arguments are those of
-    `write_mri_phantoms`; `n_nodules` corresponds to `n_lesions`.
+    A third of the scans has no nodule, as in LUNA16.
+
+    Args:
+        folder: the folder to write.
+        n_cases: number of cases.
+        seed: seed of the set.
+        n_test: the last `n_test` cases are test cases.
+        lesion_free_share: share of the cases without a nodule, spread evenly.
+        shape: voxels along z, y and x.
+        spacing_mm: size of a voxel along z, y and x.
+        contrast: factor for the difference between nodules and lung.
+        n_nodules: least and most nodules of a case.
+        progress: called with case, number done and total.
+
+    Raises:
+        ConfigError: if the numbers cannot be simulated, such as no case.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -424,9 +442,21 @@ def write_xray_phantoms(
     """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
 
     A chest like those of `write_ct_phantoms` is projected along parallel rays. `images/` contains
-    12-bit values in 16-bit PNG, `masks/` contains nodule ids in 8-bit PNG. The arguments are those
-    of `write_mri_phantoms`; `n_nodules` corresponds to `n_lesions`, and `shape` has rows and
-    columns.
+    12-bit values in 16-bit PNG, `masks/` contains nodule ids in 8-bit PNG.
+
+    Args:
+        folder: the folder to write.
+        n_cases: number of cases.
+        seed: seed of the set.
+        lesion_free_share: share of the cases without a nodule, spread evenly.
+        shape: rows and columns.
+        pixel_mm: size of a pixel.
+        contrast: factor for the difference between nodules and lung.
+        n_nodules: least and most nodules of a case.
+        progress: called with case, number done and total.
+
+    Raises:
+        ConfigError: if the numbers cannot be simulated, such as no case.
     """
     depth_mm = 0.66 * min(shape) * pixel_mm / 48
     # the chest is simulated at half the resolution of the radiograph
@@ -492,6 +522,10 @@ class VisitSettings:
 
 def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Images]:
     """Draw a head with lesions at two visits. Each visit has its own noise and shading.
+
+    Args:
+        rng: draws everything.
+        settings: grid, number, size and growth of lesions.
 
     Returns:
         Two dictionaries of arrays `[Z, Y, X]`: the scans (`before`, `after`) and the masks

@@ -161,7 +161,7 @@ def test_an_error_is_one_sentence_and_in_python_an_exception(
 def test_ctrl_c_and_sigterm_leave_with_130() -> None:
     code = (
         "import signal, sys; import lesionseg.cli.command as c; "
-        "c.recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
+        "c.run_recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
         "sys.exit(c.run('train', ['data.root=x']))"
     )
     done = python("-c", code)
@@ -178,7 +178,7 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
         folders.append(cfg.run_dir)
         return TrainOutcome(Path(cfg.run_dir), is_first=False)
 
-    monkeypatch.setattr("lesionseg.cli.command.recipe", call)
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
     handlers = [*logging.getLogger().handlers]
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
     assert logging.getLogger().handlers == handlers  # Hydra's write to an output that is closed
@@ -252,7 +252,7 @@ def test_a_section_takes_what_is_named_and_checks_it() -> None:
     with pytest.raises(ConfigError, match=r"overlp.*overlap"):
         InferenceConfig.of(overlp=0.1)
     require_one_of("model.stem", "full", ["full", "space_to_depth"])
-    for wrong, named in (("ful", "Did you mean 'full'"), (None, "none of full")):
+    for wrong, named in (("ful", "Did you mean 'full'"), (None, "not one of full")):
         with pytest.raises(ConfigError, match=named):
             require_one_of("model.stem", wrong, ["full", "space_to_depth"])
 

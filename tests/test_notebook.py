@@ -99,7 +99,7 @@ def test_what_is_not_there_is_named(scored: lesionseg.Run, tmp_path: Path) -> No
 
 def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
-    monkeypatch.setattr("lesionseg.api.recipe", recipe)
+    monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
     run = lesionseg.train("my data", loss="focal", **settings)
     assert run.folder == Path("runs/a")
@@ -115,7 +115,7 @@ def test_a_training_in_python_prints_nothing(tmp_path: Path) -> None:
 
 def test_a_run_takes_text_and_has_its_test_scores(scored: lesionseg.Run, tmp_path: Path) -> None:
     assert lesionseg.Run(str(scored.folder)) == scored
-    with pytest.raises(ReadError, match="no test cases"):
+    with pytest.raises(ReadError, match="no scores of test cases"):
         _ = scored.test
     shutil.copytree(scored.folder, tmp_path / "run" / "test")
     assert lesionseg.Run(str(tmp_path / "run")).test.scores == scored.scores

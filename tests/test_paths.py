@@ -93,7 +93,7 @@ def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
         ("train", "data.root", "masks", "no known dataset layout"),
         ("train", "data.root", ".", "Name one of them"),
         ("train", "data.root", "gone/deep/data", "gone does not"),
-        ("predict", "input", "masks/*.png", "no file has such a name"),
+        ("predict", "input", "masks/*.png", "no file matches this pattern"),
         ("predict", "bundle", "masks", "not a bundle"),
         ("predict", "bundle", "[model,masls]", "bundle=masls"),
         ("evaluate", "prediction", "empty", "the folder is empty"),

@@ -23,7 +23,7 @@ def train(*_):
     plan, cfg = small_plan(), config(max_steps=100000, workers=2)
     fit.fit(build_network(plan), plan, Squares(), cfg, Path(sys.argv[1]), loss=DiceFocalLoss())
 
-c.recipe = train
+c.run_recipe = train
 sys.exit(c.run("train", ["data.root=x", f"run_dir={sys.argv[1]}"]))
 """
 
@@ -43,7 +43,7 @@ def decode(*_):
     finally:
         thread.join()
 
-c.recipe = decode
+c.run_recipe = decode
 sys.exit(c.run("predict", ["bundle=x", "input=y", f"output={sys.argv[1]}"]))
 """
 
@@ -65,4 +65,4 @@ def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, reposito
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert "killed by signal" not in said
-    assert said.splitlines()[-1] == "Stopped. The same command goes on."
+    assert said.splitlines()[-1] == "Stopped. The same command continues."

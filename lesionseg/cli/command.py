@@ -25,7 +25,7 @@ from lesionseg.errors import (
     pip_install,
     suggest,
 )
-from lesionseg.pipeline.log import Once, progress_bars
+from lesionseg.pipeline.log import RepeatFilter, progress_bars
 from lesionseg.pipeline.outcome import Outcome
 
 
@@ -186,7 +186,7 @@ class _OnTerminal(logging.StreamHandler[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.addFilter(Once())
+        self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr  # a progress bar replaces it, to print lines above the bar

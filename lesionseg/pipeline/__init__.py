@@ -1,1 +1,1 @@
-"""The recipes: one file per command, which orders the steps of the packages below."""
+"""The recipes of the commands, one file each. A recipe calls the packages below in order."""

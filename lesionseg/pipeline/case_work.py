@@ -1,4 +1,4 @@
-"""The work on a scan in `predict`: it is read, the networks run, and its files are written."""
+"""Process a scan for `predict`: read it, run the networks, write its files."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -59,13 +59,13 @@ logger = logging.getLogger(__name__)
 UNLIKE = "No DICOM results: the scan is unlike the training scans. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 Known = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
-_FAULT = "fault"  # key of a scan that cannot be predicted whatever its files hold
+_FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
 
 
 def make_predictor(
     cfg: PredictConfig | ServeConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
-    """Return the predictor that the settings ask for."""
+    """Return the predictor for the settings of `predict` or `serve`."""
     return Predictor(
         cfg.bundle,
         settings=cfg.inference,
@@ -84,19 +84,21 @@ def predict_cases(
     scans: Sequence[FoundScan],
     known: Known,
 ) -> Generator[CaseRow]:
-    """Predict scans into `output`; yields the row of each, in order, as soon as it is written.
+    """Predict scans into `output`. Yield the row of each, in order, as soon as it is written.
 
-    `known`: rows of earlier runs; results that are unchanged are kept. A scan that fails gives a
-    row that says why, and leaves earlier results as they are. Close the generator to stop: the
-    results written so far stay.
+    `known`: rows of earlier runs; unchanged results are kept. The row of a scan that fails states
+    the reason, and its earlier results stay. Close the generator to stop; the results written so
+    far stay.
     """
     work = CaseWork(cfg, predictor, output, known)
-    steps = (partial(work.attempt, step) for step in (work.read, work.infer, work.write))
-    yield from read_ahead(scans, *steps, fits=work.fits)
+    read = partial(work.attempt, work.read)
+    infer = partial(work.attempt, work.infer)
+    write = partial(work.attempt, work.write)
+    yield from read_ahead(scans, read, infer, write, fits=work.fits)
 
 
 class CaseWork:
-    """Processing of a scan in three steps; `attempt` returns a row even if a step fails."""
+    """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors."""
 
     def __init__(
         self, cfg: PredictConfig, predictor: Predictor, output: Path, known: Known
@@ -109,7 +111,7 @@ class CaseWork:
         self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
         gigabytes = cfg.inference.max_memory_gb
         self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
-        # of the scans at work and before; a row with a status is final
+        # rows of finished scans and of those in progress; a row with a status is final
         self.rows: dict[tuple[str, str], CaseRow] = {}
         self.sizes: dict[tuple[str, str], int] = {}
 
@@ -125,7 +127,7 @@ class CaseWork:
         try:
             result = step(scan) if made is None else step(scan, made)
         except Exception as error:  # a damaged file may make any library raise anything
-            result = self._failed(scan, error)
+            result = self._record_failure(scan, error)
         row = self.rows[scan.key]
         if not row.is_unchanged:
             seconds = round(row.seconds + perf_counter() - begin, 3)
@@ -136,10 +138,10 @@ class CaseWork:
             self.rows[scan.key] = row
         return row if isinstance(result, CaseRow) else result
 
-    def _failed(self, scan: FoundScan, error: Exception) -> CaseRow:
-        """Make the row of a scan that failed, its earlier one if it failed like this before."""
+    def _record_failure(self, scan: FoundScan, error: Exception) -> CaseRow:
+        """Set and return the row of a failed scan: its earlier row if the failure is the same."""
         text = str(error) or repr(error)
-        for image in scan.files.images:  # the id names the folders below the input; no others
+        for image in scan.files.images:  # messages show only folders below the input
             text = text.replace(f"{image.parent}/", "")
         text = text.encode("utf-8", "backslashreplace").decode()
         row = self.rows[scan.key]
@@ -170,7 +172,7 @@ class CaseWork:
                 self.sizes[scan.key] = 0
                 if scan.fault or scan.left_out:
                     continue
-                with suppress(Exception):  # reading it says what is wrong
+                with suppress(Exception):  # the step `read` will raise the same error
                     geometry = read_geometry(scan.files.images[0], raster_mm=1.0)
                     self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
         return sum(self.sizes[scan.key] for scan in scans) <= self.budget
@@ -178,10 +180,11 @@ class CaseWork:
     def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
         """Return the scan on the plan's grid, or its row if there is nothing to do.
 
-        Raises `ConflictError` if results of another scan are in the way.
+        Raises:
+            ConflictError: if the output has results of another scan under the same case id.
         """
         if scan.left_out:
-            return self._skipped(scan, scan.left_out)
+            return self._skip(scan, scan.left_out)
         if scan.fault:
             self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
             raise DatasetError(scan.fault)
@@ -191,7 +194,7 @@ class CaseWork:
         row = replace(row, key=self._key(scan.files, source.digest))
         self.rows[scan.key] = row
         self.results.claim(scan.case, source, overwrite=self.cfg.overwrite)
-        earlier = self._kept(scan, row, source) or self._earlier_failure(row)
+        earlier = self._earlier_result(scan, row, source) or self._earlier_failure(row)
         if earlier is not None:
             row = replace(
                 earlier.of_source(source, state),
@@ -203,20 +206,21 @@ class CaseWork:
             )
             self.rows[scan.key] = row
             return row
-        plan, series = self.predictor.plan, self.cfg.series
+        plan = self.predictor.plan
+        series = self.cfg.series
         reason = explain_too_few_slices(
             scan, series, plan, archive=is_archive(Path(self.cfg.input))
         )
         if reason:
-            return self._skipped(scan, reason)
+            return self._skip(scan, reason)
         prepared = self.predictor.prepare(scan.files)
         if file_state(file for image in scan.contents for file in image) != state:
             raise ResourceError("The scan changed while it was read. Run the command again.")
         trim_memory()
         return prepared
 
-    def _skipped(self, scan: FoundScan, reason: str) -> CaseRow:
-        """Make the row of a scan that is not to be predicted."""
+    def _skip(self, scan: FoundScan, reason: str) -> CaseRow:
+        """Set and return the row of a scan that is not predicted."""
         message = f"{reason[:1].upper()}{reason[1:]}."
         row = replace(self.rows[scan.key], status="skipped", message=message)
         for earlier in self.known.get(row.case, ()):
@@ -227,7 +231,7 @@ class CaseWork:
         return row
 
     def _source(self, scan: FoundScan, state: str) -> ScanSource:
-        """Return what the scan is; files in the state of an earlier run are not read again."""
+        """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
         known = self.known.get(scan.case, ())
         same = (r.digest for r in known if r.digest and (r.path, r.state) == (scan.path, state))
         facts = scan.facts
@@ -238,8 +242,8 @@ class CaseWork:
             instance_uid=facts.instance_uid if facts else "",
         )
 
-    def _kept(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
-        """Return the row of results of this content, bundle and settings that are in place."""
+    def _earlier_result(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
+        """Return the row of existing results of the same content, bundle and settings, or None."""
         plan = self.predictor.plan
         suffix = result_suffix(scan.files.images[0], plan.dims)
         masks = plan.candidate_rule.source != "detection"
@@ -249,11 +253,11 @@ class CaseWork:
         return None
 
     def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
-        """Run the networks; a case that is too large keeps its probabilities in a file."""
+        """Run the networks. The probabilities of a case too large for the memory are in a file."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
         inferred = self.predictor.infer(prepared, folder=folder)
-        trim_memory()  # glibc would keep the memory of tiles in addition to what follows
+        trim_memory()  # otherwise glibc would keep the memory of the tiles
         return inferred
 
     def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
@@ -261,7 +265,7 @@ class CaseWork:
         row = self.rows[scan.key]
         with self.results.writing(scan.case) as part:
             prediction = self._decide(scan, inferred, part)
-            zone_names, prediction = self._placed(scan, inferred, prediction)
+            zone_names, prediction = self._assign_zones(scan, inferred, prediction)
             message = self._write_dicom(scan, row, prediction, part)
             image = scan.files.images[0]
             write_prediction(
@@ -297,7 +301,7 @@ class CaseWork:
         return row
 
     def _decide(self, scan: FoundScan, inferred: Inferred, part: Path) -> Prediction:
-        """Return the prediction; its probabilities are written into `part` if asked for."""
+        """Return the prediction. Write its probabilities into `part` if the settings say so."""
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, scan.case)
         shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
@@ -319,24 +323,24 @@ class CaseWork:
             np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
         return prediction
 
-    def _placed(
+    def _assign_zones(
         self, scan: FoundScan, inferred: Inferred, prediction: Prediction
     ) -> tuple[list[str], Prediction]:
-        """Return the names of the scan's zones, and the candidates with theirs."""
+        """Return the names of the scan's zones, and the prediction with a zone per candidate."""
         mm = inferred.file_geometry.spacing_mm[0]
         zones = self.zones.read(scan.case, mm) if self.zones else None
         if zones is None:
             return [], prediction
         pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
-        placed = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
+        candidates = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
         present = (value for value in present_values(zones.values) if value > 0)
         names = [zones.names.get(value, str(value)) for value in present]
-        return names, replace(prediction, candidates=placed)
+        return names, replace(prediction, candidates=candidates)
 
     def _write_dicom(
         self, scan: FoundScan, row: CaseRow, prediction: Prediction, part: Path
     ) -> str:
-        """Write a DICOM scan's segmentation and report; return why one of them is not there."""
+        """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         if not self.cfg.dicom_output or not is_dicom(scan):
             return ""
         status = _status(prediction.input)
@@ -367,15 +371,15 @@ class CaseWork:
             zones = dict(self.zones.names)
             if files.case in self.zones.masks:
                 zone_mask = file_digest(self.zones.masks[files.case])
-        how = cfg.inference.model_copy(update={"max_memory_gb": None})
-        choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
+        inference = cfg.inference.model_copy(update={"max_memory_gb": None})
+        choices = (self.bundle, inference, self.predictor.operating_point(), cfg.raster_mm)
         written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
         return blake2b(whole.encode(), digest_size=8).hexdigest()
 
 
 def _status(checked: InputCheckResult | None) -> str:
-    """Return the status of a predicted scan by the result of its input check."""
+    """Return the status of a predicted scan from the result of its input check."""
     if checked is None:
         return "done"
     if checked.blank:
@@ -384,7 +388,7 @@ def _status(checked: InputCheckResult | None) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """Return True if the same files will fail again: nothing but them is at fault."""
+    """Return True if the same files will fail again, because the fault is in their content."""
     if isinstance(error, ResourceError | OutputError):
         return False
     cause = error.__cause__
@@ -397,6 +401,6 @@ def _is_final(error: Exception) -> bool:
 
 def is_dicom(scan: FoundScan) -> bool:
     """Return True if the scan's files are DICOM images."""
-    with suppress(OSError):  # a file that cannot be opened fails by itself
+    with suppress(OSError):  # a file that cannot be opened fails when it is read
         return bool(scan.files.images) and is_dicom_image(scan.files.images[0])
     return False

@@ -1,4 +1,4 @@
-"""`prepare check=true`: every problem of every case, and a page that shows them."""
+"""`prepare check=true`: find every problem of every case, and write a page that shows them."""
 
 import hashlib
 from collections import Counter
@@ -30,8 +30,8 @@ from lesionseg.reporting.dataset_page import (
     write_dataset_report,
 )
 
-SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
-SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincidence
+SPACING_FACTOR = 2.0  # a case is an outlier if its spacing differs from the median by more
+SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class CheckOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """1 if a case cannot be used. Sound cases may still be too few to train on."""
+        """1 if a case cannot be used, otherwise 0, even if there are too few cases to train on."""
         errors = (f for f in self.findings if f.severity == "error" and f.kind != "no_training")
         return int(any(errors))
 
     def summary(self) -> list[str]:
-        """Return a line per finding, which names cases and files, totals, and the page."""
+        """Return a line per finding with its cases and files, the totals, and the page."""
         lines = findings_lines(self.findings, self.pseudonyms)
         if not self.can_train:
             lines.append("Correct the errors, and check again.")
@@ -73,16 +73,25 @@ class CheckOutcome(Outcome):
         if self.model is not None:
             dataset["model"] = self.model
         if self.can_train:
-            return command_line("train", **dataset)
-        return command_line("prepare", check="true", **dataset)
+            return command_line("train", dataset)
+        return command_line("prepare", {"check": "true"} | dataset)
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """What is kept of a case to compare it with the others, once its arrays are freed.
+    """The facts of a case that are needed after its arrays are freed.
 
-    `images` and `reference` are hashes of voxels, `patient` one of the patient's identifier; `axes`
-    says where the array axes run. `is_boxed`: lesions are boxes without a mask.
+    Attributes:
+        files: the files of the case.
+        look: its row and pictures on the page.
+        findings: the problems of the case itself.
+        patient: hash of the patient's identifier.
+        images: hashes of the voxels, one per channel.
+        reference: hash of the voxels; empty if the reference has too few of them.
+        axes: anatomical directions of the array axes, such as LAS.
+        unit: the unit of lesion sizes.
+        reference_facts: None if the case has no reference.
+        is_boxed: its lesions are boxes without a mask.
     """
 
     files: CaseFiles
@@ -105,11 +114,14 @@ def check_dataset(
     identifiers: bool = False,
     cfg: TrainConfig | None = None,
 ) -> CheckOutcome:
-    """Inspect every case, one after the other in memory, compare them, and write the page.
+    """Inspect the cases one by one, compare them, and write the page.
 
-    The page contains numbers instead of names unless `identifiers`. `root`: the dataset's folder,
-    for the command that comes next. `cfg`: the settings of that training, by default those of
-    `train`.
+    Args:
+        dataset: the cases.
+        page: the file of the page.
+        root: the dataset's folder, for the next command.
+        identifiers: the page names cases; otherwise it contains their numbers.
+        cfg: the settings of the next training, by default those of `train`.
     """
     traces: list[_Trace] = []
     with bar("Checking the dataset") as advance:
@@ -165,9 +177,10 @@ def _training_faults(
     references: Mapping[str, ReferenceFacts],
     cfg: TrainConfig,
 ) -> Iterator[Finding]:
-    """Yield why `train` could not start although every case may be readable.
+    """Yield a finding if `train` could not start even if every case were readable.
 
-    Of a labelled case that cannot be read, one lesion is assumed, so that the split is checked too.
+    A labelled case that cannot be read is assumed to have one lesion, so that the split can be
+    checked.
     """
     counts = {t.files.case: 1 for t in traces if t.files.is_labelled}
     counts |= {t.files.case: len(t.look.diameters) for t in traces if t.reference_facts is not None}
@@ -184,7 +197,9 @@ def _training_faults(
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
-    found, case_id = inspect_case(files, dataset), files.case
+    """Read a case and return its facts and problems."""
+    found = inspect_case(files, dataset)
+    case_id = files.case
     flaws = [Finding(case_id, kind, "error", named=str(e)) for kind, e in found.faults]
     flaws += [Finding(case_id, "remark", "note", named=text) for text in found.remarks]
     if found.burned_in:
@@ -192,7 +207,8 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     look = look_at(pseudonym, files, found.case)
     if found.case is None:
         return _Trace(files, look, tuple(flaws), found.patient)
-    image, reference = found.case.image, found.case.reference
+    image = found.case.image
+    reference = found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
     for kind, severity, applies in (
         ("constant", "warning", any(c.min() == c.max() for c in image.present_channels)),
@@ -203,14 +219,14 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     ):
         if applies:
             flaws.append(Finding(case_id, kind, severity))
-    telling = lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS
+    is_telling = lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS
     return _Trace(
         files,
         look,
         tuple(flaws),
         found.patient,
         tuple(_digest(channel) for channel in image.present_channels),
-        _digest(lesions) if lesions is not None and telling else "",
+        _digest(lesions) if lesions is not None and is_telling else "",
         axis_codes(image.geometry) if image.geometry.dims == 3 else "",
         image.geometry.size_unit,
         None if reference is None else reference_facts(reference),
@@ -219,27 +235,28 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
 
 
 def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
+    """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes."""
     for trace in traces:
         if len(set(trace.images)) < len(trace.images):
             detail = " Two of its channels are equal."
             yield Finding(trace.files.case, "duplicate", "warning", detail)
 
-    def shared(kind: str, group: Sequence[_Trace]) -> Iterator[Finding]:
+    def find_in_group(kind: str, group: Sequence[_Trace]) -> Iterator[Finding]:
         for trace in group:
             others = tuple(t.files.case for t in group if t is not trace)
             yield Finding(trace.files.case, kind, "warning", others=others)
 
-    for group in _sharing(traces, lambda t: t.images):
-        yield from shared("duplicate", group)
-    patients = list(_sharing(traces, lambda t: (t.patient,)))
-    contents = list(_sharing(traces, lambda t: (*t.images, t.reference)))
-    groups = _sharing(traces, lambda t: (t.files.group,))
-    once = set[object]()
+    for group in _groups_sharing(traces, lambda t: t.images):
+        yield from find_in_group("duplicate", group)
+    patients = list(_groups_sharing(traces, lambda t: (t.patient,)))
+    contents = list(_groups_sharing(traces, lambda t: (*t.images, t.reference)))
+    groups = _groups_sharing(traces, lambda t: (t.files.group,))
+    reported = set[object]()
     for group in (*patients, *contents):
         cases = tuple(t.files.case for t in group)
-        if len({t.files.group for t in group}) > 1 and cases not in once:
-            once.add(cases)
-            yield from shared("same_patient", group)
+        if len({t.files.group for t in group}) > 1 and cases not in reported:
+            reported.add(cases)
+            yield from find_in_group("same_patient", group)
     leaked = {
         trace.files.case
         for group in (*patients, *contents, *groups)
@@ -256,10 +273,10 @@ def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
                 yield Finding(trace.files.case, "orientation", "note", detail)
 
 
-def _sharing(
+def _groups_sharing(
     traces: Sequence[_Trace], keys: Callable[[_Trace], tuple[str, ...]]
 ) -> Iterator[list[_Trace]]:
-    """Yield each group of two or more cases that share a key once."""
+    """Yield each group of two or more cases that share a key, without repetition."""
     by_key: dict[str, dict[str, _Trace]] = {}
     for trace in traces:
         for key in filter(None, keys(trace)):
@@ -269,7 +286,7 @@ def _sharing(
 
 
 def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
-    """Yield cases whose spacing is over twice, or under half, the median along an axis."""
+    """Yield cases whose spacing along an axis is more than twice or less than half the median."""
     axes = max((len(t.look.spacing_mm) for t in readable), default=0)
     alike = [t for t in readable if len(t.look.spacing_mm) == axes]
     if len(readable) < 3:
@@ -278,15 +295,14 @@ def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
     for trace in alike:
         ratio = np.array(trace.look.spacing_mm) / median
         if (np.maximum(ratio, 1 / ratio) > SPACING_FACTOR).any():
-            own, usual = (
-                " × ".join(f"{s:.3g}" for s in sizes) for sizes in (trace.look.spacing_mm, median)
-            )
+            own = " × ".join(f"{s:.3g}" for s in trace.look.spacing_mm)
+            usual = " × ".join(f"{s:.3g}" for s in median)
             detail = f" {own} mm; usual {usual} mm."
             yield Finding(trace.files.case, "spacing", "warning", detail)
 
 
 def _digest(array: NDArray[np.generic]) -> str:
-    """Return a hash of shape and values. Equal voxels in another file format have the same."""
+    """Return a hash of shape, type and values. It does not depend on the file format."""
     digest = hashlib.sha256(repr((array.shape, str(array.dtype))).encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

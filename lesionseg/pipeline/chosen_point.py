@@ -1,7 +1,8 @@
-"""The operating point of `evaluate`: given as a score, or chosen on predictions with scores.
+"""Choose the operating point of `evaluate`, unless it is given as a score.
 
-Choosing on the evaluated cases themselves flatters. `chosen_on=` names a folder of development
-predictions instead, such as the cross-validation of an nnU-Net model folder.
+Scores are too optimistic if the point is chosen on the evaluated cases themselves. `chosen_on=`
+names a folder of development predictions instead, such as the cross-validation of an nnU-Net model
+folder.
 """
 
 import logging
@@ -29,7 +30,7 @@ _VALIDATION = "validation"
 
 
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
-    """Return the aim that the settings state; None: the operating point of the predictions.
+    """Return the aim that the settings state. None: the predictions' own operating point applies.
 
     A bare number is a score.
 
@@ -46,8 +47,8 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
     is_chosen = aim is not None and aim.kind != "score"
     if cfg.chosen_on is not None and not is_chosen:
         raise ConfigError(
-            f"chosen_on= and operating_point={given}: a given score is not chosen on anything. "
-            "Write operating_point=fp_per_case:1, or leave chosen_on= out."
+            f"chosen_on= and operating_point={given}: a given score cannot be chosen on "
+            "cases. Write operating_point=fp_per_case:1, or leave chosen_on= out."
         )
     if cfg.chosen_on_reference is not None and cfg.chosen_on is None:
         raise ConfigError("chosen_on_reference= needs chosen_on=, a folder of predictions.")
@@ -75,9 +76,12 @@ def decide_on_development(
 ) -> Selection:
     """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
 
-    `evaluated`: the role of each evaluated case. If one of them is among the development cases, the
-    point is chosen on that role, and the scores say that they flatter. Raises `ConfigError` for a
-    rate out of reach and `DatasetError` for a folder that fits no reference.
+    `evaluated`: the role of each evaluated case. If one of them is a development case, the point
+    counts as chosen on that role, and the scores state that they are too optimistic.
+
+    Raises:
+        ConfigError: if the rate cannot be reached.
+        DatasetError: if no prediction in the folder has a reference.
     """
     predictions = development_predictions(Path(str(cfg.chosen_on)))
     log.info("Choosing the operating point on development cases.")
@@ -92,7 +96,8 @@ def decide_on_development(
     role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     if shared := [r.case for r in results if r.case in evaluated]:
         log.warning(
-            "The operating point is chosen on cases that are evaluated (%s): the scores flatter.",
+            "The operating point is chosen on cases that are evaluated (%s): the scores are too "
+            "optimistic.",
             ", ".join(shared[:5]),
         )
         role = evaluated[shared[0]]
@@ -127,8 +132,12 @@ class DevelopmentPredictions:
 def development_predictions(folder: Path) -> DevelopmentPredictions:
     """Find the development predictions in a folder.
 
-    A model folder of nnU-Net, or a run of ours, has them in `fold_0/validation` and so on. The fold
-    `all` validates on its own training cases and is left out. Any other folder has them itself.
+    A model folder of nnU-Net, or a run of ours, contains them in `fold_0/validation` and so on. The
+    fold `all` is ignored, because it validates on its own training cases. Any other folder contains
+    the predictions directly.
+
+    Raises:
+        DatasetError: if there is only the fold `all`, or two folds validated the same case.
     """
     folds = sorted(folder.glob("fold_[0-9]*/validation"))
     if not folds:
@@ -158,10 +167,12 @@ def development_results(
     resample: bool = False,
     by_image: bool = False,
 ) -> list[CaseResult]:
-    """Match and score development cases, without the surfaces that choose nothing.
+    """Match and score development cases, without distances of surfaces, which are not needed.
 
-    Cases that do not fit are left out with a warning. Raises `DatasetError` if none fits, or if no
-    prediction has a reference.
+    A case whose files do not fit together is left out with a warning.
+
+    Raises:
+        DatasetError: if no case remains, or no prediction has a reference.
     """
     dataset, labelled = all_references(reference, by_image=by_image)
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]

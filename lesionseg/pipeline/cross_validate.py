@@ -1,11 +1,11 @@
-"""Train every fold in turn, and choose on cases that its network never saw.
+"""Train every fold in turn, and select on cases that were not used to train their fold's network.
 
 run_dir/
 ├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
-├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same
+├── fold_0/ …                separate runs, as `data.fold=0 run_dir=run_dir/fold_0` makes them
 ├── oof/                     predictions of all development cases, scores, tables
 ├── report.html              the report on them
-├── bundle/                  the folds' networks as one ensemble, with what was chosen out of fold
+├── bundle/                  the folds' networks as one ensemble, with the selection
 └── test/                    the test role, predicted by the ensemble
 """
 
@@ -36,7 +36,7 @@ from lesionseg.pipeline.run_dir import (
 )
 from lesionseg.pipeline.score_roles import score_folds
 from lesionseg.pipeline.survey import CACHE, folds_of, with_fold
-from lesionseg.pipeline.train_fold import Trained, keep_bundle, train_fold
+from lesionseg.pipeline.train_fold import TrainedModel, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
@@ -44,7 +44,7 @@ from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 log = logging.getLogger(__name__)
 
 
-def cross_validate(experiment: Experiment) -> Trained | None:
+def cross_validate(experiment: Experiment) -> TrainedModel | None:
     """Train all folds that are not finished yet, gather their predictions, and keep one ensemble.
 
     A finished fold is kept and one that was started is resumed, also if another process or another
@@ -81,7 +81,7 @@ def cross_validate(experiment: Experiment) -> Trained | None:
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
-    """Return the experiment of each fold, as `data.fold=<number>` alone would make it."""
+    """Return the experiment of each fold, equal to a training with `data.fold=<number>`."""
     cfg = experiment.cfg
     cache = cfg.data.cache_dir or str(experiment.run.parent / CACHE)
     folds: dict[int, Experiment] = {}
@@ -100,7 +100,7 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
 def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
     """Write the folds as in nnU-Net's splits_final.json. Warn of cases that no fold validates."""
     splits = []
-    taught: list[str] = []
+    trained: list[str] = []
     validated: set[str] = set()
     for fold in folds:
         splits.append(
@@ -109,15 +109,15 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
                 "val": [files.case for files in fold.survey.of_role("validation")],
             }
         )
-        taught += [files.case for files in fold.cases("train")]
+        trained += [files.case for files in fold.cases("train")]
         validated |= {files.case for files in fold.cases("validation")}
     write_json(run / SPLITS, splits)
-    never = [case for case in dict.fromkeys(taught) if case not in validated]
+    never = [case for case in dict.fromkeys(trained) if case not in validated]
     if never:
         log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
 
 
-def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trained:
+def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:
     """Select on the out-of-fold predictions, and keep the folds' networks as one bundle."""
     cfg = experiment.cfg
     network = network_spec(cfg.model)
@@ -145,7 +145,7 @@ def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trained:
     complete = replace(members, selection=selection)
     keep_bundle(experiment, complete, scores)
     predictor = Predictor(complete, device=experiment.device, settings=cfg.inference, trust=True)
-    return Trained(experiment, predictor, {"out of fold": scores})
+    return TrainedModel(experiment, predictor, {"out of fold": scores})
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:

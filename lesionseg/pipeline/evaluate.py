@@ -1,7 +1,7 @@
-"""`evaluate`: compares predicted files with reference files, case by case.
+"""`evaluate`: compare predicted files with reference files, case by case.
 
-In come two folders of anybody's masks, boxes or candidates; out go `scores.json` and the tables of
-cases, lesions and candidates.
+The inputs are two folders of masks, boxes or candidates from any program. The outputs are
+`scores.json` and the tables of cases, lesions and candidates.
 """
 
 import logging
@@ -56,9 +56,9 @@ from lesionseg.pipeline.references import open_references, with_labels_of_output
 from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
-COMPARED = "compare"  # where the second model's tables lie in an output folder
-BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # of nnU-Net: probabilities are read apart
-UNSTATED = ("train", "validation")  # what a case without a stated role may be
+COMPARED = "compare"  # folder of the second model's tables in the output folder
+BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # files of nnU-Net next to its predictions
+UNSTATED = ("train", "validation")  # possible roles of a case without a stated role
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EvaluateOutcome(Outcome):
         return SOME_FAILED if self.failed else 0
 
     def summary(self) -> list[str]:
-        """Return the table of the most important numbers, and the files with the others."""
+        """Return the table of the most important numbers, and the files with all numbers."""
         lines = [
             *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
@@ -96,30 +96,36 @@ class EvaluateOutcome(Outcome):
     @property
     def next(self) -> str:
         """The report on these scores."""
-        return command_line("report", scores=self.output, **self.given, output="REPORT")
+        return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
 @locks("output")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
-    """Compare a folder of predictions with references; write scores.json and three tables.
+    """Compare a folder of predictions with references. Write scores.json and three tables.
 
-    A case without prediction counts as missed lesions; a prediction without reference is named in a
-    warning. A case whose files are damaged or do not fit counts nowhere: it is named in a warning,
-    in cases.csv and in `failed_cases` of scores.json, and the others are scored.
+    The lesions of a case without a prediction count as missed. A prediction without a reference is
+    named in a warning. A case whose files are damaged or do not fit together is not scored: it is
+    named in a warning, in cases.csv and in `failed_cases` of scores.json.
 
     If a dataset states roles, only the cases of the role `cfg.evaluated_on` are evaluated. If that
-    is None, cases of a role of which nothing was predicted are left out, and the role of the scores
-    is the one that all remaining cases have, otherwise `unknown`. A role without a case gives empty
-    tables and a warning. A second model's tables (`cfg.compare`) go into `output/compare`.
-    `progress` is called with case, number done and total, instead of a bar.
+    is None, the cases of all roles with a prediction are evaluated. The role of the scores is then
+    the role that these cases share, or `unknown`. If no case has the role, the tables are empty and
+    a warning says so. The tables of a second model (`cfg.compare`) are in `output/compare`.
+
+    Args:
+        cfg: see conf/evaluate.yaml.
+        progress: called with case, number done and total, instead of a bar.
+
+    Returns:
+        The scores, the output folder, and the cases that could not be scored.
 
     Raises:
-        ConfigError: if settings do not fit.
-        DatasetError: if there is nothing to score, or no case fits. Nothing is written then.
+        ConfigError: if settings contradict each other.
+        DatasetError: if no case can be scored. Nothing is written then.
     """
     preset = find_preset(cfg.preset)
     if cfg.margin is not None and cfg.compare is None:
-        raise ConfigError("margin= needs compare=: it is one between two models.")
+        raise ConfigError("margin= needs compare=: it is the margin between two models.")
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
@@ -153,8 +159,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             )
         )
         if inputs.cases and not matches:
-            said = "\n  ".join(problem.message for problem in inputs.faults)
-            raise DatasetError(f"No case can be scored:\n  {said}")
+            faults = "\n  ".join(problem.message for problem in inputs.faults)
+            raise DatasetError(f"No case can be scored:\n  {faults}")
         if aim is not None and selection.point is None:
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
@@ -166,7 +172,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             labels=inputs.lesion_names,
             replicates=cfg.replicates,
             seed=cfg.seed,
-            provenance=_made() | _origin(cfg, inputs),
+            provenance=_version_and_date() | _model_and_dataset(cfg, inputs),
             columns=columns,
             subgroups=cfg.subgroups,
         )
@@ -181,7 +187,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
         written = kept.finish(selection)
-    pictured = written if kept.has_all_of(inputs.predictions) else None
+    pictured = written if kept.has_all(inputs.predictions) else None
     given = {
         "images": "SCANS",
         "reference": cfg.reference,
@@ -195,9 +201,14 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
 class Inputs:
     """The files to evaluate.
 
-    `labelled`: all cases with a reference. `cases`: those to evaluate, of the role `role`.
-    `faults`: the cases that cannot be scored, and why; matching adds to it. `wrong`: the cases that
-    were at fault before matching.
+    Attributes:
+        dataset: None for a folder of masks.
+        labelled: all cases with a reference.
+        cases: the cases to evaluate.
+        predictions: the prediction files by case.
+        role: the role of the cases to evaluate.
+        faults: the cases that cannot be scored, and why. Matching adds to the list.
+        wrong: the cases that were in `faults` before matching.
     """
 
     dataset: Dataset | None
@@ -234,7 +245,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = cases_of_role(labelled, predictions, cfg.evaluated_on)
-    faults = _wanted(unusable, [*(c.case for c in chosen), *predictions])
+    faults = _faults_of_cases(unusable, [*(c.case for c in chosen), *predictions])
     wrong = frozenset(problem.case for problem in faults)
     chosen = [c for c in chosen if c.case not in wrong]
     predictions = {case: files for case, files in predictions.items() if case not in wrong}
@@ -267,7 +278,13 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
 
 @dataclass(frozen=True, eq=False)
 class SecondModel:
-    """The predictions of a second model, the cases that have usable ones, and the others."""
+    """The predictions of a second model.
+
+    Attributes:
+        predictions: the prediction files by case.
+        cases: the evaluated cases, without those that cannot be scored.
+        faults: the cases that cannot be scored, and why.
+    """
 
     predictions: Mapping[str, PredictionFiles]
     cases: Sequence[CaseFiles]
@@ -275,9 +292,10 @@ class SecondModel:
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
+    """Find the predictions of a second model for the cases to evaluate."""
     unusable: list[Problem] = []
     predictions = find_predictions(folder, unusable)
-    faults = _wanted(unusable, [c.case for c in inputs.cases])
+    faults = _faults_of_cases(unusable, [c.case for c in inputs.cases])
     wrong = {problem.case for problem in faults}
     cases = [c for c in inputs.cases if c.case not in wrong]
     _check_names(cases, inputs.labelled, predictions, folder)
@@ -287,7 +305,7 @@ def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
 def _stated_selection(
     cfg: EvaluateConfig, aim: Aim | None, preset: Preset, inputs: Inputs
 ) -> Selection:
-    """Return the operating point that is known before the cases are matched."""
+    """Return the operating point if it does not depend on the evaluated cases."""
     if aim is not None and cfg.chosen_on is not None:
         evaluated = {c.case: inputs.role for c in inputs.cases}
         return decide_on_development(cfg, aim, preset, evaluated)
@@ -304,7 +322,7 @@ def _compare(
     settings: SummarySettings,
     options: MatchOptions,
 ) -> Mapping[str, Difference]:
-    """Score the second model into `output/compare`, and compare it on the cases of both.
+    """Write the second model's scores to `output/compare`. Compare both on the cases they share.
 
     `results`, `settings` and `options` are those of the first model.
     """
@@ -329,7 +347,7 @@ def _compare(
         seed=cfg.seed,
     )
     of_other = replace(
-        settings, operating_point=None, provenance=_made(), columns={}, subgroups=None
+        settings, operating_point=None, provenance=_version_and_date(), columns={}, subgroups=None
     )
     scores = summarise(others, preset, of_other)
     scores = replace(scores, failed_cases=_failed_cases(second.faults))
@@ -338,12 +356,12 @@ def _compare(
     return comparison
 
 
-def _made() -> dict[str, Any]:
+def _version_and_date() -> dict[str, Any]:
     """Return the version and the day, for the provenance."""
     return {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
 
 
-def _origin(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+def _model_and_dataset(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     """Return the model and the dataset, for the provenance."""
     known = model_of(Path(cfg.prediction))
     if inputs.dataset is None:
@@ -359,7 +377,7 @@ def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
     return tuple(FailedCase(case=fault.case, message=fault.message) for fault in faults)
 
 
-def _wanted(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
+def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
     """Return the faults of these cases, and warn of each."""
     wanted = [problem for problem in faults if problem.case in {*cases}]
     for problem in wanted:
@@ -368,7 +386,7 @@ def _wanted(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
 
 
 def model_of(predictions: Path) -> dict[str, Any]:
-    """Return for the provenance which model made the predictions; empty if nothing says so.
+    """Return facts of the model that made the predictions, for the provenance; empty if unknown.
 
     `predict` writes the digest of the bundle into its table. The predictions in a run directory
     are those of the run.
@@ -395,11 +413,11 @@ def model_of(predictions: Path) -> dict[str, Any]:
 def cases_of_role(
     cases: Sequence[CaseFiles], predicted: Collection[str], evaluated_on: str | None
 ) -> list[CaseFiles]:
-    """The cases to evaluate: of the role that is asked for, else of the roles that were predicted.
+    """Return the cases to evaluate: those of the role `evaluated_on`, or of all predicted roles.
 
-    Nothing is left out where the cases state no role. A case that states none counts as one to
-    train or validate on. `external` says where the scans come from: it chooses only among cases
-    some of which state it. Empty when no case has the role that is asked for.
+    If no case states a role, all cases are returned. Otherwise a case without a role counts as a
+    case for training or validation. The role `external` only tells where the scans come from, so
+    it selects cases only if some of them state it. The list is empty if no case has the role.
     """
     stated = {c.role for c in cases}
     if stated == {None}:
@@ -422,7 +440,11 @@ def _check_names(
     predictions: Collection[str],
     folder: Path,
 ) -> None:
-    """Warn of cases and predictions without a counterpart; `DatasetError` when no two match."""
+    """Warn of cases and predictions without a counterpart.
+
+    Raises:
+        DatasetError: if no prediction has the name of a case.
+    """
     missing = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})
     if cases and len(missing) == len(cases):

@@ -1,4 +1,4 @@
-"""An experiment: the values that every step of a training needs, made once and handed on."""
+"""An experiment: the values that all steps of a training need. They are made once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,11 @@ BUNDLE = "bundle"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training's settings, cases and folder, known before anything is decided.
+    """The settings, cases and folder of a training, before it is planned.
 
     Attributes:
         cfg: the settings.
-        survey: the cases, what is known of them, and their roles.
+        survey: the cases, the facts about them, and their roles.
         run: the run directory.
         origin: the provenance of the results: versions, device, dataset. See `provenance`.
     """
@@ -33,7 +33,7 @@ class Experiment:
 
     @classmethod
     def open(cls, cfg: TrainConfig, run: Path) -> "Experiment":
-        """Read and check every case. Nothing is written but `facts.json` of the cache.
+        """Read and check every case. The only file that is written is `facts.json` of the cache.
 
         Raises:
             DatasetError: naming every bad file; see `take_survey`.

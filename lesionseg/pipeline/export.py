@@ -1,4 +1,4 @@
-"""`export`: a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
+"""`export`: write a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ from lesionseg.pipeline.convert import describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
-ONNX, ONNX_NOTE = "model.onnx", "model.json"
+ONNX = "model.onnx"
+ONNX_NOTE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ExportOutcome(Outcome):
     Attributes:
         path: the file or folder to give to that program.
         difference: the largest difference from the bundle's own probabilities.
-        lines: what else a reader has to know.
+        lines: further facts about the export.
         command: the command that uses the network; None if there is none.
     """
 
@@ -49,7 +50,7 @@ class ExportOutcome(Outcome):
     command: str | None
 
     def summary(self) -> list[str]:
-        """Return the file that was written, and how near its results are to the bundle's."""
+        """Return the file that was written, and the difference of its results from the bundle's."""
         return [f"Wrote:   {self.path}", *self.lines]
 
     @property
@@ -64,8 +65,8 @@ def export(
 ) -> ExportOutcome:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
 
-    `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
-    folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
+    `onnx`: `model.onnx`, and `model.json` with the steps before and after the network. `monai`: a
+    folder that `monai.bundle` runs. Both are run on a random tile and compared with the
     bundle. `bundle`: the weights of an nnU-Net model as safetensors next to a plan, with operating
     points of its own validation predictions if `cfg.reference` is given.
 
@@ -80,7 +81,7 @@ def export(
     digest = "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
     if cfg.format == "bundle":
         own = write_own_bundle(cfg, read, folder, digest)
-        then = command_line("predict", bundle=folder, input="SCANS", output="FOUND")
+        then = command_line("predict", {"bundle": folder, "input": "SCANS", "output": "FOUND"})
         return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), then)
     note: list[str] = []
     command = None
@@ -89,16 +90,18 @@ def export(
         run = write_onnx(path, trace(read), cfg.opset, output_names(plan))
         difference = largest_difference(read, run)
         write_json(folder / ONNX_NOTE, onnx_note(read, digest, cfg.opset, difference))
-        note.append(f"Read:    {folder / ONNX_NOTE}, which says what to do around it")
+        note.append(f"Read:    {folder / ONNX_NOTE}, with the steps before and after it")
     else:
         if plan.anchors is not None:
-            raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
+            raise ConfigError(
+                f"format=monai: {plan.architecture.name} predicts boxes. Use format=onnx."
+            )
         if plan.nnunet is not None:
             raise ConfigError(
                 "format=monai: MONAI has no transforms for nnU-Net's preparation. Use format=onnx "
                 "or format=bundle."
             )
-        require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
+        require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
         path = folder / CONFIG
         run = write_program(folder / PROGRAM, trace(read))
         difference = largest_difference(read, run)

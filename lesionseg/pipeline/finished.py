@@ -1,4 +1,4 @@
-"""The record of a finished training: the same command says so, and repeats nothing."""
+"""The record of a finished training, so that the same command does not repeat it."""
 
 import hashlib
 import json
@@ -18,11 +18,16 @@ FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
-class Finished:
-    """When a training was complete, and what it was complete for.
+class FinishedRun:
+    """The record of a finished training.
 
-    `files`: paths below the run directory, without which it is not complete. `page`: the report to
-    open. `data` and `report`: digests of the cases and of the settings of the report.
+    Attributes:
+        at: date and time of the end.
+        minutes: duration of the last process.
+        files: paths below the run directory; if one is missing, the training is not finished.
+        page: the path of the report below the run directory; None if there is no report.
+        data: digest of the cases and their roles.
+        report: digest of the settings of the report.
     """
 
     at: str
@@ -33,20 +38,20 @@ class Finished:
     report: str
 
     def lines(self, root: str, run: Path) -> tuple[str, ...]:
-        """Return when the training was finished, and the command that trains further."""
-        longer = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
+        """Return the time of the end, and the command that trains on from these weights."""
+        settings = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
-            f"Further: {command_line('train', **longer)}  # trains on from these weights",
+            f"Further: {command_line('train', settings)}  # trains on from these weights",
         )
 
 
 def write_finished(experiment: Experiment, page: Path | None, minutes: float) -> None:
-    """Record that the run has its bundle, scores and report, made of these cases."""
+    """Write the record of a run that has its bundle, scores and report."""
     run = experiment.run
     scores = [folder / "scores.json" for folder in (run, run / "oof", run / "test")]
     files = [run / "bundle" / WEIGHTS, run / "bundle" / PLAN, *filter(Path.is_file, scores)]
-    record = Finished(
+    record = FinishedRun(
         at=time.strftime("%Y-%m-%d %H:%M"),
         minutes=round(minutes, 2),
         files=tuple(path.relative_to(run).as_posix() for path in files),
@@ -57,17 +62,18 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
     write_json(run / FINISHED, asdict(record))
 
 
-def read_finished(experiment: Experiment) -> Finished | None:
-    """Return the record of a finished run, or None if something is left to do.
+def read_finished(experiment: Experiment) -> FinishedRun | None:
+    """Return the record of a finished run, or None if the run is not finished.
 
-    Something is left to do if a file is missing or cases have changed, such as new test cases. If
-    only the settings of the report have changed, or the page is missing, the page is drawn again.
+    It is not finished if a file is missing or cases have changed, for example if there are new test
+    cases. If only the settings of the report have changed, or the page is missing, this function
+    draws the page again.
     """
     run = experiment.run
     report = experiment.cfg.report
     try:
         content = read_json(run / FINISHED)
-        record = Finished(**{**content, "files": tuple(content["files"])})
+        record = FinishedRun(**{**content, "files": tuple(content["files"])})
     except (ReadError, KeyError, TypeError):
         return None
     if record.data != _data_digest(experiment):

@@ -1,4 +1,4 @@
-"""`follow`: what became of each lesion between two visits of a patient."""
+"""`follow`: find how each lesion changed between two visits of a patient."""
 
 import logging
 from collections import Counter
@@ -78,7 +78,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VisitFiles:
-    """A patient at one time: the prediction, and the scan where one was given."""
+    """A patient at one visit: the prediction, and the scan if it was given."""
 
     case: str
     prediction: PredictionFiles
@@ -86,15 +86,19 @@ class VisitFiles:
     group: str = ""
 
 
-FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit, after which it is named
+FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit
 
 
 @dataclass(frozen=True)
 class FollowOutcome(Outcome):
-    """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
+    """The changes of all lesions, as in `output/changes.csv`.
 
-    `n_failed`: visits that could not be predicted, and pairs that could not be compared.
-    `has_images`: scans of both visits were given.
+    Attributes:
+        changes: one change per lesion.
+        n_pairs: number of compared pairs of visits.
+        output: the output folder.
+        n_failed: number of visits that could not be predicted and pairs that could not be compared.
+        has_images: scans of both visits were given for every pair.
     """
 
     changes: tuple[LesionChange, ...]
@@ -105,19 +109,21 @@ class FollowOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """Return 3 if a visit could not be predicted or a pair not be compared, else 0."""
+        """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
         return SOME_FAILED if self.n_failed else 0
 
     def summary(self) -> list[str]:
         """Return the number of lesions in each state, in total and per pair, and the files."""
-        everyone = Counter(c.state for c in self.changes)
+        total = Counter(c.state for c in self.changes)
         accepted = Counter(c.state for c in self.changes if c.accepted)
-        rows = [
-            (s, str(everyone[s]), str(accepted[s]), f"{accepted[s] / self.n_pairs:.2f}")
-            if s != "stable"
-            else (s, str(everyone[s]), "–", "–")
-            for s in STATES
-        ]
+        rows = []
+        for state in STATES:
+            sure = "–"
+            per_pair = "–"
+            if state != "stable":
+                sure = str(accepted[state])
+                per_pair = f"{accepted[state] / self.n_pairs:.2f}"
+            rows.append((state, str(total[state]), sure, per_pair))
         lines = align_columns([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
@@ -137,18 +143,29 @@ class FollowOutcome(Outcome):
         """The report on the scores; None if no reference was given."""
         if not self.has_scores:
             return None
-        return command_line("report", scores=self.output, output="REPORT")
+        return command_line("report", {"scores": self.output, "output": "REPORT"})
 
 
 @locks("output")
 def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
-    """Compare two visits case by case; writes changes.csv, pairs.csv and follow.html.
+    """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
 
-    Either two folders, or a table of visits, each compared with the one before; with a `bundle`
-    they are predicted first, into `output/predictions`. `progress` is called with case, number done
-    and total, in place of a bar. A pair that cannot be compared is named in a warning and in
-    pairs.csv, and the others are followed. Raises `ConfigError`, `DatasetError`, `ContentError` for
-    visits with different labels, and the error of the only pair if that cannot be compared.
+    The visits are the cases of two folders, or the rows of a table, in which each visit is compared
+    with the one before. With a `bundle`, the scans of the table are predicted first, into
+    `output/predictions`. A pair that cannot be compared is named in a warning and in pairs.csv.
+
+    Args:
+        cfg: see conf/follow.yaml.
+        progress: called with case, number done and total, instead of a bar.
+
+    Returns:
+        The changes of all lesions.
+
+    Raises:
+        ConfigError: if settings contradict each other.
+        DatasetError: if no pair can be compared.
+        ContentError: if the visits have different labels.
+        LesionsegError: if there is only one pair and it cannot be compared.
     """
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     folder = Path(cfg.output)
@@ -160,7 +177,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     }
     masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(a.image and is_dicom_image(a.image) for _, a in pairs.values()):
-        require_highdicom()  # before anything is read
+        require_highdicom()  # before a file is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
     followed: dict[str, FollowedPair] = {}
@@ -182,8 +199,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     if not followed:
         if len(faults) == 1:
             raise next(iter(faults.values()))
-        said = "\n  ".join(str(error) for error in faults.values())
-        raise DatasetError(f"No pair can be followed:\n  {said}")
+        messages = "\n  ".join(str(error) for error in faults.values())
+        raise DatasetError(f"No pair can be followed:\n  {messages}")
     changes = [change for one in followed.values() for change in one.changes]
     _check_labels(changes)
     _write_change_scores(cfg, followed.values(), point)
@@ -255,18 +272,19 @@ def _follow_pair(
 
 
 def _timelines(cfg: FollowConfig, progress: Advance | None) -> tuple[list[list[VisitFiles]], int]:
-    """Return the visits of each patient in order, and how many could not be predicted."""
+    """Return the visits of each patient in order, and the number of failed predictions."""
     if cfg.before is not None and cfg.after is not None:
         before = Path(cfg.before)
         after = Path(cfg.after)
         return visits_of_folders(before, after, cfg.before_images, cfg.after_images), 0
-    # as the settings have it: visits with either a bundle or predictions
+    # the settings ensure a table of visits with either a bundle or predictions
     table = Path(str(cfg.visits))
     patients = order_visits(read_scan_list(table), table)
     predictions = Path(cfg.predictions or Path(cfg.output) / "predictions")
     n_failed = 0
     if cfg.bundle is not None:
-        from lesionseg.pipeline.predict import predict  # here: masks alone need no network
+        # imported here, because masks need no network
+        from lesionseg.pipeline.predict import predict
 
         predicted = PredictConfig.of(
             bundle=cfg.bundle,
@@ -292,8 +310,9 @@ def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[s
     masks = find_masks(Path(cfg.reference))
     missing = [case for case in pairs if case not in masks]
     if len(missing) == len(pairs):
-        named = f"no reference of change has the name of a pair, such as {missing[0]}"
-        raise DatasetError(f"{cfg.reference}: {named}.")
+        raise DatasetError(
+            f"{cfg.reference}: no reference of change has the name of a pair, such as {missing[0]}."
+        )
     if missing:
         _log.warning("These have no reference of change: %s", ", ".join(missing))
     return masks
@@ -330,10 +349,11 @@ def _write_change_scores(
 
 
 def _check_report(later: VisitFiles, folder: Path) -> None:
-    """Make sure that a report of the later visit belongs to its patient and replaces no other's.
+    """Check that the later visit's report belongs to its patient and replaces no other report.
 
-    Raises `DatasetError` if the prediction is of another DICOM series than the scan,
-    `ConflictError` if `folder` has predictions of the case, or a report of another study.
+    Raises:
+        DatasetError: if the prediction belongs to another DICOM series than the scan.
+        ConflictError: if `folder` has predictions of the case, or a report of another study.
     """
     if later.image is None or not is_dicom_image(later.image):
         return
@@ -342,36 +362,41 @@ def _check_report(later: VisitFiles, folder: Path) -> None:
     source = None if candidates is None else read_source(candidates)
     if source is not None and source.series_uid not in ("", facts.series_uid):
         raise DatasetError(
-            f"the prediction is of series {source.series_uid}, but the scan {later.image.name} is "
-            f"series {facts.series_uid}. Name the images that were predicted."
+            f"the prediction belongs to series {source.series_uid}, but the scan "
+            f"{later.image.name} is series {facts.series_uid}. Name the images that were predicted."
         )
     if (folder / f"{later.case}{CANDIDATES}").is_file():
         raise ConflictError(
-            f"output={folder} holds predictions of {later.case}, whose report would be replaced. "
-            "Name another output, or give dicom_output=false."
+            f"output={folder} contains predictions of {later.case}, whose report would be "
+            "replaced. Name another output, or give dicom_output=false."
         )
     report = folder / f"{later.case}{REPORT}"
     if report.is_file() and text(read_header(report), "StudyInstanceUID") != facts.study_uid:
         raise ConflictError(
-            f"output={folder} holds a report of another study under this name, {report.name}. Name "
-            "another output."
+            f"output={folder} contains a report of another study under this name, {report.name}. "
+            "Name another output."
         )
 
 
 def stable_point(
     cfg: FollowConfig, pairs: Mapping[str, FilePair], rule: ChangeRule
 ) -> OperatingPoint:
-    """The score that leaves the stated rate of new lesions in pairs known to be stable."""
+    """Choose the score at which stable pairs have the stated rate of false new lesions.
+
+    Raises:
+        ConfigError: if `cfg.stable` names a case that is not a pair.
+    """
     stable = {cfg.stable} if isinstance(cfg.stable, str) else {*(cfg.stable or ())}
     if stable - {*pairs} or not stable:
         unknown = ", ".join(sorted(stable - {*pairs}))
-        raise ConfigError(f"stable names no pair: {unknown or 'no case'}.")
-    opened = (open_pair(pairs[case], rule, cfg.register_)[0] for case in sorted(stable))
-    groups = (pairs[case][1].group or case for case in sorted(stable))
-    results = [_score(pair, None, None, group) for pair, group in zip(opened, groups, strict=True)]
+        raise ConfigError(f"stable=: these are not pairs: {unknown or 'no case was given'}.")
+    results = []
+    for case in sorted(stable):
+        pair, _ = open_pair(pairs[case], rule, cfg.register_)
+        results.append(_score(pair, None, None, pairs[case][1].group or case))
     point = choose(results, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
     scores = [c.score or 0.0 for result in results for c in result.candidates]
-    # below all of them, all stay within the rate
+    # if all lesions together are within the rate, every score is accepted
     return replace(point, score=0.0) if point.score <= min(scores, default=1.0) else point
 
 
@@ -381,7 +406,12 @@ def stable_point(
 def visits_of_folders(
     before: Path, after: Path, before_images: str | None, after_images: str | None
 ) -> list[list[VisitFiles]]:
-    """Both visits of the cases that both folders have; a warning names those of one alone."""
+    """Return both visits of each case that both folders contain. Warn of cases with one visit.
+
+    Raises:
+        ConfigError: if only one folder of images is given.
+        DatasetError: if the folders have no case in common.
+    """
     if (before_images is None) != (after_images is None):
         raise ConfigError("Give both before_images= and after_images=, or neither.")
     predictions = [find_predictions(folder) for folder in (before, after)]
@@ -393,8 +423,8 @@ def visits_of_folders(
     if not first & second:
         raise DatasetError(
             f"{before} (with {', '.join(sorted(first)[:3])}) and {after} (with "
-            f"{', '.join(sorted(second)[:3])}) have no case in common. Name a patient's files "
-            "alike."
+            f"{', '.join(sorted(second)[:3])}) have no case in common. Give the files of a "
+            "patient the same name in both."
         )
     if first ^ second:
         _log.warning("These cases have one visit only: %s", ", ".join(sorted(first ^ second)))
@@ -402,8 +432,12 @@ def visits_of_folders(
         without = sorted(first & second - of_visit.keys())
         if folder is not None and without:
             there = ", ".join(list(of_visit)[:3])
-            text = "%s has no scan called like these cases (it has %s): %s"
-            _log.warning(text, folder, there, ", ".join(without))
+            _log.warning(
+                "%s has no scan with the name of these cases (it has %s): %s",
+                folder,
+                there,
+                ", ".join(without),
+            )
     return [
         [VisitFiles(c, p[c], s.get(c)) for p, s in zip(predictions, scans, strict=True)]
         for c in sorted(first & second)
@@ -413,18 +447,24 @@ def visits_of_folders(
 def visits_of_table(
     patients: Sequence[Sequence[CaseFiles]], folder: Path
 ) -> list[list[VisitFiles]]:
-    """The visits of each patient, in order, of which `folder` has predictions."""
+    """Return the visits of each patient that have predictions in `folder`, in order.
+
+    Raises:
+        DatasetError: if no patient has two such visits.
+    """
     found = find_predictions(folder)
-    timelines = [
-        [VisitFiles(f.case, found[f.case], f.images[0], f.group) for f in files if f.case in found]
-        for files in patients
-    ]
+    timelines: list[list[VisitFiles]] = []
+    for visits in patients:
+        predicted = [files for files in visits if files.case in found]
+        timelines.append(
+            [VisitFiles(f.case, found[f.case], f.images[0], f.group) for f in predicted]
+        )
     followed = {visit.case for visits in timelines if len(visits) > 1 for visit in visits}
     if not followed:
         raise DatasetError(f"{folder}: no patient has predictions of two visits.")
-    alone = [f.case for files in patients for f in files if f.case not in followed]
-    if alone:
-        _log.warning("These have no prediction, or no other visit: %s", ", ".join(alone))
+    missing = [f.case for files in patients for f in files if f.case not in followed]
+    if missing:
+        _log.warning("These have no prediction, or no other visit: %s", ", ".join(missing))
     return timelines
 
 
@@ -432,13 +472,18 @@ def visits_of_table(
 
 
 def open_pair(files: FilePair, rule: ChangeRule, register: str) -> tuple[VisitPair, Any]:
-    """Both visits, compared, and the alignment of their scans; None where headers are trusted.
+    """Read and compare two visits. Return the comparison and the alignment of the scans.
 
-    `register`: see conf/follow.yaml. Raises `GeometryError` for a registration that is poor and
-    grids that share no space, `ContentError` for boxes alone.
+    The alignment is None if the scans are not registered. `register`: see conf/follow.yaml.
+
+    Raises:
+        GeometryError: if the registration is poor, or the grids do not overlap.
+        ContentError: if a prediction has boxes without masks.
+        DatasetError: if a scan to register is missing.
     """
     earlier, later = files
-    before, after = _read(earlier.prediction), _read(later.prediction)
+    before = _read(earlier.prediction)
+    after = _read(later.prediction)
     one_grid = before.geometry.matches(after.geometry)
     alignment = None
     if register == "rigid" or (register == "auto" and not one_grid and earlier.image):
@@ -461,12 +506,16 @@ def open_pair(files: FilePair, rule: ChangeRule, register: str) -> tuple[VisitPa
 
 
 def _read(files: PredictionFiles) -> Prediction:
-    """A prediction whose accepted candidates all have masks; others without are left out."""
+    """Read a prediction without the rejected candidates that have no mask.
+
+    Raises:
+        ContentError: if an accepted candidate has no mask.
+    """
     prediction = read_prediction(files)
     bare = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if bare or prediction.instances is None:
         raise ContentError(
-            f"{files.candidates}: boxes alone cannot be followed, they have no size to compare. "
+            f"{files.candidates}: boxes without masks cannot be compared by size. "
             "Give masks; model=retina_unet writes them."
         )
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
@@ -475,15 +524,21 @@ def _read(files: PredictionFiles) -> Prediction:
 def _score(
     pair: VisitPair, reference: Reference | None, point: OperatingPoint | None, group: str
 ) -> CaseResult:
-    """New lesions of the patient `group` against a reference; None: a pair without new ones."""
-    new, role = pair.new_lesions(), "unknown" if reference else "stable"
+    """Match the new lesions of a pair with a reference. None: the pair has no true new lesion.
+
+    `group`: the patient.
+    """
+    new = pair.new_lesions()
+    role = "unknown" if reference else "stable"
     marked = reference or Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
     preset = find_preset("lesionseg")
     return match_case(marked, new, preset, case=new.case, group=group, role=role).result(point)
 
 
 def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> dict[str, Any]:
-    states, (earlier, later) = Counter(c.state for c in changes), files
+    """Return the row of a pair in pairs.csv."""
+    earlier, later = files
+    states = Counter(c.state for c in changes)
     is_flat = bool(changes) and all(
         c.volume_before_ml is c.volume_after_ml is None for c in changes
     )

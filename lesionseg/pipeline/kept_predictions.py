@@ -1,4 +1,4 @@
-"""The masks and candidates that `evaluate` writes for nnU-Net's probabilities."""
+"""Keep the masks and candidates that `evaluate` finds in nnU-Net's probabilities."""
 
 import logging
 import shutil
@@ -33,9 +33,9 @@ FOLDER = "predictions"
 
 
 class KeptPredictions:
-    """Predictions found in nnU-Net's probabilities, gathered in a temporary folder until decided.
+    """The predictions from nnU-Net's probabilities, in a temporary folder until `finish`.
 
-    Use it as a context manager: without `finish` nothing is left in `output`.
+    Use it as a context manager. Without `finish`, no file remains in `output`.
     """
 
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
@@ -55,8 +55,8 @@ class KeptPredictions:
         """The cases that have probabilities."""
         return tuple(self._of)
 
-    def has_all_of(self, predictions: Mapping[str, PredictionFiles]) -> bool:
-        """Return True if every one of these predictions comes from probabilities."""
+    def has_all(self, predictions: Mapping[str, PredictionFiles]) -> bool:
+        """Return True if all these predictions come from probabilities."""
         return set(self._of) == set(predictions)
 
     def keep(self, prediction: Prediction) -> None:
@@ -73,9 +73,9 @@ class KeptPredictions:
         )
 
     def keep_unlabelled(self, cases: Sequence[str]) -> list[Problem]:
-        """Find the candidates of cases that no reference belongs to, and keep them as well.
+        """Find the candidates of cases without a reference, and keep them as well.
 
-        Return what is wrong with those that cannot be read.
+        Return the problems of cases that cannot be read.
         """
         faults: list[Problem] = []
         for case in cases:
@@ -105,9 +105,9 @@ class KeptPredictions:
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)
         for case in self._geometry:
             own = self.folder / f"{case}{CANDIDATES}"
-            if own.is_file() and read_source(own) is not None:  # ours state no scan
+            if own.is_file() and read_source(own) is not None:  # only results of `predict` state it
                 raise ConflictError(
-                    f"{self.folder} holds results that predict wrote, such as {own.name}. Name "
+                    f"{self.folder} contains results that predict wrote, such as {own.name}. Name "
                     "another output."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)

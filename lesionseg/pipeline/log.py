@@ -1,4 +1,4 @@
-"""The output of a command: lines, a bar on the terminal, and the log of its run."""
+"""The output of a command: lines of text, progress bars, and the log of a run."""
 
 import logging
 import math
@@ -6,11 +6,12 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from types import MappingProxyType
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, count
@@ -18,15 +19,17 @@ from lesionseg.errors import LesionsegError, count
 log = logging.getLogger(__name__)
 
 Advance = Callable[[str, float, int], None]
-_LINES, _LONG_SECONDS = 20, 10.0  # lines of a log on a step, which takes longer than this
+_LINES = 20  # the most lines in a log on the progress of a step
+_LONG_SECONDS = 10.0  # a shorter step has none
 LOG = "train.log"
 
 
-def command_line(command: str, **settings: object) -> str:
-    """Return a command as the user would type it: by the script of a clone, or as installed."""
+def command_line(command: str, settings: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return a command as a user would type it, with the script of a clone or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
-    return " ".join([program, *(shlex.quote(f"{k}={v}") for k, v in settings.items())])
+    words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
+    return " ".join([program, *words])
 
 
 _bars = ContextVar("bars", default=False)
@@ -34,7 +37,7 @@ _bars = ContextVar("bars", default=False)
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Let `bar` draw on a terminal meanwhile. Without it the library draws nothing."""
+    """Let `bar` draw on a terminal within this context. By default nothing is drawn."""
     token = _bars.set(True)
     try:
         yield
@@ -53,13 +56,13 @@ def bar(
 ) -> Iterator[Advance]:
     """Yield a function that shows progress; it takes (item, done, total) or (text, share, 1).
 
-    It draws a bar on standard error within `progress_bars`, if that is a terminal. Otherwise a long
-    step logs a line at most every 5 %, each time that the time left has changed.
+    Within `progress_bars` it draws a bar on standard error, if that is a terminal. Otherwise it
+    logs a line at most every 5 % of a long step, if the remaining time has changed.
 
     Args:
         what: the name of the step.
-        progress: takes the place of the bar.
-        shown: whether to draw a bar, for a process that inherits no context.
+        progress: a function to yield instead.
+        shown: draw a bar or not, for a process that does not inherit the context.
     """
     if progress is not None:
         yield progress
@@ -68,20 +71,27 @@ def bar(
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    began, first, said, last_left = time.monotonic(), math.nan, 0, ""
+    began = time.monotonic()
+    first = math.nan
+    logged_share = 0
+    last_left = ""
 
-    def say_advance(item: str, done: float, total: int) -> None:
-        nonlocal began, first, said, last_left
+    def log_advance(item: str, done: float, total: int) -> None:
+        nonlocal began, first, logged_share, last_left
         if math.isnan(first):
-            # resumed work begins in the middle; new work with its first item
-            began, first = (began, 0.0) if done == 1 < total else (time.monotonic(), done)
+            # new work reports its first item first; resumed work begins in the middle
+            if done == 1 < total:
+                first = 0.0
+            else:
+                began = time.monotonic()
+                first = done
         seconds = time.monotonic() - began
         share = int(_LINES * done / max(total, 1))
-        if share > said and seconds > _LONG_SECONDS and first < done < total:
-            said = share
+        if share > logged_share and seconds > _LONG_SECONDS and first < done < total:
+            logged_share = share
             left = seconds * (total - done) / (done - first)
             text = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
-            if text == last_left:  # a line that says the same again is no news
+            if text == last_left:
                 return
             last_left = text
             seen = item if total == 1 else f"{done:g} of {total}"
@@ -89,7 +99,7 @@ def bar(
 
     is_shown = bars_are_shown() if shown is None else shown
     if not is_shown or not console.is_terminal:
-        yield say_advance
+        yield log_advance
         return
     with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as drawn:
         task = drawn.add_task(what, total=None, item="")
@@ -107,24 +117,24 @@ def align_columns(table: Sequence[Sequence[str]]) -> list[str]:
     ['          a', 'recall  0.5']
     """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for row in table
-    ]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+        for cell, width in zip(row[1:], widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-class Once(logging.Filter):
-    """A filter that passes each warning of the readers once: a file is opened several times."""
+class RepeatFilter(logging.Filter):
+    """A filter that passes each warning of a reader once, although a file is opened repeatedly."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return False for a warning that came before."""
+        """Return False if the same warning of a reader passed before."""
         if not record.name.startswith("lesionseg.io"):
             return True
         text = record.getMessage()
@@ -136,8 +146,8 @@ class Once(logging.Filter):
 class RunLog(MemoryHandler):
     """A handler that appends records to the log of a run.
 
-    Until the run directory has a configuration, records wait in memory: a wrong setting leaves no
-    file.
+    Records stay in memory until the run directory has a configuration, so that a wrong setting
+    leaves no file behind.
     """
 
     def __init__(self, run: Path) -> None:
@@ -155,14 +165,16 @@ class RunLog(MemoryHandler):
 
 @contextmanager
 def run_log(run: Path) -> Iterator[Callable[[str], None]]:
-    """Append all that is logged meanwhile to the run's log. Yield a function that writes to it.
+    """Append the records of this context to the run's log. Yield a function that writes to it.
 
-    The terminal shows the same as without it. An error that ends the run is the log's last line.
+    The output on the terminal does not change. If an error ends the run, it is the last line.
     """
-    root, ours = logging.getLogger(), logging.getLogger("lesionseg")
-    handler, level = RunLog(run), ours.level
+    root = logging.getLogger()
+    ours = logging.getLogger("lesionseg")
+    handler = RunLog(run)
+    level = ours.level
     handlers: list[logging.Handler] = [handler]
-    if not root.handlers and logging.lastResort:  # nobody set logging up: warnings are printed
+    if not root.handlers and logging.lastResort:  # without own handlers, warnings are printed
         handlers.append(logging.lastResort)
         ours.setLevel(logging.INFO)
 

@@ -1,4 +1,4 @@
-"""Prediction files are read and matched with the references of their cases, one after the other."""
+"""Read prediction files one by one and match them with the references of their cases."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """How prediction files are matched with references.
+    """Settings for matching prediction files with references.
 
     Attributes:
         preset: the rule of matching.
@@ -44,7 +44,7 @@ class MatchOptions:
         role: the role of cases that state none.
         zones: zones by case.
         resample: resample a prediction on another grid, see `read_on_grid`.
-        by_image: equal shape and spacing make the same grid, see `read_on_grid`.
+        by_image: grids of equal shape and spacing are the same, see `read_on_grid`.
     """
 
     preset: Preset
@@ -64,15 +64,15 @@ def match_cases(
     keep: Callable[[Prediction], None] | None = None,
     faults: list[Problem] | None = None,
 ) -> Iterator[MatchedCase]:
-    """Match each case with its prediction, if it has one; each is freed before the next is read.
+    """Match each case with its prediction, if it has one. Only one case is in memory at a time.
 
     Args:
         cases: the cases with references.
-        predictions: the files of the predicted ones.
-        options: how they are matched.
+        predictions: the prediction files by case.
+        options: settings for matching.
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
-        faults: takes up the problem of a case that does not fit. The case is then left out and
+        faults: a list to which the problems of cases are appended. Such a case is left out and
             named in a warning. None: the first error is raised.
     """
     dataset = options.dataset
@@ -120,9 +120,9 @@ def match_cases(
 
 
 def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """Read the reference of a case on its image's grid; of the image, only the header is read.
+    """Read the reference of a case on the grid of its image. Only the header of the image is read.
 
-    A case without an image has the grid of its mask.
+    If the case has no image, the reference keeps the grid of its mask.
     """
     if dataset is not None:
         grid = None
@@ -147,17 +147,24 @@ def read_on_grid(
 ) -> Prediction:
     """Read a prediction on the grid of its reference.
 
-    One on another grid is resampled if `resample`, otherwise it is a `GeometryError`. `by_image`:
-    equal shape and spacing are enough. `binary`: as in `read_prediction`. nnU-Net's probabilities
-    are on the grid of the mask beside them.
+    Args:
+        files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
+        geometry: the grid of the reference.
+        resample: resample a prediction on another grid.
+        binary: see `read_prediction`.
+        by_image: grids of equal shape and spacing are the same.
+
+    Raises:
+        GeometryError: if the prediction is on another grid and `resample` is False.
     """
     path = files.instances or files.mask
     own = None if path is None else read_geometry(path, raster_mm=1.0)
     if own is not None and own.dims == geometry.dims == 2:
-        # rasters state no position: they show what the reference shows, whatever their size
+        # rasters have no position: assume that both cover the same area, for any size
         zoom = np.array(geometry.shape) / np.array(own.shape)
         to_reference = np.diag([*zoom, 1.0])
-        to_reference[:2, 2] = (zoom - 1) / 2  # edges meet, not centres
+        # align the edges of the outer pixels, not their centres
+        to_reference[:2, 2] = (zoom - 1) / 2
         own = Geometry(own.shape, geometry.affine @ to_reference)
     if own is None or is_same_grid(own, geometry, by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)

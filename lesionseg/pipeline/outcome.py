@@ -1,18 +1,18 @@
-"""The result of a command: `cli` prints it, a notebook keeps it."""
+"""The result of a command, which `cli` prints and a notebook uses."""
 
 from typing import Protocol
 
 
 class Outcome(Protocol):
-    """What every command returns. Nothing is printed until `summary` is called by the caller."""
+    """The result of any command. A command prints nothing itself."""
 
     def summary(self) -> list[str]:
-        """Return the lines that tell a reader what came out and where it is."""
+        """Return lines with the results and their files, for a reader."""
         ...
 
     @property
     def next(self) -> str | None:
-        """The command to type next; None if there is none."""
+        """The command to run next, as text; None if there is none."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""The plan of a training: made from the survey, or taken from the run directory, and checked."""
+"""Make the plan of a training, or read it from the run directory, and check it."""
 
 import logging
 from collections.abc import Sequence
@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 
 
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
-    """Plan, or take the plan given, check it, and claim the run directory for the configuration.
+    """Return a checked plan, and save the configuration in the run directory.
+
+    The plan is `given`, or read from the run directory, or made from the survey.
 
     The first process plans. Other processes of the same training receive its plan.
     """
@@ -49,7 +51,7 @@ def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
 
 
 def _begin(experiment: Experiment, given: Plan | None) -> Plan:
-    """Make, check and write the plan. A wrong setting leaves no configuration behind."""
+    """Make, check and write the plan. If a setting is wrong, no configuration is saved."""
     cfg = experiment.cfg
     run = experiment.run
     architecture = cfg.model.architecture
@@ -70,7 +72,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     if is_new and experiment.device == "cuda":
         plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
     write_text(run / "plan.json", plan.to_json())
-    # last, so that a rejected configuration does not claim the run directory
+    # saved last, so that a rejected configuration does not claim the run directory
     save_config(run, config_of(cfg))
     is_fold = given is not None and cfg.data.fold != ALL_FOLDS  # its plan was logged before
     _log_plan(plan, experiment, logging.DEBUG if is_fold else logging.INFO)
@@ -98,7 +100,7 @@ def _warn_of_unused_losses(cfg: TrainConfig) -> None:
 
 
 def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
-    """Log the plan in one line, and the run directory if its name was not given."""
+    """Log the plan in one line, and the run directory if the settings do not name it."""
     run = experiment.run
     tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
     mm = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
@@ -117,20 +119,20 @@ def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
 
 
 def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
-    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan and splits.
+    """Make the plan, unless it is `given` or the run has one. Write fingerprint, plan and splits.
 
-    A resumed run keeps its plan: another machine's memory would lead to another one.
+    A resumed run keeps its plan, because the memory of another machine could change it.
     """
     cfg = experiment.cfg
     survey = experiment.survey
     run = experiment.run
     path = run / "plan.json"
     if given is None and has_config(run) and path.is_file():
-        log.info("Resuming: the plan stays as this run first made it.")
+        log.info("Resuming: the run keeps its plan.")
         given = Plan.from_json(path.read_text(encoding="utf-8"), path)
     check_transforms(cfg)
     plan = given or _make_plan(experiment)
-    # only what the user typed is imported, whoever wrote the plan
+    # only a class that the user's own settings name is imported, not one that a file names
     plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
     plan = plan.with_(
         may_lack=may_lack(cfg.data, plan.channel_names),
@@ -163,7 +165,7 @@ def _make_plan(experiment: Experiment) -> Plan:
             )
     dims = survey.fingerprint.dims
     pyramid = checkpoint_stages(model, dims)
-    if pyramid is not None:  # the tile is planned for a network as wide
+    if pyramid is not None:  # the tile is planned for the width of this network
         model = model.model_copy(update={"base_features": pyramid.features[0]})
     elif model.backbone:
         n_channels = len(survey.dataset.channel_names)
@@ -188,9 +190,10 @@ def _make_plan(experiment: Experiment) -> Plan:
 
 
 def plan_to_start_from(bundle: str) -> Plan:
-    """Return the plan of a bundle or run; raise `ConfigError` if it is an nnU-Net model.
+    """Return the plan of a bundle or run.
 
-    An nnU-Net model brings its own grid and normalisation, which training does not follow.
+    Raises:
+        ConfigError: if it is an nnU-Net model. Training cannot use its grid and normalisation.
     """
     plan = bundle_plan(bundle)
     if plan.nnunet is None:
@@ -199,13 +202,15 @@ def plan_to_start_from(bundle: str) -> Plan:
     checkpoints = sorted(path.glob("**/checkpoint_final.pth")) if path.is_dir() else []
     example = f", such as {checkpoints[0]}" if checkpoints else " (fold_0/checkpoint_final.pth)"
     raise ConfigError(
-        f"model.init_from={bundle} is a whole nnU-Net model with its grid and normalisation. "
-        f"Training starts from its weights only: give the checkpoint of a fold{example}."
+        f"model.init_from={bundle} is a whole nnU-Net model with its own grid and normalisation. "
+        f"Training can use only its weights: give the checkpoint of a fold{example}."
     )
 
 
 def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
-    """Return the stages of the nnU-Net checkpoint that training starts from; None if it does not.
+    """Return the stages of the network in the nnU-Net checkpoint `model.init_from`.
+
+    Return None if `model.init_from` is not a checkpoint.
 
     Raises:
         ConfigError: if the checkpoint has another number of spatial axes.
@@ -223,7 +228,7 @@ def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
 
 
 def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
-    """Return the plan with the α and γ that inference must undo; see `losses.focal`."""
+    """Return the plan with α and γ, whose effect inference reverts; see `losses.focal`."""
     if plan.has_boxes:
         alpha, gamma = DetectionLoss(**cfg.detection.to_plain()).link or (None, None)
         alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha

@@ -1,4 +1,4 @@
-"""`predict`: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
+"""`predict`: write masks, candidates and a status for each scan of a folder."""
 
 import logging
 from collections.abc import Mapping
@@ -52,13 +52,13 @@ def predict(
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
-    """Predict every scan found in `cfg.input`; one row each, by case id.
+    """Predict every scan found in `cfg.input`. Return a row per scan, sorted by case id.
 
-    Writes mask, instances and candidates of each case to `cfg.output`, in the scan's own geometry
-    and format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
-    stop the others. Started again, it leaves out what is done and unchanged, and what failed and is
-    unchanged. Results of another scan are never replaced unless `cfg.overwrite`. Files follow the
-    umask. Input and output may be URLs.
+    `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
+    and format, and `predictions.csv`, which keeps the rows of other cases. A case that fails does
+    not stop the run. A later run skips unchanged cases that were done or failed before. Results of
+    another scan are replaced only with `cfg.overwrite`. Permissions of files follow the umask.
+    Input and output may be URLs.
 
     Args:
         cfg: see conf/predict.yaml.
@@ -66,13 +66,14 @@ def predict(
         progress: called with case, number done and total after every case, instead of a bar.
 
     Raises:
-        BundleError, ConfigError: for an unusable bundle or setting.
-        DatasetError: when there is no case.
-        OutputError: when another process writes into the output folder.
+        BundleError: if the bundle cannot be used.
+        ConfigError: if a setting is wrong.
+        DatasetError: if there is no case.
+        OutputError: if another process writes to the output folder.
     """
     folder = download(cfg.output, new=True)
     is_whole = cfg.num_shards == 1
-    # no two processes write the same file
+    # each shard writes its own table, so two processes never write the same file
     name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
     stem = name.removesuffix(".csv")
     with predict_log(folder, stem, url=cfg.output, json_lines=cfg.json_lines) as log:
@@ -92,7 +93,9 @@ def _predict(
     """Predict into a folder, with the rows in `table_path`."""
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
-        raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
+        raise ConfigError(
+            "save_probabilities=true: this model predicts boxes, so there are no probabilities."
+        )
     as_nnunet = cfg.save_probabilities and cfg.names == "nnunet"
     if as_nnunet:
         check_nnunet_labels(predictor.plan.labels)
@@ -119,7 +122,7 @@ def _predict(
         if cfg.num_shards == 1:
             _restore(results, table)
             table.forget_left_out()
-        scans = [_as_before(scan, results) for scan in scans]
+        scans = [_keep_earlier_id(scan, results) for scan in scans]
         if cfg.shard_index == 0:
             for kind in found.left_out:
                 table.put(left_out_row(kind))
@@ -135,17 +138,17 @@ def _predict(
                 rows.append(row)
                 log.case(row)
                 if row.status == "failed" and not row.is_unchanged:
-                    said = {"of_case": True}
-                    logger.warning("%s failed: %s", row.case, row.message, extra=said)
+                    extra = {"of_case": True}  # see `predict_log`
+                    logger.warning("%s failed: %s", row.case, row.message, extra=extra)
                 advance(row.case, len(rows), len(scans))
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out)
 
 
 def _restore(results: PredictionFolder, table: PredictionTable) -> None:
-    """Finish what a killed run left in the folder, and give rows to results without one."""
+    """Complete the results of a killed run, and add rows for results without one."""
     for case in results.recover_all():
-        logger.info("The results of %s, which an interrupted run had made, are in place.", case)
+        logger.info("The results of %s, from an interrupted run, were completed.", case)
     for case in results.cases():
         if not any(row.is_done for row in table.earlier.get(case, ())):
             row = rebuilt_row(results, case)
@@ -153,11 +156,11 @@ def _restore(results: PredictionFolder, table: PredictionTable) -> None:
                 table.put(row)
 
 
-def _as_before(scan: FoundScan, results: PredictionFolder) -> FoundScan:
-    """Return the scan under the id that the folder has its series' results under.
+def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
+    """Return the scan with the case id under which the folder has results of its DICOM series.
 
-    The only series of a folder is called like the folder, one of several also by number and UID.
-    Results keep their name if another series comes into the folder, or leaves it.
+    The only series of a folder has the name of the folder as id; one of several has number
+    and UID as well. So the id would change if another series is added or removed.
     """
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan
@@ -169,24 +172,26 @@ def _as_before(scan: FoundScan, results: PredictionFolder) -> FoundScan:
 
 
 def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> FoundScans:
-    """Find the scans of `source`, without the results of an earlier run in `output`.
+    """Find the scans of `source`, except results of an earlier run in `output`.
 
-    Those that `series` leaves out, and localisers and lone slices of an archive, are among them
-    with the reason.
+    Scans that are not predicted, because of `series` or because they are localisers or single
+    slices of an archive, are included with the reason.
 
-    Raises `ConfigError` for an output that is a file or the input itself, `DatasetError` without
-    scans.
+    Raises:
+        ConfigError: if the output is a file or the input itself.
+        DatasetError: if there is no scan.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
     if source.is_dir() and output.exists() and source.samefile(output):
         raise ConfigError(
-            f"output={output} is the input folder itself. Name another one, which may be in it."
+            f"output={output} is the input folder itself. Name another folder, for example "
+            "one inside it."
         )
     results = output.resolve()
     is_single = source.is_file() and source.suffix.lower() != ".csv"
     if is_single and results in source.resolve().parents:
-        raise ConfigError(f"output={output} holds the scan {source}. Name another folder.")
+        raise ConfigError(f"output={output} contains the scan {source}. Name another folder.")
     found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
     if not found.scans:
         raise DatasetError(explain_nothing_found(source, found))

@@ -1,4 +1,4 @@
-"""`predictions.log` and `predictions.jsonl`: what a run of `predict` did, when, in its output."""
+"""`predictions.log` and `predictions.jsonl`: the events of `predict` with times, in its output."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, count
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.log import Once
+from lesionseg.pipeline.log import RepeatFilter
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
@@ -20,7 +20,7 @@ _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": loggin
 
 
 class PredictLog:
-    """Appends lines with times to the log files of an output folder, once the folder is there.
+    """The log files of an output folder. Lines have times; they are written when the folder exists.
 
     Args:
         folder: the output folder.
@@ -39,14 +39,14 @@ class PredictLog:
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
     ) -> None:
-        """Write one line to the files only."""
+        """Write one line to the files, but not to the terminal."""
         content = {"name": __name__, "event": event, "row": row, "levelno": level, "msg": message}
         record = logging.makeLogRecord({**content, "levelname": logging.getLevelName(level)})
         for handler in self.handlers:
             handler.handle(record)
 
     def case(self, row: CaseRow) -> None:
-        """Write a scan's line; the files say nothing of scans that are as they were before."""
+        """Write the line of a scan, unless its result is unchanged."""
         if row.is_unchanged:
             return
         text = f"{row.case}: {row.status}"
@@ -63,7 +63,7 @@ class PredictLog:
         self.note("end", f"The run ended with exit status {outcome.exit_status}.")
 
     def close(self) -> list[Path]:
-        """Close the files; return those that were written."""
+        """Close the files. Return those that were written."""
         for handler in self.handlers:
             handler.close()
         return [handler.file for handler in self.handlers if handler.file.is_file()]
@@ -73,13 +73,13 @@ class PredictLog:
 def predict_log(
     folder: Path, stem: str, *, url: str = "", json_lines: bool = False
 ) -> Iterator[PredictLog]:
-    """Write what is logged meanwhile, and an error that ends the run, to files in the folder."""
+    """Write the records of this context, and an error that ends the run, to files in the folder."""
     log = PredictLog(folder, stem, json_lines=json_lines)
     root = logging.getLogger()
     ours = logging.getLogger("lesionseg")
     level = ours.level
     handlers: list[logging.Handler] = [*log.handlers]
-    if not root.handlers and logging.lastResort:  # nobody set logging up: warnings are printed
+    if not root.handlers and logging.lastResort:  # without own handlers, warnings are printed
         handlers.append(logging.lastResort)
         ours.setLevel(logging.INFO)
     for handler in handlers:
@@ -97,19 +97,19 @@ def predict_log(
             root.removeHandler(handler)
         ours.setLevel(level)
         written = log.close()
-        with suppress(LesionsegError):  # the results are there
+        with suppress(LesionsegError):  # the results themselves are uploaded already
             upload(written, folder, url)
 
 
 def _is_for_file(record: logging.LogRecord) -> bool:
-    """Return False for a scan's failure, which has a line of its own, and for the time left."""
+    """Return False for the failure of a scan, which has its own line, and for remaining times."""
     return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
 
 
 class _FileLog(MemoryHandler):
-    """Appends to a file once its folder is there: a wrong setting leaves no file.
+    """A handler that appends to a file when its folder exists. A wrong setting leaves no file.
 
-    Lines of a scan come by `PredictLog.case`, and a reader's warning once.
+    A warning of a reader is written once. Lines of scans come from `PredictLog.case`.
     """
 
     def __init__(self, folder: Path, name: str, formatter: logging.Formatter) -> None:
@@ -117,7 +117,7 @@ class _FileLog(MemoryHandler):
         self.file = folder / name
         self.formatter = formatter
         self.setLevel(logging.INFO)
-        self.addFilter(Once())
+        self.addFilter(RepeatFilter())
         self.addFilter(_is_for_file)
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
@@ -137,6 +137,8 @@ class _FileLog(MemoryHandler):
 
 
 class _JsonLines(logging.Formatter):
+    """A formatter that writes a record as a JSON object in one line."""
+
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as a JSON object."""
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")

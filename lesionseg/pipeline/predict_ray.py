@@ -1,7 +1,7 @@
-"""Cases on a Ray cluster: actors all over it, each predicting some cases as one machine does.
+"""Predict cases on a Ray cluster. Each actor predicts some cases, as a single machine would.
 
-Every machine must see bundle, input and output under the same paths. Ray starts an actor that died
-again and repeats its cases, in the end one by one; one that kills its actors thrice has failed.
+Every machine must see bundle, input and output under the same paths. If an actor dies, Ray restarts
+it and repeats its cases, at last one by one. A case that kills its actor three times has failed.
 """
 
 import logging
@@ -20,8 +20,8 @@ from lesionseg.pipeline.case_work import Known, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3
-_CORES = 2  # of an actor on a CPU: one reads and writes slower than it computes
-_AT_ONCE = 4  # cases that an actor gets
+_CORES = 2  # of an actor on a CPU: while one computes, the other one reads and writes
+_AT_ONCE = 4  # cases per call of an actor
 
 
 def predict_on_ray(
@@ -31,13 +31,15 @@ def predict_on_ray(
     known: Known,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Generator[CaseRow]:
-    """Predict scans on a Ray cluster; yields rows as they are done.
+    """Predict scans on a Ray cluster. Yield rows as soon as they are finished.
 
-    The cluster is the one that this process is connected to or that `ray.init` finds, else one on
-    this machine for the time being. Raises `ConfigError` without the extra `ray`, or when
-    the cluster has no core.
+    The cluster is the one to which this process is connected, or which `ray.init` finds. If there
+    is none, a temporary cluster is started on this machine.
+
+    Raises:
+        ConfigError: if the extra `ray` is not installed, or the cluster has no CPU core.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no statistics
     try:
         import ray
     except ImportError as error:
@@ -49,29 +51,34 @@ def predict_on_ray(
         gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
         cores = int(ray.cluster_resources().get("CPU", 0))
         if not cores:
-            raise ConfigError("engine=ray: the cluster has no core to compute on.")
+            raise ConfigError("engine=ray: the cluster has no CPU core.")
         n_actors = min(gpus or max(cores // _CORES, 1), len(scans))
         share = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
         inference = cfg.inference.model_copy(update={"max_memory_gb": share})
         bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)
         zones = cfg.zones and str(Path(cfg.zones).resolve())
         cfg = cfg.model_copy(update={"bundle": bundles, "inference": inference, "zones": zones})
-        each = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
-        each |= {"max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
-        kind = ray.remote(**each)(_Actor)
-        # put once for all actors, however large
-        given = cfg, output.resolve(), ray.put(known), ray.put(architectures)
-        idle = [kind.remote(*given) for _ in range(n_actors)]
+        resources = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
+        as_actor = ray.remote(**resources, max_restarts=-1, max_task_retries=ATTEMPTS - 1)
+        actor_class = as_actor(_Actor)
+        # stored once and shared by all actors, because these may be large
+        known_ref = ray.put(known)
+        architectures_ref = ray.put(architectures)
+        idle = [
+            actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
+            for _ in range(n_actors)
+        ]
         n = max(1, min(_AT_ONCE, len(scans) // max(n_actors, 1)))
         found = [scan.to_absolute() for scan in scans]
         left = [found[i : i + n] for i in range(0, len(scans), n)]
-        under_way: dict[Any, tuple[Any, list[FoundScan]]] = {}
-        while left or under_way:
+        running: dict[Any, tuple[Any, list[FoundScan]]] = {}
+        while left or running:
             while idle and left:
-                actor, some = idle.pop(), left.pop(0)
-                under_way[actor.predict.remote(some)] = actor, some
-            (done,), _ = ray.wait(list(under_way))
-            actor, some = under_way.pop(done)
+                actor = idle.pop()
+                some = left.pop(0)
+                running[actor.predict.remote(some)] = (actor, some)
+            (done,), _ = ray.wait(list(running))
+            actor, some = running.pop(done)
             idle.append(actor)
             try:
                 yield from ray.get(done)
@@ -89,7 +96,7 @@ def predict_on_ray(
 
 
 class _Actor:
-    """Predicts some cases per call; the networks stay from one to the next."""
+    """A process that predicts some cases per call. It keeps the networks between calls."""
 
     def __init__(
         self,
@@ -98,10 +105,13 @@ class _Actor:
         known: Known,
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
-        if cfg.private:  # the setting of the process that asked is not inherited by Ray's workers
+        if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
-        self._given = cfg, make_predictor(cfg, architectures), output, known
+        self._cfg = cfg
+        self._predictor = make_predictor(cfg, architectures)
+        self._output = output
+        self._known = known
 
     def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:
-        cfg, predictor, output, known = self._given
-        return list(predict_cases(cfg, predictor, output, scans, known))
+        """Predict scans and return their rows."""
+        return list(predict_cases(self._cfg, self._predictor, self._output, scans, self._known))

@@ -1,4 +1,4 @@
-"""Which scans of an archive are predicted: no localisers and lone slices, and those asked for."""
+"""Choose the scans of an archive to predict: no localisers and single slices, only the wanted."""
 
 import re
 from contextlib import suppress
@@ -12,45 +12,45 @@ from lesionseg.io.layouts.input_images import FoundScan, FoundScans
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
 
-LEAST_SLICES = 2  # of a scan in an archive, for a model that reads volumes
+LEAST_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the model reads volumes
 
 
 def is_archive(source: Path) -> bool:
-    """Return True for a folder or a glob, in which scans were not chosen one by one.
+    """Return True for a folder or a glob, in which the user did not choose each scan.
 
-    A file, a series `folder/series=…` and a table name what is to be predicted.
+    A file, a series `folder/series=…` and a table name the scans to predict.
     """
     return not source.is_file() and not source.name.startswith("series=")
 
 
 def select(found: FoundScans, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScans:
-    """Return the scans, with a reason for those that are left out.
+    """Return all scans, with a reason for those that are left out.
 
-    `cfg` looks at DICOM headers, so it leaves out no file of another format. In an `archive`,
-    localisers, lone slices and images with another number of axes than the model's are left out
-    as well.
+    `cfg` refers to DICOM headers, so files of other formats are not left out because of it. In an
+    `archive`, localisers, single slices and images with another number of axes than the model's
+    are left out as well.
     """
-    scans = [_selected(scan, cfg, plan, archive=archive) for scan in found.scans]
+    scans = [_select_scan(scan, cfg, plan, archive=archive) for scan in found.scans]
     return replace(found, scans=tuple(scans))
 
 
-def _selected(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
+def _select_scan(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
     if scan.left_out or scan.fault:
         return scan
     facts = scan.dicom
     if facts is None and (cfg.modality or cfg.description or cfg.min_slices):
-        with suppress(LesionsegError, OSError):  # reading a scan that a table names says so
+        with suppress(LesionsegError, OSError):  # prediction will raise the same error
             facts = scan.facts
     if facts is None or facts.fault:
         return scan
-    reason = _unwanted(facts, cfg, plan.dims)
+    reason = _explain_unwanted(facts, cfg, plan.dims)
     if not reason and archive:
-        reason = _unfit(facts, cfg, plan.dims)
+        reason = _explain_unfit(facts, cfg, plan.dims)
     return replace(scan, left_out=reason)
 
 
-def _unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
-    """Explain why a DICOM scan is not one that was asked for; "" if it is."""
+def _explain_unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
+    """Explain why a DICOM scan does not meet the conditions of `cfg`; "" if it does."""
     if cfg.modality is not None and facts.modality.upper() not in cfg.modality:
         wanted = ", ".join(cfg.modality)
         return f"its modality is {facts.modality or 'not stated'}, not {wanted} (series.modality)"
@@ -62,8 +62,8 @@ def _unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
     return ""
 
 
-def _unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
-    """Explain why a DICOM scan of an archive is no scan for the model; "" if it may be one."""
+def _explain_unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
+    """Explain why a DICOM scan of an archive does not suit the model; "" if it may suit."""
     if dims == 2:
         return "" if facts.is_radiograph else "a volume, while this model reads radiographs"
     if facts.is_radiograph:
@@ -71,19 +71,19 @@ def _unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
     if facts.is_localiser and cfg.description is None:
         return f"a localiser by its description, {facts.description!r}"
     if cfg.min_slices is None and facts.n_slices < LEAST_SLICES:
-        return "a lone slice; series.min_slices=1 predicts it"
+        return "a single slice; series.min_slices=1 predicts it"
     return ""
 
 
 def explain_too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain why a file that is no DICOM has too few slices; "" if it has enough.
+    """Explain that a file of another format than DICOM has too few slices; "" if it has enough.
 
-    Its slices are counted along the shortest axis. This opens the file.
+    The slices are counted along the shortest axis. The file is opened for it.
     """
     least = cfg.min_slices or (LEAST_SLICES if archive else 1)
     if plan.dims != 3 or least == 1 or scan.dicom is not None:
         return ""
-    with suppress(LesionsegError, OSError):  # reading the scan says what is wrong
+    with suppress(LesionsegError, OSError):  # prediction will raise the same error
         shape = read_geometry(scan.files.images[0]).shape
         if len(shape) == 3 and min(shape) < least:
             return f"{min(shape)} of at least {least} slices (series.min_slices)"

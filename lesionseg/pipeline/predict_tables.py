@@ -1,4 +1,4 @@
-"""`predictions.csv`: what became of every scan, and how much was found in it, one row each."""
+"""`predictions.csv`: the status and the findings of each scan, one row per scan."""
 
 import logging
 import re
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 TABLE = "predictions.csv"
 DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
-CONFLICT = "conflict"  # key of a scan that another scan's results stand in the way of
+CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
-_WRITE_SHARE = 0.05  # of the time, at most, is spent on writing the table
+_WRITE_SHARE = 0.05  # the most of the time that is spent on writing the table
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,33 @@ class CaseRow:
     """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
 
     Attributes:
-        case: its id; `group` and `visit` are as the input's table has them.
+        case: id of the case.
+        group: patient, from the input's table.
+        visit: visit, from the input's table.
         status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
             earlier run), failed or skipped.
-        message: why it failed or was skipped.
-        seconds: of work on it when it was predicted.
-        volume_ml: of its accepted candidates; None in 2-D and for boxes without masks.
-        peak_memory_mb: the most that the process had held until then.
-        bundle: the model's digest.
-        key: changes with bundle, settings and content; "" if it failed for a reason outside of it.
-        warning: how it is unlike the training scans, and what lacks in the result.
-        input_score: how unlike they are; 1 is the limit.
-        missing: channels that it lacks.
-        operating_point: accepted its candidates.
-        path: of the scan below the input.
-        study_uid, series_uid, instance_uid, digest: see `ScanSource`.
+        message: the reason if the scan failed or was skipped.
+        seconds: duration of the prediction.
+        n_candidates: number of candidates.
+        n_accepted: number of accepted candidates.
+        volume_ml: volume of accepted candidates; None in 2-D and for boxes without masks.
+        peak_memory_mb: peak memory of the process up to the end of this scan.
+        bundle: digest of the model.
+        key: hash of bundle, settings and content; "" if the scan failed for an external reason.
+        warning: differences from the training scans, and candidates that are missing.
+        input_score: size of these differences; 1 is the limit.
+        missing: channels that the scan lacks.
+        operating_point: the name of the operating point.
+        path: path of the scan below the input.
+        study_uid: see `ScanSource`, also for the next three.
+        series_uid: DICOM UID of the series.
+        instance_uid: DICOM UID of the image.
+        digest: hash of the files' content.
         state: see `file_state`.
-        finished: when it was predicted or failed.
-        amounts: counts and millilitres, columns `count_<label>`, `ml_<label>`,
+        finished: time of the result or failure.
+        amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
             `zone_count_<zone>`, `zone_ml_<zone>`.
-        is_unchanged: it was as it is before this run; no column.
+        is_unchanged: the row is the same as before this run. This is not a column.
     """
 
     case: str
@@ -86,16 +93,16 @@ class CaseRow:
 
     @property
     def is_done(self) -> bool:
-        """Return True if the case has results."""
+        """True if the case has results."""
         return self.status in DONE
 
     @property
     def source(self) -> ScanSource:
-        """The scan that the row is of."""
+        """Digest and UIDs of the scan."""
         return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
 
     def of_source(self, source: ScanSource, state: str) -> "CaseRow":
-        """Return the row with what is known of its scan."""
+        """Return the row with digest, UIDs and state of its scan."""
         return replace(
             self,
             study_uid=source.study_uid,
@@ -106,10 +113,10 @@ class CaseRow:
         )
 
     def replaces(self, other: "CaseRow") -> bool:
-        """Return True if the row takes the place of another row of its case.
+        """Return True if the row replaces another row of its case.
 
-        A case's results have one row. Scans that failed have one each: two scans of one id, or
-        nights on which other scans came under it, differ in path and source.
+        The results of a case have one row. Each failed scan has a row of its own: two scans with
+        the same id differ in path or source, also if they arrived on different days.
         """
         if self.is_done and other.is_done:
             return True
@@ -124,11 +131,11 @@ class CaseRow:
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> "CaseRow":
-        """Return the row that cells of a table hold, with defaults for missing and wrong ones."""
+        """Make a row from the cells of a table. Missing and wrong cells get their defaults."""
         known: dict[str, Any] = {name: text for name, text in cells.items() if name in COLUMNS}
         known = {name: text for name, text in known.items() if text or name == "case"}
         known["amounts"] = {
-            name: _number(text) for name, text in cells.items() if name not in COLUMNS
+            name: _to_number(text) for name, text in cells.items() if name not in COLUMNS
         }
         try:
             return _ROWS.validate_python(known)
@@ -138,8 +145,8 @@ class CaseRow:
             return _ROWS.validate_python({"case": "", **known})
 
 
-def _number(text: str) -> Any:
-    """Return a number for the text of one, None for an empty text, else the text."""
+def _to_number(text: str) -> Any:
+    """Convert a text to a number if it is one. Return None for an empty text."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -152,9 +159,9 @@ _ROWS = TypeAdapter(CaseRow)
 
 @dataclass(frozen=True)
 class PredictOutcome(Outcome):
-    """The rows of one call, one per scan, in order of case id, and the folder they went to.
+    """The rows of one call, one per scan, sorted by case id, and the output folder.
 
-    `left_out`: the files that are no scans for the model.
+    `left_out`: files that the model cannot read as scans.
     """
 
     rows: tuple[CaseRow, ...]
@@ -163,14 +170,14 @@ class PredictOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """Return 3 if a scan failed that did not fail before, 1 if there was none, else 0."""
+        """3 if a scan failed for the first time, 1 if no scan was to be predicted, otherwise 0."""
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed:
             return SOME_FAILED
         return 0 if any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
 
     def counts(self) -> list[str]:
-        """Return how many scans were predicted, kept, failed and skipped."""
+        """Return the numbers of scans that were predicted, kept, failed and skipped."""
         n = Counter(row.status for row in self.rows)
         known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
         kept = sum(row.is_done and row.is_unchanged for row in self.rows)
@@ -189,14 +196,14 @@ class PredictOutcome(Outcome):
         if n["failed"]:
             lines.append(
                 f"Failed: {n['failed'] - known} in this run, {known} before and unchanged. "
-                f"{TABLE} says why; a file that changes is tried again."
+                f"{TABLE} has the reasons; a file that changes is tried again."
             )
         if n["skipped"]:
-            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {TABLE} says why.")
+            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {TABLE} has the reasons.")
         return [*lines, *(f"{each}." for each in self.left_out)]
 
     def summary(self) -> list[str]:
-        """Return the counts, the new warnings, and where the results are."""
+        """Return the counts, the new warnings, and the files of the results."""
         lines = self.counts()
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
@@ -210,11 +217,14 @@ class PredictOutcome(Outcome):
         """The evaluation of the results; None if there are none."""
         if not any(row.is_done for row in self.rows):
             return None
-        return command_line("evaluate", reference="MASKS", prediction=self.folder, output="SCORES")
+        return command_line(
+            "evaluate",
+            {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"},
+        )
 
 
 def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
-    """Return the row of a scan of which nothing is known but what the input says of it."""
+    """Make the first row of a scan, with only the facts that the input states."""
     dicom = scan.dicom
     return CaseRow(
         case=printable_id(scan.case),
@@ -229,14 +239,14 @@ def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
 
 
 def left_out_row(left_out: LeftOut) -> CaseRow:
-    """Return the row of the files of one kind that are no scans for the model."""
+    """Make the row of files of one kind that the model cannot read as scans."""
     return CaseRow(case=left_out.what, status="skipped", message=f"{left_out}.")
 
 
 def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
-    """Return a row made from a case's results; None if they do not state what they are of.
+    """Make a row from the result files of a case; None if these do not state their source.
 
-    A table may have been deleted, or a program killed before it wrote a row.
+    It is needed if the table was deleted, or a program was killed before it wrote the row.
     """
     source = results.source(case)
     if source is None:
@@ -263,19 +273,19 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
 
 
 class PredictionTable:
-    """`predictions.csv` in an output folder: the rows of earlier runs, and this run's.
+    """`predictions.csv` in an output folder: the rows of earlier runs and of this run.
 
-    Each shard has a table of its own. `earlier` has the rows of all tables by case, those of the
-    youngest table for a case that several have. The table that is written without shards is their
-    union. The file is always whole. It is written with the first row that is `put`, then as often
-    as takes a twentieth of the time, and by `close`.
+    Each shard has its own table. `earlier` contains the rows of all tables by case; if several
+    tables have a case, those of the latest table. A run without shards writes the union of all.
+    The file is replaced as a whole: at the first `put`, then so often that it takes at most a
+    twentieth of the time, and in `close`.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
         self.path = path
         self.earlier: dict[str, list[CaseRow]] = {}
         self._url = url
-        for half in path.parent.glob(HALF[:-1] + path.name):  # of a run that was killed
+        for half in path.parent.glob(HALF[:-1] + path.name):  # left by a killed run
             half.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
@@ -292,7 +302,7 @@ class PredictionTable:
         self._is_written = True
 
     def put(self, row: CaseRow) -> None:
-        """Add or replace a row; a disk that is full now may have room at the end."""
+        """Add or replace a row. A failure to write is only a warning, as `close` tries again."""
         others = self._rows.get(row.case, self.earlier.get(row.case, []))
         self._rows[row.case] = [*(other for other in others if not row.replaces(other)), row]
         self._is_written = False
@@ -303,12 +313,16 @@ class PredictionTable:
                 logger.warning("%s cannot be written yet: %r", self.path.name, error)
 
     def forget_left_out(self) -> None:
-        """Remove the rows of `left_out_row`, which each run makes again."""
+        """Remove the rows made by `left_out_row`, because each run makes them again."""
         for case, rows in list(self._rows.items()):
             self._rows[case] = [row for row in rows if row.path or row.status != "skipped"]
 
     def close(self) -> None:
-        """Write what is not written yet. Raises `OutputError`."""
+        """Write the table if it has unwritten rows.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         if self._is_written:
             return
         begin = perf_counter()

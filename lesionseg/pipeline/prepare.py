@@ -61,16 +61,16 @@ class PrepareOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The training that finds the prepared cases."""
+        """The command that trains on the prepared cases."""
         settings: dict[str, object] = {"data.root": self.cfg.data.root}
         if self.cfg.run_dir is not None:  # in the same folder, where the cache is
             settings["run_dir"] = self.run.parent / "NAME"
-        return command_line("train", **settings)
+        return command_line("train", settings)
 
 
 @locks("run_dir")
 def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
-    """Prepare a dataset for training, or only `check` it: list every problem, and write a page."""
+    """Prepare a dataset for training. With `cfg.check`, only list problems and write a page."""
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
@@ -93,7 +93,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
 def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
     """Return the training cases on the plan's grid, from the cache if it has them.
 
-    As many cases at a time are prepared as there are cores, and as the memory holds of the largest.
+    Several cases are prepared at the same time: one per core, but no more than fit into memory.
     """
     survey = experiment.survey
     found = survey.fingerprint

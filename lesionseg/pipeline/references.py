@@ -1,4 +1,4 @@
-"""The references that `evaluate` compares with: a dataset's, or a folder of masks."""
+"""Find the references for `evaluate`: in a dataset, or in a folder of masks."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,17 @@ def open_references(
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the dataset of a folder (None for a folder of masks), and all labelled cases.
 
-    Masks named after BIDS that lie in the folder itself are a folder of masks. A folder of masks
-    that belongs to a dataset, such as nnU-Net's `labelsTs`, is that part of the dataset. With a
-    list `faults`, cases that cannot be used are left out and added to the list; without it they
-    raise `DatasetError`, as does a folder without a reference. `by_image`: see
-    `Dataset.grid_of_image`.
+    A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
+    the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
+
+    Args:
+        folder: the dataset or the masks.
+        faults: a list to which the problems of unusable cases are appended. None: the first problem
+            is raised.
+        by_image: see `Dataset.grid_of_image`.
+
+    Raises:
+        DatasetError: if a case cannot be used and `faults` is None, or if there is no reference.
     """
     name = find_convention(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
@@ -50,9 +56,10 @@ def open_references(
 def all_references(
     folder: Path, *, by_image: bool = False
 ) -> tuple[Dataset | None, list[CaseFiles]]:
-    """Return the references of a folder, and of the whole dataset that the folder belongs to.
+    """Return the references of a folder, and all others of the dataset to which it belongs.
 
-    So `labelsTs` of a dataset brings `labelsTr` as well. Raises as `open_references`.
+    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. Errors: see
+    `open_references`.
     """
     dataset, labelled = open_references(folder, by_image=by_image)
     if dataset is not None and dataset.root != folder:
@@ -69,10 +76,10 @@ def with_labels_of_outputs(
     cases: Sequence[CaseFiles],
     predictions: Mapping[str, PredictionFiles],
 ) -> Dataset | None:
-    """Return the dataset, or for bare masks one with the labels of nnU-Net's probabilities.
+    """Return the dataset. For a folder of masks, make one with the labels of nnU-Net's outputs.
 
-    The `dataset.json` beside the probabilities names labels, the value to ignore and regions, which
-    masks alone do not. None if there is no such file either.
+    The `dataset.json` next to the probabilities names labels, regions and the value to ignore.
+    Masks do not. Return None if there is no such file.
     """
     if dataset is not None or not cases:
         return dataset

@@ -1,4 +1,4 @@
-"""`report`: a page and a PDF from the tables that `evaluate` wrote, and the images behind them."""
+"""`report`: write a page and a PDF from the tables of `evaluate` and the images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,12 @@ class ReportOutcome(Outcome):
 
     @property
     def adjudication(self) -> Path | None:
-        """The table of false positives in which a reader writes answers; None if there is none."""
+        """The table of false positives for a reader to fill in; None if it does not exist."""
         table = self.page.parent / ADJUDICATION
         return table if table.is_file() else None
 
     def summary(self) -> list[str]:
-        """Return the page, and the table that a reader may fill in."""
+        """Return the page, and the table for a reader to fill in."""
         lines = [f"Open:    {self.page}"]
         if self.adjudication is not None:
             lines.append(f"Fill in: {self.adjudication}, with lesion, no_lesion or unsure")
@@ -41,23 +41,23 @@ class ReportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """`evaluate` with the answers of a reader; None if there is nothing to adjudicate."""
+        """The command `evaluate` with the answers of a reader; None if there is no table."""
         if self.adjudication is None:
             return None
-        return command_line(
-            "evaluate",
-            reference=self.cfg.reference or "MASKS",
-            prediction=self.cfg.prediction or "FOUND",
-            output=self.cfg.scores,
-            adjudication=self.adjudication,
-        )
+        settings = {
+            "reference": self.cfg.reference or "MASKS",
+            "prediction": self.cfg.prediction or "FOUND",
+            "output": self.cfg.scores,
+            "adjudication": self.adjudication,
+        }
+        return command_line("evaluate", settings)
 
 
 def report(cfg: ReportConfig) -> ReportOutcome:
     """Write `output/report.html`, and the tables and pictures next to it.
 
-    `cfg.scores` is the output folder of `evaluate`, or a run directory, which brings its
-    predictions and its training's history.
+    `cfg.scores` is the output folder of `evaluate` or a run directory. A run directory also
+    contains the predictions and the history of the training.
 
     Raises:
         ReadError: if there are no scores.
@@ -68,21 +68,30 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             f"{scores / 'scores.json'}: there are no scores. Run evaluate first, and give its "
             "output folder or a run directory as scores=."
         )
-    given = {
-        name: Path(value)
-        for name in ("images", "reference", "prediction", "compare")
-        if (value := getattr(cfg, name)) is not None
-    }
     with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:
-        page = write_report(scores, Path(cfg.output), options=cfg.report, progress=advance, **given)
+        page = write_report(
+            scores,
+            Path(cfg.output),
+            images=_path(cfg.images),
+            reference=_path(cfg.reference),
+            prediction=_path(cfg.prediction),
+            compare=_path(cfg.compare),
+            options=cfg.report,
+            progress=advance,
+        )
     return ReportOutcome(page, cfg)
 
 
-def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
-    """Write the reports of a run directory and return the path of the last one.
+def _path(text: str | None) -> Path | None:
+    """Return the path that a setting names, or None if it is not set."""
+    return None if text is None else Path(text)
 
-    The page on validation or out-of-fold cases is `report.html` in the run directory itself, the
-    one on test cases is in `test`. None if the run has no scores, as without validation cases.
+
+def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
+    """Write the reports of a run directory. Return the path of the last one.
+
+    The report on validation or out-of-fold cases is `report.html` in the run directory, the one on
+    test cases is in `test`. Return None if the run has no scores.
     """
     pages = []
     for scores, output in ((run, run), (run / "oof", run), (run / "test", run / "test")):

@@ -1,6 +1,7 @@
-"""The run directory: it belongs to one configuration and its cases, and is resumed by the same.
+"""The run directory of a training, and the provenance of results.
 
-And what made a result, without a path and without the name of a case.
+A run directory belongs to one configuration and its cases, and only these resume it. The provenance
+contains no path and no name of a case.
 """
 
 import hashlib
@@ -29,13 +30,13 @@ from lesionseg.plan.splits import Splits
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
-# settings that do not change the result: a whole section, or one of its settings; `debug` is one
-# of version 1.0, whose runs can be resumed
+# sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
+# runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
-_SHOWN = 5  # changed cases that the message names
+_SHOWN = 5  # the most changed cases that a message names
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:
@@ -45,9 +46,9 @@ def default_run_dir(data_root: str, architecture: str) -> Path:
 
 
 def config_of(cfg: TrainConfig) -> dict[str, Any]:
-    """Return the configuration as a run directory keeps it.
+    """Return the configuration in the form in which a run directory stores it.
 
-    The number of trials of a search is left out: a search with more trials stays the same.
+    The number of trials of a search is left out, so that a search can be continued with more.
     """
     name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
     config = {"command": name, **cfg.to_plain()}
@@ -66,7 +67,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     The message names the settings that differ.
     """
     if run_dir.exists() and not run_dir.is_dir():
-        raise OutputError(f"run_dir={run_dir} is a file: name another one.")
+        raise OutputError(f"run_dir={run_dir} is a file. Name a folder.")
     if not has_config(run_dir):
         return
     before = read_yaml(run_dir / CONFIG)
@@ -85,7 +86,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 
 def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
-    """Explain what to type instead, if the run directory belongs to another configuration."""
+    """Name the command to use instead, as the run directory has another configuration."""
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
     budget = {
@@ -97,7 +98,7 @@ def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -
     settings |= {"model.init_from": run_dir, "run_dir": "NEW"} | (budget if only_budget else {})
     return (
         "This training is finished and stays as it is. To train further, start a new run from its "
-        f"weights: {command_line('train', **settings)} (with your other settings)."
+        f"weights: {command_line('train', settings)} (with your other settings)."
     )
 
 
@@ -114,7 +115,8 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, str]]:
     """Yield the key and `old → new` of every leaf that differs, except for free settings."""
     if isinstance(before or now, dict) and isinstance(now or {}, dict):
-        before, now = before or {}, now or {}
+        before = before or {}
+        now = now or {}
         for name in {**before, **now}:
             inner = f"{key}.{name}" if key else name
             if inner not in FREE:
@@ -126,8 +128,8 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, st
 def check_cases(run: Path, splits: Splits) -> None:
     """Raise `DatasetError` if a run began with other development cases or roles.
 
-    Its network would be scored on cases that taught it. Test and external cases may come and go.
-    Of a cross-validation, `splits` are those of the first fold.
+    Otherwise the network could be scored on its own training cases. Test and external cases may be
+    added or removed. For a cross-validation, `splits` are those of the first fold.
     """
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):
@@ -143,24 +145,27 @@ def check_cases(run: Path, splits: Splits) -> None:
         rest = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise DatasetError(
             f"{path}: this run began with other cases: {', '.join(changes[:_SHOWN])}{rest}. Name "
-            "another run_dir= to train on the data as they are now, or bring back the cases as "
-            "they were to resume."
+            "another run_dir= to train on the data as they are now, or restore the "
+            "cases to resume."
         )
 
 
 def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int | None]:
     """Return the numbers of training patients and scans, for the provenance.
 
-    The number of patients is None if every case is its own group: then nobody stated patients.
+    The number of patients is None if every case is its own group, because patients are not stated.
     """
-    taught = list(cases)
-    groups = {files.group or files.case for files in taught}
-    stated = any(files.group not in ("", files.case) for files in taught)
-    return {"training_patients": len(groups) if stated else None, "training_scans": len(taught)}
+    trained = list(cases)
+    groups = {files.group or files.case for files in trained}
+    are_stated = any(files.group not in ("", files.case) for files in trained)
+    return {
+        "training_patients": len(groups) if are_stated else None,
+        "training_scans": len(trained),
+    }
 
 
 def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
-    """Return versions, git commit, machine, seed, date, dataset and its files' hash.
+    """Return versions, git commit, device, seed, date, dataset and the hash of its files.
 
     `git_commit` ends in `+` if files were changed. `simulated` is True if the configuration
     simulated the data, or the dataset's name says so.
@@ -193,11 +198,11 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the library's own repository; None if it is installed without one."""
+    """Return the commit of the library's clone; None if it is installed without its repository."""
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):
-        # without a .git of its own, git would climb to another repository
+        # if there is no .git here, git would find the repository of a parent folder
         own = (here.parents[1] / ".git").resolve(strict=True)
         command = ["git", "-C", str(own.parent), *describe.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

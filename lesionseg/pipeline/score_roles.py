@@ -51,8 +51,9 @@ def score_validation(
 ) -> tuple[Selection, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
-    If the outlines of these cases gain by it, voxels are calibrated and all cases are predicted
-    again. Return the selection and the scores. Return None if no validation case has a reference.
+    If calibrated voxels give better outlines of these cases, all cases are predicted again with the
+    calibration. Return the selection and the scores. Return None if no validation case has a
+    reference.
     """
     cases = experiment.cases("validation")
     folder = experiment.run / "validation"
@@ -65,12 +66,12 @@ def score_validation(
         counts.append(LevelCounts(files.group))
         return counts[-1].counter(open_reference(files, experiment.dataset), plan)
 
-    log.info("Predicting %s.", _named(cases))
+    log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder, count)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     selection = Selection(voxel_calibration=fit, reasons={VOXEL_CALIBRATION: why})
     if fit is not None:
-        log.info("Predicting again: the calibration of voxels changes the outlines.")
+        log.info("Predicting again, because the calibration of voxels changes the outlines.")
         _predict(predictor.with_selection(selection), experiment, cases, folder)
     return score_predicted(experiment, find_predictions(folder), folder, selection)
 
@@ -84,7 +85,7 @@ def score_predicted(
 ) -> tuple[Selection, Scores]:
     """Select on predictions of the validation cases, write them to `folder` as selected, and score.
 
-    The tables are written next to `folder`. `selection`: what was selected before, such as the
+    The tables are written next to `folder`. `selection`: the selection so far, such as the
     calibration of voxels. Return the complete selection. Scores of the cases that something was
     selected on are optimistic; they say so. `fold_of`: the fold whose network never saw the case.
     """
@@ -145,14 +146,15 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     folder = output / "predictions"
     if not cases:
         return None
-    log.info("Predicting %s.", _named(cases))
+    log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder)
     options = MatchOptions(experiment.preset, experiment.dataset)
     matches = match_cases(cases, find_predictions(folder), options)
     return _score(matches, experiment, output, predictor.operating_point())
 
 
-def _named(cases: Sequence[CaseFiles]) -> str:
+def _count_cases(cases: Sequence[CaseFiles]) -> str:
+    """Return the number of cases of one role in words."""
     return count(len(cases), f"{cases[0].role} case")
 
 
@@ -163,9 +165,9 @@ def _predict(
     folder: Path,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> None:
-    """Write the candidates of every case; reading, the network and writing overlap.
+    """Predict and write every case. Reading, the network and writing run at the same time.
 
-    `on_slab` returns the function that receives a case's probabilities, slab by slab.
+    `on_slab`: returns, for a case, the function that receives its probabilities slab by slab.
     """
 
     def read(files: CaseFiles) -> Volume:
@@ -212,10 +214,10 @@ def match_volumes(
     plan: Plan,
     device: str | None = None,
 ) -> list[MatchedCase]:
-    """Match the network's candidates on whole cases, in the files' own grids, by a plan.
+    """Predict whole cases by a plan, and match the candidates on the files' own grids.
 
-    Cases without a reference are left out. Reading, the network and matching overlap. `device`:
-    where to predict; by default the network's own device.
+    Cases without a reference are left out. Reading, the network and matching run at the same time.
+    `device`: the device for prediction, by default that of the network.
     """
     opened: dict[str, Case] = {}
 
@@ -244,11 +246,11 @@ def match_volumes(
 
 
 def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
-    """Return the scores of validation cases by name; an empty dictionary without a case.
+    """Return the scores of validation cases by name, or an empty dictionary if there is no case.
 
     `recall_1fp` is the recall of all lesions together at one false positive per case. `dice` is the
-    mean over the cases with a lesion, at the score that new cases would have that rate with. It is
-    left out if there are no masks.
+    mean over the cases with a lesion, at the score for which new cases are expected to have this
+    rate. It is left out if there are no masks.
     """
     if not matches:
         return {}

@@ -22,7 +22,7 @@ AIMS = (
     Aim("sensitivity", 0.9),
     Aim("best_f1"),
 )
-FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
+FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
 OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 _N_FOLDS = 5
 
@@ -40,11 +40,11 @@ def select(
 
     Args:
         results: the evaluated cases.
-        selection: what was selected before, such as the calibration of voxels.
+        selection: the selection so far, such as the calibration of voxels.
         aim: the operating point that accepts candidates. If it is out of reach, `DEFAULT_AIM`.
         rate_confidence: see `choose`.
         chosen_on: the role of the cases, for the record.
-        fold_of: the fold of each case; None deals groups into five.
+        fold_of: the fold of each case; None: patients are divided into five folds.
 
     Returns:
         The selection with operating points and calibration, and a reason for each. And by case the
@@ -58,7 +58,9 @@ def select(
     except ContentError as error:
         if aim.kind != "sensitivity":
             raise
-        words = f"{error} The default is used instead. "  # a run that has already trained goes on
+        words = (
+            f"{error} The default is used instead. "  # the network is trained, so the run continues
+        )
         first = choose(results, DEFAULT_AIM, confidence=rate_confidence)
     points[first.name] = first
     for further in AIMS:
@@ -74,7 +76,8 @@ def select(
     if five is None:
         groups = sorted({r.group for r in results})
         five = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
-    fit, fits = None, dict[int, Calibration]()
+    fit: Calibration | None = None
+    fits: dict[int, Calibration] = {}
     try:
         fit = fit_calibration(results, fitted_on=chosen_on)
         for number in sorted(set(five.values())):
@@ -101,10 +104,7 @@ def select(
 def _doubt(
     point: OperatingPoint, results: Sequence[CaseResult], rate_confidence: float | None
 ) -> str:
-    """Explain why the rate may differ for new patients.
-
-    Returns an empty string if there is no reason.
-    """
+    """Explain why the rate may differ for new patients. Return "" if there is no reason."""
     n_patients = len({r.group for r in results})
     aim = point.aim
     is_kept = True
@@ -136,7 +136,7 @@ def describe_aim(aim: Aim) -> str:
 
 
 def _sentence(point: OperatingPoint, best_f1: OperatingPoint) -> str:
-    """Describe the chosen operating point, and the one of the best F1 next to it."""
+    """Describe the chosen operating point, and for comparison the one with the best F1."""
     aim = describe_aim(point.aim)
     if point.is_default:
         aim += ", the default" if point.aim.value == 1 else ", one per ten lesions: the default"

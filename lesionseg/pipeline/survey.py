@@ -1,4 +1,4 @@
-"""The survey of a dataset: its cases, lesions and roles, before anything is decided."""
+"""The survey of a dataset: its cases, lesions and roles. All decisions start from it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,8 @@ from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 log = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
-CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
+CACHE = "cache"  # folder next to the run directories
+FACTS = "facts"  # folder in the cache
 
 
 def facts_folder(data: DataConfig, run: Path) -> Path:
@@ -38,10 +39,14 @@ def facts_folder(data: DataConfig, run: Path) -> Path:
 
 
 def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
-    """Return True if a scan may lack a channel. Raise `ConfigError` if there is only one."""
+    """Return True if a scan may lack a channel.
+
+    Raises:
+        ConfigError: if channels are dropped, but there is only one.
+    """
     if data.channel_dropout and len(channels) < 2:
         raise ConfigError(
-            f"data.channel_dropout={data.channel_dropout} leaves nothing of the only channel "
+            f"data.channel_dropout={data.channel_dropout} would remove the only channel "
             f"({', '.join(channels)}). Set it to 0."
         )
     return bool(data.channel_dropout)
@@ -49,14 +54,14 @@ def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset, and the facts about it that every decision starts from.
+    """A dataset and the facts about it.
 
     Attributes:
         dataset: the cases of all roles.
         fingerprint: the statistics of the development cases.
         splits: the role of each case.
         counts: number of lesions of each labelled case.
-        sizes: median diameter of these lesions.
+        sizes: median diameter of these lesions in mm.
         boxed: number of lesions of each case whose reference has boxes and no mask.
         sources: SHA-256 of each case's files.
     """
@@ -85,12 +90,15 @@ class Survey:
 
 
 def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:
-    """Read every case and divide the dataset. With all folds the roles are those of the first one.
+    """Read every case and divide the dataset. The roles are those of the first fold to train.
 
-    A case whose facts are in `facts/facts.json` is not read again while its files are the same.
-    The fingerprint is taken from development cases only: not from test cases, and not from cases
-    that a split file leaves out. Raises `DatasetError` naming every bad file, an unlabelled
-    dataset, one without a lesion, and one that leaves nothing to validate on.
+    A case whose facts are in `facts/facts.json` is read again only if its files have changed. The
+    fingerprint describes only development cases: no test cases, and no cases that a split file
+    leaves out.
+
+    Raises:
+        DatasetError: if files cannot be used (the message names all of them), if the dataset has no
+            reference or no lesion, or if no case is left for validation.
     """
     dataset = open_dataset(data)
     with bar("Reading the dataset") as advance:
@@ -114,11 +122,12 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     splits = first_splits(dataset, counts, survey.sizes, data, seed)
     survey = replace(survey, splits=splits)
     development = _development(survey, data)
-    if left_out := [case for case in known if case not in development | _tested(survey)]:
+    if left_out := [case for case in known if case not in development | _test_cases(survey)]:
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
-    if any(case not in development for case in known.keys() - held_out):  # by a split file
+    # true if a split file leaves cases out
+    if any(case not in development for case in known.keys() - held_out):
         taken = [found for case, found in known.items() if case in development]
         boxed = {case: n for case, n in survey.boxed.items() if case not in left_out}
         survey = replace(survey, fingerprint=fingerprint_of(dataset, taken), boxed=boxed)
@@ -131,7 +140,7 @@ def require_lesions(
     references: Mapping[str, ReferenceFacts],
     n_cases: int,
 ) -> None:
-    """Raise `DatasetError` if the references teach nothing: none, no lesion, or no background.
+    """Raise `DatasetError` if there is no reference, no lesion, or no background to learn from.
 
     `counts`: the number of lesions of each labelled case.
     """
@@ -163,10 +172,10 @@ def first_splits(
     data: DataConfig,
     seed: int,
 ) -> Splits:
-    """Divide the dataset; with all folds, as for the first one.
+    """Divide the dataset. If all folds are trained, return the splits of the first one.
 
-    Raises `DatasetError` if the split cannot be made, and if nothing is left to train on or to
-    validate on.
+    Raises:
+        DatasetError: if the split cannot be made, or no case is left for training or validation.
     """
     fold = data.fold
     if fold == ALL_FOLDS:
@@ -187,7 +196,7 @@ def first_splits(
 
 
 def _development(survey: Survey, data: DataConfig) -> set[str]:
-    """Return the cases that any fold to be trained uses for training or validation."""
+    """Return the cases that one of the folds uses for training or validation."""
     roles = [survey.splits.roles]
     file = data.splits or survey.dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
@@ -195,15 +204,15 @@ def _development(survey: Survey, data: DataConfig) -> set[str]:
     return {case for own in roles for case, role in own.items() if role in ("train", "validation")}
 
 
-def _tested(survey: Survey) -> set[str]:
-    """Return the cases that test: by the dataset or by a split file."""
+def _test_cases(survey: Survey) -> set[str]:
+    """Return the test cases, which the dataset or a split file states."""
     stated = {c.case for c in survey.dataset.cases if c.role in ("test", "external")}
     given = {c for c, role in survey.splits.roles.items() if role in ("test", "external")}
     return stated | given
 
 
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
-    """Return the same survey with the roles of one fold, or of the split that the settings name."""
+    """Return the survey with the roles of one fold, or of the split file in the settings."""
     splits = _splits(survey.dataset, survey.counts, survey.sizes, data, seed, fold)
     return replace(survey, splits=splits)
 
@@ -239,13 +248,13 @@ def _given(data: DataConfig) -> Path | None:
 
 
 def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
-    """Read the dataset of `data.root`. Simulate it first if the settings say so and it is missing.
+    """Read the dataset of `data.root`. Simulate it first if it is missing and the settings say so.
 
     `lenient`: see `read_dataset`.
 
     Raises:
         DatasetError: if the dataset cannot be used.
-        ConfigError: if other settings simulated it.
+        ConfigError: if it was simulated with other settings.
     """
     root = download(data.root)
     if data.phantoms is not None:
@@ -267,9 +276,9 @@ def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:
 
 
 def require_masks(survey: Survey, architecture: str) -> None:
-    """Raise `DatasetError` for a network that learns voxels if a reference has boxes alone.
+    """Raise `DatasetError` if a segmenter would be trained on references that are only boxes.
 
-    Filled boxes would be taken for the lesions' outlines.
+    It would learn filled boxes as the outlines of lesions.
     """
     if "segmentation" in sources_of(architecture) and survey.boxed:
         case, n_boxes = next(iter(survey.boxed.items()))

@@ -1,4 +1,4 @@
-"""`train`: from a folder of scans to a bundle, scores and a report."""
+"""`train`: make a bundle, scores and a report from a folder of scans."""
 
 import logging
 import time
@@ -27,14 +27,15 @@ from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS
-from lesionseg.pipeline.train_fold import Trained, train_fold
+from lesionseg.pipeline.train_fold import TrainedModel, train_fold
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, joined
 
 log = logging.getLogger(__name__)
 
 ALL_FOLDS_NOTE = (
-    "data.fold=all trains every fold in turn, and an ensemble of them predicts. nnU-Net's fold "
-    "`all`, one network for all cases without validation, is data.validation_fraction=0."
+    "data.fold=all trains every fold in turn, and an ensemble of them predicts. The equivalent of "
+    "nnU-Net's fold `all`, one network for all cases without validation, is "
+    "data.validation_fraction=0."
 )
 
 
@@ -44,9 +45,9 @@ class TrainOutcome(Outcome):
 
     Attributes:
         run: the run directory.
-        lines: the scores, what was chosen, and how long it took.
+        lines: the scores, the selection, and the duration.
         page: the report; None if there is no validation case.
-        is_first: False on the further processes of a training on several devices.
+        is_first: False for all processes of a training on several devices except the first.
     """
 
     run: Path
@@ -55,7 +56,7 @@ class TrainOutcome(Outcome):
     is_first: bool = True
 
     def summary(self) -> list[str]:
-        """Return the scores, what was chosen, the bundle and the page."""
+        """Return the scores, the selection, the bundle and the page."""
         if not self.is_first:
             return []
         page = "Without a validation case there is no report."
@@ -68,19 +69,19 @@ class TrainOutcome(Outcome):
         """The command that predicts with the trained model."""
         if not self.is_first:
             return None
-        return command_line("predict", bundle=self.run, input="SCANS", output="FOUND")
+        return command_line("predict", {"bundle": self.run, "input": "SCANS", "output": "FOUND"})
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
-    """Train, choose an operating point on the validation role, test, bundle and report.
+    """Train, choose an operating point on the validation cases, test, write bundle and report.
 
     All cases are read and checked before the first file is written. The same configuration resumes
-    the training, or repeats nothing if it is finished. A second process with the same run directory
+    the training, or does nothing if it is finished. A second process with the same run directory
     is an error. `data.fold=all` trains every fold (`cross_validate`). torchrun and srun start
     several processes for one training; the first one scores and reports.
 
     Raises:
-        LesionsegError: naming the setting, file or case that is wrong.
+        LesionsegError: if a setting, file or case is wrong. The message names it.
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong one is an error before anything is read
@@ -124,14 +125,14 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     return TrainOutcome(run, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
-def closing_lines(trained: Trained, scores: Mapping[str, Scores]) -> list[str]:
-    """Return what was chosen and why, and warnings about the scores."""
+def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:
+    """Return the selection with its reasons, and warnings about the scores."""
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
     if not trained.experiment.survey.splits.group_safe:
         lines.append(
-            "Warning: the validation scores are not independent: they come from scans of a patient "
-            "who was also trained on. Test on other patients before you rely on them."
+            "Warning: the validation scores are not independent, because training and validation "
+            "share a patient. Test on other patients before you rely on them."
         )
     return lines + explain_nothing_found(scores)
 

@@ -1,4 +1,4 @@
-"""Train one network by a plan, choose on its validation cases, and keep both as a bundle."""
+"""Train one network by a plan, select on its validation cases, and write a bundle."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,16 +44,16 @@ from lesionseg.training.validation import Validate
 
 log = logging.getLogger(__name__)
 
-VALIDATE_CASES = 16  # during training, evenly spaced
+VALIDATE_CASES = 16  # the most validation cases that are predicted during training
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model that was trained and kept as a bundle.
 
     Attributes:
         experiment: the experiment, with the facts of the training in its provenance.
-        predictor: predicts by the plan and what was selected.
+        predictor: predicts by the plan and the selection.
         scores: the scores by role; empty if there is no validation case.
     """
 
@@ -62,7 +62,7 @@ class Trained:
     scores: Mapping[str, Scores]
 
 
-def train_fold(experiment: Experiment, plan: Plan) -> Trained | None:
+def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     """Train by the plan on the training cases, choose on the validation cases, keep the bundle.
 
     All processes of a training call it together. Return None on every process except the first.
@@ -75,7 +75,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> Trained | None:
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
-    held_out = _spread(experiment.cases("validation"), VALIDATE_CASES)
+    held_out = _choose_evenly(experiment.cases("validation"), VALIDATE_CASES)
     if budget.validate_every_minutes is not None and held_out:
         validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan)
     fitted = train_network(experiment, plan, cases, validate)
@@ -99,7 +99,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> Trained | None:
         selection, scores["validation"] = validation
     bundle = Bundle((fitted.network,), plan, check, selection)
     keep_bundle(experiment, bundle, scores.get("validation"))
-    return Trained(experiment, predictor.with_selection(selection), scores)
+    return TrainedModel(experiment, predictor.with_selection(selection), scores)
 
 
 def train_network(
@@ -138,8 +138,8 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = 
     write_text(experiment.run / SELECTION, bundle.selection.to_json())
 
 
-def _spread(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
-    """Return `n` cases, evenly spaced: files in order of name are often in order of site."""
+def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
+    """Return at most `n` evenly spaced cases. The first ones by name are often of a single site."""
     places = np.linspace(0, len(cases) - 1, min(n, len(cases)))
     return [cases[round(i)] for i in places]
 
@@ -147,5 +147,6 @@ def _spread(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
 def _validate(
     network: nn.Module, experiment: Experiment, cases: Sequence[CaseFiles], plan: Plan
 ) -> Mapping[str, float]:
-    # not within `train_fold`: processes that Lightning spawns receive it pickled
+    """Return the scores of the network on validation cases."""
+    # a function of the module, because processes that Lightning spawns receive it pickled
     return validation_scores(match_volumes(network, experiment, cases, plan))

@@ -44,22 +44,22 @@ from lesionseg.training.processes import joined, require_device
 
 log = logging.getLogger(__name__)
 
-TRIAL_MINUTES = 5.0  # where the settings name no budget
+TRIAL_MINUTES = 5.0  # if the settings state no budget
 TRIAL_OVERLAP = 0.125  # of tiles when validation cases are predicted: twice as fast as 0.5
 N_VALIDATIONS = 4  # of a trial, the last one included
-N_STARTUP = 8  # pairs that are spread over the rectangle before the sampler goes by their values
-# Recall moves in steps of one lesion. Between pairs that find the same lesions the average
-# precision decides, with a weight too small to outweigh a lesion in a set of under a hundred.
+N_STARTUP = 8  # random pairs before the sampler uses the scores of earlier pairs
+# Recall changes in steps of one lesion. Average precision decides between pairs that find equally
+# many lesions. Its weight is too small to outweigh one lesion out of a hundred.
 TIE_WEIGHT = 0.01
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 @dataclass(frozen=True)
 class TuneOutcome(Outcome):
-    """The trials of a search, with those of earlier processes.
+    """The trials of a search, including those of earlier processes.
 
     Attributes:
-        search: the trials and what they show.
+        search: the trials and the conclusions.
         run: the run directory.
         root: the dataset's folder.
         groups: the settings with an α and a γ; see `tuned_groups`.
@@ -71,7 +71,7 @@ class TuneOutcome(Outcome):
     groups: tuple[str, ...]
 
     def summary(self) -> list[str]:
-        """Return the table of trials, what they show, and the page."""
+        """Return the table of trials, the conclusions, and the page."""
         rows = align_columns(table(self.search))
         return [*rows, "", *self.search.notes, f"Open:    {self.run / 'tune.html'}"]
 
@@ -84,28 +84,30 @@ class TuneOutcome(Outcome):
         settings = {"data.root": self.root}
         settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in self.groups}
         settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in self.groups}
-        return command_line("train", **settings)
+        return command_line("train", settings)
 
 
 def tune(cfg: TuneConfig) -> TuneOutcome:
-    """Search for the α and γ with which the validation lesions are found best.
+    """Search for the α and γ with the best recall of validation lesions.
 
-    Each trial is a training as `train` does it, in `run_dir/trials`, with the same first weights
-    and tiles. tune.json and tune.html are written after each trial.
+    Each trial is a training in `run_dir/trials`. All trials start from the same weights and use the
+    same tiles. tune.json and tune.html are written after each trial.
 
     Raises:
-        LesionsegError: naming the setting, file or case that is wrong.
+        LesionsegError: if a setting, file or case is wrong. The message names it.
     """
-    _optuna()  # if it is missing, that is the first error
+    _optuna()  # if Optuna is missing, this is the first error
     groups = tuned_groups(cfg)
-    find_preset(cfg.preset)  # a wrong one is an error before anything is read
+    find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
     cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
     check_config(run, config_of(cfg))
     if not cfg.trainer.has_one_device:
-        raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
+        raise ConfigError(
+            "trainer.devices: a trial uses one device. Start the command once per device."
+        )
     require_device(cfg.trainer.accelerator)
-    with joined(cfg.trainer):  # plan, trial steps and trainings use the card of trainer.devices
+    with joined(cfg.trainer):  # all steps use the device of trainer.devices
         run.mkdir(parents=True, exist_ok=True)
         experiment = Experiment.open(cfg, run)
         search = _search(experiment, cfg, groups)
@@ -120,8 +122,8 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
     n_lesions = sum(experiment.survey.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
-            f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
-            "apart. Raise data.validation_fraction, or give other splits."
+            f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
+            "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
     plan = begin(experiment)
     facts = {
@@ -158,8 +160,10 @@ class _Trials:
     def run(self, trial: Any) -> float:
         """Train with the pair that Optuna proposes. Return the score of the trial."""
         tune = self.cfg.tune
-        alpha = trial.suggest_float("alpha", *tune.alpha)
-        gamma = trial.suggest_float("gamma", *tune.gamma)
+        low_alpha, high_alpha = tune.alpha
+        low_gamma, high_gamma = tune.gamma
+        alpha = trial.suggest_float("alpha", low_alpha, high_alpha)
+        gamma = trial.suggest_float("gamma", low_gamma, high_gamma)
         pair = {"alpha": alpha, "gamma": gamma}
         changed: dict[str, Any] = {
             group: getattr(self.cfg, group).model_copy(update=pair) for group in self.groups
@@ -180,18 +184,19 @@ class _Trials:
             trial.report(values[-1], len(values))
             if trial.should_prune():
                 raise _optuna().TrialPruned
-            return {**scores, "recall_1fp": values[-1]}  # by which the trial's weights are kept
+            return {**scores, "recall_1fp": values[-1]}  # selects the weights to keep
 
         try:
             trained = train_network(experiment, self.plan, self.prepared, validate=validate)
             if not values:  # the training has moved the network to the CPU
                 validate(trained.network, trained.device)
-        except TrainingError as error:  # it diverged
+        except TrainingError as error:  # the training diverged
             trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
             trial.set_user_attr("note", str(error))
             return 0.0
         finally:
-            shutil.rmtree(experiment.run / "checkpoints", ignore_errors=True)  # only numbers stay
+            # only the scores are kept
+            shutil.rmtree(experiment.run / "checkpoints", ignore_errors=True)
         log.info("Trial %d: α %.3f, γ %.2f: score %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
 
@@ -208,13 +213,14 @@ class _Trials:
 
 
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
-    """Return the settings whose `alpha` and `gamma` a trial changes: of voxels, anchors or both.
+    """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
 
     Raises:
         ConfigError: if no loss of the architecture has an α and a γ, or if the ends of a range are
             swapped.
     """
-    sources, groups = sources_of(cfg.model.architecture), list[str]()
+    sources = sources_of(cfg.model.architecture)
+    groups: list[str] = []
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
             raise ConfigError(f"tune.{name}=[{low:g},{high:g}]: give the lower bound first.")
@@ -229,12 +235,14 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     if "detection" in sources and not cfg.detection.hard_negatives:
         groups.append("detection")
     if not groups:
-        raise ConfigError("detection.hard_negatives=true has no α and γ to tune; set it false.")
+        raise ConfigError("detection.hard_negatives=true has no α and γ to tune. Set it to false.")
     return tuple(groups)
 
 
 def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
-    minutes, every = trainer.max_minutes, trainer.validate_every_minutes
+    """Return the settings of a trial's trainer, with a budget and `N_VALIDATIONS` by default."""
+    minutes = trainer.max_minutes
+    every = trainer.validate_every_minutes
     if minutes is None and trainer.max_steps is None:
         minutes = TRIAL_MINUTES
     if every == "auto":
@@ -243,7 +251,7 @@ def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
 
 
 def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
-    """Create or continue the search in `run`. The default pair of the settings comes first."""
+    """Create or continue the search in `run`. Its first pair is that of the settings."""
     optuna = _optuna()
     path = run / "journal.log"
     # a lock by opening a file works on Windows and on network folders alike
@@ -259,24 +267,25 @@ def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
         sampler=optuna.samplers.TPESampler(
             seed=seed,
             multivariate=True,  # the better γ depends on α
-            constant_liar=True,  # keeps away from what other processes are at
+            constant_liar=True,  # avoids pairs that other processes are training
             n_startup_trials=N_STARTUP,
         ),
-        # the first validation ends no trial: it says little of the last
+        # the first validation never ends a trial, because it hardly predicts the last one
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
         if cfg.tune.prune
         else optuna.pruners.NopPruner(),
     )
     first = getattr(cfg, group)
     if isinstance(first.alpha, float) and first.gamma is not None:
-        pair, failed = {"alpha": first.alpha, "gamma": first.gamma}, optuna.trial.TrialState.FAIL
+        pair = {"alpha": first.alpha, "gamma": first.gamma}
+        failed = optuna.trial.TrialState.FAIL
         states = {t.state for t in study.get_trials(deepcopy=False) if t.params == pair}
-        study.enqueue_trial(pair, skip_if_exists=states != {failed})  # as where Ctrl-C ended it
+        study.enqueue_trial(pair, skip_if_exists=states != {failed})  # such as after Ctrl-C
     return study
 
 
 def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Path) -> TuningSearch:
-    """Write tune.json and tune.html into `run`, each whole, and return what they show."""
+    """Write tune.json and tune.html into `run`, and return the search."""
     trials = [
         TuningTrial(
             number=trial.number,
@@ -289,7 +298,7 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
             note=trial.user_attrs.get("note", ""),
         )
         for trial in study.get_trials(deepcopy=False)
-        if {"alpha", "gamma"} <= trial.params.keys()  # it has begun
+        if {"alpha", "gamma"} <= trial.params.keys()  # otherwise it has not begun
     ]
     noun = "false positive" if cfg.tune.fp_per_case == 1 else "false positives"
     objective = f"lesion recall at {cfg.tune.fp_per_case:g} {noun} per case"
@@ -297,7 +306,8 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
         cfg.tune.alpha, cfg.tune.gamma, tuple(trials), objective, "Search for α and γ"
     )
     search = replace(search, notes=tuple(_notes(search, facts)))
-    best, steady = search.best, find_steadiest(search)
+    best = search.best
+    steady = find_steadiest(search)
     document = {
         "schema_version": 1,
         "objective": f"{objective} + {TIE_WEIGHT} · average precision",
@@ -314,31 +324,36 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
 
 
 def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
-    best, steady = search.best, find_steadiest(search)
+    """Return the conclusions: the best pairs with intervals, and how far to trust them."""
+    best = search.best
+    steady = find_steadiest(search)
     if best is None or steady is None or not best.value:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
-    def words(trial: TuningTrial) -> str:
-        recall, n = trial.scores.get("recall", 0.0), facts["n_lesions"]
+    def describe(trial: TuningTrial) -> str:
+        recall = trial.scores.get("recall", 0.0)
+        n = facts["n_lesions"]
         low, high = wilson_interval(recall * n, n)
         pair = f"α = {trial.alpha:.3f}, γ = {trial.gamma:.2f}"
         return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
 
-    lead = f"Best: {words(best)}. Best together with its neighbours, and the one to take: "
-    lead = f"{lead}{words(steady)}."
+    lead = (
+        f"Best: {describe(best)}. Best on average with its neighbours, and recommended: "
+        f"{describe(steady)}."
+    )
     if steady is best:
-        lead = f"Best, also together with its neighbours: {words(best)}."
+        lead = f"Best, also on average with its neighbours: {describe(best)}."
     return [
         lead,
         f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "
-        f"at most {facts['budget']} a trial. Pairs whose intervals overlap cannot be told apart, "
-        "and the best of many noisy trials looks better than it is. These are development data: "
-        "none of these numbers is a result.",
+        f"at most {facts['budget']} a trial. Pairs whose intervals overlap may be equally "
+        "good, and the best of many noisy trials looks better than it is. These are development "
+        "data, so do not report these numbers as results.",
     ]
 
 
 def _optuna() -> Any:
-    """Return Optuna's module, quiet. Raise `ConfigError` if it is not installed."""
+    """Import Optuna and reduce its output. Raise `ConfigError` if it is not installed."""
     try:
         import optuna
         import optuna.storages.journal

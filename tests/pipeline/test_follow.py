@@ -170,7 +170,7 @@ def test_a_pair_that_cannot_be_compared_fails_alone(visits, caplog):
         ("after", {"register": "affine"}, ConfigError, "register"),
         ("after", {"before_images": "."}, ConfigError, "after_images"),
         ("after", {"register": "rigid"}, DatasetError, "(?s)a has no scan.*b has no scan"),
-        ("after", {"stable": ["c"]}, ConfigError, "names no pair: c"),
+        ("after", {"stable": ["c"]}, ConfigError, "these are not pairs: c"),
         ("after", {"reference": "others"}, DatasetError, "reference of change"),
     ],
 )

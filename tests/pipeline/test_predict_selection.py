@@ -69,7 +69,7 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
     words = {
         "P1_loc": "3-plane loc",
         "P1_scout": "A localiser.",
-        "P1_lone_000": "A lone slice",
+        "P1_lone_000": "A single slice",
         "P1_film": "A radiograph",
         "P1_slice": "1 of at least 2 slices",
     }

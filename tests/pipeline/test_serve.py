@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionseg.cli.command import recipe
+from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
@@ -130,7 +130,7 @@ def test_uploads_are_private_whatever_the_umask(
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
     try:
-        recipe("serve", ServeConfig.of(bundle=bundle))
+        run_recipe("serve", ServeConfig.of(bundle=bundle))
     finally:
         os.umask(before)
     assert modes == [0o700, 0o600]

@@ -1,8 +1,8 @@
-"""`serve`: a bundle behind HTTP; scans come in, masks go out, nothing stays.
+"""`serve`: predict scans that are sent by HTTP. No scan and no result is kept.
 
-`app` is the page and the REST interface, `slicer` answers 3D Slicer's plug-in, `uploads` holds what
-was sent and the queue, `access_log` notes each request. Encryption, passwords and slow connections
-are a proxy's work.
+`app` has the page and the REST interface, `slicer` the interface of 3D Slicer's plug-in, `uploads`
+the received files and the queue, `access_log` the log of requests. Use a proxy for encryption,
+passwords and slow connections.
 """
 
 import logging
@@ -21,22 +21,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServeOutcome(Outcome):
-    """A server that has ended. It has kept nothing."""
+    """A server that has ended. It leaves no files."""
 
     def summary(self) -> list[str]:
-        """Return no line: the requests are in the log."""
+        """Return no lines, because the requests are in the log."""
         return []
 
     @property
     def next(self) -> None:
-        """None: there is nothing to do."""
+        """None, because no command follows."""
         return
 
 
 def serve(cfg: ServeConfig) -> ServeOutcome:
     """Serve until interrupted. `serve.app` answers the requests.
 
-    By default only this machine can ask. Each request is logged without names (`access_log`).
+    By default only this machine can send requests. Each one is logged without names (`access_log`).
 
     Raises:
         ConfigError: if the extra `serve` is not installed.
@@ -52,8 +52,10 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
     predictor = make_predictor(cfg)
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
     if cfg.host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("Other machines reach this server: put a proxy with a password before it.")
-    # what clients send must not fill the log
+        logger.warning(
+            "Other machines can reach this server. Put a proxy with a password in front of it."
+        )
+    # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with suppress(KeyboardInterrupt), TemporaryDirectory(ignore_cleanup_errors=True) as home:
         uvicorn.run(
@@ -61,7 +63,7 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
             host=cfg.host,
             port=cfg.port,
             ws="none",
-            access_log=False,  # ours has no names of files
+            access_log=False,  # our own log has no names of files
             log_level="error",
             server_header=False,
             timeout_graceful_shutdown=3,

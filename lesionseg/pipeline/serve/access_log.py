@@ -1,4 +1,4 @@
-"""The access log: who asked for what and when, without names of patients."""
+"""The access log: client, request, status and time, without names of patients."""
 
 import logging
 import time
@@ -15,9 +15,9 @@ class AccessLog:
     """An ASGI middleware that logs a line per request, after its answer.
 
     The line has the time, the client's address, the method, the path, the bytes of the request's
-    body, the status and the seconds. The path is the route's own pattern: the address that was
-    typed may contain the name of a patient, and so may the query. Successful requests of `/health`
-    are details that a terminal does not show.
+    body, the status and the seconds. The path is the pattern of the route, because the requested
+    address and the query may contain the name of a patient. Successful requests of `/health` have
+    the level DEBUG, so that a terminal does not show them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -32,20 +32,20 @@ class AccessLog:
         status = LEFT
         n_bytes = 0
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
             return message
 
-        async def noted(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, counted, noted)
+            await self.app(scope, receive_counted, send_noted)
         except Exception:
             status = 500
             raise

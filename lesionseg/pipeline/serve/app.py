@@ -1,4 +1,4 @@
-"""The page and the REST interface."""
+"""The page and the REST interface of `serve`."""
 
 import base64
 import json
@@ -58,12 +58,12 @@ RESULTS = {
 STATUSES = {
     200: "Done.",
     400: "The form cannot be read, or the server is not called by this name (hosts=).",
-    403: "A page of another site asked.",
+    403: "The request comes from a page of another site.",
     404: "There is no such address, or 3D Slicer's volume is gone.",
     413: "The request is too large.",
     422: "The scan cannot be predicted; detail says why.",
     500: "The server cannot write, such as on a full disk.",
-    503: "Too many scans wait, or it took too long. Retry-After has the seconds to wait.",
+    503: "Too many scans are waiting, or it took too long. Retry-After has the seconds to wait.",
 }
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" '
@@ -72,47 +72,53 @@ ICON = (
 
 
 def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
-    """Return the application. Its limits are in `cfg`; `home` contains scans until they are done.
+    """Make the application.
 
-    `ROUTES`, `RESULTS` and `STATUSES` describe the interface, and so does its own page `/docs`. The
-    server answers if it is called by a name in `cfg.hosts`, or as localhost.
+    `ROUTES`, `RESULTS` and `STATUSES` describe the interface; the page `/docs` shows them.
+
+    Args:
+        predictor: the model.
+        cfg: the limits, and the host names under which the server answers besides localhost.
+        home: a folder for scans until they are predicted.
     """
-    max_bytes, has_viewer = int(cfg.max_upload_mb * 2**20), viewer.NIIVUE.is_file()
-    queue, plan = InferenceQueue(cfg.max_waiting, cfg.request_seconds), predictor.plan
+    max_bytes = int(cfg.max_upload_mb * 2**20)
+    has_viewer = viewer.NIIVUE.is_file()
+    queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
+    plan = predictor.plan
     labels = dict(zip(plan.labels.names, plan.labels.values, strict=True))
     digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
 
     async def check(request: Request) -> None:
-        """Before a body is read: pages of other sites may not ask."""
+        """Reject requests from pages of other sites, before their body is read."""
         origin = request.headers.get("origin", "")
         if origin and origin.partition("://")[2] != request.headers.get("host"):
-            raise HTTPException(403, "Pages of other sites may not ask.")
+            raise HTTPException(403, "Pages of other sites cannot use this server.")
 
     async def new_folder() -> AsyncIterator[Path]:
         with queue.place(), TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
-    async def predicted(request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
+    async def predict_in_queue(request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
         return await queue.run(request, partial(answer, predictor, folder, result))
 
     async def respond(request: Request, folder: Path, result: Result) -> Response:
-        name, content = await predicted(request, folder, result)
+        name, content = await predict_in_queue(request, folder, result)
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, headers=headers, media_type=guess_type(name)[0])
 
-    # FastAPI's own pages of documentation load scripts from elsewhere; `/docs` is ours
+    # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
     app = FastAPI(openapi_url=None, dependencies=[Depends(check)], max_body_size=max_bytes)
     hosts = ["localhost", "127.0.0.1", "[::1]", cfg.host, *cfg.hosts]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    app.add_middleware(AccessLog)  # the outermost: what is turned away is logged as well
+    app.add_middleware(AccessLog)  # the outermost, so that rejected requests are logged as well
     receive_scan = partial(receive, max_bytes=max_bytes)
-    app.include_router(slicer_router(labels, new_folder, receive_scan, predicted))
+    app.include_router(slicer_router(labels, new_folder, receive_scan, predict_in_queue))
     if has_viewer:
         app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
 
     @app.exception_handler(LesionsegError)
-    async def say(_: Request, error: Exception) -> JSONResponse:
-        status = 500 if isinstance(error, OutputError) else 422  # a full disk is our own fault
+    async def explain(_: Request, error: Exception) -> JSONResponse:
+        status = 500 if isinstance(error, OutputError) else 422  # such as a full disk of the server
         return JSONResponse({"detail": str(error)}, status)
 
     @app.get("/", response_class=HTMLResponse)
@@ -161,18 +167,22 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
 
 
 def answer(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
-    """Predict the one scan in `folder`; the name and content of the file that was asked for.
+    """Predict the single scan in `folder`. Return name and content of the requested file.
 
-    It runs in a thread of anyio's, and ends after the next batch of tiles once nobody waits. What
-    goes wrong with a scan is raised as a `LesionsegError` that names no folder of the server's.
+    It runs in a thread of anyio. If the client has left, it ends after the next batch of tiles.
+
+    Raises:
+        LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:
         plan = predictor.plan
         cases = find_images(folder, len(plan.channel_names))
         if len(cases) != 1:
             raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
-        scan = replace(cases[0], missing=())  # files come in order, so none may be left out
-        volume, like = predictor.read(scan), scan.images[0]
+        # files are numbered as sent, so every channel is needed
+        scan = replace(cases[0], missing=())
+        volume = predictor.read(scan)
+        like = scan.images[0]
         prediction = predictor.predict_volume(volume, CASE, on_batch=lambda *_: check_cancelled())
         with TemporaryDirectory(dir=folder) as output:
             suffix = result_suffix(like, plan.dims)
@@ -189,7 +199,7 @@ def answer(predictor: Predictor, folder: Path, result: Result) -> tuple[str, byt
         for name, content in files.items():
             if name.startswith(f"{CASE}_{result}"):
                 return name, content
-        raise ContentError(f"This model has no {result}; ask for result=candidates.")
+        raise ContentError(f"This model has no {result}. Request result=candidates.")
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
@@ -198,8 +208,12 @@ def answer(predictor: Predictor, folder: Path, result: Result) -> tuple[str, byt
 
 
 def write_example(folder: Path, plan: Plan) -> None:
-    """Write a simulated scan of the model's kind, the same for every channel."""
-    kind, shape = (plan.modality, (64, 96, 96)) if plan.dims == 3 else ("xray", (256, 256))
+    """Write a simulated scan of the model's modality. All channels are the same image."""
+    kind = "xray"
+    shape: tuple[int, ...] = (256, 256)
+    if plan.dims == 3:
+        kind = plan.modality
+        shape = (64, 96, 96)
     simulate = getattr(phantoms, f"write_{kind}_phantoms")
     with TemporaryDirectory() as made:
         simulate(Path(made), 1, seed=0, lesion_free_share=0, shape=shape)
