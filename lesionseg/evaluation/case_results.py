@@ -286,6 +286,42 @@ class _Overlap:
 
 
 @dataclass(frozen=True, eq=False)
+class _Decision:
+    """The matching of a case after some of its candidates were accepted.
+
+    Attributes:
+        accepted: True for accepted candidates `[n]`.
+        found_by: Row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion.
+        outcomes: Outcome of each candidate.
+        sides: `found_by` and `outcomes` under each side criterion, by its name.
+        iou_of: IoU of each candidate and lesion that overlap.
+        misses: The facts that explain the missed lesions.
+    """
+
+    accepted: NDArray[np.bool_]
+    found_by: NDArray[np.int64]
+    outcomes: Sequence[Outcome]
+    sides: Mapping[str, tuple[NDArray[np.int64], list[Outcome]]]
+    iou_of: IoUs
+    misses: Misses
+
+
+@dataclass(frozen=True, eq=False)
+class _SplitAndMerged:
+    """The lesions and candidates that overlap several of the other side.
+
+    Attributes:
+        split: True for lesions `[lesions]` that several accepted candidates overlap.
+        merged: True for lesions `[lesions]` that share an accepted candidate with another lesion.
+        merging: True for accepted candidates `[n]` that overlap several lesions.
+    """
+
+    split: NDArray[np.bool_]
+    merged: NDArray[np.bool_]
+    merging: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
 class Unannotated:
     """The candidates whose labels the reference does not annotate, matched with its lesions.
 
@@ -378,43 +414,127 @@ class MatchedCase:
         given = self.prediction
         match = self.match
         lesions = match.lesions
-        candidates = match.candidates
         point = operating_point if given.scored else None  # a score is never invented
-        accepted = np.array([c.accepted for c in given.candidates], dtype=np.bool_)
+        decision = self._accept(point)
+        pair_ious, n_unpaired = self._measure_pairs(decision)
+        groups = self._find_split_and_merged(decision.accepted)
+        overlap = self._measure_overlap(decision.accepted, surface)
+        sides = {}
+        for name, (found_by, outcomes) in decision.sides.items():
+            sides[name] = (int((found_by >= 0).sum()), outcomes.count("false_positive"))
+        regions = {}
+        for name, part in self.regions.items():
+            regions[name] = part.result(operating_point, surface=surface)
+        within_labels = None
+        if match.within_labels is not None:
+            by_label = replace(self, match=match.within_labels, regions={})
+            within_labels = by_label.result(operating_point, surface=False)
+        case_score = None
+        if given.scored:
+            case_score = float(match.scores[~match.ignored].max(initial=0.0))
+        slice_spacing_mm = None
+        if lesions.geometry.dims == 3:
+            slice_spacing_mm = round(max(lesions.geometry.spacing_mm), 1)
+        return CaseResult(
+            case=self.case,
+            group=self.group or self.case,
+            role=self.role,
+            status=self.status,
+            dims=lesions.geometry.dims,
+            lesions=self._describe_lesions(decision, groups),
+            candidates=self._describe_candidates(decision),
+            reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
+            predicted_ml=_sum_ml(match.candidates, decision.accepted & ~match.lost),
+            case_score=case_score,
+            scored=given.scored,
+            dice=overlap.dice,
+            surface_dice=overlap.surface_dice,
+            hd95_mm=overlap.hd95_mm,
+            splits=int(groups.split.sum()),
+            merges=int(groups.merging.sum()),
+            dice_by_label=overlap.dice_by_label,
+            sides=sides,
+            pair_ious=pair_ious,
+            n_unpaired=n_unpaired,
+            operating_point=point or given.operating_point,
+            unit=lesions.geometry.size_unit,
+            regions=regions,
+            within_labels=within_labels,
+            seconds=self.seconds + perf_counter() - begin,
+            warning=given.input.warning if given.input else "",
+            input_score=given.input.score if given.input else None,
+            slice_spacing_mm=slice_spacing_mm,
+            annotated=self.annotated,
+        )
+
+    def _accept(self, point: OperatingPoint | None) -> _Decision:
+        """Accept candidates by the score of a point or, for None, as the prediction marks them."""
+        match = self.match
+        accepted = np.array([c.accepted for c in self.prediction.candidates], dtype=np.bool_)
         if point is not None:
             accepted = match.scores >= point.score
         found_by, outcomes = match.of_accepted(accepted)
-        sides = {rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA}
-        joint = self.preset.criterion.assignment == "jointly"
-        pairs_of = sides[INSTANCES.name][0] if joint else found_by
-        unpaired = accepted & ~match.ignored
-        unpaired[pairs_of[pairs_of >= 0]] = False
         pairs = match.overlaps
-        ends = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
-        iou_of: IoUs = dict(zip(ends, pairs.iou.tolist(), strict=True))
-        masked = (
-            lesions.has_voxels & candidates.has_voxels[pairs_of]
-            if len(candidates)
-            else lesions.has_voxels
+        rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
+        return _Decision(
+            accepted=accepted,
+            found_by=found_by,
+            outcomes=outcomes,
+            sides={rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA},
+            iou_of=dict(zip(rows, pairs.iou.tolist(), strict=True)),
+            misses=self._misses(accepted, outcomes, point),
         )
-        several = match.comparable & accepted[pairs.candidate]
-        split = np.bincount(pairs.lesion[several], minlength=len(lesions)) > 1
-        merging = np.bincount(pairs.candidate[several], minlength=len(candidates)) > 1
-        merged = np.zeros(len(lesions), dtype=np.bool_)
-        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
-        misses = self._misses(accepted, outcomes, point)
-        rows = []
+
+    def _measure_pairs(self, decision: _Decision) -> tuple[tuple[float | None, ...], int]:
+        """Return the IoU of each lesion that is found one to one, and the unpaired candidates.
+
+        If the rule of the case does not pair one to one, the preset `instances` pairs.
+        """
+        lesions = self.match.lesions
+        found_by = decision.found_by
+        if self.preset.criterion.assignment == "jointly":
+            found_by, _ = decision.sides[INSTANCES.name]
+        is_unpaired = decision.accepted & ~self.match.ignored
+        is_unpaired[found_by[found_by >= 0]] = False
+        ious: list[float | None] = []
         for row, by in enumerate(found_by.tolist()):
+            if by < 0:
+                continue
+            has_masks = lesions.has_voxels[row] and self.match.candidates.has_voxels[by]
+            ious.append(decision.iou_of.get((by, row), 0.0) if has_masks else None)
+        return tuple(ious), int(is_unpaired.sum())
+
+    def _find_split_and_merged(self, accepted: NDArray[np.bool_]) -> _SplitAndMerged:
+        """Find the lesions and accepted candidates that overlap several of the other side."""
+        match = self.match
+        pairs = match.overlaps
+        n_lesions = len(match.lesions)
+        counted = match.comparable & accepted[pairs.candidate]
+        split = np.bincount(pairs.lesion[counted], minlength=n_lesions) > 1
+        merging = np.bincount(pairs.candidate[counted], minlength=len(match.candidates)) > 1
+        merged = np.zeros(n_lesions, dtype=np.bool_)
+        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
+        return _SplitAndMerged(split=split, merged=merged, merging=merging)
+
+    def _describe_lesions(
+        self, decision: _Decision, groups: _SplitAndMerged
+    ) -> tuple[LesionResult, ...]:
+        """Return the lines of lesions.csv."""
+        match = self.match
+        lesions = match.lesions
+        scored = self.prediction.scored
+        rows = []
+        for row, by in enumerate(decision.found_by.tolist()):
             at = float(match.detected_at[row])
             if by >= 0:
-                miss = Miss(WhyMissed.FOUND, float(misses.covered_by_accepted[row]))
+                miss = Miss(WhyMissed.FOUND, float(decision.misses.covered_by_accepted[row]))
             elif self.status == "missing":
                 miss = Miss(WhyMissed.CASE_FAILED)
             else:
-                miss = misses.explain(row)
+                miss = decision.misses.explain(row)
             place = _describe_place(lesions, row)
             size = _measure_size(lesions, row)
-            found_under = {name: bool(of[row] >= 0) for name, (of, _) in sides.items()}
+            found_under = {name: bool(of[row] >= 0) for name, (of, _) in decision.sides.items()}
             rows.append(
                 LesionResult(
                     lesion=int(lesions.ids[row]),
@@ -430,75 +550,24 @@ class MatchedCase:
                     stop_vox=place.stop_vox,
                     centre_mm=place.centre_mm,
                     detected=by >= 0,
-                    detected_at=at if given.scored and at > NEVER else None,
-                    candidate=int(candidates.ids[by]) if by >= 0 else None,
-                    iou=iou_of.get((by, row), 0.0) if by >= 0 else None,
+                    detected_at=at if scored and at > NEVER else None,
+                    candidate=int(match.candidates.ids[by]) if by >= 0 else None,
+                    iou=decision.iou_of.get((by, row), 0.0) if by >= 0 else None,
                     any_overlap=found_under[ANY_OVERLAP.name],
                     iou50=found_under[IOU50.name],
                     centre_distance=found_under[CENTRE_DISTANCE.name],
                     iou10=found_under[INSTANCES.name],
                     why_missed=miss.why,
-                    split=bool(split[row]),
-                    merged=bool(merged[row]),
+                    split=bool(groups.split[row]),
+                    merged=bool(groups.merged[row]),
                     zone=self.zones[row],
                     covered=miss.covered,
                     nearest_candidate=miss.candidate,
-                    nearest_score=miss.score if given.scored else None,
+                    nearest_score=miss.score if scored else None,
                     nearest_iou=miss.iou,
                 )
             )
-        overlap = self._measure_overlap(accepted, surface)
-        return CaseResult(
-            case=self.case,
-            group=self.group or self.case,
-            role=self.role,
-            status=self.status,
-            dims=lesions.geometry.dims,
-            lesions=tuple(rows),
-            candidates=self._describe_candidates(
-                accepted, found_by, outcomes, iou_of, misses.in_lesions
-            ),
-            dice=overlap.dice,
-            surface_dice=overlap.surface_dice,
-            hd95_mm=overlap.hd95_mm,
-            dice_by_label=overlap.dice_by_label,
-            reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
-            predicted_ml=_sum_ml(candidates, accepted & ~match.lost),
-            case_score=float(match.scores[~match.ignored].max(initial=0.0))
-            if given.scored
-            else None,
-            scored=given.scored,
-            splits=int(split.sum()),
-            merges=int(merging.sum()),
-            sides={
-                name: (int((by >= 0).sum()), became.count("false_positive"))
-                for name, (by, became) in sides.items()
-            },
-            pair_ious=tuple(
-                iou_of.get((by, row), 0.0) if masked[row] else None
-                for row, by in enumerate(pairs_of.tolist())
-                if by >= 0
-            ),
-            n_unpaired=int(unpaired.sum()),
-            operating_point=point or given.operating_point,
-            unit=lesions.geometry.size_unit,
-            regions={
-                name: part.result(operating_point, surface=surface)
-                for name, part in self.regions.items()
-            },
-            within_labels=None
-            if match.within_labels is None
-            else replace(self, match=match.within_labels, regions={}).result(
-                operating_point, surface=False
-            ),
-            seconds=self.seconds + perf_counter() - begin,
-            warning=given.input.warning if given.input else "",
-            input_score=given.input.score if given.input else None,
-            slice_spacing_mm=round(max(lesions.geometry.spacing_mm), 1)
-            if lesions.geometry.dims == 3
-            else None,
-            annotated=self.annotated,
-        )
+        return tuple(rows)
 
     def _measure_overlap(self, accepted: NDArray[np.bool_], surface: bool) -> _Overlap:
         """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label."""
@@ -560,20 +629,13 @@ class MatchedCase:
             unannotated_accepted=None if others is None else others.accepted(point),
         )
 
-    def _describe_candidates(
-        self,
-        accepted: NDArray[np.bool_],
-        found_by: NDArray[np.int64],
-        outcomes: Sequence[Outcome],
-        iou_of: IoUs,
-        in_lesions: NDArray[np.float64],
-    ) -> tuple[CandidateResult, ...]:
+    def _describe_candidates(self, decision: _Decision) -> tuple[CandidateResult, ...]:
         """Return the lines of candidates.csv."""
         match = self.match
         candidates = match.candidates
         pairs = match.overlaps
         dims = candidates.geometry.dims
-        _, outcomes_any = match.of_accepted(np.ones_like(accepted))
+        _, outcomes_any = match.of_accepted(np.ones_like(decision.accepted))
         joint = self.preset.criterion.assignment == "jointly"
         # the lesion that a candidate overlaps most, or the first of equals; if the rule pairs one
         # to one, the lesion that it finds
@@ -583,8 +645,8 @@ class MatchedCase:
         order = order[np.argsort(measure[order], kind="stable")]
         lesion_of[pairs.candidate[order]] = pairs.lesion[order]
         if not joint:
-            found = np.flatnonzero(found_by >= 0)[::-1]
-            lesion_of[found_by[found]] = found
+            found = np.flatnonzero(decision.found_by >= 0)[::-1]
+            lesion_of[decision.found_by[found]] = found
         touched = np.bincount(pairs.candidate, minlength=len(candidates)) > 0
         rows = []
         for row, (given, lesion) in enumerate(
@@ -605,14 +667,14 @@ class MatchedCase:
                     start_vox=place.start_vox,
                     stop_vox=place.stop_vox,
                     centre_mm=place.centre_mm,
-                    accepted=bool(accepted[row]),
-                    outcome=outcomes[row],
+                    accepted=bool(decision.accepted[row]),
+                    outcome=decision.outcomes[row],
                     lesion=int(match.lesions.ids[lesion]) if lesion >= 0 else None,
-                    iou=iou_of.get((row, lesion), 0.0) if lesion >= 0 else None,
+                    iou=decision.iou_of.get((row, lesion), 0.0) if lesion >= 0 else None,
                     touches_lesion=bool(touched[row]),
                     outcome_any=outcomes_any[row],
                     zone=given.zone,
-                    in_lesions=float(in_lesions[row]),
+                    in_lesions=float(decision.misses.in_lesions[row]),
                 )
             )
         return tuple(rows)
