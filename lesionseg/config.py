@@ -231,7 +231,7 @@ class TrainerConfig(Settings):
 
 
 class InferenceConfig(Settings):
-    """How whole volumes are predicted.
+    """Settings for the prediction of whole volumes.
 
     `overlap`: the fraction of a tile that its neighbour covers as well. `flips`: average over
     mirrored images, which takes 2^dims times as long. `max_memory_gb`: the memory for all cases

@@ -106,7 +106,7 @@ def ellipsoid_depth(
     """
     each = zip(axes, centre_mm, radii_mm, strict=True)
     scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
-    floor = np.float32(1e-3)  # with it the quotient at the centre is finite: the radius
+    floor = np.float32(1e-3)  # makes the quotient at the centre finite: it equals the radius
     value = np.sqrt(sum(x * x for x in scaled)) + floor
     slope = np.sqrt(sum((x / np.float32(r)) ** 2 for x, r in zip(scaled, radii_mm, strict=True)))
     return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
@@ -235,7 +235,7 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     z, y, x = (axis + bend * draw_field(120 * scale) for axis in millimetre_axes(*grid))
     skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
-    wave = 26 * scale  # of the folded cortex: a field is zero along the sulci
+    wave = 26 * scale  # wavelength of the folds; the field is zero along the sulci
     folds = np.abs(draw_field(wave)) * np.float32(wave / (2 * np.pi))
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))

@@ -118,7 +118,7 @@ class CaseWork:
     def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
         """Run one step for the scan.
 
-        Returns its result, or the scan's row if it is final: complete, failed or skipped.
+        Return its result, or the row of the scan if it is final: complete, failed or skipped.
         """
         row = self.rows.setdefault(scan.key, begun_row(scan, self.bundle))
         if row.status:

@@ -38,8 +38,12 @@ SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coinc
 class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
-    `pseudonyms`: the name of each case on the page. `root` and `model`: the dataset's folder and
-    the model to train if that is not the default one, for the command that comes next.
+    Attributes:
+        findings: the problems of all cases.
+        pseudonyms: the name of each case on the page.
+        page: the file of the page.
+        root: the dataset's folder, for the next command.
+        model: the model to train, for the next command; None for the default.
     """
 
     findings: tuple[Finding, ...]
@@ -68,7 +72,7 @@ class CheckOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The training, or the same check if errors have to be corrected first."""
+        """The command that trains, or this check again if errors have to be corrected first."""
         dataset = {"data.root": self.root}
         if self.model is not None:
             dataset["model"] = self.model

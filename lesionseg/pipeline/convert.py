@@ -1,4 +1,4 @@
-"""An nnU-Net model as a bundle of ours, with operating points from its own cross-validation."""
+"""Convert an nnU-Net model to our bundle, with operating points from its cross-validation."""
 
 import logging
 from dataclasses import dataclass

@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 def cross_validate(experiment: Experiment) -> TrainedModel | None:
     """Train all folds that are not finished yet, gather their predictions, and keep one ensemble.
 
-    A finished fold is kept and one that was started is resumed, also if another process or another
-    machine made it (`data.fold=<number>`). Each fold has the trainer's whole budget. Return None on
+    Finished folds are kept and started ones are resumed, even if another process or machine made
+    them with `data.fold=<number>`. Each fold has the whole budget of the trainer. Return None on
     every process of a training except the first.
 
     Raises:

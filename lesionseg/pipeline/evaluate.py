@@ -95,7 +95,7 @@ class EvaluateOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The report on these scores."""
+        """The command that writes the report on these scores."""
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 

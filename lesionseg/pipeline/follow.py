@@ -140,7 +140,7 @@ class FollowOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The report on the scores; None if no reference was given."""
+        """The command that writes the report on the scores; None without a reference."""
         if not self.has_scores:
             return None
         return command_line("report", {"scores": self.output, "output": "REPORT"})

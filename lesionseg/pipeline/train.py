@@ -84,7 +84,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         LesionsegError: if a setting, file or case is wrong. The message names it.
     """
     started = time.monotonic()
-    find_preset(cfg.preset)  # a wrong one is an error before anything is read
+    find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     Aim.parse(cfg.operating_point)
     named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
