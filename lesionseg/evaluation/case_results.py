@@ -335,8 +335,8 @@ class Unannotated:
         """Replace the candidates by those of the same ids, which may have other flags."""
         return replace(self, candidates=tuple(by_id[c.id] for c in self.candidates))
 
-    def accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
-        """Return True `[n]` for candidates that the point or, if None, the files accept."""
+    def flag_accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
+        """Flag the candidates `[n]` that the point or, for None, the files accept."""
         if point is not None:
             return np.asarray(self.match.scores >= point.score)
         return np.array([c.accepted for c in self.candidates], dtype=np.bool_)
@@ -473,14 +473,14 @@ class MatchedCase:
         accepted = np.array([c.accepted for c in self.prediction.candidates], dtype=np.bool_)
         if point is not None:
             accepted = match.scores >= point.score
-        found_by, outcomes = match.of_accepted(accepted)
+        found_by, outcomes = match.decide_outcomes(accepted)
         pairs = match.overlaps
         rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
         return _Decision(
             accepted=accepted,
             found_by=found_by,
             outcomes=outcomes,
-            sides={rule.name: match.of_accepted(accepted, rule) for rule in SIDE_CRITERIA},
+            sides={rule.name: match.decide_outcomes(accepted, rule) for rule in SIDE_CRITERIA},
             iou_of=dict(zip(rows, pairs.iou.tolist(), strict=True)),
             misses=self._misses(accepted, outcomes, point),
         )
@@ -626,7 +626,7 @@ class MatchedCase:
             least=least,
             removed=self.prediction.removed,
             unannotated=None if others is None else others.match,
-            unannotated_accepted=None if others is None else others.accepted(point),
+            unannotated_accepted=None if others is None else others.flag_accepted(point),
         )
 
     def _describe_candidates(self, decision: _Decision) -> tuple[CandidateResult, ...]:
@@ -635,7 +635,7 @@ class MatchedCase:
         candidates = match.candidates
         pairs = match.overlaps
         dims = candidates.geometry.dims
-        _, outcomes_any = match.of_accepted(np.ones_like(decision.accepted))
+        _, outcomes_any = match.decide_outcomes(np.ones_like(decision.accepted))
         joint = self.preset.criterion.assignment == "jointly"
         # the lesion that a candidate overlaps most, or the first of equals; if the rule pairs one
         # to one, the lesion that it finds

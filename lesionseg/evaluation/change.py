@@ -21,7 +21,7 @@ from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.case_results import describe_grid
 from lesionseg.evaluation.matching import overlap_table
-from lesionseg.evaluation.regrid import onto_grid
+from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.ops.components import candidates_of
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
@@ -224,7 +224,7 @@ def compare_visits(
         )
     moved = before
     if not placed.matches(grid):
-        moved = onto_grid(replace(before, geometry=placed), grid)
+        moved = resample_prediction(replace(before, geometry=placed), grid)
     lesions = candidates_of(before)
     centres = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(

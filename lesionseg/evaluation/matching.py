@@ -145,7 +145,7 @@ class Match:
         """The highest score `[lesions]` at which each lesion is found, or `NEVER`."""
         return detection_scores(self.links[self.criterion], self.scores)
 
-    def of_accepted(
+    def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
     ) -> tuple[Rows, list[Outcome]]:
         """Decide which lesions are found, and the outcome of each candidate.

@@ -13,7 +13,7 @@ from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.resample import resample_to
 
 
-def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
+def resample_prediction(prediction: Prediction, geometry: Geometry) -> Prediction:
     """Resample the prediction onto the grid `geometry`, by position in space.
 
     Each voxel gets the candidate of the nearest voxel, or none outside the prediction's grid. A

@@ -148,6 +148,7 @@ def _axis_column(name: str, axis: str) -> str:
 
 
 def _case_row(result: CaseResult) -> Row:
+    """Return the line of a case in cases.csv."""
     counts = {
         "n_lesions": len(result.lesions),
         "n_candidates": len(result.candidates),

@@ -115,6 +115,7 @@ class FocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
+        """Compute the term of a batch, see `VoxelLoss.forward`."""
         loss = FOCAL[self.activation](
             logits,
             labels,
@@ -212,6 +213,7 @@ class DiceFocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
+        """Compute both terms of a batch, see `VoxelLoss.forward`."""
         dice = dice_loss(
             logits,
             labels,

@@ -226,6 +226,7 @@ class _SummedFocal(torch.autograd.Function):
         negative: float,
         gamma: float,
     ) -> Tensor:
+        """Return the sum, and save its gradient for `backward`."""
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         total = gradient.new_zeros(())
         on_cpu = logits.device.type == "cpu"
@@ -252,6 +253,7 @@ class _SummedFocal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the saved gradient. The remaining inputs of `forward` have none."""
         (gradient,) = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype), None, None, None, None, None
 

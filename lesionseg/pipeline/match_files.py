@@ -21,7 +21,7 @@ from lesionseg.evaluation import (
     match_case,
 )
 from lesionseg.evaluation.case_results import describe_grid
-from lesionseg.evaluation.regrid import onto_grid
+from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import is_same_grid, read_mask, read_reference
 from lesionseg.io.predictions import (
@@ -175,4 +175,6 @@ def read_on_grid(
             "or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
-    return onto_grid(replace(open_prediction(files, binary=binary), geometry=own), geometry)
+    return resample_prediction(
+        replace(open_prediction(files, binary=binary), geometry=own), geometry
+    )

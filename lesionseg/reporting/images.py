@@ -155,6 +155,7 @@ def _find_dataset(folder: Path) -> Dataset | None:
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:
+    """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
     if reference is None:
         return None
     if not reference.geometry.matches(geometry, GRID_TOLERANCE * min(geometry.spacing_mm)):
@@ -166,6 +167,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
 
 
 def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
+    """Return a mask of the candidates with these ids. Those without a mask fill their box."""
     boxes = [
         (*c.start_vox, *c.stop_vox)
         for c in prediction.candidates

@@ -337,9 +337,9 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     """Return in words why a lesion was missed. `row` is its row of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _reason_words(why, row, tables)
-    score = _known(row.get("nearest_score"))
+    score = _read_number(row.get("nearest_score"))
     if score is None:
-        score = _known(row.get("detected_at"))
+        score = _read_number(row.get("detected_at"))
     if why in ("no_response", "case_failed", "not_accepted") or score is None:
         return words
     if tables.threshold is None or score >= tables.threshold:
@@ -359,8 +359,8 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
     least = tables.scores.provenance.rule_threshold
     if least is None:
         return words
-    covered = _known(row.get("covered"))
-    iou = _known(row.get("nearest_iou"))
+    covered = _read_number(row.get("covered"))
+    iou = _read_number(row.get("nearest_iou"))
     needed = f"{percent(least)} needed"
     if why == "overlap_too_small" and covered is not None:
         return f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
@@ -369,7 +369,7 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
     if why == "candidate_too_large":
         if covered is not None and covered < _INSIDE:
             words = f"{percent(covered)} of it is {words}"
-        share = _in_lesions(tables, str(row["case"]), _known(row.get("nearest_candidate")))
+        share = _in_lesions(tables, str(row["case"]), _read_number(row.get("nearest_candidate")))
         if share is not None:
             words += f": {percent_below(share, least)} of the marking is lesion ({needed})"
     return words
@@ -378,8 +378,8 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
 def false_positive_words(row: Mapping[str, Any]) -> str:
     """Return the words below the picture of a false positive, from its row of candidates.csv."""
     parts = []
-    score = _known(row.get("score"))
-    share = _known(row.get("in_lesions"))
+    score = _read_number(row.get("score"))
+    share = _read_number(row.get("in_lesions"))
     if score is not None:
         parts.append(f"rated {format_score(score)}")
     if share:
@@ -389,7 +389,7 @@ def false_positive_words(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _known(value: Any) -> float | None:
+def _read_number(value: Any) -> float | None:
     """Return the number in a cell. Return None if the cell or its column is missing."""
     return None if value is None or value != value else float(value)
 
@@ -416,7 +416,7 @@ def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | N
     if candidate is None or "in_lesions" not in rows:
         return None
     own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
-    return None if own.empty else _known(own["in_lesions"].iloc[0])
+    return None if own.empty else _read_number(own["in_lesions"].iloc[0])
 
 
 # --- the annex -----------------------------------------------------------------------------------

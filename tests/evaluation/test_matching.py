@@ -64,7 +64,7 @@ def check(links, lesions, candidates, scores):
     before = np.zeros(len(lesions), bool)
     ids = links.candidates.ids - 1  # ranked by score, the masks by id
     for score in sorted({*scores, 1.0}, reverse=True):
-        by, outcomes = links.of_accepted(links.scores >= score)
+        by, outcomes = links.decide_outcomes(links.scores >= score)
         found = by >= 0
         assert found.tolist() == [at >= score for at in found_at]
         assert (found | ~before).all()  # what was found stays found
