@@ -33,9 +33,8 @@ from lesionseg.plan.plan import Plan
 MOST_ANCHORS = 10_000  # number of anchors of a view, of the highest scores, that NMS processes
 _ROWS = 512  # candidates whose IoU with all boxes is computed at once
 SAME_LESION = 0.1  # IoU from which candidates of both heads are one lesion, as in matching
-SAME_LESION_IN_A_TILE = (
-    0.3  # NMS threshold (IoU) in one view. For all views: `AnchorPlan.merge_iou`
-)
+# NMS threshold (IoU) in one view; the threshold for all views is `AnchorPlan.merge_iou`
+SAME_LESION_IN_A_TILE = 0.3
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,7 +204,10 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 
 def bundle_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits that change if weights, plan or selection change."""
+    """Return 16 hexadecimal digits that change if weights, plan or selection change.
+
+    `folder` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
+    """
     model = find_nnunet_model(folder)
     if model is not None:
         return nnunet_digest(model)

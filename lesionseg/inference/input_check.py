@@ -41,7 +41,7 @@ MAD_TO_STD = 1.4826
 BEYOND_FARTHEST = 1.2
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 BLANK_SHARE = 0.999  # a channel is blank if at least this share of its voxels are equal
-EQUAL = 1e-5  # values that differ by less than this share are equal
+EQUAL = 1e-5  # values with a smaller relative difference count as equal
 MOST_RATIO = 100.0  # largest accepted ratio of the file's spacing and the plan's
 MOST_EXTENT_MM = 5000.0  # largest accepted extent of a volume
 MOST_PLACES = 48  # number of places along each axis that are sampled
@@ -185,16 +185,17 @@ def make_input_check(
     """
     if min(len(grids), len(images)) < LEAST_SCANS:
         return None
-    medians, tolerances = {}, {}
+    medians = {}
+    tolerances = {}
     for rows in (grids, images):
         for name in rows[0]:
             values = np.array([row[name] for row in rows])
             middle = float(np.median(values))
-            apart = np.abs(values - middle)
-            spread = N_MAD * MAD_TO_STD * float(np.median(apart))
+            distances = np.abs(values - middle)
+            spread = N_MAD * MAD_TO_STD * float(np.median(distances))
             least = LEAST_LOG if name.startswith("log ") else LEAST_INTENSITY
             medians[name] = middle
-            tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(apart.max()))
+            tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(distances.max()))
     polarities = {}
     if len(signs) >= LEAST_SCANS:
         for name in signs[0]:
@@ -399,7 +400,7 @@ def check_scan(
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the channels in which at least 99.9 % of the voxels are equal.
 
-    Values that differ by less than a factor of 1e-5 count as equal, because a constant may have
+    Values with a relative difference of less than 1e-5 count as equal, because a constant may have
     been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored.
     """
     found = []

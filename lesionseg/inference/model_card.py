@@ -20,9 +20,9 @@ _CARD = """\
 
 ## Purpose
 
-Marks {{ plan.labels.names | join(", ") }} in {{ modality }}, as an aid to research. It is no \
+Marks {{ plan.labels.names | join(", ") }} in {{ modality }}, as an aid to research. It is not a \
 medical device, gives no diagnosis and must not be used in the care of patients without the \
-validation and approval that this requires. Scans that differ from the training data in scanner, \
+required validation and approval. Scans that differ from the training data in scanner, \
 protocol or population may give worse results than those stated here.
 
 ## Input
@@ -46,7 +46,8 @@ painted as {{ value }}
 {% endif %}
 {% endfor %}
 {% if plan.labels.regions %}
-- a lesion is what touches, of whatever region; later regions are painted over earlier
+- a lesion is a connected component of all regions together; later regions are painted over \
+earlier ones
 {% endif %}
 - candidates from score {{ plan.candidate_rule.floor | number }}, each with its extent
 {% for p in selection.operating_points %}
@@ -68,7 +69,7 @@ case{% endif %}\
 - each candidate's probability: Platt calibration of its score, fitted on \
 {{ fit.n_true }} true and {{ fit.n_false }} false candidates of {{ fit.fitted_on }} data
 {% else %}
-- scores are not calibrated: they rank candidates and are no probabilities
+- scores are not calibrated: they rank candidates, but are not probabilities
 {% endif %}
 
 ## Performance

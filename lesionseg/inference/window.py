@@ -259,8 +259,8 @@ class SlidingWindow:
                     p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
                 elif output[0].shape != (len(tiles), n, *tiles.shape[2:]):
                     raise GeometryError(
-                        f"The network gave {tuple(output[0].shape)} for tiles "
-                        f"{tuple(tiles.shape)}; the plan has {n} channels of logits."
+                        f"The network returned the shape {tuple(output[0].shape)} for tiles "
+                        f"{tuple(tiles.shape)}, but the plan has {n} channels of logits."
                     )
                 else:
                     p = label_probabilities(output[0][:n_tiles], self.plan)

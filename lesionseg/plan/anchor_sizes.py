@@ -115,9 +115,8 @@ def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     """
     logs = np.log(sides.prod(axis=1))
     edges = np.interp(np.linspace(0.02, 0.98, k), np.linspace(0, 1, len(logs)), np.sort(logs))
-    wanted = (
-        edges + np.linspace(edges[0], edges[-1], k)
-    ) / 2  # the mean of spacing by rank and by size
+    even = np.linspace(edges[0], edges[-1], k)
+    wanted = (edges + even) / 2  # between even spacing by rank and even spacing by size
     shapes = sides[np.abs(logs[:, None] - wanted).argmin(axis=0)]
     for step in _STEPS:
         score = weights @ _best_iou(sides, shapes)

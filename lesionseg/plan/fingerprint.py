@@ -125,6 +125,10 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
         reference: its reference. Lesions are those of `lesions_of`. The lesion voxels of a box
             without a mask are all voxels of the box.
         most: maximum number of voxels in each of the two samples.
+
+    Returns:
+        Sizes in voxels and millimetres, and float32 intensities in the file's units. A case
+        without lesions has empty lesion tuples and an empty `lesion_sample` `[C, 0]`.
     """
     array = case.image.array
     geometry = case.image.geometry

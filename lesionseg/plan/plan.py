@@ -167,6 +167,7 @@ class AnchorPlan:
 
     @property
     def n_shapes(self) -> int:
+        """The number of anchors at each cell."""
         return len(self.sizes[0])
 
     def levels(
@@ -254,6 +255,7 @@ class Plan:
 
     @property
     def has_boxes(self) -> bool:
+        """True if the network predicts boxes."""
         return self.anchors is not None
 
     @property
@@ -267,9 +269,11 @@ class Plan:
 
     @property
     def n_voxel_channels(self) -> int:
+        """The number of labels with probabilities of voxels; 0 for a network without voxels."""
         return len(self.labels) if self.has_voxels else 0
 
     def with_(self, **changes: Any) -> "Plan":
+        """Return the plan with other values of some fields."""
         return replace(self, **changes)
 
     def differences(self, other: "Plan") -> list[str]:

@@ -129,7 +129,7 @@ def prior(lesion_fraction: float) -> Decision[float]:
     """Decide the prior π for the bias of the last layer: the share of lesion voxels.
 
     This is the initialisation of Lin et al. 2017, section 3.3. The prior is limited to 10⁻⁶ to
-    0.2. Gradients vanish below, and lesions are no longer treated as rare above.
+    0.2. With a lower prior, gradients vanish. With a higher one, lesions do not start as rare.
     """
     low = 1e-6
     high = 0.2
@@ -213,8 +213,9 @@ class DeviceBudget:
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
             kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
-            able = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
-            stride = np.where(able & (mm < 2 * mm.min(initial=inf, where=able)), 2, 1)
+            can_halve = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
+            finest = mm.min(initial=inf, where=can_halve)
+            stride = np.where(can_halve & (mm < 2 * finest), 2, 1)
         n = len(strides)
         residual = self.architecture == "residual_unet"
         blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
@@ -392,8 +393,10 @@ def limit_to_small_tiles(
     if not allowed.small_tiles:
         return allowed
     largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
-    crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
-    if largest <= SMALL_TILE or not crowded or np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
+    is_crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
+    if largest <= SMALL_TILE or not is_crowded:
+        return allowed
+    if np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
 

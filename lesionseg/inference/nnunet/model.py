@@ -371,6 +371,7 @@ def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
 def _normalisation(
     scheme: str, use_mask: bool, intensities: _Intensities, where: str
 ) -> NnunetNormalisation:
+    """Return the normalisation of a channel. Raise `BundleError` if the scheme is unknown."""
     known = get_args(NnunetScheme)
     if scheme not in known:
         raise BundleError(
@@ -388,6 +389,7 @@ def _normalisation(
 
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
+    """Return the resampling of a function. Raise `BundleError` if it is unknown."""
     if function == _SPLINES:
         splines = _validate(_SplineOptions, options, where)
         return NnunetResampling(
@@ -419,18 +421,23 @@ def _described_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[
 
 
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
+    """Guess the modality from the number of axes and the names of channels."""
     if dims == 2:
         return "xray"
     return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
 
 
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
+    """Build the network of a plan with the weights of a checkpoint, in eval mode."""
     network = build_network(plan)
     needed = set(network.state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
     endless = [n for n, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if endless:
-        raise BundleError(f"{where}: weights that are not finite: {', '.join(endless[:5])}.")
+        raise BundleError(
+            f"{where}: some weights are not finite: {', '.join(endless[:5])}. Use another "
+            "checkpoint."
+        )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

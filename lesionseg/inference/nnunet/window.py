@@ -134,8 +134,9 @@ class NnunetWindow(SlidingWindow):
                     output = network(tiles.flip(mirrored) if axes else tiles)[0].float()
                 if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):
                     raise GeometryError(
-                        f"The network gave {tuple(output.shape)} for tiles {tuple(tiles.shape)}; "
-                        f"the plan has {self.n_outputs} channels of logits."
+                        f"The network returned the shape {tuple(output.shape)} for tiles "
+                        f"{tuple(tiles.shape)}, but the plan has {self.n_outputs} channels of "
+                        "logits."
                     )
                 output = output.flip(mirrored) if axes else output
                 total = output if total is None else total.add_(output)
