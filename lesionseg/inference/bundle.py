@@ -233,6 +233,7 @@ def _temporary_path(folder: Path) -> Path:
 def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
+    """Read one network. For errors, see `read_bundle`."""
     with path.open("rb") as file:
         # safetensors begins with the header's length, which may look like a pickle, and {
         start = file.read(9)

@@ -293,6 +293,7 @@ class Plan:
         return found
 
     def to_json(self) -> str:
+        """Write the plan as JSON, with the labels as separate keys."""
         record = asdict(self)
         labels = record.pop("labels")
         for key, name in _LABEL_KEYS.items():

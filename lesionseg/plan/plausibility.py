@@ -149,6 +149,7 @@ def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[D
 
 
 def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+    """Return the doubts about the format of boxes and about labels without lesions."""
     doubts: list[Doubt] = []
     n_boxes = sum(one.n_boxes for one in facts.values())
     n_outside = sum(one.n_outside for one in facts.values())
@@ -171,6 +172,7 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
 
 
 def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+    """Return the doubts about the masks and boxes of single cases."""
     doubts: list[Doubt] = []
     for case, one in facts.items():
         if one.share > MOST_SHARE:

@@ -269,6 +269,7 @@ def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
 
 
 def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
+    """Raise `DatasetError` if the fold does not exist."""
     if fold not in folds:
         known = ", ".join(map(str, folds))
         raise DatasetError(

@@ -322,6 +322,7 @@ def _recipe(
     where: str,
     n_channels: int,
 ) -> NnunetRecipe:
+    """Return the preprocessing in the plans. Raise `BundleError` if it is not supported."""
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         raise BundleError(f"{where}: transpose_forward is {plans.transpose_forward}.")
     schemes = config.normalization_schemes
@@ -359,6 +360,7 @@ def _recipe(
 
 
 def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
+    """Return the recipe with this content. Raise `BundleError` if a value is out of range."""
     try:
         recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
     except ValidationError as error:
@@ -448,6 +450,7 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
 
 
 def _validate(kind: type[M], content: Mapping[str, Any], where: str) -> M:
+    """Check a part of the plans. Raise `BundleError` naming `where` if it does not fit."""
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
