@@ -28,7 +28,7 @@ TileTensors = dict[str, Tensor]
 
 # Axes are not rotated into each other if the ratio of their spacings is above this.
 ANISOTROPY = 2.0
-FLIP_PROBABILITY = 0.5  # of each axis
+FLIP_PROBABILITY = 0.5  # for each axis
 SCALE = 0.2  # largest relative change of size
 SHEAR = 0.05  # largest shear
 ELASTIC_SHARE = 0.3  # share of the rotated tiles that are also bent
@@ -131,7 +131,7 @@ class Intensity:
         brightness: summand of each channel.
         noise: standard deviation of the noise, which is drawn from `seed`.
         gamma: exponent of the image scaled to 0 … 1. Mean and standard deviation stay.
-        seed: of the noise.
+        seed: determines the noise.
     """
 
     coarse: float = 1.0
@@ -231,6 +231,7 @@ class Augmentation:
         return Change(self._movement(draw), self._intensity(draw))
 
     def _movement(self, draw: Draw) -> Movement:
+        """Draw the flips, and perhaps rotation, shear, scale and bend."""
         settings = self.settings
         dims = self.plan.dims
         flips = tuple(axis for axis in self.flip_axes if draw.happens(FLIP_PROBABILITY))
@@ -260,6 +261,7 @@ class Augmentation:
         return Movement(flips, linear, Bend(bend, distance))
 
     def _intensity(self, draw: Draw) -> Intensity:
+        """Draw the changes of intensities, each with the probability of the settings."""
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 

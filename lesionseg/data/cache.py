@@ -150,7 +150,7 @@ class CachedCase:
         group: id of the patient.
         folder: contains the arrays.
         source: hash of the source files.
-        geometry: of the plan's grid.
+        geometry: the plan's grid.
         channels: number of channels.
         lesions: positions of the lesions.
         has_valid: True if some voxels are not valid.
@@ -375,7 +375,7 @@ def fill_cache(
         dataset: contains the cases.
         cases: to prepare.
         plan: the grid and normalisation. Each plan has its own entries.
-        folder: of the cache.
+        folder: the cache's folder.
         read: reads a case's files; None for `read_case`.
         progress: called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
@@ -446,7 +446,7 @@ def _find_or_make(
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
             prepared = prepare(files)
             scratch = folder / f".{name}"
-            for leftover in (scratch, entry):  # of a process that was killed, or damaged
+            for leftover in (scratch, entry):  # left by a killed process, or damaged
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:

@@ -245,7 +245,8 @@ def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> 
     squares = sum(float(np.square(values - mean).sum()) for values in _slabs(channel, inside))
     std = float(np.sqrt(squares / count))
     # a constant channel varies by the rounding of float32
-    return mean, std if std > 1e-6 * abs(mean) else 0.0
+    is_varying = std > 1e-6 * abs(mean)
+    return mean, (std if is_varying else 0.0)
 
 
 def _slabs(
@@ -318,17 +319,15 @@ def prepare_reference(
         ignore = reference.ignore.astype(np.uint8)
         # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
         ignored |= (_read_nearest(ignore, reference.geometry, geometry) != 0) & (moved == 0)
+    known = [value for value in reference.unannotated if value in mask_values]
+    unannotated = [mask_values.index(value) + 1 for value in known]
     return Reference(
         geometry,
         labels=labels,
         instances=moved,
         instance_labels=tuple(label_of_id[1:].tolist()),
         ignore=ignored if reference.ignore is not None or ignored.any() else None,
-        annotated={
-            mask_values.index(value) + 1: False
-            for value in reference.unannotated
-            if value in mask_values
-        },
+        annotated=dict.fromkeys(unannotated, False),
     )
 
 

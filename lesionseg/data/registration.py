@@ -10,7 +10,7 @@ from lesionseg.core import Volume
 from lesionseg.errors import GeometryError
 from lesionseg.io.itk import itk_image
 
-MIN_FOREGROUND_DICE = 0.8  # heads a few degrees apart reach 0.95; another body part stays below
+MIN_FOREGROUND_DICE = 0.8  # heads rotated by a few degrees reach 0.95; another body part does not
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
 
 

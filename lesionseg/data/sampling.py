@@ -119,6 +119,7 @@ class TileSampler:
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
     def _background(self, rng: "_Numbers") -> TileChoice:
+        """Choose a tile from any case, without lesions if a few draws find one."""
         start: tuple[int, ...] = ()
         case = 0
         for _ in range(_BACKGROUND_DRAWS):

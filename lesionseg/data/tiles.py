@@ -71,7 +71,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         sampling: the mix of tiles; None for half of them around lesions.
         augmentation: the random changes; None for none.
         n_tiles: tiles of an epoch.
-        seed: of positions and changes.
+        seed: determines positions and changes.
         transform: further dictionary transforms, which run last.
         channel_dropout: the share of tiles in which one random channel is set to 0, after all other
             changes.
@@ -130,6 +130,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         """Ignore the seed of MONAI's loaders, because a tile depends only on its number."""
 
     def _transform(self, index: int) -> TileItem:
+        """Return the item with this number; MONAI's `Dataset` calls it."""
         raw = self.raw(index)
         tile = self.finish(raw)
         case = self.cases[raw.choice.case]

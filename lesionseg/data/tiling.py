@@ -67,28 +67,24 @@ class TileGrid:
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """The first voxel of every tile in the padded array, in C order."""
-        axes = [
-            _axis_starts(n, tile, self.overlap)
-            for n, tile in zip(self.padded_shape, self.tile_shape, strict=True)
-        ]
+        axes = []
+        for n, tile in zip(self.padded_shape, self.tile_shape, strict=True):
+            axes.append(_axis_starts(n, tile, self.overlap))
         return tuple(itertools.product(*axes))
 
     @cached_property
     def inside(self) -> tuple[slice, ...]:
         """The slices of the volume in the padded array."""
-        return tuple(
-            slice(before, before + n) for n, (before, _) in zip(self.shape, self.pad, strict=True)
-        )
+        pairs = zip(self.shape, self.pad, strict=True)
+        return tuple(slice(before, before + n) for n, (before, _) in pairs)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def slices(self, i: int) -> tuple[slice, ...]:
         """Return the slices of tile i in the padded array."""
-        return tuple(
-            slice(start, start + tile)
-            for start, tile in zip(self.starts[i], self.tile_shape, strict=True)
-        )
+        pairs = zip(self.starts[i], self.tile_shape, strict=True)
+        return tuple(slice(start, start + n) for start, n in pairs)
 
 
 def clip_start(

@@ -44,7 +44,7 @@ def build_network(
         plan: the architecture, channels and labels.
         architectures: further factories by name, which may replace those of `ARCHITECTURES`. With
             `TRUSTED`, a class that the plan names is imported.
-        seed: of the initial weights.
+        seed: determines the initial weights.
 
     Returns:
         The network in train mode on the CPU.

@@ -217,10 +217,10 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, 1, tile))
     maps = _run(backbone, n_channels, tile, "meta")
     totals = (ones, *_strides(maps, tile))
-    strides = tuple(
-        tuple(b // a for a, b in zip(fine, coarse, strict=True))
-        for fine, coarse in pairwise(totals)
-    )
+    steps: list[tuple[int, ...]] = []
+    for fine, coarse in pairwise(totals):
+        steps.append(tuple(b // a for a, b in zip(fine, coarse, strict=True)))
+    strides = tuple(steps)
     if total_strides(strides) != totals[1:]:
         raise ConfigError(
             f"model.backbone: maps with strides {totals[1:]} do not form a pyramid. Choose a "

@@ -45,10 +45,10 @@ class NnunetCheckpoint:
 
 
 def read_nnunet_checkpoint(source: BinaryIO, where: str) -> NnunetCheckpoint:
-    """Read a checkpoint; `where` is how messages call it.
+    """Read a checkpoint of nnU-Net.
 
-    Raises `BundleError` for a file that contains more than tensors and numbers, and for one without
-    a U-Net.
+    `where` names the file in messages. Raises `BundleError` if the file contains more than tensors
+    and numbers, or no U-Net.
     """
     content = load_plain(source, where)
     theirs = unwrap_weights(content)

@@ -42,10 +42,10 @@ class RetinaNet(nn.Module):
         channels = self.decoder.channels
         self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)
         if bias:
-            self.segmentation = nn.ModuleList(
-                SegmentationHead(dims, width, bias, architecture.strides[0])
-                for width in channels[: architecture.n_supervised]
-            )
+            block = architecture.strides[0]
+            self.segmentation = nn.ModuleList()
+            for width in channels[: architecture.n_supervised]:
+                self.segmentation.append(SegmentationHead(dims, width, bias, block))
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
         """Return logits and boxes of every anchor, and the logits of voxels if there are any."""

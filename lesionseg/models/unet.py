@@ -49,25 +49,22 @@ class Encoder(nn.Module):
         self.stem: nn.Module = nn.Identity()
         if residual:
             self.stem = ConvBlock(dims, in_channels, wide, kernel=kernels[0], stride=ones)
-        self.stages = nn.ModuleList(
-            Stage(
+        strides = (ones, *architecture.strides[1:])
+        n_blocks = architecture.encoder_blocks or (architecture.blocks,) * n
+        before = wide if residual else in_channels
+        self.stages = nn.ModuleList()
+        for i, after in enumerate(self.channels):
+            stage = Stage(
                 dims,
                 before,
                 after,
-                kernel=kernel,
-                stride=stride,
-                n_blocks=n_blocks,
+                kernel=kernels[i],
+                stride=strides[i],
+                n_blocks=n_blocks[i],
                 block=ResidualBlock if residual else ConvBlock,
             )
-            for before, after, kernel, stride, n_blocks in zip(
-                (wide if residual else in_channels, *self.channels[:-1]),
-                self.channels,
-                kernels,
-                (ones, *architecture.strides[1:]),
-                architecture.encoder_blocks or (architecture.blocks,) * len(kernels),
-                strict=True,
-            )
-        )
+            self.stages.append(stage)
+            before = after
         if residual and architecture.layout == "nnunet":  # every block starts as the identity
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
@@ -115,10 +112,10 @@ class Decoder(nn.Module):
             up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
-        self.stages = nn.ModuleList(
-            Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
-            for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True)
-        )
+        self.stages = nn.ModuleList()
+        for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True):
+            stage = Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
+            self.stages.append(stage)
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return decoded maps, finest first, one for each map of `pyramid`."""
@@ -153,10 +150,8 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = Encoder(dims, in_channels, architecture, residual=residual)
         self.decoder = Decoder(dims, architecture)
-        heads = [
-            SegmentationHead(dims, width, bias)
-            for width in self.decoder.channels[: architecture.n_supervised]
-        ]
+        widths = self.decoder.channels[: architecture.n_supervised]
+        heads = [SegmentationHead(dims, width, bias) for width in widths]
         if architecture.layout == "nnunet":
             for head in heads:
                 initialise(head.conv)

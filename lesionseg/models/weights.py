@@ -314,7 +314,7 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
 
     Args:
         weights: by our names.
-        name: of our network.
+        name: names our network.
         where: the weights come from, for messages.
 
     Raises:

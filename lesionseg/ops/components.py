@@ -58,7 +58,10 @@ def lesion_instances(
     ([[1, 1, 0], [2, 0, 0]], (3, 2))
     """
     if labels.ndim not in FULL_CONNECTIVITY:
-        raise ContentError(f"A label map has two or three axes, not the shape {labels.shape}.")
+        raise ContentError(
+            f"A label map must have two or three axes, not the shape {labels.shape}. Give one "
+            "without an axis of channels."
+        )
     # cc3d refuses read-only arrays such as Pillow's. It numbers in the order of first voxels, too.
     array = np.require(labels, dtype=labels.dtype.newbyteorder("="), requirements=["C", "W"])
     found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
@@ -164,11 +167,11 @@ def unscored_prediction(
         of_instance = tuple(label_of[1:].tolist())
     ids = np.arange(1, len(of_instance) + 1)
     lesions = listed_lesions(geometry, ids, of_instance, None, instances)
-    candidates = tuple(
-        Candidate.from_voxels(row + 1, label, 1.0, lesions.voxels_of(row), geometry)
-        for row, label in enumerate(of_instance)
-    )
-    return Prediction(case, geometry, candidates, instances, scored=False)
+    candidates = []
+    for row, label in enumerate(of_instance):
+        voxels = lesions.voxels_of(row)
+        candidates.append(Candidate.from_voxels(row + 1, label, 1.0, voxels, geometry))
+    return Prediction(case, geometry, tuple(candidates), instances, scored=False)
 
 
 def listed_lesions(
@@ -182,7 +185,7 @@ def listed_lesions(
     """Measure the lesions with known ids.
 
     Args:
-        geometry: of the masks.
+        geometry: the grid of the masks.
         ids: lesion ids `[n]`.
         labels: label values of the lesions.
         boxes: `[n, 2·dims]`, for lesions without voxels.
@@ -192,7 +195,8 @@ def listed_lesions(
     Raises:
         ContentError: if `instances` contains an id that is not in `ids`.
     """
-    index = owner = np.zeros(0, dtype=np.int64)
+    index = np.zeros(0, dtype=np.int64)
+    owner = np.zeros(0, dtype=np.int64)
     if instances is not None:
         index = nonzero_voxels(instances)
         owner = _rows(ids, instances.reshape(-1)[index])
@@ -227,6 +231,7 @@ def fill_boxes(
 def _components(
     geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: NDArray[np.bool_] | None
 ) -> Lesions:
+    """Return the connected components of each label as lesions, without ignored voxels."""
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)

@@ -81,10 +81,10 @@ def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    columns = [
-        ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
-        for unit in np.eye(n_in)
-    ]
+    columns = []
+    for unit in np.eye(n_in):
+        column = ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
+        columns.append(column)
     return np.stack(columns, axis=1).astype(np.float32)
 
 

@@ -28,7 +28,7 @@ from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
-from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, joined
+from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, join_processes
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     Aim.parse(cfg.operating_point)
     named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
-        stack.enter_context(joined(cfg.trainer))
+        stack.enter_context(join_processes(cfg.trainer))
         run = broadcast_from_rank_zero(lambda: named)
         if is_rank_zero():
             check_config(run, config_of(cfg))

@@ -40,7 +40,7 @@ from lesionseg.reporting.tuning import (
     write_tuning_page,
 )
 from lesionseg.training.module import budget_text
-from lesionseg.training.processes import joined, require_device
+from lesionseg.training.processes import join_processes, require_device
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
             "trainer.devices: a trial uses one device. Start the command once per device."
         )
     require_device(cfg.trainer.accelerator)
-    with joined(cfg.trainer):  # all steps use the device of trainer.devices
+    with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
         run.mkdir(parents=True, exist_ok=True)
         experiment = Experiment.open(cfg, run)
         search = _search(experiment, cfg, groups)

@@ -1,7 +1,7 @@
 """Training: the only package that knows Lightning.
 
-`fit.fit` trains a network. `lesion_module`, `LesionData` and `VolumeValidation` are its parts for a
-`pl.Trainer` of one's own.
+`fit.fit` trains a network. `lesion_module`, `LesionData` and `VolumeValidation` are its parts, for
+use with your own `pl.Trainer`.
 """
 
 from lesionseg.training.fit import lesion_module, tiles_of

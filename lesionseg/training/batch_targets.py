@@ -1,4 +1,4 @@
-"""Targets that a worker of the loader makes on the CPU, because a GPU would wait for them."""
+"""Targets that a loader's worker computes on the CPU, because a GPU would wait for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """Adds to a batch the targets that its lesions have to be searched for.
+    """The targets that are added to a batch before it is moved to the device.
 
-    `nearest`: the loss asks for `nearest` `[B, *tile]`, the nearest lesion of each voxel; instances
-    are then `renumbered`. `anchors`: the network is a detector, and gets `anchor_labels` and
-    `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`, the fields of
-    `AnchorTargets`.
+    If `nearest` is True, the loss needs the nearest lesion of each voxel. The batch then gets
+    `nearest` `[B, *tile]`, and its instances are renumbered. If `anchors` is given, the network is
+    a detector. The batch then gets the fields of `AnchorTargets`: `anchor_labels` and
+    `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`.
     """
 
     nearest: bool = False
@@ -40,7 +40,8 @@ class BatchTargets:
         instances = batch["instances"].masked_fill(~valid, 0)
         made = dict(batch)
         if lacks_nearest:
-            made["instances"] = instances = renumbered(instances)
+            instances = renumber(instances)
+            made["instances"] = instances
             made["nearest"] = nearest_lesions(instances).to(instances.dtype)
         if lacks_anchors and self.anchors is not None:
             labels = batch["labels"].masked_fill(~valid, 0)
@@ -52,18 +53,18 @@ class BatchTargets:
         return made
 
     def tile_bytes(self, n_voxels: int) -> int:
-        """Return about how many bytes are added to a tile of so many voxels."""
+        """Return about how many bytes are added to a tile of `n_voxels`."""
         n_anchors = sum(level.n_anchors for level in self.anchors.levels) if self.anchors else 0
         return n_voxels * self.nearest + 2 * n_anchors
 
 
-def renumbered(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
+def renumber(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
     """Number each tile's lesions 1, 2, … in the order of their ids.
 
-    Returns uint8 if no tile has more than 255: four times less to move to a GPU, and a loss knows
-    an upper limit of the numbers without reading them.
+    The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, a quarter
+    of the bytes are moved to a GPU, and a loss knows an upper limit without reading the values.
 
-    >>> renumbered(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]])).tolist()
+    >>> renumber(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]])).tolist()
     [[0, 2, 1, 2], [0, 0, 0, 1]]
     """
     tiles = []
@@ -88,9 +89,9 @@ def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """The anchors of a tile, and how lesions are assigned to them.
+    """The anchors of a tile, to which lesions are assigned.
 
-    `has_regions`: labels overlap, so that a lesion is one box of the only label 1.
+    If `has_regions` is True, labels overlap, and each lesion is one box with label 1.
     """
 
     levels: tuple[AnchorLevel, ...]
@@ -103,7 +104,7 @@ class AnchorGrid:
         return cls(levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
-        """Return all anchors, as `grid_anchors` does; computed once per device."""
+        """Return the anchors of all levels (see `grid_anchors`), computed once per device."""
         return _grid(self.levels, device)
 
     def targets(
@@ -112,10 +113,11 @@ class AnchorGrid:
         instances: Integer[Tensor, "b *tile"],
         valid: Bool[Tensor, "b *tile"],
     ) -> AnchorTargets:
-        """Assign each tile's lesions to its anchors; boxes are those of the moved instances.
+        """Assign each tile's lesions to its anchors.
 
-        An anchor whose centre is where `valid` is False, or outside the tile's volume, teaches
-        nothing unless a lesion is assigned to it. Labels and instances are 0 where not valid.
+        Boxes are computed from the augmented instances. An anchor with its centre in an invalid
+        voxel is ignored unless a lesion is assigned to it. Labels and instances must be 0 in
+        invalid voxels.
         """
         anchors = self.boxes(valid.device)
         boxes, lesion_labels = tile_boxes(instances, labels.sign() if self.has_regions else labels)
@@ -129,9 +131,9 @@ class AnchorGrid:
         found = torch.where(rows >= 0, lesion_labels.gather(1, rows.clamp(min=0)), 0)
         positive = (found > 0).flatten().nonzero()[:, 0]
         assigned = boxes[positive // max(len(anchors), 1), rows.flatten()[positive]]
-        small = labels.dtype == torch.uint8  # less to move to a GPU
+        is_uint8 = labels.dtype == torch.uint8  # fewer bytes to move to a GPU
         return AnchorTargets(
-            labels=found.to(torch.uint8) if small else found,
+            labels=found.to(torch.uint8) if is_uint8 else found,
             valid=rows != IGNORED,
             boxes=assigned,
             places=positive,

@@ -26,25 +26,33 @@ from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
 
-PAUSE_SHARE = 50  # the pause before a checkpoint per duration of the last: at most 2 % of the time
-STRETCH = 20  # steps: the statistics of one say little, as a batch has a few lesions or none
-HARD_SHARE = 0.01  # of the background: the voxels with the highest lesion probability
-# Shares of the gradient. In balance the whole background has half of it; far above, it is outliers
-HARD_LIMIT, LESION_LIMIT = 0.65, 0.01
-# mean probability in lesions, from this share of the budget on
-FOUND_FROM, FOUND_AFTER = 0.02, 0.25
-NAMES = ("grad_share/hard_background", "grad_share/lesion", "p/lesion")
-PREVIEW_MINUTES, PREVIEW_TILES = 10.0, 4
-LEAST_P = 0.2  # of boxes in pictures; those of an early detector have low scores
+# The pause between checkpoints, as a multiple of the time to write the last one: at most 2 % of the
+# time is spent on writing.
+PAUSE_SHARE = 50
+STRETCH = 20  # steps to average over: a single batch has few lesions or none
+HARD_SHARE = 0.01  # the hard background: this share, with the highest lesion probability
+# Warn if the hard background has a larger share of the gradient. If lesions and background are
+# balanced, the whole background has half of it. A much larger share comes from outliers.
+HARD_LIMIT = 0.65
+LESION_LIMIT = 0.01  # warn if lesions have a smaller share of the gradient
+# Warn if the mean probability in lesions is below FOUND_FROM after this share of the budget.
+FOUND_FROM = 0.02
+FOUND_AFTER = 0.25
+HARD_NAME = "grad_share/hard_background"
+LESION_NAME = "grad_share/lesion"
+P_NAME = "p/lesion"
+PREVIEW_MINUTES = 10.0
+PREVIEW_TILES = 4
+LEAST_P = 0.2  # lowest score of boxes in pictures; an early detector has low scores
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt between steps, at intervals, and at the end.
+    """Writes checkpoints/last.ckpt between steps, at intervals and at the end.
 
-    The interval is at least `pause`, and at least `PAUSE_SHARE` times the duration of the last
-    checkpoint, because a GPU idles meanwhile. All processes use the minutes that they have agreed
-    on. The file is called next.ckpt until metrics.csv has the row of its step, which Lightning
-    writes later.
+    The interval is at least `pause`, and at least `PAUSE_SHARE` times the time that the last
+    checkpoint took, because a GPU is idle meanwhile. All processes use the same clock
+    (`LesionModule.minutes`). The file is called next.ckpt until Lightning has written the row of
+    its step to metrics.csv.
     """
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
@@ -58,11 +66,11 @@ class LastCheckpoint(Checkpoint):
             (self.folder / "next.ckpt").unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Wait for a whole pause after a training was resumed."""
+        """Schedule the first checkpoint one pause after the start, also of a resumed training."""
         self._due = 60 * module.minutes + self.pause
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        """Rename the checkpoint of the step before: its row is written."""
+        """Rename the checkpoint of the previous step, whose row has been written by now."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
             new.replace(new.with_name("last.ckpt"))
@@ -70,7 +78,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint if it is due, at a whole step: there the stream of tiles resumes."""
+        """Write a checkpoint if it is due and the step is complete.
+
+        The stream of tiles can resume only between steps, not between accumulated batches.
+        """
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step or 60 * module.minutes < self._due:
             return
@@ -87,12 +98,15 @@ class LastCheckpoint(Checkpoint):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint in its own folder and renames it; Lightning would move it from TMPDIR."""
+    """Writes a checkpoint under a temporary name in its folder, and renames it.
+
+    Lightning would write it to TMPDIR and move it.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write the file. If the process is killed, the file is complete: the old or the new."""
+        """Write the file. If the process is killed meanwhile, the old file stays complete."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
@@ -105,16 +119,16 @@ class History(CSVLogger):
         super().__init__(run_dir, name="", version="")
         path = run_dir / "metrics.csv"
         rows = pd.read_csv(path) if n_steps and path.is_file() and is_rank_zero() else None
-        writer = self.experiment  # Lightning's begins with an empty file
+        writer = self.experiment  # creating Lightning's writer empties the file
         if rows is not None:
             rows[rows["step"] < n_steps].to_csv(path, index=False)
             writer.metrics_keys = list(rows.columns)
 
 
 class Progress(pl.Callback):
-    """Shows one bar for the whole training: share of the budget, step and smoothed loss.
+    """Shows one progress bar for the whole training, with step and smoothed loss.
 
-    `bar` opens the bar and yields a function of (text, share done, 1).
+    `bar` opens the bar and yields a function of (text, share of the budget that is spent, 1).
     """
 
     def __init__(
@@ -130,14 +144,15 @@ class Progress(pl.Callback):
             self._advance = self._open.enter_context(self.bar())
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Advance the bar. Read the loss only after a logged step: a GPU would wait for others."""
+        """Advance the bar. The loss is read only after a logged step, because reading waits."""
         if not trainer.is_global_zero:
             return
         logged = trainer.logged_metrics
         if trainer.global_step % trainer.log_every_n_steps == 0 and "loss" in logged:
             newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
-        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"  # none is logged yet
+        # NaN: no loss has been logged yet
+        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
@@ -150,11 +165,11 @@ class Progress(pl.Callback):
 
 
 class FocalStatistics(pl.Callback):
-    """Logs the distribution of the gradient and the probability in lesions; warns about faults.
+    """Logs the distribution of the gradient and the probability in lesions, and warns of faults.
 
-    For the finest logits it computes two shares of the L1 norm of the loss's gradient, that of
-    lesions and that of the hardest 1 % of background, and the mean probability in lesions. Each
-    warning appears once.
+    For the finest logits it computes the mean probability in lesions, and two shares of the L1 norm
+    of the loss's gradient: that of lesions, and that of the hardest 1 % of background. Each warning
+    appears once.
     """
 
     def __init__(self, activation: str = "sigmoid") -> None:
@@ -170,7 +185,7 @@ class FocalStatistics(pl.Callback):
         self._activation = module.plan.activation
 
     def observe(self, logits: Tensor, class_axis: int, labels: Tensor, valid: Tensor) -> None:
-        """Take the probability in lesions now, and the gradient when it is computed."""
+        """Compute the probability in lesions, and register a hook for the gradient."""
         values = logits.detach().movedim(class_axis, 1).float()
         softmax = self._activation == "softmax"
         p = 1 - values.softmax(1)[:, 0] if softmax else values.sigmoid().amax(1)
@@ -178,20 +193,23 @@ class FocalStatistics(pl.Callback):
         lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & valid
         background = ~lesion & valid
         if lesion.any():
-            self.latest["p/lesion"] = float(p[lesion].mean())
+            self.latest[P_NAME] = float(p[lesion].mean())
 
-        def shares(gradient: Tensor) -> None:
+        def compute_shares(gradient: Tensor) -> None:
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = float(size[valid].sum())
             if not 0 < total < float("inf"):
                 return
-            hard, n = p[background], int(background.sum())
-            hardest = hard.topk(max(1, round(HARD_SHARE * n))).indices if n else hard.long()
-            for name, part in zip(NAMES, (size[background][hardest], size[lesion]), strict=False):
-                self.latest[name] = float(part.sum()) / total
+            p_background = p[background]
+            n = len(p_background)
+            hardest = torch.zeros(0, dtype=torch.long, device=p.device)
+            if n:
+                hardest = p_background.topk(max(1, round(HARD_SHARE * n))).indices
+            self.latest[HARD_NAME] = float(size[background][hardest].sum()) / total
+            self.latest[LESION_NAME] = float(size[lesion].sum()) / total
 
         if logits.requires_grad:
-            logits.register_hook(shares)  # type: ignore[no-untyped-call]
+            logits.register_hook(compute_shares)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Log the statistics of the step, and warn if those of the last steps show a fault."""
@@ -204,26 +222,31 @@ class FocalStatistics(pl.Callback):
         self._rows.append(self.latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
-        # a missing number is NaN, for which no comparison holds
+        # a missing number is NaN, and each comparison with NaN is False
         means = pd.DataFrame(list(self._rows)).mean()
         progress = module.progress
-        hard, lesion, p = (means.get(name, np.nan) for name in NAMES)
+        hard = means.get(HARD_NAME, np.nan)
+        lesion = means.get(LESION_NAME, np.nan)
+        p = means.get(P_NAME, np.nan)
         warnings = {}
         if hard > HARD_LIMIT:
             warnings["hard"] = (
-                f"The hardest 1 % of background takes {hard:.0%} of the gradient: the reference "
-                "may miss lesions, or γ is too high. Lower γ (and raise α less)."
+                f"The hardest 1 % of background has {hard:.0%} of the gradient. The reference may "
+                "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
+                "(detection.gamma for anchors)."
             )
         if lesion < LESION_LIMIT and p >= 0:
             warnings["few"] = (
-                f"Lesions take {lesion:.1%} of the gradient: raise α, or show more tiles with "
-                "lesions (sampling.lesion_share)."
+                f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
+                "(detection.alpha for anchors), or use more tiles with lesions "
+                "(sampling.lesion_share)."
             )
         if p < FOUND_FROM and progress >= FOUND_AFTER:
             warnings["collapse"] = (
-                f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}: "
-                "none would be found. Raise α, show more tiles with lesions "
-                "(sampling.lesion_share), give more minutes, or a finer model.spacing_mm."
+                f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}, "
+                "so that no lesion would be found. Raise loss.alpha (detection.alpha for anchors), "
+                "use more tiles with lesions (sampling.lesion_share), train longer, or set a finer "
+                "model.spacing_mm."
             )
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
@@ -233,8 +256,8 @@ class FocalStatistics(pl.Callback):
 class Previews(pl.Callback):
     """Draws the first tiles with a lesion into `run_dir/previews`, every few minutes.
 
-    `draw(path, tiles)` gets each tile's image, lesion mask, mask of p ≥ 0.5, and a detector's boxes
-    with p ≥ `LEAST_P`.
+    `draw(path, tiles)` receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile,
+    and the boxes of a detector with p ≥ `LEAST_P`.
     """
 
     def __init__(self, run_dir: Path, draw: Callable[[Path, list[Any]], None]) -> None:
@@ -264,7 +287,7 @@ class Previews(pl.Callback):
         shown = []
         for image, ids in self.tiles:
             store, boxes = window(image.float())
-            marked = (store.decode(store.values) >= 0.5).any(0).numpy()
-            sure = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
-            shown.append((image.float().numpy(), ids.numpy() > 0, marked, sure))
+            predicted = (store.decode(store.values) >= 0.5).any(0).numpy()
+            drawn_boxes = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
+            shown.append((image.float().numpy(), ids.numpy() > 0, predicted, drawn_boxes))
         self.draw(self.folder / f"step_{module.global_step:06d}.png", shown)

@@ -39,8 +39,8 @@ from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     PATIENCE,
     broadcast_from_rank_zero,
+    find_launcher,
     is_rank_zero,
-    launched,
     n_processes,
     training_device,
 )
@@ -51,14 +51,17 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("checkpoints")
 CHECKPOINT_EVERY = timedelta(seconds=15)
-STEPS_PER_EPOCH = 50  # the tiles of so many steps have the sampler's exact mix
-GRADIENT_CLIP = 12.0  # the norm; another one by trainer.lightning.gradient_clip_val
-LOG_EVERY = 5  # steps; another number by trainer.lightning.log_every_n_steps
+STEPS_PER_EPOCH = 50  # within this many steps the mix of tiles is exact
+GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replaces it
+LOG_EVERY = 5  # default number of steps; trainer.lightning.log_every_n_steps replaces it
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """The network with the kept weights, in eval mode on the CPU. `steps` includes `skipped`."""
+    """The result of a training.
+
+    `network` has the kept weights, and is in eval mode on the CPU. `steps` includes `skipped`.
+    """
 
     network: nn.Module
     steps: int
@@ -78,24 +81,28 @@ def fit(
     loss: nn.Module | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles`, and return it with the weights that are kept.
+    """Train `network` in place on numbered `tiles`, and return it with the best weights.
 
-    An interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is
-    not prolonged. Errors of reading tiles and of `validate` are passed on.
+    Without validation, the last weights are kept. An interrupted training continues from
+    `run_dir/checkpoints/last.ckpt`. A finished training is not continued. Errors of reading tiles
+    and of `validate` are passed on.
 
     Args:
-        network: of `build_network(plan)`, or another one with the same outputs.
+        network: from `build_network(plan)`, or another one with the same outputs.
         plan: tile shape, batch size, channels and labels.
         tiles: see `read_batches`.
         cfg: all settings of `train`.
-        run_dir: gets checkpoints and metrics.csv.
+        run_dir: receives checkpoints and metrics.csv.
         validate: returns scores by name for the network in eval mode.
-        loss: of voxels; replaces the configured one.
-        callbacks: of Lightning, in addition to the configured ones.
+        loss: the loss of voxels, instead of the configured one.
+        callbacks: Lightning callbacks, in addition to the configured ones.
+
+    Returns:
+        The network with the number of steps and minutes.
 
     Raises:
-        TrainingError: if the checkpoint does not fit the network, or the loss stays NaN.
-        ConfigError: if memory ends, or loss and plan disagree.
+        TrainingError: if the checkpoint does not fit the network, or the gradient stays NaN.
+        ConfigError: if the device runs out of memory, or loss and plan do not fit together.
     """
     last = run_dir / CHECKPOINTS / "last.ckpt"
     best = run_dir / CHECKPOINTS / "best.ckpt"
@@ -103,11 +110,15 @@ def fit(
     settings = module.settings
     device = training_device(cfg.trainer.accelerator)
     before = broadcast_from_rank_zero(lambda: _read(last) if last.is_file() else None)
-    steps, spent = (before["global_step"], before["minutes"]) if before else (0, 0.0)
+    steps = 0
+    spent = 0.0  # minutes
+    if before:
+        steps = before["global_step"]
+        spent = before["minutes"]
     if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
         data = LesionData(tiles, plan, settings)
         try:
-            with _undisturbed(on_cpu=device == "cpu"):
+            with _lightning_settings(on_cpu=device == "cpu"):
                 trainer = make_trainer(module, cfg, run_dir, steps, callbacks, validate)
                 trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
         except torch.OutOfMemoryError as error:
@@ -115,11 +126,13 @@ def fit(
         except (RuntimeError, KeyError) as error:
             if module.global_step > steps or "state_dict" not in str(error):
                 raise
-            raise _unusable(last, str(error)) from error
+            raise _unusable_checkpoint(last, str(error)) from error
         except KeyboardInterrupt:
-            how = f"run_dir={run_dir} resumes it." if last.is_file() else "Nothing is kept yet."
+            advice = "No checkpoint was written yet."
+            if last.is_file():
+                advice = f"To continue, run the command again with run_dir={run_dir}."
             if is_rank_zero():
-                log.warning("Training stopped at step %d. %s", module.global_step, how)
+                log.warning("Training stopped at step %d. %s", module.global_step, advice)
             raise
     after = broadcast_from_rank_zero(partial(_read, last))
     kept = broadcast_from_rank_zero(lambda: _read(best) if best.is_file() else after)
@@ -128,7 +141,7 @@ def fit(
     try:
         module.load_state_dict(kept["state_dict"])
     except RuntimeError as error:
-        raise _unusable(last, str(error)) from error
+        raise _unusable_checkpoint(last, str(error)) from error
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     steps = after["global_step"]
     minutes = after["minutes"]
@@ -137,7 +150,19 @@ def fit(
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
-    """Return the endless, numbered tiles of `cases`. Raise `ConfigError` if there are no cases."""
+    """Return the training tiles of `cases`.
+
+    Args:
+        cases: prepared cases.
+        plan: the tile shape, batch size and channels.
+        cfg: all settings of `train`.
+
+    Returns:
+        The tiles, numbered without an upper limit.
+
+    Raises:
+        ConfigError: if there are no cases, or the settings do not fit the plan.
+    """
     batches = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
     n_tiles = STEPS_PER_EPOCH * batches * plan.batch_size * n_processes(cfg.trainer)
     tiles = TileDataset(
@@ -149,7 +174,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )
-    tiles[0]  # raise faults of the cases here, not in a worker process
+    tiles[0]  # raise errors of the cases here, not in a worker process
     log.debug("Sampling: %s", tiles.sampler.mix)
     return tiles
 
@@ -160,14 +185,23 @@ def lesion_module(
     network: nn.Module | None = None,
     loss: nn.Module | None = None,
 ) -> LesionModule:
-    """Return the module for a `pl.Trainer`: a network with its objective, budget and optimiser.
+    """Return the Lightning module for a `pl.Trainer`.
 
-    Without `network`, build the plan's from the seed. Raises `ConfigError` if loss and plan
-    disagree, or if the loss has trainable weights.
+    Args:
+        plan: the architecture, tiles and labels.
+        cfg: all settings of `train`.
+        network: None builds the plan's network from the seed.
+        loss: the loss of voxels; None for the configured one.
+
+    Returns:
+        The network with its objective, budget and optimiser.
+
+    Raises:
+        ConfigError: if loss and plan do not fit together, or the loss has trainable weights.
     """
     objective = make_objective(plan, cfg, loss)
     if any(weight.requires_grad for weight in objective.loss.parameters()):
-        raise ConfigError("loss: it has weights, which nothing would train; give it constants.")
+        raise ConfigError("loss: it has weights, which are not trained. Use constants instead.")
     network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     device = training_device(cfg.trainer.accelerator)
     network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
@@ -185,12 +219,14 @@ def make_trainer(
 ) -> pl.Trainer:
     """Return Lightning's trainer with our callbacks and the user's own.
 
-    `n_steps` are those of the training that is resumed.
+    `n_steps` is the number of steps that a resumed training has already taken.
     """
-    settings, device = module.settings, torch.device(training_device(cfg.trainer.accelerator))
-    environment = launched(settings)
+    settings = module.settings
+    device = torch.device(training_device(cfg.trainer.accelerator))
+    environment = find_launcher(settings)
     ours: list[pl.Callback] = [FocalStatistics()]
-    ours += [*(build(spec, "callbacks") for spec in cfg.callbacks), *callbacks]
+    ours += [build(spec, "callbacks") for spec in cfg.callbacks]
+    ours += callbacks
     every = settings.validate_every_minutes
     if validate is not None:
         minutes = float(every) if isinstance(every, int | float) else None
@@ -200,9 +236,9 @@ def make_trainer(
     devices: Any = list(d) if isinstance(d := settings.devices, tuple) else d
     if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
-    half = "16-mixed" if device.type == "cuda" else "32-true"
-    if fast_dtype(device) == torch.bfloat16:  # where convolutions are faster in it
-        half = "bf16-mixed"
+    fastest = "16-mixed" if device.type == "cuda" else "32-true"
+    if fast_dtype(device) == torch.bfloat16:
+        fastest = "bf16-mixed"
     strategy: Any = "auto"
     if not settings.has_one_device:
         start = "spawn" if environment is None else "popen"
@@ -211,16 +247,16 @@ def make_trainer(
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
         "devices": devices,
         "strategy": strategy,
-        "precision": half if settings.precision == "auto" else settings.precision,
+        "precision": fastest if settings.precision == "auto" else settings.precision,
         "gradient_clip_val": GRADIENT_CLIP,
         "log_every_n_steps": LOG_EVERY,
-        "max_epochs": -1,  # the stream has no end, the budget stops it
+        "max_epochs": -1,  # the stream has no end; the budget ends the training
         "benchmark": device.type == "cuda",
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "enable_progress_bar": False,  # Lightning's has no end: the stream has none
+        "enable_progress_bar": False,  # without an end of the stream, Lightning's bar has none
         "default_root_dir": run_dir,
-        # not what Lightning finds: SLURM's variables do not make each task one of a training
+        # Lightning would treat each SLURM task as a process of one training.
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
         **deepcopy(settings.lightning),
     }
@@ -236,39 +272,40 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         _ = checkpoint["minutes"], checkpoint["skipped"], checkpoint["state_dict"]
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
-        # only the name of the error: its text advises to load without `weights_only`
-        raise _unusable(path, type(error).__name__) from error
+        # the message contains only the error's name: its text advises against `weights_only`
+        raise _unusable_checkpoint(path, type(error).__name__) from error
     return checkpoint
 
 
 def _out_of_memory(plan: Plan, module: LesionModule, error: torch.OutOfMemoryError) -> ConfigError:
-    """Return an error that names the setting with which a step needs less memory."""
+    """Return the error of a step without enough memory. It names the setting to change."""
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
     return ConfigError(
-        f"The device's memory ended in step {module.global_step + 1} of training, with "
+        f"The device ran out of memory in step {module.global_step + 1} of training, with "
         f"{plan.batch_size} tiles of {list(plan.tile_shape)} "
         f"({str(error).splitlines()[0].rstrip('.')}). End other programs on the device, or train "
         f"with {remedy} in another run_dir."
     )
 
 
-def _unusable(path: Path, why: str) -> TrainingError:
+def _unusable_checkpoint(path: Path, why: str) -> TrainingError:
     """Return the error of a checkpoint from which training cannot continue."""
     return TrainingError(
         f"{path}: training cannot be resumed from this checkpoint ({why}). Choose another run_dir, "
-        "or delete the checkpoint to start afresh."
+        "or delete the checkpoint to start again."
     )
 
 
 @contextmanager
-def _undisturbed(*, on_cpu: bool) -> Iterator[None]:
-    """Silence Lightning's banners and advice, raise Ctrl-C, and keep freed memory on a CPU.
+def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
+    """Silence Lightning, pass on Ctrl-C, and keep freed memory on a CPU during a training.
 
-    After Ctrl-C Lightning would exit with status 1 and ignore further ones. glibc would return the
-    memory of each layer's output to the system, which then clears the pages of the next one: a
-    sixth of the time of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
+    After Ctrl-C, Lightning would exit with status 1 and ignore Ctrl-C from then on. On a CPU, glibc
+    would return the memory of each layer's output to the system, which clears the pages before the
+    next use. That takes a sixth of the time of a step of the 3-D U-Net (features 16 to 128, batch
+    2 × 64³, bf16).
     """
     banners = logging.getLogger("pytorch_lightning")
     handler = signal.getsignal(signal.SIGINT)
@@ -279,7 +316,7 @@ def _undisturbed(*, on_cpu: bool) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-            # Lightning 2.6 asks newer versions of torch for a class they are about to drop
+            # Lightning 2.6 uses a class that newer versions of torch deprecate
             warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
             yield
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""A small tensor's way from a GPU to the host without stopping either."""
+"""Copies of small tensors from a GPU to the host, without stopping either of them."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class HostCopy:
         self._event.record()
 
     def read(self) -> Tensor:
-        """Return the values on the CPU, once they are there."""
+        """Wait until the copy is complete, and return the values on the CPU."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None

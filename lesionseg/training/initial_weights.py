@@ -1,4 +1,4 @@
-"""The weights that a training starts from: those of a bundle, or of an nnU-Net checkpoint."""
+"""Start a training from the weights of a bundle or an nnU-Net checkpoint."""
 
 import logging
 from collections.abc import Sequence
@@ -20,10 +20,15 @@ log = logging.getLogger(__name__)
 
 
 def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
-    """Copy the weights that `network` has in common with a bundle, and log which ones.
+    """Copy the weights that fit from a bundle or checkpoint into `network`, and log them.
 
-    The first network of an ensemble is taken. Of an nnU-Net checkpoint all weights are taken except
-    those of the heads.
+    An ensemble gives the weights of its first network. An nnU-Net checkpoint gives all weights
+    except those of the heads.
+
+    Args:
+        bundle: path of a bundle, a run or an nnU-Net checkpoint.
+        network: receives the weights, in place.
+        plan: of `network`.
 
     Raises:
         BundleError: if the bundle or checkpoint cannot be used.
@@ -31,7 +36,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     path = Path(bundle)
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
-        heads = new_heads("what nnU-Net's labels mean is not known")
+        heads = new_heads("the meaning of nnU-Net's labels is not known")
         done = take_tensors(network, read_checkpoint(path), heads)
         log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
     else:

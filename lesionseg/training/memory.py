@@ -1,4 +1,4 @@
-"""Reduce the tiles of a step until it fits into GPU memory. For the formula see `models`."""
+"""Reduce the tiles of a step until it fits into GPU memory. `models.memory` has the formula."""
 
 import gc
 import logging
@@ -19,17 +19,21 @@ from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
 
-MAX_SMALLER_TILES = 3  # fewer tiles are tried as often as there are tiles
+MAX_SMALLER_TILES = 3  # this limit applies to smaller tiles, not to fewer tiles
 
 
 def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
-    """Return the plan, or the first of its smaller forms with memory enough for `take_steps`.
+    """Return the plan if its steps fit into memory, otherwise the first smaller plan that fits.
 
-    One tile less is tried at a time, and then at most `MAX_SMALLER_TILES` smaller tiles. The
-    reasons of the plan say so.
+    The batch size is reduced by one tile at a time, and then the tiles at most `MAX_SMALLER_TILES`
+    times. The reasons of the returned plan state the change.
+
+    Args:
+        plan: to reduce.
+        take_steps: takes training steps with a plan.
 
     Raises:
-        TrainingError: if no form fits.
+        TrainingError: if no smaller plan fits.
     """
     smaller: Plan | None = plan
     n_smaller_tiles = 0
@@ -37,23 +41,24 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
         if _has_memory(smaller, take_steps):
             return _with_reasons(smaller, plan)
         log.warning("Out of memory at %s.", _size(smaller))
-        below = step_down(smaller)
-        n_smaller_tiles += below is not None and below.tile_shape != smaller.tile_shape
-        smaller = below
+        following = step_down(smaller)
+        if following is not None and following.tile_shape != smaller.tile_shape:
+            n_smaller_tiles += 1
+        smaller = following
     raise TrainingError(
-        f"A training step does not fit the device's memory, down from {_size(plan)}. Set "
-        "model.tile_shape, model.batch_size or model.base_features smaller."
+        f"A training step does not fit into the device's memory, with {_size(plan)} or less. Set a "
+        "smaller model.tile_shape, model.batch_size or model.base_features."
     )
 
 
 def _has_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
-    """Take the steps. Return False if memory ends. The memory they took is given back."""
+    """Take the steps, and return False if memory runs out. Release their memory afterwards."""
     fits = True
     try:
         take_steps(plan)
     except torch.OutOfMemoryError:
         fits = False
-    # Only here are their network and batch out of use: the error's traceback held them
+    # Release memory after the except clause: until then the traceback refers to the network.
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
@@ -61,16 +66,16 @@ def _has_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
 
 
 def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
-    """Return the smaller plan with the reason why it is not the one that was planned."""
+    """Return the smaller plan with the reason for the reduction."""
     reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
     names = [n for n in ("tile_shape", "batch_size") if getattr(smaller, n) != getattr(plan, n)]
     return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
 
 
 def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
-    """Take two steps, as a training does: the optimiser's moments come with the first.
+    """Take two training steps. The second one also has the optimiser's moments in memory.
 
-    cuDNN chooses its fastest algorithms, as in training: they may need larger workspaces.
+    cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """
     place = torch.device(device)
     network = build_network(plan, architectures=TRUSTED).to(place).train()
@@ -78,25 +83,26 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     optimiser = make_optimiser(network, cfg.optim)
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
     batch = {name: tensor.to(place) for name, tensor in batch.items()}
-    is_half = cfg.trainer.precision != "32-true"
-    half = autocast_dtype(place)
+    is_autocast = cfg.trainer.precision != "32-true"
+    dtype = autocast_dtype(place)
     statistics = FocalStatistics(plan.activation)
     with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()
             targets = objective.targets(batch)
-            with torch.autocast(place.type, half, enabled=is_half):
+            with torch.autocast(place.type, dtype, enabled=is_autocast):
                 output = network(batch["image"])
-            statistics.observe(*objective.observed(output, targets))
+            logits, class_axis, labels, valid = objective.finest_logits(output, targets)
+            statistics.observe(logits, class_axis, labels, valid)
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     if place.type == "cuda":
-        torch.cuda.synchronize()  # an error of the last operations belongs to this plan
+        torch.cuda.synchronize()  # raise an error of queued operations here
 
 
 def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
-    """Tiles of noise with a lesion in the middle of each."""
+    """Return a batch of noise with a lesion in the middle of each tile."""
     noise = torch.Generator().manual_seed(0)
     shape = (n_tiles, *plan.tile_shape)
     labels = torch.zeros(shape, dtype=torch.uint8)
@@ -109,23 +115,24 @@ def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tens
 
 
 def step_down(plan: Plan) -> Plan | None:
-    """Return the plan with one tile less, at least 2, or with smaller tiles.
+    """Return the next smaller plan, or None if there is none.
 
-    Tiles become shorter by one total stride along the longest axis. The last form is a single tile.
-    Return None if nothing is left.
+    Above 2 tiles, the batch size is reduced by one. Then the longest axis of the tiles is reduced
+    by one total stride. The last plan has a single tile.
     """
     if plan.batch_size > 2:
         return plan.with_(batch_size=plan.batch_size - 1)
     tile = list(plan.tile_shape)
     stride = total_stride(plan.architecture)
-    able = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
-    if able:
-        axis = max(able, key=lambda a: tile[a])
+    reducible = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
+    if reducible:
+        axis = max(reducible, key=tile.__getitem__)
         tile[axis] -= stride[axis]
         return plan.with_(tile_shape=tuple(tile))
     return plan.with_(batch_size=1) if plan.batch_size > 1 else None
 
 
 def _size(plan: Plan) -> str:
+    """Return the tiles of a step as text."""
     sides = " × ".join(map(str, plan.tile_shape))
     return f"{plan.batch_size} tiles of {sides} ({prod(plan.tile_shape)} voxels)"

@@ -1,4 +1,4 @@
-"""A network, its objective, optimiser and schedule as a Lightning module."""
+"""A Lightning module of a network, its objective, optimiser and schedule."""
 
 import logging
 import time
@@ -22,24 +22,25 @@ from lesionseg.training.processes import n_processes
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-# nnU-Net's 1000 epochs of 250 steps, and the voxels of such a step by number of axes
-NNUNET_STEPS, NNUNET_VOXELS = 250_000, {3: 2 * 128**3, 2: 12 * 512**2}
-LONG = 30.0  # minutes from which validations choose the weights
-N_VALIDATIONS, VALIDATION_MINUTES = 6, 20.0
-BATCHES = {3: 2, 2: 4}  # tiles for which `optim.lr` is stated, by number of axes
+NNUNET_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps
+NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
+LONG = 30.0  # minutes; in a longer training, validations choose the weights
+N_VALIDATIONS = 6
+VALIDATION_MINUTES = 20.0  # between validations on a GPU without a limit
+BATCHES = {3: 2, 2: 4}  # tiles of a step to which `optim.lr` applies, by number of axes
 WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
-WARMUP_FLOOR = 0.01  # a first step at rate 0 would be wasted
+WARMUP_FLOOR = 0.01  # a first step with rate 0 would have no effect
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 
 
 class LesionModule(pl.LightningModule):
     """Trains `network` with `objective` until the budget of `settings` is spent.
 
-    A batch holds `plan.batch_size` tiles. Terms that are reduced per positive are divided by a
-    moving average of the positives in a step's batches, summed over all processes. Processes
-    average their gradients, so each divides by this normaliser over the number of processes. A step
-    whose gradient is not finite does not change the weights. It is counted one step later, because
-    reading the flag at once would make a GPU wait.
+    A batch contains `plan.batch_size` tiles. Terms per positive are divided by a moving average of
+    the positives in a step's batches, summed over all processes. Processes average their gradients,
+    so each divides by this normaliser over the number of processes. A step whose gradient is not
+    finite does not change the weights. It is counted in the next step, because reading the flag at
+    once would make a GPU wait.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class LesionModule(pl.LightningModule):
         self.plan = plan
         self.settings = settings
         self.optim = optim
-        self.loss = objective.loss  # registered, so that its buffers follow to the device
+        self.loss = objective.loss  # registered, so that its buffers move to the device
         self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
-        self.minutes = 0.0  # of training at the end of the last step, agreed on by all processes
+        self.minutes = 0.0  # of training until the last step, the same in all processes
         self.skipped = 0
         self.skipped_in_a_row = 0
         self._began = time.monotonic()
@@ -66,11 +67,12 @@ class LesionModule(pl.LightningModule):
         self._counts: Tensor | None = None  # of the batches accumulated for the next step
         self.observer: Any = None  # called with the finest logits of the next batch, if set
         self._shared_minutes: HostCopy | None = None  # the sum over all processes
-        self._unread: tuple[int, HostCopy] | None = None  # a step, whether its gradient was finite
+        # number of the last step, and True if its gradient was finite
+        self._unread: tuple[int, HostCopy] | None = None
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, for the limit that is nearer."""
+        """The larger of the spent shares of the two limits, steps and minutes."""
         by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
         limit = self.settings.max_minutes
         return max(by_steps, self.minutes / limit if limit else 0.0)
@@ -83,20 +85,20 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Set the expected positives of all processes, and compile the network if asked to."""
+        """Set the expected positives of all processes, and compile the network if requested."""
         n_tiles = self.plan.batch_size * self.trainer.world_size
         self.normalisers = PositiveAverage(self.objective.expected(n_tiles))
-        if self.settings.compile:  # in place: names of weights stay as they are
+        if self.settings.compile:  # in place, so that the names of weights stay
             self.network.compile()
 
     def on_train_start(self) -> None:
-        """Start the clock where a training that is resumed had stopped."""
+        """Start the clock, at the minutes of the checkpoint if a training is resumed."""
         self._began = time.monotonic() - 60 * self.minutes
 
     def elapsed_minutes(self) -> float:
         """Return the minutes of training until now by this process's clock.
 
-        `minutes` are those at the end of the last step, agreed on by all processes.
+        Unlike `minutes`, they differ between processes.
         """
         return (time.monotonic() - self._began) / 60
 
@@ -105,18 +107,19 @@ class LesionModule(pl.LightningModule):
         targets = self.objective.targets(batch)
         world = self.trainer.world_size
         counts = targets.counts()
-        if world > 1:  # with them the minutes, so that all processes end together
+        if world > 1:  # sum the minutes as well, so that all processes end at the same step
             minutes = torch.full_like(counts[:1], self.elapsed_minutes())
             counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-            if self._shared_minutes is not None:  # of the step before: nothing waits for this one
+            if self._shared_minutes is not None:  # those of the previous step, which do not wait
                 self.minutes = self._shared_minutes.read().item() / world
             self._shared_minutes = HostCopy(counts[-1])
             counts = counts[:-1]
         output = self.network(batch["image"])
         if "unannotated" in batch:
-            output = self.objective.known(output, batch["unannotated"])
+            output = self.objective.mask_unannotated(output, batch["unannotated"])
         if self.observer is not None:
-            self.observer(*self.objective.observed(output, targets))
+            logits, class_axis, labels, valid = self.objective.finest_logits(output, targets)
+            self.observer(logits, class_axis, labels, valid)
         terms = self.objective.terms(output, targets, self._normaliser(counts, batch_idx) / world)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
@@ -148,7 +151,7 @@ class LesionModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient. If it is not finite, the optimiser skips the step.
+        """Clip the gradient, or make the optimiser skip the step if it is not finite.
 
         Both use the same norm. Lightning's own clipping refuses fused optimisers in half precision.
         """
@@ -168,17 +171,19 @@ class LesionModule(pl.LightningModule):
         """Count the last step if it was skipped. Raise `TrainingError` after ten in a row."""
         if self._unread is None:
             return
-        (step, copy), self._unread = self._unread, None
+        step, copy = self._unread
+        self._unread = None
         if copy.read().item():
             self.skipped_in_a_row = 0
             return
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.skipped += 1
+        self.skipped_in_a_row += 1
         log.warning("Step %d skipped: its gradient is not finite (%d so far).", step, self.skipped)
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"Training has diverged: {MAX_SKIPPED_IN_A_ROW} steps in a row up to step {step} "
-                "have no finite gradient. Lower optim.lr, set trainer.precision=32-true, or look "
-                "at the images."
+                "have no finite gradient. Lower optim.lr, set trainer.precision=32-true, or check "
+                "the images."
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -191,10 +196,11 @@ class LesionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule that follows `progress`."""
         trainer = self.trainer
-        fused = trainer.precision != "16-mixed"  # else gradients would be clipped before unscaling
+        # with fp16 a fused optimiser would receive gradients that are clipped before unscaling
+        fused = trainer.precision != "16-mixed"
         n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optim = batch_rate(self.optim, n_tiles, self.plan.dims)
-        log.info("Learning rate %.2g for %d tiles a step.", optim.lr, n_tiles)
+        log.info("Learning rate %.2g for %d tiles per step.", optim.lr, n_tiles)
         optimiser = make_optimiser(self.network, optim, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda _: learning_rate(self.progress, optim) / optim.lr
@@ -218,8 +224,8 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
-    Weight decay applies to kernels only: to shrink a norm's scale or the prior bias of a head
-    towards 0 regularises nothing. The rate of all weights except the heads' is multiplied by
+    Weight decay applies only to kernels, because it would not regularise a norm's scale or the
+    prior bias of a head. The learning rate of all weights except those of heads is multiplied by
     `backbone_lr_scale`.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -227,14 +233,15 @@ def make_optimiser(
         if weight.requires_grad:
             is_slow = settings.backbone_lr_scale != 1 and not is_head(name)
             groups.setdefault((not is_slow, weight.ndim < 2), []).append(weight)
-    parts = [
-        {
-            "params": weights,
-            "weight_decay": 0.0 if spared else settings.weight_decay,
-            "lr": settings.lr * (1.0 if is_fast else settings.backbone_lr_scale),
-        }
-        for (is_fast, spared), weights in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    parts: list[dict[str, Any]] = []
+    for is_fast, has_no_decay in sorted(groups):
+        parts.append(
+            {
+                "params": groups[is_fast, has_no_decay],
+                "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
+                "lr": settings.lr * (1.0 if is_fast else settings.backbone_lr_scale),
+            }
+        )
     if settings.name == "adamw":
         return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
     sgd = torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
@@ -248,10 +255,10 @@ def make_optimiser(
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
     """Return the settings with a budget, and with the interval of validations in minutes.
 
-    A training without limits takes an hour on a processor. On a GPU it sees as many voxels as
-    nnU-Net's, in at most as many steps. With `validate_every_minutes=auto`, a training of more than
-    half an hour validates six times, one without a limit on a GPU every 20 minutes, and another one
-    never (None).
+    A training without limits takes an hour on a CPU. On a GPU it uses as many voxels as nnU-Net's
+    training, in at most as many steps. With `validate_every_minutes=auto`, a training of more than
+    half an hour validates six times, one without limits on a GPU every 20 minutes, and all others
+    only at the end (None).
     """
     minutes = settings.max_minutes
     steps = settings.max_steps
@@ -276,15 +283,15 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 def budget_text(settings: TrainerConfig) -> str:
     """Return the limits of a resolved budget as text: "5 minutes or 300 steps"."""
     limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
-    return " or ".join(f"{value:g} {what}" for value, what in limits if value)
+    return " or ".join(f"{value:g} {unit}" for value, unit in limits if value)
 
 
 def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
     """Return the settings with the learning rate for a step of `n_tiles` tiles.
 
-    The rate grows linearly with the tiles for SGD (Goyal et al. 2017, arXiv 1706.02677) and with
-    their root for AdamW (Malladi et al. 2022, arXiv 2205.10287). It is stated for 2 tiles in 3-D
-    and 4 in 2-D. `n_tiles` are those of all processes and accumulated batches.
+    The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),
+    and to its square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). `optim.lr` applies to
+    2 tiles in 3-D and 4 in 2-D. `n_tiles` includes all processes and accumulated batches.
     """
     times = n_tiles / BATCHES[dims]
     factor = times if settings.name == "sgd" else sqrt(times)
@@ -292,7 +299,7 @@ def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
 
 
 def learning_rate(progress: float, settings: OptimConfig) -> float:
-    """Return the learning rate at `progress` in [0, 1]; above 1 it is the last one.
+    """Return the learning rate at `progress` in [0, 1]; above 1 it stays the same.
 
     AdamW: linear warm-up from a hundredth of `lr`, then cosine `lr · (1 + cos πq) / 2` (Loshchilov
     and Hutter 2017, eq. 5), where q is the progress from the end of the warm-up (0) to the end of

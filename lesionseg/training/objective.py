@@ -26,7 +26,7 @@ class LevelTargets:
     """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
 
     `labels` contains 0 for background and k for class k. With regions it is `[B, K, *spatial]`, and
-    True where a voxel belongs to the region. `valid` is False for voxels that the loss ignores.
+    True for voxels that belong to the region. `valid` is False for voxels that the loss ignores.
     `instances` contains lesion ids. `nearest` contains the id of the nearest lesion if the loss
     needs it.
     """
@@ -67,10 +67,10 @@ class Targets:
 class Objective:
     """Computes the targets of a batch, and the terms of the loss of a network's output.
 
-    `loss` applies to voxels on every supervised level, `detection` to anchors, if the plan's
+    `loss` applies to voxels on every supervised level, and `detection` to anchors, if the plan's
     network has them. Terms are weighted fp32 scalars by name, and the loss is their sum. The
-    anchors and each level have a normaliser; `expected` and `Targets.counts` have the same order. A
-    worker should add `batch_targets` to a batch; otherwise `targets` does.
+    anchors and each level have a normaliser, in the order of `expected` and `Targets.counts`. A
+    loader's worker should apply `batch_targets` to each batch; otherwise `targets` does.
     """
 
     def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
@@ -85,23 +85,29 @@ class Objective:
         )
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """Return the expected positives of `n_tiles` tiles, of voxels by the lesion fraction."""
-        lesion = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
-        anchors = (POSITIVES_A_TILE * n_tiles,) if self.plan.has_boxes else ()
-        return (*anchors, *(lesion / prod(stride) for stride in self.strides))
+        """Return the expected number of positives in `n_tiles` tiles for each normaliser.
+
+        For voxels it follows from the plan's lesion fraction.
+        """
+        n_lesion_voxels = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
+        expected = [n_lesion_voxels / prod(stride) for stride in self.strides]
+        if self.plan.has_boxes:
+            expected.insert(0, POSITIVES_A_TILE * n_tiles)
+        return tuple(expected)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Targets:
-        """Return the targets of a batch. A GPU waits if the batch has none of `batch_targets`."""
+        """Return the targets of a batch. A GPU waits if `batch_targets` was not applied to it."""
         batch = self.batch_targets(dict(batch))
         anchors = anchor_targets(batch) if self.plan.has_boxes else None
         if not self.strides:
             return Targets(anchors, ())
         finest = LevelTargets.of(batch, self.plan.labels.channel_labels)
-        smaller = middles if self.plan.architecture.layout == "nnunet" else coarsen
-        return Targets(anchors, tuple(smaller(finest, stride) for stride in self.strides))
+        is_nnunet = self.plan.architecture.layout == "nnunet"
+        reduce = take_middle_voxels if is_nnunet else coarsen
+        return Targets(anchors, tuple(reduce(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
-        """Return the terms of the anchors, then those of the voxels summed over levels, in fp32."""
+        """Return the loss terms of the anchors and of the voxels, summed over levels, in fp32."""
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
@@ -115,23 +121,35 @@ class Objective:
                 )
                 normalisers = normalisers[1:]
             voxels = self._voxels(output)
-            # 1, ½, ¼ … scaled to a sum of 1, finest first (Isensee et al. 2021)
+            # weights 1, ½, ¼ …, finest first, scaled to a sum of 1 (Isensee et al. 2021)
             weights = [0.5**k / (2 - 2 * 0.5 ** len(voxels)) for k in range(len(voxels))]
             levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
-                extra = {"nearest": level.nearest} if self.batch_targets.nearest else {}
-                terms: Terms = self.loss(
-                    logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **extra
-                )
+                terms = self._voxel_terms(logits, level, normaliser)
                 for name, term in terms.items():
                     total[name] = total.get(name, 0.0) + weight * term
         return total
 
+    def _voxel_terms(self, logits: Tensor, level: LevelTargets, normaliser: Tensor) -> Terms:
+        """Return the terms of the voxels of one level. Not every loss accepts `nearest`."""
+        if self.batch_targets.nearest:
+            return self.loss(  # type: ignore[no-any-return]
+                logits.float(),
+                level.labels,
+                valid=level.valid,
+                normaliser=normaliser,
+                nearest=level.nearest,
+            )
+        return self.loss(  # type: ignore[no-any-return]
+            logits.float(), level.labels, valid=level.valid, normaliser=normaliser
+        )
+
     def _voxels(self, output: Any) -> Sequence[Tensor]:
+        """Return the logits of voxels, finest first."""
         return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
-    def known(self, output: Any, unannotated: Tensor) -> Any:
-        """Return the output in which labels `[B, K]` that were not annotated have no gradient."""
+    def mask_unannotated(self, output: Any, unannotated: Tensor) -> Any:
+        """Return the output without gradient for labels `[B, K]` that are not annotated."""
         activation = self.plan.activation
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxels(output)]
         if not self.plan.has_boxes:
@@ -139,10 +157,10 @@ class Objective:
         scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
-    def observed(self, output: Any, targets: Targets) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Return the finest logits, the axis of their classes, and their labels and valid places.
+    def finest_logits(self, output: Any, targets: Targets) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Return the finest logits, the axis of their classes, and their labels and valid mask.
 
-        For a network without voxels they are those of the anchors.
+        For a network without voxels these are the logits of the anchors.
         """
         if not targets.levels and targets.anchors is not None:
             return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
@@ -151,10 +169,10 @@ class Objective:
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
-    """Return the objective of the plan's network; `loss` replaces the configured one of voxels.
+    """Return the objective of the plan's network.
 
-    Raises `ConfigError` if the loss is for independent labels and the network for exclusive ones,
-    or the reverse.
+    `loss` replaces the configured loss of voxels. Raises `ConfigError` if the loss is for another
+    activation than the network: independent labels (sigmoid) or exclusive ones (softmax).
     """
     loss = loss or make_loss(cfg.loss, plan.activation)
     activation = getattr(loss, "activation", plan.activation)
@@ -169,36 +187,42 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return the targets on a grid that is `stride` times coarser.
 
-    Spatial axes must be multiples of `stride`. A coarse voxel has the highest label of its block,
-    or belongs to all regions in it: nearest sampling would drop small lesions. A block with an
-    invalid voxel is invalid unless it contains a known lesion voxel. The id is that of the block's
-    middle voxel, or the highest one if the loss needs nearest lesions. The nearest lesion of a
-    block without a lesion is that of its middle voxel.
+    Spatial axes must be multiples of `stride`. A coarse voxel gets the highest label of its block,
+    or all regions in it, because nearest sampling would drop small lesions. A block with an invalid
+    voxel is invalid unless it contains a valid lesion voxel. Its id is that of the block's middle
+    voxel, or the highest one if the loss needs nearest lesions. The nearest lesion of a block
+    without a lesion is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets
     labels = _block_max(targets.labels, stride)
-    complete = ~_block_max(~targets.valid, stride)
-    known = labels.any(1) if labels.ndim > complete.ndim else labels > 0
-    small = middles(targets, stride)
-    if small.nearest is None:
-        return LevelTargets(labels, small.instances, complete | known)
+    is_complete = ~_block_max(~targets.valid, stride)
+    has_lesion = labels.any(1) if labels.ndim > is_complete.ndim else labels > 0
+    valid = is_complete | has_lesion
+    middle = take_middle_voxels(targets, stride)
+    if middle.nearest is None:
+        return LevelTargets(labels, middle.instances, valid)
     ids = _block_max(targets.instances, stride)
-    nearest = torch.where(ids > 0, ids, small.nearest)
-    return LevelTargets(labels, ids, complete | known, nearest)
+    nearest = torch.where(ids > 0, ids, middle.nearest)
+    return LevelTargets(labels, ids, valid, nearest)
 
 
-def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """Return nnU-Net's coarse targets: the voxel in, or after, the middle of each block."""
+def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
+    """Return coarse targets as in nnU-Net: the voxel at, or after, the middle of each block."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
     nearest = None if targets.nearest is None else targets.nearest[places]
-    masks = targets.labels[places], targets.instances[places], targets.valid[places]
-    return LevelTargets(*masks, nearest)
+    return LevelTargets(
+        labels=targets.labels[places],
+        instances=targets.instances[places],
+        valid=targets.valid[places],
+        nearest=nearest,
+    )
 
 
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
+    """Return the highest value of each block of `stride` voxels."""
     blocks = list(values.shape[: values.ndim - len(stride)])
     first = len(blocks)
     for n, s in zip(values.shape[first:], stride, strict=True):
@@ -207,7 +231,7 @@ def _block_max(
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
-    """Return the stride from the input to each supervised level; the finest is first and has 1.
+    """Return the stride from the input to each supervised level. The first, the finest, has 1.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)
@@ -215,5 +239,6 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     """
     if architecture.levels:
         return architecture.levels
-    ones = (1,) * len(architecture.strides[0])  # heads undo a first stride of a backbone
+    # heads of a backbone with a first stride return full resolution
+    ones = (1,) * len(architecture.strides[0])
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]

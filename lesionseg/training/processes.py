@@ -1,4 +1,4 @@
-"""The device that trains, and the processes that torchrun or srun has started for one training."""
+"""The device of a training, and its processes if torchrun or srun has started several."""
 
 import logging
 import os
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 T = TypeVar("T")
-TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
-PATIENCE = timedelta(days=1)  # while the first one reads, plans, validates and scores
+TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for its tasks; a batch script does not have it
+# Other processes wait so long while the first one reads, plans, validates and scores.
+PATIENCE = timedelta(days=1)
 
 
 def training_device(accelerator: str) -> str:
@@ -29,11 +30,11 @@ def training_device(accelerator: str) -> str:
 
 
 def require_device(accelerator: str) -> None:
-    """Raise `ConfigError` if the settings ask for a GPU and there is none."""
+    """Raise `ConfigError` if the settings require a GPU and there is none."""
     if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
-            "trainer.accelerator=auto to train on the processor."
+            "trainer.accelerator=auto to train on the CPU."
         )
 
 
@@ -54,16 +55,17 @@ def require_compiler(trainer: TrainerConfig) -> None:
         )
 
 
-def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
-    """Return Lightning's environment of the launcher; None if this process was started alone.
+def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
+    """Return Lightning's environment of torchrun or srun, or None for a single process.
 
-    Tasks of srun with one device each are separate trainings. Raises `ConfigError` if the launcher
-    started other processes than the settings say.
+    Tasks of srun with one device each are separate trainings. Raises `ConfigError` if the number of
+    processes differs from the settings.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    env, by_torchrun = os.environ, TorchElasticEnvironment.detect()
+    env = os.environ
+    by_torchrun = TorchElasticEnvironment.detect()
     n = int(env["WORLD_SIZE"] if by_torchrun else env.get(TASKS, "1"))
     if by_torchrun:
         here = int(env["LOCAL_WORLD_SIZE"])
@@ -79,30 +81,32 @@ def launched(trainer: TrainerConfig) -> "ClusterEnvironment | None":
         env.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
     elif trainer.n_nodes > 1:
         raise ConfigError(
-            f"trainer.lightning.num_nodes={trainer.n_nodes}: nobody has started the processes of "
-            "the other nodes. Start the command by torchrun or srun, or leave it out."
+            f"trainer.lightning.num_nodes={trainer.n_nodes}: the processes of the other nodes have "
+            "not been started. Start the command by torchrun or srun, or leave this key out."
         )
     else:
         return None
     if trainer.n_devices not in (here, None) or trainer.n_nodes != n // here:
         raise ConfigError(
             f"{'torchrun' if by_torchrun else 'srun'} started {here} processes on each of "
-            f"{n // here} nodes, the settings say {trainer.devices} on each of {trainer.n_nodes}. "
+            f"{n // here} nodes, but the settings are {trainer.devices} on each of "
+            f"{trainer.n_nodes}. "
             f"Set trainer.devices={here} and +trainer.lightning.num_nodes={n // here}."
         )
     if by_torchrun:
         return TorchElasticEnvironment() if n > 1 else None
-    return SLURMEnvironment(auto_requeue=False)  # our checkpoint is what a job goes on from
+    return SLURMEnvironment(auto_requeue=False)  # a job continues from our own checkpoint
 
 
 @contextmanager
-def joined(trainer: TrainerConfig) -> Iterator[None]:
-    """Connect this process with the other ones of its training. Only the first one logs."""
-    environment, listed = launched(trainer), trainer.devices
+def join_processes(trainer: TrainerConfig) -> Iterator[None]:
+    """Connect this process with the other processes of its training. Only the first one logs."""
+    environment = find_launcher(trainer)
+    devices = trainer.devices
     local = environment.local_rank() if environment is not None else 0
     on_gpu = training_device(trainer.accelerator) == "cuda"
-    if on_gpu:  # plans, tries and scores there too
-        torch.cuda.set_device(listed[local] if isinstance(listed, tuple) else local)
+    if on_gpu:  # planning, trial steps and scoring use the same GPU as training
+        torch.cuda.set_device(devices[local] if isinstance(devices, tuple) else local)
     if environment is None or distributed.is_initialized():
         yield
         return
@@ -122,7 +126,7 @@ def joined(trainer: TrainerConfig) -> Iterator[None]:
         yield
     finally:
         ours.setLevel(level)
-    distributed.destroy_process_group()  # after an error the launcher ends all of them
+    distributed.destroy_process_group()  # not after an error: the launcher ends all processes
 
 
 def n_processes(trainer: TrainerConfig) -> int:
@@ -134,12 +138,12 @@ def n_processes(trainer: TrainerConfig) -> int:
 
 
 def is_rank_zero() -> bool:
-    """Return True if this process writes: it trains alone, or is the first of several."""
+    """Return True if this process writes files: it is the only one, or the first of several."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
-    """Call `make` in the first process and return its result in all. An error is raised in all."""
+    """Call `make` in the first process, and return its result or raise its error in all of them."""
     if not distributed.is_initialized():
         return make()
     answer: list[Any] = [None]
@@ -156,7 +160,10 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def local_rank_zero_first(make: Callable[[], T]) -> T:
-    """Call `make` in each process, first in one of every node. Return the own result."""
+    """Call `make` in every process, and return its own result.
+
+    On each node, one process calls it first, and the others afterwards.
+    """
     if not distributed.is_initialized():
         return make()
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"

@@ -1,4 +1,4 @@
-"""The endless stream of tiles in batches per step. It can begin at any step."""
+"""An endless stream of batches of tiles, which can start at any step."""
 
 import logging
 import os
@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 Join = Callable[[Sequence[TileItem]], Batch]
 SHARED_MEMORY = "/dev/shm"
-AHEAD, MOST_WORKERS = 2, 8  # steps that each worker reads ahead; a GPU is fed by as many
-# fork is quick where the system has it; on a Mac its libraries do not survive it
+AHEAD = 2  # batches that each worker reads ahead
+MOST_WORKERS = 8  # enough for a GPU
+# fork is the fastest, but libraries of a Mac do not work after it
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
@@ -40,9 +41,9 @@ def step_tiles(
 ) -> Iterator[list[int]]:
     """Yield the numbers of the tiles of each step from `first_step`, for one process.
 
-    Step s of the whole training takes the tiles s·n, s·n + 1 … of the stream, where n is the number
-    of tiles of all processes together. So a resumed training sees the same tiles as an undisturbed
-    one.
+    Step s of the whole training takes the tiles s·n to s·n + n − 1 of the stream, where n is the
+    number of tiles of all processes together. So a resumed training uses the same tiles as an
+    uninterrupted one.
 
     >>> steps = step_tiles(tiles_per_step=2, first_step=3, rank=1, world_size=2)
     >>> next(steps), next(steps)
@@ -63,19 +64,19 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of these `step_tiles`, read by MONAI's loader.
 
-    The function is no loader: Lightning would replace a loader's sampler, and could not keep the
-    order of tiles when a training resumes.
+    This is a generator, not a loader: Lightning would replace the sampler of a loader, and a
+    resumed training would use other tiles.
 
     Args:
-        tiles: a `TileDataset`, or another one that returns `image`, `labels`, `instances` and
-            `valid` as `to_batch` does, for any number from 0 on, and the same each time.
+        tiles: a `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and
+            `valid` like `to_batch`. It must accept any number from 0 and return the same tile each
+            time.
         steps: the numbers of tiles for each batch.
         workers: processes that read ahead; 0 reads in this process.
-        pin: put batches into pinned memory, for a GPU.
-        add_targets: of the objective. A worker computes them while the device trains.
+        pin: copy batches to pinned memory, for a GPU.
+        add_targets: the objective's targets, which workers compute while the device trains.
     """
-    is_ours = isinstance(tiles, TileDataset)
-    join = to_batch if is_ours else cast(Join, default_collate)
+    join = to_batch if isinstance(tiles, TileDataset) else cast(Join, default_collate)
     yield from DataLoader(
         tiles,
         batch_sampler=steps,
@@ -85,43 +86,58 @@ def read_batches(
         pin_memory=pin,
         collate_fn=partial(_collate, join=join, add_targets=add_targets or BatchTargets()),
         worker_init_fn=begin_worker,
-        # otherwise MONAI would reset torch's own generator, from which networks draw
+        # without it MONAI would reset torch's global generator, which networks use
         generator=torch.Generator(),
     )
 
 
 def begin_worker(number: int) -> None:
-    """Seed a loader's worker as MONAI does, and let SIGTERM end it without an error.
+    """Seed a loader's worker as MONAI does, and make it exit at SIGTERM without an error.
 
-    A scheduler sends SIGTERM to the whole process group. torch reports a worker that dies of it as
-    a crash, with a traceback in the main process, which is about to end by the same signal.
+    A scheduler sends SIGTERM to the whole process group. torch would report the end of a worker as
+    a crash, with a traceback in the main process, which also ends by this signal.
     """
     worker_init_fn(number)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def to_batch(items: Sequence[TileItem]) -> Batch:
-    """Join items of a `TileDataset` as plain tensors, masks `[B, *tile]`: no MetaTensor."""
+    """Collate items of a `TileDataset` to plain tensors without MONAI's metadata.
 
-    def plain(item: TileItem) -> Batch:
-        masks = {"labels": item["label"], "instances": item["instances"], "valid": item["valid"]}
-        batch = {"image": item["image"], **{name: mask[0] for name, mask in masks.items()}}
-        batch |= {name: item[name] for name in ("unannotated",) if name in item}
-        return {name: torch.Tensor.as_subclass(x, Tensor) for name, x in batch.items()}
-
-    batch: Batch = default_collate([plain(item) for item in items])
+    Masks become `[B, *tile]`.
+    """
+    batch: Batch = default_collate([_plain_tensors(item) for item in items])
     return batch
 
 
+def _plain_tensors(item: TileItem) -> Batch:
+    """Return the tensors of an item without metadata, and masks without their channel axis."""
+    tensors = {
+        "image": item["image"],
+        "labels": item["label"][0],
+        "instances": item["instances"][0],
+        "valid": item["valid"][0],
+    }
+    if "unannotated" in item:
+        tensors["unannotated"] = item["unannotated"]
+    return {name: torch.Tensor.as_subclass(x, Tensor) for name, x in tensors.items()}
+
+
 def _collate(items: Sequence[TileItem], join: Join, add_targets: BatchTargets) -> Batch:
+    """Collate items with `join`, and add targets."""
     return add_targets(join(items))
 
 
 class LesionData(pl.LightningDataModule):
     """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
 
-    It begins at the trainer's current step. A training that is resumed by `ckpt_path` sees the
-    tiles that an undisturbed one would have seen.
+    It starts at the trainer's current step. A training that is resumed with `ckpt_path` uses the
+    same tiles as an uninterrupted one.
+
+    Args:
+        tiles: see `read_batches`.
+        plan: the batch size and tile shape.
+        settings: the number of workers.
     """
 
     def __init__(self, tiles: Dataset[Batch], plan: Plan, settings: TrainerConfig) -> None:
@@ -133,7 +149,8 @@ class LesionData(pl.LightningDataModule):
     def train_dataloader(self) -> Iterator[Batch]:
         """Return the endless batches of this process."""
         trainer = cast(pl.Trainer, self.trainer)
-        device, n = trainer.strategy.root_device.type, trainer.num_devices
+        device = trainer.strategy.root_device.type
+        n = trainer.num_devices
         first = trainer.global_step * trainer.accumulate_grad_batches
         steps = step_tiles(self.plan.batch_size, first, trainer.global_rank, trainer.world_size)
         targets = cast(LesionModule, trainer.lightning_module).objective.batch_targets
@@ -149,27 +166,35 @@ def loader_workers(
     n_processes: int = 1,
     targets: BatchTargets | None = None,
 ) -> int:
-    """Return how many processes make tiles for each of those that train on this machine.
+    """Return the number of loader workers for each training process on this machine.
 
-    `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU one. Fewer,
-    with a warning, where their batches do not fit the shared memory: full, it kills them silently.
+    With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
+    from 1 to `MOST_WORKERS`. If the batches of all workers do not fit into shared memory, the
+    number is reduced with a warning: the system kills workers without a message when it is full.
+
+    Args:
+        asked: a number, or `auto`.
+        plan: the batch size and tile shape.
+        device: `cpu` or `cuda`.
+        n_processes: training processes on this machine.
+        targets: those that workers add to a batch.
     """
     workers = 1 if device == "cpu" else min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
     if asked != "auto":
         workers = int(asked)
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # other systems have no such folder
+    except OSError:  # the folder exists only on Linux
         return workers
-    # a tile as a worker hands it over: an image in fp32, two masks and two maps of ids
+    # bytes of a tile in a batch: an image in fp32, two masks and two maps of ids
     n_voxels = prod(plan.tile_shape)
     tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
     tile_bytes += (targets or BatchTargets()).tile_bytes(n_voxels)
     room = free // ((AHEAD + 1) * plan.batch_size * tile_bytes * n_processes)
     if room < workers:
         log.warning(
-            "%s (%.2f GB free) has room for the tiles of %d of %d workers. Start the container "
-            "with --shm-size=8g or --ipc=host.",
+            "%s (%.2f GB free) is large enough for %d of %d workers. Start the container with "
+            "--shm-size=8g or --ipc=host.",
             SHARED_MEMORY,
             free / 1e9,
             room,

@@ -1,4 +1,4 @@
-"""Score whole volumes between the steps of a training, and keep the weights that score best."""
+"""Validate on whole volumes between the steps of a training, and keep the best weights."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ SCORED_BY = ("recall_1fp", "dice")
 
 
 class VolumeValidation(Checkpoint):
-    """Validates between two steps and at the end; `best.ckpt` has the weights that scored best.
+    """Validates between two steps and at the end, and writes `best.ckpt` with the best weights.
 
-    Lightning's own validation loop takes no part: it goes by batches of a loader, and by a clock of
-    each process. The scores are a row of the loggers, and are in `trainer.callback_metrics`. All
-    processes go by the minutes that they have agreed on.
+    It replaces Lightning's validation loop, which uses a loader's batches and a separate clock in
+    each process. Here all processes use the same clock (`LesionModule.minutes`). The loggers
+    receive the scores as a row, and `trainer.callback_metrics` contains them.
 
     Args:
-        validate: returns scores by name for a network in eval mode. The first process calls it, the
-            other ones wait.
-        every_minutes: from the end of a validation to the next one; None: only at the end.
-        folder: of `best.ckpt`.
+        validate: returns scores by name for a network in eval mode. Only the first process calls
+            it.
+        every_minutes: from the end of a validation to the next one; None validates only at the end.
+        folder: receives `best.ckpt`.
     """
 
     def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
@@ -43,27 +43,27 @@ class VolumeValidation(Checkpoint):
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score of the training before."""
+        """Restore the best score of the training that is resumed."""
         self.best_score = state_dict["best_score"]
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Keep to the rhythm of a training that is resumed."""
+        """Set the time of the next validation, also in a training that is resumed."""
         if self.every_minutes is not None:
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        """Validate if it is due, and the step before is complete."""
+        """Validate if it is due and the previous step is complete."""
         is_new_step = batch_idx % trainer.accumulate_grad_batches == 0
         if is_new_step and module.minutes >= self._due:
             self._validate(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Validate what the last step has made."""
+        """Validate the weights of the last step."""
         self._validate(trainer, module)
 
     def _validate(self, trainer: Any, module: Any) -> None:
         """Score the network, log its scores, and keep its weights if they are the best so far."""
-        module.zero_grad()  # the gradients of the step before would take memory
+        module.zero_grad()  # releases the memory of the previous step's gradients
 
         def scores() -> tuple[dict[str, float], float]:
             network = deepcopy(module.network).eval()
@@ -73,13 +73,13 @@ class VolumeValidation(Checkpoint):
 
         found, minutes = broadcast_from_rank_zero(scores)
         if self.every_minutes is not None:
-            # from the end, so that there are steps in between however long a validation takes
+            # counted from the end, so that steps follow even if a validation takes very long
             self._due = minutes + self.every_minutes
         score = sum(found.get(name, 0.0) for name in SCORED_BY)
         row = {f"validation_{name}": float(value) for name, value in found.items()}
         row[SCORE] = float(score)
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the step before
+            logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
             logger.save()
         trainer.callback_metrics.update({name: torch.tensor(v) for name, v in row.items()})
         if score > self.best_score:

@@ -41,7 +41,7 @@ def forward(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, Targe
     batch = objective.batch_targets(default_collate([tiles[0], tiles[1]]))
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     unannotated = torch.zeros(2, len(plan.labels), dtype=torch.bool, device=device)
-    output = objective.known(network(batch["image"]), unannotated)
+    output = objective.mask_unannotated(network(batch["image"]), unannotated)
     return objective, objective.targets(batch), output, network
 
 

@@ -88,7 +88,7 @@ def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor():
     output = build_network(plan)(batch["image"])
     for tensor in (output.class_logits, *output.segmentation):
         tensor.retain_grad()
-    known = objective.known(output, torch.tensor([[False, True], [False, False]]))
+    known = objective.mask_unannotated(output, torch.tensor([[False, True], [False, False]]))
     normalisers = torch.tensor(objective.expected(2))
     terms = objective.terms(known, objective.targets(batch), normalisers)
     torch.stack(list(terms.values())).sum().backward()

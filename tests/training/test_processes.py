@@ -17,9 +17,9 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
+    find_launcher,
     is_rank_zero,
-    joined,
-    launched,
+    join_processes,
     local_rank_zero_first,
     n_processes,
     require_compiler,
@@ -61,7 +61,7 @@ def test_the_launchers_that_lightning_knows_say_which_process_this_is(
     started, by, rank, local, devices
 ):
     started(by)
-    found = launched(settings(devices, 2))
+    found = find_launcher(settings(devices, 2))
     seen = (found.world_size(), found.global_rank(), found.local_rank(), found.node_rank())
     assert seen == (4, rank, local, 1)
 
@@ -71,24 +71,24 @@ def test_the_launchers_that_lightning_knows_say_which_process_this_is(
 def test_settings_that_tell_of_other_processes_are_refused(started, by, devices, num_nodes):
     started(by)
     with pytest.raises(ConfigError, match=r"Set trainer.devices=2 and .*num_nodes=2"):
-        launched(settings(devices, num_nodes))
+        find_launcher(settings(devices, num_nodes))
 
 
 def test_restarts_that_would_not_find_each_other_are_refused(started):
     started(TORCHRUN + RESTARTS)
     with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        launched(settings(2, 2))
+        find_launcher(settings(2, 2))
 
 
 def test_a_batch_script_without_srun_starts_processes_of_its_own(started, monkeypatch):
     started(SRUN)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
-    assert launched(settings(4)) is None
+    assert find_launcher(settings(4)) is None
 
 
 def test_nodes_that_nobody_started_are_refused():
     with pytest.raises(ConfigError, match="by torchrun or srun"):
-        launched(settings(2, 2))
+        find_launcher(settings(2, 2))
 
 
 def fail():
@@ -99,7 +99,7 @@ def _meet(rank, port):
     os.environ.update(variables(TORCHRUN), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     made = []
-    with joined(settings(2)):
+    with join_processes(settings(2)):
         assert n_processes(settings(2)) == 2
         assert is_rank_zero() == (rank == 0)
         assert broadcast_from_rank_zero(lambda: made.append(rank) or rank) == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from lesionseg.training.objective import LevelTargets, coarsen, middles
+from lesionseg.training.objective import LevelTargets, coarsen, take_middle_voxels
 
 
 def targets(labels, valid=None):
@@ -85,7 +85,7 @@ def test_nnunets_coarse_labels_are_the_voxels_in_the_middle_of_blocks(stride):
     labels = torch.randint(0, 3, (8, 12), generator=torch.Generator().manual_seed(4))
     shape = [n // s for n, s in zip(labels.shape, stride, strict=True)]
     nearest = interpolate(labels[None, None].float(), shape, mode="nearest-exact")[0]
-    found = middles(targets(labels), stride)
+    found = take_middle_voxels(targets(labels), stride)
     assert torch.equal(found.labels, nearest.to(torch.uint8))
     assert torch.equal(found.instances, found.labels.int() * 7)
     assert found.valid.all()
