@@ -550,7 +550,7 @@ def _forget_tensors() -> None:
     from lesionseg.training import batch_targets
 
     batch_targets._grid.cache_clear()
-    constants._kept.cache_clear()
+    constants._make_once.cache_clear()
 
 
 @contextmanager
