@@ -81,7 +81,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
         inside = mask.array[0] > 0
         assert p[0][inside].min() >= 0.35 > p[0][~inside].max()
     assert "3 cases: 3 predicted" in outcome.summary()[0]
-    assert f"prediction={out}" in outcome.summary()[-1]
+    assert f"prediction={out}" in outcome.next
     row = read_csv(out / "predictions.csv")[0]
     volume = sum(c.volume_ml for c in read_prediction(find_predictions(out)["a"]).candidates)
     assert float(row["volume_ml"]) == pytest.approx(volume, abs=1e-5)
