@@ -424,9 +424,8 @@ def fit_rows(scale: Scale) -> list[table.Row]:
 
 def prepared(folder: Path, plan: Plan) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
-    from lesionseg.pipeline.dataset import take_survey
-
     from lesionseg.pipeline.prepare import prepare_cases
+    from lesionseg.pipeline.survey import take_survey
 
     shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)
     write_mri_phantoms(folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0)

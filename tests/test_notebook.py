@@ -108,6 +108,7 @@ def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPat
     assert list(cfg.model.tile_shape) == [32, 32, 32]
 
 
+@pytest.mark.slow  # a whole training in a process of its own
 def test_a_training_in_python_prints_nothing(tmp_path: Path) -> None:
     done = python("-c", TRAINING, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

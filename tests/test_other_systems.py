@@ -49,6 +49,7 @@ assert (peak_memory_mb(), physical_bytes()) == (0, 8 * 2**30)
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_without_what_linux_has() -> None:
     done = python("-W", "ignore", "-c", WITHOUT + IMPORTS, env=WINDOWS)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,10 @@ def assert_counts_agree(references, predictions, folder):
     return ours
 
 
-@pytest.mark.parametrize("threshold", ["score:0.1", "score:0.3", "fp_per_case:1"])
+@pytest.mark.parametrize(
+    "threshold",
+    [pytest.param("score:0.1", marks=pytest.mark.slow), "score:0.3", "fp_per_case:1"],
+)
 def test_of_an_undertrained_network_in_three_dimensions(tmp_path, once, threshold):
     def make(folder):
         grid = {"shape": (32, 40, 32), "spacing_mm": (4.0, 4.0, 4.0)}

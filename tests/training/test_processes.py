@@ -121,7 +121,8 @@ def test_all_have_what_the_first_one_makes_and_fail_with_it():
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
 
 
-@pytest.mark.parametrize("name", ["unet", pytest.param("retinanet", marks=pytest.mark.slow)])
+@pytest.mark.slow  # two processes that import torch
+@pytest.mark.parametrize("name", ["unet", "retinanet"])
 def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_plan, tmp_path, name):
     plan = make_plan()
     if name == "retinanet":
