@@ -401,10 +401,11 @@ class FollowConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
+        """Accept two folders of predictions, or a table of visits with a bundle or predictions."""
         rest = (self.visits, self.bundle, self.predictions)
         folders = self.before is not None and self.after is not None and rest == (None,) * 3
         table = self.visits is not None and (self.bundle is None) != (self.predictions is None)
-        if not folders and not (table and self.before is self.after is None):
+        if not folders and not (table and self.before is None and self.after is None):
             raise ValueError(
                 "give before= and after=, or visits= with either bundle= or predictions="
             )

@@ -263,6 +263,7 @@ def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:
     """Return the statistic Σabove/Σbelow of sums by group `[groups]`. It is undefined for 0/0."""
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""
         return divide(weights @ above, weights @ below)[:, None]
 
     return statistic

@@ -199,7 +199,10 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
     )
 
     def build_match(comparable: Flags, within_labels: Match | None) -> Match:
-        """Build the match in which only comparable pairs count."""
+        """Build the match in which a candidate finds a lesion only if their pair is comparable.
+
+        The side criteria ignore labels, so their links are the same for every `comparable`.
+        """
         return Match(
             scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
             lesions=kept_lesions,
@@ -333,13 +336,17 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
 def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows:
     """Assign to each lesion the candidate that finds it, by the criterion of the links.
 
-    For `every_threshold`, the pairs are as many as possible, then of the largest summed weight,
-    then of the lesions in `prefer`. For `all` and `jointly`, a lesion gets the candidate with the
-    largest weight.
+    The rule depends on the criterion's `assignment`:
+
+    - `every_threshold`: pairs are one to one. Their number is as large as possible. Of these
+      solutions, the one with the largest sum of weights is used, and if several are equal, the one
+      that finds more lesions of `prefer`.
+    - `all`: a lesion gets its candidate with the largest weight.
+    - `jointly`: the same, if its candidates together cover enough of the lesion.
 
     Args:
-        links: The links.
-        prefer: True for lesions `[n_lesions]` that should stay found.
+        links: The pairs of candidates and lesions that may match.
+        prefer: True for lesions `[n_lesions]` that should stay found when the threshold falls.
         present: True for the candidates `[n_candidates]` that may be assigned. None allows all.
 
     Returns:
@@ -356,6 +363,7 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
             rows, columns = _pair_best(weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
+    # numpy keeps the last of several values for a lesion, so the largest weight must come last
     order = np.argsort(links.weight, kind="stable")
     candidate_of[links.lesion[order]] = links.candidate[order]
     if rule.assignment == "jointly":

@@ -236,7 +236,12 @@ def _find_score_of_best_f1(pool: Pool) -> float:
 
 
 def _step_above(score: float, pool: Pool) -> float:
-    """Return a score slightly above this one and below the next observed one."""
+    """Return a score slightly above this one and below the next observed one.
+
+    If there is no number between the two, return the next observed score.
+    """
     higher = pool.observed[pool.observed > score]
     step = min(_MARGIN, (higher[0] - score) / 2) if len(higher) else _MARGIN
-    return float(score + step) if score + step > score else float(higher[0])
+    if score + step > score:  # False if the step is lost by rounding
+        return float(score + step)
+    return float(higher[0])

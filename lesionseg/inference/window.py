@@ -78,11 +78,17 @@ class _Covered:
         return self.body.touches(tuple(slice(s.start + o, s.stop + o) for s, o in pairs))
 
     def write_rows(self, store: Store, first: int, average: Tensor) -> None:
-        """Write finished rows `[K, rows, *padded]` from row `first` on, without the padding."""
+        """Write finished rows of the padded tile grid to their place in the image.
+
+        Args:
+            store: the destination, in coordinates of the image.
+            first: the row of the padded grid, along the first axis, with which `average` begins.
+            average: the finished rows `[K, rows, *padded]`. The padding is not written.
+        """
         own_rows, *rest = self.grid.inside
         start = max(first, own_rows.start)
         stop = min(first + average.shape[1], own_rows.stop)
-        if start >= stop:  # padding
+        if start >= stop:  # all rows are padding
             return
         rows = average[(slice(None), slice(start - first, stop - first), *rest)]
         where = (slice(start + self.offset[0], stop + self.offset[0]), *self.region[1:])

@@ -411,7 +411,10 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
 def _read_candidates(
     path: Path, grid: Geometry
 ) -> tuple[_Content, list[Candidate], list[Candidate]]:
-    """Read a candidate file. Return its content, its candidates and its removed candidates."""
+    """Read a candidate file. Return its content, its candidates and its removed candidates.
+
+    Other programs may write an operating point with a score only. It is named after its score.
+    """
     content = read_json(path)
     point = content.get("operating_point") if isinstance(content, dict) else None
     if isinstance(point, dict) and "name" not in point:

@@ -40,6 +40,7 @@ class ForeignNetwork(nn.Module):
     def __init__(self, network: nn.Module, bias: Sequence[float] = ()) -> None:
         super().__init__()
         self.network = network
+        # one value per channel of the logits; None if the maps are features of a backbone
         self.bias = nn.Parameter(torch.tensor(list(bias))) if bias else None
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:

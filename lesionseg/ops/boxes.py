@@ -190,19 +190,22 @@ def tile_boxes(
     n_tiles = len(instances)
     shape = instances.shape[1:]
     flat = instances.flatten()
-    voxels = flat.nonzero()[:, 0]
+    voxels = flat.nonzero()[:, 0]  # flat indices of all lesion voxels of the batch
     tile = voxels // shape.numel()
     ids = flat[voxels].long()
     width = int(ids.max()) + 1 if len(ids) else 1
-    keys, owner = torch.unique(tile * width + ids, return_inverse=True)  # sorted by tile, then id
+    # One key per lesion, sorted by tile, then id. `owner` is the lesion of each voxel.
+    keys, owner = torch.unique(tile * width + ids, return_inverse=True)
     per_tile = torch.bincount(keys // width, minlength=n_tiles)
     m = max(int(per_tile.max()) if n_tiles else 0, 1)
+    # The output has m rows per tile. A lesion's row is m times its tile, plus its rank in the tile:
+    # its rank in the batch, minus the number of lesions of the earlier tiles.
     row = keys // width * m + torch.arange(len(keys), device=flat.device)
     row -= (per_tile.cumsum(0) - per_tile)[keys // width]
-    rows = row[owner]
+    rows = row[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
-        """Return the lowest or highest value of each row, 0 for an empty row."""
+        """Reduce `values` `[voxels]` to the lowest or highest of each row; 0 for an empty row."""
         empty = torch.zeros(n_tiles * m, dtype=torch.int64, device=flat.device)
         return empty.scatter_reduce_(0, rows, values, how, include_self=False)
 
@@ -211,11 +214,11 @@ def tile_boxes(
     pitch = shape.numel()
     for n in shape:
         pitch //= n
-        place = voxels // pitch % n
+        place = voxels // pitch % n  # the coordinate of each voxel along this axis
         low.append(reduce_rows(place, "amin"))
         high.append(reduce_rows(place + 1, "amax"))
-    listed = reduce_rows(ids, "amax")
-    first = reduce_rows(voxels, "amin")
-    found = torch.where(listed > 0, labels.flatten()[first].long(), 0)
+    highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion
+    first_voxel = reduce_rows(voxels, "amin")
+    found = torch.where(highest_id > 0, labels.flatten()[first_voxel].long(), 0)
     boxes = torch.stack([*low, *high], dim=1).float()
     return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)

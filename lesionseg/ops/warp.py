@@ -67,7 +67,11 @@ def warp_nearest(
 
 
 def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return matrix and bend with three axes. An added first axis has one voxel."""
+    """Return the matrix `[3, 4]` and the bend `[3, Z, Y, X]` of a warp in three dimensions.
+
+    A 2-D warp gets a first axis with one voxel, whose source position is 0. The bend of an affine
+    warp is an empty array, because the compiled loops need an array.
+    """
     extra = 3 - len(warp.shape)
     matrix = np.zeros((3, 4), dtype=np.float32)
     matrix[extra:, extra:] = warp.matrix

@@ -47,9 +47,9 @@ def select(
         fold_of: the fold of each case; None: patients are divided into five folds.
 
     Returns:
-        The selection with operating points and calibration, and a reason for each. And by case the
-        calibration that was fitted without the case, which tests the final one; None if it could
-        not be fitted.
+        The selection with operating points and calibration, and a reason for each; and a
+        calibration for each case. The latter is fitted without the fold of the case, and is used
+        to test the final calibration. It is None if it could not be fitted.
     """
     points: dict[str, OperatingPoint] = {}
     words = ""
@@ -58,9 +58,8 @@ def select(
     except ContentError as error:
         if aim.kind != "sensitivity":
             raise
-        words = (
-            f"{error} The default is used instead. "  # the network is trained, so the run continues
-        )
+        # the run continues, because the network is already trained
+        words = f"{error} The default is used instead. "
         first = choose(results, DEFAULT_AIM, confidence=rate_confidence)
     points[first.name] = first
     for further in AIMS:
@@ -72,22 +71,22 @@ def select(
     for name, point in points.items():
         points[name] = replace(point, chosen_on=chosen_on if point.chosen_on else None)
     first = points[first.name]
-    five = fold_of
-    if five is None:
+    fold_by_case = fold_of
+    if fold_by_case is None:
         groups = sorted({r.group for r in results})
-        five = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
+        fold_by_case = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
     fit: Calibration | None = None
     fits: dict[int, Calibration] = {}
     try:
         fit = fit_calibration(results, fitted_on=chosen_on)
-        for number in sorted(set(five.values())):
-            with suppress(ContentError):  # too few candidates elsewhere
-                rest = [r for r in results if five[r.case] != number]
+        for number in sorted(set(fold_by_case.values())):
+            with suppress(ContentError):  # the other folds have too few candidates
+                rest = [r for r in results if fold_by_case[r.case] != number]
                 fits[number] = fit_calibration(rest)
-        half, high = fit.probability([0.5, 0.9])
+        p_half, p_high = fit.probability([0.5, 0.9])
         why = (
-            f"a candidate with score 0.5 is a lesion with probability {half:.2f}, one with score "
-            f"0.9 with {high:.2f} ({fit.n_true} true and {fit.n_false} false candidates)."
+            f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
+            f"0.9 with {p_high:.2f} ({fit.n_true} true and {fit.n_false} false candidates)."
         )
     except ContentError as error:
         why = f"skipped. {error}"
@@ -98,7 +97,7 @@ def select(
         calibration=fit,
         reasons={**selection.reasons, OPERATING_POINT: words.strip(), CALIBRATION: why},
     )
-    return complete, {case: fits.get(fold) for case, fold in five.items()}
+    return complete, {case: fits.get(fold) for case, fold in fold_by_case.items()}
 
 
 def _doubt(

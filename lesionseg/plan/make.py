@@ -222,7 +222,14 @@ def _shape(
     before: Plan | None,
     pyramid: Architecture | None,
 ) -> Decision[Architecture]:
-    """Choose the architecture: of the given backbone, of the earlier plan, or by the rules."""
+    """Choose the architecture.
+
+    It is the first of these that exists:
+
+    - `pyramid`: the stages of a user's own backbone, or of one with another program's weights.
+    - The architecture of `before`, the plan of the bundle that training starts from.
+    - The architecture that the rules choose for the tile, the spacing and the device.
+    """
     if pyramid is not None:
         name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
         return Decision(pyramid, f"{name}, {len(pyramid.features)} maps")

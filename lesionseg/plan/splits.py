@@ -221,16 +221,21 @@ def _folds(
 ) -> tuple[dict[int, set[str]], str]:
     """Return the cases of each fold, in ascending order, and a description of the folds.
 
-    They are the dataset's folds. If it states none, groups are sorted by number of lesions in
-    about three classes, and by lesion size within a class. Each block of `n_folds` groups is then
-    dealt to the folds at random.
+    They are the dataset's folds, if it states any. Otherwise each fold gets groups with similar
+    numbers and sizes of lesions:
+
+    - Groups without lesions form one class. The other groups are divided by their number of lesions
+      into about three classes. A group is only divided if it is the only one.
+    - Groups are sorted by lesion size within a class.
+    - Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each.
     """
     if folds := _stated_folds(development):
         return folds, "the dataset"
     units, weight = _units(development, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
-    others = list(weight)[len(free) :]
+    others = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
+    # groups per class: about a third of `others`, as a multiple of n_folds
     width = n_folds * max(1, round(len(others) / (3 * n_folds)))
     classes = [free]
     for start in range(0, len(others), width):

@@ -16,15 +16,16 @@ Preview = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Sequence[NDA
 
 
 def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
-    """Write a PNG with a row per tile, which shows the slice with the most lesion voxels.
+    """Write a PNG with one row of two pictures per tile.
 
-    The left picture has the outline of the reference. The right picture has the outline of the
-    predicted mask, and the predicted boxes.
+    Both show the slice of the tile with the most lesion voxels. The left picture has the outline
+    of the reference. The right picture has the outline of the predicted mask, and the predicted
+    boxes.
     """
     figure = Figure(figsize=(6, 3 * len(tiles)), layout="constrained")
     axes = figure.subplots(len(tiles), 2, squeeze=False)
     for (left, right), (image, lesion, marked, boxes) in zip(axes, tiles, strict=True):
-        cut = tuple[int, ...]()
+        cut = tuple[int, ...]()  # the index of the slice; empty for a 2-D tile
         if lesion.ndim > 2:
             cut = (int(lesion.reshape(len(lesion), -1).sum(1).argmax()),)
         for axis in (left, right):
@@ -33,7 +34,9 @@ def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
         left.contour(lesion[cut], [0.5], colors="tab:green", linewidths=1)
         if marked[cut].any():
             right.contour(marked[cut], [0.5], colors="tab:orange", linewidths=1)
-        for start, stop in (np.split(box, 2) for box in boxes):
+        for box in boxes:
+            start, stop = np.split(box, 2)
+            # draw the boxes that intersect the slice: zip compares only the axes in `cut`
             if all(a <= c < b for a, b, c in zip(start, stop, cut, strict=False)):
                 height, width = (stop - start)[-2:]
                 corner = (start[-1] - 0.5, start[-2] - 0.5)

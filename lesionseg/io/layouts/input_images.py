@@ -361,7 +361,10 @@ class _Listing:
             yield LeftOut(what, reason, tuple(_relative_path(path, self.root) for path in paths))
 
     def _add(self, file: Path) -> None:
-        """Add a file to the images, the DICOM files or the files that are left out."""
+        """Add a file to the images, the DICOM files, or the files that are left out.
+
+        Hidden files and links to files in the folder of results are skipped without a message.
+        """
         name = file.name.lower()
         if file.name.startswith(".") or name in _SKIPPED_NAMES or not file.is_file():
             return
@@ -371,11 +374,11 @@ class _Listing:
             self.dicom.setdefault(file.parent, []).append(file)
         elif is_image_file(file):
             stem = strip_suffix(file)
-            is_result = file.with_name(f"{stem}{_CANDIDATES}").is_file()
+            has_candidates = file.with_name(f"{stem}{_CANDIDATES}").is_file()
             if stem.endswith(_OWN_OUTPUT):
                 kind = f"*_{stem.rpartition('_')[2]}.*"
                 self._leave_out(file, kind, "named like a result of predict")
-            elif is_result:
+            elif has_candidates:
                 self._leave_out(file, f"*{file.suffix.lower()}", "results of predict")
             elif self.dims == 3 and is_raster(file):
                 kind = f"*{file.suffix.lower()}"

@@ -56,6 +56,7 @@ def slicer_router(
         return scans[key]
 
     def key_of_name(request: Request, image: str) -> str:
+        """Return the key in `scans` of a named image. It differs between clients."""
         return f"{request.client.host if request.client else ''} {image}"
 
     @router.get("/info/")
