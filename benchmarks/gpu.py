@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from benchmarks.common import table
 from benchmarks.common.brains import planned
 from benchmarks.common.memory import peak_bytes
-from lesionseg.config import DataConfig, TrainConfig
+from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase
 from lesionseg.inference.bundle import write_bundle
@@ -424,15 +424,16 @@ def fit_rows(scale: Scale) -> list[table.Row]:
 
 def prepared(folder: Path, plan: Plan) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
+    from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.pipeline.survey import take_survey
 
     shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)
     write_mri_phantoms(folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0)
-    data = DataConfig.of(root=folder / "raw", validation_fraction=0)
-    survey = take_survey(data, seed=0)
+    cfg = TrainConfig.of(data={"root": folder / "raw", "validation_fraction": 0})
+    survey = take_survey(cfg.data, seed=0)
     plan = plan.with_(channel_names=survey.dataset.channel_names)
-    return list(prepare_cases(survey, plan, data, folder / "run"))
+    return prepare_cases(Experiment(cfg, survey, folder / "run"), plan)
 
 
 def inference_rows(scale: Scale) -> list[table.Row]:
