@@ -338,9 +338,9 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
 
     The rule depends on the criterion's `assignment`:
 
-    - `every_threshold`: pairs are one to one. Their number is as large as possible. Of these
-      solutions, the one with the largest sum of weights is used, and if several are equal, the one
-      that finds more lesions of `prefer`.
+    - `every_threshold`: pairs are one to one, and their number is as large as possible. If several
+      solutions have that number, the one with the largest sum of weights is used. If sums are
+      equal, the one that finds more lesions of `prefer` is used.
     - `all`: a lesion gets its candidate with the largest weight.
     - `jointly`: the same, if its candidates together cover enough of the lesion.
 

@@ -75,8 +75,9 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
         dataset = open_dataset(cfg.data, lenient=True)
-        page, root = run / PAGE, cfg.data.root
-        return check_dataset(dataset, page, root=root, identifiers=cfg.identifiers, cfg=cfg)
+        return check_dataset(
+            dataset, run / PAGE, root=cfg.data.root, identifiers=cfg.identifiers, cfg=cfg
+        )
     config = config_of(cfg)
     check_config(run, config)
     experiment = Experiment.open(cfg, run)

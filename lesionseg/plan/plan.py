@@ -339,7 +339,7 @@ def _with_labels(text: str) -> str:
     try:
         content = from_json(text)
     except ValueError:
-        return text  # `read_record` reports what is wrong
+        return text  # `read_record` reports the error
     if not isinstance(content, dict):
         return text
     labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}

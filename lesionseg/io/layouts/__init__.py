@@ -1,8 +1,8 @@
 """Reading dataset folders of every known layout, recognised by their content.
 
 The result is a `Dataset` of case files with labels, groups and roles. Tables are read completely.
-Of the images only the first header is read. BIDS also needs the grids of the first session, and
-DICOM radiographs the header of each. References in tables are drawn when a case is read.
+Only the header of the first image is read. BIDS also needs the grids of the first session, and
+DICOM radiographs need the header of each image. References in tables are drawn when a case is read.
 """
 
 import logging
