@@ -22,7 +22,8 @@ class VolumeValidation(Checkpoint):
 
     It replaces Lightning's validation loop, which uses a loader's batches and a separate clock in
     each process. Here all processes use the same clock (`LesionModule.minutes`). The loggers
-    receive the scores as a row, and `trainer.callback_metrics` contains them.
+    receive the scores as a row, `trainer.callback_metrics` contains them, and the other callbacks
+    are called as around Lightning's own validation, so that `EarlyStopping` can follow a score.
 
     Args:
         validate: returns scores by name for a network in eval mode. Only the first process calls
@@ -64,6 +65,8 @@ class VolumeValidation(Checkpoint):
     def _validate(self, trainer: Any, module: Any) -> None:
         """Score the network, log its scores, and keep its weights if they are the best so far."""
         module.zero_grad()  # releases the memory of the previous step's gradients
+        for callback in trainer.callbacks:
+            callback.on_validation_start(trainer, module)
 
         def scores() -> tuple[dict[str, float], float]:
             network = deepcopy(module.network).eval()
@@ -85,3 +88,5 @@ class VolumeValidation(Checkpoint):
         if score > self.best_score:
             self.best_score = score
             trainer.save_checkpoint(self.path)
+        for callback in trainer.callbacks:
+            callback.on_validation_end(trainer, module)

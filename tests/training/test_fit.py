@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
@@ -201,6 +202,21 @@ def test_scores_that_are_undefined_choose_no_weights(train, tmp_path):
     train(max_steps=2, **settings)
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 2
+
+
+def test_early_stopping_follows_the_validation_score(train):
+    stop = EarlyStopping(
+        monitor="validation_score", mode="max", patience=2, check_on_train_epoch_end=False
+    )
+    dice = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0])
+    result = train(
+        max_steps=8,
+        validate=lambda _: {"dice": next(dice)},
+        validate_every_minutes=1e-9,
+        plugs=[stop],
+    )
+    # scores after steps 1, 2 and 3; the step that had begun is the last one
+    assert result.steps == 4
 
 
 def test_a_run_that_was_moved_still_knows_its_best_score(train, tmp_path):
