@@ -10,7 +10,7 @@ named with its error, and the remaining groups continue. The last line is JSON w
 Times are the best of several rounds, and all candidates take turns. `ours` is the default of a
 training or a prediction. The peer is an alternative or another program: the focal loss in plain
 torch and its `torch.compile`, MONAI's `non_max_suppression` and `sliding_window_inference`. In rows
-`memory_…` the peer is the prediction of `models.memory`. The row `fit` compares the steps per
+`memory_…` the peer is the prediction of `models.memory_formula`. The row `fit` compares the steps per
 second of a training with those of the step alone. Its ratio is 1 if the GPU never waits for the
 loader; a ratio of 0.9 means that the GPU idles for a tenth of the time.
 """
@@ -44,14 +44,14 @@ from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.blocks import GroupNorm, InstanceNorm
 from lesionseg.models.build import build_network
-from lesionseg.models.memory import CONTEXT_GB, WORKSPACE_GB, tensors_gb
+from lesionseg.models.memory_formula import CONTEXT_GB, WORKSPACE_GB, tensors_gb
 from lesionseg.ops import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.memory import some_batch, try_steps
 from lesionseg.training.module import make_optimiser
 from lesionseg.training.objective import make_objective
+from lesionseg.training.trial_steps import some_batch, try_steps
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
 WARM_UP_STEPS = 10  # of a training: cuDNN times its algorithms

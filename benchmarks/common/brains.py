@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesionseg.config import ModelConfig
 from lesionseg.core import Dataset, Labels
-from lesionseg.models.memory import step_gb
+from lesionseg.models.memory_formula import step_gb
 from lesionseg.plan import Fingerprint, make_plan
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from lesionseg.plan.plan import Plan

@@ -39,9 +39,9 @@ from lesionseg.inference.input_check import (
     check_missing,
     check_scan,
 )
-from lesionseg.inference.nnunet.prepare import NnunetScan, prepare_scan
+from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.nnunet.restore import restore_probabilities
-from lesionseg.inference.nnunet.window import NnunetWindow
+from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import nan_to_background, read_image

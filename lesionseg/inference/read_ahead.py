@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.decision import Inferred, OnSlab
-from lesionseg.inference.nnunet.prepare import NnunetScan
+from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.models.foreign import n_logits
 from lesionseg.plan.plan import Plan

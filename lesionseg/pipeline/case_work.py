@@ -29,7 +29,7 @@ from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import default_budget, peak_memory_mb, trim_memory
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
-from lesionseg.inference.nnunet.prepare import NnunetScan
+from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import needed_bytes, read_ahead
 from lesionseg.io.dicom.results import (

@@ -19,7 +19,7 @@ from lesionseg.io.files import write_text
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.models.memory import step_gb
+from lesionseg.models.memory_formula import step_gb
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.models.weights import architecture_of, is_checkpoint, read_checkpoint
 from lesionseg.pipeline.experiment import Experiment
@@ -28,7 +28,6 @@ from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_confi
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
-from lesionseg.training.memory import fit_to_memory, some_batch, try_steps
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -36,6 +35,7 @@ from lesionseg.training.processes import (
     require_device,
     training_device,
 )
+from lesionseg.training.trial_steps import fit_to_memory, some_batch, try_steps
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common.brains import MEMORY_GB, planned
-from lesionseg.models.memory import step_gb, tensors_gb
+from lesionseg.models.memory_formula import step_gb, tensors_gb
 from lesionseg.plan.plan import Plan
 from lesionseg.training.module import resolve_budget
 from tests.gpu.count_memory import step_bytes

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lesionseg.inference.nnunet.prepare import NnunetScan, network_spacing, spline_orders
-from lesionseg.inference.nnunet.window import LogitStore, recipe_of
+from lesionseg.inference.nnunet.logits import LogitStore, recipe_of
+from lesionseg.inference.nnunet.scan import NnunetScan, network_spacing, spline_orders
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
 from lesionseg.ops.resize import LINEAR, Neighbours, neighbours, resize

@@ -1,4 +1,7 @@
-"""Reduce the tiles of a step until it fits into GPU memory. `models.memory` has the formula."""
+"""Trial training steps, which reduce a step's tiles until it fits into GPU memory.
+
+`models.memory_formula` has the formula that plans start from.
+"""
 
 import gc
 import logging

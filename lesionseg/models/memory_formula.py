@@ -34,7 +34,7 @@ def step_gb(plan: Plan) -> float:
     """Return about how many 10⁹ bytes of GPU memory a training step of the plan takes.
 
     The step is in half precision with AdamW. A network that is not ours counts as our U-Net.
-    `training.memory` corrects the result by trial steps.
+    `training.trial_steps` corrects the result by trial steps.
     """
     return CONTEXT_GB + WORKSPACE_GB + tensors_gb(plan)
 

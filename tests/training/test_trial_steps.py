@@ -5,9 +5,9 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import FocalLoss
-from lesionseg.models.memory import step_gb
+from lesionseg.models.memory_formula import step_gb
 from lesionseg.plan.plan import Architecture
-from lesionseg.training.memory import fit_to_memory
+from lesionseg.training.trial_steps import fit_to_memory
 
 
 def cramped(limit):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lesionseg.config import InferenceConfig
 from lesionseg.errors import BundleError, GeometryError
 from lesionseg.inference.box_candidates import BoxCollector
-from lesionseg.inference.nnunet.prepare import NnunetScan
+from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow
 from lesionseg.models.foreign import n_logits
