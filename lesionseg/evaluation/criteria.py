@@ -70,14 +70,38 @@ def find_preset(name: str) -> Preset:
     """Return the preset with this name.
 
     Args:
-        name: A key of `PRESETS`.
+        name: A key of `PRESETS`, or `iou:` and the least IoU, such as `iou:0.4`. The rule is then
+            that of `iou50` with this IoU.
 
     Returns:
-        The preset.
+        The preset. The name of an IoU is written in one way, so `iou:0.40` is called `iou:0.4`.
 
     Raises:
-        ConfigError: if the name is unknown. The message states the known names.
+        ConfigError: if the name is unknown, or if the IoU is not above 0 and at most 1.
+
+    >>> find_preset("iou:0.40").name, find_preset("iou:0.40").criterion.threshold
+    ('iou:0.4', 0.4)
     """
-    if name not in PRESETS:
-        raise ConfigError(f"The preset {name!r} is unknown. Choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    if name in PRESETS:
+        return PRESETS[name]
+    kind, colon, number = name.partition(":")
+    if kind.strip() == "iou" and colon:
+        return _preset_of_iou(name, number)
+    raise ConfigError(
+        f"preset={name}: this match rule is unknown. Choose one of {', '.join(PRESETS)}, or write "
+        "iou:0.4 with your own IoU."
+    )
+
+
+def _preset_of_iou(name: str, number: str) -> Preset:
+    """Return the preset of the least IoU `number`."""
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = 0.0
+    if not 0 < threshold <= 1:
+        raise ConfigError(
+            f"preset={name}: the IoU must be a number above 0 and at most 1, such as iou:0.4."
+        )
+    title = f"iou:{threshold:.10g}"
+    return Preset(title, Criterion(title, "iou", threshold))

@@ -449,8 +449,15 @@ def setting_words(tables: Tables) -> str:
 
 def rule_words(tables: Tables) -> str:
     """Return the rule by which a lesion counts as found and a marking as a false positive."""
-    if tables.scores.preset != "lesionseg":
-        return f"by the rule {tables.scores.preset}"
+    preset = tables.scores.preset
+    least = tables.scores.provenance.rule_threshold
+    if preset.startswith("iou") and least is not None:
+        return (
+            f"a marking and the lesion have an IoU of at least {least:g}; each marking finds at "
+            f"most one lesion (rule {preset})"
+        )
+    if preset != "lesionseg":
+        return f"by the rule {preset}"
     return (
         "markings cover at least 10 % of the lesion; a marking is a false positive if less than "
         "10 % of it is in lesions"

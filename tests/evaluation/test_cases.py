@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.errors import ConfigError
+from lesionseg.evaluation import PRESETS, find_preset
 from tests.evaluation.hand_cases import (
     CASES,
     HAND_CASES,
@@ -87,3 +88,31 @@ def test_boxes_alone_are_scored_without_dice():
         assert (found.dice, found.surface_dice, found.hd95_mm) == (None, None, None)
         assert found.lesions[0].voxels is None
         assert found.candidates[0].touches_lesion
+
+
+@pytest.mark.parametrize(
+    ("least", "found"), [(0.4, True), (0.75, True), (0.76, False), (1.0, False)]
+)
+def test_rule_of_a_stated_iou_finds_boxes_of_at_least_that_iou(least, found):
+    geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
+    boxes = np.array([[2, 2, 6, 6]], dtype=np.float32)
+    reference = Reference(geometry, boxes=boxes, box_labels=(1,))
+    candidate = Candidate.from_box(1, 1, 0.8, (2.0, 2.0, 6.0, 5.0), geometry)  # IoU 12 / 16
+    prediction = Prediction("a", geometry, (candidate,), None)
+    result = evaluate_case(reference, prediction, find_preset(f"iou:{least}"), case="a")
+    assert result.n_detected == found
+    assert result.n_outcome("false_positive") == (not found)
+    if not found:
+        assert result.lesions[0].why_missed == "iou_too_small"
+
+
+@pytest.mark.parametrize("name", ["iou:0", "iou:1.1", "iou:half", "iou:", "iou:nan"])
+def test_an_impossible_iou_is_an_error(name):
+    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+        find_preset(name)
+
+
+def test_an_unknown_rule_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"lesionseg, instances, .*iou:0\.4"):
+        find_preset("coco")
+    assert find_preset("iou:0.50").name == "iou:0.5"
