@@ -182,6 +182,8 @@ class Dataset:
             an error.
         grid_of_image: True if a file with the shape and spacing of the case's first image is on
             that image's grid, even if origin or direction in its header differ.
+        lesions_are_boxes: True if the dataset states lesions as boxes without outlines, in at
+            least one case.
     """
 
     name: str
@@ -197,6 +199,7 @@ class Dataset:
     split_file: Path | None = None
     nan_background: bool = False
     grid_of_image: bool = False
+    lesions_are_boxes: bool = False
 
     def datalist(self) -> list[dict[str, Any]]:
         """Return the cases in the form of MONAI's loaders and `CacheDataset`.

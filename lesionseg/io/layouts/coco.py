@@ -201,7 +201,16 @@ def read_coco(root: Path) -> Dataset:
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),
+        lesions_are_boxes=any(map(_has_boxes_only, cases)),
     )
+
+
+def _has_boxes_only(files: CaseFiles) -> bool:
+    """Return True if a lesion of the case has a box, but neither an outline nor a mask."""
+    lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
+    if files.reference is not None and all(le.mask_label is not None for le in lesions):
+        return False
+    return any(not lesion.segmentation for lesion in lesions)
 
 
 def _category_names(contents: Iterable[tuple[AnnotationFile, _Content]]) -> dict[int, str]:
@@ -326,8 +335,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     stated = StatedBoxes(given, tuple(labels.tolist()))
     ignore = _draw_crowds(case, crowds, shape)
-    has_masks = files.reference is not None and all(le.mask_label is not None for le in lesions)
-    if not has_masks and any(not lesion.segmentation for lesion in lesions):
+    if _has_boxes_only(files):
         for box in boxes:
             ignore[box_slices(box, 2)] = False
         return Reference(
@@ -337,7 +345,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
             ignore=ignore if crowds else None,
             stated=stated,
         )
-    if files.reference is not None and has_masks:
+    if files.reference is not None and all(le.mask_label is not None for le in lesions):
         instances = _read_instances(files.reference, lesions, shape)
     else:
         instances = _draw_instances(case, lesions, shape)

@@ -109,6 +109,7 @@ def read_datalist(root: Path) -> Dataset:
         labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),
+        lesions_are_boxes=any(case.annotations.get("boxes", ([], []))[0] for case in cases),
     )
 
 

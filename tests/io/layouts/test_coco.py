@@ -77,6 +77,14 @@ def test_boxes_become_starts_and_stops_in_the_order_y_x(folder):
     assert (reference.instance_labels, reference.boxes.shape) == ((), (0, 4))
 
 
+def test_dataset_states_if_lesions_are_boxes_without_outlines(folder):
+    box = {"bbox": [2, 1, 3, 3], "mask_label": 1}
+    assert read_dataset(folder([box])).lesions_are_boxes
+    assert not read_dataset(folder([{**box, "segmentation": SQUARE}])).lesions_are_boxes
+    assert not read_dataset(folder([box], TWO)).lesions_are_boxes
+    assert not read_dataset(folder()).lesions_are_boxes
+
+
 def test_a_polygon_is_drawn(folder):
     polygon = [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE, "category_id": 30}]
     expected = np.zeros((8, 10))

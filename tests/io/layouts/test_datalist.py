@@ -62,7 +62,9 @@ def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
     np.testing.assert_allclose(reference.boxes, [BOX, BOX], atol=1e-4)
     assert reference.box_labels == (1, 2)
     assert reference.labels is None
-    assert read_dataset(tmp_path).labels.value_names == {1: "class 1", 2: "class 2"}
+    dataset = read_dataset(tmp_path)
+    assert dataset.lesions_are_boxes
+    assert dataset.labels.value_names == {1: "class 1", 2: "class 2"}
     (tmp_path / "labels.json").write_text('{"1": "nodule", "2": "mass"}')
     assert read_dataset(tmp_path).labels.value_names == {1: "nodule", 2: "mass"}
     lesion_free = reference_of(datalist(tmp_path, {"box": [], "label": []}))
