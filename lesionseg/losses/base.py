@@ -42,9 +42,9 @@ class VoxelLoss(nn.Module, ABC):
     ) -> LossTerms:
         """Compute the terms of a batch.
 
-        A subclass may take a further argument `nearest` `[B, *spatial]`: for each voxel the number
-        of its nearest lesion, counted from 1 within its tile, and 0 in a tile without lesions
-        (see `nearest_lesions`).
+        A subclass may take a further argument `nearest` `[B, *spatial]`. It contains the number of
+        the nearest lesion for each voxel, counted from 1 within the tile, and 0 in a tile without
+        lesions (see `nearest_lesions`).
 
         Args:
             logits: `[B, K, *spatial]` for a sigmoid, `[B, 1+K, *spatial]` for a softmax.
@@ -62,7 +62,7 @@ class VoxelLoss(nn.Module, ABC):
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return one mask per region, a set of labels. Regions may overlap."""
+    """Return one mask per region. A region is a set of labels, and regions may overlap."""
     masks = []
     for region in regions:
         inside = torch.zeros_like(labels, dtype=torch.bool)
@@ -77,10 +77,10 @@ def mask_unannotated(
 ) -> Float[Tensor, "b c *spatial"]:
     """Merge the classes that a tile does not annotate into its background.
 
-    Any loss of the result is the marginal loss of Shi et al. 2021 (Medical Image Analysis 70). For
-    a softmax, p'_0 = p_0 + sum of p_u over unannotated u, and p'_u = 0: a background voxel may
-    belong to any class that nobody looked for. For a sigmoid, p'_u = 0 is a constant without
-    gradient.
+    A loss that is computed from the returned logits is a marginal loss (Shi et al. 2021, Medical
+    Image Analysis 70). A voxel labelled background may belong to any class u that nobody looked
+    for. For a softmax, therefore, p'_0 = p_0 + the sum of all p_u, and p'_u = 0. For a sigmoid,
+    p'_u = 0, a constant without gradient.
 
     Args:
         logits: Logits of any floating type, with a background channel for a softmax.
@@ -91,14 +91,15 @@ def mask_unannotated(
         fp32 logits of the same shape.
     """
     logits = logits.float()
-    unknown = unannotated.view(*unannotated.shape, *(1,) * (logits.ndim - 2))
+    n_spatial = logits.ndim - 2
+    unknown = unannotated.reshape(unannotated.shape + (1,) * n_spatial)
     if activation == "sigmoid":
         return logits.masked_fill(unknown, -CERTAIN_LOGIT)
     background = logits[:, :1]
     lesions = logits[:, 1:]
     merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
     outside = merged.logsumexp(1, keepdim=True)
-    # far below the background: p = 0, without a gradient
+    # unannotated classes get a logit far below the background: p is 0 and has no gradient
     lesions = torch.where(unknown, outside.detach() - CERTAIN_LOGIT, lesions)
     return torch.cat([outside, lesions], 1)
 
@@ -117,15 +118,17 @@ def count_positives(
 
 
 class PositiveAverage(nn.Module):
-    """Exponential moving average of the positives of the whole batch, never below `expected`.
+    """Exponential moving average of the number of positives per batch, never below `expected`.
 
-    The average replaces the count of one batch, which varies too much: the loss of a lesion-free
-    96³ tile at p = ½, divided by 1, is 10⁵. `update` takes the count of one step over all
-    processes, as in detectron2.
+    Positives are the lesion voxels or the positive anchors. The average is the divisor of the loss,
+    because the count of a single batch varies too much: a lesion-free 96³ tile has no positives,
+    and its loss at p = ½ would be 10⁵. `update` takes the count of one step over all processes, as
+    in detectron2.
 
     Args:
-        expected: Positives that the dataset statistics predict per batch: the first value and the
-            floor, at least 1. Several numbers make as many averages.
+        expected: Number of positives per batch that the dataset statistics predict. It is the first
+            value of the average and its lower limit, and is raised to at least 1. A sequence keeps
+            one average per number.
         momentum: Weight of the previous average.
 
     >>> average = PositiveAverage(expected=100, momentum=0.9)
@@ -153,8 +156,9 @@ class PositiveAverage(nn.Module):
 class CustomLoss(VoxelLoss):
     """Wrapper of any loss `(logits, target) → number` on one-hot targets, such as MONAI's.
 
-    Voxels that are not valid become certain background. They have no gradient, but a mean counts
-    them. The normaliser is not used. The term has the name of the wrapped loss's class.
+    Voxels that are not valid become certain background. They have no gradient, but a loss that
+    averages over voxels counts them. The normaliser is not used. The term has the name of the
+    wrapped loss's class.
     """
 
     def __init__(self, loss: nn.Module, activation: str = "sigmoid") -> None:
@@ -189,9 +193,9 @@ class CustomLoss(VoxelLoss):
 def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     """Build the loss of a voxel network from its configuration.
 
-    A loss that takes `valid`, such as all of ours, is returned as it is. Any other is wrapped in a
-    `CustomLoss`. If the constructor has a parameter `sigmoid`, `softmax`, `use_softmax` or
-    `activation`, it gets the plan's activation.
+    A loss whose `forward` takes `valid` is returned as it is. All losses of this package do. Any
+    other loss is wrapped in a `CustomLoss`. If the constructor has a parameter `sigmoid`,
+    `softmax`, `use_softmax` or `activation`, it gets the plan's activation.
 
     Args:
         cfg: Class (`_target_`) and arguments of the loss.
@@ -225,10 +229,12 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     try:
         loss = make(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss: {error}. It takes {', '.join(parameters)}.") from error
+        known = ", ".join(parameters)
+        raise ConfigError(f"loss: {error}. Its settings are {known}.") from error
     if not isinstance(loss, nn.Module):
         raise ConfigError(
-            f"loss._target_ makes a {type(loss).__name__}. Name a subclass of torch.nn.Module."
+            f"loss._target_ constructs a {type(loss).__name__}, which is not a loss. Name a "
+            "subclass of torch.nn.Module."
         )
     if isinstance(loss, VoxelLoss) or "valid" in signature(loss.forward).parameters:
         return loss

@@ -85,7 +85,8 @@ class DetectionLoss(nn.Module):
             box_deltas: The offsets of the boxes from their anchors, as `encode_boxes` makes them.
             anchors: The anchors of one tile in voxels.
             targets: The labels and boxes to learn.
-            normaliser: Divisor of both terms. None uses the number of positive anchors, at least 1.
+            normaliser: Divisor of both terms. None uses the number of positive anchors, but at
+                least 1.
         """
         if normaliser is None:
             normaliser = (targets.labels > 0).sum().clamp(min=1)
@@ -110,7 +111,9 @@ def _sum_box_losses(
     targets: AnchorTargets,
 ) -> Float[Tensor, ""]:
     """Sum the overlap and offset losses of the positive anchors."""
-    own_anchors = anchors[targets.places % max(len(anchors), 1)].float()
+    # `places` counts through all tiles, and every tile has the same anchors
+    anchor_indices = targets.places % max(len(anchors), 1)
+    own_anchors = anchors[anchor_indices].float()
     deltas = box_deltas.flatten(0, 1).index_select(0, targets.places).float()
     overlap = 1 - paired_giou(decode_boxes(deltas, own_anchors), targets.boxes.float())
     offsets = encode_boxes(targets.boxes, own_anchors)

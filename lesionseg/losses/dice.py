@@ -38,7 +38,7 @@ def dice_loss(
         labels: `[B, *spatial]`, 0 for background and k for class k, or 0/1 `[B, K, *spatial]`.
         activation: `sigmoid` or `softmax`.
         valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
-        smooth: s, in voxels. It keeps the loss of a batch without lesions within [0, 1], with a
+        smooth: s, in voxels. Without lesions, it keeps the loss within [0, 1] and gives it a
             gradient that lowers p.
         per_tile: True computes the loss of each tile and returns the mean over tiles and classes.
 
@@ -165,9 +165,9 @@ class CrossEntropyLoss(FocalLoss):
 class DiceFocalLoss(VoxelLoss):
     """Soft Dice plus focal loss, as the terms `dice` and `focal`.
 
-    The scores are not corrected afterwards (`link` is None). Dice already drives the probability of
-    a voxel to 1 if the voxel's chance of being lesion is above Dice/2, and to 0 otherwise. Undoing
-    γ as well would sharpen the scores twice.
+    The scores are not corrected after training (`link` is None). The Dice term already sharpens
+    them: it drives p to 1 if the chance that a voxel is lesion is above Dice/2, and to 0 otherwise.
+    `posterior_logits` would sharpen them a second time.
 
     With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss
     equals that of nnU-Net plus the constant 1. `per_tile=True` corresponds to `batch_dice: false`

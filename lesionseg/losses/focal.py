@@ -47,8 +47,8 @@ def sigmoid_focal_loss(
     """Compute the focal loss of K independent lesion classes. Background has no logit.
 
     The loss is computed in fp32, or in fp64 for fp64 logits. Value and gradient are finite for
-    logits up to 1e4 of any type. A reduced loss can be differentiated once, and keeps 4 bytes per
-    logit for that.
+    logits up to 1e4 of any type. A reduced loss has a first derivative only. Until `backward` it
+    stores 4 bytes per logit for the gradient.
 
     Args:
         logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
@@ -61,8 +61,8 @@ def sigmoid_focal_loss(
         reduction: `none`; `sum`; `mean` over the valid logits; or `per_positive`, the sum divided
             by `normaliser`.
         valid: `[B, *spatial]` or of the logits' shape. False or 0 leaves an element out.
-        normaliser: Divisor for `per_positive`. None uses the number of valid lesion elements, at
-            least 1.
+        normaliser: Divisor for `per_positive`. None uses the number of valid lesion elements, but
+            at least 1.
 
     Returns:
         A scalar, 0 for empty input. With `none` a tensor of the logits' shape, 0 for elements that
@@ -393,7 +393,8 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
         log_rest: log(1−v).
         gamma: γ.
     """
-    # (1−v) − γ·v·log v = (1−v)·(1 + γ·v·(−log v)/(1−v)); the quotient tends to 1 as v tends to 1
+    # (1−v) − γ·v·log v = (1−v)·(1 + γ·quotient) with quotient = v·(−log v)/(1−v), which tends to 1
+    # as v tends to 1
     quotient = torch.where(
         log_rest > -15, log_v.exp() * -log_v / log_rest.exp().clamp_min(1e-30), 1.0
     )
@@ -403,14 +404,21 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
 def lesion_target(
     labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"], valid: Any = None
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return a mask of the lesion voxels of each class. `like` has one channel per class."""
+    """Return the mask of each lesion class.
+
+    Args:
+        labels: A label map, or 0/1 of the shape of `like`.
+        like: Logits or probabilities with one channel per lesion class. Only the shape is used.
+        valid: Mask of the valid voxels or None. Only its shape is checked.
+    """
     check_shapes(like, labels, valid)
     if labels.shape == like.shape:
         return labels.bool()
     if like.shape[1] == 1:  # faster than the comparison below, which takes as long as a sigmoid
         return labels.bool().unsqueeze(1)
     classes = torch.arange(1, like.shape[1] + 1, device=labels.device)
-    return labels.unsqueeze(1) == classes.view(-1, *[1] * (labels.ndim - 1))
+    n_spatial = labels.ndim - 1
+    return labels.unsqueeze(1) == classes.reshape((-1,) + (1,) * n_spatial)
 
 
 def check_settings(
@@ -450,7 +458,7 @@ def check_shapes(
 
     Raises:
         GeometryError: The shapes do not fit together.
-        ContentError: The logits are not floating point, or a label map is.
+        ContentError: The logits are not floating point, or a label map is floating point.
     """
     if not logits.is_floating_point():
         raise ContentError(f"Logits must be floating point, not {logits.dtype}.")
@@ -486,5 +494,6 @@ def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
             f"The target contains values from {low} to {high}, but the classes of these logits are "
             f"0 to {highest}. Exclude other voxels with `valid`."
         )
+    # labels of voxels that are left out may have any value: check again with 0 in their place
     is_used = keep.any(1) if keep.ndim > target.ndim else keep
     _check_labels(target.masked_fill(~is_used, 0), None, highest)

@@ -1,8 +1,10 @@
 """A loss in which each lesion has the same weight, whether it has 20 voxels or 20 000."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from scipy import ndimage
 from torch import Tensor
 
@@ -87,22 +89,19 @@ class LesionBalancedLoss(DiceFocalLoss):
         focal = FOCAL[self.activation](
             logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
         )
-        focal = focal.view(len(focal), -1, *p.shape[2:]).sum(1, keepdim=True)  # over the classes
-        # one row per tile and lesion id: row 0 of a tile collects the voxels without a lesion
-        n_ids = _limit_of_ids(nearest)
-        n_rows = len(nearest) * n_ids
-        tiles = torch.arange(len(nearest), device=nearest.device).view(-1, *[1] * (p.ndim - 2))
-        rows = (nearest.long() + n_ids * tiles).flatten()
-        size = _sum_by_row(lesion, rows, n_rows)
-        total = _sum_by_row(p, rows, n_rows)
-        hit = _sum_by_row(p * lesion, rows, n_rows)
-        is_cell = (torch.arange(n_rows, device=size.device) % n_ids > 0).unsqueeze(1)
-        has_class = (size > 0) & is_cell
+        # a sigmoid has one loss per class, a softmax one loss per voxel without a class axis
+        if focal.ndim == p.ndim:
+            focal = focal.sum(1)
+        cells = _Cells.of(nearest)
+        size = cells.sum_voxels(lesion)
+        total = cells.sum_voxels(p)
+        hit = cells.sum_voxels(p * lesion)
+        has_class = (size > 0) & cells.is_cell
         dice = 1 - (2 * hit + self.smooth) / (total + size + self.smooth)
         dice_term = dice.where(has_class, 0).sum() / has_class.sum().clamp_min(1)
         has_lesion = has_class.any(1, keepdim=True)
         n_voxels = size.sum(1, keepdim=True)
-        per_lesion = _sum_by_row(focal, rows, n_rows) / n_voxels.clamp_min(1)
+        per_lesion = cells.sum_voxels(focal.unsqueeze(1)) / n_voxels.clamp_min(1)
         focal_term = per_lesion.where(has_lesion, 0).sum() / has_lesion.sum().clamp_min(1)
         return terms | {
             "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,
@@ -110,16 +109,49 @@ class LesionBalancedLoss(DiceFocalLoss):
         }
 
 
-def _sum_by_row(
-    values: Float[Tensor, "b k *spatial"], rows: Integer[Tensor, " voxels"], n_rows: int
-) -> Float[Tensor, "rows k"]:
-    """Sum the values of all voxels of a row, class by class; `rows` has the row of each voxel."""
-    flat = values.float().transpose(0, 1).flatten(1).T
-    return flat.new_zeros(n_rows, flat.shape[1]).index_add(0, rows, flat)
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The cells of all lesions of a batch, as rows of a table.
+
+    Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects its voxels if the tile
+    has no lesion.
+
+    Attributes:
+        row_of_voxel: The row of each voxel of the batch.
+        n_rows: The number of rows.
+        is_cell: False for row 0 of each tile `[rows, 1]`.
+    """
+
+    row_of_voxel: Integer[Tensor, " voxels"]
+    n_rows: int
+    is_cell: Bool[Tensor, "rows 1"]
+
+    @classmethod
+    def of(cls, nearest: Integer[Tensor, "b *spatial"]) -> "_Cells":
+        """Make the rows from the nearest lesion of each voxel."""
+        n_tiles = len(nearest)
+        n_ids = _count_ids(nearest)
+        n_spatial = nearest.ndim - 1
+        tile = torch.arange(n_tiles, device=nearest.device).reshape((-1,) + (1,) * n_spatial)
+        row = torch.arange(n_tiles * n_ids, device=nearest.device)
+        return cls(
+            row_of_voxel=(nearest.long() + n_ids * tile).flatten(),
+            n_rows=n_tiles * n_ids,
+            is_cell=(row % n_ids > 0).unsqueeze(1),
+        )
+
+    def sum_voxels(self, values: Shaped[Tensor, "b k *spatial"]) -> Float[Tensor, "rows k"]:
+        """Sum the values of all voxels of each row, class by class."""
+        by_voxel = values.float().transpose(0, 1).flatten(1).T  # [voxels of the batch, k]
+        table = by_voxel.new_zeros(self.n_rows, by_voxel.shape[1])
+        return table.index_add(0, self.row_of_voxel, by_voxel)
 
 
-def _limit_of_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
-    """Return a number above all ids. uint8 gives 256, so that the host need not wait for a GPU."""
+def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
+    """Return the number of possible ids, including 0.
+
+    uint8 gives 256 without reading the values, so that the host need not wait for a GPU.
+    """
     if nearest.dtype == torch.uint8:
         return 256
     return int(nearest.max()) + 1 if nearest.numel() else 1
