@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,10 @@ from PIL import Image
 
 from lesionseg import __version__
 from lesionseg.io.files import atomic_path
-from lesionseg.reporting.charts import ACCENT, FOUND, RC
-from lesionseg.reporting.identity import Identity
+from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
+from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.pictures import ACCEPTED, REFERENCE, Card
+from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
 
 # lengths are in inches
@@ -39,38 +40,43 @@ COLUMNS = 3  # of pictures
 PER_PAGE = 12  # pictures
 LINE = 0.14  # distance between two lines of a table
 NAME = 31  # letters per line of a name in a table
+# colour and style of an outline by its class in style.css
+LINE_STYLES = {
+    "reference": (REFERENCE, "-"),
+    "accepted": (ACCEPTED, "--"),
+    "below": ("#777777", ":"),
+}
 
 
-def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the report to a PDF. `values` are the values of its HTML template.
+def write_pdf(path: Path, content: ReportContent) -> None:
+    """Write the report to a PDF.
 
     Raises:
         OutputError: if the file cannot be written.
     """
-    identity: Identity = values["identity"]
     made = {
-        "Title": values["title"],
-        "Subject": identity.line(),
+        "Title": content.title,
+        "Subject": content.identity.line(),
         "Keywords": "research use only: not a medical device",
         "Creator": f"lesionseg {__version__}",
         # not the time of writing, so that equal runs give equal files
-        "CreationDate": _parse_day(identity.evaluated),
+        "CreationDate": _parse_day(content.identity.evaluated),
     }
     with (
         rc_context({**RC, "pdf.fonttype": 42}),
         atomic_path(path) as unfinished,
         PdfPages(unfinished, metadata=made) as pdf,
     ):
-        pdf.savefig(_first_page(values))
-        missed = values["pictures"].get("missed", [])[: 3 * PER_PAGE]
-        if len(missed) <= len(values["pictures"]["top"]):  # page 1 shows all of them
+        pdf.savefig(_first_page(content))
+        missed = content.pictures.missed[: 3 * PER_PAGE]
+        if len(missed) <= len(content.pictures.top):  # page 1 shows all of them
             missed = []
         for at in range(0, len(missed), PER_PAGE):
             page = _Page()
             page.text(EDGE, 0.5, "Missed lesions, largest first", 13, weight="bold")
             _draw_cards(page, missed[at:][:PER_PAGE], 0.85)
             pdf.savefig(page.figure)
-        for page in _number_pages(values):
+        for page in _number_pages(content):
             pdf.savefig(page.figure)
 
 
@@ -89,11 +95,14 @@ class _Page:
         self.figure = Figure(figsize=(WIDTH, HEIGHT))
 
     def text(self, x: float, y: float, words: str, size: float, width: int = 0, **look: Any) -> int:
-        """Write text below `y`, wrapped after `width` letters. Return the number of lines."""
+        """Write text below `y`, wrapped after `width` letters. Return the number of lines.
+
+        `size` is in points. `look` contains further settings of `Figure.text`, such as the colour.
+        """
         lines = _wrap_lines(words, width)
-        for k, line in enumerate(lines):  # placed by the baseline, which all letters share
-            below = y + (1 + 1.35 * k) * size / 72
-            self.figure.text(x / WIDTH, 1 - below / HEIGHT, line, fontsize=size, **look)
+        for k, line in enumerate(lines):
+            baseline = y + (1 + 1.35 * k) * size / 72
+            self.figure.text(x / WIDTH, 1 - baseline / HEIGHT, line, fontsize=size, **look)
         return len(lines)
 
     def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
@@ -104,7 +113,7 @@ class _Page:
         )
 
     def line(self, x: float, y: float, width: float, **look: Any) -> None:
-        """Draw a horizontal line."""
+        """Draw a horizontal line. `look` contains its settings, such as the colour."""
         xs = (x / WIDTH, (x + width) / WIDTH)
         ys = (1 - y / HEIGHT, 1 - y / HEIGHT)
         self.figure.add_artist(Line2D(xs, ys, **look))
@@ -125,56 +134,75 @@ def _wrap_lines(words: str, width: int) -> list[str]:
     return wrap(words, width) if width else [words]
 
 
-def _first_page(values: Mapping[str, Any]) -> Figure:
-    """Draw the first page: headline, tiles, charts, up to three lesions, and the limits."""
+def _first_page(content: ReportContent) -> Figure:
+    """Draw the first page: headline, tiles, charts, up to three lesions, and the limitations."""
     page = _Page()
+    y = _draw_header(page, content)
+    _draw_tiles(page, content.tiles, y)
+    y = _draw_charts(page, content.charts, y + 0.88)
+    pictures = content.pictures
+    if pictures.top:
+        words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
+        page.text(EDGE, y, words, 11, weight="bold")
+        _draw_missed(page, pictures, y + 0.22)
+    elif pictures.false_positives:
+        words = "The false positive"
+        if content.n_false_positive > 1:
+            words = "The false positives with the highest rating"
+        page.text(EDGE, y, words, 11, weight="bold")
+        _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
+    page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
+    page.text(EDGE, 7.72, "Limitations. " + content.limitations, 9, 165)
+    return page.figure
+
+
+def _draw_header(page: _Page, content: ReportContent) -> float:
+    """Draw identity, tags and headline. Return the position of the tiles below them."""
     y = 0.2
-    page.text(WIDTH - EDGE, y, f"{values['role']}research use only", 8, ha="right", color=SOFT)
-    page.text(EDGE, y, values["identity"].line(), 8, color=SOFT)
+    page.text(WIDTH - EDGE, y, f"{content.role}research use only", 8, ha="right", color=SOFT)
+    page.text(EDGE, y, content.identity.line(), 8, color=SOFT)
     y += 0.24
-    for name, words in values["tags"]:
+    for name, words in content.tags:
         page.text(EDGE, y, f"{name.upper()}: {words}", 7, weight="bold", backgroundcolor="#ffdf6b")
         y += 0.2
-    size = 17 if len(values["tags"]) < 2 else 14
-    lines = page.text(EDGE, y + 0.04, values["headline"], size, 1320 // size, weight="bold")
-    y = max(y + 0.04 + (0.25 + 1.35 * lines) * size / 72, 1.16)
+    size = 17 if len(content.tags) < 2 else 14
+    n_lines = page.text(EDGE, y + 0.04, content.headline, size, 1320 // size, weight="bold")
+    return max(y + 0.04 + (0.25 + 1.35 * n_lines) * size / 72, 1.16)
+
+
+def _draw_tiles(page: _Page, tiles: Sequence[Tile], y: float) -> None:
+    """Draw the four numbers of the first screen next to each other."""
     width = (WIDTH - 2 * EDGE - 0.45) / 4
-    for k, tile in enumerate(values["tiles"]):
+    for k, tile in enumerate(tiles):
         x = EDGE + k * (width + 0.15)
         page.box(x, y, width, 0.78, WASH)
         page.box(x, y, 0.045, 0.78, ACCENT if tile.weak else FOUND)
         page.text(x + 0.14, y + 0.08, tile.value, 15, weight="bold")
         page.text(x + 0.14, y + 0.39, tile.words, 8, 44, color="#444444")
-    top = y + 0.88
-    height = CHARTS_END - 0.52 - top
-    for k, chart in enumerate(values["charts"]):
+
+
+def _draw_charts(page: _Page, charts: Sequence[Chart], y: float) -> float:
+    """Draw two charts next to each other. Return the position below them."""
+    height = CHARTS_END - 0.52 - y
+    for k, chart in enumerate(charts):
         x = EDGE + k * (CHART + GAP)
-        page.text(x, top, chart.title, 11, weight="bold")
-        page.image(x, top + 0.24, CHART, height, _render_pixels(chart.figure))
+        page.text(x, y, chart.title, 11, weight="bold")
+        page.image(x, y + 0.24, CHART, height, _render_pixels(chart.figure))
         page.text(x, CHARTS_END - 0.25, chart.caption, 7.5, 96, color=SOFT)
-    y = CHARTS_END + 0.12 if values["charts"] else top + 0.16
-    if top := values["pictures"]["top"]:
-        words = "Largest lesions it missed" if values["n_missed"] > 1 else "The lesion it missed"
-        page.text(EDGE, y, words, 11, weight="bold")
-        for k, card in enumerate(top):
-            x = EDGE + 2.97 * k
-            page.image(x, y + 0.22, TOP_SIDE, TOP_SIDE, _decode_picture(card))
-            page.text(x + TOP_SIDE + 0.08, y + 0.22, f"{card.size} · {card.case}", 8, weight="bold")
-            page.text(x + TOP_SIDE + 0.08, y + 0.39, card.words, 8, 20)
-        looks = {"": (REFERENCE, "-"), "a": (ACCEPTED, "--"), "b": ("#777777", ":")}
-        for k, (name, words) in enumerate(values["lines"]):
-            colour, style = looks[name]
-            page.line(9.4, y + 0.3 + 0.2 * k, 0.3, color=colour, linestyle=style, linewidth=2)
-            page.text(9.78, y + 0.23 + 0.2 * k, words, 8)
-    elif false := values["pictures"]["false"]:
-        title = (
-            "The highest rated false positives" if values["n_false"] > 1 else "The false positive"
-        )
-        page.text(EDGE, y, title, 11, weight="bold")
-        _draw_cards(page, false[:COLUMNS], y + 0.24)
-    page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
-    page.text(EDGE, 7.72, "Limits. " + values["limits"], 9, 165)
-    return page.figure
+    return CHARTS_END + 0.12 if charts else y + 0.16
+
+
+def _draw_missed(page: _Page, pictures: Pictures, y: float) -> None:
+    """Draw the largest missed lesions, with their captions and the key of the outlines."""
+    for k, card in enumerate(pictures.top):
+        x = EDGE + 2.97 * k
+        page.image(x, y, TOP_SIDE, TOP_SIDE, _decode_picture(card))
+        page.text(x + TOP_SIDE + 0.08, y, f"{card.size} · {card.case}", 8, weight="bold")
+        page.text(x + TOP_SIDE + 0.08, y + 0.17, card.words, 8, 20)
+    for k, (name, words) in enumerate(pictures.outlines):
+        colour, style = LINE_STYLES[name]
+        page.line(9.4, y + 0.08 + 0.2 * k, 0.3, color=colour, linestyle=style, linewidth=2)
+        page.text(9.78, y + 0.01 + 0.2 * k, words, 8)
 
 
 def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
@@ -187,16 +215,14 @@ def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
         page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 7.5, 66)
 
 
-def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
+def _number_pages(content: ReportContent) -> list[_Page]:
     """Draw two tables on as many pages as needed: the test on the left, all measures right."""
-    rows = [(name, "", words) for name, words in values["about"]]
-    measured = []
-    for one in values["measures"]:
-        measured.append((one.name, one.value, _measure_text(one)))
-    if note := values["measures_note"]:
-        measured.append(("", "", note.replace("– instead of", "Without")))
-    left = _place_rows("About this test", rows, 2.2, 46)
-    right = _place_rows("All measures", measured, 2.65, 48)
+    about = [(name, "", words) for name, words in content.about]
+    measures = [(one.name, one.value, _measure_text(one)) for one in content.measures]
+    if note := content.measures_note:
+        measures.append(("", "", note.replace("– instead of", "Without")))
+    left = _place_rows("About this test", about, indent=2.2, letters=46)
+    right = _place_rows("All measures", measures, indent=2.65, letters=48)
     pages = []
     for k in range(max(len(left), len(right))):
         pages.append(_Page())
@@ -207,7 +233,7 @@ def _number_pages(values: Mapping[str, Any]) -> list[_Page]:
 
 
 def _measure_text(one: Measure) -> str:
-    """Return the meaning of a measure with its interval, or the reason why it has none."""
+    """Return the meaning of a measure and its interval, or the reason why it has no interval."""
     if one.interval in ("", "–"):
         return one.meaning
     kind = "95 % interval" if one.interval[0] in "-0123456789" else "no interval"

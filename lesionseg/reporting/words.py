@@ -292,8 +292,8 @@ def _false_positive_tile(tables: Tables) -> Tile:
     return Tile(rate(value), words, (value or 0) > 2 or bool(explain_excess(tables)))
 
 
-def limits(tables: Tables, study: Mapping[str, str]) -> str:
-    """Return the limits of the evaluation in one line."""
+def limitations(tables: Tables, study: Mapping[str, str]) -> str:
+    """Return the limitations of the evaluation in one line."""
     words = "An empty result does not exclude a lesion. The program was tested without a reader."
     is_simulated = tables.scores.provenance.simulated
     if not is_simulated and "reader" not in study:

@@ -1,9 +1,12 @@
-"""Write the report of an evaluation: found and missed lesions, and the certainty of the numbers."""
+"""Write the report of an evaluation: found and missed lesions, and intervals of the numbers."""
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -12,6 +15,8 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
+from lesionseg.reporting.charts import Chart
+from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables, read_tables
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
@@ -22,7 +27,7 @@ from lesionseg.reporting.words import (
     QUESTIONS,
     false_positive_words,
     headline,
-    limits,
+    limitations,
     measures,
     role_words,
     rule_words,
@@ -40,13 +45,15 @@ log = logging.getLogger(__name__)
 MOST_MISSED = 60  # pictures of missed lesions
 MOST_FALSE = 30  # pictures of false positives
 MOST_FOUND = 12  # pictures of found lesions
-ON_TOP = 3  # pictures of missed lesions on the first screen
-MOST_MOVED = 100_000  # with more lesions and false positives, the page has no slider
+N_ON_TOP = 3  # pictures of missed lesions on the first screen
+MOST_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
-LINES = {  # by the mask of a scene: the class of its outline in style.css, and its name
-    "reference": ("", "lesion as marked"),
-    "accepted": ("a", "what the program marked"),
-    "below": ("b", "seen, but not marked"),
+Kind = Literal["top", "missed", "false_positive", "found"]
+# for each mask of a scene: the class of its outline in style.css, and its description
+OUTLINES = {
+    "reference": ("reference", "lesion in the reference"),
+    "accepted": ("accepted", "marking of the program"),
+    "below": ("below", "marking rated below the limit"),
 }
 ANSWERS = ("answer", "reader", "comment")  # columns that a reader fills in
 
@@ -88,74 +95,120 @@ def write_report(
         OutputError: if a file cannot be written.
     """
     options = options or ReportSection.of()
-    own = (scores_dir / name for name in ("validation", "predictions"))
-    prediction = prediction or next(filter(Path.is_dir, own), None)
-    if compare is None and (scores_dir / "compare" / "scores.json").is_file():
-        compare = scores_dir / "compare"
-    tables = read_tables(scores_dir, identifiers=options.identifiers)
+    models = _read_models(scores_dir, compare, identifiers=options.identifiers)
+    tables = models[0][1]
     study = read_study(Path(options.study) if options.study else None)
-    models = [("this program", tables)]
-    if compare is not None:
-        models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
-        if set(models[1][1].real_names) != set(tables.real_names):
-            raise ContentError(
-                f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
-                "same cases."
-            )
-    pictures, lines = _draw_pictures(
-        tables=tables,
-        images=images,
-        reference=reference,
-        prediction=prediction,
-        output=output,
-        options=options,
-        progress=progress,
-    )
-    role = tables.scores.evaluated_on
-    outlines = charts.dice_chart(tables)
-    second = charts.froc_chart(models) or outlines  # masks without scores have no FROC
-    first = [c for c in (charts.size_chart(tables), second) if c]
-    makers = (
-        charts.curve_chart,
-        charts.subgroup_chart,
-        charts.reliability_chart,
-        charts.load_chart,
-    )
-    annex = [outlines] if outlines and outlines is not second else []
-    annex += [c for make in makers if (c := make(tables))]
-    annex += charts.training_charts(scores_dir / "metrics.csv")
-    identity = read_identity(scores_dir, tables.scores.provenance)
-    measured, note = measures(tables)
-    values: dict[str, Any] = {
-        "title": page_title(tables, study, identity),
-        "identity": identity,
-        "tags": tags(tables),
-        "role": f"{role_words(role)} · " if role in ("test", "external") else "",
-        "headline": headline(tables),
-        "tiles": tiles(tables),
-        "charts": first,
-        "pictures": pictures,
-        "lines": lines,
-        "n_missed": int((~tables.lesions["detected"].astype(bool)).sum()),
-        "n_false": tables.scores.n_false_positive,
-        "limits": limits(tables, study),
-        "more": annex,
-        "slider": slider(tables),
-        "measures": measured,
-        "measures_note": note,
-        "case_rows": case_rows(tables),
-        "about": about(tables, study, identity),
-        "comparison": tables.scores.comparison,
-    }
+    pictures = Pictures()
+    if images is not None:
+        sources = Sources(images, reference, prediction or _find_predictions(scores_dir))
+        viewer = output / "viewer" if options.viewer else None
+        pictures = _draw_pictures(tables, sources, viewer, progress)
+    content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "report.html", render("report.html.j2", **values))
+    write_text(output / "report.html", render("report.html.j2", report=content))
     write_adjudication(output / "adjudicate.csv", tables)
     if tables.names:
         rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
         write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
     if options.pdf:
-        write_pdf(output / "report.pdf", values)
+        write_pdf(output / "report.pdf", content)
     return output / "report.html"
+
+
+def _find_predictions(scores_dir: Path) -> Path | None:
+    """Return the folder of predictions that `train` or `evaluate` wrote next to the scores."""
+    for name in ("validation", "predictions"):
+        if (scores_dir / name).is_dir():
+            return scores_dir / name
+    return None
+
+
+def _read_models(
+    scores_dir: Path, compare: Path | None, *, identifiers: bool
+) -> list[tuple[str, Tables]]:
+    """Read the evaluation, and that of another model if there is one. Return names and tables.
+
+    Raises:
+        ContentError: if the other model was evaluated on other cases.
+    """
+    tables = read_tables(scores_dir, identifiers=identifiers)
+    if compare is None and (scores_dir / "compare" / "scores.json").is_file():
+        compare = scores_dir / "compare"
+    if compare is None:
+        return [("this program", tables)]
+    other = read_tables(compare, identifiers=identifiers)
+    if set(other.real_names) != set(tables.real_names):
+        raise ContentError(
+            f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
+            "same cases."
+        )
+    return [("this program", tables), ("other program", other)]
+
+
+def _collect_content(
+    models: Sequence[tuple[str, Tables]],
+    study: Mapping[str, str],
+    pictures: Pictures,
+    *,
+    history: Path,
+) -> ReportContent:
+    """Collect everything that the page and the PDF show.
+
+    Args:
+        models: The names and tables of the model, and of the one it is compared with.
+        study: The answers of study.yaml.
+        pictures: The pictures.
+        history: The metrics.csv of a training. It may be missing.
+    """
+    tables = models[0][1]
+    scores = tables.scores
+    identity = read_identity(tables.folder, scores.provenance)
+    charts, more_charts = _draw_charts(models, history)
+    all_measures, measures_note = measures(tables)
+    is_unseen = scores.evaluated_on in ("test", "external")  # other roles have a tag
+    return ReportContent(
+        title=page_title(tables, study, identity),
+        identity=identity,
+        tags=tags(tables),
+        role=f"{role_words(scores.evaluated_on)} · " if is_unseen else "",
+        headline=headline(tables),
+        tiles=tiles(tables),
+        charts=charts,
+        pictures=pictures,
+        n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
+        n_false_positive=scores.n_false_positive,
+        limitations=limitations(tables, study),
+        more_charts=more_charts,
+        slider=slider_data(tables),
+        measures=all_measures,
+        measures_note=measures_note,
+        case_rows=case_rows(tables),
+        about=about_lines(tables, study, identity),
+        comparison=scores.comparison,
+    )
+
+
+def _draw_charts(
+    models: Sequence[tuple[str, Tables]], history: Path
+) -> tuple[list[Chart], list[Chart]]:
+    """Draw the charts of the first screen, and all further charts.
+
+    The first screen has sensitivity by size and the FROC curve. Masks without scores have no FROC
+    curve, so Dice by scan takes its place.
+    """
+    tables = models[0][1]
+    froc = charts.froc_chart(models)
+    dice = charts.dice_chart(tables)
+    first = [charts.size_chart(tables), froc or dice]
+    more = [
+        dice if froc else None,
+        charts.curve_chart(tables),
+        charts.subgroup_chart(tables),
+        charts.reliability_chart(tables),
+        charts.load_chart(tables),
+        *charts.training_charts(history),
+    ]
+    return [chart for chart in first if chart], [chart for chart in more if chart]
 
 
 def read_study(path: Path | None) -> dict[str, str]:
@@ -186,7 +239,9 @@ def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> 
     return f"{data}: lesions found and missed in {scans}{day}"
 
 
-def about(tables: Tables, study: Mapping[str, str], identity: Identity) -> list[tuple[str, str]]:
+def about_lines(
+    tables: Tables, study: Mapping[str, str], identity: Identity
+) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
     lesions = "as marked in the reference; it may be incomplete"
     if tables.scores.provenance.simulated:
@@ -236,10 +291,10 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
     return rows
 
 
-def slider(tables: Tables) -> dict[str, Any] | None:
+def slider_data(tables: Tables) -> dict[str, Any] | None:
     """Return the data of the threshold slider; None without scores or with too many lesions."""
-    n_moved = len(tables.lesions) + len(tables.false_scores)
-    if tables.threshold is None or not 0 < n_moved <= MOST_MOVED:
+    n_points = len(tables.lesions) + len(tables.false_scores)
+    if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
     sizes = [b for b in tables.scores.recall_by_size if b.n]
     found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)
@@ -298,64 +353,80 @@ def _candidate_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
     return str(row["case"]), int(float(row["candidate"])), *box
 
 
-def _draw_pictures(
-    tables: Tables,
-    images: Path | Dataset | None,
-    reference: Path | None,
-    prediction: Path | None,
-    output: Path,
-    options: ReportSection,
-    progress: Progress | None,
-) -> tuple[dict[str, list[Card]], list[tuple[str, str]]]:
-    """Draw the cards of each kind (top, missed, false, found), and name the outlines in them.
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A picture to draw: its kind, the row of its lesion or false positive, and its caption."""
 
-    Without images there are no cards.
+    kind: Kind
+    row: pd.Series
+    words: str
+
+
+def _draw_pictures(
+    tables: Tables, sources: Sources, viewer: Path | None, progress: Progress | None
+) -> Pictures:
+    """Draw the pictures of lesions and false positives.
+
+    Cases are read one after the other, because only one scan is kept in memory. With `viewer`, a
+    page of each case is written into this folder.
     """
-    found: dict[str, list[Card]] = {kind: [] for kind in ("top", "missed", "false", "found")}
-    if images is None:
-        return found, []
     wanted = list(_choose_pictures(tables))
-    sources = Sources(images, reference, prediction)
-    scenes: dict[str, Scene | None] = {}
-    drawn: dict[int, tuple[str, Card]] = {}
-    outlined: set[str] = set()
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i][1]["case"])
-    for done, i in enumerate(order, 1):
-        kind, row, words = wanted[i]
-        case = str(row["case"])
-        if case not in scenes:
-            scenes = {case: _load_scene(sources, tables, case)}  # keeps one scan in memory
-            if options.viewer and (shown := scenes[case]) is not None:
+    cards: dict[int, Card] = {}  # by index in `wanted`
+    visible: set[str] = set()
+
+    def case_of(index: int) -> str:
+        return str(wanted[index].row["case"])
+
+    n_done = 0
+    for case, indices in itertools.groupby(sorted(range(len(wanted)), key=case_of), case_of):
+        scene = _load_scene(sources, tables, case)
+        if scene is not None:
+            visible |= _find_visible_masks(scene)
+            if viewer is not None:
                 from lesionseg.reporting.viewer import write_viewer
 
-                write_viewer(output / "viewer", case.replace(" ", "-"), case, shown)
-        if (scene := scenes[case]) is not None:
-            drawn[i] = kind, _draw_card(scene, row, words, kind, tables)
-            masks = {name: getattr(scene, name) for name in LINES}
-            outlined |= {name for name, mask in masks.items() if mask is not None and mask.any()}
-        if progress is not None:
-            progress(case, done, len(wanted))
-    for i in sorted(drawn):
-        found[drawn[i][0]].append(drawn[i][1])
-    return found, [words for name, words in LINES.items() if name in outlined]
+                write_viewer(viewer, case.replace(" ", "-"), case, scene)
+        for index in indices:
+            if scene is not None:
+                cards[index] = _draw_card(scene, wanted[index], tables)
+            n_done += 1
+            if progress is not None:
+                progress(case, n_done, len(wanted))
+    of_kind: dict[Kind, list[Card]] = defaultdict(list)
+    for index in sorted(cards):
+        of_kind[wanted[index].kind].append(cards[index])
+    return Pictures(
+        top=of_kind["top"],
+        missed=of_kind["missed"],
+        false_positives=of_kind["false_positive"],
+        found=of_kind["found"],
+        outlines=[outline for name, outline in OUTLINES.items() if name in visible],
+    )
 
 
-def _choose_pictures(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
-    """Yield the kind, the row and the words of each picture."""
-    missed = tables.lesions[~tables.lesions["detected"].astype(bool)]
+def _find_visible_masks(scene: Scene) -> set[str]:
+    """Return the names of the masks of a scene that have voxels, keys of `OUTLINES`."""
+    masks = {"reference": scene.reference, "accepted": scene.accepted, "below": scene.below}
+    return {name for name, mask in masks.items() if mask is not None and mask.any()}
+
+
+def _choose_pictures(tables: Tables) -> Iterator[_Wanted]:
+    """Yield the pictures to draw, in the order of the page."""
+    is_found = tables.lesions["detected"].astype(bool)
+    missed = tables.lesions[~is_found]
     missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
-    for _, row in missed.head(ON_TOP).iterrows():
-        yield "top", row, why_missed(row, tables)
+    for _, row in missed.head(N_ON_TOP).iterrows():
+        yield _Wanted("top", row, why_missed(row, tables))
     for _, row in missed.head(MOST_MISSED).iterrows():
-        yield "missed", row, why_missed(row, tables)
+        yield _Wanted("missed", row, why_missed(row, tables))
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
-        yield "false", row, false_positive_words(row)
-    hits = tables.lesions[tables.lesions["detected"].astype(bool)].sort_values("diameter_mm")
-    step = max(1, len(hits) // MOST_FOUND)
-    for _, row in hits.iloc[::step].head(MOST_FOUND).iterrows():
+        yield _Wanted("false_positive", row, false_positive_words(row))
+    found = tables.lesions[is_found].sort_values("diameter_mm")
+    step = max(1, len(found) // MOST_FOUND)
+    for _, row in found.iloc[::step].head(MOST_FOUND).iterrows():
         score = row["detected_at"]
-        yield "found", row, "" if pd.isna(score) else f"rated {format_score(score)}"
+        yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
 
 
 def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
@@ -368,13 +439,16 @@ def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
         return None
 
 
-def _draw_card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, tables: Tables) -> Card:
-    """Draw the picture of a row of lesions.csv or candidates.csv."""
+def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:
+    """Draw a picture with its caption."""
+    row = wanted.row
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
     start = [float(row[f"start_{axis}_vox"]) for axis in axes]
     stop = [float(row[f"stop_{axis}_vox"]) for axis in axes]
-    focus = scene.mask_of(int(row["candidate"])) if kind == "false" else None
-    figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3, focus=focus)
+    is_false_positive = wanted.kind == "false_positive"
+    focus = scene.mask_of(int(row["candidate"])) if is_false_positive else None
+    planes = 1 if wanted.kind == "top" else 3
+    figure = draw_cutout(scene, start, stop, planes=planes, focus=focus)
     bounds = [SMALL_MM, *(part.from_mm for part in tables.scores.recall_by_size)]
     size = f"{size_text(row['diameter_mm'], bounds)} {short_unit(tables.scores.size_unit)}"
-    return Card(data_uri(figure), str(row["case"]), size, words)
+    return Card(data_uri(figure), str(row["case"]), size, wanted.words)

@@ -21,7 +21,7 @@ from lesionseg.reporting.words import (
     explain_excess,
     false_positive_words,
     headline,
-    limits,
+    limitations,
     measures,
     per_scan,
     setting_words,
@@ -32,7 +32,7 @@ from lesionseg.reporting.words import (
     tiles,
     why_missed,
 )
-from lesionseg.reporting.write import about, page_title
+from lesionseg.reporting.write import about_lines, page_title
 from tests.evaluation.hand_cases import (
     CASES,
     evaluate_case,
@@ -268,7 +268,7 @@ def test_the_froc_axis_reaches_a_higher_rate(tmp_path):
 def test_a_missing_prediction_is_singular_or_plural(tmp_path):
     failed = hand_result("b", [None], status="missing")
     tables = tables_of([hand_result("a", [0.9]), failed], tmp_path)
-    assert limits(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
+    assert limitations(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
 
 
 # --- identity ---
@@ -304,7 +304,7 @@ def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
     assert lines["Remarks"] == "pilot"
     assert "Contact" not in lines
     assert len(lines) == len(QUESTIONS) - 2  # the title, and no contact
-    rows = dict(about(tables, {}, Identity("MS")))
+    rows = dict(about_lines(tables, {}, Identity("MS")))
     assert rows["Dataset"] == "MS"
     assert rows["Scans"] == (
         "1 scan, none of them without a result: test scans, not used in training"

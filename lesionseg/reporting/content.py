@@ -1,0 +1,76 @@
+"""The content of a report, which the page and the PDF share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.evaluation.scores import Difference, PrimaryDifference
+from lesionseg.reporting.charts import Chart
+from lesionseg.reporting.identity import Identity
+from lesionseg.reporting.pictures import Card
+from lesionseg.reporting.rendering import Tile
+from lesionseg.reporting.words import Measure
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a report. All fields are empty for a report without images.
+
+    Attributes:
+        top: The largest missed lesions, in one plane, for the first screen.
+        missed: Missed lesions, largest first.
+        false_positives: False positives, highest score first.
+        found: Some of the found lesions, smallest first.
+        outlines: Class in style.css and description of each outline that occurs in the pictures.
+    """
+
+    top: Sequence[Card] = ()
+    missed: Sequence[Card] = ()
+    false_positives: Sequence[Card] = ()
+    found: Sequence[Card] = ()
+    outlines: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """Everything that the page and the PDF show.
+
+    Attributes:
+        title: Title of the page.
+        identity: The tested program, its dataset and the date.
+        tags: Warnings at the top, each with a sentence.
+        role: Role of the scans, followed by a separator. Empty if it is unknown or a tag names it.
+        headline: One sentence about lesions and false positives.
+        tiles: The four numbers of the first screen.
+        charts: The two charts of the first screen.
+        pictures: Pictures of lesions and false positives.
+        n_missed: Number of missed lesions, with and without a picture.
+        n_false_positive: Number of false positives, with and without a picture.
+        limitations: Limitations of the evaluation, in one line.
+        more_charts: Charts that are folded on the page.
+        slider: Data of the threshold slider. None for a page without it.
+        measures: All measures.
+        measures_note: Reason that several measures share for having no interval. Empty if none.
+        case_rows: One row per scan.
+        about: Names and values about the test.
+        comparison: Differences to another model. None if only one was evaluated.
+    """
+
+    title: str
+    identity: Identity
+    tags: Sequence[tuple[str, str]]
+    role: str
+    headline: str
+    tiles: Sequence[Tile]
+    charts: Sequence[Chart]
+    pictures: Pictures
+    n_missed: int
+    n_false_positive: int
+    limitations: str
+    more_charts: Sequence[Chart]
+    slider: Mapping[str, Any] | None
+    measures: Sequence[Measure]
+    measures_note: str
+    case_rows: Sequence[Mapping[str, Any]]
+    about: Sequence[tuple[str, str]]
+    comparison: Mapping[str, PrimaryDifference | Difference] | None
