@@ -11,12 +11,13 @@ from lesionseg.ops.anchors import centred_iou
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 from lesionseg.plan.rules import Decision
 
-N_SHAPES = 3  # sizes of a level, besides one that it shares with a neighbouring level
+N_SHAPES = 3  # sizes of each level. One further size is shared with a neighbouring level.
 MOST_LEVELS = 4
-SMALL_SHARE = 10  # percent: the smallest tenth has the weight of all lesions together
-WELL_COVERED = 0.5  # IoU
-_CELLS_ACROSS = 1.5  # cells of the finest level across a lesion of the smallest tenth
+SMALL_PERCENT = 10  # the smallest 10 % of lesions decide the finest level
+GOOD_IOU = 0.5  # an anchor with this IoU or more covers a lesion well
+_CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the finest level
 _MOST_LESIONS = 1000  # used for the fit; more do not change the result
+# factors by which `_cluster` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
 
 Extents = NDArray[np.float64]
@@ -49,75 +50,92 @@ def fit_anchors(
     """
     sides = np.maximum(np.asarray(extents, dtype=float), 1.0)
     strides = np.asarray(total_strides(architecture.strides), dtype=float)
-    # full resolution is used only if the backbone has no coarser stage
+    # no anchors at full resolution, unless the backbone has no coarser stage
     finest = min(int(strides[0].max() == 1), len(strides) - 1)
     if sides.size == 0:
         stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
         octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
         shapes = np.concatenate([2 * strides[i] * octaves[:, None] for i in stages])
-        return Decision(_anchors(stages, shapes, architecture), "no lesion to fit anchors to")
+        return Decision(
+            _make_anchors(stages, shapes, architecture),
+            "default sizes, because there are no lesions",
+        )
     sides = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     sides = sides[np.linspace(0, len(sides) - 1, min(len(sides), _MOST_LESIONS)).astype(int)]
-    stages = _levels(sides, strides, finest)
+    stages = _choose_stages(sides, strides, finest)
     volume = sides.prod(axis=1)
-    small = volume <= np.percentile(volume, SMALL_SHARE)  # at least one
-    shapes = _clusters(sides, 1 / len(sides) + small / small.sum(), N_SHAPES * len(stages))
-    best = _best_iou(sides, shapes)
-    iou = float(best.mean())
-    recall = float((best[small] >= WELL_COVERED).mean())
+    is_small = volume <= np.percentile(volume, SMALL_PERCENT)  # True for at least one lesion
+    # all lesions together have the weight 1, and the small ones another 1
+    weights = 1 / len(sides) + is_small / is_small.sum()
+    shapes = _cluster(sides, weights, N_SHAPES * len(stages))
+    best_iou = _best_iou(sides, shapes)
+    mean_iou = float(best_iou.mean())
+    small_recall = float((best_iou[is_small] >= GOOD_IOU).mean())
     found = replace(
-        _anchors(stages, shapes, architecture),
-        mean_iou=round(iou, 4),
-        small_recall=round(recall, 4),
+        _make_anchors(stages, shapes, architecture),
+        mean_iou=round(mean_iou, 4),
+        small_recall=round(small_recall, 4),
     )
     step = strides[stages[0]]
     reason = (
         f"{len(stages)} levels from a stride of {' × '.join(f'{s:g}' for s in step)}, "
-        f"{found.n_shapes} sizes each; mean IoU of a lesion with its best anchor size {iou:.2f}, "
-        f"{100 * recall:.0f} % of the smallest tenth at {WELL_COVERED:g} or more"
+        f"{found.n_shapes} sizes each; lesions have a mean IoU of {mean_iou:.2f} with their best "
+        f"size; {100 * small_recall:.0f} % of the smallest tenth of lesions have an IoU of "
+        f"{GOOD_IOU:g} or more"
     )
-    if (_CELLS_ACROSS * step > np.percentile(sides, SMALL_SHARE, axis=0)).any():
-        reason += "; the smallest tenth are still less than 1.5 cells across"
+    if (_CELLS_ACROSS * step > np.percentile(sides, SMALL_PERCENT, axis=0)).any():
+        reason += f"; the smallest tenth are less than {_CELLS_ACROSS:g} cells of the finest level"
+        reason += " across"
     return Decision(found, reason)
 
 
-def _anchors(stages: tuple[int, ...], shapes: Extents, architecture: Architecture) -> AnchorPlan:
+def _make_anchors(
+    stages: tuple[int, ...], shapes: Extents, architecture: Architecture
+) -> AnchorPlan:
     """Distribute anchor sizes, in ascending order, over the levels.
 
-    The heads have as many channels as the backbone at the finest level, rounded up to a multiple
-    of 8, within 16 and 128.
+    Neighbouring levels share one size. The heads have as many channels as the backbone at the
+    finest level, rounded up to a multiple of 8, at least 16 and at most 128.
     """
-    each = min(N_SHAPES + 1, len(shapes))
+    n_each = min(N_SHAPES + 1, len(shapes))
     sizes = []
     for level in range(len(stages)):
-        end = min(N_SHAPES * level + each, len(shapes))
-        sizes.append(tuple(map(tuple, shapes[end - each : end].round(2).tolist())))
+        end = min(N_SHAPES * level + n_each, len(shapes))
+        own = shapes[end - n_each : end].round(2)
+        sizes.append(tuple(tuple(size) for size in own.tolist()))
     width = -(-architecture.features[stages[0]] // 8) * 8  # group norms have 8 groups
     return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128))
 
 
-def _levels(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
-    """Return the stages from one for the smallest lesions to one for the largest."""
-    n = len(strides)
-    smallest = np.percentile(sides, SMALL_SHARE, axis=0)
-    fine = [i for i in range(finest, n) if (_CELLS_ACROSS * strides[i] <= smallest).all()]
-    first = max(fine, default=finest)
-    coarse = [i for i in range(first, n) if (2 * strides[i] <= sides.max(axis=0)).any()]
-    return tuple(range(first, min(max(coarse, default=first), first + MOST_LEVELS - 1) + 1))
+def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
+    """Choose the consecutive stages that have anchors.
 
-
-def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
-    """Return `k` box sizes that maximise the weighted mean IoU of lesions with the best of them.
-
-    The first sizes are evenly spaced in the logarithm of volume. Then one side at a time is
-    stretched or shrunk by smaller and smaller factors, and a change is kept if it improves the
-    IoU. The sizes are in ascending order of volume.
+    The first is the coarsest stage that resolves small lesions. The last is the coarsest stage
+    whose stride is at most half the largest lesion.
     """
-    logs = np.log(sides.prod(axis=1))
-    edges = np.interp(np.linspace(0.02, 0.98, k), np.linspace(0, 1, len(logs)), np.sort(logs))
-    even = np.linspace(edges[0], edges[-1], k)
-    wanted = (edges + even) / 2  # between even spacing by rank and even spacing by size
-    shapes = sides[np.abs(logs[:, None] - wanted).argmin(axis=0)]
+    n = len(strides)
+    small = np.percentile(sides, SMALL_PERCENT, axis=0)
+    largest = sides.max(axis=0)
+    resolving = [i for i in range(finest, n) if (_CELLS_ACROSS * strides[i] <= small).all()]
+    first = max(resolving, default=finest)
+    fitting = [i for i in range(first, n) if (2 * strides[i] <= largest).any()]
+    last = min(max(fitting, default=first), first + MOST_LEVELS - 1)
+    return tuple(range(first, last + 1))
+
+
+def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
+    """Return `k` box sizes that maximise the weighted mean IoU of lesions with the best size.
+
+    The search begins with the sizes of `k` lesions, which are spread over the range of volumes.
+    Then one side at a time is stretched or shrunk by smaller and smaller factors. A change is kept
+    if it improves the IoU. The sizes are in ascending order of volume.
+    """
+    log_volumes = np.log(sides.prod(axis=1))
+    ranks = np.linspace(0, 1, len(log_volumes))
+    even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
+    even_by_size = np.linspace(even_by_rank[0], even_by_rank[-1], k)
+    wanted = (even_by_rank + even_by_size) / 2
+    shapes = sides[np.abs(log_volumes[:, None] - wanted).argmin(axis=0)]
     for step in _STEPS:
         score = weights @ _best_iou(sides, shapes)
         for row, axis in np.ndindex(*shapes.shape):
@@ -131,6 +149,6 @@ def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
 
 
 def _best_iou(sides: Extents, shapes: Extents) -> NDArray[np.float64]:
-    """Return the IoU of each lesion with the best of the sizes, both with the same centre."""
+    """Return the IoU of each lesion with its best size, if both have the same centre."""
     iou = centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes))
     return np.asarray(iou.numpy().max(axis=1))

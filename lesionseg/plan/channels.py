@@ -19,11 +19,11 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
     """
     new = [name.strip().casefold() for name in names]
     old = [name.strip().casefold() for name in before]
-    as_many = len(new) == len(old)
+    is_same_number = len(new) == len(old)
 
     def source(index: int) -> int | None:
         if new[index] in old:
             return old.index(new[index])
-        return index if as_many and old[index] not in new else None
+        return index if is_same_number and old[index] not in new else None
 
     return tuple(source(index) for index in range(len(new)))

@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 StepMemory = Callable[[Plan], float]
 
-BY_HAND = "chosen by hand"
+BY_USER = "set by the user"
 FOLLOWED = "as in the bundle that training starts from"
 FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
-# heads of a detector on a GPU: minimum number of channels, and of convolutions (Lin et al. 2017)
-HEAD_WIDTH = 128
-HEAD_DEPTH = 4
-# networks with the same encoder and decoder, so that weights of one can initialise another
+# the heads of a detector on a GPU (Lin et al. 2017)
+MIN_HEAD_WIDTH = 128  # channels
+HEAD_DEPTH = 4  # convolutions
+# networks with the same encoder and decoder: the weights of one can initialise another
 _PLAIN = ("unet", "retinanet", "retina_unet")
 
 
@@ -59,9 +59,9 @@ def make_plan(
         device: torch's name of the device, such as "cpu" or "cuda:0".
         overrides: settings that replace decisions; None for none.
         before: plan of the network whose weights training starts from. Its grid, its backbone and
-            the normalisation of its channels are kept, and its tile unless another is chosen.
+            the normalisation of its channels are kept. Its tile is kept if `overrides` has none.
         step_memory: function that predicts the memory of a training step of a plan in 10⁹ bytes.
-        pyramid: stages of a backbone that is the user's own, or has weights of another program.
+        pyramid: stages of a user's own backbone, or of one with another program's weights.
 
     Returns:
         The plan, with a reason for each decision.
@@ -81,7 +81,7 @@ def make_plan(
             }
         )
     draft = _draft(fingerprint, dataset, device, chosen, before)
-    anchors_of = cache(partial(_anchors, fingerprint, draft, before, device))
+    anchors_of = cache(partial(_choose_anchors, fingerprint, draft, before, device))
 
     def plan_with(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
         """Return the plan with this architecture, tile and batch."""
@@ -117,7 +117,7 @@ def make_plan(
     )
     if pyramid is not None and chosen.tile_shape is None:
         tile = replace(tile, value=_round_to_multiple(tile.value, total_stride(pyramid)))
-    shape = _shape(tile.value, draft, allowed, chosen, before, pyramid)
+    shape = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
     stride = total_stride(shape.value)
     if (pyramid or before) and any(np.remainder(tile.value, stride)):
         raise ConfigError(
@@ -139,8 +139,8 @@ def make_plan(
     if plan.anchors is not None:
         reasons["anchors"] = anchors_of(shape.value).reason
     if step_memory is not None and device.startswith("cuda"):
-        reasons["memory"] = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
-    if before is not None:  # the draft's reason is that of a value chosen by hand
+        reasons["memory"] = f"a training step is predicted to take {step_memory(plan):.1f} GB"
+    if before is not None:  # otherwise the reasons would say that the user set these values
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     return plan.with_(reasons=reasons)
@@ -181,25 +181,25 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
     )
 
 
-def _anchors(
+def _choose_anchors(
     fingerprint: Fingerprint, draft: Plan, before: Plan | None, device: str, shape: Architecture
 ) -> Decision[AnchorPlan | None]:
-    """Choose a detector's anchors for an architecture; None for a network without anchors."""
+    """Choose the anchors of a detector. The value is None for a network without anchors."""
     if "detection" not in sources_of(shape.name):
         return Decision(None, "")
     if before is not None and before.anchors is not None:
         return Decision(before.anchors, FOLLOWED)
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
-    if device.startswith("cuda") and found.value is not None:  # heads as in the paper
-        width = max(found.value.width, HEAD_WIDTH)
+    if device.startswith("cuda") and found.value is not None:
+        width = max(found.value.width, MIN_HEAD_WIDTH)
         found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
     return found
 
 
 def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
     """Adapt the device's budget to the chosen architecture and its number of features."""
-    # nnU-Net's presets of residual networks do not limit a batch to 5 % of the dataset
+    # Batches have no limit of 5 % of the dataset in nnU-Net's presets for residual networks.
     capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
     allowed = replace(budget, architecture=chosen.architecture, capped=capped)
     base = chosen.base_features
@@ -214,7 +214,7 @@ def _round_to_multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int,
     return tuple(max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True))
 
 
-def _shape(
+def _choose_architecture(
     tile: Sequence[int],
     draft: Plan,
     allowed: DeviceBudget,
@@ -232,15 +232,15 @@ def _shape(
     """
     if pyramid is not None:
         name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
-        return Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
+        return Decision(pyramid, f"{name}, {len(pyramid.features)} resolutions")
     if before is not None:
         return Decision(replace(before.architecture, name=chosen.architecture), FOLLOWED)
-    return _architecture(tile, draft.spacing_mm, allowed, chosen)
+    return _choose_stages(tile, draft.spacing_mm, allowed, chosen)
 
 
 def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
     """Return the user's choice, or the decision of the rule if the user chose nothing."""
-    return rule() if chosen is None else Decision(chosen, BY_HAND)
+    return rule() if chosen is None else Decision(chosen, BY_USER)
 
 
 def _draft(
@@ -290,7 +290,7 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        # the assumed pixel size of a radiograph that states none: the median of the training
+        # a radiograph that states no pixel size is assumed to have the median of the training set
         raster_mm=float(np.median(xray_mm)) if xray_mm else None,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
@@ -302,24 +302,32 @@ def _draft(
     )
 
 
-def _architecture(
+def _choose_stages(
     tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: ModelConfig
 ) -> Decision[Architecture]:
-    """Choose stages and features. Raise `ConfigError` for a tile that cannot be halved."""
-    network = network_spec(chosen)  # the user's own network may accept any tile
-    by_hand = chosen.tile_shape is not None and not network
-    shape = allowed.network(tile, spacing_mm, exact=by_hand)
-    if by_hand and len(shape.features) == 1:
+    """Choose stages and features by the rules.
+
+    Raise `ConfigError` if the user has set a tile that cannot be halved.
+    """
+    network = network_spec(chosen)
+    # a tile that the user sets must fit, but the user's own network may accept any tile
+    must_fit = chosen.tile_shape is not None and not network
+    shape = allowed.network(tile, spacing_mm, exact=must_fit)
+    if must_fit and len(shape.features) == 1:
         raise ConfigError(
-            f"model.tile_shape={list(tile)}: no side can be halved. Give multiples of 16."
+            f"model.tile_shape={list(tile)}: the network cannot halve any side. "
+            "Give multiples of 16."
         )
     shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
-    if chosen.layout == "nnunet":  # all levels but the two coarsest
+    if chosen.layout == "nnunet":  # all resolutions except the two coarsest
         shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
-    rest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
-    kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
-    reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
-    return Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
+    coarsest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
+    kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "nearly isotropic"
+    reason = (
+        f"{len(shape.features)} stages with {shape.features[0]} to {shape.features[-1]} features; "
+        f"the coarsest has {' × '.join(map(str, coarsest))} voxels per tile; the spacing is {kind}"
+    )
+    return Decision(shape, reason)
 
 
 def backbone_kind(architecture: str) -> str:
@@ -335,32 +343,32 @@ def check_compatible(
 ) -> None:
     """Raise `ConfigError` if the weights of `before` do not fit the requested plan."""
     shape = before.architecture
-    for what, has, wanted in (
+    for name, theirs, ours in (
         ("number of axes", before.dims, fingerprint.dims),
         ("modality", before.modality, fingerprint.modality),
-        # the class of a bundle's network is imported only if the user names it, too
+        # safety: the class of a bundle's network is imported only if the user names it too
         ("network", dict(shape.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
     ):
-        if has != wanted:
+        if theirs != ours:
             raise ConfigError(
-                f"model.init_from: the {what} of the bundle is {has}, but here it is {wanted}. "
+                f"model.init_from: the {name} of the bundle is {theirs}, but here it is {ours}. "
                 "Use another bundle, or leave out model.init_from."
             )
-    _log_channels(dataset.channel_names, before.channel_names)
-    for name, asked, own in (
+    _warn_if_channels_differ(dataset.channel_names, before.channel_names)
+    for key, asked, theirs in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
         ("base_features", chosen.base_features, shape.features[0]),
         ("layout", chosen.layout, shape.layout),
     ):
-        if asked is not None and asked != own:
+        if asked is not None and asked != theirs:
             raise ConfigError(
-                f"model.{name}={asked}: the bundle of model.init_from has {own}. Leave out "
-                f"model.{name}."
+                f"model.{key}={asked}: the bundle of model.init_from has {theirs}. Leave out "
+                f"model.{key}."
             )
 
 
-def _log_channels(here: Sequence[str], before: Sequence[str]) -> None:
+def _warn_if_channels_differ(here: Sequence[str], before: Sequence[str]) -> None:
     """Log a warning if the channels differ from those of the bundle that training starts from."""
     sources = channel_sources(here, before)
     seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
@@ -372,4 +380,6 @@ def _log_channels(here: Sequence[str], before: Sequence[str]) -> None:
             seen,
         )
     elif not {name.strip().casefold() for name in here} <= {n.strip().casefold() for n in before}:
-        logger.warning("Channels have other names (%s). They are matched by their position.", seen)
+        logger.warning(
+            "The channels have other names (%s). They are matched by their position.", seen
+        )

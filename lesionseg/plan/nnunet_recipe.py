@@ -24,8 +24,8 @@ class NnunetNormalisation:
     """The normalisation of one channel.
 
     `mean`, `std`, `lower` and `upper` (0.5 and 99.5 percentiles) describe the training lesions and
-    are used for CT. `use_mask`: the z-score is computed from the voxels that are not 0, and from
-    holes among them.
+    are used for CT. With `use_mask`, the z-score is computed from the non-zero voxels and from the
+    holes that they enclose.
     """
 
     scheme: NnunetScheme
@@ -38,10 +38,14 @@ class NnunetNormalisation:
 
 @dataclass(frozen=True)
 class NnunetResampling:
-    """The resizing of arrays by splines of `order`; along a separate axis, of `order_z`.
+    """The resizing of arrays by spline interpolation.
 
-    `separate_z` is True if the axis of thick slices is separate. None means that it is separate if
-    one spacing is more than `threshold` times another.
+    Attributes:
+        order: order of the splines.
+        order_z: order along the axis of thick slices, if this axis is resized separately.
+        separate_z: True if the axis of thick slices is resized separately. None means True if one
+            spacing is more than `threshold` times another.
+        threshold: ratio of two spacings above which slices count as thick.
     """
 
     order: _Order = 3
@@ -57,7 +61,7 @@ class NnunetRecipe:
     The network's axes are those of the file, permuted by `transpose`. If the reader `reorients`,
     the axes are first turned along +S, +A, +R. `spacing` and `patch` have two entries for a 2-D
     network, which processes a volume slice by slice along the first axis. Predictions are averaged
-    over views that are mirrored along the patch axes `mirror_axes`.
+    over all mirror images of the patch along the axes `mirror_axes`.
     """
 
     configuration: str

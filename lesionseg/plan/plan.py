@@ -20,8 +20,9 @@ from lesionseg.plan.nnunet_recipe import NnunetRecipe
 
 SCHEMA: Literal[2] = 2  # version of the plan.json that is written
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
-# plan.json has labels as separate keys: each key, and its field of `Labels`
+# plan.json describes labels by separate keys. Each key is mapped to its field of `Labels`.
 _LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
+# errors in a field of `Labels` name the key of plan.json instead
 _FLAT_KEYS = {f"labels.{name}": key for key, name in _LABEL_KEYS.items()}
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
@@ -45,7 +46,7 @@ SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
 
 
 def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
-    """Return the possible sources of candidates; those of the user's own network are its voxels."""
+    """Return the possible sources of candidates. A user's own network has only voxels."""
     return SOURCES.get(architecture, ("segmentation",))
 
 
@@ -68,7 +69,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a network, and its name in the closed table of `models.build`.
+    """The shape of a network, and its name in `models.build`.
 
     Attributes:
         name: name of the network.
@@ -79,8 +80,7 @@ class Architecture:
         n_supervised: number of resolutions with a loss (deep supervision).
         encoder_blocks: number of blocks of each stage of a residual encoder.
         network: `_target_` and arguments of the user's own network or backbone, as in JSON.
-        levels: for the user's own network, the size of a voxel of each supervised output in input
-            voxels, finest first.
+        levels: for the user's own network, the stride of each supervised output, finest first.
         layout: "nnunet" for the details of nnU-Net: transposed convolutions have biases, the
             initialisation is nnU-Net's (He, residual branches at 0, no prior), and the target of a
             coarse output is the voxel in the middle of each block.
@@ -122,9 +122,9 @@ class CandidateRule:
 
     A candidate is a local peak with the connected voxels of p ≥ peak / `ratio` or p ≥ `extent`.
     Three kinds are dropped: peaks below `floor`, candidates of fewer than `min_voxels` voxels, and
-    shoulders of a higher candidate (`inference.candidates.PROMINENCE`). A case keeps at most its
-    `candidate_limit` highest candidates, but all those above the operating point. `source` says
-    whether candidates come from voxels, a detector's boxes or both.
+    peaks that hardly rise above the side of a higher one (`inference.candidates.PROMINENCE`). A
+    case keeps the `candidate_limit` highest candidates. Candidates above the operating point are
+    always kept. `source` states whether candidates come from voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
@@ -193,8 +193,8 @@ class FocalCorrection:
     gamma: Gamma
 
 
-# fields that may differ between networks whose probabilities are averaged
-_OWN = {"own": True}
+# metadata of fields that may differ between networks whose probabilities are averaged
+_MAY_DIFFER = {"may_differ": True}
 
 
 @dataclass(frozen=True)
@@ -237,21 +237,21 @@ class Plan:
     spacing_mm: tuple[Millimetres, ...]
     normalisation: tuple[Normalisation, ...]
     tile_shape: tuple[Voxels, ...]
-    batch_size: Voxels = field(metadata=_OWN)
-    architecture: Architecture = field(metadata=_OWN)
-    lesion_fraction: Share = field(metadata=_OWN)
+    batch_size: Voxels = field(metadata=_MAY_DIFFER)
+    architecture: Architecture = field(metadata=_MAY_DIFFER)
+    lesion_fraction: Share = field(metadata=_MAY_DIFFER)
     activation: Activation = "sigmoid"
-    candidate_rule: CandidateRule = field(default_factory=CandidateRule, metadata=_OWN)
+    candidate_rule: CandidateRule = field(default_factory=CandidateRule, metadata=_MAY_DIFFER)
     link: FocalCorrection | None = None
     anchors: AnchorPlan | None = None
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
-    may_lack: bool = field(default=False, metadata=_OWN)
-    raster_mm: Millimetres | None = field(default=None, metadata=_OWN)
-    nan_background: bool = field(default=False, metadata=_OWN)
-    grid_of_image: bool = field(default=False, metadata=_OWN)
+    may_lack: bool = field(default=False, metadata=_MAY_DIFFER)
+    raster_mm: Millimetres | None = field(default=None, metadata=_MAY_DIFFER)
+    nan_background: bool = field(default=False, metadata=_MAY_DIFFER)
+    grid_of_image: bool = field(default=False, metadata=_MAY_DIFFER)
     nnunet: NnunetRecipe | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict, metadata=_OWN)
-    schema_version: Literal[1, 2] = field(default=SCHEMA, compare=False, metadata=_OWN)
+    reasons: Mapping[str, str] = field(default_factory=dict, metadata=_MAY_DIFFER)
+    schema_version: Literal[1, 2] = field(default=SCHEMA, compare=False, metadata=_MAY_DIFFER)
 
     @property
     def has_boxes(self) -> bool:
@@ -288,7 +288,7 @@ class Plan:
             theirs = getattr(other, decision.name)
             if decision.name == "labels":
                 theirs = replace(theirs, names=ours.names)
-            if not decision.metadata.get("own") and ours != theirs:
+            if not decision.metadata.get("may_differ") and ours != theirs:
                 found.append(decision.name)
         return found
 
@@ -305,33 +305,39 @@ class Plan:
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
         """Read a plan. Raise `BundleError` naming `where` and the wrong key."""
         plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
-        shape = plan.architecture
-        anchors = plan.anchors
-        labels = plan.labels
-        n = len(labels)
-        stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
-        axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
-        for key, fits in {  # lengths agree, and the values of labels differ
-            "label_names": len(labels.names) == n,
-            "label_values": len(set(labels.values)) == n > 0,
-            "regions": len(labels.regions) in (0, n),
-            "normalisation": len(plan.normalisation) == len(plan.channel_names),
-            "spacing_mm or tile_shape": len(axes) == 1,
-            "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
-            "architecture.strides or kernels": len(stages) == 1,
-            "anchors.stages": not anchors
-            or (
-                len(anchors.sizes) == len(anchors.stages) > 0
-                and max(anchors.stages) < len(shape.features)
-            ),
-        }.items():
-            if not fits:
-                raise BundleError(
-                    f"{where}: {key} does not fit the other keys. Use the file as train wrote it."
-                )
-        network = dict(to_tuples(shape.network))
+        _require_consistent(plan, where)
+        network = dict(to_tuples(plan.architecture.network))
+        # a plan of version 1 also explains what is now in the selection
         reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
-        return plan.with_(architecture=replace(shape, network=network), reasons=reasons)
+        return plan.with_(architecture=replace(plan.architecture, network=network), reasons=reasons)
+
+
+def _require_consistent(plan: Plan, where: str | Path) -> None:
+    """Raise `BundleError` if the lengths of tuples do not agree, or if a label occurs twice."""
+    shape = plan.architecture
+    anchors = plan.anchors
+    n_labels = len(plan.labels)
+    n_stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
+    n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
+    fits = {
+        "label_names": len(plan.labels.names) == n_labels,
+        "label_values": len(set(plan.labels.values)) == n_labels > 0,
+        "regions": len(plan.labels.regions) in (0, n_labels),
+        "normalisation": len(plan.normalisation) == len(plan.channel_names),
+        "spacing_mm or tile_shape": len(n_axes) == 1,
+        "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
+        "architecture.strides or kernels": len(n_stages) == 1,
+    }
+    if anchors is not None:
+        n_levels = len(anchors.stages)
+        fits["anchors.stages"] = len(anchors.sizes) == n_levels > 0 and max(anchors.stages) < len(
+            shape.features
+        )
+    for key, is_consistent in fits.items():
+        if not is_consistent:
+            raise BundleError(
+                f"{where}: {key} does not fit the other keys. Restore the file that train wrote."
+            )
 
 
 def _with_labels(text: str) -> str:

@@ -13,7 +13,7 @@ from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
 from lesionseg.errors import count, join_names
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 
-# the question of each kind of doubt
+# each kind of doubt, and the question to the user
 DOUBTS: Mapping[str, str] = {
     "mostly_lesion": "Lesions fill more than half of the image: is the mask inverted?",
     "touches_borders": "A lesion touches all borders of the image: is the mask inverted?",
@@ -25,11 +25,11 @@ DOUBTS: Mapping[str, str] = {
     "each lesion counts several times.",
     "empty_label": "A label has no lesion in any case.",
 }
-MOST_SHARE = 0.5  # share of the image above which lesions are the majority
+MOST_SHARE = 0.5  # lesions that fill more than this share of the image raise a doubt
 SAME_LESION_IOU = 0.7  # two boxes of a label that overlap more are probably one lesion
-_CUT_VOX = 1.0  # rounding may move a box this far outside the image
-_EQUAL_VOX = 1e-3
-_SURE_OF_CORNERS = 5  # if at least 5 boxes all fit as corners, it is hardly a coincidence
+_ROUNDING_VOX = 1.0  # rounding may move a box this far outside the image
+_EQUAL_VOX = 1e-3  # two boxes are equal if no corner differs by more
+_MIN_CORNERS = 5  # if at least 5 boxes all fit as corners, it is hardly a coincidence
 _BLOCK = 256  # rows of the overlap matrix that are computed at a time
 
 
@@ -74,8 +74,9 @@ class Doubt:
 
 
 def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
-    """Compute the facts of a reference. `lesions` are its lesions; None computes them."""
-    lesions = lesions_of(reference) if lesions is None else lesions
+    """Compute the facts about a reference. `lesions` are its lesions, if they are known."""
+    if lesions is None:
+        lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)
     dims = len(shape)
     covered = lesion_mask(reference)
@@ -90,37 +91,53 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         labels = {value for value in present_values(reference.labels) if value}
     else:
         labels = set(reference.box_labels)
-    outside, corners, equal, overlapping = _box_counts(reference)
+    boxes = _count_boxes(reference)
     return ReferenceFacts(
         share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
         is_wide=bool(spans[:, longest].any()),
-        n_boxes=0 if reference.stated is None else len(reference.stated.boxes),
-        n_outside=outside,
-        n_as_corners=corners,
-        n_equal=equal,
-        n_overlapping=overlapping,
+        n_boxes=boxes.n_boxes,
+        n_outside=boxes.n_outside,
+        n_as_corners=boxes.n_as_corners,
+        n_equal=boxes.n_equal,
+        n_overlapping=boxes.n_overlapping,
         labels=tuple(sorted(int(value) for value in labels)),
     )
 
 
-def _box_counts(reference: Reference) -> tuple[int, int, int, int]:
-    """Count the boxes outside the image, those that fit as corners, equal and overlapping ones."""
+@dataclass(frozen=True)
+class _BoxCounts:
+    """The numbers of boxes in a table, with the meanings in `ReferenceFacts`."""
+
+    n_boxes: int = 0
+    n_outside: int = 0
+    n_as_corners: int = 0
+    n_equal: int = 0
+    n_overlapping: int = 0
+
+
+def _count_boxes(reference: Reference) -> _BoxCounts:
+    """Count the boxes that raise doubts."""
     stated = reference.stated
     if stated is None or not len(stated.boxes):
-        return 0, 0, 0, 0
+        return _BoxCounts()
     shape = np.array(reference.geometry.shape)
     start, stop = np.split(stated.boxes, 2, axis=1)
-    outside = ((start < -_CUT_VOX) | (stop > shape + _CUT_VOX)).any(axis=1)
+    is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
     corner = stop - start  # the second corner, if the table has x, y, x, y
-    as_corners = ((corner > start) & (corner <= shape + _CUT_VOX)).all(axis=1)
-    n_corners = int(as_corners.sum()) if len(shape) == 2 else 0
-    equal, overlapping = _repeats(stated)
-    return int(outside.sum()), n_corners, equal, overlapping
+    fits_as_corner = ((corner > start) & (corner <= shape + _ROUNDING_VOX)).all(axis=1)
+    n_equal, n_overlapping = _count_repeated(stated)
+    return _BoxCounts(
+        n_boxes=len(stated.boxes),
+        n_outside=int(is_outside.sum()),
+        n_as_corners=int(fits_as_corner.sum()) if len(shape) == 2 else 0,
+        n_equal=n_equal,
+        n_overlapping=n_overlapping,
+    )
 
 
-def _repeats(stated: StatedBoxes) -> tuple[int, int]:
-    """Count boxes that equal, and that nearly equal, an earlier one of the same label."""
+def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
+    """Count the boxes that equal an earlier box of their label, and those that nearly equal one."""
     boxes = stated.boxes
     label = np.array(stated.labels)
     dims = boxes.shape[1] // 2
@@ -154,10 +171,12 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
     n_boxes = sum(one.n_boxes for one in facts.values())
     n_outside = sum(one.n_outside for one in facts.values())
     n_corners = sum(one.n_as_corners for one in facts.values())
-    is_corners = n_corners == n_boxes > 0 and (n_outside > 0 or n_boxes >= _SURE_OF_CORNERS)
+    is_corners = n_corners == n_boxes > 0 and (n_outside > 0 or n_boxes >= _MIN_CORNERS)
     if is_corners and dataset.convention == "coco":
-        detail = f" All {n_boxes} fit their images as corners"
-        detail += f"; as sizes, {n_outside} of them would reach outside." if n_outside else "."
+        detail = f" All {n_boxes} fit their images as corners."
+        if n_outside:
+            verb = "reaches" if n_outside == 1 else "reach"
+            detail += f" Read as sizes, {n_outside} of them {verb} outside."
         doubts.append(Doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
     n_lesions = sum(bool(one.labels) for one in facts.values())
@@ -165,8 +184,10 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         if n_lesions and label not in present and not dataset.labels.merged:
             detail = f" It is {name!r}, value {label}."
             if dataset.convention == "coco":
-                detail = f" It is {name!r}. Roboflow adds such a category with the id 0. If this "
-                detail += "is one, remove it from categories."
+                detail = (
+                    f" It is {name!r}. Roboflow adds an empty category with the id 0. If this is "
+                    "it, remove it from the categories."
+                )
             doubts.append(Doubt("empty_label", "", detail))
     return doubts
 

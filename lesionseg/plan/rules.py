@@ -1,6 +1,6 @@
 """The planning rules: one pure function per decision, with its reason and its source.
 
-nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
+"nnU-Net" stands for Isensee F et al., Nature Methods 2021;18:203, and its supplement.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,10 @@ from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, tota
 T = TypeVar("T")
 
 RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels across
-LARGE_VOXELS = 20  # half the resolution is enough for lesions of more voxels across
-# channel names by which nnU-Net chooses a normalisation, and our equivalent (CT: `normalisation`)
+# On a CPU, the resolution is halved if every lesion is more than this many voxels across.
+LARGE_VOXELS = 20
+# Channel names that select a normalisation in nnU-Net, and our equivalent. The function
+# `normalisation` handles the name "CT".
 NAMED_SCALES: Mapping[str, Normalisation] = {
     "nonorm": Normalisation("dataset"),
     "zscore": Normalisation("zscore"),
@@ -28,20 +30,21 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
     "rescale_0_1": Normalisation("range"),
     "rgb_to_0_1": Normalisation("dataset", std=255.0),
 }
-# memory in GB of a training step with an architecture, a tile shape and a batch size
+# returns the memory in GB of a training step with an architecture, a tile shape and a batch size
 StepGb = Callable[[Architecture, Sequence[int], int], float]
-SHARE = 0.9  # share of a GPU's memory that a plan may use; predictions are accurate to 15 %
-PROCESSOR = 1.4 * 65e9  # multiplications per training step
+GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
+# multiplications of a training step on a CPU: 1.4 s on two cores with 65·10⁹ per second
+CPU_MULTIPLICATIONS = 1.4 * 65e9
 _BACKWARD = 3  # a training step costs about three forward passes
-NARROWEST = 4  # smallest side, in voxels, of the coarsest stage
+MIN_SIDE = 4  # smallest side, in voxels, of the coarsest stage
 # Residual blocks of each encoder stage; further stages have the last number. The decoder has one
 # convolution per stage (Isensee et al. 2024; the same in nnU-Net's ResEnc M, L and XL).
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
-ROUND_UP = 1.15  # a tile may be larger than the median volume by this to fit the total stride
+ROUND_UP = 1.15  # to fit the total stride, a tile may be larger than the median volume by this
 # Mean number of lesions per tile above which small tiles are used. In measurements, large tiles
 # were better with 1 lesion (nodules), small ones with 1.8 and more (MS, simulated heads).
 CROWDED = 1.5
-SMALL_TILE = 32**3  # voxels: enough for a small lesion and its surroundings
+SMALL_TILE = 32**3  # voxels; enough for a small lesion and its surroundings
 MOST_SMALL_TILES = 16  # per training step
 
 
@@ -58,11 +61,14 @@ def spacing(
 ) -> Decision[tuple[float, ...]]:
     """Decide the spacing of the training grid.
 
-    By default it is the median spacing of each axis (nnU-Net). An axis has the 10th percentile
-    instead in two cases: if it is more than three times as coarse as the finest axis (nnU-Net), and
-    if the smallest 5 % of lesions would be less than 3 voxels across and the percentile is finer.
-    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. This
-    concerns the axes that are less than twice as coarse as the finest.
+    The default is the median spacing of each axis (nnU-Net). An axis has the 10th percentile of
+    its spacings instead in two cases:
+
+    - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
+    - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
+
+    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. Axes that
+    are at least twice as coarse as the finest one keep their spacing.
     """
     table = np.asarray(spacings_mm, dtype=float)
     spacing = np.median(table, axis=0)
@@ -70,12 +76,13 @@ def spacing(
     reason = "the median spacing"
     if is_anisotropic(spacing.tolist()):
         spacing[spacing.argmax()] = min(spacing.max(), fine[spacing.argmax()])
-        reason += "; the coarse axis takes the 10th percentile"
+        reason += "; the 10th percentile along the coarsest axis"
     if len(diameters_mm) > 0:
         small = float(np.percentile(diameters_mm, 5))
         finer = (small < RESOLVED_VOXELS * spacing) & (fine < 0.99 * spacing)
         spacing = np.where(finer, fine, spacing)
-        reason += "; finer where small lesions need it" if finer.any() else ""
+        if finer.any():
+            reason += "; the 10th percentile along axes that are too coarse for small lesions"
         if (small < RESOLVED_VOXELS * spacing).any():
             reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
             reason += f" {RESOLVED_VOXELS} voxels across"
@@ -83,7 +90,8 @@ def spacing(
         across = min(diameters_mm) / spacing[similar].max()
         if across > LARGE_VOXELS and not device.startswith("cuda"):
             spacing = np.where(similar, 2 * spacing, spacing)
-            reason += f"; half the resolution, as every lesion is over {LARGE_VOXELS} voxels across"
+            reason += "; half the resolution, because every lesion is more than "
+            reason += f"{LARGE_VOXELS} voxels across"
     return Decision(tuple(round(float(s), 6) for s in spacing), reason)
 
 
@@ -106,11 +114,13 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     """
     name = channel.name.strip().casefold()
     if name in NAMED_SCALES:
-        return Decision(NAMED_SCALES[name], f"as the channel is called: {channel.name}")
+        return Decision(NAMED_SCALES[name], f"selected by the channel name {channel.name!r}")
     if dims == 2 and not channel.is_ct:
-        return Decision(Normalisation("range"), "each radiograph's own range")
+        return Decision(Normalisation("range"), "scaled by each radiograph's own range")
     if not channel.is_ct:
-        return Decision(Normalisation("zscore"), "each case's z-score: units are arbitrary")
+        return Decision(
+            Normalisation("zscore"), "the z-score of each case, because units are arbitrary"
+        )
     body = channel.body
     lesion = channel.lesion or channel.body
     mean = (body.mean + lesion.mean) / 2
@@ -134,8 +144,10 @@ def prior(lesion_fraction: float) -> Decision[float]:
     low = 1e-6
     high = 0.2
     value = min(max(lesion_fraction, low), high)
-    kept = "" if value == lesion_fraction else f", kept within {low:g} and {high:g}"
-    return Decision(value, f"{lesion_fraction:.2e} of the scanned volume is lesion{kept}")
+    reason = f"lesions fill {lesion_fraction:.2e} of the scanned volume"
+    if value != lesion_fraction:
+        reason += f", but the prior is limited to {low:g} to {high:g}"
+    return Decision(value, reason)
 
 
 def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[CandidateRule]:
@@ -153,8 +165,11 @@ def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[Cand
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,
     )
-    reason = f"because 5 % of lesions have at most {count(round(smallest), 'voxel')}"
-    return Decision(rule, f"the smallest detection kept has {count(least, 'voxel')}, {reason}")
+    reason = (
+        f"candidates have at least {count(least, 'voxel')}, because 5 % of lesions have at most "
+        f"{count(round(smallest), 'voxel')}"
+    )
+    return Decision(rule, reason)
 
 
 @dataclass(frozen=True)
@@ -169,8 +184,8 @@ class DeviceBudget:
         widest: maximum number of features of a stage.
         batch: maximum number of tiles per training step.
         start: side of the smallest tile to try.
-        fills: True if single axes may grow after the tile is rounded down.
-        capped: True if, in 3-D, the tiles of a step are limited to a share of the dataset.
+        fills: True if single axes may grow after the tile is rounded to the stride.
+        capped: True if the tiles of a step are limited to a share of a 3-D dataset.
         small_tiles: True if several small tiles may replace a large one (`limit_to_small_tiles`).
         most_voxels: maximum number of voxels of a tile.
         architecture: name of the architecture.
@@ -193,10 +208,10 @@ class DeviceBudget:
     ) -> Architecture:
         """Choose stages, strides, kernels and features for a tile (nnU-Net).
 
-        An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest
-        axis that can be halved. An axis that is more than twice as coarse as the finest has a
-        kernel size of 1. It is convolved only after the spacing of the other axes has become
-        similar. Features double from stage to stage, up to `widest`.
+        A stage halves the axes that keep at least 4 voxels and are less than twice as coarse as the
+        finest axis that can be halved. Along an axis that is more than twice as coarse as the
+        finest, the kernel size is 1. So this axis is not convolved until the others have become as
+        coarse. Features double from stage to stage, up to `widest`.
 
         Args:
             tile: shape of the tile.
@@ -213,7 +228,7 @@ class DeviceBudget:
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
             kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
-            can_halve = (size >= 2 * NARROWEST) & ((size % 2 == 0) | (not exact))
+            can_halve = (size >= 2 * MIN_SIDE) & ((size % 2 == 0) | (not exact))
             finest = mm.min(initial=inf, where=can_halve)
             stride = np.where(can_halve & (mm < 2 * finest), 2, 1)
         n = len(strides)
@@ -247,14 +262,14 @@ def budget(
     """
     if not device.startswith("cuda"):
         found = DeviceBudget(
-            partial(_fits_processor, n_channels),
+            partial(_fits_cpu, n_channels),
             longest=80 if dims == 3 else 320,
             base_features=16,
             widest=128,
             batch=4,
             small_tiles=dims == 3,
         )
-        return Decision(found, "planned for a CPU: about a second per step on two cores")
+        return Decision(found, "planned for a CPU: a step takes about 1.4 s on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     found = DeviceBudget(
@@ -266,19 +281,19 @@ def budget(
         start=64 if dims == 3 else 256,
         fills=True,
     )
-    return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
+    return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB of memory")
 
 
-def _fits_processor(n_channels: int, shape: Architecture, tile: Sequence[int], batch: int) -> bool:
-    """Return True if a CPU computes a training step in about a second."""
-    return multiplications(shape, tile, batch, n_channels=n_channels) <= PROCESSOR
+def _fits_cpu(n_channels: int, shape: Architecture, tile: Sequence[int], batch: int) -> bool:
+    """Return True if two cores of a CPU compute a training step in about 1.4 s."""
+    return multiplications(shape, tile, batch, n_channels=n_channels) <= CPU_MULTIPLICATIONS
 
 
 def _fits_gpu(
     step_gb: StepGb, memory_gb: float, shape: Architecture, tile: Sequence[int], batch: int
 ) -> bool:
     """Return True if a training step fits into the planned share of a GPU's memory."""
-    return step_gb(shape, tile, batch) <= SHARE * memory_gb
+    return step_gb(shape, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
 
 def multiplications(
@@ -286,9 +301,9 @@ def multiplications(
 ) -> float:
     """Count the multiply-accumulate operations of a training step of a U-Net.
 
-    A stage of f features on v voxels with b blocks of a kernel of k voxels costs, encoder and
-    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²). The last stage has only an encoder. A
-    block of a residual encoder has two convolutions, and the stem counts to the first stage.
+    A stage has f features, v voxels, and b blocks with kernels of k voxels. Its encoder and decoder
+    together cost v·k·(f_before·f + 2f·f + 2(b−1)·f²). The last stage has only an encoder. A block
+    of a residual encoder has two convolutions, and the stem belongs to the first stage.
     """
     macs = 0.0
     voxels = float(prod(tile_shape))
@@ -380,8 +395,8 @@ def limit_to_small_tiles(
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 
     The lesions of one large tile are from the same patient. At the same cost, small tiles show
-    lesions from many patients. The budget stays as it is on a GPU, and if a tenth of the lesions
-    fill an eighth of a small tile; these cases were not measured.
+    lesions from many patients. The budget is not changed on a GPU, nor if the largest tenth of the
+    lesions fill an eighth of a small tile, because small tiles were not measured there.
 
     Args:
         allowed: the budget.
@@ -415,5 +430,5 @@ def batch_size(
     batch = 2
     while batch < most and allowed.fits(shape, tile, batch + 1):
         batch += 1
-    why = "upper limit" if batch == most else "more would exceed the budget"
-    return Decision(batch, f"{batch} ({why})")
+    why = "the upper limit" if batch == most else "because a larger batch exceeds the budget"
+    return Decision(batch, f"{batch}, {why}")

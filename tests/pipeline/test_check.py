@@ -304,7 +304,7 @@ def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
     status, printed = check_command(root, capsys)
     assert status == 0
     for words in (
-        "All 4 fit their images as corners; as sizes, 2 of them would reach outside.",
+        "All 4 fit their images as corners. Read as sizes, 2 of them reach outside.",
         "warning, b (case 2): Boxes reach outside the image. They are clipped to it. 2 of 2.",
         "warning, b (case 2): Boxes occur twice, so the lesion counts twice. 1 of 2.",
         "It is 'findings'. Roboflow",

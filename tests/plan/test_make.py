@@ -65,7 +65,7 @@ def test_overrides_win_and_are_said(make: Make):
     assert (plan.batch_size, plan.activation) == (3, "softmax")
     assert plan.architecture.name == "mine"
     assert plan.architecture.features == (8, 16, 32, 64, 64)  # z, the coarse axis, halves last
-    by_hand = [name for name, reason in plan.reasons.items() if reason == "chosen by hand"]
+    by_hand = [name for name, reason in plan.reasons.items() if reason == "set by the user"]
     assert by_hand == ["spacing_mm", "tile_shape", "batch_size"]
 
 

@@ -82,7 +82,7 @@ def test_boxes_that_are_corners_are_asked_about():
     corners = [(20, 30, 32, 40), (40, 30, 60, 70)]
     found = doubts_of(*(boxed(box) for box in corners))
     assert found["box_corners", ""] == (
-        " All 2 fit their images as corners; as sizes, 1 of them would reach outside."
+        " All 2 fit their images as corners. Read as sizes, 1 of them reaches outside."
     )
     assert found["boxes_outside", "c1"] == " 1 of 1."
     inside = [(8 * k, 8 * k, 8 * k + 2, 8 * k + 3) for k in range(1, 6)]  # as sizes, too
