@@ -1,12 +1,15 @@
 """Augmentation: random changes of training tiles. Image and masks move together.
 
-Changes are drawn before a tile is read, because its rotation determines how much of the volume
-around it is read. So a rotated tile has no empty corners. A movement is either a set of flips, or
-one map that rotates, scales, shears, flips and bends. The bend is a cubic B-spline of random
-displacements on a coarse grid of knots (Rueckert et al. 1999, IEEE TMI 18:712). It is smooth and
-never larger than its largest knot, and it has no folds if that knot is below 0.4 knot distances
-(Choi and Lee 2000). Intensities then change in this order: lower resolution and blur, contrast,
-brightness, noise, gamma.
+Changes are drawn before a tile is read, because a rotated tile needs voxels from around it.
+Otherwise its corners would be empty.
+
+A movement is either a set of flips, or one map that rotates, scales, shears, flips and bends. The
+bend is a cubic B-spline of random displacements at the knots of a coarse grid (Rueckert et al. 1999,
+IEEE TMI 18:712). The spline is smooth and exceeds no displacement at a knot. It has no folds if
+these displacements are below 0.4 times the distance of the knots (Choi and Lee 2000).
+
+Intensities then change in this order: lower resolution and blur, contrast, brightness, noise,
+gamma.
 """
 
 import itertools
@@ -30,35 +33,36 @@ TileTensors = dict[str, Tensor]
 ANISOTROPY = 2.0
 FLIP_PROBABILITY = 0.5  # for each axis
 SCALE = 0.2  # largest relative change of size
-SHEAR = 0.05  # largest shear
+SHEAR = 0.05  # largest displacement per unit of distance along another axis
 ELASTIC_SHARE = 0.3  # share of the rotated tiles that are also bent
 # The largest displacement of a bend and the distance of its knots, both in voxels of the finest
 # axis. The displacement must be at most 0.4 times the distance.
 ELASTIC_VOXELS = 4.0
 ELASTIC_SPACING = 24.0
-# Intensities refer to the normalised image.
+# The following values are for the normalised image.
 NOISE_STD = 0.15  # largest standard deviation
 BRIGHTNESS = 0.2  # largest summand
 CONTRAST = 0.25  # largest difference of the factor from 1
 GAMMA = (0.7, 1.5)
 BLUR_SIGMA = (0.4, 1.0)  # voxels
-LOW_RESOLUTION = (0.5, 1.0)  # share of the voxels that are kept along each axis
-_TRUNCATE = 4.0  # a blur ends at so many standard deviations
+LOW_RESOLUTION = (0.5, 1.0)  # share of the voxels along each axis that are kept
+_TRUNCATE = 4.0  # the kernel of a blur ends at so many standard deviations
 
 
 @dataclass(frozen=True, eq=False)
 class Bend:
-    """A smooth random displacement, given at knots.
+    """A smooth random displacement, given at the knots of a grid.
 
-    `knots` `[dims, *knots]` contains displacements in voxels. `spacing` is the distance of the
-    knots along each axis in voxels.
+    Attributes:
+        knots: displacement in voxels at each knot, `[dims, *grid]`.
+        spacing: distance of the knots in voxels along each axis.
     """
 
     knots: NDArray[np.float32]
     spacing: tuple[float, ...]
 
     def interpolate(self, positions: Sequence[NDArray[np.float64]]) -> Tensor:
-        """Return the displacement `[dims, *grid]` float32 at these positions along each axis."""
+        """Return the displacement `[dims, *out]` float32 at a grid of positions along each axis."""
         rows = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
         weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in rows]
         return multiply_along_axes(torch.from_numpy(self.knots), weights)
@@ -66,11 +70,16 @@ class Bend:
 
 @dataclass(frozen=True, eq=False)
 class Movement:
-    """The source position of each voxel of a moved tile, in and around the tile.
+    """A map from each voxel of a moved tile to its source, which may be outside the tile.
 
-    `flips` contains the reversed axes. With `linear` `[dims, dims]`, the voxel at x from the tile's
-    centre is read at linear · x from the centre, plus the displacement of `bend`. `linear` includes
-    the flips. If it is None, the tile is only flipped, without interpolation.
+    A voxel at x from the centre of the tile is read at linear · x from the centre, plus the
+    displacement of `bend`.
+
+    Attributes:
+        flips: reversed axes.
+        linear: matrix `[dims, dims]` in voxels, which includes the flips. None for a tile that is
+            only flipped, without interpolation.
+        bend: displacement in addition to `linear`.
     """
 
     flips: tuple[int, ...] = ()
@@ -93,7 +102,8 @@ class Movement:
         if self.linear is None:
             return tuple((0, n) for n in tile_shape)
         matrix = self.matrix(tile_shape)
-        corners = np.array(list(itertools.product(*[(0, n - 1) for n in tile_shape])))
+        ends = [(0, n - 1) for n in tile_shape]
+        corners = np.array(list(itertools.product(*ends)))
         reached = corners @ matrix[:, :-1].T + matrix[:, -1]
         margin = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
         low = np.floor(reached.min(axis=0) - margin)
@@ -103,8 +113,8 @@ class Movement:
     def warp(self, tile_shape: Sequence[int], out_shape: Sequence[int]) -> Warp:
         """Return the warp from the region `source` to the moved tile.
 
-        `out_shape` is the number of output voxels over the tile. If it is smaller than
-        `tile_shape`, the output is a coarser tile.
+        `out_shape` is the shape of the output. If it is smaller than `tile_shape`, the output
+        covers the same region at a lower resolution.
         """
         step = np.array(tile_shape) / np.array(out_shape)
         matrix = self.matrix(tile_shape)
@@ -124,14 +134,15 @@ class Intensity:
     """Changes of the intensities of one tile. The default values change nothing.
 
     Attributes:
-        coarse: share of the voxels that are kept along each axis, before the image is enlarged to
-            its size again.
+        coarse: share of the voxels along each axis that are kept. The image is then enlarged to its
+            former size.
         blur: standard deviation in voxels along each axis.
         contrast: factor of each channel.
-        brightness: summand of each channel.
-        noise: standard deviation of the noise, which is drawn from `seed`.
-        gamma: exponent of the image scaled to 0 … 1. Mean and standard deviation stay.
-        seed: determines the noise.
+        brightness: number that is added to each channel.
+        noise: standard deviation of the noise.
+        gamma: exponent that is applied to the image scaled to 0 … 1. Mean and standard deviation of
+            the image are kept.
+        seed: seed of the noise.
     """
 
     coarse: float = 1.0
@@ -166,7 +177,7 @@ def tile_generator(*key: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draw:
-    """A source of random numbers of several kinds from one generator."""
+    """A random number generator with several kinds of draws."""
 
     generator: torch.Generator
 
@@ -183,7 +194,7 @@ class Draw:
         self, probability: float, limits: Sequence[float], n: int
     ) -> tuple[float, ...] | None:
         """Draw `n` numbers within `limits` with this probability, otherwise return None."""
-        # always draw the numbers, so that the following ones do not depend on the outcome
+        # The numbers are always drawn, so that later draws do not depend on the probability.
         happens = self.happens(probability)
         drawn = (self.uniform(n) + 1) / 2
         low, high = limits
@@ -195,7 +206,7 @@ class Draw:
 
 
 def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | None":
-    """Return the augmentation of tiles of this plan, or None if the settings change nothing.
+    """Return the augmentation of this plan's tiles, or None if the settings change nothing.
 
     Raises `ConfigError` if the plan does not have the flip axes.
     """
@@ -207,10 +218,10 @@ def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | N
 class Augmentation:
     """A source of random changes of tiles.
 
-    Without `flip_axes` in the settings all axes are flipped, except those of a radiograph, in which
-    left and right, top and bottom differ. If slices are thick, tiles are rotated only within them.
-    The gamma of a CT does not change, because its values are physical quantities. Image and masks
-    are each resampled once. Voxels from outside of the volume are 0 and not valid.
+    By default, tiles are flipped along all axes. Radiographs are not flipped, because left and
+    right, and top and bottom, look different in them. If slices are thick, tiles are rotated only
+    within the slices. CT has no gamma, because its values are physical quantities. Image and masks
+    are each resampled once. Voxels from outside the volume are 0 and not valid.
     """
 
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
@@ -244,7 +255,7 @@ class Augmentation:
         angles = math.radians(settings.rotate_degrees) * draw.uniform(dims, dims) * is_similar
         shear = SHEAR * draw.uniform(dims, dims) * is_similar * ~np.eye(dims, dtype=bool)
         scale = np.diag(1 + SCALE * draw.uniform(dims) * is_fine)
-        # the map in millimetres, then converted to voxels
+        # the matrix in millimetres, then in voxels
         linear = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
         linear = linear * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
@@ -252,8 +263,7 @@ class Augmentation:
             return Movement(flips, linear)
         finer = spacing / spacing.min()
         distance = tuple(float(d) for d in (ELASTIC_SPACING / finer).clip(1))
-        # the number of knots that determine a cubic B-spline over n voxels
-        n_knots = []
+        n_knots = []  # a cubic B-spline over n voxels needs 3 knots more than intervals
         for n, d in zip(self.plan.tile_shape, distance, strict=True):
             n_knots.append(math.floor((n - 1) / d) + 4)
         largest = ELASTIC_VOXELS / finer * is_fine
@@ -280,11 +290,15 @@ class Augmentation:
 
 
 def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
-    """Apply a change to a piece of the volume, and return the changed tile of `shape`.
+    """Apply a change to a region of the volume. Return the changed tile.
 
-    `piece` contains `image` `[C, *source]` (any float) and masks `[*source]`, read at the tile's
-    start plus `change.movement.source(shape)`. Images are interpolated linearly. Masks take the
-    nearest voxel and keep their dtype.
+    Images are interpolated linearly. Masks have the value of the nearest voxel and keep their dtype.
+
+    Args:
+        piece: `image` `[C, *source]` (any float) and masks `[*source]` of the region. The region
+            is `change.movement.source(shape)`, relative to the start of the tile.
+        change: the change.
+        shape: shape of the tile.
     """
     movement = change.movement
     keys = [key for key in piece if key != "image"]
@@ -293,15 +307,21 @@ def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTen
         masks = warp_nearest(masks, movement.warp(shape, shape))
     elif movement.flips:
         masks = [mask.flip(movement.flips) for mask in masks]
-    image = _move(piece["image"], movement, change.intensity, shape)
+    image = _move_and_blur(piece["image"], movement, change.intensity, shape)
     image = _change_intensity(image, change.intensity)
     for channel in change.missing:
         image[channel] = 0
     return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 
-def _move(image: Tensor, movement: Movement, change: Intensity, shape: tuple[int, ...]) -> Tensor:
-    """Move an image and lower its resolution. Return a new array `[C, *shape]` in float32."""
+def _move_and_blur(
+    image: Tensor, movement: Movement, change: Intensity, shape: tuple[int, ...]
+) -> Tensor:
+    """Move an image, lower its resolution and blur it. Return a new `[C, *shape]` in float32.
+
+    A lower resolution costs no further interpolation: the image is moved to a coarse grid, and one
+    matrix per axis enlarges and blurs it.
+    """
     coarse = tuple(max(1, round(n * change.coarse)) for n in shape)
     if movement.linear is not None or coarse != shape:
         image = warp_linear(image, movement.warp(shape, coarse))
@@ -310,15 +330,20 @@ def _move(image: Tensor, movement: Movement, change: Intensity, shape: tuple[int
     else:
         image = image.to(torch.float32, copy=True)
     if change.blur is not None or coarse != shape:
-        sides = zip(shape, coarse, change.blur or (0.0,) * len(shape), strict=True)
-        matrices = [_gaussian(n, sigma) @ _stretch(n, m) for n, m, sigma in sides]
-        weights = [torch.from_numpy(m.astype(np.float32)) for m in matrices]
+        sigmas = change.blur or (0.0,) * len(shape)
+        weights = []
+        for n, n_coarse, sigma in zip(shape, coarse, sigmas, strict=True):
+            matrix = _blur_matrix(n, sigma) @ _enlarge_matrix(n, n_coarse)
+            weights.append(torch.from_numpy(matrix.astype(np.float32)))
         image = multiply_along_axes(image, weights)
     return image
 
 
 def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
-    """Change contrast, brightness, noise and gamma of an image `[C, *shape]`, maybe in place."""
+    """Change contrast, brightness, noise and gamma of an image `[C, *shape]`.
+
+    The given image may be overwritten.
+    """
     per_channel = [-1] + [1] * (image.ndim - 1)
     if change.contrast is not None:
         image = image.mul_(torch.tensor(change.contrast).reshape(per_channel))
@@ -334,12 +359,13 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
     low = flat.amin(1, keepdim=True)
     high = flat.amax(1, keepdim=True)
     mean = flat.mean(1, keepdim=True)
-    std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)  # times a constant
+    # the standard deviation times a constant, which cancels in the quotient below
+    std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)
     curved = flat.sub_(low).div_((high - low).clamp_min(1e-7))
     curved.pow_(change.gamma)
     curved.sub_(curved.mean(1, keepdim=True))
-    own_std = torch.linalg.vector_norm(curved, dim=1, keepdim=True)
-    return curved.mul_(std / own_std.clamp_min(1e-7)).add_(mean).view(image.shape)
+    curved_std = torch.linalg.vector_norm(curved, dim=1, keepdim=True)
+    return curved.mul_(std / curved_std.clamp_min(1e-7)).add_(mean).view(image.shape)
 
 
 def rotation_matrix(angles: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -378,8 +404,11 @@ def _spline_weights(x: NDArray[np.float64], spacing: float, n: int) -> NDArray[n
     return np.where(t < 1, inner, outer).astype(np.float32)
 
 
-def _gaussian(n: int, sigma: float) -> NDArray[np.float64]:
-    """Return a matrix that blurs `n` voxels: a Gaussian in each row, cut off at 4 σ, with sum 1."""
+def _blur_matrix(n: int, sigma: float) -> NDArray[np.float64]:
+    """Return a matrix that blurs `n` voxels.
+
+    Each row is a Gaussian that ends at 4 σ and has the sum 1.
+    """
     if sigma <= 0:
         return np.eye(n)
     distance = np.abs(np.arange(n)[:, None] - np.arange(n))
@@ -387,8 +416,8 @@ def _gaussian(n: int, sigma: float) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _stretch(n: int, m: int) -> NDArray[np.float64]:
-    """Return the matrix `[n, m]` that interpolates `m` voxels linearly to `n` voxels."""
+def _enlarge_matrix(n: int, m: int) -> NDArray[np.float64]:
+    """Return the matrix `[n, m]` that enlarges `m` voxels to `n` by linear interpolation."""
     if n == m:
         return np.eye(n)
     x = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)

@@ -18,11 +18,11 @@ from lesionseg.plan.plan import Millimetres, Modality, Share
 from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
-# evenly spaced voxels that are sampled per case and kind, and at most per channel of all cases
-SAMPLED = 8192
-MOST_SAMPLED = 2**22
+SAMPLED = 8192  # voxels that are sampled from a case, and as many from its lesions
+MOST_SAMPLED = 2**22  # voxels that are sampled from all cases together, per channel
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
-NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
+# Values below it occur in CT, because air has -1000 HU. They do not occur in MRI magnitudes.
+MIN_MRI = -500.0
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,21 @@ class Fingerprint:
 class CaseFacts:
     """The statistics of one labelled case, from which a fingerprint is computed.
 
-    `shape`, `spacing_mm` and `extents_mm` (one row per lesion) are in the axis order of the
-    fingerprint. `boxed` is True if the lesions are boxes without a mask. `nonzero` is the share of
-    non-zero voxels per channel. `sample` and `lesion_sample` `[C, n]` are intensities of voxels of
-    the image and of its lesions. `reference` is for the plausibility checks.
+    `shape`, `spacing_mm` and `extents_mm` are in the axis order of the fingerprint.
+
+    Attributes:
+        shape: shape of the image.
+        spacing_mm: spacing of the image.
+        boxed: True if the lesions are boxes without a mask.
+        lesion_voxels: number of voxels of each lesion.
+        diameters_mm: equivalent diameter of each lesion.
+        extents_mm: sides of the bounding box of each lesion.
+        lesion_mm: volume of all lesions in mm³; in 2-D, their area in mm².
+        scanned_mm: volume or area of the image, without ignored voxels.
+        nonzero: share of non-zero voxels of each channel.
+        sample: intensities of some voxels of the image, `[C, n]`.
+        lesion_sample: intensities of some voxels of the lesions, `[C, n]`.
+        reference: facts for the plausibility checks.
     """
 
     shape: tuple[int, ...]
@@ -172,7 +183,7 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
         raise DatasetError(
             f"{dataset.root}: no case has a reference. Add masks or boxes for some cases."
         )
-    channels = tuple(_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
+    channels = tuple(_measure_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
     scanned = sum(n.scanned_mm for n in facts)  # 0 if all voxels are ignored
     modality: Modality = "mri"
     if dataset.dims == 2:
@@ -196,34 +207,34 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
 def _sample(values: NDArray[Any], most: int) -> NDArray[np.float32]:
     """Return at most `most` evenly spaced columns of `[C, n]`."""
     n = values.shape[1]
-    # not a constant step, which could sample one column of the image only, such as its edge
+    # A constant step could always hit the same column of the image, such as its edge.
     places = np.linspace(0, max(n - 1, 0), min(n, most)).astype(int)
     return np.array(values[:, places], dtype=np.float32)
 
 
-def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
+def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
     """Compute the statistics of channel `c`.
 
-    A channel is CT if it is called so (as in nnU-Net), or if it has values that only occur in
+    A channel is CT if its name is "CT" (as in nnU-Net), or if it has values that occur only in
     Hounsfield units.
     """
-    # a channel is 0 in cases without its file
+    # leave out cases without a file of this channel, in which it is 0
     facts = [n for n in facts if n.nonzero[c] > 0] or facts
     samples = [n.sample[c] for n in facts]
     name = dataset.channel_names[c]
     is_ct = name.strip().casefold() == "ct"
-    is_ct |= dataset.dims == 3 and bool(np.median([s.min() for s in samples]) < NO_MAGNITUDE)
+    is_ct |= dataset.dims == 3 and bool(np.median([s.min() for s in samples]) < MIN_MRI)
     body = np.concatenate([s[s > AIR_HU] if is_ct else s[s != 0] for s in samples])
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,
-        body=_spread(body) or Spread(0.0, 1.0, 0.0, 0.0),
-        lesion=_spread(np.concatenate([n.lesion_sample[c] for n in facts])),
+        body=_measure_spread(body) or Spread(0.0, 1.0, 0.0, 0.0),
+        lesion=_measure_spread(np.concatenate([n.lesion_sample[c] for n in facts])),
         nonzero_share=float(np.mean([n.nonzero[c] for n in facts])),
     )
 
 
-def _spread(values: NDArray[np.float32]) -> Spread | None:
+def _measure_spread(values: NDArray[np.float32]) -> Spread | None:
     """Compute mean, standard deviation and percentiles; None if there are no values."""
     if values.size == 0:
         return None

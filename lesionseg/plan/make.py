@@ -356,14 +356,14 @@ def check_compatible(
                 "Use another bundle, or leave out model.init_from."
             )
     _warn_if_channels_differ(dataset.channel_names, before.channel_names)
-    for key, asked, theirs in (
+    for key, asked, kept in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
         ("base_features", chosen.base_features, shape.features[0]),
         ("layout", chosen.layout, shape.layout),
     ):
-        if asked is not None and asked != theirs:
+        if asked is not None and asked != kept:
             raise ConfigError(
-                f"model.{key}={asked}: the bundle of model.init_from has {theirs}. Leave out "
+                f"model.{key}={asked}: the bundle of model.init_from has {kept}. Leave out "
                 f"model.{key}."
             )
 

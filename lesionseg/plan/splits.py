@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Splits:
-    """The role of each labelled case that is used, and of each test or external case.
+    """The roles of cases: of all labelled cases that are used, and all test and external cases.
 
-    `group_safe` is False if a group has cases both in training and in another role. `note`
-    explains the origin of the roles in one sentence.
+    `group_safe` is False if a group has cases both in training and in another role. `note` states
+    the origin of the roles.
     """
 
     roles: Mapping[str, Role]
@@ -52,20 +52,21 @@ def make_splits(
 ) -> Splits:
     """Assign roles to the labelled cases.
 
-    The dataset's test and external roles are kept. The validation cases are the first of these
-    that applies:
+    The dataset's test and external roles are kept. The first rule that applies decides which
+    cases are for validation:
 
-    1. those of the split file `given`, or of the split file in the dataset's folder; if it is a
-       list of folds, those of the first fold
-    2. none, if `validation_fraction` is 0
-    3. those with the dataset's role "validation"
-    4. those of the dataset's lowest fold
-    5. a random draw of whole groups, at least one, that is balanced by numbers of lesions
+    1. With `fold`, the cases of that fold. The folds are those of the split file or of the dataset.
+       If there are none, `n_folds` folds are drawn, balanced by numbers and sizes of lesions.
+    2. With a split file (`given`, or the one in the dataset's folder), its validation cases. If it
+       is a list of folds, those of the first fold.
+    3. With a `validation_fraction` of 0, no cases.
+    4. The cases with the dataset's role "validation".
+    5. The cases of the dataset's lowest fold.
+    6. A random draw of whole groups, at least one, balanced by numbers of lesions.
 
-    With `fold`, they are the cases of that fold: of the file, of the dataset, or of `n_folds`
-    random folds that are balanced by numbers and sizes of lesions. A split file is followed
-    exactly, so cases that it leaves out get no role. If there is a single group, its cases are
-    drawn one by one (`group_safe` is False, and a warning is logged). A single case is not drawn.
+    A split file is followed exactly, so cases that it leaves out get no role. If there is a single
+    group, its cases are drawn one by one. Then `group_safe` is False, and a warning is logged. A
+    single case is not drawn.
 
     Args:
         dataset: the cases.
@@ -87,45 +88,45 @@ def make_splits(
     """
     stated, development = _stated_roles(dataset, counts)
     rng = np.random.default_rng(seed)
-    roles = _all_train(stated)
-    held: set[str] = set()
+    roles = _use_validation_for_training(stated)
+    validation: set[str] = set()
     file = given or dataset.split_file
     if file is not None:
         roles, note = _follow_file(file, dataset, stated, fold)
         if given is None and fold is None and validation_fraction <= 0:
-            roles = _all_train(roles)
+            roles = _use_validation_for_training(roles)
             text = "data.validation_fraction=0: validation cases of %s are used for training."
             logger.warning(text, file)
-            note = f"no validation was asked for; cases as given in {file.name}"
+            note = f"cases of {file.name}, all for training, because data.validation_fraction=0"
     elif fold is not None:
-        folds, how = _folds(development, counts, sizes or {}, n_folds, rng)
+        folds, origin = _make_folds(development, counts, sizes or {}, n_folds, rng)
         _require_fold(fold, folds, dataset.root)
-        held = folds[fold]
-        note = f"fold {fold} of {how}"
+        validation = folds[fold]
+        note = f"fold {fold} of {origin}"
     elif validation_fraction <= 0:
-        note = "no validation was asked for"
+        note = "no validation, because data.validation_fraction=0"
         if "validation" in stated.values():
             logger.warning(
                 "data.validation_fraction=0: the dataset's validation cases are used for training."
             )
     elif "validation" in stated.values():
         roles = stated
-        note = "validation as the dataset states it"
+        note = "validation cases that the dataset states"
     elif any(case.fold is not None for case in development):
-        folds, how = _folds(development, counts, {}, n_folds, rng)
-        held = folds[min(folds)]
-        note = f"fold {min(folds)} of {how}"
+        folds, origin = _make_folds(development, counts, {}, n_folds, rng)
+        validation = folds[min(folds)]
+        note = f"fold {min(folds)} of {origin}"
     else:
-        held, note = _draw(development, counts, validation_fraction, rng)
-    roles |= dict.fromkeys(held, "validation")
+        validation, note = _draw_validation(development, counts, validation_fraction, rng)
+    roles |= dict.fromkeys(validation, "validation")
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
             "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
             "them."
         )
-    cut = _divided_groups(dataset, roles)
-    if cut:
-        name, other = next(iter(cut.items()))
+    divided = _find_divided_groups(dataset, roles)
+    if divided:
+        name, other = next(iter(divided.items()))
         logger.warning(
             "Patient %s is in both training and %s, so %s scores will be too optimistic. Add other "
             "patients, or divide by patient (data.splits, data.group).",
@@ -133,10 +134,10 @@ def make_splits(
             other,
             other,
         )
-    return Splits(roles, not cut, seed, note)
+    return Splits(roles, group_safe=not divided, seed=seed, note=note)
 
 
-def _all_train(roles: Mapping[str, Role]) -> dict[str, Role]:
+def _use_validation_for_training(roles: Mapping[str, Role]) -> dict[str, Role]:
     """Return the roles with the validation cases as training cases."""
     return {case: "train" if role == "validation" else role for case, role in roles.items()}
 
@@ -145,8 +146,8 @@ def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> tuple[dict[str, Role], str]:
     """Assign roles by a split file. Return the roles and a note on their origin."""
-    roles = _follow(read_split_file(file), dataset, stated, fold)
-    note = f"as given in {file.name}"
+    roles = _check_roles(read_split_file(file), dataset, stated, fold)
+    note = f"roles of {file.name}"
     if fold is not None:
         note += f", fold {fold}"
     n_out = len(stated.keys() - roles.keys())
@@ -174,7 +175,7 @@ def fold_numbers(
         numbers = tuple(range(len(file.folds)))
     else:
         development = _stated_roles(dataset, counts)[1]
-        numbers = tuple(_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
+        numbers = tuple(_make_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there is "
@@ -183,8 +184,8 @@ def fold_numbers(
     return numbers
 
 
-def _divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
-    """Return the groups with cases both in training and in other roles, and these roles."""
+def _find_divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
+    """Map each group with cases in training and in other roles to these other roles."""
     of_group: dict[str, set[str]] = {}
     for case in dataset.cases:
         if case.case in roles:
@@ -212,7 +213,7 @@ def _stated_roles(
     return stated, [c for c in dataset.cases if stated.get(c.case) in ("train", "validation")]
 
 
-def _folds(
+def _make_folds(
     development: Sequence[CaseFiles],
     counts: Mapping[str, int],
     sizes: Mapping[str, float],
@@ -221,33 +222,33 @@ def _folds(
 ) -> tuple[dict[int, set[str]], str]:
     """Return the cases of each fold, in ascending order, and a description of the folds.
 
-    They are the dataset's folds, if it states any. Otherwise each fold gets groups with similar
-    numbers and sizes of lesions:
+    They are the dataset's folds, if it states any. Otherwise folds are drawn, so that all have
+    similar numbers and sizes of lesions:
 
-    - Groups without lesions form one class. The other groups are divided by their number of lesions
-      into about three classes. A group is only divided if it is the only one.
-    - Groups are sorted by lesion size within a class.
-    - Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each.
+    1. Groups without lesions form one class. The remaining groups are divided by their number of
+       lesions into about three classes. A group is only divided if it is the only one.
+    2. The groups of a class are sorted by lesion size.
+    3. Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each.
     """
     if folds := _stated_folds(development):
         return folds, "the dataset"
-    units, weight = _units(development, counts, rng)
+    units, weight = _make_units(development, counts, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
     free = [name for name in weight if weight[name] == 0]
     others = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
-    # groups per class: about a third of `others`, as a multiple of n_folds
-    width = n_folds * max(1, round(len(others) / (3 * n_folds)))
+    # about a third of `others`, as a multiple of n_folds
+    class_size = n_folds * max(1, round(len(others) / (3 * n_folds)))
     classes = [free]
-    for start in range(0, len(others), width):
-        classes.append(others[start : start + width])
+    for start in range(0, len(others), class_size):
+        classes.append(others[start : start + class_size])
     ordered = [name for members in classes for name in sorted(members, key=size.__getitem__)]
     folds_of_groups: list[set[str]] = [set() for _ in range(n_folds)]
     for start in range(0, len(ordered), n_folds):
         block = ordered[start : start + n_folds]
         for name, fold in zip(block, rng.permutation(n_folds), strict=False):
             folds_of_groups[int(fold)].update(units[name])
-    how = f"{n_folds}, drawn by group, balanced by numbers and sizes of lesions"
-    return dict(enumerate(cases for cases in folds_of_groups if cases)), how
+    origin = f"{n_folds} random folds of groups, balanced by numbers and sizes of lesions"
+    return dict(enumerate(cases for cases in folds_of_groups if cases)), origin
 
 
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
@@ -282,12 +283,13 @@ def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
         )
 
 
-def _follow(
+def _check_roles(
     file: SplitFile, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> dict[str, Role]:
-    """Return the roles of one fold of a split file, and of test cases that it leaves out.
+    """Return the roles of one fold of a split file, after checks.
 
-    Other labelled cases that it leaves out get no role. Raises `DatasetError` if it names cases
+    Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
+    no role. Raises `DatasetError` if it names cases
     without a reference, uses test cases for training or validation, has no training cases, or
     divides a patient.
     """
@@ -303,15 +305,15 @@ def _follow(
     if "train" not in wanted.values():
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
     roles = {**reserved, **wanted}
-    cut = _divided_groups(dataset, wanted)
+    divided = _find_divided_groups(dataset, wanted)
     n_groups = len({case.group or case.case for case in dataset.cases if case.case in wanted})
-    if cut and n_groups > 1 and not file.divides_patients:
-        name, other = next(iter(cut.items()))
+    if divided and n_groups > 1 and not file.divides_patients:
+        name, other = next(iter(divided.items()))
         own = [c.case for c in dataset.cases if (c.group or c.case) == name and c.case in wanted]
         raise DatasetError(
-            f"{where} divides {count(len(cut), 'patient')}, such as {name!r}, between train and "
-            f"{other}: {join_names(own)}. Give all cases of a patient one role. If every case is a "
-            "patient of its own, set data.group=.+"
+            f"{where} divides {count(len(divided), 'patient')}, such as {name!r}, between "
+            f"train and {other}: {join_names(own)}. Give all cases of a patient one role. If every "
+            "case is a patient of its own, set data.group=.+"
         )
     return roles
 
@@ -323,8 +325,8 @@ def _require_known(
     unknown = [case for case in wanted if case not in stated]
     if not unknown:
         return
-    there = {case.case for case in dataset.cases}
-    if unlabelled := [case for case in unknown if case in there]:
+    all_cases = {case.case for case in dataset.cases}
+    if unlabelled := [case for case in unknown if case in all_cases]:
         raise DatasetError(
             f"{where} names {count(len(unlabelled), 'case')} without a reference: "
             f"{join_names(unlabelled)}. Add the references, or remove the cases from the file."
@@ -337,12 +339,13 @@ def _require_known(
     )
 
 
-def _units(
+def _make_units(
     pool: Sequence[CaseFiles], counts: Mapping[str, int], rng: np.random.Generator
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Return the cases of each unit, and its number of lesions, fewest first, ties at random.
+    """Divide cases into the units that are drawn. Return their cases and numbers of lesions.
 
-    A unit is a group. If there is a single group, each case is a unit.
+    A unit is a group. If there is a single group, each case is a unit. Numbers of lesions are in
+    ascending order, and equal ones in random order.
     """
     one_group = len({c.group or c.case for c in pool}) < 2
     units: dict[str, list[str]] = {}
@@ -354,7 +357,7 @@ def _units(
     return units, {name: weight[name] for name in sorted(shuffled, key=weight.__getitem__)}
 
 
-def _draw(
+def _draw_validation(
     pool: Sequence[CaseFiles], counts: Mapping[str, int], fraction: float, rng: np.random.Generator
 ) -> tuple[set[str], str]:
     """Draw the validation cases. Return them and a note on the draw.
@@ -365,19 +368,22 @@ def _draw(
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
-        return set(), "a single labelled case: no validation"
-    units, weight = _units(pool, counts, rng)
+        return set(), "no validation, because there is a single labelled case"
+    units, weight = _make_units(pool, counts, rng)
     ordered = list(weight)
     n = min(max(round(fraction * len(weight)), 1), len(weight) - 1)
-    held = [ordered[int(rng.choice(b))] for b in np.array_split(np.arange(len(ordered)), n)]
+    blocks = np.array_split(np.arange(len(ordered)), n)
+    drawn = [ordered[int(rng.choice(block))] for block in blocks]
     with_lesions = [name for name in ordered if weight[name] > 0]
-    if len(with_lesions) > 1 and not set(held) & set(with_lesions):
-        held[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
-    if with_lesions and set(with_lesions) <= set(held):
+    if len(with_lesions) > 1 and not set(drawn) & set(with_lesions):
+        drawn[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
+    if with_lesions and set(with_lesions) <= set(drawn):
         # the group with the most lesions is for training; a lesion-free one replaces it
-        most = max(held, key=lambda name: weight[name])
-        free = [name for name in ordered if name not in held]
-        held = [name for name in held if name != most] + free[:1]
+        most = max(drawn, key=lambda name: weight[name])
+        free = [name for name in ordered if name not in drawn]
+        drawn = [name for name in drawn if name != most] + free[:1]
     kind = "groups" if len({c.group for c in pool}) > 1 else "cases of the only group"
-    note = f"{len(held)} of {len(units)} {kind} drawn for validation, balanced by lesions"
-    return {case for name in held for case in units[name]}, note
+    note = (
+        f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
+    )
+    return {case for name in drawn for case in units[name]}, note
