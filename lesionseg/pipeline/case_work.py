@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 UNLIKE = "No DICOM results: the scan is unlike the training scans. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
-Known = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
+EarlierRows = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
 _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
 
 
@@ -82,7 +82,7 @@ def predict_cases(
     predictor: Predictor,
     output: Path,
     scans: Sequence[FoundScan],
-    known: Known,
+    known: EarlierRows,
 ) -> Generator[CaseRow]:
     """Predict scans into `output`. Yield the row of each, in order, as soon as it is written.
 
@@ -101,7 +101,7 @@ class CaseWork:
     """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors."""
 
     def __init__(
-        self, cfg: PredictConfig, predictor: Predictor, output: Path, known: Known
+        self, cfg: PredictConfig, predictor: Predictor, output: Path, known: EarlierRows
     ) -> None:
         self.cfg = cfg
         self.predictor = predictor
@@ -139,7 +139,10 @@ class CaseWork:
         return row if isinstance(result, CaseRow) else result
 
     def _record_failure(self, scan: FoundScan, error: Exception) -> CaseRow:
-        """Set and return the row of a failed scan: its earlier row if the failure is the same."""
+        """Set and return the row of a failed scan.
+
+        If the scan failed for the same reason in an earlier run, this is the row of that run.
+        """
         text = str(error) or repr(error)
         for image in scan.files.images:  # messages show only folders below the input
             text = text.replace(f"{image.parent}/", "")
@@ -188,33 +191,27 @@ class CaseWork:
         if scan.fault:
             self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
             raise DatasetError(scan.fault)
-        state = file_state(file for image in scan.contents for file in image)
+        state = _state_of_files(scan)
         source = self._source(scan, state)
-        row = self.rows[scan.key].of_source(source, state)
+        row = self.rows[scan.key].with_source(source, state)
         row = replace(row, key=self._key(scan.files, source.digest))
         self.rows[scan.key] = row
         self.results.claim(scan.case, source, overwrite=self.cfg.overwrite)
         earlier = self._earlier_result(scan, row, source) or self._earlier_failure(row)
         if earlier is not None:
-            row = replace(
-                earlier.of_source(source, state),
-                status="kept" if earlier.status == "done" else earlier.status,
-                group=row.group,
-                visit=row.visit,
-                path=row.path,
-                is_unchanged=True,
-            )
+            row = _renew(earlier, row)
             self.rows[scan.key] = row
             return row
-        plan = self.predictor.plan
-        series = self.cfg.series
         reason = explain_too_few_slices(
-            scan, series, plan, archive=is_archive(Path(self.cfg.input))
+            scan,
+            self.cfg.series,
+            self.predictor.plan,
+            archive=is_archive(Path(self.cfg.input)),
         )
         if reason:
             return self._skip(scan, reason)
         prepared = self.predictor.prepare(scan.files)
-        if file_state(file for image in scan.contents for file in image) != state:
+        if _state_of_files(scan) != state:
             raise ResourceError("The scan changed while it was read. Run the command again.")
         trim_memory()
         return prepared
@@ -232,11 +229,14 @@ class CaseWork:
 
     def _source(self, scan: FoundScan, state: str) -> ScanSource:
         """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
-        known = self.known.get(scan.case, ())
-        same = (r.digest for r in known if r.digest and (r.path, r.state) == (scan.path, state))
+        digest = ""
+        for row in self.known.get(scan.case, ()):
+            if row.digest and (row.path, row.state) == (scan.path, state):
+                digest = row.digest
+                break
         facts = scan.facts
         return ScanSource(
-            digest=next(same, None) or content_digest(scan.contents),
+            digest=digest or content_digest(scan.contents),
             study_uid=facts.study_uid if facts else "",
             series_uid=facts.series_uid if facts else "",
             instance_uid=facts.instance_uid if facts else "",
@@ -253,7 +253,7 @@ class CaseWork:
         return None
 
     def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
-        """Run the networks. The probabilities of a case too large for the memory are in a file."""
+        """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
         inferred = self.predictor.infer(prepared, folder=folder)
@@ -263,13 +263,13 @@ class CaseWork:
     def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
         """Restore the file's grid, find the candidates and write the case's files."""
         row = self.rows[scan.key]
-        with self.results.writing(scan.case) as part:
-            prediction = self._decide(scan, inferred, part)
+        with self.results.writing(scan.case) as new_files:
+            prediction = self._decide(scan, inferred, new_files)
             zone_names, prediction = self._assign_zones(scan, inferred, prediction)
-            message = self._write_dicom(scan, row, prediction, part)
+            message = self._write_dicom(scan, row, prediction, new_files)
             image = scan.files.images[0]
             write_prediction(
-                part,
+                new_files,
                 prediction,
                 suffix=result_suffix(image, self.predictor.plan.dims),
                 like=image,
@@ -300,8 +300,11 @@ class CaseWork:
         self.rows[scan.key] = row
         return row
 
-    def _decide(self, scan: FoundScan, inferred: Inferred, part: Path) -> Prediction:
-        """Return the prediction. Write its probabilities into `part` if the settings say so."""
+    def _decide(self, scan: FoundScan, inferred: Inferred, new_files: Path) -> Prediction:
+        """Return the prediction. Write its probabilities if the settings say so.
+
+        `new_files` is the folder of the case's files until they are complete.
+        """
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, scan.case)
         shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
@@ -313,14 +316,15 @@ class CaseWork:
         prediction = self.predictor.decide(inferred, scan.case, keep)
         if self.cfg.names == "nnunet":
             write_probabilities(
-                part,
+                new_files,
                 scan.case,
                 probabilities,
                 inferred.file_geometry,
                 are_regions=bool(self.predictor.plan.labels.regions),
             )
         else:
-            np.savez_compressed(part / f"{scan.case}{PROBABILITIES}", probabilities=probabilities)
+            path = new_files / f"{scan.case}{PROBABILITIES}"
+            np.savez_compressed(path, probabilities=probabilities)
         return prediction
 
     def _assign_zones(
@@ -338,7 +342,7 @@ class CaseWork:
         return names, replace(prediction, candidates=candidates)
 
     def _write_dicom(
-        self, scan: FoundScan, row: CaseRow, prediction: Prediction, part: Path
+        self, scan: FoundScan, row: CaseRow, prediction: Prediction, new_files: Path
     ) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         if not self.cfg.dicom_output or not is_dicom(scan):
@@ -354,8 +358,8 @@ class CaseWork:
             prediction,
             ResultOrigin(__version__, self.bundle, row.key),
             plan.labels.lesion_names,
-            report=part / f"{scan.case}{REPORT}",
-            segmentation=part / f"{scan.case}{SEGMENTATION}",
+            report=new_files / f"{scan.case}{REPORT}",
+            segmentation=new_files / f"{scan.case}{SEGMENTATION}",
             mask_labels=plan.labels.value_names,
         )
         if is_segmented or prediction.instances is None:
@@ -372,10 +376,27 @@ class CaseWork:
             if files.case in self.zones.masks:
                 zone_mask = file_digest(self.zones.masks[files.case])
         inference = cfg.inference.model_copy(update={"max_memory_gb": None})
-        choices = (self.bundle, inference, self.predictor.operating_point(), cfg.raster_mm)
-        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
-        whole = repr((__version__, choices, written, files.missing, files.pixel_mm, digest))
-        return blake2b(whole.encode(), digest_size=8).hexdigest()
+        model = (self.bundle, inference, self.predictor.operating_point(), cfg.raster_mm)
+        output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
+        text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
+        return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _state_of_files(scan: FoundScan) -> str:
+    """Return a text that changes if one of the scan's files changes."""
+    return file_state(file for image in scan.contents for file in image)
+
+
+def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:
+    """Return the row of an earlier run for the same scan, with the facts of this run's `row`."""
+    return replace(
+        earlier.with_source(row.source, row.state),
+        status="kept" if earlier.status == "done" else earlier.status,
+        group=row.group,
+        visit=row.visit,
+        path=row.path,
+        is_unchanged=True,
+    )
 
 
 def _status(checked: InputCheckResult | None) -> str:

@@ -30,7 +30,7 @@ from lesionseg.reporting.dataset_page import (
     write_dataset_report,
 )
 
-SPACING_FACTOR = 2.0  # a case is an outlier if its spacing differs from the median by more
+SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
 
@@ -82,7 +82,7 @@ class CheckOutcome(Outcome):
 
 
 @dataclass(frozen=True)
-class _Trace:
+class _InspectedCase:
     """The facts of a case that are needed after its arrays are freed.
 
     Attributes:
@@ -127,38 +127,22 @@ def check_dataset(
         identifiers: the page names cases; otherwise it contains their numbers.
         cfg: the settings of the next training, by default those of `train`.
     """
-    traces: list[_Trace] = []
+    cfg = cfg or TrainConfig.of(data={"root": root})
+    inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
         for number, files in enumerate(dataset.cases, start=1):
             name = f"case {number:0{len(str(len(dataset.cases)))}d}"
-            traces.append(_inspect(files, dataset, name))
+            inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
-    names = {t.files.case: t.look.name for t in traces}
-    findings = [
-        Finding(p.case if p.case in names else "", "listed", "error", named=p.message)
-        for p in dataset.problems
-    ]
-    findings += [
-        Finding(r.case, r.kind, "note" if r.is_note else "warning", named=r.message)
-        for r in dataset.remarks
-    ]
-    findings += [finding for trace in traces for finding in trace.findings]
-    findings += _compare(traces)
-    references = {t.files.case: t.reference_facts for t in traces if t.reference_facts is not None}
-    findings += [
-        Finding(doubt.case, doubt.kind, "warning", doubt.detail)
-        for doubt in find_doubts(dataset, references)
-    ]
-    cfg = cfg or TrainConfig.of(data={"root": root})
-    findings += _training_faults(dataset, traces, references, cfg)
-    is_boxed = any(trace.is_boxed for trace in traces)
+    is_boxed = any(case.is_boxed for case in inspected)
     needs_detector = is_boxed and "segmentation" in sources_of(cfg.model.architecture)
+    findings = list(_find_all(dataset, inspected, cfg))
     if needs_detector:
         findings.append(Finding("", "boxed", "note"))
-    order = {case: i for i, case in enumerate(names)}
-    findings.sort(key=lambda f: order.get(f.case, -1))
-    unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
-    looks = {t.files.case: t.look for t in traces}
+    order = {case.files.case: i for i, case in enumerate(inspected)}
+    findings.sort(key=lambda f: order.get(f.case, -1))  # findings without a case come first
+    unit = joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS)
+    looks = {case.files.case: case.look for case in inspected}
     if identifiers:
         looks = {case: replace(look, name=case) for case, look in looks.items()}
     write_dataset_report(
@@ -175,9 +159,32 @@ def check_dataset(
     return CheckOutcome(tuple(findings), shown, page, root, model)
 
 
+def _find_all(
+    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: TrainConfig
+) -> Iterator[Finding]:
+    """Yield the findings of the listing, of each case, of their comparison, and of the training."""
+    cases = {case.files.case for case in inspected}
+    for problem in dataset.problems:
+        listed = problem.case if problem.case in cases else ""
+        yield Finding(listed, "listed", "error", named=problem.message)
+    for remark in dataset.remarks:
+        severity = "note" if remark.is_note else "warning"
+        yield Finding(remark.case, remark.kind, severity, named=remark.message)
+    for case in inspected:
+        yield from case.findings
+    yield from _compare(inspected)
+    references: dict[str, ReferenceFacts] = {}
+    for case in inspected:
+        if case.reference_facts is not None:
+            references[case.files.case] = case.reference_facts
+    for doubt in find_doubts(dataset, references):
+        yield Finding(doubt.case, doubt.kind, "warning", doubt.detail)
+    yield from _training_faults(dataset, inspected, references, cfg)
+
+
 def _training_faults(
     dataset: Dataset,
-    traces: Sequence[_Trace],
+    inspected: Sequence[_InspectedCase],
     references: Mapping[str, ReferenceFacts],
     cfg: TrainConfig,
 ) -> Iterator[Finding]:
@@ -186,11 +193,17 @@ def _training_faults(
     A labelled case that cannot be read is assumed to have one lesion, so that the split can be
     checked.
     """
-    counts = {t.files.case: 1 for t in traces if t.files.is_labelled}
-    counts |= {t.files.case: len(t.look.diameters) for t in traces if t.reference_facts is not None}
-    sizes = {t.files.case: float(np.median(t.look.diameters or (0.0,))) for t in traces}
+    counts: dict[str, int] = {}
+    sizes: dict[str, float] = {}
+    for case in inspected:
+        diameters = case.look.diameters
+        sizes[case.files.case] = float(np.median(diameters or (0.0,)))
+        if case.reference_facts is not None:
+            counts[case.files.case] = len(diameters)
+        elif case.files.is_labelled:
+            counts[case.files.case] = 1
     for check in (
-        partial(require_lesions, dataset, counts, references, len(traces)),
+        partial(require_lesions, dataset, counts, references, len(inspected)),
         partial(first_splits, dataset, counts, sizes, cfg.data, cfg.seed),
     ):
         try:
@@ -200,7 +213,7 @@ def _training_faults(
             return
 
 
-def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
+def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
     """Read a case and return its facts and problems."""
     found = inspect_case(files, dataset)
     case_id = files.case
@@ -210,7 +223,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         flaws.append(Finding(case_id, "burned_in", "warning"))
     look = look_at(pseudonym, files, found.case)
     if found.case is None:
-        return _Trace(files, look, tuple(flaws), found.patient)
+        return _InspectedCase(files, look, tuple(flaws), found.patient)
     image = found.case.image
     reference = found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
@@ -223,86 +236,108 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     ):
         if applies:
             flaws.append(Finding(case_id, kind, severity))
-    is_telling = lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS
-    return _Trace(
-        files,
-        look,
-        tuple(flaws),
-        found.patient,
-        tuple(_digest(channel) for channel in image.present_channels),
-        _digest(lesions) if lesions is not None and is_telling else "",
-        axis_codes(image.geometry) if image.geometry.dims == 3 else "",
-        image.geometry.size_unit,
-        None if reference is None else reference_facts(reference),
-        reference is not None and reference.mask() is None and len(look.diameters) > 0,
+    lesions_digest = ""
+    if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
+        lesions_digest = _digest(lesions)
+    return _InspectedCase(
+        files=files,
+        look=look,
+        findings=tuple(flaws),
+        patient=found.patient,
+        images=tuple(_digest(channel) for channel in image.present_channels),
+        reference=lesions_digest,
+        axes=axis_codes(image.geometry) if image.geometry.dims == 3 else "",
+        unit=image.geometry.size_unit,
+        reference_facts=None if reference is None else reference_facts(reference),
+        is_boxed=reference is not None and reference.mask() is None and len(look.diameters) > 0,
     )
 
 
-def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
+def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes."""
-    for trace in traces:
-        if len(set(trace.images)) < len(trace.images):
+    yield from _find_duplicates(inspected)
+    same_patient = list(_groups_sharing(inspected, lambda case: (case.patient,)))
+    same_content = list(_groups_sharing(inspected, lambda case: (*case.images, case.reference)))
+    related = [*same_patient, *same_content]
+    yield from _find_split_patients(related)
+    same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
+    yield from _find_leaks([*related, *same_group])
+    yield from _find_spacing_outliers([case for case in inspected if case.look.spacing_mm])
+    yield from _find_unusual_axes([case for case in inspected if case.axes])
+
+
+def _find_duplicates(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
+    """Yield cases with two equal channels, and cases that have an equal image."""
+    for case in inspected:
+        if len(set(case.images)) < len(case.images):
             detail = " Two of its channels are equal."
-            yield Finding(trace.files.case, "duplicate", "warning", detail)
+            yield Finding(case.files.case, "duplicate", "warning", detail)
+    for group in _groups_sharing(inspected, lambda case: case.images):
+        yield from _findings_of_group("duplicate", group)
 
-    def find_in_group(kind: str, group: Sequence[_Trace]) -> Iterator[Finding]:
-        for trace in group:
-            others = tuple(t.files.case for t in group if t is not trace)
-            yield Finding(trace.files.case, kind, "warning", others=others)
 
-    for group in _groups_sharing(traces, lambda t: t.images):
-        yield from find_in_group("duplicate", group)
-    patients = list(_groups_sharing(traces, lambda t: (t.patient,)))
-    contents = list(_groups_sharing(traces, lambda t: (*t.images, t.reference)))
-    groups = _groups_sharing(traces, lambda t: (t.files.group,))
-    reported = set[object]()
-    for group in (*patients, *contents):
-        cases = tuple(t.files.case for t in group)
-        if len({t.files.group for t in group}) > 1 and cases not in reported:
+def _find_split_patients(related: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
+    """Yield cases that seem to be of one patient, but belong to different groups."""
+    reported: set[tuple[str, ...]] = set()
+    for group in related:
+        cases = tuple(case.files.case for case in group)
+        if len({case.files.group for case in group}) > 1 and cases not in reported:
             reported.add(cases)
-            yield from find_in_group("same_patient", group)
-    leaked = {
-        trace.files.case
-        for group in (*patients, *contents, *groups)
-        if len({t.files.role in ("test", "external") for t in group}) > 1
-        for trace in group
-    }
-    yield from (Finding(case, "leak", "warning") for case in sorted(leaked))
-    yield from _spacing_outliers([t for t in traces if t.look.spacing_mm])
-    turned = [t for t in traces if t.axes]
-    for usual, _ in Counter(t.axes for t in turned).most_common(1):
-        for trace in turned:
-            if trace.axes != usual:
-                detail = f" Axes {trace.axes}; most cases {usual}."
-                yield Finding(trace.files.case, "orientation", "note", detail)
+            yield from _findings_of_group("same_patient", group)
+
+
+def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
+    """Yield the cases of groups in which some cases are for testing and others for training."""
+    leaked: set[str] = set()
+    for group in groups:
+        if len({case.files.role in ("test", "external") for case in group}) > 1:
+            leaked |= {case.files.case for case in group}
+    for name in sorted(leaked):
+        yield Finding(name, "leak", "warning")
+
+
+def _find_unusual_axes(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
+    """Yield cases whose array axes have other directions than those of most cases."""
+    for usual, _ in Counter(case.axes for case in inspected).most_common(1):
+        for case in inspected:
+            if case.axes != usual:
+                detail = f" Axes {case.axes}; most cases {usual}."
+                yield Finding(case.files.case, "orientation", "note", detail)
+
+
+def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:
+    """Yield a finding for each case of a group. It names the other cases."""
+    for case in group:
+        others = tuple(other.files.case for other in group if other is not case)
+        yield Finding(case.files.case, kind, "warning", others=others)
 
 
 def _groups_sharing(
-    traces: Sequence[_Trace], keys: Callable[[_Trace], tuple[str, ...]]
-) -> Iterator[list[_Trace]]:
+    inspected: Sequence[_InspectedCase], keys: Callable[[_InspectedCase], tuple[str, ...]]
+) -> Iterator[list[_InspectedCase]]:
     """Yield each group of two or more cases that share a key, without repetition."""
-    by_key: dict[str, dict[str, _Trace]] = {}
-    for trace in traces:
-        for key in filter(None, keys(trace)):
-            by_key.setdefault(key, {})[trace.files.case] = trace
+    by_key: dict[str, dict[str, _InspectedCase]] = {}
+    for case in inspected:
+        for key in filter(None, keys(case)):
+            by_key.setdefault(key, {})[case.files.case] = case
     groups = {tuple(members): list(members.values()) for members in by_key.values()}
     yield from (group for group in groups.values() if len(group) > 1)
 
 
-def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
+def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield cases whose spacing along an axis is more than twice or less than half the median."""
-    axes = max((len(t.look.spacing_mm) for t in readable), default=0)
-    alike = [t for t in readable if len(t.look.spacing_mm) == axes]
+    axes = max((len(case.look.spacing_mm) for case in readable), default=0)
+    alike = [case for case in readable if len(case.look.spacing_mm) == axes]
     if len(readable) < 3:
         return
-    median = np.median([t.look.spacing_mm for t in alike], axis=0)
-    for trace in alike:
-        ratio = np.array(trace.look.spacing_mm) / median
+    median = np.median([case.look.spacing_mm for case in alike], axis=0)
+    for case in alike:
+        ratio = np.array(case.look.spacing_mm) / median
         if (np.maximum(ratio, 1 / ratio) > SPACING_FACTOR).any():
-            own = " × ".join(f"{s:.3g}" for s in trace.look.spacing_mm)
+            own = " × ".join(f"{s:.3g}" for s in case.look.spacing_mm)
             usual = " × ".join(f"{s:.3g}" for s in median)
             detail = f" {own} mm; usual {usual} mm."
-            yield Finding(trace.files.case, "spacing", "warning", detail)
+            yield Finding(case.files.case, "spacing", "warning", detail)
 
 
 def _digest(array: NDArray[np.generic]) -> str:

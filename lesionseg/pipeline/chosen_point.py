@@ -30,12 +30,12 @@ _VALIDATION = "validation"
 
 
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
-    """Return the aim that the settings state. None: the predictions' own operating point applies.
+    """Return the aim that the settings state. A bare number is a score.
 
-    A bare number is a score.
+    Return None if they state no aim. Each prediction then keeps its own operating point.
 
     Raises:
-        ConfigError: if there is no such aim, or if settings do not belong together.
+        ConfigError: if the aim is unknown, or if settings contradict each other.
     """
     given = cfg.operating_point
     aim = None
@@ -167,7 +167,7 @@ def development_results(
     resample: bool = False,
     by_image: bool = False,
 ) -> list[CaseResult]:
-    """Match and score development cases, without distances of surfaces, which are not needed.
+    """Match and score development cases. Distances between surfaces are not computed.
 
     A case whose files do not fit together is left out with a warning.
 

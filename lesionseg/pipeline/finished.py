@@ -23,9 +23,9 @@ class FinishedRun:
 
     Attributes:
         at: date and time of the end.
-        minutes: duration of the last process.
+        minutes: duration of the command that finished it, without interrupted ones.
         files: paths below the run directory; if one is missing, the training is not finished.
-        page: the path of the report below the run directory; None if there is no report.
+        page: the path of the report below the run directory; None without a report.
         data: digest of the cases and their roles.
         report: digest of the settings of the report.
     """
@@ -38,11 +38,11 @@ class FinishedRun:
     report: str
 
     def lines(self, root: str, run: Path) -> tuple[str, ...]:
-        """Return the time of the end, and the command that trains on from these weights."""
+        """Return the time of the end, and the command that continues from these weights."""
         settings = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
-            f"Further: {command_line('train', settings)}  # trains on from these weights",
+            f"Further: {command_line('train', settings)}  # starts from these weights",
         )
 
 
@@ -73,7 +73,14 @@ def read_finished(experiment: Experiment) -> FinishedRun | None:
     report = experiment.cfg.report
     try:
         content = read_json(run / FINISHED)
-        record = FinishedRun(**{**content, "files": tuple(content["files"])})
+        record = FinishedRun(
+            at=content["at"],
+            minutes=content["minutes"],
+            files=tuple(content["files"]),
+            page=content["page"],
+            data=content["data"],
+            report=content["report"],
+        )
     except (ReadError, KeyError, TypeError):
         return None
     if record.data != _data_digest(experiment):

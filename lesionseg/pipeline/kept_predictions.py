@@ -41,7 +41,7 @@ class KeptPredictions:
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
         self.folder = output / FOLDER
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
-        self._of = {case: files for case, files in predictions.items() if has_outputs(files)}
+        self._files = {case: files for case, files in predictions.items() if has_outputs(files)}
         self._geometry: dict[str, Geometry] = {}
 
     def __enter__(self) -> "KeptPredictions":
@@ -53,15 +53,15 @@ class KeptPredictions:
     @property
     def cases(self) -> tuple[str, ...]:
         """The cases that have probabilities."""
-        return tuple(self._of)
+        return tuple(self._files)
 
     def has_all(self, predictions: Mapping[str, PredictionFiles]) -> bool:
         """Return True if all these predictions come from probabilities."""
-        return set(self._of) == set(predictions)
+        return set(self._files) == set(predictions)
 
     def keep(self, prediction: Prediction) -> None:
         """Write a case's candidates to the temporary folder, if they come from probabilities."""
-        files = self._of.get(prediction.case)
+        files = self._files.get(prediction.case)
         if files is None or files.mask is None:
             return
         self._geometry[prediction.case] = prediction.geometry
@@ -80,7 +80,7 @@ class KeptPredictions:
         faults: list[Problem] = []
         for case in cases:
             try:
-                prediction = open_prediction(self._of[case])
+                prediction = open_prediction(self._files[case])
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
                 faults.append(Problem(case, str(error)))
                 log.warning("Not read, %s: %s", case, error)
@@ -100,12 +100,13 @@ class KeptPredictions:
                 geometry = self._geometry[case]
                 prediction = replace(read_prediction(files, geometry=geometry), case=case)
                 accepted = accept(prediction, selection.point, selection.calibration)
-                like = self._of[case].mask
+                like = self._files[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)
         for case in self._geometry:
             own = self.folder / f"{case}{CANDIDATES}"
-            if own.is_file() and read_source(own) is not None:  # only results of `predict` state it
+            # only `predict` writes the source of a scan into this file
+            if own.is_file() and read_source(own) is not None:
                 raise ConflictError(
                     f"{self.folder} contains results that predict wrote, such as {own.name}. Name "
                     "another output."

@@ -1,20 +1,15 @@
 """`predict`: write masks, candidates and a status for each scan of a folder."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.config import PredictConfig, SeriesConfig
-from lesionseg.errors import (
-    ConfigError,
-    DatasetError,
-    count,
-)
-from lesionseg.io.dicom.results import (
-    require_highdicom,
-)
+from lesionseg.errors import ConfigError, DatasetError, count
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts.input_images import (
     FoundScan,
@@ -32,7 +27,7 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.case_work import is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
-from lesionseg.pipeline.predict_selection import is_archive, select
+from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans
 from lesionseg.pipeline.predict_tables import (
     TABLE,
     CaseRow,
@@ -68,7 +63,7 @@ def predict(
     Raises:
         BundleError: if the bundle cannot be used.
         ConfigError: if a setting is wrong.
-        DatasetError: if there is no case.
+        DatasetError: if no scan is found.
         OutputError: if another process writes to the output folder.
     """
     folder = download(cfg.output, new=True)
@@ -78,7 +73,7 @@ def predict(
     stem = name.removesuffix(".csv")
     with predict_log(folder, stem, url=cfg.output, json_lines=cfg.json_lines) as log:
         outcome = _predict(cfg, folder, folder / name, log, architectures, progress)
-        log.end(outcome)
+        log.note_end(outcome)
     return outcome
 
 
@@ -92,27 +87,16 @@ def _predict(
 ) -> PredictOutcome:
     """Predict into a folder, with the rows in `table_path`."""
     predictor = make_predictor(cfg, architectures)
-    if cfg.save_probabilities and not predictor.plan.has_voxels:
-        raise ConfigError(
-            "save_probabilities=true: this model predicts boxes, so there are no probabilities."
-        )
-    as_nnunet = cfg.save_probabilities and cfg.names == "nnunet"
-    if as_nnunet:
-        check_nnunet_labels(predictor.plan.labels)
-    source = download(cfg.input)
-    found = find_cases(source, folder, predictor.plan, cfg.series)
+    _check_probability_settings(cfg, predictor.plan)
+    found = find_cases(download(cfg.input), folder, predictor.plan, cfg.series)
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
     if cfg.dicom_output and any(map(is_dicom, scans)):
         require_highdicom()
     if cfg.zones is not None:
         find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
     log.note("input", f"{count(len(scans), 'scan')} in {cfg.input}.")
+    _describe_for_nnunet(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []
-    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-    if as_nnunet and first is not None:
-        suffix = result_suffix(first, predictor.plan.dims)
-        write_description(folder, predictor.plan.channel_names, predictor.plan.labels, suffix)
-        upload([folder / name for name in ("dataset.json", "plans.json")], folder, cfg.output)
     with (
         locked_folder(folder, f".{table_path.name}.lock"),
         closing(PredictionTable(table_path, cfg.output)) as table,
@@ -126,23 +110,66 @@ def _predict(
         if cfg.shard_index == 0:
             for kind in found.left_out:
                 table.put(left_out_row(kind))
-        if cfg.engine == "ray":
-            from lesionseg.pipeline.predict_ray import predict_on_ray
-
-            finished = predict_on_ray(cfg, folder, scans, table.earlier, architectures)
-        else:
-            finished = predict_cases(cfg, predictor, folder, scans, table.earlier)
-        with closing(finished):
+        with closing(_run_engine(cfg, predictor, folder, scans, table, architectures)) as finished:
             for row in finished:
                 table.put(row)
                 rows.append(row)
-                log.case(row)
-                if row.status == "failed" and not row.is_unchanged:
-                    extra = {"of_case": True}  # see `predict_log`
-                    logger.warning("%s failed: %s", row.case, row.message, extra=extra)
+                _log_row(row, log)
                 advance(row.case, len(rows), len(scans))
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out)
+
+
+def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
+    """Check that the model has the probabilities that the settings ask for.
+
+    Raises:
+        ConfigError: if it predicts boxes only, or nnU-Net's files cannot store its labels.
+    """
+    if not cfg.save_probabilities:
+        return
+    if not plan.has_voxels:
+        raise ConfigError(
+            "save_probabilities=true: this model predicts boxes, so there are no probabilities. "
+            "Leave the setting out."
+        )
+    if cfg.names == "nnunet":
+        check_nnunet_labels(plan.labels)
+
+
+def _describe_for_nnunet(
+    cfg: PredictConfig, folder: Path, scans: Sequence[FoundScan], plan: Plan
+) -> None:
+    """Write the two files that nnU-Net expects next to its probabilities, if these are saved."""
+    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
+    if not cfg.save_probabilities or cfg.names != "nnunet" or first is None:
+        return
+    write_description(folder, plan.channel_names, plan.labels, result_suffix(first, plan.dims))
+    upload([folder / "dataset.json", folder / "plans.json"], folder, cfg.output)
+
+
+def _run_engine(
+    cfg: PredictConfig,
+    predictor: Predictor,
+    folder: Path,
+    scans: Sequence[FoundScan],
+    table: PredictionTable,
+    architectures: Mapping[str, NetworkFactory] | None,
+) -> Generator[CaseRow]:
+    """Predict the scans in this process or on a Ray cluster, as `cfg.engine` states."""
+    if cfg.engine == "ray":
+        from lesionseg.pipeline.predict_ray import predict_on_ray
+
+        return predict_on_ray(cfg, folder, scans, table.earlier, architectures)
+    return predict_cases(cfg, predictor, folder, scans, table.earlier)
+
+
+def _log_row(row: CaseRow, log: PredictLog) -> None:
+    """Write the row of a finished scan to the log files. Warn of a scan that failed just now."""
+    log.note_case(row)
+    if row.status == "failed" and not row.is_unchanged:
+        extra = {"of_case": True}  # the files have the line of `note_case` instead
+        logger.warning("%s failed: %s", row.case, row.message, extra=extra)
 
 
 def _restore(results: PredictionFolder, table: PredictionTable) -> None:
@@ -159,8 +186,9 @@ def _restore(results: PredictionFolder, table: PredictionTable) -> None:
 def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
     """Return the scan with the case id under which the folder has results of its DICOM series.
 
-    The only series of a folder has the name of the folder as id; one of several has number
-    and UID as well. So the id would change if another series is added or removed.
+    The id of a series depends on its folder: it is the folder's name if the folder contains one
+    series, and otherwise also has the number and UID of the series. Without this step, the id
+    would change if another series is added to the folder or removed.
     """
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan
@@ -179,7 +207,7 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
 
     Raises:
         ConfigError: if the output is a file or the input itself.
-        DatasetError: if there is no scan.
+        DatasetError: if no scan is found.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
@@ -195,5 +223,5 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
     found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
     if not found.scans:
         raise DatasetError(explain_nothing_found(source, found))
-    found = select(found, series, plan, archive=is_archive(source))
+    found = mark_unwanted_scans(found, series, plan, archive=is_archive(source))
     return replace(found, scans=tuple(mark_clashes(found.scans)))

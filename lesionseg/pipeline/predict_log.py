@@ -20,7 +20,9 @@ _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": loggin
 
 
 class PredictLog:
-    """The log files of an output folder. Lines have times; they are written when the folder exists.
+    """The log files of an output folder. Each line begins with the time of its event.
+
+    Lines stay in memory until the folder exists.
 
     Args:
         folder: the output folder.
@@ -45,7 +47,7 @@ class PredictLog:
         for handler in self.handlers:
             handler.handle(record)
 
-    def case(self, row: CaseRow) -> None:
+    def note_case(self, row: CaseRow) -> None:
         """Write the line of a scan, unless its result is unchanged."""
         if row.is_unchanged:
             return
@@ -56,7 +58,7 @@ class PredictLog:
         text += "".join(f". {each}" for each in (row.warning, row.message) if each)
         self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)
 
-    def end(self, outcome: PredictOutcome) -> None:
+    def note_end(self, outcome: PredictOutcome) -> None:
         """Write the summary and the exit status."""
         for line in outcome.counts():
             self.note("summary", line)
@@ -102,14 +104,18 @@ def predict_log(
 
 
 def _is_for_file(record: logging.LogRecord) -> bool:
-    """Return False for the failure of a scan, which has its own line, and for remaining times."""
+    """Return False for records that the log files do not need.
+
+    These are the warning that a scan failed, because `note_case` writes its line, and the
+    remaining times of progress bars.
+    """
     return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
 
 
 class _FileLog(MemoryHandler):
     """A handler that appends to a file when its folder exists. A wrong setting leaves no file.
 
-    A warning of a reader is written once. Lines of scans come from `PredictLog.case`.
+    A warning of a reader is written once. Lines of scans come from `PredictLog.note_case`.
     """
 
     def __init__(self, folder: Path, name: str, formatter: logging.Formatter) -> None:

@@ -1,12 +1,13 @@
 """Predict cases on a Ray cluster. Each actor predicts some cases, as a single machine would.
 
 Every machine must see bundle, input and output under the same paths. If an actor dies, Ray restarts
-it and repeats its cases, at last one by one. A case that kills its actor three times has failed.
+it and repeats its cases. If they kill it again and again, each case is sent on its own. A case that
+kills its actor three times has failed.
 """
 
 import logging
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,19 @@ from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.case_work import Known, make_predictor, predict_cases
+from lesionseg.pipeline.case_work import EarlierRows, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3
-_CORES = 2  # of an actor on a CPU: while one computes, the other one reads and writes
-_AT_ONCE = 4  # cases per call of an actor
+_CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
+_CASES_PER_CALL = 4  # at most
 
 
 def predict_on_ray(
     cfg: PredictConfig,
     output: Path,
     scans: Sequence[FoundScan],
-    known: Known,
+    known: EarlierRows,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Generator[CaseRow]:
     """Predict scans on a Ray cluster. Yield rows as soon as they are finished.
@@ -44,55 +45,86 @@ def predict_on_ray(
         import ray
     except ImportError as error:
         raise ConfigError(f"engine=ray: {error}. {pip_install('ray')}") from error
-    ours = not ray.is_initialized()
-    if ours:
+    is_own_cluster = not ray.is_initialized()
+    if is_own_cluster:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
-        cores = int(ray.cluster_resources().get("CPU", 0))
-        if not cores:
-            raise ConfigError("engine=ray: the cluster has no CPU core.")
-        n_actors = min(gpus or max(cores // _CORES, 1), len(scans))
-        share = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
-        inference = cfg.inference.model_copy(update={"max_memory_gb": share})
-        bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)
-        zones = cfg.zones and str(Path(cfg.zones).resolve())
-        cfg = cfg.model_copy(update={"bundle": bundles, "inference": inference, "zones": zones})
-        resources = {"num_gpus": 1} if gpus else {"num_cpus": min(_CORES, cores)}
-        as_actor = ray.remote(**resources, max_restarts=-1, max_task_retries=ATTEMPTS - 1)
-        actor_class = as_actor(_Actor)
-        # stored once and shared by all actors, because these may be large
-        known_ref = ray.put(known)
-        architectures_ref = ray.put(architectures)
-        idle = [
-            actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
-            for _ in range(n_actors)
-        ]
-        n = max(1, min(_AT_ONCE, len(scans) // max(n_actors, 1)))
-        found = [scan.to_absolute() for scan in scans]
-        left = [found[i : i + n] for i in range(0, len(scans), n)]
-        running: dict[Any, tuple[Any, list[FoundScan]]] = {}
-        while left or running:
-            while idle and left:
-                actor = idle.pop()
-                some = left.pop(0)
-                running[actor.predict.remote(some)] = (actor, some)
-            (done,), _ = ray.wait(list(running))
-            actor, some = running.pop(done)
-            idle.append(actor)
-            try:
-                yield from ray.get(done)
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                if getattr(error, "actor_init_failed", False):
-                    raise
-                if len(some) > 1:
-                    left += [[scan] for scan in some]
-                    continue
-                message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
-                yield replace(begun_row(some[0]), status="failed", message=message)
+        actors = _start_actors(cfg, output, len(scans), known, architectures)
+        yield from _distribute(actors, [scan.to_absolute() for scan in scans])
     finally:
-        if ours:
+        if is_own_cluster:
             ray.shutdown()
+
+
+def _start_actors(
+    cfg: PredictConfig,
+    output: Path,
+    n_scans: int,
+    known: EarlierRows,
+    architectures: Mapping[str, NetworkFactory] | None,
+) -> list[Any]:
+    """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    if not cores:
+        raise ConfigError(
+            "engine=ray: the cluster has no CPU core. Start it with at least one, or leave engine= "
+            "out."
+        )
+    n_actors = min(gpus or max(cores // _CORES_PER_ACTOR, 1), n_scans)
+    max_memory_gb = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
+    changes = {
+        "bundle": tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle),
+        "inference": cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb}),
+        "zones": cfg.zones and str(Path(cfg.zones).resolve()),
+    }
+    cfg = cfg.model_copy(update=changes)
+    actor_class = ray.remote(_Actor).options(
+        num_gpus=1 if gpus else None,
+        num_cpus=None if gpus else min(_CORES_PER_ACTOR, cores),
+        max_restarts=-1,
+        max_task_retries=ATTEMPTS - 1,
+    )
+    # stored once and shared by all actors, because these may be large
+    known_ref = ray.put(known)
+    architectures_ref = ray.put(architectures)
+    return [
+        actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
+        for _ in range(n_actors)
+    ]
+
+
+def _distribute(actors: Sequence[Any], scans: Sequence[FoundScan]) -> Iterator[CaseRow]:
+    """Send the scans in groups to idle actors. Yield rows as soon as they are finished.
+
+    If a group kills its actor, each of its scans is sent again on its own.
+    """
+    import ray
+
+    group_size = max(1, min(_CASES_PER_CALL, len(scans) // max(len(actors), 1)))
+    waiting = [scans[i : i + group_size] for i in range(0, len(scans), group_size)]
+    idle = list(actors)
+    running: dict[Any, tuple[Any, Sequence[FoundScan]]] = {}
+    while waiting or running:
+        while idle and waiting:
+            actor = idle.pop()
+            group = waiting.pop(0)
+            running[actor.predict.remote(group)] = (actor, group)
+        (done,), _ = ray.wait(list(running))
+        actor, group = running.pop(done)
+        idle.append(actor)
+        try:
+            yield from ray.get(done)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            if getattr(error, "actor_init_failed", False):
+                raise
+            if len(group) > 1:
+                waiting += [[scan] for scan in group]
+                continue
+            message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
+            yield replace(begun_row(group[0]), status="failed", message=message)
 
 
 class _Actor:
@@ -102,7 +134,7 @@ class _Actor:
         self,
         cfg: PredictConfig,
         output: Path,
-        known: Known,
+        known: EarlierRows,
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
         if cfg.private:  # Ray's workers do not inherit the umask of this command

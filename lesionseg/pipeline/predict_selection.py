@@ -1,4 +1,4 @@
-"""Choose the scans of an archive to predict: no localisers and single slices, only the wanted."""
+"""Choose the scans of an archive to predict, without localisers, single slices and others."""
 
 import re
 from contextlib import suppress
@@ -23,18 +23,21 @@ def is_archive(source: Path) -> bool:
     return not source.is_file() and not source.name.startswith("series=")
 
 
-def select(found: FoundScans, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScans:
-    """Return all scans, with a reason for those that are left out.
+def mark_unwanted_scans(
+    found: FoundScans, cfg: SeriesConfig, plan: Plan, *, archive: bool
+) -> FoundScans:
+    """Return all scans. Those that must not be predicted get the reason as `left_out`.
 
-    `cfg` refers to DICOM headers, so files of other formats are not left out because of it. In an
-    `archive`, localisers, single slices and images with another number of axes than the model's
-    are left out as well.
+    The conditions of `cfg` refer to DICOM headers, so they do not apply to files of other formats.
+    In an `archive`, localisers, single slices and images with another number of axes than the
+    model's are left out as well.
     """
-    scans = [_select_scan(scan, cfg, plan, archive=archive) for scan in found.scans]
+    scans = [_mark_scan(scan, cfg, plan, archive=archive) for scan in found.scans]
     return replace(found, scans=tuple(scans))
 
 
-def _select_scan(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
+def _mark_scan(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
+    """Return the scan, with a reason if it is left out."""
     if scan.left_out or scan.fault:
         return scan
     facts = scan.dicom
@@ -58,7 +61,7 @@ def _explain_unwanted(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
         stated = repr(facts.description) if facts.description else "not stated"
         return f"its description is {stated}, unlike {cfg.description!r} (series.description)"
     if cfg.min_slices is not None and dims == 3 and facts.n_slices < cfg.min_slices:
-        return f"{facts.n_slices} of at least {cfg.min_slices} slices (series.min_slices)"
+        return f"it has {facts.n_slices} of at least {cfg.min_slices} slices (series.min_slices)"
     return ""
 
 
@@ -78,7 +81,7 @@ def _explain_unfit(facts: DicomScan, cfg: SeriesConfig, dims: int) -> str:
 def explain_too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain that a file of another format than DICOM has too few slices; "" if it has enough.
 
-    The slices are counted along the shortest axis. The file is opened for it.
+    The header of the file is read, and slices are counted along the shortest axis.
     """
     least = cfg.min_slices or (LEAST_SLICES if archive else 1)
     if plan.dims != 3 or least == 1 or scan.dicom is not None:
@@ -86,5 +89,5 @@ def explain_too_few_slices(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, ar
     with suppress(LesionsegError, OSError):  # prediction will raise the same error
         shape = read_geometry(scan.files.images[0]).shape
         if len(shape) == 3 and min(shape) < least:
-            return f"{min(shape)} of at least {least} slices (series.min_slices)"
+            return f"it has {min(shape)} of at least {least} slices (series.min_slices)"
     return ""

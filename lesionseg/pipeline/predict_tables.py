@@ -28,7 +28,7 @@ TABLE = "predictions.csv"
 DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
 CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
-_WRITE_SHARE = 0.05  # the most of the time that is spent on writing the table
+_WRITE_SHARE = 0.05  # largest share of the time that is spent on writing the table
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CaseRow:
         missing: channels that the scan lacks.
         operating_point: the name of the operating point.
         path: path of the scan below the input.
-        study_uid: see `ScanSource`, also for the next three.
+        study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
         series_uid: DICOM UID of the series.
         instance_uid: DICOM UID of the image.
         digest: hash of the files' content.
@@ -101,7 +101,7 @@ class CaseRow:
         """Digest and UIDs of the scan."""
         return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
 
-    def of_source(self, source: ScanSource, state: str) -> "CaseRow":
+    def with_source(self, source: ScanSource, state: str) -> "CaseRow":
         """Return the row with digest, UIDs and state of its scan."""
         return replace(
             self,
@@ -115,15 +115,16 @@ class CaseRow:
     def replaces(self, other: "CaseRow") -> bool:
         """Return True if the row replaces another row of its case.
 
-        The results of a case have one row. Each failed scan has a row of its own: two scans with
-        the same id differ in path or source, also if they arrived on different days.
+        A case has at most one row with results. Each scan that failed under the same id has a row
+        of its own. Two such scans differ in their paths or, if one file replaced another under the
+        same path, in their sources.
         """
         if self.is_done and other.is_done:
             return True
         if other.is_done or (other.path and other.path != self.path):
             return False
-        is_other_scan = not self.source.is_of_same_scan(other.source)
-        return not (is_other_scan and other.key == CONFLICT and bool(other.digest))
+        is_conflict = other.key == CONFLICT and bool(other.digest)
+        return not is_conflict or self.source.is_of_same_scan(other.source)
 
     def cells(self) -> dict[str, Any]:
         """Return the row's cells by column."""
@@ -257,11 +258,15 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     volumes = [v for e in accepted if isinstance(v := e.get("volume_ml"), int | float)]
     checked = content.get("input_check") or {}
     score = checked.get("score")
-    is_unlike = isinstance(score, int | float) and score > 1
+    status = "done"
+    if checked.get("blank"):
+        status = "blank"
+    elif isinstance(score, int | float) and score > 1:
+        status = "warned"
     row = CaseRow(
         case=case,
         group=case,
-        status="blank" if checked.get("blank") else "warned" if is_unlike else "done",
+        status=status,
         warning=str(checked.get("warning", "")),
         input_score=score,
         message="This row was made from the results, as the table had none.",
@@ -269,16 +274,16 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
         n_accepted=len(accepted),
         volume_ml=round(sum(volumes), 6) if len(volumes) == len(accepted) else None,
     )
-    return row.of_source(source, state="")
+    return row.with_source(source, state="")
 
 
 class PredictionTable:
     """`predictions.csv` in an output folder: the rows of earlier runs and of this run.
 
-    Each shard has its own table. `earlier` contains the rows of all tables by case; if several
-    tables have a case, those of the latest table. A run without shards writes the union of all.
-    The file is replaced as a whole: at the first `put`, then so often that it takes at most a
-    twentieth of the time, and in `close`.
+    Each shard has its own table. `earlier` contains the rows of all tables by case. If several
+    tables contain a case, the rows are those of the latest table. A run without shards writes the
+    union of all tables. The file is always replaced as a whole, in the first `put` and in `close`.
+    Further calls of `put` write it only if less than a twentieth of the time is spent on writing.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
