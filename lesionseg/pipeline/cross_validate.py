@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lesionseg.core import Selection
+from lesionseg.core import CaseFiles, Selection
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
@@ -59,7 +59,8 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     folds = _experiments_of_folds(experiment)
     for fold in folds.values():
         check_config(fold.run, config_of(fold.cfg))
-        check_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
+        # finished folds are checked as well, because they are kept
+        check_cases(fold.run, fold.survey.splits)
     given = None
     if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
         paths = [fold.bundle / "plan.json" for fold in folds.values()]
@@ -74,7 +75,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         if broadcast_from_rank_zero(partial(_is_finished, fold.run, validated)):
             log.info("Fold %d is finished and kept.", number)
             continue
-        log.info("Fold %d of %d: %d cases validate.", number, len(folds), len(validated))
+        log.info("Fold %d of %d, with %d validation cases.", number, len(folds), len(validated))
         with locked_folder(fold.run) if is_rank_zero() else nullcontext():
             train_fold(fold, begin(fold, plan))
     return _gather(experiment, folds) if is_rank_zero() else None
@@ -124,39 +125,49 @@ def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedM
     bundles = [read_own_bundle(fold.bundle, network) for fold in folds.values()]
     plans = [bundle.plan for bundle in bundles]
     _check_equal(plans, [fold.run.name for fold in folds.values()])
-    members = ensemble(bundles)
-    minutes = sum(
-        read_provenance(fold.run / SCORES_FILE).training_minutes for fold in folds.values()
-    )
-    taught = {files.case: files for fold in folds.values() for files in fold.cases("train")}
-    experiment = experiment.with_origin(
-        folds=len(folds),
-        training_minutes=round(minutes, 3),
-        model=plans[0].architecture.name,
-        **training_counts(taught.values()),
-    )
-    is_safe = all(fold.survey.splits.group_safe for fold in folds.values())
-    splits = replace(experiment.survey.splits, group_safe=is_safe)
-    experiment = replace(experiment, survey=replace(experiment.survey, splits=splits))
+    joint = _describe_folds(experiment, folds.values(), plans[0].architecture.name)
     voxels = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
     selection = Selection(voxel_calibration=voxels, n_members=len(folds))
     surveys = {number: fold.survey for number, fold in folds.items()}
-    selection, scores = score_folds(experiment, surveys, selection)
-    complete = replace(members, selection=selection)
-    keep_bundle(experiment, complete, scores)
-    predictor = Predictor(complete, device=experiment.device, settings=cfg.inference, trust=True)
-    return TrainedModel(experiment, predictor, {"out of fold": scores})
+    selection, scores = score_folds(joint, surveys, selection)
+    complete = replace(ensemble(bundles), selection=selection)
+    keep_bundle(joint, complete, scores)
+    predictor = Predictor(complete, device=joint.device, settings=cfg.inference, trust=True)
+    return TrainedModel(joint, predictor, {"out of fold": scores})
+
+
+def _describe_folds(
+    experiment: Experiment, folds: Collection[Experiment], model: str
+) -> Experiment:
+    """Return the experiment with the provenance of all folds.
+
+    Its patients are separate only if those of every fold are.
+    """
+    minutes = 0.0
+    training_cases: dict[str, CaseFiles] = {}
+    for fold in folds:
+        minutes += read_provenance(fold.run / SCORES_FILE).training_minutes
+        training_cases |= {files.case: files for files in fold.cases("train")}
+    experiment = experiment.with_origin(
+        folds=len(folds),
+        training_minutes=round(minutes, 3),
+        model=model,
+        **training_counts(training_cases.values()),
+    )
+    is_safe = all(fold.survey.splits.group_safe for fold in folds)
+    splits = replace(experiment.survey.splits, group_safe=is_safe)
+    return replace(experiment, survey=replace(experiment.survey, splits=splits))
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
     """Raise `ConfigError` if the folds cannot be one bundle: it has one plan for all networks."""
     for name, plan in zip(names, plans, strict=True):
-        other = plans[0].differences(plan)
+        different = plans[0].differences(plan)
         if plan.architecture != plans[0].architecture:
-            other.append("architecture")
-        if other:
+            different.append("architecture")
+        if different:
             raise ConfigError(
-                f"{name} has another {', '.join(other)} than {names[0]}. State these in the "
+                f"{name} has another {', '.join(different)} than {names[0]}. State these in the "
                 "settings (model.…) and train the folds again."
             )
 

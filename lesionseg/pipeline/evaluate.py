@@ -129,24 +129,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
-    zones = None
-    if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
-        zones.check([files.case for files in inputs.cases])
+    options = _match_options(cfg, preset, inputs)
     answers = None
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
     selection = _stated_selection(cfg, aim, preset, inputs)
     output = Path(cfg.output)
-    options = MatchOptions(
-        preset,
-        dataset=inputs.dataset,
-        role=inputs.role,
-        zones=zones,
-        resample=cfg.resample,
-        by_image=cfg.geometry == "image",
-    )
     with KeptPredictions(output, inputs.predictions) as kept:
         matches = list(
             match_cases(
@@ -182,19 +171,39 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             comparison = _compare(cfg, inputs, second, results, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
-            (output / COMPARED / SCORES_FILE).unlink(missing_ok=True)  # an earlier run's
+            # scores of an earlier run with a second model
+            (output / COMPARED / SCORES_FILE).unlink(missing_ok=True)
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
         written = kept.finish(selection)
-    pictured = written if kept.has_all(inputs.predictions) else None
+    # the report shows the kept predictions if they replace all given ones
+    shows_kept = written is not None and kept.has_all(inputs.predictions)
     given = {
         "images": "SCANS",
         "reference": cfg.reference,
-        "prediction": cfg.prediction if pictured is None else str(pictured),
+        "prediction": str(written) if shows_kept else cfg.prediction,
     }
-    failed = (*inputs.faults, *unread, *(() if second is None else second.faults))
-    return EvaluateOutcome(scores, output, given, written, failed)
+    failed = [*inputs.faults, *unread]
+    if second is not None:
+        failed += second.faults
+    return EvaluateOutcome(scores, output, given, written, tuple(failed))
+
+
+def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> MatchOptions:
+    """Return the settings for matching. Raise `DatasetError` if the zones do not fit the cases."""
+    zones = None
+    if cfg.zones is not None:
+        zones = find_zones(Path(cfg.zones))
+        zones.check([files.case for files in inputs.cases])
+    return MatchOptions(
+        preset,
+        dataset=inputs.dataset,
+        role=inputs.role,
+        zones=zones,
+        resample=cfg.resample,
+        by_image=cfg.geometry == "image",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +217,7 @@ class Inputs:
         predictions: the prediction files by case.
         role: the role of the cases to evaluate.
         faults: the cases that cannot be scored, and why. Matching adds to the list.
-        wrong: the cases that were in `faults` before matching.
+        unusable: the cases whose files could not be listed. They are the first ones in `faults`.
     """
 
     dataset: Dataset | None
@@ -217,7 +226,7 @@ class Inputs:
     predictions: Mapping[str, PredictionFiles]
     role: str
     faults: list[Problem]
-    wrong: frozenset[str]
+    unusable: frozenset[str]
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
@@ -226,7 +235,7 @@ class Inputs:
 
     def unlabelled(self, cases: Iterable[str]) -> list[str]:
         """Return the cases that have no reference."""
-        known = {files.case for files in self.labelled} | self.wrong
+        known = {files.case for files in self.labelled} | self.unusable
         return [case for case in cases if case not in known]
 
 
@@ -236,33 +245,32 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         DatasetError: if no case can be scored.
     """
-    unusable: list[Problem] = []
+    problems: list[Problem] = []
     folder = Path(cfg.prediction)
     by_image = cfg.geometry == "image"
-    dataset, labelled = open_references(Path(cfg.reference), unusable, by_image=by_image)
-    predictions = find_predictions(folder, unusable)
+    dataset, labelled = open_references(Path(cfg.reference), problems, by_image=by_image)
+    predictions = find_predictions(folder, problems)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
     chosen = cases_of_role(labelled, predictions, cfg.evaluated_on)
-    faults = _faults_of_cases(unusable, [*(c.case for c in chosen), *predictions])
-    wrong = frozenset(problem.case for problem in faults)
-    chosen = [c for c in chosen if c.case not in wrong]
-    predictions = {case: files for case, files in predictions.items() if case not in wrong}
+    faults = _faults_of_cases(problems, [*(c.case for c in chosen), *predictions])
+    unusable = frozenset(problem.case for problem in faults)
+    chosen = [c for c in chosen if c.case not in unusable]
+    predictions = {case: files for case, files in predictions.items() if case not in unusable}
     if faults and not chosen:
         raise DatasetError("\n  ".join(["No case can be scored:", *(f.message for f in faults)]))
     if cfg.chosen_on is not None and not {c.case for c in chosen} & predictions.keys():
         _log.warning("No prediction has a reference. Masks are written, but nothing is scored.")
         chosen = []
     elif not chosen:
-        there = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
+        present = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
         _log.warning(
             "No case of the reference has the role %s (it has %s). The scores are empty.",
             cfg.evaluated_on,
-            there,
+            present,
         )
-    stated = {c.role for c in chosen}
-    role = cfg.evaluated_on or (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
+    role = cfg.evaluated_on or _shared_role(chosen)
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
     return Inputs(
@@ -272,8 +280,16 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         predictions=predictions,
         role=role,
         faults=faults,
-        wrong=wrong,
+        unusable=unusable,
     )
+
+
+def _shared_role(cases: Sequence[CaseFiles]) -> str:
+    """Return the role that all cases state, or `unknown` if their roles differ."""
+    stated = {files.role for files in cases}
+    if len(stated) != 1:
+        return UNKNOWN_ROLE
+    return stated.pop() or UNKNOWN_ROLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,11 +309,11 @@ class SecondModel:
 
 def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
     """Find the predictions of a second model for the cases to evaluate."""
-    unusable: list[Problem] = []
-    predictions = find_predictions(folder, unusable)
-    faults = _faults_of_cases(unusable, [c.case for c in inputs.cases])
-    wrong = {problem.case for problem in faults}
-    cases = [c for c in inputs.cases if c.case not in wrong]
+    problems: list[Problem] = []
+    predictions = find_predictions(folder, problems)
+    faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
+    unusable = {problem.case for problem in faults}
+    cases = [c for c in inputs.cases if c.case not in unusable]
     _check_names(cases, inputs.labelled, predictions, folder)
     return SecondModel(predictions, cases, faults)
 
@@ -334,25 +350,25 @@ def _compare(
         replace(options, zones=None),
         faults=second.faults,
     )
-    others = [match.result() for match in matches]
-    if not others:
+    second_results = [match.result() for match in matches]
+    if not second_results:
         raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
-    in_both = {result.case for result in others}
+    in_both = {result.case for result in second_results}
     comparison = compare_models(
         [result for result in results if result.case in in_both],
-        others,
+        second_results,
         fp_per_case=preset.fp_per_case,
         margin=cfg.margin,
         replicates=cfg.replicates,
         seed=cfg.seed,
     )
-    of_other = replace(
+    second_settings = replace(
         settings, operating_point=None, provenance=_version_and_date(), columns={}, subgroups=None
     )
-    scores = summarise(others, preset, of_other)
+    scores = summarise(second_results, preset, second_settings)
     scores = replace(scores, failed_cases=_failed_cases(second.faults))
     folder = Path(cfg.output) / COMPARED
-    write_scores(folder, others, scores, inputs.lesion_names, second.faults)
+    write_scores(folder, second_results, scores, inputs.lesion_names, second.faults)
     return comparison
 
 
@@ -413,11 +429,12 @@ def model_of(predictions: Path) -> dict[str, Any]:
 def cases_of_role(
     cases: Sequence[CaseFiles], predicted: Collection[str], evaluated_on: str | None
 ) -> list[CaseFiles]:
-    """Return the cases to evaluate: those of the role `evaluated_on`, or of all predicted roles.
+    """Return the cases of the role `evaluated_on`, or an empty list if no case has it.
 
-    If no case states a role, all cases are returned. Otherwise a case without a role counts as a
-    case for training or validation. The role `external` only tells where the scans come from, so
-    it selects cases only if some of them state it. The list is empty if no case has the role.
+    If `evaluated_on` is None, return the cases of each role in which at least one case is
+    predicted. If no case states a role, return all cases. Otherwise, a case without a role counts
+    as a case for training or validation. `external` describes the source of the scans. If no case
+    states it, it counts like None.
     """
     stated = {c.role for c in cases}
     if stated == {None}:
@@ -453,6 +470,9 @@ def _check_names(
             f"(there are {', '.join(extra[:3]) or 'none'}). Name them <case>_mask.* or <case>.*."
         )
     if missing:
-        _log.warning("All lesions of these count as missed: %s", ", ".join(missing))
+        _log.warning(
+            "These cases have no prediction, so all their lesions count as missed: %s",
+            ", ".join(missing),
+        )
     if extra:
         _log.warning("Predictions without a reference are left out: %s", ", ".join(extra))

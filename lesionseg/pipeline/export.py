@@ -7,7 +7,7 @@ from pathlib import Path
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import bundle_digest, ensemble
+from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble
 from lesionseg.inference.export_formats import (
     CONFIG,
     METADATA,
@@ -75,44 +75,64 @@ def export(
         ConfigError: if a package is missing, or the network cannot be exported.
         OutputError: if the result differs from the bundle's.
     """
-    read = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
-    folder = Path(cfg.output)
-    plan = read.plan
-    digest = "+".join(bundle_digest(Path(bundle)) for bundle in cfg.bundle)
-    if cfg.format == "bundle":
-        own = write_own_bundle(cfg, read, folder, digest)
-        then = command_line("predict", {"bundle": folder, "input": "SCANS", "output": "FOUND"})
-        return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), then)
-    note: list[str] = []
-    command = None
+    bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
+    digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
     if cfg.format == "onnx":
-        path = folder / ONNX
-        run = write_onnx(path, trace(read), cfg.opset, output_names(plan))
-        difference = largest_difference(read, run)
-        write_json(folder / ONNX_NOTE, onnx_note(read, digest, cfg.opset, difference))
-        note.append(f"Read:    {folder / ONNX_NOTE}, with the steps before and after it")
-    else:
-        if plan.anchors is not None:
-            raise ConfigError(
-                f"format=monai: {plan.architecture.name} predicts boxes. Use format=onnx."
-            )
-        if plan.nnunet is not None:
-            raise ConfigError(
-                "format=monai: MONAI has no transforms for nnU-Net's preparation. Use format=onnx "
-                "or format=bundle."
-            )
-        require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
-        path = folder / CONFIG
-        run = write_program(folder / PROGRAM, trace(read))
-        difference = largest_difference(read, run)
-        write_json(path, inference_config(plan))
-        write_json(folder / METADATA, metadata(plan, digest))
-        card = resolve_bundle(Path(cfg.bundle[0])) / CARD
-        write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
-        command = (
-            f"python -m monai.bundle run --bundle_root {folder} --config_file {path} "
-            f"--dataset_dir SCANS  # to {folder / 'eval'}"
+        return _export_onnx(cfg, bundle, digest)
+    if cfg.format == "monai":
+        return _export_monai(cfg, bundle, digest)
+    folder = Path(cfg.output)
+    own = write_own_bundle(cfg, bundle, folder, digest)
+    command = command_line("predict", {"bundle": folder, "input": "SCANS", "output": "FOUND"})
+    return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), command)
+
+
+def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
+    """Write `model.onnx`, and `model.json` with the steps before and after the network."""
+    folder = Path(cfg.output)
+    run = write_onnx(folder / ONNX, trace(bundle), cfg.opset, output_names(bundle.plan))
+    difference = largest_difference(bundle, run)
+    write_json(folder / ONNX_NOTE, onnx_note(bundle, digest, cfg.opset, difference))
+    lines = (
+        _describe_difference(difference),
+        f"Read:    {folder / ONNX_NOTE}, with the steps before and after it",
+    )
+    return ExportOutcome(folder / ONNX, difference, lines, None)
+
+
+def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
+    """Write a folder that `monai.bundle` runs.
+
+    Raises:
+        ConfigError: if MONAI has no classes for the model.
+    """
+    plan = bundle.plan
+    if plan.anchors is not None:
+        raise ConfigError(
+            f"format=monai: {plan.architecture.name} predicts boxes. Use format=onnx."
         )
+    if plan.nnunet is not None:
+        raise ConfigError(
+            "format=monai: MONAI has no transforms for nnU-Net's preparation. Use format=onnx "
+            "or format=bundle."
+        )
+    require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
+    folder = Path(cfg.output)
+    config = folder / CONFIG
+    run = write_program(folder / PROGRAM, trace(bundle))
+    difference = largest_difference(bundle, run)
+    write_json(config, inference_config(plan))
+    write_json(folder / METADATA, metadata(plan, digest))
+    card = resolve_bundle(Path(cfg.bundle[0])) / CARD
+    write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
+    command = (
+        f"python -m monai.bundle run --bundle_root {folder} --config_file {config} "
+        f"--dataset_dir SCANS  # to {folder / 'eval'}"
+    )
+    return ExportOutcome(config, difference, (_describe_difference(difference),), command)
+
+
+def _describe_difference(difference: float) -> str:
+    """Return the line on how close the exported network is to the bundle."""
     near = f"within {difference:.2g} of" if difference else "equal to"
-    lines = (f"         its probabilities are {near} the bundle's", *note)
-    return ExportOutcome(path, difference, lines, command)
+    return f"         its probabilities are {near} the bundle's"

@@ -172,12 +172,13 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError("operating_point= needs bundle=: it decides what is predicted.")
     timelines, n_unpredicted = _timelines(cfg, progress)
-    pairs: dict[str, FilePair] = {
-        pair[1].case: pair for visits in timelines for pair in pairwise(visits)
-    }
+    pairs: dict[str, FilePair] = {}
+    for visits in timelines:
+        for earlier, later in pairwise(visits):
+            pairs[later.case] = (earlier, later)
     masks = _change_masks(cfg, pairs)
-    if cfg.dicom_output and any(a.image and is_dicom_image(a.image) for _, a in pairs.values()):
-        require_highdicom()  # before a file is read
+    if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
+        require_highdicom()  # a missing package is reported before a file is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
     followed: dict[str, FollowedPair] = {}
@@ -185,26 +186,26 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
-                found = _follow_pair(cfg, files, point, names[case], masks.get(case))
+                pair = _follow_pair(cfg, files, point, names[case], masks.get(case))
             except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
                 faults[case] = error
                 _log.warning("Not followed, %s: %s", case, error)
             else:
-                followed[case] = found
-                image = files[1].image
-                if cfg.dicom_output and image and is_dicom_image(image):
+                followed[case] = pair
+                _, later = files
+                if cfg.dicom_output and later.image is not None and _is_dicom(later):
                     report = folder / f"{case}{REPORT}"
-                    write_change_report(report, image, found.pair.after, found.changes)
+                    write_change_report(report, later.image, pair.visits.after, pair.changes)
             advance(case, done, len(pairs))
     if not followed:
         if len(faults) == 1:
             raise next(iter(faults.values()))
         messages = "\n  ".join(str(error) for error in faults.values())
         raise DatasetError(f"No pair can be followed:\n  {messages}")
-    changes = [change for one in followed.values() for change in one.changes]
+    changes = [change for pair in followed.values() for change in pair.changes]
     _check_labels(changes)
     _write_change_scores(cfg, followed.values(), point)
-    rows = [one.row for one in followed.values()]
+    rows = [pair.row for pair in followed.values()]
     write_rows(folder / "changes.csv", changes, LesionChange)
     failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
@@ -212,18 +213,18 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         folder / "follow.html",
         changes,
         {case: names[case] for case in followed},
-        [card for one in followed.values() for card in one.cards],
+        [card for pair in followed.values() for card in pair.cards],
         rule,
         point,
-        joint_unit({one.pair.after.geometry.size_unit for one in followed.values()}),
-        {case: one.row["registered"] for case, one in followed.items()},
+        joint_unit({pair.visits.after.geometry.size_unit for pair in followed.values()}),
+        {case: pair.row["registered"] for case, pair in followed.items()},
     )
     return FollowOutcome(
         changes=tuple(changes),
         n_pairs=len(followed),
         output=folder,
         n_failed=n_unpredicted + len(faults),
-        has_images=all(visit.image is not None for pair in pairs.values() for visit in pair),
+        has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
 
 
@@ -231,7 +232,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
 class FollowedPair:
     """The comparison of two visits: its changes, row of pairs.csv, pictures and score."""
 
-    pair: VisitPair
+    visits: VisitPair
     changes: Sequence[LesionChange]
     row: Mapping[str, Any]
     cards: Sequence[tuple[LesionChange, Card]]
@@ -254,21 +255,28 @@ def _follow_pair(
         name: the name of the pair on the page.
         mask: a mask of its new lesions, to score against; None for no score.
     """
+    _, later = files
     if cfg.dicom_output:
-        _check_report(files[1], Path(cfg.output))
+        _check_report(later, Path(cfg.output))
     rule = ChangeRule(cfg.overlap, cfg.confidence)
-    pair, alignment = open_pair(files, rule, cfg.register_)
-    least = 0.0 if point is None else point.score
-    changes = [
-        change if change.score is None else replace(change, accepted=change.score >= least)
-        for change in pair.changes
-    ]
+    visits, alignment = open_pair(files, rule, cfg.register_)
+    lowest_score = 0.0 if point is None else point.score
+    changes: list[LesionChange] = []
+    for change in visits.changes:
+        if change.score is not None:
+            change = replace(change, accepted=change.score >= lowest_score)
+        changes.append(change)
     scans = [visit.image for visit in files if visit.image is not None]
-    cards = draw_changes(pair, changes, name, scans) if len(scans) == 2 else []
+    cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
     if mask is not None:
-        score = _score(pair, read_mask(mask), point, files[1].group or files[1].case)
-    return FollowedPair(pair, changes, _row(files, changes, alignment), cards, score)
+        score = _score(visits, read_mask(mask), point, later.group or later.case)
+    return FollowedPair(visits, changes, _row(files, changes, alignment), cards, score)
+
+
+def _is_dicom(visit: VisitFiles) -> bool:
+    """Return True if the scan of the visit is a DICOM image."""
+    return visit.image is not None and is_dicom_image(visit.image)
 
 
 def _timelines(cfg: FollowConfig, progress: Advance | None) -> tuple[list[list[VisitFiles]], int]:
@@ -392,12 +400,15 @@ def stable_point(
         raise ConfigError(f"stable=: these are not pairs: {unknown or 'no case was given'}.")
     results = []
     for case in sorted(stable):
-        pair, _ = open_pair(pairs[case], rule, cfg.register_)
-        results.append(_score(pair, None, None, pairs[case][1].group or case))
+        visits, _ = open_pair(pairs[case], rule, cfg.register_)
+        _, later = pairs[case]
+        results.append(_score(visits, None, None, later.group or case))
     point = choose(results, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
     scores = [c.score or 0.0 for result in results for c in result.candidates]
-    # if all lesions together are within the rate, every score is accepted
-    return replace(point, score=0.0) if point.score <= min(scores, default=1.0) else point
+    if point.score <= min(scores, default=1.0):
+        # all new lesions of the stable pairs are within the rate, so any score is accepted
+        return replace(point, score=0.0)
+    return point
 
 
 # --- which visits belong together ----------------------------------------------------------------
@@ -522,32 +533,38 @@ def _read(files: PredictionFiles) -> Prediction:
 
 
 def _score(
-    pair: VisitPair, reference: Reference | None, point: OperatingPoint | None, group: str
+    visits: VisitPair, reference: Reference | None, point: OperatingPoint | None, group: str
 ) -> CaseResult:
-    """Match the new lesions of a pair with a reference. None: the pair has no true new lesion.
+    """Match the new lesions of a pair with a reference of true new lesions.
 
-    `group`: the patient.
+    If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
+    the patient.
     """
-    new = pair.new_lesions()
-    role = "unknown" if reference else "stable"
-    marked = reference or Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
+    new = visits.new_lesions()
+    role = "unknown"
+    if reference is None:
+        role = "stable"
+        reference = Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
     preset = find_preset("lesionseg")
-    return match_case(marked, new, preset, case=new.case, group=group, role=role).result(point)
+    return match_case(reference, new, preset, case=new.case, group=group, role=role).result(point)
 
 
 def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> dict[str, Any]:
     """Return the row of a pair in pairs.csv."""
     earlier, later = files
     states = Counter(c.state for c in changes)
-    is_flat = bool(changes) and all(
-        c.volume_before_ml is c.volume_after_ml is None for c in changes
+    volume_before = sum(c.volume_before_ml or 0.0 for c in changes)
+    volume_after = sum(c.volume_after_ml or 0.0 for c in changes)
+    # lesions of 2-D images have no volumes
+    has_volumes = not changes or any(
+        c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
     )
     return {
         "case": later.case,
         **{state: states[state] for state in STATES},
         "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
-        "volume_before_ml": None if is_flat else sum(c.volume_before_ml or 0.0 for c in changes),
-        "volume_after_ml": None if is_flat else sum(c.volume_after_ml or 0.0 for c in changes),
+        "volume_before_ml": volume_before if has_volumes else None,
+        "volume_after_ml": volume_after if has_volumes else None,
         "registered": "rigid" if alignment else "headers",
         "mutual_information": alignment and alignment.mutual_information,
         "foreground_dice": alignment and alignment.foreground_dice,

@@ -19,8 +19,8 @@ from lesionseg.errors import LesionsegError, count
 log = logging.getLogger(__name__)
 
 Advance = Callable[[str, float, int], None]
-_LINES = 20  # the most lines in a log on the progress of a step
-_LONG_SECONDS = 10.0  # a shorter step has none
+_MAX_PROGRESS_LINES = 20  # in the log of a step
+_QUIET_SECONDS = 10.0  # at the beginning of a step, in which its progress is not logged
 LOG = "train.log"
 
 
@@ -45,16 +45,57 @@ def progress_bars() -> Iterator[None]:
         _bars.reset(token)
 
 
-def bars_are_shown() -> bool:
+def are_bars_shown() -> bool:
     """Return True within `progress_bars`."""
     return _bars.get()
+
+
+class _ProgressLog:
+    """A function that logs the remaining time of a step, about every 5 % of its work.
+
+    It logs nothing in the first seconds, or if the remaining time has not changed.
+    """
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._began = time.monotonic()
+        self._first = math.nan  # the work that was done before the first call
+        self._logged_share = 0
+        self._logged_time = ""
+
+    def __call__(self, item: str, done: float, total: int) -> None:
+        """Log the progress if it is due."""
+        if math.isnan(self._first):
+            # new work reports its first item first; resumed work begins in the middle
+            if done == 1 < total:
+                self._first = 0.0
+            else:
+                self._began = time.monotonic()
+                self._first = done
+        seconds = time.monotonic() - self._began
+        share = int(_MAX_PROGRESS_LINES * done / max(total, 1))
+        is_due = share > self._logged_share and seconds > _QUIET_SECONDS
+        if not is_due or not self._first < done < total:
+            return
+        self._logged_share = share
+        left = seconds * (total - done) / (done - self._first)
+        time_left = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
+        if time_left == self._logged_time:
+            return
+        self._logged_time = time_left
+        finished = item if total == 1 else f"{done:g} of {total}"
+        percent = 100 * done / total
+        log.info("%s: %s (%.0f %%), %s left.", self._step, finished, percent, time_left)
 
 
 @contextmanager
 def bar(
     what: str, progress: Advance | None = None, *, shown: bool | None = None
 ) -> Iterator[Advance]:
-    """Yield a function that shows progress; it takes (item, done, total) or (text, share, 1).
+    """Yield a function that shows the progress of a step.
+
+    Its arguments are the name of the finished item and the numbers of finished and of all items. A
+    step without items passes a text, the finished share and 1.
 
     Within `progress_bars` it draws a bar on standard error, if that is a terminal. Otherwise it
     logs a line at most every 5 % of a long step, if the remaining time has changed.
@@ -71,35 +112,9 @@ def bar(
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    began = time.monotonic()
-    first = math.nan
-    logged_share = 0
-    last_left = ""
-
-    def log_advance(item: str, done: float, total: int) -> None:
-        nonlocal began, first, logged_share, last_left
-        if math.isnan(first):
-            # new work reports its first item first; resumed work begins in the middle
-            if done == 1 < total:
-                first = 0.0
-            else:
-                began = time.monotonic()
-                first = done
-        seconds = time.monotonic() - began
-        share = int(_LINES * done / max(total, 1))
-        if share > logged_share and seconds > _LONG_SECONDS and first < done < total:
-            logged_share = share
-            left = seconds * (total - done) / (done - first)
-            text = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
-            if text == last_left:
-                return
-            last_left = text
-            seen = item if total == 1 else f"{done:g} of {total}"
-            log.info("%s: %s (%.0f %%), %s left.", what, seen, 100 * done / total, text)
-
-    is_shown = bars_are_shown() if shown is None else shown
+    is_shown = are_bars_shown() if shown is None else shown
     if not is_shown or not console.is_terminal:
-        yield log_advance
+        yield _ProgressLog(what)
         return
     with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as drawn:
         task = drawn.add_task(what, total=None, item="")
@@ -167,7 +182,7 @@ class RunLog(MemoryHandler):
 def run_log(run: Path) -> Iterator[Callable[[str], None]]:
     """Append the records of this context to the run's log. Yield a function that writes to it.
 
-    The output on the terminal does not change. If an error ends the run, it is the last line.
+    The output on the terminal does not change. An error that ends the run is the last line.
     """
     root = logging.getLogger()
     ours = logging.getLogger("lesionseg")

@@ -66,16 +66,17 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     check_losses(plan, cfg)
     if architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
         raise ConfigError(
-            "optim.backbone_lr_scale: which weights of model=custom are its backbone is not "
-            "known. Leave it at 1."
+            "optim.backbone_lr_scale: lesionseg does not know which weights of model=custom are "
+            "its backbone. Leave it at 1."
         )
     if is_new and experiment.device == "cuda":
         plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
     write_text(run / "plan.json", plan.to_json())
     # saved last, so that a rejected configuration does not claim the run directory
     save_config(run, config_of(cfg))
-    is_fold = given is not None and cfg.data.fold != ALL_FOLDS  # its plan was logged before
-    _log_plan(plan, experiment, logging.DEBUG if is_fold else logging.INFO)
+    # the folds of a cross-validation have the same plan, which is logged once
+    is_one_of_several_folds = given is not None and cfg.data.fold != ALL_FOLDS
+    _log_plan(plan, experiment, logging.DEBUG if is_one_of_several_folds else logging.INFO)
     return plan
 
 
@@ -151,18 +152,11 @@ def _make_plan(experiment: Experiment) -> Plan:
     model = experiment.cfg.model
     trainer = experiment.cfg.trainer
     extra = experiment.cfg.prepare.extra
-    elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
-    if not elsewhere:
+    is_for_other_machine = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
+    if not is_for_other_machine:
         require_device(trainer.accelerator)  # before a plan for another device is written
-    device = "cuda" if elsewhere else training_device(trainer.accelerator)
-    before = None
-    if model.init_from is not None and not is_checkpoint(model.init_from):
-        before = plan_to_start_from(model.init_from)
-        if list(before.prepare_extra) != list(extra):
-            raise ConfigError(
-                f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
-                f"not by prepare.extra={list(extra)}."
-            )
+    device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
+    before = _plan_before(experiment.cfg)
     dims = survey.fingerprint.dims
     pyramid = checkpoint_stages(model, dims)
     if pyramid is not None:  # the tile is planned for the width of this network
@@ -170,13 +164,10 @@ def _make_plan(experiment: Experiment) -> Plan:
     elif model.backbone:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
-    n_bytes = physical_bytes()
-    if trainer.memory_gb is None and device == "cuda":
-        n_bytes = torch.cuda.get_device_properties(device).total_memory
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
-        memory_gb=trainer.memory_gb or n_bytes / 1e9,
+        memory_gb=trainer.memory_gb or _memory_bytes(device) / 1e9,
         device=device,
         overrides=model,
         before=before,
@@ -187,6 +178,33 @@ def _make_plan(experiment: Experiment) -> Plan:
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan
+
+
+def _plan_before(cfg: TrainConfig) -> Plan | None:
+    """Return the plan of the bundle from whose weights the training starts; None without one.
+
+    Raises:
+        ConfigError: if the bundle's images were prepared by other transforms.
+    """
+    init_from = cfg.model.init_from
+    if init_from is None or is_checkpoint(init_from):
+        return None
+    before = plan_to_start_from(init_from)
+    extra = list(cfg.prepare.extra)
+    if list(before.prepare_extra) != extra:
+        raise ConfigError(
+            f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
+            f"not by prepare.extra={extra}. Set prepare.extra to the bundle's, or leave "
+            "model.init_from out."
+        )
+    return before
+
+
+def _memory_bytes(device: str) -> int:
+    """Return the memory of this machine's GPU or, for the CPU, of the machine."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return physical_bytes()
 
 
 def plan_to_start_from(bundle: str) -> Plan:
@@ -228,7 +246,10 @@ def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
 
 
 def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
-    """Return the plan with α and γ, whose effect inference reverts; see `losses.focal`."""
+    """Return the plan with the α and γ of its focal losses.
+
+    Inference needs them to undo the effect of the losses on probabilities (`losses.focal`).
+    """
     if plan.has_boxes:
         alpha, gamma = DetectionLoss(**cfg.detection.to_plain()).link or (None, None)
         alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
@@ -250,10 +271,14 @@ def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     objective = make_objective(plan, cfg)
     targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
     n_logits = len(plan.labels) + (plan.activation == "softmax")
-    output: Any = [torch.zeros(1, n_logits, *plan.tile_shape)]
+    voxels = torch.zeros((1, n_logits, *plan.tile_shape))
+    output: Any = [voxels]
     if targets.anchors is not None:
         n_anchors = targets.anchors.labels.shape[1]
-        scores = torch.zeros(1, n_anchors, len(plan.labels.lesion_names))
-        output = DetectorOutput(scores, torch.zeros(1, n_anchors, 2 * plan.dims), tuple(output))
+        output = DetectorOutput(
+            class_logits=torch.zeros((1, n_anchors, len(plan.labels.lesion_names))),
+            box_deltas=torch.zeros((1, n_anchors, 2 * plan.dims)),
+            segmentation=(voxels,),
+        )
     with torch.no_grad():
         objective.terms(output, targets, torch.ones_like(targets.counts()))

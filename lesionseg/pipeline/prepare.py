@@ -98,8 +98,9 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
     """
     survey = experiment.survey
     found = survey.fingerprint
-    grids = set(zip(found.shapes, found.spacings_mm, strict=True))
-    largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
+    largest = 0
+    for shape, spacing_mm in set(zip(found.shapes, found.spacings_mm, strict=True)):
+        largest = max(largest, needed_bytes(Geometry.from_spacing(shape, spacing_mm), plan))
     with bar("Preparing cases") as advance:
         return fill_cache(
             replace(survey.dataset, cases=()),

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def open_references(
     folder: Path, faults: list[Problem] | None = None, *, by_image: bool = False
 ) -> tuple[Dataset | None, list[CaseFiles]]:
-    """Return the dataset of a folder (None for a folder of masks), and all labelled cases.
+    """Return the dataset of a folder and its labelled cases. A folder of masks has no dataset.
 
     A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
     the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
@@ -30,7 +30,7 @@ def open_references(
         by_image: see `Dataset.grid_of_image`.
 
     Raises:
-        DatasetError: if a case cannot be used and `faults` is None, or if there is no reference.
+        DatasetError: if a case cannot be used and `faults` is None, or if no reference is found.
     """
     name = find_convention(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
@@ -56,9 +56,9 @@ def open_references(
 def all_references(
     folder: Path, *, by_image: bool = False
 ) -> tuple[Dataset | None, list[CaseFiles]]:
-    """Return the references of a folder, and all others of the dataset to which it belongs.
+    """Return the references of a folder, and of the whole dataset to which it belongs.
 
-    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. Errors: see
+    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
     `open_references`.
     """
     dataset, labelled = open_references(folder, by_image=by_image)
@@ -76,10 +76,10 @@ def with_labels_of_outputs(
     cases: Sequence[CaseFiles],
     predictions: Mapping[str, PredictionFiles],
 ) -> Dataset | None:
-    """Return the dataset. For a folder of masks, make one with the labels of nnU-Net's outputs.
+    """Return the dataset or, for a folder of masks, make one from nnU-Net's outputs.
 
-    The `dataset.json` next to the probabilities names labels, regions and the value to ignore.
-    Masks do not. Return None if there is no such file.
+    The labels, regions and the value to ignore come from the `dataset.json` next to nnU-Net's
+    probabilities. Return None if the folder of masks has no dataset and this file is missing.
     """
     if dataset is not None or not cases:
         return dataset
@@ -95,5 +95,5 @@ def with_labels_of_outputs(
         dims=read_geometry(first, raster_mm=1.0).dims,
         channel_names=("image",),
         labels=labels,
-        cases=tuple(replace(case) for case in cases),
+        cases=tuple(cases),
     )

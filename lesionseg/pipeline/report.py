@@ -41,7 +41,7 @@ class ReportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command `evaluate` with the answers of a reader; None if there is no table."""
+        """The command `evaluate` with the answers of a reader; None without a table."""
         if self.adjudication is None:
             return None
         settings = {
@@ -60,12 +60,12 @@ def report(cfg: ReportConfig) -> ReportOutcome:
     contains the predictions and the history of the training.
 
     Raises:
-        ReadError: if there are no scores.
+        ReadError: if `scores.json` is missing.
     """
     scores = Path(cfg.scores)
     if not (scores / "scores.json").is_file():
         raise ReadError(
-            f"{scores / 'scores.json'}: there are no scores. Run evaluate first, and give its "
+            f"{scores / 'scores.json'}: the file is missing. Run evaluate first, and give its "
             "output folder or a run directory as scores=."
         )
     with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:

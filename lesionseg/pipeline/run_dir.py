@@ -81,12 +81,15 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"run_dir={run_dir} belongs to another configuration: "
             f"{'; '.join(f'{key}: {text}' for key, text in changed.items())}. "
-            f"{_how_to_go_on(run_dir, config, {*changed} <= BUDGET)}"
+            f"{_explain_how_to_continue(run_dir, config, {*changed} <= BUDGET)}"
         )
 
 
-def _how_to_go_on(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
-    """Name the command to use instead, as the run directory has another configuration."""
+def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
+    """Name the command to use if the run directory has another configuration.
+
+    `only_budget`: the configurations differ only in the limits of the training.
+    """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
     budget = {
@@ -114,7 +117,9 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, str]]:
     """Yield the key and `old → new` of every leaf that differs, except for free settings."""
-    if isinstance(before or now, dict) and isinstance(now or {}, dict):
+    is_section = isinstance(before, dict) or isinstance(now, dict)
+    # a missing section is compared like an empty one
+    if is_section and isinstance(before or {}, dict) and isinstance(now or {}, dict):
         before = before or {}
         now = now or {}
         for name in {**before, **now}:
@@ -198,11 +203,11 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the library's clone; None if it is installed without its repository."""
+    """Return the commit of the library's clone; None for an installation without a repository."""
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):
-        # if there is no .git here, git would find the repository of a parent folder
+        # without a .git here, git would find the repository of a parent folder
         own = (here.parents[1] / ".git").resolve(strict=True)
         command = ["git", "-C", str(own.parent), *describe.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -62,12 +62,12 @@ def score_validation(
         return None
     counts: list[LevelCounts] = []
 
-    def count(files: CaseFiles) -> OnSlab:
+    def count_levels(files: CaseFiles) -> OnSlab:
         counts.append(LevelCounts(files.group))
         return counts[-1].counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", _count_cases(cases))
-    _predict(predictor, experiment, cases, folder, count)
+    _predict(predictor, experiment, cases, folder, count_levels)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     selection = Selection(voxel_calibration=fit, reasons={VOXEL_CALIBRATION: why})
     if fit is not None:
@@ -85,9 +85,18 @@ def score_predicted(
 ) -> tuple[Selection, Scores]:
     """Select on predictions of the validation cases, write them to `folder` as selected, and score.
 
-    The tables are written next to `folder`. `selection`: the selection so far, such as the
-    calibration of voxels. Return the complete selection. Scores of the cases that something was
-    selected on are optimistic; they say so. `fold_of`: the fold whose network never saw the case.
+    The tables are written next to `folder`. The scores are optimistic, because they are those of
+    the cases on which the selection was made. They state this role.
+
+    Args:
+        experiment: the experiment.
+        predictions: the files of each validation case.
+        folder: receives the predictions.
+        selection: the selection so far, such as the calibration of voxels.
+        fold_of: the fold whose network was not trained on the case; None without folds.
+
+    Returns:
+        The complete selection and the scores.
     """
     cfg = experiment.cfg
     dataset = experiment.dataset
@@ -115,10 +124,10 @@ def score_predicted(
 def score_folds(
     experiment: Experiment, folds: Mapping[int, Survey], selection: Selection
 ) -> tuple[Selection, Scores]:
-    """Select on the predictions of the cases that each fold's network never saw, and score them.
+    """Select on the validation predictions of all folds, and score them.
 
-    Fold k left them in `run/fold_k/validation`, which stays as it is. All are written again, as
-    selected, to `run/oof/predictions`.
+    They are read from `run/fold_<number>/validation`, which does not change. Predictions with the
+    selection are written to `run/oof/predictions`.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}
@@ -128,11 +137,10 @@ def score_folds(
             fold_of[files.case] = number
             predictions[files.case] = files_of[files.case]
     roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
-    survey = experiment.survey
-    everyone = replace(survey, splits=replace(survey.splits, roles=roles))
-    gathered = replace(experiment, survey=everyone)
+    splits = replace(experiment.survey.splits, roles=roles)
+    all_validate = replace(experiment, survey=replace(experiment.survey, splits=splits))
     folder = experiment.run / "oof" / "predictions"
-    return score_predicted(gathered, predictions, folder, selection, fold_of)
+    return score_predicted(all_validate, predictions, folder, selection, fold_of)
 
 
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
@@ -225,7 +233,7 @@ def match_volumes(
         opened[files.case] = read_case(files, experiment.dataset)
         return opened[files.case].image
 
-    def use(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
+    def match(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
         case = opened.pop(files.case)
         if case.reference is None:
             return None
@@ -241,16 +249,16 @@ def match_volumes(
     predictor = Predictor.from_network(
         network, plan, settings=experiment.cfg.inference, device=device
     )
-    with closing(predict_volumes(predictor, cases, read, use)) as matches:
-        return [match for match in matches if match is not None]
+    with closing(predict_volumes(predictor, cases, read, match)) as matches:
+        return [matched for matched in matches if matched is not None]
 
 
 def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
-    """Return the scores of validation cases by name, or an empty dictionary if there is no case.
+    """Return the scores of validation cases by name, or an empty dictionary without cases.
 
-    `recall_1fp` is the recall of all lesions together at one false positive per case. `dice` is the
-    mean over the cases with a lesion, at the score for which new cases are expected to have this
-    rate. It is left out if there are no masks.
+    `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
+    over the cases with a lesion. It accepts candidates from the score at which one false positive
+    per case is expected on new cases. It is left out if there are no masks.
     """
     if not matches:
         return {}

@@ -47,79 +47,98 @@ def select(
         fold_of: the fold of each case; None: patients are divided into five folds.
 
     Returns:
-        The selection with operating points and calibration, and a reason for each; and a
-        calibration for each case. The latter is fitted without the fold of the case, and is used
-        to test the final calibration. It is None if it could not be fitted.
+        The selection with operating points, calibration and a reason for each. Then a calibration
+        for each case, fitted on the other folds, with which the final calibration can be tested.
+        This is None for a case if the other folds have too few candidates.
     """
-    points: dict[str, OperatingPoint] = {}
-    words = ""
+    points, first, remark = _choose_points(results, aim, rate_confidence, chosen_on)
+    if fold_of is None:
+        groups = sorted({r.group for r in results})
+        fold_of = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
+    final, fits, why = _fit_calibrations(results, fold_of, chosen_on)
+    best_f1 = next(point for point in points if point.name == "best_f1")
+    doubt = _explain_doubt(first, results, rate_confidence)
+    reason = f"{remark}{_describe_point(first, best_f1)} {doubt}".strip()
+    complete = replace(
+        selection,
+        operating_points=points,
+        calibration=final,
+        reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: why},
+    )
+    return complete, {case: fits.get(fold) for case, fold in fold_of.items()}
+
+
+def _choose_points(
+    results: Sequence[CaseResult], aim: Aim, rate_confidence: float | None, chosen_on: str
+) -> tuple[tuple[OperatingPoint, ...], OperatingPoint, str]:
+    """Choose a point for `aim` and for each of `AIMS` that the cases can reach.
+
+    Return all points, the one for `aim`, which comes first, and a remark if the default replaces
+    it.
+    """
+    remark = ""
     try:
         first = choose(results, aim, confidence=rate_confidence)
     except ContentError as error:
         if aim.kind != "sensitivity":
             raise
         # the run continues, because the network is already trained
-        words = f"{error} The default is used instead. "
+        remark = f"{error} The default is used instead. "
         first = choose(results, DEFAULT_AIM, confidence=rate_confidence)
-    points[first.name] = first
+    points = {first.name: first}
     for further in AIMS:
-        try:
+        with suppress(ContentError):  # this sensitivity is out of reach
             point = choose(results, further, confidence=rate_confidence, quiet=True)
-        except ContentError:
-            continue  # this sensitivity is out of reach
-        points.setdefault(point.name, point)
+            points.setdefault(point.name, point)
     for name, point in points.items():
+        # a point whose score does not depend on the cases states no role
         points[name] = replace(point, chosen_on=chosen_on if point.chosen_on else None)
-    first = points[first.name]
-    fold_by_case = fold_of
-    if fold_by_case is None:
-        groups = sorted({r.group for r in results})
-        fold_by_case = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
-    fit: Calibration | None = None
+    return tuple(points.values()), points[first.name], remark
+
+
+def _fit_calibrations(
+    results: Sequence[CaseResult], fold_of: Mapping[str, int], chosen_on: str
+) -> tuple[Calibration | None, dict[int, Calibration], str]:
+    """Fit a calibration on all cases, and one for each fold on the cases of the other folds.
+
+    Return the final one, those of the folds, and the reason. A fold is missing if the other folds
+    have too few candidates.
+    """
     fits: dict[int, Calibration] = {}
     try:
-        fit = fit_calibration(results, fitted_on=chosen_on)
-        for number in sorted(set(fold_by_case.values())):
-            with suppress(ContentError):  # the other folds have too few candidates
-                rest = [r for r in results if fold_by_case[r.case] != number]
-                fits[number] = fit_calibration(rest)
-        p_half, p_high = fit.probability([0.5, 0.9])
-        why = (
-            f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
-            f"0.9 with {p_high:.2f} ({fit.n_true} true and {fit.n_false} false candidates)."
-        )
+        final = fit_calibration(results, fitted_on=chosen_on)
     except ContentError as error:
-        why = f"skipped. {error}"
-    words += f"{_sentence(first, points['best_f1'])} {_doubt(first, results, rate_confidence)}"
-    complete = replace(
-        selection,
-        operating_points=tuple(points.values()),
-        calibration=fit,
-        reasons={**selection.reasons, OPERATING_POINT: words.strip(), CALIBRATION: why},
+        return None, fits, f"skipped. {error}"
+    for number in sorted(set(fold_of.values())):
+        with suppress(ContentError):
+            fits[number] = fit_calibration([r for r in results if fold_of[r.case] != number])
+    p_half, p_high = final.probability([0.5, 0.9])
+    why = (
+        f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
+        f"0.9 with {p_high:.2f} ({final.n_true} true and {final.n_false} false candidates)."
     )
-    return complete, {case: fits.get(fold) for case, fold in fold_by_case.items()}
+    return final, fits, why
 
 
-def _doubt(
+def _explain_doubt(
     point: OperatingPoint, results: Sequence[CaseResult], rate_confidence: float | None
 ) -> str:
-    """Explain why the rate may differ for new patients. Return "" if there is no reason."""
+    """Explain why the rate may differ for new patients. Return "" without a reason."""
     n_patients = len({r.group for r in results})
     aim = point.aim
-    is_kept = True
-    if aim.kind == "fp_per_case":
-        expected = point.expected_false_positives_per_case or 0.0
-        is_kept = expected <= aim.value + 1e-9
-        if rate_confidence:
-            is_kept = point.confidence is not None
-    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and is_kept):
+    is_aim_met = True
+    if aim.kind == "fp_per_case" and rate_confidence:
+        is_aim_met = point.confidence is not None
+    elif aim.kind == "fp_per_case":
+        is_aim_met = (point.expected_false_positives_per_case or 0.0) <= aim.value + 1e-9
+    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and is_aim_met):
         return ""
     words = f"The threshold was chosen on only {count(n_patients, 'patient')}"
-    if not is_kept:
+    if not is_aim_met:
         verb = "guarantee" if rate_confidence else "expect"
         words += f", too few to {verb} {aim.value:g} false positives per scan"
     remedy = " Use data.fold=all to choose it on all cases."
-    return f"{words}.{'' if point.chosen_on == 'out-of-fold' else remedy}"
+    return f"{words}.{'' if point.chosen_on == OUT_OF_FOLD else remedy}"
 
 
 def describe_aim(aim: Aim) -> str:
@@ -134,7 +153,7 @@ def describe_aim(aim: Aim) -> str:
     return f"aim: {aim.value:g} {noun} per scan"
 
 
-def _sentence(point: OperatingPoint, best_f1: OperatingPoint) -> str:
+def _describe_point(point: OperatingPoint, best_f1: OperatingPoint) -> str:
     """Describe the chosen operating point, and for comparison the one with the best F1."""
     aim = describe_aim(point.aim)
     if point.is_default:

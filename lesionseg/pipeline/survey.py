@@ -109,29 +109,26 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
     require_lesions(dataset, counts, references, len(records))
-    held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
-    survey = Survey(
-        dataset,
-        fingerprint_of(dataset, [found for case, found in known.items() if case not in held_out]),
-        Splits({}, True, seed, ""),
-        counts,
-        {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()},
-        {case: counts[case] for case, found in known.items() if found.boxed},
-        {case: source for case, (_, source) in records.items()},
-    )
-    splits = first_splits(dataset, counts, survey.sizes, data, seed)
-    survey = replace(survey, splits=splits)
-    development = _development(survey, data)
-    if left_out := [case for case in known if case not in development | _test_cases(survey)]:
+    sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
+    splits = first_splits(dataset, counts, sizes, data, seed)
+    development = _development_cases(dataset, splits, data)
+    used = development | _test_cases(dataset, splits)
+    left_out = [case for case in known if case not in used]
+    if left_out:
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
-    # true if a split file leaves cases out
-    if any(case not in development for case in known.keys() - held_out):
-        taken = [found for case, found in known.items() if case in development]
-        boxed = {case: n for case, n in survey.boxed.items() if case not in left_out}
-        survey = replace(survey, fingerprint=fingerprint_of(dataset, taken), boxed=boxed)
-    return survey
+    developed = [found for case, found in known.items() if case in development]
+    boxed = [case for case, found in known.items() if found.boxed and case not in left_out]
+    return Survey(
+        dataset=dataset,
+        fingerprint=fingerprint_of(dataset, developed),
+        splits=splits,
+        counts=counts,
+        sizes=sizes,
+        boxed={case: counts[case] for case in boxed},
+        sources={case: source for case, (_, source) in records.items()},
+    )
 
 
 def require_lesions(
@@ -140,13 +137,13 @@ def require_lesions(
     references: Mapping[str, ReferenceFacts],
     n_cases: int,
 ) -> None:
-    """Raise `DatasetError` if there is no reference, no lesion, or no background to learn from.
+    """Raise `DatasetError` if references, lesions or background to learn from are missing.
 
     `counts`: the number of lesions of each labelled case.
     """
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
-    taught = counts.keys() - held_out
-    if not taught:
+    development = counts.keys() - held_out
+    if not development:
         raise DatasetError(
             f"{dataset.root}: there is no reference to learn from ({count(n_cases, 'case')}). Add "
             "masks, or predict with an existing bundle."
@@ -156,9 +153,12 @@ def require_lesions(
             f"{dataset.root}: there is no lesion in {count(len(counts), 'reference')}. Check the "
             "label values in the masks, or add cases with lesions."
         )
-    if not any(counts[case] for case in taught):
-        raise DatasetError(f"{dataset.root}: only test cases have lesions: none can be learned.")
-    if has_no_background({case: references[case] for case in taught & references.keys()}):
+    if not any(counts[case] for case in development):
+        raise DatasetError(
+            f"{dataset.root}: only test cases have lesions, so no lesion can be learned. Move "
+            "cases with lesions into training."
+        )
+    if has_no_background({case: references[case] for case in development & references.keys()}):
         raise DatasetError(
             f"{dataset.root}: every voxel of the references is lesion, so there is no background "
             "to learn from. Write 0 for background into the masks."
@@ -184,8 +184,8 @@ def first_splits(
     trained = [case for case, role in splits.roles.items() if role == "train"]
     if not any(counts.get(case) for case in trained):
         raise DatasetError(
-            f"{data.root}: no training case has a lesion ({splits.note}), so none can be learned. "
-            "Move cases with lesions into training."
+            f"{data.root}: no training case has a lesion ({splits.note}), so no lesion can be "
+            "learned. Move cases with lesions into training."
         )
     if "validation" not in splits.roles.values() and data.validation_fraction > 0:
         raise DatasetError(
@@ -195,20 +195,20 @@ def first_splits(
     return splits
 
 
-def _development(survey: Survey, data: DataConfig) -> set[str]:
-    """Return the cases that one of the folds uses for training or validation."""
-    roles = [survey.splits.roles]
-    file = data.splits or survey.dataset.split_file
+def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> set[str]:
+    """Return the cases that at least one fold uses for training or validation."""
+    roles = [splits.roles]
+    file = data.splits or dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
         roles += read_split_file(Path(file)).folds
     return {case for own in roles for case, role in own.items() if role in ("train", "validation")}
 
 
-def _test_cases(survey: Survey) -> set[str]:
+def _test_cases(dataset: Dataset, splits: Splits) -> set[str]:
     """Return the test cases, which the dataset or a split file states."""
-    stated = {c.case for c in survey.dataset.cases if c.role in ("test", "external")}
-    given = {c for c, role in survey.splits.roles.items() if role in ("test", "external")}
-    return stated | given
+    of_dataset = {c.case for c in dataset.cases if c.role in ("test", "external")}
+    of_splits = {c for c, role in splits.roles.items() if role in ("test", "external")}
+    return of_dataset | of_splits
 
 
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:

@@ -46,7 +46,7 @@ class TrainOutcome(Outcome):
     Attributes:
         run: the run directory.
         lines: the scores, the selection, and the duration.
-        page: the report; None if there is no validation case.
+        page: the report; None without a validation case.
         is_first: False for all processes of a training on several devices except the first.
     """
 
@@ -59,7 +59,7 @@ class TrainOutcome(Outcome):
         """Return the scores, the selection, the bundle and the page."""
         if not self.is_first:
             return []
-        page = "Without a validation case there is no report."
+        page = "The report needs at least one validation case, so none was written."
         if self.page is not None:
             page = f"Open:    {self.page}"
         return [*self.lines, f"Bundle:  {self.run / BUNDLE}", page]
@@ -86,10 +86,10 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     Aim.parse(cfg.operating_point)
-    named = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
+    own_run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
         stack.enter_context(join_processes(cfg.trainer))
-        run = broadcast_from_rank_zero(lambda: named)
+        run = broadcast_from_rank_zero(lambda: own_run)  # the default name contains the time
         if is_rank_zero():
             check_config(run, config_of(cfg))
             stack.enter_context(locked_folder(run))
@@ -138,7 +138,7 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
 
 
 def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
-    """Explain what to try if no lesion was found in one of the roles.
+    """Return the roles in which no lesion was found, and advice on training.
 
     Return an empty list if lesions were found.
     """
@@ -153,7 +153,7 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
             )
     if lines:
         lines.append(
-            "What to try: train longer (trainer.max_minutes=60), look at the masks with prepare "
-            "check=true, and read docs/troubleshooting.md."
+            "Train longer (trainer.max_minutes=60), look at the masks with prepare check=true, and "
+            "read docs/troubleshooting.md."
         )
     return lines

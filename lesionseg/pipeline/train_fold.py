@@ -20,7 +20,7 @@ from lesionseg.io.bundle_folder import SELECTION
 from lesionseg.io.files import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import bar, bars_are_shown
+from lesionseg.pipeline.log import are_bars_shown, bar
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.pipeline.score_roles import (
@@ -54,7 +54,7 @@ class TrainedModel:
     Attributes:
         experiment: the experiment, with the facts of the training in its provenance.
         predictor: predicts by the plan and the selection.
-        scores: the scores by role; empty if there is no validation case.
+        scores: the scores by role; empty without validation cases.
     """
 
     experiment: Experiment
@@ -116,7 +116,7 @@ def train_network(
         start_from(cfg.model.init_from, network, plan)
     tiles = tiles_of(cases, plan, cfg)
     # processes that Lightning spawns have no context of their own
-    training_bar = partial(bar, "Training", shown=bars_are_shown())
+    training_bar = partial(bar, "Training", shown=are_bars_shown())
     callbacks = [Progress(training_bar), Previews(run, draw_previews)]
     return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=callbacks)
 

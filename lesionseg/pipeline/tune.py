@@ -135,7 +135,7 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
         "provenance": experiment.origin,
     }
     trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
-    study = _study(cfg, run, groups[0])
+    study = _open_study(cfg, run, groups[0])
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
         enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
@@ -174,21 +174,22 @@ class _Trials:
             cfg=self.cfg.model_copy(update=changed),
             run=self.experiment.run / f"trials/{trial.number:03d}",
         )
-        taught = with_focal_correction(self.plan, experiment.cfg)
+        plan_of_pair = with_focal_correction(self.plan, experiment.cfg)
         values: list[float] = []
 
         def validate(network: nn.Module, device: str | None = None) -> dict[str, float]:
-            scores = self._scores(network, experiment, taught, device)
+            scores = self._scores(network, experiment, plan_of_pair, device)
             trial.set_user_attr("scores", scores)
             values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
             trial.report(values[-1], len(values))
             if trial.should_prune():
                 raise _optuna().TrialPruned
-            return {**scores, "recall_1fp": values[-1]}  # selects the weights to keep
+            # the best weights are chosen by `recall_1fp` (`VolumeValidation`), here by the score
+            return {**scores, "recall_1fp": values[-1]}
 
         try:
             trained = train_network(experiment, self.plan, self.prepared, validate=validate)
-            if not values:  # the training has moved the network to the CPU
+            if not values:  # on the device of the training, which has moved it to the CPU
                 validate(trained.network, trained.device)
         except TrainingError as error:  # the training diverged
             trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
@@ -250,7 +251,7 @@ def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
     return trainer.model_copy(update={"max_minutes": minutes, "validate_every_minutes": every})
 
 
-def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
+def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
     """Create or continue the search in `run`. Its first pair is that of the settings."""
     optuna = _optuna()
     path = run / "journal.log"
@@ -338,11 +339,14 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
         return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
 
     lead = (
-        f"Best: {describe(best)}. Best on average with its neighbours, and recommended: "
-        f"{describe(steady)}."
+        f"Best pair: {describe(best)}. Recommended: {describe(steady)}, because the mean score of "
+        "this pair and its neighbours is the highest."
     )
     if steady is best:
-        lead = f"Best, also on average with its neighbours: {describe(best)}."
+        lead = (
+            f"Best pair: {describe(best)}. The mean score of this pair and its neighbours is also "
+            "the highest."
+        )
     return [
         lead,
         f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "

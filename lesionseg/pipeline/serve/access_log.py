@@ -32,20 +32,20 @@ class AccessLog:
         status = LEFT
         n_bytes = 0
 
-        async def receive_counted() -> Message:
+        async def receive_and_count() -> Message:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
             return message
 
-        async def send_noted(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive_counted, send_noted)
+            await self.app(scope, receive_and_count, send_and_note_status)
         except Exception:
             status = 500
             raise

@@ -4,7 +4,7 @@ import base64
 import json
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from mimetypes import guess_type
 from pathlib import Path
@@ -71,6 +71,67 @@ ICON = (
 )
 
 
+@dataclass(frozen=True)
+class _Server:
+    """The model, limits and queue of a server, and the requests that it answers.
+
+    Attributes:
+        predictor: the model.
+        cfg: the limits, and the host names under which the server answers besides localhost.
+        home: a folder for scans until they are predicted.
+        queue: the scans that wait for the network.
+        digest: identifies the bundles.
+    """
+
+    predictor: Predictor
+    cfg: ServeConfig
+    home: Path
+    queue: InferenceQueue
+    digest: str
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the model."""
+        return self.predictor.plan
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The value of each label by name."""
+        return dict(zip(self.plan.labels.names, self.plan.labels.values, strict=True))
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest size of a request."""
+        return int(self.cfg.max_upload_mb * 2**20)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names under which the server answers."""
+        return ["localhost", "127.0.0.1", "[::1]", self.cfg.host, *self.cfg.hosts]
+
+    async def new_folder(self) -> AsyncIterator[Path]:
+        """Yield an empty folder for one request, which has a place in the queue meanwhile."""
+        with (
+            self.queue.place(),
+            TemporaryDirectory(dir=self.home, ignore_cleanup_errors=True) as folder,
+        ):
+            yield Path(folder)
+
+    async def receive_scan(self, request: Request, folder: Path) -> None:
+        """Write the scan of a request to `folder`."""
+        await receive(request, folder, max_bytes=self.max_bytes)
+
+    async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
+        """Predict the scan in `folder` when it is its turn. See `answer`."""
+        return await self.queue.run(request, partial(answer, self.predictor, folder, result))
+
+    async def respond(self, request: Request, folder: Path, result: Result) -> Response:
+        """Predict the scan in `folder`, and return the requested file as a download."""
+        name, content = await self.predict(request, folder, result)
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, headers=headers, media_type=guess_type(name)[0])
+
+
 def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
     """Make the application.
 
@@ -81,65 +142,66 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
         cfg: the limits, and the host names under which the server answers besides localhost.
         home: a folder for scans until they are predicted.
     """
-    max_bytes = int(cfg.max_upload_mb * 2**20)
-    has_viewer = viewer.NIIVUE.is_file()
     queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
-    plan = predictor.plan
-    labels = dict(zip(plan.labels.names, plan.labels.values, strict=True))
     digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
-
-    async def check(request: Request) -> None:
-        """Reject requests from pages of other sites, before their body is read."""
-        origin = request.headers.get("origin", "")
-        if origin and origin.partition("://")[2] != request.headers.get("host"):
-            raise HTTPException(403, "Pages of other sites cannot use this server.")
-
-    async def new_folder() -> AsyncIterator[Path]:
-        with queue.place(), TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-
-    async def predict_in_queue(request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
-        return await queue.run(request, partial(answer, predictor, folder, result))
-
-    async def respond(request: Request, folder: Path, result: Result) -> Response:
-        name, content = await predict_in_queue(request, folder, result)
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(content, headers=headers, media_type=guess_type(name)[0])
-
+    server = _Server(predictor, cfg, home, queue, digest)
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
-    app = FastAPI(openapi_url=None, dependencies=[Depends(check)], max_body_size=max_bytes)
-    hosts = ["localhost", "127.0.0.1", "[::1]", cfg.host, *cfg.hosts]
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    app = FastAPI(
+        openapi_url=None,
+        dependencies=[Depends(reject_other_sites)],
+        max_body_size=server.max_bytes,
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=server.hosts, www_redirect=False)
     app.add_middleware(AccessLog)  # the outermost, so that rejected requests are logged as well
-    receive_scan = partial(receive, max_bytes=max_bytes)
-    app.include_router(slicer_router(labels, new_folder, receive_scan, predict_in_queue))
-    if has_viewer:
+    app.add_exception_handler(LesionsegError, _explain)
+    app.include_router(
+        slicer_router(server.labels, server.new_folder, server.receive_scan, server.predict)
+    )
+    if viewer.NIIVUE.is_file():
         app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
+    _add_pages(app, server)
+    _add_predictions(app, server)
+    return app
 
-    @app.exception_handler(LesionsegError)
-    async def explain(_: Request, error: Exception) -> JSONResponse:
-        status = 500 if isinstance(error, OutputError) else 422  # such as a full disk of the server
-        return JSONResponse({"detail": str(error)}, status)
+
+async def reject_other_sites(request: Request) -> None:
+    """Reject requests from pages of other sites, before their body is read."""
+    origin = request.headers.get("origin", "")
+    if origin and origin.partition("://")[2] != request.headers.get("host"):
+        raise HTTPException(403, "Pages of other sites cannot use this server.")
+
+
+async def _explain(_: Request, error: Exception) -> JSONResponse:
+    """Return the message of an error. It is the server's fault only if it cannot write."""
+    status = 500 if isinstance(error, OutputError) else 422  # 500: such as a full disk
+    return JSONResponse({"detail": str(error)}, status)
+
+
+def _add_pages(app: FastAPI, server: _Server) -> None:
+    """Add the page that takes a scan, the description of the interface, and `/health`."""
+    plan = server.plan
+    cfg = server.cfg
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
-        return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=labels)
+        has_viewer = viewer.NIIVUE.is_file()
+        return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=server.labels)
 
     @app.get("/docs", response_class=HTMLResponse)
     async def describe(request: Request) -> str:
         return render(
             "serve_api.html.j2",
             base=str(request.base_url),
-            digest=digest,
+            digest=server.digest,
             channels=plan.channel_names,
-            labels=labels,
+            labels=server.labels,
             routes=[{"": method, "path": path, "what": words} for method, path, words in ROUTES],
             results=[{"result=": name, "answer": words} for name, words in RESULTS.items()],
             statuses=[{"status": str(code), "meaning": words} for code, words in STATUSES.items()],
             max_mb=f"{cfg.max_upload_mb:g}",
             max_waiting=cfg.max_waiting,
             seconds=f"{cfg.request_seconds:g}",
-            hosts=list(dict.fromkeys(hosts)),
+            hosts=list(dict.fromkeys(server.hosts)),
         )
 
     @app.get("/favicon.ico")
@@ -148,22 +210,23 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        about = {"status": "ok", "version": __version__, "bundle": digest}
-        return {**about, "channels": plan.channel_names, "labels": labels}
+        about = {"status": "ok", "version": __version__, "bundle": server.digest}
+        return {**about, "channels": plan.channel_names, "labels": server.labels}
 
-    Folder = Annotated[Path, Depends(new_folder)]
+
+def _add_predictions(app: FastAPI, server: _Server) -> None:
+    """Add the routes that predict a sent scan or a simulated one."""
+    Folder = Annotated[Path, Depends(server.new_folder)]
 
     @app.post("/predict")
     async def predict(request: Request, folder: Folder, result: Result = "mask") -> Response:
-        await receive_scan(request, folder)
-        return await respond(request, folder, result)
+        await server.receive_scan(request, folder)
+        return await server.respond(request, folder, result)
 
     @app.post("/example")
     async def example(request: Request, folder: Folder, result: Result = "all") -> Response:
-        await to_thread.run_sync(write_example, folder, plan)
-        return await respond(request, folder, result)
-
-    return app
+        await to_thread.run_sync(write_example, folder, server.plan)
+        return await server.respond(request, folder, result)
 
 
 def answer(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
@@ -215,8 +278,8 @@ def write_example(folder: Path, plan: Plan) -> None:
         kind = plan.modality
         shape = (64, 96, 96)
     simulate = getattr(phantoms, f"write_{kind}_phantoms")
-    with TemporaryDirectory() as made:
-        simulate(Path(made), 1, seed=0, lesion_free_share=0, shape=shape)
-        (image,) = Path(made).glob("images*/*")
+    with TemporaryDirectory() as dataset:
+        simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
+        (image,) = Path(dataset).glob("images*/*")
         for channel in range(len(plan.channel_names)):
             shutil.copyfile(image, folder / f"{CASE}_{channel:04d}{case_suffix(image)}")

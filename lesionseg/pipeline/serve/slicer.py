@@ -28,15 +28,47 @@ _RESULT = (
 )
 
 
+class KeptScans:
+    """The scans that 3D Slicer has sent and not yet asked to segment, by key, the oldest first.
+
+    At most `MAX_SCANS` are kept, each for at most `SCAN_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[str, Path] = {}
+
+    def find(self, key: str) -> Path:
+        """Return the folder of a scan. Raise `HTTPException` 404 if it was removed."""
+        if key not in self._folders or not self._folders[key].is_dir():
+            raise HTTPException(
+                404, "The image was removed. Load it again in 3D Slicer and press Run."
+            )
+        return self._folders[key]
+
+    def keep(self, key: str, folder: Path) -> None:
+        """Keep the scan in `folder` after its request, and remove the oldest one if necessary.
+
+        Raises:
+            HTTPException: with status 409 if another scan is kept under the same key.
+        """
+        if key in self._folders and self._folders[key].is_dir():
+            # scans of two people may have the same name
+            raise HTTPException(409, "A scan with this name is already waiting. Rename the volume.")
+        if len(self._folders) >= MAX_SCANS:
+            oldest = next(iter(self._folders))
+            shutil.rmtree(self._folders.pop(oldest), ignore_errors=True)
+        kept = folder.rename(f"{folder}-kept")
+        self._folders[key] = kept
+        asyncio.get_running_loop().call_later(SCAN_SECONDS, shutil.rmtree, kept, True)
+
+
 def slicer_router(
     labels: Mapping[str, int],
     new_folder: Callable[..., Any],
     receive: Callable[[Request, Path], Awaitable[None]],
     predict: Callable[..., Awaitable[tuple[str, bytes]]],
 ) -> APIRouter:
-    """Make the routes for 3D Slicer.
-
-    A scan is kept for the next request, at most `MAX_SCANS` of them and for `SCAN_SECONDS`.
+    """Make the routes for 3D Slicer. Scans are kept between requests in `KeptScans`.
 
     Args:
         labels: value of each label by name.
@@ -45,19 +77,8 @@ def slicer_router(
         predict: predicts the scan in a folder and returns name and content of a file.
     """
     router = APIRouter()
-    scans: dict[str, Path] = {}  # the oldest first
+    scans = KeptScans()
     Folder = Annotated[Path, Depends(new_folder)]
-
-    def find(key: str) -> Path:
-        if key not in scans or not scans[key].is_dir():
-            raise HTTPException(
-                404, "The image was removed. Load it again in 3D Slicer and press Run."
-            )
-        return scans[key]
-
-    def key_of_name(request: Request, image: str) -> str:
-        """Return the key in `scans` of a named image. It differs between clients."""
-        return f"{request.client.host if request.client else ''} {image}"
 
     @router.get("/info/")
     async def info() -> dict[str, Any]:
@@ -70,31 +91,42 @@ def slicer_router(
     async def add(request: Request, folder: Folder, image: str = "") -> dict[str, str]:
         await receive(request, folder)
         session = uuid.uuid4().hex
-        key = key_of_name(request, image) if image else f"session {session}"
-        if key in scans and scans[key].is_dir():  # two people's scans may have the same name
-            raise HTTPException(409, "A scan with this name is already waiting. Rename the volume.")
-        if len(scans) >= MAX_SCANS:
-            shutil.rmtree(scans.pop(next(iter(scans))), ignore_errors=True)
-        scans[key] = folder.rename(f"{folder}-kept")
-        asyncio.get_running_loop().call_later(SCAN_SECONDS, shutil.rmtree, scans[key], True)
+        key = _key_of_name(request, image) if image else _key_of_session(session)
+        scans.keep(key, folder)
         return {"image": image, "session_id": session}
 
     @router.get("/session/{key}")
     async def session(key: str) -> dict[str, str]:
-        return {"name": find(f"session {key}").name}
+        return {"name": scans.find(_key_of_session(key)).name}
 
     @router.post(f"/infer/{MODEL}")
     async def infer(
         request: Request, folder: Folder, image: str = "", session_id: str = ""
     ) -> Response:
-        scan = find(f"session {session_id}" if session_id else key_of_name(request, image))
-        if not session_id:  # the scan is removed, so that the name can be used again
+        key = _key_of_session(session_id) if session_id else _key_of_name(request, image)
+        scan = scans.find(key)
+        if not session_id:  # the scan is moved, so that the name can be used again
             scan = scan.rename(folder / "scan")
         name, mask = await predict(request, scan, "mask")
-        end = uuid.uuid4().hex
-        params = json.dumps({"label_names": labels})
-        head = _RESULT.format(end=end, params=params, name=name).encode()
-        body = head + mask + f"\r\n--{end}--\r\n".encode()
-        return Response(body, media_type=f"multipart/form-data; boundary={end}")
+        return _mask_response(name, mask, labels)
 
     return router
+
+
+def _key_of_name(request: Request, image: str) -> str:
+    """Return the key of a named image. It differs between clients."""
+    return f"{request.client.host if request.client else ''} {image}"
+
+
+def _key_of_session(session: str) -> str:
+    """Return the key of the volume of a session."""
+    return f"session {session}"
+
+
+def _mask_response(name: str, mask: bytes, labels: Mapping[str, int]) -> Response:
+    """Return a mask and its labels as the multipart form that the plug-in expects."""
+    end = uuid.uuid4().hex
+    params = json.dumps({"label_names": labels})
+    head = _RESULT.format(end=end, params=params, name=name).encode()
+    body = head + mask + f"\r\n--{end}--\r\n".encode()
+    return Response(body, media_type=f"multipart/form-data; boundary={end}")

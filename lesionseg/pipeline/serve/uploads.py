@@ -23,6 +23,7 @@ from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 T = TypeVar("T")
 CASE = "scan"
 MAX_FILES = 5000  # of one scan
+_SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
 async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
@@ -46,44 +47,55 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
 def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     """Write one scan to `folder`: a file, one file per channel, a DICOM series, or a zip of these.
 
-    Only the suffix of a name and the number of a channel are used. The files of a zip are sorted by
-    name. Files without the suffix of an image may be DICOM slices.
+    The files get new names. Only the suffixes of the sent names are used, and their order, which
+    is that of the channels. Files without the suffix of an image may be DICOM slices.
 
     Raises:
         ReadError: if the zip cannot be read.
         ContentError: if the zip contains more than `max_bytes`, or no file was sent.
     """
-    names = [Path(file.filename or "a.nii.gz") for file in files]
-    openers: list[Callable[[], Any]] = [partial(nullcontext, file.file) for file in files]
+    received = [
+        (Path(file.filename or "a.nii.gz"), partial(nullcontext, file.file)) for file in files
+    ]
+    sent: list[_SentFile] = list(received)
     try:
-        if len(files) == 1 and names[0].suffix.lower() == ".zip":
-            archive = zipfile.ZipFile(files[0].file)
-            found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
-            members = sorted(found, key=lambda m: m.filename)  # channels are numbered
-            # zipfile never extracts more bytes than the directory of the zip states
-            if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
-                raise ContentError(
-                    f"A zip may contain at most {MAX_FILES} files and {max_bytes >> 20} MB."
-                )
-            if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise ReadError("The compression of the zip is not supported. Use deflate.")
-            names = [Path(member.filename) for member in members]
-            openers = [partial(archive.open, member) for member in members]
-        if not names:
+        if len(sent) == 1 and sent[0][0].suffix.lower() == ".zip":
+            sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
+        if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
-        pairs = list(zip(names, openers, strict=True))
+        names = [name for name, _ in sent]
         if all(CHANNEL.fullmatch(strip_suffix(name)) for name in names):
-            pairs.sort(key=lambda pair: pair[0])
-        channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
-        for number, (name, open_file) in enumerate(pairs):
-            image = f"{CASE}_{number:04d}{case_suffix(name).lower()}"
-            suffix = s if (s := name.suffix.lower()).strip(".").isalpha() else ""
-            path = folder / (image if channels else f"{CASE}/{number:05d}{suffix}")
+            sent.sort(key=lambda pair: pair[0])
+        are_channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
+        for number, (name, open_file) in enumerate(sent):
+            path = folder / f"{CASE}_{number:04d}{case_suffix(name).lower()}"
+            if not are_channels:
+                path = folder / CASE / f"{number:05d}{_slice_suffix(name)}"
             path.parent.mkdir(exist_ok=True)
             with open_file() as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}.") from error
+
+
+def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
+    """Return the files of a zip, sorted by name. Raise an error if they are too many or too large.
+
+    zipfile never extracts more bytes than the directory of the zip states.
+    """
+    found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
+    members = sorted(found, key=lambda m: m.filename)
+    if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
+        raise ContentError(f"A zip may contain at most {MAX_FILES} files and {max_bytes >> 20} MB.")
+    if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ReadError("The compression of the zip is not supported. Use deflate.")
+    return [(Path(member.filename), partial(archive.open, member)) for member in members]
+
+
+def _slice_suffix(name: Path) -> str:
+    """Return the suffix of a DICOM file, or "" for the last number of a UID."""
+    suffix = name.suffix.lower()
+    return suffix if suffix.strip(".").isalpha() else ""
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
@@ -101,28 +113,28 @@ class InferenceQueue:
         self._max_waiting = max_waiting
         self._seconds = seconds
         self._turn = CapacityLimiter(1)
-        self._n_here = 0
+        self._n_places = 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Count a scan within this context, from its upload on.
+        """Reserve a place in the queue for a scan, from its upload to its answer.
 
         Raises:
-            HTTPException: with status 503 if too many scans are counted.
+            HTTPException: with status 503 if the queue is full.
         """
-        if self._n_here >= self._max_waiting:
+        if self._n_places >= self._max_waiting:
             raise HTTPException(503, "Too many scans are waiting.", {"Retry-After": "10"})
-        self._n_here += 1
+        self._n_places += 1
         try:
             yield
         finally:
-            self._n_here -= 1
+            self._n_places -= 1
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work` in a thread and return its result.
 
-        `work` should call `anyio.from_thread.check_cancelled`. It has always ended when this
-        function returns, because the folder of the scan is removed afterwards.
+        `work` should call `anyio.from_thread.check_cancelled` often. This function waits until
+        `work` has ended, also after a cancellation, because the caller then removes its folder.
 
         Raises:
             HTTPException: with status 503 if it took too long, or the server stops.
