@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 StrPath = str | PathLike[str]
 TABLES = ("cases", "lesions", "candidates", "metrics")
-# columns that are text even if they look like numbers
-_TEXT = (
-    *("case", "group", "label", "role", "status", "message", "why_missed", "path", "visit"),
-    *("bundle", "key", "state", "digest", "study_uid", "series_uid", "instance_uid", "finished"),
-)
+# columns that stay text even if their values look like numbers
+_TEXT_COLUMNS = (
+    "case", "group", "label", "role", "status", "message", "why_missed", "path", "visit",
+    "bundle", "key", "state", "digest", "study_uid", "series_uid", "instance_uid", "finished",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Run:
     folder: Path
 
     def __init__(self, folder: StrPath) -> None:
+        # a frozen dataclass does not allow an ordinary assignment
         object.__setattr__(self, "folder", Path(folder))
 
     @property
@@ -73,14 +74,15 @@ class Run:
         return read_scores(self.folder / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """Return a table of the folder, with the columns of the CSV; see docs/reference.md.
+        """Return a table of the folder. docs/reference.md explains its columns.
 
         Args:
             table: one of `TABLES`, without `.csv`.
 
         Returns:
-            A row per case, lesion, candidate, or validation during training; no row if there is
-            none. Case ids and other texts stay text, even if they look like numbers.
+            The table. `cases`, `lesions` and `candidates` have one row for each of them, and
+            `metrics` has one for each validation during training. It may have no rows. Case ids and
+            other texts stay text, even if they look like numbers.
 
         Raises:
             ConfigError: if the table is not one of `TABLES`.
@@ -93,8 +95,8 @@ class Run:
         """Draw sensitivity against false positives per scan.
 
         Returns:
-            The figure. For masks without scores it shows sensitivity by lesion size; it is empty if
-            there is no lesion.
+            The figure. If the predictions are masks without scores, it shows sensitivity by lesion
+            size instead. It is empty if there is no lesion.
 
         Raises:
             ReadError: if the folder has no scores.
@@ -284,7 +286,7 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome. Print nothing."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
-    if "experiment" in values:  # a file of overrides in Hydra's own language
+    if "experiment" in values:  # only Hydra can read the files of this group
         overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]
         cfg = compose(command, overrides)
     else:
@@ -299,8 +301,10 @@ def _override_text(value: Any) -> str:
     >>> _override_text([0.5, None, True]), _override_text("focal")
     ('[0.5,null,true]', 'focal')
     """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_override_text, value))}]"
     if not isinstance(value, str | int | float | PathLike):
@@ -309,10 +313,10 @@ def _override_text(value: Any) -> str:
 
 
 def _read_table(path: Path) -> "DataFrame":
-    """Read a CSV table. The columns of `_TEXT` stay text.
+    """Read a CSV table. The columns of `_TEXT_COLUMNS` stay text.
 
     Raises:
-        ReadError: if there is no such file.
+        ReadError: if the file does not exist.
     """
     import pandas
 
@@ -320,7 +324,8 @@ def _read_table(path: Path) -> "DataFrame":
 
     if not path.is_file():
         raise ReadError(f"{path}: the table does not exist.")
-    frame = pandas.read_csv(path, dtype=dict.fromkeys(_TEXT, str))  # the case 007 must not become 7
-    for name in frame.columns.intersection(_TEXT):
+    types = dict.fromkeys(_TEXT_COLUMNS, str)  # the case 007 must not become 7
+    frame = pandas.read_csv(path, dtype=types)
+    for name in frame.columns.intersection(_TEXT_COLUMNS):
         frame[name] = frame[name].map(plain_text, na_action="ignore")
     return frame

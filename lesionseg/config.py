@@ -1,9 +1,9 @@
 """The settings of every command: their types and ranges. Defaults and meanings are in `conf/`.
 
-A key is in one model here and in one YAML file there. On the command line Hydra composes the files
-and the overrides (`cli.compose`), and `read` checks the result. In Python `TrainConfig.of(seed=1)`
-reads the remaining values from the same files, without Hydra. An unknown key is an error that names
-the nearest one.
+Each key is declared once in a model of this module and once in a YAML file of `conf/`. On the
+command line, Hydra composes the files and the overrides (`cli.compose`), and `read` checks the
+result. In Python, `TrainConfig.of(seed=1)` reads the remaining values from the same files, without
+Hydra. The error for an unknown key names the nearest known key.
 """
 
 import re
@@ -22,18 +22,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
 
 from lesionseg.errors import ConfigError, LesionsegError, describe_misfits, suggest
 
-Above0 = Annotated[float, Field(gt=0)]
-From0 = Annotated[float, Field(ge=0)]
-From1 = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+FractionBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Index = Annotated[int, Field(ge=0)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
@@ -50,7 +50,7 @@ def _path_to_tuple(value: Any) -> Any:
 
 
 def _check_target(spec: Arguments) -> Arguments:
-    """Return the spec. Raise `ValueError` if it does not name a class."""
+    """Return the class and arguments of an object. Raise `ValueError` if no class is named."""
     if "." not in str(spec.get(TARGET, "")):
         raise ValueError("not {_target_: package.Class, argument: …}")
     return spec
@@ -58,25 +58,24 @@ def _check_target(spec: Arguments) -> Arguments:
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_check_target)]
-# the predictions of several bundles are averaged
+# one path or several; the predictions of several bundles are averaged
 Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
 
 class PathKind(Enum):
-    """The kind of file or folder that a setting names; `cli.paths` checks it before a command runs.
+    """The kind of file or folder that a setting names.
 
-    SCANS: a folder, a file or a pattern. EXISTING: a file or a folder. OUTPUT: a folder that need
-    not exist.
+    `cli.paths` checks it before a command runs.
     """
 
-    DATASET = auto()
-    FOLDER = auto()
+    DATASET = auto()  # a folder with a known dataset layout
+    FOLDER = auto()  # a folder that is not empty
     FILE = auto()
-    SCANS = auto()
-    BUNDLE = auto()
-    EXISTING = auto()
-    SCORES = auto()
-    OUTPUT = auto()
+    SCANS = auto()  # a folder, a file or a pattern
+    BUNDLE = auto()  # a bundle, a run directory or an nnU-Net model
+    EXISTING = auto()  # a file or a folder
+    SCORES = auto()  # a folder with scores.json
+    OUTPUT = auto()  # a folder, which need not exist
 
 
 FolderPath = Annotated[Text | None, PathKind.FOLDER]
@@ -116,11 +115,11 @@ class DataConfig(Settings):
     root: Annotated[Text, PathKind.DATASET]
     group: str | None
     merge_labels: bool
-    validation_fraction: Share
-    fold: Index | Literal["all"] | None
+    validation_fraction: FractionBelow1
+    fold: NonNegativeInt | Literal["all"] | None
     n_folds: Annotated[int, Field(ge=2)]
     splits: FilePath
-    channel_dropout: Share
+    channel_dropout: FractionBelow1
     nan: Literal["error", "background"]
     geometry: Literal["header", "image"]
     cache_dir: Text | None
@@ -128,19 +127,19 @@ class DataConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """Decisions of the plan that the user makes. The rules make those that are None.
+    """Settings of the network. The rules of the plan choose each value that is None.
 
-    `layout`: `nnunet` gives our own networks the details of nnU-Net's. `network`: the arguments of
-    a network that is not ours; its `_target_` is the class if `architecture` is custom. `backbone`:
-    the same for the network that computes a detector's feature maps.
+    `layout`: `nnunet` builds our own networks with the details of nnU-Net's. `network`: the
+    arguments of a network from another package. If `architecture` is custom, its `_target_` names
+    the class. `backbone`: the same for the network that computes a detector's feature maps.
     """
 
     architecture: str
     activation: Literal["sigmoid", "softmax"]
-    spacing_mm: tuple[Above0, ...] | None
-    tile_shape: tuple[From1, ...] | None
-    batch_size: From1 | None
-    base_features: From1 | None
+    spacing_mm: tuple[PositiveFloat, ...] | None
+    tile_shape: tuple[PositiveInt, ...] | None
+    batch_size: PositiveInt | None
+    base_features: PositiveInt | None
     init_from: Annotated[Text | None, PathKind.EXISTING]
     layout: Literal["lesionseg", "nnunet"] | None = None
     network: Arguments | None = None
@@ -166,12 +165,12 @@ class LossConfig(Settings):
     model_config = ConfigDict(extra="allow")
     target: str = Field(alias="_target_")
     alpha: Probability | tuple[Probability, ...] | None = None
-    gamma: From0 | None = None
+    gamma: NonNegativeFloat | None = None
 
 
 class DetectionConfig(Settings):
     alpha: Probability | tuple[Probability, ...]
-    gamma: From0
+    gamma: NonNegativeFloat
     hard_negatives: bool
 
 
@@ -193,23 +192,25 @@ class AugmentConfig(Settings):
 
 class OptimConfig(Settings):
     name: Literal["adamw", "sgd"]
-    lr: Above0
-    weight_decay: From0
-    backbone_lr_scale: From0
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    backbone_lr_scale: NonNegativeFloat
 
 
 class TrainerConfig(Settings):
     """Budget, device and precision of a training. `lightning` is passed to `pl.Trainer`."""
 
-    max_minutes: Above0 | None
-    max_steps: From1 | None
+    max_minutes: PositiveFloat | None
+    max_steps: PositiveInt | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
-    devices: From1 | Literal["auto"] | Annotated[tuple[Index, ...], Field(min_length=1)]
+    devices: (
+        PositiveInt | Literal["auto"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     compile: bool
-    memory_gb: Above0 | None
-    workers: Index | Literal["auto"]
-    validate_every_minutes: Above0 | Literal["auto"] | None
+    memory_gb: PositiveFloat | None
+    workers: NonNegativeInt | Literal["auto"]
+    validate_every_minutes: PositiveFloat | Literal["auto"] | None
     lightning: dict[str, Any]
 
     @property
@@ -238,10 +239,10 @@ class InferenceConfig(Settings):
     that are processed at the same time; program and network take about 0.5 GB more.
     """
 
-    overlap: Share
+    overlap: FractionBelow1
     flips: bool
     precision: Literal["auto", "fp32", "bf16"]
-    max_memory_gb: Above0 | None
+    max_memory_gb: PositiveFloat | None
 
 
 class ReportSection(Settings):
@@ -253,9 +254,9 @@ class ReportSection(Settings):
 
 class TuneSection(Settings):
     alpha: tuple[Probability, Probability]
-    gamma: tuple[From0, From0]
-    n_trials: From1
-    fp_per_case: Above0
+    gamma: tuple[NonNegativeFloat, NonNegativeFloat]
+    n_trials: PositiveInt
+    fp_per_case: PositiveFloat
     prune: bool
 
 
@@ -277,7 +278,7 @@ class TrainConfig(Settings):
     operating_point: str
     rate_confidence: Confidence | None
     run_dir: Annotated[Text | None, PathKind.OUTPUT]
-    seed: Index
+    seed: NonNegativeInt
     private: bool
 
 
@@ -309,21 +310,21 @@ def _check_pattern(text: str) -> str:
 
 
 def _to_capitals(value: Any) -> Any:
-    """Return one or several texts as a tuple of texts in capitals."""
+    """Return one or several texts as a tuple in capitals, and any other value as it is."""
     several = (value,) if isinstance(value, str) else value
     return tuple(str(v).upper() for v in several) if isinstance(several, list | tuple) else value
 
 
 class SeriesConfig(Settings):
-    """Conditions for the DICOM series to predict. None sets no condition.
+    """Conditions that a DICOM series must meet to be predicted. None sets no condition.
 
-    `modality`: the accepted modalities. `description`: a regular expression that must match a part
-    of SeriesDescription, regardless of case. `min_slices`: the least number of slices.
+    `modality`: the accepted modalities. `description`: a regular expression that must match part of
+    SeriesDescription, regardless of case. `min_slices`: the smallest number of slices.
     """
 
     modality: Annotated[tuple[str, ...] | None, BeforeValidator(_to_capitals)]
     description: Annotated[str, AfterValidator(_check_pattern)] | None
-    min_slices: From1 | None
+    min_slices: PositiveInt | None
 
 
 class PredictConfig(OutputCommand):
@@ -332,7 +333,7 @@ class PredictConfig(OutputCommand):
     output: OutputPath
     inference: InferenceConfig
     operating_point: str | None
-    raster_mm: Above0 | None
+    raster_mm: PositiveFloat | None
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
     overwrite: bool
@@ -343,8 +344,8 @@ class PredictConfig(OutputCommand):
     device: str
     trust: bool
     engine: Literal["local", "ray"]
-    num_shards: From1
-    shard_index: Index
+    num_shards: PositiveInt
+    shard_index: NonNegativeInt
 
     @model_validator(mode="after")
     def _check_shard(self) -> Self:
@@ -374,8 +375,8 @@ class EvaluateConfig(OutputCommand):
     subgroups: tuple[str, ...] | None
     resample: bool
     geometry: Literal["header", "image"]
-    replicates: Index
-    seed: Index
+    replicates: NonNegativeInt
+    seed: NonNegativeInt
 
 
 class FollowConfig(OutputCommand):
@@ -391,21 +392,25 @@ class FollowConfig(OutputCommand):
     register_: Literal["auto", "headers", "rigid"] = Field(alias="register")
     reference: FolderPath
     stable: str | tuple[str, ...] | None
-    false_new_per_pair: From0
+    false_new_per_pair: NonNegativeFloat
     overlap: Annotated[float, Field(gt=0, le=1)]
     confidence: Confidence
     dicom_output: bool
     identifiers: bool
-    replicates: Index
-    seed: Index
+    replicates: NonNegativeInt
+    seed: NonNegativeInt
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
         """Accept two folders of predictions, or a table of visits with a bundle or predictions."""
-        rest = (self.visits, self.bundle, self.predictions)
-        folders = self.before is not None and self.after is not None and rest == (None,) * 3
-        table = self.visits is not None and (self.bundle is None) != (self.predictions is None)
-        if not folders and not (table and self.before is None and self.after is None):
+        folders = [self.before, self.after]
+        has_all_folders = None not in folders
+        has_no_folder = folders == [None, None]
+        has_no_table = self.visits is None and self.bundle is None and self.predictions is None
+        has_one_source = (self.bundle is None) != (self.predictions is None)
+        are_two_folders = has_all_folders and has_no_table
+        is_table = self.visits is not None and has_one_source and has_no_folder
+        if not are_two_folders and not is_table:
             raise ValueError(
                 "give before= and after=, or visits= with either bundle= or predictions="
             )
@@ -426,7 +431,7 @@ class ExportConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     output: OutputPath
     format: Literal["onnx", "monai", "bundle"]
-    opset: From1
+    opset: PositiveInt
     reference: FolderPath
     operating_point: str
     rate_confidence: Confidence | None
@@ -441,9 +446,9 @@ class ServeConfig(Settings):
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
     hosts: tuple[str, ...]
-    max_upload_mb: Above0
-    max_waiting: From1
-    request_seconds: Above0
+    max_upload_mb: PositiveFloat
+    max_waiting: PositiveInt
+    request_seconds: PositiveFloat
     operating_point: str | None
     device: str
     trust: bool
@@ -464,13 +469,17 @@ S = TypeVar("S", bound=Settings)
 
 
 def read(kind: type[S], plain: Mapping[str, Any]) -> S:
-    """Return plain data as settings. Raise `ConfigError` that names every wrong key."""
+    """Check plain data and return it as settings.
+
+    Raises:
+        ConfigError: if a key is unknown or values are wrong. The message names the keys.
+    """
     try:
         return kind.model_validate(dict(plain))
     except ValidationError as error:
-        for one in error.errors():
-            if one["type"] == "extra_forbidden":
-                key = ".".join(map(str, one["loc"]))
+        for misfit in error.errors():
+            if misfit["type"] == "extra_forbidden":
+                key = ".".join(map(str, misfit["loc"]))
                 near = suggest(key, dict(keys(kind)))
                 raise ConfigError(f"There is no setting {key!r}.{near}") from None
         raise ConfigError(describe_misfits(error, plain)) from None
@@ -502,12 +511,12 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
         choices: files of groups that replace the default ones, such as `{"loss": "focal"}`.
 
     Returns:
-        The settings as plain data. A required one is `"???"`.
+        The settings as plain data. A required setting, which has no default, is `"???"`.
 
     Raises:
         ConfigError: if a group does not have the file. The message names the files that it has.
     """
-    own = _load(conf_dir() / f"{command}.yaml")
+    own = _read_yaml(conf_dir() / f"{command}.yaml")
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ["_self_"]):
         if entry == "_self_":
@@ -518,21 +527,21 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
             for group, default in entry.items():
                 choice = choices.get(group, default)
                 if choice is not None:
-                    merged = _merge(merged, {group: _group(group, choice)})
+                    merged = _merge(merged, {group: _read_option(group, choice)})
     return merged
 
 
-def _group(group: str, choice: str) -> dict[str, Any]:
-    """Read a file of a group."""
+def _read_option(group: str, choice: str) -> dict[str, Any]:
+    """Read the file of one option of a group. Raise `ConfigError` if the option is unknown."""
     path = conf_dir() / group / f"{choice}.yaml"
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if choice not in known:
         hint = f"{suggest(choice, known)} There are {', '.join(known)}."
         raise ConfigError(f"There is no {group}={choice}.{hint}")
-    return _load(path)
+    return _read_yaml(path)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file as plain data."""
     import yaml
 
@@ -553,7 +562,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def groups_of(command: str) -> list[str]:
     """Return the names of the groups in the `defaults:` lists of a command."""
     found: list[str] = []
-    for entry in _load(conf_dir() / f"{command}.yaml").get("defaults", ()):
+    for entry in _read_yaml(conf_dir() / f"{command}.yaml").get("defaults", ()):
         if isinstance(entry, Mapping):
             found += [str(group) for group in entry]
         elif entry != "_self_":
@@ -563,7 +572,11 @@ def groups_of(command: str) -> list[str]:
 
 @cache
 def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
-    """Return the defaults of a command, or of a section in the first command that has it."""
+    """Return the defaults of a type of settings.
+
+    It is the type of a command, or of a section. The defaults of a section are those in the first
+    command that has it.
+    """
     for command, whole in COMMANDS.items():
         if whole is kind:
             return MappingProxyType(defaults(command))
@@ -578,8 +591,8 @@ def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
 
     Args:
         command: the name of the command.
-        values: by dotted key (`{"trainer.max_steps": 9}`) or by group (`{"loss": "focal"}`); the
-            remaining settings have their defaults.
+        values: the chosen values by dotted key (`{"trainer.max_steps": 9}`), and options by group
+            (`{"loss": "focal"}`). The remaining settings have their defaults.
 
     Raises:
         ConfigError: if a key is unknown (the message names the nearest), required and missing, or
@@ -599,7 +612,11 @@ def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
 
 
 def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return sections inside each other; the innermost contains the value."""
+    """Return nested sections whose innermost one contains the value.
+
+    >>> _nest(["trainer", "max_steps"], 9)
+    {'trainer': {'max_steps': 9}}
+    """
     for name in reversed(path):
         value = {name: value}
     return dict(value)
@@ -622,19 +639,27 @@ def import_target(target: str, key: str) -> Any:
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:
-    """Construct the object of a `_target_` and its arguments. `key`: its setting, for errors.
+    """Construct an object from its class (`_target_`) and its arguments.
+
+    Args:
+        spec: the class and the arguments. Arguments may contain further objects of this form.
+        key: the setting that contains them, for messages.
 
     Raises:
         ConfigError: if the class cannot be imported, or its constructor raises.
     """
 
     def construct(value: Any) -> Any:
+        """Construct the objects in a value, the innermost first."""
         if isinstance(value, list | tuple):
             return type(value)(construct(part) for part in value)
         if not isinstance(value, Mapping):
             return value
         arguments = {name: construct(part) for name, part in value.items() if name != TARGET}
-        return import_target(value[TARGET], key)(**arguments) if TARGET in value else arguments
+        if TARGET not in value:
+            return arguments
+        make = import_target(value[TARGET], key)
+        return make(**arguments)
 
     try:
         return construct(spec)
@@ -645,21 +670,28 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
-    """Yield each key (`section.key` for those of a section) and True if its value is text."""
+    """Yield each key of a type of settings, and True if its value can only be text.
+
+    The key of a setting in a section is `section.key`. Text includes lists of texts and None.
+    """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{field.alias or name}"
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{key}.")
         else:
-            kinds = {*_kinds(inner)}
-            yield key, str in kinds and kinds <= {str, NoneType, Ellipsis}
+            types = _possible_types(inner)
+            # `tuple[str, ...]` contains an Ellipsis
+            yield key, str in types and types <= {str, NoneType, Ellipsis}
 
 
-def _kinds(hint: Any) -> Iterable[Any]:
-    """Return the types of an annotation; for lists and tuples, the types of their items."""
-    if get_origin(hint) is Annotated:
-        return _kinds(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType, tuple, list):
-        return [kind for inner in get_args(hint) for kind in _kinds(inner)]
-    return [hint]
+def _possible_types(annotation: Any) -> set[Any]:
+    """Return the types that an annotation allows. Lists and tuples count as their items."""
+    if get_origin(annotation) is Annotated:
+        return _possible_types(get_args(annotation)[0])
+    if get_origin(annotation) not in (Union, UnionType, tuple, list):
+        return {annotation}
+    types: set[Any] = set()
+    for inner in get_args(annotation):
+        types |= _possible_types(inner)
+    return types

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lesionseg.cli.compose import groups
-from lesionseg.cli.help import first_comment, settings_of, summary
+from lesionseg.cli.help import first_comment, setting_lines, summary
 from lesionseg.config import COMMANDS, conf_dir
 
 
@@ -36,7 +36,7 @@ def settings_page() -> str:
         named = ", ".join(f"[`{group}`](#group-{group})" for group in groups(command))
         about = summary(command) + (f" Groups: {named}." if named else "")
         lines += ["", f"## Command `{command}`", "", about]
-        own = [line for line in settings_of(conf_dir() / f"{command}.yaml") if line]
+        own = [line for line in setting_lines(conf_dir() / f"{command}.yaml") if line]
         lines += ["", "```yaml", *own, "```"] if own else []
     for group, commands in used.items():
         by = ", ".join(f"`{command}`" for command in commands)

@@ -1,4 +1,4 @@
-"""Run a command by its name and overrides. Print its outcome, and an error as a sentence."""
+"""Run a command by its name and overrides. Print its outcome, or its error as a sentence."""
 
 import logging
 import os
@@ -61,8 +61,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     if {"-h", "--help"} & set(argv):
         say(help_page(command, program))
         return 0
-    # only our own records: notes of other packages, such as on fonts, do not help a user
-    shown = _OnTerminal()
+    # other packages show only warnings: their further messages, such as on fonts, help no user
+    shown = _TerminalHandler()
     shown.setLevel(logging.INFO)  # details go to the log of a run
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("lesionseg").setLevel(logging.DEBUG)
@@ -133,18 +133,19 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     overrides = override_list(command, argv)
     statuses: list[int] = []
     if "run_dir" in COMMANDS[command].model_fields:
-        named = [o for o in overrides if key_of(o) == "run_dir"]
+        run_dirs = [o for o in overrides if key_of(o) == "run_dir"]
         parsed = OverridesParser.create().parse_overrides(overrides)
-        if not named:  # jobs may begin in the same second
+        if not run_dirs:  # jobs may begin in the same second
             now = time.strftime("%Y%m%d-%H%M%S")
             overrides.append(f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'")
-        elif "${" not in named[-1] and any(o.is_sweep_override() for o in parsed):
+        elif "${" not in run_dirs[-1] and any(o.is_sweep_override() for o in parsed):
             raise ConfigError(
-                f"All jobs of this multirun would share {named[-1]}. Let it name what differs: "
-                "'run_dir=runs/cv/fold_${data.fold}'."
+                f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
+                "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
             )
 
     def run_job(cfg: Any) -> int:
+        """Run one job, print its outcome and keep its exit status."""
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         with progress_bars():
             statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
@@ -153,21 +154,23 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises the original errors
     sys.argv = [command, "--multirun", *overrides]
     try:
-        with _logging_as_before():
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(
-                run_job
-            )()
+        with _restore_logging():
+            as_job = hydra.main(
+                version_base="1.3", config_path=str(conf_dir()), config_name=command
+            )
+            as_job(run_job)()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    return max(statuses, default=0)  # a job of a launcher has no status here; it raises if it fails
+    # a launcher runs jobs in other processes, which raise if they fail and leave no status here
+    return max(statuses, default=0)
 
 
 @contextmanager
-def _logging_as_before() -> Iterator[None]:
-    """Restore the handlers and the level of the root logger, which Hydra's jobs replace.
+def _restore_logging() -> Iterator[None]:
+    """Restore the handlers and the level of the root logger at the end of the context.
 
-    Hydra's handler keeps a reference to the current standard output. If a program closes that
-    stream, as a test does, each later line would be an error.
+    Hydra's jobs replace them. Hydra's handler keeps a reference to the current standard output. If
+    a program closes that stream, as a test does, each later line would be an error.
     """
     root = logging.getLogger()
     handlers = [*root.handlers]
@@ -181,15 +184,15 @@ def _logging_as_before() -> Iterator[None]:
         root.setLevel(level)
 
 
-class _OnTerminal(logging.StreamHandler[Any]):
-    """A handler that prints to standard error, and a warning of a reader only once."""
+class _TerminalHandler(logging.StreamHandler[Any]):
+    """A handler that prints to standard error. It prints the same warning of a reader only once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr  # a progress bar replaces it, to print lines above the bar
+        self.stream = sys.stderr  # a progress bar replaces sys.stderr, to print above the bar
         super().emit(record)
 
 
@@ -198,5 +201,5 @@ def _end_at_sigterm() -> None:
     with suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if hasattr(os, "register_at_fork"):
-            fork_ends = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
-            os.register_at_fork(after_in_child=fork_ends)
+            restore_default = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+            os.register_at_fork(after_in_child=restore_default)

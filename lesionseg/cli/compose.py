@@ -1,7 +1,7 @@
 """Compose the settings of a command from its overrides with Hydra. pydantic checks them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,14 +14,21 @@ from lesionseg.pipeline.log import command_line
 
 SEARCHPATH = "hydra.searchpath"
 _HYDRA = Lock()
-# the class that such a section names checks the keys of the section
-OPEN = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
-# flags by their short names; a flag of KEYS and the word after it become an override
-FLAGS = {"-m": "--multirun", "-c": "--cfg", "-cd": "--config-dir", "-h": "--help"}
-FLAGS |= {"-i": "--input", "-o": "--output"}
-# keys of lists whose items may be texts
-LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")
+# sections whose keys are not listed in `conf/`: the class that uses them checks them
+OPEN_SECTIONS = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
+# long names of flags by their short names
+FLAGS = {
+    "-m": "--multirun",
+    "-c": "--cfg",
+    "-cd": "--config-dir",
+    "-h": "--help",
+    "-i": "--input",
+    "-o": "--output",
+}
+# keys of the flags with a value: such a flag and the word after it become an override
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
+# keys whose value may be a list of texts
+LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")
 
 
 @cache
@@ -63,7 +70,7 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
             has a wrong value.
     """
     plain = compose_plain(command, argv)
-    missing = sorted(key for key, value in _leaves(plain) if value == "???")
+    missing = sorted(key for key, value in _dotted_items(plain) if value == "???")
     if missing:
         raise ConfigError(
             f"{command}: give {' '.join(f'{key}=…' for key in missing)} "
@@ -78,52 +85,70 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
-    """Check the keys and options of overrides, and quote their texts so that Hydra can read them.
+    """Check the keys and options of overrides. Quote their texts so that Hydra can read them.
 
     Raises:
         ConfigError: if a key or an option of a group is unknown; the message names the nearest.
     """
-    for path in (a for a in argv if "=" not in a and a[:1] != "~"):
-        raise ConfigError(f"{path!r} is not a setting. Write {_guess_key(command)}={path}")
+    for argument in argv:
+        if "=" not in argument and not argument.startswith("~"):
+            key = _guess_key(command)
+            raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
-    overrides = [quote_text(a, texts) for a in argv]
+    overrides = [quote_text(argument, texts) for argument in argv]
     options = groups(command, overrides)
-    chosen = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
-    for group in sorted(options.keys() & chosen.keys()):
-        for value in chosen[group].split(","):  # several in a multirun
-            if value not in (*options[group], "null"):
-                hint = f"{suggest(value, options[group])} There are {', '.join(options[group])}."
-                raise ConfigError(f"There is no {group}={value}.{hint}")
-    own = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
-    known = [*options, *(key for key, _ in _leaves(compose_files(command, tuple(own))))]
+    values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
+    _check_options(options, values)
+    # the chosen options and the user's folders decide which keys exist
+    deciding = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
+    composed = compose_files(command, tuple(deciding))
+    known = [*options, *(key for key, _ in _dotted_items(composed))]
+    open_sections: tuple[str, ...] = OPEN_SECTIONS
+    if values.get("loss") == "custom":
+        open_sections = (*open_sections, "loss.")
     result = []
     for override in overrides:
         key = key_of(override)
-        is_open = key.startswith((*OPEN, "loss.") if chosen.get("loss") == "custom" else OPEN)
-        is_open |= override.startswith("+") and "." in key  # the section checks it
-        if is_open:
+        adds_key = override.startswith("+") and "." in key  # pydantic checks the new key
+        if key.startswith(open_sections) or adds_key:
             result.append("++" + override.lstrip("+"))
+        elif key in options:
+            result.append(override)
         elif key in known or key.startswith("hydra") or override.startswith("~"):
-            result.append(override.lstrip("+") if key not in options else override)
+            result.append(override.lstrip("+"))
         else:
             raise ConfigError(f"There is no setting {key!r}.{suggest(key, known)}")
     return result
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield each dotted key of nested sections, those of the sections too, with its value."""
+def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, str]) -> None:
+    """Raise `ConfigError` if the value of a group is not one of its options.
+
+    Args:
+        options: the options of each group.
+        values: the values of the overrides by key.
+    """
+    for group in sorted(options.keys() & values.keys()):
+        for value in values[group].split(","):  # several in a multirun
+            if value not in (*options[group], "null"):
+                hint = f"{suggest(value, options[group])} There are {', '.join(options[group])}."
+                raise ConfigError(f"There is no {group}={value}.{hint}")
+
+
+def _dotted_items(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting and each section."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _dotted_items(value, f"{prefix}{key}.")
 
 
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the options of each group of the command, including those in the user's folders."""
-    roots = [conf_dir(), *_own_folders(overrides)]
+    roots = [conf_dir(), *_user_folders(overrides)]
     found: dict[str, list[str]] = {}
     for file in files_of(command):
-        for entry in _contents(file):
+        for entry in _defaults_list(file):
             for name in entry if isinstance(entry, dict) else ():
                 options = {path.stem for root in roots for path in (root / name).glob("*.yaml")}
                 found[name] = sorted(options)
@@ -134,19 +159,19 @@ def files_of(command: str) -> Iterable[Path]:
     """Yield a command's file and the files that it includes."""
     path = conf_dir() / f"{command}.yaml"
     yield path
-    for entry in _contents(path):
+    for entry in _defaults_list(path):
         if isinstance(entry, str) and entry != "_self_":
             yield from files_of(entry)
 
 
-def _contents(path: Path) -> list[Any]:
-    """Return the `defaults` list of a command's file."""
+def _defaults_list(path: Path) -> list[Any]:
+    """Read the list `defaults` of a command's file."""
     import yaml
 
     return list(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
 
 
-def _own_folders(overrides: Sequence[str]) -> list[Path]:
+def _user_folders(overrides: Sequence[str]) -> list[Path]:
     """Return the folders of `hydra.searchpath`. Raise `ConfigError` if one does not exist."""
     folders: list[Path] = []
     for override in overrides:
@@ -164,7 +189,7 @@ def _own_folders(overrides: Sequence[str]) -> list[Path]:
 
 
 def _guess_key(command: str, flag: str = "") -> str | None:
-    """Return the key that a user means by an unknown flag; without a flag, the key of the input.
+    """Return the key that an unknown flag probably means, or the key of the input for no flag.
 
     >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
@@ -173,14 +198,16 @@ def _guess_key(command: str, flag: str = "") -> str | None:
     """
     name = flag.lstrip("-").replace("-", "_")
     known = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
-    ends = [key for key in known if key == (name or "input") or key.rpartition(".")[2] == name]
-    return next(iter([*ends, *(key for key in known if key.startswith(name))]), None)
+    for key in known:
+        if key == (name or "input") or key.rpartition(".")[2] == name:
+            return key
+    return next((key for key in known if key.startswith(name)), None)
 
 
 def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
-    """Separate flags from overrides. Return both; flags have their long names.
+    """Separate flags from overrides, and return both. Flags are returned by their long names.
 
-    A flag of `KEYS` becomes an override.
+    A flag with a value (`KEYS`) becomes an override.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
@@ -214,9 +241,9 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
 
 
 def quote_text(argument: str, keys: Iterable[str]) -> str:
-    """Quote the value of an override if its key is one of `keys`, which have texts as values.
+    """Quote the value of an override if it is text, that is, if its key is one of `keys`.
 
-    Spaces, `=`, commas and brackets would have a meaning for Hydra otherwise.
+    Without quotes, Hydra would interpret spaces, `=`, commas and brackets.
 
     >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"

@@ -18,8 +18,8 @@ def examples(command: str) -> list[str]:
     return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
 
-def most_used(command: str) -> str:
-    """Return the settings that most users change; empty if the command's file lists none."""
+def most_used_settings(command: str) -> str:
+    """Return the settings that most users change, or "" if the command's file lists none."""
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
     return found[1] if found else ""
@@ -30,24 +30,24 @@ def help_page(command: str, program: str | None = None) -> str:
     start = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [f"{command}: {summary(command)}", "", "Examples:"]
     lines += [f"  {start} {example}" for example in examples(command)]
-    if common := most_used(command):
+    if common := most_used_settings(command):
         lines += ["", f"Most used: {common}"]
     lines += ["", "Settings (key=value, or section.key=value):"]
-    lines += [f"  {line}" for file in files_of(command) for line in settings_of(file)]
+    lines += [f"  {line}" for file in files_of(command) for line in setting_lines(file)]
     for group, options in groups(command).items():
         lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
         for option in options:
             file = conf_dir() / group / f"{option}.yaml"
             lines += [f"  {group}={option:<20} {first_comment(file)}"]
             if group != "experiment":
-                lines += [f"    {line}" for line in settings_of(file)]
-    lines += ["", "A mistyped key is an error that names the nearest one."]
+                lines += [f"    {line}" for line in setting_lines(file)]
+    lines += ["", "The error for a mistyped key names the nearest key."]
     lines += ["--config-dir DIR adds your own options. --cfg prints the settings and stops."]
     lines += ["--multirun runs every combination of a=1,2."]
     return "\n".join(lines)
 
 
-def settings_of(path: Path) -> list[str]:
+def setting_lines(path: Path) -> list[str]:
     """Return the lines of a file without its list of defaults and its full-line comments."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)

@@ -1,6 +1,6 @@
 """Check the paths in a command's settings before heavy packages are imported.
 
-The import of torch takes seconds. A mistyped path is an error before it.
+Importing torch takes seconds, and the error about a mistyped path should come before it.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,15 +23,18 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
         key = f"{prefix}{field.alias or name}"
         if isinstance(value, Settings):
             check_paths(value, f"{key}.")
-        for kind in (mark for mark in field.metadata if isinstance(mark, PathKind)):
+        for kind in field.metadata:
+            if not isinstance(kind, PathKind):
+                continue
             if kind is PathKind.DATASET and isinstance(cfg, DataConfig) and cfg.phantoms:
                 continue  # the scans are simulated if the folder is missing
-            for place in _places(value):
-                if not is_url(place):
-                    _CHECKS[kind](f"{key}={place}", Path(place))
+            check = _CHECKS[kind]
+            for path in _list_paths(value):
+                if not is_url(path):
+                    check(f"{key}={path}", Path(path))
 
 
-def _places(value: Any) -> tuple[str, ...]:
+def _list_paths(value: Any) -> tuple[str, ...]:
     """Return the paths in the value of a setting: none, one or several."""
     if value is None:
         return ()
@@ -45,7 +48,7 @@ def _check_is_folder(setting: str, path: Path) -> None:
         raise DatasetError(f"{setting} is a file. Name a folder.")
 
 
-def _check_folder(setting: str, path: Path) -> None:
+def _check_has_files(setting: str, path: Path) -> None:
     _check_is_folder(setting, path)
     if next(path.iterdir(), None) is None:
         raise DatasetError(f"{setting}: the folder is empty.")
@@ -67,7 +70,11 @@ def _check_file(setting: str, path: Path) -> None:
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    if not path.exists():  # an empty folder passes: `predict` notes it in its log
+    """Check that a path exists or that a pattern matches a file.
+
+    An empty folder passes, because `predict` reports it.
+    """
+    if not path.exists():
         if not _PATTERN & set(str(path)):
             raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")
         pattern = str(path.relative_to(path.anchor))
@@ -92,7 +99,7 @@ def _check_existing(setting: str, path: Path) -> None:
 
 
 def _check_scores(setting: str, path: Path) -> None:
-    _check_folder(setting, path)
+    _check_has_files(setting, path)
     if not (path / "scores.json").is_file():
         raise ReadError(
             f"{setting}: the folder has no scores.json. Run evaluate first and name its output."
@@ -105,7 +112,11 @@ def _check_output(setting: str, path: Path) -> None:
 
 
 def _hint(path: Path) -> str:
-    """Return a sentence with the nearest name in the folder, or the first missing folder."""
+    """Return a sentence for a message about a missing path.
+
+    It names the most similar entry of the parent folder. If the parent folder is missing, it names
+    the last folder on the path that exists and the first that does not.
+    """
     parent = path.absolute().parent
     if parent.is_dir():
         return suggest(path.name, (entry.name for entry in parent.iterdir()))
@@ -115,7 +126,7 @@ def _hint(path: Path) -> str:
 
 _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {
     PathKind.DATASET: _check_dataset,
-    PathKind.FOLDER: _check_folder,
+    PathKind.FOLDER: _check_has_files,
     PathKind.FILE: _check_file,
     PathKind.SCANS: _check_scans,
     PathKind.BUNDLE: _check_bundle,

@@ -9,7 +9,7 @@ from runpy import run_path
 import pytest
 
 from lesionseg.cli import COMMANDS, compose
-from lesionseg.cli.compose import OPEN, groups, read_flags
+from lesionseg.cli.compose import OPEN_SECTIONS, groups, read_flags
 from lesionseg.cli.help import examples
 from lesionseg.config import keys
 from tests.commands import python
@@ -54,7 +54,7 @@ def test_every_command_and_setting_is_one_that_lesionseg_takes(page: Path) -> No
     for name, overrides in commands(page):
         compose(name, overrides)
     for word in re.findall(r"`([^`\n ]+)`", without_blocks(page)):
-        if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN, "loss.")):
+        if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN_SECTIONS, "loss.")):
             assert typed[1] in KNOWN, word
 
 
