@@ -4,9 +4,9 @@ Changes are drawn before a tile is read, because a rotated tile needs voxels fro
 Otherwise its corners would be empty.
 
 A movement is either a set of flips, or one map that rotates, scales, shears, flips and bends. The
-bend is a cubic B-spline of random displacements at the knots of a coarse grid (Rueckert et al. 1999,
-IEEE TMI 18:712). The spline is smooth and exceeds no displacement at a knot. It has no folds if
-these displacements are below 0.4 times the distance of the knots (Choi and Lee 2000).
+bend is a cubic B-spline of random displacements at the knots of a coarse grid (Rueckert et al.
+1999, IEEE TMI 18:712). The spline is smooth and exceeds no displacement at a knot. It has no folds
+if these displacements are below 0.4 times the distance of the knots (Choi and Lee 2000).
 
 Intensities then change in this order: lower resolution and blur, contrast, brightness, noise,
 gamma.
@@ -292,7 +292,7 @@ class Augmentation:
 def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
     """Apply a change to a region of the volume. Return the changed tile.
 
-    Images are interpolated linearly. Masks have the value of the nearest voxel and keep their dtype.
+    Images are interpolated linearly. Masks take the nearest voxel and keep their dtype.
 
     Args:
         piece: `image` `[C, *source]` (any float) and masks `[*source]` of the region. The region

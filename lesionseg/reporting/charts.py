@@ -38,10 +38,11 @@ RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-MOST_RINGS = 12  # with more patients, the chart does not show each of them
-SEVERAL = 5  # least number of lesions of a size class for a statement about it
-FIRST_RATE = 0.125  # false positives per scan at the start of the usual axis of an FROC curve
-LAST_RATE = 8.0  # and at its end
+MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
+MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
+# the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
+FIRST_RATE = 0.125
+LAST_RATE = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,15 @@ class Chart:
             self.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
         text = buffer.getvalue()
         return text[text.index("<svg") :]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A threshold, the number of lesions that it finds, and that of its false positives."""
+
+    threshold: float
+    n_found: int
+    n_false: int
 
 
 def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
@@ -86,13 +96,13 @@ def size_chart(tables: Tables) -> Chart | None:
     figure, axes = new_figure()
     patients = list(tables.lesions["group"].unique())
     who = "patient" if tables.patients_stated else "scan"
-    narrow = False
+    too_narrow = False
     for x, part in enumerate(bins):
         low = part.from_mm
         high = np.inf if part.to_mm is None else part.to_mm
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
-        narrow |= not part.ci95
+        too_narrow |= not part.ci95
         ends = part.ci95 or wilson_interval(part.detected, part.n)
         style = "-" if part.ci95 else (0, (3, 2))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
@@ -110,31 +120,31 @@ def size_chart(tables: Tables) -> Chart | None:
     caption = "Blue: found. Grey: missed."
     if 1 < len(patients) <= MOST_RINGS:
         caption += f" Rings: one per {who}."
-    if narrow:
+    if too_narrow:
         caption += (
-            f" Dashed: 95 % interval for independent lesions; the true one is wider "
-            f"(fewer than {FEW} {who}s)."
+            " Dashed: 95 % interval that takes lesions as independent. It is too narrow, because "
+            f"there are fewer than {FEW} {who}s."
         )
     title = "Lesions found, by size"
-    if misses_grow(bins):
+    if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
 
 
-def misses_grow(bins: Sequence[SizeClass]) -> bool:
-    """Return True if smaller lesions are missed more often, by more than a few lesions.
+def has_size_trend(bins: Sequence[SizeClass]) -> bool:
+    """Return True if the smaller the lesions are, the more of them are missed.
 
-    Each class needs several lesions, and the first class several missed lesions. No class may have
-    a lower sensitivity than a smaller class.
+    The sensitivity must not fall from a class to the next larger one. Each class needs at least 5
+    lesions, and the smallest class at least 5 missed lesions.
 
     Args:
         bins: The size classes that have lesions, smallest first.
     """
-    if len(bins) < 2 or min(part.n for part in bins) < SEVERAL:
+    if len(bins) < 2 or min(part.n for part in bins) < MIN_LESIONS:
         return False
     recalls = [part.detected / part.n for part in bins]
     n_missed = bins[0].n - bins[0].detected
-    return n_missed >= SEVERAL and recalls == sorted(recalls) and recalls[0] < recalls[-1]
+    return n_missed >= MIN_LESIONS and recalls == sorted(recalls) and recalls[0] < recalls[-1]
 
 
 def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
@@ -149,26 +159,23 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
-    n_lesions = len(first.lesions)
     scans = first.n_scanned
-    found, false = first.at(first.threshold)
-    rate_in_use = false / scans
-    in_use = (rate_in_use, found / n_lesions)
-    looser = looser_setting(first)
-    farthest = max(rate_in_use, looser[2] / scans if looser else 0.0)
+    n_found, n_false = first.count_at(first.threshold)
+    in_use = Setting(first.threshold, n_found, n_false)
+    looser = find_looser_setting(first)
+    farthest = max(in_use.n_false, looser.n_false if looser else 0) / scans
     right = LAST_RATE
     while right < 1.4 * farthest:
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
-    ends = False
+    has_dots = False
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
-        ends |= _draw_froc_curve(axes, name, tables, colour, right)
-    axes.plot(
-        in_use[0], in_use[1], "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5
-    )
+        has_dots |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
-    _label_settings(axes, in_use, looser, (found, n_lesions, false, scans))
+    _draw_setting_in_use(axes, first, in_use)
+    if looser is not None:
+        _draw_looser_setting(axes, first, looser)
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
@@ -176,14 +183,14 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     chosen_on = first.scores.operating_point.chosen_on
-    caption = "Orange: the setting used"
+    caption = "Orange: the setting in use"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
     if looser is not None:
-        caption += " White: a looser one."
+        caption += " White: a looser setting."
     if has_band:
         caption += " Band: 95 % interval."
-    if ends:
-        caption += " Dotted: no setting has more false positives."
+    if has_dots:
+        caption += " Dotted: no setting has so many false positives."
     title = "A looser setting finds more, with more false positives"
     if looser is None:
         title = "Lesions found against false positives per scan"
@@ -193,14 +200,15 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
 def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
     """Draw the curve of a model, or one point if it has no scores.
 
-    Return True if the curve ends before the right end of the axis.
+    A dotted line continues a curve that ends before the right end of the axis. Return True if
+    there is such a line.
     """
-    if tables.threshold is None:  # for example masks of a reader
+    if tables.threshold is None:  # such as masks that a reader drew
         false_rate = tables.scores.n_false_positive / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=name)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
-    points = [tables.at(score) for score in scores]
+    points = [tables.count_at(score) for score in scores]
     n_lesions = max(len(tables.lesions), 1)
     scans = tables.n_scanned
     x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
@@ -214,14 +222,14 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
 
 
 def _draw_interval_band(axes: Axes, tables: Tables, right: float) -> bool:
-    """Draw the intervals of scores.json around the curve. Return False if they are undefined."""
+    """Draw the intervals of scores.json around the curve. Return True if there are any."""
     froc = tables.scores.froc
     rates = []
     low = []
     high = []
-    for at, interval in zip(froc.fp_per_case, froc.ci95 or (), strict=False):
-        if interval and at <= right:
-            rates.append(at)
+    for fp_per_case, interval in zip(froc.fp_per_case, froc.ci95 or (), strict=False):
+        if interval and fp_per_case <= right:
+            rates.append(fp_per_case)
             low.append(interval[0])
             high.append(interval[1])
     if len(rates) < 2:
@@ -243,64 +251,60 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _label_settings(
-    axes: Axes,
-    in_use: tuple[float, float],
-    looser: tuple[float, int, int] | None,
-    counts: tuple[int, int, int, float],
-) -> None:
-    """Label the setting in use and a looser one, at places that a rising curve does not cross.
-
-    Args:
-        axes: The axes of the curve.
-        in_use: The point of the setting in use.
-        looser: The result of `looser_setting`.
-        counts: Lesions found, all lesions, false positives, and scans, for the setting in use.
-    """
-    found, n_lesions, false, scans = counts
-    halo = [withStroke(linewidth=3, foreground="white")]
-    is_low = in_use[1] < 0.4
+def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
+    """Draw a dot and a label at the operating point, where a rising curve does not cross it."""
+    x = setting.n_false / tables.n_scanned
+    y = setting.n_found / len(tables.lesions)
+    axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
     axes.annotate(
-        f"as set: {found} of {n_lesions} found,\n{_rate_words(false, scans)}",
-        in_use,
-        (0.98, 0.97 if is_low else 0.3),
+        f"in use: {setting.n_found} of {len(tables.lesions)} found,\n"
+        f"{_rate_words(setting.n_false, tables.n_scanned)}",
+        (x, y),
+        (0.98, 0.97 if y < 0.4 else 0.3),
         textcoords="axes fraction",
         ha="right",
         va="top",
         fontweight="bold",
-        path_effects=halo,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
         arrowprops={"arrowstyle": "-", "color": ACCENT, "linewidth": 1, "shrinkB": 5},
     )
-    if looser is None:
-        return
-    spot = (looser[2] / scans, looser[1] / n_lesions)
-    axes.plot(spot[0], spot[1], "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
-    place = axes.transAxes.inverted().transform(axes.transData.transform(spot))
-    is_left = float(place[0]) < 0.45  # a label to the right of other points would leave the chart
+
+
+def _draw_looser_setting(axes: Axes, tables: Tables, setting: Setting) -> None:
+    """Draw a dot and a label at a looser setting. The axes must have their final limits."""
+    x = setting.n_false / tables.n_scanned
+    y = setting.n_found / len(tables.lesions)
+    axes.plot(x, y, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
+    place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    # to the right of a dot in the right half, the label would leave the chart
+    is_left = float(place[0]) < 0.45
     axes.annotate(
-        f"looser: {looser[1]} of {n_lesions} at {rate(looser[2] / scans)} per scan",
-        spot,
+        f"looser: {setting.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
+        (x, y),
         (9 if is_left else -9, 8),
         textcoords="offset points",
         ha="left" if is_left else "right",
-        path_effects=halo,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )
 
 
-def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
-    """Find a lower threshold with up to twice the false positives, or one per scan.
+def find_looser_setting(tables: Tables) -> Setting | None:
+    """Find a lower threshold that finds more lesions.
 
-    Return the threshold, the lesions found and the false positives of the one that finds most
-    lesions; None if none finds more than the setting in use.
+    It may have twice the false positives of the threshold in use, or one per scan if that is more.
+    Return the setting that finds most lesions, or None if none finds more.
     """
     if tables.threshold is None:
         return None
-    found, false = tables.at(tables.threshold)
-    allowed = max(2 * false, round(tables.n_scanned))
-    scores = np.unique(tables.lesions["detected_at"].dropna())
-    better = [(float(s), *tables.at(s)) for s in scores if s < tables.threshold]
-    better = [one for one in better if false < one[2] <= allowed and one[1] > found]
-    return max(better, key=lambda one: (one[1], -one[2])) if better else None
+    n_found, n_false = tables.count_at(tables.threshold)
+    most_false = max(2 * n_false, round(tables.n_scanned))
+    better = []
+    for score in np.unique(tables.lesions["detected_at"].dropna()):
+        if score < tables.threshold:
+            setting = Setting(float(score), *tables.count_at(score))
+            if n_false < setting.n_false <= most_false and setting.n_found > n_found:
+                better.append(setting)
+    return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
 
 
 def _rate_words(false: int, cases: float) -> str:
@@ -318,8 +322,8 @@ def dice_chart(tables: Tables) -> Chart | None:
     axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = f"Agreement of outlines per scan; dashed: mean {values.mean():.2f}."
-    return Chart("Outlines, scan by scan", caption, figure)
+    caption = f"The Dice of each scan. Dashed: mean {values.mean():.2f}."
+    return Chart("Dice, scan by scan", caption, figure)
 
 
 def curve_chart(tables: Tables) -> Chart | None:
@@ -338,7 +342,7 @@ def curve_chart(tables: Tables) -> Chart | None:
         ylabel="chance to be found",
         ylim=(-0.03, 1.03),
     )
-    return Chart("Chance to be found by size", "A logistic curve; ticks are lesions.", figure)
+    return Chart("Chance to be found, by size", "A logistic regression. Ticks are lesions.", figure)
 
 
 def subgroup_chart(tables: Tables) -> Chart | None:
@@ -356,15 +360,15 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
-    return Chart("Subgroups", "With 95 % intervals for five or more patients.", figure)
+    return Chart("Subgroups", f"Lines: 95 % intervals, for {FEW} or more patients.", figure)
 
 
 def reliability_chart(tables: Tables) -> Chart | None:
-    """Draw the share of true candidates against their stated probability."""
-    found = tables.scores.calibration
-    if not isinstance(found, CalibrationScores):
+    """Draw the share of true candidates against their score, or their calibrated probability."""
+    calibration = tables.scores.calibration
+    if not isinstance(calibration, CalibrationScores):
         return None
-    rows = [row for row in found.reliability if row.n]
+    rows = [row for row in calibration.reliability if row.n]
     if not rows:
         return None
     figure, axes = new_figure(4.2, 3.6)
@@ -373,25 +377,29 @@ def reliability_chart(tables: Tables) -> Chart | None:
     true = [row.true_share for row in rows]
     axes.scatter(stated, true, s=[20 + 3 * min(r.n, 60) for r in rows], color=FOUND, alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set(xlabel=f"stated {found.of}", ylabel="share that was a lesion")
-    return Chart("Calibration", f"On the line, a {found.of} is the chance of a lesion.", figure)
+    axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
+    caption = f"On the line, the {calibration.of} equals the share of lesions."
+    return Chart("Calibration", caption, figure)
 
 
 def load_chart(tables: Tables) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
-    both = tables.cases[["reference_ml", "predicted_ml"]].dropna()
-    if len(both) < 2:
+    volumes = tables.cases[["reference_ml", "predicted_ml"]].dropna()
+    if len(volumes) < 2:
         return None
-    difference = both["predicted_ml"] - both["reference_ml"]
+    difference = volumes["predicted_ml"] - volumes["reference_ml"]
     mean = difference.mean()
     limits = 1.96 * difference.std(ddof=1)
     figure, axes = new_figure()
-    axes.plot(both.mean(axis=1), difference, "o", color=FOUND)
+    axes.plot(volumes.mean(axis=1), difference, "o", color=FOUND)
     for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
     axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
-    caption = f"Predicted minus marked: mean {mean:+.2g} ml, limits of agreement ±{limits:.2g}."
-    return Chart("Lesion load", caption, figure)
+    caption = (
+        f"Predicted minus marked volume: mean {mean:+.2g} ml, limits of agreement (dashed) "
+        f"±{limits:.2g} ml around it."
+    )
+    return Chart("Lesion volume per scan", caption, figure)
 
 
 def training_charts(history: Path) -> list[Chart]:

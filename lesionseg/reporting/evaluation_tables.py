@@ -61,7 +61,10 @@ class Tables:
 
     @property
     def n_scanned(self) -> float:
-        """Number of scans by which rates are divided. Each counts by its annotated share."""
+        """Number of scans by which rates are divided.
+
+        A scan of which a reader annotated only a part counts as this part.
+        """
         shares = self.cases.get("annotated_share")
         return max(float(len(self.cases) if shares is None else shares.fillna(1.0).sum()), 1e-9)
 
@@ -82,13 +85,13 @@ class Tables:
         false = self.candidates[self.candidates[column] == "false_positive"]
         return np.sort(false["score"].fillna(1.0).to_numpy(np.float64))[::-1]
 
-    def at(self, threshold: float) -> tuple[int, int]:
+    def count_at(self, threshold: float) -> tuple[int, int]:
         """Count the lesions found and the false positives at a threshold."""
         found = int((self.lesions["detected_at"] >= threshold).sum())
         return found, int((self.false_scores >= threshold).sum())
 
-    def size_class(self, small: bool) -> pd.DataFrame:
-        """Return the lesions under 5 mm, or those of 5 mm and more."""
+    def lesions_by_size(self, *, small: bool) -> pd.DataFrame:
+        """Return the lesions under 5 mm if `small`, otherwise those of 5 mm and more."""
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 
@@ -145,7 +148,8 @@ def _with_pseudonyms(tables: Tables) -> Tables:
     def rename(table: pd.DataFrame) -> pd.DataFrame:
         """Replace the names in one table."""
         return table.assign(
-            case=table["case"].map(cases).fillna("–"), group=table["group"].map(groups).fillna("–")
+            case=table["case"].map(cases).fillna("–"),
+            group=table["group"].map(groups).fillna("–"),
         )
 
     names = {shown: real for one in (groups, cases) for real, shown in one.items()}

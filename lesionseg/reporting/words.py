@@ -13,7 +13,7 @@ from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
-MOST_EXACT = 50  # up to this number of lesions, a share is stated as counts
+MOST_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
 NOT_STATED = "not stated"
 
 
@@ -33,10 +33,13 @@ class Question:
 
     @property
     def label(self) -> str:
-        """The words with the items of the guidelines that they answer."""
-        items = [f"{name} {item}" for name, item in (("STARD", self.stard), ("CLAIM", self.claim))]
-        stated = [text for text in items if not text.endswith(" ")]
-        return f"{self.words} ({', '.join(stated)})" if stated else self.words
+        """The words, followed by the items of the guidelines that they answer."""
+        items = []
+        if self.stard:
+            items.append(f"STARD {self.stard}")
+        if self.claim:
+            items.append(f"CLAIM {self.claim}")
+        return f"{self.words} ({', '.join(items)})" if items else self.words
 
 
 # the program cannot know these facts, so a user states them in study.yaml
@@ -63,7 +66,7 @@ _OPTIONAL = ("title", "contact", "remarks")  # shown only if they are answered
 
 
 def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
-    """Return a rate with its noun and its unit.
+    """Return a rate with its noun, and what it refers to.
 
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
@@ -73,7 +76,7 @@ def per_scan(value: float | None, noun: str = "false positive", per: str = "scan
 
 
 def share_words(hits: int, n: int) -> str:
-    """Return a share in words: exact for up to 50, a simple fraction for more.
+    """Return a share in words: as counts for up to 50, otherwise as a simple fraction.
 
     >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
@@ -88,7 +91,7 @@ def share_words(hits: int, n: int) -> str:
         return "0 of 1"
     if hits == 0:
         return f"none of {n}"
-    if n <= MOST_EXACT:
+    if n <= MOST_COUNTED:
         return f"{hits} of {n}"
     share = hits / n
     if share > 0.95:
@@ -101,14 +104,14 @@ def share_words(hits: int, n: int) -> str:
     return f"{near.numerator} in {near.denominator}"
 
 
-def size_text(diameter: float, limits: Iterable[float] = (SMALL_MM,)) -> str:
-    """Return a diameter with one decimal, or with more if it is close to the limit of a size class.
+def size_text(diameter: float, bounds: Iterable[float] = (SMALL_MM,)) -> str:
+    """Return a diameter with one decimal, or with more if it is close to a bound of a size class.
 
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
     """
     shown = f"{diameter:.1f}"
-    bounds = tuple(limits)
+    bounds = tuple(bounds)
     for decimals in range(1, 7):
         shown = f"{diameter:.{decimals}f}"
         if all((float(shown) >= bound) == (diameter >= bound) for bound in bounds):
@@ -116,10 +119,10 @@ def size_text(diameter: float, limits: Iterable[float] = (SMALL_MM,)) -> str:
     return shown
 
 
-def percent_below(share: float, limit: float) -> str:
+def percent_near(share: float, limit: float) -> str:
     """Return a share in per cent, with enough decimals to show on which side of a limit it is.
 
-    >>> percent_below(0.043, 0.1), percent_below(0.0996, 0.1), percent_below(0.25, 0.1)
+    >>> percent_near(0.043, 0.1), percent_near(0.0996, 0.1), percent_near(0.25, 0.1)
     ('4 %', '9.96 %', '25 %')
     """
     if round(100 * share) == 0 or round(100 * share) == 100:
@@ -128,7 +131,10 @@ def percent_below(share: float, limit: float) -> str:
 
 
 def _format_decimals(value: float, limit: float, least: int = 0) -> str:
-    """Return a number with enough decimals, at least `least`, to show its side of a limit."""
+    """Return a number with enough decimals to show on which side of a limit it is.
+
+    It has at least `least` decimals.
+    """
     shown = f"{value:.{least}f}"
     for decimals in range(least, 7):
         shown = f"{value:.{decimals}f}"
@@ -171,7 +177,7 @@ def role_words(role: str) -> str:
 
 
 def tags(tables: Tables) -> list[tuple[str, str]]:
-    """Return the tags that warn readers of the page, each with a sentence."""
+    """Return the warnings at the top of the page: the name of each, and a sentence."""
     role = tables.scores.evaluated_on
     found: list[tuple[str, str]] = []
     if not len(tables.cases):
@@ -184,34 +190,40 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
-    if what := tables.scores.provenance.scored:
-        found.append(("Follow-up", f"only {what} were scored"))
+    if part := tables.scores.provenance.scored:
+        found.append(("Follow-up", f"only {part} were scored"))
     if tables.scores.split_is_group_safe is False:
-        found.append(("Not independent", "the program learned from other scans of this patient"))
+        found.append(
+            ("Not independent", "the program learned from other scans of the same patients")
+        )
     if words := explain_excess(tables):
         found.append(("Setting", words))
     return found
 
 
 def explain_excess(tables: Tables) -> str:
-    """Return a sentence if these scans have far more false positives than the setting aims at.
+    """Return a sentence if these scans have far more false positives than expected.
 
-    Far more means at least twice as many, and more than chance explains. Otherwise the sentence is
+    This means at least twice as many, and more than chance explains. Otherwise the sentence is
     empty.
     """
     aim = tables.scores.operating_point.aim
     expected = tables.scores.operating_point.expected_false_positives_per_case
     is_rate = aim is not None and aim.kind == "fp_per_case"
-    asked = aim.value if aim is not None and is_rate else expected
+    aimed_at = aim.value if aim is not None and is_rate else expected
     false = tables.scores.n_false_positive
-    if asked is None or not false or not len(tables.cases):
+    if aimed_at is None or not false or not len(tables.cases):
         return ""
-    most = max(asked, expected or 0.0)
-    seen = false / tables.n_scanned
-    if seen < 2 * most or poisson_interval(false)[0] / tables.n_scanned <= most:
+    highest_expected = max(aimed_at, expected or 0.0)
+    observed = false / tables.n_scanned
+    lower_end = poisson_interval(false)[0] / tables.n_scanned  # of the 95 % interval
+    if observed < 2 * highest_expected or lower_end <= highest_expected:
         return ""
-    aimed = f"{'set for' if is_rate else 'expected were'} {per_scan(asked)}"
-    return f"{aimed}; these scans had {rate(seen)}: the setting does not carry over to them"
+    verb = "is set for" if is_rate else "was expected to give"
+    return (
+        f"the limit {verb} {per_scan(aimed_at)}, but these scans have {rate(observed)}. It does "
+        "not suit these scans."
+    )
 
 
 def headline(tables: Tables) -> str:
@@ -229,28 +241,29 @@ def headline(tables: Tables) -> str:
         n_without = tables.n_predicted - n_with
         return f"{scans} without lesions: {n_with} with a false positive, {n_without} without."
     short = short_unit(tables.scores.size_unit)
+    large = tables.lesions_by_size(small=False)
+    small = tables.lesions_by_size(small=True)
     parts: list[str] = []
-    for small in (False, True):
-        own = tables.size_class(small)
-        if len(own):
-            size = f"under {SMALL_MM:g}" if small else f"of {SMALL_MM:g}"
-            tail = f"{short}" if small else f"{short} or more"
-            noun = "lesion" if len(own) == 1 else "lesions"
-            if small and parts:
-                noun = f"smaller {noun.replace('lesion', 'one')}"
-                size = ""
-                tail = ""
-            share = share_words(int(own["detected"].sum()), len(own))
-            parts.append(f"{share} {noun} {size} {tail}".strip())
+    if len(large):
+        share = share_words(int(large["detected"].sum()), len(large))
+        noun = "lesion" if len(large) == 1 else "lesions"
+        parts.append(f"{share} {noun} of {SMALL_MM:g} {short} or more")
+    if len(small):
+        share = share_words(int(small["detected"].sum()), len(small))
+        plural = "" if len(small) == 1 else "s"
+        if parts:
+            parts.append(f"{share} smaller one{plural}")
+        else:
+            parts.append(f"{share} lesion{plural} under {SMALL_MM:g} {short}")
     return f"Finds {', '.join(parts)}, {false_words}."
 
 
 def tiles(tables: Tables) -> list[Tile]:
-    """Return the four numbers of the first screen. They are dashes without a scan."""
+    """Return the four numbers of the first screen. Without a scan they are dashes."""
     found = list[Tile]()
     n = len(tables.cases)
     for small in (False, True):
-        own = tables.size_class(small)
+        own = tables.lesions_by_size(small=small)
         hits = int(own["detected"].sum())
         sign = "<" if small else "≥"
         noun = "lesion" if len(own) == 1 else "lesions"
@@ -281,7 +294,7 @@ def _false_positive_tile(tables: Tables) -> Tile:
     interval = tables.scores.false_positives_per_case.ci95
     scans = count(tables.n_predicted, "scan")
     if not false:
-        # without an interval: the rule of three for zero events
+        # without an interval, use the rule of three for zero events
         highest = interval[1] if interval else 3 / tables.cases["group"].nunique()
         words = f"false positives. The true rate may be up to {rate(highest)} per scan."
         return Tile(f"0 on {scans}", words, len(tables.cases) < 20)
@@ -294,15 +307,18 @@ def _false_positive_tile(tables: Tables) -> Tile:
 
 def limitations(tables: Tables, study: Mapping[str, str]) -> str:
     """Return the limitations of the evaluation in one line."""
-    words = "An empty result does not exclude a lesion. The program was tested without a reader."
+    words = (
+        "An empty result does not exclude a lesion. The program was tested alone, without a reader."
+    )
     is_simulated = tables.scores.provenance.simulated
     if not is_simulated and "reader" not in study:
-        words += " Who marked the lesions is not stated."
+        words += " The person who marked the lesions is not stated."
     if "population" not in study and not is_simulated:
-        words += " Who these patients are is not stated."
+        words += " The patients are not described."
     warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
     if warned:
-        words += f" {count(warned, 'scan')} unlike the training scans."
+        verb = "differs" if warned == 1 else "differ"
+        words += f" {count(warned, 'scan')} {verb} from the training scans."
     missing = tables.scores.missing_predictions
     if len(missing) == 1:
         words += " 1 scan has no result: its lesions count as missed."
@@ -317,7 +333,7 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
 
 # --- lesions -------------------------------------------------------------------------------------
 
-_WHY = {  # the reasons of lesions.csv in words
+_REASON_WORDS = {  # for each value of why_missed in lesions.csv
     "no_response": "not seen at all",
     "below_operating_point": "seen, but rated below the limit",
     "not_accepted": "seen, but the program did not accept the marking",
@@ -330,11 +346,11 @@ _WHY = {  # the reasons of lesions.csv in words
     "removed_by_size": "seen, but dropped for its size",
     "case_failed": "the scan has no result",
 }
-_INSIDE = 0.95  # a lesion is described as inside a marking if the marking covers this share of it
+_INSIDE_SHARE = 0.95  # a lesion with this share in a marking is described as inside the marking
 
 
 def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
-    """Return in words why a lesion was missed. `row` is its row of lesions.csv."""
+    """Explain in words why a lesion was missed. `row` is its row of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _reason_words(why, row, tables)
     score = _read_number(row.get("nearest_score"))
@@ -352,8 +368,8 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
 
 
 def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
-    """Return a reason of lesions.csv in words, with the measured numbers."""
-    words = _WHY.get(why, why.replace("_", " "))
+    """Return the reason `why` of lesions.csv in words, with the measured numbers."""
+    words = _REASON_WORDS.get(why, why.replace("_", " "))
     if why == "no_response" and tables.threshold is None:
         return "no marking touches it"
     least = tables.scores.provenance.rule_threshold
@@ -363,15 +379,17 @@ def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
     iou = _read_number(row.get("nearest_iou"))
     needed = f"{percent(least)} needed"
     if why == "overlap_too_small" and covered is not None:
-        return f"touched, but only {percent_below(covered, least)} of it is covered ({needed})"
+        return f"touched, but only {percent_near(covered, least)} of it is covered ({needed})"
     if why == "iou_too_small" and iou is not None:
         return f"{words} (IoU {_format_decimals(iou, least, 2)}; {least:g} needed)"
     if why == "candidate_too_large":
-        if covered is not None and covered < _INSIDE:
+        if covered is not None and covered < _INSIDE_SHARE:
             words = f"{percent(covered)} of it is {words}"
-        share = _in_lesions(tables, str(row["case"]), _read_number(row.get("nearest_candidate")))
+        share = _find_lesion_share(
+            tables, str(row["case"]), _read_number(row.get("nearest_candidate"))
+        )
         if share is not None:
-            words += f": {percent_below(share, least)} of the marking is lesion ({needed})"
+            words += f": {percent_near(share, least)} of the marking is lesion ({needed})"
     return words
 
 
@@ -410,7 +428,7 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     return shown, shown_limit
 
 
-def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | None:
+def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> float | None:
     """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
     if candidate is None or "in_lesions" not in rows:
@@ -423,18 +441,18 @@ def _in_lesions(tables: Tables, case: str, candidate: float | None) -> float | N
 
 
 def setting_words(tables: Tables) -> str:
-    """Return how the limit was chosen and its expected rate. Return "" without a limit."""
+    """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     point = tables.scores.operating_point
     aim = point.aim
     if tables.threshold is None:
         return ""
-    words = f"markings rated {format_score(tables.threshold)} or higher count"
+    words = f"markings with a rating of {format_score(tables.threshold)} or higher count"
     if aim is not None and aim.kind == "fp_per_case":
         words += f"; the limit is set for {per_scan(aim.value)} on new scans"
         if point.is_default:
-            words += ", the default" if aim.value == 1 else ", one per ten lesions (the default)"
+            words += ", the default" if aim.value == 1 else ", the default of one per ten lesions"
     elif aim is not None and aim.kind == "best_f1":
-        words += "; the limit gives the highest F1, which weighs missed lesions and false "
+        words += "; the limit is set for the highest F1, which weights missed lesions and false "
         words += "positives equally"
     elif aim is not None and aim.kind == "sensitivity":
         words += f"; the limit is set to find {percent(aim.value)} of the lesions"
@@ -465,7 +483,7 @@ def rule_words(tables: Tables) -> str:
 
 
 def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the questions of study.yaml with their answers, "not stated" without one."""
+    """Return the questions of study.yaml with their answers, or with "not stated"."""
     lines = []
     for key, question in QUESTIONS.items():
         if key == "title" or (key in _OPTIONAL and key not in study):
@@ -493,17 +511,17 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "n_groups": ("patients", "the intervals take patients as independent"),
     "n_lesion_free_cases": ("scans without a lesion", ""),
     "n_lesions": ("lesions", "as marked in the reference"),
-    "n_candidates": ("markings of any rating", "also those below the limit, which do not count"),
+    "n_candidates": ("markings of any rating", "including those below the limit"),
     "n_true_positive": ("lesions found", ""),
     "n_false_positive": (
         "false positives",
-        "markings that count but, by the rule, match no lesion",
+        "markings above the limit that match no lesion by the rule",
     ),
     "n_missed": ("lesions missed", ""),
     "dice": (
         "Dice",
-        "overlap of marked and true lesions, 1 if equal; mean over the scans with a lesion. A scan "
-        "without a marking counts 0.",
+        "overlap of predicted and reference lesions, 1 if equal; mean over the scans with a "
+        "lesion. A scan without a marking counts as 0.",
     ),
     "surface_dice": (
         "surface Dice",
@@ -512,7 +530,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "hd95_mm": (
         "HD95, mm",
         "95 % of the area of each surface is at most this far from the other surface; 0 if 95 % "
-        "coincide. Programs that measure between border voxels may state one voxel instead.",
+        "coincide. Other programs measure between border voxels and may state one voxel instead.",
     ),
     "lesion_recall": ("sensitivity", "{found} of {n_lesions} lesions found"),
     "lesion_precision": (
@@ -534,8 +552,8 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "average_precision": ("average precision", "precision averaged over all limits"),
     "case_auroc": (
         "AUROC of scans",
-        "chance that the highest rating in a scan with a lesion exceeds that in a scan without "
-        "one; from {with_lesion} scans with and {lesion_free} without a lesion",
+        "probability that the highest rating in a scan with a lesion exceeds that in a scan "
+        "without one; from {with_lesion} scans with and {lesion_free} without a lesion",
     ),
     "panoptic_quality": (
         "panoptic quality",
@@ -546,11 +564,12 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 
 def measures(tables: Tables) -> tuple[list[Measure], str]:
-    """Return every number of scores.json.
+    """Return every number of scores.json, and a note on missing intervals.
 
-    If several numbers have no interval for the same reason, the reason is returned as a sentence of
-    its own. Otherwise that sentence is empty.
+    If several numbers have no interval for the same reason, the note states this reason. Otherwise
+    it is empty.
     """
+    # key in MEASURES, value in words, interval, and the reason if one of the two is undefined
     shown: list[tuple[str, str, CI | None, str]] = []
     for key, node in tables.scores.measures().items():
         if isinstance(node, int):
@@ -559,20 +578,20 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
             shown.append((key, f"{node.value:.3g}", node.ci95, node.reason or ""))
         elif node.reason:
             shown.append((key, "–", None, node.reason))
-    often = Counter(reason for *_, interval, reason in shown if reason and not interval)
-    common = next((text for text, n in often.most_common(1) if n > 1), "")
-    numbers = _counts(tables)
+    reasons = Counter(reason for *_, interval, reason in shown if reason and not interval)
+    shared = next((reason for reason, n in reasons.most_common(1) if n > 1), "")
+    numbers = _count_for_meanings(tables)
     found = []
     for key, words, interval, reason in shown:
         name, meaning = MEASURES[key]
-        more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
-        if not interval and reason == common:
-            more = "–"
-        found.append(Measure(name, words, more, meaning.format_map(numbers)))
-    return found, f"– instead of an interval: {common}." if common else ""
+        interval_words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
+        if not interval and reason == shared:
+            interval_words = "–"
+        found.append(Measure(name, words, interval_words, meaning.format_map(numbers)))
+    return found, f"– instead of an interval: {shared}." if shared else ""
 
 
-def _counts(tables: Tables) -> dict[str, object]:
+def _count_for_meanings(tables: Tables) -> dict[str, object]:
     """Return the numbers that the meanings in `MEASURES` mention."""
     scores = tables.scores
     outcome = tables.candidates["outcome"]

@@ -11,11 +11,11 @@ from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.scores import SizeClass
-from lesionseg.reporting.charts import froc_chart, misses_grow, size_chart
+from lesionseg.reporting.charts import froc_chart, has_size_trend, size_chart
 from lesionseg.reporting.evaluation_tables import Tables, read_tables
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.words import (
-    _WHY,
+    _REASON_WORDS,
     MEASURES,
     QUESTIONS,
     explain_excess,
@@ -94,7 +94,7 @@ def test_a_missed_lesion_has_its_reason_in_words(name, preset, row, point, words
 
 
 def test_every_reason_has_words():
-    assert set(_WHY) == {str(why) for why in WhyMissed} - {""}
+    assert set(_REASON_WORDS) == {str(why) for why in WhyMissed} - {""}
 
 
 def test_a_failed_scan_and_bare_masks_have_words(tmp_path):
@@ -150,7 +150,7 @@ def test_one_is_singular_everywhere(tmp_path):
     ("n_lesions", "words"),
     [
         (3, "set for 1 false positive per scan on new scans, the default"),
-        (30, "set for 3 false positives per scan on new scans, one per ten lesions (the default)"),
+        (30, "set for 3 false positives per scan on new scans, the default of one per ten lesions"),
     ],
 )
 def test_the_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
@@ -168,12 +168,12 @@ def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("n_false", "point", "words"),
     [
-        (16, POINT, "set for 1 false positive per scan; these scans had 16: the setting does not "
-                    "carry over to them"),
+        (16, POINT, "the limit is set for 1 false positive per scan, but these scans have 16. It "
+                    "does not suit these scans."),
         (1, POINT, ""),
         (16, replace(POINT, name="sensitivity:0.9"),
-         "expected were 1 false positive per scan; these scans had 16: the setting does not carry "
-         "over to them"),
+         "the limit was expected to give 1 false positive per scan, but these scans have 16. It "
+         "does not suit these scans."),
         (16, replace(POINT, name="score:0.5", expected_false_positives_per_case=None), ""),
         (16, replace(POINT, name="fp_per_case:10"), ""),
     ],
@@ -241,7 +241,7 @@ def bins(*pairs):
     ],
 )
 def test_the_law_of_sizes_needs_several_lesions_per_class(classes, grows):
-    assert misses_grow(classes) == grows
+    assert has_size_trend(classes) == grows
 
 
 def test_the_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
@@ -252,7 +252,7 @@ def test_the_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == list("0⅛¼½1248")
     assert axes.get_xlim()[1] < 9
     assert "Band: 95 % interval." in chart.caption
-    assert "Dotted: no setting has more false positives." in chart.caption
+    assert "Dotted: no setting has so many false positives." in chart.caption
     place = [float(axes.transData.transform((x, 0))[0]) for x in (0.25, 0.5, 1, 2)]
     assert np.ptp(np.diff(place)) < 1e-6
 
