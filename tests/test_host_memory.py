@@ -1,11 +1,14 @@
 """What the machine says of memory."""
 
+import ctypes
 import gc
+import sys
 from contextlib import suppress
 
 import numpy as np
+import pytest
 
-from lesionseg.host_memory import default_budget, pause_collection, physical_bytes
+from lesionseg.host_memory import default_budget, pause_collection, physical_bytes, reuse_memory
 from tests.commands import python
 
 MEBIBYTE = 2**20
@@ -34,3 +37,24 @@ def test_cycles_are_looked_for_again_afterwards() -> None:
         assert not gc.isenabled()  # as it was
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is only on Linux")
+def test_blocks_are_reused_until_the_last_user_ends() -> None:
+    resource = pytest.importorskip("resource")
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+
+    def count_page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = ctypes.c_void_p(library.malloc(64 * MEBIBYTE))
+        ctypes.memset(block, 1, 64 * MEBIBYTE)
+        library.free(block)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    n_pages = 64 * MEBIBYTE // resource.getpagesize()
+    with reuse_memory():
+        with reuse_memory():
+            count_page_faults()
+        assert count_page_faults() < n_pages / 16
+    assert count_page_faults() > n_pages / 2

@@ -19,6 +19,7 @@ from torch.nn import functional
 from lesionseg.config import InferenceConfig
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.host_memory import reuse_memory
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
@@ -211,16 +212,17 @@ class SlidingWindow:
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None
-        for first in range(0, len(tiles), self.batch_size):
-            some = tiles[first : first + self.batch_size]
-            batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
-            for i, p in zip(some, self.predict(batch, some, collector), strict=True):
-                stitcher.add(p, grid.slices(i))
-            if collector is not None:
-                collector.gather()
-            if on_batch is not None:
-                on_batch(first + len(some), len(tiles))
-        stitcher.finish()
+        with reuse_memory(is_wanted=self.device.type == "cpu"):
+            for first in range(0, len(tiles), self.batch_size):
+                some = tiles[first : first + self.batch_size]
+                batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
+                for i, p in zip(some, self.predict(batch, some, collector), strict=True):
+                    stitcher.add(p, grid.slices(i))
+                if collector is not None:
+                    collector.gather()
+                if on_batch is not None:
+                    on_batch(first + len(some), len(tiles))
+            stitcher.finish()
         return store, None if collector is None else covered.boxes(collector.finish())
 
     def _memory(self, n_channels: int, grid: TileGrid) -> torch.device:

@@ -24,7 +24,7 @@ from lesionseg.config import TrainConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.host_memory import hand_back_memory, keep_memory
+from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
@@ -311,10 +311,8 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     level = banners.level
     banners.setLevel(logging.WARNING)
-    if on_cpu:
-        keep_memory()
     try:
-        with warnings.catch_warnings():
+        with reuse_memory(is_wanted=on_cpu), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
             # Lightning 2.6 uses a class that newer versions of torch deprecate
             warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
@@ -326,5 +324,3 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
         raise KeyboardInterrupt from error
     finally:
         banners.setLevel(level)
-        if on_cpu:
-            hand_back_memory()
