@@ -20,6 +20,13 @@ from lesionseg.core import (
     Zones,
 )
 from lesionseg.errors import GeometryError
+from lesionseg.evaluation.box_precision import (
+    NO_HITS,
+    BoxHits,
+    BoxPairs,
+    find_hits,
+    pair_boxes,
+)
 from lesionseg.evaluation.criteria import (
     ANY_OVERLAP,
     CENTRE_DISTANCE,
@@ -75,6 +82,8 @@ class LesionResult:
         nearest_candidate: Id of the candidate that `why_missed` concerns, as in `Miss`.
         nearest_score: Score of that candidate.
         nearest_iou: IoU of the lesion and that candidate.
+        box_iou: The largest IoU of its bounding box and that of an accepted candidate of its
+            label, 0 if none overlaps.
     """
 
     lesion: int
@@ -105,6 +114,7 @@ class LesionResult:
     nearest_candidate: int | None = None
     nearest_score: float | None = None
     nearest_iou: float | None = None
+    box_iou: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,7 @@ class CaseResult:
         slice_spacing_mm: Largest spacing of a volume, rounded to 0.1 mm. None in 2-D.
         annotated: As in `core.Reference`. Labels that are not annotated have neither lesions nor
             candidates here.
+        box_hits: The candidates that count for the average precision of boxes.
     """
 
     case: str
@@ -219,6 +230,7 @@ class CaseResult:
     input_score: float | None = None
     slice_spacing_mm: float | None = None
     annotated: Mapping[int, bool] = field(default_factory=dict)
+    box_hits: BoxHits = field(default=NO_HITS, compare=False, repr=False)
 
     @property
     def annotated_share(self) -> float:
@@ -360,6 +372,8 @@ class MatchedCase:
         seconds: Time of matching.
         zones: The anatomical zone of each lesion, empty if it has none.
         annotated: As in `core.Reference`.
+        box_pairs: The pairs of bounding boxes.
+        box_hits: The candidates that count for the average precision of boxes.
         unannotated: The candidates of labels that the reference does not annotate. None without
             such candidates.
     """
@@ -375,6 +389,8 @@ class MatchedCase:
     seconds: float
     zones: Sequence[str]
     annotated: Mapping[int, bool]
+    box_pairs: BoxPairs
+    box_hits: BoxHits
     unannotated: "Unannotated | None" = None
 
     @property
@@ -465,6 +481,7 @@ class MatchedCase:
             input_score=given.input.score if given.input else None,
             slice_spacing_mm=slice_spacing_mm,
             annotated=self.annotated,
+            box_hits=self.box_hits.accept(decision.accepted),
         )
 
     def _accept(self, point: OperatingPoint | None) -> _Decision:
@@ -523,6 +540,7 @@ class MatchedCase:
         match = self.match
         lesions = match.lesions
         scored = self.prediction.scored
+        box_ious = self.box_pairs.best_of_lesions(decision.accepted, len(lesions))
         rows = []
         for row, by in enumerate(decision.found_by.tolist()):
             at = float(match.detected_at[row])
@@ -565,6 +583,7 @@ class MatchedCase:
                     nearest_candidate=miss.candidate,
                     nearest_score=miss.score if scored else None,
                     nearest_iou=miss.iou,
+                    box_iou=float(box_ious[row]),
                 )
             )
         return tuple(rows)
@@ -748,6 +767,8 @@ def match_case(
             group=group,
             role=role,
         )
+    box_pairs = pair_boxes(matched.candidates, matched.lesions)
+    ignored = matched.ignored | matched.lost
     return MatchedCase(
         prediction=replace(given, instances=None, values=None),
         match=matched,
@@ -760,6 +781,8 @@ def match_case(
         seconds=perf_counter() - begin,
         zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
         annotated=reference.annotated,
+        box_pairs=box_pairs,
+        box_hits=find_hits(matched.candidates, box_pairs, matched.scores, ignored),
         unannotated=unannotated,
     )
 

@@ -98,7 +98,23 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
         "surface Dice, mean": _format_decimals(scores.surface_dice.mean),
         "average precision": _format_decimals(scores.average_precision.value),
         "CPM": _format_decimals(scores.cpm.value),
+        **_format_box_numbers(scores),
         "accepted from score": "–" if point is None else format_score(point),
+    }
+
+
+def _format_box_numbers(scores: Scores) -> dict[str, str]:
+    """Return the average precision of boxes as text, dashes for masks of three axes."""
+    boxes = scores.box_precision
+    numbers = {
+        "box AP, IoU 0.4 (VinDr-CXR)": boxes.ap_40.value,
+        "box AP, IoU 0.4 to 0.75 (RSNA)": boxes.ap_40_75.value,
+        "box AP, IoU 0.5": boxes.ap_50.value,
+        "box AP, IoU 0.5 to 0.95 (COCO)": boxes.ap_50_95.value,
+    }
+    return {
+        name: _format_decimals(value if scores.has_boxes else None)
+        for name, value in numbers.items()
     }
 
 

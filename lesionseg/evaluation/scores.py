@@ -77,6 +77,32 @@ class Froc:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxPrecision:
+    """Average precision of bounding boxes as in COCO, the mean over all labels with a lesion.
+
+    `average_precision` and `ci95` are its values at each of `iou`, None without scores. `ap_40`
+    and `ap_50` are those at 0.4 and 0.5. `ap_40_75` and `ap_50_95` are means over this range of
+    IoUs. `rsna_score` is TP / (TP + FP + FN) of the accepted candidates, the mean over the IoUs
+    from 0.4 to 0.75 and then over the cases.
+
+    Of each case and label, the `max_per_case` candidates with the highest scores take part.
+    `n_left_out` is the number of the remaining ones.
+    """
+
+    iou: tuple[float, ...] = ()
+    average_precision: tuple[float | None, ...] | None = None
+    ci95: tuple[CI | None, ...] | None = None
+    reason: str | None = None
+    ap_40: Estimate = _UNSTATED
+    ap_50: Estimate = _UNSTATED
+    ap_40_75: Estimate = _UNSTATED
+    ap_50_95: Estimate = _UNSTATED
+    rsna_score: Estimate = _UNSTATED
+    max_per_case: int = 100
+    n_left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Agreement:
     """Mean of predicted minus reference values of `n` cases, and the limits of agreement."""
 
@@ -245,6 +271,7 @@ class LabelScores(Counts):
     lesion_precision: Estimate
     false_positives_per_case: Estimate
     average_precision: Estimate
+    box_precision: BoxPrecision = BoxPrecision()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,9 +445,11 @@ class Scores(Counts, Evaluated):
     """Every number of an evaluation, as in scores.json.
 
     A number that is missing in a file of an earlier version is undefined, without a reason.
+    `image_axes` are the numbers of axes that occur among the images, such as `(2,)`.
     `failed_cases`, `comparison` and `adjudication` are None if the evaluation has none.
     """
 
+    image_axes: tuple[int, ...] = ()
     dice: MeanEstimate = MeanEstimate()
     surface_dice: SurfaceDice = SurfaceDice()
     hd95_mm: SurfaceDistance = SurfaceDistance()
@@ -435,6 +464,7 @@ class Scores(Counts, Evaluated):
     case_auroc: Estimate = _UNSTATED
     panoptic_quality: Estimate = _UNSTATED
     froc: Froc = Froc()
+    box_precision: BoxPrecision = BoxPrecision()
     lesion_load: LesionLoad = LesionLoad()
     recall_by_size: tuple[SizeClass, ...] = ()
     size_curve: SizeCurve | NoSizeCurve = NoSizeCurve()
@@ -451,8 +481,25 @@ class Scores(Counts, Evaluated):
     comparison: Mapping[str, PrimaryDifference | Difference] | None = None
     adjudication: Adjudication | None = None
 
+    @property
+    def has_boxes(self) -> bool:
+        """True if boxes are what matters: the images have two axes, or no case has masks."""
+        return self.image_axes == (2,) or (self.n_lesions > 0 and self.dice.mean is None)
+
     def measures(self) -> dict[str, int | Estimate | MeanEstimate]:
-        """Return the numbers that concern all cases by their keys, in the order of the file."""
+        """Return the numbers that concern all cases by their keys, in the order of the file.
+
+        The average precision of boxes is left out for masks of three axes.
+        """
+        boxes: dict[str, Estimate] = {}
+        if self.has_boxes:
+            boxes = {
+                "ap_40": self.box_precision.ap_40,
+                "ap_50": self.box_precision.ap_50,
+                "ap_40_75": self.box_precision.ap_40_75,
+                "ap_50_95": self.box_precision.ap_50_95,
+                "rsna_score": self.box_precision.rsna_score,
+            }
         return {
             "n_cases": self.n_cases,
             "n_groups": self.n_groups,
@@ -475,6 +522,7 @@ class Scores(Counts, Evaluated):
             "average_precision": self.average_precision,
             "case_auroc": self.case_auroc,
             "panoptic_quality": self.panoptic_quality,
+            **boxes,
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import curves
+from lesionseg.evaluation.box_precision import (
+    IOUS,
+    MAX_PER_CASE,
+    RANGES,
+    box_average_precision,
+    rsna_of_case,
+)
 from lesionseg.evaluation.calibration import describe_calibration
 from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
@@ -31,6 +38,7 @@ from lesionseg.evaluation.intervals import (
 )
 from lesionseg.evaluation.scores import (
     Agreement,
+    BoxPrecision,
     Counts,
     CriterionScores,
     Froc,
@@ -178,6 +186,7 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         n_true_positive=counts.n_true_positive,
         n_false_positive=counts.n_false_positive,
         n_missed=counts.n_missed,
+        image_axes=tuple(sorted({r.dims for r in results})),
         dice=whole.dice(),
         surface_dice=whole.surface_dice(),
         hd95_mm=whole.hd95_mm(),
@@ -192,6 +201,7 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         case_auroc=whole.case_auroc(),
         panoptic_quality=whole.panoptic_quality(),
         froc=whole.froc(),
+        box_precision=whole.box_precision(),
         lesion_load=whole.lesion_load(),
         recall_by_size=recall_by_size(results, whole.groups, preset.size_edges_mm),
         size_curve=size_curve(results, whole.groups, whole.draws),
@@ -379,6 +389,50 @@ class Summary:
             reason=next((p.reason for p in points if p.reason), None),
         )
 
+    def box_precision(self) -> BoxPrecision:
+        """Compute the average precision of bounding boxes, as the mean over labels."""
+        n_left_out = sum(sum(r.box_hits.left_out.values()) for r in self.results)
+        support = self.pool.lesions_by_group
+        if not self.scored or not support.any():
+            undefined = Estimate(None, None, NO_LESION if self.scored else UNSCORED)
+            return BoxPrecision(
+                iou=IOUS,
+                reason=undefined.reason,
+                ap_40=undefined,
+                ap_50=undefined,
+                ap_40_75=undefined,
+                ap_50_95=undefined,
+                rsna_score=undefined,
+                max_per_case=MAX_PER_CASE,
+                n_left_out=n_left_out,
+            )
+        statistic = box_average_precision(
+            hits=[r.box_hits for r in self.results],
+            lesion_labels=[[x.label for x in r.lesions] for r in self.results],
+            case_group=self.pool.case_group,
+            n_groups=len(self.groups),
+        )
+        items = sum(len(r.box_hits.score) for r in self.results) + 1
+        estimates = bootstrap(statistic, self.draws, support, NO_LESION, items)
+        points = estimates[: len(IOUS)]
+        ranges = dict(zip(RANGES, estimates[len(IOUS) :], strict=True))
+        by_case = [rsna_of_case(r.box_hits, len(r.lesions)) for r in self.results]
+        counted = self.sums([value is not None for value in by_case])
+        total = self.sums([value or 0.0 for value in by_case])
+        return BoxPrecision(
+            iou=IOUS,
+            average_precision=tuple(p.value for p in points),
+            ci95=tuple(p.ci95 for p in points),
+            reason=next((p.reason for p in points if p.reason), None),
+            ap_40=ranges["ap_40"],
+            ap_50=ranges["ap_50"],
+            ap_40_75=ranges["ap_40_75"],
+            ap_50_95=ranges["ap_50_95"],
+            rsna_score=proportion(total, counted, NO_LESION, least_deff=0.0),
+            max_per_case=MAX_PER_CASE,
+            n_left_out=n_left_out,
+        )
+
     def panoptic_quality(self) -> Estimate:
         """Compute Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions).
 
@@ -494,6 +548,7 @@ def _label_scores(part: Summary, dice: Sequence[float | None]) -> LabelScores:
         lesion_precision=part.ratio("lesion_precision"),
         false_positives_per_case=part.ratio("false_positives_per_case"),
         average_precision=part.average_precision(),
+        box_precision=part.box_precision(),
     )
 
 
@@ -505,6 +560,7 @@ def _select_label(result: CaseResult, label: int) -> CaseResult:
         annotated={},
         lesions=tuple(x for x in part.lesions if x.label == label),
         candidates=tuple(c for c in part.candidates if c.label == label),
+        box_hits=result.box_hits.of_label(label),
     )
 
 

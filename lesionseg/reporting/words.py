@@ -560,6 +560,19 @@ MEASURES: Mapping[str, tuple[str, str]] = {
         "overlap (IoU) of markings and lesions paired one to one, lowered by each false positive "
         "and each missed lesion; 1 is perfect (Kirillov 2019)",
     ),
+    "ap_40": (
+        "box AP at IoU 0.4",
+        "average precision if a marking and a lesion match at an IoU of their boxes of at least "
+        "0.4 (VinDr-CXR); mean over the labels",
+    ),
+    "ap_50": ("box AP at IoU 0.5", "the same for IoU 0.5 (AP50 of COCO)"),
+    "ap_40_75": ("box AP, IoU 0.4 to 0.75", "mean over IoU 0.4, 0.45, … 0.75, as in RSNA"),
+    "ap_50_95": ("box AP, IoU 0.5 to 0.95", "mean over IoU 0.5, 0.55, … 0.95 (AP of COCO)"),
+    "rsna_score": (
+        "RSNA score",
+        "of each scan, matches / (markings + lesions − matches), averaged over IoU 0.4 to 0.75; "
+        "mean over the scans with a marking or a lesion",
+    ),
 }
 
 

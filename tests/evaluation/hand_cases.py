@@ -14,6 +14,7 @@ from scipy.ndimage import find_objects
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, match_case
+from lesionseg.evaluation.box_precision import NO_HITS
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def result(case, detected_at=(), false=(), **changes):
     candidates = [replace(hit, score=score) for score in found]
     candidates += [replace(wrong, score=score) for score in false]
     rows = {"lesions": tuple(lesions), "candidates": tuple(candidates), "role": "validation"}
+    changes = {"box_hits": NO_HITS, **changes}  # those of the template belong to its own lesion
     return replace(base, **{"case": case, "group": case, **rows, **changes})
 
 

@@ -33,7 +33,7 @@ KEYS = """
     lesion_precision false_positives_per_case false_positives_per_lesion_free_case specificity
     recall_by_size size_curve size_unit froc cpm average_precision case_auroc panoptic_quality
     lesion_load calibration operating_point other_criteria subgroups per_label split_is_group_safe
-    missing_predictions provenance
+    missing_predictions provenance box_precision image_axes
 """
 GRID = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
 
