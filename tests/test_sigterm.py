@@ -31,10 +31,10 @@ DECODING = """
 import sys, threading, time
 from pathlib import Path
 import lesionseg.cli.command as c
-from lesionseg.io.limits import in_worker
+from lesionseg.io.limits import run_in_worker
 
 def decode(*_):
-    thread = threading.Thread(target=in_worker, args=(time.sleep, 3))
+    thread = threading.Thread(target=run_in_worker, args=(time.sleep, 3))
     thread.start()
     Path(sys.argv[1], "checkpoints").mkdir(parents=True)
     Path(sys.argv[1], "checkpoints", "last.ckpt").touch()

@@ -38,7 +38,7 @@ from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.limits import reading
+from lesionseg.io.limits import convert_read_errors
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -515,7 +515,7 @@ def source_hash(files: CaseFiles) -> str:
         images.append(files.reference)
     for image in images:
         for path in content_files(image):
-            with reading(path), path.open("rb") as file:
+            with convert_read_errors(path), path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())

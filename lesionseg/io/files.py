@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 LOCK = ".lock"  # locks a whole folder; parts of the work may have further locks
 _DEPTH = 4  # run/fold_0/validation/probabilities
-HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
 # file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
 MAX_ID_BYTES = 200
 # Unicode categories: control, format (including bidirectional), surrogate, line and paragraph ends
@@ -391,13 +391,15 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
 def _remove_temporary_files(folder: Path) -> None:
     """Remove the files that killed processes left, except in inner folders that have a lock."""
     for depth in range(_DEPTH):
-        for half in folder.glob("*/" * depth + HALF):
+        for half in folder.glob("*/" * depth + TEMPORARY_NAMES):
             if not any((inner / LOCK).exists() for inner in half.parents[:depth]):
                 with suppress(OSError):
                     half.unlink()
 
 
-def locks(key: str) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+def hold_lock(
+    key: str,
+) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
     """Decorate a command so that it holds the lock of the folder in its setting `key`."""
 
     def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:

@@ -23,7 +23,7 @@ from lesionseg.io.cases import (
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.layouts.checks import check_channels
-from lesionseg.io.limits import reading
+from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_volume
@@ -144,7 +144,7 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
             if not is_dicom(file):
                 continue
             header = read_header(file)
-            with reading(file):
+            with convert_read_errors(file):
                 name = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
                 burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))

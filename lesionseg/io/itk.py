@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, reading
+from lesionseg.io.limits import check_grid, check_size, convert_read_errors
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -41,7 +41,7 @@ def read_itk(path: Path) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes."""
     import SimpleITK as sitk
 
-    with reading(path):
+    with convert_read_errors(path):
         reader, geometry = _read_header(path)
         array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         return Volume(array[np.newaxis], geometry)
@@ -49,7 +49,7 @@ def read_itk(path: Path) -> Volume:
 
 def read_itk_geometry(path: Path) -> Geometry:
     """Read the grid from the header."""
-    with reading(path):
+    with convert_read_errors(path):
         return _read_header(path)[1]
 
 
@@ -68,7 +68,7 @@ def voxel_file(path: Path) -> Path:
             pattern that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
-    with reading(path), path.open("rb") as stream:
+    with convert_read_errors(path), path.open("rb") as stream:
         head = stream.read(_MAX_HEADER_BYTES)
     if is_nrrd:  # the header ends at an empty line
         head, *rest = re.split(rb"\r?\n\r?\n", head, maxsplit=1)

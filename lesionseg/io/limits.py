@@ -37,7 +37,9 @@ _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts
 _ENDING_SECONDS = 30  # longest time between the end of a worker's pipe and the end of the worker
 _LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
 _BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
-_COMMAND = "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve; serve()"
+_COMMAND = (
+    "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve_jobs; serve_jobs()"
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def convert_read_errors(path: Path) -> Iterator[None]:
     """Convert every error of a file library into a `LesionsegError` that names the file."""
     try:
         yield
@@ -154,7 +156,7 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
     """Run `read(*args, **settings)` in the worker of this process and return its result.
 
     Errors and log messages of `read` appear in this process. A decoder that is blocked without
@@ -175,7 +177,7 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
         seconds += Path(str(where)).stat().st_size / _BYTES_PER_SECOND
     with _lock:
         if _process is None or _process.poll() is not None:
-            stop()
+            stop_worker()
             _process = _start_worker()
         jobs = cast(IO[bytes], _process.stdin)
         replies = cast(IO[bytes], _process.stdout)
@@ -195,12 +197,12 @@ def in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
                     failure = f"took longer than {seconds:.0f} s of processor time"
             if monotonic() - begin >= patience:
                 failure = f"did not answer for {patience:.0f} s"
-            stop()
+            stop_worker()
             raise ResourceError(
                 f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
             ) from error
         except BaseException:  # after an interruption the late reply would answer the next job
-            stop()
+            stop_worker()
             raise
         finally:
             timer.cancel()
@@ -225,7 +227,7 @@ def _start_worker() -> subprocess.Popen[bytes]:
 
 
 @atexit.register
-def stop() -> None:
+def stop_worker() -> None:
     """End the worker. The next file starts a new one."""
     global _process
     process = _process
@@ -261,7 +263,7 @@ class _MessageCollector(logging.Handler):
         self.messages.append((record.name, record.levelno, record.getMessage()))
 
 
-def serve() -> None:
+def serve_jobs() -> None:
     """Run the worker: read jobs from standard input and write replies to standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, limits, reading
+from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
 from lesionseg.io.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def read_nifti(path: Path) -> Volume:
 
     A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D.
     """
-    with reading(path), _open(path) as stream:
+    with convert_read_errors(path), _open(path) as stream:
         image = _parse(path, stream)
         geometry = _read_grid(path, image)
         data = image.dataobj
@@ -60,13 +60,13 @@ def read_nifti(path: Path) -> Volume:
 
 def read_nifti_geometry(path: Path) -> Geometry:
     """Read the grid from the header."""
-    with reading(path), _open(path) as stream:
+    with convert_read_errors(path), _open(path) as stream:
         return _read_grid(path, _parse(path, stream))
 
 
 def states_orientation(path: Path) -> bool:
     """Return True if the header states the patient's orientation: an sform or qform code is set."""
-    with reading(path), _open(path) as stream:
+    with convert_read_errors(path), _open(path) as stream:
         header = _parse(path, stream).header
         return bool(header["sform_code"] or header["qform_code"])
 
@@ -93,7 +93,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     if like is not None and like.name.lower().endswith(SUFFIXES):
-        with reading(like), _open(like) as stream:
+        with convert_read_errors(like), _open(like) as stream:
             source = _parse(like, stream)
             is_same = _read_grid(like, source).matches(geometry)
         if is_same:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lesionseg.errors import BundleError
-from lesionseg.io.limits import reading
+from lesionseg.io.limits import convert_read_errors
 
 PLANS = "plans.json"
 LABELS = "dataset.json"
@@ -143,7 +143,7 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
     """Find a model in a zip. `inner` is the path within the zip, "." if the path is the zip."""
     wanted = "" if inner == "." else inner
-    with reading(archive):
+    with convert_read_errors(archive):
         if not zipfile.is_zipfile(archive):
             raise BundleError(f"{archive}: this is not a zip archive. Copy it again.")
         with zipfile.ZipFile(archive) as file:

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_size, limits, reading
+from lesionseg.io.limits import check_size, convert_read_errors, limits
 
 SUFFIX = ".npz"
 _NAMES = ("probabilities.npy", "softmax.npy")
@@ -60,7 +60,7 @@ class ProbabilityFile:
             ReadError: The archive is truncated or damaged.
         """
         with (
-            reading(self.path),
+            convert_read_errors(self.path),
             zipfile.ZipFile(self.path) as archive,
             archive.open(self.member) as stream,
         ):
@@ -104,7 +104,7 @@ def open_probabilities(path: Path) -> ProbabilityFile:
         ReadError: The file is not such an archive, contains objects instead of numbers, or claims
             more voxels than it can contain or than `FileLimits` allow.
     """
-    with reading(path):
+    with convert_read_errors(path):
         if not path.is_file() or not zipfile.is_zipfile(path):
             raise ReadError(f"{path}: this is not an .npz archive. {_AGAIN}")
         with zipfile.ZipFile(path) as archive:

@@ -141,7 +141,7 @@ class PredictionFolder:
         return not masks or (self.path / f"{case}{MASK_ENDINGS[self.names]}{suffix}").is_file()
 
     @contextmanager
-    def writing(self, case: str) -> Iterator[Path]:
+    def write_case(self, case: str) -> Iterator[Path]:
         """Yield a folder for the case's files. They replace earlier files at the end.
 
         If writing fails, the earlier files stay.

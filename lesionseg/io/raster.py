@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.limits import check_grid, check_size, limits, reading
+from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
 from lesionseg.io.tiff_stack import read_stack
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
     Raises:
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
-    with reading(path):
+    with convert_read_errors(path):
         stack = read_stack(path)
         if stack is not None:
             return stack

@@ -11,7 +11,7 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
 from lesionseg.io.files import atomic_path
-from lesionseg.io.limits import in_worker, reading
+from lesionseg.io.limits import convert_read_errors, run_in_worker
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
@@ -89,10 +89,10 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
     if suffix in itk.SUFFIXES:
-        return in_worker(itk.read_itk, path)
+        return run_in_worker(itk.read_itk, path)
     if suffix in raster.SUFFIXES:
-        return in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
-    with reading(path):  # pydicom parses an element only when it is accessed
+        return run_in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
+    with convert_read_errors(path):  # pydicom parses an element only when it is accessed
         return read_dicom(path)
 
 
@@ -102,11 +102,11 @@ def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)
     if suffix in itk.SUFFIXES:
-        return in_worker(itk.read_itk_geometry, path)
+        return run_in_worker(itk.read_itk_geometry, path)
     if suffix in raster.SUFFIXES:
         # decoding is the only way to find out whether the file is complete
         return read_volume(path, raster_mm=raster_mm).geometry
-    with reading(path):
+    with convert_read_errors(path):
         return read_dicom_geometry(path)
 
 
@@ -153,7 +153,7 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
 
 def _format(path: Path) -> str:
     """Return the suffix in lower case, ".dcm" for folders and for DICOM files without a suffix."""
-    with reading(path):
+    with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:
             if not path.is_file():  # missing, or a pipe
                 raise ReadError(f"{path}: no such file. Check its name and folder.")

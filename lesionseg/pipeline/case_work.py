@@ -263,7 +263,7 @@ class CaseWork:
     def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
         """Restore the file's grid, find the candidates and write the case's files."""
         row = self.rows[scan.key]
-        with self.results.writing(scan.case) as new_files:
+        with self.results.write_case(scan.case) as new_files:
             prediction = self._decide(scan, inferred, new_files)
             zone_names, prediction = self._assign_zones(scan, inferred, prediction)
             message = self._write_dicom(scan, row, prediction, new_files)

@@ -38,7 +38,7 @@ from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
 from lesionseg.evaluation.subgroups import read_columns
-from lesionseg.io.files import locks, read_csv
+from lesionseg.io.files import hold_lock, read_csv
 from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.zone_files import find_zones
@@ -99,7 +99,7 @@ class EvaluateOutcome(Outcome):
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
-@locks("output")
+@hold_lock("output")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and three tables.
 

@@ -23,7 +23,7 @@ from lesionseg.inference.export_formats import (
     write_program,
 )
 from lesionseg.io.bundle_folder import CARD, resolve_bundle
-from lesionseg.io.files import locks, write_json, write_text
+from lesionseg.io.files import hold_lock, write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line
@@ -59,7 +59,7 @@ class ExportOutcome(Outcome):
         return self.command
 
 
-@locks("output")
+@hold_lock("output")
 def export(
     cfg: ExportConfig, *, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> ExportOutcome:

@@ -56,7 +56,7 @@ from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.dicom.scans import describe_dicom
-from lesionseg.io.files import locks, write_csv
+from lesionseg.io.files import hold_lock, write_csv
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -146,7 +146,7 @@ class FollowOutcome(Outcome):
         return command_line("report", {"scores": self.output, "output": "REPORT"})
 
 
-@locks("output")
+@hold_lock("output")
 def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
     """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
-from lesionseg.io.files import HALF, printable_id, read_csv, read_json, write_csv
+from lesionseg.io.files import TEMPORARY_NAMES, printable_id, read_csv, read_json, write_csv
 from lesionseg.io.layouts.input_images import FoundScan, LeftOut
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
@@ -290,7 +290,7 @@ class PredictionTable:
         self.path = path
         self.earlier: dict[str, list[CaseRow]] = {}
         self._url = url
-        for half in path.parent.glob(HALF[:-1] + path.name):  # left by a killed run
+        for half in path.parent.glob(TEMPORARY_NAMES[:-1] + path.name):  # left by a killed run
             half.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):

@@ -10,7 +10,7 @@ from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.errors import count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.files import locks, write_text
+from lesionseg.io.files import hold_lock, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
@@ -68,7 +68,7 @@ class PrepareOutcome(Outcome):
         return command_line("train", settings)
 
 
-@locks("run_dir")
+@hold_lock("run_dir")
 def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     """Prepare a dataset for training. With `cfg.check`, only list problems and write a page."""
     name = "check" if cfg.check else cfg.model.architecture

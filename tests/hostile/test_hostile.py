@@ -16,7 +16,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
-from lesionseg.io.limits import FileLimits, in_worker, limits, set_limits
+from lesionseg.io.limits import FileLimits, limits, run_in_worker, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.io.dicom_files import CT
 from tests.io.dicom_files import save as save_dicom
@@ -167,18 +167,18 @@ def test_the_worker_s_death_is_that_file_s_failure_alone(
     monkeypatch.setattr(io_limits, "_limits", allowed)
     monkeypatch.setattr(io_limits, "_WALL_PER_PROCESSOR", wall_per_processor)
     with pytest.raises(error, match=words):
-        in_worker(misbehave, tmp_path / "bad.png")
+        run_in_worker(misbehave, tmp_path / "bad.png")
     monkeypatch.undo()
     assert read_volume(good).array.sum() == 4
 
 
 def test_waiting_for_a_processor_does_not_count(tmp_path, limited):
     """A sleeping decoder stands for one on a busy machine; many files do not add up either."""
-    in_worker(work, tmp_path / "start.png", 0.0)  # starts the worker, which takes long on such one
+    run_in_worker(work, tmp_path / "start.png", 0.0)  # starting the worker takes long
     limited(read_seconds=2.0)
-    assert in_worker(nap, tmp_path / "slow.png") == 7
+    assert run_in_worker(nap, tmp_path / "slow.png") == 7
     for _ in range(3):
-        assert in_worker(work, tmp_path / "a.png", 0.8) > 0
+        assert run_in_worker(work, tmp_path / "a.png", 0.8) > 0
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])

@@ -310,7 +310,7 @@ def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax
 def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeypatch):
     pixels = PIXELS.astype(np.uint16)
     path = packed(tmp_path / "a.dcm", pixels, jpeg_lossless(pixels, 12), uid.JPEGLosslessSV1, 12)
-    monkeypatch.setattr(headers, "in_worker", lambda read, *args: read(*args))
+    monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
     with pytest.raises(ReadError, match=r"a\.dcm: .*JPEG Lossless.*pip install .*python-gdcm"):
         read_volume(path)

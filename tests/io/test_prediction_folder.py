@@ -105,7 +105,7 @@ def test_new_files_replace_all_old_files(tmp_path):
     (tmp_path / "a_regions.nrrd").write_text("old")
     (tmp_path / "a_b_mask.nii").write_text("another case's")
     results = PredictionFolder(tmp_path)
-    with results.writing("a") as part:
+    with results.write_case("a") as part:
         fill(part, "a", ONE, "new")
         assert (tmp_path / "a_mask.nii").read_text() == "old"
     expected = {"a_mask.nii": "new", "a_instances.nii": "new", "a_b_mask.nii": "another case's"}
@@ -116,7 +116,7 @@ def test_new_files_replace_all_old_files(tmp_path):
 
 def test_an_error_while_writing_leaves_the_old_files(tmp_path):
     fill(tmp_path, "a", ONE, "old")
-    with suppress(ZeroDivisionError), PredictionFolder(tmp_path).writing("a") as part:
+    with suppress(ZeroDivisionError), PredictionFolder(tmp_path).write_case("a") as part:
         fill(part, "a", ONE, "new")
         raise ZeroDivisionError
     assert texts(tmp_path) == {"a_mask.nii": "old", "a_instances.nii": "old"}
@@ -143,7 +143,7 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     with monkeypatch.context() as patch:
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
             patch.setattr(os, name, killing(getattr(os, name)))
-        with suppress(KeyboardInterrupt), PredictionFolder(tmp_path).writing("a") as part:
+        with suppress(KeyboardInterrupt), PredictionFolder(tmp_path).write_case("a") as part:
             fill(part, "a", ONE, "new")
     again = PredictionFolder(tmp_path)
     again.recover_all()

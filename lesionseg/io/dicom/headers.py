@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, pip_install
 from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
-from lesionseg.io.limits import check_size, in_worker, reading
+from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -118,7 +118,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         install = pip_install("dicom")
         raise ReadError(f"{path}: DICOM files need the package pydicom: {install}.") from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may quote patient data
-    with reading(path), warnings.catch_warnings():
+    with convert_read_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user cannot change the deviations of vendors
         with path.open("rb") as stream:
             start = stream.read(_START_BYTES)
@@ -165,7 +165,7 @@ def image_header(file: Path) -> "Header | None":
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
     header = read_header(file)
-    with reading(file):  # pydicom parses an element only when it is accessed
+    with convert_read_errors(file):  # pydicom parses an element only when it is accessed
         kind = header.get("SOPClassUID")
         header.get("SeriesInstanceUID")
         has_rows = bool(header.get("Rows"))
@@ -257,7 +257,7 @@ def check_scan(path: Path, header: "Header") -> None:
 def stored_pixels(path: Path) -> NDArray[Any]:
     """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels."""
     header = read_header(path, pixels=True)
-    return in_worker(_decode, path) if _is_compressed(header) else _decode(path, header)
+    return run_in_worker(_decode, path) if _is_compressed(header) else _decode(path, header)
 
 
 def _is_compressed(header: "Header") -> bool:
@@ -270,7 +270,7 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
     """Decode a file's pixels `[frame, y, x]`, in the worker without the header that was read."""
     header = header or read_header(path, pixels=True)
     _fill_in(header)
-    with reading(path), warnings.catch_warnings():
+    with convert_read_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about more frames than the header states
         _check_decoder(path, header)
         return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))

@@ -25,7 +25,7 @@ from lesionseg.io.dicom.headers import (
     read_header,
     stored_pixels,
 )
-from lesionseg.io.limits import check_grid, reading
+from lesionseg.io.limits import check_grid, convert_read_errors
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def read_radiograph(path: Path) -> Volume:
     remarks = Remarks(path)
     geometry = radiograph_geometry(path, header, remarks)
     stored = stored_pixels(path)[0]
-    with reading(path):
+    with convert_read_errors(path):
         grey = rescale(stored, header, remarks)
         grey = _apply_values_of_interest(grey, header, remarks)
         # DX files state the inversion in two elements, but it must be applied only once
@@ -263,7 +263,7 @@ def radiograph_columns(path: Path) -> dict[str, str]:
 def radiograph_geometry(path: Path, header: "Header", remarks: Remarks | None = None) -> Geometry:
     """Return a radiograph's grid. Peculiarities are added to `remarks`."""
     remarks = remarks or Remarks(path)
-    with reading(path):
+    with convert_read_errors(path):
         check_scan(path, header)
         if text(header, "PresentationIntentType") == "FOR PROCESSING":
             remarks.add("the radiograph is FOR PROCESSING, so its grey values are raw")

@@ -13,7 +13,7 @@ from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
-from lesionseg.io.limits import reading
+from lesionseg.io.limits import convert_read_errors
 from lesionseg.ops.components import fill_polygon
 
 Masks = dict[int, NDArray[np.bool_]]  # by the number of a segment or contour set
@@ -50,7 +50,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
             f"{path}: a DICOM reference needs a volume of slices, but the image has two axes. Save "
             "the mask of a radiograph as PNG, or give boxes."
         )
-    with reading(path):
+    with convert_read_errors(path):
         values = _match_labels(path, _segment_names(header, modality), labels)
         masks = {n: np.zeros(geometry.shape, dtype=bool) for n in values if values[n]}
         if modality == "SEG":

@@ -32,7 +32,7 @@ from lesionseg.io.dicom.radiograph import (
     read_radiograph,
     rescale,
 )
-from lesionseg.io.limits import check_grid, reading
+from lesionseg.io.limits import check_grid, convert_read_errors
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def read_dicom(path: Path) -> Volume:
         if piece.path != file:  # the frames of an enhanced file are decoded once
             file = piece.path
             pixels = stored_pixels(file)
-        with reading(file):
+        with convert_read_errors(file):
             frame = pixels[piece.frame or 0]
             values[0, z] = rescale(frame, piece.elements, remarks, file)
     remarks.log()
@@ -230,7 +230,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     """
     slices: list[DicomSlice] = []
     for file, header in series_headers(path, remarks).items():
-        with reading(file):
+        with convert_read_errors(file):
             check_scan(file, header)
             slices += read_slices(file, header)
     first = slices[0]

@@ -37,7 +37,7 @@ from lesionseg.io.layouts.checks import (
     remark_unread_files,
     validate,
 )
-from lesionseg.io.limits import in_worker
+from lesionseg.io.limits import run_in_worker
 from lesionseg.io.volumes import is_image_file, read_volume
 
 logger = logging.getLogger(__name__)
@@ -442,7 +442,7 @@ def _add_boxes(
         if lesion.bbox is None:
             _check_drawing(case, lesion.segmentation, shape)
         if lesion.bbox is None and isinstance(lesion.segmentation, dict):
-            (mask,) = in_worker(draw, case, [lesion.segmentation], shape)
+            (mask,) = run_in_worker(draw, case, [lesion.segmentation], shape)
             rows = np.flatnonzero(mask.any(axis=1))
             columns = np.flatnonzero(mask.any(axis=0))
             if not len(rows):
@@ -490,7 +490,7 @@ def _draw_lesions(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ..
     drawings = [lesion.segmentation for lesion in lesions]
     for drawing in drawings:
         _check_drawing(case, drawing, shape)
-    masks = in_worker(draw, case, drawings, shape) if drawings else []
+    masks = run_in_worker(draw, case, drawings, shape) if drawings else []
     for mask, lesion in zip(masks, lesions, strict=True):
         if not mask.any():
             centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
