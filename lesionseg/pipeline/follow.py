@@ -181,27 +181,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         require_highdicom()  # a missing package is reported before a file is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
     names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
-    followed: dict[str, FollowedPair] = {}
-    faults: dict[str, LesionsegError] = {}
-    with bar("Following", progress) as advance:
-        for done, (case, files) in enumerate(pairs.items(), start=1):
-            try:
-                pair = _follow_pair(cfg, files, point, names[case], masks.get(case))
-            except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
-                faults[case] = error
-                _log.warning("Not followed, %s: %s", case, error)
-            else:
-                followed[case] = pair
-                _, later = files
-                if cfg.dicom_output and later.image is not None and _is_dicom(later):
-                    report = folder / f"{case}{REPORT}"
-                    write_change_report(report, later.image, pair.visits.after, pair.changes)
-            advance(case, done, len(pairs))
-    if not followed:
-        if len(faults) == 1:
-            raise next(iter(faults.values()))
-        messages = "\n  ".join(str(error) for error in faults.values())
-        raise DatasetError(f"No pair can be followed:\n  {messages}")
+    followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = [change for pair in followed.values() for change in pair.changes]
     _check_labels(changes)
     _write_change_scores(cfg, followed.values(), point)
@@ -237,6 +217,46 @@ class FollowedPair:
     row: Mapping[str, Any]
     cards: Sequence[tuple[LesionChange, Card]]
     score: CaseResult | None
+
+
+def _follow_all(
+    cfg: FollowConfig,
+    pairs: Mapping[str, FilePair],
+    names: Mapping[str, str],
+    point: OperatingPoint | None,
+    masks: Mapping[str, Path],
+    progress: Advance | None,
+) -> tuple[dict[str, FollowedPair], dict[str, LesionsegError]]:
+    """Compare the visits of all pairs. Write the DICOM reports that the settings ask for.
+
+    Return the comparisons and the errors of pairs that cannot be compared, by case. `names` are the
+    names of the pairs on the page. For `point` and `masks`, see `_follow_pair`.
+
+    Raises:
+        DatasetError: if no pair can be compared. A single pair raises its own error.
+    """
+    followed: dict[str, FollowedPair] = {}
+    faults: dict[str, LesionsegError] = {}
+    with bar("Following", progress) as advance:
+        for done, (case, files) in enumerate(pairs.items(), start=1):
+            try:
+                pair = _follow_pair(cfg, files, point, names[case], masks.get(case))
+            except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
+                faults[case] = error
+                _log.warning("Not followed, %s: %s", case, error)
+            else:
+                followed[case] = pair
+                _, later = files
+                if cfg.dicom_output and later.image is not None and _is_dicom(later):
+                    report = Path(cfg.output) / f"{case}{REPORT}"
+                    write_change_report(report, later.image, pair.visits.after, pair.changes)
+            advance(case, done, len(pairs))
+    if not followed:
+        if len(faults) == 1:
+            raise next(iter(faults.values()))
+        messages = "\n  ".join(str(error) for error in faults.values())
+        raise DatasetError(f"No pair can be followed:\n  {messages}")
+    return followed, faults
 
 
 def _follow_pair(

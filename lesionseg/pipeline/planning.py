@@ -16,7 +16,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.files import write_text
-from lesionseg.losses import DetectionLoss, make_loss
+from lesionseg.losses import make_loss
 from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
@@ -28,7 +28,7 @@ from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_confi
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
-from lesionseg.training.objective import make_objective
+from lesionseg.training.objective import make_detection_loss, make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     require_compiler,
@@ -251,7 +251,7 @@ def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     Inference needs them to undo the effect of the losses on probabilities (`losses.focal`).
     """
     if plan.has_boxes:
-        alpha, gamma = DetectionLoss(**cfg.detection.to_plain()).link or (None, None)
+        alpha, gamma = make_detection_loss(cfg.detection).link or (None, None)
         alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
         plan = plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
     link = getattr(make_loss(cfg.loss, plan.activation), "link", None)

@@ -35,8 +35,8 @@ from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.initial_weights import start_from
 from lesionseg.training.module import budget_text, resolve_budget
 from lesionseg.training.processes import (
+    call_on_local_rank_zero_first,
     is_rank_zero,
-    local_rank_zero_first,
     require_compiler,
     require_device,
 )
@@ -71,7 +71,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
-    cases = local_rank_zero_first(partial(prepare_cases, experiment, plan))
+    cases = call_on_local_rank_zero_first(partial(prepare_cases, experiment, plan))
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None

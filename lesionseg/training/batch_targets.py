@@ -1,6 +1,6 @@
 """Targets that a loader's worker computes on the CPU, because a GPU would wait for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -121,23 +121,33 @@ class AnchorGrid:
         """
         anchors = self.boxes(valid.device)
         boxes, lesion_labels = tile_boxes(instances, labels.sign() if self.has_regions else labels)
-        rows = torch.stack([assign_atss(self.levels, anchors, own) for own in boxes])
-        places = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-        centres = split_box(anchors)[0].floor().long().unbind(1)
-        for centre, n in zip(centres, valid.shape[1:], strict=True):
-            places = places * n + centre.clamp(0, n - 1)
-        hidden = ~valid.flatten(1)[:, places]
-        rows = torch.where(hidden & (rows == BACKGROUND), IGNORED, rows)
-        found = torch.where(rows >= 0, lesion_labels.gather(1, rows.clamp(min=0)), 0)
-        positive = (found > 0).flatten().nonzero()[:, 0]
-        assigned = boxes[positive // max(len(anchors), 1), rows.flatten()[positive]]
-        is_uint8 = labels.dtype == torch.uint8  # fewer bytes to move to a GPU
+        # `[B, n]`: the number of the anchor's lesion in its tile, BACKGROUND or IGNORED
+        lesions = torch.stack([assign_atss(self.levels, anchors, own) for own in boxes])
+        is_hidden = ~valid.flatten(1)[:, _centre_voxels(anchors, valid.shape[1:])]
+        lesions = torch.where(is_hidden & (lesions == BACKGROUND), IGNORED, lesions)
+        anchor_labels = torch.where(lesions >= 0, lesion_labels.gather(1, lesions.clamp(min=0)), 0)
+        positive = (anchor_labels > 0).flatten().nonzero()[:, 0]  # flat indices of anchors
+        tile_numbers = positive // max(len(anchors), 1)
+        assigned = boxes[tile_numbers, lesions.flatten()[positive]]
+        if labels.dtype == torch.uint8:  # fewer bytes to move to a GPU
+            anchor_labels = anchor_labels.to(torch.uint8)
         return AnchorTargets(
-            labels=found.to(torch.uint8) if is_uint8 else found,
-            valid=rows != IGNORED,
+            labels=anchor_labels,
+            valid=lesions != IGNORED,
             boxes=assigned,
             places=positive,
         )
+
+
+def _centre_voxels(
+    anchors: Float[Tensor, "n two_d"], tile_shape: Sequence[int]
+) -> Integer[Tensor, " n"]:
+    """Return the flat index of the voxel at the centre of each anchor, within the tile."""
+    index = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+    centres = split_box(anchors)[0].floor().long().unbind(1)
+    for centre, n in zip(centres, tile_shape, strict=True):
+        index = index * n + centre.clamp(0, n - 1)
+    return index
 
 
 @lru_cache(maxsize=4)

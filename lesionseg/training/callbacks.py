@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from copy import deepcopy
 from datetime import timedelta
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 # time is spent on writing.
 PAUSE_SHARE = 50
 STRETCH = 20  # steps to average over: a single batch has few lesions or none
-HARD_SHARE = 0.01  # the hard background: this share, with the highest lesion probability
-# Warn if the hard background has a larger share of the gradient. If lesions and background are
+HARD_SHARE = 0.01  # share of the background voxels with the highest lesion probability
+# Warn if this hard background has a larger share of the gradient. If lesions and background are
 # balanced, the whole background has half of it. A much larger share comes from outliers.
 HARD_LIMIT = 0.65
 LESION_LIMIT = 0.01  # warn if lesions have a smaller share of the gradient
@@ -47,7 +47,7 @@ LEAST_P = 0.2  # lowest score of boxes in pictures; an early detector has low sc
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt between steps, at intervals and at the end.
+    """A callback that writes checkpoints/last.ckpt between steps, at intervals and at the end.
 
     The interval is at least `pause`, and at least `PAUSE_SHARE` times the time that the last
     checkpoint took, because a GPU is idle meanwhile. All processes use the same clock
@@ -71,6 +71,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         """Rename the checkpoint of the previous step, whose row has been written by now."""
+        self._rename(trainer)
+
+    def _rename(self, trainer: Any) -> None:
+        """Rename next.ckpt, if it exists, to last.ckpt."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
             new.replace(new.with_name("last.ckpt"))
@@ -94,13 +98,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Write the last checkpoint."""
         trainer.save_checkpoint(self.folder / "next.ckpt")
-        self.on_train_batch_start(trainer)
+        self._rename(trainer)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name in its folder, and renames it.
+    """A writer of checkpoints under a temporary name in their folder, which are then renamed.
 
-    Lightning would write it to TMPDIR and move it.
+    Lightning would write them to TMPDIR and move them.
     """
 
     def save_checkpoint(
@@ -126,7 +130,7 @@ class History(CSVLogger):
 
 
 class Progress(pl.Callback):
-    """Shows one progress bar for the whole training, with step and smoothed loss.
+    """A callback that shows one progress bar for the training, with step and smoothed loss.
 
     `bar` opens the bar and yields a function of (text, share of the budget that is spent, 1).
     """
@@ -165,7 +169,7 @@ class Progress(pl.Callback):
 
 
 class FocalStatistics(pl.Callback):
-    """Logs the distribution of the gradient and the probability in lesions, and warns of faults.
+    """A callback that logs gradient shares and the probability in lesions, and warns of faults.
 
     For the finest logits it computes the mean probability in lesions, and two shares of the L1 norm
     of the loss's gradient: that of lesions, and that of the hardest 1 % of background. Each warning
@@ -222,39 +226,47 @@ class FocalStatistics(pl.Callback):
         self._rows.append(self.latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
-        # a missing number is NaN, and each comparison with NaN is False
         means = pd.DataFrame(list(self._rows)).mean()
-        progress = module.progress
-        hard = means.get(HARD_NAME, np.nan)
-        lesion = means.get(LESION_NAME, np.nan)
-        p = means.get(P_NAME, np.nan)
-        warnings = {}
-        if hard > HARD_LIMIT:
-            warnings["hard"] = (
-                f"The hardest 1 % of background has {hard:.0%} of the gradient. The reference may "
-                "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
-                "(detection.gamma for anchors)."
-            )
-        if lesion < LESION_LIMIT and p >= 0:
-            warnings["few"] = (
-                f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
-                "(detection.alpha for anchors), or use more tiles with lesions "
-                "(sampling.lesion_share)."
-            )
-        if p < FOUND_FROM and progress >= FOUND_AFTER:
-            warnings["collapse"] = (
-                f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}, "
-                "so that no lesion would be found. Raise loss.alpha (detection.alpha for anchors), "
-                "use more tiles with lesions (sampling.lesion_share), train longer, or set a finer "
-                "model.spacing_mm."
-            )
+        warnings = _find_faults(means.to_dict(), module.progress)
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
             log.warning("Step %d: %s", trainer.global_step, warnings[name])
 
 
+def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
+    """Return a warning for each fault that the mean statistics show, by the fault's name.
+
+    `progress` is the share of the budget that is spent. A missing statistic shows no fault.
+    """
+    # a missing number is NaN, and each comparison with NaN is False
+    hard = means.get(HARD_NAME, np.nan)
+    lesion = means.get(LESION_NAME, np.nan)
+    p = means.get(P_NAME, np.nan)
+    warnings: dict[str, str] = {}
+    if hard > HARD_LIMIT:
+        warnings["hard"] = (
+            f"The hardest 1 % of background has {hard:.0%} of the gradient. The reference may "
+            "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
+            "(detection.gamma for anchors)."
+        )
+    if lesion < LESION_LIMIT and p >= 0:
+        warnings["few"] = (
+            f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
+            "(detection.alpha for anchors), or use more tiles with lesions "
+            "(sampling.lesion_share)."
+        )
+    if p < FOUND_FROM and progress >= FOUND_AFTER:
+        warnings["collapse"] = (
+            f"After {progress:.0%} of the budget the mean probability in lesions is {p:.2g}, "
+            "so that no lesion would be found. Raise loss.alpha (detection.alpha for anchors), "
+            "use more tiles with lesions (sampling.lesion_share), train longer, or set a finer "
+            "model.spacing_mm."
+        )
+    return warnings
+
+
 class Previews(pl.Callback):
-    """Draws the first tiles with a lesion into `run_dir/previews`, every few minutes.
+    """A callback that draws the first tiles with a lesion into `run_dir/previews` at intervals.
 
     `draw(path, tiles)` receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile,
     and the boxes of a detector with p ≥ `LEAST_P`.
@@ -276,10 +288,14 @@ class Previews(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Draw if it is due."""
         if module.minutes >= self._due:
-            self.on_train_end(trainer, module)
+            self._draw(module)
             self._due = module.minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Draw the final output."""
+        self._draw(module)
+
+    def _draw(self, module: Any) -> None:
         """Draw the tiles and the network's current output."""
         if not self.tiles:
             return

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = Path("checkpoints")
 CHECKPOINT_EVERY = timedelta(seconds=15)
-STEPS_PER_EPOCH = 50  # within this many steps the mix of tiles is exact
+STEPS_PER_EPOCH = 50  # the shares of kinds of tiles are exact over this many steps
 GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replaces it
 LOG_EVERY = 5  # default number of steps; trainer.lightning.log_every_n_steps replaces it
 
@@ -60,7 +60,8 @@ LOG_EVERY = 5  # default number of steps; trainer.lightning.log_every_n_steps re
 class FitResult:
     """The result of a training.
 
-    `network` has the kept weights, and is in eval mode on the CPU. `steps` includes `skipped`.
+    `network` has the kept weights, and is in eval mode on the CPU. `steps` is the number of steps,
+    including the `skipped` ones.
     """
 
     network: nn.Module
@@ -94,59 +95,80 @@ def fit(
         cfg: all settings of `train`.
         run_dir: receives checkpoints and metrics.csv.
         validate: returns scores by name for the network in eval mode.
-        loss: the loss of voxels, instead of the configured one.
+        loss: replaces the configured loss of voxels.
         callbacks: Lightning callbacks, in addition to the configured ones.
 
     Returns:
-        The network with the number of steps and minutes.
+        The network, and the numbers of steps and minutes.
 
     Raises:
         TrainingError: if the checkpoint does not fit the network, or the gradient stays NaN.
         ConfigError: if the device runs out of memory, or loss and plan do not fit together.
     """
     last = run_dir / CHECKPOINTS / "last.ckpt"
-    best = run_dir / CHECKPOINTS / "best.ckpt"
     module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
-    device = training_device(cfg.trainer.accelerator)
-    before = broadcast_from_rank_zero(lambda: _read(last) if last.is_file() else None)
-    steps = 0
-    spent = 0.0  # minutes
+    before = broadcast_from_rank_zero(lambda: _read_checkpoint(last) if last.is_file() else None)
+    steps_before = 0
+    minutes_before = 0.0
     if before:
-        steps = before["global_step"]
-        spent = before["minutes"]
-    if steps < (settings.max_steps or math.inf) and spent < (settings.max_minutes or math.inf):
+        steps_before = before["global_step"]
+        minutes_before = before["minutes"]
+    has_steps_left = steps_before < (settings.max_steps or math.inf)
+    has_minutes_left = minutes_before < (settings.max_minutes or math.inf)
+    if has_steps_left and has_minutes_left:
         data = LesionData(tiles, plan, settings)
-        try:
-            with _lightning_settings(on_cpu=device == "cpu"):
-                trainer = make_trainer(module, cfg, run_dir, steps, callbacks, validate)
-                trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(plan, module, error) from error
-        except (RuntimeError, KeyError) as error:
-            if module.global_step > steps or "state_dict" not in str(error):
-                raise
-            raise _unusable_checkpoint(last, str(error)) from error
-        except KeyboardInterrupt:
-            advice = "No checkpoint was written yet."
-            if last.is_file():
-                advice = f"To continue, run the command again with run_dir={run_dir}."
-            if is_rank_zero():
-                log.warning("Training stopped at step %d. %s", module.global_step, advice)
+        on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
+        with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
+            trainer = make_trainer(module, cfg, run_dir, steps_before, callbacks, validate)
+            trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
+    after = broadcast_from_rank_zero(partial(_read_checkpoint, last))
+    _load_kept_weights(module, run_dir / CHECKPOINTS, after)
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    steps = after["global_step"]
+    minutes = after["minutes"]
+    log.info("Trained %d steps in %.1f minutes.", steps, minutes)
+    device = training_device(cfg.trainer.accelerator)
+    return FitResult(network.eval(), steps, after["skipped"], minutes, device)
+
+
+@contextmanager
+def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iterator[None]:
+    """Convert the errors of a training to those that `fit` documents, and log an interruption.
+
+    `last` is the checkpoint from which the training continues after `steps_before` steps.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(module, error) from error
+    except (RuntimeError, KeyError) as error:
+        if module.global_step > steps_before or "state_dict" not in str(error):
             raise
-    after = broadcast_from_rank_zero(partial(_read, last))
-    kept = broadcast_from_rank_zero(lambda: _read(best) if best.is_file() else after)
+        raise _unusable_checkpoint(last, str(error)) from error
+    except KeyboardInterrupt:
+        advice = "No checkpoint was written yet."
+        if last.is_file():
+            run_dir = last.parent.parent
+            advice = f"To continue, run the command again with run_dir={run_dir}."
+        if is_rank_zero():
+            log.warning("Training stopped at step %d. %s", module.global_step, advice)
+        raise
+
+
+def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
+    """Load the weights that scored best or, without validation, those of the last step.
+
+    `after` is the content of the last checkpoint in `folder`.
+    """
+    best = folder / "best.ckpt"
+    kept = broadcast_from_rank_zero(lambda: _read_checkpoint(best) if best.is_file() else after)
     if best.is_file():
         log.info("The weights of step %d scored best and are kept.", kept["global_step"])
     try:
         module.load_state_dict(kept["state_dict"])
     except RuntimeError as error:
-        raise _unusable_checkpoint(last, str(error)) from error
-    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    steps = after["global_step"]
-    minutes = after["minutes"]
-    log.info("Trained %d steps in %.1f minutes.", steps, minutes)
-    return FitResult(network.eval(), steps, after["skipped"], minutes, device)
+        raise _unusable_checkpoint(folder / "last.ckpt", str(error)) from error
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
@@ -233,7 +255,9 @@ def make_trainer(
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
-    devices: Any = list(d) if isinstance(d := settings.devices, tuple) else d
+    devices: Any = settings.devices
+    if isinstance(devices, tuple):
+        devices = list(devices)
     if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
     fastest = "16-mixed" if device.type == "cuda" else "32-true"
@@ -243,7 +267,8 @@ def make_trainer(
     if not settings.has_one_device:
         start = "spawn" if environment is None else "popen"
         strategy = DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
-    chosen: dict[str, Any] = {
+    # a dictionary, because the user's settings may replace any of these
+    arguments: dict[str, Any] = {
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
         "devices": devices,
         "strategy": strategy,
@@ -256,29 +281,32 @@ def make_trainer(
         "enable_model_summary": False,
         "enable_progress_bar": False,  # without an end of the stream, Lightning's bar has none
         "default_root_dir": run_dir,
-        # Lightning would treat each SLURM task as a process of one training.
+        # without it, Lightning would treat each SLURM task as a process of one training
         "plugins": [environment or LightningEnvironment(), AtomicCheckpoints()],
         **deepcopy(settings.lightning),
     }
     try:
-        return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **chosen)
+        return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **arguments)
     except TypeError as error:
         raise ConfigError(f"trainer.lightning: {error}.") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _ = checkpoint["minutes"], checkpoint["skipped"], checkpoint["state_dict"]
+        missing = {"minutes", "skipped", "state_dict"} - checkpoint.keys()
+        if missing:
+            raise KeyError(", ".join(missing))
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
         # the message contains only the error's name: its text advises against `weights_only`
         raise _unusable_checkpoint(path, type(error).__name__) from error
     return checkpoint
 
 
-def _out_of_memory(plan: Plan, module: LesionModule, error: torch.OutOfMemoryError) -> ConfigError:
+def _out_of_memory(module: LesionModule, error: torch.OutOfMemoryError) -> ConfigError:
     """Return the error of a step without enough memory. It names the setting to change."""
+    plan = module.plan
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"

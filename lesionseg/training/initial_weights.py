@@ -28,7 +28,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     Args:
         bundle: path of a bundle, a run or an nnU-Net checkpoint.
         network: receives the weights, in place.
-        plan: of `network`.
+        plan: the plan of `network`.
 
     Raises:
         BundleError: if the bundle or checkpoint cannot be used.

@@ -24,23 +24,23 @@ log = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 10
 NNUNET_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps
 NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
-LONG = 30.0  # minutes; in a longer training, validations choose the weights
-N_VALIDATIONS = 6
-VALIDATION_MINUTES = 20.0  # between validations on a GPU without a limit
-BATCHES = {3: 2, 2: 4}  # tiles of a step to which `optim.lr` applies, by number of axes
+LONG_MINUTES = 30.0  # a longer training is validated several times to choose the weights
+N_VALIDATIONS = 6  # of such a training
+VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
+TILES_OF_LR = {3: 2, 2: 4}  # tiles per step to which `optim.lr` applies, by number of axes
 WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step with rate 0 would have no effect
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 
 
 class LesionModule(pl.LightningModule):
-    """Trains `network` with `objective` until the budget of `settings` is spent.
+    """The training of `network` with `objective` until the budget of `settings` is spent.
 
-    A batch contains `plan.batch_size` tiles. Terms per positive are divided by a moving average of
-    the positives in a step's batches, summed over all processes. Processes average their gradients,
-    so each divides by this normaliser over the number of processes. A step whose gradient is not
-    finite does not change the weights. It is counted in the next step, because reading the flag at
-    once would make a GPU wait.
+    A batch contains `plan.batch_size` tiles. Sums over positives are divided by a normaliser, the
+    moving average of the number of positives in a step, over all its batches and processes.
+    Processes average their gradients, so each one divides by the normaliser over the number of
+    processes. A step whose gradient is not finite does not change the weights. It is counted in the
+    next step, because reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LesionModule(pl.LightningModule):
         self.settings = settings
         self.optim = optim
         self.loss = objective.loss  # registered, so that its buffers move to the device
-        self.normalisers = PositiveAverage(objective.expected(plan.batch_size))
+        self.normalisers = PositiveAverage(objective.expected_positives(plan.batch_size))
         self.minutes = 0.0  # of training until the last step, the same in all processes
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -72,7 +72,7 @@ class LesionModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The larger of the spent shares of the two limits, steps and minutes."""
+        """The share of the budget that is spent: of the steps or minutes, whichever is larger."""
         by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
         limit = self.settings.max_minutes
         return max(by_steps, self.minutes / limit if limit else 0.0)
@@ -87,7 +87,7 @@ class LesionModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Set the expected positives of all processes, and compile the network if requested."""
         n_tiles = self.plan.batch_size * self.trainer.world_size
-        self.normalisers = PositiveAverage(self.objective.expected(n_tiles))
+        self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
         if self.settings.compile:  # in place, so that the names of weights stay
             self.network.compile()
 
@@ -107,13 +107,8 @@ class LesionModule(pl.LightningModule):
         targets = self.objective.targets(batch)
         world = self.trainer.world_size
         counts = targets.counts()
-        if world > 1:  # sum the minutes as well, so that all processes end at the same step
-            minutes = torch.full_like(counts[:1], self.elapsed_minutes())
-            counts = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-            if self._shared_minutes is not None:  # those of the previous step, which do not wait
-                self.minutes = self._shared_minutes.read().item() / world
-            self._shared_minutes = HostCopy(counts[-1])
-            counts = counts[:-1]
+        if world > 1:
+            counts = self._sum_over_processes(counts)
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.mask_unannotated(output, batch["unannotated"])
@@ -124,19 +119,42 @@ class LesionModule(pl.LightningModule):
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
         named["positives"] = counts[0]
+        self._log_terms(named, batch_idx)
+        return loss
+
+    def _sum_over_processes(self, counts: Tensor) -> Tensor:
+        """Return the sum of `counts` over all processes. Average their minutes in the same call.
+
+        So all processes have the same minutes and end at the same step.
+        """
+        world = self.trainer.world_size
+        minutes = torch.full_like(counts[:1], self.elapsed_minutes())
+        sums = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
+        if self._shared_minutes is not None:  # of the previous step: reading these does not wait
+            self.minutes = self._shared_minutes.read().item() / world
+        self._shared_minutes = HostCopy(sums[-1])
+        return sums[:-1]
+
+    def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Remember the terms of a batch. In a logged step, log the means since the last one."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step % every == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.recent = []
-        self.recent.append(torch.stack([value.detach().float() for value in named.values()]))
+        self.recent.append(torch.stack([value.detach().float() for value in terms.values()]))
         if self.is_logged:
-            means = torch.stack([row.to(loss.device) for row in self.recent]).nanmean(0)
-            self.log_dict(dict(zip(named, means, strict=True)), sync_dist=world > 1)
+            device = self.recent[-1].device
+            means = torch.stack([row.to(device) for row in self.recent]).nanmean(0)
+            is_distributed = self.trainer.world_size > 1
+            self.log_dict(dict(zip(terms, means, strict=True)), sync_dist=is_distributed)
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
-        return loss
 
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
-        """Update the normaliser once per optimiser step, from the mean over accumulated batches."""
+        """Return the normaliser of a batch.
+
+        The moving average takes one step per optimiser step. With accumulated batches, each batch
+        repeats this step with the mean over the batches so far.
+        """
         n_before = batch_idx % self.trainer.accumulate_grad_batches
         if n_before == 0 or self._counts is None:
             self._counts = counts * 0
@@ -199,7 +217,7 @@ class LesionModule(pl.LightningModule):
         # with fp16 a fused optimiser would receive gradients that are clipped before unscaling
         fused = trainer.precision != "16-mixed"
         n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        optim = batch_rate(self.optim, n_tiles, self.plan.dims)
+        optim = scale_learning_rate(self.optim, n_tiles, self.plan.dims)
         log.info("Learning rate %.2g for %d tiles per step.", optim.lr, n_tiles)
         optimiser = make_optimiser(self.network, optim, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -255,10 +273,10 @@ def make_optimiser(
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
     """Return the settings with a budget, and with the interval of validations in minutes.
 
-    A training without limits takes an hour on a CPU. On a GPU it uses as many voxels as nnU-Net's
-    training, in at most as many steps. With `validate_every_minutes=auto`, a training of more than
-    half an hour validates six times, one without limits on a GPU every 20 minutes, and all others
-    only at the end (None).
+    If the settings state no limit, a training takes an hour on a CPU. On a GPU it uses as many
+    voxels as nnU-Net's training, in at most as many steps, and validates every 20 minutes. With
+    `validate_every_minutes=auto`, a training of more than half an hour validates six times. All
+    others validate only at the end (None).
     """
     minutes = settings.max_minutes
     steps = settings.max_steps
@@ -272,7 +290,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
             every = VALIDATION_MINUTES
         else:
             minutes = 60.0
-    if minutes and minutes > LONG:
+    if minutes and minutes > LONG_MINUTES:
         every = minutes / N_VALIDATIONS
     if settings.validate_every_minutes != "auto":
         every = settings.validate_every_minutes
@@ -286,14 +304,14 @@ def budget_text(settings: TrainerConfig) -> str:
     return " or ".join(f"{value:g} {unit}" for value, unit in limits if value)
 
 
-def batch_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
+def scale_learning_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
     """Return the settings with the learning rate for a step of `n_tiles` tiles.
 
     The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),
     and to its square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). `optim.lr` applies to
     2 tiles in 3-D and 4 in 2-D. `n_tiles` includes all processes and accumulated batches.
     """
-    times = n_tiles / BATCHES[dims]
+    times = n_tiles / TILES_OF_LR[dims]
     factor = times if settings.name == "sgd" else sqrt(times)
     return settings.model_copy(update={"lr": settings.lr * factor})
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from lesionseg.config import TrainConfig
+from lesionseg.config import DetectionConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss
 from lesionseg.losses.base import count_positives, mask_unannotated, region_target
@@ -65,12 +65,13 @@ class Targets:
 
 
 class Objective:
-    """Computes the targets of a batch, and the terms of the loss of a network's output.
+    """The targets of a batch, and the terms of the loss of a network's output.
 
     `loss` applies to voxels on every supervised level, and `detection` to anchors, if the plan's
     network has them. Terms are weighted fp32 scalars by name, and the loss is their sum. The
-    anchors and each level have a normaliser, in the order of `expected` and `Targets.counts`. A
-    loader's worker should apply `batch_targets` to each batch; otherwise `targets` does.
+    anchors and each level have a normaliser, in the order of `expected_positives` and
+    `Targets.counts`. A loader's worker should apply `batch_targets` to each batch; otherwise
+    `targets` does.
     """
 
     def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
@@ -84,7 +85,7 @@ class Objective:
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
         )
 
-    def expected(self, n_tiles: int) -> tuple[float, ...]:
+    def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
         """Return the expected number of positives in `n_tiles` tiles for each normaliser.
 
         For voxels it follows from the plan's lesion fraction.
@@ -120,9 +121,10 @@ class Objective:
                     normaliser=normalisers[0],
                 )
                 normalisers = normalisers[1:]
-            voxels = self._voxels(output)
+            voxels = self._voxel_logits(output)
             # weights 1, ½, ¼ …, finest first, scaled to a sum of 1 (Isensee et al. 2021)
             weights = [0.5**k / (2 - 2 * 0.5 ** len(voxels)) for k in range(len(voxels))]
+            # in eval mode the network returns only the finest level
             levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
                 terms = self._voxel_terms(logits, level, normaliser)
@@ -144,14 +146,14 @@ class Objective:
             logits.float(), level.labels, valid=level.valid, normaliser=normaliser
         )
 
-    def _voxels(self, output: Any) -> Sequence[Tensor]:
+    def _voxel_logits(self, output: Any) -> Sequence[Tensor]:
         """Return the logits of voxels, finest first."""
         return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
     def mask_unannotated(self, output: Any, unannotated: Tensor) -> Any:
         """Return the output without gradient for labels `[B, K]` that are not annotated."""
         activation = self.plan.activation
-        voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxels(output)]
+        voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxel_logits(output)]
         if not self.plan.has_boxes:
             return voxels
         scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
@@ -165,7 +167,7 @@ class Objective:
         if not targets.levels and targets.anchors is not None:
             return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
         finest = targets.levels[0]
-        return self._voxels(output)[0], 1, finest.labels, finest.valid
+        return self._voxel_logits(output)[0], 1, finest.labels, finest.valid
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
@@ -181,17 +183,27 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
             f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
             f"model.activation={activation}, or +loss.activation={plan.activation}."
         )
-    return Objective(plan, loss, DetectionLoss(**cfg.detection.to_plain()))
+    return Objective(plan, loss, make_detection_loss(cfg.detection))
+
+
+def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
+    """Return the loss of a detector's anchors with the settings `detection`."""
+    return DetectionLoss(
+        alpha=settings.alpha,
+        gamma=settings.gamma,
+        hard_negatives=settings.hard_negatives,
+    )
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return the targets on a grid that is `stride` times coarser.
 
-    Spatial axes must be multiples of `stride`. A coarse voxel gets the highest label of its block,
-    or all regions in it, because nearest sampling would drop small lesions. A block with an invalid
-    voxel is invalid unless it contains a valid lesion voxel. Its id is that of the block's middle
-    voxel, or the highest one if the loss needs nearest lesions. The nearest lesion of a block
-    without a lesion is that of its middle voxel.
+    Spatial axes must be multiples of `stride`. Each coarse voxel represents a block of voxels. Its
+    label is the highest one in the block, or all regions in it, because nearest sampling would drop
+    small lesions. It is valid if all voxels of the block are, or if the block contains a valid
+    lesion voxel. Its instance id is that of the block's middle voxel. If the loss needs nearest
+    lesions, the id is the highest one in the block, and the nearest lesion of a block without a
+    lesion is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets

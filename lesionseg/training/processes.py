@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for its tasks; a batch script does not have it
-# Other processes wait so long while the first one reads, plans, validates and scores.
+# the longest wait of other processes while the first one reads, plans, validates and scores
 PATIENCE = timedelta(days=1)
 
 
@@ -66,9 +66,9 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 
     env = os.environ
     by_torchrun = TorchElasticEnvironment.detect()
-    n = int(env["WORLD_SIZE"] if by_torchrun else env.get(TASKS, "1"))
+    n_started = int(env["WORLD_SIZE"] if by_torchrun else env.get(TASKS, "1"))
     if by_torchrun:
-        here = int(env["LOCAL_WORLD_SIZE"])
+        n_per_node = int(env["LOCAL_WORLD_SIZE"])
         restarts = env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
         if restarts and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # the shared store keeps addresses of processes that died (seen with torch 2.13)
@@ -76,9 +76,10 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
                 "--max-restarts: restarted processes would not find each other. Set "
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
             )
-    elif n > 1 and not trainer.has_one_device:
-        here = n // int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
-        env.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+    elif n_started > 1 and not trainer.has_one_device:
+        n_nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+        n_per_node = n_started // n_nodes
+        env.setdefault("SLURM_NTASKS_PER_NODE", str(n_per_node))  # Lightning asks for it
     elif trainer.n_nodes > 1:
         raise ConfigError(
             f"trainer.lightning.num_nodes={trainer.n_nodes}: the processes of the other nodes have "
@@ -86,15 +87,16 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
         )
     else:
         return None
-    if trainer.n_devices not in (here, None) or trainer.n_nodes != n // here:
+    n_nodes = n_started // n_per_node
+    if trainer.n_devices not in (n_per_node, None) or trainer.n_nodes != n_nodes:
         raise ConfigError(
-            f"{'torchrun' if by_torchrun else 'srun'} started {here} processes on each of "
-            f"{n // here} nodes, but the settings are {trainer.devices} on each of "
+            f"{'torchrun' if by_torchrun else 'srun'} started {n_per_node} processes on each of "
+            f"{n_nodes} nodes, but the settings are {trainer.devices} on each of "
             f"{trainer.n_nodes}. "
-            f"Set trainer.devices={here} and +trainer.lightning.num_nodes={n // here}."
+            f"Set trainer.devices={n_per_node} and +trainer.lightning.num_nodes={n_nodes}."
         )
     if by_torchrun:
-        return TorchElasticEnvironment() if n > 1 else None
+        return TorchElasticEnvironment() if n_started > 1 else None
     return SLURMEnvironment(auto_requeue=False)  # a job continues from our own checkpoint
 
 
@@ -159,10 +161,10 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     return made
 
 
-def local_rank_zero_first(make: Callable[[], T]) -> T:
-    """Call `make` in every process, and return its own result.
+def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
+    """Call `make` in every process, and return the process's own result.
 
-    On each node, one process calls it first, and the others afterwards.
+    On each node, one process calls it first. The others wait, so that they find its files.
     """
     if not distributed.is_initialized():
         return make()

@@ -28,7 +28,7 @@ from lesionseg.training.module import LesionModule
 
 log = logging.getLogger(__name__)
 
-Join = Callable[[Sequence[TileItem]], Batch]
+Collate = Callable[[Sequence[TileItem]], Batch]
 SHARED_MEMORY = "/dev/shm"
 AHEAD = 2  # batches that each worker reads ahead
 MOST_WORKERS = 8  # enough for a GPU
@@ -76,7 +76,7 @@ def read_batches(
         pin: copy batches to pinned memory, for a GPU.
         add_targets: the objective's targets, which workers compute while the device trains.
     """
-    join = to_batch if isinstance(tiles, TileDataset) else cast(Join, default_collate)
+    collate = to_batch if isinstance(tiles, TileDataset) else cast(Collate, default_collate)
     yield from DataLoader(
         tiles,
         batch_sampler=steps,
@@ -84,7 +84,9 @@ def read_batches(
         prefetch_factor=AHEAD if workers else None,
         multiprocessing_context=START_METHOD if workers else None,
         pin_memory=pin,
-        collate_fn=partial(_collate, join=join, add_targets=add_targets or BatchTargets()),
+        collate_fn=partial(
+            _collate_with_targets, collate=collate, add_targets=add_targets or BatchTargets()
+        ),
         worker_init_fn=begin_worker,
         # without it MONAI would reset torch's global generator, which networks use
         generator=torch.Generator(),
@@ -123,9 +125,11 @@ def _plain_tensors(item: TileItem) -> Batch:
     return {name: torch.Tensor.as_subclass(x, Tensor) for name, x in tensors.items()}
 
 
-def _collate(items: Sequence[TileItem], join: Join, add_targets: BatchTargets) -> Batch:
-    """Collate items with `join`, and add targets."""
-    return add_targets(join(items))
+def _collate_with_targets(
+    items: Sequence[TileItem], collate: Collate, add_targets: BatchTargets
+) -> Batch:
+    """Collate items, and add targets."""
+    return add_targets(collate(items))
 
 
 class LesionData(pl.LightningDataModule):
@@ -177,7 +181,7 @@ def loader_workers(
         plan: the batch size and tile shape.
         device: `cpu` or `cuda`.
         n_processes: training processes on this machine.
-        targets: those that workers add to a batch.
+        targets: the targets that workers add to a batch; they need memory as well.
     """
     workers = 1 if device == "cpu" else min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
     if asked != "auto":

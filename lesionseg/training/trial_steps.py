@@ -41,7 +41,7 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     smaller: Plan | None = plan
     n_smaller_tiles = 0
     while smaller is not None and n_smaller_tiles <= MAX_SMALLER_TILES:
-        if _has_memory(smaller, take_steps):
+        if _try(smaller, take_steps):
             return _with_reasons(smaller, plan)
         log.warning("Out of memory at %s.", _size(smaller))
         following = step_down(smaller)
@@ -54,8 +54,8 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     )
 
 
-def _has_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
-    """Take the steps, and return False if memory runs out. Release their memory afterwards."""
+def _try(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
+    """Take the steps and release their memory. Return False if memory ran out."""
     fits = True
     try:
         take_steps(plan)
@@ -80,27 +80,27 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
 
     cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """
-    place = torch.device(device)
-    network = build_network(plan, architectures=TRUSTED).to(place).train()
+    gpu = torch.device(device)
+    network = build_network(plan, architectures=TRUSTED).to(gpu).train()
     objective = make_objective(plan, cfg)
     optimiser = make_optimiser(network, cfg.optim)
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
-    batch = {name: tensor.to(place) for name, tensor in batch.items()}
+    batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
     is_autocast = cfg.trainer.precision != "32-true"
-    dtype = autocast_dtype(place)
+    dtype = autocast_dtype(gpu)
     statistics = FocalStatistics(plan.activation)
     with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()
             targets = objective.targets(batch)
-            with torch.autocast(place.type, dtype, enabled=is_autocast):
+            with torch.autocast(gpu.type, dtype, enabled=is_autocast):
                 output = network(batch["image"])
             logits, class_axis, labels, valid = objective.finest_logits(output, targets)
             statistics.observe(logits, class_axis, labels, valid)
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    if place.type == "cuda":
+    if gpu.type == "cuda":
         torch.cuda.synchronize()  # raise an error of queued operations here
 
 

@@ -18,12 +18,13 @@ SCORED_BY = ("recall_1fp", "dice")
 
 
 class VolumeValidation(Checkpoint):
-    """Validates between two steps and at the end, and writes `best.ckpt` with the best weights.
+    """A callback that validates on whole volumes, and writes the best weights to `best.ckpt`.
 
-    It replaces Lightning's validation loop, which uses a loader's batches and a separate clock in
-    each process. Here all processes use the same clock (`LesionModule.minutes`). The loggers
-    receive the scores as a row, `trainer.callback_metrics` contains them, and the other callbacks
-    are called as around Lightning's own validation, so that `EarlyStopping` can follow a score.
+    It validates between two steps and at the end. It replaces Lightning's validation loop, which
+    uses a loader's batches and a separate clock in each process. Here all processes use the same
+    clock (`LesionModule.minutes`). The loggers receive the scores as a row, and
+    `trainer.callback_metrics` contains them. The other callbacks receive `on_validation_start` and
+    `on_validation_end`, so that `EarlyStopping` can follow a score.
 
     Args:
         validate: returns scores by name for a network in eval mode. Only the first process calls
@@ -68,15 +69,16 @@ class VolumeValidation(Checkpoint):
         for callback in trainer.callbacks:
             callback.on_validation_start(trainer, module)
 
-        def scores() -> tuple[dict[str, float], float]:
+        def score_network() -> tuple[dict[str, float], float]:
             network = deepcopy(module.network).eval()
             with torch.no_grad():
                 found = dict(self.validate(network))
             return found, module.elapsed_minutes()
 
-        found, minutes = broadcast_from_rank_zero(scores)
+        found, minutes = broadcast_from_rank_zero(score_network)
         if self.every_minutes is not None:
-            # counted from the end, so that steps follow even if a validation takes very long
+            # counted from the end of the validation; otherwise one that takes longer than the
+            # interval would be followed by the next one without a training step
             self._due = minutes + self.every_minutes
         score = sum(found.get(name, 0.0) for name in SCORED_BY)
         row = {f"validation_{name}": float(value) for name, value in found.items()}

@@ -65,7 +65,7 @@ def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(name,
     if free:
         batch["labels"].zero_()
         batch["instances"].zero_()
-    normalisers = torch.tensor(objective.expected(2))
+    normalisers = torch.tensor(objective.expected_positives(2))
     terms = objective.terms(network(batch["image"]), objective.targets(batch), normalisers)
     assert {"anchors", "boxes"} <= terms.keys()
     assert (len(terms) > 2) == (name == "retina_unet")
@@ -89,7 +89,7 @@ def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor():
     for tensor in (output.class_logits, *output.segmentation):
         tensor.retain_grad()
     known = objective.mask_unannotated(output, torch.tensor([[False, True], [False, False]]))
-    normalisers = torch.tensor(objective.expected(2))
+    normalisers = torch.tensor(objective.expected_positives(2))
     terms = objective.terms(known, objective.targets(batch), normalisers)
     torch.stack(list(terms.values())).sum().backward()
     of_anchors = output.class_logits.grad.any(1)

@@ -17,7 +17,7 @@ from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training.callbacks import History, LastCheckpoint, Progress
-from lesionseg.training.module import batch_rate, learning_rate
+from lesionseg.training.module import learning_rate, scale_learning_rate
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -156,7 +156,7 @@ def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(
     assert result.steps == 5
     assert result.minutes == pytest.approx(75 / 60)  # the first step that ends after a minute
     shares = np.array([0, 0, 3, 21, 39]) / 60  # of the budget, at the end of the step before
-    optim = batch_rate(OptimConfig.of(lr=1e-2), n_tiles=2, dims=2)
+    optim = scale_learning_rate(OptimConfig.of(lr=1e-2), n_tiles=2, dims=2)
     rates = [learning_rate(share, optim) for share in shares]
     assert column("lr") == pytest.approx(rates)
     assert rates[-1] < 0.8 * max(rates)

@@ -17,10 +17,10 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
+    call_on_local_rank_zero_first,
     find_launcher,
     is_rank_zero,
     join_processes,
-    local_rank_zero_first,
     n_processes,
     require_compiler,
 )
@@ -104,7 +104,7 @@ def _meet(rank, port):
         assert is_rank_zero() == (rank == 0)
         assert broadcast_from_rank_zero(lambda: made.append(rank) or rank) == 0
         assert made == [0] * (rank == 0)
-        assert local_rank_zero_first(lambda: rank) == rank
+        assert call_on_local_rank_zero_first(lambda: rank) == rank
         with pytest.raises(ConfigError, match="Wrong here"):
             broadcast_from_rank_zero(fail)
     assert not distributed.is_initialized()
