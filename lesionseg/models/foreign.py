@@ -48,8 +48,9 @@ class ForeignNetwork(nn.Module):
         levels = as_levels(self.network(image), image.ndim)
         if self.bias is None:
             return levels
-        bias = self.bias.reshape(-1, *(1,) * (image.ndim - 2))
-        return [level + bias for level in (levels if self.training else levels[:1])]
+        bias = self.bias.reshape([-1] + [1] * (image.ndim - 2))
+        used = levels if self.training else levels[:1]
+        return [level + bias for level in used]
 
 
 def as_levels(output: Any, ndim: int) -> list[Tensor]:
@@ -145,34 +146,8 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     """
     if plan.architecture.name != "custom":
         return plan
-    message = ""
-    levels = None
-    tile = plan.tile_shape
-    fits = plan
-    for multiple in (1, 8, 16, 32, 64):
-        tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
-        fits = plan.with_(tile_shape=tile)
-        try:
-            levels = _levels(fits)
-            break
-        except ConfigError:  # the tile is not the reason
-            raise
-        except Exception as error:  # a network may raise any type
-            first_line = (str(error).splitlines() or [""])[0]
-            message = message or f"{type(error).__name__}: {first_line}"
-    if levels is None or (by_hand and tile != plan.tile_shape):
-        remedy = f"Set model.tile_shape={list(tile)}."
-        if levels is None:
-            remedy = "Correct the arguments model.network.…; only channels are filled in."
-        raise ConfigError(
-            f"The network does not accept tiles of {list(plan.tile_shape)}: {message}. {remedy}"
-        )
-    step = max(tile)  # the number of voxels by which a tile may grow
-    for multiple in (1, 2, 4, 8, 16, 32, 64):
-        with suppress(Exception):  # any error means that this multiple is not accepted
-            _levels(fits.with_(tile_shape=tuple(n + multiple for n in tile)))
-            step = multiple
-            break
+    fits, levels = _round_tile(plan, by_hand=by_hand)
+    step = _tile_step(fits)
     features = plan.architecture.features[0]
     ones = (1,) * plan.dims
     architecture = replace(  # two stages whose only purpose is to state the step
@@ -188,7 +163,46 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     return fits.with_(architecture=architecture, reasons={**plan.reasons, "architecture": summary})
 
 
-def _levels(plan: Plan) -> tuple[tuple[int, ...], ...]:
+def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
+    """Round the tile to the first multiple that the network accepts.
+
+    Return the plan with this tile, and the stride of each output of the network.
+    """
+    message = ""  # of the first error, which is that of the plan's own tile
+    for multiple in (1, 8, 16, 32, 64):
+        tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
+        rounded = plan.with_(tile_shape=tile)
+        try:
+            strides = _output_strides(rounded)
+        except ConfigError:  # the tile is not the reason
+            raise
+        except Exception as error:  # a network may raise any type
+            first_line = (str(error).splitlines() or [""])[0]
+            message = message or f"{type(error).__name__}: {first_line}"
+            continue
+        if by_hand and tile != plan.tile_shape:
+            raise _unfit_tile(plan, message, f"Set model.tile_shape={list(tile)}.")
+        return rounded, strides
+    remedy = "Correct the arguments model.network.…; only channels are filled in."
+    raise _unfit_tile(plan, message, remedy)
+
+
+def _unfit_tile(plan: Plan, message: str, remedy: str) -> ConfigError:
+    """Return the error of a network that does not accept the plan's tile."""
+    tile = list(plan.tile_shape)
+    return ConfigError(f"The network does not accept tiles of {tile}: {message}. {remedy}")
+
+
+def _tile_step(plan: Plan) -> int:
+    """Return the smallest number of voxels by which each side of the tile may grow."""
+    for step in (1, 2, 4, 8, 16, 32, 64):
+        with suppress(Exception):  # any error means that this tile is not accepted
+            _output_strides(plan.with_(tile_shape=tuple(n + step for n in plan.tile_shape)))
+            return step
+    return max(plan.tile_shape)
+
+
+def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """Return the stride of each output, in voxels of the tile. Pass on the network's errors."""
     n_channels = len(plan.channel_names)
     tile = plan.tile_shape
@@ -198,14 +212,14 @@ def _levels(plan: Plan) -> tuple[tuple[int, ...], ...]:
         raise
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
         outputs = _run(custom_network(plan), n_channels, tile, "cpu")
-    levels = _strides(outputs, tile)
-    if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(levels[0]) > 1:
+    strides = _strides(outputs, tile)
+    if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(strides[0]) > 1:
         raise ConfigError(
             f"The network's logits do not fit the labels: {[list(x.shape) for x in outputs]}, not "
             f"{n_logits(plan)} channels of {list(tile)} voxels. Correct the arguments "
             "model.network.…."
         )
-    return levels
+    return strides
 
 
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:

@@ -22,10 +22,10 @@ _GROUPS = 8
 class SegmentationHead(nn.Module):
     """A 1×1 convolution whose first predictions are the prior probability of a lesion.
 
-    It maps `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`: each voxel
+    It maps `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`. Each voxel
     of the map gives logits for every voxel of its block. It computes in the precision of its
-    weights (fp32), also under autocast: logits near ±10 have only three digits in bf16, and the
-    focal loss of an easy voxel needs more.
+    weights (fp32), also under autocast. Logits near ±10 have only three digits in bf16, and the
+    focal loss of an easy voxel needs more digits.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ def depth_to_space(
         return x
     dims = len(block)
     small = x.shape[2:]
-    grid = range(2 + dims, 2 + 2 * dims)
-    inside = range(2, 2 + dims)
-    order = [axis for pair in zip(grid, inside, strict=True) for axis in pair]
-    large = [n * side for n, side in zip(small, block, strict=True)]
     n_channels = x.shape[1] // prod(block)
     blocks = x.reshape([x.shape[0], n_channels, *block, *small])
-    return blocks.permute([0, 1, *order]).reshape([x.shape[0], n_channels, *large])
+    # each axis of the map, followed by the same axis within the block
+    order = [0, 1]
+    for axis in range(dims):
+        order += [2 + dims + axis, 2 + axis]
+    large = [n * side for n, side in zip(small, block, strict=True)]
+    return blocks.permute(order).reshape([x.shape[0], n_channels, *large])
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
@@ -90,7 +91,7 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
         One bias per channel of logits.
 
     Raises:
-        ConfigError: if π is not between 0 and 1, or there are no labels.
+        ConfigError: if π is not between 0 and 1, or `n_labels` is 0.
 
     >>> [round(b, 3) for b in prior_bias(0.01, 1, "sigmoid")]
     [-4.595]
@@ -138,12 +139,12 @@ class DetectionHead(nn.Module):
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n two_d"]]:
         """Return class logits and box deltas."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, pyramid, strict=True)]
-        logits = [_by_anchor(self.classes, self.class_tower(x), self.n_labels) for x in maps]
-        deltas = [_by_anchor(self.boxes, self.box_tower(x), self.n_coordinates) for x in maps]
+        logits = [_apply_by_anchor(self.classes, self.class_tower(x), self.n_labels) for x in maps]
+        deltas = [_apply_by_anchor(self.boxes, self.box_tower(x), self.n_coordinates) for x in maps]
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
-def _by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
+def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
     """Apply the last layer to a map, and return `[B, anchors, n_values]`."""
     out: Tensor = last(x)
     # An export would treat len(x) as a constant.

@@ -53,14 +53,14 @@ def tensors_gb(plan: Plan) -> float:
     with torch.device("meta"):
         network = build_network(plan, architectures=TRUSTED)
         n_weights = sum(p.numel() for p in network.parameters())
-    voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
-    voxel += sum(_encoder_bytes(shape)) + sum(_decoder_bytes(plan))
+    bytes_per_voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
+    bytes_per_voxel += sum(_encoder_bytes(shape)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
-        voxel += _heads_bytes(plan)
+        bytes_per_voxel += _heads_bytes(plan)
     if plan.anchors is not None:
-        voxel += sum(_detector_bytes(plan))
+        bytes_per_voxel += sum(_detector_bytes(plan))
     n_voxels = plan.batch_size * prod(plan.tile_shape)
-    return (WEIGHT_BYTES * n_weights + voxel * n_voxels) / 1e9
+    return (WEIGHT_BYTES * n_weights + bytes_per_voxel * n_voxels) / 1e9
 
 
 def _shares(shape: Architecture) -> list[float]:
@@ -83,8 +83,7 @@ def _encoder_bytes(shape: Architecture) -> list[float]:
     found = []
     before = shape.features[0]
     for stage, (features, share) in enumerate(zip(shape.features, _shares(shape), strict=True)):
-        n_blocks = shape.blocks
-        n_bytes = n_blocks * _block_bytes(features)
+        n_bytes = shape.blocks * _block_bytes(features)
         if shape.encoder_blocks:
             n_bytes = 2 * shape.encoder_blocks[stage] * _block_bytes(features)
             if stage == 0:

@@ -28,19 +28,8 @@ class Encoder(nn.Module):
         self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
     ) -> None:
         super().__init__()
+        _check_tables(architecture, dims)
         n = len(architecture.features)
-        tables = (*architecture.strides, *architecture.kernels)
-        if (
-            not n == len(architecture.strides) == len(architecture.kernels)
-            or any(len(row) != dims for row in tables)
-            or any(k % 2 == 0 for row in architecture.kernels for k in row)
-            or len(architecture.encoder_blocks) not in (0, n)
-            or not 1 <= architecture.n_supervised <= n
-        ):
-            raise ConfigError(
-                f"plan.architecture: the tables do not fit each other and {dims} axes (kernels "
-                f"must be odd, and 1 to {n} levels supervised): {architecture}. Correct the plan."
-            )
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
         ones = (1,) * dims
@@ -86,6 +75,24 @@ class Encoder(nn.Module):
             x = stage(x)
             pyramid.append(x)
         return pyramid
+
+
+def _check_tables(architecture: Architecture, dims: int) -> None:
+    """Raise `ConfigError` if the tables of an architecture do not fit each other and the axes."""
+    n = len(architecture.features)
+    rows = (*architecture.strides, *architecture.kernels)
+    checks = {
+        "one row per stage": n == len(architecture.strides) == len(architecture.kernels),
+        "all axes": all(len(row) == dims for row in rows),
+        "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
+        "one depth per stage": len(architecture.encoder_blocks) in (0, n),
+        "supervised levels": 1 <= architecture.n_supervised <= n,
+    }
+    if not all(checks.values()):
+        raise ConfigError(
+            f"plan.architecture: the tables do not fit each other and {dims} axes (kernels "
+            f"must be odd, and 1 to {n} levels supervised): {architecture}. Correct the plan."
+        )
 
 
 class Decoder(nn.Module):

@@ -78,9 +78,10 @@ def is_head(name: str) -> bool:
 def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
     """Copy the weights of `before` that fit into `network`, in place.
 
-    A tensor of the backbone fits if stage, name and shape agree, also between the decoder of a
-    RetinaNet, which ends at a coarser stage, and that of a U-Net. The head of voxels fits if
-    labels, regions and activation agree, and that of a detector if labels and anchors agree.
+    A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
+    counted from the finest stage of the encoder, because the decoder of a RetinaNet ends at a
+    coarser stage than that of a U-Net. The head of voxels fits if labels, regions and activation
+    agree, and that of a detector if labels and anchors agree.
     """
     reasons: dict[str, str] = {}
     here = plan.labels
@@ -88,7 +89,7 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     if (here.names, here.regions) != (there.names, there.regions):
         were = ", ".join(there.names)
         are = ", ".join(here.names)
-        reasons = new_heads(f"the labels were {were} and are {are}")
+        reasons = give_all_heads(f"the labels were {were} and are {are}")
     elif plan.activation != plan_before.activation:
         reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
     sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
@@ -124,21 +125,21 @@ def take_tensors(
         channels: names of the network's channels; empty if they are not known.
         channels_before: names of the channels of `before`.
     """
-    theirs = {_place(name, first): name for name in before}
+    theirs = {_shared_name(name, first): name for name in before}
     taken: list[str] = []
     fresh: list[str] = []
     why: set[str] = set()
     adapted = ""
     for name, tensor in network.state_dict().items():
-        place = _place(name, getattr(network, "finest", 0))
-        head = place.partition(".")[0]
-        value = before.get(theirs.get(place, ""))
-        if place in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
+        shared = _shared_name(name, getattr(network, "finest", 0))
+        head = shared.partition(".")[0]
+        value = before.get(theirs.get(shared, ""))
+        if shared in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
             value, adapted = adapt_channels(value, tensor.shape[1], channels, channels_before)
         if head not in reasons and value is not None and value.shape == tensor.shape:
             tensor.copy_(value)
             taken.append(name)
-            del theirs[place]
+            del theirs[shared]
         else:
             fresh.append(name)
             if head in reasons:
@@ -181,12 +182,12 @@ def adapt_channels(
     return torch.stack(columns, dim=1), words
 
 
-def new_heads(why: str) -> dict[str, str]:
-    """Return `why` as the reason for each kind of head; `take_tensors` then copies no head."""
-    return dict.fromkeys(_HEADS.values(), why)
+def give_all_heads(reason: str) -> dict[str, str]:
+    """Return the same reason for each kind of head, so that `take_tensors` copies none of them."""
+    return dict.fromkeys(_HEADS.values(), reason)
 
 
-def _place(name: str, first: int) -> str:
+def _shared_name(name: str, first: int) -> str:
     """Return a name that equivalent tensors of different networks share.
 
     `first` is the stage of the encoder at which the decoder ends. Stages of the decoder are counted
@@ -313,13 +314,13 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
     """Return the architecture of our network `name` that fits the weights.
 
     Args:
-        weights: by our names.
-        name: names our network.
-        where: the weights come from, for messages.
+        weights: the tensors by our names.
+        name: a name of `ARCHITECTURES`.
+        where: the name of the weights' file, for messages.
 
     Raises:
         ConfigError: if the backbone of the weights is of another kind than that of `name`.
-        BundleError: if our U-Net cannot have this form.
+        BundleError: if the depths of the stages are not those of a U-Net that nnU-Net plans.
     """
     residual = "encoder.stem.conv.weight" in weights
     kind = "residual_unet" if residual else "plain"

@@ -8,8 +8,8 @@ from torch import nn
 
 from lesionseg.inference.bundle import bundle_digest, read_own_bundle
 from lesionseg.models.weights import (
+    give_all_heads,
     is_checkpoint,
-    new_heads,
     read_checkpoint,
     take_tensors,
     take_weights,
@@ -36,7 +36,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     path = Path(bundle)
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
-        heads = new_heads("the meaning of nnU-Net's labels is not known")
+        heads = give_all_heads("the meaning of nnU-Net's labels is not known")
         done = take_tensors(network, read_checkpoint(path), heads)
         log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
     else:
