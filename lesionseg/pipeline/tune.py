@@ -36,7 +36,7 @@ from lesionseg.reporting.tuning import (
     TuningSearch,
     TuningTrial,
     find_steadiest,
-    table,
+    trial_table,
     write_tuning_page,
 )
 from lesionseg.training.module import budget_text
@@ -72,7 +72,7 @@ class TuneOutcome(Outcome):
 
     def summary(self) -> list[str]:
         """Return the table of trials, the conclusions, and the page."""
-        rows = align_columns(table(self.search))
+        rows = align_columns(trial_table(self.search))
         return [*rows, "", *self.search.notes, f"Open:    {self.run / 'tune.html'}"]
 
     @property

@@ -1,4 +1,4 @@
-"""A dataset on one page: faults, a picture of every case, lesion sizes, intensities, spacings."""
+"""The page of a dataset: findings, a picture of every case, sizes, intensities and spacings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from lesionseg.reporting.charts import FOUND, Chart, new_figure
 from lesionseg.reporting.pictures import draw_overview
 from lesionseg.reporting.rendering import Tile, render
 
-# each kind of finding, explained to a reader of the page
+# each kind of finding, and its explanation on the page
 MEANING: Mapping[str, str] = {
     "listed": "The dataset's list has a wrong entry for a case.",
-    "listed_otherwise": "The dataset's list states other cases than its folders contain.",
+    "listed_otherwise": "The dataset's list and its folders contain different cases.",
     "unread": "A folder contains files of formats that are not read.",
     "left_out": "Files next to the cases are left out.",
     "file_ending": "No file has the ending that the dataset states.",
     "names": "File names could be understood in two ways.",
     "columns": "The table has an unknown column whose name resembles a known one.",
-    "folds": "Some cases have no fold: they train in every fold.",
+    "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing or too many.",
     "geometry": "The files of the case are not on one grid, or slices are missing.",
@@ -42,7 +42,7 @@ MEANING: Mapping[str, str] = {
     "spacing": "The voxel size is far from that of the other cases.",
     "orientation": "The orientation differs from most cases. Preparation rotates the image.",
     "unoriented": "The file does not state the orientation: left and right may be swapped.",
-    "burned_in": "The file states that text, such as a name, may be burned into the pixels.",
+    "burned_in": "The file states that text, such as a name, may be part of the pixels.",
     "detector": "Sizes are measured at the detector, where objects appear larger than they are.",
     "remark": "Reading the file gave a warning.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
@@ -54,7 +54,7 @@ SEVERITY: Mapping[str, str] = {
     "note": "for information",
 }
 PIXELS = "pixels"
-_SAMPLED = 100_000  # about this number of voxels is used for the percentiles of a channel
+_SAMPLED = 100_000  # voxels, about, that are used for the percentiles of a channel
 # columns that describe how a radiograph was acquired
 _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
@@ -111,7 +111,8 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     `case` is None if the case cannot be read.
     """
     stated = (files.columns[key] for key in _TAKEN if files.columns.get(key))
-    taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)  # PA, L
+    # abbreviations such as PA and L stay in capitals
+    taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)
     if case is None:
         return CaseLook(name, files.role or "", taken=taken)
     image = case.image
@@ -147,11 +148,11 @@ def describe(finding: Finding) -> str:
     return text
 
 
-def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> list[str]:
+def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -> list[str]:
     """Return one line per finding, with the names of cases and files, and a line of totals.
 
-    Equal notes share a line. `pages` contains the name of each case on the page. It is printed next
-    to the case's own name, so that a reader finds the picture.
+    Equal notes share a line. `pseudonyms` contains the name of each case on the page. It is printed
+    next to the case's own name, so that a reader finds the picture.
     """
     lines = list[str]()
     notes = dict[str, list[str]]()
@@ -159,22 +160,22 @@ def findings_lines(findings: Sequence[Finding], pages: Mapping[str, str]) -> lis
         if finding.severity == "note":
             notes.setdefault(describe(finding), []).append(finding.case)
         else:
-            shown = pages.get(finding.case, "")
-            place = f" ({shown})" if shown not in ("", finding.case) else ""
+            pseudonym = pseudonyms.get(finding.case, "")
+            on_page = f" ({pseudonym})" if pseudonym not in ("", finding.case) else ""
             name = finding.case or "the list of cases"
-            lines.append(f"- {finding.severity}, {name}{place}: {describe(finding)}")
+            lines.append(f"- {finding.severity}, {name}{on_page}: {describe(finding)}")
     for text, cases in notes.items():
         named = f", {count(len(cases), 'case')} ({_list_first(cases, 5)})" if any(cases) else ""
         lines.append(f"- note{named}: {text}")
-    n_read = count(len(pages), "case")
+    cases_read = count(len(pseudonyms), "case")
     n_warned = _count_cases(findings, "warning")
-    need = "needs" if n_warned == 1 else "need"
-    n_bad = _count_cases(findings, "error")
-    return [*lines, f"{n_read} read, {n_bad} cannot be used, {n_warned} {need} a look."]
+    verb = "needs" if n_warned == 1 else "need"
+    n_unusable = _count_cases(findings, "error")
+    return [*lines, f"{cases_read} read, {n_unusable} cannot be used, {n_warned} {verb} a look."]
 
 
 def _count_cases(findings: Sequence[Finding], severity: str) -> int:
-    """Count the cases with a finding of this severity. A wrong entry counts as a case."""
+    """Count the cases with a finding of this severity. A wrong list entry counts as a case."""
     own = [finding for finding in findings if finding.severity == severity]
     entries = [finding for finding in own if finding.kind == "listed" and not finding.case]
     return len({finding.case for finding in own} - {""}) + len(entries)
@@ -204,65 +205,98 @@ def write_dataset_report(
     Raises:
         OutputError: if the file cannot be written.
     """
-    diameters = [d for look in looks.values() for d in look.diameters]
-    free = sum(f.kind == "lesion_free" for f in findings)
-    summary = f"{name}: " if name else ""
-    summary += f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}"
-    summary += f"; {count(free, 'case')} without any." if free else "."
-    if unlisted := sum(f.kind == "listed" and not f.case for f in findings):
-        entries = count(unlisted, "entry", "entries")
-        summary += f" {entries} of the list could not be taken as a case."
-    table = []
-    for severity, words in SEVERITY.items():
-        for kind, meaning in MEANING.items():
-            own = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
-            if names := [look.name for case, look in looks.items() if case in own]:
-                which = _list_first(names, 20)
-                table.append({"": words, "what": meaning, "cases": len(names), "which": which})
-            if "" in own:
-                which = "not in the pictures below"
-                table.append({"": words, "what": meaning, "cases": own.count(""), "which": which})
+    n_unlisted = sum(f.kind == "listed" and not f.case for f in findings)
     named = [
-        {"case": finding.case or "the list of cases", "what": describe(finding)}
+        {"case": finding.case or "the list of cases", "finding": describe(finding)}
         for finding in findings
         if identifiers and finding.severity != "note"
     ]
-    bad = _count_cases(findings, "error")
-    look = _count_cases(findings, "warning")
-    total = len(looks) + unlisted
-    headline = f"{bad} of {total} cases cannot be used" if bad else "Every case can be used"
-    headline += f", {look} {'needs' if look == 1 else 'need'} a look." if look else "."
-    sizes = "no lesion is marked"
-    if diameters:
-        low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
-        sizes = f"of {low} to {high} {unit}, half of them under {middle} {unit}"
-    tiles = [
-        Tile(
-            str(len(looks)),
-            f"{'case' if len(looks) == 1 else 'cases'}, {free or 'none'} of them without a lesion",
-        ),
-        Tile(
-            str(len(diameters)),
-            f"{'lesion' if len(diameters) == 1 else 'lesions'} {sizes}" if diameters else sizes,
-            not diameters,
-        ),
-        Tile(str(bad), "cannot be used", bad > 0),
-        Tile(str(look), "needs a look" if look == 1 else "need a look", look > 0),
-    ]
     html = render(
         "dataset.html.j2",
-        summary=summary,
-        headline=headline,
-        tiles=tiles,
-        findings=table,
+        summary=_summarise(name, looks, findings, n_unlisted),
+        headline=_headline(findings, n_total=len(looks) + n_unlisted),
+        tiles=_tiles(looks, findings, unit),
+        findings=_findings_table(looks, findings),
         named=named,
         identifiers=identifiers,
         looks=[*looks.values()],
         unit=unit,
         flat=any(len(look.shape) == 2 for look in looks.values()),
-        charts=_charts([*looks.values()], diameters, channels, unit),
+        charts=_draw_charts([*looks.values()], channels, unit),
     )
     write_text(path, html)
+
+
+def _count_lesion_free(findings: Sequence[Finding]) -> int:
+    """Count the cases without a lesion."""
+    return sum(finding.kind == "lesion_free" for finding in findings)
+
+
+def _summarise(
+    name: str, looks: Mapping[str, CaseLook], findings: Sequence[Finding], n_unlisted: int
+) -> str:
+    """Return the numbers of cases and lesions in one line.
+
+    `n_unlisted` is the number of entries of the dataset's list that are not cases.
+    """
+    n_lesions = sum(len(look.diameters) for look in looks.values())
+    n_free = _count_lesion_free(findings)
+    summary = f"{name}: " if name else ""
+    summary += f"{count(len(looks), 'case')}, {count(n_lesions, 'lesion')}"
+    summary += f"; {count(n_free, 'case')} without any." if n_free else "."
+    if n_unlisted:
+        entries = count(n_unlisted, "entry", "entries")
+        summary += f" {entries} of the list could not be taken as a case."
+    return summary
+
+
+def _headline(findings: Sequence[Finding], n_total: int) -> str:
+    """Return one sentence about the cases with errors and warnings."""
+    n_unusable = _count_cases(findings, "error")
+    n_warned = _count_cases(findings, "warning")
+    headline = "Every case can be used"
+    if n_unusable:
+        headline = f"{n_unusable} of {n_total} cases cannot be used"
+    if n_warned:
+        headline += f", {n_warned} {'needs' if n_warned == 1 else 'need'} a look"
+    return f"{headline}."
+
+
+def _tiles(looks: Mapping[str, CaseLook], findings: Sequence[Finding], unit: str) -> list[Tile]:
+    """Return the numbers of cases, lesions, errors and warnings."""
+    diameters = [d for look in looks.values() for d in look.diameters]
+    n_free = _count_lesion_free(findings)
+    n_unusable = _count_cases(findings, "error")
+    n_warned = _count_cases(findings, "warning")
+    cases = "case" if len(looks) == 1 else "cases"
+    lesions = "no lesion is marked"
+    if diameters:
+        low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
+        lesions = "lesion" if len(diameters) == 1 else "lesions"
+        lesions += f" of {low} to {high} {unit}, median {middle} {unit}"
+    return [
+        Tile(str(len(looks)), f"{cases}, {n_free or 'none'} of them without a lesion"),
+        Tile(str(len(diameters)), lesions, weak=not diameters),
+        Tile(str(n_unusable), "cannot be used", weak=n_unusable > 0),
+        Tile(str(n_warned), "needs a look" if n_warned == 1 else "need a look", weak=n_warned > 0),
+    ]
+
+
+def _findings_table(
+    looks: Mapping[str, CaseLook], findings: Sequence[Finding]
+) -> list[dict[str, object]]:
+    """Return one row per kind of finding, errors first, with the pseudonyms of its cases."""
+    table: list[dict[str, object]] = []
+    for severity, words in SEVERITY.items():
+        for kind, meaning in MEANING.items():
+            cases = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
+            row: dict[str, object] = {"": words, "finding": meaning}
+            if names := [look.name for case, look in looks.items() if case in cases]:
+                table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
+            if n_entries := cases.count(""):  # entries of the dataset's list that are not cases
+                which = "not in the pictures below"
+                table.append({**row, "cases": n_entries, "which": which})
+    return table
 
 
 def _list_first(names: Sequence[str], most: int) -> str:
@@ -270,37 +304,44 @@ def _list_first(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
-def _charts(
-    looks: Sequence[CaseLook], diameters: Sequence[float], channels: Sequence[str], unit: str
-) -> list[Chart]:
+def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) -> list[Chart]:
     """Draw the lesion sizes, the intensities of each channel, and the spacings."""
     charts = []
     readable = [look for look in looks if look.ranges]
+    diameters = [d for look in looks for d in look.diameters]
     if diameters:
         figure, axes = new_figure()
         axes.hist(diameters, bins=min(30, max(5, len(diameters) // 3)), color=FOUND)
         axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
-    for k, channel in enumerate(channels if readable else ()):
-        figure, axes = new_figure()
-        rows = np.array([look.ranges[k] for look in readable if len(look.ranges) > k])
-        if not len(rows):
-            continue
-        numbers = np.arange(1, len(rows) + 1)
-        axes.vlines(numbers, rows[:, 0], rows[:, 2], color=FOUND)
-        axes.plot(numbers, rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="case", ylabel="intensity")
-        caption = "The 0.5 to 99.5 percentiles of each case; the ring is the median."
-        charts.append(Chart(f"Intensities: {channel}", caption, figure))
+    for index, channel in enumerate(channels):
+        ranges = [look.ranges[index] for look in readable if len(look.ranges) > index]
+        if ranges:
+            charts.append(_draw_intensities(channel, np.array(ranges)))
     if readable and unit != PIXELS:
-        figure, axes = new_figure()
-        spacings = np.array([look.spacing_mm for look in readable], dtype=float)
-        for axis in range(spacings.shape[1]):
-            jitter = axis + np.linspace(-0.2, 0.2, len(spacings))
-            axes.plot(jitter, spacings[:, axis], "o", color=FOUND, alpha=0.6)
-        names = ("slices", "rows", "columns")[-spacings.shape[1] :]
-        axes.set_xticks(range(spacings.shape[1]), names)
-        axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
-        charts.append(Chart("Spacings", "Voxel size of each case along each axis.", figure))
+        charts.append(_draw_spacings(np.array([look.spacing_mm for look in readable]), unit))
     return charts
+
+
+def _draw_intensities(channel: str, ranges: NDArray[np.float64]) -> Chart:
+    """Draw the percentiles `[n, 3]` of one channel, as in `CaseLook.ranges`."""
+    figure, axes = new_figure()
+    numbers = np.arange(1, len(ranges) + 1)
+    axes.vlines(numbers, ranges[:, 0], ranges[:, 2], color=FOUND)
+    axes.plot(numbers, ranges[:, 1], "o", color="white", mec=FOUND, markersize=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="case", ylabel="intensity")
+    caption = "Lines: the 0.5 to 99.5 percentiles of each case. Rings: the median."
+    return Chart(f"Intensities: {channel}", caption, figure)
+
+
+def _draw_spacings(spacings: NDArray[np.float64], unit: str) -> Chart:
+    """Draw the spacings `[n, dims]` along each axis. Points of an axis are spread sideways."""
+    figure, axes = new_figure()
+    n_cases, dims = spacings.shape
+    for axis in range(dims):
+        places = axis + np.linspace(-0.2, 0.2, n_cases)
+        axes.plot(places, spacings[:, axis], "o", color=FOUND, alpha=0.6)
+    axes.set_xticks(range(dims), ("slices", "rows", "columns")[-dims:])
+    axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
+    return Chart("Spacings", "Voxel size of each case along each axis.", figure)

@@ -28,7 +28,7 @@ from lesionseg.reporting.rendering import Tile, render
 from lesionseg.reporting.words import per_scan
 
 VISITS = ("earlier", "later")
-UNSURE = "#b3b3b3"  # a lesion without a sure change
+UNSURE = "#b3b3b3"  # colour of a lesion without a sure change
 MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
 SENTENCES: Mapping[str, str] = {
     "new": "Nothing was marked there at the earlier visit.",
@@ -38,11 +38,10 @@ SENTENCES: Mapping[str, str] = {
     "merged": "Several lesions that became one.",
     "split": "One lesion that became several.",
 }
-
-
-ALIGNED: Mapping[str, str] = {  # how the two visits of a pair were aligned
-    "headers": "the positions that the files state are taken as they are; scans not registered to "
-    "each other need register=rigid",
+# how the two visits of a pair were aligned
+ALIGNED: Mapping[str, str] = {
+    "headers": "the positions that the files state are used; scans that are not registered to each "
+    "other need register=rigid",
     "rigid": "the earlier scan was registered to the later one, moved and turned as a whole",
 }
 
@@ -65,49 +64,55 @@ def draw_changes(
     before = pair.before.mask() > 0
     after = pair.after.mask() > 0
     scenes = []
-    for image, own in zip(images, (pair.placed, grid), strict=True):
-        scan = _read_on_grid(image, own, grid)
+    for image, source in zip(images, (pair.placed, grid), strict=True):
+        scan = _read_on_grid(image, source, grid)
         scenes.append(Scene(scan, grid, reference=before, accepted=after))
     cards = []
     for change in accepted[:MAX_PICTURES]:
-        shown = [c for c in pair.before.candidates if c.id in change.lesion_before]
-        shown += [c for c in pair.after.candidates if c.id in change.lesion_after]
-        start = np.min([c.start_vox for c in shown], axis=0).tolist()
-        stop = np.max([c.stop_vox for c in shown], axis=0).tolist()
-        figure = Figure(figsize=(2 * INCHES, INCHES), facecolor="black")
-        for k, scene in enumerate(scenes):
-            one = draw_cutout(scene, start, stop, planes=1)
-            one.set_dpi(DPI)
-            canvas: Any = FigureCanvasAgg(one)
-            canvas.draw()
-            axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
-            axes.imshow(np.asarray(canvas.buffer_rgba()))
-            axes.set_axis_off()
-            axes.text(
-                0.03,
-                0.03,
-                VISITS[k],
-                color="white",
-                fontsize=8,
-                transform=axes.transAxes,
-                path_effects=[withStroke(linewidth=2, foreground="black")],
-            )
-        diameters = change.diameter_before_mm, change.diameter_after_mm
+        figure = _draw_visits(scenes, pair, change)
+        diameters = (change.diameter_before_mm, change.diameter_after_mm)
         sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
         words: str = change.state
         if change.change_percent is not None:
-            least = change.smallest_change_percent
-            words += f", {change.change_percent:+.0f} % (detectable from {least:.0f} %)"
+            detectable = change.smallest_change_percent
+            words += f", {change.change_percent:+.0f} % (detectable from {detectable:.0f} %)"
         cards.append((change, Card(data_uri(figure), name, " → ".join(sizes), words)))
     return cards
 
 
-def _read_on_grid(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
-    """Read the first channel of a scan, and resample it from its grid `own` to `geometry`."""
+def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange) -> Figure:
+    """Draw the place of a change in both scenes, next to each other."""
+    lesions = [c for c in pair.before.candidates if c.id in change.lesion_before]
+    lesions += [c for c in pair.after.candidates if c.id in change.lesion_after]
+    start = np.min([c.start_vox for c in lesions], axis=0).tolist()
+    stop = np.max([c.stop_vox for c in lesions], axis=0).tolist()
+    figure = Figure(figsize=(2 * INCHES, INCHES), facecolor="black")
+    for k, scene in enumerate(scenes):
+        cutout = draw_cutout(scene, start, stop, planes=1)
+        cutout.set_dpi(DPI)
+        canvas: Any = FigureCanvasAgg(cutout)
+        canvas.draw()
+        axes = figure.add_axes((k / 2, 0, 1 / 2, 1))
+        axes.imshow(np.asarray(canvas.buffer_rgba()))
+        axes.set_axis_off()
+        axes.text(
+            0.03,
+            0.03,
+            VISITS[k],
+            color="white",
+            fontsize=8,
+            transform=axes.transAxes,
+            path_effects=[withStroke(linewidth=2, foreground="black")],
+        )
+    return figure
+
+
+def _read_on_grid(path: Path, source: Geometry, target: Geometry) -> NDArray[np.float32]:
+    """Read the first channel of a scan, and resample it from its grid to another."""
     array = read_volume(path).array[:1]
-    if own.matches(geometry):
+    if source.matches(target):
         return np.asarray(array[0], dtype=np.float32)
-    return resample_to(array, own, geometry, "linear")[0].numpy()
+    return resample_to(array, source, target, "linear")[0].numpy()
 
 
 def write_change_report(
@@ -120,19 +125,19 @@ def write_change_report(
     Raises:
         OutputError: if the file cannot be written.
     """
-    since = {
-        lesion: (c.state, c.volume_before_ml)
-        for c in changes
-        if c.accepted or c.state != "new"
-        for lesion in c.lesion_after
-    }
+    # by id of a lesion at the later visit: its change and its earlier volume
+    since: dict[int, tuple[str, float | None]] = {}
+    for change in changes:
+        if change.accepted or change.state != "new":
+            for lesion in change.lesion_after:
+                since[lesion] = (change.state, change.volume_before_ml)
     gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in changes if c.state == "gone"]
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
-    key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
+    digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()  # for the UIDs
     write_dicom_results(
         image,
         replace(prediction, candidates=candidates, operating_point=None),
-        ResultOrigin(__version__, "follow-up", key),
+        ResultOrigin(__version__, "follow-up", digest),
         {c.label: f"lesion of label {c.label}" for c in candidates},
         report=path,
         comparison=Comparison(
@@ -169,17 +174,11 @@ def write_follow_page(
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
-    stable = sum(c.state == "stable" for c in changes)
+    n_stable = sum(c.state == "stable" for c in changes)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    least = 0.0 if point is None else point.score
-    thin = sum(
-        c.state in ("new", "gone")
-        and c.smallest_change_percent >= 100
-        and (c.score or 1.0) >= least
-        for c in changes
-    )
-    if thin:
-        summary += f"{', ' * bool(summary)}{thin} new or gone but too thin to be sure"
+    if n_thin := _count_thin(changes, threshold=0.0 if point is None else point.score):
+        summary += ", " if summary else ""
+        summary += f"{n_thin} new or gone but too thin to be sure"
     ordered = sorted(cards, key=lambda pair: _max_diameter_mm(pair[0]), reverse=True)
     ordered = ordered[:MAX_PICTURES]
     sections = []
@@ -193,13 +192,14 @@ def write_follow_page(
         words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
         tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     pairs = [_row_of_pair(case, names[case], changes) for case in names]
-    ways = list(dict.fromkeys(alignments.values()))
-    for row, case in zip(pairs, names, strict=True):
-        if len(ways) > 1:
+    kinds_of_alignment = list(dict.fromkeys(alignments.values()))
+    if len(kinds_of_alignment) > 1:
+        for row, case in zip(pairs, names, strict=True):
             row["aligned by"] = alignments[case]
-    listed = [_row_of_change(names[c.case], c, unit) for c in accepted]
-    if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D has no volumes
-        for row in pairs + listed:
+    change_rows = [_row_of_change(names[c.case], c, unit) for c in accepted]
+    # 2-D images have no volumes
+    if all(c.volume_before_ml is None and c.volume_after_ml is None for c in changes):
+        for row in pairs + change_rows:
             del row["ml before"]
             del row["ml after"]
     expected = ""
@@ -207,19 +207,29 @@ def write_follow_page(
         expected = per_scan(point.expected_false_positives_per_case, "false new lesion", "pair")
     html = render(
         "follow.html.j2",
-        headline=f"{summary.capitalize() or 'No sure change'}; {count(stable, 'lesion')} stable.",
+        headline=f"{summary.capitalize() or 'No sure change'}; {count(n_stable, 'lesion')} stable.",
         tiles=tiles,
         charts=[_draw_chart(changes, unit)] if changes else [],
         rule=rule,
         point=point,
         expected=expected,
         sections=sections,
-        aligned=[(way, ALIGNED[way]) for way in ways],
+        aligned=[(kind, ALIGNED[kind]) for kind in kinds_of_alignment],
         pairs=pairs,
-        changes=listed,
+        changes=change_rows,
     )
     write_text(path, html)
     return path
+
+
+def _count_thin(changes: Sequence[LesionChange], threshold: float) -> int:
+    """Count the new and gone lesions at or above the threshold that are too thin to be sure."""
+    return sum(
+        change.state in ("new", "gone")
+        and change.smallest_change_percent >= 100
+        and (change.score or 1.0) >= threshold
+        for change in changes
+    )
 
 
 def _max_diameter_mm(change: LesionChange) -> float:

@@ -12,7 +12,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of an evaluation. Unknown values are empty or None.
+    """The program, dataset and date of an evaluation. Unknown values are empty or None.
 
     Attributes:
         dataset: Name of the dataset.
@@ -45,13 +45,13 @@ class Identity:
         return f"number of training patients {UNKNOWN}"
 
     def line(self) -> str:
-        """Return the identity in one line, with "unknown" for unknown values."""
+        """Return the identity in one line, for the top of the page."""
         model = " ".join(filter(None, (self.model, self.digest))) or UNKNOWN
         parts = [f"dataset {self.dataset or UNKNOWN}", f"evaluated {self.evaluated or UNKNOWN}"]
         return " · ".join([*parts, f"model {model}", self.training()])
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return names and values for a table."""
+        """Return the names and values for the table about the test."""
         made = f"lesionseg {self.version or UNKNOWN}"
         if self.commit:
             made += f", commit {self.commit}"
@@ -105,13 +105,14 @@ def read_run(folder: Path) -> Identity:
             roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):
             continue
+        training_scans = made.training_scans
+        if not made.states("training_scans"):
+            training_scans = list(roles).count("train")
         return Identity(
             dataset=made.dataset,
             model=model,
             digest=digest,
             training_patients=made.training_patients,
-            training_scans=made.training_scans
-            if made.states("training_scans")
-            else list(roles).count("train"),
+            training_scans=training_scans,
         )
     return Identity()

@@ -22,7 +22,7 @@ from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
-# in voxels: programs round grids differently, and this difference is not visible in an outline
+# Programs round grids differently. This difference, in voxels, is not visible in an outline.
 GRID_TOLERANCE = 0.05
 
 Mask = NDArray[np.bool_]
@@ -30,14 +30,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One case to draw. Masks are on the grid of the image, None if the case has none.
+    """The image, masks and candidates of a case. Masks are None if the case has none.
 
     Attributes:
         image: The first channel that the case has `[*spatial]`.
-        geometry: Its grid.
+        geometry: Grid of the image and the masks.
         reference: Mask of all reference lesions.
         accepted: Mask of all accepted candidates.
-        below: Ids of the candidates that are not accepted, 0 elsewhere.
+        below: Candidates below the operating point: their ids `[*spatial]`, 0 elsewhere.
         prediction: All candidates.
     """
 
@@ -52,13 +52,14 @@ class Scene:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
         if self.prediction is None:
             return None
-        chosen = [c for c in self.prediction.candidates if c.id == candidate]
-        only = replace(self.prediction, candidates=tuple(chosen))
-        return _accepted_mask(only, frozenset({candidate})) if chosen else None
+        chosen = tuple(c for c in self.prediction.candidates if c.id == candidate)
+        if not chosen:
+            return None
+        return _draw_mask(replace(self.prediction, candidates=chosen), frozenset({candidate}))
 
 
 class Sources:
-    """The folders from which `load` reads the pictures of a case.
+    """The folders from which `load` reads the image, reference and prediction of a case.
 
     Args:
         images: A dataset, the root of one, or a folder of image files. A dataset also provides the
@@ -89,9 +90,10 @@ class Sources:
             cases = tuple(find_images(images, 1))
         self._files = _by_case(cases)
         self._reference = None if reference is None else _find_dataset(reference)
-        bare = reference if self._reference is None else None
         unusable: list[Problem] = []  # `evaluate` has named these files; the report omits them
-        self._masks = {} if bare is None else find_masks(bare, unusable)
+        self._masks = {}
+        if reference is not None and self._reference is None:  # a folder of masks
+            self._masks = find_masks(reference, unusable)
         self._reference = self._reference or read_dataset_of(self._masks.values())
         self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
@@ -133,13 +135,14 @@ class Sources:
             return scene
         return replace(
             scene,
-            accepted=_accepted_mask(prediction, accepted),
+            accepted=_draw_mask(prediction, accepted),
             below=candidate_ids(prediction, accepted),
             prediction=prediction,
         )
 
 
 def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
+    """Return the cases by their id."""
     return {files.case: files for files in cases}
 
 
@@ -166,16 +169,16 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
     return lesion_mask(reference)
 
 
-def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
+def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Mask:
     """Return a mask of the candidates with these ids. Those without a mask fill their box."""
     boxes = [
         (*c.start_vox, *c.stop_vox)
         for c in prediction.candidates
-        if c.id in accepted and (not c.has_mask or prediction.instances is None)
+        if c.id in ids and (not c.has_mask or prediction.instances is None)
     ]
     mask = fill_boxes(boxes, prediction.geometry.shape)
     if prediction.instances is not None:
-        mask |= np.isin(prediction.instances, np.fromiter(accepted, dtype=np.int64))
+        mask |= np.isin(prediction.instances, np.fromiter(ids, dtype=np.int64))
     return mask
 
 

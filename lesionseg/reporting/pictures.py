@@ -1,4 +1,4 @@
-"""Cut-outs of a scan around a lesion, in the orientation that radiologists are used to."""
+"""Cut-outs of a scan around a lesion, in the orientation that is usual in radiology."""
 
 import base64
 import io
@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry
 from lesionseg.reporting.images import Scene
 
-SMALL_EXTENT_MM = 8.0  # lesions under this have cut-outs of the smaller side
-SMALL_SIDE_MM = 38.0  # least side of their cut-out
-SIDE_MM = 64.0  # least side of other cut-outs
+SMALL_EXTENT_MM = 8.0  # lesions under this are small
+SMALL_SIDE_MM = 38.0  # minimum side of the cut-out of a small lesion
+SIDE_MM = 64.0  # minimum side of other cut-outs
 SIDE_PER_EXTENT = 3.0  # side of a cut-out, relative to the extent of the lesion
-MIN_SHARE_2D = 0.25  # least side of a 2-D cut-out, relative to the longer side of the image
-INCHES = 1.75
+MIN_SHARE_2D = 0.25  # minimum side of a 2-D cut-out, relative to the longer side of the image
+INCHES = 1.75  # side of a panel
 DPI = 110
-OUTLINE = 1.1  # width of a line
-FADED = 0.4  # opacity of the other outlines if a picture concerns one candidate
+OUTLINE = 1.1  # width of an outline in points
+FADED = 0.4  # opacity of all other outlines in a picture of one candidate
 REFERENCE = "#56b4e9"  # colour of the outline of the reference
 ACCEPTED = "#f0a500"  # colour of accepted candidates
 BELOW = "white"  # colour of candidates that are not accepted
-EDGES = (("R", "A"), ("R", "S"), ("A", "S"))  # letters at the left and the upper edge of each plane
+# letters at the left and the upper edge of the axial, coronal and sagittal plane
+EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Card:
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the axis order and the flips that turn an image closest to I, P, L.
+    """Return the axis order and the flips for the display of an image.
 
-    The axes to flip are numbered after the reordering. 2-D images are not changed.
+    The axes then run closest to inferior, posterior and left. The axes to flip are numbered after
+    the reordering. 2-D images are not changed.
 
     >>> display_axes(Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
     ((0, 1, 2), (0, 1, 2))
@@ -70,7 +72,7 @@ class _Outline:
     alpha: float = 1.0
 
     def within(self, part: Any) -> "_Outline":
-        """Return the outline of a part of the mask."""
+        """Return the outline of the mask indexed with `part`."""
         return self if self.mask is None else replace(self, mask=self.mask[part])
 
 
@@ -92,36 +94,24 @@ def draw_cutout(
         start: First corner of the box in voxels of the scene's grid.
         stop: Last corner of the box, exclusive.
         planes: Number of planes. In 2-D, one plane shows only the cut-out.
-        focus: Mask of the accepted candidate that the picture concerns. All other outlines are
-            faded. None fades none.
+        focus: Mask of the one accepted candidate that the picture is about. All other outlines of
+            candidates are faded. None fades no outline.
     """
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]
     image = np.flip(scene.image.transpose(order), flips)
-    reference = _turn(scene.reference, order, flips)
-    accepted = _turn(scene.accepted, order, flips)
-    below = _turn(scene.below, order, flips)
-    chosen = _turn(focus, order, flips)
-    fade = 1.0 if chosen is None else FADED
-    others = accepted if accepted is None or chosen is None else accepted & ~chosen
-    masks = (
-        _Outline(reference, REFERENCE, "-"),
-        _Outline(others, ACCEPTED, "--", alpha=fade),
-        _Outline(None if below is None else below > 0, BELOW, ":", alpha=fade),
-        _Outline(chosen, ACCEPTED, "--", 2 * OUTLINE),
-    )
+    reference = _reorient(scene.reference, order, flips)
+    accepted = _reorient(scene.accepted, order, flips)
+    below = _reorient(scene.below, order, flips)
+    chosen = _reorient(focus, order, flips)
+    masks = _style_outlines(reference, accepted, below, chosen)
     box = np.array([start, stop], dtype=float)[:, list(order)]
     for axis in flips:
         box[:, axis] = image.shape[axis] - box[::-1, axis]
     preferred = (reference, accepted) if chosen is None else (chosen,)
     middle = _find_middle(image.shape, box, preferred)
-    extent = float(((box[1] - box[0]) * spacing).max())
-    least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
-    if image.ndim == 2:
-        least = MIN_SHARE_2D * float((np.array(image.shape) * spacing).max())
-    side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
-    side = min(side, max(1.3 * extent, float((np.array(image.shape) * spacing).max())))
+    side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
     if image.ndim == 2:
         figure, panels = _make_panels(min(planes, 2))
         _crop(panels[-1], image, masks, spacing, middle, side, unit)
@@ -129,26 +119,56 @@ def draw_cutout(
             return figure
         limits = np.percentile(image, (1, 99.5))
         _show(panels[0], image, masks, spacing, limits)
-        corner = [(m * s - side / 2) for m, s in zip(middle, spacing, strict=True)]
-        panels[0].add_patch(
-            Rectangle((corner[1], corner[0]), side, side, fill=False, ec=BELOW, lw=0.8)
-        )
+        top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
+        panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
         return figure
     figure, panels = _make_panels(planes)
     for axis, axes in enumerate(panels):
-        rest = [k for k in range(3) if k != axis]
-        cut: list[Any] = [slice(None)] * 3
-        cut[axis] = middle[axis]
-        plane = tuple(one.within(tuple(cut)) for one in masks)
-        place = [middle[k] for k in rest]
-        _crop(axes, image[tuple(cut)], plane, spacing[rest], place, side, unit)
+        in_plane = [k for k in range(3) if k != axis]
+        index: list[Any] = [slice(None)] * 3
+        index[axis] = middle[axis]
+        outlines = tuple(one.within(tuple(index)) for one in masks)
+        centre = [middle[k] for k in in_plane]
+        _crop(axes, image[tuple(index)], outlines, spacing[in_plane], centre, side, unit)
         left, upper = EDGES[axis]
         axes.text(0.02, 0.5, left, color="white", fontsize=7, transform=axes.transAxes)
         axes.text(0.5, 0.93, upper, color="white", fontsize=7, transform=axes.transAxes)
     return figure
 
 
-def _turn(
+def _style_outlines(
+    reference: NDArray[np.bool_] | None,
+    accepted: NDArray[np.bool_] | None,
+    below: NDArray[Any] | None,
+    chosen: NDArray[np.bool_] | None,
+) -> tuple[_Outline, ...]:
+    """Return the outlines of the masks of a scene. With `chosen`, other candidates are faded."""
+    fade = 1.0 if chosen is None else FADED
+    others = accepted if accepted is None or chosen is None else accepted & ~chosen
+    return (
+        _Outline(reference, REFERENCE, "-"),
+        _Outline(others, ACCEPTED, "--", alpha=fade),
+        _Outline(None if below is None else below > 0, BELOW, ":", alpha=fade),
+        _Outline(chosen, ACCEPTED, "--", 2 * OUTLINE),
+    )
+
+
+def _choose_side(image_mm: NDArray[np.float64], box_mm: NDArray[np.float64]) -> float:
+    """Return the side of a cut-out in mm, for an image and a lesion box of these sides.
+
+    The cut-out shows the surroundings of the lesion. It is larger than the image only if the lesion
+    is as large as the image.
+    """
+    extent = float(box_mm.max())
+    longest = float(image_mm.max())
+    least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
+    if len(image_mm) == 2:
+        least = MIN_SHARE_2D * longest
+    side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
+    return min(side, max(1.3 * extent, longest))
+
+
+def _reorient(
     array: NDArray[Any] | None, order: tuple[int, ...], flips: tuple[int, ...]
 ) -> NDArray[Any] | None:
     """Apply the result of `display_axes` to an array."""
@@ -162,14 +182,14 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
     """
     order, flips = display_axes(geometry)
     turned = np.flip(image.transpose(order), flips)
-    lesions = _turn(mask, order, flips)
+    lesions = _reorient(mask, order, flips)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
     if turned.ndim == 3:
         counts = np.zeros(len(turned)) if lesions is None else lesions.sum(axis=(1, 2))
-        at = int(counts.argmax()) if counts.any() else len(turned) // 2
-        turned = turned[at]
+        index = int(counts.argmax()) if counts.any() else len(turned) // 2
+        turned = turned[index]
         spacing = spacing[1:]
-        lesions = None if lesions is None else lesions[at]
+        lesions = None if lesions is None else lesions[index]
     figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
     _show(axes, turned, (outline,), spacing, np.percentile(turned, (1, 99.5)))
@@ -209,16 +229,17 @@ def _crop(
     )
     limits = np.percentile(image, (1, 99.7))
     _show(axes, image[window], [one.within(window) for one in masks], spacing, limits)
-    x, y = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
-    axes.set_ylim(x + side / 2, x - side / 2)
-    axes.set_xlim(y - side / 2, y + side / 2)
-    mm = 10 if side < 100 else 50  # a scale bar
-    right = y + 0.44 * side
-    axes.plot([right - mm, right], [x + 0.45 * side] * 2, color="white", lw=1.5)
+    # the centre in mm, on the axes of the window
+    y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
+    axes.set_ylim(y + side / 2, y - side / 2)
+    axes.set_xlim(x - side / 2, x + side / 2)
+    bar_mm = 10 if side < 100 else 50
+    right = x + 0.44 * side
+    axes.plot([right - bar_mm, right], [y + 0.45 * side] * 2, color="white", lw=1.5)
     axes.text(
         right,
-        x + 0.43 * side,
-        f"{mm} {unit}",
+        y + 0.43 * side,
+        f"{bar_mm} {unit}",
         color="white",
         fontsize=7,
         ha="right",
@@ -249,10 +270,11 @@ def _show(
         mask = one.mask
         if mask is None or not mask.any():
             continue
-        fine = max(1, min(5, 500 // max(mask.shape)))  # makes outlines follow the edges of voxels
         padded = np.pad(mask.astype(np.float32), 1)  # closes outlines at the border
-        padded = padded.repeat(fine, 0).repeat(fine, 1)
-        down, across = ((np.arange(n) + 0.5) / fine - 1 for n in padded.shape)
+        factor = max(1, min(5, 500 // max(mask.shape)))
+        # smaller voxels, so that outlines follow the edges of the voxels of the mask
+        padded = padded.repeat(factor, 0).repeat(factor, 1)
+        down, across = ((np.arange(n) + 0.5) / factor - 1 for n in padded.shape)
         axes.contour(
             across * spacing[1],
             down * spacing[0],
@@ -271,17 +293,17 @@ def _show(
 def _find_middle(
     shape: Sequence[int], box: NDArray[Any], masks: Sequence[NDArray[np.bool_] | None]
 ) -> tuple[int, ...]:
-    """Return the voxel nearest to the centre of the box.
+    """Return the mask voxel in the box that is nearest to the centre of the box.
 
-    It is a voxel of the first mask that has voxels in the box, if there is one.
+    The first mask with voxels in the box is used. If no mask has any, return the centre.
     """
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
     centre = (box[0] + box[1] - 1) / 2
     inside = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
     for mask in masks:
-        voxels = np.argwhere(mask[inside]) + start if mask is not None else np.zeros((0, 0))
-        if len(voxels):
+        if mask is not None and mask[inside].any():
+            voxels = np.argwhere(mask[inside]) + start
             nearest = voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))]
             return tuple(int(v) for v in nearest)
     return tuple(int(v) for v in np.clip(np.round(centre), start, stop - 1))

@@ -16,7 +16,7 @@ Preview = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Sequence[NDA
 
 
 def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
-    """Write a PNG with one row of two pictures per tile.
+    """Write a PNG with one row of two pictures for each tile.
 
     Both show the slice of the tile with the most lesion voxels. The left picture has the outline
     of the reference. The right picture has the outline of the predicted mask, and the predicted
@@ -36,7 +36,7 @@ def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
             right.contour(marked[cut], [0.5], colors="tab:orange", linewidths=1)
         for box in boxes:
             start, stop = np.split(box, 2)
-            # draw the boxes that intersect the slice: zip compares only the axes in `cut`
+            # `cut` has no axis in 2-D, so all boxes are drawn; in 3-D, those that meet the slice
             if all(a <= c < b for a, b, c in zip(start, stop, cut, strict=False)):
                 height, width = (stop - start)[-2:]
                 corner = (start[-1] - 0.5, start[-2] - 0.5)

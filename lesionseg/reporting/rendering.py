@@ -13,7 +13,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Tile:
-    """A number of a first screen. `weak`: it is based on few data or needs attention."""
+    """A number of the first screen, with the words that explain it.
+
+    `weak` marks a number that is based on few data, or that needs attention.
+    """
 
     value: str
     words: str
@@ -21,7 +24,7 @@ class Tile:
 
 
 def is_number(value: Any) -> bool:
-    """Return True if a cell has a number that can be shown."""
+    """Return True if the value of a table cell is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

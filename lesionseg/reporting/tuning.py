@@ -1,4 +1,4 @@
-"""The page of a search for α and γ: a chart of the pairs, coloured by their value, and a table."""
+"""The page of a search for α and γ: a chart and a table of the trials."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
 from lesionseg.reporting.rendering import render
 
 State = Literal["complete", "pruned", "unfinished", "failed"]
+BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,8 @@ class TuningTrial:
         number: Number of the trial.
         alpha: α.
         gamma: γ.
-        state: How the training ended.
-        value: The value to maximise, None if it is unknown. A pruned trial has its value when it
-            was stopped.
+        state: The end of the training. A pruned trial was stopped early.
+        value: The value to maximise, None if it is unknown. For a pruned trial, its last value.
         scores: Further numbers by name.
         seconds: Duration of the training.
         note: A remark, empty if there is none.
@@ -71,23 +71,23 @@ class TuningSearch:
         return max(self.finished, key=lambda t: (t.value or 0.0, -t.number), default=None)
 
 
-def table(search: TuningSearch) -> list[list[str]]:
+def trial_table(search: TuningSearch) -> list[list[str]]:
     """Return a header and one row per trial in order. A missing value is a dash."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
     header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds"]
     rows = list[list[str]]()
-    noted = any(trial.note for trial in search.trials)
+    has_notes = any(trial.note for trial in search.trials)
     for trial in search.trials:
         scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
         row = [str(trial.number), *pair, *scores, trial.state, seconds]
-        rows.append([*row, trial.note] if noted else row)
-    return [[*header, "note"] if noted else header, *rows]
+        rows.append([*row, trial.note] if has_notes else row)
+    return [[*header, "note"] if has_notes else header, *rows]
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
-    """Write the page of the search, which needs no network. Return its path."""
+    """Write the page of the search. It needs no network. Return its path."""
     figure, axes = new_figure(6, 4.4)
     done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
     dots = axes.scatter(
@@ -101,9 +101,9 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     gammas = [gamma for _, gamma in stopped]
     axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    caption = f"Each dot is a completed training. Its colour is the value: {search.objective}."
+    caption = f"Each dot is a completed training, coloured by its {search.objective}."
     if stopped:
-        caption += " Crosses: stopped early."
+        caption += " Crosses: trainings that were stopped early."
     headline = "No trial has found a lesion yet."
     steadiest = find_steadiest(search)
     if steadiest is not None and steadiest.value:
@@ -117,37 +117,35 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
             markersize=15,
             clip_on=False,
         )
-        caption += " Ring: the pair to use."
+        caption += " Ring: the recommended α and γ."
         headline = f"Use α = {steadiest.alpha:.3f} and γ = {steadiest.gamma:.2f}: "
         headline += f"{steadiest.scores.get('recall', 0.0):.2f} {search.objective}."
-    header, *rows = table(search)
+    header, *rows = trial_table(search)
     html = render(
         "tuning.html.j2",
         search=search,
         headline=headline,
-        chart_of_pairs=Chart("The pairs", caption, figure),
+        chart_of_pairs=Chart("Trained pairs of α and γ", caption, figure),
         rows=[dict(zip(header, row, strict=True)) for row in rows],
     )
     write_text(path, html)
     return path
 
 
-BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
-
-
 def find_steadiest(search: TuningSearch) -> TuningTrial | None:
     """Return the finished trial with the highest smoothed value, which noise affects less.
 
-    The smoothed value of a trial is the weighted mean of itself, its neighbours, and one further
-    value: the mean of all trials. A trial without neighbours therefore cannot win by luck. Return
-    None without a finished trial.
+    The smoothed value of a trial is the weighted mean of its own value, those of its neighbours,
+    and the mean of all trials. The latter has the weight of one trial, so that a trial without
+    neighbours cannot win by luck. Return None if no trial is finished.
     """
     finished = search.finished
     if not finished:
         return None
-    at = np.array([[t.alpha, t.gamma] for t in finished])
-    span = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)]) * BANDWIDTH
-    weights = np.exp(-(((at[:, None] - at) / span) ** 2).sum(-1) / 2)
+    points = np.array([[t.alpha, t.gamma] for t in finished])
+    ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
+    distances = (points[:, None] - points) / (BANDWIDTH * ranges)
+    weights = np.exp(-(distances**2).sum(-1) / 2)
     values = np.array([t.value for t in finished], dtype=float)
     means = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
     return finished[int(means.argmax())]

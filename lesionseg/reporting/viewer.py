@@ -24,7 +24,8 @@ from lesionseg.reporting.pictures import draw_overview
 from lesionseg.reporting.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
-MAX_VOXELS = 32_000_000  # of a larger scan, only every 2nd, 3rd … voxel of each axis is shown
+# A larger scan is thinned: the page shows every 2nd, 3rd … voxel along each axis.
+MAX_VOXELS = 32_000_000
 _WINDOW = (0.5, 99.5)  # percentiles of the grey values that are shown as black and as white
 
 
@@ -120,7 +121,7 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _affine(geometry: Geometry) -> NDArray[np.float64]:
-    """Return the affine of (z, y, x). A 2-D image is placed upright in an invented space."""
+    """Return the affine of (z, y, x) on the page. A 2-D image is placed upright at the origin."""
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm

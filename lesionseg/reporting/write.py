@@ -243,14 +243,14 @@ def about_lines(
     tables: Tables, study: Mapping[str, str], identity: Identity
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
-    lesions = "as marked in the reference; it may be incomplete"
+    lesions = "as marked in the reference, which may be incomplete"
     if tables.scores.provenance.simulated:
-        lesions = "put in by the program that made the scans"
-    missing = len(tables.scores.missing_predictions)
-    scans = f"{count(len(tables.cases), 'scan')}, {missing or 'none'} of them without a result: "
-    scans += role_words(tables.scores.evaluated_on)
+        lesions = "drawn by the program that made the scans"
+    n_missing = len(tables.scores.missing_predictions)
+    scans = f"{count(len(tables.cases), 'scan')} ({role_words(tables.scores.evaluated_on)}), "
+    scans += f"{n_missing or 'none'} of them without a result"
     if tables.n_failed:
-        scans += f"; {tables.n_failed} more could not be scored"
+        scans += f"; {count(tables.n_failed, 'further scan')} could not be scored"
     lines = [
         *identity.rows(),
         ("Scans", scans),
@@ -326,21 +326,21 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     columns = ["case", "candidate", "label", "score", "diameter_mm", *places, "touches_lesion"]
     table = false[columns].astype(object).where(false[columns].notna(), None)
     rows = [{**row, **dict.fromkeys(ANSWERS, "")} for row in table.to_dict("records")]
-    filled: dict[Any, list[Any]] = {}
+    answered: dict[Any, list[Any]] = {}  # rows that a reader has filled in, by candidate
     try:
         for row in read_csv(path) if path.is_file() else ():
             if any(row[name] for name in ANSWERS):
-                filled.setdefault(_candidate_key(row), []).append(row)
+                answered.setdefault(_candidate_key(row), []).append(row)
     except (KeyError, ValueError) as error:
         raise ContentError(
             f"{path}: a column or number that the report writes is missing ({error}). Correct the "
             "table, or move it away."
         ) from error
     for row in rows:
-        if given := filled.get(_candidate_key(row)):
-            row.update({name: given[0][name] for name in ANSWERS})
-            del given[0]
-    rows += [row for more in filled.values() for row in more]
+        if same := answered.get(_candidate_key(row)):
+            old = same.pop(0)
+            row.update({name: old[name] for name in ANSWERS})
+    rows += [row for left in answered.values() for row in left]
     if rows:
         write_csv(path, rows, [*columns, *ANSWERS])
     return len(false)

@@ -307,7 +307,7 @@ def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
     rows = dict(about_lines(tables, {}, Identity("MS")))
     assert rows["Dataset"] == "MS"
     assert rows["Scans"] == (
-        "1 scan, none of them without a result: test scans, not used in training"
+        "1 scan (test scans, not used in training), none of them without a result"
     )
 
 

@@ -7,12 +7,12 @@ const short = value => Number(value.toPrecision(3));
 function show() {
   const threshold = levels[input.value];
   const hit = lesion => lesion[0] !== null && lesion[0] >= threshold;
-  const found = sweep.lesions.filter(hit).length, alarms = sweep.false.filter(score => score >= threshold).length;
-  const rate = short(alarms / sweep.cases);
-  const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+  const found = sweep.lesions.filter(hit).length, falsePositives = sweep.false.filter(score => score >= threshold).length;
+  const rate = short(falsePositives / sweep.cases);
+  const withNoun = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
   at("rating").textContent = short(threshold);
-  at("summary").textContent = `${found} of ${counted(sweep.lesions.length, "lesion")} found, ` +
-    `${counted(rate, "false positive")} per scan (${alarms} on ${counted(short(sweep.cases), "scan")}).`;
+  at("summary").textContent = `${found} of ${withNoun(sweep.lesions.length, "lesion")} found, ` +
+    `${withNoun(rate, "false positive")} per scan (${falsePositives} on ${withNoun(short(sweep.cases), "scan")}).`;
   input.setAttribute("aria-valuetext", `rating ${short(threshold)}: ${at("summary").textContent}`);
   const body = at("sizes").tBodies[0];
   body.replaceChildren();
