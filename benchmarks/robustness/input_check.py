@@ -28,12 +28,12 @@ from lesionseg.inference.bundle import read_bundle
 from lesionseg.inference.input_check import (
     N_SCANS,
     InputCheck,
-    Signs,
+    PolarityFeatures,
     check_scan,
     grid_statistics,
     image_statistics,
     make_input_check,
-    signs_of,
+    polarity_features,
 )
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io import read_case, read_dataset
@@ -109,11 +109,11 @@ HELD_OUT_PART = 3  # one in three patients
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the check sees of one scan: grid, intensities and signs."""
+    """What the check sees of one scan: grid, intensities and polarity."""
 
     grid: Mapping[str, float]
     image: Mapping[str, float]
-    signs: Mapping[str, Signs]
+    features: Mapping[str, PolarityFeatures]
 
 
 def look_at(volume: Volume, plan: Plan) -> Look:
@@ -126,7 +126,7 @@ def look_at(volume: Volume, plan: Plan) -> Look:
             [volume.geometry.spacing_mm[a] for a in order],
         ),
         image_statistics(prepared, plan.channel_names),
-        signs_of(prepared, plan.channel_names),
+        polarity_features(prepared, plan.channel_names),
     )
 
 
@@ -138,7 +138,7 @@ def negative(volume: Volume) -> Volume:
 
 def is_warned(check: InputCheck, look: Look) -> bool:
     """Return True if the check says that the scan is unlike the training scans."""
-    return bool(check.compare({**look.grid, **look.image}, look.signs)[1])
+    return bool(check.compare({**look.grid, **look.image}, look.features)[1])
 
 
 def on_dataset(root: Path, most: int) -> None:
@@ -162,7 +162,7 @@ def on_dataset(root: Path, most: int) -> None:
         check = make_input_check(
             [looks[n].grid for n in training],
             [looks[n].image for n in training],
-            [looks[n].signs for n in training],
+            [looks[n].features for n in training],
         )
         if check is None:
             raise SystemExit(f"{root}: too few scans for a check.")

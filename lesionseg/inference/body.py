@@ -33,9 +33,9 @@ from lesionseg.plan.plan import Modality
 _BLOCK_MM = 4.0
 _CT_TISSUE_HU = -500.0
 _MRI_TISSUE = 0.05
-_CRUMB = 0.01
+_SMALLEST_PIECE = 0.01  # share of the largest component
 _MARGIN_BLOCKS = 2
-_PLAUSIBLE = (0.02, 0.95)
+_PLAUSIBLE_SHARE = (0.02, 0.95)  # of the image
 # number of evenly spaced voxels from which percentiles are computed
 _SAMPLED = 1 << 20
 
@@ -54,7 +54,7 @@ class Body:
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """The bounding box of the body in voxels; the whole image if there is no body."""
+        """The bounding box of the body in voxels; the whole image if the mask is empty."""
         coarse = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
         box = []
         for s, b, inner in zip(coarse, self.block, self.bounds, strict=True):
@@ -78,13 +78,13 @@ class Body:
         for axis, (s, b, inner) in enumerate(zip(slices, self.block, self.bounds, strict=True)):
             index = np.arange(s.start, s.stop)
             mask = np.take(mask, index // b, axis=axis)
-            outside = (index < inner.start) | (index >= inner.stop)
-            mask[(*(slice(None),) * axis, outside)] = False
+            is_outside = (index < inner.start) | (index >= inner.stop)
+            np.moveaxis(mask, axis, 0)[is_outside] = False
         return mask
 
 
 def find_body(image: Volume, modality: Modality) -> Body | None:
-    """Find the body in an image `[C, *spatial]` of raw intensities; None if there is no mask."""
+    """Find the body in an image `[C, *spatial]` of raw intensities; None for the whole image."""
     if modality == "xray":
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
@@ -94,18 +94,20 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     pieces = label_components(tissue)
     sizes = np.bincount(pieces.reshape(-1))
     sizes[0] = 0
-    inside = (sizes >= max(1, _CRUMB * sizes.max()))[pieces]
-    lines = inside.copy()
-    for axis in range(inside.ndim):  # from the first to the last block of tissue along each axis
+    inside = (sizes >= max(1, _SMALLEST_PIECE * sizes.max()))[pieces]
+    between = inside.copy()
+    for axis in range(inside.ndim):
+        # blocks with tissue at or before them, and at or after them
         before = np.logical_or.accumulate(inside, axis=axis)
         after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
-        lines |= before & after
+        between |= before & after
     cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
-    blocks = np.asarray(ndimage.binary_dilation(lines, cube, iterations=_MARGIN_BLOCKS))
+    blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
     # share of the whole image: blocks may fill a small box
     share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(image.geometry.shape)
-    return body if _PLAUSIBLE[0] <= share <= _PLAUSIBLE[1] else None
+    least, most = _PLAUSIBLE_SHARE
+    return body if least <= share <= most else None
 
 
 def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
@@ -118,7 +120,7 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
 
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
-    """Return the smallest box with only the lowest value of each channel outside.
+    """Return the smallest box that contains all values above the lowest one of each channel.
 
     If a channel is constant, the box is the whole image.
     """

@@ -30,7 +30,7 @@ from lesionseg.ops.boxes import (
 from lesionseg.ops.suppression import batched_nms
 from lesionseg.plan.plan import Plan
 
-MOST_ANCHORS = 10_000  # number of anchors of a view, of the highest scores, that NMS processes
+MOST_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by descending score
 _ROWS = 512  # candidates whose IoU with all boxes is computed at once
 SAME_LESION = 0.1  # IoU from which candidates of both heads are one lesion, as in matching
 # NMS threshold (IoU) in one view; the threshold for all views is `AnchorPlan.merge_iou`
@@ -124,29 +124,40 @@ class BoxCollector:
         `rows` is `[k, 2·dims + 3]`: boxes in the tile, scores, flat indices of anchor and label,
         and the number of anchors above the floor, which is the same in each row.
         """
-        boxes, scores, index, n_above = torch.split(rows, [rows.shape[1] - 3, 1, 1, 1], dim=1)
-        self.n_left_out += max(int(n_above[0]) - len(rows), 0) if len(rows) else 0
-        above = (scores[:, 0].float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
-        above = above[index[above, 0].argsort()]
-        above = above[scores[above, 0].argsort(descending=True, stable=True)]  # ties by index
+        n_coordinates = 2 * self.plan.dims
+        boxes = rows[:, :n_coordinates]
+        scores = rows[:, n_coordinates]
+        index = rows[:, n_coordinates + 1]
+        if len(rows):
+            n_above_floor = int(rows[0, n_coordinates + 2])
+            self.n_left_out += max(n_above_floor - len(rows), 0)
+        above = (scores.float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
+        above = above[index[above].argsort()]
+        above = above[scores[above].argsort(descending=True, stable=True)]  # ties by index
+        above = above[~is_degenerate(boxes[above].float())]
         boxes = boxes[above].float()
-        scores = scores[above, 0].float()
-        label = index[above, 0].long() % len(self.plan.labels.lesion_names) + 1
-        is_valid = ~is_degenerate(boxes)
-        boxes = boxes[is_valid]
-        scores = scores[is_valid]
-        label = label[is_valid]
-        best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)
+        scores = scores[above].float()
+        labels = index[above].long() % len(self.plan.labels.lesion_names) + 1
+        best = batched_nms(boxes, scores, labels, SAME_LESION_IN_A_TILE)
         boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
+        scores = scores[best] * self._edge_weights(boxes, tile)
+        start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
+        return boxes + start.repeat(2), scores, labels[best]
+
+    def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
+        """Return the factors `[n]` of the scores of boxes `[n, 2·dims]` in a tile.
+
+        It is the tile weight at the centre of a box that an edge of the tile cuts, unless the edge
+        is that of the volume. For other boxes it is 1.
+        """
         shape = torch.tensor(self._weight.shape)
-        place = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
-        weight = self._weight[place.unbind(-1)]
+        centre = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
+        weight = self._weight[centre.unbind(-1)]
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)
-        cut = ((low <= 0) & (start > 0)) | ((high >= shape) & (start + shape < end))
-        damped = scores[best] * torch.where(cut.any(-1), weight, torch.ones_like(weight))
-        return boxes + start.repeat(2), damped, label[best]
+        is_cut = ((low <= 0) & (start > 0)) | ((high >= shape) & (start + shape < end))
+        return torch.where(is_cut.any(-1), weight, torch.ones_like(weight))
 
     def finish(self) -> Boxes:
         """Merge the boxes of all views, and clip them to the volume without its padding."""

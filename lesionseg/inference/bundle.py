@@ -151,8 +151,8 @@ def ensemble(
 ) -> Bundle:
     """Combine bundles into one with all networks. Plan and selection are those of the first.
 
-    A scan may lack a channel only if all plans allow it. Raises `BundleError` if there are no
-    bundles, or if grid, labels or normalisation differ (`Plan.differences`).
+    A scan may lack a channel only if all plans allow it. Raises `BundleError` if the list is empty,
+    or if grid, labels or normalisation differ (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
@@ -235,7 +235,8 @@ def _read_network(
 ) -> nn.Module:
     """Read one network. For errors, see `read_bundle`."""
     with path.open("rb") as file:
-        # safetensors begins with the header's length, which may look like a pickle, and {
+        # safetensors begins with the length of its header in 8 bytes, which may be those of a
+        # pickle, and the header's first byte is {
         start = file.read(9)
     if start.startswith(_PICKLES) and start[8:] != b"{":
         raise BundleError(
@@ -247,17 +248,17 @@ def _read_network(
     except (SafetensorError, ValueError, OSError) as error:
         raise BundleError(f"{path}: the weights cannot be read: {error}") from error
     sides = {side for tensor in tensors.values() for side in tensor.shape}
-    wide = sorted({*plan.architecture.features} - sides)
+    unknown_widths = sorted({*plan.architecture.features} - sides)
     # checked before the network is built, because wrong features could need too much memory
-    if plan.architecture.name in SOURCES and wide:
+    if plan.architecture.name in SOURCES and unknown_widths:
         raise BundleError(
-            f"{path}: no tensor has {wide} channels, but plan.json states them. "
+            f"{path}: no tensor has {unknown_widths} channels, but plan.json states them. "
             "Use weights and plan of the same training run."
         )
-    endless = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if endless:
+    not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if not_finite:
         raise BundleError(
-            f"{path}: some weights are not finite: {', '.join(endless[:5])}. Use another "
+            f"{path}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
             "checkpoint."
         )
     network = build_network(plan, architectures=architectures)

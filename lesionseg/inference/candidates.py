@@ -21,7 +21,9 @@ from lesionseg.plan.plan import CandidateRule
 Ints = NDArray[np.integer[Any]]
 
 TOP_VOXELS = 8  # the score is the mean of this many voxels, a cube of 2 × 2 × 2 in 3-D
-PROMINENCE = 1.5  # a peak below this times its contact with a higher region is a shoulder
+# a peak is the shoulder of a higher region if it is lower than this times the highest probability
+# at which both regions touch
+PROMINENCE = 1.5
 _FREE = 0
 _NO_PEAK = -1
 _NO_REGION = -1
@@ -70,8 +72,8 @@ def collect_sparse(
 ) -> SparseProbabilities:
     """Collect the voxels that can belong to a candidate, from slabs of a volume.
 
-    These are the voxels with probabilities of at least the rule's floor / ratio, or of at least its
-    extent if that is lower.
+    These are the voxels with a probability of at least the rule's floor / ratio, or at least its
+    extent if the extent is lower than that.
 
     Args:
         slabs: parts `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
@@ -204,43 +206,46 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 @compile_loops
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
-    """Return the positions of all kept regions in a row, and the end of each region."""
+    """Return the positions of all kept regions in a row, and the end of each region.
+
+    `state` contains the number of the region of each voxel, or `_FREE`.
+    """
     ratio, extent, prominence = limits
-    taken = np.empty(1024, dtype=np.int64)
+    taken = np.empty(1024, dtype=np.int64)  # doubled when it is full
     ends = np.empty(len(peaks), dtype=np.int64)
     places = np.empty(27, dtype=np.int64)
-    begin = 0
+    begin = 0  # of the current region in `taken`
     n_kept = 0
     number = 0
     for peak in peaks:
         if state[peak] != _FREE:
             continue
         number += 1
-        bar = min(p[peak] / ratio, extent)
-        saddle = -1.0
+        lowest = min(p[peak] / ratio, extent)
+        contact = -1.0  # the highest probability of a voxel that touches a higher region
         if begin == len(taken):
             taken = np.concatenate((taken, np.empty_like(taken)))
         taken[begin] = peak
         state[peak] = number
-        here = begin
+        next_one = begin  # `taken` is also the queue of voxels whose neighbours are visited
         end = begin + 1
-        while here < end:
-            v = taken[here]
-            here += 1
+        while next_one < end:
+            v = taken[next_one]
+            next_one += 1
             if end + 27 > len(taken):
                 taken = np.concatenate((taken, np.empty_like(taken)))
             for k in range(neighbours(index, starts, shape, v, places)):
                 u = places[k]
-                if state[u] == _FREE and p[u] >= bar:
+                if state[u] == _FREE and p[u] >= lowest:
                     state[u] = number
                     taken[end] = u
                     end += 1
                 elif state[u] != _FREE and state[u] != number:
-                    saddle = max(saddle, p[v])
-        if p[peak] >= prominence * saddle:
+                    contact = max(contact, p[v])
+        if p[peak] >= prominence * contact:
             ends[n_kept] = end
             n_kept += 1
-            begin = end
+            begin = end  # otherwise the next region overwrites this one
     return taken[:begin], ends[:n_kept]
 
 
@@ -258,8 +263,8 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
 
     >>> p = np.array([0.9, 0.4, 0.0, 0.6], np.float32)
     >>> sparse = SparseProbabilities((1, 4), np.arange(4), p)
-    >>> apart = [PeakRegion(np.array([i]), p[[i]]) for i in (0, 3, 1)]
-    >>> [region.voxels.tolist() for region in join_touching(apart, sparse)]
+    >>> regions = [PeakRegion(np.array([i]), p[[i]]) for i in (0, 3, 1)]
+    >>> [region.voxels.tolist() for region in join_touching(regions, sparse)]
     [[0, 1], [3]]
     """
     if len(regions) < 2:
@@ -327,8 +332,9 @@ def find_candidates(
             kept in descending order of their peaks until there are `rule.candidate_limit`.
 
     Returns:
-        The candidates by descending score, and `instances` `[*spatial]` with their ids. There are
-        no candidates if no voxel reaches the floor.
+        The candidates by descending score, and `instances` `[*spatial]` with their ids. Smaller
+        regions than the rule allows are in `removed`. If no voxel reaches the floor, the
+        prediction has no candidates.
 
     Raises:
         GeometryError: if a channel does not fit the grid.
@@ -354,29 +360,30 @@ def find_candidates(
         labels += [label] * len(joined)
     large = np.array([len(region.voxels) >= rule.min_voxels for region in regions], dtype=np.bool_)
     if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
-        regions, labels = _without_shared_voxels(regions, labels, large, geometry.shape)
-    kept = [i for i, region in enumerate(regions) if region.height >= rule.floor]
-    kept.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-    drawn = [i for i in kept if len(regions[i].voxels) >= rule.min_voxels]
-    small = [i for i in kept if 0 < len(regions[i].voxels) < rule.min_voxels]
-    first = drawn[: rule.candidate_limit]
-    first += [i for i in drawn[rule.candidate_limit :] if regions[i].score >= keep_from]
-    first.sort(key=lambda i: -regions[i].score)
-    small = sorted(small[: rule.candidate_limit], key=lambda i: -regions[i].score)
+        regions, labels = _divide_shared_voxels(regions, labels, large, geometry.shape)
+    by_height = [i for i, region in enumerate(regions) if region.height >= rule.floor]
+    by_height.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
+    large_ones = [i for i in by_height if len(regions[i].voxels) >= rule.min_voxels]
+    small_ones = [i for i in by_height if 0 < len(regions[i].voxels) < rule.min_voxels]
+    limit = rule.candidate_limit
+    kept = large_ones[:limit]
+    kept += [i for i in large_ones[limit:] if regions[i].score >= keep_from]
+    kept.sort(key=lambda i: -regions[i].score)
+    small_ones = sorted(small_ones[:limit], key=lambda i: -regions[i].score)
 
-    def candidate(number: int, i: int) -> Candidate:
+    def make_candidate(number: int, i: int) -> Candidate:
         """Return region i as the candidate with this id."""
         voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
         return Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
 
     instances = np.zeros(geometry.shape, dtype=np.int32)
     candidates = []
-    for number, i in enumerate(first, start=1):
+    for number, i in enumerate(kept, start=1):
         instances.flat[regions[i].voxels] = number
-        candidates.append(candidate(number, i))
+        candidates.append(make_candidate(number, i))
     removed = tuple(
-        replace(candidate(number, i), has_mask=False, accepted=False)
-        for number, i in enumerate(small, start=1)
+        replace(make_candidate(number, i), has_mask=False, accepted=False)
+        for number, i in enumerate(small_ones, start=1)
     )
     return Prediction(
         case,
@@ -384,11 +391,11 @@ def find_candidates(
         tuple(candidates),
         instances,
         removed=removed,
-        n_left_out=len(drawn) - len(first),
+        n_left_out=len(large_ones) - len(kept),
     )
 
 
-def _without_shared_voxels(
+def _divide_shared_voxels(
     regions: Sequence[PeakRegion],
     labels: Sequence[int],
     large: NDArray[np.bool_],
@@ -396,8 +403,8 @@ def _without_shared_voxels(
 ) -> tuple[list[PeakRegion], list[int]]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 
-    Ties go to the first region. If a region is no longer connected, each of its connected parts
-    becomes a region, so that a candidate is one object.
+    Ties go to the first region. If this divides a region, each of its connected parts becomes a
+    region, so that a candidate is one object.
     """
     numbers = np.flatnonzero(large).tolist()
     voxels = np.concatenate([regions[i].voxels for i in numbers])

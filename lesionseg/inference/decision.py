@@ -40,7 +40,7 @@ class Inferred:
     """The outputs of the networks on the plan's grid, and the grid of the scan's own file.
 
     `store` contains probabilities, `boxes` those of a detector. `valid` is that of `core.Volume` on
-    the file's grid; there are no candidates in invalid voxels. `input` is the comparison with the
+    the file's grid; invalid voxels do not belong to candidates. `input` is the comparison with the
     training scans.
     """
 
@@ -124,7 +124,8 @@ def decide(
     if boxes is not None and rule.source == "detection":
         prediction = Prediction(case, geometry, boxes, None)
     elif boxes is not None:
-        # the mean with a box's score of at most 1 can reach the threshold from this score on
+        # the fused score is the mean of the scores of voxels and box; with a box of score 1 it
+        # reaches the operating point if that of the voxels is at least this
         keep_from = max(2 * point.score - 1, 0.0)
         voxels = find_by_plan(channels, geometry, plan, case, keep_from=keep_from)
         prediction = fuse(voxels, boxes)
@@ -180,12 +181,16 @@ def find_by_plan(
 ) -> Prediction:
     """Find the candidates in probabilities `[K, *spatial]` of the plan's channels.
 
+    For `keep_from` and errors, see `find_candidates`.
+
     If the labels are regions, candidates are found in the highest probability over the regions, and
     all have the label of the union. `Prediction.values` contains the mask values
-    (`plan.labels.values`) of the regions, later ones over earlier ones. A voxel belongs to each
-    region with at least half of its highest probability, because the region is then at least as
-    likely as not, given that the voxel is lesion. Each voxel of a candidate belongs to at least one
-    region. For `keep_from` and errors, see `find_candidates`.
+    (`plan.labels.values`) of the regions, later ones over earlier ones.
+
+    A voxel of a candidate belongs to each region whose probability is at least half of the voxel's
+    highest one. The highest one is about the probability of any lesion, so the region then has a
+    probability of at least one half if the voxel is lesion. The region with the highest probability
+    always meets this, so each voxel belongs to at least one region.
     """
     return find_by_rule(
         probabilities,
@@ -230,9 +235,9 @@ def find_by_rule(
     inside = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
     for channel, value in zip(channels, label_values, strict=True):
-        of_union = union.probabilities[np.searchsorted(union.index, channel.index)]
-        belongs = (channel.probabilities >= of_union / 2) & inside.flat[channel.index]
-        values.flat[channel.index[belongs]] = value
+        highest = union.probabilities[np.searchsorted(union.index, channel.index)]
+        is_in_region = (channel.probabilities >= highest / 2) & inside.flat[channel.index]
+        values.flat[channel.index[is_in_region]] = value
     return replace(found, values=values)
 
 
@@ -259,7 +264,7 @@ def choose_operating_point(
 
     Args:
         points: operating points of a bundle.
-        aim: the aim. None and `auto` mean the first point, or score 0.5 if there are no points. A
+        aim: the aim. None and `auto` mean the first point, or score 0.5 without points. A
             score is always accepted. Other aims must be those of a point.
 
     Raises:

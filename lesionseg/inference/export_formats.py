@@ -118,10 +118,11 @@ def trace(bundle: Bundle) -> ExportedProgram:
         )
     network = ExportedNetwork(bundle).float()
     # torch would treat a batch size of 1 as a constant
-    example = torch.zeros(2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
+    shape = (2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
+    example = torch.zeros(shape)
     free = {INPUT: {0: torch.export.Dim("batch")}}
     try:
-        with torch.no_grad(), _torch_quiet():
+        with torch.no_grad(), _hide_warnings():
             return torch.export.export(network, (example,), dynamic_shapes=free)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
@@ -132,9 +133,9 @@ def trace(bundle: Bundle) -> ExportedProgram:
 
 def write_program(path: Path, program: ExportedProgram) -> Runner:
     """Write torch's own format (`.pt2`). Return a function that runs the written file."""
-    with atomic_path(path) as temporary, _torch_quiet():
+    with atomic_path(path) as temporary, _hide_warnings():
         torch.export.save(program, temporary)
-    with _torch_quiet():
+    with _hide_warnings():
         module = torch.export.load(path).module()
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
@@ -162,7 +163,7 @@ def write_onnx(
     except ImportError as error:
         raise ConfigError(f"format=onnx: {error}. {pip_install('export')}") from error
     try:
-        with _torch_quiet():
+        with _hide_warnings():
             written: Any = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -279,8 +280,8 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
 
 
 @contextmanager
-def _torch_quiet() -> Iterator[None]:
-    """Hide torch's warnings on exporting: no user could act on them."""
+def _hide_warnings() -> Iterator[None]:
+    """Hide torch's warnings about an export, because a user cannot act on them."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -306,7 +307,9 @@ _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
-# like `data.preprocess.plan_geometry`: the same extent and centre with the plan's spacing
+# An empty image on the grid of `data.preprocess.plan_geometry`: the same extent and centre as the
+# image x, with the plan's spacing. In the expression, a is the affine of the image, n its shape, p
+# the new spacing, z the directions of the axes times the new spacing, and k the new shape.
 _GRID = (
     "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
     "torch.as_tensor(np.block([[z, "
@@ -323,10 +326,10 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     """Return MONAI's `inference.json`: a probability map and a label map for each image.
 
     Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
-    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. A voxel of the label map has the value
-    of the label with the highest probability if that reaches `threshold`, otherwise 0. With
-    regions, it has the value of the last region that reaches it. There are no candidates, because
-    MONAI has no such rule.
+    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. The value of a voxel in the label map
+    is the label with the highest probability if that reaches `threshold`, otherwise 0. With
+    regions, it is the value of the last region that reaches `threshold`. Candidates are not written,
+    because MONAI has no rule for them.
     """
     n = len(plan.channel_names)
     suffix = ".png" if plan.dims == 2 else ".nii.gz"
@@ -388,18 +391,18 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "copyright": "see docs/README.md",
         "network_data_format": {
             "inputs": {
-                "image": _format(plan, plan.channel_names)
+                "image": _data_format(plan, plan.channel_names)
                 | {"type": "image", "format": "magnitude", "modality": _MODALITIES[plan.modality]}
             },
             "outputs": {
-                "pred": _format(plan, plan.labels.names)
+                "pred": _data_format(plan, plan.labels.names)
                 | {"type": "probabilities", "format": "segmentation", "value_range": [0, 1]}
             },
         },
     }
 
 
-def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+def _data_format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     """Return the description of an input or output with these channels."""
     return {
         "num_channels": len(names),
@@ -499,6 +502,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
     """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess`)."""
     if scheme.scheme == "dataset":
         return f"$lambda v: ({_clip_text('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
+    # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used
     standard = (
         "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
         "({c}, *(lambda i: (float(i.mean()), float(i.std(correction=0))) "
@@ -509,6 +513,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
         text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
         return f"$lambda v: {text}"
     text = standard.replace("{c}", "c").replace("{inside}", "c")
+    # percentiles of at most 2²² voxels
     limits = "np.percentile(v.flatten()[:: -(-v.numel() // (1 << 22))].numpy(), (0.5, 99.5))"
     return f"$lambda v: (lambda c: {text})(v.clamp(*map(float, {limits})))"
 

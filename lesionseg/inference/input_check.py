@@ -7,10 +7,10 @@ statistic over the training scans (for grids, over validation scans, too) and th
 distance from it: 5 scaled MADs, or 1.2 times the distance of the farthest training scan.
 
 A photographic negative can have all of these statistics in range, because films differ in
-brightness and contrast. Three signs of a channel change their sign in a negative: the skew of its
-intensities, the brightness of its border, and the correlation of its coarse picture with the mean
-picture of the training scans. Their weighted sum has the weights mean / variance over the training
-scans.
+brightness and contrast. It is found by three features of a channel that are multiplied by -1 in a
+negative: the skew of its intensities, the brightness of its border, and the correlation of its
+coarse picture with the mean picture of the training scans. Their sum is weighted by mean / variance
+over the training scans.
 
 A scan beyond a limit is still predicted, with a sentence that describes the difference. Mirrored
 scans, and swapped channels of similar contrast, are not detected.
@@ -47,9 +47,9 @@ MOST_EXTENT_MM = 5000.0  # largest accepted extent of a volume
 MOST_PLACES = 48  # number of places along each axis that are sampled
 COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
 N_STD = 4.0  # the limit of the agreement is this many standard deviations below its mean
-SIGN_VARIANCE = 0.01  # added to the variance of a sign, which is unreliable for few scans
-_NO_LIMIT = 1e6  # the agreement of any scan is above the negative of this
-_LEAST_SCALE = 1e-6  # smaller signs have no weights
+FEATURE_VARIANCE = 0.01  # added to the variance of a feature, which is unreliable for few scans
+_NO_LIMIT = -1e6  # any scan agrees better than this
+_LEAST_SCALE = 1e-6  # weights are undefined if the features are smaller
 BORDER = 12  # the border is 1/12 of each axis at both ends
 UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
 LEAST_LOG = np.log(1.5)  # smallest tolerance of a logarithm
@@ -57,20 +57,20 @@ LEAST_INTENSITY = 0.5  # smallest tolerance of a normalised intensity
 
 
 @dataclass(frozen=True, eq=False)
-class Signs:
-    """Statistics of a channel that change their sign if dark and bright are exchanged.
+class PolarityFeatures:
+    """Features of a channel that are multiplied by -1 if dark and bright are exchanged.
 
-    `skew` is (p99 + p1 - 2 p50) / (p99 - p1) of the intensities. `border` is the hyperbolic tangent
-    of the mean of the border, in standard deviations from the channel's mean. `picture` is a vector
-    of block means, of mean 0 and length 1.
+    `skew` is (p99 + p1 - 2 p50) / (p99 - p1) of the intensities. `border` is tanh(b), where b is
+    the mean of the border in standard deviations from the channel's mean. `picture` is the vector
+    of `coarse_picture`.
     """
 
     skew: float
     border: float
     picture: NDArray[np.float64]
 
-    def against(self, mean_picture: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the three signs `[3]`. The last one is the correlation with a mean picture."""
+    def values(self, mean_picture: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return skew, border and the correlation with a mean picture, `[3]`."""
         is_like = mean_picture.shape == self.picture.shape
         correlation = float(mean_picture @ self.picture) if is_like else 0.0
         return np.array([self.skew, self.border, correlation])
@@ -79,8 +79,8 @@ class Signs:
 class Polarity(BaseModel, frozen=True):
     """The distribution of dark and bright in one channel of the training scans.
 
-    `picture` is their mean coarse picture. `weights` are those of the three signs. The weighted sum
-    of a scan's signs is its agreement; its mean is 1 over the training scans, and -1 over their
+    `picture` is their mean coarse picture. The agreement of a scan is the sum of its three
+    features, weighted by `weights`. Its mean is 1 over the training scans, and -1 over their
     negatives. `lowest` is the lowest agreement of a training scan with the remaining ones. A scan
     with an agreement below `limit` is unlike the training scans.
     """
@@ -90,16 +90,16 @@ class Polarity(BaseModel, frozen=True):
     lowest: FiniteFloat
     limit: Annotated[FiniteFloat, Field(le=0)]
 
-    def agreement(self, signs: Signs) -> float:
-        """Return how well a scan's signs agree with those of the training scans."""
-        return float(signs.against(np.asarray(self.picture)) @ np.asarray(self.weights))
+    def agreement(self, features: PolarityFeatures) -> float:
+        """Return how well a scan's features agree with those of the training scans."""
+        return float(features.values(np.asarray(self.picture)) @ np.asarray(self.weights))
 
 
 class InputCheck(BaseModel, frozen=True):
     """The medians of the training scans, the accepted distances from them, and their polarities.
 
-    The keys of `medians` and `tolerances` are names of statistics, those of `polarities` are names
-    of channels.
+    The keys of `medians` and `tolerances` are names of statistics. The keys of `polarities` are
+    channel names.
     """
 
     medians: dict[str, FiniteFloat]
@@ -107,51 +107,54 @@ class InputCheck(BaseModel, frozen=True):
     polarities: dict[str, Polarity] = {}
 
     def compare(
-        self, numbers: Statistics, signs: Mapping[str, Signs] | None = None
+        self, numbers: Statistics, features: Mapping[str, PolarityFeatures] | None = None
     ) -> tuple[float | None, str]:
-        """Compare the statistics and signs of a scan with the training scans.
+        """Compare the statistics and the channels' features of a scan with the training scans.
 
         Statistics and channels that the training scans do not have are ignored. A negative is
         reported first, because it also changes several statistics.
 
         Returns:
-            The distance from the training scans divided by the limit, or None if nothing could be
-            compared; and a sentence about the difference, which is empty up to a distance of 1.
+            The largest distance from the training scans, in units of the accepted distance, or None
+            if nothing could be compared. Then a sentence about the difference if this is above 1,
+            otherwise "".
         """
-        ratios = {
-            name: abs(value - self.medians[name]) / self.tolerances[name]
-            for name, value in numbers.items()
-            if name in self.medians and name in self.tolerances
-        }
-        agreements = {
-            name: self.polarities[name].agreement(own)
-            for name, own in (signs or {}).items()
-            if name in self.polarities
-        }
-        exchanged = {
-            name: (1 - agreement) / (1 - self.polarities[name].limit)
-            for name, agreement in agreements.items()
-        }
-        score = max([*ratios.values(), *exchanged.values()], default=None)
-        worst = max(exchanged, key=lambda name: exchanged[name], default="")
-        if exchanged.get(worst, 0) > 1:
+        distances: dict[str, float] = {}
+        for name, value in numbers.items():
+            if name in self.medians and name in self.tolerances:
+                distances[name] = abs(value - self.medians[name]) / self.tolerances[name]
+        agreements: dict[str, float] = {}
+        distances_of_polarity: dict[str, float] = {}
+        for channel, own in (features or {}).items():
+            if channel in self.polarities:
+                polarity = self.polarities[channel]
+                agreements[channel] = polarity.agreement(own)
+                distances_of_polarity[channel] = (1 - agreements[channel]) / (1 - polarity.limit)
+        score = max([*distances.values(), *distances_of_polarity.values()], default=None)
+        worst = max(distances_of_polarity, key=distances_of_polarity.__getitem__, default="")
+        if distances_of_polarity.get(worst, 0) > 1:
             return score, (
                 f"{UNLIKE}: {worst} looks like a photographic negative, or is upside "
                 f"down (agreement of dark and bright {agreements[worst]:.2f}, training: from "
                 f"{self.polarities[worst].lowest:.2f}, on average 1)."
             )
-        name = max(ratios, key=lambda name: ratios[name], default="")
-        if ratios.get(name, 0) <= 1:
-            return score, ""
+        worst = max(distances, key=distances.__getitem__, default="")
+        sentence = ""
+        if distances.get(worst, 0) > 1:
+            sentence = self._describe(worst, numbers[worst])
+        return score, sentence
+
+    def _describe(self, name: str, value: float) -> str:
+        """Return a sentence about a statistic that is unlike those of the training scans."""
         middle = self.medians[name]
         width = self.tolerances[name]
-        values = [numbers[name], middle - width, middle + width]
+        low = middle - width
+        high = middle + width
         if name.startswith("log "):
-            values = [float(np.exp(value)) for value in values]
-        seen, low, high = (f"{value:.3g}" for value in values)
+            value, low, high = np.exp([value, low, high]).tolist()
         return (
-            score,
-            f"{UNLIKE}: {name.removeprefix('log ')} is {seen} (training: {low} to {high}).",
+            f"{UNLIKE}: {name.removeprefix('log ')} is {value:.3g} "
+            f"(training: {low:.3g} to {high:.3g})."
         )
 
 
@@ -167,21 +170,21 @@ def training_ranges(
     return make_input_check(
         list(map(grid_statistics, fingerprint.shapes, fingerprint.spacings_mm)),
         [image_statistics(case.image, plan.channel_names) for case in some],
-        [signs_of(case.image, plan.channel_names) for case in some],
+        [polarity_features(case.image, plan.channel_names) for case in some],
     )
 
 
 def make_input_check(
     grids: Sequence[Statistics],
     images: Sequence[Statistics],
-    signs: Sequence[Mapping[str, Signs]] = (),
+    features: Sequence[Mapping[str, PolarityFeatures]] = (),
 ) -> InputCheck | None:
     """Make the input check from statistics of the training scans; None for fewer than five.
 
     Args:
         grids: `grid_statistics` of the training scans' files.
         images: `image_statistics` of some of these scans after preparation, in any order.
-        signs: `signs_of` some of these scans after preparation, in any order.
+        features: `polarity_features` of some of these scans after preparation, in any order.
     """
     if min(len(grids), len(images)) < LEAST_SCANS:
         return None
@@ -197,28 +200,28 @@ def make_input_check(
             medians[name] = middle
             tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(distances.max()))
     polarities = {}
-    if len(signs) >= LEAST_SCANS:
-        for name in signs[0]:
-            polarity = _polarity([own[name] for own in signs])
+    if len(features) >= LEAST_SCANS:
+        for name in features[0]:
+            polarity = _polarity([own[name] for own in features])
             if polarity is not None:
                 polarities[name] = polarity
     return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
 
 
-def _polarity(scans: Sequence[Signs]) -> Polarity | None:
+def _polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     """Compute the polarity of one channel; None if dark and bright do not differ.
 
     The limit follows from the agreement of each scan with the remaining scans.
     """
     total = np.sum([scan.picture for scan in scans], axis=0)
     # each scan is compared with the mean picture of the remaining scans
-    rows = np.stack([scan.against(_unit_length(total - scan.picture)) for scan in scans])
-    weights = _sign_weights(rows)
+    rows = np.stack([scan.values(_unit_length(total - scan.picture)) for scan in scans])
+    weights = _feature_weights(rows)
     if weights is None:
         return None
     agreements = []
     for n, row in enumerate(rows):
-        of_others = _sign_weights(np.delete(rows, n, axis=0))
+        of_others = _feature_weights(np.delete(rows, n, axis=0))
         if of_others is not None:
             agreements.append(float(row @ of_others))
     spread = N_STD * float(np.std(agreements, ddof=1)) if len(agreements) > 1 else np.inf
@@ -227,17 +230,17 @@ def _polarity(scans: Sequence[Signs]) -> Polarity | None:
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
         lowest=min(agreements, default=0.0),
-        limit=max(min(0.0, limit), -_NO_LIMIT),  # negatives have an agreement below 0
+        limit=max(min(0.0, limit), _NO_LIMIT),  # negatives have an agreement below 0
     )
 
 
-def _sign_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the weights of the signs `[n, 3]` for which the mean agreement is 1.
+def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the weights of features `[n, 3]` for which the mean agreement is 1.
 
-    None if the mean signs vanish.
+    Return None if the mean features vanish.
     """
     means = rows.mean(axis=0)
-    weights = means / (rows.var(axis=0, ddof=1) + SIGN_VARIANCE)
+    weights = means / (rows.var(axis=0, ddof=1) + FEATURE_VARIANCE)
     scale = float(means @ weights)
     return np.asarray(weights / scale) if scale > _LEAST_SCALE else None
 
@@ -272,42 +275,43 @@ def image_statistics(
             numbers[f"the {q} % percentile of {name}"] = float(value)
         for axis, axis_name in enumerate(_axes(channel.ndim)):
             n = channel.shape[axis]
-            first = np.arange(0, max(n - 1, 1), steps[axis])
-            others = tuple(slice(None, None, s) for a, s in enumerate(steps) if a != axis)
+            in_plane = tuple(slice(None, None, s) for a, s in enumerate(steps) if a != axis)
             planes = np.moveaxis(channel, axis, 0)
-            pair = (planes[np.minimum(first + i, n - 1)][(slice(None), *others)] for i in (0, 1))
-            one, next_one = (np.asarray(p, dtype=np.float32) for p in pair)
-            difference = float(np.abs(next_one - one).mean())
+            first = np.arange(0, max(n - 1, 1), steps[axis])
+            following = np.minimum(first + 1, n - 1)
+            here = np.asarray(planes[first][(slice(None), *in_plane)], dtype=np.float32)
+            there = np.asarray(planes[following][(slice(None), *in_plane)], dtype=np.float32)
+            difference = float(np.abs(there - here).mean())
             numbers[f"log difference of neighbours along {axis_name} in {name}"] = float(
                 np.log(difference + 1e-3)
             )
     return numbers
 
 
-def signs_of(channels: Iterable[NDArray[Any]], channel_names: Sequence[str]) -> dict[str, Signs]:
-    """Compute the signs of each channel of a prepared image, from at most 48 places per axis."""
-    signs = {}
+def polarity_features(
+    channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
+) -> dict[str, PolarityFeatures]:
+    """Compute the features of each channel of a prepared image, from at most 48 places per axis."""
+    features = {}
     for name, channel in zip(channel_names, channels, strict=True):
         sample = _sample(channel).astype(np.float64)
         low, middle, high = np.percentile(sample, (1, 50, 99))
         width = max(high - low, _LEAST_SCALE)
-        signs[name] = Signs(
+        features[name] = PolarityFeatures(
             skew=float((high + low - 2 * middle) / width),
             border=float(np.tanh(_border(sample))),
             picture=coarse_picture(sample),
         )
-    return signs
+    return features
 
 
 def _border(sample: NDArray[np.float64]) -> float:
     """Compute the mean of the border, in standard deviations from the mean of all voxels."""
     widths = [max(1, n // BORDER) for n in sample.shape]
-    inner = sample[
-        tuple(
-            slice(w, n - w) if n > 2 * w else slice(None)
-            for n, w in zip(sample.shape, widths, strict=True)
-        )
-    ]
+    middle = []
+    for n, width in zip(sample.shape, widths, strict=True):
+        middle.append(slice(width, n - width) if n > 2 * width else slice(None))
+    inner = sample[tuple(middle)]
     n_border = sample.size - inner.size
     if not n_border:
         return 0.0
@@ -318,8 +322,8 @@ def _border(sample: NDArray[np.float64]) -> float:
 def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
     """Compute the means of 6 × 6 blocks (3-D: 4 × 4 × 4) as a vector of mean 0 and length 1.
 
-    The scalar product of two such vectors is their correlation. Exchanging dark and bright changes
-    the sign of the vector. A channel of equal voxels gives zeros.
+    The scalar product of two such vectors is their correlation. Exchanging dark and bright
+    multiplies the vector by -1. A channel of equal voxels gives zeros.
     """
     means = _sample(channel).astype(np.float64)
     for axis, n in enumerate(means.shape):
@@ -350,7 +354,8 @@ def _axes(dims: int) -> tuple[str, ...]:
 
 def check_missing(plan: Plan, missing: Sequence[int]) -> None:
     """Raise `DatasetError` if channels are missing, unless the plan allows one to be missing."""
-    if len(missing) > plan.may_lack:
+    n_allowed = 1 if plan.may_lack else 0
+    if len(missing) > n_allowed:
         names = ", ".join(plan.channel_names[c] for c in missing)
         advice = "This model needs all channels. Add the file, or train with data.channel_dropout."
         if plan.may_lack:
@@ -390,7 +395,7 @@ def check_scan(
         shape = [file.shape[a] for a in order]
         spacing_mm = [file.spacing_mm[a] for a in order]
         numbers = grid_statistics(shape, spacing_mm) | image_statistics(channels, names)
-        score, warning = check.compare(numbers, signs_of(channels, names))
+        score, warning = check.compare(numbers, polarity_features(channels, names))
     if lacking:
         without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
@@ -439,16 +444,18 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     is_huge = geometry.dims == 3 and max(extent) > MOST_EXTENT_MM
     if not is_odd and not is_huge:
         return
-    stated, usual, measured = (
-        " × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (spacing, plan.spacing_mm, extent)
-    )
     unit = ""
     if ratios and all(0.2 <= ratio * 1000 <= 5 for ratio in ratios):
         unit = ", perhaps micrometres for millimetres"
     elif ratios and all(0.2 <= ratio / 1000 <= 5 for ratio in ratios):
         unit = ", perhaps metres for millimetres"
     raise GeometryError(
-        f"{where}: the header states voxels of {stated} mm and an extent of {measured} mm; this "
-        f"model works on voxels of {usual} mm. The spacing or its unit is wrong{unit}. Correct the "
-        "header."
+        f"{where}: the header states voxels of {_product(spacing)} mm and an extent of "
+        f"{_product(extent)} mm; this model works on voxels of {_product(plan.spacing_mm)} mm. The "
+        f"spacing or its unit is wrong{unit}. Correct the header."
     )
+
+
+def _product(sizes_mm: Sequence[float]) -> str:
+    """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
+    return " × ".join(f"{mm:.3g}" for mm in sizes_mm)

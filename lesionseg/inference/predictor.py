@@ -122,7 +122,7 @@ class Predictor:
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
         # device and memory format of a network in memory are kept, because it may be in training
-        place = None if device is None and in_memory else choose_device(device or "auto")
+        chosen = None if device is None and in_memory else choose_device(device or "auto")
         recipe = self.plan.nnunet
         dims = self.plan.dims if recipe is None else recipe.network_dims
         window_class = SlidingWindow if recipe is None else NnunetWindow
@@ -130,8 +130,8 @@ class Predictor:
             joint.networks,
             self.plan,
             self.settings,
-            device=place,
-            memory_format=None if in_memory or not place else fast_memory_format(dims, place),
+            device=chosen,
+            memory_format=None if in_memory or not chosen else fast_memory_format(dims, chosen),
         )
         self.device = self.window.device
         self.operating_point()
@@ -306,15 +306,16 @@ class Predictor:
         blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
             return replace(prepare_scan(volume, plan.nnunet, where), blank=blank)
-        body: list[Body | None] = [None]
+        body: Body | None = None
 
         def look(image: Volume) -> None:
             """Find the body before normalisation, without the missing channels."""
+            nonlocal body
             given = np.delete(image.array, volume.missing, 0) if volume.missing else image.array
-            body[0] = find_body(Volume(given, image.geometry), plan.modality)
+            body = find_body(Volume(given, image.geometry), plan.modality)
 
         image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
-        return PreparedScan(image, volume.geometry, body[0], volume.valid, blank)
+        return PreparedScan(image, volume.geometry, body, volume.valid, blank)
 
     def infer(
         self,
@@ -325,7 +326,7 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on a prepared scan.
 
-        If a channel has no contrast, all probabilities are 0 and there are no boxes.
+        If a channel has no contrast, all probabilities are 0 and nothing is detected.
 
         Args:
             scan: the prepared scan.
@@ -358,7 +359,7 @@ class Predictor:
     def _infer_nnunet(
         self, scan: NnunetScan, on_batch: OnBatch | None, folder: Path | None
     ) -> Inferred:
-        """Run nnU-Net's networks. Probabilities are on the scan's `view`, which has its voxels."""
+        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`."""
         if not isinstance(self.window, NnunetWindow):
             raise BundleError(
                 "plan.json: nnunet is missing, but the scan was prepared with it. Prepare the scan "

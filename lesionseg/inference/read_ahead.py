@@ -44,16 +44,19 @@ def read_ahead(
             processed one after the other.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: Future[Any] | None = None
-        writing: list[Future[R]] = []  # one at most
-        for place, item in enumerate(items):
-            made = (reading or reader.submit(read, item)).result()
-            together = fits(items[place - len(writing) : place + 2])
-            following = items[place + 1 : place + 2] if together else ()
-            reading = reader.submit(read, following[0]) if following else None
-            while writing and not together:
+        reading: Future[Any] | None = None  # the content of the current item
+        writing: list[Future[R]] = []  # the last item, if it is not yet written
+        for number, item in enumerate(items):
+            content = (reading or reader.submit(read, item)).result()
+            # the item that is written, the current one and the next one
+            fit_together = fits(items[number - len(writing) : number + 2])
+            reading = None
+            if fit_together and number + 1 < len(items):
+                reading = reader.submit(read, items[number + 1])
+            while writing and not fit_together:
                 yield writing.pop().result()
-            made = infer(item, made)
+            made = infer(item, content)
+            del content
             while writing:
                 yield writing.pop().result()
             writing.append(writer.submit(write, item, made))
@@ -103,8 +106,9 @@ def predict_volumes(
 def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     """Return the peak memory of a case in bytes, without the network.
 
-    It is the memory of the image on the file's grid and on the plan's grid with a reserve of half
-    an image, or of image and probabilities. An nnU-Net model also needs its logits.
+    It is highest either while the image is prepared, or while candidates are found. Preparation
+    needs the image on the file's grid and on the plan's grid, with a reserve of half an image. The
+    candidates need image, probabilities and masks, and an nnU-Net model also its logits.
     """
     finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, finer)

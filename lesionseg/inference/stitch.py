@@ -24,7 +24,8 @@ TakeRows = Callable[[int, Tensor], None]
 # GPU, few copies to synchronise with
 _HANDED_BYTES = 1 << 22
 _HANDED_BYTES_GPU = 1 << 26
-# the smallest positive float16; the code of p = 1 needs a negative number
+# the smallest positive float16. Probabilities above 0.5 are stored as negative numbers, so p = 1 is
+# stored as minus this number instead of 0
 _SMALLEST = 2.0**-24
 
 
@@ -88,7 +89,7 @@ class Stitcher:
             n = min(end - self._first_row, len(self._total))
             for first in range(0, n, self._at_once):
                 rows = slice(first, min(first + self._at_once, n))
-                # where the total is 0, so is the sum
+                # if no tile covers a voxel, its total and sum are 0, and the average must be 0
                 total = self._total[rows].clamp_min(torch.finfo(torch.float32).tiny)
                 self._take_rows(self._first_row + first, self._sum[:, rows] / total)
             for sums in (self._sum, self._total[None]):

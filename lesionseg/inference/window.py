@@ -35,7 +35,7 @@ OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles
 
 
 @dataclass(frozen=True, eq=False)
-class _Covered:
+class _CoveredPart:
     """The part of an image that tiles cover: the body's bounding box, at least one tile wide.
 
     `region` is that part of the image. `offset` is the place in the image of the first voxel of
@@ -55,13 +55,16 @@ class _Covered:
         tile_shape: tuple[int, ...],
         overlap: float,
         body: Body | None,
-    ) -> "_Covered":
+    ) -> "_CoveredPart":
         """Return the part of an image of this shape that tiles of `tile_shape` cover."""
         region = []
         spans = tuple(slice(0, n) for n in shape) if body is None else body.box
         for box, tile, n in zip(spans, tile_shape, shape, strict=True):
-            width = max(box.stop - box.start, min(tile, n))
-            start = min(max(box.start - (width - box.stop + box.start) // 2, 0), n - width)
+            body_width = box.stop - box.start
+            width = max(body_width, min(tile, n))
+            # a region that is wider than the body is centred on it, but stays within the image
+            centred = box.start - (width - body_width) // 2
+            start = min(max(centred, 0), n - width)
             region.append(slice(start, start + width))
         grid = TileGrid(tuple(r.stop - r.start for r in region), tile_shape, overlap)
         offset = tuple(r.start - before for r, (before, _) in zip(region, grid.pad, strict=True))
@@ -199,10 +202,10 @@ class SlidingWindow:
                 f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
             )
         store = store or Store((self.n_outputs, *shape))
-        covered = _Covered.of(shape, self.tile_shape, self.overlap, body)
+        covered = _CoveredPart.of(shape, self.tile_shape, self.overlap, body)
         grid = covered.grid
         tiles = covered.tiles()
-        memory = self._memory(len(image), grid)
+        memory = self._memory_device(len(image), grid)
         array = image[(slice(None), *covered.region)].to(memory).float()
         if any(map(any, grid.pad)):  # an image smaller than a tile is padded with 0, as in training
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
@@ -225,7 +228,7 @@ class SlidingWindow:
             stitcher.finish()
         return store, None if collector is None else covered.boxes(collector.finish())
 
-    def _memory(self, n_channels: int, grid: TileGrid) -> torch.device:
+    def _memory_device(self, n_channels: int, grid: TileGrid) -> torch.device:
         """Return the device for image and sums.
 
         It is the CPU if they need more than half of the GPU's free memory.
@@ -286,7 +289,7 @@ class SlidingWindow:
         n_missing = self.batch_size - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
             return tiles
-        return torch.cat([tiles, tiles[-1:].expand(n_missing, *tiles.shape[1:])])
+        return torch.cat([tiles, tiles[-1:].expand([n_missing, *tiles.shape[1:]])])
 
     def _run(self, network: nn.Module, tiles: Tensor) -> Any:
         """Run a network in the precision of the settings."""

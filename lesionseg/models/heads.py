@@ -22,8 +22,8 @@ _GROUPS = 8
 class SegmentationHead(nn.Module):
     """A 1×1 convolution whose first predictions are the prior probability of a lesion.
 
-    It maps `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`. Each voxel
-    of the map gives logits for every voxel of its block. It computes in the precision of its
+    It maps `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`. Each input
+    voxel gives the logits for every voxel of its block. The head computes in the precision of its
     weights (fp32), also under autocast. Logits near ±10 have only three digits in bf16, and the
     focal loss of an easy voxel needs more digits.
     """

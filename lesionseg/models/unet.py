@@ -82,16 +82,17 @@ def _check_tables(architecture: Architecture, dims: int) -> None:
     n = len(architecture.features)
     rows = (*architecture.strides, *architecture.kernels)
     checks = {
-        "one row per stage": n == len(architecture.strides) == len(architecture.kernels),
-        "all axes": all(len(row) == dims for row in rows),
-        "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
-        "one depth per stage": len(architecture.encoder_blocks) in (0, n),
-        "supervised levels": 1 <= architecture.n_supervised <= n,
+        "number of stages": n == len(architecture.strides) == len(architecture.kernels),
+        "number of axes": all(len(row) == dims for row in rows),
+        "even kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
+        "number of encoder_blocks": len(architecture.encoder_blocks) in (0, n),
+        "n_supervised": 1 <= architecture.n_supervised <= n,
     }
-    if not all(checks.values()):
+    wrong = [name for name, is_right in checks.items() if not is_right]
+    if wrong:
         raise ConfigError(
-            f"plan.architecture: the tables do not fit each other and {dims} axes (kernels "
-            f"must be odd, and 1 to {n} levels supervised): {architecture}. Correct the plan."
+            f"plan.architecture: the tables do not fit each other and {dims} axes "
+            f"({', '.join(wrong)}): {architecture}. Correct the plan."
         )
 
 

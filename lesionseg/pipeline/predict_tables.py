@@ -115,9 +115,9 @@ class CaseRow:
     def replaces(self, other: "CaseRow") -> bool:
         """Return True if the row replaces another row of its case.
 
-        A case has at most one row with results. Each scan that failed under the same id has a row
-        of its own. Two such scans differ in their paths or, if one file replaced another under the
-        same path, in their sources.
+        A case has at most one row with results. Each scan that failed under the same id has its own
+        row. Two such scans differ in their paths or, if one file replaced another under the same
+        path, in their sources.
         """
         if self.is_done and other.is_done:
             return True

@@ -61,8 +61,8 @@ class BatchTargets:
 def renumber(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
     """Number each tile's lesions 1, 2, … in the order of their ids.
 
-    The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, a quarter
-    of the bytes are moved to a GPU, and a loss knows an upper limit without reading the values.
+    The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, four
+    times fewer bytes are moved to a GPU, and a loss knows an upper limit without reading values.
 
     >>> renumber(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]])).tolist()
     [[0, 2, 1, 2], [0, 0, 0, 1]]

@@ -171,9 +171,9 @@ class Progress(pl.Callback):
 class FocalStatistics(pl.Callback):
     """A callback that logs gradient shares and the probability in lesions, and warns of faults.
 
-    For the finest logits it computes the mean probability in lesions, and two shares of the L1 norm
-    of the loss's gradient: that of lesions, and that of the hardest 1 % of background. Each warning
-    appears once.
+    For the finest logits it computes the mean probability in lesions, and two shares of the
+    gradient's L1 norm: the share of lesions, and the share of the hardest 1 % of background. Each
+    warning appears once.
     """
 
     def __init__(self, activation: str = "sigmoid") -> None:

@@ -72,7 +72,7 @@ class LesionModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent: of the steps or minutes, whichever is larger."""
+        """The spent share of the budget: the larger one of the shares of steps and of minutes."""
         by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
         limit = self.settings.max_minutes
         return max(by_steps, self.minutes / limit if limit else 0.0)

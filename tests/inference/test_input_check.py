@@ -7,7 +7,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.inference.input_check import (
     InputCheck,
-    Signs,
+    PolarityFeatures,
     channels_without_contrast,
     check_extent,
     check_missing,
@@ -16,7 +16,7 @@ from lesionseg.inference.input_check import (
     grid_statistics,
     image_statistics,
     make_input_check,
-    signs_of,
+    polarity_features,
 )
 from lesionseg.plan.plan import Plan
 
@@ -91,7 +91,7 @@ def check_of_films(n):
     check = make_input_check(
         grids,
         [image_statistics(f, ("film",)) for f in films],
-        [signs_of(f, ("film",)) for f in films],
+        [polarity_features(f, ("film",)) for f in films],
     )
     return InputCheck.model_validate_json(check.model_dump_json())
 
@@ -102,52 +102,52 @@ def test_a_photographic_negative_is_named(n):
     for seed in range(100, 120):
         for is_negative in (False, True):
             image = film(seed, is_negative=is_negative)
-            pictures = signs_of(image, ("film",))
+            pictures = polarity_features(image, ("film",))
             score, warning = check.compare(image_statistics(image, ("film",)), pictures)
             assert (score > 1) == bool(warning) == is_negative
             assert ("film looks like a photographic negative" in warning) == is_negative
 
 
 def test_scans_without_a_polarity_warn_of_nothing():
-    signs = [signs_of(scan(s), ("T1",)) for s in range(40)]
+    features = [polarity_features(scan(s), ("T1",)) for s in range(40)]
     check = make_input_check(
         [grid_statistics(SHAPE, (1.0, 1.0, 1.0))] * 20,
         [image_statistics(scan(s), ("T1",)) for s in range(20)],
-        signs[:20],
+        features[:20],
     )
-    for own in signs[20:]:
-        turned = Signs(-own["T1"].skew, -own["T1"].border, -own["T1"].picture)
+    for own in features[20:]:
+        turned = PolarityFeatures(-own["T1"].skew, -own["T1"].border, -own["T1"].picture)
         assert check.compare({}, {"T1": turned})[1] == ""
-    flat = [signs_of(np.zeros((1, *SHAPE)), ("T1",))] * 6
+    flat = [polarity_features(np.zeros((1, *SHAPE)), ("T1",))] * 6
     images = [image_statistics(scan(s), ("T1",)) for s in range(6)]
     assert make_input_check([grid_statistics(SHAPE, (1, 1, 1))] * 6, images, flat).polarities == {}
 
 
 def test_the_check_of_an_earlier_bundle_has_no_polarity(check):
     earlier = InputCheck.model_validate({"medians": check.medians, "tolerances": check.tolerances})
-    assert earlier.compare({}, signs_of(film(0), ("film",))) == (None, "")
+    assert earlier.compare({}, polarity_features(film(0), ("film",))) == (None, "")
 
 
-def test_signs_of_training_scans_agree_with_1_and_of_their_negatives_with_minus_1():
-    signs = [signs_of(film(seed), ("film",))["film"] for seed in range(20)]
+def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_minus_1():
+    features = [polarity_features(film(seed), ("film",))["film"] for seed in range(20)]
     polarity = check_of_films(20).polarities["film"]
-    agreements = [polarity.agreement(own) for own in signs]
+    agreements = [polarity.agreement(own) for own in features]
     assert np.mean(agreements) == pytest.approx(1, abs=0.05)
-    for own, agreement in zip(signs, agreements, strict=True):
-        negative = Signs(-own.skew, -own.border, -own.picture)
+    for own, agreement in zip(features, agreements, strict=True):
+        negative = PolarityFeatures(-own.skew, -own.border, -own.picture)
         assert polarity.agreement(negative) == pytest.approx(-agreement)
     assert polarity.lowest > 0 >= polarity.limit
 
 
-def test_signs_by_hand():
+def test_features_by_hand():
     channel = np.zeros((24, 24))
     channel[2:-2, 2:-2] = 1  # the border is 2 wide: 24 / 12
     channel[10, 10] = 9
-    own = signs_of(channel[np.newaxis], ("film",))["film"]
+    own = polarity_features(channel[np.newaxis], ("film",))["film"]
     low, middle, high = np.percentile(channel, (1, 50, 99))
     assert own.skew == pytest.approx((low + high - 2 * middle) / (high - low))
     assert own.border == pytest.approx(np.tanh(-channel.mean() / channel.std()))
-    turned = signs_of(3 - 2 * channel[np.newaxis], ("film",))["film"]
+    turned = polarity_features(3 - 2 * channel[np.newaxis], ("film",))["film"]
     assert (turned.skew, turned.border) == pytest.approx((-own.skew, -own.border))
     np.testing.assert_allclose(turned.picture, -own.picture, atol=1e-6)
 

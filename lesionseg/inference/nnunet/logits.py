@@ -123,13 +123,13 @@ class NnunetWindow(SlidingWindow):
         is_flat = self.recipe.network_dims == 2
         if is_flat:
             tiles = tiles[:, :, 0]
-        is_low = self.dtype != torch.float32
-        low = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        is_half = self.dtype != torch.float32
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         total = None
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
-                autocast = torch.autocast(self.device.type, low, enabled=is_low)
+                autocast = torch.autocast(self.device.type, half, enabled=is_half)
                 with fastest_convolutions(), autocast:
                     output = network(tiles.flip(mirrored) if axes else tiles)[0].float()
                 if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):

@@ -35,7 +35,7 @@ from lesionseg.plan.nnunet_recipe import (
     NnunetResampling,
     NnunetScheme,
 )
-from lesionseg.plan.plan import Modality, Normalisation, Plan
+from lesionseg.plan.plan import Architecture, Modality, Normalisation, Plan
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,8 +46,8 @@ _SPLINES = "resample_data_or_seg_to_shape"
 _TORCH = "resample_torch_fornnunet"
 _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
-_SLOPE = 0.01
-_EPS = 1e-5
+_SLOPE = 0.01  # of the leaky ReLU
+_EPS = 1e-5  # of the instance norm
 
 
 class _Intensities(BaseModel):
@@ -178,14 +178,9 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         labels = nnunet_labels(described, Path(labels_path))
     except LesionsegError as error:
         raise BundleError(str(error)) from error
-    kind = _network_kind(config, where, checkpoint, files)
-    whole = architecture_of(checkpoint.weights, kind, where)
-    architecture = replace(whole, n_supervised=1)  # coarser outputs are only for training
-    _check_strides(architecture.strides, config, where)
+    architecture = _architecture(config, where, checkpoint, files)
     recipe = _recipe(plans, config, name, checkpoint, where, len(facts.channel_names))
     dims = 2 if plans.image_reader_writer == _PICTURES else 3
-    if len(config.patch_size) != len(architecture.strides[0]):
-        raise BundleError(f"{where}: patch_size does not fit the network's number of axes.")
     channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
     n_outputs = len(labels) if labels.regions else len(labels) + 1
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != len(channels):
@@ -216,6 +211,22 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
             f"{checkpoint.trainer or 'not stated'}"
         },
     )
+
+
+def _architecture(
+    config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
+) -> Architecture:
+    """Return the architecture of the weights. Raise `BundleError` if it does not fit the plans."""
+    kind = _network_kind(config, where, checkpoint, files)
+    trained = architecture_of(checkpoint.weights, kind, where)
+    architecture = replace(trained, n_supervised=1)  # coarser outputs are only for training
+    _check_strides(architecture.strides, config, where)
+    if len(config.patch_size) != len(architecture.strides[0]):
+        raise BundleError(
+            f"{where}: patch_size does not fit the network's number of axes. Use plans and "
+            "checkpoints of one training."
+        )
+    return architecture
 
 
 def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
@@ -273,26 +284,26 @@ def _network_kind(
 
 
 def _unknown_option(options: Mapping[str, Any]) -> str:
-    """Return the first option that differs from nnU-Net's default; "" if there is none.
+    """Return the first option that differs from nnU-Net's default; "" if all are the default.
 
     Dropout is not checked, because it is inactive in prediction.
     """
     norm = options.get("norm_op")
-    nonlinearity = options.get("nonlin")
+    if norm is not None and "InstanceNorm" not in str(norm):
+        return f"norm_op {norm}"
     norm_options = options.get("norm_op_kwargs") or {}
+    if norm_options.get("eps", _EPS) != _EPS or norm_options.get("affine", True) is not True:
+        return f"norm_op_kwargs {norm_options}"
+    nonlinearity = options.get("nonlin")
+    if nonlinearity is not None and str(nonlinearity).rpartition(".")[2] != "LeakyReLU":
+        return f"nonlin {nonlinearity}"
     nonlinearity_options = options.get("nonlin_kwargs") or {}
-    found = {
-        f"norm_op {norm}": norm is not None and "InstanceNorm" not in str(norm),
-        f"norm_op_kwargs {norm_options}": norm_options.get("eps", _EPS) != _EPS
-        or norm_options.get("affine", True) is not True,
-        f"nonlin {nonlinearity}": nonlinearity is not None
-        and str(nonlinearity).rpartition(".")[2] != "LeakyReLU",
-        f"nonlin_kwargs {nonlinearity_options}": nonlinearity_options.get("negative_slope", _SLOPE)
-        != _SLOPE,
-        "nonlin_first": bool(options.get("nonlin_first")),
-        "squeeze_excitation": bool(options.get("squeeze_excitation")),
-    }
-    return next((what for what, differs in found.items() if differs), "")
+    if nonlinearity_options.get("negative_slope", _SLOPE) != _SLOPE:
+        return f"nonlin_kwargs {nonlinearity_options}"
+    for name in ("nonlin_first", "squeeze_excitation"):
+        if options.get(name):
+            return name
+    return ""
 
 
 def _check_strides(
@@ -434,10 +445,10 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     network = build_network(plan)
     needed = set(network.state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
-    endless = [n for n, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
-    if endless:
+    not_finite = [n for n, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if not_finite:
         raise BundleError(
-            f"{where}: some weights are not finite: {', '.join(endless[:5])}. Use another "
+            f"{where}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
             "checkpoint."
         )
     try:

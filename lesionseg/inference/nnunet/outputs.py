@@ -113,10 +113,10 @@ def read_probabilities(
     Args:
         files: the files of the case, with `probabilities` and the `mask` from nnU-Net.
         geometry: grid of the scan, which the mask must have. None is the grid of the mask.
-        by_image: True if equal shape and spacing are enough for that.
+        by_image: True if grids of equal shape and spacing are the same.
 
     Raises:
-        ReadError: if a file is damaged or contains objects, or if there is no mask.
+        ReadError: if a file is damaged or contains objects, or if the mask is missing.
         GeometryError: if the mask fits neither the scan nor the probabilities.
         ContentError: if a probability is NaN, or if channels and labels do not fit.
     """
@@ -160,7 +160,7 @@ def find_labels(path: Path) -> Labels | None:
     """Read the labels that belong to a file of probabilities, from `dataset.json` in its folder.
 
     nnU-Net writes this file into the output folder, and into the model folder above
-    `fold_0/validation`. Return None if there is none.
+    `fold_0/validation`. Return None if neither contains it.
     """
     for folder in list(path.parents)[:_LEVELS_UP]:
         if (folder / _LABELS).is_file():
@@ -183,22 +183,9 @@ def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, 
 
 
 def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Collect the voxels that can belong to a candidate of any label.
-
-    The first channel is the background, which is 1 minus the sum of all labels. It is enough to
-    find these voxels. Regions have no background, so all channels are read for that.
-    """
-    limit = np.float32(NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6))
+    """Collect the voxels that can belong to a candidate of any label. Check the probabilities."""
     n_row = prod(file.shape[2:])
-    found: list[NDArray[np.int64]] = []
-    for slab in file.slabs():
-        if slab.channel > 0 and not are_regions:
-            break
-        flat = slab.values.reshape(-1)
-        # includes NaN
-        here = ~(flat < limit) if are_regions else ~(flat > 1 - limit)
-        found.append(np.flatnonzero(here) + slab.first_row * n_row)
-    index = np.unique(np.concatenate(found))
+    index = _find_voxels(file, are_regions=are_regions)
     values = np.empty((file.shape[0], len(index)), dtype=np.float32)
     lowest = np.float32(0)
     highest = np.float32(1)
@@ -221,6 +208,25 @@ def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
             f"regions, put its {_LABELS} into the same folder."
         )
     return _Voxels(index, values)
+
+
+def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int64]:
+    """Return the flat indices of the voxels that can belong to a candidate, ascending.
+
+    The first channel is the background, which is 1 minus the sum of all labels. It is enough to
+    find these voxels. Regions have no background, so all of their channels are read.
+    """
+    limit = np.float32(NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6))
+    n_row = prod(file.shape[2:])
+    found: list[NDArray[np.int64]] = []
+    for slab in file.slabs():
+        if slab.channel > 0 and not are_regions:
+            break
+        flat = slab.values.reshape(-1)
+        # the negated comparisons include NaN
+        is_possible = ~(flat < limit) if are_regions else ~(flat > 1 - limit)
+        found.append(np.flatnonzero(is_possible) + slab.first_row * n_row)
+    return np.unique(np.concatenate(found))
 
 
 def _paint(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDArray[np.int64]:
@@ -261,19 +267,21 @@ def _axis_order(
     The order of the reader in the plans is tried first, then the order of the mask. If labels or
     mask are empty, the first order that fits the shape is returned.
     """
-    marked = painted > 0
-    index = index[marked]
-    painted = painted[marked]
+    is_lesion = painted > 0
+    index = index[is_lesion]
+    painted = painted[is_lesion]
     n_mask = int(np.count_nonzero(labels))
-    if not (fitting := [o for o in _orders(file, geometry) if o.shape(shape) == labels.shape]):
+    fitting = [o for o in _orders(file, geometry) if o.shape(shape) == labels.shape]
+    if not fitting:
         raise GeometryError(
             f"{file.path}: probabilities of shape {shape} do not fit the mask's shape "
             f"{labels.shape} in any axis order. Predict this case again."
         )
-    best = fitting[0]
-    highest = -1.0
+    expected = fitting[0]
     if not n_mask or not len(index):
-        return best
+        return expected
+    best = expected
+    highest = -1.0
     for order in fitting:
         agreeing = np.count_nonzero(labels.flat[order.flat_index(index, shape)] == painted)
         dice = 2 * agreeing / (len(index) + n_mask)
@@ -283,7 +291,7 @@ def _axis_order(
         if highest >= _SAME_ORDER:
             break
     if highest < _SOME_ORDER:
-        expected = fitting[0]
+        # the shape allows the order of the plans, so the mask and not the order may differ
         if expected.shape(shape) == shape == labels.shape or len(fitting) == 1:
             _log.warning(
                 "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
@@ -326,7 +334,7 @@ def _reoriented_order(geometry: Geometry) -> AxisOrder:
 
 
 def _reader(path: Path) -> str:
-    """Return the name of the image reader in nnU-Net's `plans.json`; "" if there is none."""
+    """Return the name of the image reader in nnU-Net's `plans.json`; "" without this file."""
     for folder in list(path.parents)[:_LEVELS_UP]:
         if (folder / _PLANS).is_file():
             content = read_json(folder / _PLANS)

@@ -27,17 +27,18 @@ def restore_probabilities(
     """
     recipe = recipe_of(plan)
     store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
-    backward = [recipe.transpose.index(axis) for axis in range(3)]
+    # for each axis of the view, the axis of the network
+    network_axes = [recipe.transpose.index(axis) for axis in range(3)]
     for first_row, values in _resize_slabs(logits, scan, plan):
         p = label_probabilities(values[None], plan)[0]
         start = scan.crop[0].start + first_row
-        where = (slice(start, start + p.shape[1]), *scan.crop[1:])
-        turned = p.permute(0, *(1 + axis for axis in backward))
-        places = tuple(where[axis] for axis in backward)
+        part = (slice(start, start + p.shape[1]), *scan.crop[1:])
+        p = p.permute([0] + [1 + axis for axis in network_axes])
+        part_of_view = tuple(part[axis] for axis in network_axes)
         if scan.view.dims == 2:  # a 2-D image has no first axis
-            turned = turned[:, 0]
-            places = places[1:]
-        store.write(places, turned)
+            p = p[:, 0]
+            part_of_view = part_of_view[1:]
+        store.write(part_of_view, p)
     logits.close()
     return store
 
@@ -56,15 +57,15 @@ def _resize_slabs(
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
-    along = _rows(n_rows, shape[0], orders[0])
+    row_neighbours = _rows(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], at_once):
         rows = slice(first, min(first + at_once, shape[0]))
-        needed = along.reach(rows)
+        needed = row_neighbours.reach(rows)
         read = logits.decode(logits.values[:, needed])
         logits.release()
         plane = (n_channels, read.shape[1], *shape[1:])
         in_plane = resize(read, plane, (0, 0, *orders[1:]))
-        yield first, along.within(rows, needed.start).apply(in_plane, axis=1)
+        yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)
 
 
 def _rows(n_in: int, n_out: int, order: int) -> Neighbours:

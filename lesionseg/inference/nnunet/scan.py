@@ -32,10 +32,11 @@ _PICTURE_SPACING = (999.0, 1.0, 1.0)
 class NnunetScan:
     """A prepared scan: `image` `[C, *resized]` float32 in the network's axis order.
 
-    `view` is the grid with the file's voxels whose axes, transposed by the recipe, are those of
-    the network. `crop` is the part of the transposed volume that was kept before resizing.
-    `spacing` is the spacing of the transposed volume. `valid` is that of `core.Volume`. `blank`
-    contains the names of channels without contrast.
+    `view` is the grid of the file's voxels in the axis order that the model's reader gives them.
+    The recipe then transposes these axes to those of the network. `crop` is the part of the
+    transposed volume that was kept before resizing, and `spacing` is the spacing of the transposed
+    volume. `valid` is that of `core.Volume`. `blank` contains the names of channels without
+    contrast.
     """
 
     image: Float[Tensor, "c z y x"]
@@ -65,7 +66,7 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     if view.geometry.dims == 2:
         array = array[:, np.newaxis]
         spacing = _PICTURE_SPACING
-    array = array.transpose(0, *(1 + axis for axis in recipe.transpose))
+    array = array.transpose([0] + [1 + axis for axis in recipe.transpose])
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
     present = np.logical_or.reduce(array != 0, axis=0)
     crop = foreground_slices(present) or tuple(slice(0, n) for n in present.shape)
@@ -120,10 +121,10 @@ def resized_shape(
 def spline_orders(
     resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
 ) -> tuple[tuple[int, ...], int | None]:
-    """Return the spline order of each axis, and the axis of thick slices; None if there is none.
+    """Return the spline order of each axis, and the axis of thick slices, or None without one.
 
-    An axis is thick by the spacing before resizing or, if that has none, by the spacing after it.
-    Two equally thick axes are not separate.
+    The axis of thick slices is found in the spacing before resizing. If that has none, it is found
+    in the spacing after resizing. If two axes are equally thick, neither of them is separate.
     """
     axis = None
     if resampling.separate_z or (resampling.separate_z is None and _is_thick(resampling, before)):
