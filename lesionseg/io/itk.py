@@ -31,7 +31,10 @@ def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
 
 
 def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert an affine from RAS and indices (z, y, x) to ITK's LPS and (x, y, z), and back."""
+    """Convert an affine between our convention and ITK's. The conversion is its own inverse.
+
+    Ours maps indices (z, y, x) to RAS millimetres, ITK's maps (x, y, z) to LPS millimetres.
+    """
     dims = len(affine) - 1
     flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
     return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
@@ -64,8 +67,8 @@ def voxel_file(path: Path) -> Path:
     """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
     Raises:
-        ReadError: The header is damaged, or names another place. ITK would read any path or
-            pattern that a header names.
+        ReadError: The header is damaged, or names a file in another folder or a pattern. ITK itself
+            would read any file that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
     with convert_read_errors(path), path.open("rb") as stream:
@@ -112,8 +115,8 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
     size = reader.GetSize()
     if dims not in (2, 3) or n_channels != 1:
         raise ReadError(
-            f"{path}: {dims} axes and {n_channels} values per voxel, expected 2 or 3 axes and one "
-            "value. Split it into one file per channel: <case>_0000, …"
+            f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
+            "axes and one value. Split it into one file per channel: <case>_0000, …"
         )
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
     check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())

@@ -34,7 +34,7 @@ _ALWAYS_ALLOWED_BYTES = 2**20
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 _BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
 _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
-_ENDING_SECONDS = 30  # longest time between the end of a worker's pipe and the end of the worker
+_EXIT_SECONDS = 30  # time that a worker may take to exit after it has closed its pipe
 _LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
 _BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
 _COMMAND = (
@@ -47,13 +47,13 @@ class FileLimits:
     """The limits for one file.
 
     Attributes:
-        max_voxels: Largest number of voxels of one channel, on the grid of the file and of the
-            plan. 32-bit indices allow no more than the default.
+        max_voxels: Largest number of voxels of one channel, before and after resampling to the
+            plan's spacing. The default is the highest number that 32-bit indices allow.
         spacing_mm: Smallest and largest spacing.
         extent_mm: Smallest and largest length of the longest side.
-        read_seconds: Processor time of a native decoder, to which a share for each byte of the file
-            is added. Time in which the decoder waits for a processor does not count, so that
-            healthy files do not fail on a busy machine.
+        read_seconds: Processor time that a native decoder may use. Large files get more, in
+            proportion to their size. Time in which the decoder waits for a processor does not
+            count, so that intact files do not fail on a busy machine.
     """
 
     max_voxels: int = 2**31 - 1
@@ -74,7 +74,7 @@ def limits() -> FileLimits:
 
 def set_limits(limits: FileLimits) -> None:
     """Set the limits of this process and of its worker."""
-    global _limits  # as an argument, most functions of the package would have to pass it on
+    global _limits  # otherwise, most functions of the package would need it as an argument
     _limits = limits
 
 
@@ -106,8 +106,9 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
         unit: The unit of the header, for messages, if it is not millimetres.
 
     Raises:
-        ReadError: There are too many voxels, the spacing or the extent is above its limit, or both
-            are below it, as a wrong unit would make them.
+        ReadError: There are too many voxels, or the spacing or the extent is outside its limits.
+            An extent below its limit is an error only if the spacing is microscopic as well,
+            because a wrong unit changes both.
     """
     n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
@@ -137,7 +138,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
 
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
-    """Convert every error of a file library into a `LesionsegError` that names the file."""
+    """Convert every error within the context into a `LesionsegError` that names the file."""
     try:
         yield
     except LesionsegError as error:
@@ -160,7 +161,7 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
     """Run `read(*args, **settings)` in the worker of this process and return its result.
 
     Errors and log messages of `read` appear in this process. A decoder that is blocked without
-    using the processor is ended after a much longer time than `limits()` state.
+    using the processor is stopped after 20 times the limit of its processor time.
 
     Args:
         read: A function that can be pickled.
@@ -181,8 +182,8 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
             _process = _start_worker()
         jobs = cast(IO[bytes], _process.stdin)
         replies = cast(IO[bytes], _process.stdout)
-        patience = seconds * _WALL_PER_PROCESSOR
-        timer = Timer(patience, _process.kill)
+        wall_seconds = seconds * _WALL_PER_PROCESSOR
+        timer = Timer(wall_seconds, _process.kill)
         begin = monotonic()
         timer.start()
         try:
@@ -191,17 +192,17 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
             failed, value, messages = pickle.load(replies)  # protocol 5 does not copy voxels
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             failure = "crashed on it"
-            # its pipe is closed, so it is ending, which may take a while on a busy machine
+            # the worker has closed its pipe: its exit may take a while on a busy machine
             with suppress(subprocess.TimeoutExpired):
-                if _process.wait(timeout=_ENDING_SECONDS) == -getattr(signal, "SIGXCPU", 0):
+                if _process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0):
                     failure = f"took longer than {seconds:.0f} s of processor time"
-            if monotonic() - begin >= patience:
-                failure = f"did not answer for {patience:.0f} s"
+            if monotonic() - begin >= wall_seconds:
+                failure = f"did not answer for {wall_seconds:.0f} s"
             stop_worker()
             raise ResourceError(
                 f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
             ) from error
-        except BaseException:  # after an interruption the late reply would answer the next job
+        except BaseException:  # after an interruption, the next job would get the late reply
             stop_worker()
             raise
         finally:
@@ -214,13 +215,14 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
+    """Start a worker that reads jobs from its standard input."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pipesize=2**20,  # fewer and larger pieces
-        # a signal to the whole group, such as a scheduler's SIGTERM, is handled by the parent
+        # only the parent may get a signal to its whole group, such as a scheduler's SIGTERM
         process_group=0 if os.name == "posix" else None,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
@@ -234,7 +236,7 @@ def stop_worker() -> None:
     _process = None
     if process is not None:
         process.kill()
-        with suppress(OSError):  # unsent bytes in a pipe without a reader
+        with suppress(OSError):  # the pipe may contain bytes that the worker has not read
             process.communicate()
 
 
@@ -264,13 +266,16 @@ class _MessageCollector(logging.Handler):
 
 
 def serve_jobs() -> None:
-    """Run the worker: read jobs from standard input and write replies to standard output."""
+    """Run the worker: read jobs from standard input and write replies to standard output.
+
+    A reply contains True if the job failed, its result or error, and its log messages.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
     collector = _MessageCollector()
     logging.getLogger("lesionseg").addHandler(collector)
-    with suppress(OSError):  # if the machine runs out of memory, Linux ends this process first
+    with suppress(OSError):  # if memory runs out, Linux must kill this process, not the parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     while True:
         try:

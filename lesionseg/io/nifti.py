@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".nii.gz", ".nii")
 _UNITS = {1: "metres", 3: "micrometres"}  # by the code in the header
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code; every other code means millimetres
-_MAX_OFFSET = 2**26  # bytes of header and extensions, and also of data after the voxels
+_MAX_OFFSET = 2**26  # largest number of bytes before the voxels, and also after them
 _SAME_PLACE_MM = 1.0
 _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
 
@@ -43,11 +43,12 @@ def read_nifti(path: Path) -> Volume:
             array = array.astype(np.float32)
             array *= np.float32(data.slope)
             array += np.float32(data.inter)
-        # a memory map would change if the file were replaced
+        # copy a memory map, because its values change if the file is overwritten
         copy = True if isinstance(array, np.memmap) else None
         array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
         array = array.reshape(geometry.shape[::-1])
-        n_after = 0  # reading to the end verifies the checksum of a gzip file
+        # read to the end, because gzip verifies its checksum there
+        n_after = 0
         while piece := stream.read(2**20):
             n_after += len(piece)
             if n_after > _MAX_OFFSET:
@@ -83,7 +84,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     """
     import nibabel
 
-    affine = np.eye(4)  # a plane is placed at z = 0
+    affine = np.eye(4)  # a plane gets the position z = 0
     if geometry.dims == 3:
         affine[:] = geometry.affine[:, [2, 1, 0, 3]]
     else:
@@ -163,10 +164,10 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
 
 
 def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
-    """Return the third axis of a picture stored as a volume, or None if it is not a picture.
+    """Return the axis to drop if the volume is a picture, otherwise None.
 
-    Users of nnU-Net store pictures as NIfTI with a third axis that has one voxel of 999 mm, which
-    is wider than the voxels of any scan.
+    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
+    which is more than that of any scan.
     """
     if len(shape) != 3:
         return None
@@ -178,7 +179,7 @@ def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | 
 def _picture_geometry(
     path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], flat: int
 ) -> Geometry:
-    """Return the grid of a picture's two axes. `flat` is its third axis."""
+    """Return the grid of a picture's two axes. `flat` is the axis to drop."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     text = "%s: one slice of %.4g mm is read as a picture with two axes."
     warn_once(logger, text, path, spacing[flat])
@@ -189,12 +190,12 @@ def _picture_geometry(
 def _read_grid(path: Path, image: Any) -> Geometry:
     """Return the grid in RAS millimetres, and warn if sform and qform contradict each other."""
     shape = tuple(int(n) for n in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
+    while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
         shape = shape[:-1]
     if len(shape) not in (2, 3):
         raise ReadError(
-            f"{path}: shape {shape}, expected two or three axes. Split a 4-D file into one per "
-            "channel: <case>_0000, <case>_0001, …"
+            f"{path}: the shape is {shape}, expected two or three axes. Split a 4-D file into one "
+            "per channel: <case>_0000, <case>_0001, …"
         )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     unit = _UNITS.get(_unit(image), "")
@@ -211,7 +212,8 @@ def _read_grid(path: Path, image: Any) -> Geometry:
                 logger.warning(text, path, distance)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
+    # a plane outside the x-y plane has no position with two axes
+    if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):
         return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]), unit)
     return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
 

@@ -21,9 +21,9 @@ PLANS = "plans.json"
 LABELS = "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 _FOLD = re.compile(r"fold_(\d+|all)")
-_MOST_BYTES = 2**33  # largest size of a checkpoint
-_MOST_JSON_BYTES = 2**26
-_MOST_COMPRESSION = 1100  # largest compression ratio of deflate, see `io.limits`
+_MAX_BYTES = 2**33  # largest size of a checkpoint
+_MAX_JSON_BYTES = 2**26
+_MAX_COMPRESSION = 1100  # largest compression ratio of deflate, see `io.limits`
 _ALWAYS_ALLOWED_BYTES = 2**20
 
 
@@ -64,21 +64,27 @@ class NnunetModelFiles:
         """Return the path of a file of the model for messages."""
         return f"{self.archive}/{self.inner}/{name}" if self.archive else str(self.root / name)
 
-    def read_bytes(self, name: str, most: int = _MOST_BYTES) -> bytes:
-        """Read one file. Raise `BundleError` if it is missing, damaged or too large."""
+    def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
+        """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
         where = self.where(name)
         try:
             if self.archive is None:
                 path = self.root / name
                 size = path.stat().st_size
                 if size > most:
-                    raise BundleError(f"{where}: {size} bytes, at most {most} are read.")
+                    raise BundleError(
+                        f"{where}: the file has {size} bytes, but the limit is {most}. Export the "
+                        "model again."
+                    )
                 return path.read_bytes()
             with zipfile.ZipFile(self.archive) as archive:
                 info = archive.getinfo(f"{self.inner}/{name}" if self.inner else name)
-                allowed = info.compress_size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES
+                allowed = info.compress_size * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
                 if info.file_size > min(most, allowed):
-                    raise BundleError(f"{where}: claims {info.file_size} bytes. Export it again.")
+                    raise BundleError(
+                        f"{where}: the archive states an impossible size, {info.file_size} bytes. "
+                        "Export the model again."
+                    )
                 return archive.read(info)
         except KeyError as error:
             raise BundleError(f"{where}: this file is missing. Export the model again.") from error
@@ -88,7 +94,7 @@ class NnunetModelFiles:
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object. Raise `BundleError` if the file contains anything else."""
         try:
-            content = json.loads(self.read_bytes(name, _MOST_JSON_BYTES).decode("utf-8-sig"))
+            content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.where(name)}: cannot be read as JSON: {error}.") from error
         if not isinstance(content, dict):
@@ -154,23 +160,34 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
             f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
             "not read. Export the model again with nnUNetv2_export_model_to_zip."
         )
-    models = [name.removesuffix(f"/{PLANS}") for name in names if name.endswith(f"/{PLANS}")]
-    models = [m for m in models if f"{m}/{LABELS}" in names and "/ensembles/" not in f"/{m}/"]
+    models: list[str] = []
+    for name in names:
+        folder = name.removesuffix(f"/{PLANS}")
+        is_ensemble = "/ensembles/" in f"/{folder}/"
+        if folder != name and f"{folder}/{LABELS}" in names and not is_ensemble:
+            models.append(folder)
     if not models:
         return None
-    fold = PurePosixPath(wanted).name if _FOLD.fullmatch(PurePosixPath(wanted).name) else None
-    folder = str(PurePosixPath(wanted).parent) if fold else wanted
-    chosen = [m for m in models if not folder or m == folder or m.endswith(f"/{folder}")]
+    wanted_folder = wanted
+    wanted_fold = None
+    if _FOLD.fullmatch(PurePosixPath(wanted).name):
+        wanted_folder = str(PurePosixPath(wanted).parent)
+        wanted_fold = PurePosixPath(wanted).name
+    chosen = models
+    if wanted_folder:
+        chosen = [model for model in models if f"/{model}".endswith(f"/{wanted_folder}")]
     if len(chosen) != 1:
-        listed = ", ".join(f"{archive}/{m}" for m in (chosen or models)[:6])
+        listed = ", ".join(f"{archive}/{model}" for model in (chosen or models)[:6])
         raise BundleError(
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )
-    inside = [name.removeprefix(f"{chosen[0]}/") for name in names if name.startswith(chosen[0])]
-    folds = _choose_folds([n.split("/")[0] for n in inside if n.endswith(f"/{CHECKPOINT}")], fold)
+    (model,) = chosen
+    in_model = [name.removeprefix(f"{model}/") for name in names if name.startswith(model)]
+    finished = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
+    folds = _choose_folds(finished, wanted_fold)
     if not folds:
-        raise BundleError(f"{archive}/{chosen[0]}: no fold has a {CHECKPOINT}. Export it again.")
-    return NnunetModelFiles(archive.parent, folds, archive, chosen[0])
+        raise BundleError(f"{archive}/{model}: no fold has a {CHECKPOINT}. Export it again.")
+    return NnunetModelFiles(archive.parent, folds, archive, model)
 
 
 def _is_outside(name: str) -> bool:
@@ -180,7 +197,11 @@ def _is_outside(name: str) -> bool:
 
 
 def _choose_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
-    """Choose the wanted fold or, for None, the numbered folds, otherwise `fold_all`."""
+    """Choose the folds to use, in ascending order.
+
+    If no fold is wanted, these are all numbered folds, or `fold_all` if it is the only one.
+    """
+    # fold_10 comes after fold_9
     known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
     if wanted is not None:
         return (wanted,) if wanted in known else ()

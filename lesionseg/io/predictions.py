@@ -43,7 +43,7 @@ CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
 MaskNames = Literal["lesionseg", "nnunet"]
-# suffix of instances and regions next to masks of this suffix with nnU-Net's names
+# with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
 MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
 
@@ -90,8 +90,13 @@ class _Entry(BaseModel):
     def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
         """Make the candidate and compute the values that the file does not state.
 
-        `place`, its number in the file from 1, is the id if the file states none. Raises
-        `ValueError` if the numbers do not describe a box on this grid.
+        Args:
+            place: The number of the candidate in the file, from 1. It is the id if the file does
+                not state one.
+            geometry: The grid of the scan.
+
+        Raises:
+            ValueError: The numbers do not describe a box on this grid.
         """
         stated = self.model_dump(exclude_none=True)
         for name, value in stated.items():
@@ -133,10 +138,12 @@ def write_prediction(
     Masks and regions are uint8, instances uint16, or int32 for more than 65535 candidates. A
     prediction without instances consists of boxes, and only its candidate file is written.
 
-    The candidate file also states `size_unit` ("mm", "mm at the detector" or, if the pixel size is
-    unknown, "px"), `removed` (candidates that were dropped because of their size) and `input_check`
-    (the distance of the scan from the training scans, where 1 is the limit, with the warning and
-    the missing channels).
+    The candidate file also contains these keys:
+
+    - `size_unit`: "mm", "mm at the detector" or, if the pixel size is unknown, "px".
+    - `removed`: the candidates that were dropped because of their size.
+    - `input_check`: the distance of the scan from the training scans, the warning and the missing
+      channels. Distances above 1 cause a warning.
 
     Args:
         folder: The folder.
@@ -149,7 +156,7 @@ def write_prediction(
         source: The scan that the prediction is of. The candidate file states it as `source`.
 
     Raises:
-        OutputError: The case id cannot be a file name, or the disk refuses.
+        OutputError: The case id cannot be a file name, or a file cannot be written.
     """
     case = prediction.case
     instances = prediction.instances
@@ -193,7 +200,7 @@ def _candidate_json(
         content["removed"] = list(map(_entry_json, prediction.removed))
     if prediction.n_left_out:
         content["n_left_out"] = prediction.n_left_out
-    if not prediction.scored:  # the scores replace the missing ones of another program
+    if not prediction.scored:  # the predicting program states no scores, so all of them are 1
         content["scored"] = False
     return content
 
@@ -225,7 +232,11 @@ def read_source(path: Path) -> ScanSource | None:
 
 
 def read_mask_names(path: Path) -> MaskNames:
-    """Return how the masks next to a candidate file are named. Raise `ReadError` if not JSON."""
+    """Read from a candidate file how the masks of its case are named.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+    """
     content = read_json(path)
     names = content.get("names") if isinstance(content, dict) else None
     return "nnunet" if names == "nnunet" else "lesionseg"
@@ -236,8 +247,8 @@ def find_predictions(
 ) -> dict[str, PredictionFiles]:
     """Find the predicted cases of a folder.
 
-    Recognised are our own files of a case, masks `<case>_mask.*` or `<case>.*` of other programs,
-    nnU-Net's probabilities `<case>.npz`, and candidate files without masks.
+    This includes the files of `write_prediction`, masks `<case>_mask.*` or `<case>.*` of other
+    programs, nnU-Net's probabilities `<case>.npz`, and candidate files without masks.
 
     Args:
         folder: The folder.
@@ -273,10 +284,10 @@ def _files_by_case(
         case, kind = _case_and_kind(file)
         if kind not in kinds or not file.is_file():
             continue
-        before = by_case.setdefault(case, {}).setdefault(kind, file)
+        first = by_case.setdefault(case, {}).setdefault(kind, file)
         try:
-            if before != file:
-                raise DatasetError(f"{file} and {before.name} belong to the same case. Keep one.")
+            if first != file:
+                raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
             check_case_id(case, file)
         except DatasetError as error:
             if faults is None:
@@ -285,7 +296,7 @@ def _files_by_case(
     if not by_case:
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
         raise DatasetError(
-            f"{folder}: the folder contains no such files. Name them <case>.*, or {names}."
+            f"{folder}: the folder contains no predictions or masks. Name them <case>.* or {names}."
         )
     if faults is not None:
         faults += wrong.values()
@@ -293,9 +304,10 @@ def _files_by_case(
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:
-    """Return case id and kind of a file by its name. The kind is "" for unrelated files.
+    """Return case id and kind of a file by its name. The kind is "" for files to ignore.
 
-    It is also "" for our own probabilities, because the candidate file has the scores.
+    The probabilities that lesionseg writes are ignored, too, because the candidate file has the
+    scores.
     """
     stem = strip_suffix(file)
     case, _, kind = stem.rpartition("_")
@@ -358,7 +370,7 @@ def read_prediction(
             )
     values_file = files.regions
     if values_file is None and binary:
-        values_file = files.mask  # has the values of accepted candidates only
+        values_file = files.mask  # it contains the accepted candidates only
     values = None
     if values_file is not None:
         values = np.asarray(read_mask(values_file).labels, dtype=np.uint8)
@@ -380,17 +392,20 @@ def read_prediction(
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
     """Return the grid of a case and check that all masks are on it."""
     grid = geometry
-    grid_of = files.candidates or Path("the scan")
+    source_of_grid = files.candidates or Path("the scan")
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
         if grid is None:
             grid = own
         elif not (is_raster(file) and own.shape == grid.shape):
-            check_grid(file, own, grid_of, grid, by_image=by_image)
-        grid_of = file
+            check_grid(file, own, source_of_grid, grid, by_image=by_image)
+        source_of_grid = file
     if grid is None:
-        raise ReadError(f"{files.candidates}: boxes do not state a grid. Give the scan as well.")
+        raise ReadError(
+            f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "
+            "as well."
+        )
     return grid
 
 

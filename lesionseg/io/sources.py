@@ -31,9 +31,9 @@ class ScanSource:
     def is_of_same_scan(self, other: "ScanSource") -> bool:
         """Return True if both are known to be the same scan, possibly with changed content.
 
-        Files without UIDs are the same scan only if their content is equal. Single files compare
-        the UIDs of their instances, because a series may contain several of them, such as two views
-        of a chest.
+        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
+        compared by instance UID instead of series UID, because a series may contain several single
+        images, such as two views of a chest.
         """
         if self.digest == other.digest:
             return True

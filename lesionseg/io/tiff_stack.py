@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff")
 _CHANNEL = re.compile(r"_\d{4}$")
-_REDUCED = 1  # bit in the type of a page: a thumbnail
-_TRANSPARENCY_MASK = 4  # bit in the type of a page: a mask of opacity
+# bits of NewSubfileType: the page is a thumbnail, or a mask of opacity
+_REDUCED = 1
+_TRANSPARENCY_MASK = 4
 _MAX_JSON_BYTES = 2**16
 
 
@@ -54,7 +55,7 @@ def read_stack(path: Path) -> Volume | None:
                 "slices of one size. Save one volume per file, and each channel as a separate file."
             )
         shape = tuple(int(n) for n in series.shape)
-        geometry = check_grid(path, Geometry.from_spacing(shape, _spacing(path)))
+        geometry = check_grid(path, Geometry.from_spacing(shape, _read_spacing(path)))
         n_bytes = int(np.prod(shape, dtype=np.int64)) * series.dtype.itemsize
         check_size(path, n_bytes, compressed=first.compression != 1)
         array = np.asarray(series.asarray())
@@ -70,7 +71,10 @@ def read_stack(path: Path) -> Volume | None:
 
 
 def _find_stack(tiff: Any) -> Any | None:
-    """Return the series of the file's full pages if there are several, or None for one picture."""
+    """Return tifffile's series of the pages if they form a stack.
+
+    Return None for a single picture, and for pages that belong to several series.
+    """
     full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
     if not tiff.series:
         return None
@@ -82,8 +86,11 @@ def _find_stack(tiff: Any) -> Any | None:
     return series if is_stack and len(tiff.series) == 1 else None
 
 
-def _spacing(path: Path) -> tuple[float, ...]:
-    """Read the spacing in millimetres from the JSON file of a TIFF file."""
+def _read_spacing(path: Path) -> tuple[float, ...]:
+    """Read the spacing in millimetres from the JSON file that belongs to a TIFF file.
+
+    Return 1 mm along every axis, with a warning, if that file does not exist.
+    """
     stem = path.name[: -len(path.suffix)]
     candidates = [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -100,6 +107,7 @@ def _spacing(path: Path) -> tuple[float, ...]:
             raise ValueError(f"spacing is {spacing}")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ReadError(
-            f'{file}: states no spacing ({error}). Write {{"spacing": [z, y, x]}} in mm.'
+            f"{file}: the file does not state a valid spacing ({error}). Write "
+            '{"spacing": [z, y, x]} in mm.'
         ) from error
     return numbers

@@ -17,7 +17,7 @@ SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
 
 def case_suffix(path: Path) -> str:
-    """Return the suffix that names the format as written, or the last suffix of any other file.
+    """Return the suffix of a known format as the file name writes it, otherwise the last suffix.
 
     >>> case_suffix(Path("scan.v2.nii.gz")), case_suffix(Path("scan.PNG"))
     ('.nii.gz', '.PNG')
@@ -55,7 +55,9 @@ def is_dicom_image(path: Path) -> bool:
 
 
 def result_suffix(path: Path, dims: int) -> str:
-    """Return the suffix of predictions on an image: its own if the format stores exact values.
+    """Return the suffix for predictions on an image.
+
+    It is the suffix of the image if that format stores exact values in one file.
 
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
@@ -85,7 +87,7 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         ReadError: The file is missing, damaged or of an unknown format.
         GeometryError: DICOM slices do not form an even stack.
     """
-    suffix = _format(path)
+    suffix = _find_format(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
     if suffix in itk.SUFFIXES:
@@ -98,13 +100,13 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
 
 def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
     """Read the grid from the header only. Raises the errors of `read_volume`."""
-    suffix = _format(path)
+    suffix = _find_format(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)
     if suffix in itk.SUFFIXES:
         return run_in_worker(itk.read_itk_geometry, path)
     if suffix in raster.SUFFIXES:
-        # decoding is the only way to find out whether the file is complete
+        # only decoding shows whether the file is complete
         return read_volume(path, raster_mm=raster_mm).geometry
     with convert_read_errors(path):
         return read_dicom_geometry(path)
@@ -123,7 +125,7 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
 
     Raises:
         OutputError: There are several channels, the suffix is unknown, the format cannot store the
-            numbers, or the disk refuses.
+            numbers, or the file cannot be written.
     """
     suffix = case_suffix(path).lower()
     array = volume.array[0]
@@ -151,8 +153,12 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
             raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
-def _format(path: Path) -> str:
-    """Return the suffix in lower case, ".dcm" for folders and for DICOM files without a suffix."""
+def _find_format(path: Path) -> str:
+    """Return the suffix of the file's format in lower case.
+
+    It is ".dcm" for folders and for DICOM files without a suffix. Raise `ReadError` if the file is
+    missing, empty or of an unknown format.
+    """
     with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:
             if not path.is_file():  # missing, or a pipe

@@ -65,8 +65,9 @@ class ZoneFolder:
 def find_zones(folder: Path) -> ZoneFolder:
     """Find the anatomy masks of a folder and read the table of their names, if there is one.
 
-    The table is CSV, TSV, JSON (`{"17": "Left-Hippocampus"}` or the reverse, also nnU-Net's
-    dataset.json) or a colour table of FreeSurfer, ITK-SNAP or Slicer.
+    The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
+    `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
+    ITK-SNAP or Slicer.
 
     Raises:
         DatasetError: The folder has no masks, or several tables.
@@ -85,7 +86,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
     Raises:
         ReadError: A JSON file is damaged.
-        ContentError: There are no names.
+        ContentError: The file contains no names.
     """
     if path.suffix.lower() == ".json":
         pairs = _json_pairs(read_json(path))
@@ -105,8 +106,11 @@ def _json_pairs(content: Any) -> list[tuple[str, str]]:
     entries = content.get("labels", content) if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         return []
-    pairs = [(str(key), str(value)) for key, value in entries.items()]
-    return [(a, b) if a.isdecimal() else (b, a) for a, b in pairs]
+    pairs: list[tuple[str, str]] = []
+    for key, value in entries.items():
+        is_name_by_value = str(key).isdecimal()
+        pairs.append((str(key), str(value)) if is_name_by_value else (str(value), str(key)))
+    return pairs
 
 
 def _text_pairs(text: str) -> list[tuple[str, str]]:

@@ -42,10 +42,11 @@ class Convention:
     Attributes:
         name: The name of the layout.
         looks_for: The files by which it is recognised, for messages.
-        recognises: A function that returns a true value if a folder has this layout.
-        read: A function that lists the cases of a folder, and single wrong entries as
-            `Dataset.problems`. It need not count axes or check for files and channels, because
-            `read_dataset` does so for all layouts.
+        recognises: A function that takes a folder and returns something true if the folder has this
+            layout.
+        read: A function that returns the cases of a folder, with wrong entries in
+            `Dataset.problems`. `read_dataset` determines the number of axes and checks files and
+            channels for all layouts, so that this function need not do so.
     """
 
     name: str
@@ -100,9 +101,11 @@ def read_dataset(
     grid_of_image: bool = False,
     lenient: bool = False,
 ) -> Dataset:
-    """Read the cases of a data folder, opening the header of only one image.
+    """List the cases of a data folder, without reading their images.
 
-    DICOM radiographs get the columns of `radiograph_columns`. Remarks are logged unless `lenient`.
+    Only the header of the first readable image is read, to find out the number of axes. DICOM
+    radiographs are an exception: each header is read for the columns of `radiograph_columns`.
+    Remarks are logged unless `lenient`.
 
     Args:
         root: The folder.
@@ -160,7 +163,7 @@ def read_dataset(
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
     with problems.collect("", root) if lenient else nullcontext():
         dataset = _merge_labels(dataset) if merge_labels else dataset
-    _log_size(dataset)
+    _log_summary(dataset)
     return replace(dataset, problems=tuple(problems))
 
 
@@ -178,7 +181,7 @@ def _layout_of(root: Path) -> Convention:
         )
     expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
     advice = "Write a manifest.csv with the columns case, image and reference."
-    for path in sorted(root.glob("*.json")):  # one of them may be a datalist
+    for path in sorted(root.glob("*.json")):  # one of them may be a damaged datalist
         try:
             read_json(path, allow_nan=True)
         except ReadError as error:
@@ -207,8 +210,8 @@ def _merge_labels(dataset: Dataset) -> Dataset:
     return replace(dataset, labels=dataset.labels.merge())
 
 
-def _log_size(dataset: Dataset) -> None:
-    """Log layout and size, and warn about patients that are both in training and in test."""
+def _log_summary(dataset: Dataset) -> None:
+    """Log layout and size. Warn if a patient belongs to both training and test."""
     cases = dataset.cases
     held_out = {c.group for c in cases if c.role in ("test", "external")}
     if shared := held_out & {c.group for c in cases if c.role not in ("test", "external")}:
@@ -234,7 +237,7 @@ def read_dataset_of(masks: Collection[Path]) -> Dataset | None:
         return None
     (root,) = roots
     dataset = None
-    with suppress(LesionsegError):  # a damaged dataset is treated like any other folder of masks
+    with suppress(LesionsegError):  # masks can be evaluated even if their dataset is damaged
         if find_convention(root):
             dataset = read_dataset(root, may_lack=True, lenient=True)
     if dataset is None:
