@@ -363,12 +363,7 @@ def tile_shape(
     if not is_affordable(tile):
         tile = tuple(min(n, 16) for n in limit)
     tile = grow(tile, lambda t, a: min(8, limit[a] - t[a]), lambda t, a: True)
-    sides = []
-    for n, s, whole in zip(tile, stride(tile), median_shape, strict=True):
-        up = -(-n // s) * s
-        is_rounded_up = n == whole and up <= ROUND_UP * n
-        sides.append(up if is_rounded_up else max(n // s, 1) * s)
-    tile = tuple(sides)
+    tile = _round_to_strides(tile, stride(tile), median_shape)
     if allowed.fills:
         most = [min(int(ROUND_UP * m), allowed.longest) for m in median_shape]
         tile = grow(
@@ -376,13 +371,33 @@ def tile_shape(
             lambda t, a: stride(t)[a],
             lambda t, a: t[a] <= most[a] and not any(np.remainder(t, stride(t))),
         )
-    covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
-    why = "This is the largest that the device allows at batch 2"
-    if covers_median:
-        why = "The median volume fits"
-    if allowed.most_voxels < inf:
-        why = "Larger tiles would contain several lesions from one patient"
+    why = _explain_tile(tile, median_shape, allowed)
     return Decision(tile, f"{' × '.join(map(str, tile))}. {why}")
+
+
+def _round_to_strides(
+    tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int]
+) -> tuple[int, ...]:
+    """Round each side to a multiple of its stride: up for a whole volume's side, else down.
+
+    A side is rounded up only if this adds at most `ROUND_UP`.
+    """
+    sides = []
+    for side, step, whole in zip(tile, stride, median_shape, strict=True):
+        up = -(-side // step) * step
+        is_rounded_up = side == whole and up <= ROUND_UP * side
+        sides.append(up if is_rounded_up else max(side // step, 1) * step)
+    return tuple(sides)
+
+
+def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: DeviceBudget) -> str:
+    """Return the reason for the size of a tile."""
+    if allowed.most_voxels < inf:
+        return "Larger tiles would contain several lesions from one patient"
+    covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
+    if covers_median:
+        return "The median volume fits"
+    return "This is the largest that the device allows at batch 2"
 
 
 def limit_to_small_tiles(

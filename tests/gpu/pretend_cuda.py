@@ -306,6 +306,9 @@ def _card_device(device: Any) -> Any:
     return device
 
 
+_CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run one operation of torch by CUDA's rules, on the numbers."""
     packet = func.overloadpacket
@@ -329,7 +332,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return x.values if isinstance(x, Card) else x
 
     plain = {key: _mapped(value, numbers) for key, value in kwargs.items()}
-    result = func(*(_mapped(value, numbers) for value in args), **plain)
+    values = [_mapped(value, numbers) for value in args]
+    types = {x.dtype for x in tensors}
+    if packet in _CONVOLUTIONS and types <= {torch.bfloat16}:
+        result = _convolve_in_fp32(func, values, plain)
+    else:
+        result = func(*values, **plain)
     if packet is aten._local_scalar_dense or not (on_cards or onto_card):
         return result
     changed = _changed_argument(func, args, kwargs)
@@ -341,6 +349,23 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return Card(x, index) if plain else x
 
     return _mapped(result, wrapped)
+
+
+def _convolve_in_fp32(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Run a convolution of bf16 tensors in fp32 and round its results to bf16.
+
+    A card, too, adds the products of bf16 numbers in fp32. A CPU without bf16 takes up to 150
+    times as long for a bf16 convolution as for one in fp32.
+    """
+
+    def widened(x: Any) -> Any:
+        return x.float() if isinstance(x, torch.Tensor) else x
+
+    def rounded(x: Any) -> Any:
+        return x.bfloat16() if isinstance(x, torch.Tensor) else x
+
+    result = func(*(_mapped(value, widened) for value in args), **kwargs)
+    return _mapped(result, rounded)
 
 
 def _list_tensors(value: Any, found: list[torch.Tensor]) -> None:
