@@ -54,7 +54,8 @@ class LesionResult:
     Attributes:
         lesion: Id of the lesion in the reference.
         label: Label value.
-        diameter_mm: Equivalent diameter.
+        diameter_mm: Equivalent diameter, in pixels if the pixel size is unknown.
+        diameter_percent: Equivalent diameter in per cent of the image width. None in 3-D.
         volume_ml: Volume. None in 2-D and for a box without voxels.
         voxels: Number of voxels. None for a box without voxels.
         slices: As in `Extent`. None for a box without voxels.
@@ -89,6 +90,7 @@ class LesionResult:
     lesion: int
     label: int
     diameter_mm: float
+    diameter_percent: float | None
     volume_ml: float | None
     voxels: int | None
     slices: int | None
@@ -126,7 +128,8 @@ class CandidateResult:
         label: Label value.
         score: Score. None if the prediction has no scores.
         probability: Calibrated probability of being a true positive.
-        diameter_mm: Equivalent diameter.
+        diameter_mm: Equivalent diameter, in pixels if the pixel size is unknown.
+        diameter_percent: Equivalent diameter in per cent of the image width. None in 3-D.
         volume_ml: Volume. None in 2-D and for a box without voxels.
         start_vox: First corner of its box in array order.
         stop_vox: Last corner of its box, exclusive.
@@ -146,6 +149,7 @@ class CandidateResult:
     score: float | None
     probability: float | None
     diameter_mm: float
+    diameter_percent: float | None
     volume_ml: float | None
     start_vox: tuple[float, ...]
     stop_vox: tuple[float, ...]
@@ -270,6 +274,7 @@ class _Place:
 
     label: int
     diameter_mm: float
+    diameter_percent: float | None
     volume_ml: float | None
     start_vox: tuple[float, ...]
     stop_vox: tuple[float, ...]
@@ -558,6 +563,7 @@ class MatchedCase:
                     lesion=int(lesions.ids[row]),
                     label=place.label,
                     diameter_mm=place.diameter_mm,
+                    diameter_percent=place.diameter_percent,
                     volume_ml=place.volume_ml,
                     voxels=size.voxels,
                     slices=size.slices,
@@ -682,6 +688,7 @@ class MatchedCase:
                     score=given.score if self.prediction.scored else None,
                     probability=given.probability,
                     diameter_mm=place.diameter_mm,
+                    diameter_percent=place.diameter_percent,
                     volume_ml=volume_ml,
                     start_vox=place.start_vox,
                     stop_vox=place.stop_vox,
@@ -809,10 +816,14 @@ def describe_grid(geometry: Geometry) -> str:
 def _describe_place(instances: Lesions, row: int) -> _Place:
     """Return the fields that a lesion and a candidate have in common."""
     box = instances.boxes[row]
-    dims = instances.geometry.dims
+    grid = instances.geometry
+    dims = grid.dims
+    diameter_mm = float(instances.diameters_mm[row])
+    width_mm = grid.shape[-1] * grid.spacing_mm[-1]
     return _Place(
         label=int(instances.labels[row]),
-        diameter_mm=float(instances.diameters_mm[row]),
+        diameter_mm=diameter_mm,
+        diameter_percent=100 * diameter_mm / width_mm if dims == 2 else None,
         volume_ml=instances.volume_ml(row),
         start_vox=tuple(box[:dims].tolist()),
         stop_vox=tuple(box[dims:].tolist()),

@@ -45,6 +45,7 @@ class Preset:
     criterion: Criterion
     surface_tolerance_mm: float = 1.0
     size_edges_mm: tuple[float, ...] = (0.0, 3.0, 5.0, 10.0, 20.0)
+    size_edges_percent: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0, 16.0)  # of the image width
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 

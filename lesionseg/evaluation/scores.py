@@ -18,6 +18,7 @@ from lesionseg.io.files import read_json
 
 SCHEMA_VERSION = 3
 SCORES_FILE = "scores.json"
+PERCENT_OF_WIDTH = "% of the image width"  # the unit of sizes if an image has no pixel size
 # keys that are left out of the file if they have no value
 _OPTIONAL_KEYS = frozenset(
     {
@@ -122,7 +123,10 @@ class LesionLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeClass:
-    """Recall of lesions with a diameter in `[from_mm, to_mm)`. The last class has `to_mm` None."""
+    """Recall of lesions with a diameter in `[from_mm, to_mm)`. The last class has `to_mm` None.
+
+    The bounds, and all sizes of `SizeCurve`, are in `size_unit` of the scores.
+    """
 
     from_mm: float
     to_mm: float | None

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from lesionseg.core import CaseFiles
+from lesionseg.core import CaseFiles, joint_unit
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
-from lesionseg.evaluation.case_results import CaseResult
+from lesionseg.evaluation.case_results import CaseResult, LesionResult
+from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import (
     NO_LESION,
@@ -27,7 +28,7 @@ from lesionseg.evaluation.intervals import (
     bootstrap,
     proportion,
 )
-from lesionseg.evaluation.scores import NoSizeCurve, SizeClass, SizeCurve
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, NoSizeCurve, SizeClass, SizeCurve
 from lesionseg.io.files import read_csv
 
 N_QUANTILES = 4
@@ -62,14 +63,37 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     return columns
 
 
+@dataclass(frozen=True)
+class SizeScale:
+    """The unit of sizes, and the lower bounds of the size classes in this unit."""
+
+    unit: str
+    edges: Sequence[float]
+
+    @classmethod
+    def of(cls, results: Sequence[CaseResult], preset: Preset) -> "SizeScale":
+        """Choose per cent of the image width if an image has no pixel size, otherwise mm."""
+        unit = joint_unit(r.unit for r in results)
+        has_pixels = any(r.unit == "px" for r in results)
+        if has_pixels and all(r.dims == 2 for r in results):
+            return cls(PERCENT_OF_WIDTH, preset.size_edges_percent)
+        return cls(unit, preset.size_edges_mm)
+
+    def size_of(self, lesion: LesionResult) -> float:
+        """Return the equivalent diameter of a lesion in the unit."""
+        if self.unit == PERCENT_OF_WIDTH and lesion.diameter_percent is not None:
+            return lesion.diameter_percent
+        return lesion.diameter_mm
+
+
 def recall_by_size(
-    results: Sequence[CaseResult], groups: Sequence[str], edges_mm: Sequence[float]
+    results: Sequence[CaseResult], groups: Sequence[str], scale: SizeScale
 ) -> tuple[SizeClass, ...]:
     """Compute the recall of each size class `[from, to)`. The last class has no upper bound."""
     found = []
-    for low, high in zip(edges_mm, [*edges_mm[1:], None], strict=True):
+    for low, high in zip(scale.edges, [*scale.edges[1:], None], strict=True):
         end = np.inf if high is None else high
-        inside = [[x for x in r.lesions if low <= x.diameter_mm < end] for r in results]
+        inside = [[x for x in r.lesions if low <= scale.size_of(x) < end] for r in results]
         n_found = [sum(x.detected for x in lesions) for lesions in inside]
         hits = sums_by_group(groups, results, n_found)
         totals = sums_by_group(groups, results, [len(lesions) for lesions in inside])
@@ -89,7 +113,7 @@ def recall_by_size(
 
 
 def size_curve(
-    results: Sequence[CaseResult], groups: Sequence[str], draws: Draws
+    results: Sequence[CaseResult], groups: Sequence[str], draws: Draws, scale: SizeScale
 ) -> SizeCurve | NoSizeCurve:
     """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
 
@@ -102,7 +126,7 @@ def size_curve(
     n_found = sum(x.detected for x, _ in lesions)
     if min(n_found, len(lesions) - n_found) < MIN_FOR_CURVE:
         return NoSizeCurve(reason=TOO_FEW)
-    diameters = np.array([x.diameter_mm for x, _ in lesions])
+    diameters = np.array([scale.size_of(x) for x, _ in lesions])
     found = np.array([x.detected for x, _ in lesions])
     group = np.array([i for _, i in lesions])
     low = float(diameters.min())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import OperatingPoint, joint_unit
+from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.box_precision import (
     IOUS,
@@ -57,6 +57,7 @@ from lesionseg.evaluation.subgroups import (
     ZONE,
     Columns,
     Members,
+    SizeScale,
     find_subgroups,
     recall_by_size,
     size_curve,
@@ -175,6 +176,7 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
     }
     columns = _with_slice_spacing(results, settings.columns)
+    scale = SizeScale.of(results, preset)
     return Scores(
         evaluated_on=settings.evaluated_on,
         preset=preset.name,
@@ -203,9 +205,9 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         froc=whole.froc(),
         box_precision=whole.box_precision(),
         lesion_load=whole.lesion_load(),
-        recall_by_size=recall_by_size(results, whole.groups, preset.size_edges_mm),
-        size_curve=size_curve(results, whole.groups, whole.draws),
-        size_unit=joint_unit(r.unit for r in results),
+        recall_by_size=recall_by_size(results, whole.groups, scale),
+        size_curve=size_curve(results, whole.groups, whole.draws, scale),
+        size_unit=scale.unit,
         calibration=describe_calibration(results) if whole.scored else Unscored(reason=UNSCORED),
         operating_point=_operating_point(results, settings.operating_point, settings.evaluated_on),
         other_criteria=whole.other_criteria(),

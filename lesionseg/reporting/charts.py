@@ -90,7 +90,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
 
 def size_chart(tables: Tables) -> Chart | None:
     """Draw lesions found and missed by size, with an interval and a ring per patient."""
-    bins = [b for b in tables.scores.recall_by_size if b.n]
+    bins = tables.size_classes
     if not bins:
         return None
     figure, axes = new_figure()
@@ -107,7 +107,8 @@ def size_chart(tables: Tables) -> Chart | None:
         style = "-" if part.ci95 else (0, (3, 2))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if 1 < len(patients) <= MOST_RINGS:
-            own = tables.lesions[tables.lesions["diameter_mm"].between(low, high, inclusive="left")]
+            sizes = tables.lesions[tables.size_column]
+            own = tables.lesions[sizes.between(low, high, inclusive="left")]
             shares = own.groupby("group")["detected"].mean()
             at = x + 0.32 + 0.05 * np.arange(len(shares))
             axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
@@ -118,6 +119,8 @@ def size_chart(tables: Tables) -> Chart | None:
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     caption = "Blue: found. Grey: missed."
+    if not tables.has_mm:
+        caption += f" Sizes: diameter in {unit}."
     if 1 < len(patients) <= MOST_RINGS:
         caption += f" Rings: one per {who}."
     if too_narrow:
@@ -336,7 +339,7 @@ def curve_chart(tables: Tables) -> Chart | None:
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
     axes.plot(x, 1 / (1 + np.exp(-curve.intercept - curve.slope * np.log(x))), color=FOUND)
     lesions = tables.lesions
-    axes.plot(lesions["diameter_mm"], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
+    axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
     axes.set(
         xlabel=f"diameter, {tables.scores.size_unit}",
         ylabel="chance to be found",

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.result_tables import FAILED
-from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_scores
+from lesionseg.evaluation.scores import (
+    PERCENT_OF_WIDTH,
+    SCORES_FILE,
+    Scores,
+    SizeClass,
+    read_scores,
+)
 from lesionseg.io.files import plain_text
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
@@ -89,6 +95,28 @@ class Tables:
         """Count the lesions found and the false positives at a threshold."""
         found = int((self.lesions["detected_at"] >= threshold).sum())
         return found, int((self.false_scores >= threshold).sum())
+
+    @property
+    def has_mm(self) -> bool:
+        """True if the sizes of lesions are known in millimetres."""
+        return self.scores.size_unit.startswith("mm")
+
+    @property
+    def size_column(self) -> str:
+        """The column of a lesion's or candidate's diameter in the unit of the scores."""
+        in_percent = self.scores.size_unit == PERCENT_OF_WIDTH
+        return "diameter_percent" if in_percent else "diameter_mm"
+
+    @property
+    def size_classes(self) -> list[SizeClass]:
+        """The size classes that have lesions.
+
+        They are empty in an evaluation by version 1.0 of images without a pixel size: its classes
+        are those of millimetres, but its diameters are in pixels.
+        """
+        if self.scores.size_unit == "px":
+            return []
+        return [part for part in self.scores.recall_by_size if part.n]
 
     def lesions_by_size(self, *, small: bool) -> pd.DataFrame:
         """Return the lesions under 5 mm if `small`, otherwise those of 5 mm and more."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
-from lesionseg.evaluation.scores import SizeClass
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
@@ -146,10 +146,20 @@ def _format_decimals(value: float, limit: float, least: int = 0) -> str:
 def short_unit(unit: str) -> str:
     """Return the unit of sizes in one word.
 
-    >>> short_unit("mm at the detector"), short_unit("px")
-    ('mm', 'px')
+    >>> short_unit("mm at the detector"), short_unit("% of the image width")
+    ('mm', '%')
     """
     return unit.split(",")[0].split(" ")[0]
+
+
+def size_words(row: Mapping[str, Any], tables: Tables) -> str:
+    """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
+    size = row[tables.size_column]
+    bounds = [part.from_mm for part in tables.scores.recall_by_size]
+    if tables.has_mm:
+        return f"{size_text(size, [SMALL_MM, *bounds])} {short_unit(tables.scores.size_unit)}"
+    unit = "% of the width" if tables.scores.size_unit == PERCENT_OF_WIDTH else "px"
+    return f"{size_text(size, bounds)} {unit}"
 
 
 def size_class_words(part: SizeClass, unit: str) -> str:
@@ -240,6 +250,15 @@ def headline(tables: Tables) -> str:
         n_with = int((tables.cases["n_false_positive"] > 0).sum())
         n_without = tables.n_predicted - n_with
         return f"{scans} without lesions: {n_with} with a false positive, {n_without} without."
+    return f"Finds {_found_words(tables)}, {false_words}."
+
+
+def _found_words(tables: Tables) -> str:
+    """Return the shares of lesions found in words, by size if it is known in millimetres."""
+    if not tables.has_mm:
+        n = len(tables.lesions)
+        share = share_words(int(tables.lesions["detected"].sum()), n)
+        return f"{share} {'lesion' if n == 1 else 'lesions'}"
     short = short_unit(tables.scores.size_unit)
     large = tables.lesions_by_size(small=False)
     small = tables.lesions_by_size(small=True)
@@ -255,12 +274,49 @@ def headline(tables: Tables) -> str:
             parts.append(f"{share} smaller one{plural}")
         else:
             parts.append(f"{share} lesion{plural} under {SMALL_MM:g} {short}")
-    return f"Finds {', '.join(parts)}, {false_words}."
+    return ", ".join(parts)
 
 
 def tiles(tables: Tables) -> list[Tile]:
-    """Return the four numbers of the first screen. Without a scan they are dashes."""
-    found = list[Tile]()
+    """Return the four numbers of the first screen. Without a scan they are dashes.
+
+    The first two are lesions found: by size or, for images of two axes and for boxes, by any
+    overlap that the rule accepts and by an IoU of at least ½.
+    """
+    n = len(tables.cases)
+    if tables.scores.has_boxes or not tables.has_mm:
+        found = _tiles_by_overlap(tables)
+    else:
+        found = _tiles_by_size(tables)
+    if not n:
+        return [*found, Tile("–", "false positives per scan"), Tile("–", "patients")]
+    found.append(_false_positive_tile(tables))
+    n_with = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
+    n_without = tables.cases["group"].nunique() - n_with
+    who = "patient" if tables.patients_stated else "scan"
+    words = f"with lesions, {n_without or 'none'} without"
+    words += ": a very small test" if n_with < FEW else ""
+    return [*found, Tile(count(n_with, who), words, n_with < FEW)]
+
+
+def _tiles_by_overlap(tables: Tables) -> list[Tile]:
+    """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
+    n = len(tables.lesions)
+    noun = "lesion" if n == 1 else "lesions"
+    kinds = {"detected": "found", "iou50": "found with an IoU of ½ or more"}
+    if not n:
+        tiles = [Tile("–", f"{noun} {words}") for words in kinds.values()]
+        return [Tile("none", "lesions in these scans"), tiles[1]] if len(tables.cases) else tiles
+    found = []
+    for column, words in kinds.items():
+        hits = int(tables.lesions[column].sum())
+        found.append(Tile(f"{hits} of {n}", f"{noun} {words} ({percent(hits / n)})", hits < n / 2))
+    return found
+
+
+def _tiles_by_size(tables: Tables) -> list[Tile]:
+    """Return the numbers of lesions found of 5 mm or more, and under 5 mm."""
+    found: list[Tile] = []
     n = len(tables.cases)
     for small in (False, True):
         own = tables.lesions_by_size(small=small)
@@ -276,15 +332,7 @@ def tiles(tables: Tables) -> list[Tile]:
         share = hits / len(own)
         words = f"{size} found ({percent(share)})"
         found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
-    if not n:
-        return [*found, Tile("–", "false positives per scan"), Tile("–", "patients")]
-    found.append(_false_positive_tile(tables))
-    n_with = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
-    n_without = tables.cases["group"].nunique() - n_with
-    who = "patient" if tables.patients_stated else "scan"
-    words = f"with lesions, {n_without or 'none'} without"
-    words += ": a very small test" if n_with < FEW else ""
-    return [*found, Tile(count(n_with, who), words, n_with < FEW)]
+    return found
 
 
 def _false_positive_tile(tables: Tables) -> Tile:

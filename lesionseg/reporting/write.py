@@ -17,7 +17,7 @@ from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables, read_tables
+from lesionseg.reporting.evaluation_tables import Tables, read_tables
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
@@ -32,9 +32,8 @@ from lesionseg.reporting.words import (
     role_words,
     rule_words,
     setting_words,
-    short_unit,
     size_class_words,
-    size_text,
+    size_words,
     study_lines,
     tags,
     tiles,
@@ -296,8 +295,8 @@ def slider_data(tables: Tables) -> dict[str, Any] | None:
     n_points = len(tables.lesions) + len(tables.false_scores)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
-    sizes = [b for b in tables.scores.recall_by_size if b.n]
-    found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)
+    sizes = tables.size_classes
+    found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
     rows = found.where(found.notna(), None).to_numpy().tolist()
     return {
         "cases": tables.n_scanned,
@@ -414,7 +413,9 @@ def _choose_pictures(tables: Tables) -> Iterator[_Wanted]:
     """Yield the pictures to draw, in the order of the page."""
     is_found = tables.lesions["detected"].astype(bool)
     missed = tables.lesions[~is_found]
-    missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
+    missed = missed.sort_values(
+        [tables.size_column, "case", "lesion"], ascending=[False, True, True]
+    )
     for _, row in missed.head(N_ON_TOP).iterrows():
         yield _Wanted("top", row, why_missed(row, tables))
     for _, row in missed.head(MOST_MISSED).iterrows():
@@ -422,7 +423,7 @@ def _choose_pictures(tables: Tables) -> Iterator[_Wanted]:
     false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
         yield _Wanted("false_positive", row, false_positive_words(row))
-    found = tables.lesions[is_found].sort_values("diameter_mm")
+    found = tables.lesions[is_found].sort_values(tables.size_column)
     step = max(1, len(found) // MOST_FOUND)
     for _, row in found.iloc[::step].head(MOST_FOUND).iterrows():
         score = row["detected_at"]
@@ -449,6 +450,4 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:
     focus = scene.mask_of(int(row["candidate"])) if is_false_positive else None
     planes = 1 if wanted.kind == "top" else 3
     figure = draw_cutout(scene, start, stop, planes=planes, focus=focus)
-    bounds = [SMALL_MM, *(part.from_mm for part in tables.scores.recall_by_size)]
-    size = f"{size_text(row['diameter_mm'], bounds)} {short_unit(tables.scores.size_unit)}"
-    return Card(data_uri(figure), str(row["case"]), size, wanted.words)
+    return Card(data_uri(figure), str(row["case"]), size_words(row, tables), wanted.words)

@@ -188,7 +188,7 @@ def test_the_size_curve_has_intervals_that_hold_the_truth():
         found = rng.random(12) < 1 / (1 + np.exp(-3 * np.log(sizes / 4)))
         rows = zip(sizes.tolist(), found.tolist(), strict=True)
         lesions = tuple(replace(like, diameter_mm=mm, detected=hit) for mm, hit in rows)
-        results.append(result(f"{case}", lesions=lesions))
+        results.append(result(f"{case}", lesions=lesions, unit="mm"))
     curve = summarise(results, 300).size_curve
     low, high = curve.d50_mm.ci95
     assert low < 4 < high

@@ -346,7 +346,7 @@ def test_rasters_of_another_size_show_the_same_field(tmp_path):
         evaluate(*folders)
     scores = scores_of(*folders, resample=True)
     assert scores.dice.mean == scores.surface_dice.mean == 1.0
-    assert scores.size_unit == "px"
+    assert scores.size_unit == "% of the image width"
     assert columns(folders[2], "cases", "reference_ml") == [""]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Geometry, OperatingPoint, Reference
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.result_tables import write_scores
@@ -26,7 +26,9 @@ from lesionseg.reporting.words import (
     per_scan,
     setting_words,
     share_words,
+    size_class_words,
     size_text,
+    size_words,
     study_lines,
     tags,
     tiles,
@@ -136,9 +138,9 @@ def test_one_is_singular_everywhere(tmp_path):
     one = hand_result("a", [0.9], [0.8])
     tables = tables_of([one], tmp_path)
     assert per_scan(1.0) == "1 false positive per scan"
-    assert headline(tables) == ("Finds the only lesion under 5 px, with 1 false positive per scan.")
+    assert headline(tables) == "Finds the only lesion, with 1 false positive per scan."
     texts = [f"{tile.value} {tile.words}" for tile in tiles(tables)]
-    assert "1 of 1 lesion < 5 px found (100 %)" in texts
+    assert "1 of 1 lesion found (100 %)" in texts
     assert "1 false positive per scan (1 on 1 scan)" in texts
     assert "1 scan with lesions, none without: a very small test" in texts
     assert setting_words(tables).endswith("1 false positive per scan expected")
@@ -323,3 +325,55 @@ def test_boxes_of_reference_and_prediction_have_words(tmp_path):
     tables = tables_of([found], tmp_path)
     assert isinstance(tables, Tables)
     assert words_of(tables).endswith("4 % of the marking is lesion (10 % needed)")
+
+
+def films(tmp_path, spacing_mm=(1.0, 1.0)):
+    """Tables of two films of 200 x 400 pixels: lesions of 40 and 6 pixels, one found by half."""
+    grid = Geometry.from_spacing((200, 400), spacing_mm)
+    boxes = np.array([[10, 10, 50, 50], [100, 300, 106, 306]], dtype=np.float32)
+    reference = Reference(grid, boxes=boxes, box_labels=(1, 1))
+    candidate = Candidate.from_box(1, 1, 0.9, (10.0, 10.0, 50.0, 26.0), grid)  # IoU 0.4
+    prediction = Prediction("a", grid, (candidate,), None)
+    found = [
+        evaluate_case(reference, prediction, PRESETS["lesionseg"], case=case) for case in ("a", "b")
+    ]
+    return tables_of(found, tmp_path)
+
+
+def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path):
+    tables = films(tmp_path)
+    assert tables.scores.size_unit == "% of the image width"
+    assert tables.lesions["diameter_percent"].tolist() == pytest.approx([10.0, 1.5] * 2)
+    counts = [(b.from_mm, b.to_mm, b.n) for b in tables.scores.recall_by_size]
+    assert counts == [(0, 2, 2), (2, 4, 0), (4, 8, 0), (8, 16, 2), (16, None, 0)]
+    assert [size_class_words(b, tables.scores.size_unit) for b in tables.size_classes] == [
+        "under 2 %",
+        "8–16 %",
+    ]
+    assert size_words(tables.lesions.iloc[0], tables) == "10.0 % of the width"
+    assert "diameter in % of the image width" in size_chart(tables).caption
+    assert headline(tables) == "Finds 2 of 4 lesions, without a false positive on 2 scans."
+
+
+def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
+    tables = films(tmp_path, spacing_mm=(0.2, 0.2))
+    assert tables.scores.size_unit == "mm"
+    assert [b.n for b in tables.scores.recall_by_size] == [2, 0, 2, 0, 0]
+    assert "5 mm or more" in headline(tables)
+
+
+def test_first_screen_of_boxes_has_those_found_with_an_iou_of_half(tmp_path):
+    first, second = tiles(films(tmp_path))[:2]
+    assert (first.value, first.words) == ("2 of 4", "lesions found (50 %)")
+    assert (second.value, second.words) == (
+        "0 of 4",
+        "lesions found with an IoU of ½ or more (0 %)",
+    )
+
+
+def test_pixels_of_an_old_evaluation_have_no_classes_of_millimetres(tmp_path):
+    tables = films(tmp_path)
+    old = replace(tables, scores=replace(tables.scores, size_unit="px"))
+    assert size_chart(old) is None
+    assert not old.size_classes
+    assert "mm" not in headline(old)
