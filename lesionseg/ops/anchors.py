@@ -59,28 +59,31 @@ def grid_anchors(
 def nearest_cells(
     level: AnchorLevel, points: Float[Tensor, "m d"], k: int
 ) -> Int64[Tensor, "m near"]:
-    """Return the `k` cells of a level whose centres are nearest to each point, ties by index.
+    """Find the `k` cells of a level whose centres are nearest to each point.
 
-    The result contains their numbers in C order `[m, k']`, nearest first. k' is smaller than `k` if
-    the level has fewer cells. Only the `k` nearest cells along each axis are candidates, so that
-    distances to all other cells need not be computed.
+    Only combinations of the `k` nearest cells along each axis are compared, so that the distances
+    to all other cells need not be computed.
+
+    Returns:
+        Numbers of cells in C order `[m, k']`, nearest first, ties by number. k' is smaller than `k`
+        if the level has fewer cells.
     """
     dims = len(level.shape)
-    columns = []
-    offsets = []
+    cells_along = []
+    squares_along = []  # squared distances from the points
     for axis, (n, stride) in enumerate(zip(level.shape, level.stride, strict=True)):
         width = min(k, n)
-        place = points[:, axis] / stride - 0.5
-        first = (place - (width - 1) / 2).round().clamp(0, n - width)
+        position = points[:, axis] / stride - 0.5  # in cells
+        first = (position - (width - 1) / 2).round().clamp(0, n - width)
         cells = first[:, None].long() + torch.arange(width, device=points.device)
-        columns.append(cells)
-        offsets.append(((cells - place[:, None]) * stride).square())
+        cells_along.append(cells)
+        squares_along.append(((cells - position[:, None]) * stride).square())
     number = torch.zeros((len(points),) + (1,) * dims, dtype=torch.int64, device=points.device)
     distance = torch.zeros(number.shape, dtype=points.dtype, device=points.device)
     for axis, n in enumerate(level.shape):
         view = [len(points)] + [-1 if a == axis else 1 for a in range(dims)]
-        number = number * n + columns[axis].view(view)
-        distance = distance + offsets[axis].view(view)
+        number = number * n + cells_along[axis].view(view)
+        distance = distance + squares_along[axis].view(view)
     order = torch.argsort(distance.flatten(1), dim=1, stable=True)[:, :k]
     return number.flatten(1).gather(1, order)
 
@@ -95,7 +98,8 @@ def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
     return shared / (a.prod(-1)[:, None] + b.prod(-1)[None] - shared)
 
 
-N_NEAREST = 9  # cells of each level whose anchors are candidates of a lesion; nnDetection takes 4
+# cells of each level whose anchors are candidates of a lesion (nnDetection uses 4)
+N_NEAREST = 9
 BACKGROUND = -1
 IGNORED = -2
 
@@ -141,17 +145,17 @@ def assign_atss(
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
-    wanted = (overlap >= threshold[:, None]) & (overlap > 0)
-    # each anchor belongs to the lesion with the highest overlap above 0, ties to the lower row
-    overlap_wanted = torch.where(wanted, overlap, 0)
+    is_positive = (overlap >= threshold[:, None]) & (overlap > 0)
+    # an anchor belongs to the lesion with the highest overlap; if several are equal, to the first
+    positive_overlap = torch.where(is_positive, overlap, 0)
     flat = candidates.flatten()
-    none = len(boxes)
+    no_lesion = len(boxes)
     best = torch.zeros(len(anchors), device=overlap.device)
-    best = best.scatter_reduce_(0, flat, overlap_wanted.flatten(), "amax")
-    is_best = (overlap_wanted > 0) & (overlap_wanted == best[candidates])
-    lesion = torch.full((len(anchors),), none, device=owner.device)
-    lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, none).flatten(), "amin")
-    assigned = torch.where(lesion < none, lesion, BACKGROUND)
+    best = best.scatter_reduce_(0, flat, positive_overlap.flatten(), "amax")
+    is_best = (positive_overlap > 0) & (positive_overlap == best[candidates])
+    lesion = torch.full((len(anchors),), no_lesion, device=owner.device)
+    lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, no_lesion).flatten(), "amin")
+    assigned = torch.where(lesion < no_lesion, lesion, BACKGROUND)
     _assign_missed_lesions(assigned, candidates, overlap, box_volume(boxes) > 0)
     return assigned
 
@@ -161,8 +165,9 @@ def _assign_missed_lesions(
 ) -> None:
     """Assign its best candidate to every lesion without an anchor, in place.
 
-    Lesions with the largest overlap come first. The only anchor of a lesion stays with it.
+    Lesions with the largest overlap come first. A lesion's only anchor is not taken from it.
     """
+    # number of anchors of each lesion; the first count is that of the background
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
     without = (exists & (counts == 0)).nonzero()[:, 0]
     order = torch.argsort(overlap.amax(1)[without], descending=True, stable=True)

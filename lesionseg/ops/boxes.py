@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lesionseg.core import Geometry
 
-LARGEST_RATIO = log(1000 / 16)  # largest logarithm of a side ratio: keeps exp finite (Fast R-CNN)
+MAX_LOG_RATIO = log(1000 / 16)  # limits the logarithm of a side ratio, as in Fast R-CNN
 
 
 def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
@@ -90,7 +90,7 @@ def paired_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Floa
     """Compute the IoU of each box in `a` with the box in the same row of `b`, like `box_iou`."""
     a = _at_least_float32(a)
     b = _at_least_float32(b)
-    shared = _intersection(a, b)
+    shared = _shared_volume(a, b)
     union = box_volume(a) + box_volume(b) - shared
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
 
@@ -108,7 +108,7 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
     """
     a = _at_least_float32(a)
     b = _at_least_float32(b)
-    shared = _intersection(a, b)
+    shared = _shared_volume(a, b)
     union = box_volume(a) + box_volume(b) - shared
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
@@ -120,7 +120,8 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
 _TINY = 1e-9  # smaller than any voxel; keeps quotients and their gradients finite
 
 
-def _intersection(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+def _shared_volume(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+    """Compute the volume of the intersection of boxes, row by row."""
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start = torch.maximum(start_a, start_b)
@@ -137,6 +138,7 @@ def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
 
 
 def _at_least_float32(boxes: Tensor) -> Tensor:
+    """Convert half precision to float32, and leave float64 as it is."""
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
@@ -169,7 +171,7 @@ def decode_boxes(
     shift, ratio = deltas.float().chunk(2, dim=-1)
     anchor_centre, anchor_side = split_box(anchors)
     centre = anchor_centre + shift * anchor_side
-    half = ratio.clamp(max=LARGEST_RATIO).exp() * anchor_side / 2
+    half = ratio.clamp(max=MAX_LOG_RATIO).exp() * anchor_side / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
@@ -194,15 +196,16 @@ def tile_boxes(
     tile = voxels // shape.numel()
     ids = flat[voxels].long()
     width = int(ids.max()) + 1 if len(ids) else 1
-    # One key per lesion, sorted by tile, then id. `owner` is the lesion of each voxel.
+    # One key per lesion, ascending by tile, then id. `owner` is the index of each voxel's lesion.
     keys, owner = torch.unique(tile * width + ids, return_inverse=True)
     per_tile = torch.bincount(keys // width, minlength=n_tiles)
     m = max(int(per_tile.max()) if n_tiles else 0, 1)
-    # The output has m rows per tile. A lesion's row is m times its tile, plus its rank in the tile:
-    # its rank in the batch, minus the number of lesions of the earlier tiles.
-    row = keys // width * m + torch.arange(len(keys), device=flat.device)
-    row -= (per_tile.cumsum(0) - per_tile)[keys // width]
-    rows = row[owner]  # the output row of each voxel
+    # The output has m rows per tile, so a lesion's row is m · tile + rank in the tile.
+    tile_of_lesion = keys // width
+    n_in_earlier_tiles = (per_tile.cumsum(0) - per_tile)[tile_of_lesion]
+    rank_in_tile = torch.arange(len(keys), device=flat.device) - n_in_earlier_tiles
+    row_of_lesion = tile_of_lesion * m + rank_in_tile
+    rows = row_of_lesion[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
         """Reduce `values` `[voxels]` to the lowest or highest of each row; 0 for an empty row."""
@@ -214,9 +217,9 @@ def tile_boxes(
     pitch = shape.numel()
     for n in shape:
         pitch //= n
-        place = voxels // pitch % n  # the coordinate of each voxel along this axis
-        low.append(reduce_rows(place, "amin"))
-        high.append(reduce_rows(place + 1, "amax"))
+        coordinate = voxels // pitch % n  # of each voxel along this axis
+        low.append(reduce_rows(coordinate, "amin"))
+        high.append(reduce_rows(coordinate + 1, "amax"))
     highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion
     first_voxel = reduce_rows(voxels, "amin")
     found = torch.where(highest_id > 0, labels.flatten()[first_voxel].long(), 0)

@@ -62,7 +62,7 @@ def lesion_instances(
             f"A label map must have two or three axes, not the shape {labels.shape}. Give one "
             "without an axis of channels."
         )
-    # cc3d refuses read-only arrays such as Pillow's. It numbers in the order of first voxels, too.
+    # cc3d refuses read-only arrays such as Pillow's. It numbers components by their first voxels.
     array = np.require(labels, dtype=labels.dtype.newbyteorder("="), requirements=["C", "W"])
     found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
     index = nonzero_voxels(found)
@@ -113,20 +113,20 @@ def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
 def lesions_of(reference: Reference) -> Lesions:
     """Return the lesions of a reference.
 
-    They are its instances if it has any, otherwise the components of its labels, otherwise its
-    boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left out. A
-    reference without lesions gives no rows. Raises `ContentError` if an instance has no label.
+    The first of these that the reference has defines the lesions: instances, the components of its
+    labels, boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left
+    out. A reference without lesions gives no rows. Raises `ContentError` if an instance has no
+    label.
     """
     if reference.instances is None and reference.labels is not None:
-        return _components(reference.geometry, reference.labels, reference.ignore)
-    labels = reference.instance_labels
+        return _measure_components(reference.geometry, reference.labels, reference.ignore)
+    has_instances = reference.instances is not None
+    labels = reference.instance_labels if has_instances else reference.box_labels
     boxes = reference.boxes
-    if reference.instances is None:
-        labels = reference.box_labels
     if boxes is not None and len(boxes) != len(labels):
         boxes = None  # the boxes do not belong to these lesions
     ids = np.arange(1, len(labels) + 1)
-    return listed_lesions(
+    return measure_instances(
         reference.geometry, ids, labels, boxes, reference.instances, reference.ignore
     )
 
@@ -142,7 +142,7 @@ def candidates_of(prediction: Prediction, ignore: NDArray[np.bool_] | None = Non
     ids = np.array([c.id for c in candidates], dtype=np.int64)
     labels = [c.label for c in candidates]
     instances = prediction.instances
-    lesions = listed_lesions(prediction.geometry, ids, labels, boxes, instances, ignore)
+    lesions = measure_instances(prediction.geometry, ids, labels, boxes, instances, ignore)
     return replace(lesions, instances=instances)
 
 
@@ -166,7 +166,7 @@ def unscored_prediction(
         label_of[numbers] = labels[inside][first]
         of_instance = tuple(label_of[1:].tolist())
     ids = np.arange(1, len(of_instance) + 1)
-    lesions = listed_lesions(geometry, ids, of_instance, None, instances)
+    lesions = measure_instances(geometry, ids, of_instance, None, instances)
     candidates = []
     for row, label in enumerate(of_instance):
         voxels = lesions.voxels_of(row)
@@ -174,7 +174,7 @@ def unscored_prediction(
     return Prediction(case, geometry, tuple(candidates), instances, scored=False)
 
 
-def listed_lesions(
+def measure_instances(
     geometry: Geometry,
     ids: NDArray[np.int64],
     labels: Sequence[int],
@@ -182,7 +182,7 @@ def listed_lesions(
     instances: NDArray[np.integer[Any]] | None,
     ignore: NDArray[np.bool_] | None = None,
 ) -> Lesions:
-    """Measure the lesions with known ids.
+    """Measure lesions that are given by their ids in a mask, or by their boxes.
 
     Args:
         geometry: the grid of the masks.
@@ -196,10 +196,10 @@ def listed_lesions(
         ContentError: if `instances` contains an id that is not in `ids`.
     """
     index = np.zeros(0, dtype=np.int64)
-    owner = np.zeros(0, dtype=np.int64)
+    owner = np.zeros(0, dtype=np.int64)  # the row of the lesion of each voxel in `index`
     if instances is not None:
         index = nonzero_voxels(instances)
-        owner = _rows(ids, instances.reshape(-1)[index])
+        owner = _find_rows(ids, instances.reshape(-1)[index])
     if ignore is not None:
         counted = ~ignore.reshape(-1)[index]
         index = index[counted]
@@ -228,10 +228,10 @@ def fill_boxes(
     return mask
 
 
-def _components(
+def _measure_components(
     geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: NDArray[np.bool_] | None
 ) -> Lesions:
-    """Return the connected components of each label as lesions, without ignored voxels."""
+    """Measure the connected components of each label, without ignored voxels."""
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)
@@ -244,12 +244,16 @@ def _components(
 def _group_by_owner(
     owner: NDArray[np.integer[Any]], n: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the stable order `[v]` that sorts by owner 0..n−1, and the n + 1 bounds of owners."""
+    """Return the order `[v]` that sorts voxels by owner, and where each owner begins.
+
+    `owner` `[v]` has values from 0 to n−1. The order is stable. The second array `[n + 1]` has the
+    first position of each owner, and v at its end.
+    """
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n))])
     return np.argsort(owner, kind="stable"), bounds.astype(np.int64)
 
 
-def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def _find_rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Return the row in `ids` of each value. Raise `ContentError` for values that have none."""
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, dtype=np.int64)

@@ -26,14 +26,13 @@ Interpolation = Literal["linear", "mean", "share", "nearest"]
 Edge = Literal["zero", "extend"]
 Decode = Callable[[Tensor], Tensor]
 
-# Coordinates are rounded to multiples of this many voxels, so that affines read as float32 still
-# hit voxel centres. A smaller difference does not change an interpolated value visibly.
-_GRAIN = 1e-5
-_TOLERANCE_VOX = 1e-3
-# if an output voxel is longer than this many input voxels, a single sample does not represent it
+# Coordinates are rounded to multiples of this many voxels. Otherwise affines that were read as
+# float32 would not hit voxel centres exactly.
+_ROUNDING_VOX = 1e-5
+_TOLERANCE_VOX = 1e-3  # grids that differ by less than this many voxels agree
+# If an output voxel is longer than this many input voxels, it needs more than one sample.
 _COARSER = 1 + 1e-3
-# output rows per slab, so that temporaries are a few per cent of a volume
-_SLAB_ROWS = 8
+_SLAB_ROWS = 8  # output rows per slab; temporary arrays are then a few per cent of a volume
 # wider types for unsigned integers that torch cannot flip, pad or index
 _WIDER: dict[str, type] = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
@@ -123,23 +122,23 @@ def resample_slabs(
     axes = _find_parallel_axes(matrix[:-1, :-1], target.shape)
     for start in range(0, target.shape[0], n_rows):
         rows = slice(start, min(start + n_rows, target.shape[0]))
-        there = matrix.copy()
-        there[:-1, -1] += start * matrix[:-1, 0]
+        slab_matrix = matrix.copy()  # from indices of the slab to indices of the input it reads
+        slab_matrix[:-1, -1] += start * matrix[:-1, 0]
         shape = (rows.stop - start, *target.shape[1:])
-        lowest, highest = _reach(there, shape)
-        last = np.array(source.shape) - 1
-        first = lowest.clip(0, last)
-        box = tuple(slice(a, b + 1) for a, b in zip(first, highest.clip(0, last), strict=True))
-        read = array[(slice(None), *box)]
-        piece = read if isinstance(read, Tensor) else as_torch(read)
+        lowest, highest = _find_input_range(slab_matrix, shape)
+        end = np.array(source.shape) - 1
+        first = lowest.clip(0, end)
+        last = highest.clip(0, end)
+        region = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+        stored = array[(slice(None), *region)]
+        piece = stored if isinstance(stored, Tensor) else as_torch(stored)
         if decode is not None:
             piece = decode(piece)
         if edge == "extend" or how == "share":
-            after = highest - highest.clip(0, last)
-            piece = _pad(piece, first - lowest, after, zeros=edge == "zero")
+            piece = _pad(piece, first - lowest, highest - last, zeros=edge == "zero")
             first = lowest
-        there[:-1, -1] -= first
-        yield rows, _Resampling(there, shape, axes, is_exact).apply(piece, how).contiguous()
+        slab_matrix[:-1, -1] -= first
+        yield rows, _Resampling(slab_matrix, shape, axes, is_exact).apply(piece, how).contiguous()
 
 
 def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
@@ -169,15 +168,16 @@ def as_torch(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _reach(
+def _find_input_range(
     matrix: NDArray[np.float64], shape: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the lowest and highest input index that an output of `shape` can read, by axis.
+    """Return the lowest and highest input index along each axis that an output of `shape` reads.
 
-    The faces of output voxels count, because a coarse voxel is a mean over its extent. Indices may
-    be outside of the input.
+    The output extends to the outer faces of its voxels, because a coarse voxel is a mean over its
+    extent. Indices may be outside the input.
     """
-    corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
+    ends = [(-0.5, n - 0.5) for n in shape]
+    corners = np.array(list(itertools.product(*ends)))
     moved = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
     lowest = np.floor(moved.min(axis=0)).astype(np.int64) - 1
     highest = np.ceil(moved.max(axis=0)).astype(np.int64) + 1
@@ -202,26 +202,28 @@ def _pad(
 
 @dataclass(frozen=True, eq=False)
 class _Resampling:
-    """The map from the indices of an output to the indices of the input that is read for it.
+    """The resampling of the input that is read for a slab.
 
-    `matrix` `[dims+1, dims+1]` maps output indices to input indices. `source[j]` is the input axis
-    that is parallel to output axis j; it is None if the axes are oblique. `is_exact` is True if the
-    matrix contains only whole numbers.
+    Attributes:
+        matrix: affine `[dims+1, dims+1]` from output indices to input indices.
+        out_shape: shape of the output.
+        parallel: the input axis that is parallel to each output axis. None for oblique axes.
+        is_exact: True if the matrix contains only whole numbers.
     """
 
     matrix: NDArray[np.float64]
     out_shape: tuple[int, ...]
-    source: tuple[int, ...] | None
+    parallel: tuple[int, ...] | None
     is_exact: bool
 
     def apply(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return `piece` `[C, *input]` on the output's grid, 0 outside of it."""
-        if self.source is None:
+        if self.parallel is None:
             return self._sample_voxels(piece, how)
-        piece = piece.permute([0] + [1 + axis for axis in self.source])
-        for axis, along in enumerate(self.source):
-            ratio = float(abs(self.matrix[along, axis]))
-            x = self._axis_coordinates(axis, along)
+        piece = piece.permute([0] + [1 + axis for axis in self.parallel])
+        for axis, input_axis in enumerate(self.parallel):
+            ratio = float(abs(self.matrix[input_axis, axis]))
+            x = self._axis_coordinates(axis, input_axis)
             if how == "share" or (how == "mean" and ratio > _COARSER):
                 piece = _take_mean(piece, axis + 1, x, ratio)
             elif how == "nearest":
@@ -230,11 +232,11 @@ class _Resampling:
                 piece = _take_linear(piece, axis + 1, x)
         return piece
 
-    def _axis_coordinates(self, axis: int, along: int) -> NDArray[np.float64]:
-        """Return the coordinates on input axis `along` of the indices of output axis `axis`."""
-        row = self.matrix[along]
+    def _axis_coordinates(self, axis: int, input_axis: int) -> NDArray[np.float64]:
+        """Return the coordinate on the input axis of each index of output axis `axis`."""
+        row = self.matrix[input_axis]
         x = row[axis] * np.arange(self.out_shape[axis]) + row[-1]
-        return x if self.is_exact else _snap(x)
+        return x if self.is_exact else _round_coordinates(x)
 
     def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return the sample of each output voxel, or the mean of several samples."""
@@ -246,13 +248,13 @@ class _Resampling:
         return torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
 
     def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
-        """Return positions within an output voxel, −½ to ½, at which to sample its value."""
+        """Return the positions within an output voxel, −½ to ½, at which it is sampled."""
         if how in ("linear", "nearest"):
             return [(0.0,) * len(self.out_shape)]
         steps = np.ceil(np.abs(self.matrix[:-1, :-1]).max(axis=0) / _COARSER).astype(int)
         least = 3 if how == "share" else 1
         lines = [(np.arange(n) + 0.5) / n - 0.5 for n in np.maximum(steps, least)]
-        return list(itertools.product(*(line.tolist() for line in lines)))
+        return list(itertools.product(*[line.tolist() for line in lines]))
 
     def _coordinates(self, offset: Sequence[float]) -> list[NDArray[np.float64]]:
         """Return input coordinates `[*out_shape]`, one array for each input axis.
@@ -264,7 +266,7 @@ class _Resampling:
         coordinates = []
         for row in self.matrix[:-1]:
             x = sum(factor * i for factor, i in zip(row[:-1], index, strict=True)) + row[-1]
-            coordinates.append(_snap(np.asarray(x)))
+            coordinates.append(_round_coordinates(np.asarray(x)))
         return coordinates
 
 
@@ -290,7 +292,7 @@ def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -
     n = array.shape[axis]
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
     high = np.clip(x + ratio / 2, -0.5, n - 0.5)
-    total = np.maximum(high - low, _GRAIN)
+    total = np.maximum(high - low, _ROUNDING_VOX)
     first = np.floor(low + 0.5).astype(np.int64)
     shape = [len(x) if a == axis else m for a, m in enumerate(array.shape)]
     mean = array.new_zeros(shape, dtype=torch.float32)
@@ -371,14 +373,15 @@ def _is_inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
     return np.asarray((x >= -0.5) & (x <= n - 0.5))
 
 
-def _snap(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return coordinates, rounded to multiples of `_GRAIN`; whole ones stay exactly whole."""
-    per_unit = round(1 / _GRAIN)
+def _round_coordinates(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round coordinates to multiples of `_ROUNDING_VOX`. Whole ones stay exactly whole."""
+    per_unit = round(1 / _ROUNDING_VOX)
     # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel
     return np.asarray(np.round(x * per_unit) / per_unit)
 
 
 def _as_tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Return computed indices or weights as a tensor on a device."""
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 

@@ -49,10 +49,10 @@ class Neighbours:
 
 
 @lru_cache(maxsize=64)
-def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the neighbours with which to resize an axis, for `order` 0 (nearest) or 1 (linear).
+def find_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
+    """Find the neighbours for resizing an axis, with `order` 0 (nearest) or 1 (linear).
 
-    >>> found = neighbours(2, 4, 1)
+    >>> found = find_neighbours(2, 4, 1)
     >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()
     ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
     """
@@ -76,7 +76,7 @@ def neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
 
 @lru_cache(maxsize=64)
 def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
-    """Return the matrix `[n_out, n_in]` with which to resize an axis, for `order` 2 to 5.
+    """Return the matrix `[n_out, n_in]` that resizes an axis by a spline of `order` 2 to 5.
 
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -98,8 +98,8 @@ def resize(
     """Resize an array to `shape`, with a spline order for each axis; float32.
 
     Splines of order 2 and more overshoot, so values are clipped to the range of the array. With
-    `clip_along`, they are clipped to the range of each slice across this axis, before the axis
-    itself is resized. An axis that keeps its length does not change.
+    `clip_along`, each slice across this axis is clipped to its own range instead, before the axis
+    itself is resized. Nothing happens along an axis that keeps its length.
 
     >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
     [[0.0, 0.5, 1.5, 2.0]]
@@ -113,15 +113,17 @@ def resize(
         low = out.amin(dim=others, keepdim=True)
         high = out.amax(dim=others, keepdim=True)
         for axis in smooth:
-            out = _product(out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis]))
+            out = _multiply_along(
+                out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis])
+            )
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
     # axes that become shorter come first, so that later ones have fewer values
     for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):
-        out = neighbours(out.shape[axis], shape[axis], orders[axis]).apply(out, axis)
+        out = find_neighbours(out.shape[axis], shape[axis], orders[axis]).apply(out, axis)
     return out
 
 
-def _product(array: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
+def _multiply_along(array: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
     """Multiply an array by `matrix` `[out, n]` along an axis."""
     weights = torch.from_numpy(matrix)
     if axis == array.ndim - 1:

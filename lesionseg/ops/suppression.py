@@ -44,8 +44,9 @@ def nms(
     dims = ranked.shape[1] // 2
     if n == 0:
         return order
-    # Boxes are sorted by start along the axis on which they are spread most. A box that overlaps
-    # another one starts between the other's start minus the longest side, and the other's stop.
+    # Boxes are sorted by start along the axis on which they are spread most. Only a short range of
+    # them can overlap a box: their starts are below its stop, and above its start minus the longest
+    # side.
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
     axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
     place = np.argsort(ranked[:, axis], kind="stable")
@@ -95,7 +96,7 @@ def batched_nms(
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
-@compile_loops  # 10 000 boxes of 3-D: 15 to 40 ms
+@compile_loops
 def _sweep(
     starts: NDArray[np.float32],
     stops: NDArray[np.float32],
@@ -104,7 +105,9 @@ def _sweep(
     longest: np.float32,
     iou_threshold: np.float32,
 ) -> NDArray[np.bool_]:
-    """Return True for the rank of each kept box.
+    """Return a boolean array `[n]` by rank: True for the boxes that are kept.
+
+    10 000 boxes in 3-D take 15 to 40 ms.
 
     `starts` and `stops` `[dims, n]` are sorted by start along `axis`. `position[rank]` is the
     column of a box. `longest` is the longest side along `axis`.

@@ -1,4 +1,4 @@
-"""Warping of tiles: each voxel of a tile is read at some position in a larger piece of the volume.
+"""Warping of tiles: each voxel of a tile is read at a position in a larger region of the volume.
 
 Images are interpolated linearly; masks take the nearest voxel. Coordinates refer to voxel centres.
 The outermost value applies up to half a voxel outside of the source, and 0 beyond. All tensors are
@@ -55,7 +55,7 @@ def warp_nearest(
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
     places = np.empty((1,) * (3 - dims) + warp.shape, dtype=np.int32)
     matrix, bend = _with_three_axes(warp)
-    _nearest_places(shape, matrix, bend, places)
+    _fill_nearest_places(shape, matrix, bend, places)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
@@ -101,7 +101,7 @@ _ONE = _F(1)
 
 
 @_compile_loops
-def _coordinate_row(
+def _fill_coordinates(
     row: NDArray[np.float32],
     matrix: NDArray[np.float32],
     bend: NDArray[np.float32],
@@ -109,7 +109,7 @@ def _coordinate_row(
     k: int,
     j: int,
 ) -> None:
-    """Fill `row` with source coordinates along `axis` of output row (k, j).
+    """Fill `row` with the source coordinates along `axis` of the voxels in output row (k, j).
 
     `bend` is empty for an affine warp.
     """
@@ -151,7 +151,7 @@ def _interpolate(
                 place[i] = _U(0)
                 inside[i] = _ONE
             for axis in range(3):
-                _coordinate_row(row, matrix, bend, axis, k, j)
+                _fill_coordinates(row, matrix, bend, axis, k, j)
                 n = image.shape[axis + 1]
                 last = _F(n - 1)
                 low = _I(max(n - 2, 0))
@@ -185,7 +185,7 @@ def _interpolate(
 
 
 @_compile_loops
-def _nearest_places(
+def _fill_nearest_places(
     shape: NDArray[np.int64],
     matrix: NDArray[np.float32],
     bend: NDArray[np.float32],
@@ -200,15 +200,15 @@ def _nearest_places(
             for i in range(place.size):
                 place[i] = _I(0)
             for axis in range(3):
-                _coordinate_row(row, matrix, bend, axis, k, j)
+                _fill_coordinates(row, matrix, bend, axis, k, j)
                 last = _F(shape[axis] - 1)
                 stride = _I(pitch[axis])
                 beyond = last + _HALF
                 for i in range(place.size):
                     x = row[i]
-                    out_here = (x < -_HALF) | (x > beyond) | (place[i] < _I(0))
+                    is_outside = (x < -_HALF) | (x > beyond) | (place[i] < _I(0))
                     cell = _I(min(max(x, _ZERO), last) + _HALF)
-                    place[i] = _I(-1) if out_here else place[i] + min(cell, _I(last)) * stride
+                    place[i] = _I(-1) if is_outside else place[i] + min(cell, _I(last)) * stride
 
 
 @_compile_loops

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Zones
-from lesionseg.ops.components import listed_lesions
+from lesionseg.ops.components import measure_instances
 
 GRID = Geometry.from_spacing((6, 10, 10), (2, 1, 1))
 NAMES = {1: "left", 2: "right"}
@@ -15,7 +15,7 @@ def lesions(*blocks: tuple[slice, ...]):  # type: ignore[no-untyped-def]
     for number, block in enumerate(blocks, 1):
         instances[block] = number
     n = len(blocks)
-    return listed_lesions(GRID, np.arange(1, n + 1), [1] * n, None, instances)
+    return measure_instances(GRID, np.arange(1, n + 1), [1] * n, None, instances)
 
 
 def halves(geometry: Geometry = GRID) -> Zones:

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Geometry, Lesions
 from lesionseg.evaluation.change import ChangeRule, Visit, find_changes, size_errors
-from lesionseg.ops.components import listed_lesions
+from lesionseg.ops.components import measure_instances
 
 SHAPE = (12, 24, 24)
 
@@ -13,7 +13,7 @@ SHAPE = (12, 24, 24)
 def listed(instances, labels=(), spacing=1.0):
     ids = np.arange(1, int(instances.max()) + 1)
     geometry = Geometry.from_spacing(instances.shape, (spacing,) * instances.ndim)
-    found = listed_lesions(geometry, ids, labels or (1,) * len(ids), None, instances)
+    found = measure_instances(geometry, ids, labels or (1,) * len(ids), None, instances)
     return Lesions(**{**vars(found), "instances": instances})
 
 

@@ -11,7 +11,7 @@ from lesionseg.inference.nnunet.logits import LogitStore, recipe_of
 from lesionseg.inference.nnunet.scan import NnunetScan, network_spacing, spline_orders
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.resize import LINEAR, Neighbours, neighbours, resize
+from lesionseg.ops.resize import LINEAR, Neighbours, find_neighbours, resize
 from lesionseg.plan.plan import Plan
 
 _SLAB_VOXELS = 1 << 21  # voxels of all channels in a slab
@@ -70,4 +70,4 @@ def _resize_slabs(
 
 def _rows(n_in: int, n_out: int, order: int) -> Neighbours:
     """Return the input rows of each output row; equal sizes need no interpolation."""
-    return neighbours(n_in, n_out, order if n_in != n_out else 0)
+    return find_neighbours(n_in, n_out, order if n_in != n_out else 0)
