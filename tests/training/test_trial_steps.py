@@ -5,9 +5,12 @@ import torch
 
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import FocalLoss
+from lesionseg.models.build import build_network
 from lesionseg.models.memory_formula import step_gb
 from lesionseg.plan.plan import Architecture
+from lesionseg.training import trial_steps
 from lesionseg.training.trial_steps import fit_to_memory
+from tests.training.conftest import config
 
 
 def cramped(limit):
@@ -74,3 +77,19 @@ def test_memory_that_ends_in_a_training_names_what_to_set(train, make_plan, batc
     with pytest.raises(ConfigError, match=remedy) as error:
         train(max_steps=2, loss=Greedy(), plan=make_plan(batch_size=batch))
     assert "step 1" in str(error.value)
+
+
+def test_trial_steps_let_cudnn_choose_its_fastest_algorithms_as_training_does(
+    make_plan, monkeypatch
+):
+    seen = []
+
+    def build_watched(plan, **options):
+        network = build_network(plan, **options)
+        network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+        return network
+
+    monkeypatch.setattr(trial_steps, "build_network", build_watched)
+    trial_steps.try_steps(make_plan(batch_size=2), config(), "cpu")
+    assert seen == [True, True]
+    assert torch.backends.cudnn.benchmark is False
