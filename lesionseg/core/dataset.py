@@ -21,19 +21,25 @@ Role = Literal["train", "validation", "test", "external"]
 # The role in scores if the role of the cases was not stated. A dataset cannot state it.
 UNKNOWN_ROLE = "unknown"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
-_HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
+_SIDE = re.compile(r"(.*[^_.-])[_.-]?([LR])")  # an id that ends in L or R, for left and right
 
 
 @dataclass(frozen=True)
 class CaseFiles:
     """The files of a case, and the metadata that its dataset states.
 
-    `images` has one file per channel, except for the channels in `missing` (by index). `reference`
-    is a label mask, an instance mask or None (boxes only, or unlabelled). `annotations` contains
-    the lesions as a table states them (COCO); `{}` for masks. `role` and `fold` are None if the
-    dataset states none. `columns` contains all further manifest columns, for subgroups.
-    `annotated` names the labels that a reader looked for in this case; empty means all labels of
-    the dataset.
+    Attributes:
+        case: id of the case.
+        images: one file per channel, except for the channels in `missing`.
+        reference: label mask or instance mask. None if the case has boxes only, or no reference.
+        group: id of the patient. Empty if the dataset states none.
+        role: role of the case. None if the dataset states none.
+        fold: number of the fold. None if the dataset states none.
+        annotations: lesions as a table states them (COCO). Empty for masks.
+        columns: all further columns of the manifest, for subgroups.
+        annotated: names of the labels that a reader looked for in this case. Empty means all
+            labels of the dataset.
+        missing: indices of the channels without a file.
     """
 
     case: str
@@ -267,22 +273,22 @@ def assign_groups(
                 f"{setting}={pattern} does not match the case {case!r}. Give a pattern that "
                 "matches every case id."
             )
-    open_ids = {case for case, group in groups.items() if not group}
-    n_halves = 0
-    for case in open_ids:
+    without_group = {case for case, group in groups.items() if not group}
+    n_sides = 0
+    for case in without_group:
         subject = _BIDS_SUBJECT.search(case)
-        half = _HALF.fullmatch(case)
+        side = _SIDE.fullmatch(case)
         other_side = case[:-1] + ("R" if case.endswith("L") else "L")
-        is_half = half is not None and other_side in open_ids
+        is_paired = side is not None and other_side in without_group
         if subject:
             groups[case] = subject[1]
-        elif half and is_half:
-            groups[case] = half[1]
+        elif side and is_paired:
+            groups[case] = side[1]
         else:
             groups[case] = case
-        n_halves += is_half
-    if n_halves:
-        paired = f"{count(n_halves, 'case')}, {count(n_halves // 2, 'patient')}"
+        n_sides += is_paired
+    if n_sides:
+        paired = f"{count(n_sides, 'case')}, {count(n_sides // 2, 'patient')}"
         text = "Case names ending in L and R were paired: %s. To change this, set %s."
         logger.info(text, paired, setting)
     return tuple(replace(case, group=groups[case.case]) for case in cases)

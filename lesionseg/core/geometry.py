@@ -32,10 +32,15 @@ def joint_unit(units: Iterable[str]) -> str:
 class Geometry:
     """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).
 
-    `affine` is `[dims+1, dims+1]` and maps an array index (z, y, x) to RAS millimetres (x, y, z);
-    in 2-D it maps (y, x) to (x, y). `unit` is the unit of its lengths: "mm", or "mm at the
-    detector" for a radiograph, which magnifies the patient. Raises `GeometryError` if the affine
-    cannot be inverted.
+    Attributes:
+        shape: number of voxels along each axis.
+        affine: `[dims+1, dims+1]`, maps an array index (z, y, x) to RAS millimetres (x, y, z). In
+            2-D, it maps (y, x) to (x, y).
+        unit: unit of lengths: "mm", or "mm at the detector" for a radiograph, which magnifies the
+            patient.
+
+    Raises:
+        GeometryError: if the affine cannot be inverted.
     """
 
     shape: tuple[int, ...]
@@ -87,8 +92,8 @@ class Geometry:
         """
         if self.dims != 3:
             return tuple(range(self.dims))
-        along = np.abs(self.affine[:3, :3]) / np.asarray(self.spacing_mm)
-        return max(permutations(range(3)), key=lambda p: along[(2, 1, 0), p].sum())
+        cosines = np.abs(self.affine[:3, :3]) / np.asarray(self.spacing_mm)  # [R A S, array axis]
+        return max(permutations(range(3)), key=lambda order: cosines[(2, 1, 0), order].sum())
 
     @property
     def size_unit(self) -> str:
@@ -137,6 +142,7 @@ class Geometry:
 
 
 def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`."""
     return np.asarray(np.asarray(points, np.float64) @ affine[:-1, :-1].T + affine[:-1, -1])
 
 

@@ -18,11 +18,15 @@ class Labels:
     Channel k is called `names[k]`, and `values[k]` is its value in predicted masks. Without
     `regions` it is learned from the voxels of that value. With regions, channel k is learned from
     the voxels of all values in `regions[k]`, and regions may overlap. `values[k]` is then one of
-    the values of the region, and later channels are painted over earlier ones. Regions do not
-    divide lesions: a lesion is a connected component of all regions together.
+    the values of the region. In a predicted mask, later channels overwrite earlier ones. Regions do
+    not divide lesions: a lesion is a connected component of all regions together.
 
-    `ignore`: mask value of voxels that are neither learned nor scored; None if there is none.
-    `merged`: names of the mask values that all count as label 1, if the user merged them.
+    Attributes:
+        values: value of each channel in predicted masks.
+        names: name of each channel.
+        regions: mask values of each channel. Empty without regions.
+        ignore: mask value of voxels that are neither learned nor scored. None if there is none.
+        merged: names of the mask values that all count as label 1, if the user merged them.
 
     >>> brats = Labels((1, 3), ("whole tumour", "core"), regions=((1, 2, 3), (2, 3)))
     >>> brats.mask_names
@@ -76,7 +80,7 @@ class Labels:
 
     @property
     def mask_values(self) -> tuple[int, ...]:
-        """The values in reference masks. In prepared masks, label k encodes the k-th of them."""
+        """The values in reference masks. Label k of a prepared mask is the k-th of these values."""
         return tuple(self.mask_names)
 
     @property

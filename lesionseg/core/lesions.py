@@ -1,4 +1,4 @@
-"""The lesions of one case, marked or predicted: their places, zones and sizes."""
+"""The lesions of one case, marked or predicted: their positions, zones and sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +91,9 @@ class Lesions:
         centres_mm: `[n, dims]`, the mean of the voxels, or the centre of a box without voxels.
         diameters_mm: `[n]` equivalent diameters; for a box without voxels, that of the inscribed
             ellipsoid.
-        voxels: `[v, dims]` array indices. Those of row i are `voxels[first[i]:first[i + 1]]`. A
-            row without voxels has only its box.
-        first: `[n + 1]`, the first voxel of each row, and the number of voxels.
+        voxels: `[v, dims]` array indices of the voxels of all rows, one row after the other. A row
+            without voxels has only its box.
+        first: `[n + 1]`. The voxels of row i are `voxels[first[i]:first[i + 1]]`.
         instances: `[*spatial]` mask of the ids, if there is one.
     """
 
@@ -127,27 +127,27 @@ class Lesions:
         present = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
         counts = counts[present]
         first = np.concatenate([[0], np.cumsum(counts)])
-        sides = np.zeros((len(counts), 2 * geometry.dims))
+        own_boxes = np.zeros((len(counts), 2 * geometry.dims))
         if boxes is not None:
-            sides[:] = boxes
+            own_boxes[:] = boxes
         voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
-        centres = box_centres_mm(sides, geometry)
-        masked = np.flatnonzero(counts)
-        if len(masked):
-            sides[masked, : geometry.dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
-            sides[masked, geometry.dims :] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
-            sums = np.add.reduceat(voxels, first[masked], axis=0)
-            centres[masked] = geometry.to_mm(sums / counts[masked, None])
+        centres = box_centres_mm(own_boxes, geometry)
+        rows = np.flatnonzero(counts)  # rows with voxels
+        if len(rows):
+            own_boxes[rows, : geometry.dims] = np.minimum.reduceat(voxels, first[rows], axis=0)
+            own_boxes[rows, geometry.dims :] = np.maximum.reduceat(voxels, first[rows], axis=0) + 1
+            sums = np.add.reduceat(voxels, first[rows], axis=0)
+            centres[rows] = geometry.to_mm(sums / counts[rows, None])
         diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
         return cls(
-            geometry,
-            ids[present],
-            np.asarray(labels, dtype=np.int64)[present],
-            sides,
-            centres,
-            np.where(counts > 0, diameters, box_diameters_mm(sides, geometry)),
-            voxels,
-            first,
+            geometry=geometry,
+            ids=ids[present],
+            labels=np.asarray(labels, dtype=np.int64)[present],
+            boxes=own_boxes,
+            centres_mm=centres,
+            diameters_mm=np.where(counts > 0, diameters, box_diameters_mm(own_boxes, geometry)),
+            voxels=voxels,
+            first=first,
         )
 
     def __len__(self) -> int:
@@ -210,7 +210,7 @@ class Zones:
     names: Mapping[int, str]
 
     def of(self, lesions: Lesions) -> list[str]:
-        """Return the name of each lesion's zone; "" if there are no zones.
+        """Return the name of the zone of each lesion; "" if there are no zones.
 
         The zone is the one that contains most of the lesion's voxels, or the nearest zone if none
         contains any. For a box without voxels, its centre counts. Ties go to the smaller value.
@@ -223,10 +223,10 @@ class Zones:
             inside = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
             values = self.values[tuple(index[inside].T)]
             values = values[values > 0]
-            tree, surface = self._surface
+            tree, surface_values = self._surface
             if not len(values) and tree is not None:
                 distances, nearest = tree.query(points)
-                values = surface[nearest[[distances.argmin()]]]
+                values = surface_values[nearest[[distances.argmin()]]]
             distinct, counts = np.unique(values, return_counts=True)
             value = int(distinct[counts.argmax()]) if len(values) else 0
             names.append(self.names.get(value, str(value)) if value else "")
@@ -234,14 +234,14 @@ class Zones:
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:
-        """The surface voxels of all zones: a search tree of their places in mm, and their values.
+        """The surface voxels of all zones: a tree of their positions in mm, and their values.
 
-        The tree is None if there are no zones.
+        The tree finds the nearest position. It is None if there are no zones.
         """
         from scipy.ndimage import binary_erosion
         from scipy.spatial import cKDTree
 
-        marked = self.values > 0
-        at = np.nonzero(marked & ~binary_erosion(marked))
-        points = self.geometry.to_mm(np.stack(at, axis=1))
-        return (cKDTree(points) if len(points) else None), self.values[at]
+        is_zone = self.values > 0
+        surface = np.nonzero(is_zone & ~binary_erosion(is_zone))
+        points = self.geometry.to_mm(np.stack(surface, axis=1))
+        return (cKDTree(points) if len(points) else None), self.values[surface]

@@ -40,13 +40,13 @@ class Aim:
         for known in _WITHOUT_VALUE:
             if kind == known and not colon:
                 return cls(known)
-        value = _number(number)
+        value = _parse_number(number)
         for known in _WITH_VALUE:
-            within = value is not None and 0 <= value <= (1e6 if known == "fp_per_case" else 1)
-            if kind == known and value is not None and within:
+            highest = 1e6 if known == "fp_per_case" else 1
+            if kind == known and value is not None and 0 <= value <= highest:
                 return cls(known, value)
-        bare = _number(kind) if not colon else None
-        hint = f" Did you mean score:{kind}?" if bare is not None and 0 <= bare <= 1 else ""
+        score = _parse_number(kind) if not colon else None  # a number without a kind
+        hint = f" Did you mean score:{kind}?" if score is not None and 0 <= score <= 1 else ""
         raise ConfigError(
             f"operating_point={text}: this is not an operating point.{hint} {_ADVICE}."
         )
@@ -57,7 +57,7 @@ class Aim:
         return f"{self.kind}:{self.value:.10g}"
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     """Convert a text to a number; return None if it is not a number."""
     try:
         return float(text)

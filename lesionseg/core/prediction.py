@@ -37,7 +37,7 @@ class Calibration:
 
 
 def logit(p: ArrayLike) -> NDArray[np.float64]:
-    """Compute ln(p / (1 − p)); p is clipped to [1e-6, 1 − 1e-6]."""
+    """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
     clipped = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
     return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
 
@@ -120,10 +120,12 @@ class Candidate:
 class InputCheckResult:
     """The comparison of a scan with the training scans.
 
-    `score` is the scan's distance from the training scans divided by the limit. Above 1, the scan
-    is unlike them. It is None if the scan was not compared. `warning` is a sentence that describes
-    the difference, or "". `missing` contains the names of missing channels. `blank` contains the
-    names of channels without contrast; if there is one, nothing is detected.
+    Attributes:
+        score: distance from the training scans divided by the limit, so the scan is unlike them if
+            it is above 1. None if the scan was not compared.
+        warning: a sentence that describes the difference. Empty if there is none.
+        missing: names of missing channels.
+        blank: names of channels without contrast. If there is one, nothing is detected.
     """
 
     score: float | None = None
@@ -171,8 +173,8 @@ class Prediction:
         if not self.n_left_out:
             return ""
         return (
-            f"The limit on candidates was reached: the {self.n_left_out} of the lowest scores were "
-            "left out."
+            f"The limit on candidates was reached, so the {self.n_left_out} with the lowest scores "
+            "were left out."
         )
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":

@@ -28,7 +28,7 @@ def read_record(
         key_of: the key in the file for each field whose key differs from its name.
 
     Raises:
-        LesionsegError: of class `error`. It names `where` and the first wrong key.
+        LesionsegError: an error of the class `error`, which names `where` and the first wrong key.
     """
     try:
         return TypeAdapter(kind).validate_json(text)

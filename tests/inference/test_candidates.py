@@ -245,7 +245,7 @@ def test_the_limit_leaves_out_the_lowest_peaks_and_states_their_number():
     found = find(row, candidate_limit=2)
     assert found.instances.tolist() == [[0, 0, 1, 0, 2, 0, 0]]
     assert found.n_left_out == 2
-    assert "2 of the lowest scores were left out" in found.left_out_note
+    assert "2 with the lowest scores were left out" in found.left_out_note
 
 
 def test_the_limit_keeps_every_candidate_above_the_operating_point():
