@@ -306,7 +306,15 @@ def _card_device(device: Any) -> Any:
     return device
 
 
-_CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
+# Under `torch.inference_mode` the functions of each dimension arrive instead of `convolution`
+_CONVOLUTIONS = (
+    aten.convolution,
+    aten.convolution_backward,
+    aten.conv2d,
+    aten.conv3d,
+    aten.conv_transpose2d,
+    aten.conv_transpose3d,
+)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
