@@ -25,7 +25,7 @@ from lesionseg.ops.components import lesion_instances, present_values
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
-# if two grids differ by less than half a voxel, a voxel has the same place in both
+# if two grids differ by less than this, equal indices mean the same place in both
 _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
@@ -49,11 +49,11 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
         DatasetError: A channel is missing.
         ReadError: A file is damaged.
         GeometryError: Files are on different grids, see `check_grid`.
-        ContentError: Voxels are infinite, or are NaN although NaN is not background, or a mask
-            value is not a label.
+        ContentError: Voxels are infinite, voxels are NaN although the dataset does not treat NaN as
+            background, or a mask value is not a label.
     """
     image = read_image(files, dataset)
-    reference = _read_reference(files, dataset, image.geometry)
+    reference = _read_stored_reference(files, dataset, image.geometry)
     reference = _ignore_invalid(reference, image.valid)
     return Case(files.case, image, reference, files.group)
 
@@ -66,7 +66,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     n_channels = len(dataset.channel_names)
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
     if is_colour(files, n_channels):
-        array[:] = first.array  # broadcasting gives a grey picture three equal channels
+        array[:] = first.array  # a grey picture gets three equal channels
         if dataset.nan_background:
             array[:] = np.stack([nan_to_background(channel) for channel in array])
         check_finite(files.images[0], array)
@@ -90,7 +90,8 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         if len(values) > 1:
             logger.warning("%s is in colour. Only its brightness is used.", file)
             values = np.rint(np.tensordot(LUMA, values, axes=1))[np.newaxis]
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite: an error below
+        # values beyond float32 become infinite, which `check_finite` reports
+        with np.errstate(over="ignore"):
             array[channel] = values[0]
         if values.dtype.kind == "f":
             if dataset.nan_background:
@@ -165,7 +166,7 @@ def read_reference(
         The reference, or None if the case is unlabelled.
     """
     geometry = geometry or read_geometry(files.images[0], raster_mm=files.pixel_mm)
-    reference = _read_reference(files, dataset, geometry)
+    reference = _read_stored_reference(files, dataset, geometry)
     if reference is not None and geometry.dims == 2:
         for file in files.images:
             if is_dicom_image(file):
@@ -187,8 +188,13 @@ def _ignore_invalid(
     return replace(reference, ignore=ignore)
 
 
-def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
-    """Read the reference of any kind: COCO, boxes, DICOM or mask. Drop labels not annotated."""
+def _read_stored_reference(
+    files: CaseFiles, dataset: Dataset, geometry: Geometry
+) -> Reference | None:
+    """Read the reference as its files state it: COCO annotations, boxes, DICOM or a mask.
+
+    Lesions of labels that the case does not annotate become background.
+    """
     path = files.reference
     labels = dataset.labels
     if "lesions" in files.annotations:
@@ -228,9 +234,9 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
 
 
 def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
-    """Interpret the values of a mask by the labels: ignored values, merged labels and regions.
+    """Apply the labels to the values of a mask: the ignore value, merged labels and regions.
 
-    If labels are regions, a lesion is a connected component of all of them.
+    If labels are regions, each connected component of their union is a lesion.
     """
     values = np.asarray(reference.labels)
     ignored = labels.ignore
@@ -252,14 +258,18 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     reference = replace(reference, labels=binary if labels.merged else values)
     if not labels.regions:
         return reference
-    instances, of_instance = lesion_instances(binary)
-    return replace(reference, instances=instances, instance_labels=of_instance)
+    instances, instance_labels = lesion_instances(binary)
+    return replace(reference, instances=instances, instance_labels=instance_labels)
 
 
 def _label_advice(present: list[int], labels: Labels) -> str:
-    """Return advice for mask values that are not labels: they may be ids, or 255 may mean 1."""
+    """Return advice for mask values that are not labels.
+
+    Values 1 to n are probably lesion ids. A single other value, such as 255, probably means 1.
+    """
     marked = [value for value in present if value not in (0, labels.ignore)]
-    if len(marked) > max(len(labels.mask_values), 2) and marked == list(range(1, len(marked) + 1)):
+    are_consecutive = marked == list(range(1, len(marked) + 1))
+    if are_consecutive and len(marked) > max(len(labels.mask_values), 2):
         return (
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
             "column instances of a manifest.csv, or set data.merge_labels=true, which makes every "
@@ -343,10 +353,10 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
 
 
 def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Replace NaN by the background of a channel: the lower of 0 and the lowest value.
+    """Replace NaN by the background of a channel: its lowest value, but at most 0.
 
-    The result is 0 for magnitudes and air for Hounsfield units. A channel without NaN, or with
-    nothing but NaN, is returned unchanged.
+    This is 0 for magnitudes and air for Hounsfield units. A channel that has no NaN, or only NaN,
+    is returned unchanged.
 
     >>> nan_to_background(np.array([np.nan, 5.0])), nan_to_background(np.array([np.nan, -9.0]))
     (array([0., 5.]), array([-9., -9.]))
@@ -359,7 +369,10 @@ def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating
 
 
 def content_files(path: Path) -> tuple[Path, ...]:
-    """Return the files of an image: itself, the files of a series, or header and voxels."""
+    """Return the files that store an image.
+
+    These are the slices of a series, a header and its voxels, or the file itself.
+    """
     if split_series(path) is not None:
         return tuple(series_headers(path))
     if path.is_dir():

@@ -26,17 +26,17 @@ P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
 
-LOCK = ".lock"  # locks a whole folder; parts of the work may have further locks
-_DEPTH = 4  # run/fold_0/validation/probabilities
-TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
+LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
+_MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
 # file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
 MAX_ID_BYTES = 200
 # Unicode categories: control, format (including bidirectional), surrogate, line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
 
-# The begin of a formula in spreadsheets (OWASP, CSV injection), possibly after apostrophes, so that
-# text which really begins with an apostrophe survives writing and reading.
+# The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
+# so that text which begins with one in the data survives writing and reading.
 _FORMULA = re.compile(r"'*[=+\-@]")
 
 
@@ -56,10 +56,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("r+b") as file:  # Windows flushes only files open for writing
-                os.fsync(file)  # before the rename: a power failure could leave an empty file
+                os.fsync(file)  # otherwise, a power failure after the rename could empty the file
             temporary.replace(path)
     finally:
-        with suppress(OSError):  # if its parent is a file, no temporary file exists
+        with suppress(OSError):  # there is no temporary file if the parent is a file
             temporary.unlink(missing_ok=True)
 
 
@@ -122,8 +122,9 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
     Args:
         path: The file.
         allow_nan: True reads NaN and Infinity as floats. They are not JSON, but other programs
-            write them. The reader of the content has to refuse them for values that need a number.
-        unique_keys: True refuses an object that has a key twice. JSON would use the last one.
+            write them. The caller must check for them where it needs a finite number.
+        unique_keys: True raises an error if an object has a key twice. By default, the last value
+            is used.
 
     Raises:
         ReadError: The file is missing or not JSON.
@@ -149,10 +150,12 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
         hint = " Write double quotes around names." if "'" in text else ""
         raise ReadError(
             f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
-            f"it there.{hint}"
+            f"that place.{hint}"
         ) from error
     except RecursionError as error:
-        raise ReadError(f"{path}: the JSON is nested too deeply. Write it again.") from error
+        raise ReadError(
+            f"{path}: the JSON is nested too deeply. Check whether a bracket is missing."
+        ) from error
     except ValueError as error:  # Python limits the number of digits that it converts
         raise ReadError(
             f"{path}: the JSON contains a number with too many digits. Shorten it."
@@ -240,7 +243,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     text = _read_text(path)
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=_separator(text), skipinitialspace=True)
+    reader = csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
     rows: list[dict[str, str]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -269,27 +272,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _separator(text: str) -> str:
+def _find_separator(text: str) -> str:
     """Find the separator that divides header and first rows into equally many columns.
 
-    A column name may contain another separator: `case;image;age, years`.
+    If several separators do, or none, the one that gives the most columns is used. A column name
+    may contain another separator: `case;image;age, years`.
     """
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     best = ","
-    best_score = (False, 1)
-    for sign in ",;\t":
+    best_score = (False, 1)  # equal widths and number of columns
+    for separator in ",;\t":
         widths: list[int] = []
         with suppress(csv.Error):  # reading the whole table reports the error
-            widths += map(len, csv.reader(lines, delimiter=sign, skipinitialspace=True))
-        is_even = len(set(widths)) == 1
-        if widths and widths[0] > 1 and (is_even, widths[0]) > best_score:
-            best = sign
-            best_score = (is_even, widths[0])
+            widths += map(len, csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        if not widths or widths[0] < 2:
+            continue
+        has_equal_widths = len(set(widths)) == 1
+        score = (has_equal_widths, widths[0])
+        if score > best_score:
+            best = separator
+            best_score = score
     return best
 
 
 def escape_formula(cell: Any) -> Any:
-    """Return a cell that spreadsheets do not run as a formula, with uniform line ends.
+    """Return a cell that spreadsheets do not run as a formula. Line ends become `\\n`.
 
     >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
     ["'=1+1", '-0.5', -0.5, 'case']
@@ -323,26 +330,27 @@ def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetE
 
 
 def case_id_fault(case: str) -> str:
-    """Explain why an id cannot be part of a file name. Return "" if it can.
+    """Explain why an id cannot be part of a file name, or return "" if it can.
 
     Letters of all scripts are allowed.
     """
     n_bytes = len(case.encode(errors="replace"))
+    is_windows = sys.platform == "win32"
     faults = {
         "is empty": not case,
         "begins with a dot": case.startswith("."),
         "begins or ends with a space": case != case.strip(),
         "contains a path separator": "/" in case or "\\" in case,
         "contains an invisible character": any(category(c) in _INVISIBLE for c in case),
-        "contains a character that Windows forbids": sys.platform == "win32"
-        and not set(case).isdisjoint('<>:"|?*'),
+        "contains a character that Windows forbids": is_windows
+        and bool(set(case) & set('<>:"|?*')),
         f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
     }
     return next((fault for fault, applies in faults.items() if applies), "")
 
 
 def printable_id(case: str) -> str:
-    r"""Return an id as tables and the log show it, quoted if it cannot be a file name.
+    r"""Return an id for tables and the log. It is quoted if it cannot be a file name.
 
     >>> print(printable_id("a"), printable_id("a\nb"))
     a 'a\nb'
@@ -382,7 +390,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (folder / name).unlink()  # before the release: nobody else can hold this file
+            (folder / name).unlink()  # before the release, so that no other process holds this file
             if is_new:
                 folder.rmdir()  # fails if the folder is not empty
         lock.release()
@@ -390,17 +398,22 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 def _remove_temporary_files(folder: Path) -> None:
     """Remove the files that killed processes left, except in inner folders that have a lock."""
-    for depth in range(_DEPTH):
-        for half in folder.glob("*/" * depth + TEMPORARY_NAMES):
-            if not any((inner / LOCK).exists() for inner in half.parents[:depth]):
+    for depth in range(_MAX_DEPTH):
+        for temporary in folder.glob("*/" * depth + TEMPORARY_NAMES):
+            inner_folders = temporary.parents[:depth]
+            if not any((inner / LOCK).exists() for inner in inner_folders):
                 with suppress(OSError):
-                    half.unlink()
+                    temporary.unlink()
 
 
 def hold_lock(
     key: str,
 ) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
-    """Decorate a command so that it holds the lock of the folder in its setting `key`."""
+    """Decorate a command so that it holds the lock of a folder while it runs.
+
+    Args:
+        key: The setting that names the folder. If it is None, nothing is locked.
+    """
 
     def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
         @wraps(command)

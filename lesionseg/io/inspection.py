@@ -1,4 +1,4 @@
-"""Listing all faults of a case, while reading the case stops at the first one."""
+"""Listing all faults of a case. Reading a case, by contrast, stops at the first fault."""
 
 import hashlib
 import logging
@@ -36,11 +36,11 @@ class Inspection:
 
     Attributes:
         case: The case. None if there is a fault.
-        faults: The kind (`unreadable`, `geometry`, `not_finite`, `labels`, `channels`) and the
-            error of each fault.
+        faults: Kind and error of each fault. The kind is `unreadable`, `geometry`, `not_finite`,
+            `labels` or `channels`.
         patient: A hash of the patient's identifier in DICOM files, or "".
-        burned_in: True if a DICOM file states that text is burned into the image, or is a
-            screenshot that does not deny it.
+        burned_in: True if text may be burned into the image: a DICOM file states it, or it is a
+            screenshot and does not state the opposite.
         oriented: True if all NIfTI files state the orientation of the patient.
         remarks: The warnings of the readers.
     """
@@ -65,7 +65,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
             oriented = all(states_orientation(file) for file in nifti)
         except LesionsegError as error:
             faults = _find_faults(files, dataset) or [("unreadable", error)]
-    patient, burned_in = _dicom_facts(files.images)
+    patient, burned_in = _read_dicom_facts(files.images)
     return Inspection(
         case=case,
         faults=tuple(faults),
@@ -80,7 +80,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
 def _collect_warnings() -> Iterator[list[logging.LogRecord]]:
     """Yield a list that receives the readers' warnings instead of the log.
 
-    Warnings contain file names. The page of the check may show them, the log may not.
+    Warnings contain file names. These may appear on the page of the check, but not in the log.
     """
     log = logging.getLogger("lesionseg.io")
     collector = BufferingHandler(10**6)
@@ -102,11 +102,15 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
 
     @contextmanager
     def collect(kind: str) -> Iterator[None]:
+        """Add an error to the faults. `kind` is used if the error's type does not imply a kind."""
         try:
             yield
+        except GeometryError as error:
+            faults.append(("geometry", error))
+        except ReadError as error:
+            faults.append(("unreadable", error))
         except LesionsegError as error:
-            kinds = {GeometryError: "geometry", ReadError: "unreadable"}
-            faults.append((kinds.get(type(error), kind), error))
+            faults.append((kind, error))
 
     with collect("channels"):
         check_channels(files, dataset)
@@ -134,12 +138,12 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
     return faults
 
 
-def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return a hash of the patient's identifier and True if text may be burned into an image."""
+def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
+    """Return `patient` and `burned_in` of an `Inspection` from the headers of DICOM images."""
     patient = ""
     burned_in = False
     for image in images:
-        with suppress(LesionsegError):  # the list of faults already contains it
+        with suppress(LesionsegError):  # the list of faults already contains this error
             file = next(iter(content_files(image)), image)
             if not is_dicom(file):
                 continue

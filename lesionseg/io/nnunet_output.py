@@ -1,8 +1,9 @@
 """Writing probabilities for `nnUNetv2_ensemble` and `nnUNetv2_evaluate_folder`, as nnU-Net v2 does.
 
 Each case has `<case>.npz` with `probabilities` `[K, z, y, x]`, with the background first unless
-labels are regions, and `<case>.pkl` with the geometry. lesionseg writes this pickle because nnU-Net
-reads the geometry from it, but never reads one. The folder has `dataset.json` and `plans.json`.
+labels are regions, and `<case>.pkl` with the geometry. This file is a pickle because nnU-Net reads
+the geometry only in this form. lesionseg itself reads no pickles. The folder also contains
+`dataset.json` and `plans.json`.
 """
 
 import pickle
@@ -72,8 +73,8 @@ def write_probabilities(
 ) -> None:
     """Write `<case>.npz` and `<case>.pkl` of probabilities `[labels, *spatial]`.
 
-    Unless labels are regions, a background channel is added: 1 minus the sum of the labels. If the
-    sum of independent labels is above 1, they are divided by it and the background is 0.
+    Unless labels are regions, a background channel is added: 1 minus the sum of the labels. In a
+    voxel whose sum is above 1, the labels are divided by the sum and the background is 0.
     """
     if geometry.dims == 2:
         probabilities = probabilities[:, np.newaxis]
@@ -82,8 +83,10 @@ def write_probabilities(
         whole = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
         whole[0] = (1 - total).clip(min=0)
         whole[1:] = probabilities
-        if (above := total > 1).any():
-            whole[1:, above] = (probabilities[:, above] / total[above]).astype(np.float16)
+        is_above = total > 1
+        if is_above.any():
+            scaled = probabilities[:, is_above] / total[is_above]
+            whole[1:, is_above] = scaled.astype(np.float16)
         probabilities = whole
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
     with (folder / f"{case}.pkl").open("wb") as file:

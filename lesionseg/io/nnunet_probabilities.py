@@ -21,8 +21,9 @@ from lesionseg.io.limits import check_size, convert_read_errors, limits
 
 SUFFIX = ".npz"
 _NAMES = ("probabilities.npy", "softmax.npy")
-_MOST_CHANNELS = 256
+_MAX_CHANNELS = 256
 _SLAB_BYTES = 2**24
+_ADVICE = "Copy it again, or write it again with nnUNetv2_predict --save_probabilities."
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -69,12 +70,12 @@ class ProbabilityFile:
                 yield from self._read_whole(stream)
                 return
             row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
-            at_once = max(1, _SLAB_BYTES // max(row_bytes, 1))
+            max_rows = max(1, _SLAB_BYTES // max(row_bytes, 1))
             for channel in range(self.shape[0]):
-                for first in range(0, self.shape[1], at_once):
-                    n_rows = min(at_once, self.shape[1] - first)
+                for first in range(0, self.shape[1], max_rows):
+                    n_rows = min(max_rows, self.shape[1] - first)
                     values = self._read(stream, n_rows * row_bytes)
-                    shaped = values.reshape(n_rows, *self.shape[2:])
+                    shaped = values.reshape((n_rows, *self.shape[2:]))
                     yield ProbabilitySlab(channel, first, shaped)
 
     def _read_whole(self, stream: IO[bytes]) -> Iterator[ProbabilitySlab]:
@@ -86,15 +87,12 @@ class ProbabilityFile:
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
         """Read the next numbers. Raise `ReadError` if the archive is damaged or truncated."""
         try:
-            read = stream.read(n_bytes)
+            content = stream.read(n_bytes)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ReadError(f"{self.path}: the archive is damaged ({error}). {_AGAIN}") from error
-        if len(read) < n_bytes:
-            raise ReadError(f"{self.path}: the file is truncated. {_AGAIN}")
-        return np.frombuffer(read, dtype=self.dtype).astype(np.float32)
-
-
-_AGAIN = "Copy it again, or write it again with nnUNetv2_predict --save_probabilities."
+            raise ReadError(f"{self.path}: the archive is damaged ({error}). {_ADVICE}") from error
+        if len(content) < n_bytes:
+            raise ReadError(f"{self.path}: the file is truncated. {_ADVICE}")
+        return np.frombuffer(content, dtype=self.dtype).astype(np.float32)
 
 
 def open_probabilities(path: Path) -> ProbabilityFile:
@@ -106,14 +104,15 @@ def open_probabilities(path: Path) -> ProbabilityFile:
     """
     with convert_read_errors(path):
         if not path.is_file() or not zipfile.is_zipfile(path):
-            raise ReadError(f"{path}: this is not an .npz archive. {_AGAIN}")
+            raise ReadError(f"{path}: this is not an .npz archive. {_ADVICE}")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             member = next((name for name in _NAMES if name in names), None)
             if member is None:
                 listed = ", ".join(names[:5]) or "nothing"
                 raise ReadError(
-                    f"{path}: the archive contains {listed}, but no array 'probabilities'. {_AGAIN}"
+                    f"{path}: the archive contains {listed}, but no array 'probabilities'. "
+                    f"{_ADVICE}"
                 )
             info = archive.getinfo(member)
             with archive.open(info) as stream:
@@ -122,21 +121,21 @@ def open_probabilities(path: Path) -> ProbabilityFile:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise ReadError(
             f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
-            f"numbers, so it was not read. {_AGAIN}"
+            f"numbers, so it was not read. {_ADVICE}"
         )
-    if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MOST_CHANNELS:
+    if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
         raise ReadError(
-            f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_AGAIN}"
+            f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_ADVICE}"
         )
     if prod(shape[1:]) > limits().max_voxels:
         raise ReadError(
             f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
-            f"{limits().max_voxels}. {_AGAIN}"
+            f"{limits().max_voxels}. {_ADVICE}"
         )
     n_bytes = prod(shape) * dtype.itemsize
     check_size(path, n_bytes)
     if info.file_size != n_header + n_bytes:
-        raise ReadError(f"{path}: the array's size differs from its header. {_AGAIN}")
+        raise ReadError(f"{path}: the array's size differs from its header. {_ADVICE}")
     return ProbabilityFile(path, shape, dtype, member, fortran_order)
 
 
@@ -144,6 +143,6 @@ def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
     """Read shape, order and type of an array. NumPy parses this header without running code."""
     version = npy.read_magic(stream)
     if version not in _HEADERS:
-        raise ReadError(f"{path}: the array's format {version} is unknown. {_AGAIN}")
+        raise ReadError(f"{path}: the array's format {version} is unknown. {_ADVICE}")
     shape, fortran_order, dtype = _HEADERS[version](stream)
     return shape, fortran_order, dtype

@@ -94,8 +94,10 @@ class PredictionFolder:
             )
         if recorded.is_of_same_scan(source):
             return
-        advice = "If it is the same scan with changed content, set overwrite=true. Otherwise name "
-        advice += "another output."
+        advice = (
+            "If it is the same scan with changed content, set overwrite=true. Otherwise name "
+            "another output."
+        )
         if recorded.series_uid or source.series_uid:
             advice = "Name another output, or set overwrite=true to replace them."
         raise ConflictError(
@@ -116,8 +118,8 @@ class PredictionFolder:
     def files(self, case: str) -> list[str]:
         """Return the names of the case's files, the candidate file first.
 
-        `<case>.nii.gz` is one of them if masks have such names now, or had them when the case was
-        predicted.
+        `<case>.nii.gz` is one of them if masks are named in nnU-Net's way, either now or when the
+        case was predicted.
         """
         namings = {self.names}
         if f"{case}{CANDIDATES}" in self._present:
@@ -131,9 +133,9 @@ class PredictionFolder:
         return [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
 
     def has_results(self, case: str, source: ScanSource, suffix: str, *, masks: bool) -> bool:
-        """Return True if the case has a candidate file of exactly this scan.
+        """Return True if the case has a candidate file that was computed from exactly this scan.
 
-        With `masks` it must also have its mask, with the given suffix.
+        With `masks`, it must also have a mask with the given suffix.
         """
         recorded = self.source(case)
         if recorded is None or recorded.digest != source.digest:
@@ -142,68 +144,70 @@ class PredictionFolder:
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
-        """Yield a folder for the case's files. They replace earlier files at the end.
+        """Yield a folder for the files of a case. At the end they replace the earlier files.
 
         If writing fails, the earlier files stay.
 
         Raises:
-            OutputError: The disk refuses.
+            OutputError: A file cannot be written.
             ConflictError: Another program has written files of this case in the meantime.
         """
-        part = self._part(case)
-        self._drop(part)
+        part = self._part_folder(case)
+        self._remove(part)
         try:
             with _output_errors(self.path, case):
                 part.mkdir(parents=True)
                 yield part
         except BaseException:
-            self._drop(part)
+            self._remove(part)
             raise
         self._commit(case)
 
     def recover(self, case: str) -> bool:
-        """Clean up after a killed program: move the case's files if all of them were written.
+        """Finish or discard the files of a case that a killed program left.
 
-        Return True if they were.
+        Return True if all files had been written. They are then moved to their place.
         """
-        if self._moving(case).is_dir():
+        if self._moving_folder(case).is_dir():  # killed while moving
             self._move(case)
             return True
-        part = self._part(case)
+        part = self._part_folder(case)
         if (part / f"{case}{CANDIDATES}").is_file():
             self._commit(case)
             return True
-        self._drop(part)
+        self._remove(part)
         return False
 
     def recover_all(self) -> list[str]:
-        """Clean up for every case, as `recover` does. Return the cases that were complete."""
+        """Call `recover` for every case that a killed program left. Return the complete cases."""
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return [case for case in cases if self.recover(case)]
 
-    def _part(self, case: str) -> Path:
+    def _part_folder(self, case: str) -> Path:
+        """Return the folder in which the files of a case are written."""
         return self.path / f".{case}{_PART}"
 
-    def _moving(self, case: str) -> Path:
+    def _moving_folder(self, case: str) -> Path:
+        """Return the name of this folder after the earlier files are removed."""
         return self.path / f".{case}{_MOVING}"
 
-    def _drop(self, part: Path) -> None:
+    def _remove(self, part: Path) -> None:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
 
     def _commit(self, case: str) -> None:
         """Remove the case's earlier files and move the new files to their place.
 
-        Between the two steps, the folder with the new files gets a second name, which states that
-        the earlier files are removed. If the program is killed, `recover` can therefore distinguish
-        new files that were already moved from earlier files.
+        Between the two steps, the folder with the new files is renamed from `.part` to `.moving`.
+        If the program is killed, the name tells `recover` whether files of this case next to the
+        folder are earlier files or new files that were already moved.
         """
-        part = self._part(case)
+        part = self._part_folder(case)
         old = self.files(case)
         for file in part.iterdir():
             if file.name not in old and (self.path / file.name).exists():
-                self._drop(part)
+                self._remove(part)
                 raise ConflictError(
                     f"{self.path}: another program has written {file.name} in the meantime. Run "
                     "the command again."
@@ -211,7 +215,7 @@ class PredictionFolder:
         with _output_errors(self.path, case):
             for name in old:
                 (self.path / name).unlink(missing_ok=True)
-            part.rename(self._moving(case))
+            part.rename(self._moving_folder(case))
         self._present -= {*old}
         self._move(case, old)
 
@@ -220,7 +224,7 @@ class PredictionFolder:
 
         `old` has the names of the earlier files, which are removed from the store too.
         """
-        moving = self._moving(case)
+        moving = self._moving_folder(case)
         last = f"{case}{CANDIDATES}"
         names = sorted(file.name for file in moving.iterdir())
         names.sort(key=lambda name: name == last)

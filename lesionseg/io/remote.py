@@ -18,15 +18,15 @@ from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
-# the names by which stores report a number or date that changes with the content, the best first
+# keys under which stores state a digest or date that changes with the content, the best first
 _KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
     """Download a folder at a URL into a local copy and return its path.
 
-    Files that have not changed at the store are not downloaded again. Files that the store no
-    longer has are removed.
+    Files that have not changed in the store are not downloaded again. Local files that the store no
+    longer contains are removed.
 
     Args:
         place: A URL, or a path, which is returned as it is.
@@ -34,7 +34,7 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
         new: True if the folder may have no files yet.
 
     Raises:
-        ReadError: The store cannot be read, or there are no files at the URL and `new` is False.
+        ReadError: The store cannot be read, or the URL has no files although `new` is False.
         ConfigError: The store is unknown, or its package is not installed.
     """
     if not is_url(place):
@@ -58,7 +58,7 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
                     kept[name] = state
             wanted = [name for name in listed if name not in kept]
             if wanted:
-                write_json(states, kept)  # an interrupted download is repeated
+                write_json(states, kept)  # so that an interrupted download is repeated
                 _fetch(system, root, wanted, copy)
             for name in wanted:
                 _set_time(copy / name, listed[name])
@@ -74,7 +74,10 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
 
 
 def _list_states(system: Any, root: str) -> dict[str, str]:
-    """Return a text per file of a store that changes with its content, by relative path."""
+    """Return the state of each file of a store by relative path.
+
+    The state is a text that changes with the content of the file.
+    """
     listed: dict[str, str] = {}
     with suppress(FileNotFoundError):
         for path, info in system.find(root, detail=True).items():

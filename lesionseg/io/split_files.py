@@ -1,7 +1,7 @@
 """Split files, which assign cases to training and validation.
 
-Accepted are a list of folds (nnU-Net's `splits_final.json`), a single fold, and our `splits.json`
-with a role per case:
+Three forms are accepted: a list of folds (nnU-Net's `splits_final.json`), a single fold, and our
+`splits.json` with a role per case:
 
     [{"train": ["P01", "P02"], "val": ["P03"]}, …]
     {"train": ["P01", "P02"], "val": ["P03"]}
@@ -42,7 +42,11 @@ class SplitFile:
     divides_patients: bool = False
 
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
-        """Return the roles of a fold, by default of the first. Raise `DatasetError` if missing."""
+        """Return the roles of a fold, by default the first.
+
+        Raises:
+            DatasetError: The file does not contain this fold.
+        """
         if fold and not self.is_list:
             raise DatasetError(
                 f"{self.path}: data.fold={fold}, but this file contains a single split. Leave out "
@@ -61,8 +65,8 @@ def read_split_file(path: Path) -> SplitFile:
 
     Raises:
         ReadError: The file is missing or not JSON.
-        DatasetError: The form is unknown, a case is listed twice in a fold, or a case validates in
-            two folds.
+        DatasetError: The form is unknown, a case is listed twice in a fold, or a case is in the
+            validation lists of two folds.
     """
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise DatasetError(
@@ -104,7 +108,10 @@ def _check_roles(path: Path, roles: Any) -> dict[str, Role]:
 
 
 def _parse_fold(path: Path, where: str, fold: Any) -> dict[str, Role]:
-    """Return the role of each case in an object with the lists `train`, `val` and maybe `test`."""
+    """Return the role of each case in an object with the lists `train`, `val` and perhaps `test`.
+
+    `where` names the object in messages, such as "fold 0".
+    """
     if not isinstance(fold, dict):
         raise DatasetError(f"{path}: {where} is not an object with two lists of cases. {_EXAMPLE}")
     for key in ("train", "val"):
@@ -129,13 +136,16 @@ def _parse_fold(path: Path, where: str, fold: Any) -> dict[str, Role]:
 
 
 def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:
-    """Raise `DatasetError` if a case validates in two folds, because folds must be a partition."""
-    first: dict[str, int] = {}
+    """Raise `DatasetError` if a case is in the validation lists of two folds."""
+    first_fold: dict[str, int] = {}
     repeated: dict[str, tuple[int, int]] = {}
     for k, roles in enumerate(folds):
         for case, role in roles.items():
-            if role == "validation" and first.setdefault(case, k) != k:
-                repeated.setdefault(case, (first[case], k))
+            if role != "validation":
+                continue
+            first = first_fold.setdefault(case, k)
+            if first != k:
+                repeated.setdefault(case, (first, k))
     if repeated:
         one, other = next(iter(repeated.values()))
         raise DatasetError(

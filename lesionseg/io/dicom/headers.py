@@ -30,7 +30,8 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
-_GROUP_2 = 144  # first byte after the element with the length of group 2, PS3.10 section 7.1
+# first byte after the element with the length of group 2; the length counts from here (PS3.10 7.1)
+_GROUP_2 = 144
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED_BYTES = 2**28
 _START_BYTES = 2**10
@@ -47,7 +48,8 @@ def is_dicom(path: Path) -> bool:
     """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
 
     Files of old archives have no preamble and no letters DICM. They begin with an element of group
-    2 or 8. A file without a suffix that is truncated within the zeros of the preamble also counts.
+    2 or 8. A file without a suffix also counts if it is cut short within the preamble, which
+    consists of zeros.
     """
     if not path.is_file() or path.name.startswith("."):
         return False
@@ -57,13 +59,13 @@ def is_dicom(path: Path) -> bool:
         return not path.suffix
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)
-    if start[128:_PREAMBLE] == b"DICM" or _is_bare(start, path.stat().st_size):
+    if start[128:_PREAMBLE] == b"DICM" or _is_dicom_without_preamble(start, path.stat().st_size):
         return True
     is_cut = len(start) < _PREAMBLE and not path.suffix.strip(".").isalpha()
     return is_cut and b"DICM".startswith(start.strip(b"\0"))
 
 
-def _is_bare(start: bytes, n_bytes: int) -> bool:
+def _is_dicom_without_preamble(start: bytes, n_bytes: int) -> bool:
     """Return True if a file without a preamble begins with two DICOM elements in ascending order.
 
     Args:
@@ -106,7 +108,8 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     """Read the elements of a DICOM file.
 
     Args:
-        path: The file. If it has no preamble, its header gets the transfer syntax it is written in.
+        path: The file. If it has no preamble, the transfer syntax in which it is written is found
+            out and added to the header.
         pixels: True reads the pixels too.
 
     Raises:
@@ -119,11 +122,11 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         raise ReadError(f"{path}: DICOM files need the package pydicom: {install}.") from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may quote patient data
     with convert_read_errors(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a user cannot change the deviations of vendors
+        warnings.simplefilter("ignore")  # users cannot change how vendors deviate from the standard
         with path.open("rb") as stream:
             start = stream.read(_START_BYTES)
         has_preamble = start[128:_PREAMBLE] == b"DICM"
-        if not has_preamble and not _is_bare(start, path.stat().st_size):
+        if not has_preamble and not _is_dicom_without_preamble(start, path.stat().st_size):
             raise ReadError(
                 f"{path}: this is not a DICOM file, or it is cut short: it has neither the letters "
                 "DICM at byte 128 nor a DICOM element at its start. Copy it again from its source, "
@@ -151,7 +154,7 @@ def _inflate(path: Path) -> BytesIO:
     content = inflater.decompress(data[start:], _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
-    # the UID of the plain syntax is the same without the last three characters
+    # the UID of the uncompressed syntax is the same without its last three characters
     return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
 
 
@@ -159,8 +162,8 @@ def image_header(file: Path) -> "Header | None":
     """Read the header of an image. Return None for any other file or DICOM object.
 
     Raises:
-        ReadError: The file is damaged or truncated. It is not skipped, because a series would then
-            miss a slice unnoticed.
+        ReadError: The file is damaged or truncated. If it were skipped, a slice of a series could
+            be missing unnoticed.
     """
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
@@ -221,9 +224,9 @@ def n_frames(header: "Header") -> int:
 
 
 def explain_unfit(header: "Header") -> str:
-    """Explain why an image cannot be read: a localiser, screenshot, colour image or film.
+    """Explain why an image cannot be read as a scan, or return "" if it can.
 
-    Return an empty string if it can be read.
+    Localisers, screenshots, colour images and films cannot be read.
     """
     frames = n_frames(header)
     if is_secondary_capture(header) and not is_radiograph(header):
@@ -267,16 +270,16 @@ def _is_compressed(header: "Header") -> bool:
 
 
 def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
-    """Decode a file's pixels `[frame, y, x]`, in the worker without the header that was read."""
+    """Decode a file's pixels `[frame, y, x]`. The header is read first if it is not given."""
     header = header or read_header(path, pixels=True)
-    _fill_in(header)
+    _set_decoder_defaults(header)
     with convert_read_errors(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about more frames than the header states
+        warnings.simplefilter("ignore")  # the file may contain more frames than its header states
         _check_decoder(path, header)
         return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
 
 
-def _fill_in(header: "Header") -> None:
+def _set_decoder_defaults(header: "Header") -> None:
     """Set the elements that a decoder needs to their usual values if they are absent or empty."""
     allocated = whole_number(header, "BitsAllocated", 16)
     stored = whole_number(header, "BitsStored", allocated)

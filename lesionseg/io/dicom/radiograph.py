@@ -1,8 +1,8 @@
 """DICOM radiographs (CR, DX, mammograms and similar images), with the grey values of a viewer.
 
-The order is that of PS3.3 C.11: modality table or slope, then values of interest, then
-presentation. Each step is applied once. Optional elements that are empty or contain impossible
-values are ignored with a warning.
+The steps are those of the DICOM standard (PS3.3 C.11): first the modality table or slope, then the
+values of interest (VOI), then the presentation. Each step is applied once. Optional elements that
+are empty or contain impossible values are ignored with a warning.
 """
 
 import logging
@@ -29,8 +29,8 @@ from lesionseg.io.limits import check_grid, convert_read_errors
 
 logger = logging.getLogger(__name__)
 
-DETECTOR = "at the detector"  # in this plane objects of the body appear larger than they are
-_MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves less must be wrong
+DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
+_MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
 _FUNCTIONS = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}  # with their smallest width
 
@@ -42,8 +42,11 @@ def radiograph_file(path: Path) -> Path | None:
         ReadError: The folder contains further images, or a file is damaged.
     """
     images = _iter_images(path)
-    file, header = next(images, (path, None))
-    if header is None or not is_radiograph(header):  # the other files of a series stay unopened
+    first = next(images, None)
+    if first is None:
+        return None
+    file, header = first
+    if not is_radiograph(header):  # without opening the remaining files of a series
         return None
     if next(images, None) is not None:
         raise ReadError(
@@ -190,17 +193,17 @@ def _make_window(header: "Header", function: str, centre: float, width: float) -
 def _find_valid_pixels(
     stored: NDArray[Any], header: "Header", remarks: Remarks
 ) -> NDArray[np.bool_] | None:
-    """Return the mask of the pixels that are not padding, or None if there is no padding."""
+    """Return the mask of the pixels that are not padding, or None if no pixel is padding."""
     value = number(header, "PixelPaddingValue")
     if value is None:
         return None
     limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
     low, high = sorted((value, limit))
-    shown = (stored < low) | (stored > high)
-    if shown.mean() < _MIN_VISIBLE:
+    valid = (stored < low) | (stored > high)
+    if valid.mean() < _MIN_VISIBLE:
         remarks.add("the padding is ignored, because it would hide the whole image")
         return None
-    return None if shown.all() else np.asarray(shown)
+    return None if valid.all() else np.asarray(valid)
 
 
 def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[float, float], str]:
@@ -212,31 +215,31 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     1 mm and the source is `unknown`.
     """
     remarks = remarks or Remarks(Path())
-    claimed = _read_pair(header, "PixelSpacing", remarks)
-    imager = _read_pair(header, "ImagerPixelSpacing", remarks)
-    base = imager or _read_pair(header, "NominalScannedPixelSpacing", remarks)
-    if claimed and text(header, "PixelSpacingCalibrationType"):
-        return claimed, "calibrated"
-    if claimed and base and not np.allclose(claimed, base, rtol=_SAME_SPACING, atol=0):
-        ratio = math.sqrt(claimed[0] * claimed[1] / (base[0] * base[1]))
+    stated = _read_pair(header, "PixelSpacing", remarks)
+    detector_mm = _read_pair(header, "ImagerPixelSpacing", remarks)
+    device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", remarks)
+    if stated and text(header, "PixelSpacingCalibrationType"):
+        return stated, "calibrated"
+    if stated and device_mm and not np.allclose(stated, device_mm, rtol=_SAME_SPACING, atol=0):
+        ratio = math.sqrt(stated[0] * stated[1] / (device_mm[0] * device_mm[1]))
         if not 0.25 < ratio < 2:
             remarks.add(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector, so sizes may be "
                 "wrong"
             )
-        return claimed, "calibrated"
-    base = base or claimed
-    if base is None:
+        return stated, "calibrated"
+    mm = device_mm or stated
+    if mm is None:
         return (1.0, 1.0), "unknown"
-    factor = number(header, "EstimatedRadiographicMagnificationFactor")
-    detector = number(header, "DistanceSourceToDetector")
-    patient = number(header, "DistanceSourceToPatient")
-    if not factor and detector and patient:
-        factor = detector / patient
-    if imager and factor and factor >= 1:
-        mm = base[0] / factor, base[1] / factor
-        return mm, f"{DETECTOR}, divided by the magnification"
-    return base, DETECTOR
+    magnification = number(header, "EstimatedRadiographicMagnificationFactor")
+    to_detector = number(header, "DistanceSourceToDetector")
+    to_patient = number(header, "DistanceSourceToPatient")
+    if not magnification and to_detector and to_patient:
+        magnification = to_detector / to_patient
+    if detector_mm and magnification and magnification >= 1:
+        in_patient = (mm[0] / magnification, mm[1] / magnification)
+        return in_patient, f"{DETECTOR}, divided by the magnification"
+    return mm, DETECTOR
 
 
 def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, float] | None:
@@ -261,7 +264,7 @@ def radiograph_columns(path: Path) -> dict[str, str]:
 
 
 def radiograph_geometry(path: Path, header: "Header", remarks: Remarks | None = None) -> Geometry:
-    """Return a radiograph's grid. Peculiarities are added to `remarks`."""
+    """Return a radiograph's grid. Unusual properties of the file are added to `remarks`."""
     remarks = remarks or Remarks(path)
     with convert_read_errors(path):
         check_scan(path, header)

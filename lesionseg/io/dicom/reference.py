@@ -27,8 +27,8 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         path: The file.
         geometry: The grid of the image, with three axes.
         labels: Names by label value. A segment or contour set gets the value whose name it has, in
-            upper or lower case and with or without a number ("lesion 7"). Others are left out. If
-            there is only one segment and only one label, the name does not matter.
+            upper or lower case and with or without a number ("lesion 7"). Segments with other names
+            are left out. If there is only one segment and only one label, the name does not matter.
 
     Returns:
         Label values on `geometry`. If two segments overlap, the later one keeps the voxel.
@@ -75,9 +75,10 @@ def _match_labels(
 ) -> dict[int, int]:
     """Return the label value of each segment, 0 for one that is left out."""
     values = {number: _label_of(str(name), labels) for number, name in names.items()}
-    if any(values.values()) or not names:
+    has_match = any(value != 0 for value in values.values())
+    if has_match or not names:
         return values
-    if len(names) == len(labels) == 1:
+    if len(names) == len(labels) == 1:  # the only segment gets the only label
         return dict(zip(names, labels, strict=True))
     present = sorted(str(name) for name in names.values())
     raise ContentError(
@@ -92,9 +93,10 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
     >>> _label_of("Lesion 7", {2: "lesion"}), _label_of("grade 2", {1: "grade", 3: "grade 2"})
     (2, 3)
     """
-    by_name = {text.strip().lower(): value for value, text in labels.items()}
+    value_of_name = {text.strip().lower(): value for value, text in labels.items()}
     whole = name.strip().lower()
-    return by_name.get(whole) or by_name.get(re.sub(r"[\s_]+\d+$", "", whole), 0)
+    without_number = re.sub(r"[\s_]+\d+$", "", whole)
+    return value_of_name.get(whole, 0) or value_of_name.get(without_number, 0)
 
 
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
@@ -132,7 +134,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                     f"{path}: a contour is not within one slice of the image. Export the "
                     "contours of this series, or a mask as NIfTI."
                 )
-            # a hole is a second contour inside the first one, so points inside both are outside
+            # XOR, because a hole is a second contour inside the first one
             inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
 
 
@@ -144,9 +146,9 @@ def _round_to_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -
     whole = np.rint(index).astype(np.int64)
     off = float(np.abs(index - whole).max(initial=0))
     if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():
-        seen = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
+        difference = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
         raise GeometryError(
-            f"{path}: the reference was not drawn on the image's grid ({seen}). Name the series "
-            "that it was drawn on, or resample it onto the image and save it as NIfTI."
+            f"{path}: the reference was not drawn on the image's grid ({difference}). Name the "
+            "series that it was drawn on, or resample it onto the image and save it as NIfTI."
         )
     return whole

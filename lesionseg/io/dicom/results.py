@@ -59,9 +59,9 @@ class Comparison:
     """A comparison with an earlier visit, for the report.
 
     Attributes:
-        since: The change of each candidate's lesion and its volume in ml at the earlier visit, by
-            the candidate's id.
-        remark: The last sentence of the report's comment.
+        since: The state of each candidate's lesion since the earlier visit, such as "new", and its
+            volume in ml at that visit, by the candidate's id.
+        remark: A sentence that is appended to the comment of the report.
     """
 
     since: Mapping[int, tuple[str, float | None]] = field(default_factory=dict)
@@ -94,14 +94,14 @@ def write_dicom_results(
 ) -> bool:
     """Write a report and, if a path is given, a segmentation of one case.
 
-    The segmentation contains the accepted candidates that have voxels. Each is a segment whose name
-    is the name by which the report tracks it: label and id, such as "lesion 7". If there are more
-    than 100 of them, or if labels are regions, each mask value is a segment, named by its label.
+    The segmentation contains the accepted candidates that have voxels. Each is a segment. Its name
+    consists of label and id, such as "lesion 7", and is the same in the report. If there are more
+    than 100 candidates, or if labels are regions, each mask value is a segment, named by its label.
 
-    The report has a group for every accepted candidate with score, probability, volume and
-    diameter, as far as they are known. The group refers to the candidate's segment, or to its box
-    on every slice. A report without accepted candidates says so. Patient, study and date are those
-    of the scan. UIDs follow from the scan and `origin`.
+    The report has a group of measurements for every accepted candidate: score, probability, volume
+    and diameter, as far as they are known. The group refers to the candidate's segment, or to its
+    box on every slice. If no candidate is accepted, the report states 0. Patient, study and date
+    are copied from the scan. UIDs depend only on the scan and `origin`.
 
     Args:
         scan: The folder of a series, or a DICOM file.
@@ -118,7 +118,7 @@ def write_dicom_results(
 
     Raises:
         ConfigError: highdicom is not installed.
-        OutputError: The scan's headers do not allow a result, or the disk refuses.
+        OutputError: The scan's headers do not allow a result, or a file cannot be written.
         ReadError: The scan cannot be read.
         GeometryError: The slices do not form an even stack.
     """
@@ -164,7 +164,7 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
     """Read the headers of a scan's files and the place of each slice; see `_Results`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        header = _fill_in(read_header(radiograph))
+        header = _complete_header(read_header(radiograph))
         if not all(name in header for name in _LOCATED):
             # without a position the frame of reference has no meaning
             header.pop("FrameOfReferenceUID", None)
@@ -173,14 +173,14 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
     stack, geometry = read_stack(path)
     index: dict[Path, int] = {}
     slices = [(index.setdefault(piece.path, len(index)), piece.frame) for piece in stack]
-    headers = [_fill_in(files[file]) for file in index]
+    headers = [_complete_header(files[file]) for file in index]
     for header in headers:  # the files may state wrong distances, or none
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
     return headers, slices
 
 
-def _fill_in(header: "Header") -> "Header":
+def _complete_header(header: "Header") -> "Header":
     """Set the elements that results must have, if they are absent or not valid."""
     from pydicom.valuerep import DA, TM
 
@@ -388,8 +388,9 @@ class _Results:
     ) -> tuple[Sequence[Any], Any]:
         """Return source images and the segment numbers of their frames.
 
-        Slices whose distances differ a little keep their own positions in this way. The library
-        accepts only one enhanced file. Several of them become a volume with its own position.
+        Each frame refers to a source image. Slices whose distances differ a little therefore keep
+        their own positions. highdicom accepts only one enhanced file in this form. If a scan
+        consists of several, the frames become a volume that states its own position.
         """
         if not self.slices:
             return self.headers, number_of_value[values]
@@ -433,13 +434,15 @@ class _Results:
                 self._make_group(candidate, seg, segments.get(candidate.id), state, volume_before)
             )
         content = sr.MeasurementReport(
-            observation_context=sr.ObservationContext(observer_device_context=self._observer()),
+            observation_context=sr.ObservationContext(
+                observer_device_context=self._make_observer()
+            ),
             procedure_reported=code("363679005", "SCT", "Imaging procedure"),
             imaging_measurements=groups or [self._make_empty_group()],
         )[0]
         comment = sr.TextContentItem(
             code("121106", "DCM", "Comment"),
-            self._comment(remark),
+            self._write_comment(remark),
             sr.RelationshipTypeValues.CONTAINS,
         )
         content.ContentSequence.append(comment)
@@ -459,7 +462,7 @@ class _Results:
         )
         return _remove_times(report)
 
-    def _comment(self, remark: str) -> str:
+    def _write_comment(self, remark: str) -> str:
         """Return the comment of the report: counts, operating point and warning."""
         n_candidates = len(self.prediction.candidates)
         summary = f"{len(self.accepted)} of {n_candidates} candidates were accepted"
@@ -470,7 +473,7 @@ class _Results:
         warning = f" Warning: {check.warning}" if check and check.warning else ""
         return f"{RESEARCH_ONLY} {summary}.{warning} {remark}".strip()
 
-    def _observer(self) -> Any:
+    def _make_observer(self) -> Any:
         """Return the observer of the report: lesionseg as a device."""
         sr = self.hd.sr
         device = sr.DeviceObserverIdentifyingAttributes(
@@ -482,11 +485,11 @@ class _Results:
         )
         return sr.ObserverContext(sr.CodedConcept("121007", "DCM", "Device"), device)
 
-    def _algorithm(self) -> Any:
+    def _make_algorithm(self) -> Any:
         parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
         return self.hd.sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
 
-    def _tracking_identifier(self, name: str) -> Any:
+    def _make_tracking_identifier(self, name: str) -> Any:
         uid = self.uid("tracking", self.origin.key, name)
         return self.hd.sr.TrackingIdentifier(uid=uid, identifier=name)
 
@@ -510,14 +513,14 @@ class _Results:
         sr = self.hd.sr
         codes = self.codes
         segment = None if number is None else self._refer_to_segment(seg, number)
-        regions = self._box_regions(candidate) if number is None else None
+        regions = self._outline_box(candidate) if number is None else None
         evaluations = None
         if state:
             change = codes.own("change", "Change since the earlier visit")
             now = codes.own(f"state-{state}", state.capitalize())
             evaluations = [sr.QualitativeEvaluation(change, now)]
-        tracking = self._tracking_identifier(self.tracking_name(candidate))
-        measurements = self._measurements(candidate, volume_before)
+        tracking = self._make_tracking_identifier(self.tracking_name(candidate))
+        measurements = self._make_measurements(candidate, volume_before)
         if self.slices:
             return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=tracking,
@@ -525,7 +528,7 @@ class _Results:
                 referenced_segment=segment,
                 finding_type=codes.lesion,
                 finding_category=codes.category,
-                algorithm_id=self._algorithm(),
+                algorithm_id=self._make_algorithm(),
                 measurements=measurements,
                 qualitative_evaluations=evaluations,
             )
@@ -535,7 +538,7 @@ class _Results:
             referenced_segment=segment,
             finding_type=codes.lesion,
             finding_category=codes.category,
-            algorithm_id=self._algorithm(),
+            algorithm_id=self._make_algorithm(),
             measurements=measurements,
             qualitative_evaluations=evaluations,
         )
@@ -545,13 +548,13 @@ class _Results:
         sr = self.hd.sr
         name = self.codes.own("n-accepted", "Number of accepted candidates")
         return sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=self._tracking_identifier("accepted candidates"),
+            tracking_identifier=self._make_tracking_identifier("accepted candidates"),
             finding_type=self.codes.lesion,
-            algorithm_id=self._algorithm(),
+            algorithm_id=self._make_algorithm(),
             measurements=[sr.Measurement(name, 0, self.codes.no_units)],
         )
 
-    def _measurements(self, candidate: Candidate, volume_before: float | None) -> list[Any]:
+    def _make_measurements(self, candidate: Candidate, volume_before: float | None) -> list[Any]:
         """Return the measurements of a candidate that are known."""
         code = self.hd.sr.CodedConcept
         own = self.codes.own
@@ -563,9 +566,9 @@ class _Results:
             place = ""
         else:
             length_unit = code("mm", "UCUM", "millimeter")
-            place = unit.removeprefix("mm").strip()  # "at the detector", or nothing
+            place = unit.removeprefix("mm").strip()  # "at the detector" or ""
         shape = "a ball of equal volume" if self.slices else "a disc of equal area"
-        method = own("equivalent", f"of {shape}{place and ', '}{place}")
+        method = own("equivalent", f"of {shape}, {place}" if place else f"of {shape}")
         score = candidate.score if self.prediction.scored else None
         rows = (
             (own("score", "Score of the model"), score, no_units, None),
@@ -600,10 +603,10 @@ class _Results:
             class_uid, instance_uid, number, number, source_image=image
         )
 
-    def _box_regions(self, candidate: Candidate) -> list[Any]:
+    def _outline_box(self, candidate: Candidate) -> list[Any]:
         """Return the outline of a candidate's box on each of its slices."""
         sr = self.hd.sr
-        # columns and rows from the corner of the first pixel
+        # columns and rows in pixels, counted from the outer corner of the first pixel
         shape = self.prediction.geometry.shape[-2:]
         top, left = np.clip(candidate.start_vox[-2:], 0, shape).tolist()
         bottom, right = np.clip(candidate.stop_vox[-2:], 0, shape).tolist()
@@ -611,7 +614,8 @@ class _Results:
         first = min(max(floor(candidate.start_vox[0]), 0), max(len(self.slices) - 1, 0))
         last = max(ceil(candidate.stop_vox[0]), first + 1)
         regions = []
-        for index, frame in self.slices[first:last] or [(0, None)]:
+        one_image: list[tuple[int, int | None]] = [(0, None)]  # a radiograph has no slices
+        for index, frame in self.slices[first:last] or one_image:
             frames = None if frame is None else [frame + 1]
             image = sr.SourceImageForRegion.from_source_image(self.headers[index], frames)
             regions.append(sr.ImageRegion("POLYLINE", np.array(corners), image))

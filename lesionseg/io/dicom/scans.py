@@ -20,7 +20,7 @@ from lesionseg.io.dicom.headers import (
 from lesionseg.io.dicom.series import series_headers
 
 _UID_DIGITS = 8  # digits of the digest that distinguishes the series of a folder
-# names that scanners give to the images that a scan is planned on, if ImageType does not state it
+# names of localisers (images on which a scan is planned) that ImageType does not state
 _LOCALISER = re.compile(
     r"(?<![a-z])(locali[sz]ers?|scouts?|surveys?|topograms?|3[- ]?pl(ane)?|loc)(?![a-z])", re.I
 )
@@ -35,8 +35,9 @@ class DicomScan:
         files: The files with its slices.
         name: The name of the scan within its folder: "" for the only series, `<number>_<digest of
             its UID>` for one of several, the stem of a single file.
-        other_name: The name that a series would have if the folder had one series more or less.
-            None for a single file.
+        other_name: The alternative to `name`: the `<number>_<digest>` of the only series, or "" of
+            one of several. A series gets this name if another series is added or removed. None for
+            a single file.
         study_uid: The UID of the study, "" if unknown. The same applies to the other texts.
         series_uid: The UID of the series.
         instance_uid: The UID of a single file. "" for a series.
@@ -44,7 +45,7 @@ class DicomScan:
         description: The description of the series.
         n_slices: The number of slices, including the frames of a file.
         is_radiograph: True for a projection X-ray image.
-        is_localiser: True if the description says that other scans were planned on it.
+        is_localiser: True if the description names a localiser, on which other scans were planned.
         unfit: The reason why it cannot be read, "" if it can be read.
         fault: The reason why its header cannot be read, "" if it can be read.
     """
@@ -68,9 +69,9 @@ class DicomScan:
 def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
     """Sort the DICOM files of one folder into scans.
 
-    A file whose header cannot be read becomes a scan with a `fault`. The exception is a file next
-    to a series: it may be one of its slices, and the reader of the series reports it. If the file
-    states another series, it is nevertheless a scan with a `fault`.
+    A file whose header cannot be read becomes a scan with a `fault`, unless it may be a slice of a
+    series in the folder. The reader of the series then reports it. A damaged file may be such a
+    slice if it states the UID of the series or no UID.
 
     Args:
         files: DICOM files of one folder.
@@ -157,7 +158,8 @@ def _describe_series(
     file, header = next(iter(headers.items()))
     number = text(header, "SeriesNumber")
     uid = text(header, "SeriesInstanceUID")
-    key = number if number and numbers.count(number) == 1 else uid
+    is_unique = number != "" and numbers.count(number) == 1
+    key = number if is_unique else uid
     digits = sha256(uid.encode()).hexdigest()[:_UID_DIGITS]
     own_name = f"{number}_{digits}" if number.isdecimal() else digits
     return DicomScan(
@@ -180,7 +182,7 @@ def _are_all_unfit(headers: Mapping[Path, "Header"]) -> bool:
 
 
 def _is_localiser(header: "Header") -> bool:
-    """Return True if the description says that a scan was planned on this image."""
+    """Return True if the description of the series names a localiser."""
     return _LOCALISER.search(text(header, "SeriesDescription")) is not None
 
 

@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 _PREFIX = "series="
 _ECHO_OF_FRAME = "EffectiveEchoTime"
 _ECHO_OF_FILE = "EchoTime"
-_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
+_MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
-_NO_PLACE_ADVICE = (
+_NO_POSITION_ADVICE = (
     "The file does not state where its slice is located in the patient. Export the series again "
     "as CT or MR images, or leave the file out."
 )
@@ -51,7 +51,8 @@ _NOTES = {
     *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini"),
     *(".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha"),
 }
-_DRIFT_PIXELS = 0.5  # largest drift over the whole stack; it moves no voxel to its neighbour
+# largest drift over the whole stack: it is too small to move a voxel to its neighbour
+_MAX_DRIFT_PIXELS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class DicomSlice:
         rows = self._numbers("ImageOrientationPatient", 6).reshape(2, 3)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if lengths.min() < _MIN_LENGTH:
-            raise ReadError(f"{self.path}: ImageOrientationPatient is 0. {_NO_PLACE_ADVICE}")
+            raise ReadError(f"{self.path}: ImageOrientationPatient is 0. {_NO_POSITION_ADVICE}")
         return np.asarray(rows / lengths)
 
     @cached_property
@@ -97,7 +98,9 @@ class DicomSlice:
         """Distance of the rows and of the columns `[2]`."""
         values = self._numbers("PixelSpacing", 2)
         if values.min() <= 0:
-            raise ReadError(f"{self.path}: PixelSpacing is {values.tolist()}. {_NO_PLACE_ADVICE}")
+            raise ReadError(
+                f"{self.path}: PixelSpacing is {values.tolist()}. {_NO_POSITION_ADVICE}"
+            )
         return values
 
     def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
@@ -106,7 +109,7 @@ class DicomSlice:
         if len(values) != n:
             stated = value_of(self.elements, name)
             content = "missing" if stated is None else f"{stated!s:.60}, expected {n} numbers"
-            raise ReadError(f"{self.path}: {name} is {content}. {_NO_PLACE_ADVICE}")
+            raise ReadError(f"{self.path}: {name} is {content}. {_NO_POSITION_ADVICE}")
         return np.asarray(values)
 
     @property
@@ -176,7 +179,8 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         The headers by file.
 
     Raises:
-        ReadError: There is no image, or a file is damaged, unless it states another series.
+        ReadError: There is no image, or a file is damaged. A damaged file that states another
+            series than the wanted one is no error.
     """
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
@@ -193,22 +197,25 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             remarks.add(f"{file.name} is not a DICOM image and is left out")
         else:
             logger.debug("%s is left out: it is not a DICOM image.", file)
-    wanted = {f: h for f, h in headers.items() if name in (None, _number(h), _uid(h))}
+    wanted: dict[Path, Header] = {}
+    for file, header in headers.items():
+        if name in (None, _number(header), _uid(header)):
+            wanted[file] = header
     uids = {_uid(header) for header in wanted.values()}
     for file, fault in damaged.items():
         if name is None or not wanted or read_series_uid(file) in ("", *uids):
             raise fault
     if not wanted:
-        known = ", ".join(sorted({_PREFIX + _number(h) for h in headers.values()}))
+        known = ", ".join(sorted({_PREFIX + _number(header) for header in headers.values()}))
+        only = f", only {known}" if known else ""
         raise ReadError(
-            f"{path}: no such DICOM image{known and f', only {known}'}. Name another series or "
-            "folder."
+            f"{path}: there is no such DICOM image{only}. Name another series or folder."
         )
     return wanted
 
 
 def _might_be_a_slice(file: Path) -> bool:
-    """Return True if the name does not show that the file is something other than a slice."""
+    """Return True if neither content nor name shows that the file is not a slice."""
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
     return not is_dicom(file) and file.suffix.lower() not in _NOTES
@@ -235,9 +242,10 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             slices += read_slices(file, header)
     first = slices[0]
     for piece in slices:
-        _check_alike(path, piece, first)
+        _check_same_stack(path, piece, first)
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
-    normal = np.cross(*first.directions)
+    along_row, along_column = first.directions
+    normal = np.cross(along_row, along_column)
     slices.sort(key=lambda piece: float(piece.position @ normal))
     if len(slices) == 1:
         step = normal * _thickness(first, remarks)
@@ -251,7 +259,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     return slices, check_grid(path, Geometry(shape, LPS_TO_RAS @ affine))
 
 
-def _check_alike(path: Path, piece: DicomSlice, first: DicomSlice) -> None:
+def _check_same_stack(path: Path, piece: DicomSlice, first: DicomSlice) -> None:
     """Raise `GeometryError` if a slice cannot belong to the same stack as the first one."""
     echo = _ECHO_OF_FILE if piece.frame is None else _ECHO_OF_FRAME
     is_same = {
@@ -284,22 +292,25 @@ def _even_step(
 ) -> NDArray[np.float64]:
     """Return the LPS vector from one slice to the next.
 
-    Raise `GeometryError` if two slices share a place, distances differ or the gantry was tilted.
+    Raise `GeometryError` if two slices are at the same place, if the distances differ, or if the
+    gantry was tilted.
     """
     first = slices[0]
     places = np.stack([piece.position for piece in slices])
     steps = np.diff(places, axis=0)
-    for n in np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)[:1]:
+    repeated = np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)
+    if repeated.size:
+        n = int(repeated[0])
         raise GeometryError(
-            f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place: duplicates, "
-            "or two times or acquisitions. Sort them into a folder each."
+            f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place. They may be "
+            "duplicates, or belong to two times or acquisitions. Sort them into separate folders."
         )
     lengths = np.linalg.norm(steps, axis=1)
     # the lower median occurs in the stack, even if half of the distances are doubled
     usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
     distance = float(np.linalg.norm(usual))
     deviation = np.linalg.norm(steps - usual, axis=1)
-    if deviation.max() > _UNEVEN * distance:
+    if deviation.max() > _MAX_UNEVEN * distance:
         n = int(deviation.argmax())
         raise GeometryError(
             f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
@@ -308,7 +319,7 @@ def _even_step(
         )
     whole = places[-1] - places[0]
     drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
-    if drift.max() > _DRIFT_PIXELS:
+    if drift.max() > _MAX_DRIFT_PIXELS:
         raise GeometryError(
             f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
             "straightens it, and use its NIfTI file."
