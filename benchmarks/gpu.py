@@ -10,8 +10,8 @@ named with its error, and the remaining groups continue. The last line is JSON w
 Times are the best of several rounds, and all candidates take turns. `ours` is the default of a
 training or a prediction. The peer is an alternative or another program: the focal loss in plain
 torch and its `torch.compile`, MONAI's `non_max_suppression` and `sliding_window_inference`. In rows
-`memory_…` the peer is the prediction of `models.memory_formula`. The row `fit` compares the steps per
-second of a training with those of the step alone. Its ratio is 1 if the GPU never waits for the
+`memory_…` the peer is the prediction of `models.memory_formula`. The row `fit` compares the steps
+per second of a training with those of the step alone. Its ratio is 1 if the GPU never waits for the
 loader; a ratio of 0.9 means that the GPU idles for a tenth of the time.
 """
 

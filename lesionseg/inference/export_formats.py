@@ -328,8 +328,8 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
     `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. The value of a voxel in the label map
     is the label with the highest probability if that reaches `threshold`, otherwise 0. With
-    regions, it is the value of the last region that reaches `threshold`. Candidates are not written,
-    because MONAI has no rule for them.
+    regions, it is the value of the last region that reaches `threshold`. Candidates are not
+    written, because MONAI has no rule for them.
     """
     n = len(plan.channel_names)
     suffix = ".png" if plan.dims == 2 else ".nii.gz"

@@ -185,19 +185,25 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
         axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    chosen_on = first.scores.operating_point.chosen_on
+    caption = _froc_caption(first, looser is not None, has_band, has_dots)
+    title = "A looser setting finds more, with more false positives"
+    if looser is None:
+        title = "Lesions found against false positives per scan"
+    return Chart(title, caption, figure)
+
+
+def _froc_caption(tables: Tables, has_looser: bool, has_band: bool, has_dots: bool) -> str:
+    """Explain each mark that the chart of sensitivity against false positives has."""
+    chosen_on = tables.scores.operating_point.chosen_on
     caption = "Orange: the setting in use"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
-    if looser is not None:
+    if has_looser:
         caption += " White: a looser setting."
     if has_band:
         caption += " Band: 95 % interval."
     if has_dots:
         caption += " Dotted: no setting has so many false positives."
-    title = "A looser setting finds more, with more false positives"
-    if looser is None:
-        title = "Lesions found against false positives per scan"
-    return Chart(title, caption, figure)
+    return caption
 
 
 def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
